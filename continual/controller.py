@@ -1,0 +1,151 @@
+"""The story of a stream: every task in order of arrival, each learned once, whatever happens in between.
+
+The registry holds the state. A controller claims a position, learns its task, and registers task, delta, scores and the
+stream's routed scores in one unit of work; killed anywhere, it leaves the position unlearned to the next controller.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+from continual.backbone import Backbone
+from continual.deltas import method_settings
+from continual.errors import InputError, MethodError
+from continual.learn import backbone_record, learn, ready, record, task_record
+from continual.routed import Examined, complete_routed_scores, examine, examine_stored
+from continual.warmstart import SUPPORTED
+from registry import Registry, claim, held, release, this_holder
+from tasks import Stream, TaskData, load_stream
+
+log = logging.getLogger(__name__)
+WAIT = 1.0  # seconds between looks at a position that another controller holds
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What is told of a run while it goes on; every call begins with the task's name.
+
+    began: its training is about to start · step: so many training steps of so many are done · waiting: another
+    controller holds it · learned: its delta is registered (now, or by an earlier run) · failed: it is not, and why.
+    """
+
+    began: Callable[[str], None] = lambda task: None
+    step: Callable[[str, int, int], None] = lambda task, done, total: None
+    waiting: Callable[[str, str], None] = lambda task, holder: None
+    learned: Callable[[str, str], None] = lambda task, delta: None
+    failed: Callable[[str, str], None] = lambda task, error: None
+
+
+SILENT = Watcher()
+
+
+def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskData, ...]:
+    """Load the rows of every task and check all that can be checked before training; nothing is written.
+
+    Raises InputError, naming what to mend: files, columns, labels, methods, warm starts, sites that the backbone lacks,
+    and tasks that the registry knows with other labels.
+    """
+    for spec in stream.resolved():
+        assert spec.method  # what `Stream.resolved` fills in
+        try:
+            for edit in method_settings(spec.method).edits():
+                backbone.places(edit.site)
+        except InputError as error:
+            raise type(error)(f"task {spec.name!r}: {error}") from error
+        if spec.warm_start not in SUPPORTED:
+            raise MethodError(
+                f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; "
+                f"allowed: {', '.join(SUPPORTED)}"
+            )
+    loaded = load_stream(stream)
+    registry.require_same(task_record(data) for data in loaded)
+    return loaded
+
+
+def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
+    """Learn what the stream has not learned yet; the tasks that failed, by name, with what went wrong.
+
+    Raises InputError before anything is learned, as `check` does, or where the stream was begun otherwise.
+    """
+    loaded = check(backbone, registry, stream)
+    with registry.unit() as unit:
+        unit.add_backbone(backbone_record(backbone))
+        unit.begin_stream(
+            stream.name,
+            backbone=backbone.fingerprint,
+            spec=stream.model_dump(mode="json"),
+            entries=[(data.spec.name, recipe(data, seed=stream.seed)) for data in loaded],
+        )
+    controller = _Controller(backbone, registry, stream, watcher)
+    for number, data in enumerate(loaded):
+        controller.settle(number, data)
+    return controller.failed
+
+
+def recipe(data: TaskData, *, seed: int) -> str:
+    """Digest of all that decides what is learned from a task: its spec, its rows, the seed."""
+    said = [data.spec.model_dump(mode="json", exclude={"source"}), task_record(data).fingerprints, seed]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class _Controller:
+    """One process's run through one stream."""
+
+    def __init__(self, backbone: Backbone, registry: Registry, stream: Stream, watcher: Watcher) -> None:
+        self.backbone, self.registry, self.stream, self.watcher = backbone, registry, stream, watcher
+        self.holder = this_holder()
+        self.examined: dict[str, Callable[[], Examined]] = {}  # by delta, in the stream's order
+        self.failed: dict[str, str] = {}
+
+    def settle(self, number: int, data: TaskData) -> None:
+        """Learn the task at a position, or wait until another controller has; then measure the stream after it."""
+        name, stream = data.spec.name, self.stream.name
+        while not claim(self.registry, stream, number=number, holder=self.holder):
+            position = self.registry.stream(stream).positions[number]
+            if position.delta:
+                before = partial(examine_stored, self.backbone, self.registry, position.delta, data)
+                self.examined[position.delta] = cache(before)
+                self.watcher.learned(name, position.delta)
+                break
+            self.watcher.waiting(name, position.holder or "")
+            time.sleep(WAIT)
+        else:
+            with held(self.registry, stream, number=number, holder=self.holder):
+                self._learn(number, data)
+        if name not in self.failed:
+            complete_routed_scores(self.registry, self.examined, stream=stream, step=number)
+
+    def _learn(self, number: int, data: TaskData) -> None:
+        name, stream = data.spec.name, self.stream
+        self.watcher.began(name)
+        try:
+            learned = learn(
+                self.backbone,
+                self.registry,
+                ready(self.backbone, data),
+                seed=stream.seed,
+                measure_gain=stream.measure_gain,
+                report=partial(self.watcher.step, name),
+            )
+            with self.registry.unit() as unit:
+                delta = record(unit, self.backbone, learned, seed=stream.seed)
+                unit.finish(stream.name, number, delta=delta, holder=self.holder)
+        except Exception as error:  # one task's failure does not end the stream: registry and caller are told
+            log.debug("task %s failed", name, exc_info=True)
+            self._fail(number, name, f"{type(error).__name__}: {error}")
+        except BaseException:  # stopped by hand: the next run may go on at once
+            release(self.registry, stream.name, number=number, holder=self.holder)
+            raise
+        else:
+            self.examined[delta] = lambda: examine(learned)
+            self.watcher.learned(name, delta)
+
+    def _fail(self, number: int, name: str, error: str) -> None:
+        with self.registry.unit() as unit:
+            unit.fail(self.stream.name, number, error=error, holder=self.holder)
+        self.failed[name] = error
+        self.watcher.failed(name, error)

@@ -1,0 +1,23 @@
+"""Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
+
+from continual.deltas.attach import attached
+from continual.deltas.delta import Delta, Head, fresh_values, load_delta
+from continual.deltas.edit import Add, Edit, Form, Multiply, Reads
+from continual.deltas.method import MethodSettings
+from continual.deltas.methods import METHODS, method_settings
+
+__all__ = [
+    "METHODS",
+    "Add",
+    "Delta",
+    "Edit",
+    "Form",
+    "Head",
+    "MethodSettings",
+    "Multiply",
+    "Reads",
+    "attached",
+    "fresh_values",
+    "load_delta",
+    "method_settings",
+]

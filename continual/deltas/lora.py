@@ -1,0 +1,29 @@
+"""LoRA: a low-rank change of projections."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from continual.deltas.edit import Add, Edit, Reads
+from continual.deltas.forms import LowRank
+from continual.deltas.method import MethodSettings
+
+
+class LoRA(MethodSettings):
+    """y ← y + (alpha / rank) · x Aᵀ Bᵀ at the query and value projections.
+
+    Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685.
+
+    >>> [edit.site for edit in LoRA(rank=4).edits()]
+    ['attn.q', 'attn.v']
+    """
+
+    start: ClassVar[Literal["exact", "near"]] = "exact"
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=8.0, gt=0)
+    sites: tuple[str, ...] = Field(default=("attn.q", "attn.v"), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        form, compose = LowRank(self.rank), Add(self.alpha / self.rank)
+        return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)

@@ -1,0 +1,39 @@
+"""The methods there are. Adding one: a file with its settings and edits, and a line here."""
+
+import difflib
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from continual.deltas.adapter import Adapter
+from continual.deltas.bitfit import BitFit
+from continual.deltas.lora import LoRA
+from continual.deltas.method import MethodSettings
+from continual.errors import MethodError
+from tasks import Method
+
+METHODS: Mapping[str, type[MethodSettings]] = {
+    "lora": LoRA,
+    "adapter": Adapter,
+    "bitfit": BitFit,
+}
+
+
+def method_settings(method: Method) -> MethodSettings:
+    """The settings of the method that a stream file names.
+
+    Raises MethodError for an unknown method or setting, or a value that is not allowed.
+    """
+    if method.name not in METHODS:
+        near = difflib.get_close_matches(method.name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MethodError(f"method {method.name!r} is not known{hint} Known: {', '.join(METHODS)}")
+    kind = METHODS[method.name]
+    try:
+        return kind.model_validate(method.settings)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        allowed = (
+            ", ".join(f"{name} (default {field.default!r})" for name, field in kind.model_fields.items()) or "none"
+        )
+        raise MethodError(f"method {method.name!r}: {problems}. Settings: {allowed}") from None

@@ -1,0 +1,56 @@
+"""The one tree of errors.
+
+ContinualError                    exit code 1: something failed while running
+├── InputError                    exit code 2: it could be checked before anything was learned
+│   ├── StreamError               a stream or task file that cannot be read as one        (tasks)
+│   ├── DataError                 rows that are missing or not what the task says         (tasks)
+│   ├── NotFound, SchemaError, TaskChanged, StreamChanged                                 (registry)
+│   ├── BackboneError             a backbone that cannot be loaded or has no such site
+│   ├── MethodError               a method or a setting that does not exist or does not fit
+│   └── TextError                 an input line that `predict` cannot read
+├── RegistryError                 what was learned cannot be read or written              (registry)
+│   └── BlobError                 a blob is missing or is not what was stored             (registry)
+├── DeltaError                    a delta does not fit the backbone it is put on
+└── LearnError                    a task failed while it was being learned
+"""
+
+from registry.errors import BlobError, NotFound, RegistryError, SchemaError, StreamChanged, TaskChanged
+from tasks.errors import ContinualError, DataError, InputError, StreamError
+
+__all__ = [
+    "BackboneError",
+    "BlobError",
+    "ContinualError",
+    "DataError",
+    "DeltaError",
+    "InputError",
+    "LearnError",
+    "MethodError",
+    "NotFound",
+    "RegistryError",
+    "SchemaError",
+    "StreamChanged",
+    "StreamError",
+    "TaskChanged",
+    "TextError",
+]
+
+
+class BackboneError(InputError):
+    """A backbone cannot be loaded, or lacks a site that a method edits."""
+
+
+class MethodError(InputError):
+    """A method, or one of its settings, does not exist or does not fit."""
+
+
+class TextError(InputError):
+    """A line given to `predict` is neither a text nor a JSON object with one."""
+
+
+class DeltaError(ContinualError):
+    """A delta does not fit the backbone it is put on, or cannot be read."""
+
+
+class LearnError(ContinualError):
+    """A task failed while it was being learned."""

@@ -1,0 +1,112 @@
+"""From texts to vectors: tokens, batches of like length, pooled hidden states.
+
+Shapes: B batch, T tokens, D hidden size, N texts.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone, Pooling
+from continual.deltas import Delta, attached
+from tasks import Text
+
+# Rows are sorted by length within so many batches: little padding, while what meets in a batch stays nearly random.
+BATCHES_SORTED_TOGETHER = 50
+INFERENCE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, not padded, and their types where the tokenizer has types."""
+
+    ids: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Tokens:
+    """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""
+    if not texts:
+        return Tokens((), None)
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [None if isinstance(text, str) else text[1] for text in texts]
+    limit = min(max_length, backbone.longest_input)
+    if any(text is None for text in second) and any(text is not None for text in second):
+        parts = [tokenize(backbone, [text], max_length=limit) for text in texts]
+        types = None if parts[0].types is None else tuple(part.types[0] for part in parts if part.types)
+        return Tokens(tuple(part.ids[0] for part in parts), types)
+    pair = None if second[0] is None else second
+    encoded = backbone.tokenizer(first, pair, truncation=True, max_length=limit)
+    types = encoded.get("token_type_ids")
+    return Tokens(tuple(map(tuple, encoded["input_ids"])), None if types is None else tuple(map(tuple, types)))
+
+
+def pad(backbone: Backbone, tokens: Tokens, indices: Sequence[int]) -> dict[str, Tensor]:
+    """The model's arguments for the chosen texts: ids, mask and types, each [B, T], T the longest of them."""
+    width = max(len(tokens.ids[i]) for i in indices)
+
+    def filled(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=backbone.device)
+
+    batch = {
+        "input_ids": filled((tokens.ids[i] for i in indices), backbone.tokenizer.pad_token_id),
+        "attention_mask": filled(([1] * len(tokens.ids[i]) for i in indices), 0),
+    }
+    if tokens.types is not None:
+        types = tokens.types
+        batch["token_type_ids"] = filled((types[i] for i in indices), 0)
+    return batch
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Batches of one epoch: every row once, rows of like length together, batches in random order."""
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    window = batch_size * BATCHES_SORTED_TOGETHER
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        rows = sorted(order[start : start + window], key=lambda i: lengths[i])
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int = INFERENCE_BATCH) -> Iterator[list[int]]:
+    """Batches for inference: every row once, from the shortest to the longest."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector [B, D] of each text's hidden states [B, T, D]: their mean over its own tokens, or the first one's."""
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    weight = mask.unsqueeze(-1).float()
+    return (hidden.float() * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def pooled(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
+    """Pooled vectors [B, D] of a padded batch through the backbone as it is now, with what is attached."""
+    with backbone.precision():
+        hidden = backbone.hidden_states(batch)
+    return pool(hidden, batch["attention_mask"], pooling)
+
+
+@torch.inference_mode()
+def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
+    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
+    vectors = torch.empty(len(tokens), backbone.hidden_size)
+    pooling = backbone.pooling if delta is None else delta.head.pooling
+    on_device = None if delta is None else delta.to(backbone.device)
+    with attached(backbone, on_device):
+        for indices in sorted_batches(tokens.lengths):
+            vectors[indices] = pooled(backbone, pad(backbone, tokens, indices), pooling).cpu()
+    return vectors

@@ -1,0 +1,253 @@
+"""The story of one task: from its rows to a delta that the registry remembers.
+
+rows → signature in frozen features → neighbours ranked → a start chosen on held-out rows → training → scores → one unit
+of work. Nothing is written before the end, so a task that fails, or is killed, leaves no trace.
+"""
+
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import load_delta, method_settings
+from continual.evaluate import Prepared, logits, measure, prepare
+from continual.features import features
+from continual.signature import Signature
+from continual.similarity import nearest
+from continual.train import Report, Trained, train
+from continual.warmstart import NEIGHBOURS_TRIED, Candidate, Neighbour, choose, judge, started
+from registry import BackboneRecord, DeltaRecord, Mode, Parent, Registry, Score, SignatureRecord, TaskRecord, Unit
+from tasks import Budget, Method, TaskData, WarmStart
+
+LIBRARIES = ("continual", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose rows are ready for the backbone, and how it is to be learned."""
+
+    data: TaskData
+    train: Prepared
+    validation: Prepared
+    test: Prepared
+    method: Method
+    warm_start: WarmStart
+    budget: Budget
+
+    @property
+    def classes(self) -> int:
+        return len(self.data.labels)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that learning a task brought.
+
+    own: the task's signature in frozen features · test_features [N, D]: frozen features of its test rows ·
+    answers [N, C]: the delta's logits for them · seconds: from the first feature to the last score.
+    """
+
+    task: Task
+    start: Candidate
+    trained: Trained
+    own: Signature
+    scores: tuple[Score, ...]
+    test_features: Tensor
+    answers: Tensor
+    seconds: float
+
+
+def ready(backbone: Backbone, data: TaskData) -> Task:
+    """Tokenize the rows of a task whose spec has been filled in from its stream."""
+    spec = data.spec
+    if not (spec.method and spec.warm_start and spec.budget):
+        raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
+    tokens = partial(prepare, backbone, labels=data.labels, max_length=spec.budget.max_length)
+    return Task(
+        data,
+        train=tokens(data.train),
+        validation=tokens(data.validation),
+        test=tokens(data.test),
+        method=spec.method,
+        warm_start=spec.warm_start,
+        budget=spec.budget,
+    )
+
+
+def learn(
+    backbone: Backbone,
+    registry: Registry,
+    task: Task,
+    *,
+    seed: int,
+    measure_gain: bool = False,
+    report: Report = lambda done, total: None,
+) -> Learned:
+    """Learn one task on top of what the registry holds; `record` writes it down.
+
+    measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own.
+
+    Raises LearnError when training fails.
+    """
+    began = time.perf_counter()
+    scratch = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
+    neighbours = [
+        judge(backbone, neighbour, rows=task.train, held_out=task.validation, classes=task.classes)
+        for neighbour in nearest_learned(backbone, registry, scratch.own)
+    ]
+    start = choose(task.warm_start, scratch, neighbours, method_settings(task.method))
+    trained = train_from(backbone, task, start, seed=seed, report=report)
+
+    test_features = features(backbone, task.test.tokens)
+    answers = logits(backbone, trained.delta, task.test.tokens)
+    scores = [
+        *_curve(task, trained),
+        _score(task, "oracle", answers),
+        _score(task, "frozen", scratch.head(test_features)),
+    ]
+    if neighbours:  # what was learned before, without training: the forward transfer
+        best = max(neighbours, key=lambda candidate: candidate.head.accuracy)
+        there = features(backbone, task.test.tokens, delta=best.delta)
+        scores.append(_score(task, "neighbour", best.head(there)))
+    if measure_gain and start is not scratch:
+        alone = train_from(backbone, task, scratch, seed=seed, report=report).delta
+        scores.append(_score(task, "scratch", logits(backbone, alone, task.test.tokens)))
+    seconds = time.perf_counter() - began
+    return Learned(task, start, trained, scratch.own, tuple(scores), test_features, answers, seconds)
+
+
+def nearest_learned(backbone: Backbone, registry: Registry, own: Signature) -> list[Neighbour]:
+    """The learned tasks most like one of signature `own`, with their deltas."""
+    champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+    signatures = {
+        name: Signature.from_bytes(registry.blobs.get(champion.signature))
+        for name, champion in champions.items()
+        if champion.signature
+    }
+    return [
+        Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
+        for name, similarity in nearest(own, signatures)[:NEIGHBOURS_TRIED]
+    ]
+
+
+def train_from(backbone: Backbone, task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:
+    """Train the task's method within its budget from a start."""
+    delta = started(
+        backbone,
+        start,
+        method=task.method.name,
+        settings=method_settings(task.method),
+        labels=task.data.labels,
+        seed=seed,
+    )
+    return train(
+        backbone,
+        delta,
+        rows=task.train,
+        validation=task.validation,
+        budget=task.budget,
+        metric=task.data.spec.metric,
+        seed=seed,
+        report=report,
+    )
+
+
+def record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> str:
+    """Write a learned task down in a unit of work, its backbone being known already; the name of its new delta.
+
+    Raises TaskChanged where the registry knows a task of this name with other labels.
+    """
+    unit.add_task(task_record(learned.task.data))
+    start, blobs = learned.start, unit.blobs
+    signature = SignatureRecord(
+        digest=blobs.put(learned.own.to_bytes()), rows=learned.own.rows, pooling=backbone.pooling
+    )
+    parents = (
+        [Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy)]
+        if start.neighbour
+        else []
+    )
+    return unit.add_delta(
+        _delta_record(unit, backbone, learned, seed=seed), parents=parents, scores=learned.scores, signature=signature
+    )
+
+
+def backbone_record(backbone: Backbone) -> BackboneRecord:
+    """What the registry keeps of a backbone: how to know it again, not its weights."""
+    return BackboneRecord(
+        fingerprint=backbone.fingerprint,
+        name=backbone.name,
+        family=backbone.family.name,
+        hidden_size=backbone.hidden_size,
+        parameters=backbone.parameter_count,
+        pooling=backbone.pooling,
+    )
+
+
+def task_record(data: TaskData) -> TaskRecord:
+    """What the registry keeps of a task: never its rows, only their digests and number."""
+    spec, splits = data.spec, {"train": data.train, "validation": data.validation, "test": data.test}
+    return TaskRecord(
+        name=spec.name,
+        kind=spec.kind,
+        metric=spec.metric,
+        labels=data.labels,
+        spec=spec.model_dump(mode="json"),
+        fingerprints={split: rows.fingerprint for split, rows in splits.items()},
+        rows={split: len(rows) for split, rows in splits.items()},
+    )
+
+
+def _delta_record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
+    delta, trained = learned.trained.delta, learned.trained
+    stored = delta.to_bytes()
+    return DeltaRecord(
+        task=learned.task.data.spec.name,
+        backbone=backbone.fingerprint,
+        method=delta.method,
+        settings=delta.settings.model_dump(mode="json"),
+        digest=unit.blobs.put(stored),
+        bytes=len(stored),
+        parameters=delta.parameter_count,
+        share=delta.parameter_count / backbone.parameter_count,
+        seed=seed,
+        labels=delta.head.labels,
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        warm_start="nearest" if learned.start.neighbour else "scratch",
+        seconds=learned.seconds,
+        examples_per_second=trained.examples_per_second,
+        predictions=unit.blobs.put(answers_to_bytes(learned.answers)),
+    )
+
+
+def answers_to_bytes(answers: Tensor) -> bytes:
+    """Logits [N, C] of the test rows as they are stored; the same answers, to the bit, give the same bytes."""
+    return save({"logits": answers.contiguous()})
+
+
+def answers_from_bytes(data: bytes) -> Tensor:
+    return load(data)["logits"]
+
+
+def _score(task: Task, mode: Mode, answers: Tensor) -> Score:
+    """The score of logits [N, C] for the test rows."""
+    metric = task.data.spec.metric
+    found = measure(metric, task.test.classes.tolist(), answers.argmax(dim=1).tolist())
+    return Score(split="test", metric=metric, mode=mode, **asdict(found))
+
+
+def _curve(task: Task, trained: Trained) -> Iterator[Score]:
+    """The learning curve, and its best point as the delta's own score on the validation rows."""
+    metric, rows = task.data.spec.metric, len(task.validation)
+    yield Score(split="validation", metric=metric, value=trained.score, rows=rows)
+    for epoch in trained.curve:
+        yield Score(split="validation", metric=metric, value=epoch.score, rows=rows, step=epoch.number, mode="curve")
+        if epoch.loss is not None:
+            yield Score(
+                split="train", metric="loss", value=epoch.loss, rows=len(task.train), step=epoch.number, mode="curve"
+            )

@@ -1,0 +1,97 @@
+"""The whole system behind one object, for use from Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from continual.backbone import Backbone, load_backbone
+from continual.controller import SILENT, Watcher, check, run
+from continual.learn import backbone_record, learn, ready, record
+from continual.predict import Prediction, Predictor
+from continual.report import Document, report
+from continual.settings import DEFAULT_HOME, settings
+from registry import Registry
+from tasks import Stream, TaskData, TaskSpec, Text
+
+
+@final
+class Learner:
+    """A frozen backbone and the registry of what was learned on it.
+
+    >>> from continual import Learner                                                            # doctest: +SKIP
+    >>> with Learner.open(backbone="minilm", registry="my-home") as learner:                     # doctest: +SKIP
+    ...     learner.run(read_stream("stream.yaml"))
+    ...     learner.predict(["my card is lost"])[0].label
+    'lost_card'
+    """
+
+    def __init__(self, backbone: Backbone, registry: Registry) -> None:
+        self.backbone = backbone
+        self.registry = registry
+
+    @classmethod
+    def open(
+        cls,
+        backbone: str = "minilm",
+        registry: Registry | Path | str = DEFAULT_HOME,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Self:
+        """Load a backbone by name, hub id or folder, and open a registry or the home folder that holds one.
+
+        Raises BackboneError, SchemaError or RegistryError where one of the two cannot be had.
+        """
+        if not isinstance(registry, Registry):
+            places = settings(registry)
+            registry = Registry.open(places.registry, places.blobs)
+        return cls(load_backbone(backbone, device=device, dtype=dtype), registry)
+
+    def close(self) -> None:
+        self.registry.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def run(self, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
+        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong."""
+        return run(self.backbone, self.registry, stream, watcher=watcher)
+
+    def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
+        """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.
+
+        `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives.
+        Raises InputError before anything is learned, LearnError when training fails.
+        """
+        alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
+        (data,) = check(self.backbone, self.registry, alone)
+        return self._learn(data, alone, watcher)
+
+    def _learn(self, data: TaskData, alone: Stream, watcher: Watcher) -> str:
+        name = data.spec.name
+        watcher.began(name)
+        learned = learn(
+            self.backbone,
+            self.registry,
+            ready(self.backbone, data),
+            seed=alone.seed,
+            measure_gain=alone.measure_gain,
+            report=lambda done, total: watcher.step(name, done, total),
+        )
+        with self.registry.unit() as unit:
+            unit.add_backbone(backbone_record(self.backbone))
+            delta = record(unit, self.backbone, learned, seed=alone.seed)
+        watcher.learned(name, delta)
+        return delta
+
+    def predict(self, texts: Sequence[Text], task: str | None = None) -> list[Prediction]:
+        """One prediction per text, in order; without `task` the router chooses."""
+        return Predictor(self.backbone, self.registry).predict(texts, task=task)
+
+    def report(self, stream: str) -> Document:
+        """Score matrices and measures of a stream, oracle and routed."""
+        return report(self.registry, stream)

@@ -1,0 +1,118 @@
+"""Answer inputs with what has been learned, each by its task's delta, whether or not its task is named."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, load_delta
+from continual.errors import InputError
+from continual.evaluate import logits
+from continual.features import features, tokenize
+from continual.routing import Router, build_router
+from continual.signature import Signature
+from registry import Champion, NotFound, Registry
+from tasks import Text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: the label, by whose delta, and how sure.
+
+    score: probability of the label, a fraction · routed: whether the router chose the task · confidence: its share of
+    the likelihood of all tasks, None where the task was given. The router is forced to choose: it never abstains.
+    """
+
+    text: Text
+    task: str | None
+    label: str | None
+    score: float | None
+    routed: bool
+    confidence: float | None
+    abstained: bool
+    delta: str | None
+
+
+class Predictor:
+    """The champions of a registry on one backbone, as they were when it was made; each is loaded when first needed.
+
+    Raises InputError where nothing has been learned on the backbone.
+    """
+
+    def __init__(self, backbone: Backbone, registry: Registry) -> None:
+        self._backbone, self._registry = backbone, registry
+        self._champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+        self._deltas: dict[str, Delta] = {}
+        self._router: Router | None = None
+        if not self._champions:
+            raise InputError(
+                f"nothing has been learned on backbone {backbone.name!r} yet; learn a task first "
+                "(`continual run STREAM.yaml`), or give the --home that holds what was learned"
+            )
+
+    def predict(self, texts: Sequence[Text], *, task: str | None = None) -> list[Prediction]:
+        """One prediction per text, in order; without `task` the router chooses.
+
+        Raises NotFound for a task that has no delta on this backbone.
+        """
+        if not texts:
+            return []
+        routes = self._route(texts) if task is None else [(self._champion(task).task, None)] * len(texts)
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for number, (name, _) in enumerate(routes):
+            numbers[name].append(number)
+        found = {
+            number: Prediction(
+                text=texts[number],
+                task=name,
+                label=label,
+                score=score,
+                routed=task is None,
+                confidence=routes[number][1],
+                abstained=False,
+                delta=self._champions[name].delta,
+            )
+            for name, chosen in numbers.items()
+            for number, (label, score) in zip(chosen, self._answers(name, [texts[i] for i in chosen]), strict=True)
+        }
+        return [found[number] for number in range(len(texts))]
+
+    def _answers(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[str, float]]:
+        """The most probable label of each text by a task's delta, and its probability."""
+        champion = self._champion(task)
+        if task not in self._deltas:
+            self._deltas[task] = load_delta(self._registry.blobs.get(champion.digest))
+        delta = self._deltas[task]
+        tokens = tokenize(self._backbone, texts, max_length=_longest(champion))
+        scores, classes = torch.softmax(logits(self._backbone, delta, tokens), dim=1).max(dim=1)
+        yield from zip((delta.head.labels[i] for i in classes.tolist()), scores.tolist(), strict=True)
+
+    def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:
+        """The task of each text by the router, and its confidence."""
+        router = self._router = self._router or self._build_router()
+        tokens = tokenize(self._backbone, texts, max_length=max(map(_longest, self._champions.values())))
+        routed = router.route(features(self._backbone, tokens))
+        return [
+            (router.tasks[i], sure) for i, sure in zip(routed.tasks.tolist(), routed.confidence.tolist(), strict=True)
+        ]
+
+    def _build_router(self) -> Router:
+        blobs = self._registry.blobs
+        return build_router(
+            {c.task: Signature.from_bytes(blobs.get(c.signature)) for c in self._champions.values() if c.signature}
+        )
+
+    def _champion(self, task: str) -> Champion:
+        if task not in self._champions:
+            raise NotFound(
+                f"no delta for task {task!r} on backbone {self._backbone.name!r}; "
+                f"learned are: {', '.join(self._champions)}"
+            )
+        return self._champions[task]
+
+
+def _longest(champion: Champion) -> int:
+    """How many tokens of a text the task's rows were cut at."""
+    return int(champion.spec["budget"]["max_length"])

@@ -1,0 +1,113 @@
+"""What a stream came to, from the registry alone: the document of `continual report --json`."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from continual.forgetting import Measures, measures
+from registry import Mode, Registry, StoredDelta, StoredScore
+
+Document = dict[str, Any]
+Matrix = list[list[float | None]]
+
+
+class _Scores:
+    """The scores of one delta, by what they say."""
+
+    def __init__(self, delta: StoredDelta, scores: Iterable[StoredScore]) -> None:
+        self.metric = delta.metric
+        self._test = {(s.mode, s.metric, s.stream, s.step): s for s in scores if s.split == "test"}
+
+    def alone(self, mode: Mode) -> StoredScore | None:
+        """The score that no stream has to do with."""
+        return self._test.get((mode, self.metric, None, 0))
+
+    def value(self, mode: Mode) -> float | None:
+        found = self.alone(mode)
+        return found.value if found else None
+
+    def routed(self, metric: str, *, stream: str, step: int) -> StoredScore | None:
+        """The score after a position of a stream, among the tasks learned up to there."""
+        return self._test.get(("routed", metric, stream, step))
+
+
+def report(registry: Registry, stream: str) -> Document:
+    """Score matrices and measures of a stream's learned tasks, oracle (task known) and routed (task unknown).
+
+    A delta is never changed by a later task, so its oracle score is measured once and holds in every later row.
+    Raises NotFound for a stream that was never begun.
+    """
+    begun = registry.stream(stream)
+    steps = [position.number for position in begun.positions if position.delta]
+    deltas = [registry.delta(position.delta) for position in begun.positions if position.delta]
+    scores = [_Scores(delta, registry.scores(delta=delta.name)) for delta in deltas]
+    oracle = _oracle(scores)
+    routed = [
+        [_value(own.routed(own.metric, stream=stream, step=step)) if i <= t else None for i, own in enumerate(scores)]
+        for t, step in enumerate(steps)
+    ]
+    return {
+        "stream": stream,
+        "backbone": registry.backbone(begun.backbone).name,
+        "tasks": [delta.task for delta in deltas],
+        "oracle": {"matrix": oracle, **asdict(measures(oracle, [own.value("frozen") for own in scores]))},
+        "routed": {
+            "matrix": routed,
+            **asdict(_measures_if_complete(routed)),
+            "routing_accuracy": _routing_accuracy(scores, stream=stream, step=steps[-1]) if steps else None,
+        },
+        "per_task": [_per_task(registry, delta, own) for delta, own in zip(deltas, scores, strict=True)],
+    }
+
+
+def _oracle(scores: list[_Scores]) -> Matrix:
+    """Below and on the diagonal each task's own score, just above it the score before its training."""
+
+    def entry(t: int, i: int) -> float | None:
+        if i <= t:
+            return scores[i].value("oracle")
+        return scores[i].value("neighbour") if i == t + 1 else None
+
+    return [[entry(t, i) for i in range(len(scores))] for t in range(len(scores))]
+
+
+def _measures_if_complete(matrix: Matrix) -> Measures:
+    """Measures, all None where a run was stopped between learning a task and measuring the stream after it."""
+    complete = all(value is not None for t, row in enumerate(matrix) for value in row[: t + 1])
+    return measures(matrix) if complete else measures([])
+
+
+def _routing_accuracy(scores: list[_Scores], *, stream: str, step: int) -> float | None:
+    """The share of all test rows that were routed to their own task after the last one was learned."""
+    found = [own.routed("routing_accuracy", stream=stream, step=step) for own in scores]
+    known = [score for score in found if score]
+    if len(known) < len(found):
+        return None
+    return sum(score.value * score.rows for score in known) / sum(score.rows for score in known)
+
+
+def _per_task(registry: Registry, delta: StoredDelta, scores: _Scores) -> Document:
+    parents = [edge for edge in registry.lineage(delta.name) if edge["depth"] == 1]
+    own = scores.alone("oracle")
+    return {
+        "task": delta.task,
+        "method": delta.method,
+        "delta": delta.name,
+        "parameters": delta.parameters,
+        "share": delta.share,
+        "bytes": delta.bytes,
+        "score": _value(own),
+        "score_low": own.low if own else None,
+        "score_high": own.high if own else None,
+        "test_rows": own.rows if own else None,
+        "frozen_score": scores.value("frozen"),
+        "scratch_score": _value(own) if delta.warm_start == "scratch" else scores.value("scratch"),
+        "warm_start": delta.warm_start,
+        "parents": [{"delta": edge["parent"], "weight": edge["weight"]} for edge in parents],
+        "seconds": delta.seconds,
+        "examples_per_second": delta.examples_per_second,
+    }
+
+
+def _value(score: StoredScore | None) -> float | None:
+    return score.value if score else None

@@ -1,0 +1,40 @@
+"""Where things are kept: one folder, each part of which can be put elsewhere."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_HOME = Path("continual-home")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The places of one installation.
+
+    home: folder of all that is not placed elsewhere · registry: database URL · blobs: folder or URL of fsspec ·
+    mlflow: tracking URI · artifacts: folder of MLflow's artifacts, None where a server decides.
+    """
+
+    home: Path
+    registry: str
+    blobs: str
+    mlflow: str
+    artifacts: str | None
+
+
+def settings(home: Path | str = DEFAULT_HOME, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The places under `home`, save those that CONTINUAL_REGISTRY_URL, CONTINUAL_BLOBS_URL or MLFLOW_TRACKING_URI name.
+
+    >>> settings("/srv/home", {"CONTINUAL_BLOBS_URL": "s3://bucket/blobs"}).blobs
+    's3://bucket/blobs'
+    """
+    folder = Path(home).expanduser().absolute()
+    tracking = environment.get("MLFLOW_TRACKING_URI")
+    return Settings(
+        home=folder,
+        registry=environment.get("CONTINUAL_REGISTRY_URL") or f"sqlite:///{folder / 'registry.db'}",
+        blobs=environment.get("CONTINUAL_BLOBS_URL") or str(folder / "blobs"),
+        mlflow=tracking or f"sqlite:///{folder / 'mlflow.db'}",
+        artifacts=None if tracking else (folder / "mlflow-artifacts").as_uri(),
+    )

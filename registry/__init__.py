@@ -1,0 +1,75 @@
+"""What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
+
+`Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
+among controllers, `verify` finds damage, `upgrade` migrates.
+"""
+
+from registry.blobs import Blobs
+from registry.claims import claim, heartbeat, held, release
+from registry.errors import (
+    BlobError,
+    NotFound,
+    RegistryError,
+    SchemaError,
+    StreamChanged,
+    TaskChanged,
+)
+from registry.holders import this_holder
+from registry.names import delta_name, parse_delta
+from registry.records import (
+    BackboneRecord,
+    Champion,
+    DeltaRecord,
+    Mode,
+    Parent,
+    Score,
+    SignatureRecord,
+    State,
+    Status,
+    StoredDelta,
+    StoredPosition,
+    StoredScore,
+    StoredSignature,
+    StoredStream,
+    TaskRecord,
+)
+from registry.registry import Registry
+from registry.schema import upgrade
+from registry.unit import Unit
+from registry.verify import verify
+
+__all__ = [
+    "BackboneRecord",
+    "BlobError",
+    "Blobs",
+    "Champion",
+    "DeltaRecord",
+    "Mode",
+    "NotFound",
+    "Parent",
+    "Registry",
+    "RegistryError",
+    "SchemaError",
+    "Score",
+    "SignatureRecord",
+    "State",
+    "Status",
+    "StoredDelta",
+    "StoredPosition",
+    "StoredScore",
+    "StoredSignature",
+    "StoredStream",
+    "StreamChanged",
+    "TaskChanged",
+    "TaskRecord",
+    "Unit",
+    "claim",
+    "delta_name",
+    "heartbeat",
+    "held",
+    "parse_delta",
+    "release",
+    "this_holder",
+    "upgrade",
+    "verify",
+]

@@ -1,0 +1,57 @@
+"""Connections: one function that knows which database it talks to, so that nothing else has to."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from tasks.errors import InputError
+
+BUSY_SECONDS = 30
+_WRITES = "registry_writes"
+
+
+def connect(url: str) -> Engine:
+    """An engine for `url`; for SQLite the folder is made, and foreign keys, WAL and waiting are switched on.
+
+    Raises: InputError, where `url` names no database that SQLAlchemy knows.
+    """
+    try:
+        parsed = make_url(url)
+        _make_folder(parsed)
+        engine = create_engine(parsed)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise InputError(
+            f"the registry's URL {url!r} cannot be used: {error}. "
+            "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def writer(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that write."""
+    return engine.execution_options(**{_WRITES: True})
+
+
+def _make_folder(url: URL) -> None:
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins late and not for DDL: `_begin_sqlite` does it instead
+    cursor = connection.cursor()
+    for pragma in (f"busy_timeout = {BUSY_SECONDS * 1000}", "journal_mode = WAL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Two transactions that read and then write would each wait for the other's read lock: writers queue at the door.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

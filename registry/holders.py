@@ -1,0 +1,47 @@
+"""Who holds a position: `host:pid:start`, where `start` tells a process from a later one with its number."""
+
+import os
+import socket
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from registry.base import now
+
+SILENCE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
+
+
+def this_holder() -> str:
+    """The holder that this process is."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_start(os.getpid()) or ''}"
+
+
+def alive(holder: str, *, heartbeat: datetime | None) -> bool:
+    """Whether `holder` still works: its process is asked on this host, its last heartbeat on others."""
+    host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
+    if host == socket.gethostname() and pid.isdecimal():
+        return _runs(int(pid), start=start)
+    return heartbeat is not None and now() - heartbeat <= SILENCE
+
+
+def _runs(pid: int, *, start: str) -> bool:
+    if Path("/proc/self/stat").exists():
+        found = _start(pid)
+        return found is not None and start in ("", found)
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # somebody else's process, but a process
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _start(pid: int) -> str | None:
+    """The start time of a running process in ticks since boot; None where there is none, or no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and brackets
+    state, start = fields[0], fields[19]
+    return None if state in "ZX" else start  # a zombie has ended, though its parent has not looked yet

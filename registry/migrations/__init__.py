@@ -1,0 +1,1 @@
+"""The registry's schema, step by step, from the first table on."""

@@ -1,0 +1,1 @@
+"""One module per step; none is edited after its release."""

@@ -1,0 +1,39 @@
+"""A delta's public name is its task and version: `sst2@1`."""
+
+from registry.errors import NotFound
+from tasks.errors import InputError
+
+
+def delta_name(task: str, version: int) -> str:
+    """The public name of a task's delta.
+
+    >>> delta_name("sst2", 1)
+    'sst2@1'
+    """
+    return f"{task}@{version}"
+
+
+def parse_delta(name: str) -> tuple[str, int]:
+    """Task and version of a delta's public name.
+
+    >>> parse_delta("sst2@1")
+    ('sst2', 1)
+
+    Raises: NotFound, where `name` is not of that form.
+    """
+    task, at, version = name.rpartition("@")
+    if not (task and at and version.isascii() and version.isdigit()):
+        raise NotFound(
+            f"no delta can be called {name!r}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
+        )
+    return task, int(version)
+
+
+def plain_name(what: str, name: str) -> str:
+    """`name`, if nothing in it could be taken for a delta's version.
+
+    Raises: InputError, where it is empty or holds an `@`.
+    """
+    if not name or "@" in name:
+        raise InputError(f"a {what} cannot be called {name!r}: names are not empty and hold no '@'. Rename the {what}.")
+    return name

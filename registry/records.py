@@ -1,0 +1,160 @@
+"""What goes into the registry and what comes out: frozen records, never live rows."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+State = Literal["waiting", "held", "learned", "failed"]
+Status = Literal["champion", "candidate", "archived"]
+Mode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecord:
+    """A frozen pretrained transformer; `fingerprint` covers its config and weights."""
+
+    fingerprint: str
+    name: str
+    family: str
+    hidden_size: int
+    parameters: int
+    pooling: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """A task as registered; `fingerprints` and `rows` are by split."""
+
+    name: str
+    kind: str
+    metric: str
+    labels: tuple[str, ...]
+    spec: dict[str, Any]
+    fingerprints: dict[str, str]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaRecord:
+    """A trained delta: how it was made, and the digests of its blobs.
+
+    `backbone` is a fingerprint; `share` is parameters over the backbone's parameters, a fraction.
+    """
+
+    task: str
+    backbone: str
+    method: str
+    settings: dict[str, Any]
+    digest: str
+    bytes: int
+    parameters: int
+    share: float
+    seed: int
+    labels: tuple[str, ...]
+    versions: dict[str, str]
+    warm_start: str
+    seconds: float
+    examples_per_second: float | None
+    predictions: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredDelta(DeltaRecord):
+    """A delta as the registry holds it, with its task's kind and metric; `reason` says why it does not serve."""
+
+    name: str
+    version: int
+    status: Status
+    reason: str | None
+    mlflow_run: str | None
+    created_at: datetime
+    kind: str
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A delta that another one came from; `score` is the parent's as a candidate on held-out rows."""
+
+    delta: str
+    kind: str
+    weight: float
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured value, a fraction, with its interval; a routed one was measured after position `step`."""
+
+    split: str
+    metric: str
+    value: float
+    rows: int
+    low: float | None = None
+    high: float | None = None
+    step: int = 0
+    mode: Mode = "oracle"
+    stream: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredScore(Score):
+    """A score with the delta and the task that it belongs to."""
+
+    delta: str
+    task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignatureRecord:
+    """Where a task's additive statistics lie (float64 matrices, a blob) and what they were taken of."""
+
+    digest: str
+    rows: int
+    pooling: str
+    layer: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSignature(SignatureRecord):
+    """A signature with its task."""
+
+    task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The delta that serves a task, as the bank and the router need it; `spec` is the task's."""
+
+    task: str
+    delta: str
+    digest: str
+    labels: tuple[str, ...]
+    signature: str | None
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPosition:
+    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held."""
+
+    number: int
+    task: str
+    recipe: str
+    state: State
+    delta: str | None
+    error: str | None
+    holder: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredStream:
+    """A stream as begun, its positions in order; `backbone` is a fingerprint."""
+
+    name: str
+    backbone: str
+    spec: dict[str, Any]
+    digest: str
+    mlflow_run: str | None
+    created_at: datetime
+    positions: tuple[StoredPosition, ...]

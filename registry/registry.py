@@ -1,0 +1,170 @@
+"""The registry: opened by two URLs, read by its methods, written in units of work."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, final
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from registry import queries, schema
+from registry.blobs import Blobs
+from registry.engine import connect, writer
+from registry.errors import RegistryError, not_found
+from registry.records import (
+    BackboneRecord,
+    Champion,
+    Mode,
+    StoredDelta,
+    StoredScore,
+    StoredSignature,
+    StoredStream,
+    TaskRecord,
+)
+from registry.shapes import Row
+from registry.tables import Task
+from registry.unit import Unit, require_same
+
+
+@final
+class Registry:
+    """What has been learned. Every read opens a short session of its own; every write is part of a `unit`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as home, Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs") as registry:
+    ...     registry.deltas()
+    []
+    """
+
+    def __init__(self, engine: Engine, blobs: Blobs) -> None:
+        self.engine = engine
+        self.blobs = blobs
+
+    @classmethod
+    def open(cls, url: str, blobs: str) -> Self:
+        """The registry at the database `url` and the blobs' `blobs` (a folder, or a URL of fsspec).
+
+        An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
+        InputError for a URL of no known kind; RegistryError, where the database does not answer.
+        """
+        engine = connect(url)
+        try:
+            with _translated("open the registry"):
+                schema.check(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine, Blobs(blobs))
+
+    def close(self) -> None:
+        """Lets go of all connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def unit(self) -> Iterator[Unit]:
+        """One transaction: committed where the block ends well, undone on any exception.
+
+        Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
+        Raises: RegistryError, where the database refuses what is written.
+        """
+        with _translated("write to the registry"), Session(writer(self.engine)) as session, session.begin():
+            yield Unit(session, self.blobs)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that sees one state of the registry; for queries that are not methods here."""
+        with _translated("read the registry"), Session(self.engine) as session, session.begin():
+            yield session
+
+    def tasks(self) -> list[Row]:
+        """Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion, score, created_at."""
+        with self.reading() as session:
+            return queries.tasks(session)
+
+    def deltas(self, task: str | None = None) -> list[Row]:
+        """Rows of `continual deltas`, of one task or of all. Raises: NotFound for the task."""
+        with self.reading() as session:
+            return queries.deltas(session, task=task)
+
+    def lineage(self, delta: str) -> list[Row]:
+        """Rows of `continual lineage`: delta, parent, kind, weight, score, depth. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.lineage(session, delta=delta)
+
+    def delta(self, name: str) -> StoredDelta:
+        """The delta of that name, such as sst2@1. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.delta(session, name=name)
+
+    def backbone(self, fingerprint: str) -> BackboneRecord:
+        """The backbone of this fingerprint. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.backbone(session, fingerprint=fingerprint)
+
+    def champions(self, backbone: str) -> tuple[Champion, ...]:
+        """The deltas that serve on the backbone of this fingerprint, in the order in which their tasks were learned."""
+        with self.reading() as session:
+            return queries.champions(session, backbone=backbone)
+
+    def signatures(self, backbone: str) -> tuple[StoredSignature, ...]:
+        """The signatures taken on the backbone of this fingerprint, in order of their tasks' arrival."""
+        with self.reading() as session:
+            return queries.signatures(session, backbone=backbone)
+
+    def stream(self, name: str) -> StoredStream:
+        """The stream of that name with its positions. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.stream(session, name=name)
+
+    def require_same(self, records: Iterable[TaskRecord]) -> None:
+        """Raises TaskChanged where a task is known with another kind, metric or labels."""
+        with self.reading() as session:
+            for record in records:
+                if known := session.scalar(select(Task).where(Task.name == record.name)):
+                    require_same(known, record)
+
+    def signature(self, task: str, backbone: str) -> StoredSignature:
+        """The signature of a task on the backbone of this fingerprint. Raises: NotFound."""
+        found = {signature.task: signature for signature in self.signatures(backbone)}
+        if task not in found:
+            raise not_found("task with a signature on this backbone", task, known=found)
+        return found[task]
+
+    def streams(self) -> tuple[StoredStream, ...]:
+        """All streams with their positions, in the order in which they were begun."""
+        with self.reading() as session:
+            return queries.streams(session)
+
+    def scores(
+        self,
+        *,
+        stream: str | None = None,
+        delta: str | None = None,
+        task: str | None = None,
+        mode: Mode | None = None,
+        split: str | None = None,
+    ) -> tuple[StoredScore, ...]:
+        """The scores that match all that is given, in order of step. Raises: NotFound for an unknown name."""
+        with self.reading() as session:
+            return queries.scores(session, stream=stream, delta=delta, task=task, mode=mode, split=split)
+
+    def pending_mlflow(self) -> tuple[StoredDelta, ...]:
+        """The deltas that MLflow has not been told of, in order of learning."""
+        with self.reading() as session:
+            return queries.pending_mlflow(session)
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise RegistryError(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error

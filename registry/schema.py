@@ -1,0 +1,83 @@
+"""Which schema a database has, and how it gets this code's."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+
+from registry.engine import connect, writer
+from registry.errors import SchemaError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
+
+
+def check(engine: Engine) -> None:
+    """Creates the schema in a database that has none; otherwise makes sure that it is this code's.
+
+    Raises: SchemaError, where it is older or newer.
+    """
+    found, head = revision(engine), _scripts().get_current_head()
+    if found is None:
+        _migrate(engine)
+    elif found != head:
+        _refuse_unknown(found)
+        raise SchemaError(
+            f"the registry's schema is at revision {found}, older than this code's {head}. Run `continual db upgrade`."
+        )
+
+
+def upgrade(url: str) -> str:
+    """Brings the database at `url` to this code's schema, creating it where there is none; returns the revision.
+
+    Raises: SchemaError, where it is newer.
+    """
+    engine = connect(url)
+    try:
+        found = revision(engine)
+        if found is not None:
+            _refuse_unknown(found)
+        _migrate(engine)
+        return str(revision(engine))
+    finally:
+        engine.dispose()
+
+
+def revision(engine: Engine) -> str | None:
+    """The revision that the database is at; None where the registry was never in it."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def configuration(connection: Connection | None = None) -> Config:
+    """Alembic's settings, built here so that they also hold in an installed wheel.
+
+    With a connection it also drafts: `alembic.command.revision(configuration(connection), "…", autogenerate=True)`.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(configuration())
+
+
+def _migrate(engine: Engine) -> None:
+    # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
+    with writer(engine).begin() as connection:
+        command.upgrade(configuration(connection), "head")
+
+
+def _refuse_unknown(found: str) -> None:
+    scripts = _scripts()
+    if found not in {script.revision for script in scripts.walk_revisions()}:
+        raise SchemaError(
+            f"the registry's schema is at revision {found}, which this code does not know: its newest is "
+            f"{scripts.get_current_head()}. Install the newer release that wrote it, or use another registry."
+        )

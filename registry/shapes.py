@@ -1,0 +1,135 @@
+"""From live rows to what callers get: frozen records, and the rows of `--json` listings."""
+
+from typing import Any
+
+from registry.names import delta_name
+from registry.records import BackboneRecord, StoredDelta, StoredPosition, StoredScore, StoredStream
+from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Stream, Task
+
+Row = dict[str, Any]  # one object of a `--json` listing
+
+
+def task_listing(task: Task, version: int | None, score: float | None) -> Row:
+    """A row of `continual tasks`; `version` and `score` are its champion's."""
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "metric": task.metric,
+        "labels": len(task.labels),
+        "rows": task.rows,
+        "champion": None if version is None else delta_name(task.name, version),
+        "score": score,
+        "created_at": task.created_at.isoformat(),
+    }
+
+
+def delta_listing(delta: Delta, score: float | None) -> Row:
+    """A row of `continual deltas`; `score` is on the test split, with the task known."""
+    return {
+        "delta": delta.name,
+        "task": delta.task.name,
+        "version": delta.version,
+        "method": delta.method,
+        "parameters": delta.parameters,
+        "share": delta.share,
+        "bytes": delta.bytes,
+        "status": delta.status,
+        "score": score,
+        "mlflow_run": delta.mlflow_run,
+        "created_at": delta.created_at.isoformat(),
+    }
+
+
+def edge_listing(child: Delta, parent: Delta, edge: Lineage, depth: int) -> Row:
+    """A row of `continual lineage`."""
+    return {
+        "delta": child.name,
+        "parent": parent.name,
+        "kind": edge.kind,
+        "weight": edge.weight,
+        "score": edge.score,
+        "depth": depth,
+    }
+
+
+def stored_backbone(row: Backbone) -> BackboneRecord:
+    """The record of a backbone."""
+    return BackboneRecord(
+        fingerprint=row.fingerprint,
+        name=row.name,
+        family=row.family,
+        hidden_size=row.hidden_size,
+        parameters=row.parameters,
+        pooling=row.pooling,
+    )
+
+
+def stored_delta(row: Delta) -> StoredDelta:
+    """The record of a delta."""
+    return StoredDelta(
+        name=row.name,
+        version=row.version,
+        status=row.status,
+        reason=row.reason,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        kind=row.task.kind,
+        metric=row.task.metric,
+        task=row.task.name,
+        backbone=row.backbone.fingerprint,
+        method=row.method,
+        settings=row.settings,
+        digest=row.digest,
+        bytes=row.bytes,
+        parameters=row.parameters,
+        share=row.share,
+        seed=row.seed,
+        labels=tuple(row.labels),
+        versions=row.versions,
+        warm_start=row.warm_start,
+        seconds=row.seconds,
+        examples_per_second=row.examples_per_second,
+        predictions=row.predictions,
+    )
+
+
+def stored_score(row: ScoreRow, delta: Delta, stream: str | None) -> StoredScore:
+    """The record of a score."""
+    return StoredScore(
+        delta=delta.name,
+        task=delta.task.name,
+        stream=stream,
+        split=row.split,
+        metric=row.metric,
+        value=row.value,
+        rows=row.rows,
+        low=row.low,
+        high=row.high,
+        step=row.step,
+        mode=row.mode,
+    )
+
+
+def stored_stream(row: Stream) -> StoredStream:
+    """The record of a stream."""
+    return StoredStream(
+        name=row.name,
+        backbone=row.backbone.fingerprint,
+        spec=row.spec,
+        digest=row.digest,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        positions=tuple(_stored_position(position) for position in row.positions),
+    )
+
+
+def _stored_position(row: Position) -> StoredPosition:
+    return StoredPosition(
+        number=row.number,
+        task=row.task_name,
+        recipe=row.recipe,
+        state=row.state,
+        delta=row.delta.name if row.delta else None,
+        error=row.error,
+        holder=row.holder,
+    )

@@ -1,0 +1,63 @@
+"""Beginning a stream, and beginning it again: what was begun is kept, and only grows at its end."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import zip_longest
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry.errors import StreamChanged
+from registry.lookups import backbone_row
+from registry.names import plain_name
+from registry.tables import Position, Stream
+
+Entry = tuple[str, str]  # a task's name and its recipe's digest
+
+ADVICE = "Give the stream another name, or use another --home"
+
+
+def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> None:
+    """Creates the stream, or makes sure that it only grew and appends what is new.
+
+    Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
+    """
+    stream = session.scalar(select(Stream).where(Stream.name == name).with_for_update(of=Stream))
+    if stream is None:
+        stream = Stream(name=plain_name("stream", name), backbone=backbone_row(session, backbone))
+        session.add(stream)
+    elif stream.backbone.fingerprint != backbone:
+        known = stream.backbone.fingerprint
+        raise StreamChanged(f"stream {name!r} was begun on backbone {known}, not {backbone}. {ADVICE}.")
+    stream.spec, stream.digest = spec, _digest(spec)
+    session.flush()
+    begun = [(position.task_name, position.recipe if position.delta_id else None) for position in stream.positions]
+    if change := first_change(begun, entries):
+        raise StreamChanged(f"stream {name!r} changed at {change}. Tasks may only be added at its end. {ADVICE}.")
+    for position, (_, recipe) in zip(stream.positions, entries, strict=False):
+        position.recipe = recipe  # what is not learned yet may be mended
+    for number in range(len(begun), len(entries)):
+        task, recipe = entries[number]
+        stream.positions.append(Position(number=number, task_name=task, recipe=recipe))
+
+
+def first_change(known: Sequence[tuple[str, str | None]], given: Sequence[Entry]) -> str | None:
+    """Where `given` departs from `known`; None where it only goes on. A known recipe of None may be any.
+
+    >>> first_change([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])
+    "position 1: 'trec' was begun, 'mnli' is given"
+    """
+    for number, (old, new) in enumerate(zip_longest(known, given[: len(known)])):
+        if new is None:
+            return f"position {number}: {old[0]!r} was begun, nothing is given"
+        if old[0] != new[0]:
+            return f"position {number}: {old[0]!r} was begun, {new[0]!r} is given"
+        if old[1] is not None and old[1] != new[1]:
+            return f"position {number}: {old[0]!r} was begun by recipe {old[1][:12]}, recipe {new[1][:12]} is given"
+    return None
+
+
+def _digest(spec: dict[str, Any]) -> str:
+    return sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

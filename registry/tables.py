@@ -1,0 +1,195 @@
+"""The tables: what has been learned, on which backbone, from what, and how well."""
+
+from datetime import datetime
+from typing import Any, get_args
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from registry.base import Base, now, one_of, refers_to
+from registry.names import delta_name
+from registry.records import Mode, State, Status
+
+
+class Backbone(Base):
+    """A frozen pretrained transformer."""
+
+    __tablename__ = "backbones"
+
+    fingerprint: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    family: Mapped[str]
+    hidden_size: Mapped[int]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    pooling: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Task(Base):
+    """Labelled rows of one kind with one metric; fingerprints and row counts by split."""
+
+    __tablename__ = "tasks"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    metric: Mapped[str]
+    labels: Mapped[list[str]] = mapped_column(JSON)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    fingerprints: Mapped[dict[str, str]] = mapped_column(JSON)
+    rows: Mapped[dict[str, int]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Stream(Base):
+    """Tasks in order of arrival on one backbone."""
+
+    __tablename__ = "streams"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    backbone_id: Mapped[int] = refers_to("backbones")
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    digest: Mapped[str]
+    mlflow_run: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+    backbone: Mapped[Backbone] = relationship(lazy="joined", innerjoin=True)
+    positions: Mapped[list["Position"]] = relationship(order_by="Position.number", back_populates="stream")
+
+
+class Position(Base):
+    """One place in a stream, and who is learning it."""
+
+    __tablename__ = "positions"
+    __table_args__ = (
+        UniqueConstraint("stream_id", "number"),
+        one_of("state", get_args(State)),
+        CheckConstraint("number >= 0", name="number"),
+        CheckConstraint("(state = 'held') = (holder IS NOT NULL)", name="held_by_one"),
+    )
+
+    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
+    number: Mapped[int]
+    task_id: Mapped[int | None] = refers_to("tasks")
+    task_name: Mapped[str]
+    recipe: Mapped[str]
+    state: Mapped[State] = mapped_column(Text, default="waiting")
+    holder: Mapped[str | None]
+    heartbeat_at: Mapped[datetime | None]
+    delta_id: Mapped[int | None] = refers_to("deltas")
+    error: Mapped[str | None] = mapped_column(Text)
+
+    stream: Mapped[Stream] = relationship(back_populates="positions")
+    delta: Mapped["Delta | None"] = relationship()
+
+
+class Delta(Base):
+    """The edits and head that one task owns, in one version."""
+
+    __tablename__ = "deltas"
+    __table_args__ = (
+        UniqueConstraint("task_id", "version"),
+        one_of("status", get_args(Status)),
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint("bytes >= 0 AND parameters >= 0 AND share >= 0", name="size"),
+        Index(
+            "uq_deltas_champion",
+            "task_id",
+            "backbone_id",
+            unique=True,
+            sqlite_where=text("status = 'champion'"),
+            postgresql_where=text("status = 'champion'"),
+        ),
+    )
+
+    task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
+    backbone_id: Mapped[int] = refers_to("backbones")
+    version: Mapped[int]
+    method: Mapped[str]
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    digest: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    share: Mapped[float]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    labels: Mapped[list[str]] = mapped_column(JSON)
+    versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    status: Mapped[Status] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    warm_start: Mapped[str]
+    seconds: Mapped[float]
+    examples_per_second: Mapped[float | None]
+    predictions: Mapped[str | None]
+    mlflow_run: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+    task: Mapped[Task] = relationship(lazy="joined", innerjoin=True)
+    backbone: Mapped[Backbone] = relationship(lazy="joined", innerjoin=True)
+
+    @property
+    def name(self) -> str:
+        """The public name, such as sst2@1."""
+        return delta_name(self.task.name, self.version)
+
+
+class Lineage(Base):
+    """One delta came from another. Parents are registered first, so the check makes cycles impossible."""
+
+    __tablename__ = "lineage"
+    __table_args__ = (
+        UniqueConstraint("child_id", "parent_id", "kind"),
+        CheckConstraint("parent_id < child_id", name="parent_first"),
+    )
+
+    child_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
+    parent_id: Mapped[int] = refers_to("deltas")
+    kind: Mapped[str]
+    weight: Mapped[float]
+    score: Mapped[float | None]
+
+
+class ScoreRow(Base):
+    """One measured value of a delta on its task; at most one for each place where it can be measured."""
+
+    __tablename__ = "scores"
+    # Two partial indices, because NULLs are distinct in a unique one and most scores belong to no stream.
+    __table_args__ = (
+        one_of("mode", get_args(Mode)),
+        CheckConstraint("rows >= 0", name="rows"),
+        CheckConstraint("low <= high", name="interval"),
+        *(
+            Index(
+                f"uq_scores_{name}",
+                *("delta_id", *columns, "mode", "split", "metric", "step"),
+                unique=True,
+                sqlite_where=text(f"stream_id IS {null}"),
+                postgresql_where=text(f"stream_id IS {null}"),
+            )
+            for name, columns, null in (("alone", (), "NULL"), ("in_stream", ("stream_id",), "NOT NULL"))
+        ),
+    )
+
+    delta_id: Mapped[int] = refers_to("deltas")
+    task_id: Mapped[int] = refers_to("tasks")
+    split: Mapped[str]
+    metric: Mapped[str]
+    value: Mapped[float]
+    rows: Mapped[int]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    step: Mapped[int] = mapped_column(default=0)
+    mode: Mapped[Mode] = mapped_column(Text)
+    stream_id: Mapped[int | None] = refers_to("streams")
+
+
+class Signature(Base):
+    """A task's additive statistics in a backbone's frozen features; one per pair, replaced when learned again."""
+
+    __tablename__ = "signatures"
+    __table_args__ = (UniqueConstraint("task_id", "backbone_id"), CheckConstraint("rows >= 0", name="rows"))
+
+    task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
+    backbone_id: Mapped[int] = refers_to("backbones")
+    digest: Mapped[str]
+    rows: Mapped[int]
+    layer: Mapped[int] = mapped_column(default=-1)
+    pooling: Mapped[str]

@@ -1,0 +1,164 @@
+"""One unit of work: everything that is written in it is registered together, or nothing is."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, final
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from registry import streams
+from registry.admission import admit
+from registry.blobs import Blobs
+from registry.errors import BlobError, RegistryError, TaskChanged
+from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
+from registry.names import plain_name
+from registry.records import BackboneRecord, DeltaRecord, Parent, Score, SignatureRecord, TaskRecord
+from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Task
+
+
+@final
+class Unit:
+    """What may be written to the registry; `Registry.unit()` opens one, commits it, and undoes it on any exception."""
+
+    def __init__(self, session: Session, blobs: Blobs) -> None:
+        self.session = session
+        self.blobs = blobs
+
+    def add_backbone(self, record: BackboneRecord) -> None:
+        """Registers a backbone; nothing happens where its fingerprint is known."""
+        known = select(Backbone.id).where(Backbone.fingerprint == record.fingerprint)
+        if self.session.scalar(known) is None:
+            self.session.add(Backbone(**asdict(record)))
+
+    def add_task(self, record: TaskRecord) -> None:
+        """Registers a task, or takes over its new rows and spec.
+
+        Raises: TaskChanged, where a known task has another kind, metric or labels.
+        """
+        task = self.session.scalar(select(Task).where(Task.name == record.name))
+        if task is None:
+            task = Task(name=plain_name("task", record.name), kind=record.kind, metric=record.metric)
+            task.labels = list(record.labels)
+            self.session.add(task)
+        require_same(task, record)
+        task.spec, task.fingerprints, task.rows = record.spec, record.fingerprints, record.rows
+
+    def begin_stream(
+        self, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[tuple[str, str]]
+    ) -> None:
+        """Begins a stream of (task name, recipe digest) entries, or goes on with it and appends the new ones.
+
+        Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
+        """
+        streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries)
+
+    def add_delta(
+        self,
+        record: DeltaRecord,
+        *,
+        parents: Iterable[Parent] = (),
+        scores: Sequence[Score] = (),
+        signature: SignatureRecord | None = None,
+        score_split: str = "validation",
+    ) -> str:
+        """Registers the next version of a task's delta with all that belongs to it, and returns its name.
+
+        It becomes champion unless the champion's score on `score_split` is higher; then it stays a candidate.
+        Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
+        """
+        self._require_blobs(record.digest, record.predictions, signature.digest if signature else None)
+        origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
+        delta = self._next_version(record)
+        admit(self.session, delta, scores=scores, split=score_split)
+        self.session.add(delta)
+        self.session.flush()
+        for parent, origin in origins:
+            values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
+            self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
+        self._add_scores(delta, scores)
+        if signature is not None:
+            self._replace_signature(delta, signature)
+        return delta.name
+
+    def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
+        """Adds scores to a delta; one measured again in the same place replaces the earlier."""
+        self._add_scores(delta_row(self.session, delta), scores)
+
+    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
+        """Marks a position as learned by `delta`.
+
+        Raises: RegistryError, where it is learned already, the delta is of another task, or `holder` lost it.
+        """
+        position, row = self._open_position(stream, number, holder=holder), delta_row(self.session, delta)
+        if row.task.name != position.task_name:
+            raise RegistryError(
+                f"position {number} of {stream!r} is task {position.task_name!r}, and {delta} is of another one. "
+                "Finish it with a delta of its own task."
+            )
+        position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
+        position.holder = position.heartbeat_at = position.error = None
+
+    def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
+        """Marks a position as failed, so that the next run takes it up again.
+
+        Raises: RegistryError, where it is learned already or `holder` lost it.
+        """
+        position = self._open_position(stream, number, holder=holder)
+        position.state, position.error = "failed", error
+        position.holder = position.heartbeat_at = None
+
+    def set_mlflow_run(self, name: str, run: str) -> None:
+        """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
+        find = delta_row if "@" in name else stream_row
+        find(self.session, name).mlflow_run = run
+
+    def _require_blobs(self, *digests: str | None) -> None:
+        for digest in digests:
+            if digest is not None and not self.blobs.exists(digest):
+                raise BlobError(f"blob {digest} is not stored at {self.blobs.path(digest)}. Put it there first.")
+
+    def _next_version(self, record: DeltaRecord) -> Delta:
+        task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)
+        self.session.refresh(task, with_for_update=True)  # whoever adds to this task next waits for our number
+        last = self.session.scalar(select(func.max(Delta.version)).where(Delta.task_id == task.id))
+        values = asdict(record) | {"task": task, "backbone": backbone, "labels": list(record.labels)}
+        return Delta(version=(last or 0) + 1, **values)
+
+    def _add_scores(self, delta: Delta, scores: Iterable[Score]) -> None:
+        for score in scores:
+            values = asdict(score)
+            name = values.pop("stream")
+            values |= {"delta_id": delta.id, "stream_id": stream_row(self.session, name).id if name else None}
+            place = {key: values[key] for key in ("delta_id", "stream_id", "mode", "split", "metric", "step")}
+            self.session.execute(delete(ScoreRow).filter_by(**place))
+            self.session.add(ScoreRow(task_id=delta.task_id, **values))
+
+    def _replace_signature(self, delta: Delta, signature: SignatureRecord) -> None:
+        place = {"task_id": delta.task_id, "backbone_id": delta.backbone_id}
+        self.session.execute(delete(Signature).filter_by(**place))
+        self.session.add(Signature(**place, **asdict(signature)))
+
+    def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:
+        position = position_row(self.session, stream, number=number)
+        if position.state == "learned":
+            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
+        if holder is not None and position.holder != holder:
+            raise RegistryError(
+                f"position {number} of {stream!r} is held by {position.holder or 'nobody'}, no longer by {holder}: "
+                "it was taken for dead. Claim it again."
+            )
+        return position
+
+
+def require_same(task: Task, record: TaskRecord) -> None:
+    """Raises TaskChanged where the known task has another kind, metric or labels than the record."""
+    known = {"kind": task.kind, "metric": task.metric, "labels": tuple(task.labels)}
+    changes = [
+        f"{key} {old!r} became {getattr(record, key)!r}" for key, old in known.items() if old != getattr(record, key)
+    ]
+    if changes:
+        raise TaskChanged(
+            f"task {record.name!r} is registered as another one: {'; '.join(changes)}. "
+            "Mend the task, or give it another name."
+        )

@@ -1,0 +1,162 @@
+"""A demo corpus that every install carries: the docstrings of installed packages, labelled by the area they are from.
+
+A package is one task: which of its first-level subpackages ("areas") does this sentence describe? Sources are parsed,
+never imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from tasks.errors import DataError
+from tasks.spec import SPLITS, Split
+
+# What the project itself depends on, so that it is there. Transformers is left out: 50 MB take ten seconds to parse.
+PACKAGES = ("scipy", "sklearn", "torch", "sqlalchemy", "numpy", "pandas", "mlflow", "matplotlib")
+
+# Not about anything in particular, borrowed, or gone from newer versions of Python.
+_SKIPPED = {"test", "tests", "testing", "externals", "vendored", "utils", "util", "compat", "distutils"}
+
+_WORDS, _CHARACTERS = 4, 300
+_AREAS, _FEWEST_AREAS, _FEWEST_TRAIN_ROWS = 8, 3, 25
+_ROWS: dict[Split, int] = {"train": 400, "validation": 100, "test": 150}
+_UP_TO: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
+
+Row = tuple[str, str]
+
+
+def docstrings(package: str) -> list[Row]:
+    """(text, area) for every public function, class and method of an installed package, in order of the text's hash.
+
+    The text is the docstring's first paragraph, of at least four words; one that several areas share is dropped.
+    Raises: DataError if no such package is installed.
+    """
+    areas: dict[str, set[str]] = defaultdict(set)
+    for file, area in _sources(package):
+        for text in map(_summary, _documented(file)):
+            if len(text.split()) >= _WORDS:
+                areas[text].add(area)
+    return sorted(((text, min(found)) for text, found in areas.items() if len(found) == 1), key=_rank)
+
+
+def write_demo(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
+    """Write JSON lines for every usable package and a stream file over them; returns the stream file's path.
+
+    A package is usable if three areas have at least 25 train rows; its eight largest areas are kept. The same installed
+    versions always give the same files.
+
+    Raises: DataError if fewer than two of `packages` are installed and usable.
+    """
+    found = {package: _task_rows(package) for package in packages if _folders(package)}
+    usable = {package: splits for package, splits in found.items() if splits}
+    if len(usable) < 2:
+        raise DataError(
+            f"the demo needs two installed packages with docstrings in {_FEWEST_AREAS} areas; usable of "
+            f"{', '.join(packages) or 'none given'}: {', '.join(usable) or 'none'}; name other packages"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for package, splits in usable.items():
+        for split, rows in splits.items():
+            lines = [json.dumps({"text": text, "label": area}) + "\n" for text, area in rows]
+            (folder / f"{package}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(_stream(list(usable)), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _stream(packages: Sequence[str]) -> dict[str, object]:
+    def task(package: str) -> dict[str, object]:
+        files = {split: f"{package}.{split}.jsonl" for split in SPLITS}
+        source = {"path": "json", "data_files": files}
+        return {"name": package, "kind": "classification", "source": source, "text": "text", "label": "label"}
+
+    return {
+        "name": "demo",
+        "backbone": "minilm",
+        "seed": 0,
+        "method": {"name": "lora", "rank": 8},
+        "warm_start": "auto",
+        "measure_gain": True,
+        "budget": {"epochs": 3, "batch_size": 32, "learning_rate": 2.0e-3, "max_length": 64},
+        "tasks": [task(package) for package in packages],
+    }
+
+
+def _task_rows(package: str) -> dict[Split, list[Row]]:
+    """Rows by split, every area equally capped; nothing if too few areas have enough rows."""
+    by_area: dict[str, dict[Split, list[Row]]] = defaultdict(lambda: {split: [] for split in SPLITS})
+    for row in docstrings(package):
+        by_area[row[1]][_split(row)].append(row)
+    full = [area for area in by_area.values() if len(area["train"]) >= _FEWEST_TRAIN_ROWS]
+    kept = sorted(full, key=lambda area: len(area["train"]), reverse=True)[:_AREAS]
+    if len(kept) < _FEWEST_AREAS:
+        return {}
+    return {split: _evenly([area[split] for area in kept], _ROWS[split]) for split in SPLITS}
+
+
+def _evenly(areas: Sequence[Sequence[Row]], total: int) -> list[Row]:
+    """At most `total` rows, the largest areas cut to one height; in order of hash, so that labels are mixed."""
+    taken = sorted((row for area in areas for row in enumerate(area)), key=lambda row: (row[0], _rank(row[1])))
+    return sorted((row for _, row in taken[:total]), key=_rank)
+
+
+def _rank(row: Row) -> str:
+    return hashlib.sha256(row[0].encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _split(row: Row) -> Split:
+    percent = int(_rank(row)[:8], 16) % 100
+    return next(split for split, up_to in _UP_TO.items() if percent < up_to)
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a top-level package lies; looking it up does not import it."""
+    try:
+        spec = find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module that was put into sys.modules by hand
+        spec = None
+    return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+
+
+def _sources(package: str) -> Iterator[tuple[Path, str]]:
+    folders = _folders(package)
+    if not folders:
+        raise DataError(f"no package {package!r} is installed; name an installed top-level package, as in 'numpy'")
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            inner = file.relative_to(folder).parts[:-1]
+            if inner and not inner[0].startswith("_") and not _SKIPPED.intersection(inner):
+                yield file, inner[0]
+
+
+def _documented(file: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes
+            tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # templates that only look like Python
+        return
+    yield from _public(tree)
+
+
+def _public(node: ast.AST) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if child.name.startswith("_"):
+                continue
+            yield ast.get_docstring(child) or ""
+        if isinstance(child, ast.ClassDef | ast.If | ast.Try):
+            yield from _public(child)
+
+
+def _summary(docstring: str) -> str:
+    return " ".join(docstring.partition("\n\n")[0].split())[:_CHARACTERS].rstrip()

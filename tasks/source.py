@@ -1,0 +1,159 @@
+"""Where rows come from: `datasets.load_dataset`, one split at a time, its failures told in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from tasks.errors import DataError
+from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A task's source, and the folder that its relative paths start from."""
+
+    task: str
+    source: Source
+    folder: Path
+
+    def at(self, split: Split) -> str:
+        """How messages name a split of this task."""
+        return f"task {self.task!r}, {split}"
+
+    @property
+    def local(self) -> bool:
+        """Whether the rows are the user's own files, read by a builder of `datasets`."""
+        return self.source.path in LOCAL_BUILDERS
+
+    def inside(self, path: str) -> str:
+        """`path` from the folder; an address is left alone."""
+        return path if "://" in path else str((self.folder / path).absolute())
+
+
+def present(origin: Origin) -> tuple[Split, ...]:
+    """Which of our splits the source has.
+
+    Raises: DataError where the source cannot be reached, has no train split, or lacks one that `splits` names.
+    """
+    there = _split_names(origin)
+    names = {split: origin.source.split_name(split).partition("[")[0] for split in SPLITS}  # "train[:80%]" is allowed
+    absent = [split for split in SPLITS if names[split] not in there]
+    for split in absent:
+        if split == "train" or split in origin.source.splits:
+            raise DataError(
+                f"{origin.at(split)}: the source has no split {names[split]!r}; it has {', '.join(there)}; "
+                f"say which one to read, as in splits: {{{split}: {next(iter(there), 'NAME')}}}"
+            )
+    return tuple(split for split in SPLITS if split not in absent)
+
+
+def read_split(origin: Origin, split: Split) -> Any:
+    """The rows of one split, as a `datasets.Dataset`.
+
+    Raises: DataError for files that are missing, empty or unreadable, and for a hub that cannot be reached.
+    """
+    arguments = _local_arguments(origin, split) if origin.local else _hub_arguments(origin)
+    try:
+        with _quiet():
+            rows = datasets.load_dataset(**arguments, split=origin.source.split_name(split))
+    except Exception as error:  # whatever a builder, a parser or the network raises
+        raise _failure(origin, split, error) from error
+    if len(rows) == 0:
+        raise DataError(f"{origin.at(split)}: the split is empty; give it at least one row")
+    return rows
+
+
+def _split_names(origin: Origin) -> Sequence[str]:
+    if origin.source.data_files is not None:
+        return list(origin.source.data_files)
+    arguments = _hub_arguments(origin)
+    try:
+        with _quiet():
+            return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
+    except Exception as error:
+        raise _failure(origin, "train", error) from error
+
+
+def _hub_arguments(origin: Origin) -> dict[str, Any]:
+    source = origin.source
+    data_dir = origin.inside(source.data_dir) if source.data_dir and origin.local else source.data_dir
+    own_folder = not origin.local and (origin.folder / source.path).is_dir()
+    path = origin.inside(source.path) if own_folder else source.path
+    given = {"data_dir": data_dir, "revision": source.revision, "data_files": source.data_files}
+    return {"path": path, "name": source.name} | {key: value for key, value in given.items() if value is not None}
+
+
+def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
+    source = origin.source
+    arguments: dict[str, Any] = {"path": source.path}
+    if source.data_files is None:
+        folder = origin.inside(source.data_dir or ".")
+        arguments["data_dir"] = folder
+        files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    else:
+        wanted = source.split_name(split).partition("[")[0]
+        files = _found(origin, split, source.data_files[wanted])
+        arguments["data_files"] = {wanted: files}
+    if source.path == "csv":
+        arguments["keep_default_na"] = False  # "NA" and "null" are texts, not gaps
+    # The cache of `datasets` knows a local file by path and time of change, which a copy or a checkout can repeat over
+    # other content. A name made from the content keeps them apart.
+    arguments["name"] = f"{source.name or 'rows'}-{_content(files)}"
+    return arguments
+
+
+def _found(origin: Origin, split: Split, named: str | list[str]) -> list[str]:
+    """The files, each checked to be there; patterns are filled in."""
+    files: list[str] = []
+    for path in map(origin.inside, [named] if isinstance(named, str) else named):
+        there = "://" in path or Path(path).is_file()
+        matches = [path] if there else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
+        if not matches:
+            raise DataError(f"{origin.at(split)}: no file {path}; correct data_files, or put the file there")
+        files += matches
+    return files
+
+
+def _content(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.encode("utf-8", "surrogateescape") + b"\0")
+        if Path(file).is_file():
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _failure(origin: Origin, split: Split, error: Exception) -> DataError:
+    cause = error.__cause__ or error
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    if origin.local:
+        advice = f"check that every file is {origin.source.path} and not empty"
+    else:
+        advice = (
+            f"a hub dataset needs the network (or an earlier download); check path {origin.source.path!r}, name and "
+            f"revision, or use your own files with path: {' | '.join(LOCAL_BUILDERS)} and data_files"
+        )
+    return DataError(f"{origin.at(split)}: cannot read {origin.source.path!r}: {reason}; {advice}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing from `datasets` on the terminal, which belongs to the command line; its settings are given back."""
+    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

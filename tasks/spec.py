@@ -1,0 +1,210 @@
+"""What people write in stream and task files: pydantic models, frozen, in which an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+Split = Literal["train", "validation", "test"]
+Kind = Literal["classification", "regression", "generation", "span"]
+WarmStart = Literal["scratch", "nearest", "merge", "auto"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "mcc")
+LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `datasets` that read the user's own files
+
+
+def _text_columns(value: Any) -> Any:
+    """One readable message where pydantic would report every branch of the union."""
+    one = isinstance(value, str) and value != ""
+    two = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
+    if not (one or two):
+        raise ValueError("should be the name of one column, or [first, second] for a pair of texts")
+    return value
+
+
+def _files(value: Any) -> Any:
+    many = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
+    if not (many or (isinstance(value, str) and value)):
+        raise ValueError("should be the name of one file, or a list of such names")
+    return value
+
+
+Column = Annotated[str, Field(min_length=1)]
+TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
+Files = Annotated[str | list[str], BeforeValidator(_files)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Spec):
+    """Where rows come from: arguments of `datasets.load_dataset`.
+
+    `splits` says what the source calls a split of ours, `{validation: dev}`; one not named there goes by its
+    own name.
+    """
+
+    path: Column
+    name: str | None = None
+    data_files: dict[str, Files] | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    splits: dict[Split, Column] = {}
+
+    @model_validator(mode="after")
+    def _local_files_are_named(self) -> Source:
+        if self.path in LOCAL_BUILDERS and not (self.data_files or self.data_dir):
+            raise ValueError(f"path: {self.path} reads your own files; name them in data_files: {{train: FILE, …}}")
+        used = {self.split_name(split).partition("[")[0] for split in SPLITS}
+        # A file under a name that nobody asks for would be ignored in silence, and its split carved from train.
+        if idle := sorted(set(self.data_files or {}) - used):
+            raise ValueError(
+                f"data_files: {', '.join(map(repr, idle))} would never be read; allowed are {', '.join(sorted(used))}; "
+                "rename it, or say which split it is: splits: {validation: NAME}"
+            )
+        return self
+
+    def split_name(self, split: Split) -> str:
+        """What the source calls our `split`."""
+        return self.splits.get(split, split)
+
+
+class Budget(_Spec):
+    """How much training a task gets; zero epochs is a valid budget (the closed-form head alone)."""
+
+    epochs: int = Field(default=3, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    max_length: int = Field(default=128, ge=2, description="tokens of a text that are read")
+
+
+class Method(_Spec):
+    """The name of a method and its settings, `{name: lora, rank: 8}` or just `lora`.
+
+    Which methods and settings exist is checked where methods live.
+
+    >>> Method.model_validate({"name": "lora", "rank": 8}).settings
+    {'rank': 8}
+    >>> Method.model_validate("bitfit").name
+    'bitfit'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Column
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class TaskSpec(_Spec):
+    """One task: its kind, its rows, its metric, and what it does otherwise than its stream.
+
+    A `budget` here may be partial: what it leaves out comes from the stream. Regression, generation and span tasks
+    can be written down; loading them is refused until they are supported.
+    """
+
+    name: Name
+    kind: Kind = "classification"
+    source: Source
+    text: TextColumns
+    label: Column | None = Field(default=None, validate_default=True)
+    target: Column | None = None
+    answers: Column | None = None
+    references: Column | None = None
+    metric: str = "accuracy"
+    rows: dict[Split, Annotated[int, Field(ge=1)]] = {}
+    shots: int | None = Field(default=None, ge=1)
+    method: Method | None = None
+    warm_start: WarmStart | None = None
+    budget: Budget | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _classification_has_labels(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("kind") == "classification":
+            raise ValueError("a classification task must name the column of its labels, as in `label: label`")
+        return value
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_fits_kind(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "classification" and value not in CLASSIFICATION_METRICS:
+            raise ValueError(f"a classification task is scored by one of {', '.join(CLASSIFICATION_METRICS)}")
+        return value
+
+    @field_serializer("budget")
+    def _only_what_was_set(self, budget: Budget | None) -> dict[str, Any] | None:
+        # Defaults written out would come back as overrides of the stream's budget.
+        return budget.model_dump(exclude_unset=True) if budget else None
+
+
+class TaskFile(TaskSpec):
+    """A lone task file: the keys of a task, and the two of a stream that one task can need."""
+
+    backbone: str | None = None
+    seed: Seed = 0
+
+
+class Stream(_Spec):
+    """Tasks in order of arrival, with what they have in common.
+
+    `measure_gain`: where a warm start was taken, train from scratch too and report the difference.
+    `folder` is where relative data files are looked for: the stream file's own folder, never written out.
+    """
+
+    name: Name
+    backbone: str | None = None
+    seed: Seed = 0
+    method: Method = Method(name="lora")
+    warm_start: WarmStart = "auto"
+    budget: Budget = Budget()
+    measure_gain: bool = False
+    tasks: tuple[TaskSpec, ...]
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_with_names_of_their_own(cls, tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+        if not tasks:  # as a length limit of the field this would also be said whenever a task is wrong
+            raise ValueError("a stream needs at least one task")
+        twice = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
+        if twice:
+            raise ValueError(f"two tasks of a stream cannot share a name; used twice: {', '.join(twice)}; rename one")
+        return tasks
+
+    def resolved(self) -> tuple[TaskSpec, ...]:
+        """Every task with method, warm start and budget filled in from the stream."""
+        return tuple(self._resolve(task) for task in self.tasks)
+
+    def _resolve(self, task: TaskSpec) -> TaskSpec:
+        own = task.budget.model_dump(exclude_unset=True) if task.budget else {}
+        filled = {
+            "method": task.method or self.method,
+            "warm_start": task.warm_start or self.warm_start,
+            "budget": Budget(**(self.budget.model_dump() | own)),
+        }
+        return task.model_copy(update=filled)

@@ -1,0 +1,147 @@
+"""The arms that our method is compared with: PEFT's LoRA and full fine-tuning, all through one loop.
+
+The loop takes from `continual.train` whatever is not the arm itself: batches, optimiser, schedule, clipping, precision,
+the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
+checkpoint's own dropout (0.1 for minilm) is at work here, as it is for whoever uses these libraries; ours has none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from continual.backbone import Backbone, Pooling
+from continual.evaluate import Prepared, metric_score
+from continual.features import pad, pool, shuffled_batches, sorted_batches
+from continual.train import Optimiser
+from tasks import Budget
+
+RANK = 8
+TARGETS = ["query", "value"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an arm is given: rows to learn from, rows to choose the epoch on, and how they are scored."""
+
+    rows: Prepared
+    validation: Prepared
+    metric: str
+    budget: Budget
+    seed: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An arm after its best epoch: the validation score of every epoch (the start first), and how it answers."""
+
+    curve: tuple[float, ...]
+    answers: Callable[[Prepared], list[int]]
+
+    @property
+    def validation(self) -> float:
+        return max(self.curve)
+
+
+class PooledHead(nn.Module):
+    """An encoder, our pooling and a linear head: logits [B, C]."""
+
+    def __init__(self, encoder: Any, weight: Tensor, bias: Tensor, pooling: Pooling) -> None:
+        super().__init__()
+        self.encoder, self.pooling = encoder, pooling
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        hidden = self.encoder(**batch).last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):  # our heads are applied in float32
+            return F.linear(pool(hidden, batch["attention_mask"], self.pooling), self.weight, self.bias)
+
+
+class LibraryHead(nn.Module):
+    """A sequence classifier as transformers builds it: logits [B, C]."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(**batch).logits
+        return logits.float()
+
+
+def peft_lora(checkpoint: str, classes: int) -> nn.Module:
+    """PEFT's LoRA for sequence classification; the library's fresh classification head is trained with it."""
+    return LibraryHead(get_peft_model(_classifier(checkpoint, classes), _lora(TaskType.SEQ_CLS)))
+
+
+def peft_lora_with_head(checkpoint: str, weight: Tensor, bias: Tensor, pooling: Pooling) -> nn.Module:
+    """PEFT's LoRA on the plain encoder; the head starts from the values given and is trained with it."""
+    encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, add_pooling_layer=False)
+    return PooledHead(get_peft_model(encoder, _lora(TaskType.FEATURE_EXTRACTION)), weight, bias, pooling)
+
+
+def full(checkpoint: str, classes: int) -> nn.Module:
+    """Every weight is trained, with the library's fresh classification head."""
+    return LibraryHead(_classifier(checkpoint, classes))
+
+
+def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
+    """Train what `network` lets be trained, as `continual.train.train` trains a delta; its best epoch is put back."""
+    network.to(backbone.device)
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    budget, generator = problem.budget, torch.Generator().manual_seed(problem.seed)
+    lengths = problem.rows.tokens.lengths
+    epochs = [shuffled_batches(lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
+    optimise = Optimiser(trained.values(), learning_rate=budget.learning_rate, steps=sum(map(len, epochs)))
+    curve, best = [_score(backbone, network, problem)], _copy(trained)
+    for batches in epochs:
+        network.train()
+        for batch in batches:
+            optimise(_loss(backbone, network, problem.rows, batch))
+        curve.append(_score(backbone, network, problem))
+        if curve[-1] > max(curve[:-1]):
+            best = _copy(trained)
+    network.load_state_dict(best, strict=False)
+    return Fitted(tuple(curve), lambda rows: answers(backbone, network, rows))
+
+
+@torch.inference_mode()
+def answers(backbone: Backbone, network: nn.Module, rows: Prepared) -> list[int]:
+    """The class that the network answers for every row, in eval() mode."""
+    network.eval()
+    chosen = torch.empty(len(rows), dtype=torch.long)
+    for indices in sorted_batches(rows.tokens.lengths):
+        chosen[indices] = _logits(backbone, network, rows, indices).argmax(dim=1).cpu()
+    return chosen.tolist()
+
+
+def _score(backbone: Backbone, network: nn.Module, problem: Problem) -> float:
+    rows = problem.validation
+    return metric_score(problem.metric, rows.classes.tolist(), answers(backbone, network, rows))
+
+
+def _loss(backbone: Backbone, network: nn.Module, rows: Prepared, batch: list[int]) -> Tensor:
+    return F.cross_entropy(_logits(backbone, network, rows, batch), rows.classes[batch].to(backbone.device))
+
+
+def _logits(backbone: Backbone, network: nn.Module, rows: Prepared, batch: list[int]) -> Tensor:
+    with backbone.precision():
+        logits: Tensor = network(**pad(backbone, rows.tokens, batch))
+    return logits.float()
+
+
+def _copy(tensors: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def _classifier(checkpoint: str, classes: int) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=classes, dtype=torch.float32)
+
+
+def _lora(task: TaskType) -> LoraConfig:
+    return LoraConfig(task_type=task, r=RANK, lora_alpha=RANK, target_modules=TARGETS)

@@ -1,0 +1,304 @@
+"""How good is a delta? Test scores of our method beside PEFT's LoRA and full fine-tuning, on the tasks of a stream.
+
+    python -m tests.benchmarks.quality STREAM.yaml --state runs.jsonl > quality.json
+
+Arms: `closed_form` is the head in closed form on frozen features, without a step; `peft` is PEFT's LoRA (rank 8, query
+and value) with transformers' own classification head; `peft_our_head` the same LoRA with our pooling and the
+closed-form head as its start; `ours` is `continual.train.train` from the closed-form start; `full` trains every weight,
+with transformers' head.
+
+Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-up, decay, clipping, precision, seed,
+the best epoch on validation rows (the start is a candidate), and four learning rates to choose from. Not alike: the
+checkpoint's dropout is at work in `peft`, `peft_our_head` and `full`, as these libraries have it, and `ours` has none;
+transformers' heads run in the precision of the backbone, ours in float32.
+The learning rate is chosen per task and arm on validation rows with few train rows; then one run has all of them.
+Test rows are read for that run alone. One seed. A run that is in the state file already is not made again, so a state
+file belongs to one stream, one backbone and one version of the code.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
+
+from continual.backbone import Backbone, _locate, load_backbone
+from continual.deltas import METHODS, Delta, Head, fresh_values
+from continual.errors import LearnError
+from continual.evaluate import Prepared, measure, metric_score, predict_classes, prepare
+from continual.features import features
+from continual.head import ClosedForm, closed_form
+from continual.signature import signature
+from continual.train import train
+from tasks import Budget, Rows, Stream, TaskData, load_task, read_stream
+from tasks.rows import sample
+from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
+
+SEARCH_VALIDATION_ROWS = 500
+LORA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+FULL_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One task's rows, all or some of them, and the closed-form start that belongs to them."""
+
+    backbone: Backbone
+    data: TaskData
+    search_rows: int
+    seed: int
+
+    @cached_property
+    def train(self) -> Prepared:
+        return self.prepared(self.data.train)
+
+    @cached_property
+    def validation(self) -> Prepared:
+        return self.prepared(self.data.validation)
+
+    @cached_property
+    def few(self) -> "Bench":
+        """The rows on which learning rates are compared, in the proportions of the labels."""
+        data, count = self.data, max(self.search_rows, len(self.data.labels))
+        rows = sample(data.train, count, seed=self.seed, keep_labels=True)
+        held_out = sample(data.validation, SEARCH_VALIDATION_ROWS, seed=self.seed)
+        return replace(self, data=replace(data, train=rows, validation=held_out))
+
+    @cached_property
+    def start(self) -> ClosedForm:
+        vectors = features(self.backbone, self.train.tokens)
+        seen = signature(vectors, self.train.classes, count=len(self.data.labels))
+        return closed_form(seen, features(self.backbone, self.validation.tokens), self.validation.classes)
+
+    @property
+    def checkpoint(self) -> str:
+        return _locate(self.backbone.name)
+
+    @property
+    def budget(self) -> Budget:
+        assert self.data.spec.budget is not None  # the stream's tasks are resolved
+        return self.data.spec.budget
+
+    def prepared(self, rows: Rows) -> Prepared:
+        return prepare(self.backbone, rows, labels=self.data.labels, max_length=self.budget.max_length)
+
+    def problem(self, learning_rate: float) -> Problem:
+        budget = self.budget.model_copy(update={"learning_rate": learning_rate})
+        return Problem(self.train, self.validation, self.data.spec.metric, budget, self.seed)
+
+
+Arm = Callable[[Bench, float], Fitted]
+
+
+def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
+    def answers(rows: Prepared) -> list[int]:
+        vectors = features(bench.backbone, rows.tokens)
+        return F.linear(vectors, bench.start.weight, bench.start.bias).argmax(dim=1).tolist()
+
+    held_out = bench.validation
+    return Fitted((metric_score(bench.data.spec.metric, held_out.classes.tolist(), answers(held_out)),), answers)
+
+
+def _ours(bench: Bench, learning_rate: float) -> Fitted:
+    backbone, problem, settings = (
+        bench.backbone,
+        bench.problem(learning_rate),
+        METHODS["lora"].model_validate({"rank": RANK}),
+    )
+    head = Head(bench.start.weight, bench.start.bias, bench.data.labels, backbone.pooling)
+    start = Delta("lora", settings, backbone.fingerprint, fresh_values(backbone, settings, seed=bench.seed), head)
+    trained = train(
+        backbone,
+        start,
+        rows=problem.rows,
+        validation=problem.validation,
+        budget=problem.budget,
+        metric=problem.metric,
+        seed=bench.seed,
+    )
+    curve = tuple(epoch.score for epoch in trained.curve)
+    return Fitted(curve, lambda rows: predict_classes(backbone, trained.delta, rows))
+
+
+def _peft(bench: Bench, learning_rate: float) -> Fitted:
+    return fit(bench.backbone, peft_lora(bench.checkpoint, len(bench.data.labels)), bench.problem(learning_rate))
+
+
+def _peft_our_head(bench: Bench, learning_rate: float) -> Fitted:
+    start = bench.start
+    network = peft_lora_with_head(bench.checkpoint, start.weight, start.bias, bench.backbone.pooling)
+    return fit(bench.backbone, network, bench.problem(learning_rate))
+
+
+def _full(bench: Bench, learning_rate: float) -> Fitted:
+    return fit(bench.backbone, full(bench.checkpoint, len(bench.data.labels)), bench.problem(learning_rate))
+
+
+# Every arm with the learning rates it may choose from; one that takes no step has none.
+ARMS: Mapping[str, tuple[Arm, tuple[float, ...]]] = {
+    "closed_form": (_closed_form, ()),
+    "peft": (_peft, LORA_RATES),
+    "peft_our_head": (_peft_our_head, LORA_RATES),
+    "ours": (_ours, LORA_RATES),
+    "full": (_full, FULL_RATES),
+}
+
+
+class State:
+    """The finished runs: appended to a file of JSON lines as they finish, found again by what they were."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        self.records: list[Record] = [json.loads(line) for line in lines]
+
+    def find(self, **wanted: Any) -> Record | None:
+        found = (r for r in self.records if all(r[key] == value for key, value in wanted.items()))
+        return next(found, None)
+
+    def add(self, record: Record) -> Record:
+        self.records.append(record)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        say(" ".join(f"{key}={value}" for key, value in record.items() if key != "curve"))
+        return record
+
+
+def compare(bench: Bench, name: str, state: State) -> None:
+    """Choose an arm's learning rate, then run it with all rows; nothing where that run is there already."""
+    arm, rates = ARMS[name]
+    about = {"arm": name, "task": bench.data.spec.name, "seed": bench.seed}
+    if state.find(**about, stage="final", rows=len(bench.train)):
+        return
+    tried = [searched(bench.few, arm, rate, about, state) for rate in rates]
+    rate = max(tried, key=lambda record: record["validation"])["learning_rate"] if tried else None  # a tie: the lowest
+    began = time.perf_counter()
+    torch.manual_seed(bench.seed)
+    fitted = arm(bench, rate or 0.0)
+    test = bench.prepared(bench.data.test)
+    measured = measure(bench.data.spec.metric, test.classes.tolist(), fitted.answers(test))
+    scores = {"test": measured.value, "low": measured.low, "high": measured.high, "test_rows": measured.rows}
+    searched_rows = len(bench.few.train) if tried else None
+    state.add(_record(about, "final", rate, bench, fitted, began) | scores | {"search_rows": searched_rows})
+
+
+def searched(bench: Bench, arm: Arm, rate: float, about: Record, state: State) -> Record:
+    """One learning rate's run on few rows; a rate at which training diverges scores nothing."""
+    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.train)):
+        return known
+    began = time.perf_counter()
+    torch.manual_seed(bench.seed)
+    try:
+        fitted = arm(bench, rate)
+    except LearnError:
+        fitted = Fitted((0.0,), lambda rows: [])
+    return state.add(_record(about, "search", rate, bench, fitted, began))
+
+
+def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted: Fitted, began: float) -> Record:
+    return about | {
+        "stage": stage,
+        "learning_rate": rate,
+        "rows": len(bench.train),
+        "validation_rows": len(bench.validation),
+        "validation": fitted.validation,
+        "curve": fitted.curve,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> Record:
+    """What was measured, as one JSON document; means are over the tasks that all the arms shown have finished."""
+    finals = [record for record in records if record["stage"] == "final" and record["seed"] == stream.seed]
+    shown = ("validation", "test", "learning_rate", "low", "high", "test_rows", "rows", "search_rows", "seconds")
+    tasks: dict[str, Record] = {record["task"]: {} for record in finals}
+    for record in finals:
+        tasks[record["task"]][record["arm"]] = {key: record[key] for key in shown}
+    arms = [arm for arm in ARMS if any(arm in task for task in tasks.values())]
+    whole = [task for task in tasks.values() if all(arm in task for arm in arms)]
+    return {
+        "stream": stream.name,
+        "backbone": backbone.name,
+        "seed": stream.seed,
+        "machine": {"cpus": os.cpu_count(), "torch": torch.__version__, "device": str(backbone.device)}
+        | {"dtype": str(backbone.dtype).removeprefix("torch.")},
+        "method": f"learning rate per task and arm: the best of four with only `search_rows` train rows and at "
+        f"most {SEARCH_VALIDATION_ROWS} validation rows, full number of epochs; then one run with all `rows` at that "
+        "rate, best epoch on all validation rows; test rows for that run alone; one seed; dropout except in ours",
+        "tasks": tasks,
+        "tasks_in_means": [name for name, task in tasks.items() if task in whole],
+        "means": {arm: _mean(task[arm]["test"] for task in whole) for arm in arms},
+        "ours_minus": {arm: _differences(tasks, arm) for arm in arms if arm != "ours" and "ours" in arms},
+    }
+
+
+def _differences(tasks: Mapping[str, Record], arm: str) -> Record:
+    pairs = {name: task for name, task in tasks.items() if {"ours", arm} <= set(task)}
+    both = {name: task["ours"]["test"] - task[arm]["test"] for name, task in pairs.items()}
+    return {"mean": _mean(both.values()), "tasks": both}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    return fmean(there) if (there := list(values)) else None
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def _names(allowed: Sequence[str], given: str | None) -> list[str]:
+    names = list(allowed) if given is None else given.split(",")
+    if unknown := set(names) - set(allowed):
+        sys.exit(f"not known: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
+    return [name for name in allowed if name in names]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", type=Path)
+    parser.add_argument("--state", type=Path, help="JSON lines: finished runs are read from it and appended to it")
+    parser.add_argument("--tasks", help="names, by commas; all of the stream's otherwise")
+    parser.add_argument("--arms", help=f"names, by commas, of {', '.join(ARMS)}")
+    parser.add_argument("--search-rows", type=int, default=1000, help="train rows on which learning rates are compared")
+    parser.add_argument("--report", action="store_true", help="only print the document of what the state file holds")
+    return parser.parse_args()
+
+
+def _quieten() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name
+
+
+def main() -> None:
+    arguments = _arguments()
+    stream, state = read_stream(arguments.stream), State(arguments.state)
+    backbone = load_backbone(stream.backbone or "minilm")
+    _quieten()  # here, since loading a backbone turns the bars on again
+    names = _names([task.name for task in stream.tasks], arguments.tasks)
+    if not arguments.report:
+        loaded = [load_task(t, folder=stream.folder, seed=stream.seed) for t in stream.resolved() if t.name in names]
+        benches = [Bench(backbone, data, arguments.search_rows, stream.seed) for data in loaded]
+        for bench in sorted(benches, key=lambda bench: sum(bench.train.tokens.lengths)):  # the cheapest task first
+            say(f"{bench.data.spec.name}: {sum(bench.train.tokens.lengths)} train tokens, {len(bench.train)} rows")
+            for arm in _names(list(ARMS), arguments.arms):
+                compare(bench, arm, state)
+    print(json.dumps(document(stream, backbone, state.records), indent=2))
+
+
+if __name__ == "__main__":
+    main()

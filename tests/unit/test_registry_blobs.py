@@ -1,0 +1,66 @@
+"""Blobs are what their digests say, wherever they lie."""
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry import BlobError, Blobs
+
+
+@given(data=st.binary(max_size=64))
+def test_what_is_put_is_got(data: bytes) -> None:
+    blobs = Blobs("memory://property")
+    assert blobs.put(data) == sha256(data).hexdigest()
+    assert blobs.get(blobs.put(data)) == data
+
+
+def test_damage_is_found_at_reading(tmp_path: Path) -> None:
+    blobs = Blobs(str(tmp_path))
+    digest = blobs.put(b"delta")
+    Path(blobs.path(digest)).write_bytes(b"dexta")
+    with pytest.raises(BlobError, match=rf"{digest} is damaged: the 5 bytes at {tmp_path}"):
+        blobs.get(digest)
+
+
+def test_a_missing_blob_is_named_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(BlobError, match=rf"{'0' * 64} is missing: nothing at {tmp_path}/00/0"):
+        Blobs(str(tmp_path)).get("0" * 64)
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64])
+def test_only_digests_have_a_path(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(BlobError, match="is no digest"):
+        Blobs(str(tmp_path)).path(digest)
+
+
+def test_existing_content_is_not_written_again(tmp_path: Path) -> None:
+    blobs = Blobs(f"file://{tmp_path}")
+    place = Path(blobs.path(blobs.put(b"delta")))
+    before = place.stat()
+    blobs.put(b"delta")
+    after = place.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_many_may_put_the_same_at_once(tmp_path: Path) -> None:
+    blobs, data = Blobs(str(tmp_path)), bytes(200_000)
+    with ThreadPoolExecutor(8) as threads:
+        digests = set(threads.map(lambda _: Blobs(str(tmp_path)).put(data), range(32)))
+    assert [blobs.get(digest) for digest in digests] == [data]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [digests.pop()[2:]]
+
+
+def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = Blobs(str(tmp_path))
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(blobs._files, "mv", fail)
+    with pytest.raises(OSError, match="disk full"):
+        blobs.put(b"delta")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,0 +1,105 @@
+"""The migrations make what the tables say, and other schemas are refused."""
+
+import shutil
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from registry_cases import make_registry, open_together, url
+from sqlalchemy import inspect, text
+
+from registry import Registry, SchemaError, schema, upgrade, verify
+from registry.base import Base
+from registry.engine import connect
+from tasks.errors import InputError
+
+NEXT = '''"""Adds a table."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.create_table("later", sa.Column("id", sa.Integer(), primary_key=True))
+'''
+
+
+def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        options = {"version_table": schema.VERSION_TABLE}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+        assert "alembic_version" not in inspect(connection).get_table_names()
+
+
+def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        plain = connect(f"sqlite:///{tmp_path}/plain.db")
+        Base.metadata.create_all(plain)
+        for table in Base.metadata.tables:
+            made, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
+            assert made == meant
+        plain.dispose()
+
+
+def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    spawn = get_context("spawn")
+    start = spawn.Barrier(3)
+    children = [spawn.Process(target=open_together, args=(tmp_path, start)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        pragmas = ("journal_mode", "foreign_keys", "busy_timeout")
+        assert [connection.scalar(text(f"PRAGMA {name}")) for name in pragmas] == ["wal", 1, 30_000]
+
+
+def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_registry(tmp_path).close()
+    shutil.copytree(schema.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
+    (tmp_path / "50% new/versions/0002_later.py").write_text(NEXT)
+    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "50% new")
+    with pytest.raises(SchemaError, match=r"revision 0001, older than this code's 0002. Run `continual db upgrade`"):
+        make_registry(tmp_path)
+    assert upgrade(url(tmp_path)) == "0002"
+    with make_registry(tmp_path) as registry:
+        assert verify(registry) == []
+        assert inspect(registry.engine).has_table("later")
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
+        connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0001"):
+        make_registry(tmp_path)
+    with pytest.raises(SchemaError, match="Install the newer release"):
+        upgrade(url(tmp_path))
+
+
+def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
+    assert upgrade(url(tmp_path)) == upgrade(url(tmp_path)) == "0001"
+
+
+def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
+    engine = connect(url(tmp_path))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
+    engine.dispose()
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "theirs"
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "oracel://here"])
+def test_an_unusable_url_is_the_users_to_mend(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
+        Registry.open(bad, str(tmp_path))

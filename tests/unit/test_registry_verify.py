@@ -1,0 +1,73 @@
+"""`verify` finds each kind of damage, and nothing in a sound registry."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_cases import begin, learn, make_registry
+
+from registry import Registry, verify
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with make_registry(tmp_path) as opened:
+        answers = opened.blobs.put(b"answers")
+        learn(opened, "sst2", predictions=answers)
+        learn(opened, "sst2")
+        begin(opened, "sst2")
+        with opened.unit() as unit:
+            unit.finish("core", 0, delta="sst2@1")
+        yield opened
+
+
+def damage(registry: Registry, *statements: str) -> None:
+    """What a tool does that knows nothing of the registry's rules."""
+    with registry.engine.connect() as connection:
+        raw = connection.connection.cursor()
+        for statement in ("PRAGMA foreign_keys = OFF", *statements, "PRAGMA foreign_keys = ON"):
+            raw.execute(statement)
+
+
+def test_a_sound_registry_has_no_findings(registry: Registry) -> None:
+    assert verify(registry) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "owners"),
+    [
+        (b"sst2", ["sst2@1, its values", "sst2@2, its values"]),
+        (b"answers", ["sst2@1, its predictions"]),
+        (b"signature", ["task sst2, its signature"]),
+    ],
+)
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[str], harm: str) -> None:
+    digest = registry.blobs.put(content)
+    place = Path(registry.blobs.path(digest))
+    place.unlink() if harm == "missing" else place.write_bytes(b"other")
+    found = verify(registry)
+    assert [line.split(": ")[0] for line in found] == owners
+    assert all(f"blob {digest} is {harm}" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("statement", "finding"),
+    [
+        ("UPDATE scores SET delta_id = 77 WHERE id = 2", "scores row 2: delta_id 77 is no row of deltas"),
+        ("UPDATE positions SET task_id = 77", "positions row 1: task_id 77 is no row of tasks"),
+        (
+            "UPDATE positions SET delta_id = NULL",
+            "stream core, position 0: sst2 is marked as learned, but names no delta",
+        ),
+        ("DELETE FROM scores WHERE id = 1", "sst2@1: no oracle score on the test split"),
+    ],
+)
+def test_bad_rows_are_found(registry: Registry, statement: str, finding: str) -> None:
+    damage(registry, statement)
+    assert verify(registry) == [finding]
+
+
+def test_two_champions_are_found(registry: Registry) -> None:
+    damage(registry, "DROP INDEX uq_deltas_champion", "UPDATE deltas SET status = 'champion'")
+    assert verify(registry) == ["task sst2: 2 champions on backbone tiny, where one may serve"]

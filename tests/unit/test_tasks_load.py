@@ -1,0 +1,202 @@
+"""Loading: what becomes of a task's files, and what is said about those that will not do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+def good(n: int = 20, start: int = 0) -> list[Row]:
+    return [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(start, start + n)]
+
+
+def lines(path: Path, rows: list[Row]) -> str:
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path.name
+
+
+def spec(files: dict[str, str], **keys: Any) -> TaskSpec:
+    source = {"path": keys.pop("path", "json"), "data_files": files, "splits": keys.pop("splits", {})}
+    return TaskSpec.model_validate({"name": "t", "source": source, "text": "text", "label": "label"} | keys)
+
+
+def load(folder: Path, *, seed: int = 0, suffix: str = "jsonl", splits: Any = None, **rows: list[Row]) -> TaskData:
+    files = {split: lines(folder / f"{split}.{suffix}", found) for split, found in rows.items()}
+    return load_task(spec(files, splits=splits or {}), folder=folder, seed=seed)
+
+
+def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+    test: list[Row] = [{"other": i, **row} for i, row in enumerate(good(4, 200))]  # columns may differ
+    data = load(tmp_path, suffix="jsonl.gz", train=good(), validation=good(6, 100), test=test)
+    assert data.train.texts == tuple(f"text {i}" for i in range(20))
+    assert data.test.texts == tuple(f"text {i}" for i in range(200, 204))
+    assert (len(data.validation), data.labels, data.notes) == (6, ("a", "b"), ())
+
+
+def test_absent_splits_are_carved_from_train_and_said(tmp_path: Path) -> None:
+    data = load(tmp_path, train=good(100))
+    assert [len(rows) for rows in (data.train, data.validation, data.test)] == [72, 8, 20]
+    assert Counter(data.test.labels) == {"a": 10, "b": 10}
+    assert len({*data.train.texts, *data.validation.texts, *data.test.texts}) == 100
+    assert data.notes == (
+        "test: not given; 20 of the 100 train rows were held out for it (seed 0)",
+        "validation: not given; 8 of the 80 train rows were held out for it (seed 0)",
+    )
+    assert load(tmp_path, train=good(100)) == data
+    assert load(tmp_path, seed=1, train=good(100)).test != data.test
+
+
+def test_train_too_small_to_carve(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'t', test: there is no such split, and the 2 rows of train cannot spare any"):
+        load(tmp_path, train=good(2))
+
+
+def test_limits_come_after_carving(tmp_path: Path) -> None:
+    files = {"train": lines(tmp_path / "a.jsonl", good(100))}
+    plain = load_task(spec(files), folder=tmp_path, seed=0)
+    small = load_task(spec(files, rows={"train": 10, "test": 5, "validation": 50}), folder=tmp_path, seed=0)
+    assert [len(rows) for rows in (small.train, small.validation, small.test)] == [10, 8, 5]
+    assert set(small.test.texts) < set(plain.test.texts)
+    assert small.notes[2:] == (
+        "train: 10 of 72 rows were taken (seed 0)",
+        "test: 5 of 20 rows were taken (seed 0)",
+    )
+    few = load_task(spec(files, shots=3), folder=tmp_path, seed=0)
+    assert Counter(few.train.labels) == {"a": 3, "b": 3}
+    assert few.test == plain.test
+    with pytest.raises(DataError, match=r"'t', train: 1 rows cannot keep all 2 labels"):
+        load_task(spec(files, rows={"train": 1}), folder=tmp_path, seed=0)
+
+
+def test_pairs_and_renamed_splits(tmp_path: Path) -> None:
+    rows = [{"q": f"q{i}", "p": f"p{i}", "label": i % 2 == 0} for i in range(10)]
+    files = {"fit": lines(tmp_path / "a.jsonl", rows), "dev": lines(tmp_path / "b.jsonl", rows)}
+    names = {"train": "fit", "validation": "dev", "test": "dev"}
+    data = load_task(spec(files, splits=names, text=["q", "p"]), folder=tmp_path, seed=0)
+    assert data.train.texts[1] == ("q1", "p1")
+    assert data.labels == ("False", "True")
+    assert data.validation == data.test
+
+
+def test_csv_words_that_look_like_gaps_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nNA,1\nnull,2\n,1\nnone,2\n", encoding="utf-8")
+    data = load_task(
+        spec({"train": "a.csv", "validation": "a.csv", "test": "a.csv"}, path="csv"), folder=tmp_path, seed=0
+    )
+    assert data.train.texts == ("NA", "null", "", "none")
+    assert data.labels == ("1", "2")
+
+
+def test_class_labels_go_by_name(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
+    table.to_parquet(tmp_path / "a.parquet")
+    one = dict.fromkeys(("train", "validation", "test"), "a.parquet")
+    assert load_task(spec(one, path="parquet"), folder=tmp_path, seed=0).train.labels == ("no", "yes", "no")
+    table.map(lambda row: {"label": -1}, features=features).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1: -1 is not a label"):
+        load_task(spec(one, path="parquet"), folder=tmp_path, seed=0)
+
+
+def test_a_file_that_changed_is_read_anew_even_at_the_same_time_of_change(tmp_path: Path) -> None:
+    for word in ("old", "new"):
+        rows = [{**row, "text": f"{word} {i}"} for i, row in enumerate(good())]
+        lines(tmp_path / "train.jsonl", rows)
+        os.utime(tmp_path / "train.jsonl", (1e9, 1e9))
+        data = load_task(spec({"train": "train.jsonl"}), folder=tmp_path, seed=0)
+        assert all(str(text).startswith(word) for text in data.train.texts)
+
+
+def test_patterns_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    lines(tmp_path / "d" / "train-1.jsonl", good(10))
+    lines(tmp_path / "d" / "train-2.jsonl", good(10, 10))
+    lines(tmp_path / "d" / "test.jsonl", good(4))
+    data = load_task(spec({"train": "d/train-*.jsonl", "test": "d/test.jsonl"}), folder=tmp_path, seed=0)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (20, 4)
+    keys = {"name": "t", "source": {"path": "json", "data_dir": "d"}, "text": "text", "label": "label"}
+    assert load_task(TaskSpec.model_validate(keys), folder=tmp_path, seed=0).test == data.test
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"txt": "a", "label": "a"}, r"train: no column 'text'; did you mean 'txt'\? \(the columns are txt, label\)"),
+        ({"text": None, "label": "a"}, r"train: column 'text', row 21: None is not a text"),
+        ({"text": 3, "label": "a"}, r"train: column 'text', row 21: 3 is not a text"),
+        ({"text": ["b"], "label": "a"}, r"train: column 'text', row 21: \['b'\] is not a text"),
+        ({"text": "b", "label": None}, r"train: column 'label', row 21: None is not a label"),
+        ({"text": "b", "label": " "}, r"train: column 'label', row 21: ' ' is not a label"),
+        ({"text": "b", "label": 0.5}, r"train: column 'label', row 21: 0.5 is not a label"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, bad: Row, said: str) -> None:
+    rows = [bad] if "txt" in bad else [*good(), bad]
+    with pytest.raises(DataError, match=f"task 't', {said}"):
+        load(tmp_path, train=rows)
+
+
+def test_labels_must_be_known_and_two(tmp_path: Path) -> None:
+    strange: list[Row] = [{"text": "x", "label": "z"}, {"text": "y", "label": "c"}]
+    with pytest.raises(DataError, match="'t', validation: labels that train does not have: 'c', 'z'"):
+        load(tmp_path, train=good(), validation=strange)
+    with pytest.raises(DataError, match="'t', train: at least two labels are needed; got only 'z'"):
+        load(tmp_path, train=strange[:1] * 20, validation=good(), test=good())
+
+
+def test_empty_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task 't', test: cannot read 'json': .*not empty"):
+        load(tmp_path, train=good(), test=[])
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nnot json\n', encoding="utf-8")
+    with pytest.raises(DataError, match="task 't', train: cannot read 'json': JSON parse error"):
+        load_task(spec({"train": "bad.jsonl"}), folder=tmp_path, seed=0)
+    (tmp_path / "head.csv").write_text("text,label\n", encoding="utf-8")
+    with pytest.raises(DataError, match="task 't', train: "):
+        load_task(spec({"train": "head.csv"}, path="csv"), folder=tmp_path, seed=0)
+
+
+def test_a_split_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'t', validation: the source has no split 'dev'; it has train"):
+        load(tmp_path, splits={"validation": "dev"}, train=good())
+    with pytest.raises(DataError, match=r"'t', train: the source has no split 'train'; it has test"):
+        load(tmp_path, test=good())
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    task = TaskSpec.model_validate({"name": "t", "source": {"path": "no/such"}, "text": "text", "label": "label"})
+    with pytest.raises(DataError, match=r"cannot read 'no/such': .*Couldn't reach .*; a hub dataset needs the network"):
+        load_task(task, folder=tmp_path, seed=0)
+
+
+def test_all_tasks_of_a_stream_are_checked_in_one_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines(tmp_path / "ok.jsonl", good(40))
+    span = spec({"train": "ok.jsonl"}, kind="span", answers="answers").model_copy(update={"name": "c"})
+    fine = spec({"train": "ok.jsonl"}).model_copy(update={"name": "a"})
+    gone = spec({"train": "ok.jsonl", "test": "gone.jsonl"}).model_copy(update={"name": "b"})
+    with pytest.raises(DataError) as caught:
+        load_stream(Stream(name="s", tasks=(fine, gone, span), folder=tmp_path))
+    missing, unsupported = str(caught.value).splitlines()
+    assert missing.startswith(f"task 'b', test: no file {tmp_path / 'gone.jsonl'}; ")
+    assert unsupported == "task 'c': kind span cannot be loaded yet; supported: classification"
+    (data,) = load_stream(Stream(name="s", tasks=(fine,), folder=tmp_path))
+    assert data.spec.budget is not None
+    assert capfd.readouterr() == ("", "")
