@@ -9,13 +9,14 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.errors import InputError, MethodError
-from continual.learn import backbone_record, learn, ready, record, task_record
+from continual.learn import learn, ready
+from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.warmstart import SUPPORTED
 from registry import Registry, claim, held, release, this_holder
@@ -29,15 +30,26 @@ WAIT = 1.0  # seconds between looks at a position that another controller holds
 class Watcher:
     """What is told of a run while it goes on; every call begins with the task's name.
 
-    began: its training is about to start · step: so many training steps of so many are done · waiting: another
-    controller holds it · learned: its delta is registered (now, or by an earlier run) · failed: it is not, and why.
+    noted: what was done to its rows · began: its training is about to start · step: so many training steps of so many
+    are done · waiting: another controller holds it · learned: its delta is registered, now or by an earlier run, and the stream measured after it ·
+    failed: it has none, and why.
     """
 
+    noted: Callable[[str, str], None] = lambda task, note: None
     began: Callable[[str], None] = lambda task: None
     step: Callable[[str, int, int], None] = lambda task, done, total: None
     waiting: Callable[[str, str], None] = lambda task, holder: None
     learned: Callable[[str, str], None] = lambda task, delta: None
     failed: Callable[[str, str], None] = lambda task, error: None
+
+    def then(self, after: Callable[[], object]) -> "Watcher":
+        """The same watcher, with `after` called whenever a task is learned."""
+
+        def learned(task: str, delta: str) -> None:
+            self.learned(task, delta)
+            after()
+
+        return replace(self, learned=learned)
 
 
 SILENT = Watcher()
@@ -82,6 +94,8 @@ def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watc
         )
     controller = _Controller(backbone, registry, stream, watcher)
     for number, data in enumerate(loaded):
+        for note in data.notes:
+            watcher.noted(data.spec.name, note)
         controller.settle(number, data)
     return controller.failed
 
@@ -109,7 +123,6 @@ class _Controller:
             if position.delta:
                 before = partial(examine_stored, self.backbone, self.registry, position.delta, data)
                 self.examined[position.delta] = cache(before)
-                self.watcher.learned(name, position.delta)
                 break
             self.watcher.waiting(name, position.holder or "")
             time.sleep(WAIT)
@@ -118,6 +131,7 @@ class _Controller:
                 self._learn(number, data)
         if name not in self.failed:
             complete_routed_scores(self.registry, self.examined, stream=stream, step=number)
+            self.watcher.learned(name, list(self.examined)[-1])
 
     def _learn(self, number: int, data: TaskData) -> None:
         name, stream = data.spec.name, self.stream
@@ -142,7 +156,6 @@ class _Controller:
             raise
         else:
             self.examined[delta] = lambda: examine(learned)
-            self.watcher.learned(name, delta)
 
     def _fail(self, number: int, name: str, error: str) -> None:
         with self.registry.unit() as unit:

@@ -67,7 +67,7 @@ def family_of(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise BackboneError(
             f"the backbone is of family {model_type!r}, which has no table of sites; "
-            f"families with one: {', '.join(FAMILIES)}. Use a backbone of these, or add a table in continual/families.py"
+            f"families with one: {', '.join(FAMILIES)}. Use a backbone of these, or add a table to FAMILIES"
         )
     return FAMILIES[model_type]
 

@@ -32,6 +32,11 @@ class Tokens:
     def lengths(self) -> list[int]:
         return [len(ids) for ids in self.ids]
 
+    def take(self, indices: Sequence[int]) -> "Tokens":
+        """The tokens of the chosen texts."""
+        types = None if self.types is None else tuple(self.types[i] for i in indices)
+        return Tokens(tuple(self.ids[i] for i in indices), types)
+
 
 def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Tokens:
     """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""

@@ -1,30 +1,27 @@
 """The story of one task: from its rows to a delta that the registry remembers.
 
 rows → signature in frozen features → neighbours ranked → a start chosen on held-out rows → training → scores → one unit
-of work. Nothing is written before the end, so a task that fails, or is killed, leaves no trace.
+of work. Nothing is written here: `record` writes all of it at once, so a task that fails, or is killed, leaves no trace.
 """
 
-import importlib.metadata
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from safetensors.torch import load, save
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import load_delta, method_settings
 from continual.evaluate import Prepared, logits, measure, prepare
 from continual.features import features
+from continual.neighbours import stored_signatures
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.train import Report, Trained, train
 from continual.warmstart import NEIGHBOURS_TRIED, Candidate, Neighbour, choose, judge, started
-from registry import BackboneRecord, DeltaRecord, Mode, Parent, Registry, Score, SignatureRecord, TaskRecord, Unit
+from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
-
-LIBRARIES = ("continual", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def learn(
     measure_gain: bool = False,
     report: Report = lambda done, total: None,
 ) -> Learned:
-    """Learn one task on top of what the registry holds; `record` writes it down.
+    """Learn one task on top of what the registry holds.
 
     measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own.
 
@@ -124,14 +121,12 @@ def learn(
 def nearest_learned(backbone: Backbone, registry: Registry, own: Signature) -> list[Neighbour]:
     """The learned tasks most like one of signature `own`, with their deltas."""
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    signatures = {
-        name: Signature.from_bytes(registry.blobs.get(champion.signature))
-        for name, champion in champions.items()
-        if champion.signature
-    }
+    signatures = stored_signatures(registry, backbone.fingerprint)
     return [
         Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
-        for name, similarity in nearest(own, signatures)[:NEIGHBOURS_TRIED]
+        for name, similarity in nearest(own, {name: signatures[name] for name in champions.keys() & signatures.keys()})[
+            :NEIGHBOURS_TRIED
+        ]
     ]
 
 
@@ -155,83 +150,6 @@ def train_from(backbone: Backbone, task: Task, start: Candidate, *, seed: int, r
         seed=seed,
         report=report,
     )
-
-
-def record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> str:
-    """Write a learned task down in a unit of work, its backbone being known already; the name of its new delta.
-
-    Raises TaskChanged where the registry knows a task of this name with other labels.
-    """
-    unit.add_task(task_record(learned.task.data))
-    start, blobs = learned.start, unit.blobs
-    signature = SignatureRecord(
-        digest=blobs.put(learned.own.to_bytes()), rows=learned.own.rows, pooling=backbone.pooling
-    )
-    parents = (
-        [Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy)]
-        if start.neighbour
-        else []
-    )
-    return unit.add_delta(
-        _delta_record(unit, backbone, learned, seed=seed), parents=parents, scores=learned.scores, signature=signature
-    )
-
-
-def backbone_record(backbone: Backbone) -> BackboneRecord:
-    """What the registry keeps of a backbone: how to know it again, not its weights."""
-    return BackboneRecord(
-        fingerprint=backbone.fingerprint,
-        name=backbone.name,
-        family=backbone.family.name,
-        hidden_size=backbone.hidden_size,
-        parameters=backbone.parameter_count,
-        pooling=backbone.pooling,
-    )
-
-
-def task_record(data: TaskData) -> TaskRecord:
-    """What the registry keeps of a task: never its rows, only their digests and number."""
-    spec, splits = data.spec, {"train": data.train, "validation": data.validation, "test": data.test}
-    return TaskRecord(
-        name=spec.name,
-        kind=spec.kind,
-        metric=spec.metric,
-        labels=data.labels,
-        spec=spec.model_dump(mode="json"),
-        fingerprints={split: rows.fingerprint for split, rows in splits.items()},
-        rows={split: len(rows) for split, rows in splits.items()},
-    )
-
-
-def _delta_record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
-    delta, trained = learned.trained.delta, learned.trained
-    stored = delta.to_bytes()
-    return DeltaRecord(
-        task=learned.task.data.spec.name,
-        backbone=backbone.fingerprint,
-        method=delta.method,
-        settings=delta.settings.model_dump(mode="json"),
-        digest=unit.blobs.put(stored),
-        bytes=len(stored),
-        parameters=delta.parameter_count,
-        share=delta.parameter_count / backbone.parameter_count,
-        seed=seed,
-        labels=delta.head.labels,
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-        warm_start="nearest" if learned.start.neighbour else "scratch",
-        seconds=learned.seconds,
-        examples_per_second=trained.examples_per_second,
-        predictions=unit.blobs.put(answers_to_bytes(learned.answers)),
-    )
-
-
-def answers_to_bytes(answers: Tensor) -> bytes:
-    """Logits [N, C] of the test rows as they are stored; the same answers, to the bit, give the same bytes."""
-    return save({"logits": answers.contiguous()})
-
-
-def answers_from_bytes(data: bytes) -> Tensor:
-    return load(data)["logits"]
 
 
 def _score(task: Task, mode: Mode, answers: Tensor) -> Score:

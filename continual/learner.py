@@ -7,17 +7,19 @@ from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
 from continual.controller import SILENT, Watcher, check, run
-from continual.learn import backbone_record, learn, ready, record
+from continual.learn import learn, ready
 from continual.predict import Prediction, Predictor
+from continual.record import backbone_record, record
 from continual.report import Document, report
-from continual.settings import DEFAULT_HOME, settings
+from continual.settings import DEFAULT_HOME, Settings, settings
+from continual.tracking import project
 from registry import Registry
 from tasks import Stream, TaskData, TaskSpec, Text
 
 
 @final
 class Learner:
-    """A frozen backbone and the registry of what was learned on it.
+    """A frozen backbone, the registry of what was learned on it, and MLflow beside it.
 
     >>> from continual import Learner                                                            # doctest: +SKIP
     >>> with Learner.open(backbone="minilm", registry="my-home") as learner:                     # doctest: +SKIP
@@ -26,9 +28,11 @@ class Learner:
     'lost_card'
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry) -> None:
+    def __init__(self, backbone: Backbone, registry: Registry, places: Settings | None = None) -> None:
+        """`places` says where MLflow is; without it MLflow is told nothing."""
         self.backbone = backbone
         self.registry = registry
+        self.places = places
 
     @classmethod
     def open(
@@ -41,12 +45,14 @@ class Learner:
     ) -> Self:
         """Load a backbone by name, hub id or folder, and open a registry or the home folder that holds one.
 
+        What is learned in a home goes to its MLflow too; with a registry of its own, MLflow is left alone.
         Raises BackboneError, SchemaError or RegistryError where one of the two cannot be had.
         """
-        if not isinstance(registry, Registry):
-            places = settings(registry)
-            registry = Registry.open(places.registry, places.blobs)
-        return cls(load_backbone(backbone, device=device, dtype=dtype), registry)
+        loaded = load_backbone(backbone, device=device, dtype=dtype)
+        if isinstance(registry, Registry):
+            return cls(loaded, registry)
+        places = settings(registry)
+        return cls(loaded, Registry.open(places.registry, places.blobs), places)
 
     def close(self) -> None:
         self.registry.close()
@@ -59,7 +65,9 @@ class Learner:
 
     def run(self, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
         """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong."""
-        return run(self.backbone, self.registry, stream, watcher=watcher)
+        failed = run(self.backbone, self.registry, stream, watcher=watcher.then(self._project))
+        self._project(stream.name)
+        return failed
 
     def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
         """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.
@@ -73,6 +81,8 @@ class Learner:
 
     def _learn(self, data: TaskData, alone: Stream, watcher: Watcher) -> str:
         name = data.spec.name
+        for note in data.notes:
+            watcher.noted(name, note)
         watcher.began(name)
         learned = learn(
             self.backbone,
@@ -85,8 +95,13 @@ class Learner:
         with self.registry.unit() as unit:
             unit.add_backbone(backbone_record(self.backbone))
             delta = record(unit, self.backbone, learned, seed=alone.seed)
+        self._project()
         watcher.learned(name, delta)
         return delta
+
+    def _project(self, stream: str | None = None) -> None:
+        if self.places:
+            project(self.registry, self.places, stream=stream)
 
     def predict(self, texts: Sequence[Text], task: str | None = None) -> list[Prediction]:
         """One prediction per text, in order; without `task` the router chooses."""

@@ -11,8 +11,8 @@ from continual.deltas import Delta, load_delta
 from continual.errors import InputError
 from continual.evaluate import logits
 from continual.features import features, tokenize
+from continual.neighbours import stored_signatures
 from continual.routing import Router, build_router
-from continual.signature import Signature
 from registry import Champion, NotFound, Registry
 from tasks import Text
 
@@ -99,10 +99,8 @@ class Predictor:
         ]
 
     def _build_router(self) -> Router:
-        blobs = self._registry.blobs
-        return build_router(
-            {c.task: Signature.from_bytes(blobs.get(c.signature)) for c in self._champions.values() if c.signature}
-        )
+        signatures = stored_signatures(self._registry, self._backbone.fingerprint)
+        return build_router({task: own for task, own in signatures.items() if task in self._champions})
 
     def _champion(self, task: str) -> Champion:
         if task not in self._champions:

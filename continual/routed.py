@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.evaluate import WRONG, logits, measure
 from continual.deltas import load_delta
+from continual.evaluate import WRONG, logits, measure
 from continual.features import features
-from continual.learn import Learned, answers_from_bytes, ready
+from continual.learn import Learned, ready
+from continual.record import answers_from_bytes
 from continual.routing import build_router
 from continual.signature import Signature
 from registry import Registry, Score

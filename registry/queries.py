@@ -73,6 +73,11 @@ def backbone(session: Session, *, fingerprint: str) -> BackboneRecord:
     return stored_backbone(backbone_row(session, fingerprint))
 
 
+def backbones(session: Session) -> tuple[BackboneRecord, ...]:
+    """All backbones, in the order in which they were registered."""
+    return tuple(stored_backbone(row) for row in session.scalars(select(Backbone).order_by(Backbone.id)))
+
+
 def champions(session: Session, *, backbone: str) -> tuple[Champion, ...]:
     """The deltas that serve on a backbone, in the order in which their tasks were first learned there."""
     earlier = aliased(Delta)

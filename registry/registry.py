@@ -109,6 +109,11 @@ class Registry:
         with self.reading() as session:
             return queries.backbone(session, fingerprint=fingerprint)
 
+    def backbones(self) -> tuple[BackboneRecord, ...]:
+        """All backbones, in the order in which they were registered."""
+        with self.reading() as session:
+            return queries.backbones(session)
+
     def champions(self, backbone: str) -> tuple[Champion, ...]:
         """The deltas that serve on the backbone of this fingerprint, in the order in which their tasks were learned."""
         with self.reading() as session:

@@ -1,7 +1,7 @@
 """One change at one site: what function, of what, put together how.
 
-After He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv:2110.04366): a method is
-the function that changes a hidden state, what it reads, which state it modifies, and how the two are composed.
+After He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv:2110.04366): a method
+is the function that changes a hidden state, what it reads, which state it modifies, and how the two are composed.
 With x the input of a site's module and y its output,
 
     y  ←  compose(y, form(values, x or y))

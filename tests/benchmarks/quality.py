@@ -113,22 +113,17 @@ def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
 
 
 def _ours(bench: Bench, learning_rate: float) -> Fitted:
-    backbone, problem, settings = (
-        bench.backbone,
-        bench.problem(learning_rate),
-        METHODS["lora"].model_validate({"rank": RANK}),
-    )
+    backbone, problem = bench.backbone, bench.problem(learning_rate)
+    settings = METHODS["lora"].model_validate({"rank": RANK})
     head = Head(bench.start.weight, bench.start.bias, bench.data.labels, backbone.pooling)
     start = Delta("lora", settings, backbone.fingerprint, fresh_values(backbone, settings, seed=bench.seed), head)
-    trained = train(
-        backbone,
-        start,
-        rows=problem.rows,
-        validation=problem.validation,
-        budget=problem.budget,
-        metric=problem.metric,
-        seed=bench.seed,
-    )
+    what: dict[str, Any] = {
+        "rows": problem.rows,
+        "validation": problem.validation,
+        "metric": problem.metric,
+        "seed": problem.seed,
+    }
+    trained = train(backbone, start, budget=problem.budget, **what)
     curve = tuple(epoch.score for epoch in trained.curve)
     return Fitted(curve, lambda rows: predict_classes(backbone, trained.delta, rows))
 

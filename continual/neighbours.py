@@ -1,0 +1,35 @@
+"""Which learned tasks are alike, from the registry's signatures."""
+
+from typing import Any
+
+from continual.signature import Signature
+from continual.similarity import nearest
+from registry import NotFound, Registry
+
+
+def stored_signatures(registry: Registry, backbone: str) -> dict[str, Signature]:
+    """The signature of every task in the frozen features of the backbone of this fingerprint."""
+    return {
+        stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in registry.signatures(backbone)
+    }
+
+
+def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
+    """The rows of `continual similar`: task, similarity (a fraction) and backbone, the most alike first.
+
+    Raises NotFound for a task without a signature.
+    """
+    rows: list[dict[str, Any]] = []
+    learned: set[str] = set()
+    for backbone in registry.backbones():
+        signatures = stored_signatures(registry, backbone.fingerprint)
+        learned |= signatures.keys()
+        own = signatures.pop(task, None)
+        if own is not None:
+            rows += [
+                {"task": name, "similarity": similarity, "backbone": backbone.name}
+                for name, similarity in nearest(own, signatures)
+            ]
+    if task not in learned:
+        raise NotFound(f"no task {task!r} has been learned; learned are: {', '.join(sorted(learned)) or 'none'}")
+    return rows

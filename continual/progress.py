@@ -1,0 +1,45 @@
+"""A run as it goes on, in the terminal: one bar per task."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from continual.controller import Watcher
+
+
+@contextmanager
+def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
+    """A bar per task of a stream while it is learned."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        rows = {name: bars.add_task(name, total=None, start=False, state="waiting") for name in tasks}
+
+        def began(name: str) -> None:
+            bars.start_task(rows[name])
+            bars.update(rows[name], state="reading")
+
+        def end(name: str, state: str) -> None:
+            bars.start_task(rows[name])
+            bars.update(rows[name], total=bars.tasks[rows[name]].total or 1, state=state)
+            bars.stop_task(rows[name])
+
+        def learned(name: str, delta: str) -> None:
+            bars.update(rows[name], total=1, completed=1)
+            end(name, f"[green]{delta}")
+
+        yield Watcher(
+            noted=lambda name, note: bars.console.print(f"{name}: {note}", markup=False, highlight=False),
+            began=began,
+            step=lambda name, done, total: bars.update(rows[name], completed=done, total=total, state="training"),
+            waiting=lambda name, holder: bars.update(rows[name], state=f"held by {holder}"),
+            learned=learned,
+            failed=lambda name, error: end(name, "[red]failed"),
+        )

@@ -1,0 +1,90 @@
+"""How what was learned is written down in the registry: never a row, always enough to prove what was learned."""
+
+import importlib.metadata
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.learn import Learned
+from registry import BackboneRecord, DeltaRecord, Parent, SignatureRecord, TaskRecord, Unit
+from tasks import TaskData
+
+LIBRARIES = ("continual", "torch", "transformers")
+
+
+def record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> str:
+    """Write a learned task down in a unit of work, its backbone being known already; the name of its new delta.
+
+    Raises TaskChanged where the registry knows a task of this name with other labels.
+    """
+    unit.add_task(task_record(learned.task.data))
+    start, blobs = learned.start, unit.blobs
+    signature = SignatureRecord(
+        digest=blobs.put(learned.own.to_bytes()), rows=learned.own.rows, pooling=backbone.pooling
+    )
+    parents = (
+        [Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy)]
+        if start.neighbour
+        else []
+    )
+    return unit.add_delta(
+        _delta_record(unit, backbone, learned, seed=seed), parents=parents, scores=learned.scores, signature=signature
+    )
+
+
+def backbone_record(backbone: Backbone) -> BackboneRecord:
+    """What the registry keeps of a backbone: how to know it again, not its weights."""
+    return BackboneRecord(
+        fingerprint=backbone.fingerprint,
+        name=backbone.name,
+        family=backbone.family.name,
+        hidden_size=backbone.hidden_size,
+        parameters=backbone.parameter_count,
+        pooling=backbone.pooling,
+    )
+
+
+def task_record(data: TaskData) -> TaskRecord:
+    """What the registry keeps of a task: never its rows, only their digests and number."""
+    spec, splits = data.spec, {"train": data.train, "validation": data.validation, "test": data.test}
+    return TaskRecord(
+        name=spec.name,
+        kind=spec.kind,
+        metric=spec.metric,
+        labels=data.labels,
+        spec=spec.model_dump(mode="json"),
+        fingerprints={split: rows.fingerprint for split, rows in splits.items()},
+        rows={split: len(rows) for split, rows in splits.items()},
+    )
+
+
+def _delta_record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
+    delta, trained = learned.trained.delta, learned.trained
+    stored = delta.to_bytes()
+    return DeltaRecord(
+        task=learned.task.data.spec.name,
+        backbone=backbone.fingerprint,
+        method=delta.method,
+        settings=delta.settings.model_dump(mode="json"),
+        digest=unit.blobs.put(stored),
+        bytes=len(stored),
+        parameters=delta.parameter_count,
+        share=delta.parameter_count / backbone.parameter_count,
+        seed=seed,
+        labels=delta.head.labels,
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        warm_start="nearest" if learned.start.neighbour else "scratch",
+        seconds=learned.seconds,
+        examples_per_second=trained.examples_per_second,
+        predictions=unit.blobs.put(answers_to_bytes(learned.answers)),
+    )
+
+
+def answers_to_bytes(answers: Tensor) -> bytes:
+    """Logits [N, C] of the test rows as they are stored; the same answers, to the bit, give the same bytes."""
+    return save({"logits": answers.contiguous()})
+
+
+def answers_from_bytes(data: bytes) -> Tensor:
+    return load(data)["logits"]

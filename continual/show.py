@@ -1,0 +1,130 @@
+"""What people read in the terminal: listings and reports as tables that fit in eighty columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from continual.forgetting import mean
+from continual.report import Document
+
+SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
+# What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
+LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at")
+
+MEASURES = {
+    "acc": "ACC, mean score at the end",
+    "forgetting": "forgetting",
+    "bwt": "BWT, backward transfer",
+    "fwt": "FWT, forward transfer",
+    "la": "LA, mean score when learned",
+    "aia": "AIA, mean over the stream",
+    "routing_accuracy": "routing accuracy",
+}
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of the rows of a `--json` listing."""
+    names = [name for name in rows[0] if name not in LEFT_OUT and not (name == "task" and "delta" in rows[0])]
+    table = _table()
+    for name in names:
+        table.add_column(
+            name.replace("_", " "), justify="right" if _is_number(rows[0][name]) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(_text(row[name], name) for name in names))
+    return table
+
+
+def show_report(console: Console, document: Document) -> None:
+    """Matrices, measures and what each task cost."""
+    tasks = document["tasks"]
+    for title, table in (
+        ("Score of each task, when the task is known", _matrix(document["oracle"]["matrix"], tasks)),
+        ("Score of each task, when the router chooses it", _matrix(document["routed"]["matrix"], tasks)),
+        ("Measures", _measures(document)),
+        ("Tasks", _costs(document["per_task"])),
+    ):
+        console.print(title, style="bold")
+        console.print(table)
+
+
+def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:
+    table = _table()
+    table.add_column("after learning", no_wrap=True)
+    for number in range(1, len(tasks) + 1):
+        table.add_column(str(number), justify="right")
+    for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
+        table.add_row(f"{number} {name}", *(_shaded(value) for value in row))
+    return table
+
+
+def _measures(document: Document) -> Table:
+    table = _table()
+    table.add_column("")
+    for kind in ("oracle", "routed"):
+        table.add_column(kind, justify="right")
+    for key, label in MEASURES.items():
+        table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
+    gains = [gain for task in document["per_task"] if (gain := _gain(task)) is not None]
+    table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
+    return table
+
+
+def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
+    for heading in ("delta", "score", "95 % interval", "frozen", "start", "gain", "parameters", "kB", "s"):
+        table.add_column(heading, justify="left" if heading in ("delta", "start") else "right", overflow="fold")
+    for task in tasks:
+        table.add_row(
+            task["delta"],
+            _text(task["score"]),
+            f"{_text(task['score_low'])}–{_text(task['score_high'])}",
+            _text(task["frozen_score"]),
+            ", ".join(parent["delta"] for parent in task["parents"]) or "scratch",
+            _text(_gain(task)),
+            f"{task['parameters']:,}",
+            f"{task['bytes'] / 1000:,.0f}",
+            f"{task['seconds']:.0f}",
+        )
+    shares = [task["share"] for task in tasks]
+    each = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
+    table.caption = (
+        f"{each}frozen: closed-form head, no training · start: the delta whose values were copied · "
+        "gain: over training from scratch, where that was trained too"
+    )
+    return table
+
+
+def _gain(task: Mapping[str, Any]) -> float | None:
+    """The transfer gain: warm less scratch, of the same rows and budget."""
+    return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
+
+
+def _table() -> Table:
+    return Table(caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _shaded(value: float | None) -> str:
+    if value is None:
+        return "[dim]–[/]"
+    shade = next((style for least, style in SHADES if value >= least), "red")
+    return f"[{shade}]{value:.3f}[/]"
+
+
+def _text(value: Any, name: str = "") -> str:
+    if value is None:
+        return "–"
+    if name == "share":
+        return f"{value:.2%}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, Mapping):
+        return " ".join(_text(found) for found in value.values())
+    return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,240 @@
+"""What every method must keep, on every family: a new line in METHODS is tested here without another one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import fresh_delta, labels_of, moved_delta, prepared, tiny_backbone
+from torch import Tensor
+
+from continual.backbone import Backbone, fingerprint
+from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
+from continual.errors import DeltaError, MethodError
+from continual.evaluate import logits
+from continual.features import pad, pooled, tokenize
+from continual.train import Trained, train
+from tasks import Budget, Method
+
+TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def batch(backbone: Backbone) -> dict[str, Tensor]:
+    return pad(backbone, tokenize(backbone, TEXTS, max_length=32), range(len(TEXTS)))
+
+
+@torch.no_grad()
+def hidden(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None = None) -> Tensor:
+    with attached(backbone, delta):
+        return backbone.hidden_states(batch)
+
+
+def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 0) -> Trained:
+    """Three steps for an epoch, at a rate that moves every tensor."""
+    return train(
+        backbone,
+        fresh_delta(backbone, method, task=task, seed=seed),
+        rows=prepared(backbone, task, 12),
+        validation=prepared(backbone, task, 6, seed=1),
+        budget=Budget(epochs=2, batch_size=4, learning_rate=1e-2),
+        metric="accuracy",
+        seed=seed,
+    )
+
+
+def test_a_fresh_delta_changes_nothing_or_nearly(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    delta = fresh_delta(backbone, method)
+    base, inside = hidden(backbone, batch), hidden(backbone, batch, delta)
+    if delta.settings.start == "exact":
+        assert torch.equal(inside, base)
+    else:
+        assert not torch.equal(inside, base)
+        assert (inside - base).abs().mean() < 0.01 * base.abs().mean()
+
+
+def test_a_learned_delta_changes_the_output(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    assert not torch.allclose(hidden(backbone, batch, moved_delta(backbone, method)), hidden(backbone, batch))
+
+
+def test_only_the_delta_takes_gradients(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    delta = moved_delta(backbone, method).trainable(torch.device("cpu"))
+    named = {name: id(parameter) for name, parameter in backbone.model.named_parameters()}
+    keys, modules = list(backbone.model.state_dict()), [id(module) for module in backbone.model.modules()]
+    with attached(backbone, delta):
+        assert {name: id(parameter) for name, parameter in backbone.model.named_parameters()} == named
+        assert list(backbone.model.state_dict()) == keys
+        assert [id(module) for module in backbone.model.modules()] == modules
+        delta.head(pooled(backbone, batch, delta.head.pooling)).square().sum().backward()
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    gradients = {name: tensor.grad for name, tensor in delta.tensors().items()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    # A key's bias moves all scores of a query alike, so its exact gradient is zero; all others are clearly not.
+    assert {name for name, gradient in gradients.items() if gradient.abs().max() < 1e-5} <= {
+        name for name in gradients if ".attn.k/" in name
+    }
+
+
+def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    base, delta = hidden(backbone, batch), moved_delta(backbone, method)
+    hidden(backbone, batch, delta)
+    assert torch.equal(hidden(backbone, batch), base)
+    with pytest.raises(KeyError, match="inside"), attached(backbone, delta):
+        backbone.hidden_states(batch)
+        raise KeyError("inside")
+    assert torch.equal(hidden(backbone, batch), base)
+    assert fingerprint(backbone.model) == backbone.fingerprint
+
+
+def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    base = hidden(backbone, batch)
+    with pytest.raises(DeltaError):
+        hidden(backbone, batch, without_one(moved_delta(backbone, method)))
+    assert torch.equal(hidden(backbone, batch), base)
+
+
+def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None:
+    by_layer = [
+        {key.split(".", 2)[2] for key in fresh_delta(backbone, method).values if key.startswith(f"layer.{n}.")}
+        for n in range(backbone.model.config.num_hidden_layers)
+    ]
+    assert by_layer[0]
+    assert by_layer[0] == by_layer[1]
+
+
+def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
+    delta, tokens = moved_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
+    back = load_delta(delta.to_bytes())
+    assert back.to_bytes() == delta.to_bytes()
+    assert back.digest == delta.digest
+    assert (back.method, back.settings, back.backbone) == (delta.method, delta.settings, delta.backbone)
+    assert (back.head.labels, back.head.pooling) == (delta.head.labels, delta.head.pooling)
+    assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
+
+
+def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
+    others = {name: moved_delta(backbone, name) for name in METHODS}
+    tokens = tokenize(backbone, TEXTS, max_length=32)
+    before = {name: (delta.digest, logits(backbone, delta, tokens)) for name, delta in others.items()}
+    trained(backbone, method)
+    for name, delta in others.items():
+        assert delta.digest == before[name][0]
+        assert torch.equal(logits(backbone, delta, tokens), before[name][1])
+    assert fingerprint(backbone.model) == backbone.fingerprint
+
+
+def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
+    start = fresh_delta(backbone, method)
+    digest = start.digest
+    rows, validation = prepared(backbone, "mood", 16), prepared(backbone, "mood", 8, seed=1)
+    budget = Budget(epochs=4, batch_size=4, learning_rate=1e-2)
+    found = train(backbone, start, rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0)
+    assert start.digest == digest
+    assert not any(tensor.requires_grad for tensor in start.tensors().values())
+    assert found.curve[-1].loss < found.curve[1].loss
+    assert found.score > found.curve[0].score, "a random head on separable texts is improved on"
+    assert found.delta.digest != digest
+    assert not any(tensor.requires_grad for tensor in found.delta.tensors().values())
+
+
+def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
+    first, again = trained(backbone, method), trained(backbone, method)
+    assert first.delta.digest == again.delta.digest
+    assert first.curve == again.curve
+    assert trained(backbone, method, seed=1).curve != first.curve
+
+
+def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
+    """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
+    data, rows, held = moved_delta(backbone, method).to_bytes(), prepared(backbone, "mood", 16), prepared(backbone, "mood", 6)
+    budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
+    found = {
+        train(backbone, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
+        for _ in range(6)
+    }
+    assert len(found) == 1
+    assert len({tuple(load_delta(data).values) for _ in range(6)}) == 1
+
+
+def test_equal_seeds_give_equal_starts(backbone: Backbone, method: str) -> None:
+    assert fresh_delta(backbone, method, seed=3).digest == fresh_delta(backbone, method, seed=3).digest
+
+
+def without_one(delta: Delta) -> Delta:
+    key = sorted(delta.values)[-1]
+    return replace(delta, values={name: value for name, value in delta.values.items() if name != key})
+
+
+def with_one_more(delta: Delta) -> Delta:
+    return replace(delta, values={**delta.values, "layer.9.attn.q/0/A": torch.zeros(1)})
+
+
+def with_other_shape(delta: Delta) -> Delta:
+    key = sorted(delta.values)[0]
+    return replace(delta, values={**delta.values, key: torch.zeros(*delta.values[key].shape, 2)})
+
+
+def of_another_backbone(delta: Delta) -> Delta:
+    return replace(delta, backbone="0" * 64)
+
+
+def with_narrow_head(delta: Delta) -> Delta:
+    return replace(delta, head=replace(delta.head, weight=delta.head.weight[:, 1:]))
+
+
+def with_too_few_labels(delta: Delta) -> Delta:
+    return replace(delta, head=replace(delta.head, labels=delta.head.labels[1:]))
+
+
+SPOILED = {
+    without_one: "missing tensors",
+    with_one_more: "layer.9.attn.q/0/A",
+    with_other_shape: "shapes",
+    of_another_backbone: "000000000000",
+    with_narrow_head: "head",
+    with_too_few_labels: "label",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: object) -> None:
+    delta = spoil(moved_delta(backbone, method))  # type: ignore[operator]
+    with pytest.raises(DeltaError, match=SPOILED[spoil]):
+        logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
+
+
+def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
+    other = tiny_backbone(backbone.family.name, seed=1)
+    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(backbone, method)):
+        pass
+
+
+def test_an_unknown_setting_is_refused_naming_those_there_are(method: str) -> None:
+    with pytest.raises(MethodError, match="zzz") as caught:
+        method_settings(Method.model_validate({"name": method, "zzz": 1}))
+    fields: Mapping[str, object] = METHODS[method].model_fields
+    assert all(name in str(caught.value) for name in fields)
+
+
+def test_an_unknown_method_is_refused_naming_the_near_one(method: str) -> None:
+    with pytest.raises(MethodError, match=f"did you mean '{method}'"):
+        method_settings(Method(name=method + "x"))
+
+
+def test_settings_survive_a_stream_file(method: str) -> None:
+    settings = METHODS[method]()
+    assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
+
+
+def test_labels_of_a_task_need_a_row_of_the_head_each(backbone: Backbone, method: str) -> None:
+    tokens = tokenize(backbone, TEXTS, max_length=32)
+    delta = fresh_delta(backbone, method, task="animals")
+    assert logits(backbone, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))

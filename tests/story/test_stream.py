@@ -1,0 +1,544 @@
+"""A stream of three tasks on a tiny backbone, told through the public face: learned, run again, failed, killed, shared."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import labels_of, rows_of, write_rows, write_task
+
+from continual import Learner, read_stream
+from continual.controller import Watcher
+from continual.deltas import load_delta
+from continual.errors import DataError, InputError, LearnError, MethodError, NotFound, StreamChanged, TaskChanged
+from continual.evaluate import logits
+from continual.learn import answers_from_bytes, answers_to_bytes, ready
+from registry import Score, claim, this_holder
+from registry.verify import verify
+from tasks import Stream, TaskSpec, load_stream, read_task
+
+TASKS = ("animals", "mood", "place")
+BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+MEASURES = {"acc", "bwt", "fwt", "forgetting", "la", "aia"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(cache: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
+        patch.setattr("continual.controller.WAIT", 0.05)
+        yield
+
+
+def write_stream(folder: Path, *, tasks: tuple[str, ...] = TASKS, changes: Any = None, **keys: Any) -> Stream:
+    """A stream file of tiny tasks in `folder`, read; `changes`: keys of single tasks that are otherwise."""
+    entries = [write_task(folder, task) | (changes or {}).get(task, {}) for task in tasks]
+    content = {"name": "core", "seed": 0, "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content | keys))
+    return read_stream(folder / "stream.yaml")
+
+
+def open_home(bert_folder: Path, home: Path) -> Learner:
+    return Learner.open(str(bert_folder), home, device="cpu", dtype="float32")
+
+
+def rows_in_sql(learner: Learner) -> dict[str, int]:
+    from sqlalchemy import func, select
+
+    from registry.base import Base
+
+    with learner.registry.reading() as session:
+        tables = Base.metadata.sorted_tables
+        return {table.name: session.scalar(select(func.count()).select_from(table)) for table in tables}
+
+
+@pytest.fixture(scope="module")
+def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stream that was learned: its home and its files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("learned")
+    stream = write_stream(folder, warm_start="nearest", measure_gain=True)
+    with open_home(bert_folder, folder / "home") as learner:
+        assert learner.run(stream) == {}
+    return folder
+
+
+@pytest.fixture
+def folder(learned: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on from, at another path: nothing learned may hang on the path."""
+    return Path(shutil.copytree(learned, tmp_path / "copy"))
+
+
+@pytest.fixture
+def learner(bert_folder: Path, folder: Path) -> Iterator[Learner]:
+    with open_home(bert_folder, folder / "home") as opened:
+        yield opened
+
+
+@pytest.fixture
+def empty(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
+    with open_home(bert_folder, tmp_path / "home") as opened:
+        yield opened
+
+
+def digests(learner: Learner) -> dict[str, str]:
+    return {row["delta"]: learner.registry.delta(row["delta"]).digest for row in learner.registry.deltas()}
+
+
+def test_the_report_is_the_contracts(learner: Learner) -> None:
+    report = json.loads(json.dumps(learner.report("core")))
+    assert report.keys() >= {"stream", "backbone", "tasks", "oracle", "routed", "per_task"}
+    assert (report["stream"], report["tasks"]) == ("core", list(TASKS))
+    assert report["oracle"].keys() >= {"matrix"} | MEASURES
+    assert report["routed"].keys() >= {"matrix", "routing_accuracy"} | MEASURES
+    for mode in ("oracle", "routed"):
+        matrix = report[mode]["matrix"]
+        assert [len(row) for row in matrix] == [3, 3, 3]
+        assert all(0 <= matrix[t][i] <= 1 for t in range(3) for i in range(t + 1))
+    assert all(report["routed"]["matrix"][t][i] is None for t in range(3) for i in range(t + 1, 3))
+    assert 0 <= report["routed"]["routing_accuracy"] <= 1
+    assert report["routed"]["fwt"] is None
+    assert report["oracle"]["matrix"][0][2] is None, "two tasks ahead nothing is measured"
+    fields = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
+    for task, delta in zip(report["per_task"], ("animals@1", "mood@1", "place@1"), strict=True):
+        assert task.keys() >= fields | {"seconds", "examples_per_second"}
+        assert task["delta"] == delta
+        assert 0 < task["share"] < 1
+        assert task["share"] * learner.backbone.parameter_count == pytest.approx(task["parameters"])
+        assert task["examples_per_second"] > 0
+
+
+def test_separable_tasks_are_learned_and_told_apart(learner: Learner) -> None:
+    report = learner.report("core")
+    assert report["oracle"]["acc"] > 0.9
+    assert report["routed"]["routing_accuracy"] > 0.9
+    assert report["routed"]["acc"] > 0.8
+
+
+def test_nothing_is_forgotten_exactly(learner: Learner, folder: Path) -> None:
+    """Zero to the bit in the measures, and every stored answer is given again to the bit."""
+    oracle = learner.report("core")["oracle"]
+    assert (oracle["forgetting"], oracle["bwt"]) == (0.0, 0.0)
+    assert [row[0] for row in oracle["matrix"]] == [oracle["matrix"][0][0]] * 3
+    for data in load_stream(read_stream(folder / "stream.yaml")):
+        stored = learner.registry.delta(f"{data.spec.name}@1")
+        delta = load_delta(learner.registry.blobs.get(stored.digest))
+        again = logits(learner.backbone, delta, ready(learner.backbone, data).test.tokens)
+        blob = learner.registry.blobs.get(stored.predictions)
+        assert torch.equal(again, answers_from_bytes(blob))
+        assert answers_to_bytes(again) == blob
+
+
+def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Path) -> None:
+    """The last row, scored again through the public face: the right task and the right label."""
+    last = learner.report("core")["routed"]["matrix"][-1]
+    for score, task in zip(last, TASKS, strict=True):
+        rows = rows_of(task, 12, seed=2)
+        found = learner.predict(rows.texts)
+        right = [p.task == task and p.label == label for p, label in zip(found, rows.labels, strict=True)]
+        assert sum(right) / 12 == pytest.approx(score)
+
+
+def test_running_again_learns_nothing_and_writes_nothing(learner: Learner, folder: Path) -> None:
+    before, rows, report = digests(learner), rows_in_sql(learner), learner.report("core")
+    seen: list[str] = []
+    watcher = Watcher(began=seen.append, learned=lambda task, delta: seen.append(delta))
+    assert learner.run(read_stream(folder / "stream.yaml"), watcher=watcher) == {}
+    assert seen == ["animals@1", "mood@1", "place@1"]
+    assert (digests(learner), rows_in_sql(learner), learner.report("core")) == (before, rows, report)
+    assert verify(learner.registry) == []
+
+
+def test_learning_is_repeatable_to_the_bit(learner: Learner, folder: Path, bert_folder: Path, tmp_path: Path) -> None:
+    with open_home(bert_folder, tmp_path / "other") as other:
+        assert other.run(read_stream(folder / "stream.yaml")) == {}
+        assert digests(other) == digests(learner)
+
+
+def test_nearest_records_where_a_delta_came_from(learner: Learner) -> None:
+    per_task = {task["task"]: task for task in learner.report("core")["per_task"]}
+    assert per_task["animals"]["parents"] == []
+    assert per_task["animals"]["warm_start"] == "scratch"
+    assert per_task["mood"]["parents"] == [{"delta": "animals@1", "weight": 1.0}]
+    assert per_task["mood"]["warm_start"] == "nearest"
+    (edge,) = learner.registry.lineage("mood@1")
+    assert (edge["parent"], edge["kind"], edge["depth"]) == ("animals@1", "warm_start", 1)
+    assert per_task["place"]["parents"][0]["delta"] in ("animals@1", "mood@1")
+    assert all(task["scratch_score"] is not None for task in per_task.values()), "measure_gain trains scratch too"
+
+
+def test_forward_transfer_is_from_what_was_learned_before(learner: Learner) -> None:
+    oracle = learner.report("core")["oracle"]
+    scores = learner.registry.scores(split="test")
+    ahead = {s.task: s.value for s in scores if s.mode == "neighbour"}
+    frozen = {s.task: s.value for s in scores if s.mode == "frozen"}
+    assert [oracle["matrix"][0][1], oracle["matrix"][1][2]] == [ahead["mood"], ahead["place"]]
+    gains = [ahead[task] - frozen[task] for task in ("mood", "place")]
+    assert oracle["fwt"] == pytest.approx(sum(gains) / 2)
+
+
+def test_no_epochs_answer_by_the_closed_form(empty: Learner, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}, warm_start="scratch")
+    assert empty.run(stream) == {}
+    report = empty.report("core")
+    assert report["oracle"]["acc"] > 0.8
+    for task in report["per_task"]:
+        assert task["score"] == pytest.approx(task["frozen_score"]), "LoRA starts as the frozen backbone itself"
+        assert task["examples_per_second"] is None
+    rows = rows_of("mood", 8, seed=3)
+    assert sum(p.label == label for p, label in zip(empty.predict(rows.texts, "mood"), rows.labels, strict=True)) >= 6
+
+
+def test_training_moves_the_delta_and_never_harms_it_on_held_out_rows(learner: Learner) -> None:
+    for name in digests(learner):
+        curve = [s for s in learner.registry.scores(delta=name, mode="curve") if s.split == "validation"]
+        (kept,) = [s for s in learner.registry.scores(delta=name, mode="oracle") if s.split == "validation"]
+        assert [s.step for s in curve] == [0, 1, 2]
+        assert kept.value == max(s.value for s in curve)
+
+
+def test_predict_keeps_order_and_names_tasks(learner: Learner) -> None:
+    texts = ["purr meow whisker", "lovely bright superb", "wave coral tide", "bark fetch leash"]
+    found = learner.predict(texts)
+    assert [p.text for p in found] == texts
+    assert [(p.task, p.label) for p in found] == [
+        ("animals", "cat"), ("mood", "good"), ("place", "sea"), ("animals", "dog"),
+    ]  # fmt: skip
+    assert all(p.routed and not p.abstained and 0 <= p.score <= 1 and 0 <= p.confidence <= 1 for p in found)
+    named = learner.predict(texts, task="mood")
+    assert all(p.task == "mood" and not p.routed and p.confidence is None and p.delta == "mood@1" for p in named)
+    assert {p.label for p in named} <= set(labels_of("mood"))
+    assert learner.predict([]) == []
+    with pytest.raises(NotFound, match=r"zzz.*animals"):
+        learner.predict(texts, task="zzz")
+
+
+def test_predicting_with_nothing_learned_is_refused(empty: Learner) -> None:
+    with pytest.raises(InputError, match="nothing has been learned"):
+        empty.predict(["purr"])
+
+
+def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, changes={"mood": {"budget": {"learning_rate": 1e30}}})
+    failed = empty.run(stream)
+    assert list(failed) == ["mood"]
+    assert LearnError.__name__ in failed["mood"]
+    assert "learning_rate" in failed["mood"]
+    assert list(digests(empty)) == ["animals@1", "place@1"]
+    assert {row["task"] for row in empty.registry.tasks()} == {"animals", "place"}
+    position = empty.registry.stream("core").positions[1]
+    assert (position.state, position.delta, position.holder) == ("failed", None, None)
+    assert "learning_rate" in position.error
+    report = empty.report("core")
+    assert report["tasks"] == ["animals", "place"]
+    assert report["routed"]["acc"] is not None
+    assert verify(empty.registry) == []
+
+    before = digests(empty)
+    assert list(empty.run(stream)) == ["mood"], "it is tried again, and fails again"
+    assert empty.run(write_stream(tmp_path)) == {}, "what is not learned yet may be mended"
+    assert {name: digest for name, digest in digests(empty).items() if name in before} == before
+    report = empty.report("core")
+    assert report["tasks"] == list(TASKS)
+    assert all(report["routed"]["matrix"][t][i] is not None for t in range(3) for i in range(t + 1))
+    assert report["routed"]["forgetting"] is not None
+    assert verify(empty.registry) == []
+
+
+def test_a_failure_while_registering_leaves_nothing_half_done(
+    empty: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from registry import Unit
+
+    finish = Unit.finish
+
+    def fail_for_mood(self: Unit, stream: str, number: int, **keys: Any) -> None:
+        if number == 1:
+            raise OSError("the disk is full")
+        finish(self, stream, number, **keys)
+
+    monkeypatch.setattr(Unit, "finish", fail_for_mood)
+    stream = write_stream(tmp_path)
+    assert empty.run(stream) == {"mood": "OSError: the disk is full"}
+    assert list(digests(empty)) == ["animals@1", "place@1"]
+    assert {row["task"] for row in empty.registry.tasks()} == {"animals", "place"}
+    monkeypatch.undo()
+    assert empty.run(stream) == {}
+    assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
+
+
+def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path) -> None:
+    def stop(task: str, done: int, total: int) -> None:
+        if task == "mood" and done == 2:
+            raise KeyboardInterrupt
+
+    stream = write_stream(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        empty.run(stream, watcher=Watcher(step=stop))
+    assert [p.state for p in empty.registry.stream("core").positions] == ["learned", "waiting", "waiting"]
+    waited: list[str] = []
+    assert empty.run(stream, watcher=Watcher(waiting=lambda task, holder: waited.append(task))) == {}
+    assert waited == []
+
+
+def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, tmp_path: Path) -> None:
+    """Taken for dead while training, by one that then gives it back: nothing is doubled, the others are learned."""
+    from sqlalchemy import update
+
+    from registry.tables import Position
+
+    stream, stolen = write_stream(tmp_path), []
+
+    def steal(task: str, done: int, total: int) -> None:
+        if task == "mood" and not stolen:
+            with empty.registry.unit() as unit:
+                values = {"state": "waiting", "holder": None, "heartbeat_at": None}
+                unit.session.execute(update(Position).where(Position.number == 1).values(**values))
+            stolen.append(task)
+
+    assert list(empty.run(stream, watcher=Watcher(step=steal))) in ([], ["mood"])
+    assert "place@1" in digests(empty)
+    assert empty.run(stream) == {}
+    assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
+
+
+def child(bert_folder: Path, folder: Path, *at: str) -> "subprocess.Popen[str]":
+    arguments = [bert_folder, folder / "home", folder / "stream.yaml", *at]
+    script = Path(__file__).with_name("controller_process.py")
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def begin(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path)
+    victims = [child(bert_folder, tmp_path, at) for at in ("step", "learned")]  # both start now, and run in turn
+    for process, done in zip(victims, (["animals@1"], ["animals@1", "mood@1"]), strict=True):
+        begin(process)
+        assert process.wait(120) == -signal.SIGKILL
+        with open_home(bert_folder, tmp_path / "home") as learner:
+            assert list(digests(learner)) == done
+            assert verify(learner.registry) == []
+            learner.report("core")
+    began: list[str] = []
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        before = digests(learner)
+        assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+        assert began == ["place"], "what was learned is not trained again"
+        assert {name: digests(learner)[name] for name in before} == before
+        report, found = learner.report("core"), digests(learner)
+        assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
+        assert verify(learner.registry) == []
+    with open_home(bert_folder, tmp_path / "undisturbed") as other:
+        assert other.run(stream) == {}
+        assert digests(other) == found
+        assert other.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
+
+
+def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path)
+    other = child(bert_folder, tmp_path)
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        began: list[str] = []
+        begin(other)
+        assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+        assert other.stdout
+        assert other.wait(120) == 0, other.stdout.read()
+        assert sorted(digests(learner)) == ["animals@1", "mood@1", "place@1"]
+        assert len(began) == len(set(began))
+        assert [p.state for p in learner.registry.stream("core").positions] == ["learned"] * 3
+        matrix = learner.report("core")["routed"]["matrix"]
+        assert all(matrix[t][i] is not None for t in range(3) for i in range(t + 1))
+        assert verify(learner.registry) == []
+
+
+def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path)
+    with empty.registry.unit() as unit:
+        from continual.controller import recipe
+        from continual.learn import backbone_record
+
+        entries = [(data.spec.name, recipe(data, seed=0)) for data in load_stream(stream)]
+        unit.add_backbone(backbone_record(empty.backbone))
+        unit.begin_stream("core", backbone=empty.backbone.fingerprint, spec={}, entries=entries)
+    assert claim(empty.registry, "core", number=0, holder=this_holder())
+
+    def let_go(task: str, holder: str) -> None:
+        from registry import release
+
+        assert (task, holder) == ("animals", this_holder())
+        release(empty.registry, "core", number=0, holder=holder)
+
+    assert empty.run(stream, watcher=Watcher(waiting=let_go)) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"budget": {"epochs": 1}}, {"method": {"name": "lora", "rank": 3}}, {"warm_start": "scratch"}, {"metric": "mcc"}],
+    ids=str,
+)
+def test_a_learned_task_may_not_be_learned_otherwise(learner: Learner, folder: Path, changes: dict[str, Any]) -> None:
+    before = rows_in_sql(learner)
+    stream = write_stream(folder, changes={"mood": changes}, warm_start="nearest", measure_gain=True)
+    with pytest.raises((StreamChanged, TaskChanged), match="mood"):
+        learner.run(stream)
+    assert rows_in_sql(learner) == before
+
+
+def test_other_rows_another_seed_or_another_order_are_refused(learner: Learner, folder: Path) -> None:
+    keys = {"warm_start": "nearest", "measure_gain": True}
+    with pytest.raises(StreamChanged):
+        learner.run(write_stream(folder, seed=1, **keys))
+    with pytest.raises(StreamChanged):
+        learner.run(write_stream(folder, tasks=("mood", "animals", "place"), **keys))
+    with pytest.raises(StreamChanged):
+        learner.run(write_stream(folder, tasks=TASKS[:2], **keys))
+    stream = write_stream(folder, **keys)
+    rows = rows_of("animals", 24, seed=9)
+    write_rows(folder / "animals" / "train.jsonl", rows.texts, rows.labels)
+    with pytest.raises(StreamChanged, match="animals"):
+        learner.run(stream)
+
+
+def test_other_labels_are_refused(learner: Learner, folder: Path) -> None:
+    stream = write_stream(folder, warm_start="nearest", measure_gain=True, name="another")
+    for split in ("train", "validation", "test"):
+        rows = rows_of("animals", 12, seed=4)
+        write_rows(folder / "animals" / f"{split}.jsonl", rows.texts, [label.upper() for label in rows.labels])
+    with pytest.raises(TaskChanged, match="animals"):
+        learner.run(stream)
+
+
+def test_an_appended_task_is_learned_and_the_others_stay(learner: Learner, folder: Path) -> None:
+    before = digests(learner)
+    stream = write_stream(folder, tasks=(*TASKS, "food"), warm_start="nearest", measure_gain=True)
+    began: list[str] = []
+    assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+    assert began == ["food"]
+    assert {name: digest for name, digest in digests(learner).items() if name != "food@1"} == before
+    report = learner.report("core")
+    assert report["tasks"] == [*TASKS, "food"]
+    assert all(report["routed"]["matrix"][t][i] is not None for t in range(4) for i in range(t + 1))
+    assert report["oracle"]["forgetting"] == 0.0
+
+
+def poison_tests(folder: Path) -> None:
+    """Other texts and other labels in every test split."""
+    for task in TASKS:
+        labels, rows = labels_of(task), rows_of(task, 12, seed=77)
+        other = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
+        write_rows(folder / task / "test.jsonl", rows.texts, [other[label] for label in rows.labels])
+
+
+def test_test_rows_bear_on_nothing_but_scores(learner: Learner, bert_folder: Path, tmp_path: Path) -> None:
+    """Poisoned test rows: the same deltas to the bit, the same parents, the same curves, other scores."""
+    stream = write_stream(tmp_path, warm_start="nearest", measure_gain=True)
+    poison_tests(tmp_path)
+    with open_home(bert_folder, tmp_path / "poisoned") as poisoned:
+        assert poisoned.run(stream) == {}
+        assert digests(poisoned) == digests(learner)
+        assert [s.digest for s in poisoned.registry.signatures(poisoned.backbone.fingerprint)] == [
+            s.digest for s in learner.registry.signatures(learner.backbone.fingerprint)
+        ]
+        theirs, ours = (
+            [(s.split, s.value) for s in one.registry.scores(delta="mood@1") if s.split != "test"]
+            for one in (poisoned, learner)
+        )
+        assert theirs == ours
+        assert poisoned.report("core")["oracle"]["acc"] < 0.5 < learner.report("core")["oracle"]["acc"]
+
+
+def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> None:
+    texts = [text.encode() for task in TASKS for seed in range(3) for text in rows_of(task, 12, seed=seed).texts]
+    for file in (folder / "home").rglob("*"):
+        if file.is_file():
+            data = file.read_bytes()
+            assert not any(text in data for text in texts), file.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"method": "lorra"}, MethodError, "did you mean 'lora'"),
+        ({"method": {"name": "lora", "rank": 0}}, MethodError, "rank"),
+        ({"method": {"name": "lora", "sites": ["attn.zzz"]}}, MethodError, r"attn\.zzz"),
+        ({"warm_start": "merge"}, MethodError, "merge"),
+        ({"text": "txt"}, DataError, "did you mean 'text'"),
+    ],
+    ids=str,
+)
+def test_what_can_be_checked_is_checked_for_all_tasks_before_any_is_learned(
+    empty: Learner, tmp_path: Path, changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    stream = write_stream(tmp_path, changes={"place": changes})
+    with pytest.raises(error, match=said) as caught:
+        empty.run(stream)
+    assert "place" in str(caught.value)
+    assert set(rows_in_sql(empty).values()) == {0}
+
+
+def test_a_stream_on_another_backbone_is_refused(learner: Learner, folder: Path, roberta_folder: Path) -> None:
+    with open_home(roberta_folder, folder / "home") as other, pytest.raises(StreamChanged, match="backbone"):
+        other.run(read_stream(folder / "stream.yaml"))
+
+
+def test_roberta_learns_a_stream_too(roberta_folder: Path, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, tasks=TASKS[:2], method="adapter", changes={"mood": {"method": "bitfit"}})
+    with open_home(roberta_folder, tmp_path / "home") as learner:
+        assert learner.run(stream) == {}
+        report = learner.report("core")
+        assert [task["method"] for task in report["per_task"]] == ["adapter", "bitfit"]
+        assert report["oracle"]["acc"] > 0.8
+        assert report["oracle"]["forgetting"] == 0.0
+
+
+def test_learning_a_lone_task_again_makes_its_next_version(learner: Learner, folder: Path) -> None:
+    entry = write_task(folder, "mood") | {"method": {"name": "lora", "rank": 2}, "budget": BUDGET}
+    (folder / "task.yaml").write_text(yaml.safe_dump(entry))
+    assert learner.learn(read_task(folder / "task.yaml")) == "mood@2"
+    assert learner.learn(TaskSpec.model_validate(entry), folder=folder) == "mood@3"
+    by_name = {row["delta"]: row for row in learner.registry.deltas("mood")}
+    assert sum(row["status"] == "champion" for row in by_name.values()) == 1
+    report = learner.report("core")
+    assert report["per_task"][1]["delta"] == "mood@1", "a stream keeps the delta that it learned"
+
+
+def test_a_task_is_not_started_from_its_own_earlier_version(learner: Learner, folder: Path) -> None:
+    """A seed that carves other rows would carry those now held out into the start; and it is no forward transfer."""
+    entry = write_task(folder, "mood") | {"method": {"name": "lora", "rank": 2}, "budget": BUDGET}
+    name = learner.learn(TaskSpec.model_validate(entry | {"warm_start": "nearest"}), folder=folder)
+    assert all(not edge["parent"].startswith("mood@") for edge in learner.registry.lineage(name) if edge["depth"] == 1)
+
+
+def test_the_router_of_backbones_pooled_otherwise_is_not_mixed(learner: Learner, folder: Path) -> None:
+    """The fingerprint does not cover pooling: signatures taken by the mean are of no use to another pooling."""
+    other = Learner(replace(learner.backbone, pooling="cls"), learner.registry)
+    with pytest.raises(InputError, match="pool"):
+        other.predict(["purr meow"])
+
+
+def test_a_score_is_a_registered_score(learner: Learner) -> None:
+    (score,) = [s for s in learner.registry.scores(delta="mood@1", mode="oracle") if s.split == "test"]
+    assert isinstance(score, Score)
+    assert score.low <= score.value <= score.high
+    assert score.rows == 12

@@ -1,0 +1,179 @@
+"""Loading and knowing a backbone: by its content, never by its path, and with a message that helps where it will not do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_backbone, tiny_model
+
+from continual.backbone import Backbone, choose_device, choose_dtype, fingerprint, freeze, load_backbone
+from continual.errors import BackboneError
+from continual.features import features, tokenize
+
+
+@pytest.fixture
+def folder(bert_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny BERT to be spoiled."""
+    return Path(shutil.copytree(bert_folder, tmp_path / "copy"))
+
+
+def load(folder: Path | str, **options: str) -> Backbone:
+    return load_backbone(str(folder), **({"device": "cpu", "dtype": "float32"} | options))
+
+
+def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folder: Path) -> None:
+    loaded = load(backbone_folder)
+    assert loaded.fingerprint == backbone.fingerprint
+    assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, 32)
+    assert loaded.parameter_count == backbone.parameter_count
+    assert loaded.longest_input == backbone.longest_input
+    texts = ["purr meow", ("wave", "tide"), ""]
+    expected = features(backbone, tokenize(backbone, texts, max_length=32))
+    assert torch.equal(features(loaded, tokenize(loaded, texts, max_length=32)), expected)
+
+
+def test_a_backbone_is_frozen_and_in_eval_mode(backbone_folder: Path) -> None:
+    model = load(backbone_folder).model
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_fingerprint_is_of_the_content_not_of_path_or_dtype(bert_folder: Path, folder: Path) -> None:
+    first = load(bert_folder)
+    assert len(first.fingerprint) == 64
+    assert load(folder, dtype="bfloat16").fingerprint == first.fingerprint
+    assert load(f"{folder}/../copy/").fingerprint == first.fingerprint
+    assert fingerprint(first.model) == first.fingerprint
+
+
+def test_fingerprint_is_not_of_the_library_that_saved_it(bert_folder: Path, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"transformers_version": "4.0.0", "architectures": ["BertForMaskedLM"], "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).fingerprint == load(bert_folder).fingerprint
+
+
+def test_one_weight_or_one_setting_makes_another_fingerprint(bert: Backbone, bert_folder: Path, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] += 1e-3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(folder).fingerprint != bert.fingerprint
+    shutil.copy(bert_folder / "model.safetensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
+    assert load(folder).fingerprint != bert.fingerprint
+    assert tiny_backbone("bert", seed=1).fingerprint != bert.fingerprint
+
+
+def test_the_compute_type_is_kept_out_of_the_weights(bert_folder: Path) -> None:
+    low = load(bert_folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
+    tokens = tokenize(low, ["purr meow"], max_length=32)
+    exact = features(load(bert_folder), tokens)
+    assert not torch.equal(features(low, tokens), exact)
+    torch.testing.assert_close(features(low, tokens), exact, rtol=0.05, atol=0.05)
+
+
+def test_pooling_is_what_the_folder_declares(folder: Path) -> None:
+    assert load(folder).pooling == "mean"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert load(folder).pooling == "cls"
+
+
+def refused(folder: Path | str, *said: str) -> None:
+    with pytest.raises(BackboneError) as caught:
+        load(folder)
+    for part in (str(folder), *said):
+        assert part in str(caught.value)
+
+
+def test_missing_weights_are_refused_by_name(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.attention.self.query.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "encoder.layer.1.attention.self.query.weight")
+
+
+def test_pickled_weights_are_never_read(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "safetensors")
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    refused(folder)
+
+
+def test_broken_weights_are_refused(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for file in [*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("special*")]:
+        file.unlink()
+    refused(folder, "tokenizer")
+
+
+def test_a_config_that_is_no_json_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    refused(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "t5", "no-such-type"])
+def test_an_unknown_family_is_refused(folder: Path, model_type: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(BackboneError, match=model_type):
+        load(folder)
+
+
+def test_an_unknown_hub_id_offline_is_refused_saying_what_to_give() -> None:
+    refused("nobody/no-such-model-at-all", "folder", "hub id")
+
+
+def test_minilm_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    with pytest.raises(BackboneError, match=r"continual\[minilm\]"):
+        load("minilm")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99" if not torch.cuda.is_available() else "mps", "", "CPU"])
+def test_an_unknown_device_is_refused_naming_those_there_are(device: str) -> None:
+    with pytest.raises(BackboneError, match="auto, cpu, cuda"):
+        choose_device(device)
+
+
+def test_an_unknown_dtype_is_refused_naming_those_there_are() -> None:
+    with pytest.raises(BackboneError, match=r"float16.*auto, float32, bfloat16"):
+        choose_dtype("float16", torch.device("cpu"))
+
+
+def test_auto_is_what_the_machine_has() -> None:
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+def test_freezing_refuses_a_family_without_sites() -> None:
+    model, tokenizer = tiny_model("bert")
+    model.config.model_type = "gpt2"
+    with pytest.raises(BackboneError, match=r"gpt2.*bert"):
+        freeze(model, tokenizer, name="x", device="cpu", dtype="float32")
+
+
+def test_minilm_is_a_frozen_bert_of_384(minilm: Backbone) -> None:
+    assert (minilm.family.name, minilm.hidden_size, minilm.pooling, minilm.longest_input) == ("bert", 384, "mean", 512)
+    assert [len(minilm.places(site)) for site in ("norm.embed", "attn.q", "ffn.out")] == [1, 6, 6]

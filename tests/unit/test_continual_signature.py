@@ -1,0 +1,224 @@
+"""Signatures, the closed-form head and the router against the same numbers computed the long way."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import shrunk_covariance
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import Tensor
+
+from continual.head import SHRINKAGES, ClosedForm, closed_form
+from continual.routing import build_router
+from continual.routing.mahalanobis import SHRINKAGE
+from continual.signature import Signature, shrunk_inverse, signature
+from continual.similarity import alignment, nearest
+
+SEEDS = st.integers(0, 10_000)
+
+
+def sample(seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Rows in correlated clouds around means of their own, in random order."""
+    draw = torch.Generator().manual_seed(seed)
+    means, mix = spread * torch.randn(classes, d, generator=draw), torch.randn(d, d, generator=draw)
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    labels = labels[torch.randperm(len(labels), generator=draw)]
+    return means[labels] + torch.randn(len(labels), d, generator=draw) @ mix, labels
+
+
+def of(seed: int, **shape: int) -> Signature:
+    vectors, labels = sample(seed, **shape)
+    return signature(vectors, labels, count=int(labels.max()) + 1)
+
+
+def close(found: Tensor, expected: object) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=1e-6, atol=1e-8)
+
+
+@given(SEEDS, st.permutations(range(24)), st.lists(st.integers(0, 24), max_size=4))
+def test_signatures_add_up_whatever_the_order_and_the_cuts(seed: int, order: list[int], cuts: list[int]) -> None:
+    vectors, labels = sample(seed)
+    whole = signature(vectors, labels, count=3)
+    parts = [
+        signature(vectors[order[a:b]], labels[order[a:b]], count=3) for a, b in pairwise([0, *sorted(cuts), 24])
+    ]
+    for name in ("counts", "sums", "moment"):
+        close(torch.stack([getattr(part, name) for part in parts]).sum(dim=0), getattr(whole, name))
+
+
+def test_means_and_scatter_are_the_long_way_round() -> None:
+    vectors, labels = sample(1)
+    found = signature(vectors, labels, count=3)
+    groups = [vectors[labels == c].double().numpy() for c in range(3)]
+    close(found.means, np.stack([group.mean(axis=0) for group in groups]))
+    close(found.scatter, sum((len(g) - 1) * np.cov(g, rowvar=False) for g in groups))
+    assert (found.rows, found.freedom) == (24, 21)
+    assert {found.counts.dtype, found.sums.dtype, found.moment.dtype} == {torch.float64}
+
+
+def test_scatter_keeps_its_digits_far_from_the_origin() -> None:
+    """Second moments cancel where means are large; float64 leaves digits enough for any hidden state."""
+    vectors, labels = sample(2)
+    far = signature(vectors.double() + 1000.0, labels, count=3)
+    torch.testing.assert_close(far.scatter, signature(vectors, labels, count=3).scatter, rtol=1e-6, atol=1e-5)
+
+
+def test_signature_survives_bytes() -> None:
+    own = of(3)
+    back = Signature.from_bytes(own.to_bytes())
+    assert back.to_bytes() == own.to_bytes()
+    assert torch.equal(back.scatter, own.scatter)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3, 1.0])
+def test_shrinking_is_sklearns(gamma: float) -> None:
+    own = of(4)
+    expected = np.linalg.inv(shrunk_covariance((own.scatter / own.freedom).numpy(), shrinkage=gamma))
+    close(shrunk_inverse(own.scatter, own.freedom, gamma), expected)
+
+
+def test_a_covariance_of_nothing_is_the_identity() -> None:
+    close(shrunk_inverse(torch.zeros(3, 3, dtype=torch.float64), 1, 0.1), 10 * np.eye(3))
+
+
+def only(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
+    monkeypatch.setattr("continual.head.SHRINKAGES", (gamma,))
+
+
+def overlapping_head(seed: int, *, per_class: int = 8) -> tuple[ClosedForm, Tensor, Tensor, Tensor, Tensor]:
+    vectors, labels = sample(seed, per_class=2 * per_class, spread=0.8)
+    (x, y), (held, truth) = (vectors[::2], labels[::2]), (vectors[1::2], labels[1::2].clone())
+    truth[::5] = (truth[::5] + 1) % 3  # some are labelled otherwise: no head gets them all
+    return closed_form(signature(x, y, count=3), held, truth), x, y, held, truth
+
+
+@pytest.mark.parametrize("gamma", SHRINKAGES)
+@pytest.mark.parametrize("seed", range(3))
+def test_closed_form_is_sklearns_linear_discriminant(monkeypatch: pytest.MonkeyPatch, seed: int, gamma: float) -> None:
+    """Equal classes, so that the prior says nothing; scikit-learn divides the scatter by rows, here by rows − classes."""
+    only(monkeypatch, gamma)
+    draw, labels = torch.Generator().manual_seed(seed), torch.arange(3).repeat(8)
+    x = torch.randn(24, 5, generator=draw) + torch.randn(3, 5, generator=draw)[labels]
+    held = torch.randn(40, 5, generator=draw)
+    own = signature(x, labels, count=3)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=gamma).fit(x.double().numpy(), labels.numpy())
+    close(own.means @ shrunk_inverse(own.scatter, own.rows, gamma), theirs.coef_)
+    head = closed_form(own, held, torch.zeros(40, dtype=torch.long))
+    assert head(held).argmax(dim=1).tolist() == theirs.predict(held.double().numpy()).tolist()
+
+
+def test_the_prior_counts_where_it_is_better_on_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clouds that overlap, nine rows to one: held out alike the prior helps, held out evenly it harms."""
+    only(monkeypatch, 0.1)
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 180 + [1] * 20)
+    own = signature(torch.randn(200, 2, generator=draw) + labels.unsqueeze(1), labels, count=2)
+    precision = shrunk_inverse(own.scatter, own.freedom, 0.1)
+    weight = own.means @ precision
+    plain = -0.5 * torch.einsum("cd,cd->c", weight, own.means)
+    log_prior = torch.log(torch.tensor([0.9, 0.1], dtype=torch.float64))
+
+    def bias_difference(truth: Tensor) -> float:
+        head = closed_form(own, torch.randn(len(truth), 2, generator=draw) + truth.unsqueeze(1), truth)
+        temperature = float(weight.norm() / head.weight.double().norm())
+        return float((head.bias[0] - head.bias[1]) * temperature)
+
+    without = float(plain[0] - plain[1])
+    assert bias_difference(labels) == pytest.approx(without + float(log_prior[0] - log_prior[1]), rel=1e-4)
+    assert bias_difference(torch.arange(200) % 2) == pytest.approx(without, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_head_is_the_best_of_all_on_held_out_rows(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    head, x, y, held, truth = overlapping_head(seed)
+    assert head.accuracy == pytest.approx(float((head(held).argmax(dim=1) == truth).double().mean()))
+    alone = []
+    for gamma in SHRINKAGES:
+        only(monkeypatch, gamma)
+        alone.append(closed_form(signature(x, y, count=3), held, truth))
+    assert (head.accuracy, -head.loss) == max((one.accuracy, -one.loss) for one in alone)
+
+
+def test_the_temperature_is_the_best_there_is() -> None:
+    head, *_, held, truth = overlapping_head(5)
+    assert 0.0 < head.accuracy < 1.0
+    losses = {t: float(torch.nn.functional.cross_entropy(head(held) / t, truth)) for t in (0.8, 0.95, 1.0, 1.05, 1.2)}
+    assert min(losses, key=losses.__getitem__) == 1.0
+    assert losses[1.0] == pytest.approx(head.loss, rel=1e-4)
+
+
+def test_router_distances_are_mahalanobis_to_the_nearest_mean() -> None:
+    data = {"a": sample(6), "b": sample(7, classes=2, per_class=10)}
+    router = build_router({name: signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()})
+    # The covariance about class means of all tasks' rows together, shrunk.
+    centred = torch.cat([x - torch.stack([x[y == c].mean(dim=0) for c in y.tolist()]) for x, y in data.values()])
+    covariance = (centred.T @ centred).double().numpy() / (24 - 3 + 20 - 2)
+    precision = np.linalg.inv(shrunk_covariance(covariance, shrinkage=SHRINKAGE))
+    probes = torch.randn(9, 5, generator=torch.Generator().manual_seed(8))
+    expected = [
+        [
+            min(mahalanobis(p, x[y == c].mean(dim=0).numpy(), precision) ** 2 for c in set(y.tolist()))
+            for x, y in data.values()
+        ]
+        for p in probes.numpy()
+    ]
+    found = router.distances(probes)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    routed = router.route(probes)
+    assert routed.tasks.tolist() == np.argmin(expected, axis=1).tolist()
+    shares = np.exp(-0.5 * np.array(expected))
+    np.testing.assert_allclose(routed.confidence, (shares / shares.sum(1, keepdims=True)).max(1), rtol=1e-4)
+
+
+@given(st.permutations(range(4)))
+def test_the_order_of_arrival_is_of_no_effect_on_routing(order: list[int]) -> None:
+    tasks = {f"t{seed}": of(seed) for seed in range(4)}
+    probes = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)) * 2
+    first, again = build_router(tasks), build_router({f"t{seed}": tasks[f"t{seed}"] for seed in order})
+    names = [[router.tasks[i] for i in router.route(probes).tasks.tolist()] for router in (first, again)]
+    assert names[0] == names[1]
+    close(again.route(probes).confidence, first.route(probes).confidence)
+
+
+def test_one_task_takes_everything() -> None:
+    routed = build_router({"only": of(1)}).route(torch.randn(5, 5))
+    assert routed.tasks.tolist() == [0] * 5
+    assert routed.confidence.tolist() == [1.0] * 5
+
+
+@given(SEEDS, SEEDS, st.integers(2, 5), st.integers(2, 5))
+def test_alignment_is_a_symmetric_share(a: int, b: int, c: int, d: int) -> None:
+    one, two = of(a, classes=c), of(b, classes=d)
+    assert -1e-12 <= alignment(one, two) <= 1 + 1e-12
+    assert alignment(one, two) == pytest.approx(alignment(two, one), rel=1e-9)
+    assert alignment(one, one) == pytest.approx(1.0)
+
+
+def test_alignment_is_that_of_the_between_class_scatters() -> None:
+    def between(own: Signature) -> Tensor:
+        centre = own.sums.sum(dim=0) / own.rows
+        return sum(n / own.rows * torch.outer(m - centre, m - centre) for n, m in zip(own.counts, own.means, strict=True))
+
+    one, two = of(1), of(2, classes=2)
+    b, c = between(one), between(two)
+    assert alignment(one, two) == pytest.approx(float((b * c).sum() / (b.norm() * c.norm())))
+
+
+def test_alignment_knows_shifts_and_other_directions() -> None:
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    classes = torch.tensor([0, 1])
+    across, along = signature(x, classes, count=2), signature(x.flip(1), classes, count=2)
+    assert alignment(across, signature(3 * x + 7, classes, count=2)) == pytest.approx(1.0)
+    assert alignment(across, along) == 0.0
+    assert alignment(across, signature(torch.ones(2, 2), classes, count=2)) == 0.0, "means alike tell nothing apart"
+
+
+def test_nearest_comes_first() -> None:
+    own = of(1)
+    ranked = nearest(own, {"other": of(2), "same": own, "third": of(3)})
+    assert ranked[0] == ("same", pytest.approx(1.0))
+    assert [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
