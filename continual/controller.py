@@ -8,19 +8,19 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
-from continual.errors import InputError, MethodError
+from continual.errors import InputError
 from continual.learn import learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.warmstart import SUPPORTED
 from registry import Registry, claim, held, release, this_holder
-from tasks import Stream, TaskData, load_stream
+from tasks import Stream, TaskData, TaskSpec, load_stream
 
 log = logging.getLogger(__name__)
 WAIT = 1.0  # seconds between looks at a position that another controller holds
@@ -30,9 +30,9 @@ WAIT = 1.0  # seconds between looks at a position that another controller holds
 class Watcher:
     """What is told of a run while it goes on; every call begins with the task's name.
 
-    noted: what was done to its rows · began: its training is about to start · step: so many training steps of so many
-    are done · waiting: another controller holds it · learned: its delta is registered, now or by an earlier run, and the stream measured after it ·
-    failed: it has none, and why.
+    noted: what was done to its rows · began: its learning starts · step: so many training steps of so many are done ·
+    waiting: another controller holds it · learned: its delta is registered, now or by an earlier run, and the stream
+    is measured after it · failed: it has no delta, and why.
     """
 
     noted: Callable[[str, str], None] = lambda task, note: None
@@ -58,24 +58,33 @@ SILENT = Watcher()
 def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskData, ...]:
     """Load the rows of every task and check all that can be checked before training; nothing is written.
 
-    Raises InputError, naming what to mend: files, columns, labels, methods, warm starts, sites that the backbone lacks,
-    and tasks that the registry knows with other labels.
+    Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
+    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
     """
-    for spec in stream.resolved():
-        assert spec.method  # what `Stream.resolved` fills in
-        try:
-            for edit in method_settings(spec.method).edits():
-                backbone.places(edit.site)
-        except InputError as error:
-            raise type(error)(f"task {spec.name!r}: {error}") from error
-        if spec.warm_start not in SUPPORTED:
-            raise MethodError(
-                f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; "
-                f"allowed: {', '.join(SUPPORTED)}"
-            )
-    loaded = load_stream(stream)
-    registry.require_same(task_record(data) for data in loaded)
+    problems = [problem for spec in stream.resolved() for problem in _misfits(backbone, spec)]
+    loaded: tuple[TaskData, ...] = ()
+    try:
+        loaded = load_stream(stream)
+        registry.require_same(task_record(data) for data in loaded)
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
     return loaded
+
+
+def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+    """What of a task's method and warm start is not offered, or not on this backbone."""
+    if spec.warm_start not in SUPPORTED:
+        yield (
+            f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; allowed: {', '.join(SUPPORTED)}"
+        )
+    try:
+        assert spec.method  # what `Stream.resolved` fills in
+        for edit in method_settings(spec.method).edits():
+            backbone.places(edit.site)
+    except InputError as error:
+        yield f"task {spec.name!r}: {error}"
 
 
 def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:

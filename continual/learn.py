@@ -1,7 +1,7 @@
 """The story of one task: from its rows to a delta that the registry remembers.
 
-rows → signature in frozen features → neighbours ranked → a start chosen on held-out rows → training → scores → one unit
-of work. Nothing is written here: `record` writes all of it at once, so a task that fails, or is killed, leaves no trace.
+rows → signature in frozen features → neighbours ranked → a start chosen on held-out rows → training → scores. Nothing
+is written here: `record` writes all of it in one unit of work, so a task that fails, or is killed, leaves no trace.
 """
 
 import time
@@ -12,14 +12,13 @@ from functools import partial
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import load_delta, method_settings
+from continual.deltas import method_settings
 from continual.evaluate import Prepared, logits, measure, prepare
 from continual.features import features
-from continual.neighbours import stored_signatures
+from continual.neighbours import nearest_learned
 from continual.signature import Signature
-from continual.similarity import nearest
 from continual.train import Report, Trained, train
-from continual.warmstart import NEIGHBOURS_TRIED, Candidate, Neighbour, choose, judge, started
+from continual.warmstart import Candidate, choose, judge, started
 from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
 
@@ -116,18 +115,6 @@ def learn(
         scores.append(_score(task, "scratch", logits(backbone, alone, task.test.tokens)))
     seconds = time.perf_counter() - began
     return Learned(task, start, trained, scratch.own, tuple(scores), test_features, answers, seconds)
-
-
-def nearest_learned(backbone: Backbone, registry: Registry, own: Signature) -> list[Neighbour]:
-    """The learned tasks most like one of signature `own`, with their deltas."""
-    champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    signatures = stored_signatures(registry, backbone.fingerprint)
-    return [
-        Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
-        for name, similarity in nearest(own, {name: signatures[name] for name in champions.keys() & signatures.keys()})[
-            :NEIGHBOURS_TRIED
-        ]
-    ]
 
 
 def train_from(backbone: Backbone, task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from continual.backbone import Backbone
+from continual.deltas import load_delta
 from continual.signature import Signature
 from continual.similarity import nearest
+from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
 from registry import NotFound, Registry
 
 
@@ -12,6 +15,17 @@ def stored_signatures(registry: Registry, backbone: str) -> dict[str, Signature]
     return {
         stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in registry.signatures(backbone)
     }
+
+
+def nearest_learned(backbone: Backbone, registry: Registry, own: Signature) -> list[Neighbour]:
+    """The learned tasks most like one of signature `own`, with their champions' deltas."""
+    champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+    signatures = stored_signatures(registry, backbone.fingerprint)
+    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures})
+    return [
+        Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
+        for name, similarity in ranked[:NEIGHBOURS_TRIED]
+    ]
 
 
 def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
