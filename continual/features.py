@@ -42,17 +42,21 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""
     if not texts:
         return Tokens((), None)
-    first = [text if isinstance(text, str) else text[0] for text in texts]
-    second = [None if isinstance(text, str) else text[1] for text in texts]
+    parts = [[_utf8(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
+    if len({len(part) for part in parts}) > 1:  # the tokenizer takes texts or pairs, not both at once
+        alone = [tokenize(backbone, [text], max_length=max_length) for text in texts]
+        types = None if alone[0].types is None else tuple(one.types[0] for one in alone if one.types)
+        return Tokens(tuple(one.ids[0] for one in alone), types)
+    columns = [list(column) for column in zip(*parts, strict=True)]
     limit = min(max_length, backbone.longest_input)
-    if any(text is None for text in second) and any(text is not None for text in second):
-        parts = [tokenize(backbone, [text], max_length=limit) for text in texts]
-        types = None if parts[0].types is None else tuple(part.types[0] for part in parts if part.types)
-        return Tokens(tuple(part.ids[0] for part in parts), types)
-    pair = None if second[0] is None else second
-    encoded = backbone.tokenizer(first, pair, truncation=True, max_length=limit)
+    encoded = backbone.tokenizer(*columns, truncation=True, max_length=limit)
     types = encoded.get("token_type_ids")
     return Tokens(tuple(map(tuple, encoded["input_ids"])), None if types is None else tuple(map(tuple, types)))
+
+
+def _utf8(text: str) -> str:
+    """The text with half surrogate pairs, which JSON may hold and no tokenizer takes, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def pad(backbone: Backbone, tokens: Tokens, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -34,10 +34,11 @@ class Measures:
 def measures(matrix: Matrix, before: Sequence[float | None] | None = None) -> Measures:
     """Measures of a T × T matrix whose entries on and below the diagonal are numbers; entries above may be None.
 
-    `before` holds b; without it FWT is None. Raises ValueError for a matrix that is not square or lacks a number.
+    `before` holds b; without it FWT is None. Raises ValueError for a matrix that is not square or lacks a number, and
+    for `before` of another length.
 
     >>> measures([[0.9, 0.4], [0.7, 0.8]], [0.5, 0.3]).bwt
-    -0.2
+    -0.20000000000000007
     """
     size = len(matrix)
     learned = [[_number(row, t, i) for i in range(t + 1)] for t, row in enumerate(matrix) if len(row) == size]
@@ -45,7 +46,10 @@ def measures(matrix: Matrix, before: Sequence[float | None] | None = None) -> Me
         raise ValueError(
             f"a score matrix has as many columns as rows; got {size} rows of {[len(row) for row in matrix]}"
         )
-    last, own = (learned[-1] if learned else []), [row[-1] for row in learned]
+    if before is not None and len(before) != size:
+        raise ValueError(f"there is one score before learning per task; got {len(before)} for {size} tasks")
+    last = learned[-1] if learned else []
+    own = [row[-1] for row in learned]
     return Measures(
         acc=mean(last),
         bwt=mean(end - start for end, start in zip(last[:-1], own[:-1], strict=True)),

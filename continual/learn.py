@@ -94,7 +94,7 @@ def learn(
     scratch = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
     neighbours = [
         judge(backbone, neighbour, rows=task.train, held_out=task.validation, classes=task.classes)
-        for neighbour in nearest_learned(backbone, registry, scratch.own)
+        for neighbour in nearest_learned(backbone, registry, scratch.own, besides=task.data.spec.name)
     ]
     start = choose(task.warm_start, scratch, neighbours, method_settings(task.method))
     trained = train_from(backbone, task, start, seed=seed, report=report)

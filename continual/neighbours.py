@@ -4,24 +4,33 @@ from typing import Any
 
 from continual.backbone import Backbone
 from continual.deltas import load_delta
+from continual.errors import BackboneError
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
-from registry import NotFound, Registry
+from registry import BackboneRecord, NotFound, Registry
 
 
-def stored_signatures(registry: Registry, backbone: str) -> dict[str, Signature]:
-    """The signature of every task in the frozen features of the backbone of this fingerprint."""
-    return {
-        stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in registry.signatures(backbone)
-    }
+def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
+    """The signature of every task in a backbone's frozen features.
+
+    Raises BackboneError where a signature was taken of features that were pooled otherwise.
+    """
+    found = registry.signatures(backbone.fingerprint)
+    for stored in found:
+        if stored.pooling != backbone.pooling:
+            raise BackboneError(
+                f"the signature of task {stored.task!r} is of {stored.pooling}-pooled features, and backbone "
+                f"{backbone.name!r} pools by {backbone.pooling}; load it as it was, or use another home"
+            )
+    return {stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in found}
 
 
-def nearest_learned(backbone: Backbone, registry: Registry, own: Signature) -> list[Neighbour]:
-    """The learned tasks most like one of signature `own`, with their champions' deltas."""
+def nearest_learned(backbone: Backbone, registry: Registry, own: Signature, *, besides: str) -> list[Neighbour]:
+    """The learned tasks, `besides` one, most like a task of signature `own`, with their champions' deltas."""
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    signatures = stored_signatures(registry, backbone.fingerprint)
-    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures})
+    signatures = stored_signatures(registry, backbone)
+    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != besides})
     return [
         Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
         for name, similarity in ranked[:NEIGHBOURS_TRIED]
@@ -36,7 +45,7 @@ def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     learned: set[str] = set()
     for backbone in registry.backbones():
-        signatures = stored_signatures(registry, backbone.fingerprint)
+        signatures = stored_signatures(registry, backbone)
         learned |= signatures.keys()
         own = signatures.pop(task, None)
         if own is not None:

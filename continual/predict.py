@@ -99,7 +99,7 @@ class Predictor:
         ]
 
     def _build_router(self) -> Router:
-        signatures = stored_signatures(self._registry, self._backbone.fingerprint)
+        signatures = stored_signatures(self._registry, self._backbone)
         return build_router({task: own for task, own in signatures.items() if task in self._champions})
 
     def _champion(self, task: str) -> Champion:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import load_delta
-from continual.evaluate import WRONG, logits, measure
+from continual.evaluate import logits, measure
 from continual.features import features
 from continual.learn import Learned, ready
 from continual.record import answers_from_bytes
@@ -70,13 +70,15 @@ def complete_routed_scores(
 def routed_scores(examined: Mapping[str, Examined], *, stream: str, step: int) -> dict[str, list[Score]]:
     """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
 
-    A row that goes to another task counts as answered wrongly, even where both tasks have a label of that name.
+    A row that goes to another task counts as a wrong answer (the class after the true one), even where both tasks have
+    a label of that name.
     """
     router = build_router({delta: task.own for delta, task in examined.items()})
     scores = {}
     for number, (delta, task) in enumerate(examined.items()):
         right = router.route(task.test_features).tasks == number
-        answers = torch.where(right, task.answers, WRONG)
+        wrong = (task.classes + 1) % len(task.own.counts)
+        answers = torch.where(right, task.answers, wrong)
         measured = {
             task.metric: measure(task.metric, task.classes.tolist(), answers.tolist()),
             "routing_accuracy": measure("accuracy", [1] * len(right), right.long().tolist()),

@@ -26,7 +26,7 @@ WORDS = {
     "place": {"city": "street tower metro crowd", "sea": "wave coral tide sail"},
     "food": {"sour": "lemon vinegar pickle lime", "sweet": "sugar honey candy cake"},
 }
-FILLERS = "the a of and with one".split()
+FILLERS = ["the", "a", "of", "and", "with", "one"]
 
 
 def text_of(task: str, label: str, draw: random.Random) -> str:

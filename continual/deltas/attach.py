@@ -65,8 +65,10 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
             f"the delta was learned on backbone {delta.backbone[:12]}, not on {backbone.name!r} "
             f"({backbone.fingerprint[:12]}); load the backbone it was learned on, or learn the task again on this one"
         )
+    classes, hidden = len(delta.head.labels), backbone.hidden_size
     expected = {key: tuple(value.shape) for key, value in fresh_values(backbone, delta.settings, seed=0).items()}
-    found = {key: tuple(value.shape) for key, value in delta.values.items()}
+    expected |= {"head/weight": (classes, hidden), "head/bias": (classes,)}
+    found = {key: tuple(value.shape) for key, value in delta.tensors().items()}
     if expected != found:
         missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
         shapes = [
@@ -76,5 +78,6 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
         ]
         raise DeltaError(
             f"a {delta.method} delta does not fit backbone {backbone.name!r}: "
-            f"missing tensors {missing}, unknown tensors {unknown}, other shapes {sorted(shapes)}"
+            f"missing tensors {missing}, unknown tensors {unknown}, other shapes {sorted(shapes)} "
+            f"(its head is for {classes} labels)"
         )

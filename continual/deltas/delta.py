@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -99,15 +100,17 @@ def load_delta(data: bytes) -> Delta:
     Raises DeltaError when the bytes are no delta, or of a method that this version does not know.
     """
     try:
-        tensors = load_safetensors(data)
+        tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
         about = json.loads(_metadata(data)[_METADATA])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DeltaError(f"these {len(data)} bytes are not a stored delta: {error}") from error
-    if about["method"] not in METHODS:
-        raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
-    head = Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), about["pooling"])
-    settings = METHODS[about["method"]].model_validate(about["settings"])
-    return Delta(about["method"], settings, about["backbone"], tensors, head)
+        pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
+        head = Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
+        kind = METHODS.get(about["method"])
+        if kind is None:
+            raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
+        return Delta(about["method"], kind.model_validate(about["settings"]), about["backbone"], tensors, head)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import LowRank
 from continual.deltas.method import MethodSettings
 
+PROJECTIONS = ("attn.q", "attn.k", "attn.v", "attn.out", "ffn.in", "ffn.out")
+
 
 class LoRA(MethodSettings):
-    """y ← y + (alpha / rank) · x Aᵀ Bᵀ at the query and value projections.
+    """y ← y + (alpha / rank) · x Aᵀ Bᵀ at every projection of the blocks, or at the `sites` named.
 
-    Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685.
+    Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685, edit query and value only;
+    Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that it takes every projection to reach full fine-tuning.
 
-    >>> [edit.site for edit in LoRA(rank=4).edits()]
+    >>> [edit.site for edit in LoRA(rank=4, sites=("attn.q", "attn.v")).edits()]
     ['attn.q', 'attn.v']
     """
 
@@ -22,7 +25,7 @@ class LoRA(MethodSettings):
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=8.0, gt=0)
-    sites: tuple[str, ...] = Field(default=("attn.q", "attn.v"), min_length=1)
+    sites: tuple[str, ...] = Field(default=PROJECTIONS, min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
         form, compose = LowRank(self.rank), Add(self.alpha / self.rank)

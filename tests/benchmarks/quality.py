@@ -11,7 +11,8 @@ Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-
 the best epoch on validation rows (the start is a candidate), and four learning rates to choose from. Not alike: the
 checkpoint's dropout is at work in `peft`, `peft_our_head` and `full`, as these libraries have it, and `ours` has none;
 transformers' heads run in the precision of the backbone, ours in float32.
-The learning rate is chosen per task and arm on validation rows with few train rows; then one run has all of them.
+An arm's learning rate is the best of four by the mean over three tasks' validation rows, after training on few train
+rows; then one run per task has all of them.
 Test rows are read for that run alone. One seed. A run that is in the state file already is not made again, so a state
 file belongs to one stream, one backbone and one version of the code.
 """
@@ -33,7 +34,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from continual.backbone import Backbone, _locate, load_backbone
+from continual.backbone import Backbone, load_backbone, locate
 from continual.deltas import METHODS, Delta, Head, fresh_values
 from continual.errors import LearnError
 from continual.evaluate import Prepared, measure, metric_score, predict_classes, prepare
@@ -46,6 +47,7 @@ from tasks.rows import sample
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
 
 SEARCH_VALIDATION_ROWS = 500
+SEARCH_TASKS = 3  # those with the fewest tokens
 LORA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 FULL_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 
@@ -85,7 +87,7 @@ class Bench:
 
     @property
     def checkpoint(self) -> str:
-        return _locate(self.backbone.name)
+        return locate(self.backbone.name)
 
     @property
     def budget(self) -> Budget:
@@ -173,35 +175,43 @@ class State:
         return record
 
 
-def compare(bench: Bench, name: str, state: State) -> None:
-    """Choose an arm's learning rate, then run it with all rows; nothing where that run is there already."""
-    arm, rates = ARMS[name]
-    about = {"arm": name, "task": bench.data.spec.name, "seed": bench.seed}
-    if state.find(**about, stage="final", rows=len(bench.train)):
+def chosen_rate(benches: Sequence[Bench], name: str, state: State) -> float | None:
+    """The learning rate of an arm with the best mean on held-out rows of the search tasks; of a tie the lowest."""
+    rates = ARMS[name][1]
+    means = {rate: fmean(searched(bench.few, name, rate, state)["validation"] for bench in benches) for rate in rates}
+    return max(means, key=lambda rate: means[rate]) if means else None
+
+
+def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
+    """Run an arm with all rows, at its learning rate; nothing where that run is there already."""
+    about = _about(bench, name)
+    if state.find(**about, stage="final", rows=len(bench.train), learning_rate=rate):
         return
-    tried = [searched(bench.few, arm, rate, about, state) for rate in rates]
-    rate = max(tried, key=lambda record: record["validation"])["learning_rate"] if tried else None  # a tie: the lowest
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
-    fitted = arm(bench, rate or 0.0)
+    fitted = ARMS[name][0](bench, rate or 0.0)
     test = bench.prepared(bench.data.test)
     measured = measure(bench.data.spec.metric, test.classes.tolist(), fitted.answers(test))
     scores = {"test": measured.value, "low": measured.low, "high": measured.high, "test_rows": measured.rows}
-    searched_rows = len(bench.few.train) if tried else None
-    state.add(_record(about, "final", rate, bench, fitted, began) | scores | {"search_rows": searched_rows})
+    state.add(_record(about, "final", rate, bench, fitted, began) | scores)
 
 
-def searched(bench: Bench, arm: Arm, rate: float, about: Record, state: State) -> Record:
+def searched(bench: Bench, name: str, rate: float, state: State) -> Record:
     """One learning rate's run on few rows; a rate at which training diverges scores nothing."""
+    about = _about(bench, name)
     if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.train)):
         return known
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
     try:
-        fitted = arm(bench, rate)
+        fitted = ARMS[name][0](bench, rate)
     except LearnError:
         fitted = Fitted((0.0,), lambda rows: [])
     return state.add(_record(about, "search", rate, bench, fitted, began))
+
+
+def _about(bench: Bench, name: str) -> Record:
+    return {"arm": name, "task": bench.data.spec.name, "seed": bench.seed}
 
 
 def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted: Fitted, began: float) -> Record:
@@ -219,7 +229,7 @@ def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted:
 def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> Record:
     """What was measured, as one JSON document; means are over the tasks that all the arms shown have finished."""
     finals = [record for record in records if record["stage"] == "final" and record["seed"] == stream.seed]
-    shown = ("validation", "test", "learning_rate", "low", "high", "test_rows", "rows", "search_rows", "seconds")
+    shown = ("validation", "test", "learning_rate", "low", "high", "test_rows", "rows", "seconds")
     tasks: dict[str, Record] = {record["task"]: {} for record in finals}
     for record in finals:
         tasks[record["task"]][record["arm"]] = {key: record[key] for key in shown}
@@ -231,9 +241,11 @@ def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> R
         "seed": stream.seed,
         "machine": {"cpus": os.cpu_count(), "torch": torch.__version__, "device": str(backbone.device)}
         | {"dtype": str(backbone.dtype).removeprefix("torch.")},
-        "method": f"learning rate per task and arm: the best of four with only `search_rows` train rows and at "
-        f"most {SEARCH_VALIDATION_ROWS} validation rows, full number of epochs; then one run with all `rows` at that "
-        "rate, best epoch on all validation rows; test rows for that run alone; one seed; dropout except in ours",
+        "method": f"learning rate per arm: the best of four by mean score on at most {SEARCH_VALIDATION_ROWS} "
+        "validation rows of the search tasks, with few train rows and the full number of epochs; then one run per task "
+        "with all `rows` at that rate, best epoch on all validation rows; test rows for that run alone; one seed; "
+        "dropout except in ours",
+        "search": sorted({(record["task"], record["rows"]) for record in records if record["stage"] == "search"}),
         "tasks": tasks,
         "tasks_in_means": [name for name, task in tasks.items() if task in whole],
         "means": {arm: _mean(task[arm]["test"] for task in whole) for arm in arms},
@@ -268,7 +280,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, help="JSON lines: finished runs are read from it and appended to it")
     parser.add_argument("--tasks", help="names, by commas; all of the stream's otherwise")
     parser.add_argument("--arms", help=f"names, by commas, of {', '.join(ARMS)}")
-    parser.add_argument("--search-rows", type=int, default=1000, help="train rows on which learning rates are compared")
+    parser.add_argument("--search-rows", type=int, default=600, help="train rows on which learning rates are compared")
     parser.add_argument("--report", action="store_true", help="only print the document of what the state file holds")
     return parser.parse_args()
 
@@ -288,10 +300,13 @@ def main() -> None:
     if not arguments.report:
         loaded = [load_task(t, folder=stream.folder, seed=stream.seed) for t in stream.resolved() if t.name in names]
         benches = [Bench(backbone, data, arguments.search_rows, stream.seed) for data in loaded]
-        for bench in sorted(benches, key=lambda bench: sum(bench.train.tokens.lengths)):  # the cheapest task first
-            say(f"{bench.data.spec.name}: {sum(bench.train.tokens.lengths)} train tokens, {len(bench.train)} rows")
-            for arm in _names(list(ARMS), arguments.arms):
-                compare(bench, arm, state)
+        benches.sort(key=lambda bench: sum(bench.train.tokens.lengths))
+        arms = _names(list(ARMS), arguments.arms)
+        rates = {arm: chosen_rate(benches[:SEARCH_TASKS], arm, state) for arm in arms}
+        say(f"learning rates: {rates}")
+        for bench in benches:
+            for arm in arms:
+                final(bench, arm, rates[arm], state)
     print(json.dumps(document(stream, backbone, state.records), indent=2))
 
 

@@ -87,9 +87,8 @@ def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: st
     base, delta = hidden(backbone, batch), moved_delta(backbone, method)
     hidden(backbone, batch, delta)
     assert torch.equal(hidden(backbone, batch), base)
-    with pytest.raises(KeyError, match="inside"), attached(backbone, delta):
-        backbone.hidden_states(batch)
-        raise KeyError("inside")
+    with pytest.raises(IndexError), attached(backbone, delta):
+        backbone.hidden_states({**batch, "input_ids": batch["input_ids"] + 10**6})
     assert torch.equal(hidden(backbone, batch), base)
     assert fingerprint(backbone.model) == backbone.fingerprint
 
@@ -154,7 +153,8 @@ def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> N
 
 def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
     """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
-    data = moved_delta(backbone, method).map(lambda tensor: 3 * tensor).to_bytes()  # gradients large enough to be clipped
+    steep = moved_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
+    data = steep.to_bytes()
     rows, held = prepared(backbone, "mood", 16), prepared(backbone, "mood", 6)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
     found = {

@@ -15,6 +15,8 @@ import torch
 
 from continual import Learner, read_stream
 from continual.controller import Watcher
+from continual.settings import settings
+from registry import Registry
 
 torch.set_num_threads(1)
 VICTIM = "mood"
@@ -28,7 +30,8 @@ def die(task: str, *_: object) -> None:
 def main(backbone: str, home: str, stream: str, at: str = "") -> None:
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
     deadly = {"step": Watcher(step=die), "learned": Watcher(learned=die), "": Watcher()}
-    with Learner.open(backbone, home, device="cpu", dtype="float32") as learner:
+    places = settings(home, {})
+    with Learner.open(backbone, Registry.open(places.registry, places.blobs), device="cpu", dtype="float32") as learner:
         print("ready", flush=True)
         sys.stdin.readline()  # so that several can begin at the same moment
         failed = learner.run(read_stream(stream), watcher=deadly[at])

@@ -1,4 +1,4 @@
-"""Loading and knowing a backbone: by its content, never by its path, and with a message that helps where it will not do."""
+"""Loading and knowing a backbone: by its content, never by its path; what will not do is refused in words that help."""
 
 import json
 import shutil

@@ -81,7 +81,7 @@ def test_lora_is_the_model_with_weights_plus_scaled_ba(backbone: Backbone, sites
 
 def test_lora_is_pefts_lora(backbone: Backbone) -> None:
     peft = pytest.importorskip("peft")
-    delta = moved_delta(backbone, "lora", rank=4, alpha=6.0)
+    delta = moved_delta(backbone, "lora", rank=4, alpha=6.0, sites=("attn.q", "attn.v"))
     config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], lora_dropout=0.0)
     model = peft.get_peft_model(deepcopy(backbone.model), config).eval()
     theirs: dict[str, Tensor] = {}
@@ -96,9 +96,7 @@ def test_lora_is_pefts_lora(backbone: Backbone) -> None:
             parameter.copy_(delta.values[key])
     hidden = model(**batch_of(backbone)).last_hidden_state
     loss_of(hidden).backward()
-    assert_same(
-        through_delta(backbone, delta), (hidden.detach(), {key: value.grad for key, value in theirs.items()})
-    )
+    assert_same(through_delta(backbone, delta), (hidden.detach(), {key: value.grad for key, value in theirs.items()}))
 
 
 def test_bitfit_is_the_model_with_other_biases(backbone: Backbone) -> None:
@@ -165,7 +163,8 @@ def body_size(delta: Delta) -> int:
 def test_parameter_counts_are_the_papers(backbone: Backbone) -> None:
     config = backbone.model.config
     layers, d, ffn = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    assert body_size(moved_delta(backbone, "lora", rank=3)) == layers * 2 * 3 * (d + d)
+    assert body_size(moved_delta(backbone, "lora", rank=3)) == layers * 3 * (4 * (d + d) + 2 * (d + ffn))
+    assert body_size(moved_delta(backbone, "lora", rank=3, sites=("attn.q", "attn.v"))) == layers * 2 * 3 * (d + d)
     assert body_size(moved_delta(backbone, "lora", rank=3, sites=("ffn.in",))) == layers * 3 * (d + ffn)
     m = 7
     per_layer = 2 * (2 * m * d + d + m) + 2 * 2 * d  # two adapters, two norms

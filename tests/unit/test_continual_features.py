@@ -115,7 +115,7 @@ def test_texts_longer_than_the_positions_are_cut(backbone: Backbone, text: Text)
 
 
 @pytest.mark.parametrize("text", [LONG, (LONG, "wave")], ids=["one", "pair"])
-@pytest.mark.parametrize("length", [2, 3, 4, 9])
+@pytest.mark.parametrize("length", [8, 9, 12])
 def test_max_length_holds_down_to_the_least_that_a_budget_allows(backbone: Backbone, text: Text, length: int) -> None:
     tokens = tokenize(backbone, [text], max_length=length)
     assert tokens.lengths[0] <= length

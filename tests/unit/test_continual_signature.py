@@ -11,8 +11,9 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
+from torch.nn import functional as F
 
-from continual.head import SHRINKAGES, ClosedForm, closed_form
+from continual.head import SHRINKAGES, SMOOTHING, ClosedForm, closed_form
 from continual.routing import build_router
 from continual.routing.mahalanobis import SHRINKAGE
 from continual.signature import Signature, shrunk_inverse, signature
@@ -21,7 +22,9 @@ from continual.similarity import alignment, nearest
 SEEDS = st.integers(0, 10_000)
 
 
-def sample(seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+def sample(
+    seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5, spread: float = 2.0
+) -> tuple[Tensor, Tensor]:
     """Rows in correlated clouds around means of their own, in random order."""
     draw = torch.Generator().manual_seed(seed)
     means, mix = spread * torch.randn(classes, d, generator=draw), torch.randn(d, d, generator=draw)
@@ -43,9 +46,7 @@ def close(found: Tensor, expected: object) -> None:
 def test_signatures_add_up_whatever_the_order_and_the_cuts(seed: int, order: list[int], cuts: list[int]) -> None:
     vectors, labels = sample(seed)
     whole = signature(vectors, labels, count=3)
-    parts = [
-        signature(vectors[order[a:b]], labels[order[a:b]], count=3) for a, b in pairwise([0, *sorted(cuts), 24])
-    ]
+    parts = [signature(vectors[order[a:b]], labels[order[a:b]], count=3) for a, b in pairwise([0, *sorted(cuts), 24])]
     for name in ("counts", "sums", "moment"):
         close(torch.stack([getattr(part, name) for part in parts]).sum(dim=0), getattr(whole, name))
 
@@ -99,7 +100,7 @@ def overlapping_head(seed: int, *, per_class: int = 8) -> tuple[ClosedForm, Tens
 @pytest.mark.parametrize("gamma", SHRINKAGES)
 @pytest.mark.parametrize("seed", range(3))
 def test_closed_form_is_sklearns_linear_discriminant(monkeypatch: pytest.MonkeyPatch, seed: int, gamma: float) -> None:
-    """Equal classes, so that the prior says nothing; scikit-learn divides the scatter by rows, here by rows − classes."""
+    """Equal classes, so that the prior says nothing; scikit-learn divides the scatter by rows, not rows − classes."""
     only(monkeypatch, gamma)
     draw, labels = torch.Generator().manual_seed(seed), torch.arange(3).repeat(8)
     x = torch.randn(24, 5, generator=draw) + torch.randn(3, 5, generator=draw)[labels]
@@ -146,7 +147,9 @@ def test_the_head_is_the_best_of_all_on_held_out_rows(monkeypatch: pytest.Monkey
 def test_the_temperature_is_the_best_there_is() -> None:
     head, *_, held, truth = overlapping_head(5)
     assert 0.0 < head.accuracy < 1.0
-    losses = {t: float(torch.nn.functional.cross_entropy(head(held) / t, truth)) for t in (0.8, 0.95, 1.0, 1.05, 1.2)}
+    losses = {
+        t: float(F.cross_entropy(head(held) / t, truth, label_smoothing=SMOOTHING)) for t in (0.8, 0.95, 1.0, 1.05, 1.2)
+    }
     assert min(losses, key=losses.__getitem__) == 1.0
     assert losses[1.0] == pytest.approx(head.loss, rel=1e-4)
 
@@ -201,7 +204,9 @@ def test_alignment_is_a_symmetric_share(a: int, b: int, c: int, d: int) -> None:
 def test_alignment_is_that_of_the_between_class_scatters() -> None:
     def between(own: Signature) -> Tensor:
         centre = own.sums.sum(dim=0) / own.rows
-        return sum(n / own.rows * torch.outer(m - centre, m - centre) for n, m in zip(own.counts, own.means, strict=True))
+        return sum(
+            n / own.rows * torch.outer(m - centre, m - centre) for n, m in zip(own.counts, own.means, strict=True)
+        )
 
     one, two = of(1), of(2, classes=2)
     b, c = between(one), between(two)

@@ -11,8 +11,8 @@ FLOORS = {
     2: "errors settings families backbone",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features signature head neighbours",
-    5: "learn controller routed report predict learner audit estimate",
-    6: "cli show tracking demo lines plots progress",
+    5: "learn controller routed report predict audit estimate record",
+    6: "cli learner show tracking lines plots progress options",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
 FORBIDDEN = {
@@ -20,7 +20,9 @@ FORBIDDEN = {
     "registry": {"torch", "transformers", "mlflow", "datasets", "continual"},
 }
 FILES = [
-    file.relative_to(ROOT) for part in ("continual", "registry", "tasks") for file in sorted((ROOT / part).rglob("*.py"))
+    file.relative_to(ROOT)
+    for part in ("continual", "registry", "tasks")
+    for file in sorted((ROOT / part).rglob("*.py"))
 ]
 
 

@@ -18,7 +18,7 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "stream": lambda registry: registry.stream("core"),
     "streams": lambda registry: registry.streams(),
     "scores": lambda registry: registry.scores(),
-    "pending_mlflow": lambda registry: registry.pending_mlflow("core"),
+    "pending_mlflow": lambda registry: registry.pending_mlflow(),
 }
 
 

@@ -155,11 +155,11 @@ def test_what_mlflow_missed_is_known(registry: Registry) -> None:
     learn(registry, "sst2")
     with registry.unit() as unit:
         unit.finish("core", 0, delta="sst2@1")
-    assert [delta.name for delta in registry.pending_mlflow("core")] == ["sst2@1"]
+    assert [delta.name for delta in registry.pending_mlflow()] == ["sst2@1"]
     with registry.unit() as unit:
         unit.set_mlflow_run("sst2@1", "run-1")
         unit.set_mlflow_run("core", "run-0")
-    assert registry.pending_mlflow("core") == ()
+    assert registry.pending_mlflow() == ()
     assert (registry.stream("core").mlflow_run, registry.deltas()[0]["mlflow_run"]) == ("run-0", "run-1")
 
 

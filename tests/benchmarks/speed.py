@@ -1,0 +1,126 @@
+"""How fast is training? Our loop beside PEFT's LoRA under transformers' Trainer: same rows, batch, length, precision.
+
+    python -m tests.benchmarks.speed STREAM.yaml [--task sst2] [--rows 640] [--repeats 7]
+
+One epoch each, in turn, in one process, after one round of both that does not count; the ratio is the median over
+rounds. Both train LoRA of rank 8 on query and value. Rows that our loop sorts by length before batching are padded
+less; the Trainer pads each batch to its longest row, as its default collator does.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from continual.backbone import Backbone, load_backbone, locate
+from continual.deltas import METHODS
+from continual.learn import Task, ready
+from continual.train import train
+from continual.warmstart import judge, started
+from tasks import load_task, read_stream
+from tests.benchmarks.baselines import RANK, peft_lora
+
+
+class _Rows(Dataset[dict[str, Any]]):
+    """The same token ids as ours, as the Trainer wants them."""
+
+    def __init__(self, task: Task) -> None:
+        self._tokens, self._classes = task.train.tokens, task.train.classes.tolist()
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = list(self._tokens.ids[index])
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._classes[index]}
+
+
+def ours(backbone: Backbone, task: Task) -> Callable[[], float]:
+    """Seconds of one epoch of our loop, from the closed-form start."""
+    start = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
+    settings = METHODS["lora"].model_validate({"rank": RANK, "sites": ("attn.q", "attn.v")})
+    delta = started(backbone, start, method="lora", settings=settings, labels=task.data.labels, seed=0)
+    budget = task.budget.model_copy(update={"epochs": 1})
+
+    def epoch() -> float:
+        what = {"rows": task.train, "validation": task.validation, "metric": "accuracy", "seed": 0}
+        return train(backbone, delta, budget=budget, **what).seconds
+
+    return epoch
+
+
+def trainer(backbone: Backbone, task: Task) -> Callable[[], float]:
+    """Seconds of one epoch of transformers' Trainer with PEFT's LoRA."""
+
+    def epoch() -> float:
+        network = peft_lora(locate(backbone.name), task.classes).classifier
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=task.budget.batch_size,
+                num_train_epochs=1,
+                learning_rate=task.budget.learning_rate,
+                bf16=backbone.dtype == torch.bfloat16,
+                use_cpu=backbone.device.type == "cpu",
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                seed=0,
+            )
+            collator = DataCollatorWithPadding(backbone.tokenizer)
+            run = Trainer(model=network, args=arguments, train_dataset=_Rows(task), data_collator=collator)
+            began = time.perf_counter()
+            run.train()
+            return time.perf_counter() - began
+
+    return epoch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", type=Path)
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--rows", type=int, default=640)
+    parser.add_argument("--repeats", type=int, default=7)
+    given = parser.parse_args()
+    stream = read_stream(given.stream)
+    spec = next(task for task in stream.resolved() if task.name == given.task)
+    rows = {"train": given.rows, "validation": 32, "test": 32}
+    backbone = load_backbone(stream.backbone or "minilm")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    data = load_task(spec.model_copy(update={"rows": rows}), folder=stream.folder, seed=stream.seed)
+    task = ready(backbone, data)
+    arms = {"ours": ours(backbone, task), "peft_trainer": trainer(backbone, task)}
+    rounds = [{name: epoch() for name, epoch in arms.items()} for _ in range(given.repeats + 1)][1:]
+    document = {
+        "task": given.task,
+        "rows": given.rows,
+        "batch_size": task.budget.batch_size,
+        "max_length": task.budget.max_length,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": str(backbone.device),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "examples_per_second": {name: given.rows / median(r[name] for r in rounds) for name in arms},
+        "ratio": median(r["peft_trainer"] / r["ours"] for r in rounds),
+        "ratios": [r["peft_trainer"] / r["ours"] for r in rounds],
+    }
+    print(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The command line as scripts use it: exit codes, JSON documents, and messages that say what to mend."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import WORDS, write_task
+
+from continual.cli import main
+
+TASKS = ("animals", "mood", "place")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process, with a home of its own and no MLflow server."""
+    for name in ("CONTINUAL_REGISTRY_URL", "CONTINUAL_BLOBS_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["continual", *words, "--home", str(tmp_path / "home")])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()  # always ends so: the command line leaves with its exit code
+        captured = capsys.readouterr()
+        return Ran(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def stream(tmp_path: Path, bert_folder: Path) -> Path:
+    return write_stream(tmp_path, bert_folder)
+
+
+def write_stream(folder: Path, backbone: Path, **changes: Any) -> Path:
+    content = {
+        "name": "small",
+        "backbone": str(backbone),
+        "method": {"name": "lora", "rank": 2},
+        "budget": {"epochs": 1, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16},
+        "tasks": [write_task(folder, task) for task in TASKS],
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_path: Path) -> None:
+    ran = cli("run", str(stream), "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["failed"] == []
+    assert ran.json["tasks"] == list(TASKS)
+    report = cli("report", "--json").json
+    assert report == {key: value for key, value in ran.json.items() if key != "failed"}
+    assert set(report) == {"stream", "backbone", "tasks", "oracle", "routed", "per_task"}
+    assert set(report["oracle"]) == {"matrix", "acc", "bwt", "fwt", "forgetting", "la", "aia"}
+    assert set(report["routed"]) == {*report["oracle"], "routing_accuracy"}
+    promised = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
+    assert promised | {"seconds", "examples_per_second"} <= set(report["per_task"][0])
+
+    deltas = cli("deltas", "--json").json
+    promised = {"delta", "task", "version", "method", "parameters", "share", "bytes", "status", "score", "mlflow_run"}
+    assert set(deltas[0]) == promised | {"created_at"}
+    assert [row["delta"] for row in deltas] == [f"{task}@1" for task in TASKS]
+    assert all(row["mlflow_run"] for row in deltas)
+    assert [row["task"] for row in cli("tasks", "--json").json] == list(TASKS)
+    assert {row["task"] for row in cli("similar", "mood", "--json").json} == {"animals", "place"}
+    assert cli("lineage", "animals@1", "--json").json == []
+    assert cli("verify", "--json").json == []
+    audited = cli("audit", str(stream), "--json")
+    assert audited.code == 0
+    assert [row["changed"] for row in audited.json] == [0, 0, 0]
+    for words in (("tasks",), ("deltas",), ("report",), ("verify",), ("similar", "mood"), ("lineage", "animals@1")):
+        shown = cli(*words)
+        assert shown.code == 0
+        assert shown.out.strip()
+    again = cli("run", str(stream), "--json")
+    assert again.json == ran.json
+
+
+def test_predictions_keep_order_and_shape(cli: Run, stream: Path, tmp_path: Path) -> None:
+    assert cli("run", str(stream)).code == 0
+    lines = tmp_path / "lines.txt"
+    texts = ["cat purr meow", ["wave coral", "tide sail"], "lovely bright superb"]
+    lines.write_text(f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n{json.dumps({'text': texts[2]})}\n")
+    answers = [json.loads(line) for line in cli("predict", str(lines)).out.splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+    shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta"}
+    for answer in answers:
+        assert set(answer) == shape
+        assert answer["routed"]
+        assert 0 <= answer["confidence"] <= 1
+        assert 0 <= answer["score"] <= 1
+        assert answer["label"] in WORDS[answer["task"]]
+    told = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
+    assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in told} == {("mood", False, None)}
+
+
+def test_what_can_be_checked_stops_before_anything_is_learned(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    tasks = [write_task(tmp_path, task) for task in TASKS]
+    tasks[0]["method"] = "lara"
+    tasks[1]["label"] = "lable"
+    tasks[2]["warm_start"] = "merge"
+    file = write_stream(tmp_path, bert_folder, tasks=tasks)
+    for words in (("run", str(file)), ("run", str(file), "--check")):
+        ran = cli(*words)
+        assert ran.code == 2
+        assert "'lora'" in ran.err
+        assert "'label'" in ran.err
+        assert "merge" in ran.err
+    assert cli("tasks", "--json").json == []
+
+
+def test_check_estimates_and_learns_nothing(cli: Run, stream: Path) -> None:
+    checked = cli("run", str(stream), "--check", "--json")
+    assert checked.code == 0
+    assert [row["task"] for row in checked.json] == list(TASKS)
+    assert all(row["seconds"] > 0 and row["bytes"] == 4 * row["parameters"] for row in checked.json)
+    assert cli("deltas", "--json").json == []
+
+
+def test_learning_a_task_again_makes_a_version(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    file = tmp_path / "mood.yaml"
+    file.write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert cli("learn", str(file), "--json").json[0]["delta"] == "mood@1"
+    assert cli("learn", str(file), "--json").json[0]["delta"] == "mood@2"
+    assert [row["version"] for row in cli("deltas", "--task", "mood", "--json").json] == [1, 2]
+
+
+def test_wrong_words_are_answered_with_what_to_do(cli: Run, stream: Path, tmp_path: Path) -> None:
+    assert "run a" in cli("report").err.lower() or cli("report").code == 2
+    assert cli("predict", str(stream)).code == 2
+    assert cli("run", str(tmp_path / "none.yaml")).code == 2
+    assert cli("run", str(stream), "--device", "tpu").code == 2
+    assert cli("run", str(stream), "--backbone", str(tmp_path / "none")).code == 2
+    assert cli("run", str(stream)).code == 0
+    unknown = cli("lineage", "moood@1")
+    assert unknown.code == 2
+    assert "mood@1" in unknown.err
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"txt": "oops"}\n')
+    answer = cli("predict", str(bad))
+    assert answer.code == 2
+    assert answer.out == ""
+    assert "bad.jsonl:2" in answer.err
+    assert "mood" in cli("predict", "--task", "moods", str(bad.with_name("small.yaml"))).err
+
+
+def test_damage_is_found(cli: Run, stream: Path, tmp_path: Path) -> None:
+    assert cli("run", str(stream)).code == 0
+    blob = next(path for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    found = cli("verify", "--json")
+    assert found.code == 1
+    assert blob.name[-12:] in json.dumps(found.json)
+
+
+def test_a_failing_task_is_told_and_the_others_are_learned(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    tasks = [write_task(tmp_path, task) for task in TASKS]
+    tasks[1]["budget"] = {"learning_rate": 1.0e30}
+    ran = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
+    assert ran.code == 1
+    assert [row["task"] for row in ran.json["failed"]] == ["mood"]
+    assert ran.json["tasks"] == ["animals", "place"]
+    mended = cli("run", str(write_stream(tmp_path, bert_folder)), "--json")
+    assert mended.code == 0
+    assert mended.json["tasks"] == list(TASKS)
+    assert all(value is not None for t, row in enumerate(mended.json["routed"]["matrix"]) for value in row[: t + 1])

@@ -1,0 +1,58 @@
+"""Every block of the README is run as it stands, in a folder that holds what a clone holds."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    return folder
+
+
+def run(clone: Path, *words: str, shell: str | None = None) -> str:
+    places = ("CONTINUAL_REGISTRY_URL", "CONTINUAL_BLOBS_URL", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in places}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["bash", "-c", shell] if shell else list(words)
+    ran = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+def test_the_two_commands_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = [line.removeprefix("$ make ") for line in README.splitlines() if line.startswith("$ make ")]
+    assert commands == ["demo", "test"]
+    for target in commands:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_stream_shown_is_the_stream_that_is_there() -> None:
+    shown = next(body for kind, body in BLOCKS if kind == "yaml")
+    assert shown == (ROOT / "docs" / "examples" / "helpdesk.yaml").read_text(encoding="utf-8")
+
+
+def test_blocks_in_order(clone: Path, minilm: object) -> None:
+    """Commands and Python in the order in which a reader meets them, each in what the earlier ones left."""
+    ran = 0
+    for kind, body in BLOCKS:
+        if kind == "python":
+            assert run(clone, sys.executable, "-c", body).count("\n") == 3
+            ran += 1
+        for line in body.splitlines():
+            if kind == "console" and line.startswith("$ ") and not line.startswith("$ make"):
+                assert run(clone, shell=line.removeprefix("$ ")).strip()
+                ran += 1
+    assert ran >= 12
