@@ -64,6 +64,7 @@ def demo(common: Common) -> None:
         f"  continual ui{option}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

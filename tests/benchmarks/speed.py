@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from continual.backbone import Backbone, load_backbone, locate
@@ -81,6 +81,7 @@ def trainer(backbone: Backbone, task: Task) -> Callable[[], float]:
             )
             collator = DataCollatorWithPadding(backbone.tokenizer)
             run = Trainer(model=network, args=arguments, train_dataset=_Rows(task), data_collator=collator)
+            run.remove_callback(PrinterCallback)  # it would print to where the document goes
             began = time.perf_counter()
             run.train()
             return time.perf_counter() - began
