@@ -1,0 +1,42 @@
+"""Real tasks on the real backbone, where the measuring data lies beside the checkout."""
+
+from pathlib import Path
+
+import pytest
+
+from continual import Learner, Registry, read_stream
+from continual.audit import audit_stream
+from continual.backbone import Backbone
+from tasks import Budget
+
+SHARED = Path(__file__).parents[3] / "shared" / "streams"
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no measuring data: {SHARED} is absent")
+
+
+@pytest.fixture
+def learner(minilm: Backbone, tmp_path: Path) -> Learner:
+    return Learner(minilm, Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")))
+
+
+def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
+    """77 intents, no training step: the head in closed form."""
+    core = read_stream(SHARED / "core.yaml")
+    banking = next(task for task in core.tasks if task.name == "banking77")
+    learner.learn(banking.model_copy(update={"budget": Budget(epochs=0)}), folder=core.folder)
+    (row,) = learner.registry.deltas("banking77")
+    assert row["score"] >= 0.88
+    curve = learner.registry.scores(delta="banking77@1", mode="curve")
+    assert [(score.step, score.split) for score in curve] == [(0, "validation")]
+
+
+def test_four_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
+    smoke = read_stream(SHARED / "smoke.yaml")
+    brief = smoke.model_copy(update={"budget": smoke.budget.model_copy(update={"epochs": 1})})
+    assert learner.run(brief) == {}
+    report = learner.report("smoke")
+    assert report["oracle"]["forgetting"] == 0.0
+    assert report["oracle"]["acc"] > 0.8
+    assert report["routed"]["routing_accuracy"] > 0.9
+    assert all(task["score"] >= task["frozen_score"] - 0.1 for task in report["per_task"])
+    assert all(audited.identical for audited in audit_stream(learner.backbone, learner.registry, brief))

@@ -1,0 +1,38 @@
+"""What `pip install .` brings: the three packages and the migrations, and nothing of the tests."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("continual", "registry", "tasks", "pyproject.toml", "README.md")
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+    for part in PARTS:
+        path = ROOT / part
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / part)
+    words = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=300)
+    (wheel,) = wheels.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_everything_that_is_imported_is_in_it(names: set[str]) -> None:
+    for package in ("continual", "registry", "tasks"):
+        modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
+        assert modules <= names
+        assert f"{package}/py.typed" in names
+    assert "registry/migrations/script.py.mako" in names
+
+
+def test_nothing_else_is_in_it(names: set[str]) -> None:
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"continual", "registry", "tasks"}
+    assert not [name for name in names if "test" in name]
