@@ -143,17 +143,19 @@ def choose_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one; raises BackboneError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available()):
-        return torch.device(device)
-    raise BackboneError(
-        f"device {device!r} is not available here; allowed: auto, cpu, cuda (where PyTorch finds a GPU)"
-    )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for a GPU
+        reason = str(error).splitlines()[0]
+        raise BackboneError(
+            f"device {device!r} is not available here ({reason}); allowed: auto, cpu, cuda where PyTorch finds a GPU"
+        ) from error
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the device multiplies it in hardware, else float32."""
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     if dtype not in ("float32", "bfloat16"):
         raise BackboneError(f"dtype {dtype!r} is not known; allowed: auto, float32, bfloat16")

@@ -221,6 +221,9 @@ def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
         from continual.estimate import estimate_stream
 
         rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
+    for row in rows:
+        for note in row["notes"]:
+            err.print(f"{row['task']}: {note}", markup=False, highlight=False)
     _print(common, rows, title="Every task can be learned; what it would take")
 
 

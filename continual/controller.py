@@ -15,11 +15,11 @@ from functools import cache, partial
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.errors import InputError, RegistryError
-from continual.learn import learn, ready
+from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.warmstart import SUPPORTED
-from registry import Registry, claim, held, release, this_holder
+from registry import Registry, Unit, claim, held, release, this_holder
 from tasks import Stream, TaskData, TaskSpec, load_stream
 
 log = logging.getLogger(__name__)
@@ -103,10 +103,33 @@ def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watc
         )
     controller = _Controller(backbone, registry, stream, watcher)
     for number, data in enumerate(loaded):
-        for note in data.notes:
-            watcher.noted(data.spec.name, note)
         controller.settle(number, data)
     return controller.failed
+
+
+def learn_one(
+    backbone: Backbone,
+    registry: Registry,
+    data: TaskData,
+    stream: Stream,
+    *,
+    watcher: Watcher = SILENT,
+    also: Callable[[Unit, str], None] = lambda unit, delta: None,
+) -> tuple[Learned, str]:
+    """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work."""
+    name = data.spec.name
+    for note in data.notes:
+        watcher.noted(name, note)
+    watcher.began(name)
+    learned = learn(
+        backbone,
+        registry,
+        ready(backbone, data),
+        seed=stream.seed,
+        measure_gain=stream.measure_gain,
+        report=partial(watcher.step, name),
+    )
+    return learned, record(registry, backbone, learned, seed=stream.seed, also=also)
 
 
 def recipe(data: TaskData, *, seed: int) -> str:
@@ -145,18 +168,14 @@ class _Controller:
     def _learn(self, number: int, data: TaskData) -> None:
         name, stream = data.spec.name, self.stream
         try:
-            self.watcher.began(name)
-            learned = learn(
+            learned, delta = learn_one(
                 self.backbone,
                 self.registry,
-                ready(self.backbone, data),
-                seed=stream.seed,
-                measure_gain=stream.measure_gain,
-                report=partial(self.watcher.step, name),
+                data,
+                stream,
+                watcher=self.watcher,
+                also=lambda unit, delta: unit.finish(stream.name, number, delta=delta, holder=self.holder),
             )
-            with self.registry.unit() as unit:
-                delta = record(unit, self.backbone, learned, seed=stream.seed)
-                unit.finish(stream.name, number, delta=delta, holder=self.holder)
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
             log.debug("task %s failed", name, exc_info=True)
             self._fail(number, name, f"{type(error).__name__}: {error}")

@@ -21,7 +21,7 @@ BYTES_PER_PARAMETER = 4  # deltas are stored in float32
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a task would take: seconds of learning, parameters and bytes of its delta."""
+    """What a task would take: seconds of learning, parameters and bytes of its delta; notes on its rows."""
 
     task: str
     train_rows: int
@@ -29,6 +29,7 @@ class Estimate:
     parameters: int
     bytes: int
     seconds: float
+    notes: tuple[str, ...]
 
 
 def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[Estimate]:
@@ -61,6 +62,7 @@ def estimate(backbone: Backbone, task: Task, *, earlier: int) -> Estimate:
         parameters=delta.parameter_count,
         bytes=delta.parameter_count * BYTES_PER_PARAMETER,
         seconds=step * rows * task.budget.epochs + look * looks,
+        notes=task.data.notes,
     )
 
 
@@ -80,6 +82,14 @@ def _typical(lengths: list[int], size: int) -> list[int]:
 
 def _seconds(work: Callable[[], object]) -> float:
     work()  # the first time pays for what is made once
+    _finished()
     began = time.perf_counter()
     work()
+    _finished()
     return time.perf_counter() - began
+
+
+def _finished() -> None:
+    """Wait for a GPU, which works on after it was told what to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -6,7 +6,6 @@ with μ the class means and C the shared within-class covariance, shrunk. Shrink
 chosen on held-out rows. Fisher (1936); Friedman (1989), "Regularized Discriminant Analysis".
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +48,11 @@ def closed_form(signature: Signature, held_out: Tensor, classes: Tensor) -> Clos
     scatter, means, freedom = signature.scatter, signature.means, signature.freedom
     log_prior = torch.log(signature.counts / signature.counts.sum())
     candidates = []
-    for shrinkage, with_prior in itertools.product(SHRINKAGES, (False, True)):
+    for shrinkage in SHRINKAGES:
         weight = means @ shrunk_inverse(scatter, freedom, shrinkage)
-        bias = -0.5 * (weight * means).sum(dim=1) + (log_prior if with_prior else 0.0)
-        candidates.append(_tempered(weight, bias, held_out.double(), classes))
+        bias = -0.5 * (weight * means).sum(dim=1)
+        for prior in (torch.zeros_like(log_prior), log_prior):
+            candidates.append(_tempered(weight, bias + prior, held_out.double(), classes))
     return max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
 
 

@@ -45,7 +45,7 @@ class Learned:
     """All that learning a task brought.
 
     own: the task's signature in frozen features · test_features [N, D]: frozen features of its test rows ·
-    answers [N, C]: the delta's logits for them · seconds: from the first feature to the last score.
+    answers [N, C]: the delta's logits for them · seconds: all but what `measure_gain` adds.
     """
 
     task: Task
@@ -92,11 +92,12 @@ def learn(
     """
     began = time.perf_counter()
     scratch = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
+    settings = method_settings(task.method)
     neighbours = [
         judge(backbone, neighbour, rows=task.train, held_out=task.validation, classes=task.classes)
-        for neighbour in nearest_learned(backbone, registry, scratch.own, besides=task.data.spec.name)
+        for neighbour in nearest_learned(backbone, registry, scratch.own, task=task.data.spec.name, settings=settings)
     ]
-    start = choose(task.warm_start, scratch, neighbours, method_settings(task.method))
+    start = choose(task.warm_start, scratch, neighbours, settings)
     trained = train_from(backbone, task, start, seed=seed, report=report)
 
     test_features = features(backbone, task.test.tokens)
@@ -110,10 +111,10 @@ def learn(
         best = max(neighbours, key=lambda candidate: candidate.head.accuracy)
         there = features(backbone, task.test.tokens, delta=best.delta)
         scores.append(_score(task, "neighbour", best.head(there)))
+    seconds = time.perf_counter() - began
     if measure_gain and start is not scratch:
         alone = train_from(backbone, task, scratch, seed=seed, report=report).delta
         scores.append(_score(task, "scratch", logits(backbone, alone, task.test.tokens)))
-    seconds = time.perf_counter() - began
     return Learned(task, start, trained, scratch.own, tuple(scores), test_features, answers, seconds)
 
 

@@ -6,15 +6,14 @@ from types import TracebackType
 from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
-from continual.controller import SILENT, Watcher, check, run
-from continual.learn import learn, ready
+from continual.controller import SILENT, Watcher, check, learn_one, run
+from continual.errors import InputError
 from continual.predict import Prediction, Predictor
-from continual.record import backbone_record, record
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, Settings, settings
 from continual.tracking import project
 from registry import Registry
-from tasks import Stream, TaskData, TaskSpec, Text
+from tasks import Stream, TaskSpec, Text
 
 
 @final
@@ -48,6 +47,8 @@ class Learner:
         What is learned in a home goes to its MLflow too; with a registry of its own, MLflow is left alone.
         Raises BackboneError, SchemaError or RegistryError where one of the two cannot be had.
         """
+        if "://" in str(registry):
+            raise InputError(f"registry {registry!r} is a URL; give a folder, or Registry.open(url, blobs)")
         loaded = load_backbone(backbone, device=device, dtype=dtype)
         if isinstance(registry, Registry):
             return cls(loaded, registry)
@@ -77,26 +78,9 @@ class Learner:
         """
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = check(self.backbone, self.registry, alone)
-        return self._learn(data, alone, watcher)
-
-    def _learn(self, data: TaskData, alone: Stream, watcher: Watcher) -> str:
-        name = data.spec.name
-        for note in data.notes:
-            watcher.noted(name, note)
-        watcher.began(name)
-        learned = learn(
-            self.backbone,
-            self.registry,
-            ready(self.backbone, data),
-            seed=alone.seed,
-            measure_gain=alone.measure_gain,
-            report=lambda done, total: watcher.step(name, done, total),
-        )
-        with self.registry.unit() as unit:
-            unit.add_backbone(backbone_record(self.backbone))
-            delta = record(unit, self.backbone, learned, seed=alone.seed)
+        _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
         self._project()
-        watcher.learned(name, delta)
+        watcher.learned(data.spec.name, delta)
         return delta
 
     def _project(self, stream: str | None = None) -> None:

@@ -3,12 +3,12 @@
 from typing import Any
 
 from continual.backbone import Backbone
-from continual.deltas import load_delta
+from continual.deltas import MethodSettings, load_delta
 from continual.errors import BackboneError
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
-from registry import BackboneRecord, NotFound, Registry
+from registry import BackboneRecord, Registry, not_found
 
 
 def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
@@ -26,11 +26,18 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
     return {stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in found}
 
 
-def nearest_learned(backbone: Backbone, registry: Registry, own: Signature, *, besides: str) -> list[Neighbour]:
-    """The learned tasks, `besides` one, most like a task of signature `own`, with their champions' deltas."""
+def nearest_learned(
+    backbone: Backbone, registry: Registry, own: Signature, *, task: str, settings: MethodSettings
+) -> list[Neighbour]:
+    """The learned tasks other than `task` that are most like it, by its signature `own`, with their champions' deltas.
+
+    Those learned by the same method and settings come first, since only they can be copied.
+    """
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
     signatures = stored_signatures(registry, backbone)
-    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != besides})
+    kind = settings.model_dump(mode="json")
+    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != task})
+    ranked.sort(key=lambda pair: champions[pair[0]].settings != kind)
     return [
         Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
         for name, similarity in ranked[:NEIGHBOURS_TRIED]
@@ -54,5 +61,5 @@ def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
                 for name, similarity in nearest(own, signatures)
             ]
     if task not in learned:
-        raise NotFound(f"no task {task!r} has been learned; learned are: {', '.join(sorted(learned)) or 'none'}")
+        raise not_found("task with a signature", task, known=learned)
     return rows

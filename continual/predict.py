@@ -13,7 +13,7 @@ from continual.evaluate import logits
 from continual.features import features, tokenize
 from continual.neighbours import stored_signatures
 from continual.routing import Router, build_router
-from registry import Champion, NotFound, Registry
+from registry import Champion, Registry, not_found
 from tasks import Text
 
 
@@ -104,13 +104,10 @@ class Predictor:
 
     def _champion(self, task: str) -> Champion:
         if task not in self._champions:
-            raise NotFound(
-                f"no delta for task {task!r} on backbone {self._backbone.name!r}; "
-                f"learned are: {', '.join(self._champions)}"
-            )
+            raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known=self._champions)
         return self._champions[task]
 
 
 def _longest(champion: Champion) -> int:
     """How many tokens of a text the task's rows were cut at."""
-    return int(champion.spec["budget"]["max_length"])
+    return int(champion.budget["max_length"])

@@ -1,36 +1,43 @@
 """How what was learned is written down in the registry: never a row, always enough to prove what was learned."""
 
 import importlib.metadata
+from collections.abc import Callable
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.learn import Learned
-from registry import BackboneRecord, DeltaRecord, Parent, SignatureRecord, TaskRecord, Unit
+from registry import BackboneRecord, Blobs, DeltaRecord, Parent, Registry, SignatureRecord, TaskRecord, Unit
 from tasks import TaskData
 
-LIBRARIES = ("continual", "torch", "transformers")
+VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
 
 
-def record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> str:
-    """Write a learned task down in a unit of work, its backbone being known already; the name of its new delta.
+def record(
+    registry: Registry,
+    backbone: Backbone,
+    learned: Learned,
+    *,
+    seed: int,
+    also: Callable[[Unit, str], None] = lambda unit, delta: None,
+) -> str:
+    """Write a learned task down in one unit of work, and whatever `also` writes; the name of the new delta.
 
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
-    unit.add_task(task_record(learned.task.data))
-    start, blobs = learned.start, unit.blobs
-    signature = SignatureRecord(
-        digest=blobs.put(learned.own.to_bytes()), rows=learned.own.rows, pooling=backbone.pooling
-    )
-    parents = (
-        [Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy)]
-        if start.neighbour
-        else []
-    )
-    return unit.add_delta(
-        _delta_record(unit, backbone, learned, seed=seed), parents=parents, scores=learned.scores, signature=signature
-    )
+    start, own, data = learned.start, learned.own, learned.task.data
+    delta = _delta_record(registry.blobs, backbone, learned, seed=seed)
+    signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
+    parents = []
+    if start.neighbour:
+        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy))
+    with registry.unit() as unit:
+        unit.add_backbone(backbone_record(backbone))
+        unit.add_task(task_record(data))
+        name = unit.add_delta(delta, parents=parents, scores=learned.scores, signature=signature)
+        also(unit, name)
+    return name
 
 
 def backbone_record(backbone: Backbone) -> BackboneRecord:
@@ -59,7 +66,7 @@ def task_record(data: TaskData) -> TaskRecord:
     )
 
 
-def _delta_record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
+def _delta_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
     delta, trained = learned.trained.delta, learned.trained
     stored = delta.to_bytes()
     return DeltaRecord(
@@ -67,17 +74,18 @@ def _delta_record(unit: Unit, backbone: Backbone, learned: Learned, *, seed: int
         backbone=backbone.fingerprint,
         method=delta.method,
         settings=delta.settings.model_dump(mode="json"),
-        digest=unit.blobs.put(stored),
+        budget=learned.task.budget.model_dump(mode="json"),
+        digest=blobs.put(stored),
         bytes=len(stored),
         parameters=delta.parameter_count,
         share=delta.parameter_count / backbone.parameter_count,
         seed=seed,
         labels=delta.head.labels,
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        versions=VERSIONS,
         warm_start="nearest" if learned.start.neighbour else "scratch",
         seconds=learned.seconds,
         examples_per_second=trained.examples_per_second,
-        predictions=unit.blobs.put(answers_to_bytes(learned.answers)),
+        predictions=blobs.put(answers_to_bytes(learned.answers)),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from continual.forgetting import mean
@@ -12,7 +13,7 @@ from continual.report import Document
 
 SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
 # What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
-LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at")
+LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 
 MEASURES = {
     "acc": "ACC, mean score at the end",
@@ -57,7 +58,7 @@ def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> T
     for number in range(1, len(tasks) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
-        table.add_row(f"{number} {name}", *(_shaded(value) for value in row))
+        table.add_row(escape(f"{number} {name}"), *(_shaded(value) for value in row))
     return table
 
 
@@ -79,7 +80,7 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("delta", "start") else "right", overflow="fold")
     for task in tasks:
         table.add_row(
-            task["delta"],
+            escape(task["delta"]),
             _text(task["score"]),
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
@@ -123,7 +124,7 @@ def _text(value: Any, name: str = "") -> str:
         return f"{value:.3f}"
     if isinstance(value, Mapping):
         return " ".join(_text(found) for found in value.values())
-    return str(value)
+    return escape(str(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+ROUNDING = 1e-10  # of the second moment: less scatter is none, as with one row per class
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -32,8 +34,10 @@ class Signature:
 
     @property
     def scatter(self) -> Tensor:
-        """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]."""
-        return self.moment - self.sums.T @ self.means
+        """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]; zero where it is nothing but rounding."""
+        scatter = self.moment - self.sums.T @ self.means
+        spread = scatter.trace() > ROUNDING * self.moment.trace()
+        return scatter if spread else torch.zeros_like(scatter)
 
     @property
     def freedom(self) -> int:

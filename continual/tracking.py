@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "continual"
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages on runs, not on chat traces
 MILLISECONDS = 1000  # in a second: MLflow's unit of time
+LARGEST_BATCH = 500  # metrics in one call, of the thousand that MLflow takes
 LONGEST_PARAMETER = 500  # what MLflow takes of a parameter's value, in characters
 # An MLflow that is away must not hold the stream up for minutes, nor is it told who uses what.
 PATIENCE = {
@@ -47,10 +48,11 @@ def project(registry: Registry, places: Settings, *, stream: str | None = None) 
         _Projection(registry, places).send(pending, stream)
     except Exception as error:  # MLflow raises what its store, its HTTP client or its database raises
         log.warning(
-            "MLflow at %s is not reachable, the runs of %d deltas will be sent later: %s",
+            "MLflow at %s could not be told of %d deltas, which will be sent later: %s: %s",
             places.mlflow,
             len(pending),
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            type(error).__name__,
+            (str(error).splitlines() or [""])[0],
         )
         return False
     return True
@@ -134,11 +136,10 @@ class _Projection:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * MILLISECONDS)
-        self.client.log_batch(
-            run,
-            params=[Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()],
-            metrics=[Metric(name, value, timestamp=now, step=step) for (name, step), value in metrics.items()],
-        )
+        points = [Metric(name, value, timestamp=now, step=step) for (name, step), value in metrics.items()]
+        self.client.log_batch(run, params=[Param(k, str(v)[:LONGEST_PARAMETER]) for k, v in parameters.items()])
+        for first in range(0, len(points), LARGEST_BATCH):
+            self.client.log_batch(run, metrics=points[first : first + LARGEST_BATCH])
 
 
 def connect(places: Settings) -> "MlflowClient":

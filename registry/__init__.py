@@ -13,6 +13,7 @@ from registry.errors import (
     SchemaError,
     StreamChanged,
     TaskChanged,
+    not_found,
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
@@ -67,6 +68,7 @@ __all__ = [
     "delta_name",
     "heartbeat",
     "held",
+    "not_found",
     "parse_delta",
     "release",
     "this_holder",

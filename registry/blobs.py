@@ -8,6 +8,7 @@ from uuid import uuid4
 import fsspec
 
 from registry.errors import BlobError
+from tasks.errors import InputError
 
 
 @final
@@ -20,7 +21,10 @@ class Blobs:
     """
 
     def __init__(self, url: str) -> None:
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError, OSError) as error:
+            raise InputError(f"blobs cannot be kept at {url!r}: {error}. Give a folder or a URL of fsspec.") from error
 
     def put(self, data: bytes) -> str:
         """Stores `data` and returns its digest; content already there is left as it is."""

@@ -40,7 +40,11 @@ def writer(engine: Engine) -> Engine:
 
 def _make_folder(url: URL) -> None:
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(url.database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the registry's folder {folder} cannot be made: {error}. Give another --home.") from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

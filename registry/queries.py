@@ -7,6 +7,7 @@ from registry.lookups import backbone_row, delta_row, own_score, stream_row, tas
 from registry.records import BackboneRecord, Champion, Mode, StoredDelta, StoredScore, StoredSignature, StoredStream
 from registry.shapes import (
     Row,
+    champion,
     delta_listing,
     edge_listing,
     stored_backbone,
@@ -83,25 +84,13 @@ def champions(session: Session, *, backbone: str) -> tuple[Champion, ...]:
     earlier = aliased(Delta)
     same = (earlier.task_id == Delta.task_id, earlier.backbone_id == Delta.backbone_id)
     first = select(func.min(earlier.id)).where(*same).scalar_subquery()
-    taken_of = and_(Signature.task_id == Delta.task_id, Signature.backbone_id == Delta.backbone_id)
     found = (
-        select(Delta, Signature.digest)
+        select(Delta)
         .join(Delta.backbone)
-        .outerjoin(Signature, taken_of)
         .where(Backbone.fingerprint == backbone, Delta.status == "champion")
         .order_by(first)
     )
-    return tuple(
-        Champion(
-            task=row.task.name,
-            delta=row.name,
-            digest=row.digest,
-            labels=tuple(row.labels),
-            signature=digest,
-            spec=row.task.spec,
-        )
-        for row, digest in session.execute(found)
-    )
+    return tuple(champion(row) for row in session.scalars(found))
 
 
 def signatures(session: Session, *, backbone: str) -> tuple[StoredSignature, ...]:

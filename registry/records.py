@@ -38,13 +38,15 @@ class TaskRecord:
 class DeltaRecord:
     """A trained delta: how it was made, and the digests of its blobs.
 
-    `backbone` is a fingerprint; `share` is parameters over the backbone's parameters, a fraction.
+    `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
+    parameters over the backbone's parameters, a fraction.
     """
 
     task: str
     backbone: str
     method: str
     settings: dict[str, Any]
+    budget: dict[str, Any]
     digest: str
     bytes: int
     parameters: int
@@ -124,14 +126,14 @@ class StoredSignature(SignatureRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The delta that serves a task, as the bank and the router need it; `spec` is the task's."""
+    """The delta that serves a task, as the bank and the router need it."""
 
     task: str
     delta: str
+    method: str
+    settings: dict[str, Any]
+    budget: dict[str, Any]
     digest: str
-    labels: tuple[str, ...]
-    signature: str | None
-    spec: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

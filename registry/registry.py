@@ -49,14 +49,14 @@ class Registry:
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
         InputError for a URL of no known kind; RegistryError, where the database does not answer.
         """
-        engine = connect(url)
+        store, engine = Blobs(blobs), connect(url)
         try:
             with _translated("open the registry"):
                 schema.check(engine)
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine, Blobs(blobs))
+        return cls(engine, store)
 
     def close(self) -> None:
         """Lets go of all connections."""

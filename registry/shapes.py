@@ -3,7 +3,7 @@
 from typing import Any
 
 from registry.names import delta_name
-from registry.records import BackboneRecord, StoredDelta, StoredPosition, StoredScore, StoredStream
+from registry.records import BackboneRecord, Champion, StoredDelta, StoredPosition, StoredScore, StoredStream
 from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
@@ -64,6 +64,18 @@ def stored_backbone(row: Backbone) -> BackboneRecord:
     )
 
 
+def champion(row: Delta) -> Champion:
+    """The record of a delta that serves."""
+    return Champion(
+        task=row.task.name,
+        delta=row.name,
+        method=row.method,
+        settings=row.settings,
+        budget=row.budget,
+        digest=row.digest,
+    )
+
+
 def stored_delta(row: Delta) -> StoredDelta:
     """The record of a delta."""
     return StoredDelta(
@@ -79,6 +91,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         backbone=row.backbone.fingerprint,
         method=row.method,
         settings=row.settings,
+        budget=row.budget,
         digest=row.digest,
         bytes=row.bytes,
         parameters=row.parameters,

@@ -106,6 +106,7 @@ class Delta(Base):
     version: Mapped[int]
     method: Mapped[str]
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    budget: Mapped[dict[str, Any]] = mapped_column(JSON)
     digest: Mapped[str]
     bytes: Mapped[int] = mapped_column(BigInteger)
     parameters: Mapped[int] = mapped_column(BigInteger)

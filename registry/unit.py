@@ -64,7 +64,8 @@ class Unit:
     ) -> str:
         """Registers the next version of a task's delta with all that belongs to it, and returns its name.
 
-        It becomes champion unless the champion's score on `score_split` is higher; then it stays a candidate.
+        It becomes champion, with its signature, unless the champion's score on `score_split` is higher; then it stays a
+        candidate.
         Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
         """
         self._require_blobs(record.digest, record.predictions, signature.digest if signature else None)
@@ -77,7 +78,7 @@ class Unit:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
         self._add_scores(delta, scores)
-        if signature is not None:
+        if signature is not None and delta.status == "champion":  # a candidate must not change how others are routed
             self._replace_signature(delta, signature)
         return delta.name
 

@@ -50,7 +50,7 @@ def parse(path: Path) -> Document:
         raise StreamError(f"{path}: not valid YAML: {error}") from error
     finally:
         loader.dispose()
-    if value is None:
+    if value is None or node is None:
         raise StreamError(f"{path}: the file is empty; a stream starts with `name:` and lists its `tasks:`")
     if not isinstance(value, dict):
         line = node.start_mark.line + 1

@@ -6,8 +6,6 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from tasks.errors import DataError
 from tasks.rows import Rows, TaskData, Text, carve, sample, shots
 from tasks.source import Origin, present, read_split
@@ -83,7 +81,7 @@ def _texts(values: list[Any], name: str, origin: Origin, split: Split) -> list[s
 
 
 def _labels(values: list[Any], feature: Any, name: str, origin: Origin, split: Split) -> tuple[str, ...]:
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    names = getattr(feature, "names", None)  # a class label of `datasets` has them
     labels: list[str] = []
     for number, value in enumerate(values, 1):
         label = _label(value, names)

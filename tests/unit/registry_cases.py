@@ -40,7 +40,13 @@ def task_record(name: str, **changed: Any) -> TaskRecord:
 
 def delta_record(registry: Registry, task: str, **changed: Any) -> DeltaRecord:
     values: dict[str, Any] = {"method": "lora", "settings": {"rank": 2}, "bytes": 6, "parameters": 10, "share": 0.1}
-    values |= {"seed": 0, "labels": ("no", "yes"), "versions": {"torch": "2"}, "warm_start": "scratch"}
+    values |= {
+        "budget": {"epochs": 1, "max_length": 16},
+        "seed": 0,
+        "labels": ("no", "yes"),
+        "versions": {"torch": "2"},
+        "warm_start": "scratch",
+    }
     values |= {"seconds": 1.0, "examples_per_second": 4.0, "digest": registry.blobs.put(task.encode())}
     return DeltaRecord(task=task, backbone=BACKBONE.fingerprint, **(values | changed))
 

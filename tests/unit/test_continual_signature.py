@@ -227,3 +227,15 @@ def test_nearest_comes_first() -> None:
     ranked = nearest(own, {"other": of(2), "same": own, "third": of(3)})
     assert ranked[0] == ("same", pytest.approx(1.0))
     assert [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_row_per_class_has_no_scatter_in_any_order(seed: int) -> None:
+    """What rounding leaves of it must not be inverted: the head is then that of the nearest mean."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors, order = torch.randn(20, 8, generator=generator), torch.randperm(20, generator=generator)
+    own = signature(vectors[order], order, count=20)
+    assert not own.scatter.any()
+    head = closed_form(own, vectors, torch.arange(20))
+    assert head.accuracy == 1.0
+    assert head.weight.abs().max() < 1e4

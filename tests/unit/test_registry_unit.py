@@ -10,7 +10,18 @@ from registry_cases import task_record as task
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from registry import BlobError, NotFound, Parent, Registry, RegistryError, StreamChanged, TaskChanged, verify
+from registry import (
+    BlobError,
+    NotFound,
+    Parent,
+    Registry,
+    RegistryError,
+    Score,
+    SignatureRecord,
+    StreamChanged,
+    TaskChanged,
+    verify,
+)
 from tasks.errors import InputError
 
 
@@ -189,3 +200,16 @@ def test_the_database_itself_refuses(registry: Registry, statement: str) -> None
         connection.execute(text(statement))
     with pytest.raises(RegistryError, match="could not write"), registry.unit() as unit:
         unit.session.execute(text(statement))
+
+
+def test_a_candidate_leaves_the_champions_signature(registry: Registry) -> None:
+    for value, content in ((0.9, b"first"), (0.8, b"worse"), (0.95, b"better")):
+        with registry.unit() as unit:
+            unit.add_task(task("sst2"))
+            unit.add_delta(
+                delta_record(registry, "sst2"),
+                scores=[Score(split="validation", metric="accuracy", value=value, rows=10)],
+                signature=SignatureRecord(digest=registry.blobs.put(content), rows=4, pooling="mean"),
+            )
+        (stored,) = registry.signatures("f00d")
+        assert registry.blobs.get(stored.digest) == (b"better" if content == b"better" else b"first")
