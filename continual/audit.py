@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from continual.backbone import Backbone
+from continual.controller import check
 from continual.deltas import load_delta
 from continual.evaluate import logits, metric_score
 from continual.learn import ready
 from continual.record import answers_from_bytes
 from registry import Registry
-from tasks import Stream, load_stream
+from tasks import Stream
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
     """Run every learned delta of a stream over its task's test rows again and compare its logits with the stored ones.
 
     Logits are the same to the bit on the kind of machine, libraries and number of threads that learned them.
-    Raises NotFound for a stream that was never run, DataError where its rows cannot be loaded.
+    Raises NotFound for a stream that was never run, InputError where its rows are no longer those that were learned.
     """
     deltas = {position.task: position.delta for position in registry.stream(stream.name).positions}
     found = []
-    for data in load_stream(stream):
+    for data in check(backbone, registry, stream):
         name = deltas.get(data.spec.name)
         stored = registry.delta(name) if name else None
         if stored is None or stored.predictions is None:

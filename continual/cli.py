@@ -4,6 +4,7 @@ Standard output holds the answer, one JSON document with `--json`; progress and 
 Exit codes: 0 done · 2 something that could be checked before anything was learned · 1 a task failed while running.
 """
 
+import io
 import json
 import logging
 import sys
@@ -40,6 +41,9 @@ TaskName = Annotated[str | None, typer.Option("--task", help="The name of a task
 
 def main() -> None:
     """Run the command line; every known error becomes one message and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale; half a surrogate pair is its JSON escape
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = RichHandler(console=err, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:

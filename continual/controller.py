@@ -8,13 +8,13 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
-from continual.errors import InputError, RegistryError
+from continual.errors import InputError, MethodError, RegistryError
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -61,15 +61,20 @@ def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskD
     Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
     warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
     """
-    problems = [problem for spec in stream.resolved() for problem in _misfits(backbone, spec)]
+    problems: list[InputError] = [
+        MethodError(problem) for spec in stream.resolved() for problem in _misfits(backbone, spec)
+    ]
     loaded: tuple[TaskData, ...] = ()
     try:
         loaded = load_stream(stream)
         registry.require_same(task_record(data) for data in loaded)
+        registry.require_begun_so(stream.name, _entries(loaded, seed=stream.seed))
     except InputError as error:
-        problems.append(str(error))
+        problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(map(str, problems)))
     return loaded
 
 
@@ -99,7 +104,7 @@ def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watc
             stream.name,
             backbone=backbone.fingerprint,
             spec=stream.model_dump(mode="json"),
-            entries=[(data.spec.name, recipe(data, seed=stream.seed)) for data in loaded],
+            entries=_entries(loaded, seed=stream.seed),
         )
     controller = _Controller(backbone, registry, stream, watcher)
     for number, data in enumerate(loaded):
@@ -129,7 +134,17 @@ def learn_one(
         measure_gain=stream.measure_gain,
         report=partial(watcher.step, name),
     )
-    return learned, record(registry, backbone, learned, seed=stream.seed, also=also)
+    delta = record(registry, backbone, learned, seed=stream.seed, also=also)
+    stored = registry.delta(delta)
+    if stored.version > 1:
+        serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
+        watcher.noted(name, f"was learned before; {delta} {serves}")
+    return learned, delta
+
+
+def _entries(loaded: Sequence[TaskData], *, seed: int) -> list[tuple[str, str]]:
+    """What the registry knows a stream's positions by."""
+    return [(data.spec.name, recipe(data, seed=seed)) for data in loaded]
 
 
 def recipe(data: TaskData, *, seed: int) -> str:

@@ -34,7 +34,7 @@ def _parse(line: str, where: str) -> Text:
     allowed = 'allowed: {"text": "…"}, {"text": ["…", "…"]}, or a plain line that does not start with {'
     try:
         value: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TextError(f"{where}: {line[:80]!r} is not JSON ({error}); {allowed}") from None
     match value:
         case {"text": str(text)}:

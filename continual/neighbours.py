@@ -1,14 +1,17 @@
 """Which learned tasks are alike, from the registry's signatures."""
 
+import logging
 from typing import Any
 
 from continual.backbone import Backbone
 from continual.deltas import MethodSettings, load_delta
-from continual.errors import BackboneError
+from continual.errors import BackboneError, BlobError, DeltaError
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
 from registry import BackboneRecord, Registry, not_found
+
+log = logging.getLogger(__name__)
 
 
 def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
@@ -23,7 +26,13 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
                 f"the signature of task {stored.task!r} is of {stored.pooling}-pooled features, and backbone "
                 f"{backbone.name!r} pools by {backbone.pooling}; load it as it was, or use another home"
             )
-    return {stored.task: Signature.from_bytes(registry.blobs.get(stored.digest)) for stored in found}
+    signatures = {}
+    for stored in found:
+        try:
+            signatures[stored.task] = Signature.from_bytes(registry.blobs.get(stored.digest))
+        except BlobError as error:
+            log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
+    return signatures
 
 
 def nearest_learned(
@@ -38,10 +47,14 @@ def nearest_learned(
     kind = settings.model_dump(mode="json")
     ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != task})
     ranked.sort(key=lambda pair: champions[pair[0]].settings != kind)
-    return [
-        Neighbour(champions[name].delta, load_delta(registry.blobs.get(champions[name].digest)), similarity)
-        for name, similarity in ranked[:NEIGHBOURS_TRIED]
-    ]
+    found = []
+    for name, similarity in ranked[:NEIGHBOURS_TRIED]:
+        champion = champions[name]
+        try:
+            found.append(Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest)), similarity))
+        except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
+            log.warning("delta %s cannot be a start: %s", champion.delta, error)
+    return found
 
 
 def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:

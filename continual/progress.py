@@ -20,15 +20,15 @@ def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bars:
-        rows = {name: bars.add_task(name, total=None, start=False, state="waiting") for name in tasks}
+        rows = {name: bars.add_task(name, total=None, start=False, state="waiting", visible=False) for name in tasks}
 
         def began(name: str) -> None:
             bars.start_task(rows[name])
-            bars.update(rows[name], state="reading")
+            bars.update(rows[name], state="reading", visible=True)
 
         def end(name: str, state: str) -> None:
             bars.start_task(rows[name])
-            bars.update(rows[name], total=bars.tasks[rows[name]].total or 1, state=state)
+            bars.update(rows[name], total=bars.tasks[rows[name]].total or 1, state=state, visible=True)
             bars.stop_task(rows[name])
 
         def learned(name: str, delta: str) -> None:
@@ -39,7 +39,7 @@ def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
             noted=lambda name, note: bars.console.print(f"{name}: {note}", markup=False, highlight=False),
             began=began,
             step=lambda name, done, total: bars.update(rows[name], completed=done, total=total, state="training"),
-            waiting=lambda name, holder: bars.update(rows[name], state=f"held by {holder}"),
+            waiting=lambda name, holder: bars.update(rows[name], state=f"held by {holder}", visible=True),
             learned=learned,
             failed=lambda name, error: end(name, "[red]failed"),
         )

@@ -56,6 +56,11 @@ def report(registry: Registry, stream: str) -> Document:
             **asdict(_measures_if_complete(routed)),
             "routing_accuracy": _routing_accuracy(scores, stream=stream, step=steps[-1]) if steps else None,
         },
+        "unfinished": [
+            {"task": position.task, "state": position.state, "error": position.error}
+            for position in begun.positions
+            if not position.delta
+        ],
         "per_task": [_per_task(registry, delta, own) for delta, own in zip(deltas, scores, strict=True)],
     }
 

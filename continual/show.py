@@ -50,6 +50,8 @@ def show_report(console: Console, document: Document) -> None:
     ):
         console.print(title, style="bold")
         console.print(table)
+    for task in document["unfinished"]:
+        console.print(f"{task['task']} is not learned: {task['error'] or task['state']}", style="red", markup=False)
 
 
 def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:

@@ -27,9 +27,11 @@ class Blobs:
             raise InputError(f"blobs cannot be kept at {url!r}: {error}. Give a folder or a URL of fsspec.") from error
 
     def put(self, data: bytes) -> str:
-        """Stores `data` and returns its digest; content already there is left as it is."""
+        """Stores `data` and returns its digest; content already there is left, and mended where it was damaged."""
         digest = sha256(data).hexdigest()
-        if not self.exists(digest):
+        try:
+            self.get(digest)
+        except BlobError:
             self._write(self.path(digest), data)
         return digest
 

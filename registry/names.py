@@ -3,6 +3,8 @@
 from registry.errors import NotFound
 from tasks.errors import InputError
 
+LONGEST = 10  # digits of a version that a database takes
+
 
 def delta_name(task: str, version: int) -> str:
     """The public name of a task's delta.
@@ -22,7 +24,7 @@ def parse_delta(name: str) -> tuple[str, int]:
     Raises: NotFound, where `name` is not of that form.
     """
     task, at, version = name.rpartition("@")
-    if not (task and at and version.isascii() and version.isdigit()):
+    if not (task and at and version.isascii() and version.isdigit() and len(version) < LONGEST):
         raise NotFound(
             f"no delta can be called {name!r}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
         )

@@ -1,6 +1,6 @@
 """The registry: opened by two URLs, read by its methods, written in units of work."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, final
@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from registry import queries, schema
+from registry import queries, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, writer
 from registry.errors import RegistryError, not_found
@@ -24,7 +24,7 @@ from registry.records import (
     TaskRecord,
 )
 from registry.shapes import Row
-from registry.tables import Task
+from registry.tables import Stream, Task
 from registry.unit import Unit, require_same
 
 
@@ -135,6 +135,12 @@ class Registry:
             for record in records:
                 if known := session.scalar(select(Task).where(Task.name == record.name)):
                     require_same(known, record)
+
+    def require_begun_so(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
+        """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
+        with self.reading() as session:
+            if known := session.scalar(select(Stream).where(Stream.name == stream)):
+                streams.require_begun_so(known, entries)
 
     def signature(self, task: str, backbone: str) -> StoredSignature:
         """The signature of a task on the backbone of this fingerprint. Raises: NotFound."""

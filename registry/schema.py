@@ -7,9 +7,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError
 
 from registry.engine import connect, writer
-from registry.errors import SchemaError
+from registry.errors import RegistryError, SchemaError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
@@ -42,6 +43,8 @@ def upgrade(url: str) -> str:
             _refuse_unknown(found)
         _migrate(engine)
         return str(revision(engine))
+    except DatabaseError as error:
+        raise RegistryError(f"could not upgrade {url}: {error.orig}. Restore the database from a copy.") from error
     finally:
         engine.dispose()
 

@@ -33,14 +33,23 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
         raise StreamChanged(f"stream {name!r} was begun on backbone {known}, not {backbone}. {ADVICE}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
-    begun = [(position.task_name, position.recipe if position.delta_id else None) for position in stream.positions]
-    if change := first_change(begun, entries):
-        raise StreamChanged(f"stream {name!r} changed at {change}. Tasks may only be added at its end. {ADVICE}.")
+    begun = require_begun_so(stream, entries)
     for position, (_, recipe) in zip(stream.positions, entries, strict=False):
         position.recipe = recipe  # what is not learned yet may be mended
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=task, recipe=recipe))
+
+
+def require_begun_so(stream: Stream, entries: Sequence[Entry]) -> list[tuple[str, str | None]]:
+    """The entries that the stream knows; raises StreamChanged where `entries` do not go on from them."""
+    begun = [(position.task_name, position.recipe if position.delta_id else None) for position in stream.positions]
+    if change := first_change(begun, entries):
+        raise StreamChanged(
+            f"stream {stream.name!r} changed at {change}. The rows, the seed, the method, the budget or the order of a "
+            f"learned task differ; tasks may only be added at the end. {ADVICE}."
+        )
+    return begun
 
 
 def first_change(known: Sequence[tuple[str, str | None]], given: Sequence[Entry]) -> str | None:

@@ -28,7 +28,7 @@ _SKIPPED = {"test", "tests", "testing", "externals", "vendored", "utils", "util"
 
 _WORDS, _CHARACTERS = 4, 300
 _AREAS, _FEWEST_AREAS, _FEWEST_TRAIN_ROWS = 8, 3, 25
-_ROWS: dict[Split, int] = {"train": 300, "validation": 80, "test": 120}
+_ROWS: dict[Split, int] = {"train": 500, "validation": 120, "test": 200}
 _UP_TO: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
 
 Row = tuple[str, str]

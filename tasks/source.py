@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import datasets
 
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
+from tasks.table import header
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
         files = _found(origin, split, source.data_files[wanted])
         arguments["data_files"] = {wanted: files}
     if source.path == "csv":
-        arguments["keep_default_na"] = False  # "NA" and "null" are texts, not gaps
+        # Every field is a text as it is written: "NA" and "null" are no gaps, and 007 is not 7.
+        columns = header(files[0], origin.at(split))
+        for file in files[1:]:
+            header(file, origin.at(split))
+        arguments["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
+        arguments["keep_default_na"] = False
     # The cache of `datasets` knows a local file by path and time of change, which a copy or a checkout can repeat over
     # other content. A name made from the content keeps them apart.
     arguments["name"] = f"{source.name or 'rows'}-{_content(files)}"
@@ -114,12 +120,21 @@ def _found(origin: Origin, split: Split, named: str | list[str]) -> list[str]:
     """The files, each checked to be there; patterns are filled in."""
     files: list[str] = []
     for path in map(origin.inside, [named] if isinstance(named, str) else named):
-        there = "://" in path or Path(path).is_file()
+        there = "://" in path or _is_file(path)
+        if there and has_magic(path) and "://" not in path:
+            raise DataError(f"{origin.at(split)}: {path} would be read as a pattern; rename it without * ? [ ]")
         matches = [path] if there else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
         if not matches:
             raise DataError(f"{origin.at(split)}: no file {path}; correct data_files, or put the file there")
         files += matches
     return files
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name too long to be one
+        return False
 
 
 def _content(files: Sequence[str]) -> str:
@@ -136,7 +151,7 @@ def _failure(origin: Origin, split: Split, error: Exception) -> DataError:
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if origin.local:
-        advice = f"check that every file is {origin.source.path} and not empty"
+        advice = f"check that every file is {origin.source.path}, in UTF-8, and not empty"
     else:
         advice = (
             f"a hub dataset needs the network (or an earlier download); check path {origin.source.path!r}, name and "

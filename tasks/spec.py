@@ -90,7 +90,7 @@ class Budget(_Spec):
 
     epochs: int = Field(default=3, ge=0)
     batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     max_length: int = Field(default=128, ge=8, description="tokens of a text that are read")
 
 

@@ -22,8 +22,8 @@ class Adapter(MethodSettings):
 
     start: ClassVar[Literal["exact", "near"]] = "near"
 
-    size: int = Field(default=64, ge=1)
-    initial_scale: float = Field(default=1e-2, ge=0)
+    size: int = Field(default=64, ge=1, le=4096)
+    initial_scale: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
 
     def edits(self) -> tuple[Edit, ...]:
         bottleneck = Bottleneck(self.size, self.initial_scale)

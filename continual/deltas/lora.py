@@ -23,8 +23,8 @@ class LoRA(MethodSettings):
 
     start: ClassVar[Literal["exact", "near"]] = "exact"
 
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=8.0, gt=0)
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     sites: tuple[str, ...] = Field(default=PROJECTIONS, min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:

@@ -26,8 +26,8 @@ def method_settings(method: Method) -> MethodSettings:
     """
     if method.name not in METHODS:
         near = difflib.get_close_matches(method.name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise MethodError(f"method {method.name!r} is not known{hint} Known: {', '.join(METHODS)}")
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise MethodError(f"method {method.name!r} is not known{hint}. Known: {', '.join(METHODS)}")
     kind = METHODS[method.name]
     try:
         return kind.model_validate(method.settings)

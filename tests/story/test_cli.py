@@ -73,7 +73,7 @@ def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_pat
     assert ran.json["tasks"] == list(TASKS)
     report = cli("report", "--json").json
     assert report == {key: value for key, value in ran.json.items() if key != "failed"}
-    assert set(report) == {"stream", "backbone", "tasks", "oracle", "routed", "per_task"}
+    assert set(report) == {"stream", "backbone", "tasks", "oracle", "routed", "unfinished", "per_task"}
     assert set(report["oracle"]) == {"matrix", "acc", "bwt", "fwt", "forgetting", "la", "aia"}
     assert set(report["routed"]) == {*report["oracle"], "routing_accuracy"}
     promised = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
@@ -180,7 +180,7 @@ def test_damage_is_found(cli: Run, stream: Path, tmp_path: Path) -> None:
 
 def test_a_failing_task_is_told_and_the_others_are_learned(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
-    tasks[1]["budget"] = {"learning_rate": 1.0e30}
+    tasks[1]["method"] = {"name": "adapter", "size": 2, "initial_scale": 1.0e30}
     ran = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
     assert ran.code == 1
     assert [row["task"] for row in ran.json["failed"]] == ["mood"]

@@ -236,7 +236,7 @@ def test_predicting_with_nothing_learned_is_refused(empty: Learner) -> None:
 
 
 def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, tmp_path: Path) -> None:
-    stream = write_stream(tmp_path, changes={"mood": {"budget": {"learning_rate": 1e36, "batch_size": 8}}})
+    stream = write_stream(tmp_path, changes={"mood": {"method": {"name": "adapter", "size": 2, "initial_scale": 1e30}}})
     failed = empty.run(stream)
     assert list(failed) == ["mood"]
     assert LearnError.__name__ in failed["mood"]

@@ -64,3 +64,11 @@ def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="disk full"):
         blobs.put(b"delta")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_putting_again_mends_what_was_damaged(tmp_path: Path) -> None:
+    blobs = Blobs(str(tmp_path))
+    digest = blobs.put(b"whole")
+    Path(blobs.path(digest)).write_bytes(b"holes")
+    assert blobs.put(b"whole") == digest
+    assert blobs.get(digest) == b"whole"

@@ -200,3 +200,35 @@ def test_all_tasks_of_a_stream_are_checked_in_one_go(tmp_path: Path, capfd: pyte
     (data,) = load_stream(Stream(name="s", tasks=(fine,), folder=tmp_path))
     assert data.spec.budget is not None
     assert capfd.readouterr() == ("", "")
+
+
+def test_csv_fields_are_texts_as_they_are_written(tmp_path: Path) -> None:
+    """A spreadsheet's idea of a number would merge labels and lose zeros."""
+    lines = [f"{4 * i + j},{label}" for i in range(8) for j, label in enumerate(("007", "7", "TRUE", "NA"))]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    spec = TaskSpec.model_validate(
+        {"name": "t", "source": {"path": "csv", "data_files": {"train": "t.csv"}}, "text": "text", "label": "label"}
+    )
+    data = load_task(spec, folder=tmp_path, seed=0)
+    assert data.labels == ("007", "7", "NA", "TRUE")
+    assert set(data.train.texts) <= {str(i) for i in range(32)}
+
+
+@pytest.mark.parametrize("rows", [["hello, world,d", "so, so,e"], ["fine,d", "a,b,c"], ["alone"]])
+def test_a_csv_row_of_another_length_is_refused_with_its_line(tmp_path: Path, rows: list[str]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    spec = TaskSpec.model_validate(
+        {"name": "t", "source": {"path": "csv", "data_files": {"train": "t.csv"}}, "text": "text", "label": "label"}
+    )
+    with pytest.raises(DataError, match=r"t\.csv, line \d"):
+        load_task(spec, folder=tmp_path, seed=0)
+
+
+def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
+    """It would be filled in again, and other files read in its place."""
+    (tmp_path / "a[1].csv").write_text("text,label\nx,y\n", encoding="utf-8")
+    spec = TaskSpec.model_validate(
+        {"name": "t", "source": {"path": "csv", "data_files": {"train": "a[1].csv"}}, "text": "text", "label": "label"}
+    )
+    with pytest.raises(DataError, match="pattern"):
+        load_task(spec, folder=tmp_path, seed=0)
