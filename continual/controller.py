@@ -14,7 +14,7 @@ from functools import cache, partial
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
-from continual.errors import InputError, MethodError, RegistryError
+from continual.errors import ContinualError, InputError, MethodError, RegistryError
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -192,7 +192,8 @@ class _Controller:
                 also=lambda unit, delta: unit.finish(stream.name, number, delta=delta, holder=self.holder),
             )
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
-            log.debug("task %s failed", name, exc_info=True)
+            if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
+                log.error("task %s failed", name, exc_info=True)
             self._fail(number, name, f"{type(error).__name__}: {error}")
         except BaseException:  # stopped by hand: the next run may go on at once
             release(self.registry, stream.name, number=number, holder=self.holder)

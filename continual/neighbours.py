@@ -48,10 +48,10 @@ def nearest_learned(
     ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != task})
     ranked.sort(key=lambda pair: champions[pair[0]].settings != kind)
     found = []
-    for name, similarity in ranked[:NEIGHBOURS_TRIED]:
+    for name, _ in ranked[:NEIGHBOURS_TRIED]:
         champion = champions[name]
         try:
-            found.append(Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest)), similarity))
+            found.append(Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest))))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
     return found

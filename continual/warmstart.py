@@ -23,11 +23,10 @@ CLEAR_GAIN = 2.0  # standard errors by which a warm start must beat scratch on h
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A learned task that is alike: the name of its delta, the delta, and the similarity of the tasks."""
+    """A learned task that is alike: the name of its delta, and the delta."""
 
     name: str
     delta: Delta
-    similarity: float
 
 
 @dataclass(frozen=True)
