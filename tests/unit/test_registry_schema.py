@@ -1,8 +1,10 @@
 """The migrations make what the tables say, and other schemas are refused."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -55,6 +57,19 @@ def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def test_connections_that_meet_in_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+    def touch(name: str) -> None:
+        engine = connect(f"sqlite:///{tmp_path}/{name}.db")
+        together.wait()
+        engine.connect().close()
+        engine.dispose()
+
+    together = Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        for trial in range(30):
+            list(pool.map(touch, [str(trial)] * 8))
 
 
 def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Path) -> None:
