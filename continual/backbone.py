@@ -17,7 +17,8 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from continual.errors import BackboneError
-from continual.families import Family, Place, family_of, places
+from continual.families import Family, family_of, places
+from continual.sites import Place
 
 Pooling = Literal["mean", "cls"]
 
@@ -57,6 +58,10 @@ class Backbone:
         # RoBERTa's positions start behind the padding index, so two of its embeddings are never used.
         offset = self.model.config.pad_token_id + 1 if "roberta" in self.family.name else 0
         return int(self.model.config.max_position_embeddings) - offset
+
+    @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
 
     def places(self, site: str) -> tuple[Place, ...]:
         return places(self.model, self.family, site)

@@ -1,51 +1,53 @@
-"""Where the sites of each model family are.
-
-A *site* is a role in a transformer block ("attn.q", "ffn.out", "norm.attn"); a family says which module plays it.
-Methods name sites only, so a method works on every family whose table has them. Adding a family is adding a table.
-"""
+"""The model families: for each, one table of roles. Adding a family is adding a table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
-from continual.errors import BackboneError, MethodError
+from continual.errors import BackboneError
+from continual.sites import (
+    Place,
+    Site,
+    attention,
+    between,
+    embedding,
+    entering,
+    expand,
+    norm,
+    places_of,
+    projection,
+    tokens,
+)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: the path of each site's module, `{}` standing for the number of the layer."""
+    """One model family: the table of its sites, and arguments of `from_pretrained` that leave out untrained heads."""
 
     name: str
-    sites: Mapping[str, str]
-    load: Mapping[str, Any]  # arguments of `from_pretrained` that leave out heads without trained weights
+    sites: Mapping[str, Site]
+    load: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Place:
-    """One module that plays a site, e.g. the query projection of layer 3.
-
-    name: stable key of the place, `layer.3.attn.q` · site: `attn.q` · d_in, d_out: last dimensions of input and output.
-    """
-
-    name: str
-    site: str
-    module: nn.Module
-    d_in: int
-    d_out: int
-
-
+_BERT = "encoder.layer.{}."
 _BERT_SITES = {
-    "norm.embed": "embeddings.LayerNorm",
-    "attn.q": "encoder.layer.{}.attention.self.query",
-    "attn.k": "encoder.layer.{}.attention.self.key",
-    "attn.v": "encoder.layer.{}.attention.self.value",
-    "attn.out": "encoder.layer.{}.attention.output.dense",
-    "norm.attn": "encoder.layer.{}.attention.output.LayerNorm",
-    "ffn.in": "encoder.layer.{}.intermediate.dense",
-    "ffn.out": "encoder.layer.{}.output.dense",
-    "norm.ffn": "encoder.layer.{}.output.LayerNorm",
+    "tokens": tokens("embeddings.word_embeddings", ""),
+    "embed.word": embedding("embeddings.word_embeddings"),
+    "embed.position": embedding("embeddings.position_embeddings"),
+    "embed.type": embedding("embeddings.token_type_embeddings"),
+    "norm.embed": norm("embeddings.LayerNorm"),
+    "attn": between(_BERT + "attention.self.query", _BERT + "attention.output.dense"),
+    "attn.kv": attention(_BERT + "attention.self", _BERT + "attention.self.key"),
+    "attn.q": projection(_BERT + "attention.self.query"),
+    "attn.k": projection(_BERT + "attention.self.key"),
+    "attn.v": projection(_BERT + "attention.self.value"),
+    "attn.out": projection(_BERT + "attention.output.dense"),
+    "norm.attn": norm(_BERT + "attention.output.LayerNorm"),
+    "ffn": between(_BERT + "intermediate.dense", _BERT + "output.dense"),
+    "ffn.in": projection(_BERT + "intermediate.dense"),
+    "ffn.inner": entering(_BERT + "output.dense"),
+    "ffn.out": projection(_BERT + "output.dense"),
+    "norm.ffn": norm(_BERT + "output.LayerNorm"),
 }
 _NO_POOLER = {"add_pooling_layer": False}
 
@@ -73,23 +75,13 @@ def family_of(model_type: str) -> Family:
 
 
 def places(model: Any, family: Family, site: str) -> tuple[Place, ...]:
-    """Every place of `site` in `model`, from the lowest layer to the highest.
+    """Every place of `site`, or of the sites of a group, in `model`, each site from the lowest layer to the highest.
 
     Raises MethodError for a site that the family does not have, BackboneError where a module is not where it should be.
     """
-    if site not in family.sites:
-        raise MethodError(f"family {family.name!r} has no site {site!r}; it has: {', '.join(family.sites)}")
-    path = family.sites[site]
-    layers = range(model.config.num_hidden_layers) if "{}" in path else (None,)
-    return tuple(_place(model, site, path, layer) for layer in layers)
-
-
-def _place(model: Any, site: str, path: str, layer: int | None) -> Place:
-    full = path.format(layer)
-    try:
-        module = model.get_submodule(full)
-    except AttributeError as error:
-        raise BackboneError(f"site {site!r} should be module {full!r}, which is not there: {error}") from None
-    weight = module.get_parameter("weight")  # linear: [d_out, d_in]; norm: [d]
-    name = site if layer is None else f"layer.{layer}.{site}"
-    return Place(name, site, module, d_in=weight.shape[-1], d_out=weight.shape[0])
+    layers = model.config.num_hidden_layers
+    return tuple(
+        place
+        for name in expand(family.sites, site, family=family.name)
+        for place in places_of(model, name, family.sites[name], layers=layers)
+    )

@@ -6,7 +6,8 @@ epoch 0, the start itself, is a candidate, so training can only improve on the v
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, attached
+from continual.deltas import Delta, attached, finished, penalty
 from continual.errors import LearnError
 from continual.evaluate import Prepared, metric_score, predict_classes
 from continual.features import pad, pooled, shuffled_batches
@@ -24,6 +25,7 @@ WARM_UP = 0.1  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0
 
 Report = Callable[[int, int], None]  # steps done, steps in all
+Batches = list[list[int]]  # the batches of one epoch
 
 
 @dataclass(frozen=True)
@@ -65,27 +67,87 @@ def train(
 ) -> Trained:
     """Train a copy of `start` on `rows` for `budget.epochs`; neither `start` nor the backbone changes.
 
+    A method of several stages shares the epochs among them: each trains its own edits and the head, all else fixed,
+    from the best epoch of the stage before. What is scored is what would be kept.
+
     Raises LearnError when the loss is no longer a number.
     """
-    delta = start.trainable(backbone.device)
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
-    total = sum(len(batches) for batches in epochs)
-    optimise = Optimiser(delta.tensors().values(), learning_rate=budget.learning_rate, steps=total)
-    best, curve, seconds = start, [Epoch(0, None, _score(backbone, start, validation, metric))], 0.0
-    for number, batches in enumerate(epochs, start=1):
-        began = time.perf_counter()
-        losses = []
+    progress = _Progress(report, total=sum(map(len, epochs)))
+    kept = finished(backbone, start, stage=0)
+    best = _Point(kept, Epoch(0, None, _score(backbone, kept, validation, metric)))
+    curve, seconds, current = [best.epoch], 0.0, start
+    with _seeded(seed):
+        for stage, part in enumerate(_shares(epochs, start.settings.stages)):
+            of_stage = None
+            for delta, loss, spent in _epochs(backbone, current, stage, rows, part, budget.learning_rate, progress):
+                point = _Point(delta, Epoch(len(curve), loss, _score(backbone, delta, validation, metric)))
+                of_stage, best = _better(of_stage, point), _better(best, point)
+                curve.append(point.epoch)
+                seconds += spent
+            current = of_stage.delta if of_stage else current
+    seen = len(rows) * budget.epochs
+    return Trained(best.delta, tuple(curve), seconds, seen / seconds if seconds else None)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A delta as it would be kept, and its point of the curve."""
+
+    delta: Delta
+    epoch: Epoch
+
+
+def _better(one: _Point | None, other: _Point) -> _Point:
+    return other if one is None or other.epoch.score > one.epoch.score else one
+
+
+def _shares(epochs: Sequence[Batches], stages: int) -> list[Sequence[Batches]]:
+    """The epochs of each stage: as even as can be, the earlier ones longer."""
+    ends = [-(-len(epochs) * (stage + 1) // stages) for stage in range(stages)]
+    return [epochs[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _epochs(
+    backbone: Backbone,
+    start: Delta,
+    stage: int,
+    rows: Prepared,
+    epochs: Sequence[Batches],
+    learning_rate: float,
+    progress: "_Progress",
+) -> Iterator[tuple[Delta, float, float]]:
+    """Train what belongs to a stage; after each epoch the delta as it would be kept, the mean loss and the seconds."""
+    delta = start.trainable(backbone.device, stage)
+    leaves = [tensor for tensor in delta.tensors().values() if tensor.requires_grad]
+    optimise = Optimiser(leaves, learning_rate=learning_rate, steps=sum(map(len, epochs)))
+    for batches in epochs:
+        began, losses = time.perf_counter(), []
         with attached(backbone, delta):
             for batch in batches:
-                losses.append(optimise(batch_loss(backbone, delta, rows, batch)))
-                report(optimise.done, total)
-        seconds += time.perf_counter() - began
-        curve.append(Epoch(number, sum(losses) / len(losses), _score(backbone, delta, validation, metric)))
-        if curve[-1].score > max(epoch.score for epoch in curve[:-1]):
-            best = delta.frozen()
-    seen = len(rows) * budget.epochs
-    return Trained(best, tuple(curve), seconds, seen / seconds if seconds else None)
+                loss, extra = batch_loss(backbone, delta, rows, batch), penalty(backbone, delta)
+                losses.append(optimise(loss if extra is None else loss + extra))
+                progress.step()
+        spent = time.perf_counter() - began
+        yield finished(backbone, delta.frozen(), stage=stage), sum(losses) / len(losses), spent
+
+
+class _Progress:
+    def __init__(self, report: Report, *, total: int) -> None:
+        self._report, self._total, self._done = report, total, 0
+
+    def step(self) -> None:
+        self._done += 1
+        self._report(self._done, self._total)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Forms that draw while they are trained draw the same for the same seed, and nobody else's numbers change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def batch_loss(backbone: Backbone, delta: Delta, rows: Prepared, batch: Sequence[int]) -> Tensor:

@@ -1,14 +1,15 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
 from continual.deltas.attach import attached
-from continual.deltas.delta import Delta, Head, fresh_values, load_delta
-from continual.deltas.edit import Add, Edit, Form, Multiply, Reads
+from continual.deltas.delta import Delta, Head, finished, fresh_values, load_delta, penalty
+from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
 
 __all__ = [
     "METHODS",
     "Add",
+    "Concatenate",
     "Delta",
     "Edit",
     "Form",
@@ -17,7 +18,9 @@ __all__ = [
     "Multiply",
     "Reads",
     "attached",
+    "finished",
     "fresh_values",
     "load_delta",
     "method_settings",
+    "penalty",
 ]

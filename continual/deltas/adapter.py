@@ -1,12 +1,12 @@
 """Adapters: small bottleneck networks between the layers."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from continual.deltas.edit import Add, Edit, Multiply, Reads
 from continual.deltas.forms import Bottleneck, Vector
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Start
 
 
 class Adapter(MethodSettings):
@@ -20,7 +20,7 @@ class Adapter(MethodSettings):
     6
     """
 
-    start: ClassVar[Literal["exact", "near"]] = "near"
+    start: ClassVar[Start] = "near"
 
     size: int = Field(default=64, ge=1, le=4096)
     initial_scale: float = Field(default=1e-2, ge=0, allow_inf_nan=False)

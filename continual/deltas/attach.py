@@ -1,17 +1,17 @@
 """The one piece of code that touches a backbone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from continual.backbone import Backbone
-from continual.deltas.delta import Delta, fresh_values, steps
+from continual.deltas.attention import before_keys_and_values
+from continual.deltas.delta import Delta, check_fits, steps, values_of
 from continual.deltas.edit import Edit, Reads, Values
-from continual.errors import DeltaError
+from continual.sites import Changes, Place
 
 
 @contextmanager
@@ -23,7 +23,91 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
 
     Raises DeltaError when the delta is another backbone's, or its tensors are not those that its method has here.
     """
-    handles = [] if delta is None else _attach(backbone, delta)
+    with ExitStack() as undo:
+        if delta is not None:
+            check_fits(backbone, delta)
+            for place, prefix, edit in steps(backbone, delta.settings):
+                undo.enter_context(_CHANGE[place.changes](place, edit, values_of(delta.values, prefix)))
+        yield
+
+
+@contextmanager
+def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
+    entered: list[Tensor] = []  # what the first module of a block was given, until the last has returned
+
+    def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        entered[:] = args[:1]
+
+    def change(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        own = output if place.columns is None else output[..., place.columns]
+        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else args[0]
+        return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
+
+    apart = edit.reads is Reads.INPUT and place.enter is not place.exit
+    with ExitStack() as undo:
+        if apart:
+            undo.callback(place.enter.register_forward_pre_hook(read).remove)
+        undo.callback(place.exit.register_forward_hook(change).remove)
+        yield
+
+
+def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
+    """The output with the place's own columns replaced."""
+    if columns is None:
+        return own
+    return torch.cat((output[..., : columns.start], own.to(output.dtype), output[..., columns.stop :]), dim=-1)
+
+
+@contextmanager
+def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
+    def change(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (edit.compose(args[0], edit.form(values, args[0], place)), *args[1:])
+
+    handle = place.exit.register_forward_pre_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _change_attention(place: Place, edit: Edit, values: Values) -> Iterator[None]:
+    def change(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, d]; the change is [2, P, E] with E = H · d."""
+        heads, width = key.shape[1], key.shape[3]
+        change = edit.form(values, key, place)
+        rows = change.reshape(*change.shape[:2], heads, width).transpose(1, 2)
+        return edit.compose(key, rows[0]), edit.compose(value, rows[1])
+
+    with before_keys_and_values(place.exit, change):
+        yield
+
+
+@contextmanager
+def _change_tokens(place: Place, edit: Edit, values: Values) -> Iterator[None]:
+    """The stack reads P more tokens, whose vectors are the change [P, D], and returns the states of the others."""
+    rows = edit.form(values, place.weight, place)
+    extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
+
+    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        nonlocal extended
+        cache = kwargs.get("past_key_values")
+        extended = cache is None or cache.get_seq_length() == 0
+        return args, {**kwargs, **_with_tokens_before(kwargs, len(rows), begins=extended)}
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return edit.compose(output[..., len(rows) :, :], rows) if extended else output
+
+    def shorten(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if extended:
+            output.last_hidden_state = output.last_hidden_state[:, len(rows) :]
+        return output
+
+    handles = (
+        place.exit.register_forward_pre_hook(extend, with_kwargs=True),
+        place.enter.register_forward_hook(replace),
+        place.exit.register_forward_hook(shorten),
+    )
     try:
         yield
     finally:
@@ -31,53 +115,30 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
             handle.remove()
 
 
-def _attach(backbone: Backbone, delta: Delta) -> list[RemovableHandle]:
-    check_fits(backbone, delta)
-    by_place = sorted(steps(backbone, delta.settings), key=lambda step: step[0].name)
-    handles = []
-    for _, group in groupby(by_place, key=lambda step: step[0].name):
-        edits = list(group)
-        changes = [(edit, _values(delta, prefix)) for _, prefix, edit in edits]
-        handles.append(edits[0][0].module.register_forward_hook(_hook(changes)))
-    return handles
+def _with_tokens_before(kwargs: Mapping[str, Any], count: int, *, begins: bool) -> dict[str, Tensor]:
+    """The arguments of a stack with `count` tokens more at the front, each standing in for a row of the change."""
 
+    def front(name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        given: Tensor = kwargs[name]
+        return torch.cat((make(given[:, :1]).expand(-1, count), given), dim=1)
 
-def _values(delta: Delta, prefix: str) -> Values:
-    return {
-        key.removeprefix(f"{prefix}/"): value for key, value in delta.values.items() if key.startswith(f"{prefix}/")
+    makers: dict[str, Callable[[Tensor], Tensor]] = {
+        "input_ids": torch.clone,
+        "token_type_ids": torch.zeros_like,
+        "attention_mask": torch.ones_like,
     }
+    used = [name for name in makers if kwargs.get(name) is not None and (begins or name == "attention_mask")]
+    changed = {name: front(name, makers[name]) for name in used}
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        new = torch.arange(count, device=positions.device).expand(len(positions), -1)
+        changed["position_ids"] = torch.cat((new, positions + count), dim=1) if begins else positions + count
+    return changed
 
 
-def _hook(changes: list[tuple[Edit, Values]]) -> Any:
-    def apply(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        for edit, values in changes:
-            read = args[0] if edit.reads is Reads.INPUT else output
-            output = edit.compose(output, edit.form(values, read))
-        return output
-
-    return apply
-
-
-def check_fits(backbone: Backbone, delta: Delta) -> None:
-    """Raise DeltaError unless `delta` belongs to `backbone` and has every tensor of its method, and no other."""
-    if delta.backbone != backbone.fingerprint:
-        raise DeltaError(
-            f"the delta was learned on backbone {delta.backbone[:12]}, not on {backbone.name!r} "
-            f"({backbone.fingerprint[:12]}); load the backbone it was learned on, or learn the task again on this one"
-        )
-    classes, hidden = len(delta.head.labels), backbone.hidden_size
-    expected = {key: tuple(value.shape) for key, value in fresh_values(backbone, delta.settings, seed=0).items()}
-    expected |= {"head/weight": (classes, hidden), "head/bias": (classes,)}
-    found = {key: tuple(value.shape) for key, value in delta.tensors().items()}
-    if expected != found:
-        missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        shapes = [
-            f"{key}: {found[key]}, not {expected[key]}"
-            for key in expected.keys() & found.keys()
-            if expected[key] != found[key]
-        ]
-        raise DeltaError(
-            f"a {delta.method} delta does not fit backbone {backbone.name!r}: "
-            f"missing tensors {missing}, unknown tensors {unknown}, other shapes {sorted(shapes)} "
-            f"(its head is for {classes} labels)"
-        )
+_CHANGE: Mapping[Changes, Callable[[Place, Edit, Values], AbstractContextManager[None]]] = {
+    "output": _change_output,
+    "input": _change_input,
+    "attention": _change_attention,
+    "tokens": _change_tokens,
+}

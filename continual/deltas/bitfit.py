@@ -1,23 +1,22 @@
 """BitFit: only the biases change."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import Vector
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Start
 
 
 class BitFit(MethodSettings):
-    """y ← y + b at every linear layer and norm of the blocks: a change of the biases that are there.
+    """y ← y + b after every projection and norm: a change of the biases, where the model has them.
 
-    Parameters: the number of biases in the blocks. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
+    Parameters: one per output of each. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
 
-    >>> len(BitFit().edits())
-    8
+    >>> [edit.site for edit in BitFit().edits()]
+    ['projections', 'norms']
     """
 
-    start: ClassVar[Literal["exact", "near"]] = "exact"
+    start: ClassVar[Start] = "exact"
 
     def edits(self) -> tuple[Edit, ...]:
-        sites = ("attn.q", "attn.k", "attn.v", "attn.out", "norm.attn", "ffn.in", "ffn.out", "norm.ffn")
-        return tuple(Edit(site, Vector(0.0), Reads.OUTPUT, Add()) for site in sites)
+        return tuple(Edit(site, Vector(0.0), Reads.OUTPUT, Add()) for site in ("projections", "norms"))

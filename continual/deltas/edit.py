@@ -2,24 +2,26 @@
 
 After He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv:2110.04366): a method
 is the function that changes a hidden state, what it reads, which state it modifies, and how the two are composed.
-With x the input of a site's module and y its output,
+With x what enters a site and y what leaves it,
 
     y  ←  compose(y, form(values, x or y))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Values = Mapping[str, Tensor]  # the learned tensors of one edit at one place
+from continual.sites import Place
+
+Values = Mapping[str, Tensor]  # the learned tensors of one edit at one place; whole numbers are never trained
 
 
 class Reads(Enum):
-    """What an edit's function is given: the module's input (parallel) or its output (sequential)."""
+    """What an edit's function is given: what enters the site (parallel), or what leaves it (sequential)."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -28,12 +30,39 @@ class Reads(Enum):
 class Form(Protocol):
     """A pure function of one row's hidden states and learned values: rows with different values can be mixed."""
 
-    def start(self, d_in: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Fresh values for a place whose function reads `d_in` and writes `d_out` dimensions."""
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh values for a place, of whose hidden states `d_read` dimensions are read."""
         ...
 
-    def __call__(self, values: Values, hidden: Tensor) -> Tensor:
-        """The change [..., d_out] that `values` make of `hidden` [..., d_in]."""
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        """The change [..., d_out] that `values` make of what is seen, [..., d_read]."""
+        ...
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """A form some of whose values are common to all the places of an edit."""
+
+    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+        """The fresh common values; `__call__` finds them among the place's own."""
+        ...
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """A form whose trained values are replaced by others, that mean the same and are what is kept."""
+
+    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+        """What is kept of a place's values, the common ones included; of values that were finished before, the same."""
+        ...
+
+
+@runtime_checkable
+class Penalised(Protocol):
+    """A form that adds a term to the loss."""
+
+    def penalty(self, values: Values) -> Tensor:
+        """What the values of one place add to the loss, in nats."""
         ...
 
 
@@ -60,10 +89,25 @@ class Multiply:
 
 
 @dataclass(frozen=True)
+class Concatenate:
+    """[change; output]: the change's P rows [..., P, D] stand before the output's T rows [..., T, D]."""
+
+    def __call__(self, output: Tensor, change: Tensor) -> Tensor:
+        rows = change.to(output.dtype).expand(*output.shape[:-2], *change.shape[-2:])
+        return torch.cat((rows, output), dim=-2)
+
+
+@dataclass(frozen=True)
 class Edit:
-    """One change at every place of one site."""
+    """One change at every place of a site, or of a group of sites.
+
+    layers: the numbers of the layers it is for, negative ones from the top; None for all ·
+    stages: when it is trained, all else fixed; a form that finishes does so after the first of them.
+    """
 
     site: str
     form: Form
     reads: Reads
     compose: Compose
+    layers: tuple[int, ...] | None = None
+    stages: tuple[int, ...] = (0,)

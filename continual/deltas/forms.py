@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.deltas.edit import Values
+from continual.sites import Place
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class LowRank:
 
     rank: int
 
-    def start(self, d_in: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
-        bound = 1 / math.sqrt(d_in)
-        a = torch.empty(self.rank, d_in).uniform_(-bound, bound, generator=generator)
-        return {"A": a, "B": torch.zeros(d_out, self.rank)}
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        bound = 1 / math.sqrt(d_read)
+        a = torch.empty(self.rank, d_read).uniform_(-bound, bound, generator=generator)
+        return {"A": a, "B": torch.zeros(place.d_out, self.rank)}
 
-    def __call__(self, values: Values, hidden: Tensor) -> Tensor:
-        return F.linear(F.linear(hidden, values["A"]), values["B"])
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(F.linear(seen, values["A"]), values["B"])
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Bottleneck:
     size: int
     initial_scale: float
 
-    def start(self, d_in: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         def normal(*shape: int) -> Tensor:
             bound = 2 * self.initial_scale
             return torch.nn.init.trunc_normal_(
@@ -47,14 +48,14 @@ class Bottleneck:
             )
 
         return {
-            "down": normal(self.size, d_in),
+            "down": normal(self.size, d_read),
             "down_bias": torch.zeros(self.size),
-            "up": normal(d_out, self.size),
-            "up_bias": torch.zeros(d_out),
+            "up": normal(place.d_out, self.size),
+            "up_bias": torch.zeros(place.d_out),
         }
 
-    def __call__(self, values: Values, hidden: Tensor) -> Tensor:
-        inner = F.gelu(F.linear(hidden, values["down"], values["down_bias"]))
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        inner = F.gelu(F.linear(seen, values["down"], values["down_bias"]))
         return F.linear(inner, values["up"], values["up_bias"])
 
 
@@ -64,8 +65,8 @@ class Vector:
 
     initial: float
 
-    def start(self, d_in: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"vector": torch.full((d_out,), self.initial)}
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"vector": torch.full((place.d_out,), self.initial)}
 
-    def __call__(self, values: Values, hidden: Tensor) -> Tensor:
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["vector"]

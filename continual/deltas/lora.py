@@ -1,14 +1,12 @@
 """LoRA: a low-rank change of projections."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import LowRank
-from continual.deltas.method import MethodSettings
-
-PROJECTIONS = ("attn.q", "attn.k", "attn.v", "attn.out", "ffn.in", "ffn.out")
+from continual.deltas.method import MethodSettings, Start
 
 
 class LoRA(MethodSettings):
@@ -21,11 +19,11 @@ class LoRA(MethodSettings):
     ['attn.q', 'attn.v']
     """
 
-    start: ClassVar[Literal["exact", "near"]] = "exact"
+    start: ClassVar[Start] = "exact"
 
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
-    sites: tuple[str, ...] = Field(default=PROJECTIONS, min_length=1)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
         form, compose = LowRank(self.rank), Add(self.alpha / self.rank)

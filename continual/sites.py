@@ -1,0 +1,152 @@
+"""Sites: the roles in a transformer at which edits are put, and the places that play them in one model.
+
+A *site* is a role ("attn.q", "ffn", "norm.attn"); a family's table says which module plays it (`families`). Methods
+name sites only, so a method works on every family whose table has them. A *place* is a site of one layer of one model.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from continual.errors import BackboneError, MethodError
+
+# What an edit changes there: what a module returns, what it is given, the keys and values of an attention, the tokens
+# that a stack of layers reads.
+Changes = Literal["output", "input", "attention", "tokens"]
+Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
+
+
+@dataclass(frozen=True)
+class Site:
+    """One role in a family: the paths of its modules, `{}` standing for the number of the layer.
+
+    enter: the module whose input an edit may read · exit: the module at which the change happens ·
+    part: of a module that computes several projections at once, which of how many equal parts.
+    """
+
+    enter: str
+    exit: str
+    changes: Changes = "output"
+    group: Group = ""
+    part: tuple[int, int] = (0, 1)
+
+
+def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
+    """A linear layer, or a part of one."""
+    return Site(path, path, "output", "projections", part)
+
+
+def norm(path: str) -> Site:
+    return Site(path, path, "output", "norms")
+
+
+def embedding(path: str) -> Site:
+    """A table of vectors; what enters it are the numbers of its rows."""
+    return Site(path, path, "output", "embeddings")
+
+
+def between(enter: str, exit: str) -> Site:
+    """A block of several modules, from what enters the first to what the last returns."""
+    return Site(enter, exit)
+
+
+def entering(path: str) -> Site:
+    """What a module is given."""
+    return Site(path, path, "input")
+
+
+def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
+    """The keys and values of an attention; `key` is the projection that makes its keys."""
+    return Site(key, path, "attention", "", part)
+
+
+def tokens(words: str, stack: str) -> Site:
+    """The tokens that a stack reads: `words` is its table of word vectors."""
+    return Site(words, stack, "tokens")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site of one layer.
+
+    name: stable key, `layer.3.attn.q` · layer: None for what is there once · d_in, d_out: last dimensions of what is
+    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output.
+    """
+
+    name: str
+    site: str
+    layer: int | None
+    enter: nn.Module
+    exit: nn.Module
+    changes: Changes
+    d_in: int
+    d_out: int
+    columns: slice | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: [d_out, d_in] of a projection, [rows, d_out] of an embedding, [d_out] of a norm."""
+        weight = _weight(self.enter)
+        return weight if self.columns is None else weight[self.columns]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias [d_out], where there is one."""
+        bias: Tensor | None = getattr(self.enter, "bias", None)
+        return bias if bias is None or self.columns is None else bias[self.columns]
+
+
+def expand(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
+    """The sites that a name stands for: itself, or those of a group.
+
+    Raises MethodError for a name that is neither.
+    """
+    found = (name,) if name in sites else tuple(key for key, site in sites.items() if name and site.group == name)
+    if not found:
+        groups = ", ".join(sorted({site.group for site in sites.values()} - {""}))
+        raise MethodError(
+            f"family {family!r} has no site {name!r}; it has: {', '.join(sites)}; and the groups: {groups}"
+        )
+    return found
+
+
+def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "") -> Iterator[Place]:
+    """The places of a site, from the lowest layer to the highest; a layer that leaves the module out has none.
+
+    Raises BackboneError where a module is not where it should be.
+    """
+    for layer in range(layers) if "{}" in site.exit else (None,):
+        enter, exit = (_module(model, name, path.format(layer)) for path in (site.enter, site.exit))
+        if isinstance(enter, nn.Identity):
+            continue
+        where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
+        yield _place(where, name, layer, site, enter, exit)
+
+
+def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module) -> Place:
+    read = _weight(enter)
+    number, of = site.part
+    if isinstance(enter, nn.Embedding):
+        d_in, d_out = read.shape
+    elif site.changes == "input":
+        d_in = d_out = read.shape[-1]
+    else:
+        d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
+    columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
+    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.get_parameter("weight")
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _module(model: Any, site: str, path: str) -> nn.Module:
+    try:
+        module: nn.Module = model.get_submodule(path)
+    except AttributeError as error:
+        raise BackboneError(f"site {site!r} should be module {path!r}, which is not there: {error}") from None
+    return module
