@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,16 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     return folder
 
 
+# Settings that a method cannot do without.
+NEEDED: Mapping[str, Mapping[str, Any]] = {
+    "union": {"parts": ["bitfit", {"name": "lora", "rank": 2}]},
+    "sequential": {"parts": [{"name": "lora", "rank": 2}, "bitfit"]},
+}
+
+
 def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
     """A delta that has learned nothing, with a random head."""
-    chosen, labels = METHODS[method].model_validate(settings), labels_of(task)
+    chosen, labels = METHODS[method].model_validate({**NEEDED.get(method, {}), **settings}), labels_of(task)
     generator = torch.Generator().manual_seed(seed)
     head = Head(
         0.1 * torch.randn(len(labels), backbone.hidden_size, generator=generator),

@@ -1,10 +1,8 @@
 """BitFit: only the biases change."""
 
-from typing import ClassVar
-
 from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import Vector
-from continual.deltas.method import MethodSettings, Start
+from continual.deltas.method import MethodSettings
 
 
 class BitFit(MethodSettings):
@@ -15,8 +13,6 @@ class BitFit(MethodSettings):
     >>> [edit.site for edit in BitFit().edits()]
     ['projections', 'norms']
     """
-
-    start: ClassVar[Start] = "exact"
 
     def edits(self) -> tuple[Edit, ...]:
         return tuple(Edit(site, Vector(0.0), Reads.OUTPUT, Add()) for site in ("projections", "norms"))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from continual.backbone import Backbone, Pooling
 from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
-from continual.errors import DeltaError, MethodError
+from continual.errors import DeltaError
 from continual.sites import Place
 
 SHARED = "shared"  # stands for the place in the names of values that all places of an edit have in common
@@ -138,18 +138,9 @@ def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place,
             yield place, f"{place.name}/{number}", edit
 
 
-def _places(backbone: Backbone, edit: Edit) -> list[Place]:
+def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
     found = backbone.places(edit.site)
-    if edit.layers is None:
-        return list(found)
-    layers = backbone.layers
-    if outside := [layer for layer in edit.layers if not -layers <= layer < layers]:
-        raise MethodError(
-            f"layers {outside} are not there: backbone {backbone.name!r} has {layers}, numbered 0 to {layers - 1} "
-            f"from below or -1 to {-layers} from above"
-        )
-    wanted = {layer % layers for layer in edit.layers}
-    return [place for place in found if place.layer in wanted]
+    return found if edit.choice is None else edit.choice(found, backbone.layers)
 
 
 def _edit_number(key: str) -> int:

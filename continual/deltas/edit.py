@@ -7,16 +7,19 @@ With x what enters a site and y what leaves it,
     y  ←  compose(y, form(values, x or y))
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from continual.errors import MethodError
 from continual.sites import Place
 
+Identity = Literal["exact", "near", "none"]  # how nearly fresh values leave a state as it was
 Values = Mapping[str, Tensor]  # the learned tensors of one edit at one place; whole numbers are never trained
 
 
@@ -29,6 +32,11 @@ class Reads(Enum):
 
 class Form(Protocol):
     """A pure function of one row's hidden states and learned values: rows with different values can be mixed."""
+
+    @property
+    def identity(self) -> Identity:
+        """How nearly an edit of this form leaves the state as it was, before anything is learned."""
+        ...
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Fresh values for a place, of whose hidden states `d_read` dimensions are read."""
@@ -97,17 +105,54 @@ class Concatenate:
         return torch.cat((rows, output), dim=-2)
 
 
+class Choice(Protocol):
+    """Which of the places of a site an edit is put at."""
+
+    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]: ...
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top."""
+
+    numbers: tuple[int, ...]
+
+    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+        if outside := [number for number in self.numbers if not -layers <= number < layers]:
+            raise MethodError(
+                f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
+                f"or -1 to {-layers} from above"
+            )
+        wanted = {number % layers for number in self.numbers}
+        return [place for place in places if place.layer in wanted]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A share of the places, at least one, drawn by `seed`: the same on every machine."""
+
+    share: float
+    seed: int
+
+    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+        def rank(place: Place) -> str:
+            return hashlib.sha256(f"{self.seed}/{place.name}".encode()).hexdigest()
+
+        drawn = {place.name for place in sorted(places, key=rank)[: max(1, round(self.share * len(places)))]}
+        return [place for place in places if place.name in drawn]
+
+
 @dataclass(frozen=True)
 class Edit:
     """One change at every place of a site, or of a group of sites.
 
-    layers: the numbers of the layers it is for, negative ones from the top; None for all ·
-    stages: when it is trained, all else fixed; a form that finishes does so after the first of them.
+    choice: which of the places; all where it is None · stages: when it is trained, all else fixed; a form that
+    finishes does so after the first of them.
     """
 
     site: str
     form: Form
     reads: Reads
     compose: Compose
-    layers: tuple[int, ...] | None = None
+    choice: Choice | None = None
     stages: tuple[int, ...] = (0,)

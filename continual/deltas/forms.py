@@ -1,29 +1,44 @@
-"""The functions that edits apply. Shapes: D dimensions in, E dimensions out, R rank, M bottleneck size."""
+"""The functions that several methods apply. Shapes: D dimensions read, E changed, R rank, M bottleneck size."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.edit import Values
+from continual.deltas.edit import Identity, Values
 from continual.sites import Place
+
+Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "identity": torch.clone,
+}
+
+
+def low_rank_start(rank: int, d_read: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A [R, D] drawn uniformly in ±1/√D, as a linear layer's weight is, and B [E, R] of zeros."""
+    bound = 1 / math.sqrt(d_read)
+    a = torch.empty(rank, d_read).uniform_(-bound, bound, generator=generator)
+    return {"A": a, "B": torch.zeros(d_out, rank)}
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does.
+    """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does. Hu et al. (2022), "LoRA", arXiv:2106.09685."""
 
-    Hu et al. (2022), "LoRA" (arXiv:2106.09685). A is drawn uniformly in ±1/√D, as a linear layer's weight is.
-    """
+    identity: ClassVar[Identity] = "exact"
 
     rank: int
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        bound = 1 / math.sqrt(d_read)
-        a = torch.empty(self.rank, d_read).uniform_(-bound, bound, generator=generator)
-        return {"A": a, "B": torch.zeros(place.d_out, self.rank)}
+        return low_rank_start(self.rank, d_read, place.d_out, generator)
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(F.linear(seen, values["A"]), values["B"])
@@ -31,7 +46,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """GELU(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M]: 2MD + D + M parameters where E = D.
+    """f(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M]: 2MD + D + M parameters where E = D.
 
     Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Weights start as a normal
     of deviation `initial_scale`, truncated at two deviations, biases at zero: nearly, not exactly, no change.
@@ -39,6 +54,11 @@ class Bottleneck:
 
     size: int
     initial_scale: float
+    activation: Activation = "gelu"
+
+    @property
+    def identity(self) -> Identity:
+        return "near" if self.initial_scale else "exact"
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         def normal(*shape: int) -> Tensor:
@@ -55,13 +75,15 @@ class Bottleneck:
         }
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        inner = F.gelu(F.linear(seen, values["down"], values["down_bias"]))
+        inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))
         return F.linear(inner, values["up"], values["up_bias"])
 
 
 @dataclass(frozen=True)
 class Vector:
     """A vector [E] that does not depend on the hidden state; every entry starts at `initial`."""
+
+    identity: ClassVar[Identity] = "exact"
 
     initial: float
 
@@ -70,3 +92,29 @@ class Vector:
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["vector"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """x ΔWᵀ with ΔW [E, D], starting at zero: the change that another weight makes."""
+
+    identity: ClassVar[Identity] = "exact"
+
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"weight": torch.zeros(place.weight.shape)}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(seen, values["weight"])
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """ΔW[i] for the rows i that an embedding looks up, with ΔW [V, E] starting at zero."""
+
+    identity: ClassVar[Identity] = "exact"
+
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"weight": torch.zeros(place.weight.shape)}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.embedding(seen, values["weight"])

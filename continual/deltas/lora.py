@@ -1,12 +1,10 @@
 """LoRA: a low-rank change of projections."""
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import LowRank
-from continual.deltas.method import MethodSettings, Start
+from continual.deltas.method import MethodSettings
 
 
 class LoRA(MethodSettings):
@@ -18,8 +16,6 @@ class LoRA(MethodSettings):
     >>> [edit.site for edit in LoRA(rank=4, sites=("attn.q", "attn.v")).edits()]
     ['attn.q', 'attn.v']
     """
-
-    start: ClassVar[Start] = "exact"
 
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)

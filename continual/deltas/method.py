@@ -1,28 +1,26 @@
 """What every method is: settings that a person writes, and the edits that follow from them."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from continual.deltas.edit import Edit
-
-Start = Literal["exact", "near", "changed"]
+from continual.deltas.edit import Edit, Identity
 
 
 class MethodSettings(BaseModel, ABC):
-    """Settings of one method. A subclass adds its fields and says which edits they mean.
-
-    start: whether a fresh delta leaves the backbone's output exactly as it was, nearly so, or changes it.
-    """
+    """Settings of one method. A subclass adds its fields and says which edits they mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: ClassVar[Start]
-
     @abstractmethod
     def edits(self) -> tuple[Edit, ...]:
-        """The edits, in the order in which edits of one place are applied."""
+        """The edits, in the order in which they are applied."""
+
+    @property
+    def identity(self) -> Identity:
+        """How nearly a fresh delta leaves the backbone's output as it was."""
+        found = {edit.form.identity for edit in self.edits()}
+        return "none" if "none" in found else "near" if "near" in found else "exact"
 
     @property
     def stages(self) -> int:

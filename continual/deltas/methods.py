@@ -5,17 +5,45 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from continual.deltas.adapter import Adapter
+from continual.deltas.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.bitfit import BitFit
+from continual.deltas.composed import AdapterBitFit, MixAndMatch, Sequential, Union
+from continual.deltas.diff_pruning import DiffPruning
+from continual.deltas.dora import DoRA
+from continual.deltas.full import Full, LastLayer, Probe, Selective
+from continual.deltas.ia3 import IA3
+from continual.deltas.intrinsic import Intrinsic
 from continual.deltas.lora import LoRA
+from continual.deltas.masking import Masking
 from continual.deltas.method import MethodSettings
+from continual.deltas.norms import LayerNorm
+from continual.deltas.prefix import Prefix
+from continual.deltas.prompt import Prompt
 from continual.errors import MethodError
 from tasks import Method
 
 METHODS: Mapping[str, type[MethodSettings]] = {
-    "lora": LoRA,
     "adapter": Adapter,
+    "adapter_pfeiffer": PfeifferAdapter,
+    "parallel_adapter": ParallelAdapter,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "ia3": IA3,
+    "layer_norm": LayerNorm,
     "bitfit": BitFit,
+    "last_layer": LastLayer,
+    "selective": Selective,
+    "diff_pruning": DiffPruning,
+    "masking": Masking,
+    "lora": LoRA,
+    "dora": DoRA,
+    "intrinsic": Intrinsic,
+    "union": Union,
+    "sequential": Sequential,
+    "mam": MixAndMatch,
+    "adapter_bitfit": AdapterBitFit,
+    "full": Full,
+    "probe": Probe,
 }
 
 

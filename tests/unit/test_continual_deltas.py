@@ -146,9 +146,10 @@ def test_adapter_is_houlsbys_module_after_each_projection_and_other_norms(backbo
     # A norm's output times m plus c is a norm of gain m ⊙ γ and bias m ⊙ β + c.
     norms = {k: v.clone().requires_grad_() for k, v in delta.values.items() if k not in owners}
     changed = {}
-    for number, site in ((2, "norm.attn"), (4, "norm.ffn")):
+    for number, site in ((2, "norm.embed"), (2, "norm.attn"), (2, "norm.ffn")):
         for layer, name in enumerate(module_names(backbone, site)):
-            m, c = (norms[f"layer.{layer}.{site}/{n}/vector"] for n in (number, number + 1))
+            place = site if site == "norm.embed" else f"layer.{layer}.{site}"
+            m, c = (norms[f"{place}/{n}/vector"] for n in (number, number + 1))
             changed[f"{name}.weight"] = m * backbone.model.get_parameter(f"{name}.weight")
             changed[f"{name}.bias"] = m * backbone.model.get_parameter(f"{name}.bias") + c
     hidden = functional_call(model, changed, kwargs=batch_of(backbone)).last_hidden_state
@@ -169,7 +170,7 @@ def test_parameter_counts_are_the_papers(backbone: Backbone) -> None:
     assert body_size(moved_delta(backbone, "lora", rank=3, sites=("ffn.in",))) == layers * 3 * (d + ffn)
     m = 7
     per_layer = 2 * (2 * m * d + d + m) + 2 * 2 * d  # two adapters, two norms
-    assert body_size(moved_delta(backbone, "adapter", size=m)) == layers * per_layer
+    assert body_size(moved_delta(backbone, "adapter", size=m)) == layers * per_layer + 2 * d  # and the embeddings' norm
     biases = sum(p.numel() for name, p in backbone.model.named_parameters() if name.endswith("bias"))
     assert body_size(moved_delta(backbone, "bitfit")) == biases
 

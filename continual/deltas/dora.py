@@ -1,0 +1,57 @@
+"""DoRA: the direction of a weight changed at low rank, its magnitude freely."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.deltas.edit import Add, Edit, Identity, Reads, Values
+from continual.deltas.forms import low_rank_start
+from continual.deltas.method import MethodSettings
+from continual.sites import Place
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: what W' = g ⊙ (W + s B A) adds to x Wᵀ.
+
+    m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g at one. The norm takes no gradient (section 4.3).
+    """
+
+    identity: ClassVar[Identity] = "exact"
+
+    rank: int
+    scale: float
+
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        magnitude = torch.linalg.vector_norm(place.weight, dim=1).cpu()
+        return {**low_rank_start(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        low_rank = self.scale * F.linear(F.linear(seen, values["A"]), values["B"])
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=1)
+        gain: Tensor = values["magnitude"] / norm
+        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+
+
+class DoRA(MethodSettings):
+    """W' = m ⊙ (W + (alpha / rank) B A) / ‖W + (alpha / rank) B A‖, row by row, at the projections.
+
+    Parameters: rank · (d_in + d_out) + d_out per projection. Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank
+    Adaptation", arXiv:2402.09353.
+
+    >>> DoRA(rank=4).edits()[0].site
+    'projections'
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        form = Decomposed(self.rank, self.alpha / self.rank)
+        return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)

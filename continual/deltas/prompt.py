@@ -1,0 +1,48 @@
+"""Prompt tuning: word vectors of the delta's own before those of the text."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from continual.deltas.edit import Concatenate, Edit, Identity, Reads, Values
+from continual.deltas.method import MethodSettings
+from continual.sites import Place
+
+
+@dataclass(frozen=True)
+class SoftWords:
+    """P word vectors [P, E]: a normal of the deviation that the words' own vectors have, or copies of random words."""
+
+    identity: ClassVar[Identity] = "none"
+
+    length: int
+    initial: Literal["random", "vocabulary"]
+
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        words = place.weight.cpu()
+        if self.initial == "vocabulary":
+            return {"words": words[torch.randint(len(words), (self.length,), generator=generator)].clone()}
+        return {"words": words.std() * torch.randn(self.length, place.d_out, generator=generator)}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return values["words"]
+
+
+class Prompt(MethodSettings):
+    """[p₁ … p_P; e(x₁) … e(x_T)] read instead of e(x₁) … e(x_T), the p learned; what comes out is the text's states.
+
+    Parameters: P times the width of a word's vector. Lester et al. (2021), "The Power of Scale for Parameter-Efficient
+    Prompt Tuning", arXiv:2104.08691, who start from the vocabulary.
+
+    >>> Prompt(length=5).edits()[0].site
+    'tokens'
+    """
+
+    length: int = Field(default=16, ge=1, le=256)
+    initial: Literal["random", "vocabulary"] = "vocabulary"
+
+    def edits(self) -> tuple[Edit, ...]:
+        return (Edit("tokens", SoftWords(self.length, self.initial), Reads.INPUT, Concatenate()),)
