@@ -66,6 +66,15 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
+class Holds(Protocol):
+    """A form some of whose values stay as they are while the others are trained."""
+
+    def held(self, name: str) -> bool:
+        """Whether the value of this name stays."""
+        ...
+
+
+@runtime_checkable
 class Penalised(Protocol):
     """A form that adds a term to the loss."""
 
