@@ -38,6 +38,7 @@ _BERT_SITES = {
     "embed.type": embedding("embeddings.token_type_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
     "attn": between(_BERT + "attention.self.query", _BERT + "attention.output.dense"),
+    "attn.heads": entering(_BERT + "attention.output.dense", _BERT + "attention.self.query"),
     "attn.kv": attention(_BERT + "attention.self", _BERT + "attention.self.key"),
     "attn.q": projection(_BERT + "attention.self.query"),
     "attn.k": projection(_BERT + "attention.self.key"),

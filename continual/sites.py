@@ -53,9 +53,9 @@ def between(enter: str, exit: str) -> Site:
     return Site(enter, exit)
 
 
-def entering(path: str) -> Site:
-    """What a module is given."""
-    return Site(path, path, "input")
+def entering(path: str, enter: str = "") -> Site:
+    """What a module is given; what enters another may be read."""
+    return Site(enter or path, path, "input")
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -73,7 +73,8 @@ class Place:
     """A site of one layer.
 
     name: stable key, `layer.3.attn.q` · layer: None for what is there once · d_in, d_out: last dimensions of what is
-    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output.
+    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output ·
+    heads: of the model's attentions.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Place:
     d_in: int
     d_out: int
     columns: slice | None = None
+    heads: int = 1
 
     @property
     def weight(self) -> Tensor:
@@ -123,20 +125,22 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
         if isinstance(enter, nn.Identity):
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
-        yield _place(where, name, layer, site, enter, exit)
+        yield _place(where, name, layer, site, enter, exit, heads=model.config.num_attention_heads)
 
 
-def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module) -> Place:
+def _place(
+    where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module, *, heads: int
+) -> Place:
     read = _weight(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
         d_in, d_out = read.shape
     elif site.changes == "input":
-        d_in = d_out = read.shape[-1]
+        d_in, d_out = read.shape[-1], _weight(exit).shape[-1]
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
-    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns)
+    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns, heads)
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -89,12 +89,12 @@ class Compose(Protocol):
 
 @dataclass(frozen=True)
 class Add:
-    """output + scale · change"""
+    """output + scale · change, of the output's type: bfloat16 stays what it is beside values in float32."""
 
     scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output + self.scale * change
+        return output + (self.scale * change).to(output.dtype)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Multiply:
     """output ⊙ change"""
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output * change
+        return output * change.to(output.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """What every method must keep, on every family: a new line in METHODS is tested here without another one."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny import NEEDED, fresh_delta, labels_of, moved_delta, prepared, tiny_backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from continual.backbone import Backbone, fingerprint
 from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
@@ -106,6 +107,30 @@ def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, 
     with pytest.raises(DeltaError):
         hidden(backbone, batch, with_one_more(moved_delta(backbone, method)))
     assert torch.equal(hidden(backbone, batch), base)
+
+
+def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+    delta, low = fresh_delta(backbone, method), replace(backbone, dtype=torch.bfloat16)
+    plain, inside = types_of_states(low, batch, None), types_of_states(low, batch, delta)
+    assert inside == plain
+    with attached(backbone, delta), torch.no_grad():
+        exact, found = (pooled(own, batch, "mean") for own in (backbone, low))
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None) -> dict[str, torch.dtype]:
+    """What type of tensor each module returns."""
+    types: dict[str, torch.dtype] = {}
+    modules = {name: module for name, module in backbone.model.named_modules() if not list(module.children())}
+    with attached(backbone, delta), ExitStack() as undo, torch.no_grad():
+        for name, module in modules.items():
+
+            def note(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
+                types[name] = output.dtype
+
+            undo.callback(module.register_forward_hook(note).remove)
+        pooled(backbone, batch, "mean")
+    return types
 
 
 def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None:
