@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.methods STREAM.yaml [STREAM.yaml] --tasks trec6,sst2 --state runs.jsonl > methods.json
 
-A task is taken from the first stream that has it; backbone and seed are the first stream's. Every method gets the same rows (at most `--rows` of train), epochs, batches, pooling and closed-form head, and four
-learning rates to choose from: the best by the mean over two tasks' validation rows, one seed. Then one run per task and
-seed at that rate. Test rows are read for those runs alone. A run that is in the state file is not made again.
+A task is taken from the first stream that has it; backbone and seed are the first stream's. Every method gets the same
+rows (at most `--rows` of train), epochs, batches, pooling and closed-form head, and four learning rates to choose from:
+the best by the mean over two tasks' validation rows, one seed. Then one run per task and seed at that rate. Test rows
+are read for those runs alone. A run that is in the state file is not made again.
 
 memory: bytes of what a training step keeps for its backward pass, of a batch of the task's longest rows, and of the
 trained values four times over (value, gradient, Adam's two moments). The backbone's own weights are not counted.
