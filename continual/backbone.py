@@ -72,6 +72,15 @@ class Backbone:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Inside, the checkpoint's own dropout is at work, at the rates of its configuration; nothing else changes."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden states [B, T, D] of a tokenized batch."""
         states: Tensor = self.model(**batch).last_hidden_state
