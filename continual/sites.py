@@ -72,13 +72,15 @@ def tokens(words: str, stack: str) -> Site:
 class Place:
     """A site of one layer.
 
-    name: stable key, `layer.3.attn.q` · layer: None for what is there once · d_in, d_out: last dimensions of what is
-    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output.
+    name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
+    d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
+    columns: its own of the module's output.
     """
 
     name: str
     site: str
     layer: int | None
+    layers: int
     enter: nn.Module
     exit: nn.Module
     changes: Changes
@@ -123,10 +125,11 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
         if isinstance(enter, nn.Identity):
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
-        yield _place(where, name, layer, site, enter, exit)
+        d_in, d_out, columns = _dimensions(site, enter, exit)
+        yield Place(where, name, layer, layers, enter, exit, site.changes, d_in, d_out, columns)
 
 
-def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module) -> Place:
+def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
     read = _weight(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
@@ -136,7 +139,7 @@ def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Modul
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
-    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns)
+    return d_in, d_out, columns
 
 
 def _weight(module: nn.Module) -> Tensor:
