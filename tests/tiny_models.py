@@ -8,6 +8,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from continual.families import family_of
+
 HIDDEN, LAYERS, POSITIONS = 32, 2, 40
 
 # The words of each task and label; no word belongs to two of them.
@@ -93,8 +95,46 @@ _BERT: Mapping[str, Any] = {
     "max_position_embeddings": POSITIONS,
 }
 _ROBERTA = {**_BERT, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
-_GPT2 = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": POSITIONS, "initializer_range": 0.2}
-_GPT2_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+_DISTILBERT = {
+    "dim": HIDDEN,
+    "n_layers": LAYERS,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "initializer_range": 0.2,
+    "max_position_embeddings": POSITIONS,
+}
+_MODERNBERT = {
+    **_BERT,
+    "num_hidden_layers": LAYERS + 1,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 6,  # shorter than the texts of the tests
+    "norm_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    **{f"{name}_token_id": number for name, number in {"bos": 0, "cls": 0, "pad": 1, "eos": 2, "sep": 2}.items()},
+}
+_GPT2 = {
+    "n_embd": HIDDEN,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_OPT = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+}
+# What OPT-350m has: embeddings and last states of another size than the layers, and norms after them.
+_OPT_NARROW = {**_OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}
+_LLAMA = {**_BERT, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+_QWEN2 = {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+_QWEN3 = {**_LLAMA, "head_dim": 16}
 _T5 = {
     "d_model": HIDDEN,
     "d_kv": 8,
@@ -106,24 +146,45 @@ _T5 = {
     "relative_attention_max_distance": 16,
     "decoder_start_token_id": 0,
 }
-_NO_POOLER = {"add_pooling_layer": False}
+_BART = {
+    "d_model": HIDDEN,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS + 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+    "scale_embedding": True,
+}
 
-Kind = tuple[Callable[[], PreTrainedTokenizerFast], str, Mapping[str, Any], Mapping[str, Any]]
-KINDS: Mapping[str, Kind] = {  # tokenizer, model, settings of its configuration, arguments of the model
-    "bert": (word_pieces, "BertModel", _BERT, _NO_POOLER),
-    "roberta": (roberta_pieces, "RobertaModel", _ROBERTA, _NO_POOLER),
-    "gpt2": (gpt2_pieces, "GPT2LMHeadModel", _GPT2 | _GPT2_ENDS, {}),
-    "t5": (t5_pieces, "T5ForConditionalGeneration", _T5, {}),
-    "t5-gated": (t5_pieces, "T5ForConditionalGeneration", _T5 | {"feed_forward_proj": "gated-gelu"}, {}),
+Settings = Mapping[str, Any]
+KINDS: Mapping[str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]] = {  # with the settings of the config
+    "bert": (word_pieces, "BertModel", _BERT),
+    "roberta": (roberta_pieces, "RobertaModel", _ROBERTA),
+    "distilbert": (word_pieces, "DistilBertModel", _DISTILBERT),
+    "electra": (word_pieces, "ElectraModel", {**_BERT, "embedding_size": 24}),
+    "modernbert": (roberta_pieces, "ModernBertModel", _MODERNBERT),
+    "gpt2": (gpt2_pieces, "GPT2LMHeadModel", _GPT2),
+    "opt": (roberta_pieces, "OPTForCausalLM", _OPT),
+    "opt-narrow": (roberta_pieces, "OPTForCausalLM", _OPT_NARROW),
+    "llama": (gpt2_pieces, "LlamaForCausalLM", _LLAMA),
+    "qwen2": (gpt2_pieces, "Qwen2ForCausalLM", _QWEN2),
+    "qwen3": (gpt2_pieces, "Qwen3ForCausalLM", _QWEN3),
+    "t5": (t5_pieces, "T5ForConditionalGeneration", _T5),
+    "t5-gated": (t5_pieces, "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": (roberta_pieces, "BartForConditionalGeneration", _BART),
 }
 
 
 def tiny_model(kind: str, *, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
     """A random model and its tokenizer; biases and norms are random too, or they would hide mistakes."""
-    make_tokenizer, name, settings, arguments = KINDS[kind]
+    make_tokenizer, name, settings = KINDS[kind]
     tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
     torch.manual_seed(seed)
-    model = model_class(model_class.config_class(vocab_size=len(tokenizer), **settings), **arguments)
+    config = model_class.config_class(vocab_size=len(tokenizer), **settings)
+    model = model_class(config, **family_of(config).load)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # a weight of one dimension is a norm's

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from continual.errors import BackboneError
-from continual.families.causal import gpt2
-from continual.families.encoders import bert
+from continual.families.causal import gpt2, llama, opt
+from continual.families.encoders import bert, distilbert, electra, modernbert
 from continual.families.family import Architecture, Family, Table, places
-from continual.families.seq2seq import t5
+from continual.families.seq2seq import bart, t5
 
 __all__ = ["FAMILIES", "Architecture", "Family", "family_of", "places"]
 
@@ -15,8 +15,16 @@ FAMILIES: Mapping[str, Table] = {
     "bert": bert,
     "roberta": bert,
     "xlm-roberta": bert,
+    "distilbert": distilbert,
+    "electra": electra,
+    "modernbert": modernbert,
     "gpt2": gpt2,
+    "opt": opt,
+    "llama": llama,
+    "qwen2": llama,
+    "qwen3": llama,
     "t5": t5,
+    "bart": bart,
 }
 
 

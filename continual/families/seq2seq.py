@@ -2,56 +2,86 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from continual.families.blocks import attention_roles, feed_forward_roles
 from continual.families.family import Family, Stack
-from continual.sites import Site, attention, between, embedding, entering, norm, projection, tokens
+from continual.sites import Call, Site, embedding, norm, tokens
 
 
 def t5(config: Any) -> Family:
     """T5, and T5 v1.1 and flan-T5, whose feed-forward is gated. Positions are relative: inputs may have any length."""
+    gated = config.is_gated_act
+    cross = "decoder.block.{}.layer.1."
+    cross_sites = {
+        "norm.cross": norm(cross + "layer_norm"),
+        **attention_roles(cross + "EncDecAttention", "q k v o", role="cross"),
+    }
     return Family(
         name=config.model_type,
         architecture="seq2seq",
-        stack=Stack(_t5_sites("encoder", gated=config.is_gated_act), config.num_layers),
-        decoder=Stack(
-            _t5_sites("decoder", gated=config.is_gated_act) | _t5_cross("decoder.block.{}.layer.1."),
-            config.num_decoder_layers,
-        ),
+        stack=Stack(_t5_sites("encoder", feed_forward=1, gated=gated), config.num_layers),
+        decoder=Stack(_t5_sites("decoder", feed_forward=2, gated=gated) | cross_sites, config.num_decoder_layers),
         hidden_size=config.d_model,
         positions=None,
     )
 
 
-def _t5_sites(stack: str, *, gated: bool) -> dict[str, Site]:
-    attn, ffn = f"{stack}.block.{{}}.layer.0.", f"{stack}.block.{{}}.layer.{1 if stack == 'encoder' else 2}."
+def _t5_sites(stack: str, *, feed_forward: int, gated: bool) -> dict[str, Site]:
+    layer = stack + ".block.{}.layer."
+    attn, ffn = f"{layer}0.", f"{layer}{feed_forward}."
     inner = ffn + "DenseReluDense."
-    # In GELU(x W_gate) ⊙ (x W_in), wi_0 is what goes through the GELU.
-    first, rest = ("wi_1", {"ffn.gate": projection(inner + "wi_0")}) if gated else ("wi", {})
     return {
         "tokens": tokens(f"{stack}.embed_tokens", stack),
         "embed.word": embedding(f"{stack}.embed_tokens"),
         "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"),
         "norm.attn": norm(attn + "layer_norm"),
-        **_t5_attention("attn", attn + "SelfAttention."),
+        **attention_roles(attn + "SelfAttention", "q k v o"),
         "norm.ffn": norm(ffn + "layer_norm"),
-        "ffn": between(inner + first, inner + "wo"),
-        "ffn.in": projection(inner + first),
-        **rest,
-        "ffn.inner": entering(inner + "wo"),
-        "ffn.out": projection(inner + "wo"),
+        **(
+            feed_forward_roles(inner + "wi_1", inner + "wo", gate=inner + "wi_0")
+            if gated
+            else feed_forward_roles(inner + "wi", inner + "wo")
+        ),
         "norm.final": norm(f"{stack}.final_layer_norm"),
     }
 
 
-def _t5_cross(layer: str) -> dict[str, Site]:
-    return {"norm.cross": norm(layer + "layer_norm"), **_t5_attention("cross", layer + "EncDecAttention.")}
-
-
-def _t5_attention(role: str, path: str) -> dict[str, Site]:
-    return {
-        role: between(path + "q", path + "o"),
-        f"{role}.kv": attention(path.rstrip("."), path + "k"),
-        f"{role}.q": projection(path + "q"),
-        f"{role}.k": projection(path + "k"),
-        f"{role}.v": projection(path + "v"),
-        f"{role}.out": projection(path + "o"),
+def bart(config: Any) -> Family:
+    cross = "decoder.layers.{}.encoder_attn"
+    cross_sites = {
+        "norm.cross": norm(cross + "_layer_norm"),
+        **attention_roles(cross, "q_proj k_proj v_proj out_proj", role="cross"),
     }
+    return Family(
+        name=config.model_type,
+        architecture="seq2seq",
+        stack=Stack(_bart_sites("encoder"), config.encoder_layers),
+        decoder=Stack(_bart_sites("decoder") | cross_sites, config.decoder_layers),
+        hidden_size=config.d_model,
+        positions=config.max_position_embeddings,
+    )
+
+
+def _bart_sites(stack: str) -> dict[str, Site]:
+    layer = stack + ".layers.{}."
+    return {
+        "tokens": tokens(f"{stack}.embed_tokens", stack),
+        "embed.word": embedding(f"{stack}.embed_tokens"),
+        "embed.position": embedding(f"{stack}.embed_positions", _bart_rows),
+        "norm.embed": norm(f"{stack}.layernorm_embedding"),
+        **attention_roles(layer + "self_attn", "q_proj k_proj v_proj out_proj"),
+        "norm.attn": norm(layer + "self_attn_layer_norm"),
+        **feed_forward_roles(layer + "fc1", layer + "fc2"),
+        "norm.ffn": norm(layer + "final_layer_norm"),
+    }
+
+
+def _bart_rows(call: Call) -> Tensor:
+    """The decoder says which positions; the encoder only how many, by the shape of another tensor [B, T]."""
+    positions = call.get("position_ids")
+    if positions is None:
+        positions = torch.arange(call["input_ids"].shape[1], device=call["input_ids"].device)
+    rows: Tensor = positions + 2
+    return rows

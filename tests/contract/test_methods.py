@@ -132,10 +132,10 @@ def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: 
 
 
 def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
-    start = fresh_delta(backbone, method)
+    start = fresh_delta(backbone, method, task="animals")
     digest = start.digest
-    rows, validation = prepared(backbone, "mood", 16), prepared(backbone, "mood", 8, seed=1)
-    budget = Budget(epochs=4, batch_size=4, learning_rate=1e-2)
+    rows, validation = prepared(backbone, "animals", 18), prepared(backbone, "animals", 15, seed=1)
+    budget = Budget(epochs=8, batch_size=6, learning_rate=1e-2)
     found = train(backbone, start, rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0)
     assert start.digest == digest
     assert not any(tensor.requires_grad for tensor in start.tensors().values())

@@ -28,7 +28,8 @@ def load(folder: Path | str, **options: str) -> Backbone:
 def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folder: Path) -> None:
     loaded = load(backbone_folder)
     assert loaded.fingerprint == backbone.fingerprint
-    assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, 32)
+    assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, backbone.hidden_size)
+    assert (loaded.lm is None) == (loaded.architecture == "encoder")
     assert loaded.parameter_count == backbone.parameter_count
     assert loaded.longest_input == backbone.longest_input
     texts = ["purr meow", ("wave", "tide"), ""]
