@@ -36,8 +36,12 @@ class InSubspace:
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         mean = self.inner.start(place, d_read, generator)
-        basis = {key: torch.randn(self.dimension, *v.shape, generator=generator) for key, v in mean.items()}
+        basis = {key: self._directions(value, generator) for key, value in mean.items()}
         return _named(MEAN, mean) | _named(BASIS, basis)
+
+    def _directions(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Random directions [K, …] of length about one."""
+        return torch.randn(self.dimension, *like.shape, generator=generator) / like.numel() ** 0.5
 
     def held(self, name: str) -> bool:
         return name.startswith((MEAN, BASIS))
