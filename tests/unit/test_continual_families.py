@@ -2,20 +2,24 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny import moved_delta, tiny_backbone, trial_delta
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import T5EncoderModel
+from transformers import AttentionInterface, AttentionMaskInterface, ElectraConfig, OPTConfig
 from transformers.activations import ACT2FN
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from continual.backbone import Backbone, freeze
+from continual.backbone import Backbone
 from continual.deltas import Add, Edit, Reads, attached
 from continual.deltas.forms import Vector
-from continual.errors import BackboneError, MethodError
+from continual.errors import MethodError
+from continual.families import family_of
 from continual.features import pad, tokenize
 from continual.sites import Place
 
@@ -137,6 +141,31 @@ def test_what_enters_the_last_of_a_feed_forward_is_gated_where_there_is_a_gate(w
         torch.testing.assert_close(inner, calls[f"{at}out"][0], rtol=1e-4, atol=1e-5)
 
 
+def test_queries_keys_and_values_are_what_attention_gets(whole: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[int, tuple[Tensor, ...]] = {}
+
+    def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        got[id(module)] = tuple(states.transpose(1, 2).flatten(2) for states in args[:3])
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("watched", attend)
+    AttentionMaskInterface.register("watched", sdpa_mask)
+    roles = ["attn", "cross"] if whole.family.decoder else ["attn"]
+    for place in whole.places("attn.kv"):
+        monkeypatch.setattr(place.exit.config, "_attn_implementation", "watched")
+    sites = {f"{role}.{part}": (role, i) for role in roles for i, part in enumerate("qkv")}
+    calls = calls_of(whole, [place for site in sites for place in whole.places(site)])
+    normed = {"q", "k"} if "norm.q" in whole.family.stack.sites else set()
+    for site, (role, i) in sites.items():
+        for place, whose in zip(whole.places(site), whole.places(f"{role}.kv"), strict=True):
+            made, states = calls[place.name][1], got[id(whose.exit)][i]
+            assert made.shape == states.shape
+            if site.endswith(".v"):
+                torch.testing.assert_close(states, made)
+            elif site[-1] not in normed:  # at the first position nothing is rotated; OPT scales its queries
+                assert F.cosine_similarity(states[:, 0], made[:, 0], dim=-1).min() > 0.9999
+
+
 GATED = {"modernbert", "llama", "qwen2", "qwen3", "t5-gated"}
 
 
@@ -232,53 +261,9 @@ def test_the_lowest_layer_of_modernbert_has_no_norm_before_its_attention() -> No
     assert names == ["layer.1.norm.attn", "layer.2.norm.attn"]
 
 
-def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Backbone) -> None:
-    assert backbone.architecture == backbone.family.architecture
-    if backbone.architecture == "encoder":
-        assert backbone.lm is None
-        assert backbone.whole is backbone.model
-    else:
-        assert backbone.model is backbone.lm.base_model
-        assert backbone.whole is backbone.lm
-        assert backbone.parameter_count == sum(parameter.numel() for parameter in backbone.lm.parameters())
-    assert backbone.hidden_states(batch_of(backbone)).shape[-1] == backbone.hidden_size
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "opt-narrow", "llama", "bart"])
-def test_a_base_model_alone_is_a_backbone_that_reads(kind: str) -> None:
-    backbone = tiny_backbone(kind)
-    alone = freeze(deepcopy(backbone.model), backbone.tokenizer, name="base", device="cpu", dtype="float32")
-    assert alone.lm is None
-    assert alone.fingerprint != backbone.fingerprint
-    assert torch.equal(alone.hidden_states(batch_of(alone)), backbone.hidden_states(batch_of(backbone)))
-
-
-def test_t5s_encoder_alone_is_a_backbone_that_reads() -> None:
-    t5 = tiny_backbone("t5")
-    encoder = T5EncoderModel(t5.model.config)
-    encoder.load_state_dict(t5.model.state_dict(), strict=False)
-    alone = freeze(encoder, t5.tokenizer, name="encoder", device="cpu", dtype="float32")
-    assert alone.lm is None
-    assert torch.equal(alone.hidden_states(batch_of(alone)), t5.hidden_states(batch_of(t5)))
-
-
-def test_a_tokenizer_without_padding_pads_with_its_end() -> None:
-    gpt2 = tiny_backbone("gpt2")
-    assert gpt2.tokenizer.pad_token == gpt2.tokenizer.eos_token == "<|endoftext|>"
-    tokens = tokenize(gpt2, ["", "wave"], max_length=8)
-    assert tokens.ids[0] == (gpt2.tokenizer.eos_token_id,), "an empty text has a state too"
-
-
-def test_a_tokenizer_that_can_pad_with_nothing_is_refused() -> None:
-    gpt2 = tiny_backbone("gpt2")
-    gpt2.tokenizer.pad_token = gpt2.tokenizer.eos_token = None
-    with pytest.raises(BackboneError, match="pad_token"):
-        freeze(gpt2.lm, gpt2.tokenizer, name="mute", device="cpu", dtype="float32")
-
-
-def test_the_longest_input_of_relative_positions_is_the_tokenizers_or_a_large_one() -> None:
-    t5 = tiny_backbone("t5")
-    t5.tokenizer.model_max_length = 512
-    assert t5.longest_input == 512
-    t5.tokenizer.model_max_length = 10**30
-    assert t5.longest_input == 8192
+def test_modules_that_a_configuration_leaves_out_have_no_site() -> None:
+    same = family_of(ElectraConfig(embedding_size=32, hidden_size=32))
+    assert "embed.project" not in same.stack.sites
+    assert "norm.final" not in tiny_backbone("opt-narrow").family.stack.sites
+    bare = family_of(OPTConfig(layer_norm_elementwise_affine=False))
+    assert not any(site.group == "norms" for site in bare.stack.sites.values())
