@@ -1,5 +1,6 @@
 """The subspace that learned deltas span: a new one is a point in it, and only its coordinates are trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -41,7 +42,8 @@ class InSubspace:
 
     def _directions(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random directions [K, …] of length about one."""
-        return torch.randn(self.dimension, *like.shape, generator=generator) / like.numel() ** 0.5
+        drawn = torch.randn(self.dimension, *like.shape, generator=generator)
+        return drawn / math.sqrt(like.numel())
 
     def held(self, name: str) -> bool:
         return name.startswith((MEAN, BASIS))
