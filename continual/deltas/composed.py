@@ -70,7 +70,7 @@ class MixAndMatch(MethodSettings):
     the best of their combinations.
 
     >>> [edit.site for edit in MixAndMatch().edits()]
-    ['attn.kv', 'ffn']
+    ['attn.kv', 'positions', 'ffn']
     """
 
     length: int = Field(default=16, ge=1, le=1024)

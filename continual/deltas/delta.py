@@ -18,7 +18,7 @@ from continual.backbone import Backbone, Pooling
 from continual.deltas.edit import Edit, Finishes, Holds, Penalised, Reads, Shares, Values
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
-from continual.errors import DeltaError
+from continual.errors import DeltaError, MethodError
 from continual.sites import Place
 
 SHARED = "shared"  # stands for the place in the names of values that all places of an edit have in common
@@ -144,7 +144,12 @@ def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place,
 
 
 def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
-    found = backbone.places(edit.site)
+    try:
+        found = backbone.places(edit.site)
+    except MethodError:  # the family has no such site
+        if edit.optional:
+            return ()
+        raise
     return found if edit.choice is None else edit.choice(found)
 
 

@@ -91,7 +91,7 @@ class Compose(Protocol):
 class Add:
     """output + scale · change"""
 
-    scale: float = 1.0
+    scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output + self.scale * change
@@ -157,7 +157,8 @@ class Edit:
     """One change at every place of a site, or of a group of sites.
 
     choice: which of the places; all where it is None · stages: when it is trained, all else fixed; a form that
-    finishes does so after the first of them.
+    finishes does so after the first of them · added_tokens: how many tokens longer it makes an input, as far as
+    positions go · optional: whether a family that lacks the site does without the edit.
     """
 
     site: str
@@ -166,3 +167,5 @@ class Edit:
     compose: Compose
     choice: Choice | None = None
     stages: tuple[int, ...] = (0,)
+    added_tokens: int = 0
+    optional: bool = False

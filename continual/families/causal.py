@@ -6,11 +6,12 @@ from torch import Tensor
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
 from continual.families.family import Family, Stack
-from continual.sites import Call, Site, embedding, norm, projection, tokens
+from continual.sites import Call, Site, embedding, entering, norm, projection, tokens
 
 _GPT2 = "h.{}."
 _GPT2_SITES = {
     "tokens": tokens("wte", ""),
+    "positions": entering("wpe"),
     "embed.word": embedding("wte"),
     "embed.position": embedding("wpe"),
     "norm.attn": norm(_GPT2 + "ln_1"),

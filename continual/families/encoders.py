@@ -4,11 +4,12 @@ from typing import Any
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
 from continual.families.family import Family, Stack
-from continual.sites import Site, embedding, norm, projection, tokens
+from continual.sites import Site, embedding, entering, norm, projection, tokens
 
 _BERT = "encoder.layer.{}."
 _BERT_SITES = {
     "tokens": tokens("embeddings.word_embeddings", ""),
+    "positions": entering("embeddings.position_embeddings"),
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "embed.type": embedding("embeddings.token_type_embeddings"),
@@ -22,6 +23,7 @@ _BERT_SITES = {
 _DISTILBERT = "transformer.layer.{}."
 _DISTILBERT_SITES = {
     "tokens": tokens("embeddings.word_embeddings", ""),
+    "positions": entering("embeddings.position_embeddings"),
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
