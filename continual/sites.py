@@ -4,8 +4,10 @@ A *site* is a role ("attn.q", "ffn", "norm.attn"); a family's table says which m
 name sites only, so a method works on every family whose table has them. A *place* is a site of one layer of one model.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from continual.errors import BackboneError, MethodError
 # that a stack of layers reads.
 Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
+Call = Mapping[str, Any]  # the arguments of a module's call by their names
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Site:
     """One role in a family: the paths of its modules, `{}` standing for the number of the layer.
 
     enter: the module whose input an edit may read · exit: the module at which the change happens ·
-    part: of a module that computes several projections at once, which of how many equal parts.
+    part: of a module that computes several projections at once, which of how many equal parts · argument: the one by
+    which what is changed is given, where it is not the first · seen: how what enters follows from the call, where it is
+    not that argument.
     """
 
     enter: str
@@ -32,6 +37,8 @@ class Site:
     changes: Changes = "output"
     group: Group = ""
     part: tuple[int, int] = (0, 1)
+    argument: str = ""
+    seen: Callable[[Call], Tensor] | None = None
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -43,9 +50,9 @@ def norm(path: str) -> Site:
     return Site(path, path, "output", "norms")
 
 
-def embedding(path: str) -> Site:
+def embedding(path: str, rows: Callable[[Call], Tensor] | None = None) -> Site:
     """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings")
+    return Site(path, path, "output", "embeddings", seen=rows)
 
 
 def between(enter: str, exit: str) -> Site:
@@ -53,9 +60,19 @@ def between(enter: str, exit: str) -> Site:
     return Site(enter, exit)
 
 
-def entering(path: str, enter: str = "") -> Site:
-    """What a module is given; what enters another may be read."""
-    return Site(enter or path, path, "input")
+def entering(path: str) -> Site:
+    """What a module is given."""
+    return Site(path, path, "input")
+
+
+def heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
+    """What the heads of an attention return, side by side; what its queries are made of may be read."""
+    return Site(query, out, "input", "", part)
+
+
+def positions(path: str, argument: str = "", seen: Callable[[Call], Tensor] | None = None) -> Site:
+    """Where tokens stand: the whole numbers that a position embedding or a rotary embedding is given."""
+    return Site(path, path, "input", argument=argument, seen=seen)
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -72,14 +89,15 @@ def tokens(words: str, stack: str) -> Site:
 class Place:
     """A site of one layer.
 
-    name: stable key, `layer.3.attn.q` · layer: None for what is there once · d_in, d_out: last dimensions of what is
-    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output ·
-    heads: of the model's attentions.
+    name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
+    d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
+    columns: its own of the module's output · heads: of each attention of its stack · argument, seen: as of its site.
     """
 
     name: str
     site: str
     layer: int | None
+    layers: int
     enter: nn.Module
     exit: nn.Module
     changes: Changes
@@ -87,6 +105,16 @@ class Place:
     d_out: int
     columns: slice | None = None
     heads: int = 1
+    argument: str = ""
+    seen: Callable[[Call], Tensor] | None = None
+
+    def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+        """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
+        if self.seen is None and not self.argument:
+            entered: Tensor = args[0]
+            return entered
+        call = named(self.enter, args, kwargs)
+        return call[self.argument] if self.seen is None else self.seen(call)
 
     @property
     def weight(self) -> Tensor:
@@ -115,7 +143,7 @@ def expand(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, .
     return found
 
 
-def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "") -> Iterator[Place]:
+def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, prefix: str = "") -> Iterator[Place]:
     """The places of a site, from the lowest layer to the highest; a layer that leaves the module out has none.
 
     Raises BackboneError where a module is not where it should be.
@@ -125,12 +153,27 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
         if isinstance(enter, nn.Identity):
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
-        yield _place(where, name, layer, site, enter, exit, heads=model.config.num_attention_heads)
+        d_in, d_out, columns = _dimensions(site, enter, exit)
+        yield Place(
+            where,
+            name,
+            layer,
+            layers,
+            enter,
+            exit,
+            site.changes,
+            d_in,
+            d_out,
+            columns=columns,
+            heads=heads,
+            argument=site.argument,
+            seen=site.seen,
+        )
 
 
-def _place(
-    where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module, *, heads: int
-) -> Place:
+def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
+    if site.argument:  # no vectors enter there
+        return 1, 1, None
     read = _weight(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
@@ -140,7 +183,27 @@ def _place(
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
-    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns, heads)
+    return d_in, d_out, columns
+
+
+def named(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
+    """All arguments of a call by the names that they have in the module's `forward`."""
+    return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
+
+
+def with_argument(
+    module: nn.Module, args: Sequence[Any], kwargs: Call, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call with another value for an argument, the first where no name is given; what was positional stays so."""
+    number = _parameters(type(module).forward).index(name) if name else 0
+    if number < len(args):
+        return (*args[:number], value, *args[number + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, name: value}
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]  # without self
 
 
 def _weight(module: nn.Module) -> Tensor:

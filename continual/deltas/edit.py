@@ -117,23 +117,26 @@ class Concatenate:
 class Choice(Protocol):
     """Which of the places of a site an edit is put at."""
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]: ...
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]: ...
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top."""
+    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top of each stack."""
 
     numbers: tuple[int, ...]
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        layers = max(place.layers for place in places)
         if outside := [number for number in self.numbers if not -layers <= number < layers]:
             raise MethodError(
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        wanted = {number % layers for number in self.numbers}
-        return [place for place in places if place.layer in wanted]
+        return [place for place in places if place.layer is not None and self._names(place.layer, place.layers)]
+
+    def _names(self, layer: int, layers: int) -> bool:
+        return layer in self.numbers or layer - layers in self.numbers
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Drawn:
     share: float
     seed: int
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
         def rank(place: Place) -> str:
             return hashlib.sha256(f"{self.seed}/{place.name}".encode()).hexdigest()
 

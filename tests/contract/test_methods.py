@@ -1,4 +1,7 @@
-"""What every method must keep, on every family: a new line in METHODS is tested here without another one."""
+"""What every method must keep: a new line in METHODS is tested here without another one.
+
+What hangs on the modules of a model is tested on every family, what hangs on values alone on one.
+"""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +20,7 @@ from continual.features import pad, pooled, tokenize
 from continual.train import Trained, train
 from tasks import Budget, Method
 
+LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 
 
@@ -99,7 +103,7 @@ def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: st
     with pytest.raises(IndexError), attached(backbone, delta):
         backbone.hidden_states({**batch, "input_ids": batch["input_ids"] + 10**6})
     assert torch.equal(hidden(backbone, batch), base)
-    assert fingerprint(backbone.model) == backbone.fingerprint
+    assert fingerprint(backbone.whole) == backbone.fingerprint
 
 
 def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
@@ -125,8 +129,9 @@ def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta |
     with attached(backbone, delta), ExitStack() as undo, torch.no_grad():
         for name, module in modules.items():
 
-            def note(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                types[name] = output.dtype
+            def note(_: nn.Module, __: object, output: object, name: str = name) -> None:
+                if isinstance(output, Tensor):
+                    types[name] = output.dtype
 
             undo.callback(module.register_forward_hook(note).remove)
         pooled(backbone, batch, "mean")
@@ -140,36 +145,36 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
     by_layer = [
         {key.split(".", 2)[2] for key in delta.values if key.startswith(f"layer.{n}.")} for n in range(backbone.layers)
     ]
-    assert by_layer[0] == by_layer[1]
+    assert {key.split("/")[0] for key in by_layer[1] ^ by_layer[0]} <= LEFT_OUT.get(backbone.family.name, set())
 
 
-def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
-    delta, tokens = moved_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
+def test_a_delta_survives_safetensors(bert: Backbone, method: str) -> None:
+    delta, tokens = moved_delta(bert, method), tokenize(bert, TEXTS, max_length=32)
     back = load_delta(delta.to_bytes())
     assert back.to_bytes() == delta.to_bytes()
     assert back.digest == delta.digest
     assert (back.method, back.settings, back.backbone) == (delta.method, delta.settings, delta.backbone)
     assert (back.head.labels, back.head.pooling) == (delta.head.labels, delta.head.pooling)
-    assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
+    assert torch.equal(logits(bert, back, tokens), logits(bert, delta, tokens))
 
 
-def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
-    others = {name: moved_delta(backbone, name) for name in METHODS}
-    tokens = tokenize(backbone, TEXTS, max_length=32)
-    before = {name: (delta.digest, logits(backbone, delta, tokens)) for name, delta in others.items()}
-    trained(backbone, method)
+def test_training_one_delta_leaves_the_others_alone(bert: Backbone, method: str) -> None:
+    others = {name: moved_delta(bert, name) for name in METHODS}
+    tokens = tokenize(bert, TEXTS, max_length=32)
+    before = {name: (delta.digest, logits(bert, delta, tokens)) for name, delta in others.items()}
+    trained(bert, method)
     for name, delta in others.items():
         assert delta.digest == before[name][0]
-        assert torch.equal(logits(backbone, delta, tokens), before[name][1])
-    assert fingerprint(backbone.model) == backbone.fingerprint
+        assert torch.equal(logits(bert, delta, tokens), before[name][1])
+    assert fingerprint(bert.whole) == bert.fingerprint
 
 
-def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
-    start = fresh_delta(backbone, method)
+def test_training_moves_a_copy_and_never_its_start(bert: Backbone, method: str) -> None:
+    start = fresh_delta(bert, method, task="animals")
     digest = start.digest
-    rows, validation = prepared(backbone, "mood", 16), prepared(backbone, "mood", 8, seed=1)
-    budget = Budget(epochs=4, batch_size=4, learning_rate=1e-2)
-    found = train(backbone, start, rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0)
+    rows, validation = prepared(bert, "animals", 18), prepared(bert, "animals", 15, seed=1)
+    budget = Budget(epochs=8, batch_size=6, learning_rate=1e-2)
+    found = train(bert, start, rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0)
     assert start.digest == digest
     assert not any(tensor.requires_grad for tensor in start.tensors().values())
     assert found.curve[-1].loss < found.curve[1].loss
@@ -178,29 +183,29 @@ def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: s
     assert not any(tensor.requires_grad for tensor in found.delta.tensors().values())
 
 
-def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
-    first, again = trained(backbone, method), trained(backbone, method)
+def test_training_is_repeatable_to_the_bit(bert: Backbone, method: str) -> None:
+    first, again = trained(bert, method), trained(bert, method)
     assert first.delta.digest == again.delta.digest
     assert first.curve == again.curve
-    assert trained(backbone, method, seed=1).curve != first.curve
+    assert trained(bert, method, seed=1).curve != first.curve
 
 
-def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
+def test_training_from_a_stored_delta_is_repeatable_to_the_bit(bert: Backbone, method: str) -> None:
     """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
-    steep = moved_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
+    steep = moved_delta(bert, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
     data = steep.to_bytes()
-    rows, held = prepared(backbone, "mood", 16), prepared(backbone, "mood", 6)
+    rows, held = prepared(bert, "mood", 16), prepared(bert, "mood", 6)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
     found = {
-        train(backbone, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
+        train(bert, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
         for _ in range(6)
     }
     assert len(found) == 1
     assert len({tuple(load_delta(data).values) for _ in range(6)}) == 1
 
 
-def test_equal_seeds_give_equal_starts(backbone: Backbone, method: str) -> None:
-    assert fresh_delta(backbone, method, seed=3).digest == fresh_delta(backbone, method, seed=3).digest
+def test_equal_seeds_give_equal_starts(bert: Backbone, method: str) -> None:
+    assert fresh_delta(bert, method, seed=3).digest == fresh_delta(bert, method, seed=3).digest
 
 
 def with_values(delta: Delta) -> Delta:
@@ -246,15 +251,15 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
-def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: object) -> None:
-    delta = spoil(moved_delta(backbone, method))  # type: ignore[operator]
+def test_an_unfitting_delta_is_refused(bert: Backbone, method: str, spoil: object) -> None:
+    delta = spoil(moved_delta(bert, method))  # type: ignore[operator]
     with pytest.raises(DeltaError, match=SPOILED[spoil]):
-        logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
+        logits(bert, delta, tokenize(bert, TEXTS, max_length=32))
 
 
-def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
-    other = tiny_backbone(backbone.family.name, seed=1)
-    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(backbone, method)):
+def test_a_delta_of_another_random_backbone_is_refused(bert: Backbone, method: str) -> None:
+    other = tiny_backbone("bert", seed=1)
+    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(bert, method)):
         pass
 
 
@@ -275,7 +280,7 @@ def test_settings_survive_a_stream_file(method: str) -> None:
     assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
 
 
-def test_labels_of_a_task_need_a_row_of_the_head_each(backbone: Backbone, method: str) -> None:
-    tokens = tokenize(backbone, TEXTS, max_length=32)
-    delta = fresh_delta(backbone, method, task="animals")
-    assert logits(backbone, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))
+def test_labels_of_a_task_need_a_row_of_the_head_each(bert: Backbone, method: str) -> None:
+    tokens = tokenize(bert, TEXTS, max_length=32)
+    delta = fresh_delta(bert, method, task="animals")
+    assert logits(bert, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))

@@ -1,6 +1,7 @@
 """Deltas as they are placed and stored."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from tiny import moved_delta
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import DeltaError, MethodError
-from continual.families import family_of, places
 
 
 def test_a_site_that_the_family_lacks_is_refused_naming_those_it_has(bert: Backbone) -> None:
@@ -24,7 +24,7 @@ def test_places_are_checked_against_the_model(bert: Backbone) -> None:
     model = deepcopy(bert.model)
     del model.encoder.layer[1].attention.self.query
     with pytest.raises(Exception, match=r"encoder\.layer\.1\.attention\.self\.query"):
-        places(model, family_of("bert"), "attn.q")
+        replace(bert, model=model).places("attn.q")
 
 
 @pytest.mark.parametrize(
