@@ -98,7 +98,7 @@ def learn(
         judge(backbone, neighbour, rows=task.train, held_out=task.validation, classes=task.classes)
         for neighbour in nearest_learned(backbone, registry, scratch.own, task=task.data.spec.name, settings=settings)
     ]
-    start = choose(task.warm_start, scratch, neighbours, settings)
+    start = choose(backbone, task.warm_start, scratch=scratch, others=neighbours, settings=settings)
     trained = train_from(backbone, task, start, seed=seed, report=report)
 
     test_features = features(backbone, task.test.tokens)

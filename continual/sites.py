@@ -58,9 +58,9 @@ def between(enter: str, exit: str) -> Site:
     return Site(enter, exit)
 
 
-def entering(path: str) -> Site:
-    """What a module is given."""
-    return Site(path, path, "input")
+def entering(path: str, enter: str = "", part: tuple[int, int] = (0, 1)) -> Site:
+    """What a module is given; what enters another, or is the business of a part of it, may be read."""
+    return Site(enter or path, path, "input", "", part)
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -79,7 +79,8 @@ class Place:
 
     name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
     d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
-    columns: its own of the module's output · rows: as of its site.
+    columns: its own of the module's output · heads: of the model's
+    attentions · rows: as of its site.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Place:
     d_in: int
     d_out: int
     columns: slice | None = None
+    heads: int = 1
     rows: Callable[[Call], Tensor] | None = None
 
     def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
@@ -137,7 +139,8 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
         d_in, d_out, columns = _dimensions(site, enter, exit)
-        yield Place(where, name, layer, layers, enter, exit, site.changes, d_in, d_out, columns, site.rows)
+        heads = model.config.num_attention_heads
+        yield Place(where, name, layer, layers, enter, exit, site.changes, d_in, d_out, columns, heads, site.rows)
 
 
 def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
@@ -146,7 +149,7 @@ def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int
     if isinstance(enter, nn.Embedding):
         d_in, d_out = read.shape
     elif site.changes == "input":
-        d_in = d_out = read.shape[-1]
+        d_in, d_out = read.shape[-1], _weight(exit).shape[-1]
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None

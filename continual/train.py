@@ -88,7 +88,8 @@ def train(
                 seconds += spent
             current = of_stage.delta if of_stage else current
     seen = len(rows) * budget.epochs
-    return Trained(best.delta, tuple(curve), seconds, seen / seconds if seconds else None)
+    kept = finished(backbone, best.delta, stage=start.settings.stages - 1)  # stages that did not better it too
+    return Trained(kept, tuple(curve), seconds, seen / seconds if seconds else None)
 
 
 @dataclass(frozen=True)

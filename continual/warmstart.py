@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head, MethodSettings, fresh_values
+from continual.deltas import Delta, Head, MethodSettings, copyable, fresh_values
 from continual.evaluate import Prepared
 from continual.features import features
 from continual.head import ClosedForm, closed_form
@@ -55,13 +55,15 @@ def judge(
     return Candidate(neighbour, own, head)
 
 
-def choose(kind: str, scratch: Candidate, others: Sequence[Candidate], settings: MethodSettings) -> Candidate:
+def choose(
+    backbone: Backbone, kind: str, *, scratch: Candidate, others: Sequence[Candidate], settings: MethodSettings
+) -> Candidate:
     """The start to take: `others` are neighbours in order of similarity.
 
-    scratch: always from scratch · nearest: from the first neighbour whose delta has the same settings ·
+    scratch: always from scratch · nearest: from the first neighbour whose delta can be copied ·
     auto: from the one of them that answers most held-out rows, where it is better than scratch by more than chance.
     """
-    copies = [other for other in others if other.neighbour and other.neighbour.delta.settings == settings]
+    copies = [other for other in others if other.delta and copyable(backbone, other.delta, settings)]
     if kind == "scratch" or not copies:
         return scratch
     if kind == "nearest":

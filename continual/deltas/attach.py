@@ -33,22 +33,36 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
 
 @contextmanager
 def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
-    entered: list[Tensor] = []  # what the first module of a block was given, until the last has returned
+    with _entered(place, edit) as entered:
+
+        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            own = output if place.columns is None else output[..., place.columns]
+            seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
+            return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
+
+        handle = place.exit.register_forward_hook(change, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def _entered(place: Place, edit: Edit) -> Iterator[Callable[[tuple[Any, ...], dict[str, Any]], Tensor]]:
+    """What enters a place, once the call of its last module, with these arguments, is under way."""
+    if edit.reads is not Reads.INPUT or place.enter is place.exit:
+        yield place.entering
+        return
+    entered: list[Tensor] = []  # what the first module was given, until the last asks for it
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered[:] = [place.entering(args, kwargs)]
 
-    def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        own = output if place.columns is None else output[..., place.columns]
-        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else place.entering(args, kwargs)
-        return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
-
-    apart = edit.reads is Reads.INPUT and place.enter is not place.exit
-    with ExitStack() as undo:
-        if apart:
-            undo.callback(place.enter.register_forward_pre_hook(read, with_kwargs=True).remove)
-        undo.callback(place.exit.register_forward_hook(change, with_kwargs=True).remove)
-        yield
+    handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield lambda args, kwargs: entered.pop()
+    finally:
+        handle.remove()
 
 
 def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
@@ -60,14 +74,16 @@ def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
 
 @contextmanager
 def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
-    def change(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (edit.compose(args[0], edit.form(values, args[0], place)), *args[1:])
+    with _entered(place, edit) as entered:
 
-    handle = place.exit.register_forward_pre_hook(change)
-    try:
-        yield
-    finally:
-        handle.remove()
+        def change(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (edit.compose(args[0], edit.form(values, entered(args, {}), place)), *args[1:])
+
+        handle = place.exit.register_forward_pre_hook(change)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager

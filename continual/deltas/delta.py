@@ -225,6 +225,15 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
         )
 
 
+def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool:
+    """Whether training by `settings` may begin with the values of `delta`.
+
+    Its settings must be the same, and its values those of a fresh delta by names and shapes: values that were replaced
+    when training was over cannot be trained the same way again.
+    """
+    return delta.settings == settings and _shapes(delta.values) == _allowed(backbone, settings)[0]
+
+
 Shapes = Mapping[str, tuple[int, ...]]
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
 

@@ -89,12 +89,12 @@ class Compose(Protocol):
 
 @dataclass(frozen=True)
 class Add:
-    """output + scale · change"""
+    """output + scale · change, of the output's type: bfloat16 stays what it is beside values in float32."""
 
     scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output + self.scale * change
+        return output + (self.scale * change).to(output.dtype)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Multiply:
     """output ⊙ change"""
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output * change
+        return output * change.to(output.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,10 @@ class Layers:
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        wanted = {number % layers for number in self.numbers}
-        return [place for place in places if place.layer in wanted]
+        return [place for place in places if place.layer is not None and self._among(place.layer, place.layers)]
+
+    def _among(self, layer: int, layers: int) -> bool:
+        return layer in self.numbers or layer - layers in self.numbers
 
 
 @dataclass(frozen=True)
