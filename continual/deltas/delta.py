@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -142,14 +142,17 @@ def _places(backbone: Backbone, edit: Edit) -> list[Place]:
     found = backbone.places(edit.site)
     if edit.layers is None:
         return list(found)
-    layers = backbone.layers
+    layers = max(place.layers for place in found)
     if outside := [layer for layer in edit.layers if not -layers <= layer < layers]:
         raise MethodError(
             f"layers {outside} are not there: backbone {backbone.name!r} has {layers}, numbered 0 to {layers - 1} "
             f"from below or -1 to {-layers} from above"
         )
-    wanted = {layer % layers for layer in edit.layers}
-    return [place for place in found if place.layer in wanted]
+    return [place for place in found if place.layer is not None and _among(place.layer, place.layers, edit.layers)]
+
+
+def _among(layer: int, layers: int, wanted: Sequence[int]) -> bool:
+    return layer in wanted or layer - layers in wanted
 
 
 def _edit_number(key: str) -> int:
@@ -229,20 +232,20 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-_KNOWN: WeakKeyDictionary[Any, dict[MethodSettings, tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
 
 
 def _allowed(backbone: Backbone, settings: MethodSettings) -> tuple[Shapes, ...]:
     """The shapes that values may have here: while they are trained, and as they are kept after each stage."""
-    known = _KNOWN.setdefault(backbone.model, {})
-    if settings not in known:
+    known, key = _KNOWN.setdefault(backbone.model, {}), (settings, backbone.generates)
+    if key not in known:
         values = fresh_values(backbone, settings, seed=0)
         shapes = [_shapes(values)]
         for stage in range(settings.stages):
             values = _finished(backbone, settings, values, stage)
             shapes.append(_shapes(values))
-        known[settings] = tuple(shapes)
-    return known[settings]
+        known[key] = tuple(shapes)
+    return known[key]
 
 
 def _shapes(tensors: Values) -> Shapes:
