@@ -15,6 +15,7 @@ from functools import cache, partial
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.errors import ContinualError, InputError, MethodError, RegistryError
+from continual.kinds import kind_of_spec
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -79,15 +80,17 @@ def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskD
 
 
 def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-    """What of a task's method and warm start is not offered, or not on this backbone."""
+    """What of a task's kind, method and warm start is not offered, or not on this backbone."""
     if spec.warm_start not in SUPPORTED:
         yield (
             f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; allowed: {', '.join(SUPPORTED)}"
         )
     try:
         assert spec.method  # what `Stream.resolved` fills in
+        kind = kind_of_spec(spec)
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(backbone, spec))
         for edit in method_settings(spec.method).edits():
-            backbone.places(edit.site)
+            replace(backbone, generates=kind.generates).places(edit.site)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
 
@@ -127,7 +130,6 @@ def learn_one(
         watcher.noted(name, note)
     watcher.began(name)
     learned = learn(
-        backbone,
         registry,
         ready(backbone, data),
         seed=stream.seed,

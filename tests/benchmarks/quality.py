@@ -37,9 +37,10 @@ from transformers.utils import logging as transformers_logging
 from continual.backbone import Backbone, load_backbone, locate
 from continual.deltas import METHODS, Delta, Head, fresh_values
 from continual.errors import LearnError
-from continual.evaluate import Prepared, measure, metric_score, predict_classes, prepare
+from continual.evaluate import measure, metric_score
 from continual.features import features
 from continual.head import ClosedForm, closed_form
+from continual.kinds.classification import Classification, Labelled
 from continual.signature import signature
 from continual.train import train
 from tasks import Budget, Rows, Stream, TaskData, load_task, read_stream
@@ -64,11 +65,11 @@ class Bench:
     seed: int
 
     @cached_property
-    def train(self) -> Prepared:
+    def train(self) -> Labelled:
         return self.prepared(self.data.train)
 
     @cached_property
-    def validation(self) -> Prepared:
+    def validation(self) -> Labelled:
         return self.prepared(self.data.validation)
 
     @cached_property
@@ -94,8 +95,8 @@ class Bench:
         assert self.data.spec.budget is not None  # the stream's tasks are resolved
         return self.data.spec.budget
 
-    def prepared(self, rows: Rows) -> Prepared:
-        return prepare(self.backbone, rows, labels=self.data.labels, max_length=self.budget.max_length)
+    def prepared(self, rows: Rows) -> Labelled:
+        return Classification(self.data.labels).prepare(self.backbone, rows, max_length=self.budget.max_length)
 
     def problem(self, learning_rate: float) -> Problem:
         budget = self.budget.model_copy(update={"learning_rate": learning_rate})
@@ -106,7 +107,7 @@ Arm = Callable[[Bench, float], Fitted]
 
 
 def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
-    def answers(rows: Prepared) -> list[int]:
+    def answers(rows: Labelled) -> list[int]:
         vectors = features(bench.backbone, rows.tokens)
         return F.linear(vectors, bench.start.weight, bench.start.bias).argmax(dim=1).tolist()
 
@@ -127,7 +128,14 @@ def _ours(bench: Bench, learning_rate: float) -> Fitted:
     }
     trained = train(backbone, start, budget=problem.budget, **what)
     curve = tuple(epoch.score for epoch in trained.curve)
-    return Fitted(curve, lambda rows: predict_classes(backbone, trained.delta, rows))
+    return Fitted(curve, lambda rows: _classes(backbone, trained.delta, rows))
+
+
+def _classes(backbone: Backbone, delta: Delta, rows: Labelled) -> list[int]:
+    """The class that a delta answers for every row."""
+    assert delta.head is not None
+    found: list[int] = delta.head(features(backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
+    return found
 
 
 def _peft(bench: Bench, learning_rate: float) -> Fitted:
@@ -185,7 +193,7 @@ def chosen_rate(benches: Sequence[Bench], name: str, state: State) -> float | No
 def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
     """Run an arm with all rows, at its learning rate; nothing where that run is there already."""
     about = _about(bench, name)
-    if state.find(**about, stage="final", rows=len(bench.train), learning_rate=rate):
+    if state.find(**about, stage="final", rows=len(bench.data.train), learning_rate=rate):
         return
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
@@ -199,7 +207,7 @@ def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
 def searched(bench: Bench, name: str, rate: float, state: State) -> Record:
     """One learning rate's run on few rows; a rate at which training diverges scores nothing."""
     about = _about(bench, name)
-    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.train)):
+    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.data.train)):
         return known
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
@@ -218,7 +226,7 @@ def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted:
     return about | {
         "stage": stage,
         "learning_rate": rate,
-        "rows": len(bench.train),
+        "rows": len(bench.data.train),
         "validation_rows": len(bench.validation),
         "validation": fitted.validation,
         "curve": fitted.curve,
