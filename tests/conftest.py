@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def roberta() -> Backbone:
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every test that asks for it runs once per family."""
     return backbone_of(request.param)
+
+
+@pytest.fixture(scope="session", params=[kind for kind, (_, model, _) in KINDS.items() if not model.endswith("Model")])
+def writer(request: pytest.FixtureRequest) -> Backbone:
+    """Every family with a language model, for tasks that generate."""
+    return replace(backbone_of(request.param), generates=True)
 
 
 @pytest.fixture(scope="session", params=("bert", "roberta"))

@@ -5,14 +5,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tiny_models import FILLERS, WORDS, tiny_model
 from torch import Tensor
 
 from continual.backbone import Backbone, freeze
-from continual.deltas import METHODS, Delta, Head, fresh_values
+from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, fresh_values
+from continual.deltas.method import Start
 from continual.features import Tokens, features
 from continual.kinds.classification import Classification, Labelled
 from tasks import Rows, Text
@@ -72,7 +73,27 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
 
 def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
     """A delta that has learned nothing, with a random head."""
-    chosen, labels = METHODS[method].model_validate(settings), labels_of(task)
+    return _fresh(backbone, method, METHODS[method].model_validate(settings), labels_of(task), seed=seed)
+
+
+class Trial(MethodSettings):
+    """A method that is made in a test, of the edits given."""
+
+    start: ClassVar[Start] = "changed"
+
+    chosen: Any
+
+    def edits(self) -> tuple[Edit, ...]:
+        found: tuple[Edit, ...] = self.chosen
+        return found
+
+
+def trial_delta(backbone: Backbone, *edits: Edit, seed: int = 0) -> Delta:
+    """A delta of these edits, with their fresh values."""
+    return _fresh(backbone, "trial", Trial(chosen=edits), labels_of("mood"), seed=seed)
+
+
+def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tuple[str, ...], *, seed: int) -> Delta:
     generator = torch.Generator().manual_seed(seed)
     head = Head(
         0.1 * torch.randn(len(labels), backbone.hidden_size, generator=generator),
@@ -80,7 +101,7 @@ def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: in
         labels,
         backbone.pooling,
     )
-    return Delta(method, chosen, backbone.fingerprint, fresh_values(backbone, chosen, seed=seed), head)
+    return Delta(method, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=seed), head)
 
 
 def moved_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:

@@ -139,8 +139,8 @@ _T5 = {
     "d_model": HIDDEN,
     "d_kv": 8,
     "d_ff": 48,
-    "num_layers": LAYERS,
-    "num_decoder_layers": LAYERS + 1,
+    "num_layers": LAYERS + 1,  # transformers' cache fails on a decoder that is the deeper of the two
+    "num_decoder_layers": LAYERS,
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
@@ -148,8 +148,8 @@ _T5 = {
 }
 _BART = {
     "d_model": HIDDEN,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS + 1,
+    "encoder_layers": LAYERS + 1,
+    "decoder_layers": LAYERS,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48,

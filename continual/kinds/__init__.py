@@ -9,9 +9,11 @@ from continual.backbone import Backbone
 from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification
+from continual.kinds.generation import Generation
 from continual.kinds.kind import Answer, Kind, Outputs, Prepared, Seen, Start, fitted, labels_of
 from continual.kinds.regression import Regression
 from continual.kinds.span import Span
+from continual.kinds.template import Templated
 from tasks import TaskData, TaskSpec
 
 __all__ = [
@@ -34,6 +36,8 @@ KINDS: Mapping[str, type[Kind[Any]]] = {
     "classification": Classification,
     "regression": Regression,
     "span": Span,
+    "generation": Generation,
+    "template": Templated,
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
