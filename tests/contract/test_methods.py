@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import NEEDED, fresh_delta, labels_of, moved_delta, prepared, tiny_backbone
+from tiny import NEEDED, fresh_delta, labels_of, logits, moved_delta, prepared, tiny_backbone
 from torch import Tensor, nn
 
 from continual.backbone import Backbone, fingerprint
 from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
 from continual.errors import DeltaError, MethodError
-from continual.evaluate import logits
 from continual.features import pad, pooled, tokenize
 from continual.train import Trained, train
 from tasks import Budget, Method
