@@ -4,9 +4,9 @@ import importlib.metadata
 from collections.abc import Callable
 
 from safetensors.torch import load, save
-from torch import Tensor
 
 from continual.backbone import Backbone
+from continual.kinds import Outputs
 from continual.learn import Learned
 from registry import BackboneRecord, Blobs, DeltaRecord, Parent, Registry, SignatureRecord, TaskRecord, Unit
 from tasks import TaskData
@@ -31,7 +31,7 @@ def record(
     signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
     parents = []
     if start.neighbour:
-        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy))
+        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.start.mean))
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
@@ -80,19 +80,19 @@ def _delta_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: i
         parameters=delta.parameter_count,
         share=delta.parameter_count / backbone.parameter_count,
         seed=seed,
-        labels=delta.head.labels,
+        labels=learned.task.data.labels,
         versions=VERSIONS,
         warm_start="nearest" if learned.start.neighbour else "scratch",
         seconds=learned.seconds,
         examples_per_second=trained.examples_per_second,
-        predictions=blobs.put(answers_to_bytes(learned.answers)),
+        predictions=blobs.put(outputs_to_bytes(learned.outputs)),
     )
 
 
-def answers_to_bytes(answers: Tensor) -> bytes:
-    """Logits [N, C] of the test rows as they are stored; the same answers, to the bit, give the same bytes."""
-    return save({"logits": answers.contiguous()})
+def outputs_to_bytes(outputs: Outputs) -> bytes:
+    """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
+    return save({name: tensor.contiguous() for name, tensor in outputs.items()})
 
 
-def answers_from_bytes(data: bytes) -> Tensor:
-    return load(data)["logits"]
+def outputs_from_bytes(data: bytes) -> Outputs:
+    return load(data)

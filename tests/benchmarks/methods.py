@@ -27,7 +27,7 @@ from torch import Tensor
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import attached, method_settings
 from continual.errors import LearnError
-from continual.evaluate import measure, predict_classes
+from continual.evaluate import measure
 from continual.train import batch_loss, train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
 from tasks.rows import sample
@@ -107,7 +107,7 @@ def final(one: Bench, label: str, rate: float, state: State) -> None:
     trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
     test = one.prepared(one.data.test)
     metric = one.data.spec.metric
-    answers = predict_classes(one.backbone, trained.delta, test)
+    answers = one.classes(trained.delta, test)
     values = sum(value.numel() for value in trained.delta.values.values())
     state.add(
         {
