@@ -51,12 +51,12 @@ def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
 def _entered(place: Place, edit: Edit) -> Iterator[Callable[[tuple[Any, ...], dict[str, Any]], Tensor]]:
     """What enters a place, once the call of its last module, with these arguments, is under way."""
     if edit.reads is not Reads.INPUT or place.enter is place.exit:
-        yield place.entering
+        yield place.entered
         return
     entered: list[Tensor] = []  # what the first module was given, until the last asks for it
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered[:] = [place.entering(args, kwargs)]
+        entered[:] = [place.entered(args, kwargs)]
 
     handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
     try:
