@@ -11,7 +11,10 @@ from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
 from continual.deltas.delta import Delta, check_fits, steps, values_of
 from continual.deltas.edit import Edit, Reads, Values
-from continual.sites import Changes, Place, named
+from continual.sites import Changes, Place, named, with_argument
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
 def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     with _entered(place, edit) as entered:
 
-        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        def change(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
             own = output if place.columns is None else output[..., place.columns]
             seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
             return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
@@ -48,14 +51,14 @@ def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
 
 
 @contextmanager
-def _entered(place: Place, edit: Edit) -> Iterator[Callable[[tuple[Any, ...], dict[str, Any]], Tensor]]:
-    """What enters a place, once the call of its last module, with these arguments, is under way."""
+def _entered(place: Place, edit: Edit) -> Iterator[Callable[[Args, Kwargs], Tensor]]:
+    """What enters a place, given its last module's call."""
     if edit.reads is not Reads.INPUT or place.enter is place.exit:
         yield place.entered
         return
-    entered: list[Tensor] = []  # what the first module was given, until the last asks for it
+    entered: list[Tensor] = []  # what the first module was given, until the last is called
 
-    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         entered[:] = [place.entered(args, kwargs)]
 
     handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
@@ -76,10 +79,13 @@ def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
 def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     with _entered(place, edit) as entered:
 
-        def change(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (edit.compose(args[0], edit.form(values, entered(args, {}), place)), *args[1:])
+        def change(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+            own = place.entered(args, kwargs) if place.enter is place.exit else args[0]
+            seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
+            changed = edit.compose(own, edit.form(values, seen, place))
+            return with_argument(module, args, kwargs, place.argument, changed)
 
-        handle = place.exit.register_forward_pre_hook(change)
+        handle = place.exit.register_forward_pre_hook(change, with_kwargs=True)
         try:
             yield
         finally:
@@ -105,7 +111,7 @@ def _change_tokens(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     rows = edit.form(values, place.weight, place)
     extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
 
-    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def extend(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         nonlocal extended
         call = named(module, args, kwargs)
         cache = call.get("past_key_values")

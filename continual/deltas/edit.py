@@ -122,7 +122,7 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Layers:
-    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top."""
+    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top of each stack."""
 
     numbers: tuple[int, ...]
 
@@ -133,9 +133,9 @@ class Layers:
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        return [place for place in places if place.layer is not None and self._among(place.layer, place.layers)]
+        return [place for place in places if place.layer is not None and self._names(place.layer, place.layers)]
 
-    def _among(self, layer: int, layers: int) -> bool:
+    def _names(self, layer: int, layers: int) -> bool:
         return layer in self.numbers or layer - layers in self.numbers
 
 
