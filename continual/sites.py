@@ -108,11 +108,11 @@ class Place:
     argument: str = ""
     seen: Callable[[Call], Tensor] | None = None
 
-    def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+    def entered(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
         if self.seen is None and not self.argument:
-            entered: Tensor = args[0]
-            return entered
+            given: Tensor = args[0]
+            return given
         call = named(self.enter, args, kwargs)
         return call[self.argument] if self.seen is None else self.seen(call)
 

@@ -54,12 +54,12 @@ def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
 def _entered(place: Place, edit: Edit) -> Iterator[Callable[[Args, Kwargs], Tensor]]:
     """What enters a place, given its last module's call."""
     if edit.reads is not Reads.INPUT or place.enter is place.exit:
-        yield place.entering
+        yield place.entered
         return
     entered: list[Tensor] = []  # what the first module was given, until the last is called
 
     def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        entered[:] = [place.entering(args, kwargs)]
+        entered[:] = [place.entered(args, kwargs)]
 
     handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
     try:
@@ -80,7 +80,7 @@ def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     with _entered(place, edit) as entered:
 
         def change(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-            own = place.entering(args, kwargs) if place.enter is place.exit else args[0]
+            own = place.entered(args, kwargs) if place.enter is place.exit else args[0]
             seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
             changed = edit.compose(own, edit.form(values, seen, place))
             return with_argument(module, args, kwargs, place.argument, changed)
