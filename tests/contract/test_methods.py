@@ -127,8 +127,9 @@ def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta |
     with attached(backbone, delta), ExitStack() as undo, torch.no_grad():
         for name, module in modules.items():
 
-            def note(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                types[name] = output.dtype
+            def note(_: nn.Module, __: object, output: object, name: str = name) -> None:
+                if isinstance(output, Tensor):  # not the sines and cosines of a rotary embedding
+                    types[name] = output.dtype
 
             undo.callback(module.register_forward_hook(note).remove)
         pooled(backbone, batch, "mean")

@@ -256,7 +256,7 @@ def test_a_reparameterised_prefix_is_its_network_and_finishes_to_the_bit(bertlik
 
 def test_a_later_stage_leaves_the_earlier_ones_values_as_they_were(bertlike: Backbone) -> None:
     parts = [{"name": "lora", "rank": 2}, "bitfit"]
-    delta, rows = moved_delta(bertlike, "sequential", parts=parts), prepared(bertlike, "mood", 8)
+    delta = moved_delta(bertlike, "sequential", parts=parts)
     for stage, number in enumerate((("0",), ("1", "2"))):
         own = delta.trainable(torch.device("cpu"), stage)
         leaves = [tensor for tensor in own.tensors().values() if tensor.requires_grad]
