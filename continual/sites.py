@@ -94,10 +94,10 @@ class Place:
     columns: slice | None = None
     rows: Callable[[Call], Tensor] | None = None
 
-    def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+    def entered(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """What a call gives the module that is entered: hidden states [..., d_in], or the numbers of rows."""
-        entered: Tensor = args[0] if self.rows is None else self.rows(named(self.enter, args, kwargs))
-        return entered
+        given: Tensor = args[0] if self.rows is None else self.rows(named(self.enter, args, kwargs))
+        return given
 
     @property
     def weight(self) -> Tensor:

@@ -36,11 +36,11 @@ def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     entered: list[Tensor] = []  # what the first module of a block was given, until the last has returned
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered[:] = [place.entering(args, kwargs)]
+        entered[:] = [place.entered(args, kwargs)]
 
     def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         own = output if place.columns is None else output[..., place.columns]
-        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else place.entering(args, kwargs)
+        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else place.entered(args, kwargs)
         return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
 
     apart = edit.reads is Reads.INPUT and place.enter is not place.exit

@@ -56,7 +56,7 @@ def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor,
     for place in places:
 
         def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], place: Place = place) -> None:
-            seen[place.name] = place.entering(args, kwargs)
+            seen[place.name] = place.entered(args, kwargs)
 
         def leave(module: nn.Module, args: object, output: Tensor, place: Place = place) -> None:
             found[place.name] = (seen[place.name], output if place.columns is None else output[..., place.columns])
