@@ -32,6 +32,7 @@ def record(
     parents = []
     if start.neighbour:
         parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.start.mean))
+    parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
@@ -86,6 +87,7 @@ def _delta_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: i
         seconds=learned.seconds,
         examples_per_second=trained.examples_per_second,
         predictions=blobs.put(outputs_to_bytes(learned.outputs)),
+        tried=tuple(trial.told() for trial in learned.tried),
     )
 
 
