@@ -15,7 +15,7 @@ from functools import cache, partial
 from continual.backbone import Backbone
 from continual.deltas import steps
 from continual.errors import ContinualError, InputError, MethodError, RegistryError
-from continual.features import longest_text
+from continual.features import making_room
 from continual.kinds import kind_of_spec
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
@@ -91,11 +91,10 @@ def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         assert spec.method  # what `Stream.resolved` fills in
         assert spec.budget
         kind = kind_of_spec(spec)
-        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(backbone, spec))
-        fitting = replace(backbone, generates=kind.generates)
+        fitting = making_room(replace(backbone, generates=kind.generates), *possible(spec.method))
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(fitting, spec))
         for settings in possible(spec.method):
             list(steps(fitting, settings))  # looks for every site
-            longest_text(backbone, settings)
         if search := search_of(spec.method):
             arms(fitting, search, spec.budget)
     except InputError as error:

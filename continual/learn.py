@@ -15,7 +15,7 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.evaluate import measure
-from continual.features import longest_text
+from continual.features import making_room
 from continual.kinds import Kind, Outputs, Prepared, Seen, fitted, kind_of, labels_of
 from continual.neighbours import nearest_learned, spanning
 from continual.search import Arm, Trial, arms, halve, possible, search_of
@@ -69,10 +69,9 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
+    backbone = making_room(backbone, *possible(spec.method))
     kind = kind_of(backbone, data)
-    left = min(longest_text(backbone, settings) for settings in possible(spec.method))
-    length = min(spec.budget.max_length, left)
-    prepare = partial(kind.prepare, backbone, max_length=length)
+    prepare = partial(kind.prepare, backbone, max_length=spec.budget.max_length)
     return Task(
         fitted(backbone, kind),
         data,

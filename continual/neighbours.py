@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from continual.backbone import Backbone
-from continual.deltas import MethodSettings, Subspace, load_delta
+from continual.deltas import Delta, MethodSettings, Subspace, load_delta
 from continual.errors import BackboneError, BlobError, DeltaError, LearnError
 from continual.kinds import kind_of_delta
 from continual.signature import Signature
@@ -53,7 +53,7 @@ def nearest_learned(
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
-            if kind_of_delta(delta).generates == backbone.generates:  # else its edits are those of other layers
+            if _takes(backbone, delta):
                 found.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
@@ -79,6 +79,14 @@ def spanning(backbone: Backbone, registry: Registry, settings: MethodSettings, *
             f"registry holds {len(found)} of other tasks on backbone {backbone.name!r}. Learn such tasks first"
         )
     return tuple(found)
+
+
+def _takes(backbone: Backbone, delta: Delta) -> bool:
+    """Whether rows made ready for `backbone` can be read through a delta.
+
+    Its edits must be those of the same layers, and it must add no more tokens than there is room for.
+    """
+    return kind_of_delta(delta).generates == backbone.generates and delta.settings.added_tokens <= backbone.reserved
 
 
 def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
