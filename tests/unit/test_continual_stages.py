@@ -227,6 +227,16 @@ def test_intrinsic_is_w_plus_a_projection_of_one_vector(bertlike: Backbone, scal
     assert_same(through_delta(bertlike, delta), through_weights(bertlike, delta, changed))
 
 
+def test_a_projection_made_for_inference_serves_training(bert: Backbone) -> None:
+    delta = fresh_delta(bert, "intrinsic", dimension=10, seed=3)
+    delta = replace(delta, settings=delta.settings.model_copy(update={"seed": 12345}))  # nobody has drawn it yet
+    with torch.inference_mode():
+        hidden(bert, delta)
+    found, gradients = through_delta(bert, delta)
+    assert found.isfinite().all()
+    assert gradients["shared/0/theta"].abs().min() > 0
+
+
 # Reparameterised prefixes
 
 
