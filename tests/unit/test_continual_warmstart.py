@@ -36,15 +36,15 @@ def test_a_reparameterised_prefix_is_no_start_but_a_plain_one_is(bert: Backbone)
 
 
 @pytest.mark.parametrize("method", ["lora", "masking"])
-@pytest.mark.parametrize("mode", ["nearest", "auto"])
-def test_only_copyable_neighbours_are_chosen(bert: Backbone, mode: str, method: str) -> None:
-    delta, rows, task = kept(bert, method), prepared(bert, "mood", 12), Classification(labels_of("mood"))
-    seen = Seen(bert, None, rows)
-    found = judge(task, Neighbour("x@1", delta), rows=seen, held_out=seen)
-    better = replace(found, start=replace(found.start, quality=torch.ones(12)))
-    scratch = Candidate(None, replace(task.start(seen, seen), quality=torch.zeros(12)))
-    chosen = choose(bert, mode, scratch=scratch, others=[better], settings=delta.settings)
-    assert (chosen is better) == (method == "lora")
+@pytest.mark.parametrize("kind", ["nearest", "auto"])
+def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: str) -> None:
+    delta, rows = kept(bert, method), prepared(bert, "mood", 12)
+    task, seen = Classification(labels_of("mood")), Seen(bert, None, rows)
+    begin = task.start(seen, seen)
+    worse = Candidate(None, replace(begin, quality=torch.zeros_like(begin.quality)))
+    other = replace(judge(task, Neighbour("x@1", delta), rows=seen, held_out=seen), start=begin)
+    chosen = choose(bert, kind, scratch=worse, others=[other], settings=delta.settings)
+    assert (chosen is other) == (method == "lora")
     start = started(bert, task, chosen, method=method, settings=delta.settings, seed=0)
     with attached(bert, start.trainable(bert.device)):
         pass
