@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.forms import low_rank_start
 from continual.deltas.method import MethodSettings
@@ -31,11 +32,18 @@ class Decomposed:
         return {**low_rank_start(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        low_rank = self.scale * F.linear(F.linear(seen, values["A"]), values["B"])
+        low_rank, gain = self.scale * F.linear(F.linear(seen, values["A"]), values["B"]), self._gain(values, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+
+    def _gain(self, values: Values, place: Place) -> Tensor:
         with torch.no_grad():
             norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=1)
         gain: Tensor = values["magnitude"] / norm
-        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+        return gain
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]
+        return Affine((gain - 1) * place.weight + gain * low_rank, None)
 
 
 class DoRA(MethodSettings):
