@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from continual.backbone import Backbone
-from continual.deltas import method_settings
+from continual.deltas import method_settings, steps
 from continual.errors import ContinualError, InputError, MethodError, RegistryError
+from continual.features import longest_text
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -86,8 +87,9 @@ def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         )
     try:
         assert spec.method  # what `Stream.resolved` fills in
-        for edit in method_settings(spec.method).edits():
-            backbone.places(edit.site)
+        settings = method_settings(spec.method)
+        list(steps(backbone, settings))  # looks for every site
+        longest_text(backbone, settings)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
 

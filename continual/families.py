@@ -32,6 +32,7 @@ class Family:
 _BERT = "encoder.layer.{}."
 _BERT_SITES = {
     "tokens": tokens("embeddings.word_embeddings", ""),
+    "positions": entering("embeddings.position_embeddings"),
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "embed.type": embedding("embeddings.token_type_embeddings"),

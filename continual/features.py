@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone, Pooling
-from continual.deltas import Delta, attached
+from continual.deltas import Delta, MethodSettings, attached
+from continual.errors import MethodError
 from tasks import Text
 
 # Rows are sorted by length within so many batches: little padding, while what meets in a batch stays nearly random.
 BATCHES_SORTED_TOGETHER = 50
 INFERENCE_BATCH = 64
+SHORTEST = 8  # tokens that must be left for a text
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class Tokens:
         """The tokens of the chosen texts."""
         types = None if self.types is None else tuple(self.types[i] for i in indices)
         return Tokens(tuple(self.ids[i] for i in indices), types)
+
+    def cut(self, length: int) -> "Tokens":
+        """The same with at most `length` tokens of each text: longer ones lose what stands before their last token."""
+
+        def shorter(row: tuple[int, ...]) -> tuple[int, ...]:
+            return row if len(row) <= length else (*row[: length - 1], row[-1])
+
+        return Tokens(tuple(map(shorter, self.ids)), None if self.types is None else tuple(map(shorter, self.types)))
+
+
+def longest_text(backbone: Backbone, settings: MethodSettings) -> int:
+    """How many tokens of a text the backbone takes beside those that a method adds.
+
+    Raises MethodError where next to nothing is left.
+    """
+    left = backbone.longest_input - settings.added_tokens
+    if left < SHORTEST:
+        raise MethodError(
+            f"the method adds {settings.added_tokens} tokens to every text and backbone {backbone.name!r} takes "
+            f"{backbone.longest_input} in all; use a length of {max(backbone.longest_input - SHORTEST, 0)} at most"
+        )
+    return left
 
 
 def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Tokens:
@@ -111,7 +135,12 @@ def pooled(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Te
 
 @torch.inference_mode()
 def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
-    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
+    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone.
+
+    Texts that are too long for a delta that adds tokens, as another task's are, are cut.
+    """
+    if delta is not None:
+        tokens = tokens.cut(longest_text(backbone, delta.settings))
     vectors = torch.empty(len(tokens), backbone.hidden_size)
     pooling = backbone.pooling if delta is None else delta.head.pooling
     on_device = None if delta is None else delta.to(backbone.device)

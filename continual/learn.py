@@ -14,7 +14,7 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.evaluate import Prepared, logits, measure, prepare
-from continual.features import features
+from continual.features import features, longest_text
 from continual.neighbours import nearest_learned
 from continual.signature import Signature
 from continual.train import Report, Trained, train
@@ -63,7 +63,8 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
-    tokens = partial(prepare, backbone, labels=data.labels, max_length=spec.budget.max_length)
+    length = min(spec.budget.max_length, longest_text(backbone, method_settings(spec.method)))
+    tokens = partial(prepare, backbone, labels=data.labels, max_length=length)
     return Task(
         data,
         train=tokens(data.train),

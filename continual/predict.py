@@ -10,7 +10,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
 from continual.evaluate import logits
-from continual.features import features, tokenize
+from continual.features import features, longest_text, tokenize
 from continual.neighbours import stored_signatures
 from continual.routing import Router, build_router
 from registry import Champion, Registry, not_found
@@ -85,7 +85,8 @@ class Predictor:
         if task not in self._deltas:
             self._deltas[task] = load_delta(self._registry.blobs.get(champion.digest))
         delta = self._deltas[task]
-        tokens = tokenize(self._backbone, texts, max_length=_longest(champion))
+        length = min(_longest(champion), longest_text(self._backbone, delta.settings))
+        tokens = tokenize(self._backbone, texts, max_length=length)
         scores, classes = torch.softmax(logits(self._backbone, delta, tokens), dim=1).max(dim=1)
         yield from zip((delta.head.labels[i] for i in classes.tolist()), scores.tolist(), strict=True)
 

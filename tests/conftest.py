@@ -34,6 +34,13 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return found
 
 
+@pytest.fixture(scope="session", params=("bert", "roberta"))
+def bertlike(request: pytest.FixtureRequest) -> Backbone:
+    """For tests that know the modules of BERT by name."""
+    found: Backbone = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="session")
 def bert_folder(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(bert, tmp_path_factory.mktemp("tiny-bert"))

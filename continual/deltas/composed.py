@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from continual.deltas.adapter import Adapter, ParallelAdapter
 from continual.deltas.bitfit import BitFit
 from continual.deltas.edit import Edit
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, settings_of
 from continual.deltas.prefix import Prefix
 from tasks import Method
 
@@ -31,7 +31,7 @@ class Union(MethodSettings):
         return self
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(edit for part in self.parts for edit in _settings(part).edits())
+        return tuple(edit for part in self.parts for edit in settings_of(part).edits())
 
 
 class Sequential(MethodSettings):
@@ -57,16 +57,10 @@ class Sequential(MethodSettings):
     def _staged(self) -> Iterator[Edit]:
         before = 0
         for part in self.parts:
-            settings = _settings(part)
+            settings = settings_of(part)
             for edit in settings.edits():
                 yield replace(edit, stages=tuple(stage + before for stage in edit.stages))
             before += settings.stages
-
-
-def _settings(method: Method) -> MethodSettings:
-    from continual.deltas.methods import method_settings  # it names these methods too
-
-    return method_settings(method)
 
 
 class MixAndMatch(MethodSettings):
@@ -76,7 +70,7 @@ class MixAndMatch(MethodSettings):
     the best of their combinations.
 
     >>> [edit.site for edit in MixAndMatch().edits()]
-    ['attn.kv', 'ffn']
+    ['attn.kv', 'positions', 'ffn']
     """
 
     length: int = Field(default=16, ge=1, le=1024)

@@ -15,10 +15,10 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from continual.backbone import Backbone, Pooling
-from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values
+from continual.deltas.edit import Edit, Finishes, Holds, Penalised, Reads, Shares, Values
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
-from continual.errors import DeltaError
+from continual.errors import DeltaError, MethodError
 from continual.sites import Place
 
 SHARED = "shared"  # stands for the place in the names of values that all places of an edit have in common
@@ -72,14 +72,19 @@ class Delta:
 
         Whole numbers never do.
         """
-        learning = {number for number, edit in enumerate(self.settings.edits()) if stage in edit.stages}
+        edits = self.settings.edits()
 
-        def leaf(tensor: Tensor, *, learns: bool = True) -> Tensor:
+        def learns(key: str) -> bool:
+            _, number, name = key.split("/")
+            edit = edits[int(number)]
+            return stage in edit.stages and not (isinstance(edit.form, Holds) and edit.form.held(name))
+
+        def leaf(tensor: Tensor, *, learning: bool = True) -> Tensor:
             kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            return tensor.detach().to(device, kind, copy=True).requires_grad_(learns and tensor.is_floating_point())
+            return tensor.detach().to(device, kind, copy=True).requires_grad_(learning and tensor.is_floating_point())
 
         head = replace(self.head, weight=leaf(self.head.weight), bias=leaf(self.head.bias))
-        values = {key: leaf(value, learns=_edit_number(key) in learning) for key, value in self.values.items()}
+        values = {key: leaf(value, learning=learns(key)) for key, value in self.values.items()}
         return replace(self, values=values, head=head)
 
     def frozen(self) -> "Delta":
@@ -139,12 +144,13 @@ def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place,
 
 
 def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
-    found = backbone.places(edit.site)
+    try:
+        found = backbone.places(edit.site)
+    except MethodError:  # the family has no such site
+        if edit.optional:
+            return ()
+        raise
     return found if edit.choice is None else edit.choice(found, backbone.layers)
-
-
-def _edit_number(key: str) -> int:
-    return int(key.split("/")[1])
 
 
 def values_of(values: Values, prefix: str) -> dict[str, Tensor]:

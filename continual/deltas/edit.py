@@ -67,6 +67,15 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
+class Holds(Protocol):
+    """A form some of whose values stay as they are while the others are trained."""
+
+    def held(self, name: str) -> bool:
+        """Whether the value of this name stays."""
+        ...
+
+
+@runtime_checkable
 class Penalised(Protocol):
     """A form that adds a term to the loss."""
 
@@ -101,7 +110,7 @@ class MergesInto(Protocol):
 class Add:
     """output + scale · change"""
 
-    scale: float = 1.0
+    scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output + self.scale * change
@@ -172,7 +181,8 @@ class Edit:
     """One change at every place of a site, or of a group of sites.
 
     choice: which of the places; all where it is None · stages: when it is trained, all else fixed; a form that
-    finishes does so after the first of them.
+    finishes does so after the first of them · added_tokens: how many tokens longer it makes an input, as far as
+    positions go · optional: whether a family that lacks the site does without the edit.
     """
 
     site: str
@@ -181,3 +191,5 @@ class Edit:
     compose: Compose
     choice: Choice | None = None
     stages: tuple[int, ...] = (0,)
+    added_tokens: int = 0
+    optional: bool = False

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pydantic import BaseModel, ConfigDict
 
 from continual.deltas.edit import Edit, Identity
+from tasks import Method
 
 
 class MethodSettings(BaseModel, ABC):
@@ -26,3 +27,15 @@ class MethodSettings(BaseModel, ABC):
     def stages(self) -> int:
         """How many stages of training there are, one after the other."""
         return 1 + max((stage for edit in self.edits() for stage in edit.stages), default=0)
+
+    @property
+    def added_tokens(self) -> int:
+        """How many of a backbone's positions are taken from the text."""
+        return sum(edit.added_tokens for edit in self.edits())
+
+
+def settings_of(method: Method) -> MethodSettings:
+    """The settings that a part of a composed method names; raises MethodError as `method_settings` does."""
+    from continual.deltas.methods import method_settings  # it names the composed methods too
+
+    return method_settings(method)

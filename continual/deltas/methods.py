@@ -19,6 +19,7 @@ from continual.deltas.method import MethodSettings
 from continual.deltas.norms import LayerNorm
 from continual.deltas.prefix import Prefix
 from continual.deltas.prompt import Prompt
+from continual.deltas.subspace import Subspace
 from continual.errors import MethodError
 from tasks import Method
 
@@ -38,6 +39,7 @@ METHODS: Mapping[str, type[MethodSettings]] = {
     "lora": LoRA,
     "dora": DoRA,
     "intrinsic": Intrinsic,
+    "subspace": Subspace,
     "union": Union,
     "sequential": Sequential,
     "mam": MixAndMatch,

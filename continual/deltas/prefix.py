@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.edit import Concatenate, Edit, Identity, Reads, Values
+from continual.deltas.edit import Add, Concatenate, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
@@ -30,6 +30,23 @@ class Rows:
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.stack((values["key"], values["value"]))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """P [B, T] more than the positions [B, T] seen; RoBERTa's padding tokens keep the one position that they share."""
+
+    identity: ClassVar[Identity] = "none"
+
+    length: int
+
+    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        padding = getattr(place.exit, "padding_idx", None)
+        moved = torch.full_like(seen, self.length)
+        return moved if padding is None else moved.masked_fill(seen == padding, 0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ def _uniform(d_out: int, d_in: int, generator: torch.Generator) -> Tensor:
 class Prefix(MethodSettings):
     """Attention to [P_k; K] and [P_v; V] instead of K and V, with P_k and P_v [P, E] learned, at every layer.
 
+    The text's positions begin at P, as if the prefix were tokens, where positions are absolute or rotary.
     reparameterise: the size of the network that the rows come out of while they are trained; 0 for none.
     Parameters: 2PE per layer as kept. Li and Liang (2021), "Prefix-Tuning", arXiv:2101.00190; without the network it
     is P-tuning v2 of Liu et al. (2022), arXiv:2110.07602.
@@ -87,4 +105,5 @@ class Prefix(MethodSettings):
 
     def edits(self) -> tuple[Edit, ...]:
         plain, network = Rows(self.length, self.initial_scale), Reparameterised(self.length, self.reparameterise)
-        return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()),)
+        positions = Edit("positions", Shifted(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True)
+        return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()), positions)

@@ -45,4 +45,5 @@ class Prompt(MethodSettings):
     initial: Literal["random", "vocabulary"] = "vocabulary"
 
     def edits(self) -> tuple[Edit, ...]:
-        return (Edit("tokens", SoftWords(self.length, self.initial), Reads.INPUT, Concatenate()),)
+        form = SoftWords(self.length, self.initial)
+        return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
