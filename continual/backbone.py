@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,37 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from continual.errors import BackboneError
-from continual.families import Family, family_of, places
+from continual.families import Architecture, Family, family_of, places
 from continual.sites import Place
 
 Pooling = Literal["mean", "cls"]
 
+LONGEST_INPUT = 8192  # tokens, where neither the positions nor the tokenizer set a limit
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 # Keys of a config that say where and how it was saved, not what it computes.
 _NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+
+
+_AUTO_MODEL: Mapping[Architecture, Any] = {
+    "encoder": AutoModel,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A frozen transformer in eval mode, with its tokenizer.
 
-    fingerprint: digest of configuration and weights; independent of paths, library versions and compute type.
-    pooling: how a text's vector is made of its tokens' hidden states. dtype: type of the matrix products.
+    model: the stacks of layers, without heads · lm: the language model that they are part of, where there is one; the
+    same modules, not a copy · fingerprint: digest of configuration and weights; independent of paths, library versions
+    and compute type · pooling: how a text's vector is made of its tokens' hidden states · dtype: type of the matrix
+    products · generates: whether edits go to the decoder of an encoder-decoder too; else nothing but its encoder runs.
     """
 
     name: str
@@ -43,28 +53,40 @@ class Backbone:
     pooling: Pooling
     device: torch.device
     dtype: torch.dtype
+    lm: Any = None  # transformers.PreTrainedModel
+    generates: bool = False
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.family.architecture
+
+    @property
+    def whole(self) -> Any:
+        """The language model, or the model where there is none."""
+        return self.model if self.lm is None else self.lm
 
     @property
     def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
+        """Dimensions of the last hidden states."""
+        return self.family.hidden_size
 
     @property
     def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(p.numel() for p in self.whole.parameters())
 
     @property
     def longest_input(self) -> int:
-        """The largest number of tokens that the position embeddings take."""
-        # RoBERTa's positions start behind the padding index, so two of its embeddings are never used.
-        offset = self.model.config.pad_token_id + 1 if "roberta" in self.family.name else 0
-        return int(self.model.config.max_position_embeddings) - offset
+        """The largest number of tokens: what the positions take, else what the tokenizer says, else LONGEST_INPUT."""
+        return self.family.positions or min(self.tokenizer.model_max_length, LONGEST_INPUT)
 
     @property
     def layers(self) -> int:
-        return int(self.model.config.num_hidden_layers)
+        """How many layers read a text; the decoder's of an encoder-decoder are not counted."""
+        return self.family.stack.layers
 
     def places(self, site: str) -> tuple[Place, ...]:
-        return places(self.model, self.family, site)
+        """The places of a site or of a group of sites; see `families.places`."""
+        return places(self.model, self.family, site, generates=self.generates)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -72,9 +94,20 @@ class Backbone:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Inside, the checkpoint's own dropout is at work, at the rates of its configuration; nothing else changes."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden states [B, T, D] of a tokenized batch."""
-        states: Tensor = self.model(**batch).last_hidden_state
+        """Last hidden states [B, T, D] of a tokenized batch; those of the encoder, where there is a decoder too."""
+        reader = self.model.encoder if self.family.decoder else self.model
+        alone = {"use_cache": False} if self.architecture == "causal" else {}  # no text is continued here
+        states: Tensor = reader(**batch, **alone).last_hidden_state
         return states
 
 
@@ -90,11 +123,11 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, where, error) from error
-    family = family_of(config.model_type)
+    family = family_of(config)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-            model, info = AutoModel.from_pretrained(
+            model, info = _AUTO_MODEL[family.architecture].from_pretrained(
                 where,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -119,19 +152,37 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
 def freeze(
     model: Any, tokenizer: Any, *, name: str, pooling: Pooling = "mean", device: str = "auto", dtype: str = "auto"
 ) -> Backbone:
-    """Freeze a transformers model that is in memory already and make it a backbone."""
-    chosen = choose_device(device)
-    model.requires_grad_(False).eval()
+    """Freeze a transformers model that is in memory already, with or without its language modelling head.
+
+    A tokenizer that has no padding token is given its end token for one.
+
+    Raises BackboneError for an unknown family, or a tokenizer without either token.
+    """
+    chosen, family = choose_device(device), family_of(model.config)
+    lm = model if family.architecture != "encoder" and model.can_generate() else None
+    _let_pad(tokenizer, name)
+    model.requires_grad_(False).eval().to(chosen)
     return Backbone(
         name=name,
-        fingerprint=fingerprint(model),
-        model=model.to(chosen),
+        fingerprint=fingerprint(model.base_model if lm is None else lm),
+        model=model.base_model,
+        lm=lm,
         tokenizer=tokenizer,
-        family=family_of(model.config.model_type),
+        family=family,
         pooling=pooling,
         device=chosen,
         dtype=choose_dtype(dtype, chosen),
     )
+
+
+def _let_pad(tokenizer: Any, name: str) -> None:
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BackboneError(
+                f"the tokenizer of backbone {name!r} has no padding token and no end token; "
+                "name one in its tokenizer_config.json, as pad_token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def fingerprint(model: Any) -> str:

@@ -74,8 +74,10 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     columns = [list(column) for column in zip(*parts, strict=True)]
     limit = min(max_length, backbone.longest_input)
     encoded = backbone.tokenizer(*columns, truncation=True, max_length=limit)
-    types = encoded.get("token_type_ids")
-    return Tokens(tuple(map(tuple, encoded["input_ids"])), None if types is None else tuple(map(tuple, types)))
+    # A tokenizer that frames no text makes nothing of an empty one, which still has to have a state.
+    ids = tuple(tuple(row) or (backbone.tokenizer.eos_token_id,) for row in encoded["input_ids"])
+    types = encoded.get("token_type_ids") if "embed.type" in backbone.family.stack.sites else None
+    return Tokens(ids, None if types is None else tuple(map(tuple, types)))
 
 
 def _utf8(text: str) -> str:

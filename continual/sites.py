@@ -4,8 +4,10 @@ A *site* is a role ("attn.q", "ffn", "norm.attn"); a family's table says which m
 name sites only, so a method works on every family whose table has them. A *place* is a site of one layer of one model.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from continual.errors import BackboneError, MethodError
 # that a stack of layers reads.
 Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
+Call = Mapping[str, Any]  # the arguments of a module's call by their names
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Site:
     """One role in a family: the paths of its modules, `{}` standing for the number of the layer.
 
     enter: the module whose input an edit may read · exit: the module at which the change happens ·
-    part: of a module that computes several projections at once, which of how many equal parts.
+    part: of a module that computes several projections at once, which of how many equal parts · rows: how the numbers
+    of an embedding's rows follow from its call, where they are not the first argument.
     """
 
     enter: str
@@ -32,6 +36,7 @@ class Site:
     changes: Changes = "output"
     group: Group = ""
     part: tuple[int, int] = (0, 1)
+    rows: Callable[[Call], Tensor] | None = None
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -43,9 +48,9 @@ def norm(path: str) -> Site:
     return Site(path, path, "output", "norms")
 
 
-def embedding(path: str) -> Site:
+def embedding(path: str, rows: Callable[[Call], Tensor] | None = None) -> Site:
     """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings")
+    return Site(path, path, "output", "embeddings", rows=rows)
 
 
 def between(enter: str, exit: str) -> Site:
@@ -72,19 +77,27 @@ def tokens(words: str, stack: str) -> Site:
 class Place:
     """A site of one layer.
 
-    name: stable key, `layer.3.attn.q` · layer: None for what is there once · d_in, d_out: last dimensions of what is
-    read and of what is changed, d_in of an embedding its number of rows · columns: its own of the module's output.
+    name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
+    d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
+    columns: its own of the module's output · rows: as of its site.
     """
 
     name: str
     site: str
     layer: int | None
+    layers: int
     enter: nn.Module
     exit: nn.Module
     changes: Changes
     d_in: int
     d_out: int
     columns: slice | None = None
+    rows: Callable[[Call], Tensor] | None = None
+
+    def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+        """What a call gives the module that is entered: hidden states [..., d_in], or the numbers of rows."""
+        entered: Tensor = args[0] if self.rows is None else self.rows(named(self.enter, args, kwargs))
+        return entered
 
     @property
     def weight(self) -> Tensor:
@@ -128,10 +141,11 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
         if isinstance(enter, nn.Identity):
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
-        yield _place(where, name, layer, site, enter, exit)
+        d_in, d_out, columns = _dimensions(site, enter, exit)
+        yield Place(where, name, layer, layers, enter, exit, site.changes, d_in, d_out, columns, site.rows)
 
 
-def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Module, exit: nn.Module) -> Place:
+def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
     read = _weight(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
@@ -141,7 +155,17 @@ def _place(where: str, name: str, layer: int | None, site: Site, enter: nn.Modul
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
-    return Place(where, name, layer, enter, exit, site.changes, d_in, d_out, columns)
+    return d_in, d_out, columns
+
+
+def named(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
+    """All arguments of a call by the names that they have in the module's `forward`."""
+    return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]  # without self
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -1,7 +1,7 @@
 """Train one delta: one plain loop.
 
-AdamW, linear warm-up and decay, gradients clipped, batches of like length, the best epoch on the validation rows kept;
-epoch 0, the start itself, is a candidate, so training can only improve on the validation rows.
+AdamW, linear warm-up and decay, gradients clipped, the checkpoint's own dropout, batches of like length, the best epoch
+on the validation rows kept; epoch 0, the start itself, is a candidate, so training can only improve on those rows.
 """
 
 import math
@@ -124,7 +124,7 @@ def _epochs(
     optimise = Optimiser(leaves, learning_rate=learning_rate, steps=sum(map(len, epochs)))
     for batches in epochs:
         began, losses = time.perf_counter(), []
-        with attached(backbone, delta):
+        with attached(backbone, delta), backbone.dropping():
             for batch in batches:
                 loss, extra = batch_loss(backbone, delta, rows, batch), penalty(backbone, delta)
                 losses.append(optimise(loss if extra is None else loss + extra))
@@ -144,7 +144,7 @@ class _Progress:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Forms that draw while they are trained draw the same for the same seed, and nobody else's numbers change."""
+    """What is drawn while training, dropout among it, is the same for the same seed; nobody else's numbers change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -6,39 +6,48 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, save_backbone, tiny_backbone
+from tiny import save_backbone, tiny_backbone
+from tiny_models import KINDS
 
 from continual.backbone import Backbone, load_backbone
 
 torch.set_num_threads(1)
 
+backbone_of = cache(tiny_backbone)
+
 
 @pytest.fixture(scope="session")
 def bert() -> Backbone:
-    return tiny_backbone("bert")
+    return backbone_of("bert")
 
 
 @pytest.fixture(scope="session")
 def roberta() -> Backbone:
-    return tiny_backbone("roberta")
+    return backbone_of("roberta")
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=KINDS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every test that asks for it runs once per family."""
-    found: Backbone = request.getfixturevalue(request.param)
-    return found
+    return backbone_of(request.param)
+
+
+@pytest.fixture(scope="session", params=[kind for kind, (_, model, _) in KINDS.items() if not model.endswith("Model")])
+def writer(request: pytest.FixtureRequest) -> Backbone:
+    """Every family with a language model, for tasks that generate."""
+    return replace(backbone_of(request.param), generates=True)
 
 
 @pytest.fixture(scope="session", params=("bert", "roberta"))
 def bertlike(request: pytest.FixtureRequest) -> Backbone:
     """For tests that know the modules of BERT by name."""
-    found: Backbone = request.getfixturevalue(request.param)
-    return found
+    return backbone_of(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +61,9 @@ def roberta_folder(roberta: Backbone, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def backbone_folder(request: pytest.FixtureRequest, backbone: Backbone) -> Path:
+def backbone_folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny backbone of each family."""
-    found: Path = request.getfixturevalue(f"{backbone.family.name}_folder")
-    return found
+    return save_backbone(backbone, tmp_path_factory.mktemp(backbone.name))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
 from continual.deltas.delta import Delta, check_fits, steps, values_of
 from continual.deltas.edit import Edit, Reads, Values
-from continual.sites import Changes, Place
+from continual.sites import Changes, Place, named
 
 
 @contextmanager
@@ -35,19 +35,19 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
 def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     entered: list[Tensor] = []  # what the first module of a block was given, until the last has returned
 
-    def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        entered[:] = args[:1]
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered[:] = [place.entering(args, kwargs)]
 
-    def change(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         own = output if place.columns is None else output[..., place.columns]
-        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else args[0]
+        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else place.entering(args, kwargs)
         return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
 
     apart = edit.reads is Reads.INPUT and place.enter is not place.exit
     with ExitStack() as undo:
         if apart:
-            undo.callback(place.enter.register_forward_pre_hook(read).remove)
-        undo.callback(place.exit.register_forward_hook(change).remove)
+            undo.callback(place.enter.register_forward_pre_hook(read, with_kwargs=True).remove)
+        undo.callback(place.exit.register_forward_hook(change, with_kwargs=True).remove)
         yield
 
 
@@ -89,11 +89,12 @@ def _change_tokens(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     rows = edit.form(values, place.weight, place)
     extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
 
-    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         nonlocal extended
-        cache = kwargs.get("past_key_values")
+        call = named(module, args, kwargs)
+        cache = call.get("past_key_values")
         extended = cache is None or cache.get_seq_length() == 0
-        return args, {**kwargs, **_with_tokens_before(kwargs, len(rows), begins=extended)}
+        return (), {**call, **_with_tokens_before(call, len(rows), begins=extended)}
 
     def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return edit.compose(output[..., len(rows) :, :], rows) if extended else output

@@ -150,7 +150,7 @@ def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
         if edit.optional:
             return ()
         raise
-    return found if edit.choice is None else edit.choice(found, backbone.layers)
+    return found if edit.choice is None else edit.choice(found)
 
 
 def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
@@ -226,20 +226,20 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-_KNOWN: WeakKeyDictionary[Any, dict[MethodSettings, tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
 
 
 def _allowed(backbone: Backbone, settings: MethodSettings) -> tuple[Shapes, ...]:
     """The shapes that values may have here: while they are trained, and as they are kept after each stage."""
-    known = _KNOWN.setdefault(backbone.model, {})
-    if settings not in known:
+    known, key = _KNOWN.setdefault(backbone.model, {}), (settings, backbone.generates)
+    if key not in known:
         values = fresh_values(backbone, settings, seed=0)
         shapes = [_shapes(values)]
         for stage in range(settings.stages):
             values = _finished(backbone, settings, values, stage)
             shapes.append(_shapes(values))
-        known[settings] = tuple(shapes)
-    return known[settings]
+        known[key] = tuple(shapes)
+    return known[key]
 
 
 def _shapes(tensors: Values) -> Shapes:

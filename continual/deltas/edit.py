@@ -142,7 +142,7 @@ class Concatenate:
 class Choice(Protocol):
     """Which of the places of a site an edit is put at."""
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]: ...
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]: ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class Layers:
 
     numbers: tuple[int, ...]
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        layers = max(place.layers for place in places)
         if outside := [number for number in self.numbers if not -layers <= number < layers]:
             raise MethodError(
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
@@ -168,7 +169,7 @@ class Drawn:
     share: float
     seed: int
 
-    def __call__(self, places: Sequence[Place], layers: int) -> Sequence[Place]:
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
         def rank(place: Place) -> str:
             return hashlib.sha256(f"{self.seed}/{place.name}".encode()).hexdigest()
 

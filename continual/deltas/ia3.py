@@ -48,7 +48,7 @@ class IA3(MethodSettings):
     def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "IA3":
             return None
-        adapter.require_known("feedforward_modules", "init_ia3_weights", "fan_in_fan_out")
+        adapter.require_known("feedforward_modules", "init_ia3_weights")
         parts = layout.parts(cls())
         adapter.require({_name(part.module): _shape(part) for part in parts})
         values = {

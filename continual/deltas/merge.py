@@ -49,12 +49,16 @@ def unmergeable(settings: MethodSettings) -> str | None:
 def merged(backbone: Backbone, delta: Delta) -> Any:
     """A copy of the backbone's model, a transformers.PreTrainedModel, whose weights hold the delta's change.
 
+    The states of a text are the delta's. With its language modelling head, where there is one: a head that shares its
+    weight with the word vectors changes with them.
+
     Raises DeltaError for another backbone's delta, ExchangeError where weights and biases cannot do what it does.
     """
     check_fits(backbone, delta)
     if reason := unmergeable(delta.settings):
         raise _refused(delta, reason)
-    own, copied = delta.to(backbone.device), replace(backbone, model=deepcopy(backbone.model))
+    own, whole = delta.to(backbone.device), deepcopy(backbone.whole)
+    copied = replace(backbone, model=whole.base_model, lm=whole if backbone.lm else None)
     found = list(_steps(backbone, copied, own))
     for step in found:
         if step.place.changes != "input":
@@ -63,7 +67,7 @@ def merged(backbone: Backbone, delta: Delta) -> Any:
         if step.place.changes == "input":
             _into_input(delta, step)
     _require_same(backbone, own, copied)
-    return copied.model
+    return copied.whole
 
 
 def _steps(backbone: Backbone, copied: Backbone, delta: Delta) -> Iterator[_Step]:

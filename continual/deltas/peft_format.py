@@ -99,7 +99,8 @@ class PeftAdapter:
         return tuple(dict.fromkeys(match[1] for match in found if match))
 
 
-COMMON = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "target_modules", "task_type")
+# What says nothing of what an adapter computes beside its tensors.
+COMMON = ("fan_in_fan_out", "inference_mode", "target_modules", "exclude_modules", "auto_mapping")
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """Prefix tuning: keys and values of the delta's own, which every token attends to, before those of the text."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from continual.deltas.edit import Add, Concatenate, Edit, Identity, Reads, Value
 from continual.deltas.method import MethodSettings
 from continual.deltas.peft_format import PROMPT, Layout, Part, PeftAdapter
 from continual.deltas.prefix_rows import Reparameterised, Rows
+from continual.errors import ExchangeError
 from continual.sites import Place
 
 
@@ -54,9 +56,19 @@ class Prefix(MethodSettings):
         return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()), positions)
 
     def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
-        rows = torch.cat([values[name] for name in _widths(parts)], dim=1)
-        config = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": self.length, "prefix_projection": False}
-        return PeftAdapter(config, {PROMPT: rows})
+        widths = _widths(parts)
+        attention: Any = parts[0].place.exit
+        heads = getattr(attention.config, "num_key_value_heads", None) or attention.config.num_attention_heads
+        config = {
+            "peft_type": "PREFIX_TUNING",
+            "num_virtual_tokens": self.length,
+            "token_dim": parts[0].place.d_out,
+            "num_layers": len(widths) // 2,
+            "num_attention_heads": heads,
+            "num_transformer_submodules": 1,
+            "prefix_projection": False,
+        }
+        return PeftAdapter(config, {PROMPT: torch.cat([values[name] for name in widths], dim=1)})
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
@@ -71,6 +83,16 @@ class Prefix(MethodSettings):
 
 
 def _widths(parts: Sequence[Part]) -> dict[str, int]:
-    """The values of all layers, in PEFT's order, and how wide each is."""
+    """The values of all layers, in PEFT's order, and how wide each is.
+
+    Raises ExchangeError where PEFT's prefix does something else, or nothing: it is put into the cache of a model.
+    """
     layers = [part for part in parts if part.place.changes == "attention"]
+    attention: Any = layers[0].place.exit
+    cached = "past_key_values" in inspect.signature(attention.forward).parameters
+    if not cached or attention.config.is_encoder_decoder or len(layers) == len(parts):
+        raise ExchangeError(
+            "PEFT has no prefix for this family that does the same: there it must go through the cache of a model that "
+            "is one stack, and begin the positions of the text behind the prefix"
+        )
     return {f"{part.key}/{name}": part.place.d_out for part in layers for name in ("key", "value")}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -52,8 +52,17 @@ class Prompt(MethodSettings):
         return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
 
     def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
-        config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": self.length}
-        return PeftAdapter(config, {PROMPT: values[f"{_only(parts).key}/words"]})
+        part = _only(parts)
+        model: Any = part.place.exit
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": self.length,
+            "token_dim": part.place.d_out,
+            "num_layers": part.place.layers,
+            "num_attention_heads": model.config.num_attention_heads,
+            "num_transformer_submodules": 1,
+        }
+        return PeftAdapter(config, {PROMPT: values[f"{part.key}/words"]})
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
@@ -67,6 +76,7 @@ class Prompt(MethodSettings):
 
 
 def _only(parts: Sequence[Part]) -> Part:
-    if len(parts) != 1:
-        raise ExchangeError(f"PEFT puts a prompt before one stack, and this one is before {len(parts)}")
+    stack: Any = parts[0].place.exit
+    if stack.config.is_encoder_decoder:
+        raise ExchangeError("PEFT has no prompt that is before the encoder of an encoder-decoder alone")
     return parts[0]

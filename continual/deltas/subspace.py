@@ -1,5 +1,6 @@
 """The subspace that learned deltas span: a new one is a point in it, and only its coordinates are trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -36,8 +37,13 @@ class InSubspace:
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         mean = self.inner.start(place, d_read, generator)
-        basis = {key: torch.randn(self.dimension, *v.shape, generator=generator) for key, v in mean.items()}
+        basis = {key: self._directions(value, generator) for key, value in mean.items()}
         return _named(MEAN, mean) | _named(BASIS, basis)
+
+    def _directions(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Random directions [K, …] of length about one."""
+        drawn = torch.randn(self.dimension, *like.shape, generator=generator)
+        return drawn / math.sqrt(like.numel())
 
     def held(self, name: str) -> bool:
         return name.startswith((MEAN, BASIS))

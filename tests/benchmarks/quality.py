@@ -20,86 +20,27 @@ file belongs to one stream, one backbone and one version of the code.
 import argparse
 import json
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers.utils import logging as transformers_logging
 
-from continual.backbone import Backbone, load_backbone, locate
-from continual.deltas import METHODS, Delta, Head, fresh_values
+from continual.backbone import Backbone, load_backbone
+from continual.deltas import METHODS
 from continual.errors import LearnError
-from continual.evaluate import Prepared, measure, metric_score, predict_classes, prepare
+from continual.evaluate import Prepared, measure, metric_score, predict_classes
 from continual.features import features
-from continual.head import ClosedForm, closed_form
-from continual.signature import signature
 from continual.train import train
-from tasks import Budget, Rows, Stream, TaskData, load_task, read_stream
-from tasks.rows import sample
+from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
+from tests.benchmarks.runs import SEARCH_VALIDATION_ROWS, Bench, Record, State, chosen_names, mean, quieten, say
 
-SEARCH_VALIDATION_ROWS = 500
 SEARCH_TASKS = 3  # those with the fewest tokens
 LORA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 FULL_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One task's rows, all or some of them, and the closed-form start that belongs to them."""
-
-    backbone: Backbone
-    data: TaskData
-    search_rows: int
-    seed: int
-
-    @cached_property
-    def train(self) -> Prepared:
-        return self.prepared(self.data.train)
-
-    @cached_property
-    def validation(self) -> Prepared:
-        return self.prepared(self.data.validation)
-
-    @cached_property
-    def few(self) -> "Bench":
-        """The rows on which learning rates are compared, in the proportions of the labels."""
-        data, count = self.data, max(self.search_rows, len(self.data.labels))
-        rows = sample(data.train, count, seed=self.seed, keep_labels=True)
-        held_out = sample(data.validation, SEARCH_VALIDATION_ROWS, seed=self.seed)
-        return replace(self, data=replace(data, train=rows, validation=held_out))
-
-    @cached_property
-    def start(self) -> ClosedForm:
-        vectors = features(self.backbone, self.train.tokens)
-        seen = signature(vectors, self.train.classes, count=len(self.data.labels))
-        return closed_form(seen, features(self.backbone, self.validation.tokens), self.validation.classes)
-
-    @property
-    def checkpoint(self) -> str:
-        return locate(self.backbone.name)
-
-    @property
-    def budget(self) -> Budget:
-        assert self.data.spec.budget is not None  # the stream's tasks are resolved
-        return self.data.spec.budget
-
-    def prepared(self, rows: Rows) -> Prepared:
-        return prepare(self.backbone, rows, labels=self.data.labels, max_length=self.budget.max_length)
-
-    def problem(self, learning_rate: float) -> Problem:
-        budget = self.budget.model_copy(update={"learning_rate": learning_rate})
-        return Problem(self.train, self.validation, self.data.spec.metric, budget, self.seed)
 
 
 Arm = Callable[[Bench, float], Fitted]
@@ -115,33 +56,26 @@ def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
 
 
 def _ours(bench: Bench, learning_rate: float) -> Fitted:
-    backbone, problem = bench.backbone, bench.problem(learning_rate)
-    settings = METHODS["lora"].model_validate({"rank": RANK})
-    head = Head(bench.start.weight, bench.start.bias, bench.data.labels, backbone.pooling)
-    start = Delta("lora", settings, backbone.fingerprint, fresh_values(backbone, settings, seed=bench.seed), head)
-    what: dict[str, Any] = {
-        "rows": problem.rows,
-        "validation": problem.validation,
-        "metric": problem.metric,
-        "seed": problem.seed,
-    }
-    trained = train(backbone, start, budget=problem.budget, **what)
+    start = bench.fresh("lora", METHODS["lora"].model_validate({"rank": RANK}))
+    trained = train(bench.backbone, start, **bench.training(learning_rate))
     curve = tuple(epoch.score for epoch in trained.curve)
-    return Fitted(curve, lambda rows: predict_classes(backbone, trained.delta, rows))
+    return Fitted(curve, lambda rows: predict_classes(bench.backbone, trained.delta, rows))
 
 
 def _peft(bench: Bench, learning_rate: float) -> Fitted:
-    return fit(bench.backbone, peft_lora(bench.checkpoint, len(bench.data.labels)), bench.problem(learning_rate))
+    return fit(
+        bench.backbone, peft_lora(bench.checkpoint, len(bench.data.labels)), Problem(**bench.training(learning_rate))
+    )
 
 
 def _peft_our_head(bench: Bench, learning_rate: float) -> Fitted:
     start = bench.start
     network = peft_lora_with_head(bench.checkpoint, start.weight, start.bias, bench.backbone.pooling)
-    return fit(bench.backbone, network, bench.problem(learning_rate))
+    return fit(bench.backbone, network, Problem(**bench.training(learning_rate)))
 
 
 def _full(bench: Bench, learning_rate: float) -> Fitted:
-    return fit(bench.backbone, full(bench.checkpoint, len(bench.data.labels)), bench.problem(learning_rate))
+    return fit(bench.backbone, full(bench.checkpoint, len(bench.data.labels)), Problem(**bench.training(learning_rate)))
 
 
 # Every arm with the learning rates it may choose from; one that takes no step has none.
@@ -152,27 +86,6 @@ ARMS: Mapping[str, tuple[Arm, tuple[float, ...]]] = {
     "ours": (_ours, LORA_RATES),
     "full": (_full, FULL_RATES),
 }
-
-
-class State:
-    """The finished runs: appended to a file of JSON lines as they finish, found again by what they were."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
-        self.records: list[Record] = [json.loads(line) for line in lines]
-
-    def find(self, **wanted: Any) -> Record | None:
-        found = (r for r in self.records if all(r[key] == value for key, value in wanted.items()))
-        return next(found, None)
-
-    def add(self, record: Record) -> Record:
-        self.records.append(record)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        say(" ".join(f"{key}={value}" for key, value in record.items() if key != "curve"))
-        return record
 
 
 def chosen_rate(benches: Sequence[Bench], name: str, state: State) -> float | None:
@@ -248,7 +161,7 @@ def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> R
         "search": sorted({(record["task"], record["rows"]) for record in records if record["stage"] == "search"}),
         "tasks": tasks,
         "tasks_in_means": [name for name, task in tasks.items() if task in whole],
-        "means": {arm: _mean(task[arm]["test"] for task in whole) for arm in arms},
+        "means": {arm: mean(task[arm]["test"] for task in whole) for arm in arms},
         "ours_minus": {arm: _differences(tasks, arm) for arm in arms if arm != "ours" and "ours" in arms},
     }
 
@@ -256,22 +169,7 @@ def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> R
 def _differences(tasks: Mapping[str, Record], arm: str) -> Record:
     pairs = {name: task for name, task in tasks.items() if {"ours", arm} <= set(task)}
     both = {name: task["ours"]["test"] - task[arm]["test"] for name, task in pairs.items()}
-    return {"mean": _mean(both.values()), "tasks": both}
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    return fmean(there) if (there := list(values)) else None
-
-
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
-
-
-def _names(allowed: Sequence[str], given: str | None) -> list[str]:
-    names = list(allowed) if given is None else given.split(",")
-    if unknown := set(names) - set(allowed):
-        sys.exit(f"not known: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
-    return [name for name in allowed if name in names]
+    return {"mean": mean(both.values()), "tasks": both}
 
 
 def _arguments() -> argparse.Namespace:
@@ -285,23 +183,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _quieten() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name
-
-
 def main() -> None:
     arguments = _arguments()
     stream, state = read_stream(arguments.stream), State(arguments.state)
     backbone = load_backbone(stream.backbone or "minilm")
-    _quieten()  # here, since loading a backbone turns the bars on again
-    names = _names([task.name for task in stream.tasks], arguments.tasks)
+    quieten()
+    names = chosen_names([task.name for task in stream.tasks], arguments.tasks)
     if not arguments.report:
         loaded = [load_task(t, folder=stream.folder, seed=stream.seed) for t in stream.resolved() if t.name in names]
         benches = [Bench(backbone, data, arguments.search_rows, stream.seed) for data in loaded]
         benches.sort(key=lambda bench: sum(bench.train.tokens.lengths))
-        arms = _names(list(ARMS), arguments.arms)
+        arms = chosen_names(list(ARMS), arguments.arms)
         rates = {arm: chosen_rate(benches[:SEARCH_TASKS], arm, state) for arm in arms}
         say(f"learning rates: {rates}")
         for bench in benches:

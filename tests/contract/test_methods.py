@@ -16,6 +16,7 @@ from continual.features import pad, pooled, tokenize
 from continual.train import Trained, train
 from tasks import Budget, Method
 
+LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 
 
@@ -98,7 +99,7 @@ def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: st
     with pytest.raises(IndexError), attached(backbone, delta):
         backbone.hidden_states({**batch, "input_ids": batch["input_ids"] + 10**6})
     assert torch.equal(hidden(backbone, batch), base)
-    assert fingerprint(backbone.model) == backbone.fingerprint
+    assert fingerprint(backbone.whole) == backbone.fingerprint
 
 
 def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
@@ -115,7 +116,7 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
     by_layer = [
         {key.split(".", 2)[2] for key in delta.values if key.startswith(f"layer.{n}.")} for n in range(backbone.layers)
     ]
-    assert by_layer[0] == by_layer[1]
+    assert {key.split("/")[0] for key in by_layer[1] ^ by_layer[0]} <= LEFT_OUT.get(backbone.family.name, set())
 
 
 def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
@@ -136,14 +137,14 @@ def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: 
     for name, delta in others.items():
         assert delta.digest == before[name][0]
         assert torch.equal(logits(backbone, delta, tokens), before[name][1])
-    assert fingerprint(backbone.model) == backbone.fingerprint
+    assert fingerprint(backbone.whole) == backbone.fingerprint
 
 
 def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
-    start = fresh_delta(backbone, method)
+    start = fresh_delta(backbone, method, task="animals")
     digest = start.digest
-    rows, validation = prepared(backbone, "mood", 16), prepared(backbone, "mood", 8, seed=1)
-    budget = Budget(epochs=4, batch_size=4, learning_rate=1e-2)
+    rows, validation = prepared(backbone, "animals", 18), prepared(backbone, "animals", 15, seed=1)
+    budget = Budget(epochs=8, batch_size=6, learning_rate=1e-2)
     found = train(backbone, start, rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0)
     assert start.digest == digest
     assert not any(tensor.requires_grad for tensor in start.tensors().values())
@@ -228,7 +229,7 @@ def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: o
 
 
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
-    other = tiny_backbone(backbone.family.name, seed=1)
+    other = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
     with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(backbone, method)):
         pass
 

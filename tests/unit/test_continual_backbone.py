@@ -2,22 +2,30 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_backbone, tiny_model
+from tiny import tiny_backbone
+from tiny_models import tiny_model
+from torch import Tensor
+from transformers import T5EncoderModel
 
 from continual.backbone import Backbone, choose_device, choose_dtype, fingerprint, freeze, load_backbone
 from continual.errors import BackboneError
-from continual.features import features, tokenize
+from continual.features import features, pad, tokenize
 
 
 @pytest.fixture
 def folder(bert_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny BERT to be spoiled."""
     return Path(shutil.copytree(bert_folder, tmp_path / "copy"))
+
+
+def states_of(backbone: Backbone) -> Tensor:
+    return backbone.hidden_states(pad(backbone, tokenize(backbone, ["purr meow", "wave"], max_length=32), [0, 1]))
 
 
 def load(folder: Path | str, **options: str) -> Backbone:
@@ -27,7 +35,8 @@ def load(folder: Path | str, **options: str) -> Backbone:
 def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folder: Path) -> None:
     loaded = load(backbone_folder)
     assert loaded.fingerprint == backbone.fingerprint
-    assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, 32)
+    assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, backbone.hidden_size)
+    assert (loaded.lm is None) == (loaded.architecture == "encoder")
     assert loaded.parameter_count == backbone.parameter_count
     assert loaded.longest_input == backbone.longest_input
     texts = ["purr meow", ("wave", "tide"), ""]
@@ -132,7 +141,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "config.json")
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "t5", "no-such-type"])
+@pytest.mark.parametrize("model_type", ["bloom", "no-such-type"])
 def test_an_unknown_family_is_refused(folder: Path, model_type: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(BackboneError, match=model_type):
@@ -169,9 +178,61 @@ def test_auto_is_what_the_machine_has() -> None:
 
 def test_freezing_refuses_a_family_without_sites() -> None:
     model, tokenizer = tiny_model("bert")
-    model.config.model_type = "gpt2"
-    with pytest.raises(BackboneError, match=r"gpt2.*bert"):
+    model.config.model_type = "bloom"
+    with pytest.raises(BackboneError, match=r"bloom.*bert"):
         freeze(model, tokenizer, name="x", device="cpu", dtype="float32")
+
+
+def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Backbone) -> None:
+    assert backbone.architecture == backbone.family.architecture
+    if backbone.architecture == "encoder":
+        assert backbone.lm is None
+        assert backbone.whole is backbone.model
+    else:
+        assert backbone.model is backbone.lm.base_model
+        assert backbone.whole is backbone.lm
+        assert backbone.parameter_count == sum(parameter.numel() for parameter in backbone.lm.parameters())
+    assert states_of(backbone).shape[-1] == backbone.hidden_size
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt-narrow", "llama", "bart"])
+def test_a_base_model_alone_is_a_backbone_that_reads(kind: str) -> None:
+    backbone = tiny_backbone(kind)
+    alone = freeze(deepcopy(backbone.model), backbone.tokenizer, name="base", device="cpu", dtype="float32")
+    assert alone.lm is None
+    assert alone.fingerprint != backbone.fingerprint
+    assert torch.equal(states_of(alone), states_of(backbone))
+
+
+def test_t5s_encoder_alone_is_a_backbone_that_reads() -> None:
+    t5 = tiny_backbone("t5")
+    encoder = T5EncoderModel(t5.model.config)
+    encoder.load_state_dict(t5.model.state_dict(), strict=False)
+    alone = freeze(encoder, t5.tokenizer, name="encoder", device="cpu", dtype="float32")
+    assert alone.lm is None
+    assert torch.equal(states_of(alone), states_of(t5))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end() -> None:
+    gpt2 = tiny_backbone("gpt2")
+    assert gpt2.tokenizer.pad_token == gpt2.tokenizer.eos_token == "<|endoftext|>"
+    tokens = tokenize(gpt2, ["", "wave"], max_length=8)
+    assert tokens.ids[0] == (gpt2.tokenizer.eos_token_id,), "an empty text has a state too"
+
+
+def test_a_tokenizer_that_can_pad_with_nothing_is_refused() -> None:
+    gpt2 = tiny_backbone("gpt2")
+    gpt2.tokenizer.pad_token = gpt2.tokenizer.eos_token = None
+    with pytest.raises(BackboneError, match="pad_token"):
+        freeze(gpt2.lm, gpt2.tokenizer, name="mute", device="cpu", dtype="float32")
+
+
+def test_the_longest_input_of_relative_positions_is_the_tokenizers_or_a_large_one() -> None:
+    t5 = tiny_backbone("t5")
+    t5.tokenizer.model_max_length = 512
+    assert t5.longest_input == 512
+    t5.tokenizer.model_max_length = 10**30
+    assert t5.longest_input == 8192
 
 
 def test_minilm_is_a_frozen_bert_of_384(minilm: Backbone) -> None:

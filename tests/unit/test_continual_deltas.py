@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from torch.func import functional_call
 from continual.backbone import Backbone
 from continual.deltas import Delta, attached, load_delta
 from continual.errors import DeltaError, MethodError
-from continual.families import family_of, places
 from continual.features import pad, tokenize
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
@@ -64,29 +64,29 @@ def assert_same(found: tuple[Tensor, Gradients], expected: tuple[Tensor, Gradien
 
 
 @pytest.mark.parametrize("sites", [("attn.q", "attn.v"), ALL_LINEAR], ids=["query and value", "all"])
-def test_lora_is_the_model_with_weights_plus_scaled_ba(backbone: Backbone, sites: tuple[str, ...]) -> None:
-    delta = moved_delta(backbone, "lora", rank=4, alpha=6.0, sites=sites)
+def test_lora_is_the_model_with_weights_plus_scaled_ba(bertlike: Backbone, sites: tuple[str, ...]) -> None:
+    delta = moved_delta(bertlike, "lora", rank=4, alpha=6.0, sites=sites)
 
     def merged(values: dict[str, Tensor]) -> dict[str, Tensor]:
         changed = {}
         for number, site in enumerate(sites):
-            for layer, name in enumerate(module_names(backbone, site)):
+            for layer, name in enumerate(module_names(bertlike, site)):
                 key = f"layer.{layer}.{site}/{number}"
-                weight = backbone.model.get_parameter(f"{name}.weight")
+                weight = bertlike.model.get_parameter(f"{name}.weight")
                 changed[f"{name}.weight"] = weight + 6.0 / 4 * values[f"{key}/B"] @ values[f"{key}/A"]
         return changed
 
-    assert_same(through_delta(backbone, delta), through_weights(backbone, delta, merged))
+    assert_same(through_delta(bertlike, delta), through_weights(bertlike, delta, merged))
 
 
-def test_lora_is_pefts_lora(backbone: Backbone) -> None:
+def test_lora_is_pefts_lora(bertlike: Backbone) -> None:
     peft = pytest.importorskip("peft")
-    delta = moved_delta(backbone, "lora", rank=4, alpha=6.0, sites=("attn.q", "attn.v"))
+    delta = moved_delta(bertlike, "lora", rank=4, alpha=6.0, sites=("attn.q", "attn.v"))
     config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], lora_dropout=0.0)
-    model = peft.get_peft_model(deepcopy(backbone.model), config).eval()
+    model = peft.get_peft_model(deepcopy(bertlike.model), config).eval()
     theirs: dict[str, Tensor] = {}
     for number, site in enumerate(("attn.q", "attn.v")):
-        for layer, name in enumerate(module_names(backbone, site)):
+        for layer, name in enumerate(module_names(bertlike, site)):
             module: Any = model.base_model.model.get_submodule(name)
             theirs[f"layer.{layer}.{site}/{number}/A"] = module.lora_A["default"].weight
             theirs[f"layer.{layer}.{site}/{number}/B"] = module.lora_B["default"].weight
@@ -94,27 +94,27 @@ def test_lora_is_pefts_lora(backbone: Backbone) -> None:
     with torch.no_grad():
         for key, parameter in theirs.items():
             parameter.copy_(delta.values[key])
-    hidden = model(**batch_of(backbone)).last_hidden_state
+    hidden = model(**batch_of(bertlike)).last_hidden_state
     loss_of(hidden).backward()
-    assert_same(through_delta(backbone, delta), (hidden.detach(), {key: value.grad for key, value in theirs.items()}))
+    assert_same(through_delta(bertlike, delta), (hidden.detach(), {key: value.grad for key, value in theirs.items()}))
 
 
-def test_bitfit_is_the_model_with_other_biases(backbone: Backbone) -> None:
-    delta = moved_delta(backbone, "bitfit")
+def test_bitfit_is_the_model_with_other_biases(bertlike: Backbone) -> None:
+    delta = moved_delta(bertlike, "bitfit")
     # Every bias there is, found by name: BitFit leaves none out.
-    biases = [name for name, _ in backbone.model.named_parameters() if name.endswith("bias")]
-    modules = {id(module): name for name, module in backbone.model.named_modules()}
-    owners = {place.name: modules[id(place.exit)] for s in ("projections", "norms") for place in backbone.places(s)}
+    biases = [name for name, _ in bertlike.model.named_parameters() if name.endswith("bias")]
+    modules = {id(module): name for name, module in bertlike.model.named_modules()}
+    owners = {place.name: modules[id(place.exit)] for s in ("projections", "norms") for place in bertlike.places(s)}
 
     def merged(values: dict[str, Tensor]) -> dict[str, Tensor]:
         changed = {}
         for key, value in values.items():
             name = f"{owners[key.split('/')[0]]}.bias"
-            changed[name] = backbone.model.get_parameter(name) + value
+            changed[name] = bertlike.model.get_parameter(name) + value
         assert sorted(changed) == sorted(biases)
         return changed
 
-    assert_same(through_delta(backbone, delta), through_weights(backbone, delta, merged))
+    assert_same(through_delta(bertlike, delta), through_weights(bertlike, delta, merged))
 
 
 class HoulsbyAdapter(nn.Module):
@@ -129,12 +129,12 @@ class HoulsbyAdapter(nn.Module):
         return changed
 
 
-def test_adapter_is_houlsbys_module_after_each_projection_and_other_norms(backbone: Backbone) -> None:
-    delta = moved_delta(backbone, "adapter", size=5)
-    model, owners = deepcopy(backbone.model), {}
+def test_adapter_is_houlsbys_module_after_each_projection_and_other_norms(bertlike: Backbone) -> None:
+    delta = moved_delta(bertlike, "adapter", size=5)
+    model, owners = deepcopy(bertlike.model), {}
     for number, site in enumerate(("attn.out", "ffn.out")):
-        for layer, name in enumerate(module_names(backbone, site)):
-            adapter, key = HoulsbyAdapter(5, backbone.hidden_size), f"layer.{layer}.{site}/{number}"
+        for layer, name in enumerate(module_names(bertlike, site)):
+            adapter, key = HoulsbyAdapter(5, bertlike.hidden_size), f"layer.{layer}.{site}/{number}"
             pairs = {"down": adapter.down.weight, "down_bias": adapter.down.bias}
             pairs |= {"up": adapter.up.weight, "up_bias": adapter.up.bias}
             owners |= {f"{key}/{part}": parameter for part, parameter in pairs.items()}
@@ -147,32 +147,32 @@ def test_adapter_is_houlsbys_module_after_each_projection_and_other_norms(backbo
     norms = {k: v.clone().requires_grad_() for k, v in delta.values.items() if k not in owners}
     changed = {}
     for number, site in ((2, "norm.embed"), (2, "norm.attn"), (2, "norm.ffn")):
-        for layer, name in enumerate(module_names(backbone, site)):
+        for layer, name in enumerate(module_names(bertlike, site)):
             place = site if site == "norm.embed" else f"layer.{layer}.{site}"
             m, c = (norms[f"{place}/{n}/vector"] for n in (number, number + 1))
-            changed[f"{name}.weight"] = m * backbone.model.get_parameter(f"{name}.weight")
-            changed[f"{name}.bias"] = m * backbone.model.get_parameter(f"{name}.bias") + c
-    hidden = functional_call(model, changed, kwargs=batch_of(backbone)).last_hidden_state
+            changed[f"{name}.weight"] = m * bertlike.model.get_parameter(f"{name}.weight")
+            changed[f"{name}.bias"] = m * bertlike.model.get_parameter(f"{name}.bias") + c
+    hidden = functional_call(model, changed, kwargs=batch_of(bertlike)).last_hidden_state
     loss_of(hidden).backward()
     gradients = {key: tensor.grad for key, tensor in {**owners, **norms}.items()}
-    assert_same(through_delta(backbone, delta), (hidden.detach(), gradients))
+    assert_same(through_delta(bertlike, delta), (hidden.detach(), gradients))
 
 
 def body_size(delta: Delta) -> int:
     return sum(value.numel() for value in delta.values.values())
 
 
-def test_parameter_counts_are_the_papers(backbone: Backbone) -> None:
-    config = backbone.model.config
+def test_parameter_counts_are_the_papers(bertlike: Backbone) -> None:
+    config = bertlike.model.config
     layers, d, ffn = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    assert body_size(moved_delta(backbone, "lora", rank=3)) == layers * 3 * (4 * (d + d) + 2 * (d + ffn))
-    assert body_size(moved_delta(backbone, "lora", rank=3, sites=("attn.q", "attn.v"))) == layers * 2 * 3 * (d + d)
-    assert body_size(moved_delta(backbone, "lora", rank=3, sites=("ffn.in",))) == layers * 3 * (d + ffn)
+    assert body_size(moved_delta(bertlike, "lora", rank=3)) == layers * 3 * (4 * (d + d) + 2 * (d + ffn))
+    assert body_size(moved_delta(bertlike, "lora", rank=3, sites=("attn.q", "attn.v"))) == layers * 2 * 3 * (d + d)
+    assert body_size(moved_delta(bertlike, "lora", rank=3, sites=("ffn.in",))) == layers * 3 * (d + ffn)
     m = 7
     per_layer = 2 * (2 * m * d + d + m) + 2 * 2 * d  # two adapters, two norms
-    assert body_size(moved_delta(backbone, "adapter", size=m)) == layers * per_layer + 2 * d  # and the embeddings' norm
-    biases = sum(p.numel() for name, p in backbone.model.named_parameters() if name.endswith("bias"))
-    assert body_size(moved_delta(backbone, "bitfit")) == biases
+    assert body_size(moved_delta(bertlike, "adapter", size=m)) == layers * per_layer + 2 * d  # and the embeddings' norm
+    biases = sum(p.numel() for name, p in bertlike.model.named_parameters() if name.endswith("bias"))
+    assert body_size(moved_delta(bertlike, "bitfit")) == biases
 
 
 def test_parameter_count_includes_the_head(bert: Backbone) -> None:
@@ -192,7 +192,7 @@ def test_places_are_checked_against_the_model(bert: Backbone) -> None:
     model = deepcopy(bert.model)
     del model.encoder.layer[1].attention.self.query
     with pytest.raises(Exception, match=r"encoder\.layer\.1\.attention\.self\.query"):
-        places(model, family_of("bert"), "attn.q")
+        replace(bert, model=model).places("attn.q")
 
 
 @pytest.mark.parametrize(

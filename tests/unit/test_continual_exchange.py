@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import moved_delta
+from tiny import moved_delta, save_backbone
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -62,11 +62,27 @@ def write(folder: Path, backbone: Backbone, delta: Delta) -> Path:
     return folder
 
 
+WITHOUT_PROMPT = {"t5", "t5-gated", "bart"}
+WITHOUT_PREFIX = WITHOUT_PROMPT | {"distilbert", "modernbert", "opt", "opt-narrow", "llama", "qwen2", "qwen3"}
+
+
+def write_or_skip(folder: Path, backbone: Backbone, delta: Delta) -> Path:
+    """PEFT puts prompts and prefixes before models that are one stack only, and prefixes into caches."""
+    lacking = {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(delta.method, set())
+    if backbone.name.removeprefix("tiny-") not in lacking:
+        return write(folder, backbone, delta)
+    with pytest.raises(ExchangeError, match="PEFT"):
+        to_peft(backbone, delta)
+    pytest.skip("PEFT has none for this family")
+
+
 @torch.no_grad()
 def pefts_states(backbone_folder: Path, folder: Path, batch: Mapping[str, Tensor]) -> Tensor:
     """Hidden states of PEFT's model on the plain one, of the text's own tokens; zeros at its padding."""
     model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(backbone_folder), folder).eval()
-    states: Tensor = model(
+    plain = model.get_base_model()
+    reader = plain.encoder if plain.config.is_encoder_decoder else model  # the decoder has nothing to read
+    states: Tensor = reader(
         **{name: value for name, value in batch.items() if name != "token_type_ids"}
     ).last_hidden_state
     mask = batch["attention_mask"]
@@ -81,7 +97,7 @@ def test_every_method_that_peft_has_is_tried() -> None:
 def test_peft_computes_the_same_states_and_the_head_the_same_logits(
     backbone: Backbone, backbone_folder: Path, delta: Delta, tmp_path: Path
 ) -> None:
-    folder, batch = write(tmp_path, backbone, delta), batch_of(backbone)
+    folder, batch = write_or_skip(tmp_path, backbone, delta), batch_of(backbone)
     states, expected = pefts_states(backbone_folder, folder, batch), hidden(backbone, delta)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
     about = json.loads((folder / "head.json").read_text())
@@ -92,7 +108,7 @@ def test_peft_computes_the_same_states_and_the_head_the_same_logits(
 
 
 def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path: Path) -> None:
-    adapter, origin = read_adapter(write(tmp_path, backbone, delta))
+    adapter, origin = read_adapter(write_or_skip(tmp_path, backbone, delta))
     assert origin == Origin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
     method, settings, values = from_peft(backbone, adapter)
     assert method == delta.method
@@ -155,8 +171,9 @@ def pefts_own(backbone: Backbone, folder: Path, config: Any) -> Path:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_what_peft_saved_computes_the_same_here(
-    backbone: Backbone, backbone_folder: Path, config: str, tmp_path: Path
+    bertlike: Backbone, config: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    backbone, backbone_folder = bertlike, save_backbone(bertlike, tmp_path_factory.mktemp("plain"))
     adapter, origin = read_adapter(pefts_own(backbone, tmp_path, CONFIGS[config]()))
     assert origin is None
     method, settings, values = from_peft(backbone, adapter)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import POSITIONS, rows_of
+from tiny import rows_of
+from tiny_models import POSITIONS
 from torch import Tensor
 
 from continual.backbone import Backbone

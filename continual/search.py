@@ -1,0 +1,109 @@
+"""`method: auto`: which method, of what size and at what learning rate, by successive halving on held-out rows.
+
+All candidates are trained on a few of the rows; the better half goes on with twice as many, until one is left, which is
+then trained as if it had been named. Jamieson and Talwalkar (2016), "Non-stochastic Best Arm Identification and
+Hyperparameter Optimization", arXiv:1502.07943; the resource is rows, so that every candidate sees a whole schedule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from continual.backbone import Backbone
+from continual.deltas import fresh_values, method_settings
+from continual.errors import MethodError
+from tasks import Budget, Method
+
+NAME = "auto"
+CANDIDATES: tuple[Method, ...] = tuple(
+    Method.model_validate(method)
+    for method in (
+        {"name": "lora", "rank": 4},
+        {"name": "lora", "rank": 16},
+        {"name": "adapter_pfeiffer", "size": 32},
+        {"name": "parallel_adapter", "size": 32},
+        {"name": "bitfit"},
+        {"name": "ia3"},
+    )
+)
+
+
+class Search(BaseModel):
+    """Settings of `method: auto`.
+
+    share: most parameters a delta may have without its head, a fraction of the backbone's · candidates: methods to
+    choose from · rates: multiples of the budget's learning rate that each is tried at.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(default=0.02, gt=0, le=1)
+    candidates: tuple[Method, ...] = Field(default=CANDIDATES, min_length=1)
+    rates: tuple[float, ...] = Field(default=(1.0, 4.0), min_length=1)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One candidate: a method and the learning rate it is tried at."""
+
+    method: Method
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found of an arm: the train rows it had, and the validation score it reached."""
+
+    arm: Arm
+    rows: int
+    score: float
+
+
+def search_of(method: Method) -> Search | None:
+    """The search that a stream file asks for with `method: auto`; None where it names a method.
+
+    Raises MethodError for a setting that is not known or not allowed.
+    """
+    if method.name != NAME:
+        return None
+    try:
+        return Search.model_validate(method.settings)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise MethodError(f"method {NAME!r}: {problems}. Settings: {', '.join(Search.model_fields)}") from None
+
+
+def arms(backbone: Backbone, search: Search, budget: Budget) -> list[Arm]:
+    """The arms that fit the backbone and the share of parameters.
+
+    Raises MethodError where none does.
+    """
+    most, found, sizes = search.share * backbone.parameter_count, [], {}
+    for method in search.candidates:
+        parameters = sum(value.numel() for value in fresh_values(backbone, method_settings(method), seed=0).values())
+        sizes[str(method.name)] = parameters
+        if parameters <= most:
+            found += [Arm(method, rate * budget.learning_rate) for rate in search.rates]
+    if not found:
+        raise MethodError(
+            f"method {NAME!r}: no candidate has at most {most:,.0f} parameters (share: {search.share}); they have "
+            f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}. Raise `share` or name smaller candidates"
+        )
+    return found
+
+
+def halve(arms: Sequence[Arm], rows: int, score: Callable[[Arm, int], float]) -> tuple[Arm, list[Trial]]:
+    """The arm that is left, and all that was tried; `score` trains an arm on so many rows and scores it on others.
+
+    Of equal scores the earlier arm goes on.
+    """
+    left, trials, rungs = list(arms), [], ceil(log2(len(arms)))
+    for rung in range(rungs):
+        share = max(1, rows // 2 ** (rungs - rung))
+        found = [Trial(arm, share, score(arm, share)) for arm in left]
+        trials += found
+        ranked = sorted(found, key=lambda trial: -trial.score)  # stable: of equals the earlier
+        left = [trial.arm for trial in ranked[: ceil(len(left) / 2)]]
+    return left[0], trials

@@ -1,0 +1,225 @@
+"""Which method? Test scores, parameters, memory and speed of the methods, on tasks of a stream.
+
+    python -m tests.benchmarks.methods STREAM.yaml [STREAM.yaml] --tasks trec6,sst2 --state runs.jsonl > methods.json
+
+A task is taken from the first stream that has it; backbone and seed are the first stream's. Every method gets the same
+rows (at most `--rows` of train), epochs, batches, pooling and closed-form head, and four learning rates to choose from:
+the best by the mean over two tasks' validation rows, one seed. Then one run per task and seed at that rate. Test rows
+are read for those runs alone. A run that is in the state file is not made again.
+
+memory: bytes of what a training step keeps for its backward pass, of a batch of the task's longest rows, and of the
+trained values four times over (value, gradient, Adam's two moments). The backbone's own weights are not counted.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone, load_backbone
+from continual.deltas import attached, method_settings
+from continual.errors import LearnError
+from continual.evaluate import measure, predict_classes
+from continual.train import batch_loss, train
+from tasks import Method, Stream, TaskSpec, load_task, read_stream
+from tasks.rows import sample
+from tests.benchmarks.runs import Bench, Record, State, chosen_names, mean, quieten, say
+
+SEARCH_TASKS = 2  # those with the fewest tokens
+DENSE = (5e-5, 1e-4, 2e-4, 5e-4)
+USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
+SMALL = (2e-3, 5e-3, 1e-2, 2e-2)  # methods of few parameters
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its settings, and the learning rates it may choose from."""
+
+    method: Method
+    rates: tuple[float, ...]
+
+
+def _entry(rates: tuple[float, ...], name: str, **settings: Any) -> Entry:
+    return Entry(Method.model_validate({"name": name, **settings}), rates)
+
+
+ENTRIES: Mapping[str, Entry] = {
+    "full": _entry(DENSE, "full"),
+    "probe": _entry(SMALL, "probe"),
+    "lora": _entry(USUAL, "lora", rank=8),
+    "lora rank 2": _entry(USUAL, "lora", rank=2, alpha=2),
+    "dora": _entry(USUAL, "dora", rank=8),
+    "adapter": _entry(USUAL, "adapter", size=64),
+    "adapter_pfeiffer": _entry(USUAL, "adapter_pfeiffer", size=64),
+    "parallel_adapter": _entry(USUAL, "parallel_adapter", size=64),
+    "mam": _entry(USUAL, "mam"),
+    "prefix": _entry(SMALL, "prefix"),
+    "prompt": _entry(SMALL, "prompt"),
+    "ia3": _entry(SMALL, "ia3"),
+    "layer_norm": _entry(SMALL, "layer_norm"),
+    "bitfit": _entry(SMALL, "bitfit"),
+    "adapter_bitfit": _entry(USUAL, "adapter_bitfit"),
+    "last_layer": _entry(DENSE, "last_layer"),
+    "selective": _entry(DENSE, "selective"),
+    "diff_pruning": _entry(USUAL, "diff_pruning"),
+    "masking": _entry(SMALL, "masking"),
+    "intrinsic": _entry(SMALL, "intrinsic"),
+    "lora, then bitfit": _entry(USUAL, "sequential", parts=["lora", "bitfit"]),
+}
+
+
+def bench(backbone: Backbone, stream: Stream, spec: TaskSpec, *, rows: int, seed: int) -> Bench:
+    """A task with at most so many train rows, the same for all seeds; the seed is that of training."""
+    data = load_task(spec, folder=stream.folder, seed=stream.seed)
+    few = sample(data.train, rows, seed=stream.seed, keep_labels=True)
+    return Bench(backbone, replace(data, train=few), rows, seed)
+
+
+def searched(one: Bench, label: str, rate: float, state: State) -> float:
+    """The best validation score of a run at a learning rate; one that diverges scores nothing."""
+    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train)}
+    known = state.find(**about, stage="search", learning_rate=rate)
+    if known is None:
+        settings = method_settings(ENTRIES[label].method)
+        try:
+            trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
+            found: Record = {"validation": trained.score, "curve": [epoch.score for epoch in trained.curve]}
+        except LearnError:
+            found = {"validation": 0.0, "curve": []}
+        known = state.add({**about, "stage": "search", "learning_rate": rate, **found})
+    return float(known["validation"])
+
+
+def final(one: Bench, label: str, rate: float, state: State) -> None:
+    """One run at the chosen rate, scored on the test rows."""
+    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train)}
+    if state.find(**about, stage="final", learning_rate=rate):
+        return
+    settings, began = method_settings(ENTRIES[label].method), time.perf_counter()
+    trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
+    test = one.prepared(one.data.test)
+    metric = one.data.spec.metric
+    answers = predict_classes(one.backbone, trained.delta, test)
+    values = sum(value.numel() for value in trained.delta.values.values())
+    state.add(
+        {
+            **about,
+            "stage": "final",
+            "learning_rate": rate,
+            "validation": trained.score,
+            "test": measure(metric, test.classes.tolist(), answers).value,
+            "parameters": values,
+            "share": values / one.backbone.parameter_count,
+            "memory": step_memory(one, label),
+            "examples_per_second": trained.examples_per_second,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+    )
+
+
+def step_memory(one: Bench, label: str) -> int:
+    """Bytes that a training step holds beside the backbone's weights, for a batch of the longest rows."""
+    delta = one.fresh(label, method_settings(ENTRIES[label].method)).trainable(one.backbone.device)
+    lengths = one.train.tokens.lengths
+    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])[: one.budget.batch_size]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in one.backbone.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held = []  # alive until the end, or a later storage could take an earlier one's address
+    with attached(one.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held.append(batch_loss(one.backbone, delta, one.train, longest))
+    trained = sum(tensor.numel() for tensor in delta.tensors().values() if tensor.requires_grad)
+    return sum(kept.values()) + 4 * 4 * trained
+
+
+def document(stream: Stream, backbone: Backbone, state: State, rows: int) -> Record:
+    """Every entry's mean test score over the tasks that all entries shown have finished, and what it costs."""
+    finals = [record for record in state.records if record["stage"] == "final"]
+    labels = [label for label in ENTRIES if any(record["entry"] == label for record in finals)]
+    done = {(r["entry"], r["task"]) for r in finals}
+    tasks = sorted({r["task"] for r in finals if all((label, r["task"]) in done for label in labels)})
+    return {
+        "stream": stream.name,
+        "backbone": backbone.name,
+        "rows": rows,
+        "tasks": tasks,
+        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        | {"device": str(backbone.device), "dtype": str(backbone.dtype).removeprefix("torch.")},
+        "entries": {label: _summary([r for r in finals if r["entry"] == label], tasks) for label in labels},
+    }
+
+
+def _summary(runs: list[Record], tasks: list[str]) -> Record:
+    by_task = {task: [r["test"] for r in runs if r["task"] == task] for task in tasks}
+    seeds = [
+        [r["test"] for r in runs if r["task"] in tasks and r["seed"] == seed] for seed in {r["seed"] for r in runs}
+    ]
+    means = [fmean(scores) for scores in seeds if len(scores) == len(tasks) > 0]
+    return {
+        "mean": mean(fmean(scores) for scores in by_task.values()),
+        "spread": stdev(means) if len(means) > 1 else None,
+        "seeds": len(means),
+        "tasks": {task: fmean(scores) for task, scores in by_task.items()},
+        "learning_rate": runs[0]["learning_rate"],
+        "share": runs[0]["share"],
+        "parameters": runs[0]["parameters"],
+        "memory": max(r["memory"] for r in runs),
+        "examples_per_second": mean(r["examples_per_second"] for r in runs),
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("streams", type=Path, nargs="+")
+    parser.add_argument("--state", type=Path, help="JSON lines: finished runs are read from it and appended to it")
+    parser.add_argument("--tasks", help="names, by commas; all of the stream's otherwise")
+    parser.add_argument("--entries", help=f"by commas, of {', '.join(ENTRIES)}")
+    parser.add_argument("--rows", type=int, default=1000, help="train rows at most")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="only print the document of what the state file holds")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = _arguments()
+    streams, state = [read_stream(path) for path in given.streams], State(given.state)
+    stream = streams[0]
+    backbone = load_backbone(stream.backbone or "minilm")
+    quieten()
+    if not given.report:
+        there = {spec.name: (found, spec) for found in reversed(streams) for spec in found.resolved()}
+        names = chosen_names(list(there), given.tasks)
+        benches = [bench(backbone, *there[name], rows=given.rows, seed=stream.seed) for name in names]
+        benches.sort(key=lambda one: sum(one.train.tokens.lengths))
+        rates: dict[str, float] = {}
+        labels = chosen_names(list(ENTRIES), given.entries)
+        for label in labels:
+            found = {
+                rate: fmean(searched(one, label, rate, state) for one in benches[:SEARCH_TASKS])
+                for rate in ENTRIES[label].rates
+            }
+            rates[label] = max(found, key=lambda rate: found[rate])
+        say(f"learning rates: {rates}")
+        for seed in range(stream.seed, stream.seed + given.seeds):
+            for one in benches:
+                for label in labels:
+                    final(replace(one, seed=seed), label, rates[label], state)
+    print(json.dumps(document(stream, backbone, state, given.rows), indent=2))
+
+
+if __name__ == "__main__":
+    main()
