@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from continual.backbone import Backbone
 from continual.controller import check
 from continual.deltas import load_delta
-from continual.evaluate import logits, metric_score
-from continual.learn import ready
-from continual.record import answers_from_bytes
+from continual.evaluate import metric_score
+from continual.kinds import Outputs, Seen, labels_of
+from continual.learn import Task, ready
+from continual.record import outputs_from_bytes
 from registry import Registry
 from tasks import Stream
 
@@ -16,7 +19,7 @@ from tasks import Stream
 class Audited:
     """A delta's answers to its test rows now and when it was learned.
 
-    rows: their number · changed: how many logits rows differ in any bit · before, now: the scores, fractions.
+    rows: their number · changed: how many of them are answered otherwise in any bit · before, now: the scores.
     """
 
     task: str
@@ -32,9 +35,9 @@ class Audited:
 
 
 def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[Audited]:
-    """Run every learned delta of a stream over its task's test rows again and compare its logits with the stored ones.
+    """Run every learned delta of a stream over its task's test rows again and compare what it says with what is stored.
 
-    Logits are the same to the bit on the kind of machine, libraries and number of threads that learned them.
+    It is the same to the bit on the kind of machine, libraries and number of threads that learned them.
     Raises NotFound for a stream that was never run, InputError where its rows are no longer those that were learned.
     """
     deltas = {position.task: position.delta for position in registry.stream(stream.name).positions}
@@ -44,11 +47,23 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
         stored = registry.delta(name) if name else None
         if stored is None or stored.predictions is None:
             continue
-        task = ready(backbone, data)
-        before = answers_from_bytes(registry.blobs.get(stored.predictions))
-        now = logits(backbone, load_delta(registry.blobs.get(stored.digest)), task.test.tokens)
-        changed = int((before != now).any(dim=1).sum()) if before.shape == now.shape else len(now)
-        truth = task.test.classes.tolist()
-        scores = [metric_score(stored.metric, truth, answers.argmax(dim=1).tolist()) for answers in (before, now)]
-        found.append(Audited(stored.task, stored.name, len(now), changed, *scores))
+        task, delta = ready(backbone, data), load_delta(registry.blobs.get(stored.digest))
+        before = outputs_from_bytes(registry.blobs.get(stored.predictions))
+        now = task.kind.outputs(Seen(task.backbone, delta, task.test), delta.head)
+        scores = [_score(task, outputs) for outputs in (before, now)]
+        found.append(Audited(stored.task, stored.name, len(data.test), _changed(before, now), *scores))
     return found
+
+
+def _changed(before: Outputs, now: Outputs) -> int:
+    """How many rows differ; all of them where not even their shapes are alike."""
+    rows = len(next(iter(now.values())))
+    if any(name not in before or before[name].shape != tensor.shape for name, tensor in now.items()):
+        return rows
+    differs = [(before[name] != tensor).reshape(rows, -1).any(dim=1) for name, tensor in now.items()]
+    return int(torch.stack(differs).any(dim=0).sum())
+
+
+def _score(task: Task, outputs: Outputs) -> float:
+    answers = labels_of(task.kind.answers(task.backbone, outputs, task.test))
+    return metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.scored)

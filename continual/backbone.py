@@ -6,13 +6,21 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +41,7 @@ _AUTO_MODEL: Mapping[Architecture, Any] = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
+_MASKED = ("ForMaskedLM", "ForPreTraining")  # checkpoints of encoders whose files hold a masked language model
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,11 @@ class Backbone:
 
     @property
     def whole(self) -> Any:
-        """The language model, or the model where there is none."""
-        return self.model if self.lm is None else self.lm
+        """What the fingerprint covers: the language model that writes, or the model where there is none.
+
+        The head of a masked language model is left out: with and without it an encoder is the same backbone.
+        """
+        return self.model if self.lm is None or self.architecture == "encoder" else self.lm
 
     @property
     def hidden_size(self) -> int:
@@ -127,14 +139,7 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-            model, info = _AUTO_MODEL[family.architecture].from_pretrained(
-                where,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **family.load,
-            )
+            model, missing = _load_model(where, config, family)
         pooling = _declared_pooling(where)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name, where, error) from error
@@ -142,11 +147,31 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
         raise BackboneError(
             f"backbone {name!r} at {where!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
         )
-    if info["missing_keys"]:
-        raise BackboneError(
-            f"backbone {name!r} lacks weights that its configuration needs: {sorted(info['missing_keys'])}"
-        )
+    if missing:
+        raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
     return freeze(model, tokenizer, name=name, pooling=pooling, device=device, dtype=dtype)
+
+
+def _load_model(where: str, config: Any, family: Family) -> tuple[Any, set[str]]:
+    """The model with its language modelling head, where its files have one, and the weights that they lack."""
+    load = partial(_from_pretrained, where)
+    if family.architecture == "encoder" and any(name.endswith(_MASKED) for name in config.architectures or ()):
+        model, missing = load(AutoModelForMaskedLM, {})
+        if not missing:
+            return model, missing
+    return load(_AUTO_MODEL[family.architecture], family.load)
+
+
+def _from_pretrained(where: str, kind: Any, arguments: Mapping[str, Any]) -> tuple[Any, set[str]]:
+    model, info = kind.from_pretrained(
+        where,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **arguments,
+    )
+    return model, set(info["missing_keys"])
 
 
 def freeze(
@@ -159,12 +184,13 @@ def freeze(
     Raises BackboneError for an unknown family, or a tokenizer without either token.
     """
     chosen, family = choose_device(device), family_of(model.config)
-    lm = model if family.architecture != "encoder" and model.can_generate() else None
+    masked = family.architecture == "encoder" and model.get_output_embeddings() is not None
+    lm = model if masked or (family.architecture != "encoder" and model.can_generate()) else None
     _let_pad(tokenizer, name)
     model.requires_grad_(False).eval().to(chosen)
     return Backbone(
         name=name,
-        fingerprint=fingerprint(model.base_model if lm is None else lm),
+        fingerprint=fingerprint(model.base_model if lm is None or masked else lm),
         model=model.base_model,
         lm=lm,
         tokenizer=tokenizer,

@@ -16,6 +16,7 @@ from continual.backbone import Backbone
 from continual.deltas import method_settings, steps
 from continual.errors import ContinualError, InputError, MethodError, RegistryError
 from continual.features import longest_text
+from continual.kinds import kind_of_spec
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
@@ -80,15 +81,17 @@ def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskD
 
 
 def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-    """What of a task's method and warm start is not offered, or not on this backbone."""
+    """What of a task's kind, method and warm start is not offered, or not on this backbone."""
     if spec.warm_start not in SUPPORTED:
         yield (
             f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; allowed: {', '.join(SUPPORTED)}"
         )
     try:
         assert spec.method  # what `Stream.resolved` fills in
+        kind = kind_of_spec(spec)
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(backbone, spec))
         settings = method_settings(spec.method)
-        list(steps(backbone, settings))  # looks for every site
+        list(steps(replace(backbone, generates=kind.generates), settings))  # looks for every site
         longest_text(backbone, settings)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
@@ -129,7 +132,6 @@ def learn_one(
         watcher.noted(name, note)
     watcher.began(name)
     learned = learn(
-        backbone,
         registry,
         ready(backbone, data),
         seed=stream.seed,

@@ -8,11 +8,11 @@ import torch
 
 from continual.backbone import Backbone
 from continual.controller import check
-from continual.deltas import Delta, Head, attached, fresh_values, method_settings
+from continual.deltas import Delta, attached, method_settings
 from continual.features import features, sorted_batches
+from continual.kinds import Seen, Start
 from continual.learn import Task, ready
-from continual.train import batch_loss
-from continual.warmstart import NEIGHBOURS_TRIED
+from continual.warmstart import NEIGHBOURS_TRIED, Candidate, started
 from registry import Registry
 from tasks import Stream
 
@@ -39,39 +39,43 @@ def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> l
     """
     known = len(registry.champions(backbone.fingerprint))
     loaded = check(backbone, registry, stream)
-    return [estimate(backbone, ready(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]
+    return [estimate(ready(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]
 
 
-def estimate(backbone: Backbone, task: Task, *, earlier: int) -> Estimate:
+def estimate(task: Task, *, earlier: int) -> Estimate:
     """Time one training step and one batch of inference on the task's own rows, and multiply.
 
     earlier: how many tasks there are to start from, each of which costs a pass over the rows.
     """
-    delta = _zero(backbone, task).trainable(backbone.device)
+    backbone, kind = task.backbone, task.kind
     batch = _typical(task.train.tokens.lengths, task.budget.batch_size)
-    some = task.train.tokens.take(batch)
-    with attached(backbone, delta):
-        step = _seconds(lambda: torch.autograd.backward(batch_loss(backbone, delta, task.train, batch))) / len(batch)
-    look = _seconds(lambda: features(backbone, some)) / len(batch)
-    held_out, test, rows = len(task.validation), len(task.test), len(task.train)
-    looks = (rows + held_out) * (1 + min(earlier, NEIGHBOURS_TRIED)) + held_out * (1 + task.budget.epochs) + 3 * test
+    some = kind.prepare(backbone, task.data.train.take(batch), max_length=task.budget.max_length)
+    delta = _zero(task)
+    learned = delta.trainable(backbone.device)
+    every = range(len(batch))
+    with attached(backbone, learned):
+        step = _seconds(lambda: torch.autograd.backward(kind.loss(backbone, learned, some, every))) / len(batch)
+    look = _seconds(lambda: features(backbone, some.tokens)) / len(batch)
+    answer = _seconds(lambda: kind.outputs(Seen(backbone, delta, some), delta.head)) / len(batch)
+    held_out, test, rows = len(task.data.validation), len(task.data.test), len(task.data.train)
+    looks = (rows + held_out) * (1 + min(earlier, NEIGHBOURS_TRIED)) + test
+    answers = held_out * (1 + task.budget.epochs) + 3 * test
     return Estimate(
         task=task.data.spec.name,
         train_rows=rows,
-        labels=task.classes,
+        labels=len(task.data.labels),
         parameters=delta.parameter_count,
         bytes=delta.parameter_count * BYTES_PER_PARAMETER,
-        seconds=step * rows * task.budget.epochs + look * looks,
+        seconds=step * rows * task.budget.epochs + look * looks + answer * answers,
         notes=task.data.notes,
     )
 
 
-def _zero(backbone: Backbone, task: Task) -> Delta:
+def _zero(task: Task) -> Delta:
     """A delta of the task's method and size that has learned nothing."""
-    settings = method_settings(task.method)
-    weight = torch.zeros(task.classes, backbone.hidden_size)
-    head = Head(weight, torch.zeros(task.classes), task.data.labels, backbone.pooling)
-    return Delta(task.method.name, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), head)
+    method, settings = task.method.name, method_settings(task.method)
+    blank = Candidate(None, Start(task.kind.blank(task.backbone), torch.empty(0)))
+    return started(task.backbone, task.kind, blank, method=method, settings=settings, seed=0)
 
 
 def _typical(lengths: list[int], size: int) -> list[int]:

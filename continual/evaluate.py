@@ -1,37 +1,16 @@
-"""Score a delta's answers, with an interval that says how far the score can be trusted."""
+"""Score answers, with an interval that says how far the score can be trusted."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from sklearn import metrics as sk
-from torch import Tensor
 
-from continual.backbone import Backbone
-from continual.deltas import Delta
-from continual.features import Tokens, features, tokenize
-from tasks import Rows
+from continual.metrics import METRICS, SHARES, OfRows
 
-METRICS: Mapping[str, Callable[[Sequence[int], Sequence[int]], float]] = {
-    "accuracy": sk.accuracy_score,
-    "macro_f1": lambda truth, answers: sk.f1_score(truth, answers, labels=sorted(set(truth)), average="macro"),
-    "mcc": sk.matthews_corrcoef,
-}
 RESAMPLES = 200
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Rows ready for the backbone: their tokens, and their classes [N] as numbers."""
-
-    tokens: Tokens
-    classes: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -44,41 +23,21 @@ class Measured:
     high: float
 
 
-def prepare(backbone: Backbone, rows: Rows, *, labels: Sequence[str], max_length: int) -> Prepared:
-    """Tokens and class numbers of rows whose labels are all among `labels`."""
-    number = {label: i for i, label in enumerate(labels)}
-    return Prepared(
-        tokenize(backbone, rows.texts, max_length=max_length),
-        torch.tensor([number[label] for label in rows.labels], dtype=torch.long),
-    )
+def metric_score(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification") -> float:
+    """A kind's `metric` of the answers, a fraction (correlations: −1 to 1; R²: at most 1)."""
+    return METRICS[kind][metric](truth, answers)(np.arange(len(truth)))
 
 
-@torch.inference_mode()
-def logits(backbone: Backbone, delta: Delta, tokens: Tokens) -> Tensor:
-    """The delta's logits [N, C], on the CPU."""
-    return delta.head(features(backbone, tokens, delta=delta).to(delta.head.weight.device)).cpu()
-
-
-def predict_classes(backbone: Backbone, delta: Delta, rows: Prepared) -> list[int]:
-    """The class that the delta answers for every row."""
-    answers: list[int] = logits(backbone, delta, rows.tokens).argmax(dim=1).tolist()
-    return answers
-
-
-def metric_score(metric: str, truth: Sequence[int], answers: Sequence[int]) -> float:
-    """`metric` of the answers, a fraction (Matthews' coefficient: −1 to 1)."""
-    return float(METRICS[metric](truth, answers))
-
-
-def measure(metric: str, truth: Sequence[int], answers: Sequence[int]) -> Measured:
-    """`metric` with its 95 % interval: Wilson's (1927) for accuracy, else the bootstrap's percentiles (Efron 1979).
+def measure(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification") -> Measured:
+    """`metric` with its 95 % interval: Wilson's (1927) for a share of rows, else the bootstrap's (Efron 1979).
 
     >>> measure("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
     Measured(value=0.75, rows=4, low=0.30064184258700566, high=0.9544127391902995)
     """
-    value = metric_score(metric, truth, answers)
-    low, high = wilson(value, len(truth)) if metric == "accuracy" else _bootstrap(metric, truth, answers)
-    return Measured(value, len(truth), low, high)
+    of_rows, count = METRICS[kind][metric](truth, answers), len(truth)
+    value = of_rows(np.arange(count))
+    low, high = wilson(value, count) if metric in SHARES else _bootstrap(of_rows, count)
+    return Measured(value, count, low, high)
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
@@ -88,9 +47,8 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _bootstrap(metric: str, truth: Sequence[int], answers: Sequence[int]) -> tuple[float, float]:
+def _bootstrap(of_rows: OfRows, count: int) -> tuple[float, float]:
     draw = np.random.default_rng(0)
-    pairs = np.stack([truth, answers], axis=1)
-    values = [metric_score(metric, *pairs[draw.integers(len(pairs), size=len(pairs))].T) for _ in range(RESAMPLES)]
+    values = [of_rows(draw.integers(count, size=count)) for _ in range(RESAMPLES)]
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -66,7 +66,7 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""
     if not texts:
         return Tokens((), None)
-    parts = [[_utf8(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
+    parts = [[utf8(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
     if len({len(part) for part in parts}) > 1:  # the tokenizer takes texts or pairs, not both at once
         alone = [tokenize(backbone, [text], max_length=max_length) for text in texts]
         types = None if alone[0].types is None else tuple(one.types[0] for one in alone if one.types)
@@ -80,7 +80,7 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     return Tokens(ids, None if types is None else tuple(map(tuple, types)))
 
 
-def _utf8(text: str) -> str:
+def utf8(text: str) -> str:
     """The text with half surrogate pairs, which JSON may hold and no tokenizer takes, as question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -144,7 +144,7 @@ def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) 
     if delta is not None:
         tokens = tokens.cut(longest_text(backbone, delta.settings))
     vectors = torch.empty(len(tokens), backbone.hidden_size)
-    pooling = backbone.pooling if delta is None else delta.head.pooling
+    pooling = delta.head.pooling if delta and delta.head else backbone.pooling
     on_device = None if delta is None else delta.to(backbone.device)
     with attached(backbone, on_device):
         for indices in sorted_batches(tokens.lengths):

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import method_settings
-from continual.evaluate import Prepared, logits, measure, prepare
-from continual.features import features, longest_text
+from continual.evaluate import measure
+from continual.features import longest_text
+from continual.kinds import Kind, Outputs, Prepared, Seen, fitted, kind_of, labels_of
 from continual.neighbours import nearest_learned
-from continual.signature import Signature
+from continual.signature import Signature, signature
 from continual.train import Report, Trained, train
 from continual.warmstart import Candidate, choose, judge, started
 from registry import Mode, Registry, Score
@@ -25,9 +27,14 @@ from tasks import Budget, Method, TaskData, WarmStart
 
 @dataclass(frozen=True)
 class Task:
-    """A task whose rows are ready for the backbone, and how it is to be learned."""
+    """A task whose rows are ready for the backbone, and how it is to be learned.
 
+    backbone: as the task's kind needs it.
+    """
+
+    backbone: Backbone
     data: TaskData
+    kind: Kind[Any]
     train: Prepared
     validation: Prepared
     test: Prepared
@@ -35,17 +42,13 @@ class Task:
     warm_start: WarmStart
     budget: Budget
 
-    @property
-    def classes(self) -> int:
-        return len(self.data.labels)
-
 
 @dataclass(frozen=True)
 class Learned:
     """All that learning a task brought.
 
     own: the task's signature in frozen features · test_features [N, D]: frozen features of its test rows ·
-    answers [N, C]: the delta's logits for them · seconds: all but what `measure_gain` adds.
+    outputs: what the delta says of them · seconds: all but what `measure_gain` adds.
     """
 
     task: Task
@@ -54,7 +57,7 @@ class Learned:
     own: Signature
     scores: tuple[Score, ...]
     test_features: Tensor
-    answers: Tensor
+    outputs: Outputs
     seconds: float
 
 
@@ -63,13 +66,16 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
+    kind = kind_of(backbone, data)
     length = min(spec.budget.max_length, longest_text(backbone, method_settings(spec.method)))
-    tokens = partial(prepare, backbone, labels=data.labels, max_length=length)
+    prepare = partial(kind.prepare, backbone, max_length=length)
     return Task(
+        fitted(backbone, kind),
         data,
-        train=tokens(data.train),
-        validation=tokens(data.validation),
-        test=tokens(data.test),
+        kind,
+        train=prepare(data.train),
+        validation=prepare(data.validation),
+        test=prepare(data.test),
         method=spec.method,
         warm_start=spec.warm_start,
         budget=spec.budget,
@@ -77,7 +83,6 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
 
 
 def learn(
-    backbone: Backbone,
     registry: Registry,
     task: Task,
     *,
@@ -92,45 +97,41 @@ def learn(
     Raises LearnError when training fails.
     """
     began = time.perf_counter()
-    scratch = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
+    backbone, kind = task.backbone, task.kind
+    rows, held_out, tested = (Seen(backbone, None, rows) for rows in (task.train, task.validation, task.test))
+    classes, count = kind.classes(task.train)
+    own = signature(rows.vectors, classes, count=count)
+    scratch = Candidate(None, kind.start(rows, held_out))
     settings = method_settings(task.method)
     neighbours = [
-        judge(backbone, neighbour, rows=task.train, held_out=task.validation, classes=task.classes)
-        for neighbour in nearest_learned(backbone, registry, scratch.own, task=task.data.spec.name, settings=settings)
+        judge(kind, neighbour, rows=rows, held_out=held_out)
+        for neighbour in nearest_learned(backbone, registry, own, task=task.data.spec.name, settings=settings)
     ]
-    start = choose(task.warm_start, scratch, neighbours, settings)
-    trained = train_from(backbone, task, start, seed=seed, report=report)
+    start = choose(backbone, task.warm_start, scratch=scratch, others=neighbours, settings=settings)
+    trained = train_from(task, start, seed=seed, report=report)
 
-    test_features = features(backbone, task.test.tokens)
-    answers = logits(backbone, trained.delta, task.test.tokens)
+    outputs = kind.outputs(Seen(backbone, trained.delta, task.test), trained.delta.head)
     scores = [
         *_curve(task, trained),
-        _score(task, "oracle", answers),
-        _score(task, "frozen", scratch.head(test_features)),
+        _score(task, "oracle", outputs),
+        _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
     if neighbours:  # what was learned before, without training: the forward transfer
-        best = max(neighbours, key=lambda candidate: candidate.head.accuracy)
-        there = features(backbone, task.test.tokens, delta=best.delta)
-        scores.append(_score(task, "neighbour", best.head(there)))
+        best = max(neighbours, key=lambda candidate: candidate.start.mean)
+        scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.start.head)))
     seconds = time.perf_counter() - began
     if measure_gain and start is not scratch:
-        alone = train_from(backbone, task, scratch, seed=seed, report=report).delta
-        scores.append(_score(task, "scratch", logits(backbone, alone, task.test.tokens)))
-    return Learned(task, start, trained, scratch.own, tuple(scores), test_features, answers, seconds)
+        alone = train_from(task, scratch, seed=seed, report=report).delta
+        scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
+    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds)
 
 
-def train_from(backbone: Backbone, task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:
+def train_from(task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:
     """Train the task's method within its budget from a start."""
-    delta = started(
-        backbone,
-        start,
-        method=task.method.name,
-        settings=method_settings(task.method),
-        labels=task.data.labels,
-        seed=seed,
-    )
+    method, settings = task.method.name, method_settings(task.method)
+    delta = started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
     return train(
-        backbone,
+        task.backbone,
         delta,
         rows=task.train,
         validation=task.validation,
@@ -141,20 +142,18 @@ def train_from(backbone: Backbone, task: Task, start: Candidate, *, seed: int, r
     )
 
 
-def _score(task: Task, mode: Mode, answers: Tensor) -> Score:
-    """The score of logits [N, C] for the test rows."""
-    metric = task.data.spec.metric
-    found = measure(metric, task.test.classes.tolist(), answers.argmax(dim=1).tolist())
+def _score(task: Task, mode: Mode, outputs: Outputs) -> Score:
+    """The score of what was said of the test rows."""
+    metric, answers = task.data.spec.metric, task.kind.answers(task.backbone, outputs, task.test)
+    found = measure(metric, task.test.truth, labels_of(answers), kind=task.kind.scored)
     return Score(split="test", metric=metric, mode=mode, **asdict(found))
 
 
 def _curve(task: Task, trained: Trained) -> Iterator[Score]:
     """The learning curve, and its best point as the delta's own score on the validation rows."""
-    metric, rows = task.data.spec.metric, len(task.validation)
+    metric, rows, seen = task.data.spec.metric, len(task.data.validation), len(task.data.train)
     yield Score(split="validation", metric=metric, value=trained.score, rows=rows)
     for epoch in trained.curve:
         yield Score(split="validation", metric=metric, value=epoch.score, rows=rows, step=epoch.number, mode="curve")
         if epoch.loss is not None:
-            yield Score(
-                split="train", metric="loss", value=epoch.loss, rows=len(task.train), step=epoch.number, mode="curve"
-            )
+            yield Score(split="train", metric="loss", value=epoch.loss, rows=seen, step=epoch.number, mode="curve")

@@ -6,6 +6,7 @@ from typing import Any
 from continual.backbone import Backbone
 from continual.deltas import MethodSettings, load_delta
 from continual.errors import BackboneError, BlobError, DeltaError
+from continual.kinds import kind_of_delta
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
@@ -51,7 +52,9 @@ def nearest_learned(
     for name, _ in ranked[:NEIGHBOURS_TRIED]:
         champion = champions[name]
         try:
-            found.append(Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest))))
+            delta = load_delta(registry.blobs.get(champion.digest))
+            if kind_of_delta(delta).generates == backbone.generates:  # else its edits are those of other layers
+                found.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
     return found

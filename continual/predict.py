@@ -1,33 +1,32 @@
 """Answer inputs with what has been learned, each by its task's delta, whether or not its task is named."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
-from continual.evaluate import logits
 from continual.features import features, longest_text, tokenize
+from continual.kinds import Answer, Seen, fitted, kind_of_delta
 from continual.neighbours import stored_signatures
 from continual.routing import Router, build_router
 from registry import Champion, Registry, not_found
-from tasks import Text
+from tasks import Rows, Text
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One answer: the label, by whose delta, and how sure.
 
-    score: probability of the label, a fraction · routed: whether the router chose the task · confidence: its share of
+    label: the answer, of a regression a number, else a text · score: its probability, a fraction, None for a number ·
+    routed: whether the router chose the task · confidence: its share of
     the likelihood of all tasks, None where the task was given. The router is forced to choose: it never abstains.
     """
 
     text: Text
     task: str | None
-    label: str | None
+    label: str | float | None
     score: float | None
     routed: bool
     confidence: float | None
@@ -67,28 +66,29 @@ class Predictor:
             number: Prediction(
                 text=texts[number],
                 task=name,
-                label=label,
-                score=score,
+                label=answer.label,
+                score=answer.score,
                 routed=task is None,
                 confidence=routes[number][1],
                 abstained=False,
                 delta=self._champions[name].delta,
             )
             for name, chosen in numbers.items()
-            for number, (label, score) in zip(chosen, self._answers(name, [texts[i] for i in chosen]), strict=True)
+            for number, answer in zip(chosen, self._answers(name, [texts[i] for i in chosen]), strict=True)
         }
         return [found[number] for number in range(len(texts))]
 
-    def _answers(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[str, float]]:
-        """The most probable label of each text by a task's delta, and its probability."""
+    def _answers(self, task: str, texts: Sequence[Text]) -> list[Answer]:
+        """What a task's delta answers to each text."""
         champion = self._champion(task)
         if task not in self._deltas:
             self._deltas[task] = load_delta(self._registry.blobs.get(champion.digest))
         delta = self._deltas[task]
-        length = min(_longest(champion), longest_text(self._backbone, delta.settings))
-        tokens = tokenize(self._backbone, texts, max_length=length)
-        scores, classes = torch.softmax(logits(self._backbone, delta, tokens), dim=1).max(dim=1)
-        yield from zip((delta.head.labels[i] for i in classes.tolist()), scores.tolist(), strict=True)
+        kind = kind_of_delta(delta)
+        backbone = fitted(self._backbone, kind)
+        length = min(_longest(champion), longest_text(backbone, delta.settings))
+        rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=length)
+        return kind.answers(backbone, kind.outputs(Seen(backbone, delta, rows), delta.head), rows)
 
     def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:
         """The task of each text by the router, and its confidence."""

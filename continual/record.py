@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from safetensors.torch import load, save
-from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta
+from continual.kinds import Outputs
 from continual.learn import Learned
 from registry import BackboneRecord, Blobs, DeltaRecord, Parent, Registry, SignatureRecord, TaskRecord, Unit
 from tasks import Budget, TaskData
@@ -33,7 +33,7 @@ def record(
     signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
     parents = []
     if start.neighbour:
-        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.head.accuracy))
+        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.start.mean))
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
@@ -73,7 +73,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         blobs,
         backbone,
         learned.trained.delta,
-        task=learned.task.data.spec.name,
+        task=task_record(learned.task.data),
         budget=learned.task.budget,
         warm_start="nearest" if learned.start.neighbour else "scratch",
     )
@@ -82,17 +82,17 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         seed=seed,
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
-        predictions=blobs.put(answers_to_bytes(learned.answers)),
+        predictions=blobs.put(outputs_to_bytes(learned.outputs)),
     )
 
 
 def delta_record(
-    blobs: Blobs, backbone: Backbone, delta: Delta, *, task: str, budget: Budget, warm_start: str
+    blobs: Blobs, backbone: Backbone, delta: Delta, *, task: TaskRecord, budget: Budget, warm_start: str
 ) -> DeltaRecord:
     """What the registry keeps of a delta, which is stored as a blob; without what its training took."""
     stored = delta.to_bytes()
     return DeltaRecord(
-        task=task,
+        task=task.name,
         backbone=backbone.fingerprint,
         method=delta.method,
         settings=delta.settings.model_dump(mode="json"),
@@ -102,7 +102,7 @@ def delta_record(
         parameters=delta.parameter_count,
         share=delta.parameter_count / backbone.parameter_count,
         seed=0,
-        labels=delta.head.labels,
+        labels=task.labels,
         versions=VERSIONS,
         warm_start=warm_start,
         seconds=0.0,
@@ -110,10 +110,10 @@ def delta_record(
     )
 
 
-def answers_to_bytes(answers: Tensor) -> bytes:
-    """Logits [N, C] of the test rows as they are stored; the same answers, to the bit, give the same bytes."""
-    return save({"logits": answers.contiguous()})
+def outputs_to_bytes(outputs: Outputs) -> bytes:
+    """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
+    return save({name: tensor.contiguous() for name, tensor in outputs.items()})
 
 
-def answers_from_bytes(data: bytes) -> Tensor:
-    return load(data)["logits"]
+def outputs_from_bytes(data: bytes) -> Outputs:
+    return load(data)

@@ -1,17 +1,17 @@
 """How a stream's tasks fare when nobody says which task an input belongs to."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import load_delta
-from continual.evaluate import logits, measure
-from continual.features import features
-from continual.learn import Learned, ready
-from continual.record import answers_from_bytes
+from continual.evaluate import measure
+from continual.kinds import Outputs, Seen, kind_of_delta, labels_of
+from continual.learn import Learned, Task, ready
+from continual.record import outputs_from_bytes
 from continual.routing import build_router
 from continual.signature import Signature
 from registry import Registry, Score
@@ -20,38 +20,41 @@ from tasks import TaskData
 
 @dataclass(frozen=True)
 class Examined:
-    """A learned task's test rows: their frozen features [N, D], true classes [N], and its own delta's answers [N]."""
+    """A learned task's test rows: their frozen features [N, D], what is right, what its own delta answers, and what is
+    worth nothing as an answer."""
 
     metric: str
+    kind: str
     own: Signature
     test_features: Tensor
-    classes: Tensor
-    answers: Tensor
+    truth: Sequence[Any]
+    answers: Sequence[Any]
+    wrong: Sequence[Any]
 
 
 def examine(learned: Learned) -> Examined:
     """What routing needs of a task that was just learned."""
-    task = learned.task
-    return Examined(
-        task.data.spec.metric, learned.own, learned.test_features, task.test.classes, learned.answers.argmax(dim=1)
-    )
+    return _examined(learned.task, learned.own, learned.test_features, learned.outputs)
 
 
 def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> Examined:
     """The same of a task learned before: its answers and signature from the registry, its features taken again."""
-    task, stored, blobs = ready(backbone, data), registry.delta(delta), registry.blobs
-    signature = registry.signature(task.data.spec.name, backbone.fingerprint)
+    stored, blobs, fresh = registry.delta(delta), registry.blobs, ready(backbone, data)
+    learned = load_delta(blobs.get(stored.digest))
+    task = replace(fresh, kind=kind_of_delta(learned))
     if stored.predictions:
-        answers = answers_from_bytes(blobs.get(stored.predictions))
+        outputs = outputs_from_bytes(blobs.get(stored.predictions))
     else:
-        answers = logits(backbone, load_delta(blobs.get(stored.digest)), task.test.tokens)
-    return Examined(
-        data.spec.metric,
-        Signature.from_bytes(blobs.get(signature.digest)),
-        features(backbone, task.test.tokens),
-        task.test.classes,
-        answers.argmax(dim=1),
-    )
+        outputs = task.kind.outputs(Seen(task.backbone, learned, task.test), learned.head)
+    signature = registry.signature(task.data.spec.name, backbone.fingerprint)
+    own = Signature.from_bytes(blobs.get(signature.digest))
+    return _examined(task, own, Seen(task.backbone, None, task.test).vectors, outputs)
+
+
+def _examined(task: Task, own: Signature, test_features: Tensor, outputs: Outputs) -> Examined:
+    kind, truth = task.kind, task.test.truth
+    answers = labels_of(kind.answers(task.backbone, outputs, task.test))
+    return Examined(task.data.spec.metric, kind.scored, own, test_features, truth, answers, kind.wrong(truth))
 
 
 def complete_routed_scores(
@@ -70,18 +73,16 @@ def complete_routed_scores(
 def routed_scores(examined: Mapping[str, Examined], *, stream: str, step: int) -> dict[str, list[Score]]:
     """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
 
-    A row that goes to another task counts as a wrong answer (the class after the true one), even where both tasks have
-    a label of that name.
+    A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name.
     """
     router = build_router({delta: task.own for delta, task in examined.items()})
     scores = {}
     for number, (delta, task) in enumerate(examined.items()):
-        right = router.route(task.test_features).tasks == number
-        wrong = (task.classes + 1) % len(task.own.counts)
-        answers = torch.where(right, task.answers, wrong)
+        right = (router.route(task.test_features).tasks == number).tolist()
+        answers = [own if ours else wrong for ours, own, wrong in zip(right, task.answers, task.wrong, strict=True)]
         measured = {
-            task.metric: measure(task.metric, task.classes.tolist(), answers.tolist()),
-            "routing_accuracy": measure("accuracy", [1] * len(right), right.long().tolist()),
+            task.metric: measure(task.metric, task.truth, answers, kind=task.kind),
+            "routing_accuracy": measure("accuracy", [True] * len(right), right),
         }
         scores[delta] = [
             Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(found))

@@ -19,9 +19,23 @@ def alignment(a: Signature, b: Signature) -> float:
     return both / (own_a * own_b) ** 0.5 if own_a and own_b else 0.0
 
 
+def overlap(a: Signature, b: Signature) -> float:
+    """How far the rows of two tasks point in the same directions, whatever their classes: 1 for exactly the same.
+
+    ⟨M_a, M_b⟩ / (‖M_a‖ ‖M_b‖) with the second moments M [D, D].
+    """
+    both = float((a.moment * b.moment).sum())
+    norms = float(a.moment.norm() * b.moment.norm())
+    return both / norms if norms else 0.0
+
+
 def nearest(own: Signature, others: Mapping[str, Signature]) -> list[tuple[str, float]]:
-    """The other tasks and their similarity, the most alike first."""
-    alike = [(name, alignment(own, other)) for name, other in others.items()]
+    """The other tasks and their similarity, the most alike first.
+
+    A task with classes is compared by what tells them apart, one without by its rows as a whole.
+    """
+    compare = alignment if len(own.counts) > 1 else overlap
+    alike = [(name, compare(own, other)) for name, other in others.items()]
     return sorted(alike, key=lambda pair: -pair[1])
 
 

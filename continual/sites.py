@@ -27,8 +27,9 @@ class Site:
     """One role in a family: the paths of its modules, `{}` standing for the number of the layer.
 
     enter: the module whose input an edit may read · exit: the module at which the change happens ·
-    part: of a module that computes several projections at once, which of how many equal parts · rows: how the numbers
-    of an embedding's rows follow from its call, where they are not the first argument.
+    part: of a module that computes several projections at once, which of how many equal parts · argument: the one by
+    which what is changed is given, where it is not the first · seen: how what enters follows from the call, where it is
+    not that argument.
     """
 
     enter: str
@@ -36,7 +37,8 @@ class Site:
     changes: Changes = "output"
     group: Group = ""
     part: tuple[int, int] = (0, 1)
-    rows: Callable[[Call], Tensor] | None = None
+    argument: str = ""
+    seen: Callable[[Call], Tensor] | None = None
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -50,7 +52,7 @@ def norm(path: str) -> Site:
 
 def embedding(path: str, rows: Callable[[Call], Tensor] | None = None) -> Site:
     """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings", rows=rows)
+    return Site(path, path, "output", "embeddings", seen=rows)
 
 
 def between(enter: str, exit: str) -> Site:
@@ -61,6 +63,16 @@ def between(enter: str, exit: str) -> Site:
 def entering(path: str) -> Site:
     """What a module is given."""
     return Site(path, path, "input")
+
+
+def heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
+    """What the heads of an attention return, side by side; what its queries are made of may be read."""
+    return Site(query, out, "input", "", part)
+
+
+def positions(path: str, argument: str = "", seen: Callable[[Call], Tensor] | None = None) -> Site:
+    """Where tokens stand: the whole numbers that a position embedding or a rotary embedding is given."""
+    return Site(path, path, "input", argument=argument, seen=seen)
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -79,7 +91,7 @@ class Place:
 
     name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
     d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
-    columns: its own of the module's output · rows: as of its site.
+    columns: its own of the module's output · heads: of each attention of its stack · argument, seen: as of its site.
     """
 
     name: str
@@ -92,12 +104,17 @@ class Place:
     d_in: int
     d_out: int
     columns: slice | None = None
-    rows: Callable[[Call], Tensor] | None = None
+    heads: int = 1
+    argument: str = ""
+    seen: Callable[[Call], Tensor] | None = None
 
-    def entering(self, args: Sequence[Any], kwargs: Call) -> Tensor:
-        """What a call gives the module that is entered: hidden states [..., d_in], or the numbers of rows."""
-        entered: Tensor = args[0] if self.rows is None else self.rows(named(self.enter, args, kwargs))
-        return entered
+    def entered(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+        """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
+        if self.seen is None and not self.argument:
+            given: Tensor = args[0]
+            return given
+        call = named(self.enter, args, kwargs)
+        return call[self.argument] if self.seen is None else self.seen(call)
 
     @property
     def weight(self) -> Tensor:
@@ -131,7 +148,7 @@ def expand(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, .
     return found
 
 
-def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "") -> Iterator[Place]:
+def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, prefix: str = "") -> Iterator[Place]:
     """The places of a site, from the lowest layer to the highest; a layer that leaves the module out has none.
 
     Raises BackboneError where a module is not where it should be.
@@ -142,16 +159,32 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, prefix: str = "
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
         d_in, d_out, columns = _dimensions(site, enter, exit)
-        yield Place(where, name, layer, layers, enter, exit, site.changes, d_in, d_out, columns, site.rows)
+        yield Place(
+            where,
+            name,
+            layer,
+            layers,
+            enter,
+            exit,
+            site.changes,
+            d_in,
+            d_out,
+            columns=columns,
+            heads=heads,
+            argument=site.argument,
+            seen=site.seen,
+        )
 
 
 def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
+    if site.argument:  # no vectors enter there
+        return 1, 1, None
     read = _weight(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
         d_in, d_out = read.shape
     elif site.changes == "input":
-        d_in = d_out = read.shape[-1]
+        d_in, d_out = read.shape[-1], _weight(exit).shape[-1]
     else:
         d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
@@ -161,6 +194,16 @@ def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int
 def named(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
     """All arguments of a call by the names that they have in the module's `forward`."""
     return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
+
+
+def with_argument(
+    module: nn.Module, args: Sequence[Any], kwargs: Call, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call with another value for an argument, the first where no name is given; what was positional stays so."""
+    number = _parameters(type(module).forward).index(name) if name else 0
+    if number < len(args):
+        return (*args[:number], value, *args[number + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, name: value}
 
 
 @cache

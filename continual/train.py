@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, attached, finished, penalty
 from continual.errors import LearnError
-from continual.evaluate import Prepared, metric_score, predict_classes
-from continual.features import pad, pooled, shuffled_batches
+from continual.evaluate import metric_score
+from continual.features import shuffled_batches
+from continual.kinds import Kind, Prepared, Seen, kind_of_delta, labels_of
 from tasks import Budget
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -30,7 +32,7 @@ Batches = list[list[int]]  # the batches of one epoch
 
 @dataclass(frozen=True)
 class Epoch:
-    """One point of the learning curve: number (0 is the start), mean training loss in nats, validation score."""
+    """One point of the learning curve: number (0 is the start), mean training loss, validation score."""
 
     number: int
     loss: float | None
@@ -67,28 +69,34 @@ def train(
 ) -> Trained:
     """Train a copy of `start` on `rows` for `budget.epochs`; neither `start` nor the backbone changes.
 
-    A method of several stages shares the epochs among them: each trains its own edits and the head, all else fixed,
-    from the best epoch of the stage before. What is scored is what would be kept.
+    What is learned follows from the kind of the delta. A method of several stages shares the epochs among them: each
+    trains its own edits and the head, all else fixed, from the best epoch of the stage before. What is scored is
+    what would be kept.
 
     Raises LearnError when the loss is no longer a number.
     """
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
+    kind = kind_of_delta(start)
+    score = partial(_score, backbone, kind, rows=validation, metric=metric)
     progress = _Progress(report, total=sum(map(len, epochs)))
     kept = finished(backbone, start, stage=0)
-    best = _Point(kept, Epoch(0, None, _score(backbone, kept, validation, metric)))
+    best = _Point(kept, Epoch(0, None, score(kept)))
     curve, seconds, current = [best.epoch], 0.0, start
     with _seeded(seed):
         for stage, part in enumerate(_shares(epochs, start.settings.stages)):
             of_stage = None
-            for delta, loss, spent in _epochs(backbone, current, stage, rows, part, budget.learning_rate, progress):
-                point = _Point(delta, Epoch(len(curve), loss, _score(backbone, delta, validation, metric)))
+            for delta, loss, spent in _epochs(
+                backbone, kind, current, stage, rows, part, budget.learning_rate, progress
+            ):
+                point = _Point(delta, Epoch(len(curve), loss, score(delta)))
                 of_stage, best = _better(of_stage, point), _better(best, point)
                 curve.append(point.epoch)
                 seconds += spent
             current = of_stage.delta if of_stage else current
-    seen = len(rows) * budget.epochs
-    return Trained(best.delta, tuple(curve), seconds, seen / seconds if seconds else None)
+    seen = len(rows.tokens) * budget.epochs
+    kept = finished(backbone, best.delta, stage=start.settings.stages - 1)  # stages that did not better it too
+    return Trained(kept, tuple(curve), seconds, seen / seconds if seconds else None)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ def _shares(epochs: Sequence[Batches], stages: int) -> list[Sequence[Batches]]:
 
 def _epochs(
     backbone: Backbone,
+    kind: Kind[Any],
     start: Delta,
     stage: int,
     rows: Prepared,
@@ -126,7 +135,7 @@ def _epochs(
         began, losses = time.perf_counter(), []
         with attached(backbone, delta), backbone.dropping():
             for batch in batches:
-                loss, extra = batch_loss(backbone, delta, rows, batch), penalty(backbone, delta)
+                loss, extra = kind.loss(backbone, delta, rows, batch), penalty(backbone, delta)
                 losses.append(optimise(loss if extra is None else loss + extra))
                 progress.step()
         spent = time.perf_counter() - began
@@ -148,12 +157,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def batch_loss(backbone: Backbone, delta: Delta, rows: Prepared, batch: Sequence[int]) -> Tensor:
-    """Mean cross entropy in nats of the chosen rows, through the delta that is attached."""
-    vectors = pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
-    return F.cross_entropy(delta.head(vectors), rows.classes[batch].to(backbone.device))
 
 
 class Optimiser:
@@ -185,5 +188,7 @@ class Optimiser:
         return value
 
 
-def _score(backbone: Backbone, delta: Delta, rows: Prepared, metric: str) -> float:
-    return metric_score(metric, rows.classes.tolist(), predict_classes(backbone, delta, rows))
+def _score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:
+    outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
+    answers = labels_of(kind.answers(backbone, outputs, rows))
+    return metric_score(metric, rows.truth, answers, kind=kind.scored)

@@ -1,20 +1,18 @@
 """Where a new delta's values come from: nothing, or the delta of a task that is alike.
 
-Each candidate is judged before any training by the closed-form head in its features, on held-out rows.
+Each candidate is judged before any training: how a task of this kind would start in its features, on held-out rows.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head, MethodSettings, fresh_values
-from continual.evaluate import Prepared
-from continual.features import features
-from continual.head import ClosedForm, closed_form
-from continual.signature import Signature, signature
+from continual.deltas import Delta, MethodSettings, copyable, fresh_values
+from continual.kinds import Kind, Seen, Start, stored
 
 SUPPORTED = ("scratch", "nearest", "auto")
 NEIGHBOURS_TRIED = 3
@@ -31,43 +29,37 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible start: from a neighbour's delta or, without one, from scratch.
-
-    own: signature of the task's rows in the candidate's features · head: closed form in them, judged on held-out rows.
-    """
+    """A possible start: from a neighbour's delta or, without one, from scratch."""
 
     neighbour: Neighbour | None
-    own: Signature
-    head: ClosedForm
+    start: Start
 
     @property
     def delta(self) -> Delta | None:
         return self.neighbour.delta if self.neighbour else None
 
 
-def judge(
-    backbone: Backbone, neighbour: Neighbour | None, *, rows: Prepared, held_out: Prepared, classes: int
+def judge(kind: Kind[Any], neighbour: Neighbour, *, rows: Seen[Any], held_out: Seen[Any]) -> Candidate:
+    """How the task would start in the features of a neighbour's delta; `rows` and `held_out` are seen without it."""
+    through = (Seen(seen.backbone, neighbour.delta, seen.rows) for seen in (rows, held_out))
+    return Candidate(neighbour, kind.start(*through))
+
+
+def choose(
+    backbone: Backbone, kind: str, *, scratch: Candidate, others: Sequence[Candidate], settings: MethodSettings
 ) -> Candidate:
-    """Take the features of rows and held-out rows through the neighbour's delta, or the frozen backbone."""
-    delta = neighbour.delta if neighbour else None
-    own = signature(features(backbone, rows.tokens, delta=delta), rows.classes, count=classes)
-    head = closed_form(own, features(backbone, held_out.tokens, delta=delta), held_out.classes)
-    return Candidate(neighbour, own, head)
-
-
-def choose(kind: str, scratch: Candidate, others: Sequence[Candidate], settings: MethodSettings) -> Candidate:
     """The start to take: `others` are neighbours in order of similarity.
 
-    scratch: always from scratch · nearest: from the first neighbour whose delta has the same settings ·
-    auto: from the one of them that answers most held-out rows, where it is better than scratch by more than chance.
+    scratch: always from scratch · nearest: from the first neighbour whose delta can be copied ·
+    auto: from the one of them that answers held-out rows best, where it is better than scratch by more than chance.
     """
-    copies = [other for other in others if other.neighbour and other.neighbour.delta.settings == settings]
+    copies = [other for other in others if other.delta and copyable(backbone, other.delta, settings)]
     if kind == "scratch" or not copies:
         return scratch
     if kind == "nearest":
         return copies[0]
-    best = max(copies, key=lambda candidate: candidate.head.accuracy)
-    return best if _clearly_better(best.head.correct, scratch.head.correct) else scratch
+    best = max(copies, key=lambda candidate: candidate.start.mean)
+    return best if _clearly_better(best.start.quality, scratch.start.quality) else scratch
 
 
 def _clearly_better(new: Tensor, old: Tensor) -> bool:
@@ -77,14 +69,12 @@ def _clearly_better(new: Tensor, old: Tensor) -> bool:
 
 
 def started(
-    backbone: Backbone, start: Candidate, *, method: str, settings: MethodSettings, labels: tuple[str, ...], seed: int
+    backbone: Backbone, kind: Kind[Any], start: Candidate, *, method: str, settings: MethodSettings, seed: int
 ) -> Delta:
-    """The delta that training begins with: the candidate's values, and its closed-form head."""
+    """The delta that training begins with: the candidate's values, and its head."""
     values: Mapping[str, Tensor] = (
         {key: value.clone() for key, value in start.neighbour.delta.values.items()}
         if start.neighbour
         else fresh_values(backbone, settings, seed=seed)
     )
-    pooling = start.neighbour.delta.head.pooling if start.neighbour else backbone.pooling
-    head = Head(start.head.weight, start.head.bias, labels, pooling)
-    return Delta(method, settings, backbone.fingerprint, values, head)
+    return Delta(method, settings, backbone.fingerprint, values, start.start.head, stored(kind))

@@ -1,4 +1,4 @@
-"""Rows of text and label, and the seeded ways to take some of them.
+"""Rows of texts and what is right for them, and the seeded ways to take some of them.
 
 Which rows are taken depends on what they say, never on where they stand: every row has a rank, the SHA-256 of seed and
 row, and the lowest ranks go first. The same seed picks the same rows on every machine and in every order of the file.
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
+from typing import NamedTuple
 
 from tasks.errors import DataError
 from tasks.spec import TaskSpec
@@ -20,36 +21,64 @@ from tasks.spec import TaskSpec
 Text = str | tuple[str, str]
 
 
+class Quote(NamedTuple):
+    """A right answer of a span task; start: where it stands in the passage, in characters, None where it does not."""
+
+    text: str
+    start: int | None
+
+
+class Wording(NamedTuple):
+    """What a generation task should write: the text that is learned, and all that would be right."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+Target = str | float | tuple[Quote, ...] | Wording  # of classification, regression, span and generation
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Texts (or pairs of texts) and their labels, in order."""
+    """Texts (or pairs of texts) and what is right for each, in order; without targets where that is not known."""
 
     texts: tuple[Text, ...]
-    labels: tuple[str, ...]
+    targets: tuple[Target, ...]
 
     def __post_init__(self) -> None:
-        if len(self.texts) != len(self.labels):
-            raise DataError(f"rows need one label per text; got {len(self.texts)} texts, {len(self.labels)} labels")
+        if self.targets and len(self.texts) != len(self.targets):
+            raise DataError(f"rows need one target per text; got {len(self.texts)} texts, {len(self.targets)} targets")
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label of every row; nothing where the targets are no labels."""
+        return tuple(target for target in self.targets if isinstance(target, str))
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The groups whose proportions are kept when rows are taken: those of the labels, or a single one."""
+        return self.labels or ("",) * len(self)
+
     def take(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, in the order given."""
         chosen = tuple(indices)
-        return Rows(tuple(self.texts[i] for i in chosen), tuple(self.labels[i] for i in chosen))
+        return Rows(tuple(self.texts[i] for i in chosen), tuple(self.targets[i] for i in chosen))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the rows in order; two `Rows` share it exactly if they are equal."""
-        return _digest(list(zip(self.texts, self.labels, strict=True)))
+        return _digest(list(zip(self.texts, self.targets, strict=True)))
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The rows of one task, ready to learn.
 
-    `labels` are the labels of train, sorted. `notes` say in words what was carved or sampled, for the user to see.
+    `labels` are the labels of train, sorted; none for kinds without labels. `notes` say in words what was carved or
+    sampled, for the user to see.
     """
 
     spec: TaskSpec
@@ -74,11 +103,12 @@ def carve(rows: Rows, count: int, *, seed: int | str) -> tuple[Rows, Rows]:
     groups: dict[Text, list[int]] = defaultdict(list)
     for index, text in enumerate(rows.texts):
         groups[text].append(index)
-    left = Counter(rows.labels)
+    strata = rows.strata
+    left = Counter(strata)
     room = Counter(quotas(left, min(count, len(rows)), seed=seed))
     carved: set[int] = set()
     for text in sorted(groups, key=lambda text: _digest([seed, text])):
-        took = Counter(rows.labels[index] for index in groups[text])
+        took = Counter(strata[index] for index in groups[text])
         if all(took[label] <= room[label] and took[label] < left[label] for label in took):
             room -= took
             left -= took
@@ -93,15 +123,15 @@ def sample(rows: Rows, count: int, *, seed: int | str, keep_labels: bool = False
     """
     if len(rows) <= count:
         return rows
-    counts = Counter(rows.labels)
+    counts = Counter(rows.strata)
     if keep_labels and count < len(counts):
         raise DataError(f"{count} rows cannot keep all {len(counts)} labels; allow at least {len(counts)} rows")
     return _first(rows, quotas(counts, count, seed=seed, at_least=int(keep_labels)), seed)
 
 
 def shots(rows: Rows, n: int, *, seed: int | str) -> Rows:
-    """`n` rows of every label, in their order; all rows of a label that has fewer."""
-    return _first(rows, dict.fromkeys(rows.labels, n), seed)
+    """`n` rows of every label, in their order; all rows of a label that has fewer. Without labels, `n` rows."""
+    return _first(rows, dict.fromkeys(rows.strata, n), seed)
 
 
 def quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: int = 0) -> dict[str, int]:
@@ -119,10 +149,10 @@ def quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: 
 def _first(rows: Rows, share: Mapping[str, int], seed: int | str) -> Rows:
     """Of every label the rows of lowest rank, as many as its share."""
     ranked: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    copies: Counter[tuple[Text, str]] = Counter()
-    for index, row in enumerate(zip(rows.texts, rows.labels, strict=True)):
+    copies: Counter[tuple[Text, Target]] = Counter()
+    for index, (row, stratum) in enumerate(zip(zip(rows.texts, rows.targets, strict=True), rows.strata, strict=True)):
         copies[row] += 1  # equal rows get ranks of their own, or they would be taken together
-        ranked[row[1]].append((_digest([seed, row, copies[row]]), index))
+        ranked[stratum].append((_digest([seed, row, copies[row]]), index))
     return rows.take(sorted(i for label, found in ranked.items() for _, i in sorted(found)[: share[label]]))
 
 

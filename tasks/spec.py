@@ -17,12 +17,13 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.needs import NEEDS, Kind
+from tasks.template import Template
+
 Split = Literal["train", "validation", "test"]
-Kind = Literal["classification", "regression", "generation", "span"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "mcc")
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `datasets` that read the user's own files
 
 
@@ -123,8 +124,9 @@ class Method(_Spec):
 class TaskSpec(_Spec):
     """One task: its kind, its rows, its metric, and what it does otherwise than its stream.
 
-    A `budget` here may be partial: what it leaves out comes from the stream. Regression, generation and span tasks
-    can be written down; loading them is refused until they are supported.
+    What is right stands in the column `label` (classification, regression), `answers` (span) or `target` (generation,
+    with `references` as further right answers). A `budget` here may be partial: what it leaves out comes from the
+    stream.
     """
 
     name: Name
@@ -132,29 +134,47 @@ class TaskSpec(_Spec):
     source: Source
     text: TextColumns
     label: Column | None = Field(default=None, validate_default=True)
-    target: Column | None = None
-    answers: Column | None = None
-    references: Column | None = None
-    metric: str = "accuracy"
+    target: Column | None = Field(default=None, validate_default=True)
+    answers: Column | None = Field(default=None, validate_default=True)
+    references: Column | None = Field(default=None, validate_default=True)
+    template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
+    metric: str = Field(default="", validate_default=True)
     rows: dict[Split, Annotated[int, Field(ge=1)]] = {}
     shots: int | None = Field(default=None, ge=1)
     method: Method | None = None
     warm_start: WarmStart | None = None
     budget: Budget | None = None
 
-    @field_validator("label")
+    @field_validator("text")
     @classmethod
-    def _classification_has_labels(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("kind") == "classification":
-            raise ValueError("a classification task must name the column of its labels, as in `label: label`")
+    def _span_has_a_passage(cls, value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
+        if info.data.get("kind") == "span" and isinstance(value, str):
+            raise ValueError("a span task reads two columns, as in `text: [question, context]`")
+        return value
+
+    @field_validator("label", "target", "answers", "references", "template")
+    @classmethod
+    def _key_fits_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kind, key = info.data.get("kind"), info.field_name
+        if kind is None:
+            return value
+        needs = NEEDS[kind]
+        if value is None and key == needs.column:
+            raise ValueError(f"a {kind} task must name the column of its {needs.holds}, as in `{key}: {key}`")
+        if value is not None and key not in needs.keys:
+            raise ValueError(f"a {kind} task has no use for {key!r}, only for {', '.join(needs.keys)}; drop it")
         return value
 
     @field_validator("metric")
     @classmethod
     def _metric_fits_kind(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("kind") == "classification" and value not in CLASSIFICATION_METRICS:
-            raise ValueError(f"a classification task is scored by one of {', '.join(CLASSIFICATION_METRICS)}")
-        return value
+        kind = info.data.get("kind")
+        if kind is None:
+            return value
+        metrics = NEEDS[kind].metrics
+        if value and value not in metrics:
+            raise ValueError(f"a {kind} task is scored by one of {', '.join(metrics)}")
+        return value or metrics[0]
 
     @field_serializer("budget")
     def _only_what_was_set(self, budget: Budget | None) -> dict[str, Any] | None:

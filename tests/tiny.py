@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from tiny_models import FILLERS, WORDS, tiny_model
+from torch import Tensor
 
 from continual.backbone import Backbone, freeze
 from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, fresh_values
-from continual.evaluate import Prepared, prepare
+from continual.features import Tokens, features
+from continual.kinds.classification import Classification, Labelled
 from tasks import Rows, Text
 
 
@@ -35,9 +37,9 @@ def labels_of(task: str) -> tuple[str, ...]:
     return tuple(sorted(WORDS[task]))
 
 
-def prepared(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> Prepared:
+def prepared(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> Labelled:
     """`n` rows of a task, ready for a backbone."""
-    return prepare(backbone, rows_of(task, n, seed=seed), labels=labels_of(task), max_length=32)
+    return Classification(labels_of(task)).prepare(backbone, rows_of(task, n, seed=seed), max_length=32)
 
 
 def write_task(folder: Path, task: str, *, train: int = 60, validation: int = 20, test: int = 12) -> dict[str, Any]:
@@ -113,3 +115,9 @@ def moved_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: A
     generator = torch.Generator().manual_seed(seed + 1)
     values = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in delta.values.items()}
     return replace(delta, values=values)
+
+
+@torch.inference_mode()
+def logits(backbone: Backbone, delta: Delta, tokens: Tokens) -> Tensor:
+    """What a delta's head says of each text [N, C]."""
+    return delta.head(features(backbone, tokens, delta=delta))

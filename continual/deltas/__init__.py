@@ -1,7 +1,7 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
 from continual.deltas.attach import attached
-from continual.deltas.delta import Delta, Head, finished, fresh_values, load_delta, penalty, steps
+from continual.deltas.delta import Delta, Head, copyable, finished, fresh_values, load_delta, penalty, steps
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
@@ -18,6 +18,7 @@ __all__ = [
     "Multiply",
     "Reads",
     "attached",
+    "copyable",
     "finished",
     "fresh_values",
     "load_delta",

@@ -21,7 +21,7 @@ class Adapter(MethodSettings):
     """
 
     size: int = Field(default=64, ge=1, le=4096)
-    initial_scale: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
+    initial_scale: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
     activation: Activation = "gelu"
 
     def edits(self) -> tuple[Edit, ...]:
@@ -40,7 +40,7 @@ class PfeifferAdapter(MethodSettings):
     """
 
     size: int = Field(default=64, ge=1, le=4096)
-    initial_scale: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
+    initial_scale: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:
@@ -51,7 +51,8 @@ class ParallelAdapter(MethodSettings):
     """y ← y + s · (W_up f(W_down x + b_down) + b_up) beside a whole block: x enters it, y leaves it.
 
     Parameters: 2MD + D + M per block. He et al. (2022), arXiv:2110.04366: beside the feed-forward and scaled by 4 it is
-    the best single method of theirs; unscaled it is the adapter of Zhu et al. (2021), arXiv:2104.08154.
+    the best single method of theirs, and starts as LoRA does, without effect; unscaled it is the adapter of Zhu et al.
+    (2021), arXiv:2104.08154.
 
     >>> ParallelAdapter(blocks=("attn", "ffn"), scale=1).edits()[0].site
     'attn'
@@ -60,7 +61,7 @@ class ParallelAdapter(MethodSettings):
     size: int = Field(default=64, ge=1, le=4096)
     scale: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     blocks: tuple[Literal["attn", "ffn"], ...] = Field(default=("ffn",), min_length=1)
-    initial_scale: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
+    initial_scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:

@@ -11,7 +11,10 @@ from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
 from continual.deltas.delta import Delta, check_fits, steps, values_of
 from continual.deltas.edit import Edit, Reads, Values
-from continual.sites import Changes, Place, named
+from continual.sites import Changes, Place, named, with_argument
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 @contextmanager
@@ -33,22 +36,36 @@ def attached(backbone: Backbone, delta: Delta | None) -> Iterator[None]:
 
 @contextmanager
 def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
-    entered: list[Tensor] = []  # what the first module of a block was given, until the last has returned
+    with _entered(place, edit) as entered:
 
-    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered[:] = [place.entering(args, kwargs)]
+        def change(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+            own = output if place.columns is None else output[..., place.columns]
+            seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
+            return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
 
-    def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        own = output if place.columns is None else output[..., place.columns]
-        seen = own if edit.reads is Reads.OUTPUT else entered.pop() if apart else place.entering(args, kwargs)
-        return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
+        handle = place.exit.register_forward_hook(change, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
-    apart = edit.reads is Reads.INPUT and place.enter is not place.exit
-    with ExitStack() as undo:
-        if apart:
-            undo.callback(place.enter.register_forward_pre_hook(read, with_kwargs=True).remove)
-        undo.callback(place.exit.register_forward_hook(change, with_kwargs=True).remove)
-        yield
+
+@contextmanager
+def _entered(place: Place, edit: Edit) -> Iterator[Callable[[Args, Kwargs], Tensor]]:
+    """What enters a place, given its last module's call."""
+    if edit.reads is not Reads.INPUT or place.enter is place.exit:
+        yield place.entered
+        return
+    entered: list[Tensor] = []  # what the first module was given, until the last is called
+
+    def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        entered[:] = [place.entered(args, kwargs)]
+
+    handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield lambda args, kwargs: entered.pop()
+    finally:
+        handle.remove()
 
 
 def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
@@ -60,14 +77,19 @@ def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
 
 @contextmanager
 def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
-    def change(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (edit.compose(args[0], edit.form(values, args[0], place)), *args[1:])
+    with _entered(place, edit) as entered:
 
-    handle = place.exit.register_forward_pre_hook(change)
-    try:
-        yield
-    finally:
-        handle.remove()
+        def change(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+            own = place.entered(args, kwargs) if place.enter is place.exit else args[0]
+            seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
+            changed = edit.compose(own, edit.form(values, seen, place))
+            return with_argument(module, args, kwargs, place.argument, changed)
+
+        handle = place.exit.register_forward_pre_hook(change, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -89,7 +111,7 @@ def _change_tokens(place: Place, edit: Edit, values: Values) -> Iterator[None]:
     rows = edit.form(values, place.weight, place)
     extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
 
-    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def extend(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         nonlocal extended
         call = named(module, args, kwargs)
         cache = call.get("past_key_values")

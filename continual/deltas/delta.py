@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,9 +27,10 @@ _METADATA = "continual"  # one key only: the order of several would not be the s
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on the pooled vector: logits [B, C] = pooled [B, D] Wᵀ + b.
+    """A linear head on the pooled vector, or on each token's state: outputs [..., C] = states [..., D] Wᵀ + b.
 
-    weight [C, D] · bias [C] · labels: the C labels by index · pooling: how the vector is pooled of the last layer.
+    weight [C, D] · bias [C] · labels: the names of the C outputs by index, of a classification its labels · pooling:
+    how the vector is pooled of the last layer.
     """
 
     weight: Tensor
@@ -37,26 +38,37 @@ class Head:
     labels: tuple[str, ...]
     pooling: Pooling
 
-    def __call__(self, pooled: Tensor) -> Tensor:
-        return torch.nn.functional.linear(pooled, self.weight, self.bias)
+    def __call__(self, states: Tensor) -> Tensor:
+        return torch.nn.functional.linear(states, self.weight, self.bias)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Head":
+        """The same head with `change` applied to weight and bias."""
+        return replace(self, weight=change(self.weight), bias=change(self.bias))
+
+    def to(self, device: torch.device) -> "Head":
+        return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class Delta:
     """The edits and the head of one task, for one backbone.
 
-    values: learned tensors by `place/number of the edit/name`, e.g. `layer.0.attn.q/0/A`.
+    values: learned tensors by `place/number of the edit/name`, e.g. `layer.0.attn.q/0/A` · head: None where the
+    language model itself answers · kind: what is answered, as `continual.kinds` writes and reads it; empty for a
+    classification by the head.
     """
 
     method: str
     settings: MethodSettings
     backbone: str
     values: Mapping[str, Tensor]
-    head: Head
+    head: Head | None
+    kind: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the delta by its name in the file."""
-        return {**self.values, "head/weight": self.head.weight, "head/bias": self.head.bias}
+        head = {"head/weight": self.head.weight, "head/bias": self.head.bias} if self.head else {}
+        return {**self.values, **head}
 
     @property
     def parameter_count(self) -> int:
@@ -64,8 +76,8 @@ class Delta:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Delta":
         """The same delta with `change` applied to every tensor."""
-        head = replace(self.head, weight=change(self.head.weight), bias=change(self.head.bias))
-        return replace(self, values={key: change(value) for key, value in self.values.items()}, head=head)
+        values = {key: change(value) for key, value in self.values.items()}
+        return replace(self, values=values, head=self.head and self.head.map(change))
 
     def trainable(self, device: torch.device, stage: int = 0) -> "Delta":
         """A copy on `device` whose tensors are leaves that take gradients: the head's and those of a stage's edits.
@@ -83,9 +95,8 @@ class Delta:
             kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to(device, kind, copy=True).requires_grad_(learning and tensor.is_floating_point())
 
-        head = replace(self.head, weight=leaf(self.head.weight), bias=leaf(self.head.bias))
         values = {key: leaf(value, learning=learns(key)) for key, value in self.values.items()}
-        return replace(self, values=values, head=head)
+        return replace(self, values=values, head=self.head and self.head.map(leaf))
 
     def frozen(self) -> "Delta":
         """A copy in memory of its own, without gradients, on the CPU."""
@@ -100,8 +111,8 @@ class Delta:
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
             "backbone": self.backbone,
-            "labels": self.head.labels,
-            "pooling": self.head.pooling,
+            **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
+            **({"kind": self.kind} if self.kind else {}),
         }
         metadata = {_METADATA: json.dumps(about, sort_keys=True)}
         return save_safetensors(self.frozen().tensors(), metadata=metadata)
@@ -120,15 +131,23 @@ def load_delta(data: bytes) -> Delta:
     try:
         tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
         about = json.loads(_metadata(data)[_METADATA])
-        pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
-        head = Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
-        kind = METHODS.get(about["method"])
-        if kind is None:
+        head = _head(tensors, about)
+        method = METHODS.get(about["method"])
+        if method is None:
             raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
-        return Delta(about["method"], kind.model_validate(about["settings"]), about["backbone"], tensors, head)
+        settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
+        return Delta(about["method"], settings, about["backbone"], tensors, head, kind)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
+
+
+def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:
+    """Take the head out of a file's tensors; one without labels has none."""
+    if "labels" not in about and "kind" in about:
+        return None
+    pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
+    return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
@@ -215,14 +234,23 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
             f"the delta was learned on backbone {delta.backbone[:12]}, not on {backbone.name!r} "
             f"({backbone.fingerprint[:12]}); load the backbone it was learned on, or learn the task again on this one"
         )
-    classes, found = len(delta.head.labels), _shapes(delta.tensors())
-    head = {"head/weight": (classes, backbone.hidden_size), "head/bias": (classes,)}
+    classes, found = len(delta.head.labels) if delta.head else 0, _shapes(delta.tensors())
+    head = {"head/weight": (classes, backbone.hidden_size), "head/bias": (classes,)} if delta.head else {}
     misfits = [_misfit({**shapes, **head}, found) for shapes in _allowed(backbone, delta.settings)]
     if all(misfits):
         raise DeltaError(
             f"a {delta.method} delta does not fit backbone {backbone.name!r}: {misfits[-1]} "
             f"(its head is for {classes} labels)"
         )
+
+
+def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool:
+    """Whether training by `settings` may begin with the values of `delta`.
+
+    Its settings must be the same, and its values those of a fresh delta by names and shapes: values that were replaced
+    when training was over cannot be trained the same way again.
+    """
+    return delta.settings == settings and _shapes(delta.values) == _allowed(backbone, settings)[0]
 
 
 Shapes = Mapping[str, tuple[int, ...]]

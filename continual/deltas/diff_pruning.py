@@ -15,8 +15,8 @@ from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
 # The hard concrete distribution of Louizos et al. (2018), "Learning Sparse Neural Networks through L0 Regularization",
-# arXiv:1712.01312: a sigmoid of temperature β, stretched to (γ, ζ) and cut to [0, 1].
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+# arXiv:1712.01312: a sigmoid of temperature β, stretched to (γ, ζ) and cut to [0, 1]; the numbers are Guo et al.'s.
+BETA, GAMMA, ZETA = 1.0, -1.5, 1.5
 OPEN = 5.0  # log α of fresh gates: nearly all open
 
 

@@ -108,12 +108,12 @@ class MergesInto(Protocol):
 
 @dataclass(frozen=True)
 class Add:
-    """output + scale · change"""
+    """output + scale · change, of the output's type: bfloat16 stays what it is beside values in float32."""
 
     scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output + self.scale * change
+        return output + (self.scale * change).to(output.dtype)
 
     def merged(self, own: Affine, change: Affine) -> Affine | None:
         return own.plus(change, scale=self.scale)
@@ -124,7 +124,7 @@ class Multiply:
     """output ⊙ change"""
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output * change
+        return output * change.to(output.dtype)
 
     def merged(self, own: Affine, change: Affine) -> Affine | None:
         return own.times(change.bias) if change.weight is None and change.bias is not None else None
@@ -147,7 +147,7 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Layers:
-    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top."""
+    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top of each stack."""
 
     numbers: tuple[int, ...]
 
@@ -158,8 +158,10 @@ class Layers:
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        wanted = {number % layers for number in self.numbers}
-        return [place for place in places if place.layer in wanted]
+        return [place for place in places if place.layer is not None and self._names(place.layer, place.layers)]
+
+    def _names(self, layer: int, layers: int) -> bool:
+        return layer in self.numbers or layer - layers in self.numbers
 
 
 @dataclass(frozen=True)

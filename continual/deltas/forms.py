@@ -30,6 +30,11 @@ def low_rank_start(rank: int, d_read: int, d_out: int, generator: torch.Generato
     return {"A": a, "B": torch.zeros(d_out, rank)}
 
 
+def truncated_normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
+    """A normal of deviation `scale`, truncated at two deviations."""
+    return torch.nn.init.trunc_normal_(torch.empty(shape), std=scale, a=-2 * scale, b=2 * scale, generator=generator)
+
+
 @dataclass(frozen=True)
 class LowRank:
     """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does. Hu et al. (2022), "LoRA", arXiv:2106.09685."""
@@ -52,31 +57,26 @@ class LowRank:
 class Bottleneck:
     """f(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M]: 2MD + D + M parameters where E = D.
 
-    Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Weights start as a normal
-    of deviation `initial_scale`, truncated at two deviations, biases at zero: nearly, not exactly, no change.
+    Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Biases start at zero,
+    weights as a normal of deviation `initial_scale`, truncated at two deviations: nearly, not exactly, no change.
+    Without a scale they start as LoRA's do, W_up at zero.
     """
 
     size: int
-    initial_scale: float
+    initial_scale: float | None
     activation: Activation = "gelu"
 
     @property
     def identity(self) -> Identity:
-        return "near" if self.initial_scale else "exact"
+        return "exact" if self.initial_scale is None else "near"
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        def normal(*shape: int) -> Tensor:
-            bound = 2 * self.initial_scale
-            return torch.nn.init.trunc_normal_(
-                torch.empty(shape), std=self.initial_scale, a=-bound, b=bound, generator=generator
-            )
-
-        return {
-            "down": normal(self.size, d_read),
-            "down_bias": torch.zeros(self.size),
-            "up": normal(place.d_out, self.size),
-            "up_bias": torch.zeros(place.d_out),
-        }
+        biases = {"down_bias": torch.zeros(self.size), "up_bias": torch.zeros(place.d_out)}
+        if self.initial_scale is None:
+            start = low_rank_start(self.size, d_read, place.d_out, generator)
+            return {"down": start["A"], "up": start["B"], **biases}
+        down = truncated_normal((self.size, d_read), self.initial_scale, generator)
+        return {"down": down, "up": truncated_normal((place.d_out, self.size), self.initial_scale, generator), **biases}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))

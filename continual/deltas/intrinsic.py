@@ -55,7 +55,7 @@ def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
     """P θ [size] for θ [d], with P the stacked blocks H G Π H B that `seed` draws, ‖P θ‖ ≈ ‖θ‖."""
     n = 1 << max(1, (len(theta) - 1).bit_length())
     blocks = -(-size // n)
-    signs, order, gauss = _drawn(blocks, n, seed, theta.device)
+    signs, order, gauss = drawn(blocks, n, seed, theta.device)
     mixed = hadamard_transform(F.pad(theta, (0, n - len(theta))) * signs)
     mixed = hadamard_transform(mixed.gather(1, order) * gauss)
     return mixed.flatten()[:size] / math.sqrt(n * size)
@@ -76,7 +76,7 @@ def _hadamard(n: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _drawn(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Signs, permutations and normal deviates [K, n] of the blocks; kept, since every step needs them again."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(number)

@@ -84,9 +84,7 @@ def low_rank_shapes(adapter: PeftAdapter, parts: Sequence[Part]) -> dict[str, tu
 
     Raises ExchangeError where the adapter is more than a plain low-rank change.
     """
-    adapter.require_known(
-        "rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights", "fan_in_fan_out"
-    )
+    adapter.require_known("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights")
     if (start := adapter.config.get("init_lora_weights")) not in PLAIN_STARTS:
         raise ExchangeError(f"init_lora_weights {start!r} changed the base model too; save it as a plain LoRA first")
     shapes: dict[str, tuple[int, ...]] = {}

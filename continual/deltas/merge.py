@@ -49,15 +49,14 @@ def unmergeable(settings: MethodSettings) -> str | None:
 def merged(backbone: Backbone, delta: Delta) -> Any:
     """A copy of the backbone's model, a transformers.PreTrainedModel, whose weights hold the delta's change.
 
-    The states of a text are the delta's. With its language modelling head, where there is one: a head that shares its
-    weight with the word vectors changes with them.
+    With its language modelling head, where there is one.
 
     Raises DeltaError for another backbone's delta, ExchangeError where weights and biases cannot do what it does.
     """
     check_fits(backbone, delta)
     if reason := unmergeable(delta.settings):
         raise _refused(delta, reason)
-    own, whole = delta.to(backbone.device), deepcopy(backbone.whole)
+    own, whole = delta.to(backbone.device), deepcopy(backbone.lm or backbone.model)
     copied = replace(backbone, model=whole.base_model, lm=whole if backbone.lm else None)
     found = list(_steps(backbone, copied, own))
     for step in found:
@@ -67,7 +66,7 @@ def merged(backbone: Backbone, delta: Delta) -> Any:
         if step.place.changes == "input":
             _into_input(delta, step)
     _require_same(backbone, own, copied)
-    return copied.whole
+    return whole
 
 
 def _steps(backbone: Backbone, copied: Backbone, delta: Delta) -> Iterator[_Step]:
@@ -118,14 +117,23 @@ def _composed(delta: Delta, step: _Step, own: Affine) -> tuple[Tensor, Tensor | 
 
 
 def _require_same(backbone: Backbone, delta: Delta, copied: Backbone) -> None:
-    """A module that is not the plain affine map it seems to be is noticed here, whatever the family."""
-    ids = torch.arange(8, device=backbone.device)[None] + 4
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    """A module that is not the plain affine map it seems to be, or shares its weight, is noticed here."""
     with attached(backbone, delta):
-        expected = backbone.hidden_states(batch)
-    difference = (copied.hidden_states(batch) - expected).abs().max()
+        expected = _said(backbone, of_model=delta.head is not None)
+    difference = (_said(copied, of_model=delta.head is not None) - expected).abs().max()
     if not difference <= TOLERANCE * expected.abs().max():
         raise _refused(delta, f"the model with other weights answers otherwise, by {float(difference):.2g}")
+
+
+def _said(backbone: Backbone, *, of_model: bool) -> Tensor:
+    """What a few tokens become: their last states, which a head is put on, or what the language model makes of them."""
+    ids = torch.arange(8, device=backbone.device)[None] + 4
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if of_model:
+        return backbone.hidden_states(batch)
+    written = {"decoder_input_ids": ids} if backbone.family.decoder else {}
+    logits: Tensor = backbone.lm(**batch, **written).logits
+    return logits
 
 
 def _refused(delta: Delta, reason: str) -> ExchangeError:

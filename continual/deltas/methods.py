@@ -16,6 +16,7 @@ from continual.deltas.intrinsic import Intrinsic
 from continual.deltas.lora import LoRA
 from continual.deltas.masking import Masking
 from continual.deltas.method import MethodSettings
+from continual.deltas.multi_head import MultiHeadAdapter
 from continual.deltas.norms import LayerNorm
 from continual.deltas.prefix import Prefix
 from continual.deltas.prompt import Prompt
@@ -27,6 +28,7 @@ METHODS: Mapping[str, type[MethodSettings]] = {
     "adapter": Adapter,
     "adapter_pfeiffer": PfeifferAdapter,
     "parallel_adapter": ParallelAdapter,
+    "multi_head_adapter": MultiHeadAdapter,
     "prefix": Prefix,
     "prompt": Prompt,
     "ia3": IA3,

@@ -90,9 +90,10 @@ def _widths(parts: Sequence[Part]) -> dict[str, int]:
     layers = [part for part in parts if part.place.changes == "attention"]
     attention: Any = layers[0].place.exit
     cached = "past_key_values" in inspect.signature(attention.forward).parameters
-    if not cached or attention.config.is_encoder_decoder or len(layers) == len(parts):
+    sliding = {"full_attention"} != {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
+    if not cached or sliding or attention.config.is_encoder_decoder or len(layers) == len(parts):
         raise ExchangeError(
-            "PEFT has no prefix for this family that does the same: there it must go through the cache of a model that "
-            "is one stack, and begin the positions of the text behind the prefix"
+            "PEFT has no prefix that does the same on this model: there it goes through the cache, which must be that "
+            "of a single stack, seen whole by every token, with the positions of the text behind the prefix"
         )
     return {f"{part.key}/{name}": part.place.d_out for part in layers for name in ("key", "value")}

@@ -9,6 +9,8 @@ from continual.deltas.merge import merged
 from continual.errors import ExchangeError
 from continual.exchange.folder import Origin, new_folder, write_adapter, write_head
 from continual.exchange.peft import to_peft
+from continual.kinds import fitted, kind_of_delta
+from continual.kinds.regression import Regression
 from registry import Registry
 
 
@@ -35,7 +37,7 @@ def export_delta(
     """Write a delta, such as `sst2@1`, to an empty or new folder; the names of its files.
 
     `peft`: what PEFT loads onto the plain backbone · `transformers`: the backbone with the change in its weights.
-    Both with `head.safetensors` and `head.json`.
+    Both with `head.safetensors` and `head.json`, where the delta has a head; a regression's answers in its own units.
 
     Raises NotFound for the delta, DeltaError where it is of another backbone, ExchangeError where the format cannot say
     what it does, or for a folder that is not empty.
@@ -44,6 +46,9 @@ def export_delta(
         raise ExchangeError(f"format {form!r} is not known; allowed: {', '.join(FORMATS)}")
     stored = registry.delta(name)
     delta = load_delta(registry.blobs.get(stored.digest))
-    FORMATS[form](backbone, delta, folder, Origin(backbone=delta.backbone, delta=name, digest=stored.digest))
-    write_head(folder, delta.head)
+    kind = kind_of_delta(delta)
+    origin = Origin(backbone=delta.backbone, delta=name, digest=stored.digest, kind=dict(delta.kind))
+    FORMATS[form](fitted(backbone, kind), delta, folder, origin)
+    if delta.head:
+        write_head(folder, kind.in_own_units(delta.head) if isinstance(kind, Regression) else delta.head)
     return tuple(sorted(file.name for file in folder.iterdir()))

@@ -21,13 +21,14 @@ HEAD, ABOUT_HEAD = "head.safetensors", "head.json"
 
 
 class Origin(BaseModel):
-    """Where an adapter was exported: the fingerprint of its backbone, and the name and digest of the delta."""
+    """Where an adapter was exported: its backbone's fingerprint, the delta's name and digest, and what it answers."""
 
     model_config = ConfigDict(frozen=True)
 
     backbone: str
     delta: str
     digest: str
+    kind: dict[str, Any] = {}
 
 
 class AboutHead(BaseModel):

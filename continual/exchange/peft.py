@@ -1,5 +1,6 @@
 """A delta's edits as PEFT has them, and back; what differs from method to method stands in the methods' own files."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +12,21 @@ from torch import Tensor
 from continual.backbone import Backbone, published_name
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.delta import check_fits, steps
-from continual.deltas.peft_format import Part, PeftAdapter, PeftFormat
+from continual.deltas.peft_format import MODULES, Part, PeftAdapter, PeftFormat
 from continual.errors import ExchangeError
+from continual.families import Architecture
 
 
 @dataclass(frozen=True)
 class BackboneLayout:
-    """Where edits are in one backbone, by the names that PEFT's users know: those of the modules of `AutoModel`."""
+    """Where edits are in one backbone. within: what stands before the names of its modules in the model of PEFT."""
 
     backbone: Backbone
+    within: str = ""
 
     @cached_property
     def _names(self) -> Mapping[int, str]:
-        return {id(module): name for name, module in self.backbone.model.named_modules()}
+        return {id(module): self.within + name for name, module in self.backbone.model.named_modules()}
 
     def parts(self, settings: MethodSettings) -> tuple[Part, ...]:
         found = steps(self.backbone, settings)
@@ -41,6 +44,14 @@ class BackboneLayout:
         return ("projections",) if found.keys() == {place.site for place in every} else tuple(found)
 
 
+_TASKS: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+
+
+def _within_language_model(backbone: Backbone) -> str:
+    name = next(name for name, module in backbone.lm.named_modules() if module is backbone.model)
+    return f"{name}." if name else ""
+
+
 def exportable() -> Mapping[str, type[PeftFormat]]:
     """The methods that PEFT has a form of, by name."""
     return {name: kind for name, kind in METHODS.items() if issubclass(kind, PeftFormat)}
@@ -48,6 +59,8 @@ def exportable() -> Mapping[str, type[PeftFormat]]:
 
 def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
     """What `PeftModel.from_pretrained(AutoModel.from_pretrained(…), folder)` needs to compute the delta's states.
+
+    Of a delta without a head it is the language model that PEFT puts it on: `AutoModelForCausalLM` and its kin.
 
     Raises ExchangeError for a method that PEFT has no form of, DeltaError for a delta of another backbone.
     """
@@ -57,11 +70,12 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
             f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(exportable())}. "
             "Where the change is one of the weights, --format transformers writes a plain model"
         )
-    own = delta.settings.to_peft(BackboneLayout(backbone).parts(delta.settings), delta.values)
+    layout = BackboneLayout(backbone) if delta.head else BackboneLayout(backbone, _within_language_model(backbone))
+    own = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
     common = {
         "base_model_name_or_path": published_name(backbone.name),
         "inference_mode": True,
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": "FEATURE_EXTRACTION" if delta.head else _TASKS[backbone.architecture],
     }
     return PeftAdapter({**own.config, **common}, own.tensors)
 
@@ -71,13 +85,15 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
 
     Raises ExchangeError for an adapter that no method here can say, or that does not fit: with the list of tensors.
     """
-    layout = BackboneLayout(backbone)
+    prefix = f"{backbone.model.base_model_prefix}."
+    inside = any(tensor.startswith(MODULES + prefix) for tensor in adapter.tensors)
+    layout = BackboneLayout(backbone, prefix if inside else "")
     for name, kind in METHODS.items():
         if not issubclass(kind, PeftFormat):
             continue
         try:
             found: tuple[Any, dict[str, Tensor]] | None = kind.from_peft(adapter, layout)
-        except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ExchangeError(f"the adapter's settings cannot be read as PEFT's for {name}: {reason}") from error
         if found:

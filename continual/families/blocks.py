@@ -1,6 +1,6 @@
 """Parts of tables that families share: the roles of an attention and of a feed-forward, by the paths of modules."""
 
-from continual.sites import Site, attention, between, entering, projection
+from continual.sites import Site, attention, between, entering, heads, projection
 
 
 def attention_roles(module: str, names: str, *, out: str = "", role: str = "attn") -> dict[str, Site]:
@@ -12,6 +12,7 @@ def attention_roles(module: str, names: str, *, out: str = "", role: str = "attn
     out = out or last[0]
     return {
         role: between(q, out),
+        f"{role}.heads": heads(q, out),
         f"{role}.kv": attention(module, k),
         f"{role}.q": projection(q),
         f"{role}.k": projection(k),
@@ -25,6 +26,7 @@ def fused_attention_roles(module: str, qkv: str, out: str) -> dict[str, Site]:
     whole, out = f"{module}.{qkv}", f"{module}.{out}"
     return {
         "attn": between(whole, out),
+        "attn.heads": heads(whole, out, (0, 3)),
         "attn.kv": attention(module, whole, (1, 3)),
         "attn.q": projection(whole, (0, 3)),
         "attn.k": projection(whole, (1, 3)),

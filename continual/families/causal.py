@@ -6,12 +6,12 @@ from torch import Tensor
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
 from continual.families.family import Family, Stack
-from continual.sites import Call, Site, embedding, entering, norm, projection, tokens
+from continual.sites import Call, Site, embedding, norm, positions, projection, tokens
 
 _GPT2 = "h.{}."
 _GPT2_SITES = {
     "tokens": tokens("wte", ""),
-    "positions": entering("wpe"),
+    "positions": positions("wpe"),
     "embed.word": embedding("wte"),
     "embed.position": embedding("wpe"),
     "norm.attn": norm(_GPT2 + "ln_1"),
@@ -24,6 +24,7 @@ _GPT2_SITES = {
 _LLAMA = "layers.{}."
 _LLAMA_SITES = {
     "tokens": tokens("embed_tokens", ""),
+    "positions": positions("rotary_emb", "position_ids"),
     "embed.word": embedding("embed_tokens"),
     "norm.attn": norm(_LLAMA + "input_layernorm"),
     **attention_roles(_LLAMA + "self_attn", "q_proj k_proj v_proj o_proj"),
@@ -42,6 +43,7 @@ def _opt_rows(call: Call) -> Tensor:
 _OPT = "decoder.layers.{}."
 _OPT_SITES = {
     "tokens": tokens("decoder.embed_tokens", "decoder"),
+    "positions": positions("decoder.embed_positions", "position_ids"),
     "embed.word": embedding("decoder.embed_tokens"),
     "embed.position": embedding("decoder.embed_positions", _opt_rows),
     "norm.attn": norm(_OPT + "self_attn_layer_norm"),
@@ -81,7 +83,7 @@ def _causal(config: Any, sites: dict[str, Site], *, hidden_size: int | None = No
     return Family(
         name=config.model_type,
         architecture="causal",
-        stack=Stack(sites, config.num_hidden_layers),
+        stack=Stack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=hidden_size or config.hidden_size,
         positions=config.max_position_embeddings,
     )

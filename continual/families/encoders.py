@@ -4,12 +4,12 @@ from typing import Any
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
 from continual.families.family import Family, Stack
-from continual.sites import Site, embedding, entering, norm, projection, tokens
+from continual.sites import Site, embedding, norm, positions, projection, tokens
 
 _BERT = "encoder.layer.{}."
 _BERT_SITES = {
     "tokens": tokens("embeddings.word_embeddings", ""),
-    "positions": entering("embeddings.position_embeddings"),
+    "positions": positions("embeddings.position_embeddings"),
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "embed.type": embedding("embeddings.token_type_embeddings"),
@@ -23,7 +23,7 @@ _BERT_SITES = {
 _DISTILBERT = "transformer.layer.{}."
 _DISTILBERT_SITES = {
     "tokens": tokens("embeddings.word_embeddings", ""),
-    "positions": entering("embeddings.position_embeddings"),
+    "positions": positions("embeddings.position_embeddings"),
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
@@ -36,6 +36,7 @@ _DISTILBERT_SITES = {
 _MODERNBERT = "layers.{}."
 _MODERNBERT_SITES = {
     "tokens": tokens("embeddings.tok_embeddings", ""),
+    "positions": positions("rotary_emb", "position_ids"),
     "embed.word": embedding("embeddings.tok_embeddings"),
     "norm.embed": norm("embeddings.norm"),
     "norm.attn": norm(_MODERNBERT + "attn_norm"),
@@ -75,7 +76,7 @@ def _encoder(config: Any, sites: dict[str, Site], *, unused: int = 0, load: dict
     return Family(
         name=config.model_type,
         architecture="encoder",
-        stack=Stack(sites, config.num_hidden_layers),
+        stack=Stack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=config.hidden_size,
         positions=config.max_position_embeddings - unused,
         load=load or {},

@@ -12,10 +12,11 @@ Architecture = Literal["encoder", "causal", "seq2seq"]
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack of layers: the table of its sites, and how many layers it has."""
+    """A stack of layers: the table of its sites, how many layers it has, and how many heads their attentions have."""
 
     sites: Mapping[str, Site]
     layers: int
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -61,5 +62,5 @@ def places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[P
         for prefix, stack in stacks.items()
         for name in names
         if name in stack.sites
-        for place in places_of(model, name, stack.sites[name], layers=stack.layers, prefix=prefix)
+        for place in places_of(model, name, stack.sites[name], layers=stack.layers, heads=stack.heads, prefix=prefix)
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from continual.families.blocks import attention_roles, feed_forward_roles
 from continual.families.family import Family, Stack
-from continual.sites import Call, Site, embedding, norm, tokens
+from continual.sites import Call, Site, embedding, norm, positions, tokens
 
 
 def t5(config: Any) -> Family:
@@ -21,8 +21,10 @@ def t5(config: Any) -> Family:
     return Family(
         name=config.model_type,
         architecture="seq2seq",
-        stack=Stack(_t5_sites("encoder", feed_forward=1, gated=gated), config.num_layers),
-        decoder=Stack(_t5_sites("decoder", feed_forward=2, gated=gated) | cross_sites, config.num_decoder_layers),
+        stack=Stack(_t5_sites("encoder", feed_forward=1, gated=gated), config.num_layers, config.num_heads),
+        decoder=Stack(
+            _t5_sites("decoder", feed_forward=2, gated=gated) | cross_sites, config.num_decoder_layers, config.num_heads
+        ),
         hidden_size=config.d_model,
         positions=None,
     )
@@ -57,8 +59,8 @@ def bart(config: Any) -> Family:
     return Family(
         name=config.model_type,
         architecture="seq2seq",
-        stack=Stack(_bart_sites("encoder"), config.encoder_layers),
-        decoder=Stack(_bart_sites("decoder") | cross_sites, config.decoder_layers),
+        stack=Stack(_bart_sites("encoder"), config.encoder_layers, config.encoder_attention_heads),
+        decoder=Stack(_bart_sites("decoder") | cross_sites, config.decoder_layers, config.decoder_attention_heads),
         hidden_size=config.d_model,
         positions=config.max_position_embeddings,
     )
@@ -69,6 +71,7 @@ def _bart_sites(stack: str) -> dict[str, Site]:
     return {
         "tokens": tokens(f"{stack}.embed_tokens", stack),
         "embed.word": embedding(f"{stack}.embed_tokens"),
+        "positions": positions(f"{stack}.embed_positions", "position_ids", _bart_positions),
         "embed.position": embedding(f"{stack}.embed_positions", _bart_rows),
         "norm.embed": norm(f"{stack}.layernorm_embedding"),
         **attention_roles(layer + "self_attn", "q_proj k_proj v_proj out_proj"),
@@ -79,9 +82,10 @@ def _bart_sites(stack: str) -> dict[str, Site]:
 
 
 def _bart_rows(call: Call) -> Tensor:
+    return _bart_positions(call) + 2
+
+
+def _bart_positions(call: Call) -> Tensor:
     """The decoder says which positions; the encoder only how many, by the shape of another tensor [B, T]."""
-    positions = call.get("position_ids")
-    if positions is None:
-        positions = torch.arange(call["input_ids"].shape[1], device=call["input_ids"].device)
-    rows: Tensor = positions + 2
-    return rows
+    said: Tensor | None = call.get("position_ids")
+    return torch.arange(call["input_ids"].shape[1], device=call["input_ids"].device) if said is None else said

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from continual.backbone import Backbone, Pooling
-from continual.evaluate import Prepared, metric_score
+from continual.evaluate import metric_score
 from continual.features import pad, pool, shuffled_batches, sorted_batches
+from continual.kinds.classification import Labelled
 from continual.train import Optimiser
 from tasks import Budget
 
@@ -29,8 +30,8 @@ TARGETS = ["query", "value"]
 class Problem:
     """What an arm is given: rows to learn from, rows to choose the epoch on, and how they are scored."""
 
-    rows: Prepared
-    validation: Prepared
+    rows: Labelled
+    validation: Labelled
     metric: str
     budget: Budget
     seed: int
@@ -41,7 +42,7 @@ class Fitted:
     """An arm after its best epoch: the validation score of every epoch (the start first), and how it answers."""
 
     curve: tuple[float, ...]
-    answers: Callable[[Prepared], list[int]]
+    answers: Callable[[Labelled], list[int]]
 
     @property
     def validation(self) -> float:
@@ -111,10 +112,10 @@ def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
 
 
 @torch.inference_mode()
-def answers(backbone: Backbone, network: nn.Module, rows: Prepared) -> list[int]:
+def answers(backbone: Backbone, network: nn.Module, rows: Labelled) -> list[int]:
     """The class that the network answers for every row, in eval() mode."""
     network.eval()
-    chosen = torch.empty(len(rows), dtype=torch.long)
+    chosen = torch.empty(len(rows.tokens), dtype=torch.long)
     for indices in sorted_batches(rows.tokens.lengths):
         chosen[indices] = _logits(backbone, network, rows, indices).argmax(dim=1).cpu()
     return chosen.tolist()
@@ -125,11 +126,11 @@ def _score(backbone: Backbone, network: nn.Module, problem: Problem) -> float:
     return metric_score(problem.metric, rows.classes.tolist(), answers(backbone, network, rows))
 
 
-def _loss(backbone: Backbone, network: nn.Module, rows: Prepared, batch: list[int]) -> Tensor:
+def _loss(backbone: Backbone, network: nn.Module, rows: Labelled, batch: list[int]) -> Tensor:
     return F.cross_entropy(_logits(backbone, network, rows, batch), rows.classes[batch].to(backbone.device))
 
 
-def _logits(backbone: Backbone, network: nn.Module, rows: Prepared, batch: list[int]) -> Tensor:
+def _logits(backbone: Backbone, network: nn.Module, rows: Labelled, batch: list[int]) -> Tensor:
     with backbone.precision():
         logits: Tensor = network(**pad(backbone, rows.tokens, batch))
     return logits.float()

@@ -27,8 +27,9 @@ from torch import Tensor
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import attached, method_settings
 from continual.errors import LearnError
-from continual.evaluate import measure, predict_classes
-from continual.train import batch_loss, train
+from continual.evaluate import measure
+from continual.kinds import kind_of_delta
+from continual.train import train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
 from tasks.rows import sample
 from tests.benchmarks.runs import Bench, Record, State, chosen_names, mean, quieten, say
@@ -107,7 +108,7 @@ def final(one: Bench, label: str, rate: float, state: State) -> None:
     trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
     test = one.prepared(one.data.test)
     metric = one.data.spec.metric
-    answers = predict_classes(one.backbone, trained.delta, test)
+    answers = one.classes(trained.delta, test)
     values = sum(value.numel() for value in trained.delta.values.values())
     state.add(
         {
@@ -141,7 +142,7 @@ def step_memory(one: Bench, label: str) -> int:
 
     held = []  # alive until the end, or a later storage could take an earlier one's address
     with attached(one.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held.append(batch_loss(one.backbone, delta, one.train, longest))
+        held.append(kind_of_delta(delta).loss(one.backbone, delta, one.train, longest))
     trained = sum(tensor.numel() for tensor in delta.tensors().values() if tensor.requires_grad)
     return sum(kept.values()) + 4 * 4 * trained
 

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS
 from continual.errors import LearnError
-from continual.evaluate import Prepared, measure, metric_score, predict_classes
+from continual.evaluate import measure, metric_score
 from continual.features import features
+from continual.kinds.classification import Labelled
 from continual.train import train
 from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
@@ -47,7 +48,7 @@ Arm = Callable[[Bench, float], Fitted]
 
 
 def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
-    def answers(rows: Prepared) -> list[int]:
+    def answers(rows: Labelled) -> list[int]:
         vectors = features(bench.backbone, rows.tokens)
         return F.linear(vectors, bench.start.weight, bench.start.bias).argmax(dim=1).tolist()
 
@@ -59,7 +60,7 @@ def _ours(bench: Bench, learning_rate: float) -> Fitted:
     start = bench.fresh("lora", METHODS["lora"].model_validate({"rank": RANK}))
     trained = train(bench.backbone, start, **bench.training(learning_rate))
     curve = tuple(epoch.score for epoch in trained.curve)
-    return Fitted(curve, lambda rows: predict_classes(bench.backbone, trained.delta, rows))
+    return Fitted(curve, lambda rows: bench.classes(trained.delta, rows))
 
 
 def _peft(bench: Bench, learning_rate: float) -> Fitted:
@@ -98,7 +99,7 @@ def chosen_rate(benches: Sequence[Bench], name: str, state: State) -> float | No
 def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
     """Run an arm with all rows, at its learning rate; nothing where that run is there already."""
     about = _about(bench, name)
-    if state.find(**about, stage="final", rows=len(bench.train), learning_rate=rate):
+    if state.find(**about, stage="final", rows=len(bench.data.train), learning_rate=rate):
         return
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
@@ -112,7 +113,7 @@ def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
 def searched(bench: Bench, name: str, rate: float, state: State) -> Record:
     """One learning rate's run on few rows; a rate at which training diverges scores nothing."""
     about = _about(bench, name)
-    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.train)):
+    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.data.train)):
         return known
     began = time.perf_counter()
     torch.manual_seed(bench.seed)
@@ -131,7 +132,7 @@ def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted:
     return about | {
         "stage": stage,
         "learning_rate": rate,
-        "rows": len(bench.train),
+        "rows": len(bench.data.train),
         "validation_rows": len(bench.validation),
         "validation": fitted.validation,
         "curve": fitted.curve,

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from continual.backbone import Backbone, locate
 from continual.deltas import Delta, Head, MethodSettings, fresh_values
-from continual.evaluate import Prepared, prepare
 from continual.features import features
 from continual.head import ClosedForm, closed_form
+from continual.kinds.classification import Classification, Labelled
 from continual.signature import signature
 from tasks import Budget, Rows, TaskData
 from tasks.rows import sample
@@ -37,11 +37,11 @@ class Bench:
     seed: int
 
     @cached_property
-    def train(self) -> Prepared:
+    def train(self) -> Labelled:
         return self.prepared(self.data.train)
 
     @cached_property
-    def validation(self) -> Prepared:
+    def validation(self) -> Labelled:
         return self.prepared(self.data.validation)
 
     @cached_property
@@ -67,8 +67,14 @@ class Bench:
         assert self.data.spec.budget is not None  # the stream's tasks are resolved
         return self.data.spec.budget
 
-    def prepared(self, rows: Rows) -> Prepared:
-        return prepare(self.backbone, rows, labels=self.data.labels, max_length=self.budget.max_length)
+    def prepared(self, rows: Rows) -> Labelled:
+        return Classification(self.data.labels).prepare(self.backbone, rows, max_length=self.budget.max_length)
+
+    def classes(self, delta: Delta, rows: Labelled) -> list[int]:
+        """The class that a delta answers for every row."""
+        assert delta.head is not None
+        found: list[int] = delta.head(features(self.backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
+        return found
 
     def fresh(self, method: str, settings: MethodSettings) -> Delta:
         """An untrained delta with the closed-form head."""

@@ -25,9 +25,10 @@ from transformers.utils import logging as transformers_logging
 
 from continual.backbone import Backbone, load_backbone, locate
 from continual.deltas import METHODS
+from continual.kinds import Seen
 from continual.learn import Task, ready
 from continual.train import train
-from continual.warmstart import judge, started
+from continual.warmstart import Candidate, started
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora
 
@@ -48,9 +49,9 @@ class _Rows(Dataset[dict[str, Any]]):
 
 def ours(backbone: Backbone, task: Task) -> Callable[[], float]:
     """Seconds of one epoch of our loop, from the closed-form start."""
-    start = judge(backbone, None, rows=task.train, held_out=task.validation, classes=task.classes)
+    start = task.kind.start(Seen(backbone, None, task.train), Seen(backbone, None, task.validation))
     settings = METHODS["lora"].model_validate({"rank": RANK, "sites": ("attn.q", "attn.v")})
-    delta = started(backbone, start, method="lora", settings=settings, labels=task.data.labels, seed=0)
+    delta = started(backbone, task.kind, Candidate(None, start), method="lora", settings=settings, seed=0)
     budget = task.budget.model_copy(update={"epochs": 1})
 
     def epoch() -> float:
@@ -64,7 +65,7 @@ def trainer(backbone: Backbone, task: Task) -> Callable[[], float]:
     """Seconds of one epoch of transformers' Trainer with PEFT's LoRA."""
 
     def epoch() -> float:
-        network = peft_lora(locate(backbone.name), task.classes).classifier
+        network = peft_lora(locate(backbone.name), len(task.data.labels)).classifier
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import labels_of, moved_delta, rows_of, tiny_backbone, write_task
+from tiny import labels_of, logits, moved_delta, rows_of, tiny_backbone, write_task
 from transformers import AutoModel
 
 from continual import Learner
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import DeltaError, ExchangeError, InputError, NotFound
-from continual.evaluate import logits
-from continual.features import pad, pool, tokenize
+from continual.features import features, pad, pool, tokenize
 from continual.record import delta_record
 from registry import Registry, Score, verify
 from tasks import Budget, Method, Stream, TaskSpec
@@ -28,6 +27,11 @@ TEXTS = list(rows_of("mood", 6, seed=7).texts)
 def registry(tmp_path: Path) -> Iterator[Registry]:
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Backbone:
+    return tiny_backbone("gpt2")
 
 
 @pytest.fixture
@@ -51,8 +55,9 @@ def registered(learner: Learner, folder: Path, method: str) -> str:
     learner.learn(mood(folder))
     delta = moved_delta(learner.backbone, method)
     settings = Budget(max_length=16)
+    known = learner.registry.task("mood")
     own = delta_record(
-        learner.registry.blobs, learner.backbone, delta, task="mood", budget=settings, warm_start="scratch"
+        learner.registry.blobs, learner.backbone, delta, task=known, budget=settings, warm_start="scratch"
     )
     scores = [Score(split=split, metric="accuracy", value=1.0, rows=9) for split in ("validation", "test")]
     with learner.registry.unit() as unit:
@@ -137,7 +142,7 @@ def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(lear
     assert stored(learner, "mood@2").head.labels == labels_of("mood")
     torch.testing.assert_close(answers(learner, "mood@2"), answers(learner, "mood@1"))
     about.write_text(json.dumps(said | {"labels": ["bad", "fine"]}))
-    with pytest.raises(ExchangeError, match=r"'fine'.*'mood' has \['bad', 'good'\]"):
+    with pytest.raises(ExchangeError, match=r"'fine'.*the task has \['bad', 'good'\]"):
         learner.adopt(tmp_path / "out", "mood")
 
 
@@ -201,3 +206,70 @@ def test_what_cannot_be_exported_leaves_no_folder(learner: Learner, tmp_path: Pa
     learner.learn(mood(tmp_path))
     with pytest.raises(ExchangeError, match="not empty"):
         learner.export("mood@2", tmp_path)
+
+
+LENGTHS = {text: float(len(text.split())) for text in rows_of("mood", 60).texts}
+OTHER_KINDS = {
+    "regression": ({"kind": "regression", "label": "value"}, list(LENGTHS.values())),
+    "generation": ({"kind": "generation", "target": "value"}, [text.split()[0] for text in LENGTHS]),
+    "template": (
+        {
+            "label": "value",
+            "template": {"text": "{{ text }} it is {{ mask }}", "words": {"few": "awful", "many": "lovely"}},
+        },
+        ["many" if length > 4 else "few" for length in LENGTHS.values()],
+    ),
+}
+
+
+def other_kind(folder: Path, name: str) -> Stream:
+    keys, values = OTHER_KINDS[name]
+    lines = (json.dumps({"text": text, "value": value}) for text, value in zip(LENGTHS, values, strict=True))
+    (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    source = {"path": "json", "data_files": {"train": f"{name}.jsonl"}}
+    spec = {"name": name, "source": source, "text": "text", "budget": {"epochs": 1, "max_length": 24}, **keys}
+    return Stream(name=name, tasks=(TaskSpec.model_validate(spec),), folder=folder)
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_every_kind_of_task_comes_back(gpt2: Backbone, registry: Registry, tmp_path: Path, name: str) -> None:
+    learner, task, out = Learner(gpt2, registry), other_kind(tmp_path, name), tmp_path / "out"
+    learner.learn(task)
+    before = learner.predict(TEXTS, name)
+    files = learner.export(f"{name}@1", out)
+    assert ("head.json" in files) == (name == "regression")
+    assert learner.adopt(out, name) == f"{name}@2"
+    assert registry.delta(f"{name}@2").status == "candidate"
+    assert learner.adopt(out, name, rows=task) == f"{name}@3"
+    scores = {(s.delta, s.split): s.value for s in registry.scores(task=name, mode="oracle")}
+    assert scores[f"{name}@3", "test"] == pytest.approx(scores[f"{name}@1", "test"], rel=1e-4)
+    if name != "regression":  # whose score moves with the last bit of its head
+        assert registry.delta(f"{name}@3").status == "champion"
+    after = learner.predict(TEXTS, name)
+    assert [p.label for p in after] == [pytest.approx(p.label) for p in before]
+
+
+def test_a_regressions_head_answers_in_its_own_units(gpt2: Backbone, registry: Registry, tmp_path: Path) -> None:
+    learner, out = Learner(gpt2, registry), tmp_path / "out"
+    learner.learn(other_kind(tmp_path, "regression"))
+    learner.export("regression@1", out)
+    delta, head = stored(learner, "regression@1"), load_file(out / "head.safetensors")
+    vectors = features(learner.backbone, tokenize(learner.backbone, TEXTS, max_length=24), delta=delta)
+    found = (vectors @ head["weight"].T + head["bias"]).squeeze(1).tolist()
+    assert found == pytest.approx([p.label for p in learner.predict(TEXTS, "regression")], rel=1e-4)
+
+
+def test_an_adapter_of_another_kind_of_task_is_refused(gpt2: Backbone, registry: Registry, tmp_path: Path) -> None:
+    learner, out = Learner(gpt2, registry), tmp_path / "out"
+    learner.learn(mood(tmp_path))
+    learner.learn(other_kind(tmp_path, "regression"))
+    learner.export("regression@1", out)
+    with pytest.raises(ExchangeError, match="is of a regression task, and 'mood' is a classification task"):
+        learner.adopt(out, "mood")
+    (out / "head.json").unlink()
+    (out / "head.safetensors").unlink()
+    with pytest.raises(ExchangeError, match="lost its head"):
+        learner.adopt(out, "regression")
+    save_file(load_file(out / "adapter_model.safetensors"), out / "adapter_model.safetensors")
+    with pytest.raises(ExchangeError, match="what a regression delta answers"):
+        learner.adopt(out, "regression")

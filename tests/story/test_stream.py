@@ -14,13 +14,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load, save
-from tiny import labels_of, rows_of, write_rows, write_task
+from tiny import labels_of, logits, rows_of, write_rows, write_task
 
 from continual import Learner, read_stream
 from continual.controller import Watcher
 from continual.deltas import load_delta
 from continual.errors import InputError, LearnError, NotFound, StreamChanged
-from continual.evaluate import logits
 from continual.learn import ready
 from continual.settings import settings
 from registry import Registry, Score, claim, release, this_holder

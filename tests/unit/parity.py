@@ -109,18 +109,19 @@ def written_out(
     attn: Change = unchanged,
     ffn: Change = unchanged,
     heads: Change = unchanged,
+    norm: Callable[[str, Tensor], Tensor] = lambda place, left: left,
     prefix: Callable[[int], tuple[Tensor, Tensor]] | None = None,
     before: int = 0,
 ) -> Tensor:
     """BERT's layers once more, post-norm as Vaswani et al. (2017) have them, with places for changes.
 
-    heads: of the heads' outputs side by side, given the queries · prefix: keys and values [P, D] before a layer's own ·
-    before: how many positions stand before the texts'.
+    heads: of the heads' outputs side by side, given the queries · norm: of what a norm returns, by the name of its
+    place · prefix: keys and values [P, D] before a layer's own · before: how many positions stand before the texts'.
     """
     model, batch = backbone.model, batch_of(backbone)
     count, mask = model.config.num_attention_heads, batch["attention_mask"].bool()
     first = model.config.pad_token_id + 1 if "roberta" in backbone.family.name else 0
-    x = model.embeddings(batch["input_ids"], position_ids=mask.cumsum(1) - 1 + first + before)
+    x = norm("norm.embed", model.embeddings(batch["input_ids"], position_ids=mask.cumsum(1) - 1 + first + before))
 
     def split(states: Tensor) -> Tensor:
         return states.unflatten(-1, (count, -1)).transpose(-3, -2)
@@ -139,5 +140,7 @@ def written_out(
         weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(dim=-1)
         mixed = heads(n, query, (weights @ split(value)).transpose(1, 2).flatten(2))
         x = layer.attention.output.LayerNorm(x + attn(n, x, layer.attention.output.dense(mixed)))
+        x = norm(f"layer.{n}.norm.attn", x)
         x = layer.output.LayerNorm(x + ffn(n, x, layer.output.dense(F.gelu(layer.intermediate.dense(x)))))
+        x = norm(f"layer.{n}.norm.ffn", x)
     return x

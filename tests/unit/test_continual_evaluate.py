@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as sk
-from tiny import fresh_delta, labels_of, prepared, rows_of
+from tiny import fresh_delta, labels_of, logits, prepared, rows_of
 
 from continual.backbone import Backbone
 from continual.deltas import attached
-from continual.evaluate import METRICS, logits, measure, metric_score, predict_classes, prepare, wilson
+from continual.evaluate import measure, metric_score, wilson
 from continual.features import pad, pooled
-from tasks.spec import CLASSIFICATION_METRICS
+from continual.kinds import Seen
+from continual.kinds.classification import Classification
+from continual.metrics import METRICS
+from tasks import NEEDS
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=40)
 
@@ -46,7 +49,9 @@ def test_wilson_lies_in_the_unit_and_holds_the_share(rows: int, data: st.DataObj
 
 
 def test_every_metric_that_a_task_may_name_is_there() -> None:
-    assert set(METRICS) == set(CLASSIFICATION_METRICS)
+    assert {kind: set(metrics) for kind, metrics in METRICS.items()} == {
+        kind: set(needs.metrics) for kind, needs in NEEDS.items()
+    }
 
 
 @given(ANSWERS)
@@ -58,7 +63,7 @@ def test_metrics_are_sklearns(pairs: list[tuple[int, int]]) -> None:
     assert metric_score("mcc", truth, kept) == pytest.approx(sk.matthews_corrcoef(truth, kept))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS["classification"])
 def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
     truth = [0, 1, 2, 0, 1, 2]
     assert metric_score(metric, truth, truth) == 1.0
@@ -88,9 +93,9 @@ def test_accuracy_has_wilsons_interval() -> None:
 
 def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
     rows = rows_of("animals", 6)
-    found = prepare(bert, rows, labels=labels_of("animals"), max_length=32)
-    assert [labels_of("animals")[i] for i in found.classes.tolist()] == list(rows.labels)
-    assert len(found) == 6
+    found = Classification(labels_of("animals")).prepare(bert, rows, max_length=32)
+    assert [labels_of("animals")[i] for i in found.classes.tolist()] == list(rows.labels) == list(found.truth)
+    assert len(found.tokens) == 6
 
 
 def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone) -> None:
@@ -99,4 +104,9 @@ def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone)
     with torch.no_grad(), attached(backbone, delta):
         alone = [delta.head(pooled(backbone, pad(backbone, rows.tokens, [i]), delta.head.pooling)) for i in range(7)]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
-    assert predict_classes(backbone, delta, rows) == found.argmax(dim=1).tolist()
+    kind = Classification(labels_of("mood"))
+    outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
+    assert torch.equal(outputs["logits"], found)
+    answers = kind.answers(backbone, outputs, rows)
+    assert [answer.label for answer in answers] == [kind.labels[i] for i in found.argmax(dim=1).tolist()]
+    assert [answer.score for answer in answers] == pytest.approx(torch.softmax(found, dim=1).amax(dim=1).tolist())

@@ -63,7 +63,7 @@ def write(folder: Path, backbone: Backbone, delta: Delta) -> Path:
 
 
 WITHOUT_PROMPT = {"t5", "t5-gated", "bart"}
-WITHOUT_PREFIX = WITHOUT_PROMPT | {"distilbert", "modernbert", "opt", "opt-narrow", "llama", "qwen2", "qwen3"}
+WITHOUT_PREFIX = WITHOUT_PROMPT | {"distilbert", "modernbert", "qwen2"}
 
 
 def write_or_skip(folder: Path, backbone: Backbone, delta: Delta) -> Path:
@@ -119,6 +119,31 @@ def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path:
     assert head is not None
     assert head.labels == delta.head.labels
     assert torch.equal(head.weight, delta.head.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["lora", "ia3", "prefix", "prompt"])
+def test_peft_computes_the_same_words(
+    writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Without a head it is the language model that answers, and its decoder's edits go with the others."""
+    delta = replace(moved_delta(writer, method), head=None)
+    plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
+    family = writer.name.removeprefix("tiny-")
+    if family in {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(method, set()):
+        with pytest.raises(ExchangeError):
+            to_peft(writer, delta)
+        pytest.skip("PEFT has none for this family")
+    write_adapter(tmp_path, to_peft(writer, delta), Origin(backbone=writer.fingerprint, delta="a@1", digest=""))
+    model = peft.PeftModel.from_pretrained(type(writer.lm).from_pretrained(plain), tmp_path).eval()
+    batch = batch_of(writer) | ({"decoder_input_ids": batch_of(writer)["input_ids"]} if writer.family.decoder else {})
+    with attached(writer, delta):
+        expected = writer.lm(**batch).logits
+    found, mask = model(**batch).logits[:, -expected.shape[1] :], batch["attention_mask"][..., None]
+    torch.testing.assert_close(found * mask, expected * mask, rtol=1e-3, atol=1e-4)
+    _, settings, values = from_peft(writer, read_adapter(tmp_path)[0])
+    with attached(writer, replace(delta, settings=settings, values=values)):
+        torch.testing.assert_close(writer.lm(**batch).logits * mask, expected * mask, rtol=1e-3, atol=1e-4)
 
 
 def test_equal_deltas_give_equal_files(bert: Backbone, tmp_path: Path) -> None:

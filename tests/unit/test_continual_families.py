@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual.backbone import Backbone
 from continual.deltas import Add, Edit, Reads, attached
+from continual.deltas.edit import Layers
 from continual.deltas.forms import Vector
 from continual.errors import MethodError
 from continual.families import family_of
@@ -56,7 +57,7 @@ def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor,
     for place in places:
 
         def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], place: Place = place) -> None:
-            seen[place.name] = place.entering(args, kwargs)
+            seen[place.name] = place.entered(args, kwargs)
 
         def leave(module: nn.Module, args: object, output: Tensor, place: Place = place) -> None:
             found[place.name] = (seen[place.name], output if place.columns is None else output[..., place.columns])
@@ -220,12 +221,12 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
 
 def test_layers_are_counted_in_the_stack_that_they_are_of() -> None:
     writes = replace(tiny_backbone("bart"), generates=True)
-    top = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), layers=(-1,)))
+    top = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}
-    third = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), layers=(2,)))
+    third = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((2,))))
     assert set(third.values) == {"layer.2.ffn.out/0/vector"}
     with pytest.raises(MethodError, match="0 to 2"):
-        trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), layers=(3,)))
+        trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((3,))))
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from parity import Owner, assert_same, batch_of, module_names, through_delta, through_parameters, whole
-from tiny import moved_delta
+from tiny import moved_delta, tiny_backbone
 from torch import Tensor
 
 from continual.backbone import Backbone
@@ -70,17 +70,22 @@ def test_prompt_tuning_is_pefts(bertlike: Backbone) -> None:
     assert_pefts(bertlike, delta, model, owners, added=3)
 
 
-def test_prefix_tuning_is_pefts(bertlike: Backbone) -> None:
-    """Its positions too: PEFT passes keys and values as if they were of tokens before, so the text's begin at P."""
-    delta = moved_delta(bertlike, "prefix", length=3)
-    model = wrapped(bertlike, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen3"])
+def test_prefix_tuning_is_pefts(kind: str) -> None:
+    """Its positions too: PEFT passes keys and values as if they were of tokens before, so the text's begin at P.
+
+    Not so where a token sees but a window before it, as in Qwen2: there PEFT's prefix is out of sight of later tokens.
+    """
+    backbone = tiny_backbone(kind)
+    delta = moved_delta(backbone, "prefix", length=3)
+    model = wrapped(backbone, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     table = model.prompt_encoder["default"].embedding.weight  # [P, keys and values of the lowest layer, …]
     owners: dict[str, Owner] = {}
-    for layer in range(bertlike.layers):
+    for layer in range(backbone.layers):
         for number, name in enumerate(("key", "value")):
             part = 2 * layer + number
             owners[f"layer.{layer}.attn.kv/0/{name}"] = (
                 table,
-                lambda tensor, part=part: tensor.view(3, 2 * bertlike.layers, -1)[:, part],
+                lambda tensor, part=part: tensor.view(3, 2 * backbone.layers, -1)[:, part],
             )
-    assert_pefts(bertlike, delta, model, owners)
+    assert_pefts(backbone, delta, model, owners)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     2: "errors settings sites families backbone",
     3: "deltas",
-    4: "similarity warmstart train evaluate forgetting routing features signature head neighbours search",
+    4: "similarity warmstart train evaluate forgetting routing features signature head neighbours kinds metrics search",
     5: "learn controller routed report predict audit estimate record exchange",
     6: "cli learner show tracking lines plots progress options",
 }

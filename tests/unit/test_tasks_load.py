@@ -189,14 +189,14 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 
 def test_all_tasks_of_a_stream_are_checked_in_one_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines(tmp_path / "ok.jsonl", good(40))
-    span = spec({"train": "ok.jsonl"}, kind="span", answers="answers").model_copy(update={"name": "c"})
+    numbers = spec({"train": "ok.jsonl"}, kind="regression").model_copy(update={"name": "c"})
     fine = spec({"train": "ok.jsonl"}).model_copy(update={"name": "a"})
     gone = spec({"train": "ok.jsonl", "test": "gone.jsonl"}).model_copy(update={"name": "b"})
     with pytest.raises(DataError) as caught:
-        load_stream(Stream(name="s", tasks=(fine, gone, span), folder=tmp_path))
-    missing, unsupported = str(caught.value).splitlines()
+        load_stream(Stream(name="s", tasks=(fine, gone, numbers), folder=tmp_path))
+    missing, words = str(caught.value).splitlines()
     assert missing.startswith(f"task 'b', test: no file {tmp_path / 'gone.jsonl'}; ")
-    assert unsupported == "task 'c': kind span cannot be loaded yet; supported: classification"
+    assert words.startswith("task 'c', train: column 'label', row 1: 'a' is not a number; ")
     (data,) = load_stream(Stream(name="s", tasks=(fine,), folder=tmp_path))
     assert data.spec.budget is not None
     assert capfd.readouterr() == ("", "")

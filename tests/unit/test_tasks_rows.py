@@ -110,6 +110,7 @@ def test_a_fingerprint_tells_a_pair_from_a_text_that_looks_like_one() -> None:
     assert Rows(("a", "b"), ("x", "y")).fingerprint != Rows(("b", "a"), ("y", "x")).fingerprint
 
 
-def test_rows_want_a_label_for_every_text() -> None:
-    with pytest.raises(DataError, match="2 texts, 1 labels"):
+def test_rows_want_a_target_for_every_text_or_none() -> None:
+    assert Rows(("a", "b"), ()).labels == ()
+    with pytest.raises(DataError, match="2 texts, 1 targets"):
         Rows(("a", "b"), ("x",))

@@ -1,0 +1,128 @@
+"""Texts with a gap, as a language model reads them, and how well each of several words fits into it.
+
+A masked model is asked for the word in place of its mask. A causal one reads what stands before the gap and is asked
+for the word and what follows; an encoder-decoder reads all of it and is asked for the word.
+
+Shapes: B texts, C words.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.features import utf8
+from continual.kinds.language import Ids, losses, no_language_model, padded
+from continual.kinds.windows import shortened
+from tasks import Template, Text
+
+SENTINEL = "<extra_id_0>"  # of T5: stands for a gap in what is read, and before what fills it in what is written
+
+
+Filled = tuple[Ids, tuple[Ids, ...]]
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """prompts: what is read · endings: for each text what is asked for with each word."""
+
+    prompts: tuple[Ids, ...]
+    endings: tuple[tuple[Ids, ...], ...]
+
+
+def unfit(backbone: Backbone, template: Template, *, max_length: int) -> Iterator[str]:
+    """Why a backbone cannot fill the gap of a template with its words, and what to do."""
+    encoder = backbone.architecture == "encoder"
+    if not encoder and (reason := no_language_model(backbone, what="a template")):
+        yield reason
+    elif encoder and (backbone.lm is None or backbone.tokenizer.mask_token_id is None):
+        yield (
+            f"a template needs a backbone with a language modelling head, and the files of {backbone.name!r} have "
+            "none; drop `template`, or use a masked, causal or encoder-decoder language model, such as roberta-base"
+        )
+    else:
+        if encoder:
+            yield from _longer_words(backbone, template)
+        alone, limit = _size(_filled(backbone, template, ("", ""))), min(max_length, backbone.longest_input)
+        if alone >= limit:
+            yield f"template.text: alone it is {alone} tokens, of {limit} that are read; shorten it or raise max_length"
+
+
+def _longer_words(backbone: Backbone, template: Template) -> Iterator[str]:
+    """A masked model says of one token how probable it is, not of several."""
+    for word in template.words.values():
+        if len(pieces := _plain(backbone, f" {word}")) != 1:
+            shown = ", ".join(backbone.tokenizer.convert_ids_to_tokens(pieces))
+            yield (
+                f"template.words: {word!r} is {len(pieces)} tokens of {backbone.name!r} ({shown}); "
+                "choose a word that is one token"
+            )
+
+
+def cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *, max_length: int) -> Cloze:
+    """The texts in the template, shortened until they fit `max_length` tokens with it, each of a pair to half of it."""
+    limit = min(max_length, backbone.longest_input)
+    filled = [_fitting(backbone, template, (text,) if isinstance(text, str) else text, limit) for text in texts]
+    return Cloze(tuple(prompt for prompt, _ in filled), tuple(endings for _, endings in filled))
+
+
+def _fitting(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> Filled:
+    room = limit
+    while True:
+        found = _filled(backbone, template, [shortened(backbone, text, room // len(texts)) for text in texts])
+        excess = _size(found) - limit
+        if excess <= 0 or room <= 0:
+            return found
+        room -= excess
+
+
+def _size(filled: Filled) -> int:
+    """How many tokens are read at once."""
+    prompt, endings = filled
+    return len(prompt) + max(map(len, endings))
+
+
+def _filled(backbone: Backbone, template: Template, texts: Sequence[str]) -> Filled:
+    """The template with these texts: what is read, and what is asked for with each word."""
+    tokenizer, words = backbone.tokenizer, template.words.values()
+    gap = tokenizer.mask_token or ""
+    before, after = template.around(*(text.replace(gap, "") if gap else text for text in texts))
+    if backbone.architecture == "causal":
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        prompt = tuple(tokenizer(utf8(before.rstrip()))["input_ids"]) or (start,)
+        return prompt, tuple(_plain(backbone, f" {word}{after}") for word in words)
+    if SENTINEL in tokenizer.get_vocab():
+        gap, asked = SENTINEL, f"{SENTINEL} "
+    else:
+        asked = " "
+    return tuple(tokenizer(utf8(before + gap + after))["input_ids"]), tuple(
+        _plain(backbone, asked + word) for word in words
+    )
+
+
+def _plain(backbone: Backbone, text: str) -> Ids:
+    return tuple(backbone.tokenizer(utf8(text), add_special_tokens=False)["input_ids"])
+
+
+def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
+    """How well each word fits into the gap of the chosen texts: log probabilities, up to a constant of the text [B, C].
+
+    Words of several tokens are worth the sum of them.
+    """
+    if backbone.architecture == "encoder":
+        return _masked(backbone, gaps, chosen)
+    prompts = [gaps.prompts[i] for i in chosen for _ in gaps.endings[i]]
+    endings = [ending for i in chosen for ending in gaps.endings[i]]
+    found, _ = losses(backbone, prompts, endings)
+    return -found.sum(dim=1).reshape(len(chosen), -1)
+
+
+def _masked(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
+    batch = padded(backbone, [gaps.prompts[i] for i in chosen])
+    rows, places = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
+    with backbone.precision():
+        logits: Tensor = backbone.lm(**batch).logits
+    words = torch.tensor([[word for (word,) in gaps.endings[i]] for i in chosen], device=logits.device)
+    return logits[rows, places].float().gather(1, words)

@@ -1,0 +1,145 @@
+"""Generation: the frozen language model writes the answer, through the delta's edits; there is no head.
+
+It is trained by teacher forcing on the targets' tokens alone, and answers with the most probable next token each time.
+A causal model reads the text, a line break, and then writes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, Head
+from continual.features import Tokens, sorted_batches, tokenize, utf8
+from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class
+from continual.kinds.language import Ids, losses, no_language_model, written
+from tasks import Rows, TaskData, TaskSpec, Wording
+
+BATCH = 32
+NOTHING = -1  # fills up the tokens of shorter answers
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """Rows with what the model reads and what it should write, as tokens. truth: all texts that would be right."""
+
+    tokens: Tokens
+    truth: tuple[tuple[str, ...], ...]
+    prompts: tuple[Ids, ...]
+    targets: tuple[Ids, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Generation(Kind[Exchanges]):
+    """longest: tokens of the longest target among the train rows; no answer is longer."""
+
+    scored: ClassVar[str] = "generation"
+    generates: ClassVar[bool] = True
+
+    longest: int
+
+    @classmethod
+    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        if reason := no_language_model(backbone, what="generation"):
+            yield reason
+
+    @classmethod
+    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+        """No more tokens are written than `max_length`, or half of what the positions of a causal model take."""
+        assert data.spec.budget  # what `Stream.resolved` fills in
+        most = max(len(_target_ids(backbone, wording.text)) for wording in _wordings(data.train))
+        return cls(min(most, data.spec.budget.max_length, backbone.longest_input // 2))
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> Exchanges:
+        tail = _separator(backbone)
+        if backbone.architecture == "causal":  # text and answer share the positions
+            max_length = min(max_length, backbone.longest_input - self.longest - len(tail))
+        tokens, wordings = tokenize(backbone, rows.texts, max_length=max_length), _wordings(rows)
+        return Exchanges(
+            tokens,
+            tuple(wording.references for wording in wordings),
+            tuple((*ids, *tail) for ids in tokens.ids),
+            tuple(_target_ids(backbone, wording.text)[: self.longest] for wording in wordings),
+        )
+
+    def classes(self, rows: Exchanges) -> tuple[Tensor, int]:
+        return one_class(rows)
+
+    def blank(self, backbone: Backbone) -> Head | None:
+        return None
+
+    @torch.inference_mode()
+    def start(self, rows: Seen[Exchanges], held_out: Seen[Exchanges]) -> Start:
+        """No head; the quality of a held-out row is the mean log probability of its target's tokens."""
+        wanted = held_out.rows
+        quality = torch.empty(len(wanted.prompts), dtype=torch.float64)
+        with held_out.attached():
+            for batch in sorted_batches(_lengths(wanted), BATCH):
+                quality[batch] = -_row_losses(held_out.backbone, wanted, batch).double().cpu()
+        return Start(None, quality)
+
+    def loss(self, backbone: Backbone, delta: Delta, rows: Exchanges, batch: Sequence[int]) -> Tensor:
+        """Mean cross entropy in nats of the targets' tokens, every token alike."""
+        found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
+        return found.sum() / counts.sum()
+
+    @torch.inference_mode()
+    def outputs(self, seen: Seen[Exchanges], head: Head | None) -> Outputs:
+        """tokens [N, longest] and their log_probabilities [N], summed."""
+        prompts, backbone = seen.rows.prompts, seen.backbone
+        tokens = torch.full((len(prompts), self.longest), NOTHING)
+        sure = torch.zeros(len(prompts))
+        with seen.attached():
+            for batch in sorted_batches([len(prompt) for prompt in prompts], BATCH):
+                chosen = [prompts[i] for i in batch]
+                found = written(backbone, chosen, longest=self.longest)
+                for i, ids in zip(batch, found, strict=True):
+                    tokens[i, : len(ids)] = torch.tensor(ids)
+                sure[batch] = -losses(backbone, chosen, found)[0].sum(dim=1).cpu()
+        return {"tokens": tokens, "log_probabilities": sure}
+
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: Exchanges) -> list[Answer]:
+        """The text written, without special tokens; its score is the probability of all of its tokens."""
+        ids = [[token for token in row if token != NOTHING] for row in outputs["tokens"].tolist()]
+        texts = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        scores = outputs["log_probabilities"].exp().tolist()
+        return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+
+    def wrong(self, truth: Sequence[Any]) -> list[Any]:
+        return [""] * len(truth)
+
+
+def _wordings(rows: Rows) -> list[Wording]:
+    return [target for target in rows.targets if isinstance(target, Wording)]
+
+
+def _separator(backbone: Backbone) -> Ids:
+    """What stands between a text and its answer; an encoder-decoder keeps them apart by itself."""
+    if backbone.architecture != "causal":
+        return ()
+    return tuple(backbone.tokenizer("\n", add_special_tokens=False)["input_ids"])
+
+
+def _target_ids(backbone: Backbone, text: str) -> Ids:
+    """The tokens to write, with the end token."""
+    tokenizer = backbone.tokenizer
+    if backbone.architecture == "causal":
+        return (*tokenizer(utf8(text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return tuple(tokenizer(text_target=utf8(text))["input_ids"])
+
+
+def _lengths(rows: Exchanges) -> list[int]:
+    return [len(prompt) + len(target) for prompt, target in zip(rows.prompts, rows.targets, strict=True)]
+
+
+def _row_losses(backbone: Backbone, rows: Exchanges, batch: Sequence[int]) -> Tensor:
+    """Mean cross entropy in nats of each chosen row's target [B]."""
+    found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
+    return found.sum(dim=1) / counts

@@ -1,0 +1,155 @@
+"""What every kind of task is: how its rows are read, how a delta starts and learns, how it answers.
+
+Shapes: N rows, B rows of a batch, D hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone, Pooling
+from continual.deltas import Delta, Head, attached
+from continual.features import Tokens, features
+from tasks import Rows, TaskData, TaskSpec
+
+Outputs = Mapping[str, Tensor]  # what a delta says of N rows, to the bit: tensors whose first dimension is N
+
+
+class Prepared(Protocol):
+    """Rows ready for a backbone. truth: what is right for each, as the metrics want it; nothing where it is not known.
+
+    Each kind adds what it needs besides.
+    """
+
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def truth(self) -> Sequence[Any]: ...
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """label: the answer, a text or a number · score: its probability, None where a kind has none."""
+
+    label: str | float
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Seen(Generic[P]):
+    """Rows as they are through a delta's edits or, without one, through the frozen backbone."""
+
+    backbone: Backbone
+    delta: Delta | None
+    rows: P
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.delta.head.pooling if self.delta and self.delta.head else self.backbone.pooling
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """Pooled vectors [N, D], on the CPU."""
+        return features(self.backbone, self.rows.tokens, delta=self.delta)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Inside, the backbone answers through the delta's edits."""
+        with attached(self.backbone, self.delta and self.delta.to(self.backbone.device)):
+            yield
+
+
+@dataclass(frozen=True)
+class Start:
+    """How well a task would begin: its head, and the quality of each held-out row's answer [N], more is better."""
+
+    head: Head | None
+    quality: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(self.quality.double().mean())
+
+
+class Kind(ABC, Generic[P]):
+    """A kind of task, as one task has it. A subclass is a frozen dataclass of what answering needs besides a delta.
+
+    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder.
+    """
+
+    scored: ClassVar[str]
+    generates: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        """Why the backbone cannot take such a task, and what to do; nothing where it can."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+        """The kind with what it takes from a task's spec and train rows."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What a delta's file says of the kind, as JSON; nothing where the labels of its head say it all."""
+
+    @abstractmethod
+    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> P:
+        """Rows, with or without targets, ready for a backbone; texts are cut at `max_length` tokens."""
+
+    @abstractmethod
+    def classes(self, rows: P) -> tuple[Tensor, int]:
+        """The class [N] of each row in the task's signature, and how many there are."""
+
+    @abstractmethod
+    def blank(self, backbone: Backbone) -> Head | None:
+        """A head of zeros; None for a kind without heads."""
+
+    @abstractmethod
+    def start(self, rows: Seen[P], held_out: Seen[P]) -> Start:
+        """The head to begin with in the features of these rows, judged on the held-out ones."""
+
+    @abstractmethod
+    def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
+        """The loss of the chosen rows through the delta that is attached, a scalar."""
+
+    @abstractmethod
+    def outputs(self, seen: Seen[P], head: Head | None) -> Outputs:
+        """What a head says of all rows, on the CPU."""
+
+    @abstractmethod
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:
+        """The answer that follows for each row."""
+
+    @abstractmethod
+    def wrong(self, truth: Sequence[Any]) -> list[Any]:
+        """For each row an answer that is worth nothing: what a row is given that was sent to another task."""
+
+
+def labels_of(answers: Sequence[Answer]) -> list[Any]:
+    return [answer.label for answer in answers]
+
+
+def fitted(backbone: Backbone, kind: Kind[Any]) -> Backbone:
+    """The backbone with edits where a kind needs them: in the decoder too, where that answers."""
+    return replace(backbone, generates=kind.generates)
+
+
+def zeros(backbone: Backbone, labels: tuple[str, ...]) -> Head:
+    """A head of zeros with these outputs."""
+    return Head(torch.zeros(len(labels), backbone.hidden_size), torch.zeros(len(labels)), labels, backbone.pooling)
+
+
+def one_class(rows: Prepared) -> tuple[Tensor, int]:
+    """The classes of a kind that has none: its signature is that of all rows together."""
+    return torch.zeros(len(rows.tokens), dtype=torch.long), 1

@@ -1,0 +1,103 @@
+"""What the frozen language model says of texts that go on: how probable a continuation is, and which one it writes.
+
+Shapes: B texts, T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig
+
+from continual.backbone import Backbone
+
+IGNORED = -100  # the number that says of a token that it is not learned
+
+Ids = tuple[int, ...]
+
+
+def no_language_model(backbone: Backbone, *, what: str) -> str | None:
+    """Why a backbone cannot write text, and what to do; None where it can."""
+    if backbone.architecture == "encoder":
+        reason = "is an encoder, which only reads"
+    elif backbone.lm is None:
+        reason = "lacks its language modelling head"
+    else:
+        return None
+    return (
+        f"{what} needs a backbone that writes text, and {backbone.name!r} {reason}; "
+        "give a causal or an encoder-decoder one with --backbone, such as gpt2 or t5-small"
+    )
+
+
+def losses(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Minus the log probability of each token of the continuations [B, T], 0 elsewhere, and how many there are [B].
+
+    The model reads prompt and continuation, as they are: through whatever is attached.
+    """
+    score = _causal_logits if backbone.architecture == "causal" else _seq2seq_logits
+    with backbone.precision():
+        logits, labels = score(backbone, prompts, continuations)
+    found = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return found, (labels != IGNORED).sum(dim=1)
+
+
+def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    whole = [(*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)]
+    labels = [(*[IGNORED] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
+    logits: Tensor = backbone.lm(**padded(backbone, whole), use_cache=False).logits
+    return logits[:, :-1], _filled(backbone, labels, IGNORED)[:, 1:]
+
+
+def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    labels = _filled(backbone, continuations, IGNORED)
+    shifted = backbone.lm.prepare_decoder_input_ids_from_labels(labels)
+    logits: Tensor = backbone.lm(**padded(backbone, prompts), decoder_input_ids=shifted, use_cache=False).logits
+    return logits, labels
+
+
+def padded(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
+    """Ids and mask [B, T] of texts, padded on the right or the left."""
+    mask = [(1,) * len(own) for own in ids]
+    return {
+        "input_ids": _filled(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
+        "attention_mask": _filled(backbone, mask, 0, left=left),
+    }
+
+
+def _filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
+    width = max(map(len, ids))
+    rows = [([fill] * (width - len(own)), list(own)) for own in ids]
+    return torch.tensor([gap + own if left else own + gap for gap, own in rows], device=backbone.device)
+
+
+@torch.inference_mode()
+def written(backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cache: bool = True) -> list[Ids]:
+    """What the model goes on with, token by token the most probable, up to its end token or `longest` tokens.
+
+    use_cache: whether keys and values of earlier tokens are kept or computed again; the tokens are the same.
+    """
+    end, causal = backbone.tokenizer.eos_token_id, backbone.architecture == "causal"
+    plain = GenerationConfig(
+        max_new_tokens=longest,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
+        use_cache=use_cache,
+        eos_token_id=end,
+        pad_token_id=backbone.tokenizer.pad_token_id,
+    )
+    # A causal model goes on at the right edge: texts of one batch must end there together.
+    batch = padded(backbone, prompts, left=causal)
+    with backbone.precision():
+        found = backbone.lm.generate(**batch, generation_config=plain)
+    skipped = batch["input_ids"].shape[1] if causal else 1  # the prompt, or the token that starts a decoder
+    return [_ended(row, end) for row in found[:, skipped:].tolist()]
+
+
+def _ended(ids: Sequence[int], end: int) -> Ids:
+    """The tokens up to the first end token, which belongs to them."""
+    return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)

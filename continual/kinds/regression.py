@@ -1,0 +1,124 @@
+"""Regression: a linear head on the pooled vector, which starts as a ridge regression in closed form.
+
+Numbers are learned in standard units z = (y − mean) / deviation of the train rows, so that the learning rate does not
+depend on their unit; answers are in the task's own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, Head
+from continual.features import Tokens, pad, pooled, tokenize
+from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class, zeros
+from continual.signature import Signature, signature
+from tasks import Rows, TaskData, TaskSpec
+
+RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the features' mean variance
+OUTPUTS = ("value",)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Rows with their numbers as they are, and in standard units [N], float64."""
+
+    tokens: Tokens
+    truth: tuple[float, ...]
+    standard: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Regression(Kind[Numbered]):
+    """mean, deviation: of the train rows' numbers."""
+
+    scored: ClassVar[str] = "regression"
+    generates: ClassVar[bool] = False
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        yield from ()
+
+    @classmethod
+    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+        numbers = torch.tensor(_numbers(data.train), dtype=torch.float64)
+        return cls(float(numbers.mean()), float(numbers.std(correction=0)))
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> Numbered:
+        numbers = _numbers(rows)
+        standard = (torch.tensor(numbers, dtype=torch.float64) - self.mean) / self.deviation
+        return Numbered(tokenize(backbone, rows.texts, max_length=max_length), numbers, standard)
+
+    def classes(self, rows: Numbered) -> tuple[Tensor, int]:
+        return one_class(rows)
+
+    def blank(self, backbone: Backbone) -> Head | None:
+        return zeros(backbone, OUTPUTS)
+
+    def start(self, rows: Seen[Numbered], held_out: Seen[Numbered]) -> Start:
+        """The ridge regression of least error on the held-out rows; the quality of a row is minus its squared error."""
+        numbers, wanted = rows.rows.standard, held_out.rows.standard
+        both = torch.cat((rows.vectors.double(), numbers.unsqueeze(1)), dim=1)
+        own = signature(both, torch.zeros(len(both), dtype=torch.long), count=1)
+        fits = [ridge(own, strength) for strength in RIDGES]
+        errors = [(F.linear(held_out.vectors.double(), *fit).squeeze(1) - wanted).square() for fit in fits]
+        best = min(range(len(fits)), key=lambda i: float(errors[i].mean()))
+        weight, bias = fits[best]
+        return Start(Head(weight.float(), bias.float(), OUTPUTS, rows.pooling), -errors[best])
+
+    def loss(self, backbone: Backbone, delta: Delta, rows: Numbered, batch: Sequence[int]) -> Tensor:
+        """Mean squared error in standard units: of the variance, what is not explained."""
+        assert delta.head is not None
+        found = delta.head(pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)).squeeze(1)
+        return F.mse_loss(found, rows.standard[batch].to(found))
+
+    @torch.inference_mode()
+    def outputs(self, seen: Seen[Numbered], head: Head | None) -> Outputs:
+        """values [N], in the task's own units."""
+        assert head is not None
+        standard = head(seen.vectors.to(head.weight.device)).squeeze(1).cpu()
+        return {"values": standard.double() * self.deviation + self.mean}
+
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: Numbered) -> list[Answer]:
+        return [Answer(value, None) for value in outputs["values"].tolist()]
+
+    def in_own_units(self, head: Head) -> Head:
+        """The head whose outputs are answers."""
+        return replace(head, weight=head.weight * self.deviation, bias=head.bias * self.deviation + self.mean)
+
+    def in_standard_units(self, head: Head) -> Head:
+        """The head that `in_own_units` was made of."""
+        return replace(head, weight=head.weight / self.deviation, bias=(head.bias - self.mean) / self.deviation)
+
+    def wrong(self, truth: Sequence[Any]) -> list[Any]:
+        """What is known without looking: the mean of the train rows."""
+        return [self.mean] * len(truth)
+
+
+def ridge(own: Signature, strength: float) -> tuple[Tensor, Tensor]:
+    """Weight [1, D] and bias [1] of the ridge regression of y on x, from the statistics of the rows [x, y] alone.
+
+        w = (S_xx + λ s I)⁻¹ S_xy     b = mean(y) − w · mean(x)
+
+    with S the scatter, λ the `strength` and s the mean of S_xx's diagonal. Hoerl and Kennard (1970).
+    """
+    scatter, (mean,) = own.scatter, own.means
+    inner, shared = scatter[:-1, :-1], scatter[:-1, -1]
+    penalty = strength * (float(inner.diagonal().mean()) or 1.0)
+    weight: Tensor = torch.linalg.solve(inner + penalty * torch.eye(len(inner), dtype=inner.dtype), shared)
+    return weight.unsqueeze(0), (mean[-1] - weight @ mean[:-1]).unsqueeze(0)
+
+
+def _numbers(rows: Rows) -> tuple[float, ...]:
+    return tuple(target for target in rows.targets if isinstance(target, float))

@@ -1,0 +1,217 @@
+"""Span: the answer to a question is a piece of a passage, from the token that begins it to the one that ends it.
+
+A head [2, D] on the tokens' states gives each token of the passage two logits. They are normalised over all windows of
+the passage together, so that windows can be compared: Clark and Gardner (2018), "Simple and Effective Multi-Paragraph
+Reading Comprehension" (arXiv:1710.10723); where several places are right, their probabilities add up.
+
+Shapes: T tokens of one window, P of all windows of a passage, W windows, D hidden size.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, Head
+from continual.features import Tokens, pad, sorted_batches, tokenize
+from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class, zeros
+from continual.kinds.windows import NOT_PASSAGE, Windows, marked, windows
+from continual.signature import shrunk_inverse
+from tasks import Quote, Rows, TaskData, TaskSpec, Wording
+
+OUTPUTS = ("start", "end")
+SHRINKAGES = (0.01, 0.1, 0.5)
+SCALES = (0.1, 0.3, 1.0, 3.0)
+CERTAIN = 0.0  # log probability of the only answer there is
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Rows with their passages. truth: the texts of each row's right answers · marks: for each window, which tokens
+    [T, 2] begin an answer, and which end one.
+    """
+
+    tokens: Tokens
+    truth: tuple[tuple[str, ...], ...]
+    passages: tuple[str, ...]
+    windows: Windows
+    marks: tuple[Tensor, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Span(Kind[Passages]):
+    """longest: characters of the longest answer among the train rows; no answer is longer."""
+
+    scored: ClassVar[str] = "span"
+    generates: ClassVar[bool] = False
+
+    longest: int
+
+    @classmethod
+    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        if not backbone.tokenizer.is_fast:
+            yield f"backbone {backbone.name!r} has a tokenizer that does not say where tokens stand; add tokenizer.json"
+
+    @classmethod
+    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+        return cls(max(len(quote.text) for quotes in _quotes(data.train) for quote in quotes))
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> Passages:
+        found, quotes = windows(backbone, rows.texts, max_length=max_length), _quotes(rows)
+        return Passages(
+            tokenize(backbone, rows.texts, max_length=max_length),
+            tuple(tuple(quote.text for quote in row) for row in quotes),
+            tuple("" if isinstance(text, str) else text[1] for text in rows.texts),
+            found,
+            tuple(
+                marked(found.spans[window], row)
+                for own, row in zip(found.of_rows, quotes, strict=bool(quotes))
+                for window in own
+            ),
+        )
+
+    def classes(self, rows: Passages) -> tuple[Tensor, int]:
+        return one_class(rows)
+
+    def blank(self, backbone: Backbone) -> Head | None:
+        return zeros(backbone, OUTPUTS)
+
+    def start(self, rows: Seen[Passages], held_out: Seen[Passages]) -> Start:
+        """Linear discriminants of the tokens that begin, and of those that end, an answer against all tokens.
+
+            w = C⁻¹ (μ − mean) · scale
+
+        Shrinkage of C and scale are the best on the held-out rows; the quality of a row is minus its loss.
+        """
+        inverses, directions = _discriminants(rows)
+        weights = [directions @ inverse * scale for inverse in inverses for scale in SCALES]
+        heads = [Head(weight.float(), torch.zeros(2), OUTPUTS, rows.pooling) for weight in weights]
+        stacked = Head(torch.cat([head.weight for head in heads]), torch.zeros(2 * len(heads)), (), rows.pooling)
+        logits = _logits(held_out, stacked)
+        qualities = [-_losses([own[:, 2 * i : 2 * i + 2] for own in logits], held_out.rows) for i in range(len(heads))]
+        best = max(range(len(heads)), key=lambda i: float(qualities[i].mean()))
+        return Start(heads[best], qualities[best])
+
+    def loss(self, backbone: Backbone, delta: Delta, rows: Passages, batch: Sequence[int]) -> Tensor:
+        """Mean over rows of the cross entropies of both ends, in nats."""
+        assert delta.head is not None
+        chosen = rows.windows.of(batch)
+        logits = dict(zip(chosen, _window_logits(backbone, delta.head, rows.windows.tokens, chosen), strict=True))
+        return torch.stack([_row_loss(logits, rows, row) for row in batch]).mean()
+
+    def outputs(self, seen: Seen[Passages], head: Head | None) -> Outputs:
+        """spans [N, 2], in characters of the passage; log_probabilities [N]."""
+        assert head is not None
+        logits, known = _logits(seen, head), seen.rows.windows
+        found = [_best([logits[w] for w in own], [known.spans[w] for w in own], self.longest) for own in known.of_rows]
+        return {
+            "spans": torch.tensor([span for span, _ in found], dtype=torch.long).reshape(-1, 2),
+            "log_probabilities": torch.tensor([sure for _, sure in found]),
+        }
+
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: Passages) -> list[Answer]:
+        """The piece of the passage; of a text without a passage nothing."""
+        scores = outputs["log_probabilities"].exp().tolist()
+        return [
+            Answer(passage[begin:end], score)
+            for passage, (begin, end), score in zip(rows.passages, outputs["spans"].tolist(), scores, strict=True)
+        ]
+
+    def wrong(self, truth: Sequence[Any]) -> list[Any]:
+        return [""] * len(truth)
+
+
+def _quotes(rows: Rows) -> list[tuple[Quote, ...]]:
+    return [target for target in rows.targets if isinstance(target, tuple) and not isinstance(target, Wording)]
+
+
+def _window_logits(backbone: Backbone, head: Head, tokens: Tokens, chosen: Sequence[int]) -> list[Tensor]:
+    """The head's logits [T, C] for every token of the chosen windows, through the backbone as it is now."""
+    with backbone.precision():
+        states = backbone.hidden_states(pad(backbone, tokens, chosen))
+    logits = head(states.float())
+    return [logits[i, : len(tokens.ids[window])] for i, window in enumerate(chosen)]
+
+
+@torch.inference_mode()
+def _logits(seen: Seen[Passages], head: Head) -> list[Tensor]:
+    """The same for every window, on the CPU."""
+    tokens = seen.rows.windows.tokens
+    found: dict[int, Tensor] = {}
+    on_device = head.to(seen.backbone.device)
+    with seen.attached():
+        for chosen in sorted_batches(tokens.lengths):
+            logits = _window_logits(seen.backbone, on_device, tokens, chosen)
+            found |= {window: own.cpu() for window, own in zip(chosen, logits, strict=True)}
+    return [found[window] for window in range(len(tokens))]
+
+
+def _losses(logits: Sequence[Tensor], rows: Passages) -> Tensor:
+    """The loss of each row [N], in nats."""
+    by_window = dict(enumerate(logits))
+    return torch.stack([_row_loss(by_window, rows, row) for row in range(len(rows.passages))])
+
+
+def _row_loss(logits: Mapping[int, Tensor], rows: Passages, row: int) -> Tensor:
+    """Minus the log probability of the right ends [2] of one passage, summed; 0 where no token is an end."""
+    own = rows.windows.of_rows[row]
+    every = torch.cat([logits[window] for window in own])
+    inside = torch.cat([rows.windows.spans[window][:, 0] != NOT_PASSAGE for window in own]).to(every.device)
+    right = torch.cat([rows.marks[window] for window in own]).to(every.device)
+    if not right.any(dim=0).all():
+        return 0.0 * every.sum()
+    total = every[inside].logsumexp(dim=0)
+    hit = every.masked_fill(~right, -torch.inf).logsumexp(dim=0)
+    return (total - hit).sum()
+
+
+def _best(logits: Sequence[Tensor], spans: Sequence[Tensor], longest: int) -> tuple[tuple[int, int], float]:
+    """The most probable piece of a passage that is not too long, in characters, and its log probability."""
+    found: tuple[tuple[int, int], float] = (0, 0), CERTAIN
+    inside = [own[:, 0] != NOT_PASSAGE for own in spans]
+    if not any(bool(own.any()) for own in inside):
+        return found
+    total = torch.cat([own[there] for own, there in zip(logits, inside, strict=True)]).logsumexp(dim=0)
+    best = -torch.inf
+    for window, place, there in zip(logits, spans, inside, strict=True):
+        (begin, end), where = (window[there] - total).unbind(dim=1), place[there]
+        if not len(where):
+            continue
+        lengths = where[None, :, 1] - where[:, None, 0]
+        both = (begin[:, None] + end[None, :]).masked_fill((lengths <= 0) | (lengths > longest), -torch.inf)
+        top = float(both.max())
+        if top > best:
+            i, j = divmod(int(both.argmax()), len(where))
+            best, found = top, ((int(where[i, 0]), int(where[j, 1])), top)
+    return found
+
+
+@torch.inference_mode()
+def _discriminants(seen: Seen[Passages]) -> tuple[list[Tensor], Tensor]:
+    """Inverse covariances [D, D] of the passages' tokens, one per shrinkage, and how far the tokens [2, D] that begin
+    and that end an answer lie from their mean."""
+    rows, size = seen.rows, seen.backbone.hidden_size
+    count, total, moment = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    ends, numbers = torch.zeros(2, size, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    tokens = rows.windows.tokens
+    with seen.attached():
+        for chosen in sorted_batches(tokens.lengths):
+            with seen.backbone.precision():
+                states = seen.backbone.hidden_states(pad(seen.backbone, tokens, chosen)).double().cpu()
+            for i, window in enumerate(chosen):
+                inside = rows.windows.spans[window][:, 0] != NOT_PASSAGE
+                x, marks = states[i, : len(inside)], rows.marks[window].double()
+                own = x[inside]
+                count, total, moment = count + len(own), total + own.sum(dim=0), moment + own.T @ own
+                ends, numbers = ends + marks.T @ x, numbers + marks.sum(dim=0)
+    mean = total / max(count, 1)
+    scatter = moment - count * torch.outer(mean, mean)
+    inverses = [shrunk_inverse(scatter, max(count - 1, 1), shrinkage) for shrinkage in SHRINKAGES]
+    return inverses, ends / numbers.clamp(min=1).unsqueeze(1) - mean

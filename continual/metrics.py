@@ -1,0 +1,136 @@
+"""The metrics, all in one place: fractions, more is better (correlations and R² can be negative).
+
+A metric is given what is right and what was answered, row by row, and gives back a function of row numbers: the score
+of those rows alone, some of them perhaps several times. Whatever can be counted once per row is counted once.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
+from scipy import stats
+from sklearn import metrics as sk
+
+Chosen = NDArray[np.int64]  # row numbers
+OfRows = Callable[[Chosen], float]
+Metric = Callable[[Sequence[Any], Sequence[Any]], OfRows]
+
+SHARES = ("accuracy", "exact_match")  # of rows that are right: their interval is Wilson's
+
+
+def _mean(values: Sequence[float]) -> OfRows:
+    exact = np.asarray(values, dtype=np.float64)
+    return lambda rows: float(exact[rows].mean())
+
+
+def _of_arrays(score: Callable[[NDArray[Any], NDArray[Any]], float]) -> Metric:
+    """A metric that looks at all rows at once."""
+
+    def metric(truth: Sequence[Any], answers: Sequence[Any]) -> OfRows:
+        right, given = _array(truth), _array(answers)
+        return lambda rows: float(score(right[rows], given[rows]))
+
+    return metric
+
+
+def _array(values: Sequence[Any]) -> NDArray[Any]:
+    return np.asarray(values, dtype=object if isinstance(values[0], str) else None)
+
+
+def _macro_f1(truth: NDArray[Any], answers: NDArray[Any]) -> float:
+    return float(sk.f1_score(truth, answers, labels=sorted(set(truth.tolist())), average="macro", zero_division=0.0))
+
+
+def _correlation(of: Callable[..., Any]) -> Metric:
+    """A correlation; none, 0, where either side is all alike."""
+
+    def score(truth: NDArray[Any], answers: NDArray[Any]) -> float:
+        alike = np.ptp(truth) == 0 or np.ptp(answers) == 0
+        return 0.0 if alike else float(np.nan_to_num(of(truth, answers).statistic))
+
+    return _of_arrays(score)
+
+
+def _r2(truth: NDArray[Any], answers: NDArray[Any]) -> float:
+    """1 − mean squared error / variance of what is right; 0 where nothing varies."""
+    variance = float(np.var(truth))
+    return 1.0 - float(np.mean((truth - answers) ** 2)) / variance if variance else 0.0
+
+
+def words_of(text: str) -> list[str]:
+    """The words of an answer as SQuAD compares them: lower case, no punctuation, no articles.
+
+    Rajpurkar et al. (2016), "SQuAD: 100,000+ Questions for Machine Comprehension of Text".
+
+    >>> words_of("The  Old Man, and a sea!")
+    ['old', 'man', 'and', 'sea']
+    """
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def word_f1(right: str, answer: str) -> float:
+    """Harmonic mean of precision and recall of an answer's words; of two empty answers 1."""
+    wanted, given = words_of(right), words_of(answer)
+    common = sum((Counter(wanted) & Counter(given)).values())
+    if not wanted or not given:
+        return float(wanted == given)
+    return 2 * common / (len(wanted) + len(given))
+
+
+def _best(score: Callable[[str, str], float]) -> Metric:
+    """The mean over rows of the best score against any of a row's right answers."""
+    return lambda truth, answers: _mean(
+        [max(score(one, answer) for one in right) for right, answer in zip(truth, answers, strict=True)]
+    )
+
+
+def _corpus(metric: Any) -> Metric:
+    """A metric of sacrebleu, of all rows together: n-grams are counted per row, and summed over the chosen rows."""
+
+    def counted(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
+        most = max(map(len, truth))
+        streams = [[right[i] if i < len(right) else None for right in truth] for i in range(most)]
+        counts = metric._extract_corpus_statistics(answers, streams)
+        return lambda rows: float(metric._aggregate_and_compute([counts[i] for i in rows]).score) / 100
+
+    return counted
+
+
+def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
+    scorer = RougeScorer(["rougeL"])
+    return _mean(
+        [scorer.score_multi(right, answer)["rougeL"].fmeasure for right, answer in zip(truth, answers, strict=True)]
+    )
+
+
+_accuracy = _of_arrays(sk.accuracy_score)
+
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    "classification": {
+        "accuracy": _accuracy,
+        "macro_f1": _of_arrays(_macro_f1),
+        "mcc": _of_arrays(sk.matthews_corrcoef),
+    },
+    "regression": {
+        "pearson": _correlation(stats.pearsonr),
+        "spearman": _correlation(stats.spearmanr),
+        "r2": _of_arrays(_r2),
+    },
+    "span": {
+        "f1": _best(word_f1),
+        "exact_match": _best(lambda right, answer: float(words_of(right) == words_of(answer))),
+    },
+    "generation": {
+        "chrf": _corpus(CHRF()),
+        "bleu": _corpus(BLEU(force=True)),
+        "rouge_l": _rouge_l,
+        "exact_match": _best(lambda right, answer: float(right.strip() == answer.strip())),
+    },
+}

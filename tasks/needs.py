@@ -1,0 +1,33 @@
+"""What each kind of task must say, may say, and can be scored by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["classification", "regression", "generation", "span"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """column: the key that names the column of what is right · holds: what that column holds, in words ·
+    metrics: those allowed, the first being the default · optional: keys that other kinds have no use for.
+    """
+
+    column: str
+    holds: str
+    metrics: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.column, *self.optional)
+
+
+NEEDS: Mapping[Kind, Needs] = {
+    "classification": Needs("label", "labels", ("accuracy", "macro_f1", "mcc"), ("template",)),
+    "regression": Needs("label", "numbers", ("pearson", "spearman", "r2")),
+    "span": Needs("answers", "answers", ("f1", "exact_match")),
+    "generation": Needs("target", "targets", ("chrf", "bleu", "rouge_l", "exact_match"), ("references",)),
+}

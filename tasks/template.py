@@ -1,0 +1,67 @@
+"""Classification as filling a gap: a text that holds one gap, and the word that stands in it for each label.
+
+Schick and Schütze (2021), "Exploiting Cloze Questions for Few-Shot Text Classification" (arXiv:2001.07676).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_GAP = "\0"  # no text that people write holds it
+
+Word = Annotated[str, Field(min_length=1)]
+
+
+class Template(BaseModel):
+    """`text` is a Jinja2 template of `text` (of a pair also `text_pair`) and `mask`, the gap, which it shows once.
+
+    words: the word that stands in the gap for each label.
+
+    >>> template = Template(text="{{ text }} It was {{ mask }}.", words={"bad": "awful", "good": "great"})
+    >>> template.around("Fun to watch.")
+    ('Fun to watch. It was ', '.')
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    words: dict[str, Word] = Field(min_length=2)
+
+    @field_validator("text")
+    @classmethod
+    def _shows_one_gap(cls, value: str) -> str:
+        try:
+            shown = _rendered(value, "a", "b").count(_GAP)
+        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"not a template of text, text_pair and mask: {error}") from error
+        if shown != 1:
+            example = "'{{ text }} It was {{ mask }}.'"
+            raise ValueError(f"must show the gap once, as in {example}; it shows it {shown} times")
+        return value
+
+    @field_validator("words")
+    @classmethod
+    def _words_differ(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(set(value.values())) < len(value):
+            raise ValueError("two labels have the same word, so that nothing could tell them apart; change one")
+        return value
+
+    def around(self, text: str, text_pair: str = "") -> tuple[str, str]:
+        """What stands before the gap and what stands behind it."""
+        before, _, after = _rendered(self.text, text.replace(_GAP, ""), text_pair.replace(_GAP, "")).partition(_GAP)
+        return before, after
+
+
+def _rendered(template: str, text: str, text_pair: str) -> str:
+    return _compiled(template).render(text=text, text_pair=text_pair, mask=_GAP)
+
+
+@lru_cache
+def _compiled(template: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(template)

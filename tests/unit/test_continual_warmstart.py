@@ -1,0 +1,47 @@
+"""Whose values a new delta may begin with."""
+
+from dataclasses import replace
+
+import pytest
+from tiny import fresh_delta, labels_of, prepared
+
+from continual.backbone import Backbone
+from continual.deltas import METHODS, Delta, attached, copyable, finished
+from continual.warmstart import Neighbour, choose, judge, started
+
+# Methods whose training replaces their values by others, which cannot be trained the same way again.
+REPLACED = {"diff_pruning", "masking", "subspace"}
+
+
+def kept(backbone: Backbone, method: str, **settings: object) -> Delta:
+    """A delta as it is kept once its training is over."""
+    delta = fresh_delta(backbone, method, **settings)
+    return finished(backbone, delta, stage=delta.settings.stages - 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_delta_is_copied_where_its_values_are_those_that_training_begins_with(bert: Backbone, method: str) -> None:
+    delta = kept(bert, method)
+    assert copyable(bert, delta, delta.settings) == (method not in REPLACED)
+
+
+def test_a_reparameterised_prefix_is_no_start_but_a_plain_one_is(bert: Backbone) -> None:
+    plain, network = kept(bert, "prefix"), kept(bert, "prefix", reparameterise=8)
+    assert copyable(bert, plain, plain.settings)
+    assert not copyable(bert, network, network.settings)
+    assert not copyable(bert, network, plain.settings), "other settings"
+
+
+@pytest.mark.parametrize("method", ["lora", "masking"])
+@pytest.mark.parametrize("kind", ["nearest", "auto"])
+def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: str) -> None:
+    delta, rows = kept(bert, method), prepared(bert, "mood", 12)
+    scratch = judge(bert, None, rows=rows, held_out=rows, classes=2)
+    worse = replace(scratch, head=replace(scratch.head, correct=scratch.head.correct & False))
+    other = replace(judge(bert, Neighbour("x@1", delta), rows=rows, held_out=rows, classes=2), head=scratch.head)
+    chosen = choose(bert, kind, scratch=worse, others=[other], settings=delta.settings)
+    assert (chosen is other) == (method == "lora")
+    labels = labels_of("mood")
+    start = started(bert, chosen, method=method, settings=delta.settings, labels=labels, seed=0)
+    with attached(bert, start.trainable(bert.device)):
+        pass
