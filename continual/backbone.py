@@ -263,6 +263,11 @@ def locate(name: str) -> str:
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
+def published_name(name: str) -> str:
+    """What others know a backbone by: the hub's name of `minilm`, and every other name as it is."""
+    return MINILM_HUB_ID if name == "minilm" else name
+
+
 def _declared_pooling(where: str) -> Pooling:
     """What a sentence-transformers model says of its pretraining's pooling; mean where nothing is said."""
     declared = cached_file(

@@ -7,6 +7,7 @@ ContinualError                    exit code 1: something failed while running
 │   ├── NotFound, SchemaError, TaskChanged, StreamChanged                                 (registry)
 │   ├── BackboneError             a backbone that cannot be loaded or has no such site
 │   ├── MethodError               a method or a setting that does not exist or does not fit
+│   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   └── TextError                 an input line that `predict` cannot read
 ├── RegistryError                 what was learned cannot be read or written              (registry)
 │   └── BlobError                 a blob is missing or is not what was stored             (registry)
@@ -23,6 +24,7 @@ __all__ = [
     "ContinualError",
     "DataError",
     "DeltaError",
+    "ExchangeError",
     "InputError",
     "LearnError",
     "MethodError",
@@ -42,6 +44,10 @@ class BackboneError(InputError):
 
 class MethodError(InputError):
     """A method, or one of its settings, does not exist or does not fit."""
+
+
+class ExchangeError(InputError):
+    """A delta cannot be exported in the form asked for, or a folder cannot be imported as one."""
 
 
 class TextError(InputError):

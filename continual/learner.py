@@ -8,6 +8,7 @@ from typing import Self, final
 from continual.backbone import Backbone, load_backbone
 from continual.controller import SILENT, Watcher, check, learn_one, run
 from continual.errors import InputError
+from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, Settings, settings
@@ -81,6 +82,26 @@ class Learner:
         _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
         self._project()
         watcher.learned(data.spec.name, delta)
+        return delta
+
+    def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
+        """Write a delta as PEFT's folder (`peft`), or merged into a model (`transformers`); the names of the files.
+
+        Raises NotFound, or ExchangeError where the format has no form of the delta's method.
+        """
+        return export_delta(self.backbone, self.registry, delta, folder=Path(folder), form=form)
+
+    def adopt(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
+        """Register what PEFT saved in a folder as the next version of a task's delta, and return its name.
+
+        `rows`, what `read_task` gives for the task, are what it is scored on; without them it has no score.
+        Raises NotFound for the task, ExchangeError for a folder that does not fit.
+        """
+        if rows is not None and rows.name != task:
+            raise InputError(f"the rows are of task {rows.name!r}, not of {task!r}; give the file of the task itself")
+        data = None if rows is None else check(self.backbone, self.registry, rows)[0]
+        delta = import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
+        self._project()
         return delta
 
     def _project(self, stream: str | None = None) -> None:

@@ -100,7 +100,13 @@ class Predictor:
 
     def _build_router(self) -> Router:
         signatures = stored_signatures(self._registry, self._backbone)
-        return build_router({task: own for task, own in signatures.items() if task in self._champions})
+        routable = {task: own for task, own in signatures.items() if task in self._champions}
+        if not routable:
+            raise InputError(
+                "no task on this backbone has a signature, so nothing can be routed; name the task of the inputs "
+                f"(--task): {', '.join(self._champions)}"
+            )
+        return build_router(routable)
 
     def _champion(self, task: str) -> Champion:
         if task not in self._champions:

@@ -2,14 +2,16 @@
 
 import importlib.metadata
 from collections.abc import Callable
+from dataclasses import replace
 
 from safetensors.torch import load, save
 
 from continual.backbone import Backbone
+from continual.deltas import Delta
 from continual.kinds import Outputs
 from continual.learn import Learned
 from registry import BackboneRecord, Blobs, DeltaRecord, Parent, Registry, SignatureRecord, TaskRecord, Unit
-from tasks import TaskData
+from tasks import Budget, TaskData
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
 
@@ -27,7 +29,7 @@ def record(
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
     start, own, data = learned.start, learned.own, learned.task.data
-    delta = _delta_record(registry.blobs, backbone, learned, seed=seed)
+    delta = _learned_record(registry.blobs, backbone, learned, seed=seed)
     signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
     parents = []
     if start.neighbour:
@@ -67,27 +69,46 @@ def task_record(data: TaskData) -> TaskRecord:
     )
 
 
-def _delta_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
-    delta, trained = learned.trained.delta, learned.trained
+def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
+    plain = delta_record(
+        blobs,
+        backbone,
+        learned.trained.delta,
+        task=task_record(learned.task.data),
+        budget=learned.task.budget,
+        warm_start="nearest" if learned.start.neighbour else "scratch",
+    )
+    return replace(
+        plain,
+        seed=seed,
+        seconds=learned.seconds,
+        examples_per_second=learned.trained.examples_per_second,
+        predictions=blobs.put(outputs_to_bytes(learned.outputs)),
+        tried=tuple(trial.told() for trial in learned.tried),
+    )
+
+
+def delta_record(
+    blobs: Blobs, backbone: Backbone, delta: Delta, *, task: TaskRecord, budget: Budget, warm_start: str
+) -> DeltaRecord:
+    """What the registry keeps of a delta, which is stored as a blob; without what its training took."""
     stored = delta.to_bytes()
     return DeltaRecord(
-        task=learned.task.data.spec.name,
+        task=task.name,
         backbone=backbone.fingerprint,
         method=delta.method,
         settings=delta.settings.model_dump(mode="json"),
-        budget=learned.task.budget.model_dump(mode="json"),
+        budget=budget.model_dump(mode="json"),
         digest=blobs.put(stored),
         bytes=len(stored),
         parameters=delta.parameter_count,
         share=delta.parameter_count / backbone.parameter_count,
-        seed=seed,
-        labels=learned.task.data.labels,
+        seed=0,
+        labels=task.labels,
         versions=VERSIONS,
-        warm_start="nearest" if learned.start.neighbour else "scratch",
-        seconds=learned.seconds,
-        examples_per_second=trained.examples_per_second,
-        predictions=blobs.put(outputs_to_bytes(learned.outputs)),
-        tried=tuple(trial.told() for trial in learned.tried),
+        warm_start=warm_start,
+        seconds=0.0,
+        examples_per_second=None,
     )
 
 

@@ -119,8 +119,13 @@ class Place:
     @property
     def weight(self) -> Tensor:
         """The frozen weight: [d_out, d_in] of a projection, [rows, d_out] of an embedding, [d_out] of a norm."""
-        weight = _weight(self.enter)
+        weight = self.module_weight
         return weight if self.columns is None else weight[self.columns]
+
+    @property
+    def module_weight(self) -> Tensor:
+        """The same of the whole module, its other parts' rows among them."""
+        return _weight(self.enter)
 
     @property
     def bias(self) -> Tensor | None:

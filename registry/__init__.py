@@ -18,6 +18,7 @@ from registry.errors import (
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
 from registry.records import (
+    IMPORTED,
     BackboneRecord,
     Champion,
     DeltaRecord,
@@ -40,6 +41,7 @@ from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
+    "IMPORTED",
     "BackboneRecord",
     "BlobError",
     "Blobs",

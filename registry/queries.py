@@ -4,7 +4,16 @@ from sqlalchemy import CTE, and_, func, literal, select
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from registry.lookups import backbone_row, delta_row, own_score, stream_row, task_row
-from registry.records import BackboneRecord, Champion, Mode, StoredDelta, StoredScore, StoredSignature, StoredStream
+from registry.records import (
+    BackboneRecord,
+    Champion,
+    Mode,
+    StoredDelta,
+    StoredScore,
+    StoredSignature,
+    StoredStream,
+    TaskRecord,
+)
 from registry.shapes import (
     Row,
     champion,
@@ -14,6 +23,7 @@ from registry.shapes import (
     stored_delta,
     stored_score,
     stored_stream,
+    stored_task,
     task_listing,
 )
 from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Stream, Task
@@ -67,6 +77,11 @@ def lineage(session: Session, *, delta: str) -> list[Row]:
 def delta(session: Session, *, name: str) -> StoredDelta:
     """The delta of that name. Raises: NotFound."""
     return stored_delta(delta_row(session, name))
+
+
+def task(session: Session, *, name: str) -> TaskRecord:
+    """The task of that name. Raises: NotFound."""
+    return stored_task(task_row(session, name))
 
 
 def backbone(session: Session, *, fingerprint: str) -> BackboneRecord:
@@ -142,7 +157,7 @@ def scores(
     }
     found = (
         select(ScoreRow, Delta, Stream.name)
-        .filter_by(**{column: value for column, value in wanted.items() if value is not None})
+        .where(*(getattr(ScoreRow, column) == value for column, value in wanted.items() if value is not None))
         .join(Delta, Delta.id == ScoreRow.delta_id)
         .outerjoin(Stream, Stream.id == ScoreRow.stream_id)
         .order_by(ScoreRow.step, ScoreRow.id)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
 State = Literal["waiting", "held", "learned", "failed"]
 Status = Literal["champion", "candidate", "archived"]
 Mode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]

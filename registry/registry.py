@@ -104,6 +104,11 @@ class Registry:
         with self.reading() as session:
             return queries.delta(session, name=name)
 
+    def task(self, name: str) -> TaskRecord:
+        """The task of that name. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.task(session, name=name)
+
     def backbone(self, fingerprint: str) -> BackboneRecord:
         """The backbone of this fingerprint. Raises: NotFound."""
         with self.reading() as session:

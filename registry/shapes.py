@@ -3,7 +3,15 @@
 from typing import Any
 
 from registry.names import delta_name
-from registry.records import BackboneRecord, Champion, StoredDelta, StoredPosition, StoredScore, StoredStream
+from registry.records import (
+    BackboneRecord,
+    Champion,
+    StoredDelta,
+    StoredPosition,
+    StoredScore,
+    StoredStream,
+    TaskRecord,
+)
 from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
@@ -50,6 +58,19 @@ def edge_listing(child: Delta, parent: Delta, edge: Lineage, depth: int) -> Row:
         "score": edge.score,
         "depth": depth,
     }
+
+
+def stored_task(row: Task) -> TaskRecord:
+    """The record of a task."""
+    return TaskRecord(
+        name=row.name,
+        kind=row.kind,
+        metric=row.metric,
+        labels=tuple(row.labels),
+        spec=row.spec,
+        fingerprints=row.fingerprints,
+        rows=row.rows,
+    )
 
 
 def stored_backbone(row: Backbone) -> BackboneRecord:

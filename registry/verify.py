@@ -10,6 +10,7 @@ from registry.blobs import Blobs
 from registry.errors import BlobError
 from registry.lookups import own_score
 from registry.names import delta_name
+from registry.records import IMPORTED
 from registry.registry import Registry
 from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
 
@@ -53,10 +54,11 @@ def _unlearned(session: Session) -> Iterator[str]:
 
 
 def _unscored(session: Session) -> Iterator[str]:
-    """Deltas without a score on the test split with the task known."""
+    """Deltas learned here without a score on the test split with the task known."""
     pairs = select(Task.name, Delta.version).select_from(Delta).join(Task, Task.id == Delta.task_id)
     measured = pairs.outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
-    for pair in session.execute(measured.where(ScoreRow.id.is_(None)).order_by(Delta.id)):
+    missing = measured.where(ScoreRow.id.is_(None), Delta.warm_start != IMPORTED)
+    for pair in session.execute(missing.order_by(Delta.id)):
         yield f"{delta_name(*pair)}: no oracle score on the test split"
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
@@ -38,11 +39,17 @@ class SparseDifference:
         return {"difference": torch.zeros(shape), "log_alpha": torch.full(shape, OPEN)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(seen, self._change(values, place))
+
+    def _change(self, values: Values, place: Place) -> Tensor:
         if "index" in values:
             shape = place.weight.shape
-            empty = torch.zeros(shape.numel(), device=seen.device)
-            return F.linear(seen, empty.scatter(0, values["index"].long(), values["difference"]).view(shape))
-        return F.linear(seen, _gates(values["log_alpha"]) * values["difference"])
+            empty = torch.zeros(shape.numel(), device=place.weight.device)
+            return empty.scatter(0, values["index"].long(), values["difference"]).view(shape)
+        return _gates(values["log_alpha"]) * values["difference"]
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(self._change(values, place), None)
 
     def penalty(self, values: Values) -> Tensor:
         if "index" in values:

@@ -1,16 +1,20 @@
 """DoRA: the direction of a weight changed at low rank, its magnitude freely."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.forms import low_rank_start
+from continual.deltas.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.method import MethodSettings
+from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
 from continual.sites import Place
 
 
@@ -31,11 +35,18 @@ class Decomposed:
         return {**low_rank_start(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        low_rank = self.scale * F.linear(F.linear(seen, values["A"]), values["B"])
+        low_rank, gain = self.scale * F.linear(F.linear(seen, values["A"]), values["B"]), self._gain(values, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+
+    def _gain(self, values: Values, place: Place) -> Tensor:
         with torch.no_grad():
             norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=1)
         gain: Tensor = values["magnitude"] / norm
-        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+        return gain
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]
+        return Affine((gain - 1) * place.weight + gain * low_rank, None)
 
 
 class DoRA(MethodSettings):
@@ -55,3 +66,30 @@ class DoRA(MethodSettings):
     def edits(self) -> tuple[Edit, ...]:
         form = Decomposed(self.rank, self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+        plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
+        magnitudes = {}
+        for module, own in by_module(parts).items():
+            magnitude = torch.linalg.vector_norm(own[0].place.module_weight, dim=1).cpu()
+            for part in own:
+                magnitude[part.rows] = values[f"{part.key}/magnitude"]
+            magnitudes[_magnitude(module)] = magnitude
+        return PeftAdapter({**plain.config, "use_dora": True}, {**plain.tensors, **magnitudes})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
+            return None
+        sites = layout.sites(adapter.module_names())
+        parts = layout.parts(cls(sites=sites))
+        magnitudes = {_magnitude(part.module): (part.outputs,) for part in parts}
+        adapter.require(low_rank_shapes(adapter, parts) | magnitudes)
+        rank, alpha, values = low_rank_from_peft(adapter, parts)
+        for part in parts:
+            values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude(part.module)][part.rows].float()
+        return cls(rank=rank, alpha=alpha, sites=sites), values
+
+
+def _magnitude(module: str) -> str:
+    return f"{MODULES}{module}.lora_magnitude_vector"

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from continual.deltas.affine import Affine
 from continual.errors import MethodError
 from continual.sites import Place
 
@@ -83,8 +84,26 @@ class Penalised(Protocol):
         ...
 
 
+@runtime_checkable
+class Merges(Protocol):
+    """A form that is affine in what it is given, so that weights which do the same can be saved."""
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        """The map: its weight, of the shape that the place's own has (of an embedding, transposed), and its bias."""
+        ...
+
+
 class Compose(Protocol):
     def __call__(self, output: Tensor, change: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class MergesInto(Protocol):
+    """A way to compose that makes one affine map of two, where there is one."""
+
+    def merged(self, own: Affine, change: Affine) -> Affine | None:
+        """What composes the module's own map with the change; None where that is not affine."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,9 @@ class Add:
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output + (self.scale * change).to(output.dtype)
 
+    def merged(self, own: Affine, change: Affine) -> Affine | None:
+        return own.plus(change, scale=self.scale)
+
 
 @dataclass(frozen=True)
 class Multiply:
@@ -103,6 +125,9 @@ class Multiply:
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output * change.to(output.dtype)
+
+    def merged(self, own: Affine, change: Affine) -> Affine | None:
+        return own.times(change.bias) if change.weight is None and change.bias is not None else None
 
 
 @dataclass(frozen=True)

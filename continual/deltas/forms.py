@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Identity, Values
 from continual.sites import Place
 
@@ -47,6 +48,9 @@ class LowRank:
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(F.linear(seen, values["A"]), values["B"])
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(values["B"] @ values["A"], None)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Vector:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["vector"]
 
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(None, values["vector"])
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -106,6 +113,9 @@ class Dense:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(seen, values["weight"])
 
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(values["weight"], None)
+
 
 @dataclass(frozen=True)
 class Lookup:
@@ -118,3 +128,6 @@ class Lookup:
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.embedding(seen, values["weight"])
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(values["weight"].T, None)

@@ -1,8 +1,17 @@
 """(IA)³: keys, values and the feed-forward's inner states, each dimension scaled."""
 
-from continual.deltas.edit import Edit, Multiply, Reads
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from continual.deltas.edit import Edit, Multiply, Reads, Values
 from continual.deltas.forms import Vector
 from continual.deltas.method import MethodSettings
+from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
+from continual.errors import ExchangeError
 
 
 class IA3(MethodSettings):
@@ -18,3 +27,44 @@ class IA3(MethodSettings):
     def edits(self) -> tuple[Edit, ...]:
         sites = ("attn.k", "attn.v", "ffn.inner")
         return tuple(Edit(site, Vector(1.0), Reads.OUTPUT, Multiply()) for site in sites)
+
+    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+        tensors = {}
+        for module, own in by_module(parts).items():
+            inner = own[0].place.changes == "input"
+            factors = torch.ones(own[0].place.d_in if inner else own[0].outputs)
+            for part in own:
+                factors[part.rows] = values[f"{part.key}/vector"]
+            tensors[_name(module)] = factors.reshape(_shape(own[0]))
+        config = {
+            "peft_type": "IA3",
+            "target_modules": list(by_module(parts)),
+            "feedforward_modules": list(by_module(part for part in parts if part.place.changes == "input")),
+            "fan_in_fan_out": any(isinstance(part.place.exit, Conv1D) for part in parts),
+        }
+        return PeftAdapter(config, tensors)
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "IA3":
+            return None
+        adapter.require_known("feedforward_modules", "init_ia3_weights")
+        parts = layout.parts(cls())
+        adapter.require({_name(part.module): _shape(part) for part in parts})
+        values = {
+            f"{part.key}/vector": adapter.tensors[_name(part.module)].float().flatten()[part.rows] for part in parts
+        }
+        if others := [
+            name for name, own in cls().to_peft(parts, values).tensors.items() if (own != adapter.tensors[name]).any()
+        ]:
+            raise ExchangeError(f"factors of other outputs than keys and values are not one: {', '.join(others)}")
+        return cls(), values
+
+
+def _name(module: str) -> str:
+    return f"{MODULES}{module}.ia3_l"
+
+
+def _shape(part: Part) -> tuple[int, int]:
+    """PEFT scales inputs by a row and outputs by a column."""
+    return (1, part.place.d_in) if part.place.changes == "input" else (part.outputs, 1)

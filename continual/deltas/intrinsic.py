@@ -13,6 +13,7 @@ from scipy.linalg import hadamard
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
@@ -39,9 +40,15 @@ class Projected:
         return {"scale": torch.ones(1)} if self.scaled else {}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(seen, self._change(values, place))
+
+    def _change(self, values: Values, place: Place) -> Tensor:
         theta, shape = values["theta"], place.weight.shape
         change = fastfood(theta, shape.numel(), seed=f"{self.seed}/{place.name}").view(shape)
-        return F.linear(seen, change * values["scale"] if self.scaled else change)
+        return change * values["scale"] if self.scaled else change
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(self._change(values, place), None)
 
 
 def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
@@ -46,9 +47,15 @@ class Masked:
         return {"scores": SPREAD * (drawn - self.dropped)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(seen, self._change(values, place))
+
+    def _change(self, values: Values, place: Place) -> Tensor:
         weight = place.weight
         mask: Tensor = _unpacked(values["bits"], weight) if "bits" in values else _Kept.apply(values["scores"])  # type: ignore[no-untyped-call]
-        return F.linear(seen, weight * (mask - 1))
+        return weight * (mask - 1)
+
+    def affine(self, values: Values, place: Place) -> Affine:
+        return Affine(self._change(values, place), None)
 
     def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
         if "bits" in values:

@@ -1,35 +1,20 @@
 """Prefix tuning: keys and values of the delta's own, which every token attends to, before those of the text."""
 
-import math
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from continual.deltas.edit import Add, Concatenate, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
+from continual.deltas.peft_format import PROMPT, Layout, Part, PeftAdapter
+from continual.deltas.prefix_rows import Reparameterised, Rows
+from continual.errors import ExchangeError
 from continual.sites import Place
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Keys and values [2, P, E], E the width of an attention's keys, drawn as a normal of deviation `initial_scale`."""
-
-    identity: ClassVar[Identity] = "none"
-
-    length: int
-    initial_scale: float
-
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        shape = (self.length, place.d_out)
-        return {name: self.initial_scale * torch.randn(shape, generator=generator) for name in ("key", "value")}
-
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return torch.stack((values["key"], values["value"]))
 
 
 @dataclass(frozen=True)
@@ -47,44 +32,6 @@ class Shifted:
         padding = getattr(place.exit, "padding_idx", None)
         moved = torch.full_like(seen, self.length)
         return moved if padding is None else moved.masked_fill(seen == padding, 0)
-
-
-@dataclass(frozen=True)
-class Reparameterised:
-    """[key, value] = tanh(P' W₁ᵀ + b₁) W₂ᵀ + b₂, with P' [P, D], W₁ [M, D] common to all layers, W₂ [2E, M] not.
-
-    Trained so it is steadier; the keys and values that come out are what is kept (Li and Liang 2021, section 4.3).
-    """
-
-    identity: ClassVar[Identity] = "none"
-
-    length: int
-    size: int
-
-    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
-        width = places[0].d_in
-        return {
-            "rows": torch.randn(self.length, width, generator=generator),
-            "inner": _uniform(self.size, width, generator),
-            "inner_bias": torch.zeros(self.size),
-        }
-
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"outer": _uniform(2 * place.d_out, self.size, generator), "outer_bias": torch.zeros(2 * place.d_out)}
-
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        if "key" in values:
-            return torch.stack((values["key"], values["value"]))
-        inner = torch.tanh(F.linear(values["rows"], values["inner"], values["inner_bias"]))
-        return torch.stack(F.linear(inner, values["outer"], values["outer_bias"]).chunk(2, dim=1))
-
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
-        key, value = self(values, values.get("rows", torch.empty(0)), place)
-        return {"key": key.clone(), "value": value.clone()}
-
-
-def _uniform(d_out: int, d_in: int, generator: torch.Generator) -> Tensor:
-    return torch.empty(d_out, d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
 
 
 class Prefix(MethodSettings):
@@ -107,3 +54,46 @@ class Prefix(MethodSettings):
         plain, network = Rows(self.length, self.initial_scale), Reparameterised(self.length, self.reparameterise)
         positions = Edit("positions", Shifted(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True)
         return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()), positions)
+
+    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+        widths = _widths(parts)
+        attention: Any = parts[0].place.exit
+        heads = getattr(attention.config, "num_key_value_heads", None) or attention.config.num_attention_heads
+        config = {
+            "peft_type": "PREFIX_TUNING",
+            "num_virtual_tokens": self.length,
+            "token_dim": parts[0].place.d_out,
+            "num_layers": len(widths) // 2,
+            "num_attention_heads": heads,
+            "num_transformer_submodules": 1,
+            "prefix_projection": False,
+        }
+        return PeftAdapter(config, {PROMPT: torch.cat([values[name] for name in widths], dim=1)})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "PREFIX_TUNING":
+            return None
+        adapter.require_known("prefix_projection")  # what it makes is what is saved
+        settings = cls(length=adapter.config["num_virtual_tokens"])
+        widths = _widths(layout.parts(settings))
+        adapter.require({PROMPT: (settings.length, sum(widths.values()))})
+        rows = torch.split(adapter.tensors[PROMPT].float(), list(widths.values()), dim=1)
+        return settings, dict(zip(widths, rows, strict=True))
+
+
+def _widths(parts: Sequence[Part]) -> dict[str, int]:
+    """The values of all layers, in PEFT's order, and how wide each is.
+
+    Raises ExchangeError where PEFT's prefix does something else, or nothing: it is put into the cache of a model.
+    """
+    layers = [part for part in parts if part.place.changes == "attention"]
+    attention: Any = layers[0].place.exit
+    cached = "past_key_values" in inspect.signature(attention.forward).parameters
+    sliding = {"full_attention"} != {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
+    if not cached or sliding or attention.config.is_encoder_decoder or len(layers) == len(parts):
+        raise ExchangeError(
+            "PEFT has no prefix that does the same on this model: there it goes through the cache, which must be that "
+            "of a single stack, seen whole by every token, with the positions of the text behind the prefix"
+        )
+    return {f"{part.key}/{name}": part.place.d_out for part in layers for name in ("key", "value")}

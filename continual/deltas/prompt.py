@@ -1,7 +1,8 @@
 """Prompt tuning: word vectors of the delta's own before those of the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from continual.deltas.edit import Concatenate, Edit, Identity, Reads, Values
 from continual.deltas.method import MethodSettings
+from continual.deltas.peft_format import PROMPT, Layout, Part, PeftAdapter
+from continual.errors import ExchangeError
 from continual.sites import Place
 
 
@@ -47,3 +50,33 @@ class Prompt(MethodSettings):
     def edits(self) -> tuple[Edit, ...]:
         form = SoftWords(self.length, self.initial)
         return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
+
+    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+        part = _only(parts)
+        model: Any = part.place.exit
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": self.length,
+            "token_dim": part.place.d_out,
+            "num_layers": part.place.layers,
+            "num_attention_heads": model.config.num_attention_heads,
+            "num_transformer_submodules": 1,
+        }
+        return PeftAdapter(config, {PROMPT: values[f"{part.key}/words"]})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "PROMPT_TUNING":
+            return None
+        adapter.require_known("tokenizer_kwargs")  # of the start, as all that is said of it
+        settings = cls(length=adapter.config["num_virtual_tokens"])
+        part = _only(layout.parts(settings))
+        adapter.require({PROMPT: (settings.length, part.place.d_out)})
+        return settings, {f"{part.key}/words": adapter.tensors[PROMPT].float()}
+
+
+def _only(parts: Sequence[Part]) -> Part:
+    stack: Any = parts[0].place.exit
+    if stack.config.is_encoder_decoder:
+        raise ExchangeError("PEFT has no prompt that is before the encoder of an encoder-decoder alone")
+    return parts[0]

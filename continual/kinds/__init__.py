@@ -29,6 +29,7 @@ __all__ = [
     "kind_of_delta",
     "kind_of_spec",
     "labels_of",
+    "read_kind",
     "stored",
 ]
 
@@ -65,13 +66,18 @@ def kind_of_delta(delta: Delta) -> Kind[Any]:
     """
     if not delta.kind and delta.head is not None:
         return Classification(delta.head.labels)
-    settings = dict(delta.kind)
+    return read_kind(delta.kind)
+
+
+def read_kind(said: Mapping[str, Any]) -> Kind[Any]:
+    """The kind that `stored` wrote. Raises DeltaError where this version does not understand it."""
+    settings = dict(said)
     try:
         kind = KINDS[settings.pop("name")]
         found: Kind[Any] = TypeAdapter(kind).validate_python(settings)
     except (KeyError, ValidationError) as error:
         raise DeltaError(
-            f"the delta is of kind {dict(delta.kind)}, which is none of {', '.join(KINDS)} as this version has them; "
+            f"the delta is of kind {dict(said)}, which is none of {', '.join(KINDS)} as this version has them; "
             "use the version that learned it"
         ) from error
     return found

@@ -5,7 +5,7 @@ depend on their unit; answers are in the task's own.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -92,6 +92,14 @@ class Regression(Kind[Numbered]):
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Numbered) -> list[Answer]:
         return [Answer(value, None) for value in outputs["values"].tolist()]
+
+    def in_own_units(self, head: Head) -> Head:
+        """The head whose outputs are answers."""
+        return replace(head, weight=head.weight * self.deviation, bias=head.bias * self.deviation + self.mean)
+
+    def in_standard_units(self, head: Head) -> Head:
+        """The head that `in_own_units` was made of."""
+        return replace(head, weight=head.weight / self.deviation, bias=(head.bias - self.mean) / self.deviation)
 
     def wrong(self, truth: Sequence[Any]) -> list[Any]:
         """What is known without looking: the mean of the train rows."""

@@ -189,3 +189,39 @@ def test_a_failing_task_is_told_and_the_others_are_learned(cli: Run, tmp_path: P
     assert mended.code == 0
     assert mended.json["tasks"] == list(TASKS)
     assert all(value is not None for t, row in enumerate(mended.json["routed"]["matrix"]) for value in row[: t + 1])
+
+
+def test_a_delta_goes_out_and_comes_back(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    file, out = tmp_path / "mood.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert cli("learn", str(file)).code == 0
+    written = cli("export", "mood@1", str(out), "--format", "peft", "--json")
+    assert written.code == 0, written.err
+    assert written.json[0]["delta"] == "mood@1"
+    assert set(written.json[0]["files"]) == {file.name for file in out.iterdir()}
+    assert cli("export", "mood@1", str(tmp_path / "whole"), "--format", "transformers").code == 0
+    back = cli("import", str(out), "--task", "mood", "--json")
+    assert back.code == 0, back.err
+    assert [(row["delta"], row["status"]) for row in back.json] == [("mood@2", "candidate")]
+    assert "no validation accuracy" in back.err
+    scored = cli("import", str(out), "--task", "mood", "--rows", str(file))
+    assert scored.code == 0
+    assert "mood@3" in scored.out
+    assert "serves" in scored.err
+    assert cli("verify").code == 0
+
+
+def test_what_cannot_go_out_or_come_in_is_said(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}, "method": "bitfit"}
+    file, out = tmp_path / "mood.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert cli("learn", str(file)).code == 0
+    refused = cli("export", "mood@1", str(out), "--format", "peft")
+    assert refused.code == 2
+    assert "lora, dora" in refused.err
+    assert cli("export", "moood@1", str(out)).code == 2
+    assert cli("export", "mood@1", str(out), "--format", "onnx").code == 2
+    assert cli("import", str(out), "--task", "mood").code == 2
+    assert cli("import", str(out)).code == 2, "a task must be named"
+    assert not out.exists()

@@ -11,7 +11,7 @@ FLOORS = {
     2: "errors settings sites families backbone",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features signature head neighbours kinds metrics search",
-    5: "learn controller routed report predict audit estimate record",
+    5: "learn controller routed report predict audit estimate record exchange",
     6: "cli learner show tracking lines plots progress options",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}

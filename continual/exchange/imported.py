@@ -1,0 +1,167 @@
+"""Import: a folder of PEFT's as a new version of a task's delta."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from continual.backbone import Backbone, published_name
+from continual.deltas import Delta, Head, MethodSettings
+from continual.deltas.delta import check_fits
+from continual.errors import ExchangeError, NotFound
+from continual.evaluate import measure
+from continual.exchange.folder import Origin, read_adapter, read_head
+from continual.exchange.peft import from_peft
+from continual.kinds import Kind, Seen, fitted, kind_of, labels_of, read_kind, stored
+from continual.kinds.classification import Classification
+from continual.kinds.regression import Regression
+from continual.learn import Task, ready
+from continual.record import backbone_record, delta_record, task_record
+from continual.signature import signature
+from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRecord
+from tasks import Budget, Method, TaskData
+
+
+def import_delta(
+    backbone: Backbone, registry: Registry, folder: Path, *, task: str, data: TaskData | None = None
+) -> str:
+    """Register what PEFT saved in a folder as the next version of a task's delta; its name.
+
+    The task must be registered, with the labels of the folder's head; nothing is measured then, so that a champion
+    that was measured stays. With the task's rows, `data`, the delta is scored on them, and a folder without a head gets
+    the one that its kind of task starts with.
+
+    Raises NotFound for the task, ExchangeError for a folder that does not fit the backbone or the task.
+    """
+    adapter, origin = read_adapter(folder)
+    _require_base(backbone, adapter.config.get("base_model_name_or_path"), origin)
+    known = registry.task(task) if data is None else task_record(data)
+    head = read_head(folder, hidden_size=backbone.hidden_size)
+    kind = _kind(backbone, known, origin, head=head, data=data)
+    own = fitted(backbone, kind)
+    method, settings, values = from_peft(own, adapter)
+    rows = None if data is None else ready(backbone, _learned_so(data, method, settings))
+    delta = Delta(method, settings, backbone.fingerprint, values, _own_head(kind, own, head), stored(kind))
+    check_fits(own, delta)
+    if rows and delta.head and not head:
+        start = kind.start(Seen(own, delta, rows.train), Seen(own, delta, rows.validation))
+        delta = replace(delta, head=start.head)
+    return _register(own, registry, delta, known=known, rows=rows, parents=_parents(registry, origin))
+
+
+def _require_base(backbone: Backbone, base: str | None, origin: Origin | None) -> None:
+    """Raises ExchangeError for an adapter of another model: by its fingerprint, or else the last part of its name."""
+    if origin is not None:
+        if origin.backbone != backbone.fingerprint:
+            raise ExchangeError(
+                f"the adapter was exported from backbone {origin.backbone[:12]} ({base}), and {backbone.name!r} is "
+                f"{backbone.fingerprint[:12]}; name the backbone that it was trained on (--backbone)"
+            )
+        return
+    names = {_last(name) for name in (backbone.name, published_name(backbone.name), backbone.model.name_or_path)}
+    if base and _last(base) not in names:
+        raise ExchangeError(
+            f"the adapter was trained on {base!r}, and the backbone is {backbone.name!r}; name the one that it was "
+            "trained on (--backbone) or, if these are the same weights, make base_model_name_or_path null in "
+            "adapter_config.json"
+        )
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def _kind(
+    backbone: Backbone, task: TaskRecord, origin: Origin | None, *, head: Head | None, data: TaskData | None
+) -> Kind[Any]:
+    """What the delta answers: as the rows say it or, without them, the export; a head alone says it of classification.
+
+    Raises ExchangeError where nothing says it, or where it is not what the task asks for.
+    """
+    if data is not None:
+        return kind_of(backbone, data)
+    if origin and origin.kind:
+        kind = read_kind(origin.kind)
+    elif head and task.kind == "classification":
+        kind = Classification(task.labels)
+    else:
+        raise ExchangeError(
+            f"the folder has no head (head.safetensors, head.json) that says what a {task.kind} delta answers, and the "
+            "registry keeps no rows to make one of; give the task's rows (--rows TASK.yaml)"
+        )
+    if kind.scored != task.kind:
+        raise ExchangeError(f"the adapter is of a {kind.scored} task, and {task.name!r} is a {task.kind} task")
+    if head is None and kind.blank(backbone):
+        raise ExchangeError(
+            "the folder has lost its head (head.safetensors, head.json); give the rows (--rows TASK.yaml)"
+        )
+    return kind
+
+
+def _own_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | None:
+    """The head with its outputs in the order of the kind; one of zeros where there is none yet.
+
+    Raises ExchangeError where it is for other outputs.
+    """
+    blank = kind.blank(backbone)
+    if blank is None or head is None:
+        return blank
+    if set(head.labels) != set(blank.labels):
+        raise ExchangeError(
+            f"the head is for {list(head.labels)}, and the task has {list(blank.labels)}; "
+            "import it as the task that it was trained for"
+        )
+    order = [head.labels.index(label) for label in blank.labels]
+    own = replace(head, weight=head.weight[order], bias=head.bias[order], labels=blank.labels)
+    return kind.in_standard_units(own) if isinstance(kind, Regression) else own
+
+
+def _learned_so(data: TaskData, method: str, settings: MethodSettings) -> TaskData:
+    """The task as if it were learned by the method of the adapter, which may leave its texts fewer tokens."""
+    own = Method.model_validate({"name": method, **settings.model_dump(mode="json")})
+    return replace(data, spec=data.spec.model_copy(update={"method": own}))
+
+
+def _parents(registry: Registry, origin: Origin | None) -> list[Parent]:
+    """The delta that was exported, where this registry has it."""
+    try:
+        same = origin is not None and registry.delta(origin.delta).digest == origin.digest
+    except NotFound:
+        same = False
+    return [Parent(delta=origin.delta, kind="import", weight=1.0)] if origin and same else []
+
+
+def _register(
+    backbone: Backbone,
+    registry: Registry,
+    delta: Delta,
+    *,
+    known: TaskRecord,
+    rows: Task | None,
+    parents: Sequence[Parent],
+) -> str:
+    budget = rows.budget if rows else Budget.model_validate(known.spec.get("budget") or {})
+    record = delta_record(registry.blobs, backbone, delta, task=known, budget=budget, warm_start=IMPORTED)
+    scores = list(_scores(delta, rows)) if rows else []
+    own = _signature(registry, rows) if rows else None
+    with registry.unit() as unit:
+        unit.add_backbone(backbone_record(backbone))
+        if rows:
+            unit.add_task(known)
+        return unit.add_delta(record, parents=parents, scores=scores, signature=own)
+
+
+def _signature(registry: Registry, task: Task) -> SignatureRecord:
+    classes, count = task.kind.classes(task.train)
+    own = signature(Seen(task.backbone, None, task.train).vectors, classes, count=count)
+    digest = registry.blobs.put(own.to_bytes())
+    return SignatureRecord(digest=digest, rows=own.rows, pooling=task.backbone.pooling)
+
+
+def _scores(delta: Delta, task: Task) -> Iterator[Score]:
+    metric, kind = task.data.spec.metric, task.kind
+    for split, rows in (("validation", task.validation), ("test", task.test)):
+        outputs = kind.outputs(Seen(task.backbone, delta, rows), delta.head)
+        answers = labels_of(kind.answers(task.backbone, outputs, rows))
+        found = measure(metric, rows.truth, answers, kind=kind.scored)
+        yield Score(split=split, metric=metric, **asdict(found))
