@@ -51,7 +51,8 @@ class Backbone:
     model: the stacks of layers, without heads · lm: the language model that they are part of, where there is one; the
     same modules, not a copy · fingerprint: digest of configuration and weights; independent of paths, library versions
     and compute type · pooling: how a text's vector is made of its tokens' hidden states · dtype: type of the matrix
-    products · generates: whether edits go to the decoder of an encoder-decoder too; else nothing but its encoder runs.
+    products · generates: whether edits go to the decoder of an encoder-decoder too; else nothing but its encoder runs ·
+    reserved: how many positions a delta may take from the text.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Backbone:
     dtype: torch.dtype
     lm: Any = None  # transformers.PreTrainedModel
     generates: bool = False
+    reserved: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -88,8 +90,11 @@ class Backbone:
 
     @property
     def longest_input(self) -> int:
-        """The largest number of tokens: what the positions take, else what the tokenizer says, else LONGEST_INPUT."""
-        return self.family.positions or min(self.tokenizer.model_max_length, LONGEST_INPUT)
+        """The largest number of tokens of a text, those that a delta adds left out.
+
+        It is what the positions take, else what the tokenizer says, else LONGEST_INPUT.
+        """
+        return (self.family.positions or min(self.tokenizer.model_max_length, LONGEST_INPUT)) - self.reserved
 
     @property
     def layers(self) -> int:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from continual.backbone import Backbone
-from continual.deltas import method_settings, steps
+from continual.deltas import steps
 from continual.errors import ContinualError, InputError, MethodError, RegistryError
-from continual.features import longest_text
+from continual.features import making_room
 from continual.kinds import kind_of_spec
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
+from continual.search import arms, possible, search_of
 from continual.warmstart import SUPPORTED
 from registry import Registry, Unit, claim, held, release, this_holder
 from tasks import Stream, TaskData, TaskSpec, load_stream
@@ -88,11 +89,14 @@ def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         )
     try:
         assert spec.method  # what `Stream.resolved` fills in
+        assert spec.budget
         kind = kind_of_spec(spec)
-        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(backbone, spec))
-        settings = method_settings(spec.method)
-        list(steps(replace(backbone, generates=kind.generates), settings))  # looks for every site
-        longest_text(backbone, settings)
+        fitting = making_room(replace(backbone, generates=kind.generates), *possible(spec.method))
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(fitting, spec))
+        for settings in possible(spec.method):
+            list(steps(fitting, settings))  # looks for every site
+        if search := search_of(spec.method):
+            arms(fitting, search, spec.budget)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
 

@@ -8,10 +8,11 @@ import torch
 
 from continual.backbone import Backbone
 from continual.controller import check
-from continual.deltas import Delta, attached, method_settings
+from continual.deltas import Delta, MethodSettings, attached, fresh_values
 from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start
 from continual.learn import Task, ready
+from continual.search import possible
 from continual.warmstart import NEIGHBOURS_TRIED, Candidate, started
 from registry import Registry
 from tasks import Stream
@@ -73,9 +74,13 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
 
 def _zero(task: Task) -> Delta:
     """A delta of the task's method and size that has learned nothing."""
-    method, settings = task.method.name, method_settings(task.method)
+    settings = max(possible(task.method), key=lambda settings: _size(task.backbone, settings))
     blank = Candidate(None, Start(task.kind.blank(task.backbone), torch.empty(0)))
-    return started(task.backbone, task.kind, blank, method=method, settings=settings, seed=0)
+    return started(task.backbone, task.kind, blank, method=task.method.name, settings=settings, seed=0)
+
+
+def _size(backbone: Backbone, settings: MethodSettings) -> int:
+    return sum(value.numel() for value in fresh_values(backbone, settings, seed=0).values())
 
 
 def _typical(lengths: list[int], size: int) -> list[int]:

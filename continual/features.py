@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D hidden size, N texts.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,27 +39,20 @@ class Tokens:
         types = None if self.types is None else tuple(self.types[i] for i in indices)
         return Tokens(tuple(self.ids[i] for i in indices), types)
 
-    def cut(self, length: int) -> "Tokens":
-        """The same with at most `length` tokens of each text: longer ones lose what stands before their last token."""
 
-        def shorter(row: tuple[int, ...]) -> tuple[int, ...]:
-            return row if len(row) <= length else (*row[: length - 1], row[-1])
+def making_room(backbone: Backbone, *possible: MethodSettings) -> Backbone:
+    """The backbone for texts that any of these methods may add tokens to.
 
-        return Tokens(tuple(map(shorter, self.ids)), None if self.types is None else tuple(map(shorter, self.types)))
-
-
-def longest_text(backbone: Backbone, settings: MethodSettings) -> int:
-    """How many tokens of a text the backbone takes beside those that a method adds.
-
-    Raises MethodError where next to nothing is left.
+    Raises MethodError where next to nothing is left for a text.
     """
-    left = backbone.longest_input - settings.added_tokens
-    if left < SHORTEST:
+    reserved = max(settings.added_tokens for settings in possible)
+    roomy, whole = replace(backbone, reserved=reserved), replace(backbone, reserved=0).longest_input
+    if roomy.longest_input < SHORTEST:
         raise MethodError(
-            f"the method adds {settings.added_tokens} tokens to every text and backbone {backbone.name!r} takes "
-            f"{backbone.longest_input} in all; use a length of {max(backbone.longest_input - SHORTEST, 0)} at most"
+            f"the method adds {reserved} tokens to every text and backbone {backbone.name!r} takes {whole} in all; "
+            f"use a length of {max(whole - SHORTEST, 0)} at most"
         )
-    return left
+    return roomy
 
 
 def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Tokens:
@@ -137,12 +130,7 @@ def pooled(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Te
 
 @torch.inference_mode()
 def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
-    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone.
-
-    Texts that are too long for a delta that adds tokens, as another task's are, are cut.
-    """
-    if delta is not None:
-        tokens = tokens.cut(longest_text(backbone, delta.settings))
+    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
     vectors = torch.empty(len(tokens), backbone.hidden_size)
     pooling = delta.head.pooling if delta and delta.head else backbone.pooling
     on_device = None if delta is None else delta.to(backbone.device)

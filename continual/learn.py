@@ -6,7 +6,7 @@ is written here: `record` writes all of it in one unit of work, so a task that f
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,16 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import method_settings
 from continual.evaluate import measure
-from continual.features import longest_text
+from continual.features import making_room
 from continual.kinds import Kind, Outputs, Prepared, Seen, fitted, kind_of, labels_of
-from continual.neighbours import nearest_learned
+from continual.neighbours import nearest_learned, spanning
+from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature, signature
 from continual.train import Report, Trained, train
 from continual.warmstart import Candidate, choose, judge, started
 from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
+from tasks.rows import sample
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Learned:
     """All that learning a task brought.
 
     own: the task's signature in frozen features · test_features [N, D]: frozen features of its test rows ·
-    outputs: what the delta says of them · seconds: all but what `measure_gain` adds.
+    outputs: what the delta says of them · seconds: all but what `measure_gain` adds · tried: by a method search.
     """
 
     task: Task
@@ -59,6 +61,7 @@ class Learned:
     test_features: Tensor
     outputs: Outputs
     seconds: float
+    tried: tuple[Trial, ...]
 
 
 def ready(backbone: Backbone, data: TaskData) -> Task:
@@ -66,9 +69,9 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
+    backbone = making_room(backbone, *possible(spec.method))
     kind = kind_of(backbone, data)
-    length = min(spec.budget.max_length, longest_text(backbone, method_settings(spec.method)))
-    prepare = partial(kind.prepare, backbone, max_length=length)
+    prepare = partial(kind.prepare, backbone, max_length=spec.budget.max_length)
     return Task(
         fitted(backbone, kind),
         data,
@@ -101,11 +104,13 @@ def learn(
     rows, held_out, tested = (Seen(backbone, None, rows) for rows in (task.train, task.validation, task.test))
     classes, count = kind.classes(task.train)
     own = signature(rows.vectors, classes, count=count)
-    scratch = Candidate(None, kind.start(rows, held_out))
-    settings = method_settings(task.method)
+    begin = kind.start(rows, held_out)
+    task, tried = decided(task, Candidate(None, begin), seed=seed)
+    name, settings = task.data.spec.name, method_settings(task.method)
+    scratch = Candidate(None, begin, spanning(backbone, registry, settings, task=name))
     neighbours = [
         judge(kind, neighbour, rows=rows, held_out=held_out)
-        for neighbour in nearest_learned(backbone, registry, own, task=task.data.spec.name, settings=settings)
+        for neighbour in nearest_learned(backbone, registry, own, task=name, settings=settings)
     ]
     start = choose(backbone, task.warm_start, scratch=scratch, others=neighbours, settings=settings)
     trained = train_from(task, start, seed=seed, report=report)
@@ -123,7 +128,30 @@ def learn(
     if measure_gain and start is not scratch:
         alone = train_from(task, scratch, seed=seed, report=report).delta
         scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
-    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds)
+    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds, tried)
+
+
+def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Task, tuple[Trial, ...]]:
+    """The task with the method and learning rate that a search finds for it, and what was tried.
+
+    A task that names its method stays as it is.
+    """
+    search = search_of(task.method)
+    if search is None:
+        return task, ()
+
+    def with_arm(arm: Arm) -> Task:
+        return replace(
+            task, method=arm.method, budget=task.budget.model_copy(update={"learning_rate": arm.learning_rate})
+        )
+
+    def score(arm: Arm, count: int) -> float:
+        few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
+        rows = task.kind.prepare(task.backbone, few, max_length=task.budget.max_length)
+        return train_from(replace(with_arm(arm), train=rows), scratch, seed=seed, report=lambda done, total: None).score
+
+    best, tried = halve(arms(task.backbone, search, task.budget), len(task.data.train), score)
+    return with_arm(best), tuple(tried)
 
 
 def train_from(task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:

@@ -4,8 +4,8 @@ import logging
 from typing import Any
 
 from continual.backbone import Backbone
-from continual.deltas import MethodSettings, load_delta
-from continual.errors import BackboneError, BlobError, DeltaError
+from continual.deltas import Delta, MethodSettings, Subspace, load_delta
+from continual.errors import BackboneError, BlobError, DeltaError, LearnError
 from continual.kinds import kind_of_delta
 from continual.signature import Signature
 from continual.similarity import nearest
@@ -53,11 +53,40 @@ def nearest_learned(
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
-            if kind_of_delta(delta).generates == backbone.generates:  # else its edits are those of other layers
+            if _takes(backbone, delta):
                 found.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
     return found
+
+
+def spanning(backbone: Backbone, registry: Registry, settings: MethodSettings, *, task: str) -> tuple[Neighbour, ...]:
+    """The deltas of other tasks that span the subspace in which a method learns; none for a method without one.
+
+    Raises LearnError where fewer than two such deltas have been learned.
+    """
+    if not isinstance(settings, Subspace):
+        return ()
+    kind, name = settings.spanned_by.model_dump(mode="json"), settings.of.name
+    found = [
+        Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest)))
+        for champion in registry.champions(backbone.fingerprint)
+        if (champion.method, champion.settings) == (name, kind) and champion.task != task
+    ]
+    if len(found) < 2:
+        raise LearnError(
+            f"a subspace is spanned by at least two learned deltas of method {name!r} with settings {kind}; the "
+            f"registry holds {len(found)} of other tasks on backbone {backbone.name!r}. Learn such tasks first"
+        )
+    return tuple(found)
+
+
+def _takes(backbone: Backbone, delta: Delta) -> bool:
+    """Whether rows made ready for `backbone` can be read through a delta.
+
+    Its edits must be those of the same layers, and it must add no more tokens than there is room for.
+    """
+    return kind_of_delta(delta).generates == backbone.generates and delta.settings.added_tokens <= backbone.reserved
 
 
 def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
-from continual.features import features, longest_text, tokenize
+from continual.features import features, making_room, tokenize
 from continual.kinds import Answer, Seen, fitted, kind_of_delta
 from continual.neighbours import stored_signatures
 from continual.routing import Router, build_router
@@ -85,9 +85,8 @@ class Predictor:
             self._deltas[task] = load_delta(self._registry.blobs.get(champion.digest))
         delta = self._deltas[task]
         kind = kind_of_delta(delta)
-        backbone = fitted(self._backbone, kind)
-        length = min(_longest(champion), longest_text(backbone, delta.settings))
-        rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=length)
+        backbone = fitted(making_room(self._backbone, delta.settings), kind)
+        rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=_longest(champion))
         return kind.answers(backbone, kind.outputs(Seen(backbone, delta, rows), delta.head), rows)
 
     def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:

@@ -34,6 +34,7 @@ def record(
     parents = []
     if start.neighbour:
         parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.start.mean))
+    parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
@@ -83,6 +84,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
         predictions=blobs.put(outputs_to_bytes(learned.outputs)),
+        tried=tuple(trial.told() for trial in learned.tried),
     )
 
 

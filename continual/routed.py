@@ -1,7 +1,7 @@
 """How a stream's tasks fare when nobody says which task an input belongs to."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import load_delta
 from continual.evaluate import measure
-from continual.kinds import Outputs, Seen, kind_of_delta, labels_of
+from continual.kinds import Outputs, Seen, labels_of
 from continual.learn import Learned, Task, ready
 from continual.record import outputs_from_bytes
 from continual.routing import build_router
@@ -39,12 +39,11 @@ def examine(learned: Learned) -> Examined:
 
 def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> Examined:
     """The same of a task learned before: its answers and signature from the registry, its features taken again."""
-    stored, blobs, fresh = registry.delta(delta), registry.blobs, ready(backbone, data)
-    learned = load_delta(blobs.get(stored.digest))
-    task = replace(fresh, kind=kind_of_delta(learned))
+    task, stored, blobs = ready(backbone, data), registry.delta(delta), registry.blobs
     if stored.predictions:
         outputs = outputs_from_bytes(blobs.get(stored.predictions))
     else:
+        learned = load_delta(blobs.get(stored.digest))
         outputs = task.kind.outputs(Seen(task.backbone, learned, task.test), learned.head)
     signature = registry.signature(task.data.spec.name, backbone.fingerprint)
     own = Signature.from_bytes(blobs.get(signature.digest))

@@ -8,11 +8,12 @@ Hyperparameter Optimization", arXiv:1502.07943; the resource is rows, so that ev
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from continual.backbone import Backbone
-from continual.deltas import fresh_values, method_settings
+from continual.deltas import MethodSettings, fresh_values, method_settings
 from continual.errors import MethodError
 from tasks import Budget, Method
 
@@ -60,6 +61,11 @@ class Trial:
     rows: int
     score: float
 
+    def told(self) -> dict[str, Any]:
+        """The trial as it is written down."""
+        method = self.arm.method.model_dump(mode="json")
+        return {"method": method, "learning_rate": self.arm.learning_rate, "rows": self.rows, "score": self.score}
+
 
 def search_of(method: Method) -> Search | None:
     """The search that a stream file asks for with `method: auto`; None where it names a method.
@@ -73,6 +79,15 @@ def search_of(method: Method) -> Search | None:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         raise MethodError(f"method {NAME!r}: {problems}. Settings: {', '.join(Search.model_fields)}") from None
+
+
+def possible(method: Method) -> tuple[MethodSettings, ...]:
+    """The settings that a task may be learned with: of the method named, or of each candidate of a search.
+
+    Raises MethodError as `method_settings` and `search_of` do.
+    """
+    search = search_of(method)
+    return tuple(method_settings(candidate) for candidate in (search.candidates if search else (method,)))
 
 
 def arms(backbone: Backbone, search: Search, budget: Budget) -> list[Arm]:

@@ -95,7 +95,7 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
     shares = [task["share"] for task in tasks]
     each = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
     table.caption = (
-        f"{each}frozen: closed-form head, no training · start: the delta whose values were copied · "
+        f"{each}frozen: the best without any training · start: the delta whose values were copied · "
         "gain: over training from scratch, where that was trained too"
     )
     return table

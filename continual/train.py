@@ -90,7 +90,8 @@ def train(
                 backbone, kind, current, stage, rows, part, budget.learning_rate, progress
             ):
                 point = _Point(delta, Epoch(len(curve), loss, score(delta)))
-                of_stage, best = _better(of_stage, point), _better(best, point)
+                of_stage = _better(point, of_stage) if of_stage else point  # of equals the one trained for longer
+                best = _better(best, point)
                 curve.append(point.epoch)
                 seconds += spent
             current = of_stage.delta if of_stage else current
@@ -107,8 +108,9 @@ class _Point:
     epoch: Epoch
 
 
-def _better(one: _Point | None, other: _Point) -> _Point:
-    return other if one is None or other.epoch.score > one.epoch.score else one
+def _better(one: _Point, other: _Point) -> _Point:
+    """The one of the higher score, of equals the first."""
+    return other if other.epoch.score > one.epoch.score else one
 
 
 def _shares(epochs: Sequence[Batches], stages: int) -> list[Sequence[Batches]]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, MethodSettings, copyable, fresh_values
+from continual.deltas import Delta, MethodSettings, Subspace, copyable, fresh_values
 from continual.kinds import Kind, Seen, Start, stored
 
 SUPPORTED = ("scratch", "nearest", "auto")
@@ -29,10 +29,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible start: from a neighbour's delta or, without one, from scratch."""
+    """A possible start: from a neighbour's delta or, without one, from scratch.
+
+    spanned: the deltas that span the subspace in which the method learns, where it is one that does.
+    """
 
     neighbour: Neighbour | None
     start: Start
+    spanned: tuple[Neighbour, ...] = ()
 
     @property
     def delta(self) -> Delta | None:
@@ -72,9 +76,11 @@ def started(
     backbone: Backbone, kind: Kind[Any], start: Candidate, *, method: str, settings: MethodSettings, seed: int
 ) -> Delta:
     """The delta that training begins with: the candidate's values, and its head."""
-    values: Mapping[str, Tensor] = (
-        {key: value.clone() for key, value in start.neighbour.delta.values.items()}
-        if start.neighbour
-        else fresh_values(backbone, settings, seed=seed)
-    )
+    values: Mapping[str, Tensor]
+    if start.neighbour:
+        values = {key: value.clone() for key, value in start.neighbour.delta.values.items()}
+    else:
+        values = fresh_values(backbone, settings, seed=seed)
+    if start.spanned and isinstance(settings, Subspace):
+        values = settings.spanned(values, [neighbour.delta.values for neighbour in start.spanned])
     return Delta(method, settings, backbone.fingerprint, values, start.start.head, stored(kind))

@@ -40,7 +40,7 @@ class DeltaRecord:
     """A trained delta: how it was made, and the digests of its blobs.
 
     `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
-    parameters over the backbone's parameters, a fraction.
+    parameters over the backbone's parameters, a fraction; `tried` is what a search for the method looked at.
     """
 
     task: str
@@ -59,6 +59,7 @@ class DeltaRecord:
     seconds: float
     examples_per_second: float | None
     predictions: str | None = None
+    tried: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         seconds=row.seconds,
         examples_per_second=row.examples_per_second,
         predictions=row.predictions,
+        tried=tuple(row.tried),
     )
 
 

@@ -120,6 +120,7 @@ class Delta(Base):
     seconds: Mapped[float]
     examples_per_second: Mapped[float | None]
     predictions: Mapped[str | None]
+    tried: Mapped[list[dict[str, Any]]] = mapped_column(JSON, server_default="[]")
     mlflow_run: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 

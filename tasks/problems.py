@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.document import Document
 from tasks.spec import Budget, Source, TaskSpec
+from tasks.template import Template
 
-_MODELS: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "source": Source, "budget": Budget}
+_MODELS: dict[str, type[BaseModel]] = {"tasks": TaskSpec, "source": Source, "budget": Budget, "template": Template}
 _NOT_WRITTEN = {"folder"}  # set by the reader
 
 _short = reprlib.Repr()

@@ -5,6 +5,7 @@ from continual.deltas.delta import Delta, Head, copyable, finished, fresh_values
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
+from continual.deltas.subspace import Subspace
 
 __all__ = [
     "METHODS",
@@ -17,6 +18,7 @@ __all__ = [
     "MethodSettings",
     "Multiply",
     "Reads",
+    "Subspace",
     "attached",
     "copyable",
     "finished",

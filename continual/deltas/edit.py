@@ -158,9 +158,9 @@ class Layers:
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        return [place for place in places if place.layer is not None and self._names(place.layer, place.layers)]
+        return [place for place in places if place.layer is not None and self._among(place.layer, place.layers)]
 
-    def _names(self, layer: int, layers: int) -> bool:
+    def _among(self, layer: int, layers: int) -> bool:
         return layer in self.numbers or layer - layers in self.numbers
 
 

@@ -70,12 +70,15 @@ def hadamard_transform(rows: Tensor) -> Tensor:
     return product.reshape(-1, n)
 
 
+# What is made once may be needed for inference first and for training later, which takes no inference tensors.
 @lru_cache
+@torch.inference_mode(False)
 def _hadamard(n: int, device: torch.device) -> Tensor:
     return torch.tensor(hadamard(n), dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 def drawn(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Signs, permutations and normal deviates [K, n] of the blocks; kept, since every step needs them again."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")

@@ -124,7 +124,8 @@ def _separator(backbone: Backbone) -> Ids:
     """What stands between a text and its answer; an encoder-decoder keeps them apart by itself."""
     if backbone.architecture != "causal":
         return ()
-    return tuple(backbone.tokenizer("\n", add_special_tokens=False)["input_ids"])
+    ids = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return tuple(ids) or (backbone.tokenizer.eos_token_id,)
 
 
 def _target_ids(backbone: Backbone, text: str) -> Ids:

@@ -50,7 +50,7 @@ class Regression(Kind[Numbered]):
     @classmethod
     def of(cls, backbone: Backbone, data: TaskData) -> Self:
         numbers = torch.tensor(_numbers(data.train), dtype=torch.float64)
-        return cls(float(numbers.mean()), float(numbers.std(correction=0)))
+        return cls(float(numbers.mean()), float(numbers.std(correction=0)) or 1.0)
 
     def settings(self) -> dict[str, Any]:
         return asdict(self)

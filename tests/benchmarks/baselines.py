@@ -2,7 +2,7 @@
 
 The loop takes from `continual.train` whatever is not the arm itself: batches, optimiser, schedule, clipping, precision,
 the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
-checkpoint's own dropout (0.1 for minilm) is at work here, as it is for whoever uses these libraries; ours has none.
+checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.train`.
 """
 
 from collections.abc import Callable

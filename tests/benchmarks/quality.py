@@ -8,9 +8,8 @@ closed-form head as its start; `ours` is `continual.train.train` from the closed
 with transformers' head.
 
 Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-up, decay, clipping, precision, seed,
-the best epoch on validation rows (the start is a candidate), and four learning rates to choose from. Not alike: the
-checkpoint's dropout is at work in `peft`, `peft_our_head` and `full`, as these libraries have it, and `ours` has none;
-transformers' heads run in the precision of the backbone, ours in float32.
+the checkpoint's own dropout, the best epoch on validation rows (the start is a candidate), and four learning rates to
+choose from. Not alike: transformers' heads run in the precision of the backbone, ours in float32.
 An arm's learning rate is the best of four by the mean over three tasks' validation rows, after training on few train
 rows; then one run per task has all of them.
 Test rows are read for that run alone. One seed. A run that is in the state file already is not made again, so a state
@@ -157,8 +156,7 @@ def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> R
         | {"dtype": str(backbone.dtype).removeprefix("torch.")},
         "method": f"learning rate per arm: the best of four by mean score on at most {SEARCH_VALIDATION_ROWS} "
         "validation rows of the search tasks, with few train rows and the full number of epochs; then one run per task "
-        "with all `rows` at that rate, best epoch on all validation rows; test rows for that run alone; one seed; "
-        "dropout except in ours",
+        "with all `rows` at that rate, best epoch on all validation rows; test rows for that run alone; one seed",
         "search": sorted({(record["task"], record["rows"]) for record in records if record["stage"] == "search"}),
         "tasks": tasks,
         "tasks_in_means": [name for name, task in tasks.items() if task in whole],
@@ -179,7 +177,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, help="JSON lines: finished runs are read from it and appended to it")
     parser.add_argument("--tasks", help="names, by commas; all of the stream's otherwise")
     parser.add_argument("--arms", help=f"names, by commas, of {', '.join(ARMS)}")
-    parser.add_argument("--search-rows", type=int, default=600, help="train rows on which learning rates are compared")
+    parser.add_argument("--search-rows", type=int, default=2000, help="train rows on which learning rates are compared")
     parser.add_argument("--report", action="store_true", help="only print the document of what the state file holds")
     return parser.parse_args()
 

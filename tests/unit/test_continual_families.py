@@ -221,12 +221,12 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
 
 def test_layers_are_counted_in_the_stack_that_they_are_of() -> None:
     writes = replace(tiny_backbone("bart"), generates=True)
-    top = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((-1,))))
+    top = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}
-    third = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((2,))))
+    third = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((2,))))
     assert set(third.values) == {"layer.2.ffn.out/0/vector"}
     with pytest.raises(MethodError, match="0 to 2"):
-        trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), choice=Layers((3,))))
+        trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((3,))))
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)

@@ -1,19 +1,26 @@
 """Methods that add tokens to a text leave less room for it; a text of any length is cut to what is left."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import backbone_of
 from tiny import fresh_delta, save_backbone, write_task
+from tiny_models import POSITIONS
 
 from continual import Learner, read_stream
 from continual.audit import audit_stream
 from continual.backbone import Backbone
 from continual.controller import check
+from continual.deltas import attached, fresh_values
 from continual.errors import InputError, MethodError
-from continual.features import Tokens, longest_text, tokenize
+from continual.features import making_room, tokenize
+from continual.kinds import Seen
+from continual.kinds.generation import Generation
 from continual.settings import settings
 from registry import Registry
+from tasks import Rows, Wording
 
 LONG = "the wave of the coral tide " * 30
 ADDED = {"prompt": 5, "prefix": 5, "mam": 5, "lora": 0}
@@ -28,7 +35,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: str) -> None:
     chosen = fresh_delta(bertlike, method, **({"length": 5} if ADDED[method] else {})).settings
     assert chosen.added_tokens == ADDED[method]
-    assert longest_text(bertlike, chosen) == bertlike.longest_input - ADDED[method]
+    roomy = making_room(bertlike, chosen)
+    assert roomy.longest_input == bertlike.longest_input - ADDED[method]
+    assert tokenize(roomy, [LONG], max_length=100_000).lengths == [roomy.longest_input]
+    assert making_room(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
 
 
 def test_parts_add_up(bert: Backbone) -> None:
@@ -39,17 +49,11 @@ def test_parts_add_up(bert: Backbone) -> None:
 
 def test_a_method_that_leaves_no_room_is_refused(bert: Backbone) -> None:
     with pytest.raises(MethodError, match=r"adds 33 tokens.*takes 40.*32 at most"):
-        longest_text(bert, fresh_delta(bert, "prompt", length=33).settings)
-
-
-def test_cutting_keeps_the_last_token_and_short_texts() -> None:
-    tokens = Tokens(((1, 2, 3, 4, 9), (1, 9)), ((0, 0, 1, 1, 1), (0, 0)))
-    assert tokens.cut(3) == Tokens(((1, 2, 9), (1, 9)), ((0, 0, 1), (0, 0)))
-    assert tokens.cut(5) == tokens
+        making_room(bert, fresh_delta(bert, "prompt", length=33).settings)
 
 
 def write_stream(folder: Path, length: int) -> Path:
-    """Three tasks with a long text in each split; the second one's delta adds no tokens, its neighbour's does."""
+    """Three tasks with a long text in each split; the second one's delta adds no tokens, its neighbours' do."""
     budget = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 100_000}
     methods = {"mood": "prompt", "animals": "lora", "place": "prefix"}
     entries = []
@@ -88,6 +92,16 @@ def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Pa
         assert learner.registry.deltas() == []
 
 
-def test_tokens_at_the_limit_are_those_of_the_text(bert: Backbone) -> None:
-    chosen = fresh_delta(bert, "prefix", length=20).settings
-    assert tokenize(bert, [LONG], max_length=longest_text(bert, chosen)).lengths == [20]
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
+def test_a_long_text_leaves_room_for_what_is_written(kind: str, method: str) -> None:
+    delta = fresh_delta(backbone_of(kind), method, length=10)
+    writer = making_room(replace(backbone_of(kind), generates=True), delta.settings)
+    delta = replace(delta, head=None, values=fresh_values(writer, delta.settings, seed=0))
+    answers = Generation(longest=9)
+    rows = answers.prepare(writer, Rows((LONG,), (Wording(LONG, (LONG,)),)), max_length=100_000)
+    if writer.architecture == "causal":
+        assert len(rows.prompts[0]) + len(rows.targets[0]) + 10 == POSITIONS
+    with attached(writer, delta):
+        assert answers.loss(writer, delta, rows, [0]).isfinite()
+    assert len(answers.answers(writer, answers.outputs(Seen(writer, delta, rows), None), rows)) == 1

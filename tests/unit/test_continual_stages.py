@@ -26,7 +26,7 @@ from continual.deltas.delta import finished
 from continual.deltas.diff_pruning import BETA, GAMMA, ZETA, SparseDifference
 from continual.deltas.intrinsic import drawn, fastfood, hadamard_transform
 from continual.deltas.masking import Masked
-from continual.kinds import kind_of_delta
+from continual.features import pooled
 from continual.train import Optimiser, train
 from tasks import Budget
 
@@ -227,6 +227,16 @@ def test_intrinsic_is_w_plus_a_projection_of_one_vector(bertlike: Backbone, scal
     assert_same(through_delta(bertlike, delta), through_weights(bertlike, delta, changed))
 
 
+def test_a_projection_made_for_inference_serves_training(bert: Backbone) -> None:
+    delta = fresh_delta(bert, "intrinsic", dimension=10, seed=3)
+    delta = replace(delta, settings=delta.settings.model_copy(update={"seed": 12345}))  # nobody has drawn it yet
+    with torch.inference_mode():
+        hidden(bert, delta)
+    found, gradients = through_delta(bert, delta)
+    assert found.isfinite().all()
+    assert gradients["shared/0/theta"].abs().min() > 0
+
+
 # Reparameterised prefixes
 
 
@@ -256,14 +266,14 @@ def test_a_reparameterised_prefix_is_its_network_and_finishes_to_the_bit(bertlik
 
 def test_a_later_stage_leaves_the_earlier_ones_values_as_they_were(bertlike: Backbone) -> None:
     parts = [{"name": "lora", "rank": 2}, "bitfit"]
-    delta, rows = moved_delta(bertlike, "sequential", parts=parts), prepared(bertlike, "mood", 8)
+    delta = moved_delta(bertlike, "sequential", parts=parts)
     for stage, number in enumerate((("0",), ("1", "2"))):
         own = delta.trainable(torch.device("cpu"), stage)
         leaves = [tensor for tensor in own.tensors().values() if tensor.requires_grad]
         optimise = Optimiser(leaves, learning_rate=1e-2, steps=3)
         with attached(bertlike, own):
             for _ in range(3):
-                optimise(kind_of_delta(own).loss(bertlike, own, rows, range(8)))
+                optimise(own.head(pooled(bertlike, batch_of(bertlike), own.head.pooling)).square().sum())
         moved = {key for key, value in own.frozen().values.items() if not torch.equal(value, delta.values[key])}
         assert moved == {key for key in delta.values if key.split("/")[1] in number}
 

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny import fresh_delta, labels_of, prepared
 
 from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta, attached, copyable, finished
-from continual.warmstart import Neighbour, choose, judge, started
+from continual.kinds import Seen
+from continual.kinds.classification import Classification
+from continual.warmstart import Candidate, Neighbour, choose, judge, started
 
 # Methods whose training replaces their values by others, which cannot be trained the same way again.
 REPLACED = {"diff_pruning", "masking", "subspace"}
@@ -36,12 +39,12 @@ def test_a_reparameterised_prefix_is_no_start_but_a_plain_one_is(bert: Backbone)
 @pytest.mark.parametrize("kind", ["nearest", "auto"])
 def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: str) -> None:
     delta, rows = kept(bert, method), prepared(bert, "mood", 12)
-    scratch = judge(bert, None, rows=rows, held_out=rows, classes=2)
-    worse = replace(scratch, head=replace(scratch.head, correct=scratch.head.correct & False))
-    other = replace(judge(bert, Neighbour("x@1", delta), rows=rows, held_out=rows, classes=2), head=scratch.head)
+    task, seen = Classification(labels_of("mood")), Seen(bert, None, rows)
+    begin = task.start(seen, seen)
+    worse = Candidate(None, replace(begin, quality=torch.zeros_like(begin.quality)))
+    other = replace(judge(task, Neighbour("x@1", delta), rows=seen, held_out=seen), start=begin)
     chosen = choose(bert, kind, scratch=worse, others=[other], settings=delta.settings)
     assert (chosen is other) == (method == "lora")
-    labels = labels_of("mood")
-    start = started(bert, chosen, method=method, settings=delta.settings, labels=labels, seed=0)
+    start = started(bert, task, chosen, method=method, settings=delta.settings, seed=0)
     with attached(bert, start.trainable(bert.device)):
         pass

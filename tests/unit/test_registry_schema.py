@@ -22,8 +22,8 @@ NEXT = '''"""Adds a table."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -81,11 +81,11 @@ def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Pa
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
     shutil.copytree(schema.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
-    (tmp_path / "50% new/versions/0002_later.py").write_text(NEXT)
+    (tmp_path / "50% new/versions/0003_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "50% new")
-    with pytest.raises(SchemaError, match=r"revision 0001, older than this code's 0002. Run `continual db upgrade`"):
+    with pytest.raises(SchemaError, match=r"revision 0002, older than this code's 0003. Run `continual db upgrade`"):
         make_registry(tmp_path)
-    assert upgrade(url(tmp_path)) == "0002"
+    assert upgrade(url(tmp_path)) == "0003"
     with make_registry(tmp_path) as registry:
         assert verify(registry) == []
         assert inspect(registry.engine).has_table("later")
@@ -94,14 +94,14 @@ def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
         connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
-    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0001"):
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0002"):
         make_registry(tmp_path)
     with pytest.raises(SchemaError, match="Install the newer release"):
         upgrade(url(tmp_path))
 
 
 def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
-    assert upgrade(url(tmp_path)) == upgrade(url(tmp_path)) == "0001"
+    assert upgrade(url(tmp_path)) == upgrade(url(tmp_path)) == "0002"
 
 
 def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_every_problem_has_a_line_of_its_own(tmp_path: Path) -> None:
         (STREAM + "    rows: {train: 0}\n", "tasks[1].rows.train: input should be greater than or equal to 1; got 0"),
         (STREAM + "    budget: {epoch: 1}\n", "unknown key; did you mean 'epochs'? allowed: epochs, batch_size"),
         (STREAM + "budget: {learning_rate: .nan}\n", "budget.learning_rate: "),
+        (
+            STREAM + "    template: {txt: '{{ mask }}'}\n",
+            "unknown key; did you mean 'text'? allowed: text, words",
+        ),
         ("name: s\ntasks: {x: 1}\n", "s.yaml:2: tasks: input should be a list; got {'x': 1}"),
         ("name: s\ntasks: &a [*a]\n", "tasks[0]: should be a mapping"),
         (
