@@ -100,7 +100,16 @@ class PeftAdapter:
 
 
 # What says nothing of what an adapter computes beside its tensors.
-COMMON = ("fan_in_fan_out", "inference_mode", "target_modules", "exclude_modules", "auto_mapping")
+COMMON = (
+    "auto_mapping",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "target_modules",
+)
 
 
 @runtime_checkable

@@ -41,6 +41,8 @@ def import_delta(
     own = fitted(backbone, kind)
     method, settings, values = from_peft(own, adapter)
     rows = None if data is None else ready(backbone, _learned_so(data, method, settings))
+    if rows:
+        own, kind = rows.backbone, rows.kind
     delta = Delta(method, settings, backbone.fingerprint, values, _own_head(kind, own, head), stored(kind))
     check_fits(own, delta)
     if rows and delta.head and not head:
