@@ -166,7 +166,7 @@ def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Pat
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_language_model_learns_to_write(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     with open_home(folders(kind), tmp_path / "home") as learner:
-        stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGET | {"epochs": 10})
+        stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGET | {"epochs": 20})
         scores = run(learner, stream)
         assert scores["echo"] > 0.8
         assert scores["mood"] > 0.8
@@ -191,7 +191,9 @@ def test_a_template_needs_no_head_and_few_rows(
         assert report["score"] == report["frozen_score"] == zero, "nothing was learned"
         delta, labels = stored(learner, "cloze@1")
         assert (delta.head, labels) == (None, ["bad", "good"])
-        few = write_kinds(tmp_path, "cloze", changes={"name": "few", "shots": 8}, name="few")
+        few = write_kinds(
+            tmp_path, "cloze", changes={"name": "few", "shots": 8}, name="few", budget=BUDGET | {"epochs": 20}
+        )
         assert run(learner, few)["few"] > max(zero, 0.8)
         found = learner.predict(["lovely bright superb", "awful dull broken"], task="few")
         assert [p.label for p in found] == ["good", "bad"]
