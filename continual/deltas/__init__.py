@@ -1,11 +1,12 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
 from continual.deltas.attach import attached
-from continual.deltas.delta import Delta, Head, copyable, finished, fresh_values, load_delta, penalty, steps
+from continual.deltas.delta import Delta, Head, load_delta
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
 from continual.deltas.subspace import Subspace
+from continual.deltas.values import copyable, finished, fresh_values, penalty, steps
 
 __all__ = [
     "METHODS",

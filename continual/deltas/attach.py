@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
-from continual.deltas.delta import Delta, check_fits, steps, values_of
+from continual.deltas.delta import Delta
 from continual.deltas.edit import Edit, Reads, Values
+from continual.deltas.values import check_fits, steps, values_of
 from continual.sites import Changes, Place, named, with_argument
 
 Args = tuple[Any, ...]

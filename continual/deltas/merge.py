@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from continual.backbone import Backbone
 from continual.deltas.affine import Affine
 from continual.deltas.attach import attached
-from continual.deltas.delta import Delta, check_fits, steps, values_of
+from continual.deltas.delta import Delta
 from continual.deltas.edit import Edit, Merges, MergesInto, Reads, Values
 from continual.deltas.method import MethodSettings
+from continual.deltas.values import check_fits, steps, values_of
 from continual.errors import ExchangeError
 from continual.sites import Place
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from continual.backbone import Backbone, published_name
 from continual.deltas import Delta, Head, MethodSettings
-from continual.deltas.delta import check_fits
+from continual.deltas.values import check_fits
 from continual.errors import ExchangeError, NotFound
 from continual.evaluate import measure
 from continual.exchange.folder import Origin, read_adapter, read_head

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from continual.backbone import Backbone, published_name
 from continual.deltas import METHODS, Delta, MethodSettings
-from continual.deltas.delta import check_fits, steps
 from continual.deltas.peft_format import MODULES, Part, PeftAdapter, PeftFormat
+from continual.deltas.values import check_fits, steps
 from continual.errors import ExchangeError
 from continual.families import Architecture
 

@@ -10,8 +10,7 @@ import pytest
 from tiny import NEEDED, fresh_delta
 
 from continual.backbone import Backbone
-from continual.deltas import METHODS, Delta
-from continual.deltas.delta import finished
+from continual.deltas import METHODS, Delta, finished
 
 L, D, F = 2, 32, 48  # layers, width, width of the feed-forward
 SHAPES = [(D, D)] * 4 + [(F, D), (D, F)]  # the projections of a layer

@@ -21,8 +21,7 @@ from tiny import fresh_delta, moved_delta, prepared
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, attached, fresh_values, penalty
-from continual.deltas.delta import finished
+from continual.deltas import Delta, attached, finished, fresh_values, penalty
 from continual.deltas.diff_pruning import BETA, GAMMA, ZETA, SparseDifference
 from continual.deltas.intrinsic import drawn, fastfood, hadamard_transform
 from continual.deltas.masking import Masked

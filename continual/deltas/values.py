@@ -1,0 +1,150 @@
+"""The values of a delta's edits in one backbone: what they are called, how they begin, what is kept, what fits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas.delta import Delta
+from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values
+from continual.deltas.method import MethodSettings
+from continual.errors import DeltaError, MethodError
+from continual.sites import Place
+
+SHARED = "shared"  # stands for the place in the names of values that all places of an edit have in common
+
+
+def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place, str, Edit]]:
+    """Every edit, in order, at every place it applies to, with the prefix of its values' names."""
+    for number, edit in enumerate(settings.edits()):
+        for place in _places(backbone, edit):
+            yield place, f"{place.name}/{number}", edit
+
+
+def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
+    try:
+        found = backbone.places(edit.site)
+    except MethodError:  # the family has no such site
+        if edit.optional:
+            return ()
+        raise
+    return found if edit.choice is None else edit.choice(found)
+
+
+def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
+    """The values of one edit at one place by their own names, those that all its places share among them."""
+    found = (prefix, _shared(prefix))
+    return {key.rpartition("/")[2]: value for key, value in values.items() if key.rpartition("/")[0] in found}
+
+
+def _shared(prefix: str) -> str:
+    return f"{SHARED}/{prefix.rpartition('/')[2]}"
+
+
+def fresh_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> dict[str, Tensor]:
+    """Values of a delta that has learned nothing yet.
+
+    Raises MethodError where the backbone has no place for an edit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for number, edit in enumerate(settings.edits()):
+        found = _places(backbone, edit)
+        if isinstance(edit.form, Shares):
+            for name, tensor in edit.form.shared(found, generator).items():
+                values[f"{SHARED}/{number}/{name}"] = tensor
+        for place in found:
+            d_read = place.d_in if edit.reads is Reads.INPUT else place.d_out
+            for name, tensor in edit.form.start(place, d_read, generator).items():
+                values[f"{place.name}/{number}/{name}"] = tensor
+    return values
+
+
+def finished(backbone: Backbone, delta: Delta, *, stage: int) -> Delta:
+    """The delta as it is kept once a stage is over: at each place, values of forms that finish are replaced."""
+    return replace(delta, values=_finished(backbone, delta.settings, delta.values, stage))
+
+
+def _finished(backbone: Backbone, settings: MethodSettings, values: Values, stage: int) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    over: set[str] = set()
+    for place, prefix, edit in steps(backbone, settings):
+        if isinstance(edit.form, Finishes) and edit.stages[0] <= stage:
+            over |= {prefix, _shared(prefix)}
+            own = edit.form.finished(values_of(values, prefix), place)
+            kept |= {f"{prefix}/{name}": value for name, value in own.items()}
+    return {key: value for key, value in values.items() if key.rpartition("/")[0] not in over} | kept
+
+
+def penalty(backbone: Backbone, delta: Delta) -> Tensor | None:
+    """What the delta's edits add to the loss, in nats; None where they add nothing."""
+    terms = [
+        edit.form.penalty(values_of(delta.values, prefix))
+        for _, prefix, edit in steps(backbone, delta.settings)
+        if isinstance(edit.form, Penalised)
+    ]
+    return torch.stack(terms).sum() if terms else None
+
+
+def check_fits(backbone: Backbone, delta: Delta) -> None:
+    """Raise DeltaError unless `delta` belongs to `backbone` and has every tensor of its method, and no other."""
+    if delta.backbone != backbone.fingerprint:
+        raise DeltaError(
+            f"the delta was learned on backbone {delta.backbone[:12]}, not on {backbone.name!r} "
+            f"({backbone.fingerprint[:12]}); load the backbone it was learned on, or learn the task again on this one"
+        )
+    classes, found = len(delta.head.labels) if delta.head else 0, _shapes(delta.tensors())
+    head = {"head/weight": (classes, backbone.hidden_size), "head/bias": (classes,)} if delta.head else {}
+    misfits = [_misfit({**shapes, **head}, found) for shapes in _allowed(backbone, delta.settings)]
+    if all(misfits):
+        raise DeltaError(
+            f"a {delta.method} delta does not fit backbone {backbone.name!r}: {misfits[-1]} "
+            f"(its head is for {classes} labels)"
+        )
+
+
+def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool:
+    """Whether training by `settings` may begin with the values of `delta`.
+
+    Its settings must be the same, and its values those of a fresh delta by names and shapes: values that were replaced
+    when training was over cannot be trained the same way again.
+    """
+    return delta.settings == settings and _shapes(delta.values) == _allowed(backbone, settings)[0]
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
+
+
+def _allowed(backbone: Backbone, settings: MethodSettings) -> tuple[Shapes, ...]:
+    """The shapes that values may have here: while they are trained, and as they are kept after each stage."""
+    known, key = _KNOWN.setdefault(backbone.model, {}), (settings, backbone.generates)
+    if key not in known:
+        values = fresh_values(backbone, settings, seed=0)
+        shapes = [_shapes(values)]
+        for stage in range(settings.stages):
+            values = _finished(backbone, settings, values, stage)
+            shapes.append(_shapes(values))
+        known[key] = tuple(shapes)
+    return known[key]
+
+
+def _shapes(tensors: Values) -> Shapes:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _misfit(expected: Shapes, found: Shapes) -> str:
+    """How the shapes found differ from those expected; empty where they do not."""
+    if expected == found:
+        return ""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shapes = [
+        f"{key}: {found[key]}, not {expected[key]}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key] != found[key]
+    ]
+    return f"missing tensors {missing}, unknown tensors {unknown}, other shapes {shapes}"
