@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 from sklearn import metrics as sk
+
+from tasks.plugins import Open
 
 Chosen = NDArray[np.int64]  # row numbers
 OfRows = Callable[[Chosen], float]
@@ -112,7 +114,7 @@ def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
 
 _accuracy = _of_arrays(sk.accuracy_score)
 
-METRICS: Mapping[str, Mapping[str, Metric]] = {
+BUILT_IN: Mapping[str, Mapping[str, Metric]] = {
     "classification": {
         "accuracy": _accuracy,
         "macro_f1": _of_arrays(_macro_f1),
@@ -133,4 +135,14 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "rouge_l": _rouge_l,
         "exact_match": _best(lambda right, answer: float(right.strip() == answer.strip())),
     },
+}
+
+
+def _metric(found: object) -> Metric | str:
+    return cast(Metric, found) if callable(found) else "a function of what is right and what was answered"
+
+
+# A package of somebody else's adds one by an entry point of a group such as `continual.metrics.classification`.
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    kind: Open(metrics, f"continual.metrics.{kind}", check=_metric) for kind, metrics in BUILT_IN.items()
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.plugins import declared
+
 Kind = Literal["classification", "regression", "generation", "span"]
 
 
@@ -19,6 +21,10 @@ class Needs:
     holds: str
     metrics: tuple[str, ...]
     optional: tuple[str, ...] = ()
+
+    def allowed(self, kind: Kind) -> tuple[str, ...]:
+        """The metrics, those of other packages among them."""
+        return (*self.metrics, *declared(f"continual.metrics.{kind}"))
 
     @property
     def keys(self) -> tuple[str, ...]:

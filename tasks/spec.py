@@ -171,7 +171,7 @@ class TaskSpec(_Spec):
         kind = info.data.get("kind")
         if kind is None:
             return value
-        metrics = NEEDS[kind].metrics
+        metrics = NEEDS[kind].allowed(kind)
         if value and value not in metrics:
             raise ValueError(f"a {kind} task is scored by one of {', '.join(metrics)}")
         return value or metrics[0]

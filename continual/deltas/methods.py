@@ -1,7 +1,12 @@
-"""The methods there are. Adding one: a file with its settings and edits, and a line here."""
+"""The methods there are. Adding one: a file with its settings and edits, and a line here.
+
+A package of somebody else's adds one by an entry point of group `continual.methods`, which names its settings.
+"""
 
 import difflib
 from collections.abc import Mapping
+from inspect import isabstract
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -23,8 +28,9 @@ from continual.deltas.prompt import Prompt
 from continual.deltas.subspace import Subspace
 from continual.errors import MethodError
 from tasks import Method
+from tasks.plugins import Open
 
-METHODS: Mapping[str, type[MethodSettings]] = {
+BUILT_IN: Mapping[str, type[MethodSettings]] = {
     "adapter": Adapter,
     "adapter_pfeiffer": PfeifferAdapter,
     "parallel_adapter": ParallelAdapter,
@@ -49,6 +55,16 @@ METHODS: Mapping[str, type[MethodSettings]] = {
     "full": Full,
     "probe": Probe,
 }
+
+
+def _settings_class(found: object) -> type[MethodSettings] | str:
+    fits = isinstance(found, type) and issubclass(found, MethodSettings) and not isabstract(found)
+    return cast(type[MethodSettings], found) if fits else "a subclass of continual.deltas.MethodSettings with `edits`"
+
+
+METHODS: Mapping[str, type[MethodSettings]] = Open(
+    BUILT_IN, "continual.methods", check=_settings_class, error=MethodError
+)
 
 
 def method_settings(method: Method) -> MethodSettings:

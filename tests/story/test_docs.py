@@ -1,0 +1,65 @@
+"""The pages on methods say what the code does, and their example runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import NEEDED, moved_delta
+
+from continual.backbone import Backbone
+from continual.deltas import MethodSettings
+from continual.deltas.merge import unmergeable
+from continual.deltas.methods import BUILT_IN
+from continual.exchange import to_peft
+from continual.exchange.peft import exportable
+
+DOCS = Path(__file__).parents[2] / "docs"
+HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft")
+COMPOSED = ("union", "sequential")
+
+
+def table() -> dict[str, dict[str, str]]:
+    lines = [line for line in (DOCS / "methods.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [dict(zip(HEADINGS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines]
+    return {row["name"].strip("`"): row for row in rows}
+
+
+def settings_of(method: str) -> MethodSettings:
+    return BUILT_IN[method].model_validate(NEEDED.get(method, {}))
+
+
+def test_the_table_has_every_method_once_in_order() -> None:
+    assert list(table()) == list(BUILT_IN)
+    assert all(cell for row in table().values() for cell in row.values())
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
+    row, settings = table()[method], settings_of(method)
+    if method in COMPOSED:
+        assert (row["edits"], row["starts"], row["mergeable"]) == ("those of its parts", *["as its parts"] * 2)
+    else:
+        edits = [
+            f"`{edit.site}` × {type(edit.form).__name__} × {edit.reads.value} × {type(edit.compose).__name__.lower()}"
+            for edit in settings.edits()
+        ]
+        assert row["edits"] == ("<br>".join(edits) or "none")
+        assert row["starts"] == settings.identity
+        assert row["mergeable"] == ("no" if unmergeable(settings) else "yes")
+    if method in exportable():
+        config = to_peft(bert, moved_delta(bert, method)).config
+        flags = "".join(f", `{key}`" for key in config if key.startswith("use_"))
+        assert row["peft"] == f"`{config['peft_type']}`{flags}"
+    else:
+        assert row["peft"] == "–"
+
+
+def test_the_unified_views_example_prints_what_it_says(minilm: Backbone) -> None:
+    page = (DOCS / "unified-view.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (said,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == said

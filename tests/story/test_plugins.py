@@ -1,0 +1,94 @@
+"""Methods and metrics of somebody else's package, found by its entry points."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "unified-view.md").read_text(encoding="utf-8")
+# The method that the page builds, without what it then does with it.
+METHOD = re.findall(r"^```python\n(.*?)\n\n\nfrom", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
+METRIC = """
+import numpy as np
+
+def balanced(truth, answers):
+    right = np.asarray(truth) == np.asarray(answers)
+    return lambda rows: float(right[rows].mean())
+
+NOT_A_METHOD = 3
+"""
+
+
+def package(folder: Path, name: str, source: str, entries: str) -> None:
+    """A package as an installer leaves it: a module, and its metadata beside it."""
+    (folder / f"{name}.py").write_text(source, encoding="utf-8")
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text(entries, encoding="utf-8")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    entries = """
+    [continual.methods]
+    ssf = theirs:ScaleAndShift
+    number = theirs:NOT_A_METHOD
+    absent = theirs:NoSuchThing
+    bitfit = theirs:ScaleAndShift
+
+    [continual.metrics.classification]
+    balanced = theirs:balanced
+    """
+    package(tmp_path, "theirs", METHOD + METRIC, re.sub(r"^ +", "", entries, flags=re.MULTILINE))
+    return tmp_path
+
+
+def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(installed), str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+CODE = """
+from continual.deltas import METHODS, method_settings
+from continual.errors import MethodError
+from continual.evaluate import metric_score
+from tasks import Method, TaskSpec
+
+print(list(METHODS)[-4:], len(METHODS) == len(set(METHODS)), "theirs" in __import__("sys").modules)
+print(method_settings(Method(name="ssf")).identity, METHODS["lora"].__name__)
+for name in ("number", "absent", "bitfit", "sff"):
+    try:
+        method_settings(Method(name=name))
+    except MethodError as error:
+        print(error)
+print(metric_score("balanced", ["a", "b"], ["a", "a"]))
+spec = {"name": "t", "source": {"path": "ag_news"}, "text": "x", "label": "y"}
+print(TaskSpec.model_validate({**spec, "metric": "balanced"}).metric)
+"""
+
+
+def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path) -> None:
+    ran = run(installed, "-c", CODE)
+    assert ran.returncode == 0, ran.stderr
+    listed, used, number, absent, taken, unknown, score, metric = ran.stdout.splitlines()
+    assert listed == "['probe', 'absent', 'number', 'ssf'] True False"
+    assert used == "exact LoRA"
+    assert re.search(r"'number' of continual\.methods, from theirs .* is 3, and should be a subclass", number)
+    assert re.search(r"'absent' .* cannot be imported: AttributeError.*NoSuchThing", absent)
+    assert re.search(r"'bitfit' .* more than once: built in, theirs \(theirs:ScaleAndShift\); uninstall", taken)
+    assert "did you mean 'ssf'" in unknown
+    assert (score, metric) == ("0.5", "balanced")
+
+
+def test_a_method_of_theirs_passes_the_contract_suite(installed: Path) -> None:
+    words = ("-m", "pytest", "tests/contract/test_methods.py", "-k", "ssf and bert", "-p", "no:cacheprovider")
+    ran = run(installed, *words)
+    assert ran.returncode == 0, ran.stdout[-3000:]
