@@ -142,7 +142,7 @@ def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Ba
         raise _not_loaded(name, where, error) from error
     family = family_of(config)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             model, missing = _load_model(where, config, family)
         pooling = _declared_pooling(where)
@@ -283,8 +283,8 @@ def _declared_pooling(where: str) -> Pooling:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading says nothing: weights left out on purpose would be reported as a fault."""
+def quiet() -> Iterator[None]:
+    """Loading and saving say nothing: weights left out on purpose would be reported as a fault."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -124,6 +124,8 @@ def _text(value: Any, name: str = "") -> str:
         return f"{value:.2%}"
     if isinstance(value, float):
         return f"{value:.3f}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
         return " ".join(_text(found) for found in value.values())
     return escape(str(value))

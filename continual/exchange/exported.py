@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from continual.backbone import Backbone
+from continual.backbone import Backbone, quiet
 from continual.deltas import Delta, load_delta
 from continual.deltas.merge import merged
 from continual.errors import ExchangeError
@@ -21,7 +21,8 @@ def _write_peft(backbone: Backbone, delta: Delta, folder: Path, origin: Origin) 
 
 def _write_transformers(backbone: Backbone, delta: Delta, folder: Path, origin: Origin) -> None:
     model = merged(backbone, delta)
-    model.save_pretrained(new_folder(folder))
+    with quiet():
+        model.save_pretrained(new_folder(folder))
     backbone.tokenizer.save_pretrained(folder)
 
 
