@@ -50,7 +50,7 @@ def main() -> None:
         app()
     except ContinualError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)  # a message is searched and pasted whole
         sys.exit(error.exit_code)
 
 
@@ -216,7 +216,7 @@ def import_folder(
         stored = learner.registry.delta(name)
         _print(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")
     reason = f", a {stored.status}: {stored.reason}" if stored.reason else ", and serves"
-    err.print(f"{name} is registered{reason}", markup=False, highlight=False)
+    err.print(f"{name} is registered{reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 @command(app)
@@ -248,7 +248,7 @@ def _learn_stream(common: Common, stream: Stream, backbone: str | None) -> None:
             failed = learner.run(stream, watcher=watcher)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
-        err.print(f"task {name} failed: {error}", style="red", markup=False)
+        err.print(f"task {name} failed: {error}", style="red", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -260,7 +260,7 @@ def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
         rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
     for row in rows:
         for note in row["notes"]:
-            err.print(f"{row['task']}: {note}", markup=False, highlight=False)
+            err.print(f"{row['task']}: {note}", markup=False, highlight=False, soft_wrap=True)
     _print(common, rows, title="Every task can be learned; what it would take")
 
 
