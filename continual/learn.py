@@ -1,8 +1,8 @@
 """The story of one task: from its rows to a delta that the registry remembers.
 
 rows → signature in frozen features → the method, where it is to be chosen → neighbours ranked → a start chosen on
-held-out rows → training → scores. Nothing
-is written here: `record` writes all of it in one unit of work, so a task that fails, or is killed, leaves no trace.
+held-out rows → training → scores. Nothing is written here: `record` writes all of it in one unit of work, so a task
+that fails, or is killed, leaves no trace.
 """
 
 import time

@@ -86,7 +86,7 @@ def bench(backbone: Backbone, stream: Stream, spec: TaskSpec, *, rows: int, seed
 
 def searched(one: Bench, label: str, rate: float, state: State) -> float:
     """The best validation score of a run at a learning rate; one that diverges scores nothing."""
-    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train)}
+    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train.tokens)}
     known = state.find(**about, stage="search", learning_rate=rate)
     if known is None:
         settings = method_settings(ENTRIES[label].method)
@@ -101,7 +101,7 @@ def searched(one: Bench, label: str, rate: float, state: State) -> float:
 
 def final(one: Bench, label: str, rate: float, state: State) -> None:
     """One run at the chosen rate, scored on the test rows."""
-    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train)}
+    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train.tokens)}
     if state.find(**about, stage="final", learning_rate=rate):
         return
     settings, began = method_settings(ENTRIES[label].method), time.perf_counter()

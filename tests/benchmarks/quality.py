@@ -132,7 +132,7 @@ def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted:
         "stage": stage,
         "learning_rate": rate,
         "rows": len(bench.data.train),
-        "validation_rows": len(bench.validation),
+        "validation_rows": len(bench.validation.tokens),
         "validation": fitted.validation,
         "curve": fitted.curve,
         "seconds": round(time.perf_counter() - began, 1),
