@@ -13,7 +13,8 @@ from tiny_models import tiny_model
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from continual.backbone import Backbone, choose_device, choose_dtype, fingerprint, freeze, load_backbone
+from continual.backbone import Backbone, fingerprint, freeze, load_backbone
+from continual.devices import choose_device, choose_dtype
 from continual.errors import BackboneError
 from continual.features import features, pad, tokenize
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    2: "errors settings sites families backbone",
+    2: "errors settings devices sites families backbone",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features signature head neighbours kinds metrics search",
     5: "learn controller routed report predict audit estimate record exchange",
