@@ -44,11 +44,8 @@ def _change_output(place: Place, edit: Edit, values: Values) -> Iterator[None]:
             seen = entered(args, kwargs) if edit.reads is Reads.INPUT else own
             return _spliced(output, edit.compose(own, edit.form(values, seen, place)), place.columns)
 
-        handle = place.exit.register_forward_hook(change, with_kwargs=True)
-        try:
+        with place.exit.register_forward_hook(change, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
 
 @contextmanager
@@ -62,11 +59,8 @@ def _entered(place: Place, edit: Edit) -> Iterator[Callable[[Args, Kwargs], Tens
     def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         entered[:] = [place.entered(args, kwargs)]
 
-    handle = place.enter.register_forward_pre_hook(read, with_kwargs=True)
-    try:
+    with place.enter.register_forward_pre_hook(read, with_kwargs=True):
         yield lambda args, kwargs: entered.pop()
-    finally:
-        handle.remove()
 
 
 def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
@@ -86,11 +80,8 @@ def _change_input(place: Place, edit: Edit, values: Values) -> Iterator[None]:
             changed = edit.compose(own, edit.form(values, seen, place))
             return with_argument(module, args, kwargs, place.argument, changed)
 
-        handle = place.exit.register_forward_pre_hook(change, with_kwargs=True)
-        try:
+        with place.exit.register_forward_pre_hook(change, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
 
 @contextmanager
@@ -127,16 +118,12 @@ def _change_tokens(place: Place, edit: Edit, values: Values) -> Iterator[None]:
             output.last_hidden_state = output.last_hidden_state[:, len(rows) :]
         return output
 
-    handles = (
+    with (
         place.exit.register_forward_pre_hook(extend, with_kwargs=True),
         place.enter.register_forward_hook(replace),
         place.exit.register_forward_hook(shorten),
-    )
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _with_tokens_before(kwargs: Mapping[str, Any], count: int, *, begins: bool) -> dict[str, Tensor]:
