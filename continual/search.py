@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from continual.backbone import Backbone
 from continual.deltas import MethodSettings, fresh_values, method_settings
+from continual.deltas.method import validated
 from continual.errors import MethodError
 from tasks import Budget, Method
 
@@ -72,13 +73,7 @@ def search_of(method: Method) -> Search | None:
 
     Raises MethodError for a setting that is not known or not allowed.
     """
-    if method.name != NAME:
-        return None
-    try:
-        return Search.model_validate(method.settings)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise MethodError(f"method {NAME!r}: {problems}. Settings: {', '.join(Search.model_fields)}") from None
+    return validated(Search, method) if method.name == NAME else None
 
 
 def possible(method: Method) -> tuple[MethodSettings, ...]:

@@ -1,11 +1,15 @@
 """What every method is: settings that a person writes, and the edits that follow from them."""
 
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from continual.deltas.edit import Edit, Identity
+from continual.errors import MethodError
 from tasks import Method
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class MethodSettings(BaseModel, ABC):
@@ -39,3 +43,16 @@ def settings_of(method: Method) -> MethodSettings:
     from continual.deltas.methods import method_settings  # it names the composed methods too
 
     return method_settings(method)
+
+
+def validated(kind: type[Settings], method: Method) -> Settings:
+    """The settings of a method as a stream file has them, as a `kind`.
+
+    Raises MethodError for a setting that is not known or not allowed, naming those there are.
+    """
+    try:
+        return kind.model_validate(method.settings)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        fields = (f"{name} (default {field.default!r})" for name, field in kind.model_fields.items())
+        raise MethodError(f"method {method.name!r}: {problems}. Settings: {', '.join(fields) or 'none'}") from None

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from inspect import isabstract
 from typing import cast
 
-from pydantic import ValidationError
-
 from continual.deltas.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.bitfit import BitFit
 from continual.deltas.composed import AdapterBitFit, MixAndMatch, Sequential, Union
@@ -20,7 +18,7 @@ from continual.deltas.ia3 import IA3
 from continual.deltas.intrinsic import Intrinsic
 from continual.deltas.lora import LoRA
 from continual.deltas.masking import Masking
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, validated
 from continual.deltas.multi_head import MultiHeadAdapter
 from continual.deltas.norms import LayerNorm
 from continual.deltas.prefix import Prefix
@@ -76,12 +74,4 @@ def method_settings(method: Method) -> MethodSettings:
         near = difflib.get_close_matches(method.name, METHODS, n=1)
         hint = f"; did you mean {near[0]!r}" if near else ""
         raise MethodError(f"method {method.name!r} is not known{hint}. Known: {', '.join(METHODS)}")
-    kind = METHODS[method.name]
-    try:
-        return kind.model_validate(method.settings)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        allowed = (
-            ", ".join(f"{name} (default {field.default!r})" for name, field in kind.model_fields.items()) or "none"
-        )
-        raise MethodError(f"method {method.name!r}: {problems}. Settings: {allowed}") from None
+    return validated(METHODS[method.name], method)
