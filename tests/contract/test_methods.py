@@ -16,8 +16,6 @@ from continual.features import pad, pooled, tokenize
 from continual.train import Trained, train
 from tasks import Budget, Method
 
-# For what does not depend on a family's modules, one family of each architecture is enough.
-one_of_each = pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"], indirect=True)
 LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 
@@ -146,7 +144,6 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
     assert {key.split("/")[0] for key in by_layer[1] ^ by_layer[0]} <= LEFT_OUT.get(backbone.family.name, set())
 
 
-@one_of_each
 def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
     delta, tokens = moved_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
     back = load_delta(delta.to_bytes())
@@ -157,7 +154,6 @@ def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
     assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
 
 
-@one_of_each
 def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
     others = [moved_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
     tokens = tokenize(backbone, TEXTS, max_length=32)
@@ -169,7 +165,6 @@ def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: 
     assert fingerprint(backbone.whole) == backbone.fingerprint
 
 
-@one_of_each
 def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
     start, rows = fresh_delta(backbone, method, task="animals"), prepared(backbone, "animals", 18)
     digest = start.digest
@@ -183,7 +178,6 @@ def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: s
     assert not any(tensor.requires_grad for tensor in found.delta.tensors().values())
 
 
-@one_of_each
 def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
     first, again = trained(backbone, method), trained(backbone, method)
     assert first.delta.digest == again.delta.digest
@@ -191,7 +185,6 @@ def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> N
     assert trained(backbone, method, seed=1).curve != first.curve
 
 
-@one_of_each
 def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
     """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
     steep = moved_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
@@ -206,7 +199,6 @@ def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbon
     assert len({tuple(load_delta(data).values) for _ in range(6)}) == 1
 
 
-@one_of_each
 def test_equal_seeds_give_equal_starts(backbone: Backbone, method: str) -> None:
     assert fresh_delta(backbone, method, seed=3).digest == fresh_delta(backbone, method, seed=3).digest
 
@@ -253,7 +245,6 @@ SPOILED = {
 }
 
 
-@one_of_each
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
 def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: object) -> None:
     delta = spoil(moved_delta(backbone, method))  # type: ignore[operator]
@@ -261,7 +252,6 @@ def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: o
         logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
 
 
-@one_of_each
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
     other = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
     with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(backbone, method)):
@@ -285,7 +275,6 @@ def test_settings_survive_a_stream_file(method: str) -> None:
     assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
 
 
-@one_of_each
 def test_labels_of_a_task_need_a_row_of_the_head_each(backbone: Backbone, method: str) -> None:
     tokens = tokenize(backbone, TEXTS, max_length=32)
     delta = fresh_delta(backbone, method, task="animals")
