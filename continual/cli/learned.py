@@ -1,0 +1,51 @@
+"""Commands that ask what has been learned."""
+
+from typing import Annotated
+
+import typer
+
+from continual.cli.options import Common, TaskName, answer, app, command, group, out
+from registry import verify
+
+
+@command(app)
+def tasks(common: Common) -> None:
+    """List the tasks that are registered."""
+    with common.registry() as registry:
+        answer(common, registry.tasks(), title="Tasks")
+
+
+@group("deltas")
+def deltas(common: Common, task: TaskName = None) -> None:
+    """List the deltas that are registered, a row for each version."""
+    with common.registry() as registry:
+        answer(common, registry.deltas(task), title="Deltas")
+
+
+@command(app)
+def lineage(common: Common, delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]) -> None:
+    """List the deltas that a delta came from, how, and with what weight."""
+    with common.registry() as registry:
+        answer(common, registry.lineage(delta), title=f"Lineage of {delta}")
+
+
+@command(app)
+def similar(common: Common, task: Annotated[str, typer.Argument(help="A learned task.")]) -> None:
+    """List the other tasks by how alike they are, from their signatures."""
+    with common.registry() as registry:
+        from continual.neighbours import similar_tasks
+
+        answer(common, similar_tasks(registry, task), title=f"Tasks like {task}")
+
+
+@command(app, name="verify")
+def verify_registry(common: Common) -> None:
+    """Check the digest of every blob and the references of every row; exit code 1 where something is wrong."""
+    with common.registry() as registry:
+        problems = verify(registry)
+    if common.json or problems:
+        answer(common, [{"problem": problem} for problem in problems], title="Problems")
+    else:
+        out.print("Every blob and every row is as it was registered.")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,148 @@
+"""Commands that learn, answer and measure."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, out, write
+from continual.errors import InputError
+from continual.settings import DEFAULT_HOME
+from registry import Registry
+from tasks import Stream, read_stream, read_task, write_demo
+
+StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
+
+
+@command(app)
+def demo(common: Common) -> None:
+    """Learn the docstrings of installed packages, one task per package, and show what came of it."""
+    with err.status("reading the docstrings of installed packages"):
+        stream = read_stream(write_demo(common.home / "demo"))
+    option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
+    _learn_stream(common, stream, None)
+    err.print(
+        "\nGo on with:\n"
+        f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
+        f"  continual report demo{option}\n"
+        f"  continual ui{option}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@command(app)
+def run(
+    common: Common,
+    stream: StreamFile,
+    backbone: BackboneName = None,
+    check: Annotated[bool, typer.Option("--check", help="Check all tasks and estimate; learn nothing.")] = False,
+) -> None:
+    """Learn the tasks of a stream that are not learned yet."""
+    known = read_stream(stream)
+    if check:
+        _check_stream(common, known, backbone)
+    else:
+        _learn_stream(common, known, backbone)
+
+
+@command(app)
+def learn(
+    common: Common,
+    task: Annotated[Path, typer.Argument(help="A task file.")],
+    backbone: BackboneName = None,
+) -> None:
+    """Learn one task, or learn it again as a new version."""
+    alone = read_task(task)
+    name = alone.tasks[0].name
+    with common.learner(backbone or alone.backbone) as learner:
+        from continual.cli.progress import progress
+
+        with progress(err, [name]) as watcher:
+            delta = learner.learn(alone, watcher=watcher)
+        answer(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
+
+
+@command(app)
+def predict(
+    common: Common,
+    file: Annotated[str, typer.Argument(help="Lines of text or JSON; - is standard input.")] = "-",
+    task: TaskName = None,
+    backbone: BackboneName = None,
+) -> None:
+    """Answer lines `{"text": …}`, or plain ones, with JSON lines in the same order."""
+    from continual.cli.lines import read_lines
+
+    texts = read_lines(file)
+    with common.learner(backbone) as learner:
+        for prediction in learner.predict(texts, task):
+            sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+
+
+@command(app)
+def report(
+    common: Common,
+    stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
+) -> None:
+    """Score matrices and measures of a stream, with the task known and with the task chosen by the router."""
+    with common.registry() as registry:
+        _report(common, registry, stream or _last_stream(registry))
+
+
+@command(app)
+def audit(common: Common, stream: StreamFile, backbone: BackboneName = None) -> None:
+    """Answer all test rows of a stream again; exit code 1 where an answer is not, to the bit, what it was."""
+    known = read_stream(stream)
+    with common.learner(backbone or known.backbone) as learner:
+        from continual.audit import audit_stream
+
+        rows = audit_stream(learner.backbone, learner.registry, known)
+    answer(common, [asdict(row) for row in rows], title="Audit")
+    if not all(row.identical for row in rows):
+        raise typer.Exit(1)
+
+
+def _learn_stream(common: Common, stream: Stream, backbone: str | None) -> None:
+    with common.learner(backbone or stream.backbone) as learner:
+        from continual.cli.progress import progress
+
+        with progress(err, [task.name for task in stream.tasks]) as watcher:
+            failed = learner.run(stream, watcher=watcher)
+        _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
+    for name, error in failed.items():
+        err.print(f"task {name} failed: {error}", style="red", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
+    with common.learner(backbone or stream.backbone) as learner:
+        from continual.estimate import estimate_stream
+
+        rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
+    for row in rows:
+        for note in row["notes"]:
+            err.print(f"{row['task']}: {note}", markup=False, highlight=False, soft_wrap=True)
+    answer(common, rows, title="Every task can be learned; what it would take")
+
+
+def _report(common: Common, registry: Registry, stream: str, **more: Any) -> None:
+    from continual.cli.show import show_report
+    from continual.report import report as document_of
+
+    document = document_of(registry, stream) | more
+    if common.json:
+        write(document)
+    else:
+        show_report(out, document)
+
+
+def _last_stream(registry: Registry) -> str:
+    streams = registry.streams()
+    if not streams:
+        raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")
+    return streams[-1].name

@@ -1,0 +1,129 @@
+"""What the commands share: the options that every one of them takes, and how it answers."""
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+
+from continual.errors import InputError
+from continual.settings import DEFAULT_HOME, Settings, settings
+from registry import Registry
+
+if TYPE_CHECKING:
+    from continual.learner import Learner
+
+app = typer.Typer(
+    help="Continual multi-task learning: one frozen transformer, one small delta per task, a registry that remembers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)  # progress and messages; standard output is the answer's alone
+
+BackboneName = Annotated[str | None, typer.Option("--backbone", help="A name (minilm), a hub id or a folder.")]
+TaskName = Annotated[str | None, typer.Option("--task", help="The name of a task.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every command takes, after its name."""
+
+    home: Annotated[Path, typer.Option(help="Folder of the registry, the blobs and MLflow's store.")] = DEFAULT_HOME
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: the type of matrix products.")] = "auto"
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
+
+    @property
+    def places(self) -> Settings:
+        return settings(self.home)
+
+    def registry(self) -> Registry:
+        return Registry.open(self.places.registry, self.places.blobs)
+
+    def learner(self, backbone: str | None) -> "Learner":
+        """The registry with the backbone that is named or, where none is, the only one it knows."""
+        name = backbone or self._only_backbone()
+        with err.status(f"loading backbone {name}"):
+            from continual.learner import Learner
+
+            return Learner.open(name, self.home, device=self.device, dtype=self.dtype)
+
+    def _only_backbone(self) -> str:
+        with self.registry() as registry:
+            names = [backbone.name for backbone in registry.backbones()]
+        if not names:
+            raise InputError(
+                "no backbone is named, and none is registered; write `backbone: minilm`, or give --backbone"
+            )
+        if len(names) > 1:
+            raise InputError(f"several backbones are registered; choose one with --backbone: {', '.join(names)}")
+        return names[0]
+
+
+def command(of: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function of `Common` and its own arguments a command that takes the common options as well."""
+    return lambda function: of.command(name)(_with_common(function))
+
+
+def group(name: str) -> Callable[[Callable[..., None]], typer.Typer]:
+    """The same of a command that has commands of its own, and without one of them runs the function."""
+    return lambda function: _group(name, function)
+
+
+def _group(name: str, function: Callable[..., None]) -> typer.Typer:
+    def alone(common: Common, *, context: typer.Context, **arguments: Any) -> None:
+        if context.invoked_subcommand is None:
+            function(common, **arguments)
+
+    first, *own = inspect.signature(function).parameters.values()
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    alone.__signature__ = inspect.Signature([first, context, *own])  # type: ignore[attr-defined]
+    alone.__doc__ = function.__doc__
+    of = typer.Typer()
+    of.callback(invoke_without_command=True)(_with_common(alone))
+    app.add_typer(of, name=name)
+    return of
+
+
+def _with_common(function: Callable[..., None]) -> Callable[..., None]:
+    hints = get_type_hints(Common, include_extras=True)
+    own = list(inspect.signature(function).parameters.values())[1:]
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(Common)
+    ]
+
+    @functools.wraps(function)
+    def called(**arguments: Any) -> None:
+        common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+        function(common, **arguments)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+def answer(common: Common, rows: list[dict[str, Any]], *, title: str) -> None:
+    """Rows on standard output: a JSON array with `--json`, a table otherwise."""
+    from continual.cli.show import listing
+
+    if common.json:
+        write(rows)
+    else:
+        out.print(title if rows else f"{title}: none", style="bold", markup=False)
+        if rows:
+            out.print(listing(rows))
+
+
+def write(document: Any) -> None:
+    """A JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
