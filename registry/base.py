@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, final
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, Double, ForeignKey, MetaData
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import CheckConstraint, DateTime, Dialect, Double, ForeignKey, MetaData, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # Migrations must be able to name every constraint on every database, so none is left to the database's own taste.
@@ -48,9 +48,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def refers_to(table: str, *, index: bool = True) -> Any:  # a column of any nullability: its annotation decides
+def clock(session: Session) -> datetime:
+    """This moment by the database's clock: on PostgreSQL the server's, whatever the hosts' own clocks say."""
+    moment: datetime = session.execute(select(func.current_timestamp(type_=Instant()))).scalar_one()
+    return moment
+
+
+def refers_to(table: str, *, index: bool = True, unique: bool = False) -> Any:  # its annotation decides on NULL
     """A foreign key to `table`; indexed, because every one of them is joined on."""
-    return mapped_column(ForeignKey(f"{table}.id"), index=index)
+    return mapped_column(ForeignKey(f"{table}.id"), index=index, unique=unique)
 
 
 def one_of(column: str, allowed: Sequence[str]) -> CheckConstraint:

@@ -1,19 +1,25 @@
-"""Claims: of the controllers that run one stream, exactly one learns a position."""
+"""Claims: of the controllers that run one stream, exactly one learns a position.
+
+A claim is a lease, renewed by heartbeats. Its end is set and judged by the database's clock alone, so that hosts whose
+clocks differ agree on it.
+"""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from threading import Event, Thread
-from typing import Any
 
-from registry.base import now
+from registry.base import clock
 from registry.errors import RegistryError
 from registry.holders import alive
 from registry.lookups import position_row
 from registry.registry import Registry
 from registry.tables import Position
+from registry.unit import Unit
 
 HEARTBEAT_SECONDS = 20.0
+LEASE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +31,28 @@ def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """
     with registry.unit() as unit:
         position = position_row(unit.session, stream, number=number)  # nobody else writes until this unit ends
-        if not _free(position):
+        moment = clock(unit.session)
+        if not _free(position, moment):
             return False
-        position.state, position.holder, position.heartbeat_at, position.error = "held", holder, now(), None
+        position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
+        position.attempts += 1
         return True
 
 
 def heartbeat(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Says that `holder` is alive; False where it no longer holds the position."""
-    return _if_held(registry, stream, number=number, holder=holder, values={"heartbeat_at": now()})
+    with registry.unit() as unit:
+        if position := _own(unit, stream, number=number, holder=holder):
+            position.lease_until = clock(unit.session) + LEASE
+        return position is not None
 
 
 def release(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Gives a held position back to wait; False where `holder` does not hold it."""
-    values = {"state": "waiting", "holder": None, "heartbeat_at": None}
-    return _if_held(registry, stream, number=number, holder=holder, values=values)
+    with registry.unit() as unit:
+        if position := _own(unit, stream, number=number, holder=holder):
+            position.state, position.holder, position.lease_until = "waiting", None, None
+        return position is not None
 
 
 @contextmanager
@@ -66,17 +79,13 @@ def held(
         thread.join()
 
 
-def _free(position: Position) -> bool:
-    if position.state == "held" and position.holder is not None:
-        return not alive(position.holder, heartbeat=position.heartbeat_at)
+def _free(position: Position, moment: datetime) -> bool:
+    if position.state == "held" and position.holder is not None and position.lease_until is not None:
+        return not alive(position.holder, leased=moment <= position.lease_until)
     return position.state in ("waiting", "failed")
 
 
-def _if_held(registry: Registry, stream: str, *, number: int, holder: str, values: dict[str, Any]) -> bool:
-    with registry.unit() as unit:
-        position = position_row(unit.session, stream, number=number)
-        holds = position.state == "held" and position.holder == holder
-        if holds:
-            for column, value in values.items():
-                setattr(position, column, value)
-        return holds
+def _own(unit: Unit, stream: str, *, number: int, holder: str) -> Position | None:
+    """The position, where `holder` holds it."""
+    position = position_row(unit.session, stream, number=number)
+    return position if position.state == "held" and position.holder == holder else None

@@ -2,6 +2,8 @@
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from registry.errors import RegistryError
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
@@ -38,6 +41,29 @@ def connect(url: str) -> Engine:
 def writer(engine: Engine) -> Engine:
     """The same engine and pool, for transactions that write."""
     return engine.execution_options(**{_WRITES: True})
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """One transaction that may alter tables.
+
+    SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
+    references are not enforced meanwhile, and checked before the transaction ends.
+    """
+    with writer(engine).connect() as connection:
+        sqlite = engine.dialect.name == "sqlite"
+        plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
+        if sqlite:
+            plain.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if sqlite and (lost := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                    raise RegistryError(f"rows refer to others that are not there: {lost[:5]}. Nothing was changed.")
+        finally:
+            if sqlite:
+                plain.execute("PRAGMA foreign_keys = ON")
+            plain.close()
 
 
 def _make_folder(url: URL) -> None:

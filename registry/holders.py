@@ -2,12 +2,7 @@
 
 import os
 import socket
-from datetime import datetime, timedelta
 from pathlib import Path
-
-from registry.base import now
-
-SILENCE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
 
 
 def this_holder() -> str:
@@ -15,12 +10,12 @@ def this_holder() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{_start(os.getpid()) or ''}"
 
 
-def alive(holder: str, *, heartbeat: datetime | None) -> bool:
-    """Whether `holder` still works: its process is asked on this host, its last heartbeat on others."""
+def alive(holder: str, *, leased: bool) -> bool:
+    """Whether `holder` still works: on this host its process is asked, on others its lease tells."""
     host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
     if host == socket.gethostname() and pid.isdecimal():
         return _runs(int(pid), start=start)
-    return heartbeat is not None and now() - heartbeat <= SILENCE
+    return leased
 
 
 def _runs(pid: int, *, start: str) -> bool:

@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
 State = Literal["waiting", "held", "learned", "failed"]
-Status = Literal["champion", "candidate", "archived"]
+Status = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
+Origin = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
+What = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]
+Message = Literal["delta", "stream", "champion", "purged"]  # what MLflow is to be told of
 Mode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
 
 
@@ -59,6 +62,7 @@ class DeltaRecord:
     seconds: float
     examples_per_second: float | None
     predictions: str | None = None
+    replay: str | None = None
     tried: tuple[dict[str, Any], ...] = ()
 
 

@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from registry.engine import connect, writer
+from registry.engine import connect, migrating
 from registry.errors import RegistryError, SchemaError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -73,7 +73,7 @@ def _scripts() -> ScriptDirectory:
 
 def _migrate(engine: Engine) -> None:
     # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
-    with writer(engine).begin() as connection:
+    with migrating(engine) as connection:
         command.upgrade(configuration(connection), "head")
 
 

@@ -93,12 +93,12 @@ def champion(row: Delta) -> Champion:
         method=row.method,
         settings=row.settings,
         budget=row.budget,
-        digest=row.digest,
+        digest=row.values,
     )
 
 
 def stored_delta(row: Delta) -> StoredDelta:
-    """The record of a delta."""
+    """The record of a delta. Raises: NotFound, where it was purged."""
     return StoredDelta(
         name=row.name,
         version=row.version,
@@ -113,7 +113,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         method=row.method,
         settings=row.settings,
         budget=row.budget,
-        digest=row.digest,
+        digest=row.values,
         bytes=row.bytes,
         parameters=row.parameters,
         share=row.share,
@@ -124,6 +124,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         seconds=row.seconds,
         examples_per_second=row.examples_per_second,
         predictions=row.predictions,
+        replay=row.replay,
         tried=tuple(row.tried),
     )
 

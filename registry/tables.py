@@ -7,8 +7,9 @@ from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueCon
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base import Base, now, one_of, refers_to
+from registry.errors import NotFound
 from registry.names import delta_name
-from registry.records import Mode, State, Status
+from registry.records import Message, Mode, Origin, State, Status, What
 
 
 class Backbone(Base):
@@ -26,7 +27,10 @@ class Backbone(Base):
 
 
 class Task(Base):
-    """Labelled rows of one kind with one metric; fingerprints and row counts by split."""
+    """Labelled rows of one kind with one metric; fingerprints and row counts by split.
+
+    purged_at: since when a name is all that is kept of it.
+    """
 
     __tablename__ = "tasks"
 
@@ -38,6 +42,7 @@ class Task(Base):
     fingerprints: Mapped[dict[str, str]] = mapped_column(JSON)
     rows: Mapped[dict[str, int]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(default=now)
+    purged_at: Mapped[datetime | None]
 
 
 class Stream(Base):
@@ -57,7 +62,10 @@ class Stream(Base):
 
 
 class Position(Base):
-    """One place in a stream, and who is learning it."""
+    """One place in a stream, and who is learning it: `holder`, until `lease_until` by the database's clock.
+
+    attempts: how often learning it was begun.
+    """
 
     __tablename__ = "positions"
     __table_args__ = (
@@ -65,6 +73,8 @@ class Position(Base):
         one_of("state", get_args(State)),
         CheckConstraint("number >= 0", name="number"),
         CheckConstraint("(state = 'held') = (holder IS NOT NULL)", name="held_by_one"),
+        CheckConstraint("(state = 'held') = (lease_until IS NOT NULL)", name="leased"),
+        CheckConstraint("attempts >= 0", name="attempts"),
     )
 
     stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
@@ -74,7 +84,8 @@ class Position(Base):
     recipe: Mapped[str]
     state: Mapped[State] = mapped_column(Text, default="waiting")
     holder: Mapped[str | None]
-    heartbeat_at: Mapped[datetime | None]
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     delta_id: Mapped[int | None] = refers_to("deltas")
     error: Mapped[str | None] = mapped_column(Text)
 
@@ -83,13 +94,17 @@ class Position(Base):
 
 
 class Delta(Base):
-    """The edits and head that one task owns, in one version."""
+    """The edits and head that one task owns, in one version.
+
+    digest, predictions, replay: blobs of its values, of what it says of the test rows, and of fixed inputs.
+    """
 
     __tablename__ = "deltas"
     __table_args__ = (
         UniqueConstraint("task_id", "version"),
         one_of("status", get_args(Status)),
         CheckConstraint("version >= 1", name="version"),
+        CheckConstraint("(status = 'purged') = (digest IS NULL)", name="purged"),
         CheckConstraint("bytes >= 0 AND parameters >= 0 AND share >= 0", name="size"),
         Index(
             "uq_deltas_champion",
@@ -107,7 +122,7 @@ class Delta(Base):
     method: Mapped[str]
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
     budget: Mapped[dict[str, Any]] = mapped_column(JSON)
-    digest: Mapped[str]
+    digest: Mapped[str | None]
     bytes: Mapped[int] = mapped_column(BigInteger)
     parameters: Mapped[int] = mapped_column(BigInteger)
     share: Mapped[float]
@@ -120,6 +135,7 @@ class Delta(Base):
     seconds: Mapped[float]
     examples_per_second: Mapped[float | None]
     predictions: Mapped[str | None]
+    replay: Mapped[str | None]
     tried: Mapped[list[dict[str, Any]]] = mapped_column(JSON, server_default="[]")
     mlflow_run: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
@@ -132,6 +148,13 @@ class Delta(Base):
         """The public name, such as sst2@1."""
         return delta_name(self.task.name, self.version)
 
+    @property
+    def values(self) -> str:
+        """The digest of its values. Raises: NotFound, where they were purged."""
+        if self.digest is None:
+            raise NotFound(f"{self.name} was purged: nothing but its place in the lineage is kept. Learn it again.")
+        return self.digest
+
 
 class Lineage(Base):
     """One delta came from another. Parents are registered first, so the check makes cycles impossible."""
@@ -140,11 +163,12 @@ class Lineage(Base):
     __table_args__ = (
         UniqueConstraint("child_id", "parent_id", "kind"),
         CheckConstraint("parent_id < child_id", name="parent_first"),
+        one_of("kind", get_args(Origin)),
     )
 
     child_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
     parent_id: Mapped[int] = refers_to("deltas")
-    kind: Mapped[str]
+    kind: Mapped[Origin] = mapped_column(Text)
     weight: Mapped[float]
     score: Mapped[float | None]
 
@@ -195,3 +219,46 @@ class Signature(Base):
     rows: Mapped[int]
     layer: Mapped[int] = mapped_column(default=-1)
     pooling: Mapped[str]
+
+
+class Checkpoint(Base):
+    """How far the learning of a position has come: after `epoch`, a blob to go on from."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (CheckConstraint("epoch >= 0", name="epoch"),)
+
+    position_id: Mapped[int] = refers_to("positions", index=False, unique=True)
+    epoch: Mapped[int]
+    digest: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Event(Base):
+    """What happened to a task's delta, and why: the history of who served."""
+
+    __tablename__ = "events"
+    __table_args__ = (one_of("what", get_args(What)),)
+
+    task_id: Mapped[int] = refers_to("tasks")
+    delta_id: Mapped[int | None] = refers_to("deltas")
+    what: Mapped[What] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
+class Outbox(Base):
+    """What MLflow has not been told yet; written with what it tells of, deleted once MLflow has it.
+
+    subject: the name of a delta, a stream or a task · about: what the sender cannot ask the registry any more.
+    """
+
+    __tablename__ = "outbox"
+    __table_args__ = (one_of("message", get_args(Message)), CheckConstraint("attempts >= 0", name="attempts"))
+
+    message: Mapped[Message] = mapped_column(Text)
+    subject: Mapped[str]
+    about: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    due_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)

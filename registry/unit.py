@@ -98,7 +98,7 @@ class Unit:
                 "Finish it with a delta of its own task."
             )
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
-        position.holder = position.heartbeat_at = position.error = None
+        position.holder = position.lease_until = position.error = None
 
     def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
         """Marks a position as failed, so that the next run takes it up again.
@@ -107,7 +107,7 @@ class Unit:
         """
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", error
-        position.holder = position.heartbeat_at = None
+        position.holder = position.lease_until = None
 
     def set_mlflow_run(self, name: str, run: str) -> None:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""

@@ -9,10 +9,11 @@ from registry.base import Base
 from registry.blobs import Blobs
 from registry.errors import BlobError
 from registry.lookups import own_score
+from registry.named import named_blobs
 from registry.names import delta_name
 from registry.records import IMPORTED
 from registry.registry import Registry
-from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Delta, Position, ScoreRow, Stream, Task
 
 
 def verify(registry: Registry) -> list[str]:
@@ -64,19 +65,8 @@ def _unscored(session: Session) -> Iterator[str]:
 
 def _damaged(session: Session, blobs: Blobs) -> Iterator[str]:
     """Blobs that a row names and that are missing, or have other bytes."""
-    for owner, digest in _named_blobs(session):
+    for owner, digest in named_blobs(session):
         try:
             blobs.get(digest)
         except BlobError as error:
             yield f"{owner}: {error}"
-
-
-def _named_blobs(session: Session) -> Iterator[tuple[str, str]]:
-    named = select(Task.name, Delta.version, Delta.digest, Delta.predictions).select_from(Delta)
-    for task, version, digest, predictions in session.execute(named.join(Task, Task.id == Delta.task_id)):
-        yield f"{delta_name(task, version)}, its values", digest
-        if predictions is not None:
-            yield f"{delta_name(task, version)}, its predictions", predictions
-    signed = select(Task.name, Signature.digest).join(Task, Task.id == Signature.task_id)
-    for task, digest in session.execute(signed):
-        yield f"task {task}, its signature", digest

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from databases import registry_url
+
 from registry import (
     BackboneRecord,
     DeltaRecord,
@@ -21,13 +23,9 @@ from registry import (
 BACKBONE = BackboneRecord(fingerprint="f00d", name="tiny", family="bert", hidden_size=8, parameters=100, pooling="mean")
 
 
-def url(folder: Path) -> str:
-    return f"sqlite:///{folder}/home/registry.db"
-
-
 def make_registry(folder: Path) -> Registry:
     """A registry in `folder` that knows one backbone."""
-    registry = Registry.open(url(folder), f"{folder}/home/blobs")
+    registry = Registry.open(registry_url(folder), f"{folder}/home/blobs")
     with registry.unit() as unit:
         unit.add_backbone(BACKBONE)
     return registry

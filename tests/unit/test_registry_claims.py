@@ -9,11 +9,14 @@ from socket import gethostname
 
 import pytest
 from registry_cases import begin, claim_and_die, claim_and_stay, learn, make_registry
-from sqlalchemy import text
+from sqlalchemy import select
 
 from registry import NotFound, Registry, RegistryError, claim, heartbeat, held, release, this_holder
 from registry.base import now
 from registry.holders import alive
+from registry.tables import Position
+
+pytestmark = pytest.mark.usefixtures("database")
 
 FAR = "elsewhere:1:1"
 
@@ -26,9 +29,10 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def silence(registry: Registry, seconds: int) -> None:
-    with registry.engine.begin() as connection:
-        then = now() - timedelta(seconds=seconds)
-        connection.execute(text("UPDATE positions SET heartbeat_at = :then"), {"then": f"{then:%Y-%m-%d %H:%M:%S.%f}"})
+    """As if the holder had been silent for so long."""
+    with registry.unit() as unit:
+        for position in unit.session.scalars(select(Position).where(Position.lease_until.is_not(None))):
+            position.lease_until -= timedelta(seconds=seconds)
 
 
 def test_of_two_processes_one_wins(tmp_path: Path, registry: Registry) -> None:
@@ -53,9 +57,9 @@ def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path, regist
 
 def test_a_reused_process_number_is_not_the_holder() -> None:
     host, pid, start = this_holder().rsplit(":", 2)
-    assert alive(this_holder(), heartbeat=None)
-    assert not alive(f"{host}:{pid}:{int(start or 0) + 1}", heartbeat=now()) or not start
-    assert not alive(f"{gethostname()}:{2**22 + 1}:1", heartbeat=now())
+    assert alive(this_holder(), leased=False)
+    assert not alive(f"{host}:{pid}:{int(start or 0) + 1}", leased=True) or not start
+    assert not alive(f"{gethostname()}:{2**22 + 1}:1", leased=True)
 
 
 def test_another_host_is_judged_by_its_heartbeat(registry: Registry) -> None:
@@ -103,5 +107,4 @@ def test_heartbeats_are_sent_while_a_position_is_held(registry: Registry) -> Non
 
 def _silent(registry: Registry) -> bool:
     with registry.reading() as session:
-        last = session.scalar(text("SELECT heartbeat_at FROM positions"))
-    return str(last) < f"{now() - timedelta(seconds=500):%Y-%m-%d %H:%M:%S}"
+        return session.scalars(select(Position.lease_until)).one() < now()

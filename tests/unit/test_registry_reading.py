@@ -21,6 +21,8 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "pending_mlflow": lambda registry: registry.pending_mlflow(),
 }
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
@@ -53,7 +55,7 @@ def test_a_listed_score_is_the_tasks_own(registry: Registry) -> None:
 
 def test_lineage_reaches_every_ancestor_once(registry: Registry) -> None:
     def from_(*names: str) -> list[Parent]:
-        return [Parent(delta=name, kind="merge", weight=1 / len(names), score=0.5) for name in names]
+        return [Parent(delta=name, kind="merged", weight=1 / len(names), score=0.5) for name in names]
 
     learn(registry, "root")
     learn(registry, "left", parents=from_("root@1"))
@@ -68,7 +70,7 @@ def test_lineage_reaches_every_ancestor_once(registry: Registry) -> None:
         (2, "left@1", "root@1"),
     ]
     assert (
-        registry.lineage("leaf@1")[0] | {"kind": "merge", "weight": 0.5, "score": 0.5} == registry.lineage("leaf@1")[0]
+        registry.lineage("leaf@1")[0] | {"kind": "merged", "weight": 0.5, "score": 0.5} == registry.lineage("leaf@1")[0]
     )
     assert registry.lineage("root@1") == []
 
@@ -100,7 +102,7 @@ def test_deltas_are_one_statement(registry: Registry) -> None:
 
 def learn_next(registry: Registry, number: int) -> None:
     tasks = [f"t{index}" for index in range(number + 1)]
-    parents = [Parent(delta=f"{task}@1", kind="merge", weight=1.0) for task in tasks[:-1]]
+    parents = [Parent(delta=f"{task}@1", kind="merged", weight=1.0) for task in tasks[:-1]]
     name = learn(registry, tasks[-1], parents=parents)
     begin(registry, *tasks)
     with registry.unit() as unit:

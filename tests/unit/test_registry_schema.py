@@ -9,7 +9,8 @@ from threading import Barrier
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from registry_cases import make_registry, open_together, url
+from databases import registry_url
+from registry_cases import make_registry, open_together
 from sqlalchemy import inspect, text
 
 from registry import Registry, SchemaError, schema, upgrade, verify
@@ -22,8 +23,8 @@ NEXT = '''"""Adds a table."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:
@@ -81,11 +82,11 @@ def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Pa
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
     shutil.copytree(schema.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
-    (tmp_path / "50% new/versions/0003_later.py").write_text(NEXT)
+    (tmp_path / "50% new/versions/0004_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "50% new")
-    with pytest.raises(SchemaError, match=r"revision 0002, older than this code's 0003. Run `continual db upgrade`"):
+    with pytest.raises(SchemaError, match=r"revision 0003, older than this code's 0004. Run `continual db upgrade`"):
         make_registry(tmp_path)
-    assert upgrade(url(tmp_path)) == "0003"
+    assert upgrade(registry_url(tmp_path)) == "0004"
     with make_registry(tmp_path) as registry:
         assert verify(registry) == []
         assert inspect(registry.engine).has_table("later")
@@ -94,18 +95,18 @@ def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
         connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
-    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0002"):
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0003"):
         make_registry(tmp_path)
     with pytest.raises(SchemaError, match="Install the newer release"):
-        upgrade(url(tmp_path))
+        upgrade(registry_url(tmp_path))
 
 
 def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
-    assert upgrade(url(tmp_path)) == upgrade(url(tmp_path)) == "0002"
+    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0003"
 
 
 def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
-    engine = connect(url(tmp_path))
+    engine = connect(registry_url(tmp_path))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))

@@ -24,6 +24,8 @@ from registry import (
 )
 from tasks.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
@@ -120,7 +122,7 @@ def test_a_delta_needs_its_blobs_and_its_parents(registry: Registry) -> None:
     with pytest.raises(BlobError, match="is not stored"):
         learn(registry, "sst2", digest="0" * 64)
     with pytest.raises(NotFound, match="nearest known: sst2@1"):
-        learn(registry, "sst2", parents=[Parent(delta="sst2@7", kind="nearest", weight=1.0)])
+        learn(registry, "sst2", parents=[Parent(delta="sst2@7", kind="warm_start", weight=1.0)])
     assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
 
 
@@ -177,7 +179,8 @@ def test_what_mlflow_missed_is_known(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO tasks SELECT 9, name, kind, metric, labels, spec, fingerprints, rows, created_at FROM tasks",
+        "INSERT INTO tasks SELECT 9, name, kind, metric, labels, spec, fingerprints, rows, created_at, purged_at "
+        "FROM tasks",
         "UPDATE deltas SET status = 'champion'",
         "UPDATE deltas SET version = 1",
         "UPDATE deltas SET status = 'winner'",
@@ -185,16 +188,16 @@ def test_what_mlflow_missed_is_known(registry: Registry) -> None:
         "UPDATE positions SET state = 'held'",
         "UPDATE scores SET mode = 'guessed'",
         "UPDATE scores SET split = 'test'",
-        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (2, 1, 'nearest', 1)",
-        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (1, 2, 'nearest', 1)",
-        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (9, 1, 'nearest', 1)",
+        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (2, 1, 'warm_start', 1)",
+        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (1, 2, 'warm_start', 1)",
+        "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (9, 1, 'warm_start', 1)",
         "INSERT INTO signatures SELECT 9, task_id, backbone_id, digest, rows, layer, pooling FROM signatures",
         "DELETE FROM tasks",
     ],
 )
 def test_the_database_itself_refuses(registry: Registry, statement: str) -> None:
     learn(registry, "sst2")
-    learn(registry, "sst2", parents=[Parent(delta="sst2@1", kind="nearest", weight=1.0)])
+    learn(registry, "sst2", parents=[Parent(delta="sst2@1", kind="warm_start", weight=1.0)])
     begin(registry, "sst2", "trec")
     with pytest.raises(IntegrityError), registry.engine.begin() as connection:
         connection.execute(text(statement))

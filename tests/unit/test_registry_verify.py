@@ -8,6 +8,8 @@ from registry_cases import begin, learn, make_registry
 
 from registry import Registry, verify
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
@@ -23,9 +25,12 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 def damage(registry: Registry, *statements: str) -> None:
     """What a tool does that knows nothing of the registry's rules."""
+    sqlite = registry.engine.dialect.name == "sqlite"
+    lax = ("PRAGMA foreign_keys = OFF",) if sqlite else ("SET session_replication_role = replica",)
+    strict = ("PRAGMA foreign_keys = ON",) if sqlite else ("SET session_replication_role = DEFAULT", "COMMIT")
     with registry.engine.connect() as connection:
         raw = connection.connection.cursor()
-        for statement in ("PRAGMA foreign_keys = OFF", *statements, "PRAGMA foreign_keys = ON"):
+        for statement in (*lax, *statements, *strict):
             raw.execute(statement)
 
 

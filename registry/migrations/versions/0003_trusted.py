@@ -1,0 +1,106 @@
+"""Tombstones, leases, checkpoints, a history of events, an outbox for MLflow, and what a delta says of fixed inputs."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("tasks", sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True))
+    _deltas()
+    _positions()
+    with op.batch_alter_table("lineage") as lineage:
+        lineage.alter_column("kind", type_=sa.Text(), existing_type=sa.String(), existing_nullable=False)
+        lineage.create_check_constraint(
+            op.f("ck_lineage_kind"),
+            "kind IN ('warm_start', 'merged', 'subspace', 'retrained', 'stage', 'import')",
+        )
+    _checkpoints()
+    _events()
+    _outbox()
+
+
+def _deltas() -> None:
+    with op.batch_alter_table("deltas") as deltas:
+        deltas.alter_column("digest", existing_type=sa.String(), nullable=True)
+        deltas.add_column(sa.Column("replay", sa.String(), nullable=True))
+        deltas.drop_constraint(op.f("ck_deltas_status"), type_="check")
+        deltas.create_check_constraint(
+            op.f("ck_deltas_status"), "status IN ('champion', 'candidate', 'archived', 'purged')"
+        )
+        deltas.create_check_constraint(op.f("ck_deltas_purged"), "(status = 'purged') = (digest IS NULL)")
+
+
+def _positions() -> None:
+    with op.batch_alter_table("positions") as positions:
+        positions.add_column(sa.Column("attempts", sa.Integer(), server_default="0", nullable=False))
+        positions.alter_column(
+            "heartbeat_at", new_column_name="lease_until", existing_type=sa.DateTime(timezone=True), nullable=True
+        )
+    op.execute("UPDATE positions SET lease_until = CURRENT_TIMESTAMP WHERE state = 'held' AND lease_until IS NULL")
+    op.execute("UPDATE positions SET lease_until = NULL WHERE state <> 'held'")
+    with op.batch_alter_table("positions") as positions:
+        positions.create_check_constraint(op.f("ck_positions_leased"), "(state = 'held') = (lease_until IS NOT NULL)")
+        positions.create_check_constraint(op.f("ck_positions_attempts"), "attempts >= 0")
+
+
+def _checkpoints() -> None:
+    op.create_table(
+        "checkpoints",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("position_id", sa.Integer(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("epoch >= 0", name=op.f("ck_checkpoints_epoch")),
+        sa.ForeignKeyConstraint(["position_id"], ["positions.id"], name=op.f("fk_checkpoints_position_id_positions")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
+        sa.UniqueConstraint("position_id", name=op.f("uq_checkpoints_position_id")),
+    )
+
+
+def _events() -> None:
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("task_id", sa.Integer(), nullable=False),
+        sa.Column("delta_id", sa.Integer(), nullable=True),
+        sa.Column("what", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "what IN ('learned', 'imported', 'promoted', 'succeeded', 'archived', 'purged')",
+            name=op.f("ck_events_what"),
+        ),
+        sa.ForeignKeyConstraint(["delta_id"], ["deltas.id"], name=op.f("fk_events_delta_id_deltas")),
+        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_events_task_id_tasks")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+    )
+    for column in ("created_at", "delta_id", "task_id"):
+        op.create_index(op.f(f"ix_events_{column}"), "events", [column], unique=False)
+    op.execute(
+        "INSERT INTO events (task_id, delta_id, what, created_at) SELECT task_id, id, "
+        "CASE warm_start WHEN 'imported' THEN 'imported' ELSE 'learned' END, created_at FROM deltas ORDER BY id"
+    )
+
+
+def _outbox() -> None:
+    op.create_table(
+        "outbox",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("about", sa.JSON(), server_default="{}", nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("message IN ('delta', 'stream', 'champion', 'purged')", name=op.f("ck_outbox_message")),
+        sa.CheckConstraint("attempts >= 0", name=op.f("ck_outbox_attempts")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
+    )
+    op.create_index(op.f("ix_outbox_due_at"), "outbox", ["due_at"], unique=False)
