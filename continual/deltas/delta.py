@@ -104,15 +104,17 @@ class Delta:
 
     def to_bytes(self) -> bytes:
         """The delta as a safetensors file; equal deltas give equal bytes."""
-        about = {
+        return tensor_file(self.frozen().tensors(), self.about())
+
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, as JSON."""
+        return {
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
             "backbone": self.backbone,
             **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
             **({"kind": self.kind} if self.kind else {}),
         }
-        metadata = {_METADATA: json.dumps(about, sort_keys=True)}
-        return save_safetensors(self.frozen().tensors(), metadata=metadata)
 
     @property
     def digest(self) -> str:
@@ -126,17 +128,38 @@ def load_delta(data: bytes) -> Delta:
     Raises DeltaError when the bytes are no delta, or of a method that this version does not know.
     """
     try:
-        tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
-        about = json.loads(_metadata(data)[_METADATA])
-        head = _head(tensors, about)
-        method = METHODS.get(about["method"])
-        if method is None:
-            raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
-        settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
-        return Delta(about["method"], settings, about["backbone"], tensors, head, kind)
+        return delta_of(*read_tensor_file(data))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
+
+
+def delta_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
+    """The delta of these tensors, in their order, that `Delta.about` says all else of.
+
+    Raises DeltaError for a method that this version does not know; KeyError, TypeError or ValueError for no delta.
+    """
+    values = dict(tensors)
+    head, method = _head(values, about), METHODS.get(about["method"])
+    if method is None:
+        raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
+    settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
+    return Delta(about["method"], settings, about["backbone"], values, head, kind)
+
+
+def tensor_file(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Tensors and JSON about them as a safetensors file."""
+    return save_safetensors(dict(tensors), metadata={_METADATA: json.dumps(about, sort_keys=True)})
+
+
+def read_tensor_file(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `tensor_file` wrote, the tensors by name.
+
+    Raises SafetensorError, KeyError, TypeError or ValueError for anything else.
+    """
+    tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
+    length = int.from_bytes(data[:8], "little")
+    return tensors, dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]))
 
 
 def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:
@@ -145,8 +168,3 @@ def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:
         return None
     pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
     return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length])["__metadata__"])
