@@ -10,20 +10,33 @@ ContinualError                    exit code 1: something failed while running
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   └── TextError                 an input line that `predict` cannot read
 ├── RegistryError                 what was learned cannot be read or written              (registry)
-│   └── BlobError                 a blob is missing or is not what was stored             (registry)
+│   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
+│   ├── ClaimLost                 a task is another controller's by now                   (registry)
+│   └── Disconnected              the connection to the database broke                    (registry)
 ├── DeltaError                    a delta does not fit the backbone it is put on
 └── LearnError                    a task failed while it was being learned
 """
 
-from registry.errors import BlobError, NotFound, RegistryError, SchemaError, StreamChanged, TaskChanged
+from registry.errors import (
+    BlobError,
+    ClaimLost,
+    Disconnected,
+    NotFound,
+    RegistryError,
+    SchemaError,
+    StreamChanged,
+    TaskChanged,
+)
 from tasks.errors import ContinualError, DataError, InputError, StreamError
 
 __all__ = [
     "BackboneError",
     "BlobError",
+    "ClaimLost",
     "ContinualError",
     "DataError",
     "DeltaError",
+    "Disconnected",
     "ExchangeError",
     "InputError",
     "LearnError",

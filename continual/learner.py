@@ -6,13 +6,14 @@ from types import TracebackType
 from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
-from continual.controller import SILENT, Watcher, check, learn_one, run
+from continual.controller import RETRIES, check, learn_one, run
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, Settings, settings
 from continual.tracking import project
+from continual.watcher import SILENT, Watcher
 from registry import Registry
 from tasks import Stream, TaskSpec, Text
 
@@ -65,9 +66,12 @@ class Learner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def run(self, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
-        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong."""
-        failed = run(self.backbone, self.registry, stream, watcher=watcher.then(self._project))
+    def run(self, stream: Stream, *, watcher: Watcher = SILENT, retries: int = RETRIES) -> dict[str, str]:
+        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
+
+        retries: how often a task that failed is tried again, after the others.
+        """
+        failed = run(self.backbone, self.registry, stream, watcher=watcher.then(self._project), retries=retries)
         self._project(stream.name)
         return failed
 

@@ -82,8 +82,8 @@ def train(
         progress = _Progress(report, done=len(course.curve) - 1, epochs=epochs)
         for stage, part in list(enumerate(_shares(epochs, stages)))[course.stage :]:
             course = course.at(stage)
-            for course in _epochs(backbone, kind, course, rows, part, budget.learning_rate, score, progress):
-                keep(course)
+            for reached in _epochs(backbone, kind, course, rows, part, budget.learning_rate, score, progress):
+                keep(course := reached)
     seen = len(rows.tokens) * budget.epochs
     kept = finished(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
     return Trained(kept, course.curve, course.seconds, seen / course.seconds if course.seconds else None)

@@ -1,13 +1,16 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `verify` finds damage, `upgrade` migrates.
+among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade` migrates.
 """
 
 from registry.blobs import Blobs
-from registry.claims import claim, heartbeat, held, release
+from registry.checkpoints import keep_checkpoint, last_checkpoint
+from registry.claims import claim, claim_next, heartbeat, held, release
 from registry.errors import (
     BlobError,
+    ClaimLost,
+    Disconnected,
     NotFound,
     RegistryError,
     SchemaError,
@@ -46,7 +49,9 @@ __all__ = [
     "BlobError",
     "Blobs",
     "Champion",
+    "ClaimLost",
     "DeltaRecord",
+    "Disconnected",
     "Mode",
     "NotFound",
     "Parent",
@@ -67,9 +72,12 @@ __all__ = [
     "TaskRecord",
     "Unit",
     "claim",
+    "claim_next",
     "delta_name",
     "heartbeat",
     "held",
+    "keep_checkpoint",
+    "last_checkpoint",
     "not_found",
     "parse_delta",
     "release",

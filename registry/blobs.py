@@ -27,12 +27,21 @@ class Blobs:
             raise InputError(f"blobs cannot be kept at {url!r}: {error}. Give a folder or a URL of fsspec.") from error
 
     def put(self, data: bytes) -> str:
-        """Stores `data` and returns its digest; content already there is left, and mended where it was damaged."""
+        """Stores `data` and returns its digest; content already there is left, and mended where it was damaged.
+
+        Raises: BlobError, where there is no room, or no leave to write.
+        """
         digest = sha256(data).hexdigest()
         try:
             self.get(digest)
         except BlobError:
-            self._write(self.path(digest), data)
+            place = self.path(digest)
+            try:
+                self._write(place, data)
+            except OSError as error:
+                raise BlobError(
+                    f"a blob of {len(data)} bytes could not be stored at {place}: {error}. Make room there, and go on."
+                ) from error
         return digest
 
     def get(self, digest: str) -> bytes:

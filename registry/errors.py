@@ -2,9 +2,9 @@
 
 ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
-    └── BlobError                ├── SchemaError
-                                 ├── TaskChanged
-                                 └── StreamChanged
+    ├── BlobError                ├── SchemaError
+    ├── ClaimLost                ├── TaskChanged
+    └── Disconnected             └── StreamChanged
 """
 
 from collections.abc import Iterable
@@ -19,6 +19,14 @@ class RegistryError(ContinualError):
 
 class BlobError(RegistryError):
     """A blob is missing, or its bytes are not those its digest promises."""
+
+
+class ClaimLost(RegistryError):
+    """A position is another holder's by now: what was done for it is not wanted any more."""
+
+
+class Disconnected(RegistryError):
+    """The connection to the database broke; what was being done can be done again."""
 
 
 class NotFound(InputError):

@@ -144,7 +144,10 @@ class Champion:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPosition:
-    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held."""
+    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held.
+
+    attempts: how often learning it was begun.
+    """
 
     number: int
     task: str
@@ -153,6 +156,7 @@ class StoredPosition:
     delta: str | None
     error: str | None
     holder: str | None
+    attempts: int
 
 
 @dataclass(frozen=True, kw_only=True)

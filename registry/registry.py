@@ -1,9 +1,10 @@
 """The registry: opened by two URLs, read by its methods, written in units of work."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, final
+from typing import Self, TypeVar, final
 
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from registry import queries, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, writer
-from registry.errors import RegistryError, not_found
+from registry.errors import Disconnected, RegistryError, not_found
 from registry.records import (
     BackboneRecord,
     Champion,
@@ -26,6 +27,11 @@ from registry.records import (
 from registry.shapes import Row
 from registry.tables import Stream, Task
 from registry.unit import Unit, require_same
+
+T = TypeVar("T")
+REPEATS = 3  # how often a unit is begun whose connection broke
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -77,6 +83,25 @@ class Registry:
         """
         with _translated("write to the registry"), Session(writer(self.engine)) as session, session.begin():
             yield Unit(session, self.blobs)
+
+    def write(self, work: Callable[[Unit], T]) -> T:
+        """What `work` returns in a unit of its own; all of it again where the connection broke before it was done.
+
+        Raises: Disconnected, where it broke while the unit was committed: then nobody knows whether it was.
+        """
+        for left in reversed(range(REPEATS)):
+            done = False
+            try:
+                with self.unit() as unit:
+                    result = work(unit)
+                    unit.session.flush()
+                    done = True
+                return result
+            except Disconnected as error:
+                if done or not left:
+                    raise
+                log.warning("once more: %s", error)
+        raise AssertionError("the last repeat returns or raises")
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -183,4 +208,5 @@ def _translated(doing: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise RegistryError(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+        kind = Disconnected if error.connection_invalidated else RegistryError
+        raise kind(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error

@@ -168,4 +168,5 @@ def _stored_position(row: Position) -> StoredPosition:
         delta=row.delta.name if row.delta else None,
         error=row.error,
         holder=row.holder,
+        attempts=row.attempts,
     )

@@ -1,6 +1,6 @@
 """One unit of work: everything that is written in it is registered together, or nothing is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from registry import streams
 from registry.admission import admit
 from registry.blobs import Blobs
-from registry.errors import BlobError, RegistryError, TaskChanged
+from registry.errors import BlobError, ClaimLost, RegistryError, TaskChanged
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
-from registry.names import plain_name
+from registry.names import delta_name, plain_name
 from registry.records import BackboneRecord, DeltaRecord, Parent, Score, SignatureRecord, TaskRecord
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Task
+from registry.tables import Backbone, Checkpoint, Delta, Lineage, Position, ScoreRow, Signature, Stream, Task
 
 
 @final
@@ -86,10 +86,25 @@ class Unit:
         """Adds scores to a delta; one measured again in the same place replaces the earlier."""
         self._add_scores(delta_row(self.session, delta), scores)
 
-    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
-        """Marks a position as learned by `delta`.
+    def add_routed(self, stream: str, step: int, scores: Mapping[str, Sequence[Score]]) -> bool:
+        """Adds scores of the deltas learned up to position `step` of a stream, routed among just these.
 
-        Raises: RegistryError, where it is learned already, the delta is of another task, or `holder` lost it.
+        False, and nothing is added, where these are not the ones: another controller has learned one meanwhile.
+        """
+        locked = select(Stream.id).where(Stream.name == stream).with_for_update()  # who measures a stream queues here
+        up_to = (Position.stream_id == self.session.scalar(locked), Position.number <= step)
+        learned = select(Task.name, Delta.version).select_from(Position).join(Position.delta).join(Delta.task)
+        if {delta_name(*pair) for pair in self.session.execute(learned.where(*up_to))} != scores.keys():
+            return False
+        for delta, found in scores.items():
+            self.add_scores(delta, found)
+        return True
+
+    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
+        """Marks a position as learned by `delta`; its checkpoint is not needed any more.
+
+        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already, or the delta is of
+        another task.
         """
         position, row = self._open_position(stream, number, holder=holder), delta_row(self.session, delta)
         if row.task.name != position.task_name:
@@ -99,11 +114,12 @@ class Unit:
             )
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
+        self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
 
     def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
-        """Marks a position as failed, so that the next run takes it up again.
+        """Marks a position as failed, so that it can be taken up again.
 
-        Raises: RegistryError, where it is learned already or `holder` lost it.
+        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", error
@@ -142,13 +158,13 @@ class Unit:
 
     def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:
         position = position_row(self.session, stream, number=number)
-        if position.state == "learned":
-            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
         if holder is not None and position.holder != holder:
-            raise RegistryError(
+            raise ClaimLost(
                 f"position {number} of {stream!r} is held by {position.holder or 'nobody'}, no longer by {holder}: "
                 "it was taken for dead. Claim it again."
             )
+        if position.state == "learned":
+            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
         return position
 
 

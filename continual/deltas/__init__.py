@@ -1,7 +1,7 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
 from continual.deltas.attach import attached
-from continual.deltas.delta import Delta, Head, delta_of, load_delta, read_tensor_file, tensor_file
+from continual.deltas.delta import Delta, Head, delta_of, load_delta
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
@@ -28,7 +28,5 @@ __all__ = [
     "load_delta",
     "method_settings",
     "penalty",
-    "read_tensor_file",
     "steps",
-    "tensor_file",
 ]

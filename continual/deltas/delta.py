@@ -1,16 +1,12 @@
 """What one task owns: the values of its edits, and its head."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from continual.backbone import Pooling
@@ -18,8 +14,7 @@ from continual.deltas.edit import Holds
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
 from continual.errors import DeltaError
-
-_METADATA = "continual"  # one key only: the order of several would not be the same in every process
+from continual.formats import from_blob, to_blob
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class Delta:
 
     def to_bytes(self) -> bytes:
         """The delta as a safetensors file; equal deltas give equal bytes."""
-        return tensor_file(self.frozen().tensors(), self.about())
+        return to_blob(self.frozen().tensors(), self.about())
 
     def about(self) -> dict[str, Any]:
         """All but the tensors, as JSON."""
@@ -125,11 +120,13 @@ class Delta:
 def load_delta(data: bytes) -> Delta:
     """Read a delta back from `to_bytes()`.
 
-    Raises DeltaError when the bytes are no delta, or of a method that this version does not know.
+    Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a
+    method that this version does not know.
     """
+    tensors, about = from_blob(data, what="delta")
     try:
-        return delta_of(*read_tensor_file(data))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        return delta_of(tensors, about)
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
 
@@ -145,21 +142,6 @@ def delta_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
         raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
     settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
     return Delta(about["method"], settings, about["backbone"], values, head, kind)
-
-
-def tensor_file(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Tensors and JSON about them as a safetensors file."""
-    return save_safetensors(dict(tensors), metadata={_METADATA: json.dumps(about, sort_keys=True)})
-
-
-def read_tensor_file(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `tensor_file` wrote, the tensors by name.
-
-    Raises SafetensorError, KeyError, TypeError or ValueError for anything else.
-    """
-    tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
-    length = int.from_bytes(data[:8], "little")
-    return tensors, dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]))
 
 
 def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:

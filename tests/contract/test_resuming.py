@@ -1,4 +1,4 @@
-"""Training that goes on from what was kept ends as if it had never stopped: every method, to the bit, from any epoch."""
+"""Training that goes on from what was kept ends as if it had never stopped: every method, to the bit."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from tiny import fresh_delta, prepared
 
 from continual.backbone import Backbone
 from continual.course import Course, packed, unpacked
-from continual.deltas import METHODS, Delta, read_tensor_file, tensor_file
+from continual.deltas import METHODS, Delta
+from continual.formats import from_blob, to_blob
 from continual.train import Trained, train
 from tasks import Budget
 
@@ -22,7 +23,7 @@ def trained(backbone: Backbone, start: Delta, *, epochs: int = 4, course: Course
         metric="accuracy",
         seed=3,
         course=course,
-        keep=lambda course: kept.append(tensor_file(*packed(course))),
+        keep=lambda course: kept.append(to_blob(*packed(course))),
     )
     return found, kept
 
@@ -34,7 +35,7 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
     assert len(kept) == 5
     for epoch, data in enumerate(kept):
         torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
-        rest, later = trained(bert, start, course=unpacked(*read_tensor_file(data)))
+        rest, later = trained(bert, start, course=unpacked(*from_blob(data, what="checkpoint")))
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve
         assert len(later) == 4 - epoch, "what is done is not done again"
@@ -43,5 +44,5 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
 
 def _tensors(data: bytes) -> dict[str, bytes]:
     """All that was kept but the seconds."""
-    tensors, about = read_tensor_file(data)
+    tensors, about = from_blob(data, what="checkpoint")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"deltas": repr(about["deltas"])}
