@@ -12,7 +12,8 @@ ContinualError                    exit code 1: something failed while running
 ├── RegistryError                 what was learned cannot be read or written              (registry)
 │   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
 │   ├── ClaimLost                 a task is another controller's by now                   (registry)
-│   └── Disconnected              the connection to the database broke                    (registry)
+│   └── Interrupted               another transaction came first                          (registry)
+│       └── Disconnected          the connection to the database broke                    (registry)
 ├── DeltaError                    a delta does not fit the backbone it is put on
 └── LearnError                    a task failed while it was being learned
 """
@@ -21,6 +22,7 @@ from registry.errors import (
     BlobError,
     ClaimLost,
     Disconnected,
+    Interrupted,
     NotFound,
     RegistryError,
     SchemaError,
@@ -39,6 +41,7 @@ __all__ = [
     "Disconnected",
     "ExchangeError",
     "InputError",
+    "Interrupted",
     "LearnError",
     "MethodError",
     "NotFound",

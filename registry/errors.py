@@ -4,7 +4,8 @@ ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     ├── BlobError                ├── SchemaError
     ├── ClaimLost                ├── TaskChanged
-    └── Disconnected             └── StreamChanged
+    └── Interrupted              └── StreamChanged
+        └── Disconnected
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,11 @@ class ClaimLost(RegistryError):
     """A position is another holder's by now: what was done for it is not wanted any more."""
 
 
-class Disconnected(RegistryError):
+class Interrupted(RegistryError):
+    """Another transaction came first; what was being done was undone, and can be done again."""
+
+
+class Disconnected(Interrupted):
     """The connection to the database broke; what was being done can be done again."""
 
 

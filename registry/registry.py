@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import Self, TypeVar, final
 
 from sqlalchemy import Engine, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, writer
-from registry.errors import Disconnected, RegistryError, not_found
+from registry.errors import Disconnected, Interrupted, RegistryError, not_found
 from registry.records import (
     BackboneRecord,
     Champion,
@@ -29,7 +29,8 @@ from registry.tables import Stream, Task
 from registry.unit import Unit, require_same
 
 T = TypeVar("T")
-REPEATS = 3  # how often a unit is begun whose connection broke
+REPEATS = 3  # how often a unit is begun that does not come through
+OTHERS_FIRST = ("40001", "40P01")  # PostgreSQL could not put two transactions in an order, or one behind the other
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class Registry:
             yield Unit(session, self.blobs)
 
     def write(self, work: Callable[[Unit], T]) -> T:
-        """What `work` returns in a unit of its own; all of it again where the connection broke before it was done.
+        """What `work` returns in a unit of its own; all of it again where another one, just committed, came first, and
+        where the connection broke before it was done.
 
         Raises: Disconnected, where it broke while the unit was committed: then nobody knows whether it was.
         """
@@ -97,10 +99,10 @@ class Registry:
                     unit.session.flush()
                     done = True
                 return result
-            except Disconnected as error:
-                if done or not left:
+            except Interrupted as error:
+                if not left or (done and isinstance(error, Disconnected)):
                     raise
-                log.warning("once more: %s", error)
+                log.info("once more: %s", error)
         raise AssertionError("the last repeat returns or raises")
 
     @contextmanager
@@ -208,5 +210,12 @@ def _translated(doing: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        kind = Disconnected if error.connection_invalidated else RegistryError
-        raise kind(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+        raise _kind(error)(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+
+
+def _kind(error: DBAPIError) -> type[RegistryError]:
+    """What an error of the database means for who was writing."""
+    if error.connection_invalidated:
+        return Disconnected
+    first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in OTHERS_FIRST
+    return Interrupted if first else RegistryError

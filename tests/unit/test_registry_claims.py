@@ -7,6 +7,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from socket import gethostname
+from threading import Thread
+from typing import Any
 
 import pytest
 from registry_cases import (
@@ -24,6 +26,7 @@ from sqlalchemy import select, text
 from registry import (
     ClaimLost,
     Disconnected,
+    Interrupted,
     NotFound,
     Registry,
     Unit,
@@ -40,7 +43,7 @@ from registry import (
 from registry.base import clock, now
 from registry.holders import alive
 from registry.lookups import position_row
-from registry.tables import Position
+from registry.tables import Position, Stream
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -204,8 +207,17 @@ def test_a_clock_that_is_wrong_bears_on_nothing(
 ) -> None:
     """The holder's host is an hour behind, ours an hour ahead: the lease is the database's."""
     for own, hours in ((FAR, -1), (this_holder(), 1)):
-        monkeypatch.setattr("registry.base.now", lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours))
+
+        class Wrong(datetime):
+            offset = timedelta(hours=hours)
+
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:
+                return datetime.now(tz) + cls.offset
+
+        monkeypatch.setattr("registry.base.datetime", Wrong)
         monkeypatch.setattr("time.time", lambda hours=hours: time.time_ns() / 1e9 + 3600 * hours)
+        assert abs(now() - datetime.now(UTC)) > timedelta(minutes=59)
         assert claim(registry, "core", number=0, holder=own) == (own == FAR)
     assert heartbeat(registry, "core", number=0, holder=FAR)
     silence(registry, 130)
@@ -259,7 +271,38 @@ def test_routed_scores_are_of_all_that_is_learned_or_none(tmp_path: Path) -> Non
             assert unit.add_routed("core", 0, {"sst2@1": late})
 
 
-# A connection that breaks
+# Transactions that meet, and connections that break
+
+
+def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, database: str) -> None:
+    """Two controllers begin a stream at once: each finds none, and only one can write it."""
+    if not database.startswith("postgresql"):
+        pytest.skip("SQLite's writers queue")
+    with make_registry(tmp_path) as registry:
+        tried: list[str] = []
+
+        def work(unit: Unit) -> None:
+            tried.append("begun")
+            unit.begin_stream("core", backbone="f00d", spec={"name": "core"}, entries=[("sst2", "r-sst2")])
+
+        second = Thread(target=registry.write, args=(work,))
+        with registry.unit() as first:
+            work(first)
+            first.session.flush()
+            second.start()  # sees no stream, and waits with its own until ours is committed
+            while not _waits_for_a_lock(registry):
+                time.sleep(0.01)
+        second.join()
+        assert len(tried) == 3
+        assert [p.task for p in registry.stream("core").positions] == ["sst2"]
+        with pytest.raises(Interrupted), registry.unit() as unit:
+            unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
+
+
+def _waits_for_a_lock(registry: Registry) -> bool:
+    with registry.reading() as session:
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(session.scalar(waiting))
 
 
 def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: str) -> None:
