@@ -18,7 +18,7 @@ class RegistryError(ContinualError):
 
 
 class BlobError(RegistryError):
-    """A blob is missing, or its bytes are not those its digest promises."""
+    """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
 
 
 class NotFound(InputError):
