@@ -1,7 +1,7 @@
 """What a delta says of fixed inputs: kept when it is registered, and asked for again by `continual verify`.
 
-The inputs are no user's: tokens of the backbone's vocabulary, drawn once and stored with the answer, so that neither the
-way of drawing nor the tokenizer has to stay as it is. All is computed in float32, whatever type the delta learned in.
+The inputs are no user's: tokens of the backbone's vocabulary, drawn once and stored with the answer, so that neither
+the way of drawing nor the tokenizer has to stay as it is. All is computed in float32, whatever the delta learned in.
 """
 
 import random

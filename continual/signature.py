@@ -54,7 +54,9 @@ class Signature:
         """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
         tensors, _ = from_blob(data, what="signature")
         if tensors.keys() != {"counts", "sums", "moment"}:
-            raise BlobError(f"a signature has counts, sums and moment, and this has {sorted(tensors)}; restore the blob")
+            raise BlobError(
+                f"a signature has counts, sums and moment, and this has {sorted(tensors)}; restore the blob"
+            )
         return cls(**tensors)
 
 

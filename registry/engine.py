@@ -2,12 +2,12 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -16,6 +16,7 @@ from tasks.errors import InputError
 
 BUSY_SECONDS = 30
 _WRITES = "registry_writes"
+_MIGRATION = 0x636F6E74696E  # the number of PostgreSQL's lock for those that alter tables
 
 
 def connect(url: str) -> Engine:
@@ -38,6 +39,13 @@ def connect(url: str) -> Engine:
     return engine
 
 
+def reader(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
+    if engine.dialect.name == "postgresql":  # where each statement would see its own
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine
+
+
 def writer(engine: Engine) -> Engine:
     """The same engine and pool, for transactions that write."""
     return engine.execution_options(**{_WRITES: True})
@@ -45,7 +53,7 @@ def writer(engine: Engine) -> Engine:
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables.
+    """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
@@ -57,6 +65,8 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             plain.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
+                if not sqlite:  # there a second one waits for BEGIN
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
                 yield connection
                 if sqlite and (lost := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
                     raise RegistryError(f"rows refer to others that are not there: {lost[:5]}. Nothing was changed.")
@@ -64,6 +74,14 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    if connection.dialect.name == "postgresql":
+        for table in tables:
+            sequence = func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
 def _make_folder(url: URL) -> None:

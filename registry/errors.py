@@ -4,7 +4,8 @@ ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     └── BlobError                ├── SchemaError
                                  ├── TaskChanged
-                                 └── StreamChanged
+                                 ├── StreamChanged
+                                 └── ArchiveError
 """
 
 from collections.abc import Iterable
@@ -35,6 +36,10 @@ class TaskChanged(InputError):
 
 class StreamChanged(InputError):
     """A stream that was begun came back with another backbone or other entries."""
+
+
+class ArchiveError(InputError):
+    """A file is not the whole archive of a registry that this code can read."""
 
 
 def not_found(what: str, name: str, *, known: Iterable[str]) -> NotFound:

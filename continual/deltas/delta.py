@@ -117,8 +117,8 @@ class Delta:
 def load_delta(data: bytes) -> Delta:
     """Read a delta back from `to_bytes()`.
 
-    Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a method
-    that this version does not know.
+    Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a
+    method that this version does not know.
     """
     tensors, about = from_blob(data, what="delta")
     try:
