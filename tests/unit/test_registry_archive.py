@@ -1,6 +1,7 @@
 """A whole registry in one file: from and into both databases without loss, and refused where it is not whole."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -50,13 +51,19 @@ def filled(tmp_path: Path, database: str) -> Iterator[Registry]:
         yield registry
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    """Of a registry in SQLite."""
-    with make_registry(tmp_path / "first") as registry:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a registry in SQLite and its archive. Not to be changed."""
+    folder = tmp_path_factory.mktemp("written")
+    with make_registry(folder) as registry:
         fill(registry)
-        dump(registry, tmp_path / "archive.zip")
-    return tmp_path / "archive.zip"
+        dump(registry, folder / "archive.zip")
+    return folder
+
+
+@pytest.fixture
+def archive(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(written / "archive.zip", tmp_path))
 
 
 def test_it_goes_through_both_databases_without_loss(tmp_path: Path, postgres_url: str) -> None:
@@ -197,7 +204,7 @@ TAMPERED: dict[str, tuple[Callable[[Entries], object], str]] = {
         "no moment",
     ),
     "rows twice": (lambda found: forged(found, "tasks", lambda rows: rows + rows), "could not be restored"),
-    "lost rows": (lambda found: forged(found, "tasks", lambda rows: b""), "could not be restored|not there"),
+    "lost rows": (lambda found: forged(found, "tasks", lambda rows: b""), "could not be restored|no row of it names"),
 }
 
 
@@ -224,11 +231,11 @@ def test_an_archive_that_was_cut_off_is_refused(kept: int, archive: Path, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_every_flipped_byte_is_noticed_or_of_no_effect(archive: Path, tmp_path: Path) -> None:
+def test_every_flipped_byte_is_noticed_or_of_no_effect(written: Path, archive: Path, tmp_path: Path) -> None:
     whole = archive.read_bytes()
-    with make_registry(tmp_path / "first") as registry:
+    with make_registry(written) as registry:
         before = contents(registry)
-    refused, step = 0, len(whole) // 60
+    refused, step = 0, len(whole) // 40
     for at in range(0, len(whole), step):
         archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         target = f"sqlite:///{tmp_path}/{at}/registry.db", f"{tmp_path}/{at}/blobs"
@@ -240,7 +247,7 @@ def test_every_flipped_byte_is_noticed_or_of_no_effect(archive: Path, tmp_path: 
         else:
             with Registry.open(*target) as registry:
                 assert contents(registry) == before
-    assert refused > 30
+    assert refused > 20
 
 
 def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:
