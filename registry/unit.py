@@ -13,8 +13,8 @@ from registry.blobs import Blobs
 from registry.errors import BlobError, RegistryError, TaskChanged
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.names import plain_name
-from registry.records import BackboneRecord, DeltaRecord, Parent, Score, SignatureRecord, TaskRecord
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Task
+from registry.records import BackboneRecord, DeltaRecord, Message, Parent, Score, SignatureRecord, TaskRecord
+from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Task
 
 
 @final
@@ -52,6 +52,7 @@ class Unit:
         Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
         """
         streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries)
+        self.tell("stream", name)
 
     def add_delta(
         self,
@@ -78,13 +79,19 @@ class Unit:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
         self._add_scores(delta, scores)
+        self.tell("delta", delta.name)
+        if delta.status == "champion":
+            self.tell("champion", record.task)
         if signature is not None and delta.status == "champion":  # a candidate must not change how others are routed
             self._replace_signature(delta, signature)
         return delta.name
 
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
         """Adds scores to a delta; one measured again in the same place replaces the earlier."""
-        self._add_scores(delta_row(self.session, delta), scores)
+        added = tuple(scores)
+        self._add_scores(delta_row(self.session, delta), added)
+        for stream in {score.stream for score in added if score.stream}:
+            self.tell("stream", stream)
 
     def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
         """Marks a position as learned by `delta`.
@@ -99,6 +106,7 @@ class Unit:
             )
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
+        self.tell("stream", stream)
 
     def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
         """Marks a position as failed, so that the next run takes it up again.
@@ -108,6 +116,11 @@ class Unit:
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", error
         position.holder = position.lease_until = None
+        self.tell("stream", stream)
+
+    def tell(self, message: Message, subject: str, **about: Any) -> None:
+        """Notes in the outbox what MLflow is to be told: of a delta or a stream by its name, else of a task by its."""
+        self.session.add(Outbox(message=message, subject=subject, about=about))
 
     def set_mlflow_run(self, name: str, run: str) -> None:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
