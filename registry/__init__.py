@@ -4,27 +4,35 @@
 among controllers, `verify` finds damage, `upgrade` migrates, `dump` and `restore` carry all of it in one file.
 """
 
-from registry.blobs import Blobs
+from registry.blobs import Blobs, StoredBlob
 from registry.claims import claim, heartbeat, held, release
+from registry.collection import GRACE, collect
 from registry.dump import dump
 from registry.errors import (
     ArchiveError,
     BlobError,
     NotFound,
+    NothingToDo,
     RegistryError,
     SchemaError,
     StreamChanged,
     TaskChanged,
+    TaskNeeded,
     not_found,
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
     BackboneRecord,
     Champion,
+    Comparison,
+    Contest,
+    DataRecord,
     DeltaRecord,
     Mode,
+    Origin,
     Parent,
     Score,
     SignatureRecord,
@@ -38,21 +46,28 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
+from registry.removal import delete_task, purge
 from registry.restore import restore
 from registry.schema import upgrade
 from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
+    "GRACE",
     "IMPORTED",
     "ArchiveError",
     "BackboneRecord",
     "BlobError",
     "Blobs",
     "Champion",
+    "Comparison",
+    "Contest",
+    "DataRecord",
     "DeltaRecord",
     "Mode",
     "NotFound",
+    "NothingToDo",
+    "Origin",
     "Parent",
     "Registry",
     "RegistryError",
@@ -61,6 +76,7 @@ __all__ = [
     "SignatureRecord",
     "State",
     "Status",
+    "StoredBlob",
     "StoredDelta",
     "StoredPosition",
     "StoredScore",
@@ -68,15 +84,21 @@ __all__ = [
     "StoredStream",
     "StreamChanged",
     "TaskChanged",
+    "TaskNeeded",
     "TaskRecord",
     "Unit",
+    "archive",
     "claim",
+    "collect",
+    "delete_task",
     "delta_name",
     "dump",
     "heartbeat",
     "held",
     "not_found",
     "parse_delta",
+    "promote",
+    "purge",
     "release",
     "restore",
     "this_holder",

@@ -12,8 +12,8 @@ from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from registry import schema
-from registry.archive import FORMAT, MANIFEST, Manifest, Rows, blob_entry, table_entry
 from registry.base import Base, now
+from registry.dumpfile import FORMAT, MANIFEST, Manifest, Rows, blob_entry, table_entry
 from registry.named import named_blobs
 from registry.registry import Registry
 from tasks.errors import InputError

@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from registry import schema
-from registry.archive import Manifest, blob_entry, lines, opened
 from registry.base import Base
 from registry.blobs import Blobs
+from registry.dumpfile import Manifest, blob_entry, lines, opened
 from registry.engine import connect, continue_identities, migrating
 from registry.errors import ArchiveError, RegistryError
 from registry.named import named_blobs

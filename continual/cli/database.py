@@ -7,7 +7,7 @@ import typer
 
 from continual.cli.options import Common, answer, app, command
 from registry import dump, restore, upgrade
-from registry.archive import Manifest
+from registry.dumpfile import Manifest
 
 db = typer.Typer(help="The registry's database.", no_args_is_help=True)
 app.add_typer(db, name="db")
