@@ -45,15 +45,6 @@ class Watcher:
     learned: Callable[[str, str], None] = lambda task, delta: None
     failed: Callable[[str, str], None] = lambda task, error: None
 
-    def then(self, after: Callable[[], object]) -> "Watcher":
-        """The same watcher, with `after` called whenever a task is learned."""
-
-        def learned(task: str, delta: str) -> None:
-            self.learned(task, delta)
-            after()
-
-        return replace(self, learned=learned)
-
 
 SILENT = Watcher()
 

@@ -8,6 +8,7 @@ from registry.blobs import Blobs
 from registry.claims import claim, heartbeat, held, release
 from registry.errors import (
     BlobError,
+    DatabaseUnavailable,
     NotFound,
     RegistryError,
     SchemaError,
@@ -17,6 +18,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -37,6 +39,7 @@ from registry.records import (
 )
 from registry.registry import Registry
 from registry.schema import upgrade
+from registry.secrets import shown
 from registry.unit import Unit
 from registry.verify import verify
 
@@ -46,10 +49,12 @@ __all__ = [
     "BlobError",
     "Blobs",
     "Champion",
+    "DatabaseUnavailable",
     "DeltaRecord",
     "Mode",
     "NotFound",
     "Parent",
+    "Pending",
     "Registry",
     "RegistryError",
     "SchemaError",
@@ -70,10 +75,17 @@ __all__ = [
     "delta_name",
     "heartbeat",
     "held",
+    "identity",
+    "is_purged",
     "not_found",
     "parse_delta",
+    "postpone",
     "release",
+    "settle",
+    "shown",
+    "take",
     "this_holder",
     "upgrade",
     "verify",
+    "waiting",
 ]

@@ -4,6 +4,7 @@ import re
 from urllib.parse import unquote_plus
 
 HIDDEN = "***"
+LETTERS = 2  # so short a secret is hidden in URLs alone: every other word of a message would hold it
 # What stands before the last @ of an authority: a password may hold any sign, an @ and a / among them.
 _USER = re.compile(r"(?<=://)(?!/)\S*@")
 _VALUE = re.compile(r"([?&;][^\s=&;#?'\"]+=)[^\s&;#'\"]+")
@@ -30,4 +31,5 @@ def _secrets(url: str) -> set[str]:
     found = set(_SECRET.findall(url))
     if user := re.search(r"(?<=://)(?!/)(.*)@", url, re.DOTALL):
         found.add(user[1].partition(":")[2] or user[1])
-    return {form for secret in found for form in (secret, unquote_plus(secret)) if form.strip("*")}
+    forms = {form for secret in found for form in (secret, unquote_plus(secret))}
+    return {form for form in forms if len(form) > LETTERS}

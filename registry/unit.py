@@ -14,6 +14,7 @@ from registry.errors import BlobError, RegistryError, TaskChanged
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.names import plain_name
 from registry.records import BackboneRecord, DeltaRecord, Message, Parent, Score, SignatureRecord, TaskRecord
+from registry.secrets import shown
 from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Task
 
 
@@ -130,7 +131,7 @@ class Unit:
     def _require_blobs(self, *digests: str | None) -> None:
         for digest in digests:
             if digest is not None and not self.blobs.exists(digest):
-                raise BlobError(f"blob {digest} is not stored at {self.blobs.path(digest)}. Put it there first.")
+                raise BlobError(f"blob {digest} is not stored at {shown(self.blobs.path(digest))}. Put it there first.")
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)
