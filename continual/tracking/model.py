@@ -81,7 +81,7 @@ def _backbone(config: Mapping[str, str]) -> Backbone:
     if backbone.fingerprint != config["fingerprint"]:
         raise InputError(
             f"backbone {config['backbone']!r} has fingerprint {backbone.fingerprint}, and {config['delta']} was "
-            f"learned on {config['fingerprint']}; give the folder of that one: load_model(…, model_config={{'backbone': …}})"
+            f"learned on {config['fingerprint']}; give that one: load_model(…, model_config={{'backbone': …}})"
         )
     return backbone
 
