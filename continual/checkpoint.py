@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from continual.course import Course, packed, unpacked
@@ -24,7 +23,7 @@ class Plan:
     """What is decided of a task before it is trained, and is not decided anew where another goes on.
 
     arm: its method and learning rate · tried: what a search for them looked at · spanning: the deltas that span the
-    subspace it is learned in · neighbours: those that may be a start, the most alike first.
+    subspace it is learned in · neighbours: those that may be a start.
     """
 
     arm: Arm
@@ -93,7 +92,7 @@ def _written(checkpoint: Checkpoint, *, recipe: str) -> bytes:
         "arm": plan.arm.told(),
         "tried": [trial.told() for trial in plan.tried],
         "spanning": [neighbour.name for neighbour in plan.spanning],
-        "neighbours": [neighbour.name for neighbour in plan.neighbours],
+        "neighbours": [(neighbour.name, neighbour.again) for neighbour in plan.neighbours],
         "start": checkpoint.start,
         "seconds": checkpoint.seconds,
         "course": course,
@@ -110,9 +109,8 @@ def _read(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
     if about["recipe"] != recipe:
         raise ValueError("its checkpoint is of another recipe")
 
-    def neighbours(names: Sequence[str]) -> tuple[Neighbour, ...]:
-        return tuple(recalled(registry, name) for name in names)
-
     tried = tuple(map(Trial.read, about["tried"]))
-    plan = Plan(Arm.read(about["arm"]), tried, neighbours(about["spanning"]), neighbours(about["neighbours"]))
+    spanning = tuple(recalled(registry, name) for name in about["spanning"])
+    neighbours = tuple(recalled(registry, name, again=again) for name, again in about["neighbours"])
+    plan = Plan(Arm.read(about["arm"]), tried, spanning, neighbours)
     return Checkpoint(plan, about["start"], unpacked(tensors, about["course"]), about["seconds"])

@@ -25,7 +25,7 @@ from continual.routed import Examined, complete_routed_scores, examine, examine_
 from continual.search import arms, possible, search_of
 from continual.warmstart import SUPPORTED
 from continual.watcher import SILENT, Watcher
-from registry import Registry, StoredPosition, Unit, claim_next, held, release, this_holder
+from registry import Registry, StoredPosition, Unit, claim_next, held, release, shown, this_holder
 from tasks import Stream, TaskData, TaskSpec, load_stream
 
 log = logging.getLogger(__name__)
@@ -33,20 +33,27 @@ WAIT = 1.0  # seconds between looks at positions that other controllers hold
 RETRIES = 1  # how often a task that failed is tried again
 
 
-def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskData, ...]:
+def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
     """Load the rows of every task and check all that can be checked before training; nothing is written.
+
+    A task that was purged since the stream learned it is left out: its rows may be gone as well.
+    alone: the stream is a lone task, which no stream of its name has to do with.
 
     Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
     warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
     """
+    positions = () if alone else registry.positions(stream.name)
+    purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
+    kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in stream.resolved() for problem in _misfits(backbone, spec)
+        MethodError(problem) for spec in kept.resolved() for problem in _misfits(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
-        loaded = load_stream(stream)
-        registry.require_same(task_record(data) for data in loaded)
-        registry.require_begun_so(stream.name, _entries(loaded, seed=stream.seed))
+        loaded = load_stream(kept)
+        registry.require_same(task_record(data) for data in loaded if data.spec.name not in learned)
+        if not alone:
+            registry.require_begun_so(stream.name, _entries(stream, loaded))
     except InputError as error:
         problems.append(error)
     if len(problems) == 1:
@@ -94,7 +101,7 @@ def run(
             stream.name,
             backbone=backbone.fingerprint,
             spec=stream.model_dump(mode="json"),
-            entries=_entries(loaded, seed=stream.seed),
+            entries=_entries(stream, loaded),
         )
 
     registry.write(work)
@@ -139,9 +146,10 @@ def learn_one(
     return learned, delta
 
 
-def _entries(loaded: Sequence[TaskData], *, seed: int) -> list[tuple[str, str]]:
-    """What the registry knows a stream's positions by."""
-    return [(data.spec.name, recipe(data, seed=seed)) for data in loaded]
+def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
+    """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
+    recipes = {data.spec.name: recipe(data, seed=stream.seed) for data in loaded}
+    return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
 
 
 def recipe(data: TaskData, *, seed: int) -> str:
@@ -163,13 +171,9 @@ class _Controller:
         *,
         retries: int,
     ) -> None:
-        self.backbone, self.registry, self.stream, self.loaded, self.watcher = (
-            backbone,
-            registry,
-            stream,
-            loaded,
-            watcher,
-        )
+        self.backbone, self.registry, self.stream, self.watcher = backbone, registry, stream, watcher
+        numbers = {task.name: number for number, task in enumerate(stream.tasks)}
+        self.loaded = {numbers[data.spec.name]: data for data in loaded}  # by position, without what was purged
         self.holder = this_holder()
         self.most = {position.number: position.attempts + 1 + retries for position in self._positions()}
         self.examined: dict[str, Callable[[], Examined]] = {}  # by delta
@@ -197,9 +201,9 @@ class _Controller:
             with held(self.registry, self.stream.name, number=number, holder=self.holder):
                 self._learn(number, self.loaded[number])
 
-    def _positions(self) -> tuple[StoredPosition, ...]:
+    def _positions(self) -> list[StoredPosition]:
         """Those of this run: the file of another controller may name more tasks."""
-        return self.registry.stream(self.stream.name).positions[: len(self.loaded)]
+        return [p for p in self.registry.positions(self.stream.name) if p.number in self.loaded and not p.purged]
 
     def _is_open(self, position: StoredPosition) -> bool:
         again = position.state == "failed" and position.attempts < self.most[position.number]
@@ -210,7 +214,7 @@ class _Controller:
             self.watcher.waiting(position.task, position.holder or "")
         time.sleep(WAIT)
 
-    def _look_around(self) -> tuple[StoredPosition, ...]:
+    def _look_around(self) -> list[StoredPosition]:
         """Measure what can be measured, and tell of what anybody has learned; the positions as they are."""
         positions = self._positions()
         while not self._measure(positions):
@@ -224,7 +228,8 @@ class _Controller:
     def _measure(self, positions: Sequence[StoredPosition]) -> bool:
         """Measure the stream in its order, up to what is still to be learned; False where it has changed meanwhile."""
         examined: dict[str, Callable[[], Examined]] = {}
-        for step, position in enumerate(positions):
+        for position in positions:
+            step = position.number
             if position.state in ("waiting", "held"):
                 break
             if position.delta:
@@ -256,7 +261,7 @@ class _Controller:
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
             if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
                 log.error("task %s failed", name, exc_info=True)
-            self._fail(number, name, f"{type(error).__name__}: {error}")
+            self._fail(number, name, shown(f"{type(error).__name__}: {error}"))
         except BaseException:  # stopped by hand: the next run may go on at once
             release(self.registry, stream.name, number=number, holder=self.holder)
             raise

@@ -1,8 +1,8 @@
 """The story of one task: from its rows to a delta that the registry remembers.
 
 rows → signature in frozen features → the method, where it is to be chosen → neighbours ranked → a start chosen on
-held-out rows → training → scores. Nothing is written here: `record` writes all of it in one unit of work, so a task
-that fails, or is killed, leaves no trace but a checkpoint to go on from.
+held-out rows, or what the task learned before → training → scores. Nothing is written here: `record` writes all of it
+in one unit of work, so a task that fails, or is killed, leaves no trace but a checkpoint to go on from.
 """
 
 import time
@@ -20,7 +20,7 @@ from continual.deltas import method_settings
 from continual.evaluate import measure
 from continual.features import making_room
 from continual.kinds import Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
-from continual.neighbours import nearest_learned, spanning
+from continual.neighbours import learned_before, nearest_learned, spanning
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature, signature
 from continual.train import Keep, Report, Trained, train
@@ -119,11 +119,11 @@ def learn(
     plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
     task = task.by(plan.arm)
     settings, scratch = method_settings(task.method), Candidate(None, begin, plan.spanning)
-    neighbours = [judge(kind, neighbour, rows=rows, held_out=held_out) for neighbour in plan.neighbours]
+    others = [judge(kind, neighbour, rows=rows, held_out=held_out) for neighbour in plan.neighbours]
     if checkpoint:
-        start = {candidate.name: candidate for candidate in (scratch, *neighbours)}[checkpoint.start]
+        start = {candidate.name: candidate for candidate in (scratch, *others)}[checkpoint.start]
     else:
-        start = choose(backbone, task.warm_start, scratch=scratch, others=neighbours, settings=settings)
+        start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings)
 
     def reached(course: Course) -> None:
         keep(Checkpoint(plan, start.name, course, time.perf_counter() - began))
@@ -137,7 +137,7 @@ def learn(
         _score(task, "oracle", outputs),
         _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
-    if neighbours:  # what was learned before, without training: the forward transfer
+    if neighbours := [other for other in others if not other.again]:  # without training: the forward transfer
         best = max(neighbours, key=lambda candidate: candidate.start.mean)
         scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.start.head)))
     seconds = time.perf_counter() - began
@@ -151,8 +151,9 @@ def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, see
     """What is decided before a task is trained: method and learning rate, and which learned deltas it looks at."""
     best, tried = decided(task, Candidate(None, begin), seed=seed)
     name, settings = task.data.spec.name, method_settings(best.method)
+    before = () if task.warm_start == "scratch" else learned_before(task.backbone, registry, task.data)
     near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
-    return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), tuple(near))
+    return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), (*before, *near))
 
 
 def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Arm, tuple[Trial, ...]]:

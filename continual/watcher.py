@@ -1,7 +1,7 @@
 """Who wants to know how a run goes on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,6 @@ class Watcher:
     waiting: Callable[[str, str], None] = lambda task, holder: None
     learned: Callable[[str, str], None] = lambda task, delta: None
     failed: Callable[[str, str], None] = lambda task, error: None
-
-    def then(self, after: Callable[[], object]) -> "Watcher":
-        """The same watcher, with `after` called whenever a task is learned."""
-
-        def learned(task: str, delta: str) -> None:
-            self.learned(task, delta)
-            after()
-
-        return replace(self, learned=learned)
 
 
 SILENT = Watcher()

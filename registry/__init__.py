@@ -1,32 +1,45 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade` migrates.
+among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade` migrates,
+`dump` and `restore` carry all of it in one file.
 """
 
-from registry.blobs import Blobs
+from registry.blobs import Blobs, StoredBlob
 from registry.checkpoints import keep_checkpoint, last_checkpoint
 from registry.claims import claim, claim_next, heartbeat, held, release
+from registry.collection import GRACE, collect
+from registry.dump import dump
 from registry.errors import (
+    ArchiveError,
     BlobError,
     ClaimLost,
+    DatabaseUnavailable,
     Disconnected,
     Interrupted,
     NotFound,
+    NothingToDo,
     RegistryError,
     SchemaError,
     StreamChanged,
     TaskChanged,
+    TaskNeeded,
     not_found,
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
+from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
     BackboneRecord,
     Champion,
+    Comparison,
+    Contest,
+    DataRecord,
     DeltaRecord,
     Mode,
+    Origin,
     Parent,
     Score,
     SignatureRecord,
@@ -40,23 +53,35 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
+from registry.removal import delete_task, purge
+from registry.restore import restore
 from registry.schema import upgrade
+from registry.secrets import shown
 from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
+    "GRACE",
     "IMPORTED",
+    "ArchiveError",
     "BackboneRecord",
     "BlobError",
     "Blobs",
     "Champion",
     "ClaimLost",
+    "Comparison",
+    "Contest",
+    "DataRecord",
+    "DatabaseUnavailable",
     "DeltaRecord",
     "Disconnected",
     "Interrupted",
     "Mode",
     "NotFound",
+    "NothingToDo",
+    "Origin",
     "Parent",
+    "Pending",
     "Registry",
     "RegistryError",
     "SchemaError",
@@ -64,6 +89,7 @@ __all__ = [
     "SignatureRecord",
     "State",
     "Status",
+    "StoredBlob",
     "StoredDelta",
     "StoredPosition",
     "StoredScore",
@@ -71,19 +97,34 @@ __all__ = [
     "StoredStream",
     "StreamChanged",
     "TaskChanged",
+    "TaskNeeded",
     "TaskRecord",
     "Unit",
+    "archive",
     "claim",
     "claim_next",
+    "collect",
+    "delete_task",
     "delta_name",
+    "dump",
     "heartbeat",
     "held",
+    "identity",
+    "is_purged",
     "keep_checkpoint",
     "last_checkpoint",
     "not_found",
     "parse_delta",
+    "postpone",
+    "promote",
+    "purge",
     "release",
+    "restore",
+    "settle",
+    "shown",
+    "take",
     "this_holder",
     "upgrade",
     "verify",
+    "waiting",
 ]

@@ -2,6 +2,7 @@
 
 from sqlalchemy import delete, select
 
+from registry.collection import sweep
 from registry.errors import ClaimLost
 from registry.lookups import position_row
 from registry.registry import Registry
@@ -16,14 +17,18 @@ def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
     """
     digest = registry.blobs.put(data)
 
-    def work(unit: Unit) -> None:
+    def work(unit: Unit) -> list[str]:
         position = position_row(unit.session, stream, number=number)
         if position.holder != holder:
             raise ClaimLost(f"position {number} of {stream!r} is no longer held by {holder}. Claim it again.")
-        unit.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
+        unit.require_blobs(digest)
+        of_position = Checkpoint.position_id == position.id
+        replaced = unit.session.scalars(select(Checkpoint.digest).where(of_position)).all()
+        unit.session.execute(delete(Checkpoint).where(of_position))
         unit.session.add(Checkpoint(position_id=position.id, epoch=epoch, digest=digest))
+        return [before for before in replaced if before != digest]
 
-    registry.write(work)
+    sweep(registry, registry.write(work))
 
 
 def last_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:

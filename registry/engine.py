@@ -3,22 +3,25 @@
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from registry.errors import RegistryError
+from registry.errors import DatabaseUnavailable, RegistryError
+from registry.secrets import shown
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
 PATIENCE = 100.0  # seconds that a database which was there may be away: a restart costs nobody the lease on a task
 RETRY_SECONDS = 0.5
 _WRITES = "registry_writes"
+_ALONE = "alone"
+_DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares, unless it has to be alone
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +37,50 @@ def connect(url: str) -> Engine:
         parsed = make_url(url)
         _make_folder(parsed)
         engine = create_engine(parsed, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError(
-            f"the registry's URL {url!r} cannot be used: {error}. "
-            "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
-        ) from error
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
+        wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
+        advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
+        raise InputError(f"{wrong}. {advice}") from None  # its cause may quote the URL
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         event.listen(engine, "do_connect", _Patient())
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
-def writer(engine: Engine) -> Engine:
-    """The same engine and pool, for transactions that write."""
-    return engine.execution_options(**{_WRITES: True})
+@contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Raises DatabaseUnavailable where the database at `url` does not answer the first questions, or is none."""
+    try:
+        yield
+    except DBAPIError as error:
+        why = shown(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
+        advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
+        raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
+
+
+def reader(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
+    if engine.dialect.name == "postgresql":  # where each statement would see its own
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine
+
+
+def writer(engine: Engine, *, alone: bool = False) -> Engine:
+    """The same engine and pool, for transactions that write; `alone`: each waits until no other is open."""
+    return engine.execution_options(**{_WRITES: _ALONE if alone else True})
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables.
+    """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
     """
-    with writer(engine).connect() as connection:
+    with writer(engine, alone=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
         plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
         if sqlite:
@@ -73,6 +94,14 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    if connection.dialect.name == "postgresql":
+        for table in tables:
+            sequence = func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
 def _make_folder(url: URL) -> None:
@@ -131,3 +160,10 @@ def _begin_sqlite(connection: Connection) -> None:
     # Two transactions that read and then write would each wait for the other's read lock: writers queue at the door.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # Units write beside each other there; one that deletes blobs must not have any of them between looking and naming.
+    if writes := connection.get_execution_options().get(_WRITES, False):
+        shared = "" if writes == _ALONE else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_DOOR})")

@@ -12,21 +12,23 @@ from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, writer
-from registry.errors import Disconnected, Interrupted, RegistryError, not_found
+from registry.engine import connect, opening, reader, writer
+from registry.errors import Disconnected, Interrupted, RegistryError
+from registry.known import known_task
 from registry.records import (
     BackboneRecord,
     Champion,
     Mode,
     StoredDelta,
+    StoredPosition,
     StoredScore,
     StoredSignature,
     StoredStream,
     TaskRecord,
 )
 from registry.shapes import Row
-from registry.tables import Stream, Task
-from registry.unit import Unit, require_same
+from registry.tables import Stream
+from registry.unit import Unit
 
 T = TypeVar("T")
 REPEATS = 3  # how often a unit is begun that does not come through
@@ -54,11 +56,11 @@ class Registry:
         """The registry at the database `url` and the blobs' `blobs` (a folder, or a URL of fsspec).
 
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
-        InputError for a URL of no known kind; RegistryError, where the database does not answer.
+        InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
         """
         store, engine = Blobs(blobs), connect(url)
         try:
-            with _translated("open the registry"):
+            with opening(url):
                 schema.check(engine)
         except BaseException:
             engine.dispose()
@@ -76,13 +78,15 @@ class Registry:
         self.close()
 
     @contextmanager
-    def unit(self) -> Iterator[Unit]:
+    def unit(self, *, alone: bool = False) -> Iterator[Unit]:
         """One transaction: committed where the block ends well, undone on any exception.
 
         Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
+        alone: waits until no other unit is open, and lets none begin.
         Raises: RegistryError, where the database refuses what is written.
         """
-        with _translated("write to the registry"), Session(writer(self.engine)) as session, session.begin():
+        engine = writer(self.engine, alone=alone)
+        with _translated("write to the registry"), Session(engine) as session, session.begin():
             yield Unit(session, self.blobs)
 
     def write(self, work: Callable[[Unit], T]) -> T:
@@ -108,7 +112,7 @@ class Registry:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(self.engine) as session, session.begin():
+        with _translated("read the registry"), Session(reader(self.engine)) as session, session.begin():
             yield session
 
     def tasks(self) -> list[Row]:
@@ -152,7 +156,7 @@ class Registry:
             return queries.champions(session, backbone=backbone)
 
     def signatures(self, backbone: str) -> tuple[StoredSignature, ...]:
-        """The signatures taken on the backbone of this fingerprint, in order of their tasks' arrival."""
+        """The signatures of the champions on the backbone of this fingerprint, in order of their tasks' arrival."""
         with self.reading() as session:
             return queries.signatures(session, backbone=backbone)
 
@@ -161,12 +165,16 @@ class Registry:
         with self.reading() as session:
             return queries.stream(session, name=name)
 
+    def positions(self, stream: str) -> tuple[StoredPosition, ...]:
+        """The positions of the stream of that name, in order; none where it was never begun."""
+        with self.reading() as session:
+            return queries.positions(session, stream=stream)
+
     def require_same(self, records: Iterable[TaskRecord]) -> None:
-        """Raises TaskChanged where a task is known with another kind, metric or labels."""
+        """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""
         with self.reading() as session:
             for record in records:
-                if known := session.scalar(select(Task).where(Task.name == record.name)):
-                    require_same(known, record)
+                known_task(session, record)
 
     def require_begun_so(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
         """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
@@ -174,12 +182,15 @@ class Registry:
             if known := session.scalar(select(Stream).where(Stream.name == stream)):
                 streams.require_begun_so(known, entries)
 
-    def signature(self, task: str, backbone: str) -> StoredSignature:
-        """The signature of a task on the backbone of this fingerprint. Raises: NotFound."""
-        found = {signature.task: signature for signature in self.signatures(backbone)}
-        if task not in found:
-            raise not_found("task with a signature on this backbone", task, known=found)
-        return found[task]
+    def signature(self, delta: str) -> StoredSignature:
+        """The signature of a delta, such as sst2@1. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.signature(session, delta=delta)
+
+    def last_version(self, task: str, backbone: str) -> StoredDelta | None:
+        """The delta that serves a task on the backbone of this fingerprint, else its newest that is not purged."""
+        with self.reading() as session:
+            return queries.last_version(session, task=task, backbone=backbone)
 
     def streams(self) -> tuple[StoredStream, ...]:
         """All streams with their positions, in the order in which they were begun."""
@@ -199,10 +210,15 @@ class Registry:
         with self.reading() as session:
             return queries.scores(session, stream=stream, delta=delta, task=task, mode=mode, split=split)
 
-    def pending_mlflow(self) -> tuple[StoredDelta, ...]:
-        """The deltas that MLflow has not been told of, in order of learning."""
+    def stream_of(self, delta: str) -> str | None:
+        """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
         with self.reading() as session:
-            return queries.pending_mlflow(session)
+            return queries.stream_of(session, delta=delta)
+
+    def serving(self, task: str) -> tuple[StoredDelta, ...]:
+        """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.serving(session, task=task)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ FLOORS = {
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features signature head neighbours kinds metrics search "
     "course optimiser",
-    5: "learn controller routed report predict audit estimate record exchange checkpoint watcher",
+    5: "learn controller routed report predict audit estimate record replay exchange verify contest checkpoint watcher",
     6: "cli learner tracking plots",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}

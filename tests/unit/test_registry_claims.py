@@ -237,6 +237,7 @@ def test_a_checkpoint_is_its_holders_and_goes_when_the_task_is_learned(registry:
     for epoch in (1, 2):
         keep(holder=FAR, epoch=epoch, data=b"state %d" % epoch)
     assert last_checkpoint(registry, "core", number=0) == b"state 2"
+    assert [blob.bytes for blob in registry.blobs.every()] == [7], "what was replaced does not pile up"
     assert verify(registry) == []
     silence(registry, 130)
     assert claim(registry, "core", number=0, holder=this_holder())
