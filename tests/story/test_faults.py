@@ -68,8 +68,7 @@ def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.benchmarks.faults", "--kills", "4", "--repeats", "1", "--only", scenarios],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_kept_stops_nothing(
 
 
 def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp_path: Path) -> None:
-    """The disk is full for a moment: the stream goes on, and what failed is learned in the end, and measured rightly."""
+    """The disk is full for a moment: the stream goes on, and what failed is learned and measured in the end."""
     failed: list[str] = []
 
     def once(task: str, done: int, total: int) -> None:
