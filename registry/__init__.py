@@ -20,7 +20,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
-from registry.promotion import archive, promote
+from registry.promotion import archive_delta, promote_delta
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -44,7 +44,7 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
-from registry.removal import delete_task, purge
+from registry.removal import delete_task, purge_task
 from registry.schema import upgrade
 from registry.unit import Unit
 from registry.verify import verify
@@ -83,7 +83,7 @@ __all__ = [
     "TaskNeeded",
     "TaskRecord",
     "Unit",
-    "archive",
+    "archive_delta",
     "claim",
     "collect",
     "delete_task",
@@ -92,8 +92,8 @@ __all__ = [
     "held",
     "not_found",
     "parse_delta",
-    "promote",
-    "purge",
+    "promote_delta",
+    "purge_task",
     "release",
     "this_holder",
     "upgrade",
