@@ -1,13 +1,15 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `verify` finds damage, `upgrade` migrates.
+among controllers, `verify` finds damage, `upgrade` migrates, `dump` and `restore` carry all of it in one file.
 """
 
 from registry.blobs import Blobs, StoredBlob
 from registry.claims import claim, heartbeat, held, release
 from registry.collection import GRACE, collect
+from registry.dump import dump
 from registry.errors import (
+    ArchiveError,
     BlobError,
     NotFound,
     NothingToDo,
@@ -45,6 +47,7 @@ from registry.records import (
 )
 from registry.registry import Registry
 from registry.removal import delete_task, purge_task
+from registry.restore import restore
 from registry.schema import upgrade
 from registry.unit import Unit
 from registry.verify import verify
@@ -52,6 +55,7 @@ from registry.verify import verify
 __all__ = [
     "GRACE",
     "IMPORTED",
+    "ArchiveError",
     "BackboneRecord",
     "BlobError",
     "Blobs",
@@ -88,6 +92,7 @@ __all__ = [
     "collect",
     "delete_task",
     "delta_name",
+    "dump",
     "heartbeat",
     "held",
     "not_found",
@@ -95,6 +100,7 @@ __all__ = [
     "promote_delta",
     "purge_task",
     "release",
+    "restore",
     "this_holder",
     "upgrade",
     "verify",

@@ -2,12 +2,12 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -42,6 +42,13 @@ def connect(url: str) -> Engine:
     return engine
 
 
+def reader(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
+    if engine.dialect.name == "postgresql":  # where each statement would see its own
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine
+
+
 def writer(engine: Engine, *, alone: bool = False) -> Engine:
     """The same engine and pool, for transactions that write; `alone`: each waits until no other is open."""
     return engine.execution_options(**{_WRITES: _ALONE if alone else True})
@@ -49,12 +56,12 @@ def writer(engine: Engine, *, alone: bool = False) -> Engine:
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables.
+    """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
     """
-    with writer(engine).connect() as connection:
+    with writer(engine, alone=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
         plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
         if sqlite:
@@ -68,6 +75,14 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    if connection.dialect.name == "postgresql":
+        for table in tables:
+            sequence = func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
 def _make_folder(url: URL) -> None:

@@ -6,7 +6,8 @@ ContinualError (exit 1)          InputError (exit 2)
                                  ├── TaskChanged
                                  ├── TaskNeeded
                                  ├── NothingToDo
-                                 └── StreamChanged
+                                 ├── StreamChanged
+                                 └── ArchiveError
 """
 
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ class RegistryError(ContinualError):
 
 
 class BlobError(RegistryError):
-    """A blob is missing, or its bytes are not those its digest promises."""
+    """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
 
 
 class NotFound(InputError):
@@ -45,6 +46,10 @@ class NothingToDo(InputError):
 
 class StreamChanged(InputError):
     """A stream that was begun came back with another backbone or other entries."""
+
+
+class ArchiveError(InputError):
+    """A file is not the whole archive of a registry that this code can read."""
 
 
 def not_found(what: str, name: str, *, known: Iterable[str]) -> NotFound:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, writer
+from registry.engine import connect, reader, writer
 from registry.errors import RegistryError
 from registry.known import known_task
 from registry.records import (
@@ -85,7 +85,7 @@ class Registry:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(self.engine) as session, session.begin():
+        with _translated("read the registry"), Session(reader(self.engine)) as session, session.begin():
             yield session
 
     def tasks(self) -> list[Row]:
