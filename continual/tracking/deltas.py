@@ -18,12 +18,12 @@ def tell_delta(to: Projection, pending: Pending) -> None:
     """
     try:
         delta = to.registry.delta(pending.subject)
+        kept = to.run(delta.mlflow_run)
+        run = kept.info.run_id if kept else _run(to, delta)
     except NotFound:  # purged before MLflow heard of it
         with to.registry.unit() as unit:
             settle(unit, pending)
         return
-    kept = to.run(delta.mlflow_run)
-    run = kept.info.run_id if kept else _run(to, delta)
     with to.registry.unit() as unit:
         wanted = settle(unit, pending) and not is_purged(unit, delta.name)
         if wanted:
