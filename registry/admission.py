@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.lookups import own_score
+from registry.lookups import own_score, serves
 from registry.records import Score
 from registry.tables import Delta, ScoreRow, Task
 
@@ -45,7 +45,7 @@ def oracle_score(scores: Iterable[Score], *, split: str, metric: str) -> float |
 
 
 def _champion(session: Session, delta: Delta) -> Delta | None:
-    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, Delta.status == "champion")
+    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, serves())
     return session.scalar(select(Delta).where(*where))
 
 

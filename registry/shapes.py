@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
 from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
@@ -9,12 +12,18 @@ from registry.records import (
     StoredDelta,
     StoredPosition,
     StoredScore,
+    StoredSignature,
     StoredStream,
     TaskRecord,
 )
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Stream, Task
+from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
+
+
+def rows(session: Session, found: Select[*tuple[Any, ...]]) -> list[Row]:
+    """What was selected, by the names that the columns were given."""
+    return [dict(row) for row in session.execute(found).mappings()]
 
 
 def task_listing(task: Task, version: int | None, score: float | None) -> Row:
@@ -45,18 +54,6 @@ def delta_listing(delta: Delta, score: float | None) -> Row:
         "score": score,
         "mlflow_run": delta.mlflow_run,
         "created_at": delta.created_at.isoformat(),
-    }
-
-
-def edge_listing(child: Delta, parent: Delta, edge: Lineage, depth: int) -> Row:
-    """A row of `continual lineage`."""
-    return {
-        "delta": child.name,
-        "parent": parent.name,
-        "kind": edge.kind,
-        "weight": edge.weight,
-        "score": edge.score,
-        "depth": depth,
     }
 
 
@@ -129,11 +126,12 @@ def stored_delta(row: Delta) -> StoredDelta:
     )
 
 
-def stored_score(row: ScoreRow, delta: Delta, stream: str | None) -> StoredScore:
+def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> StoredScore:
     """The record of a score."""
     return StoredScore(
-        delta=delta.name,
-        task=delta.task.name,
+        id=row.id,
+        delta=delta_name(task, version),
+        task=task,
         stream=stream,
         split=row.split,
         metric=row.metric,
@@ -144,6 +142,11 @@ def stored_score(row: ScoreRow, delta: Delta, stream: str | None) -> StoredScore
         step=row.step,
         mode=row.mode,
     )
+
+
+def stored_signature(task: str, row: Signature) -> StoredSignature:
+    """The record of a signature."""
+    return StoredSignature(task=task, digest=row.digest, rows=row.rows, pooling=row.pooling, layer=row.layer)
 
 
 def stored_stream(row: Stream) -> StoredStream:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import streams
@@ -13,8 +13,10 @@ from registry.blobs import Blobs
 from registry.errors import BlobError, RegistryError, TaskChanged
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.names import plain_name
-from registry.records import BackboneRecord, DeltaRecord, Parent, Score, SignatureRecord, TaskRecord
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Task
+from registry.records import IMPORTED, BackboneRecord, DeltaRecord, Parent, Score, SignatureRecord, TaskRecord
+from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Split, Task
+
+PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
 
 @final
@@ -77,7 +79,8 @@ class Unit:
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
-        self._add_scores(delta, scores)
+        self._add_splits(delta)
+        self._add_scores(delta, scores, new=True)
         if signature is not None and delta.status == "champion":  # a candidate must not change how others are routed
             self._replace_signature(delta, signature)
         return delta.name
@@ -126,14 +129,28 @@ class Unit:
         values = asdict(record) | {"task": task, "backbone": backbone, "labels": list(record.labels)}
         return Delta(version=(last or 0) + 1, **values)
 
-    def _add_scores(self, delta: Delta, scores: Iterable[Score]) -> None:
+    def _add_splits(self, delta: Delta) -> None:
+        known = delta.task
+        for split, fingerprint in known.fingerprints.items() if delta.warm_start != IMPORTED else ():
+            values = {"split": split, "fingerprint": fingerprint, "rows": known.rows.get(split, 0)}
+            self.session.add(Split(delta_id=delta.id, **values))
+
+    def _add_scores(self, delta: Delta, scores: Iterable[Score], *, new: bool = False) -> None:
+        rows: dict[tuple[object, ...], ScoreRow] = {}  # of one place the last
+        streams: dict[str | None, int | None] = {None: None}
         for score in scores:
             values = asdict(score)
             name = values.pop("stream")
-            values |= {"delta_id": delta.id, "stream_id": stream_row(self.session, name).id if name else None}
-            place = {key: values[key] for key in ("delta_id", "stream_id", "mode", "split", "metric", "step")}
-            self.session.execute(delete(ScoreRow).filter_by(**place))
-            self.session.add(ScoreRow(task_id=delta.task_id, **values))
+            if name not in streams:
+                streams[name] = stream_row(self.session, name).id
+            row = ScoreRow(delta_id=delta.id, task_id=delta.task_id, stream_id=streams[name], **values)
+            rows[tuple(getattr(row, key) for key in PLACE)] = row
+        if rows and not new:
+            places = [
+                and_(*(getattr(ScoreRow, key) == value for key, value in zip(PLACE, p, strict=True))) for p in rows
+            ]
+            self.session.execute(delete(ScoreRow).where(ScoreRow.delta_id == delta.id, or_(*places)))
+        self.session.add_all(rows.values())
 
     def _replace_signature(self, delta: Delta, signature: SignatureRecord) -> None:
         place = {"task_id": delta.task_id, "backbone_id": delta.backbone_id}

@@ -1,4 +1,7 @@
-"""Tombstones, leases, checkpoints, a history of events, an outbox for MLflow, and what a delta says of fixed inputs."""
+"""Tombstones, leases, checkpoints, a history of events, an outbox for MLflow, and what a delta says of fixed inputs.
+
+Also which rows a delta was learned from, indices for every question that is asked, and views for whoever asks in SQL.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,6 +25,10 @@ def upgrade() -> None:
     _checkpoints()
     _events()
     _outbox()
+    _splits()
+    _indices()
+    for name, query in _views(op.get_bind().dialect.name).items():
+        op.execute(f"CREATE VIEW {name} AS {query}")
 
 
 def _deltas() -> None:
@@ -80,8 +87,8 @@ def _events() -> None:
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_events_task_id_tasks")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
-    for column in ("created_at", "delta_id", "task_id"):
-        op.create_index(op.f(f"ix_events_{column}"), "events", [column], unique=False)
+    for columns in (["created_at", "id"], ["task_id", "created_at", "id"], ["delta_id"]):
+        op.create_index(op.f(f"ix_events_{'_'.join(columns)}"), "events", columns, unique=False)
     op.execute(
         "INSERT INTO events (task_id, delta_id, what, created_at) SELECT task_id, id, "
         "CASE warm_start WHEN 'imported' THEN 'imported' ELSE 'learned' END, created_at FROM deltas ORDER BY id"
@@ -104,3 +111,98 @@ def _outbox() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
     )
     op.create_index(op.f("ix_outbox_due_at"), "outbox", ["due_at"], unique=False)
+
+
+def _splits() -> None:
+    splits = op.create_table(
+        "splits",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("delta_id", sa.Integer(), nullable=False),
+        sa.Column("split", sa.String(), nullable=False),
+        sa.Column("fingerprint", sa.String(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.CheckConstraint("rows >= 0", name=op.f("ck_splits_rows")),
+        sa.ForeignKeyConstraint(["delta_id"], ["deltas.id"], name=op.f("fk_splits_delta_id_deltas")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_splits")),
+        sa.UniqueConstraint("delta_id", "split", name=op.f("uq_splits_delta_id_split")),
+    )
+    op.create_index(op.f("ix_splits_fingerprint_delta_id"), "splits", ["fingerprint", "delta_id"], unique=False)
+    tasks = sa.table("tasks", sa.column("id"), sa.column("fingerprints", sa.JSON), sa.column("rows", sa.JSON))
+    deltas = sa.table("deltas", sa.column("id"), sa.column("task_id"), sa.column("warm_start"))
+    # Only the last rows of a task were kept: an earlier version is taken to come from them too, rather than from none.
+    learned = sa.select(deltas.c.id, tasks.c.fingerprints, tasks.c.rows).join(tasks, tasks.c.id == deltas.c.task_id)
+    known = [
+        {"delta_id": delta, "split": split, "fingerprint": fingerprint, "rows": rows.get(split, 0)}
+        for delta, fingerprints, rows in op.get_bind().execute(
+            learned.where(deltas.c.warm_start != "imported").order_by(deltas.c.id)
+        )
+        for split, fingerprint in fingerprints.items()
+    ]
+    op.bulk_insert(splits, known)
+
+
+def _indices() -> None:
+    """Each ends with what its listing is ordered by, so that a page is read and not sorted."""
+    for table, old, new in (
+        ("deltas", "backbone_id", ["backbone_id", "id"]),
+        ("lineage", "parent_id", ["parent_id", "id"]),
+        ("scores", "stream_id", ["stream_id", "step", "id"]),
+        ("scores", "task_id", ["task_id", "id"]),
+        ("scores", None, ["step", "id"]),
+    ):
+        if old is not None:
+            op.drop_index(op.f(f"ix_{table}_{old}"), table_name=table)
+        op.create_index(op.f(f"ix_{table}_{'_'.join(new)}"), table, new, unique=False)
+    alone = sa.text("mode = 'oracle' AND stream_id IS NULL AND step = 0")
+    op.create_index(
+        "ix_scores_best",
+        "scores",
+        ["task_id", "metric", "split", "value"],
+        unique=False,
+        sqlite_where=alone,
+        postgresql_where=alone,
+    )
+
+
+def _views(dialect: str) -> dict[str, str]:
+    """What `docs/registry.md` describes."""
+    own = "{0}.delta_id = d.id AND {0}.mode = 'oracle' AND {0}.stream_id IS NULL AND {0}.step = 0 "
+    own += "AND {0}.metric = t.metric AND {0}.split = '{1}'"
+    epochs = "json_extract(d.budget, '$.epochs')" if dialect == "sqlite" else "CAST(d.budget ->> 'epochs' AS INTEGER)"
+    return {
+        "named_deltas": f"""
+            SELECT d.id, t.name || '@' || d.version AS delta, t.name AS task, d.version, t.kind, b.name AS backbone,
+                b.fingerprint, d.method, d.status, d.reason, t.metric, test.value AS score,
+                validation.value AS validation_score, d.parameters, d.share, d.bytes, d.seconds, d.warm_start,
+                d.mlflow_run, d.created_at
+            FROM deltas d JOIN tasks t ON t.id = d.task_id JOIN backbones b ON b.id = d.backbone_id
+            LEFT JOIN scores test ON {own.format("test", "test")}
+            LEFT JOIN scores validation ON {own.format("validation", "validation")}""",
+        "champions": """
+            SELECT id, task, backbone, fingerprint, delta, version, method, metric, score, validation_score, created_at
+            FROM named_deltas WHERE status = 'champion'""",
+        "named_scores": """
+            SELECT s.id, t.name || '@' || d.version AS delta, t.name AS task, d.version, d.status, s.split, s.metric,
+                s.mode, m.name AS stream, s.step, s.value, s.low, s.high, s.rows
+            FROM scores s JOIN deltas d ON d.id = s.delta_id JOIN tasks t ON t.id = s.task_id
+            LEFT JOIN streams m ON m.id = s.stream_id""",
+        "named_lineage": """
+            SELECT l.id, tc.name || '@' || c.version AS delta, tp.name || '@' || p.version AS parent, l.kind,
+                l.weight, l.score, tc.name AS task, tp.name AS parent_task
+            FROM lineage l JOIN deltas c ON c.id = l.child_id JOIN tasks tc ON tc.id = c.task_id
+            JOIN deltas p ON p.id = l.parent_id JOIN tasks tp ON tp.id = p.task_id""",
+        "named_events": """
+            SELECT e.id, e.created_at, e.what, t.name AS task, t.name || '@' || d.version AS delta, e.reason
+            FROM events e JOIN tasks t ON t.id = e.task_id LEFT JOIN deltas d ON d.id = e.delta_id""",
+        "stream_progress": f"""
+            SELECT m.id, m.name AS stream, b.name AS backbone, COUNT(p.id) AS tasks,
+                COUNT(CASE p.state WHEN 'learned' THEN 1 END) AS learned,
+                COUNT(CASE p.state WHEN 'held' THEN 1 END) AS held,
+                COUNT(CASE p.state WHEN 'failed' THEN 1 END) AS failed,
+                COALESCE(SUM(CASE WHEN p.attempts > 1 THEN p.attempts - 1 END), 0) AS retries,
+                COALESCE(SUM(d.seconds), 0) AS seconds, COALESCE(SUM(s.rows * {epochs}), 0) AS examples,
+                COALESCE(SUM(d.bytes), 0) AS bytes, COALESCE(SUM(d.parameters), 0) AS parameters, m.created_at
+            FROM streams m JOIN backbones b ON b.id = m.backbone_id LEFT JOIN positions p ON p.stream_id = m.id
+            LEFT JOIN deltas d ON d.id = p.delta_id LEFT JOIN splits s ON s.delta_id = d.id AND s.split = 'train'
+            GROUP BY m.id, m.name, b.name, m.created_at""",
+    }
