@@ -1,7 +1,10 @@
 """What is registered: listings and records, as pure functions of a session, each of a constant number of statements."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 from sqlalchemy import and_, func, select
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import Session, aliased
 
 from registry.errors import not_found
 from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
@@ -11,6 +14,7 @@ from registry.records import (
     Champion,
     Mode,
     StoredDelta,
+    StoredPosition,
     StoredScore,
     StoredSignature,
     StoredStream,
@@ -22,6 +26,7 @@ from registry.shapes import (
     delta_listing,
     stored_backbone,
     stored_delta,
+    stored_position,
     stored_score,
     stored_signature,
     stored_stream,
@@ -29,8 +34,6 @@ from registry.shapes import (
     task_listing,
 )
 from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
-
-WITH_POSITIONS = selectinload(Stream.positions).joinedload(Position.delta)
 
 
 def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
@@ -127,8 +130,8 @@ def signature(session: Session, task: str, *, backbone: str) -> StoredSignature:
 
 def stream(session: Session, name: str) -> StoredStream:
     """The stream of that name with its positions. Raises: NotFound."""
-    wanted = stream_row(session, name).id
-    return stored_stream(session.scalars(select(Stream).where(Stream.id == wanted).options(WITH_POSITIONS)).one())
+    row = stream_row(session, name)
+    return stored_stream(row, _positions(session, [row.id])[row.id])
 
 
 def streams(session: Session, *, limit: int | None = None, after: str | None = None) -> tuple[StoredStream, ...]:
@@ -137,8 +140,9 @@ def streams(session: Session, *, limit: int | None = None, after: str | None = N
     after: the name of the last stream of the page before. Raises: NotFound for it.
     """
     last = None if after is None else (stream_row(session, after).id,)
-    found = page(select(Stream).options(WITH_POSITIONS), Stream.id, limit=limit, after=last)
-    return tuple(stored_stream(row) for row in session.scalars(found))
+    found = session.scalars(page(select(Stream), Stream.id, limit=limit, after=last)).all()
+    positions = _positions(session, [row.id for row in found])
+    return tuple(stored_stream(row, positions[row.id]) for row in found)
 
 
 def last_stream(session: Session) -> str | None:
@@ -199,3 +203,13 @@ def pending_mlflow(session: Session) -> tuple[StoredDelta, ...]:
     return tuple(
         stored_delta(row) for row in session.scalars(select(Delta).where(Delta.mlflow_run.is_(None)).order_by(Delta.id))
     )
+
+
+def _positions(session: Session, streams: Sequence[int]) -> defaultdict[int, list[StoredPosition]]:
+    """The positions of streams in order, by stream."""
+    of_streams = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
+    found = of_streams.where(Position.stream_id.in_(streams)).order_by(Position.stream_id, Position.number)
+    by_stream = defaultdict(list)
+    for position, version in session.execute(found):
+        by_stream[position.stream_id].append(stored_position(position, version))
+    return by_stream

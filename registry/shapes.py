@@ -1,5 +1,6 @@
 """From live rows to what callers get: frozen records, and the rows of `--json` listings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Select
@@ -149,7 +150,7 @@ def stored_signature(task: str, row: Signature) -> StoredSignature:
     return StoredSignature(task=task, digest=row.digest, rows=row.rows, pooling=row.pooling, layer=row.layer)
 
 
-def stored_stream(row: Stream) -> StoredStream:
+def stored_stream(row: Stream, positions: Sequence[StoredPosition]) -> StoredStream:
     """The record of a stream."""
     return StoredStream(
         name=row.name,
@@ -158,17 +159,18 @@ def stored_stream(row: Stream) -> StoredStream:
         digest=row.digest,
         mlflow_run=row.mlflow_run,
         created_at=row.created_at,
-        positions=tuple(_stored_position(position) for position in row.positions),
+        positions=tuple(positions),
     )
 
 
-def _stored_position(row: Position) -> StoredPosition:
+def stored_position(row: Position, version: int | None) -> StoredPosition:
+    """The record of a position; `version` is that of its delta."""
     return StoredPosition(
         number=row.number,
         task=row.task_name,
         recipe=row.recipe,
         state=row.state,
-        delta=row.delta.name if row.delta else None,
+        delta=None if version is None else delta_name(row.task_name, version),
         error=row.error,
         holder=row.holder,
     )

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.base import Base, now, one_of, refers_to
+from registry.base import Base, now, one_of, refers_to, where
 from registry.errors import NotFound
 from registry.names import delta_name
 from registry.records import Message, Mode, Origin, State, Status, What
@@ -92,7 +92,6 @@ class Position(Base):
     error: Mapped[str | None] = mapped_column(Text)
 
     stream: Mapped[Stream] = relationship(back_populates="positions")
-    delta: Mapped["Delta | None"] = relationship()
 
 
 class Delta(Base):
@@ -109,14 +108,7 @@ class Delta(Base):
         CheckConstraint("(status = 'purged') = (digest IS NULL)", name="purged"),
         CheckConstraint("bytes >= 0 AND parameters >= 0 AND share >= 0", name="size"),
         Index(None, "backbone_id", "id"),
-        Index(
-            "uq_deltas_champion",
-            "task_id",
-            "backbone_id",
-            unique=True,
-            sqlite_where=text("status = 'champion'"),
-            postgresql_where=text("status = 'champion'"),
-        ),
+        where("uq_deltas_champion", "status = 'champion'", "task_id", "backbone_id"),
     )
 
     task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
@@ -203,22 +195,11 @@ class ScoreRow(Base):
         CheckConstraint("rows >= 0", name="rows"),
         CheckConstraint("low <= high", name="interval"),
         Index(None, "step", "id"),
-        Index(None, "stream_id", "step", "id"),
         Index(None, "task_id", "id"),
-        Index(
-            "ix_scores_best",
-            *("task_id", "metric", "split", "value"),
-            sqlite_where=text(ALONE),
-            postgresql_where=text(ALONE),
-        ),
+        where("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
+        where("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
         *(
-            Index(
-                f"uq_scores_{name}",
-                *("delta_id", *columns, "mode", "split", "metric", "step"),
-                unique=True,
-                sqlite_where=text(f"stream_id IS {null}"),
-                postgresql_where=text(f"stream_id IS {null}"),
-            )
+            where(f"uq_scores_{name}", f"stream_id IS {null}", "delta_id", *columns, "mode", "split", "metric", "step")
             for name, columns, null in (("alone", (), "NULL"), ("in_stream", ("stream_id",), "NOT NULL"))
         ),
     )

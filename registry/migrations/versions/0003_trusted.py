@@ -146,22 +146,19 @@ def _indices() -> None:
     for table, old, new in (
         ("deltas", "backbone_id", ["backbone_id", "id"]),
         ("lineage", "parent_id", ["parent_id", "id"]),
-        ("scores", "stream_id", ["stream_id", "step", "id"]),
         ("scores", "task_id", ["task_id", "id"]),
         ("scores", None, ["step", "id"]),
     ):
         if old is not None:
             op.drop_index(op.f(f"ix_{table}_{old}"), table_name=table)
         op.create_index(op.f(f"ix_{table}_{'_'.join(new)}"), table, new, unique=False)
-    alone = sa.text("mode = 'oracle' AND stream_id IS NULL AND step = 0")
-    op.create_index(
-        "ix_scores_best",
-        "scores",
-        ["task_id", "metric", "split", "value"],
-        unique=False,
-        sqlite_where=alone,
-        postgresql_where=alone,
-    )
+    op.drop_index(op.f("ix_scores_stream_id"), table_name="scores")
+    for name, columns, condition in (
+        ("stream", ["stream_id", "step", "id"], "stream_id IS NOT NULL"),
+        ("best", ["split", "task_id", "metric", "value"], "mode = 'oracle' AND stream_id IS NULL AND step = 0"),
+    ):
+        where = sa.text(condition)
+        op.create_index(f"ix_scores_{name}", "scores", columns, sqlite_where=where, postgresql_where=where)
 
 
 def _views(dialect: str) -> dict[str, str]:
