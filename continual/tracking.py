@@ -103,7 +103,7 @@ class _Projection:
         )
         with TemporaryDirectory() as folder:
             file = Path(folder) / f"{delta.name}.safetensors"
-            file.write_bytes(self.registry.blobs.get(delta.digest))
+            file.write_bytes(self.registry.blobs.get(delta.values))
             self.client.log_artifact(run, str(file), "delta")
         self.client.set_terminated(run, end_time=end)
         return run
@@ -113,7 +113,7 @@ class _Projection:
         tags = {
             "mlflow.runName": delta.name,
             "continual.delta": delta.name,
-            "continual.digest": delta.digest,
+            "continual.digest": delta.values,
             "continual.backbone": delta.backbone,
             "continual.warm_start": delta.warm_start,
             "continual.parents": ", ".join(edge["parent"] for edge in lineage),

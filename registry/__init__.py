@@ -4,25 +4,33 @@
 among controllers, `verify` finds damage, `upgrade` migrates.
 """
 
-from registry.blobs import Blobs
+from registry.blobs import Blobs, StoredBlob
 from registry.claims import claim, heartbeat, held, release
+from registry.collection import GRACE, collect
 from registry.errors import (
     BlobError,
     NotFound,
+    NothingToDo,
     RegistryError,
     SchemaError,
     StreamChanged,
     TaskChanged,
+    TaskNeeded,
     not_found,
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
     BackboneRecord,
     Champion,
+    Comparison,
+    Contest,
+    DataRecord,
     DeltaRecord,
     Mode,
+    Origin,
     Parent,
     Score,
     SignatureRecord,
@@ -36,19 +44,26 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
+from registry.removal import delete_task, purge
 from registry.schema import upgrade
 from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
+    "GRACE",
     "IMPORTED",
     "BackboneRecord",
     "BlobError",
     "Blobs",
     "Champion",
+    "Comparison",
+    "Contest",
+    "DataRecord",
     "DeltaRecord",
     "Mode",
     "NotFound",
+    "NothingToDo",
+    "Origin",
     "Parent",
     "Registry",
     "RegistryError",
@@ -57,6 +72,7 @@ __all__ = [
     "SignatureRecord",
     "State",
     "Status",
+    "StoredBlob",
     "StoredDelta",
     "StoredPosition",
     "StoredScore",
@@ -64,14 +80,20 @@ __all__ = [
     "StoredStream",
     "StreamChanged",
     "TaskChanged",
+    "TaskNeeded",
     "TaskRecord",
     "Unit",
+    "archive",
     "claim",
+    "collect",
+    "delete_task",
     "delta_name",
     "heartbeat",
     "held",
     "not_found",
     "parse_delta",
+    "promote",
+    "purge",
     "release",
     "this_holder",
     "upgrade",

@@ -4,6 +4,8 @@ ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     └── BlobError                ├── SchemaError
                                  ├── TaskChanged
+                                 ├── TaskNeeded
+                                 ├── NothingToDo
                                  └── StreamChanged
 """
 
@@ -31,6 +33,14 @@ class SchemaError(InputError):
 
 class TaskChanged(InputError):
     """A known task came back with another kind, metric or labels."""
+
+
+class TaskNeeded(InputError):
+    """A task cannot be removed while it is being learned, or while others came from what it learned."""
+
+
+class NothingToDo(InputError):
+    """What was asked for is so already."""
 
 
 class StreamChanged(InputError):

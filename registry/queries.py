@@ -3,10 +3,10 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session, aliased
 
-from registry.errors import not_found
+from registry.errors import NotFound
 from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
 from registry.pages import page
 from registry.records import (
@@ -39,7 +39,7 @@ from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stre
 def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
     """Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion, score, created_at.
 
-    In order of arrival; the champion is the newest, if several backbones have one.
+    In order of arrival, without those that were purged; the champion is the newest, if several backbones have one.
     after: the name of the last task of the page before. Raises: NotFound for it.
     """
     serving = aliased(Delta)
@@ -49,6 +49,7 @@ def tasks(session: Session, *, limit: int | None = None, after: str | None = Non
         .select_from(Task)
         .outerjoin(Delta, Delta.id == newest.scalar_subquery())
         .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
+        .where(Task.purged_at.is_(None))
     )
     last = None if after is None else (task_row(session, after).id,)
     return [task_listing(*row) for row in session.execute(page(found, Task.id, limit=limit, after=last))]
@@ -78,8 +79,11 @@ def delta(session: Session, name: str) -> StoredDelta:
 
 
 def task(session: Session, name: str) -> TaskRecord:
-    """The task of that name. Raises: NotFound."""
-    return stored_task(task_row(session, name))
+    """The task of that name. Raises: NotFound, also where it was purged."""
+    row = task_row(session, name)
+    if row.purged_at is not None:
+        raise NotFound(f"task {name!r} was purged: nothing but its name is kept. Learn it again.")
+    return stored_task(row)
 
 
 def backbone(session: Session, fingerprint: str) -> BackboneRecord:
@@ -102,36 +106,50 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
 
 
 def signatures(session: Session, backbone: str) -> tuple[StoredSignature, ...]:
-    """The signatures taken on the backbone of this fingerprint, in order of their tasks' arrival."""
+    """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival."""
     found = (
-        select(Task.name, Signature)
-        .join(Task, Task.id == Signature.task_id)
-        .join(Backbone, Backbone.id == Signature.backbone_id)
-        .where(Backbone.fingerprint == backbone)
-        .order_by(Task.id)
+        select(Signature, Delta)
+        .join(Delta, Delta.id == Signature.delta_id)
+        .join(Backbone, Backbone.id == Delta.backbone_id)
+        .where(Backbone.fingerprint == backbone, serves())
+        .order_by(Delta.task_id)
     )
     return tuple(stored_signature(*row) for row in session.execute(found))
 
 
-def signature(session: Session, task: str, *, backbone: str) -> StoredSignature:
-    """The signature of a task on the backbone of this fingerprint. Raises: NotFound."""
+def signature(session: Session, delta: str) -> StoredSignature:
+    """The signature of a delta. Raises: NotFound, also where it has none."""
+    row = delta_row(session, delta)
+    found = session.scalar(select(Signature).where(Signature.delta_id == row.id))
+    if found is None:
+        raise NotFound(f"{delta} has no signature: it was imported without rows, or purged. Name a version with one.")
+    return stored_signature(found, row)
+
+
+def last_version(session: Session, task: str, backbone: str) -> StoredDelta | None:
+    """The delta that serves a task on a backbone, else its newest that is not purged; None where there is none."""
     found = (
-        select(Task.name, Signature)
-        .join(Task, Task.id == Signature.task_id)
-        .join(Backbone, Backbone.id == Signature.backbone_id)
-        .where(Task.name == task, Backbone.fingerprint == backbone)
+        select(Delta)
+        .join(Delta.task)
+        .join(Delta.backbone)
+        .where(Task.name == task, Backbone.fingerprint == backbone, Delta.status != "purged")
+        .order_by(case((serves(), 0), else_=1), Delta.version.desc())
+        .limit(1)
     )
-    row = session.execute(found).one_or_none()
-    if row is None:
-        known = (signature.task for signature in signatures(session, backbone))
-        raise not_found("task with a signature on this backbone", task, known=known)
-    return stored_signature(*row)
+    row = session.scalar(found)
+    return None if row is None else stored_delta(row)
 
 
 def stream(session: Session, name: str) -> StoredStream:
     """The stream of that name with its positions. Raises: NotFound."""
     row = stream_row(session, name)
     return stored_stream(row, _positions(session, [row.id])[row.id])
+
+
+def positions(session: Session, stream: str) -> tuple[StoredPosition, ...]:
+    """The positions of the stream of that name, in order; none where it was never begun."""
+    row = session.scalar(select(Stream.id).where(Stream.name == stream))
+    return () if row is None else tuple(_positions(session, [row])[row])
 
 
 def streams(session: Session, *, limit: int | None = None, after: str | None = None) -> tuple[StoredStream, ...]:
@@ -200,16 +218,15 @@ def scores(
 
 def pending_mlflow(session: Session) -> tuple[StoredDelta, ...]:
     """The deltas that MLflow has not been told of, in order of learning."""
-    return tuple(
-        stored_delta(row) for row in session.scalars(select(Delta).where(Delta.mlflow_run.is_(None)).order_by(Delta.id))
-    )
+    found = select(Delta).where(Delta.mlflow_run.is_(None), Delta.status != "purged").order_by(Delta.id)
+    return tuple(stored_delta(row) for row in session.scalars(found))
 
 
 def _positions(session: Session, streams: Sequence[int]) -> defaultdict[int, list[StoredPosition]]:
     """The positions of streams in order, by stream."""
-    of_streams = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
+    of_streams = select(Position, Delta.version, Delta.status).outerjoin(Delta, Delta.id == Position.delta_id)
     found = of_streams.where(Position.stream_id.in_(streams)).order_by(Position.stream_id, Position.number)
     by_stream = defaultdict(list)
-    for position, version in session.execute(found):
-        by_stream[position.stream_id].append(stored_position(position, version))
+    for position, version, status in session.execute(found):
+        by_stream[position.stream_id].append(stored_position(position, version, status))
     return by_stream

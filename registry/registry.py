@@ -6,7 +6,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -14,9 +14,9 @@ from registry import ancestry, queries, questions, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, writer
 from registry.errors import RegistryError
+from registry.known import known_tasks
 from registry.records import TaskRecord
-from registry.tables import Stream, Task
-from registry.unit import Unit, require_same
+from registry.unit import Unit
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -76,13 +76,15 @@ class Registry:
         self.close()
 
     @contextmanager
-    def unit(self) -> Iterator[Unit]:
+    def unit(self, *, alone: bool = False) -> Iterator[Unit]:
         """One transaction: committed where the block ends well, undone on any exception.
 
         Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
+        alone: waits until no other unit is open, and lets none begin.
         Raises: RegistryError, where the database refuses what is written.
         """
-        with _translated("write to the registry"), Session(writer(self.engine)) as session, session.begin():
+        engine = writer(self.engine, alone=alone)
+        with _translated("write to the registry"), Session(engine) as session, session.begin():
             yield Unit(session, self.blobs)
 
     @contextmanager
@@ -96,7 +98,8 @@ class Registry:
     backbones, backbone = asked(queries.backbones), asked(queries.backbone)
     champions = asked(queries.champions)
     signatures, signature = asked(queries.signatures), asked(queries.signature)
-    streams, stream = asked(queries.streams), asked(queries.stream)
+    last_version = asked(queries.last_version)
+    streams, stream, positions = asked(queries.streams), asked(queries.stream), asked(queries.positions)
     last_stream, learned = asked(queries.last_stream), asked(queries.learned)
     scores = asked(queries.scores)
     pending_mlflow = asked(queries.pending_mlflow)
@@ -108,16 +111,14 @@ class Registry:
     changes, cost = asked(questions.changes), asked(questions.cost)
 
     def require_same(self, records: Iterable[TaskRecord]) -> None:
-        """Raises TaskChanged where a task is known with another kind, metric or labels."""
+        """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""
         with self.reading() as session:
-            given = {record.name: record for record in records}
-            for known in session.scalars(select(Task).where(Task.name.in_(given))):
-                require_same(known, given[known.name])
+            known_tasks(session, records)
 
     def require_begun_so(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
         """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
         with self.reading() as session:
-            if known := session.scalar(select(Stream).where(Stream.name == stream)):
+            if known := streams.find(session, stream):
                 streams.require_begun_so(known, entries)
 
 

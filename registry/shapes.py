@@ -10,6 +10,8 @@ from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
     Champion,
+    DataRecord,
+    Status,
     StoredDelta,
     StoredPosition,
     StoredScore,
@@ -96,7 +98,7 @@ def champion(row: Delta) -> Champion:
 
 
 def stored_delta(row: Delta) -> StoredDelta:
-    """The record of a delta. Raises: NotFound, where it was purged."""
+    """The record of a delta."""
     return StoredDelta(
         name=row.name,
         version=row.version,
@@ -106,12 +108,13 @@ def stored_delta(row: Delta) -> StoredDelta:
         created_at=row.created_at,
         kind=row.task.kind,
         metric=row.task.metric,
+        data=DataRecord(**row.data) if row.data else None,
         task=row.task.name,
         backbone=row.backbone.fingerprint,
         method=row.method,
         settings=row.settings,
         budget=row.budget,
-        digest=row.values,
+        digest=row.digest,
         bytes=row.bytes,
         parameters=row.parameters,
         share=row.share,
@@ -145,9 +148,16 @@ def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> 
     )
 
 
-def stored_signature(task: str, row: Signature) -> StoredSignature:
-    """The record of a signature."""
-    return StoredSignature(task=task, digest=row.digest, rows=row.rows, pooling=row.pooling, layer=row.layer)
+def stored_signature(row: Signature, delta: Delta) -> StoredSignature:
+    """The record of a delta's signature."""
+    return StoredSignature(
+        task=delta.task.name,
+        delta=delta.name,
+        digest=row.digest,
+        rows=row.rows,
+        pooling=row.pooling,
+        layer=row.layer,
+    )
 
 
 def stored_stream(row: Stream, positions: Sequence[StoredPosition]) -> StoredStream:
@@ -163,8 +173,8 @@ def stored_stream(row: Stream, positions: Sequence[StoredPosition]) -> StoredStr
     )
 
 
-def stored_position(row: Position, version: int | None) -> StoredPosition:
-    """The record of a position; `version` is that of its delta."""
+def stored_position(row: Position, version: int | None, status: Status | None) -> StoredPosition:
+    """The record of a position; `version` and `status` are those of its delta."""
     return StoredPosition(
         number=row.number,
         task=row.task_name,
@@ -173,4 +183,5 @@ def stored_position(row: Position, version: int | None) -> StoredPosition:
         delta=None if version is None else delta_name(row.task_name, version),
         error=row.error,
         holder=row.holder,
+        purged=status == "purged",
     )

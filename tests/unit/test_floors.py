@@ -11,7 +11,7 @@ FLOORS = {
     2: "errors settings devices sites families backbone",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features signature head neighbours kinds metrics search",
-    5: "learn controller routed report predict audit estimate record exchange",
+    5: "learn controller routed report predict audit estimate record exchange contest",
     6: "cli learner tracking plots",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
