@@ -98,11 +98,17 @@ def backbones(session: Session) -> tuple[BackboneRecord, ...]:
 
 def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
     """The deltas that serve on the backbone of this fingerprint, in the order in which their tasks were learned."""
-    earlier = aliased(Delta)
-    same = (earlier.task_id == Delta.task_id, earlier.backbone_id == Delta.backbone_id)
-    first = select(func.min(earlier.id)).where(*same).scalar_subquery()
-    found = select(Delta).join(Delta.backbone).where(Backbone.fingerprint == backbone, serves()).order_by(first)
-    return tuple(champion(row) for row in session.scalars(found))
+    of = select(Backbone.id).where(Backbone.fingerprint == backbone).scalar_subquery()
+    arrival = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == of)
+    arrived = arrival.group_by(Delta.task_id).subquery()  # not asked for each: that would be a table for each champion
+    found = (
+        select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest)
+        .join(Task, Task.id == Delta.task_id)
+        .join(arrived, arrived.c.task_id == Delta.task_id)
+        .where(Delta.backbone_id == of, serves())
+        .order_by(arrived.c.first)
+    )
+    return tuple(champion(*row) for row in session.execute(found))
 
 
 def signatures(session: Session, backbone: str) -> tuple[StoredSignature, ...]:
@@ -165,7 +171,7 @@ def streams(session: Session, *, limit: int | None = None, after: str | None = N
 
 def last_stream(session: Session) -> str | None:
     """The name of the stream that was begun last; None where none was."""
-    return session.scalar(select(Stream.name).order_by(Stream.id.desc()).limit(1))
+    return session.scalar(select(Stream.name).where(Stream.id == select(func.max(Stream.id)).scalar_subquery()))
 
 
 def learned(session: Session, stream: str) -> tuple[StoredDelta, ...]:

@@ -93,7 +93,7 @@ def changes(
     limit: int | None = None,
     after: int | None = None,
 ) -> list[Row]:
-    """What happened from a moment on, of all tasks or of one: id, created_at, what, task, delta, reason; oldest first.
+    """What happened from a moment on, of all tasks or of one: id, at, what, task, delta, reason; oldest first.
 
     after: the `id` of the last row of the page before. Raises: NotFound for the task; InputError for a `since` without
     a zone.
@@ -101,7 +101,7 @@ def changes(
     if since is not None and since.tzinfo is None:
         raise InputError(f"since {since} in which zone? Give it with one, such as 2026-01-31T12:00+00:00.")
     found = (
-        select(Event.id, Event.created_at, Event.what, Task.name.label("task"), DELTA, Event.reason)
+        select(Event.id, Event.created_at.label("at"), Event.what, Task.name.label("task"), DELTA, Event.reason)
         .join(Task, Task.id == Event.task_id)
         .outerjoin(Delta, Delta.id == Event.delta_id)
     )
@@ -112,7 +112,7 @@ def changes(
     keys = (Event.created_at, Event.id)
     last = None if after is None else _place(session, Event, after, *keys)
     listed = rows(session, page(found, *keys, limit=limit, after=last))
-    return [row | {"created_at": row["created_at"].isoformat()} for row in listed]
+    return [row | {"at": row["at"].isoformat()} for row in listed]
 
 
 def cost(

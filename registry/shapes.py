@@ -18,6 +18,7 @@ from registry.records import (
     StoredSignature,
     StoredStream,
     TaskRecord,
+    kept,
 )
 from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
 
@@ -85,16 +86,13 @@ def stored_backbone(row: Backbone) -> BackboneRecord:
     )
 
 
-def champion(row: Delta) -> Champion:
+def champion(
+    task: str, version: int, method: str, settings: dict[str, Any], budget: dict[str, Any], digest: str | None
+) -> Champion:
     """The record of a delta that serves."""
-    return Champion(
-        task=row.task.name,
-        delta=row.name,
-        method=row.method,
-        settings=row.settings,
-        budget=row.budget,
-        digest=row.values,
-    )
+    name = delta_name(task, version)
+    values = kept(digest, name)
+    return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
 def stored_delta(row: Delta) -> StoredDelta:

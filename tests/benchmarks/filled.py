@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from registry import (
+    DataRecord,
     DeltaRecord,
     Parent,
     Registry,
@@ -50,7 +51,6 @@ class Filled:
 
     deltas: Sequence[str]
     tasks: Sequence[str]
-    signed: Sequence[str]
     streams: Sequence[str]
     fingerprints: Sequence[str]
     best: Sequence[int]
@@ -78,7 +78,6 @@ def fill(registry: Registry, size: int, random: Random) -> Filled:
     tasks = size // 2
     plan = _plan(size, tasks, random)
     streams = -(-size // PER_STREAM)
-    serving = {(delta.task, delta.backbone) for delta in plan if delta.status == "champion"}
     rows: dict[str, Iterable[_Row]] = {
         "backbones": (_backbone(i, name) for i, name in enumerate(BACKBONES, 1)),
         "tasks": (_task(i) for i in range(1, tasks + 1)),
@@ -88,7 +87,7 @@ def fill(registry: Registry, size: int, random: Random) -> Filled:
         "splits": _splits(plan),
         "lineage": _lineage(plan),
         "scores": _scores(plan, random),
-        "signatures": (_signature(*pair) for pair in sorted(serving)),
+        "signatures": (_signature(delta) for delta in plan),
         "events": _events(plan),
     }
     write = _write_sqlite if registry.engine.dialect.name == "sqlite" else _write_postgresql
@@ -101,7 +100,6 @@ def fill(registry: Registry, size: int, random: Random) -> Filled:
     return Filled(
         deltas=[delta_name(f"task-{delta.task}", delta.version) for delta in plan],
         tasks=[f"task-{i}" for i in range(1, tasks + 1)],
-        signed=[f"task-{task}" for task, backbone in sorted(serving) if backbone == 1],
         streams=[f"stream-{i}" for i in range(1, streams + 1)],
         fingerprints=[_fingerprint(delta.task, delta.version, "train") for delta in plan],
         best=best,
@@ -114,8 +112,9 @@ def register(registry: Registry, filled: Filled, random: Random) -> Callable[[],
     numbers = count()
 
     def once() -> str:
-        name = f"new-{next(numbers)}"
-        values, own = registry.blobs.put(random.randbytes(VALUES)), registry.blobs.put(random.randbytes(VALUES))
+        number = next(numbers)
+        name, content = f"new-{number}", number.to_bytes(8) * (VALUES // 8)
+        values, own = registry.blobs.put(content), registry.blobs.put(content + b"signature")
         delta = DeltaRecord(
             task=name,
             backbone=BACKBONES[0],
@@ -132,6 +131,7 @@ def register(registry: Registry, filled: Filled, random: Random) -> Callable[[],
             warm_start="nearest",
             seconds=30.0,
             examples_per_second=400.0,
+            data=DataRecord(**_data({split: f"{name}-{split}" for split in SPLITS})),
         )
         scores = [
             Score(split=split, metric=metric, value=0.5, rows=400, step=step, mode=mode)  # type: ignore[arg-type]
@@ -224,9 +224,15 @@ def _delta(delta: _Delta) -> _Row:
         "status": delta.status,
         "warm_start": "nearest",
         "seconds": 30.0,
+        "data": json.dumps(_data({split: _fingerprint(delta.task, delta.version, split) for split in SPLITS})),
         "mlflow_run": f"run-{delta.id}",
         "created_at": _at(delta.id),
     }
+
+
+def _data(fingerprints: dict[str, str]) -> _Row:
+    rows = dict.fromkeys(fingerprints, 400)
+    return {"spec": SPEC, "folder": None, "seed": 0, "fingerprints": fingerprints, "rows": rows}
 
 
 def _position(delta: _Delta) -> _Row:
@@ -259,9 +265,8 @@ def _scores(plan: Sequence[_Delta], random: Random) -> Iterator[_Row]:
             yield of | place | {"value": value, "low": value - 0.01, "high": value + 0.01}
 
 
-def _signature(task: int, backbone: int) -> _Row:
-    taken = {"digest": _digest(task), "rows": 400, "layer": -1, "pooling": "mean"}
-    return {"task_id": task, "backbone_id": backbone} | taken
+def _signature(delta: _Delta) -> _Row:
+    return {"delta_id": delta.id, "digest": _digest(delta.task), "rows": 400, "layer": -1, "pooling": "mean"}
 
 
 def _events(plan: Sequence[_Delta]) -> Iterator[_Row]:

@@ -56,7 +56,7 @@ def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Q
         "backbones": lambda: registry.backbones(),
         "champions": lambda: registry.champions(of),
         "signatures": lambda: registry.signatures(of),
-        "signature": lambda: registry.signature(some(filled.signed), backbone=of),
+        "signature": lambda: registry.signature(some(deltas)),
         "lineage, ancestors": lambda: registry.lineage(some(deltas)),
         "lineage, descendants": lambda: registry.lineage(some(deltas), descendants=True),
         "lineage, descendants of the first, two steps": lambda: registry.lineage(deltas[0], descendants=True, depth=2),

@@ -233,8 +233,11 @@ def _views(dialect: str) -> dict[str, str]:
             FROM lineage l JOIN deltas c ON c.id = l.child_id JOIN tasks tc ON tc.id = c.task_id
             JOIN deltas p ON p.id = l.parent_id JOIN tasks tp ON tp.id = p.task_id""",
         "named_events": """
-            SELECT e.id, e.created_at, e.what, t.name AS task, t.name || '@' || d.version AS delta, e.reason
+            SELECT e.id, e.created_at AS at, e.what, t.name AS task, t.name || '@' || d.version AS delta, e.reason
             FROM events e JOIN tasks t ON t.id = e.task_id LEFT JOIN deltas d ON d.id = e.delta_id""",
+        "named_splits": """
+            SELECT s.id, t.name || '@' || d.version AS delta, t.name AS task, s.split, s.fingerprint, s.rows
+            FROM splits s JOIN deltas d ON d.id = s.delta_id JOIN tasks t ON t.id = d.task_id""",
         "stream_progress": f"""
             SELECT m.id, m.name AS stream, b.name AS backbone, COUNT(p.id) AS tasks,
                 COUNT(CASE p.state WHEN 'learned' THEN 1 END) AS learned,
