@@ -4,13 +4,13 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 
-from safetensors.torch import load, save
-
 from continual.backbone import Backbone
 from continual.contest import contest
 from continual.deltas import Delta
+from continual.formats import from_blob, to_blob
 from continual.kinds import Outputs
 from continual.learn import Learned
+from continual.replay import replay
 from registry import (
     BackboneRecord,
     Blobs,
@@ -133,13 +133,15 @@ def delta_record(
         warm_start=warm_start,
         seconds=0.0,
         examples_per_second=None,
+        replay=blobs.put(replay(backbone, delta)),
     )
 
 
 def outputs_to_bytes(outputs: Outputs) -> bytes:
     """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
-    return save({name: tensor.contiguous() for name, tensor in outputs.items()})
+    return to_blob(outputs)
 
 
 def outputs_from_bytes(data: bytes) -> Outputs:
-    return load(data)
+    """What `outputs_to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+    return from_blob(data, what="answer")[0]

@@ -1,14 +1,17 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `verify` finds damage, `upgrade` migrates.
+among controllers, `verify` finds damage, `upgrade` migrates, `dump` and `restore` carry all of it in one file.
 """
 
 from registry.blobs import Blobs, StoredBlob
 from registry.claims import claim, heartbeat, held, release
 from registry.collection import GRACE, collect
+from registry.dump import dump
 from registry.errors import (
+    ArchiveError,
     BlobError,
+    DatabaseUnavailable,
     NotFound,
     NothingToDo,
     RegistryError,
@@ -20,6 +23,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
@@ -45,13 +49,16 @@ from registry.records import (
 )
 from registry.registry import Registry
 from registry.removal import delete_task, purge
+from registry.restore import restore
 from registry.schema import upgrade
+from registry.secrets import shown
 from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
     "GRACE",
     "IMPORTED",
+    "ArchiveError",
     "BackboneRecord",
     "BlobError",
     "Blobs",
@@ -59,12 +66,14 @@ __all__ = [
     "Comparison",
     "Contest",
     "DataRecord",
+    "DatabaseUnavailable",
     "DeltaRecord",
     "Mode",
     "NotFound",
     "NothingToDo",
     "Origin",
     "Parent",
+    "Pending",
     "Registry",
     "RegistryError",
     "SchemaError",
@@ -88,14 +97,23 @@ __all__ = [
     "collect",
     "delete_task",
     "delta_name",
+    "dump",
     "heartbeat",
     "held",
+    "identity",
+    "is_purged",
     "not_found",
     "parse_delta",
+    "postpone",
     "promote",
     "purge",
     "release",
+    "restore",
+    "settle",
+    "shown",
+    "take",
     "this_holder",
     "upgrade",
     "verify",
+    "waiting",
 ]

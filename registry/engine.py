@@ -2,16 +2,17 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from registry.errors import RegistryError
+from registry.errors import DatabaseUnavailable, RegistryError
+from registry.secrets import shown
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
@@ -29,16 +30,33 @@ def connect(url: str) -> Engine:
         parsed = make_url(url)
         _make_folder(parsed)
         engine = create_engine(parsed)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError(
-            f"the registry's URL {url!r} cannot be used: {error}. "
-            "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
-        ) from error
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
+        wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
+        advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
+        raise InputError(f"{wrong}. {advice}") from None  # its cause may quote the URL
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+@contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Raises DatabaseUnavailable where the database at `url` does not answer the first questions, or is none."""
+    try:
+        yield
+    except DBAPIError as error:
+        why = shown(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
+        advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
+        raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
+
+
+def reader(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
+    if engine.dialect.name == "postgresql":  # where each statement would see its own
+        return engine.execution_options(isolation_level="REPEATABLE READ")
     return engine
 
 
@@ -49,12 +67,12 @@ def writer(engine: Engine, *, alone: bool = False) -> Engine:
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables.
+    """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
     """
-    with writer(engine).connect() as connection:
+    with writer(engine, alone=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
         plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
         if sqlite:
@@ -68,6 +86,14 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    if connection.dialect.name == "postgresql":
+        for table in tables:
+            sequence = func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
 def _make_folder(url: URL) -> None:

@@ -3,10 +3,12 @@
 ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     └── BlobError                ├── SchemaError
+                                 ├── DatabaseUnavailable
                                  ├── TaskChanged
                                  ├── TaskNeeded
                                  ├── NothingToDo
-                                 └── StreamChanged
+                                 ├── StreamChanged
+                                 └── ArchiveError
 """
 
 from collections.abc import Iterable
@@ -20,7 +22,7 @@ class RegistryError(ContinualError):
 
 
 class BlobError(RegistryError):
-    """A blob is missing, or its bytes are not those its digest promises."""
+    """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
 
 
 class NotFound(InputError):
@@ -29,6 +31,10 @@ class NotFound(InputError):
 
 class SchemaError(InputError):
     """The database's schema is older or newer than this code's."""
+
+
+class DatabaseUnavailable(InputError):
+    """The database does not answer, or what its URL names is none."""
 
 
 class TaskChanged(InputError):
@@ -45,6 +51,10 @@ class NothingToDo(InputError):
 
 class StreamChanged(InputError):
     """A stream that was begun came back with another backbone or other entries."""
+
+
+class ArchiveError(InputError):
+    """A file is not the whole archive of a registry that this code can read."""
 
 
 def not_found(what: str, name: str, *, known: Iterable[str]) -> NotFound:

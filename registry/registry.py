@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from registry import ancestry, queries, questions, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, writer
+from registry.engine import connect, opening, reader, writer
 from registry.errors import RegistryError
 from registry.known import known_tasks
 from registry.records import TaskRecord
@@ -54,11 +54,11 @@ class Registry:
         """The registry at the database `url` and the blobs' `blobs` (a folder, or a URL of fsspec).
 
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
-        InputError for a URL of no known kind; RegistryError, where the database does not answer.
+        InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
         """
         store, engine = Blobs(blobs), connect(url)
         try:
-            with _translated("open the registry"):
+            with opening(url):
                 schema.check(engine)
         except BaseException:
             engine.dispose()
@@ -90,19 +90,19 @@ class Registry:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(self.engine) as session, session.begin():
+        with _translated("read the registry"), Session(reader(self.engine)) as session, session.begin():
             yield session
 
     tasks, task = asked(queries.tasks), asked(queries.task)
     deltas, delta = asked(queries.deltas), asked(queries.delta)
     backbones, backbone = asked(queries.backbones), asked(queries.backbone)
-    champions = asked(queries.champions)
+    champions, serving = asked(queries.champions), asked(queries.serving)
     signatures, signature = asked(queries.signatures), asked(queries.signature)
     last_version = asked(queries.last_version)
     streams, stream, positions = asked(queries.streams), asked(queries.stream), asked(queries.positions)
-    last_stream, learned = asked(queries.last_stream), asked(queries.learned)
+    stream_of, last_stream = asked(queries.stream_of), asked(queries.last_stream)
+    learned = asked(queries.learned)
     scores = asked(queries.scores)
-    pending_mlflow = asked(queries.pending_mlflow)
 
     lineage, parents = asked(ancestry.lineage), asked(ancestry.parents)
     siblings, dependents = asked(ancestry.siblings), asked(ancestry.dependents)
