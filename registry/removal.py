@@ -18,7 +18,7 @@ from registry.lookups import task_row
 from registry.named import blobs_of
 from registry.registry import Registry
 from registry.streams import redact
-from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position, ScoreRow, Signature, Task
+from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position, ScoreRow, Signature, Split, Task
 from registry.unit import Unit
 
 
@@ -90,7 +90,8 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     digests = set(blobs_of(session, own, positions))
     runs = [version.mlflow_run for version in versions if version.mlflow_run]
     names = [version.name for version in versions]
-    session.execute(delete(Signature).where(Signature.delta_id.in_(of_task[0])))
+    for table in (Signature, Split):
+        session.execute(delete(table).where(table.delta_id.in_(of_task[0])))
     session.execute(delete(Checkpoint).where(Checkpoint.position_id.in_(of_task[1])))
     session.execute(delete(ScoreRow).where(ScoreRow.task_id == task.id))
     session.execute(delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message != "stream"))
