@@ -47,7 +47,7 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
         stored = registry.delta(name) if name else None
         if stored is None or stored.predictions is None:
             continue
-        task, delta = ready(backbone, data), load_delta(registry.blobs.get(stored.digest))
+        task, delta = ready(backbone, data), load_delta(registry.blobs.get(stored.values))
         before = outputs_from_bytes(registry.blobs.get(stored.predictions))
         now = task.kind.outputs(Seen(task.backbone, delta, task.test), delta.head)
         scores = [_score(task, outputs) for outputs in (before, now)]

@@ -49,20 +49,27 @@ class Watcher:
 SILENT = Watcher()
 
 
-def check(backbone: Backbone, registry: Registry, stream: Stream) -> tuple[TaskData, ...]:
+def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
     """Load the rows of every task and check all that can be checked before training; nothing is written.
+
+    A task that was purged since the stream learned it is left out: its rows may be gone as well.
+    alone: the stream is a lone task, which no stream of its name has to do with.
 
     Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
     warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
     """
+    positions = () if alone else registry.positions(stream.name)
+    purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
+    kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in stream.resolved() for problem in _misfits(backbone, spec)
+        MethodError(problem) for spec in kept.resolved() for problem in _misfits(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
-        loaded = load_stream(stream)
-        registry.require_same(task_record(data) for data in loaded)
-        registry.require_begun_so(stream.name, _entries(loaded, seed=stream.seed))
+        loaded = load_stream(kept)
+        registry.require_same(task_record(data) for data in loaded if data.spec.name not in learned)
+        if not alone:
+            registry.require_begun_so(stream.name, _entries(stream, loaded))
     except InputError as error:
         problems.append(error)
     if len(problems) == 1:
@@ -104,11 +111,12 @@ def run(backbone: Backbone, registry: Registry, stream: Stream, *, watcher: Watc
             stream.name,
             backbone=backbone.fingerprint,
             spec=stream.model_dump(mode="json"),
-            entries=_entries(loaded, seed=stream.seed),
+            entries=_entries(stream, loaded),
         )
     controller = _Controller(backbone, registry, stream, watcher)
-    for number, data in enumerate(loaded):
-        controller.settle(number, data)
+    numbers = {task.name: number for number, task in enumerate(stream.tasks)}
+    for data in loaded:
+        controller.settle(numbers[data.spec.name], data)
     return controller.failed
 
 
@@ -141,9 +149,10 @@ def learn_one(
     return learned, delta
 
 
-def _entries(loaded: Sequence[TaskData], *, seed: int) -> list[tuple[str, str]]:
-    """What the registry knows a stream's positions by."""
-    return [(data.spec.name, recipe(data, seed=seed)) for data in loaded]
+def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
+    """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
+    recipes = {data.spec.name: recipe(data, seed=stream.seed) for data in loaded}
+    return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
 
 
 def recipe(data: TaskData, *, seed: int) -> str:

@@ -1,8 +1,8 @@
 """The story of one task: from its rows to a delta that the registry remembers.
 
 rows → signature in frozen features → the method, where it is to be chosen → neighbours ranked → a start chosen on
-held-out rows → training → scores. Nothing is written here: `record` writes all of it in one unit of work, so a task
-that fails, or is killed, leaves no trace.
+held-out rows, or what the task learned before → training → scores. Nothing is written here: `record` writes all of it
+in one unit of work, so a task that fails, or is killed, leaves no trace.
 """
 
 import time
@@ -18,7 +18,7 @@ from continual.deltas import method_settings
 from continual.evaluate import measure
 from continual.features import making_room
 from continual.kinds import Kind, Outputs, Prepared, Seen, fitted, kind_of, labels_of
-from continual.neighbours import nearest_learned, spanning
+from continual.neighbours import learned_before, nearest_learned, spanning
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature, signature
 from continual.train import Report, Trained, train
@@ -109,11 +109,12 @@ def learn(
     task, tried = decided(task, Candidate(None, begin), seed=seed)
     name, settings = task.data.spec.name, method_settings(task.method)
     scratch = Candidate(None, begin, spanning(backbone, registry, settings, task=name))
-    neighbours = [
+    before = () if task.warm_start == "scratch" else learned_before(backbone, registry, task.data)
+    others = [
         judge(kind, neighbour, rows=rows, held_out=held_out)
-        for neighbour in nearest_learned(backbone, registry, own, task=name, settings=settings)
+        for neighbour in (*before, *nearest_learned(backbone, registry, own, task=name, settings=settings))
     ]
-    start = choose(backbone, task.warm_start, scratch=scratch, others=neighbours, settings=settings)
+    start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings)
     trained = train_from(task, start, seed=seed, report=report)
 
     outputs = kind.outputs(Seen(backbone, trained.delta, task.test), trained.delta.head)
@@ -122,7 +123,7 @@ def learn(
         _score(task, "oracle", outputs),
         _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
-    if neighbours:  # what was learned before, without training: the forward transfer
+    if neighbours := [other for other in others if not other.again]:  # without training: the forward transfer
         best = max(neighbours, key=lambda candidate: candidate.start.mean)
         scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.start.head)))
     seconds = time.perf_counter() - began

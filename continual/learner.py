@@ -78,7 +78,7 @@ class Learner:
         Raises InputError before anything is learned, LearnError when training fails.
         """
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
-        (data,) = check(self.backbone, self.registry, alone)
+        (data,) = check(self.backbone, self.registry, alone, alone=True)
         with self._telling():
             _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
             watcher.learned(data.spec.name, delta)
@@ -99,7 +99,7 @@ class Learner:
         """
         if rows is not None and rows.name != task:
             raise InputError(f"the rows are of task {rows.name!r}, not of {task!r}; give the file of the task itself")
-        data = None if rows is None else check(self.backbone, self.registry, rows)[0]
+        data = None if rows is None else check(self.backbone, self.registry, rows, alone=True)[0]
         with self._telling():
             return import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
 

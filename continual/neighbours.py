@@ -10,7 +10,8 @@ from continual.kinds import kind_of_delta
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
-from registry import BackboneRecord, Registry, not_found
+from registry import BackboneRecord, DataRecord, Registry, not_found
+from tasks import TaskData
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,27 @@ def nearest_learned(
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
     return found
+
+
+def learned_before(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
+    """The last version of the task itself, of those that serve or else of all; nothing where it cannot be a start.
+
+    Neither can one that may have been trained on rows that are held out now, since another seed draws others.
+    """
+    last = registry.last_version(data.spec.name, backbone.fingerprint)
+    if last is None or (last.data and last.data.seed != data.seed and not _held_out_alike(last.data, data)):
+        return ()
+    try:
+        delta = load_delta(registry.blobs.get(last.values))
+    except (BlobError, DeltaError) as error:
+        log.warning("delta %s cannot be a start: %s", last.name, error)
+        return ()
+    return (Neighbour(last.name, delta, again=True),) if _takes(backbone, delta) else ()
+
+
+def _held_out_alike(before: DataRecord, now: TaskData) -> bool:
+    held_out = {"validation": now.validation.fingerprint, "test": now.test.fingerprint}
+    return all(before.fingerprints[split] == fingerprint for split, fingerprint in held_out.items())
 
 
 def spanning(backbone: Backbone, registry: Registry, settings: MethodSettings, *, task: str) -> tuple[Neighbour, ...]:

@@ -89,11 +89,7 @@ class Predictor:
 
     def _answers(self, task: str, texts: Sequence[Text]) -> list[Answer]:
         """What a task's delta answers to each text."""
-        champion, delta = self._champion(task), self.load(task)
-        kind = kind_of_delta(delta)
-        backbone = fitted(making_room(self._backbone, delta.settings), kind)
-        rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=_longest(champion))
-        return kind.answers(backbone, kind.outputs(Seen(backbone, delta, rows), delta.head), rows)
+        return answers_of(self._backbone, self.load(task), texts, max_length=_longest(self._champion(task)))
 
     def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:
         """The task of each text by the router, and its confidence."""
@@ -118,6 +114,14 @@ class Predictor:
         if task not in self._champions:
             raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known=self._champions)
         return self._champions[task]
+
+
+def answers_of(backbone: Backbone, delta: Delta, texts: Sequence[Text], *, max_length: int) -> list[Answer]:
+    """What a delta answers to each text, cut at `max_length` tokens; it needs to know no more than the text."""
+    kind = kind_of_delta(delta)
+    backbone = fitted(making_room(backbone, delta.settings), kind)
+    rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=max_length)
+    return kind.answers(backbone, kind.outputs(Seen(backbone, delta, rows), delta.head), rows)
 
 
 def _longest(champion: Champion) -> int:

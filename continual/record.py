@@ -4,13 +4,25 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 
-from safetensors.torch import load, save
-
 from continual.backbone import Backbone
+from continual.contest import contest
 from continual.deltas import Delta
+from continual.formats import from_blob, to_blob
 from continual.kinds import Outputs
 from continual.learn import Learned
-from registry import BackboneRecord, Blobs, DeltaRecord, Parent, Registry, SignatureRecord, TaskRecord, Unit
+from continual.replay import replay
+from registry import (
+    BackboneRecord,
+    Blobs,
+    DataRecord,
+    DeltaRecord,
+    Origin,
+    Parent,
+    Registry,
+    SignatureRecord,
+    TaskRecord,
+    Unit,
+)
 from tasks import Budget, TaskData
 
 VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
@@ -26,6 +38,8 @@ def record(
 ) -> str:
     """Write a learned task down in one unit of work, and whatever `also` writes; the name of the new delta.
 
+    Where another version serves, both answer held-out rows first, and the registry decides by what they said.
+
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
     start, own, data = learned.start, learned.own, learned.task.data
@@ -33,12 +47,14 @@ def record(
     signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
     parents = []
     if start.neighbour:
-        parents.append(Parent(delta=start.neighbour.name, kind="warm_start", weight=1.0, score=start.start.mean))
+        origin: Origin = "retrained" if start.again else "warm_start"
+        parents.append(Parent(delta=start.neighbour.name, kind=origin, weight=1.0, score=start.start.mean))
     parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
+    held = contest(backbone, registry, learned.task, learned.trained.delta)
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
-        name = unit.add_delta(delta, parents=parents, scores=learned.scores, signature=signature)
+        name = unit.add_delta(delta, parents=parents, scores=learned.scores, signature=signature, contest=held)
         also(unit, name)
     return name
 
@@ -69,6 +85,13 @@ def task_record(data: TaskData) -> TaskRecord:
     )
 
 
+def data_record(data: TaskData) -> DataRecord:
+    """Where a version's rows came from, so that its validation rows can be read again."""
+    known = task_record(data)
+    folder = str(data.folder.absolute())
+    return DataRecord(spec=known.spec, folder=folder, seed=data.seed, fingerprints=known.fingerprints, rows=known.rows)
+
+
 def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
     plain = delta_record(
         blobs,
@@ -76,7 +99,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         learned.trained.delta,
         task=task_record(learned.task.data),
         budget=learned.task.budget,
-        warm_start="nearest" if learned.start.neighbour else "scratch",
+        warm_start="scratch" if not learned.start.neighbour else "retrained" if learned.start.again else "nearest",
     )
     return replace(
         plain,
@@ -85,6 +108,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         examples_per_second=learned.trained.examples_per_second,
         predictions=blobs.put(outputs_to_bytes(learned.outputs)),
         tried=tuple(trial.told() for trial in learned.tried),
+        data=data_record(learned.task.data),
     )
 
 
@@ -109,13 +133,15 @@ def delta_record(
         warm_start=warm_start,
         seconds=0.0,
         examples_per_second=None,
+        replay=blobs.put(replay(backbone, delta)),
     )
 
 
 def outputs_to_bytes(outputs: Outputs) -> bytes:
     """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
-    return save({name: tensor.contiguous() for name, tensor in outputs.items()})
+    return to_blob(outputs)
 
 
 def outputs_from_bytes(data: bytes) -> Outputs:
-    return load(data)
+    """What `outputs_to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+    return from_blob(data, what="answer")[0]

@@ -35,13 +35,15 @@ def report(registry: Registry, stream: str) -> Document:
     """Score matrices and measures of a stream's learned tasks, oracle (task known) and routed (task unknown).
 
     A delta is never changed by a later task, so its oracle score is measured once and holds in every later row.
+    Of a task that was purged the scores are None; the measures are of those that are left.
     Raises NotFound for a stream that was never begun.
     """
     begun = registry.stream(stream)
     steps = [position.number for position in begun.positions if position.delta]
     deltas = [registry.delta(position.delta) for position in begun.positions if position.delta]
     scores = [_Scores(delta, registry.scores(delta=delta.name)) for delta in deltas]
-    oracle = _oracle(scores)
+    kept = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
+    left = [scores[i] for i in kept]
     routed = [
         [_value(own.routed(own.metric, stream=stream, step=step)) if i <= t else None for i, own in enumerate(scores)]
         for t, step in enumerate(steps)
@@ -50,11 +52,14 @@ def report(registry: Registry, stream: str) -> Document:
         "stream": stream,
         "backbone": registry.backbone(begun.backbone).name,
         "tasks": [delta.task for delta in deltas],
-        "oracle": {"matrix": oracle, **asdict(measures(oracle, [own.value("frozen") for own in scores]))},
+        "oracle": {
+            "matrix": _oracle(scores),
+            **asdict(measures(_oracle(left), [own.value("frozen") for own in left])),
+        },
         "routed": {
             "matrix": routed,
-            **asdict(_measures_if_complete(routed)),
-            "routing_accuracy": _routing_accuracy(scores, stream=stream, step=steps[-1]) if steps else None,
+            **asdict(_measures_if_complete([[routed[t][i] for i in kept] for t in kept])),
+            "routing_accuracy": _routing_accuracy(left, stream=stream, step=steps[-1]) if left else None,
         },
         "unfinished": [
             {"task": position.task, "state": position.state, "error": position.error}

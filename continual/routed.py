@@ -43,9 +43,9 @@ def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: Tas
     if stored.predictions:
         outputs = outputs_from_bytes(blobs.get(stored.predictions))
     else:
-        learned = load_delta(blobs.get(stored.digest))
+        learned = load_delta(blobs.get(stored.values))
         outputs = task.kind.outputs(Seen(task.backbone, learned, task.test), learned.head)
-    signature = registry.signature(task.data.spec.name, backbone.fingerprint)
+    signature = registry.signature(delta)
     own = Signature.from_bytes(blobs.get(signature.digest))
     return _examined(task, own, Seen(task.backbone, None, task.test).vectors, outputs)
 

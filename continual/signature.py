@@ -6,8 +6,10 @@ Shapes: N rows, C classes, D dimensions.
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
+
+from continual.errors import BlobError
+from continual.formats import from_blob, to_blob
 
 ROUNDING = 1e-10  # of the second moment: less scatter is none, as with one row per class
 
@@ -45,11 +47,17 @@ class Signature:
         return max(self.rows - len(self.counts), 1)
 
     def to_bytes(self) -> bytes:
-        return save({"counts": self.counts, "sums": self.sums, "moment": self.moment})
+        return to_blob({"counts": self.counts, "sums": self.sums, "moment": self.moment})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Signature":
-        return cls(**load(data))
+        """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+        tensors, _ = from_blob(data, what="signature")
+        if tensors.keys() != {"counts", "sums", "moment"}:
+            raise BlobError(
+                f"a signature has counts, sums and moment, and this has {sorted(tensors)}; restore the blob"
+            )
+        return cls(**tensors)
 
 
 def signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:

@@ -21,10 +21,14 @@ CLEAR_GAIN = 2.0  # standard errors by which a warm start must beat scratch on h
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A learned task that is alike: the name of its delta, and the delta."""
+    """A learned task that is alike: the name of its delta, and the delta.
+
+    again: it is the task itself, as it was learned before.
+    """
 
     name: str
     delta: Delta
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Candidate:
     def delta(self) -> Delta | None:
         return self.neighbour.delta if self.neighbour else None
 
+    @property
+    def again(self) -> bool:
+        return self.neighbour is not None and self.neighbour.again
+
 
 def judge(kind: Kind[Any], neighbour: Neighbour, *, rows: Seen[Any], held_out: Seen[Any]) -> Candidate:
     """How the task would start in the features of a neighbour's delta; `rows` and `held_out` are seen without it."""
@@ -54,12 +62,15 @@ def choose(
 ) -> Candidate:
     """The start to take: `others` are neighbours in order of similarity.
 
-    scratch: always from scratch · nearest: from the first neighbour whose delta can be copied ·
+    scratch: always from scratch · else from what the task itself learned before, where that can be copied, so that it
+    goes on learning · nearest: from the first neighbour whose delta can be copied ·
     auto: from the one of them that answers held-out rows best, where it is better than scratch by more than chance.
     """
     copies = [other for other in others if other.delta and copyable(backbone, other.delta, settings)]
     if kind == "scratch" or not copies:
         return scratch
+    if before := [copy for copy in copies if copy.again]:
+        return before[0]
     if kind == "nearest":
         return copies[0]
     best = max(copies, key=lambda candidate: candidate.start.mean)

@@ -1,30 +1,40 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `verify` finds damage, `upgrade` migrates.
+among controllers, `verify` finds damage, `upgrade` migrates, `dump` and `restore` carry all of it in one file.
 """
 
-from registry.blobs import Blobs
+from registry.blobs import Blobs, StoredBlob
 from registry.claims import claim, heartbeat, held, release
+from registry.collection import GRACE, collect
+from registry.dump import dump
 from registry.errors import (
+    ArchiveError,
     BlobError,
     DatabaseUnavailable,
     NotFound,
+    NothingToDo,
     RegistryError,
     SchemaError,
     StreamChanged,
     TaskChanged,
+    TaskNeeded,
     not_found,
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
 from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
+from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
     BackboneRecord,
     Champion,
+    Comparison,
+    Contest,
+    DataRecord,
     DeltaRecord,
     Mode,
+    Origin,
     Parent,
     Score,
     SignatureRecord,
@@ -38,21 +48,30 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
+from registry.removal import delete_task, purge
+from registry.restore import restore
 from registry.schema import upgrade
 from registry.secrets import shown
 from registry.unit import Unit
 from registry.verify import verify
 
 __all__ = [
+    "GRACE",
     "IMPORTED",
+    "ArchiveError",
     "BackboneRecord",
     "BlobError",
     "Blobs",
     "Champion",
+    "Comparison",
+    "Contest",
+    "DataRecord",
     "DatabaseUnavailable",
     "DeltaRecord",
     "Mode",
     "NotFound",
+    "NothingToDo",
+    "Origin",
     "Parent",
     "Pending",
     "Registry",
@@ -62,6 +81,7 @@ __all__ = [
     "SignatureRecord",
     "State",
     "Status",
+    "StoredBlob",
     "StoredDelta",
     "StoredPosition",
     "StoredScore",
@@ -69,10 +89,15 @@ __all__ = [
     "StoredStream",
     "StreamChanged",
     "TaskChanged",
+    "TaskNeeded",
     "TaskRecord",
     "Unit",
+    "archive",
     "claim",
+    "collect",
+    "delete_task",
     "delta_name",
+    "dump",
     "heartbeat",
     "held",
     "identity",
@@ -80,7 +105,10 @@ __all__ = [
     "not_found",
     "parse_delta",
     "postpone",
+    "promote",
+    "purge",
     "release",
+    "restore",
     "settle",
     "shown",
     "take",

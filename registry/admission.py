@@ -5,48 +5,84 @@ from collections.abc import Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from registry.history import note
 from registry.lookups import own_score
-from registry.records import Score
+from registry.records import IMPORTED, Contest, Score
 from registry.tables import Delta, ScoreRow, Task
 
+ADVICE = "`continual deltas promote` decides by hand"
 
-def reason_against(new: float | None, *, champion: str | None, score: float | None, measure: str) -> str | None:
+
+def reason_against(new: float | None, *, champion: str, score: float | None, measure: str) -> str | None:
     """Why a delta of score `new` does not take over from `champion` of `score`; None where it does.
 
     >>> reason_against(0.80, champion="sst2@1", score=0.91, measure="validation accuracy")
     'validation accuracy 0.8000 is lower than 0.9100 of sst2@1'
     """
-    if champion is None or score is None:
+    if score is None:
         return None
     if new is None:
         return f"no {measure}, and {score:.4f} of {champion} serves"
     return None if new >= score else f"{measure} {new:.4f} is lower than {score:.4f} of {champion}"
 
 
-def admit(session: Session, delta: Delta, *, scores: Iterable[Score], split: str) -> None:
-    """Sets the status of a new `delta`, and archives the champion it succeeds."""
-    champion = _champion(session, delta)
-    delta.reason = reason_against(
-        oracle_score(scores, split=split, metric=delta.task.metric),
-        champion=champion.name if champion else None,
-        score=_stored_score(session, champion, split=split) if champion else None,
-        measure=f"{split} {delta.task.metric}",
-    )
-    delta.status = "candidate" if delta.reason else "champion"
-    if champion and delta.status == "champion":
+def reason_after(contest: Contest, *, champion: str, metric: str) -> str | None:
+    """Why a delta does not take over from `champion` after what was measured of both; None where it does.
+
+    >>> from registry import Comparison
+    >>> rows = Comparison(rows="the validation rows of sst2@1", new=0.8, old=0.91)
+    >>> reason_after(Contest(champion="sst2@1", comparisons=(rows,)), champion="sst2@1", metric="accuracy")
+    'accuracy 0.8000 is lower than 0.9100 of sst2@1 on the validation rows of sst2@1'
+    """
+    if contest.champion != champion:
+        return f"it was compared with {contest.champion}, and meanwhile {champion} serves. {ADVICE}"
+    for seen in contest.comparisons:
+        if seen.new < seen.old:
+            return f"{metric} {seen.new:.4f} is lower than {seen.old:.4f} of {champion} on {seen.rows}"
+    return f"{contest.doubt}. {ADVICE}" if contest.doubt else None
+
+
+def admit(session: Session, delta: Delta, *, scores: Iterable[Score], split: str, contest: Contest | None) -> None:
+    """Registers a new `delta` as champion or candidate, and archives the champion it succeeds."""
+    champion = serving(session, delta)
+    if champion and contest:
+        delta.reason = reason_after(contest, champion=champion.name, metric=delta.task.metric)
+    elif champion:
+        delta.reason = reason_against(
+            oracle_score(scores, split=split, metric=delta.task.metric),
+            champion=champion.name,
+            score=_stored_score(session, champion, split=split),
+            measure=f"{split} {delta.task.metric}",
+        )
+    delta.status = "candidate"
+    session.add(delta)
+    session.flush()
+    note(session, delta, "imported" if delta.warm_start == IMPORTED else "learned", reason=delta.reason)
+    if delta.reason is None:
+        let_serve(session, delta)
+
+
+def let_serve(session: Session, delta: Delta, *, reason: str | None = None) -> None:
+    """Makes `delta` the champion of its task and backbone; the one it succeeds is archived."""
+    champion = serving(session, delta)
+    if champion:
         champion.status, champion.reason = "archived", f"succeeded by {delta.name}"
-        session.flush()  # before the insert, or the database sees two champions
+        note(session, champion, "succeeded", reason=champion.reason)
+        session.flush()  # before the other serves, or the database sees two champions
+    delta.status, delta.reason = "champion", None
+    note(session, delta, "promoted", reason=reason)
+
+
+def serving(session: Session, delta: Delta) -> Delta | None:
+    """The champion of a delta's task on its backbone."""
+    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, Delta.status == "champion")
+    return session.scalar(select(Delta).where(*where))
 
 
 def oracle_score(scores: Iterable[Score], *, split: str, metric: str) -> float | None:
     """The value among `scores` that `own_score` will find once they are stored."""
     wanted = ("oracle", None, 0, split, metric)
     return next((s.value for s in scores if (s.mode, s.stream, s.step, s.split, s.metric) == wanted), None)
-
-
-def _champion(session: Session, delta: Delta) -> Delta | None:
-    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, Delta.status == "champion")
-    return session.scalar(select(Delta).where(*where))
 
 
 def _stored_score(session: Session, delta: Delta, *, split: str) -> float | None:

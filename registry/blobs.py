@@ -1,6 +1,10 @@
 """Bytes by the SHA-256 of their content, in any place fsspec reaches."""
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from typing import final
 from uuid import uuid4
@@ -10,6 +14,18 @@ import fsspec
 from registry.errors import BlobError
 from registry.secrets import shown
 from tasks.errors import InputError
+
+OURS = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """What lies in the store: its digest (of a draft a name of its file), its place, bytes, and when it was put."""
+
+    name: str
+    place: str
+    bytes: int
+    put_at: datetime
 
 
 @final
@@ -29,12 +45,13 @@ class Blobs:
             raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
 
     def put(self, data: bytes) -> str:
-        """Stores `data` and returns its digest; content already there is left, and mended where it was damaged."""
+        """Stores `data` and returns its digest.
+
+        Content that is there already is written again: damage is mended, and it is as young as what is new, so that it
+        is not collected before its row is written.
+        """
         digest = sha256(data).hexdigest()
-        try:
-            self.get(digest)
-        except BlobError:
-            self._write(self.path(digest), data)
+        self._write(self.path(digest), data)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -60,6 +77,43 @@ class Blobs:
     def exists(self, digest: str) -> bool:
         """Whether something is stored under `digest` (its bytes are checked on reading)."""
         return bool(self._files.exists(self.path(digest)))
+
+    def find(self, digest: str) -> StoredBlob | None:
+        """What is stored under `digest`, its bytes unread."""
+        place = self.path(digest)
+        self._files.invalidate_cache()
+        try:
+            return StoredBlob(digest, place, int(self._files.size(place)), self._files.modified(place))
+        except FileNotFoundError:
+            return None
+
+    def every(self) -> Iterator[StoredBlob]:
+        """All that was put here, and drafts whose writers died; other files are nobody's business."""
+        self._files.invalidate_cache()
+        for place, about in self._files.find(self._root, detail=True).items():
+            if ours := OURS.search(place):
+                with suppress(FileNotFoundError):  # a draft that was finished meanwhile
+                    yield StoredBlob("".join(ours.groups("")), place, int(about["size"]), self._files.modified(place))
+
+    def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
+        """Deletes a blob unless it was put again since `put_before`; whether it did."""
+        self._files.invalidate_cache()
+        try:
+            if put_before is not None and self._files.modified(blob.place) > put_before:
+                return False
+            self._files.rm_file(blob.place)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def clock(self) -> datetime:
+        """This moment by the clock that says when a blob was put."""
+        draft = f"{self._root}/00/.{uuid4().hex}"
+        self._files.makedirs(f"{self._root}/00", exist_ok=True)
+        self._files.pipe_file(draft, b"")
+        moment: datetime = self._files.modified(draft)
+        self._files.rm_file(draft)
+        return moment
 
     def path(self, digest: str) -> str:
         """Where `digest` lies; sharded by its first two digits, so that no folder grows large.

@@ -2,12 +2,12 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -17,6 +17,8 @@ from tasks.errors import InputError
 
 BUSY_SECONDS = 30
 _WRITES = "registry_writes"
+_ALONE = "alone"
+_DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares, unless it has to be alone
 
 
 def connect(url: str) -> Engine:
@@ -35,6 +37,8 @@ def connect(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
@@ -49,19 +53,26 @@ def opening(url: str) -> Iterator[None]:
         raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
 
 
-def writer(engine: Engine) -> Engine:
-    """The same engine and pool, for transactions that write."""
-    return engine.execution_options(**{_WRITES: True})
+def reader(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
+    if engine.dialect.name == "postgresql":  # where each statement would see its own
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine
+
+
+def writer(engine: Engine, *, alone: bool = False) -> Engine:
+    """The same engine and pool, for transactions that write; `alone`: each waits until no other is open."""
+    return engine.execution_options(**{_WRITES: _ALONE if alone else True})
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables.
+    """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
     """
-    with writer(engine).connect() as connection:
+    with writer(engine, alone=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
         plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
         if sqlite:
@@ -75,6 +86,14 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    if connection.dialect.name == "postgresql":
+        for table in tables:
+            sequence = func.pg_get_serial_sequence(table.name, "id")
+            connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
 def _make_folder(url: URL) -> None:
@@ -112,3 +131,10 @@ def _begin_sqlite(connection: Connection) -> None:
     # Two transactions that read and then write would each wait for the other's read lock: writers queue at the door.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # Units write beside each other there; one that deletes blobs must not have any of them between looking and naming.
+    if writes := connection.get_execution_options().get(_WRITES, False):
+        shared = "" if writes == _ALONE else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_DOOR})")

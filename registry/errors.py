@@ -5,7 +5,10 @@ ContinualError (exit 1)          InputError (exit 2)
     └── BlobError                ├── SchemaError
                                  ├── DatabaseUnavailable
                                  ├── TaskChanged
-                                 └── StreamChanged
+                                 ├── TaskNeeded
+                                 ├── NothingToDo
+                                 ├── StreamChanged
+                                 └── ArchiveError
 """
 
 from collections.abc import Iterable
@@ -19,7 +22,7 @@ class RegistryError(ContinualError):
 
 
 class BlobError(RegistryError):
-    """A blob is missing, or its bytes are not those its digest promises."""
+    """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
 
 
 class NotFound(InputError):
@@ -38,8 +41,20 @@ class TaskChanged(InputError):
     """A known task came back with another kind, metric or labels."""
 
 
+class TaskNeeded(InputError):
+    """A task cannot be removed while it is being learned, or while others came from what it learned."""
+
+
+class NothingToDo(InputError):
+    """What was asked for is so already."""
+
+
 class StreamChanged(InputError):
     """A stream that was begun came back with another backbone or other entries."""
+
+
+class ArchiveError(InputError):
+    """A file is not the whole archive of a registry that this code can read."""
 
 
 def not_found(what: str, name: str, *, known: Iterable[str]) -> NotFound:

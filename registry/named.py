@@ -1,26 +1,46 @@
 """Which blobs the rows name: what must be there, and what may not be collected."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, union_all
 from sqlalchemy.orm import Session
 
 from registry.names import delta_name
 from registry.tables import Checkpoint, Delta, Position, Signature, Stream, Task
 
+OF_DELTAS = {
+    "values": Delta.digest,
+    "predictions": Delta.predictions,
+    "replay": Delta.replay,
+    "signature": Signature.digest,
+}
+
 
 def named_blobs(session: Session) -> Iterator[tuple[str, str]]:
     """Every digest that a row names, with whose it is."""
-    own = {"values": Delta.digest, "predictions": Delta.predictions, "replay": Delta.replay}
-    named = select(Task.name, Delta.version, *own.values()).select_from(Delta).join(Task, Task.id == Delta.task_id)
+    named = select(Task.name, Delta.version, *OF_DELTAS.values()).select_from(Delta)
+    named = named.join(Task, Task.id == Delta.task_id).outerjoin(Signature, Signature.delta_id == Delta.id)
     for task, version, *digests in session.execute(named.order_by(Delta.id)):
-        for part, digest in zip(own, digests, strict=True):
+        for part, digest in zip(OF_DELTAS, digests, strict=True):
             if digest is not None:
                 yield f"{delta_name(task, version)}, its {part}", digest
-    signed = select(Task.name, Signature.digest).join(Task, Task.id == Signature.task_id).order_by(Signature.id)
-    for task, digest in session.execute(signed):
-        yield f"task {task}, its signature", digest
     begun = select(Stream.name, Position.number, Checkpoint.digest).select_from(Checkpoint)
     begun = begun.join(Position, Position.id == Checkpoint.position_id).join(Stream, Stream.id == Position.stream_id)
     for stream, number, digest in session.execute(begun.order_by(Checkpoint.id)):
         yield f"stream {stream}, position {number}, its checkpoint", digest
+
+
+def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:
+    """The digests that these deltas and positions name."""
+    own = select(*OF_DELTAS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)
+    for digests in session.execute(own.where(deltas)):
+        yield from (digest for digest in digests if digest is not None)
+    begun = select(Checkpoint.digest).join(Position, Position.id == Checkpoint.position_id)
+    yield from session.scalars(begun.where(positions))
+
+
+def named_among(session: Session, digests: Collection[str]) -> set[str]:
+    """Those of `digests` that a row names."""
+    columns = (*OF_DELTAS.values(), Checkpoint.digest)
+    found = [select(column).where(column.in_(digests)) for column in columns]
+    return {digest for (digest,) in session.execute(union_all(*found)) if digest is not None}

@@ -1,14 +1,16 @@
 """Questions to the registry: pure functions of a session, each of a constant number of statements."""
 
-from sqlalchemy import CTE, and_, func, literal, select
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy import CTE, and_, case, func, literal, select
+from sqlalchemy.orm import Session, aliased, joinedload, selectinload
 
+from registry.errors import NotFound
 from registry.lookups import backbone_row, delta_row, own_score, stream_row, task_row
 from registry.records import (
     BackboneRecord,
     Champion,
     Mode,
     StoredDelta,
+    StoredPosition,
     StoredScore,
     StoredSignature,
     StoredStream,
@@ -21,7 +23,9 @@ from registry.shapes import (
     edge_listing,
     stored_backbone,
     stored_delta,
+    stored_position,
     stored_score,
+    stored_signature,
     stored_stream,
     stored_task,
     task_listing,
@@ -32,7 +36,10 @@ WITH_POSITIONS = selectinload(Stream.positions).joinedload(Position.delta)
 
 
 def tasks(session: Session) -> list[Row]:
-    """One row per task, in order of arrival, with its champion (the newest, if several backbones have one)."""
+    """One row per task, in order of arrival, with its champion (the newest, if several backbones have one).
+
+    One that was purged is none any more.
+    """
     serving = aliased(Delta)
     of_task = (serving.task_id == Task.id, serving.status == "champion")
     newest = select(func.max(serving.id)).where(*of_task).correlate(Task).scalar_subquery()
@@ -41,6 +48,7 @@ def tasks(session: Session) -> list[Row]:
         .select_from(Task)
         .outerjoin(Delta, Delta.id == newest)
         .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
+        .where(Task.purged_at.is_(None))
         .order_by(Task.id)
     )
     return [task_listing(*row) for row in session.execute(found)]
@@ -80,8 +88,11 @@ def delta(session: Session, *, name: str) -> StoredDelta:
 
 
 def task(session: Session, *, name: str) -> TaskRecord:
-    """The task of that name. Raises: NotFound."""
-    return stored_task(task_row(session, name))
+    """The task of that name. Raises: NotFound, also where it was purged."""
+    row = task_row(session, name)
+    if row.purged_at is not None:
+        raise NotFound(f"task {name!r} was purged: nothing but its name is kept. Learn it again.")
+    return stored_task(row)
 
 
 def backbone(session: Session, *, fingerprint: str) -> BackboneRecord:
@@ -109,24 +120,50 @@ def champions(session: Session, *, backbone: str) -> tuple[Champion, ...]:
 
 
 def signatures(session: Session, *, backbone: str) -> tuple[StoredSignature, ...]:
-    """The signatures taken on a backbone, in order of their tasks' arrival."""
+    """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival."""
     found = (
-        select(Task.name, Signature)
-        .join(Task, Task.id == Signature.task_id)
-        .join(Backbone, Backbone.id == Signature.backbone_id)
-        .where(Backbone.fingerprint == backbone)
-        .order_by(Task.id)
+        select(Signature, Delta)
+        .join(Delta, Delta.id == Signature.delta_id)
+        .join(Backbone, Backbone.id == Delta.backbone_id)
+        .where(Backbone.fingerprint == backbone, Delta.status == "champion")
+        .order_by(Delta.task_id)
     )
-    return tuple(
-        StoredSignature(task=task, digest=row.digest, rows=row.rows, pooling=row.pooling, layer=row.layer)
-        for task, row in session.execute(found)
+    return tuple(stored_signature(*row) for row in session.execute(found))
+
+
+def signature(session: Session, *, delta: str) -> StoredSignature:
+    """The signature of a delta. Raises: NotFound, also where it has none."""
+    row = delta_row(session, delta)
+    found = session.scalar(select(Signature).where(Signature.delta_id == row.id))
+    if found is None:
+        raise NotFound(f"{delta} has no signature: it was imported without rows, or purged. Name a version with one.")
+    return stored_signature(found, row)
+
+
+def last_version(session: Session, *, task: str, backbone: str) -> StoredDelta | None:
+    """The delta that serves a task on a backbone, else its newest that is not purged; None where there is none."""
+    found = (
+        select(Delta)
+        .join(Delta.task)
+        .join(Delta.backbone)
+        .where(Task.name == task, Backbone.fingerprint == backbone, Delta.status != "purged")
+        .order_by(case((Delta.status == "champion", 0), else_=1), Delta.version.desc())
+        .limit(1)
     )
+    row = session.scalar(found)
+    return None if row is None else stored_delta(row)
 
 
 def stream(session: Session, *, name: str) -> StoredStream:
     """The stream of that name with its positions. Raises: NotFound."""
     wanted = stream_row(session, name).id
     return stored_stream(session.scalars(select(Stream).where(Stream.id == wanted).options(WITH_POSITIONS)).one())
+
+
+def positions(session: Session, *, stream: str) -> tuple[StoredPosition, ...]:
+    """The positions of the stream of that name, in order; none where it was never begun."""
+    found = select(Position).join(Position.stream).where(Stream.name == stream).order_by(Position.number)
+    return tuple(stored_position(row) for row in session.scalars(found.options(joinedload(Position.delta))))
 
 
 def streams(session: Session) -> tuple[StoredStream, ...]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from registry.errors import NotFound
+
 IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
 State = Literal["waiting", "held", "learned", "failed"]
 Status = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
@@ -39,19 +41,29 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaRecord:
-    """A trained delta: how it was made, and the digests of its blobs.
+class DataRecord:
+    """The rows that a version was learned from, never themselves: how to read them again, and how to know them.
 
-    `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
-    parameters over the backbone's parameters, a fraction; `tried` is what a search for the method looked at.
+    `spec` is the task's as it was learned, `folder` what its relative paths start from, None where that is not known,
+    `seed` what rows are carved and sampled by; `fingerprints` and `rows` are by split.
     """
+
+    spec: dict[str, Any]
+    folder: str | None
+    seed: int
+    fingerprints: dict[str, str]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """How a delta was made, and the digests of its blobs but for its values."""
 
     task: str
     backbone: str
     method: str
     settings: dict[str, Any]
     budget: dict[str, Any]
-    digest: str
     bytes: int
     parameters: int
     share: float
@@ -64,12 +76,29 @@ class DeltaRecord:
     predictions: str | None = None
     replay: str | None = None
     tried: tuple[dict[str, Any], ...] = ()
+    data: DataRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredDelta(DeltaRecord):
-    """A delta as the registry holds it, with its task's kind and metric; `reason` says why it does not serve."""
+class DeltaRecord(_Made):
+    """A trained delta: how it was made, and the digests of its blobs, `digest` that of its values.
 
+    `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
+    parameters over the backbone's parameters, a fraction; `tried` is what a search for the method looked at; `data` is
+    None where it was made elsewhere, of rows that nobody has shown.
+    """
+
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredDelta(_Made):
+    """A delta as the registry holds it, with its task's kind and metric; `reason` says why it does not serve.
+
+    `digest` is None of one that was purged.
+    """
+
+    digest: str | None
     name: str
     version: int
     status: Status
@@ -79,13 +108,43 @@ class StoredDelta(DeltaRecord):
     kind: str
     metric: str
 
+    @property
+    def values(self) -> str:
+        """The digest of its values. Raises: NotFound, where they were purged."""
+        return kept(self.digest, self.name)
+
+
+def kept(digest: str | None, delta: str) -> str:
+    """The digest of a delta's values. Raises: NotFound, where they were purged."""
+    if digest is None:
+        raise NotFound(f"{delta} was purged: nothing but its place in the lineage is kept. Learn its task again.")
+    return digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Scores of a new delta and of the champion on the same rows, by the task's metric; `rows` says which."""
+
+    rows: str
+    new: float
+    old: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What was measured of a new delta and the `champion` that it may succeed, and why that is not enough to decide."""
+
+    champion: str
+    comparisons: tuple[Comparison, ...] = ()
+    doubt: str | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
     """A delta that another one came from; `score` is the parent's as a candidate on held-out rows."""
 
     delta: str
-    kind: str
+    kind: Origin
     weight: float
     score: float | None = None
 
@@ -125,9 +184,10 @@ class SignatureRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSignature(SignatureRecord):
-    """A signature with its task."""
+    """A signature with its task and the delta whose it is."""
 
     task: str
+    delta: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +204,10 @@ class Champion:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPosition:
-    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held."""
+    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held.
+
+    purged: whether all that was learned there is gone but its name.
+    """
 
     number: int
     task: str
@@ -153,6 +216,7 @@ class StoredPosition:
     delta: str | None
     error: str | None
     holder: str | None
+    purged: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,21 +11,23 @@ from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, opening, writer
-from registry.errors import RegistryError, not_found
+from registry.engine import connect, opening, reader, writer
+from registry.errors import RegistryError
+from registry.known import known_task
 from registry.records import (
     BackboneRecord,
     Champion,
     Mode,
     StoredDelta,
+    StoredPosition,
     StoredScore,
     StoredSignature,
     StoredStream,
     TaskRecord,
 )
 from registry.shapes import Row
-from registry.tables import Stream, Task
-from registry.unit import Unit, require_same
+from registry.tables import Stream
+from registry.unit import Unit
 
 
 @final
@@ -69,19 +71,21 @@ class Registry:
         self.close()
 
     @contextmanager
-    def unit(self) -> Iterator[Unit]:
+    def unit(self, *, alone: bool = False) -> Iterator[Unit]:
         """One transaction: committed where the block ends well, undone on any exception.
 
         Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
+        alone: waits until no other unit is open, and lets none begin.
         Raises: RegistryError, where the database refuses what is written.
         """
-        with _translated("write to the registry"), Session(writer(self.engine)) as session, session.begin():
+        engine = writer(self.engine, alone=alone)
+        with _translated("write to the registry"), Session(engine) as session, session.begin():
             yield Unit(session, self.blobs)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(self.engine) as session, session.begin():
+        with _translated("read the registry"), Session(reader(self.engine)) as session, session.begin():
             yield session
 
     def tasks(self) -> list[Row]:
@@ -125,7 +129,7 @@ class Registry:
             return queries.champions(session, backbone=backbone)
 
     def signatures(self, backbone: str) -> tuple[StoredSignature, ...]:
-        """The signatures taken on the backbone of this fingerprint, in order of their tasks' arrival."""
+        """The signatures of the champions on the backbone of this fingerprint, in order of their tasks' arrival."""
         with self.reading() as session:
             return queries.signatures(session, backbone=backbone)
 
@@ -134,12 +138,16 @@ class Registry:
         with self.reading() as session:
             return queries.stream(session, name=name)
 
+    def positions(self, stream: str) -> tuple[StoredPosition, ...]:
+        """The positions of the stream of that name, in order; none where it was never begun."""
+        with self.reading() as session:
+            return queries.positions(session, stream=stream)
+
     def require_same(self, records: Iterable[TaskRecord]) -> None:
-        """Raises TaskChanged where a task is known with another kind, metric or labels."""
+        """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""
         with self.reading() as session:
             for record in records:
-                if known := session.scalar(select(Task).where(Task.name == record.name)):
-                    require_same(known, record)
+                known_task(session, record)
 
     def require_begun_so(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
         """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
@@ -147,12 +155,15 @@ class Registry:
             if known := session.scalar(select(Stream).where(Stream.name == stream)):
                 streams.require_begun_so(known, entries)
 
-    def signature(self, task: str, backbone: str) -> StoredSignature:
-        """The signature of a task on the backbone of this fingerprint. Raises: NotFound."""
-        found = {signature.task: signature for signature in self.signatures(backbone)}
-        if task not in found:
-            raise not_found("task with a signature on this backbone", task, known=found)
-        return found[task]
+    def signature(self, delta: str) -> StoredSignature:
+        """The signature of a delta, such as sst2@1. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.signature(session, delta=delta)
+
+    def last_version(self, task: str, backbone: str) -> StoredDelta | None:
+        """The delta that serves a task on the backbone of this fingerprint, else its newest that is not purged."""
+        with self.reading() as session:
+            return queries.last_version(session, task=task, backbone=backbone)
 
     def streams(self) -> tuple[StoredStream, ...]:
         """All streams with their positions, in the order in which they were begun."""

@@ -22,13 +22,14 @@ def check(engine: Engine) -> None:
 
     Raises: SchemaError, where it is older or newer.
     """
-    found, head = revision(engine), _scripts().get_current_head()
+    found = _found(engine)
     if found is None:
         _migrate(engine)
-    elif found != head:
-        _refuse_unknown(found)
+    elif found != head():
+        refuse_unknown(found)
         raise SchemaError(
-            f"the registry's schema is at revision {found}, older than this code's {head}. Run `continual db upgrade`."
+            f"the registry's schema is at revision {found}, older than this code's {head()}. "
+            "Run `continual db upgrade`."
         )
 
 
@@ -40,11 +41,11 @@ def upgrade(url: str) -> str:
     engine = connect(url)
     try:
         with opening(url):
-            found = revision(engine)
+            found = _found(engine)
         if found is not None:
-            _refuse_unknown(found)
+            refuse_unknown(found)
         _migrate(engine)
-        return str(revision(engine))
+        return str(_found(engine))
     except DatabaseError as error:
         why = shown(f"could not upgrade {url}: {error.orig}", url)
         raise RegistryError(f"{why}. Restore the database from a copy.") from None  # its cause may quote the URL
@@ -52,10 +53,28 @@ def upgrade(url: str) -> str:
         engine.dispose()
 
 
-def revision(engine: Engine) -> str | None:
+def revision(connection: Connection) -> str | None:
     """The revision that the database is at; None where the registry was never in it."""
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def head() -> str:
+    """The revision of this code's schema."""
+    return str(_scripts().get_current_head())
+
+
+def migrate(connection: Connection, to: str = "head") -> None:
+    """Brings the schema to a revision, in the transaction that `connection` is in."""
+    command.upgrade(configuration(connection), to)
+
+
+def refuse_unknown(found: str) -> None:
+    """Raises SchemaError for a revision that this code does not know."""
+    if found not in {script.revision for script in _scripts().walk_revisions()}:
+        raise SchemaError(
+            f"the registry's schema is at revision {found}, which this code does not know: its newest is {head()}. "
+            "Install the newer release that wrote it, or use another registry."
+        )
 
 
 def configuration(connection: Connection | None = None) -> Config:
@@ -77,13 +96,9 @@ def _scripts() -> ScriptDirectory:
 def _migrate(engine: Engine) -> None:
     # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
     with migrating(engine) as connection:
-        command.upgrade(configuration(connection), "head")
+        migrate(connection)
 
 
-def _refuse_unknown(found: str) -> None:
-    scripts = _scripts()
-    if found not in {script.revision for script in scripts.walk_revisions()}:
-        raise SchemaError(
-            f"the registry's schema is at revision {found}, which this code does not know: its newest is "
-            f"{scripts.get_current_head()}. Install the newer release that wrote it, or use another registry."
-        )
+def _found(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return revision(connection)

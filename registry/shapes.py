@@ -6,13 +6,15 @@ from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
     Champion,
+    DataRecord,
     StoredDelta,
     StoredPosition,
     StoredScore,
+    StoredSignature,
     StoredStream,
     TaskRecord,
 )
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Stream, Task
+from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
 
@@ -98,7 +100,7 @@ def champion(row: Delta) -> Champion:
 
 
 def stored_delta(row: Delta) -> StoredDelta:
-    """The record of a delta. Raises: NotFound, where it was purged."""
+    """The record of a delta."""
     return StoredDelta(
         name=row.name,
         version=row.version,
@@ -108,12 +110,13 @@ def stored_delta(row: Delta) -> StoredDelta:
         created_at=row.created_at,
         kind=row.task.kind,
         metric=row.task.metric,
+        data=DataRecord(**row.data) if row.data else None,
         task=row.task.name,
         backbone=row.backbone.fingerprint,
         method=row.method,
         settings=row.settings,
         budget=row.budget,
-        digest=row.values,
+        digest=row.digest,
         bytes=row.bytes,
         parameters=row.parameters,
         share=row.share,
@@ -146,6 +149,18 @@ def stored_score(row: ScoreRow, delta: Delta, stream: str | None) -> StoredScore
     )
 
 
+def stored_signature(row: Signature, delta: Delta) -> StoredSignature:
+    """The record of a delta's signature."""
+    return StoredSignature(
+        task=delta.task.name,
+        delta=delta.name,
+        digest=row.digest,
+        rows=row.rows,
+        pooling=row.pooling,
+        layer=row.layer,
+    )
+
+
 def stored_stream(row: Stream) -> StoredStream:
     """The record of a stream."""
     return StoredStream(
@@ -155,11 +170,12 @@ def stored_stream(row: Stream) -> StoredStream:
         digest=row.digest,
         mlflow_run=row.mlflow_run,
         created_at=row.created_at,
-        positions=tuple(_stored_position(position) for position in row.positions),
+        positions=tuple(stored_position(position) for position in row.positions),
     )
 
 
-def _stored_position(row: Position) -> StoredPosition:
+def stored_position(row: Position) -> StoredPosition:
+    """The record of a position."""
     return StoredPosition(
         number=row.number,
         task=row.task_name,
@@ -168,4 +184,5 @@ def _stored_position(row: Position) -> StoredPosition:
         delta=row.delta.name if row.delta else None,
         error=row.error,
         holder=row.holder,
+        purged=row.delta is not None and row.delta.status == "purged",
     )

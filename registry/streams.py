@@ -1,7 +1,7 @@
 """Beginning a stream, and beginning it again: what was begun is kept, and only grows at its end."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from itertools import zip_longest
 from typing import Any
@@ -33,6 +33,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
         raise StreamChanged(f"stream {name!r} was begun on backbone {known}, not {backbone}. {ADVICE}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
+    redact(stream, {position.task_name for position in stream.positions if _purged(position)})
     begun = require_begun_so(stream, entries)
     for position, (_, recipe) in zip(stream.positions, entries, strict=False):
         position.recipe = recipe  # what is not learned yet may be mended
@@ -43,13 +44,29 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
 
 def require_begun_so(stream: Stream, entries: Sequence[Entry]) -> list[tuple[str, str | None]]:
     """The entries that the stream knows; raises StreamChanged where `entries` do not go on from them."""
-    begun = [(position.task_name, position.recipe if position.delta_id else None) for position in stream.positions]
+    begun = [
+        (position.task_name, position.recipe if position.delta_id and not _purged(position) else None)
+        for position in stream.positions
+    ]
     if change := first_change(begun, entries):
         raise StreamChanged(
             f"stream {stream.name!r} changed at {change}. The rows, the seed, the method, the budget or the order of a "
             f"learned task differ; tasks may only be added at the end. {ADVICE}."
         )
     return begun
+
+
+def redact(stream: Stream, tasks: Collection[str]) -> None:
+    """Leaves nothing but the names of these tasks in what is stored of the stream's file."""
+    entries = stream.spec.get("tasks", [])
+    kept = [{"name": entry["name"]} if entry["name"] in tasks else entry for entry in entries]
+    if kept != entries:
+        stream.spec = stream.spec | {"tasks": kept}
+        stream.digest = _digest(stream.spec)
+
+
+def _purged(position: Position) -> bool:
+    return position.delta is not None and position.delta.status == "purged"
 
 
 def first_change(known: Sequence[tuple[str, str | None]], given: Sequence[Entry]) -> str | None:

@@ -7,9 +7,8 @@ from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueCon
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base import Base, now, one_of, refers_to
-from registry.errors import NotFound
 from registry.names import delta_name
-from registry.records import Message, Mode, Origin, State, Status, What
+from registry.records import Message, Mode, Origin, State, Status, What, kept
 
 
 class Backbone(Base):
@@ -96,7 +95,8 @@ class Position(Base):
 class Delta(Base):
     """The edits and head that one task owns, in one version.
 
-    digest, predictions, replay: blobs of its values, of what it says of the test rows, and of fixed inputs.
+    digest, predictions, replay: blobs of its values, of what it says of the test rows, and of fixed inputs ·
+    data: a DataRecord, what it was learned from.
     """
 
     __tablename__ = "deltas"
@@ -137,6 +137,7 @@ class Delta(Base):
     predictions: Mapped[str | None]
     replay: Mapped[str | None]
     tried: Mapped[list[dict[str, Any]]] = mapped_column(JSON, server_default="[]")
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     mlflow_run: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
@@ -151,9 +152,7 @@ class Delta(Base):
     @property
     def values(self) -> str:
         """The digest of its values. Raises: NotFound, where they were purged."""
-        if self.digest is None:
-            raise NotFound(f"{self.name} was purged: nothing but its place in the lineage is kept. Learn it again.")
-        return self.digest
+        return kept(self.digest, self.name)
 
 
 class Lineage(Base):
@@ -208,13 +207,12 @@ class ScoreRow(Base):
 
 
 class Signature(Base):
-    """A task's additive statistics in a backbone's frozen features; one per pair, replaced when learned again."""
+    """Additive statistics of a task's rows in its backbone's frozen features, as a version of its delta has them."""
 
     __tablename__ = "signatures"
-    __table_args__ = (UniqueConstraint("task_id", "backbone_id"), CheckConstraint("rows >= 0", name="rows"))
+    __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
 
-    task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
-    backbone_id: Mapped[int] = refers_to("backbones")
+    delta_id: Mapped[int] = refers_to("deltas", index=False, unique=True)
     digest: Mapped[str]
     rows: Mapped[int]
     layer: Mapped[int] = mapped_column(default=-1)

@@ -10,10 +10,20 @@ from sqlalchemy.orm import Session
 from registry import streams
 from registry.admission import admit
 from registry.blobs import Blobs
-from registry.errors import BlobError, RegistryError, TaskChanged
+from registry.errors import BlobError, RegistryError
+from registry.known import known_task
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.names import plain_name
-from registry.records import BackboneRecord, DeltaRecord, Message, Parent, Score, SignatureRecord, TaskRecord
+from registry.records import (
+    BackboneRecord,
+    Contest,
+    DeltaRecord,
+    Message,
+    Parent,
+    Score,
+    SignatureRecord,
+    TaskRecord,
+)
 from registry.secrets import shown
 from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Task
 
@@ -33,17 +43,18 @@ class Unit:
             self.session.add(Backbone(**asdict(record)))
 
     def add_task(self, record: TaskRecord) -> None:
-        """Registers a task, or takes over its new rows and spec.
+        """Registers a task, or takes over its new rows, labels and spec.
 
-        Raises: TaskChanged, where a known task has another kind, metric or labels.
+        Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
         """
-        task = self.session.scalar(select(Task).where(Task.name == record.name))
-        if task is None:
-            task = Task(name=plain_name("task", record.name), kind=record.kind, metric=record.metric)
-            task.labels = list(record.labels)
+        task = known_task(self.session, record)
+        if task is None:  # one that was purged is learned anew under its old name
+            purged = self.session.scalar(select(Task).where(Task.name == record.name))
+            task = purged or Task(name=plain_name("task", record.name))
+            task.kind, task.metric, task.purged_at = record.kind, record.metric, None
             self.session.add(task)
-        require_same(task, record)
-        task.spec, task.fingerprints, task.rows = record.spec, record.fingerprints, record.rows
+        task.labels, task.spec = list(record.labels), record.spec
+        task.fingerprints, task.rows = record.fingerprints, record.rows
 
     def begin_stream(
         self, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[tuple[str, str]]
@@ -63,19 +74,19 @@ class Unit:
         scores: Sequence[Score] = (),
         signature: SignatureRecord | None = None,
         score_split: str = "validation",
+        contest: Contest | None = None,
     ) -> str:
         """Registers the next version of a task's delta with all that belongs to it, and returns its name.
 
-        It becomes champion, with its signature, unless the champion's score on `score_split` is higher; then it stays a
-        candidate.
+        It becomes champion unless the one that serves is better: in the `contest` that its caller held where both were
+        learned from other rows, else by both scores on `score_split`. Then it stays a candidate, and says why.
+        Without a signature of its own it has that of the version before.
         Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
         """
-        self._require_blobs(record.digest, record.predictions, signature.digest if signature else None)
+        self._require_blobs(record.digest, record.predictions, record.replay, signature.digest if signature else None)
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
-        admit(self.session, delta, scores=scores, split=score_split)
-        self.session.add(delta)
-        self.session.flush()
+        admit(self.session, delta, scores=scores, split=score_split, contest=contest)
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
@@ -83,8 +94,7 @@ class Unit:
         self.tell("delta", delta.name)
         if delta.status == "champion":
             self.tell("champion", record.task)
-        if signature is not None and delta.status == "champion":  # a candidate must not change how others are routed
-            self._replace_signature(delta, signature)
+        self._add_signature(delta, signature)
         return delta.name
 
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
@@ -149,10 +159,15 @@ class Unit:
             self.session.execute(delete(ScoreRow).filter_by(**place))
             self.session.add(ScoreRow(task_id=delta.task_id, **values))
 
-    def _replace_signature(self, delta: Delta, signature: SignatureRecord) -> None:
-        place = {"task_id": delta.task_id, "backbone_id": delta.backbone_id}
-        self.session.execute(delete(Signature).filter_by(**place))
-        self.session.add(Signature(**place, **asdict(signature)))
+    def _add_signature(self, delta: Delta, own: SignatureRecord | None) -> None:
+        if own is not None:
+            self.session.add(Signature(delta_id=delta.id, **asdict(own)))
+            return
+        same = (Delta.task_id == delta.task_id, Delta.backbone_id == delta.backbone_id)
+        before = select(Signature).join(Delta, Delta.id == Signature.delta_id).where(*same).order_by(Delta.id.desc())
+        if last := self.session.scalar(before.limit(1)):
+            about = {name: getattr(last, name) for name in SignatureRecord.__dataclass_fields__}
+            self.session.add(Signature(delta_id=delta.id, **about))
 
     def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:
         position = position_row(self.session, stream, number=number)
@@ -164,16 +179,3 @@ class Unit:
                 "it was taken for dead. Claim it again."
             )
         return position
-
-
-def require_same(task: Task, record: TaskRecord) -> None:
-    """Raises TaskChanged where the known task has another kind, metric or labels than the record."""
-    known = {"kind": task.kind, "metric": task.metric, "labels": tuple(task.labels)}
-    changes = [
-        f"{key} {old!r} became {getattr(record, key)!r}" for key, old in known.items() if old != getattr(record, key)
-    ]
-    if changes:
-        raise TaskChanged(
-            f"task {record.name!r} is registered as another one: {'; '.join(changes)}. "
-            "Mend the task, or give it another name."
-        )

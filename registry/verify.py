@@ -58,7 +58,7 @@ def _unscored(session: Session) -> Iterator[str]:
     """Deltas learned here without a score on the test split with the task known."""
     pairs = select(Task.name, Delta.version).select_from(Delta).join(Task, Task.id == Delta.task_id)
     measured = pairs.outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
-    missing = measured.where(ScoreRow.id.is_(None), Delta.warm_start != IMPORTED)
+    missing = measured.where(ScoreRow.id.is_(None), Delta.warm_start != IMPORTED, Delta.status != "purged")
     for pair in session.execute(missing.order_by(Delta.id)):
         yield f"{delta_name(*pair)}: no oracle score on the test split"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.errors import ContinualError, DataError, InputError, StreamError
 from tasks.installed import write_demo
-from tasks.load import load_stream, load_task
+from tasks.load import load_stream, load_task, load_validation
 from tasks.needs import NEEDS
 from tasks.read import read_stream, read_task
 from tasks.rows import Quote, Rows, Target, TaskData, Text, Wording
@@ -32,6 +32,7 @@ __all__ = [
     "Wording",
     "load_stream",
     "load_task",
+    "load_validation",
     "read_stream",
     "read_task",
     "write_demo",

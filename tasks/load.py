@@ -45,7 +45,23 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
     splits, carved = _completed(splits, origin, seed)
     labels = checked_labels(spec, splits, origin)
     splits, limited = _limited(splits, spec, origin, seed)
-    return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], (*carved, *limited))
+    notes = (*carved, *limited)
+    return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, folder, seed)
+
+
+def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> Rows:
+    """The validation rows of one task, as `load_task` gives them; those of its test split are not read.
+
+    Raises: DataError, as `load_task` does, but for what is wrong in rows that are not read.
+    """
+    origin = Origin(spec.name, spec.source, folder)
+    there = present(origin)
+    if "validation" in there:
+        found = _rows(spec, origin, "validation")
+    else:
+        unread = {split: Rows((), ()) for split in there}
+        found = _completed(unread | {"train": _rows(spec, origin, "train")}, origin, seed)[0]["validation"]
+    return _few(found, spec, "validation", origin, seed)
 
 
 def _rows(spec: TaskSpec, origin: Origin, split: Split) -> Rows:
@@ -88,14 +104,18 @@ def _limited(
         notes.append(
             f"train: {spec.shots} shots{per_label}, {len(done['train'])} of {len(splits['train'])} rows (seed {seed})"
         )
-    for split, count in spec.rows.items():
+    for split in spec.rows:
         before = len(done[split])
-        try:
-            done[split] = sample(
-                done[split], count, seed=f"{seed}/{spec.name}/{split}/rows", keep_labels=split == "train"
-            )
-        except DataError as error:
-            raise DataError(f"{origin.at(split)}: {error}") from error
+        done[split] = _few(done[split], spec, split, origin, seed)
         if len(done[split]) < before:
             notes.append(f"{split}: {len(done[split])} of {before} rows were taken (seed {seed})")
     return done, notes
+
+
+def _few(rows: Rows, spec: TaskSpec, split: Split, origin: Origin, seed: int) -> Rows:
+    """At most as many rows as the task takes of a split."""
+    count = spec.rows.get(split, len(rows))
+    try:
+        return sample(rows, count, seed=f"{seed}/{spec.name}/{split}/rows", keep_labels=split == "train")
+    except DataError as error:
+        raise DataError(f"{origin.at(split)}: {error}") from error

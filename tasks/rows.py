@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
+from pathlib import Path
 from typing import NamedTuple
 
 from tasks.errors import DataError
@@ -78,7 +79,7 @@ class TaskData:
     """The rows of one task, ready to learn.
 
     `labels` are the labels of train, sorted; none for kinds without labels. `notes` say in words what was carved or
-    sampled, for the user to see.
+    sampled, for the user to see. `folder` is what relative paths of the spec started from, `seed` what was drawn by.
     """
 
     spec: TaskSpec
@@ -87,6 +88,8 @@ class TaskData:
     validation: Rows
     test: Rows
     notes: tuple[str, ...] = ()
+    folder: Path = Path()
+    seed: int = 0
 
 
 def carve(rows: Rows, count: int, *, seed: int | str) -> tuple[Rows, Rows]:

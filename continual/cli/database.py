@@ -1,9 +1,13 @@
 """Commands on the registry's database."""
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
 from continual.cli.options import Common, answer, app, command
-from registry import upgrade
+from registry import dump, restore, upgrade
+from registry.dumpfile import Manifest
 
 db = typer.Typer(help="The registry's database.", no_args_is_help=True)
 app.add_typer(db, name="db")
@@ -14,3 +18,23 @@ def db_upgrade(common: Common) -> None:
     """Bring the registry's tables up to this version of the code."""
     revision = upgrade(common.places.registry)
     answer(common, [{"revision": revision}], title="Registry")
+
+
+@command(db, name="dump")
+def db_dump(common: Common, file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
+    """Write the whole registry, with all blobs, into one file; also while a stream is running."""
+    with common.registry() as registry:
+        manifest = dump(registry, file)
+    answer(common, [_told(file, manifest)], title="Written")
+
+
+@command(db, name="restore")
+def db_restore(common: Common, file: Annotated[Path, typer.Argument(help="What `db dump` wrote.")]) -> None:
+    """Put what `db dump` wrote into an empty registry, in SQLite or PostgreSQL."""
+    manifest = restore(file, common.places.registry, common.places.blobs)
+    answer(common, [_told(file, manifest)], title="Restored")
+
+
+def _told(file: Path, manifest: Manifest) -> dict[str, Any]:
+    rows = {name: manifest.tables[name].rows for name in ("tasks", "deltas", "streams", "scores")}
+    return {"file": str(file), "revision": manifest.revision, **rows, "blobs": manifest.blobs}

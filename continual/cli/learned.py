@@ -8,7 +8,7 @@ from continual.cli.options import Common, TaskName, answer, app, command, group,
 from registry import verify
 
 
-@command(app)
+@group("tasks")
 def tasks(common: Common) -> None:
     """List the tasks that are registered."""
     with common.registry() as registry:

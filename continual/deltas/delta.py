@@ -1,16 +1,12 @@
 """What one task owns: the values of its edits, and its head."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from continual.backbone import Pooling
@@ -18,8 +14,7 @@ from continual.deltas.edit import Holds
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
 from continual.errors import DeltaError
-
-_METADATA = "continual"  # one key only: the order of several would not be the same in every process
+from continual.formats import from_blob, to_blob
 
 
 @dataclass(frozen=True)
@@ -111,8 +106,7 @@ class Delta:
             **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
             **({"kind": self.kind} if self.kind else {}),
         }
-        metadata = {_METADATA: json.dumps(about, sort_keys=True)}
-        return save_safetensors(self.frozen().tensors(), metadata=metadata)
+        return to_blob(self.frozen().tensors(), about)
 
     @property
     def digest(self) -> str:
@@ -123,18 +117,18 @@ class Delta:
 def load_delta(data: bytes) -> Delta:
     """Read a delta back from `to_bytes()`.
 
-    Raises DeltaError when the bytes are no delta, or of a method that this version does not know.
+    Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a
+    method that this version does not know.
     """
+    tensors, about = from_blob(data, what="delta")
     try:
-        tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
-        about = json.loads(_metadata(data)[_METADATA])
         head = _head(tensors, about)
         method = METHODS.get(about["method"])
         if method is None:
             raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
         settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
         return Delta(about["method"], settings, about["backbone"], tensors, head, kind)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
 
@@ -145,8 +139,3 @@ def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:
         return None
     pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
     return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length])["__metadata__"])

@@ -46,9 +46,9 @@ def export_delta(
     if form not in FORMATS:
         raise ExchangeError(f"format {form!r} is not known; allowed: {', '.join(FORMATS)}")
     stored = registry.delta(name)
-    delta = load_delta(registry.blobs.get(stored.digest))
+    delta = load_delta(registry.blobs.get(stored.values))
     kind = kind_of_delta(delta)
-    origin = Origin(backbone=delta.backbone, delta=name, digest=stored.digest, kind=dict(delta.kind))
+    origin = Origin(backbone=delta.backbone, delta=name, digest=stored.values, kind=dict(delta.kind))
     FORMATS[form](fitted(backbone, kind), delta, folder, origin)
     if delta.head:
         write_head(folder, kind.in_own_units(delta.head) if isinstance(kind, Regression) else delta.head)

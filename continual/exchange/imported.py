@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from continual.backbone import Backbone, published_name
+from continual.contest import contest
 from continual.deltas import Delta, Head, MethodSettings
 from continual.deltas.values import check_fits
 from continual.errors import ExchangeError, NotFound
@@ -15,8 +16,9 @@ from continual.exchange.peft import from_peft
 from continual.kinds import Kind, Seen, fitted, kind_of, labels_of, read_kind, stored
 from continual.kinds.classification import Classification
 from continual.kinds.regression import Regression
+from continual.kinds.template import Templated
 from continual.learn import Task, ready
-from continual.record import backbone_record, delta_record, task_record
+from continual.record import backbone_record, data_record, delta_record, task_record
 from continual.signature import signature
 from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRecord
 from tasks import Budget, Method, TaskData
@@ -48,6 +50,8 @@ def import_delta(
     if rows and delta.head and not head:
         start = kind.start(Seen(own, delta, rows.train), Seen(own, delta, rows.validation))
         delta = replace(delta, head=start.head)
+    answered = kind.labels if isinstance(kind, Classification | Templated) else ()
+    known = replace(known, labels=answered)
     return _register(own, registry, delta, known=known, rows=rows, parents=_parents(registry, origin))
 
 
@@ -85,7 +89,8 @@ def _kind(
     if origin and origin.kind:
         kind = read_kind(origin.kind)
     elif head and task.kind == "classification":
-        kind = Classification(task.labels)
+        labels = tuple(label for label in task.labels if label in head.labels)  # an earlier version may have had fewer
+        kind = Classification(labels if len(labels) == len(head.labels) else task.labels)
     else:
         raise ExchangeError(
             f"the folder has no head (head.safetensors, head.json) that says what a {task.kind} delta answers, and the "
@@ -146,11 +151,13 @@ def _register(
     record = delta_record(registry.blobs, backbone, delta, task=known, budget=budget, warm_start=IMPORTED)
     scores = list(_scores(delta, rows)) if rows else []
     own = _signature(registry, rows) if rows else None
+    held = contest(backbone, registry, rows, delta) if rows else None
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
         if rows:
             unit.add_task(known)
-        return unit.add_delta(record, parents=parents, scores=scores, signature=own)
+            record = replace(record, data=data_record(rows.data))
+        return unit.add_delta(record, parents=parents, scores=scores, signature=own, contest=held)
 
 
 def _signature(registry: Registry, task: Task) -> SignatureRecord:

@@ -72,7 +72,7 @@ def _make_model(to: Projection, name: str, task: TaskRecord) -> None:
 
 def _version(to: Projection, name: str, task: TaskRecord, delta: StoredDelta) -> str:
     """The version of a delta, made where there is none."""
-    tags = {"continual.delta": delta.name, "continual.digest": delta.digest}
+    tags = {"continual.delta": delta.name, "continual.digest": delta.values}
     for known in versions(to, name):
         if tags.items() <= known.tags.items():
             return str(known.version)
@@ -99,7 +99,7 @@ def _save(to: Projection, folder: Path, task: TaskRecord, delta: StoredDelta) ->
         python_model=CODE,
         model_config={
             "delta": delta.name,
-            "digest": delta.digest,
+            "digest": delta.values,
             "backbone": to.registry.backbone(delta.backbone).name,
             "fingerprint": delta.backbone,
             "registry": shown(to.places.registry),

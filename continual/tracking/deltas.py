@@ -6,7 +6,7 @@ from typing import Any
 
 from continual.tracking.client import MILLISECONDS, NotYet, Projection, flat, stamp
 from continual.tracking.names import plain
-from registry import NotFound, Pending, StoredDelta, StoredScore, is_purged, settle
+from registry import Pending, StoredDelta, StoredScore, is_purged, settle
 
 SHOWN = ("task", "kind", "method", "settings", "parameters", "share", "bytes", "seed", "warm_start", "version")
 
@@ -16,12 +16,11 @@ def tell_delta(to: Projection, pending: Pending) -> None:
 
     Raises: NotYet, where its stream has no run.
     """
-    try:
-        delta = to.registry.delta(pending.subject)
-    except NotFound:  # purged before MLflow heard of it
-        with to.registry.unit() as unit:
+    with to.registry.unit() as unit:
+        if is_purged(unit, pending.subject):  # before MLflow heard of it
             settle(unit, pending)
-        return
+            return
+    delta = to.registry.delta(pending.subject)
     kept = to.run(delta.mlflow_run)
     run = kept.info.run_id if kept else _run(to, delta)
     with to.registry.unit() as unit:
@@ -34,7 +33,7 @@ def tell_delta(to: Projection, pending: Pending) -> None:
 
 def _run(to: Projection, delta: StoredDelta) -> str:
     """The run of a delta: one that was finished and not noted, else a new one in place of what was begun."""
-    key = to.key("delta", delta.name, delta.digest)
+    key = to.key("delta", delta.name, delta.values)
     for begun in to.runs("key", key):
         if begun.info.status == "FINISHED":
             return str(begun.info.run_id)
@@ -46,7 +45,7 @@ def _run(to: Projection, delta: StoredDelta) -> str:
     to.log(run, _parameters(delta), metrics, at=delta.created_at)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"{plain(delta.name)}.safetensors"
-        file.write_bytes(to.registry.blobs.get(delta.digest))
+        file.write_bytes(to.registry.blobs.get(delta.values))
         to.client.log_artifact(run, str(file), "delta")
     if delta.tried:
         to.client.log_dict(run, {"tried": list(delta.tried)}, "tried.json")
@@ -59,7 +58,7 @@ def _tags(to: Projection, delta: StoredDelta, key: str) -> dict[str, str]:
         "delta": delta.name,
         "task": delta.task,
         "task_key": to.key("task", delta.task),
-        "digest": delta.digest,
+        "digest": delta.values,
         "backbone": delta.backbone,
         "warm_start": delta.warm_start,
         "parents": ", ".join(edge["parent"] for edge in to.registry.lineage(delta.name) if edge["depth"] == 1),

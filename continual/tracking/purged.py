@@ -2,7 +2,7 @@
 
 from continual.tracking.champions import find_model, model_name, versions
 from continual.tracking.client import Projection
-from registry import NotFound, Pending, settle
+from registry import Pending, is_purged, settle
 
 
 def tell_purged(to: Projection, pending: Pending) -> None:
@@ -12,7 +12,7 @@ def tell_purged(to: Projection, pending: Pending) -> None:
     """
     task = pending.subject.partition("@")[0]
     named = [run for run in map(to.run, pending.about.get("runs", [])) if run]
-    found = [run for run in to.runs("task_key", to.key("task", task)) if _is_gone(to, run.data.tags["continual.delta"])]
+    found = [run for run in to.runs("task_key", to.key("task", task)) if _gone(to, run.data.tags["continual.delta"])]
     for run in {run.info.run_id: run for run in (*named, *found)}.values():
         _remove(to, run.info.run_id, run.info.artifact_uri)
     _remove_versions(to, model_name(to, task))
@@ -20,12 +20,9 @@ def tell_purged(to: Projection, pending: Pending) -> None:
         settle(unit, pending)
 
 
-def _is_gone(to: Projection, delta: str) -> bool:
-    try:
-        to.registry.delta(delta)
-    except NotFound:
-        return True
-    return False
+def _gone(to: Projection, delta: str) -> bool:
+    with to.registry.unit() as unit:
+        return is_purged(unit, delta)
 
 
 def _remove(to: Projection, run: str, artifacts: str) -> None:
@@ -43,7 +40,7 @@ def _remove_versions(to: Projection, name: str) -> None:
     if model is None:
         return
     known = versions(to, name)
-    gone = [version for version in known if _is_gone(to, version.tags["continual.delta"])]
+    gone = [version for version in known if _gone(to, version.tags["continual.delta"])]
     if len(gone) == len(known):
         to.client.delete_registered_model(name)
         return

@@ -37,13 +37,16 @@ def test_only_digests_have_a_path(tmp_path: Path, digest: str) -> None:
         Blobs(str(tmp_path)).path(digest)
 
 
-def test_existing_content_is_not_written_again(tmp_path: Path) -> None:
-    blobs = Blobs(f"file://{tmp_path}")
-    place = Path(blobs.path(blobs.put(b"delta")))
-    before = place.stat()
-    blobs.put(b"delta")
-    after = place.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+@pytest.mark.parametrize("scheme", ["file://", "memory://"])
+def test_putting_again_renews_the_age_of_what_is_there(tmp_path: Path, scheme: str) -> None:
+    blobs = Blobs(f"{scheme}{tmp_path}")
+    before = blobs.find(blobs.put(b"delta"))
+    moment = blobs.clock()
+    after = blobs.find(blobs.put(b"delta"))
+    assert before
+    assert after
+    assert before.put_at <= moment <= after.put_at
+    assert [*blobs.every()] == [after]
 
 
 def test_many_may_put_the_same_at_once(tmp_path: Path) -> None:

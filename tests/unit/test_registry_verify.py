@@ -43,7 +43,7 @@ def test_a_sound_registry_has_no_findings(registry: Registry) -> None:
     [
         (b"sst2", ["sst2@1, its values", "sst2@2, its values"]),
         (b"answers", ["sst2@1, its predictions"]),
-        (b"signature", ["task sst2, its signature"]),
+        (b"signature", ["sst2@1, its signature", "sst2@2, its signature"]),
     ],
 )
 @pytest.mark.parametrize("harm", ["missing", "damaged"])

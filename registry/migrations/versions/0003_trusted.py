@@ -12,6 +12,8 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("tasks", sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True))
     _deltas()
+    _data()
+    _signatures()
     _positions()
     with op.batch_alter_table("lineage") as lineage:
         lineage.alter_column("kind", type_=sa.Text(), existing_type=sa.String(), existing_nullable=False)
@@ -29,11 +31,48 @@ def _deltas() -> None:
     with op.batch_alter_table("deltas") as deltas:
         deltas.alter_column("digest", existing_type=sa.String(), nullable=True)
         deltas.add_column(sa.Column("replay", sa.String(), nullable=True))
+        deltas.add_column(sa.Column("data", sa.JSON(), nullable=True))
         deltas.drop_constraint(op.f("ck_deltas_status"), type_="check")
         deltas.create_check_constraint(
             op.f("ck_deltas_status"), "status IN ('champion', 'candidate', 'archived', 'purged')"
         )
         deltas.create_check_constraint(op.f("ck_deltas_purged"), "(status = 'purged') = (digest IS NULL)")
+
+
+def _data() -> None:
+    """What a task was last learned from is what its newest delta was; where its files lay was not written down."""
+    newest = sa.text(
+        "SELECT d.id, d.seed, t.spec, t.fingerprints, t.rows FROM deltas d JOIN tasks t ON t.id = d.task_id "
+        "WHERE d.warm_start <> 'imported' AND d.version = (SELECT max(version) FROM deltas WHERE task_id = t.id)"
+    ).columns(spec=sa.JSON(), fingerprints=sa.JSON(), rows=sa.JSON())
+    deltas = sa.table("deltas", sa.column("id", sa.Integer()), sa.column("data", sa.JSON()))
+    for row in op.get_bind().execute(newest).mappings().all():
+        data = {"folder": None, **{key: row[key] for key in ("spec", "seed", "fingerprints", "rows")}}
+        op.execute(deltas.update().where(deltas.c.id == row["id"]).values(data=data))
+
+
+def _signatures() -> None:
+    """Each version has its own from now on; the one that was kept of a task is the best that is known of all of its."""
+    kept = sa.text(
+        "SELECT d.id AS delta_id, s.digest, s.rows, s.layer, s.pooling "
+        "FROM signatures s JOIN deltas d ON d.task_id = s.task_id AND d.backbone_id = s.backbone_id ORDER BY d.id"
+    )
+    rows = [dict(row) for row in op.get_bind().execute(kept).mappings()]
+    op.drop_table("signatures")
+    signatures = op.create_table(
+        "signatures",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("delta_id", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("layer", sa.Integer(), nullable=False),
+        sa.Column("pooling", sa.String(), nullable=False),
+        sa.CheckConstraint("rows >= 0", name=op.f("ck_signatures_rows")),
+        sa.ForeignKeyConstraint(["delta_id"], ["deltas.id"], name=op.f("fk_signatures_delta_id_deltas")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_signatures")),
+        sa.UniqueConstraint("delta_id", name=op.f("uq_signatures_delta_id")),
+    )
+    op.bulk_insert(signatures, rows)
 
 
 def _positions() -> None:
@@ -86,6 +125,15 @@ def _events() -> None:
     op.execute(
         "INSERT INTO events (task_id, delta_id, what, created_at) SELECT task_id, id, "
         "CASE warm_start WHEN 'imported' THEN 'imported' ELSE 'learned' END, created_at FROM deltas ORDER BY id"
+    )
+    op.execute(
+        "INSERT INTO events (task_id, delta_id, what, created_at) SELECT task_id, id, 'promoted', created_at "
+        "FROM deltas WHERE status IN ('champion', 'archived') ORDER BY id"
+    )
+    op.execute(  # only a later version that was better ended an earlier one's service
+        "INSERT INTO events (task_id, delta_id, what, reason, created_at) SELECT d.task_id, d.id, 'succeeded', "
+        "d.reason, COALESCE((SELECT min(n.created_at) FROM deltas n WHERE n.task_id = d.task_id AND n.id > d.id), "
+        "d.created_at) FROM deltas d WHERE d.status = 'archived' ORDER BY d.id"
     )
 
 
