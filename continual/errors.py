@@ -4,7 +4,8 @@ ContinualError                    exit code 1: something failed while running
 ├── InputError                    exit code 2: it could be checked before anything was learned
 │   ├── StreamError               a stream or task file that cannot be read as one        (tasks)
 │   ├── DataError                 rows that are missing or not what the task says         (tasks)
-│   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged, ArchiveError
+│   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged            (registry)
+│   ├── ArchiveError                                                                      (registry)
 │   ├── BackboneError             a backbone that cannot be loaded or has no such site
 │   ├── MethodError               a method or a setting that does not exist or does not fit
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
