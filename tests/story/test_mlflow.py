@@ -180,32 +180,6 @@ def test_no_password_reaches_mlflow_or_a_message(
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
 
-HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f $x_$ 日本"
-
-
-def test_names_of_users_are_data(
-    cli: Run,  # noqa: F811
-    tmp_path: Path,
-    bert_folder: Path,
-) -> None:
-    entry = write_task(tmp_path, "mood") | {"name": HOSTILE}
-    file = write_stream(tmp_path, bert_folder, name="<b>core</b>/$\\frac", tasks=[entry])
-    ran = cli("run", str(file))
-    assert ran.code == 0, ran.err
-    assert cli("mlflow", "--json").json == []
-    mlflow, experiment = client(tmp_path / "home")
-    delta, stream_run = sorted(mlflow.search_runs([experiment]), key=lambda run: run.info.run_name)
-    assert (delta.info.run_name, stream_run.info.run_name) == (f"{HOSTILE}@1", "<b>core</b>/$\\frac")
-    (artifact,) = mlflow.list_artifacts(delta.info.run_id, "delta")
-    root = tmp_path / "home" / "mlflow-artifacts" / delta.info.run_id / "artifacts" / "delta"
-    assert [path.name for path in root.iterdir()] == [Path(artifact.path).name]
-    (model,) = mlflow.search_registered_models()
-    assert not set("/:?#'\"<> $").intersection(model.name)
-    assert model.tags["continual.task"] == HOSTILE
-    set_tracking_uri(f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}")
-    assert set(pyfunc.load_model(f"models:/{model.name}@champion").predict(TEXTS)["task"]) == {HOSTILE}
-
-
 def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):

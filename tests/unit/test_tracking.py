@@ -1,5 +1,6 @@
 """MLflow holds each thing once, whoever sends it, however often, and whatever happens meanwhile."""
 
+import quopri
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ import pytest
 from databases import registry_url
 from mlflow import MlflowClient
 from registry_cases import BACKBONE, begin, learn, learn_in, make_registry
-from sqlalchemy import select, update
+from sqlalchemy import update
 from tracking_cases import client_of, names_of, places_of, runs_of, sync_all, sync_together
 
 from continual.settings import Settings
 from continual.tracking import sync
-from registry import Registry, identity, waiting
+from continual.tracking.names import LONGEST, plain
+from registry import Registry, identity, purge, waiting
 from registry.base import now
 from registry.outbox import LEASE
 from registry.tables import Delta, Outbox
@@ -216,17 +218,49 @@ def test_registries_that_share_an_mlflow_keep_apart(
 def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings) -> None:
     learn_stream(registry, "sst2", "trec")
     sync_all(registry, places)
+    purge(registry, "sst2")
     with registry.unit() as unit:
-        purged = select(Delta.id).where(Delta.mlflow_run == registry.delta("sst2@1").mlflow_run)
-        gone = {"status": "purged", "digest": None, "mlflow_run": None}
-        unit.session.execute(update(Delta).where(Delta.id.in_(purged.scalar_subquery())).values(**gone))
-        unit.tell("purged", "sst2", runs=["unknown"])
         unit.tell("delta", "sst2@1")
     sync_all(registry, places)
     assert names_of(places) == ["core", "trec@1"]
     assert [model.name for model in client_of(places).search_registered_models()] == ["trec"]
     files = [path for path in (places.home / "mlflow-artifacts").rglob("*") if path.is_file()]
-    assert not [path for path in files if "sst2" in path.name]
+    assert not [path for path in files if "sst2" in path.name or b"sst2" in path.read_bytes()]
     with sqlite3.connect(places.mlflow.removeprefix("sqlite:///")) as database:
-        runs = [row[0] for row in database.execute("SELECT name FROM runs")]
-    assert sorted(runs) == ["core", "trec@1"]
+        dumped = [line for line in database.iterdump() if "sst2" in line]
+    assert dumped == [], "not in the bin either"
+
+
+HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f%2F $x_$ 日本"
+STREAM = "<b>core</b>/../$\\frac"
+
+
+def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
+    begin(registry, HOSTILE, name=STREAM)
+    with registry.unit() as unit:
+        unit.finish(STREAM, 0, delta=learn_in(unit, registry, HOSTILE, score=0.5))
+    sync_all(registry, places)
+    assert names_of(places) == sorted([f"{HOSTILE}@1", STREAM])
+    client, (run,) = client_of(places), [run for run in runs_of(places) if "continual.delta" in run.data.tags]
+    (artifact,) = client.list_artifacts(run.info.run_id, "delta")
+    root = places.home / "mlflow-artifacts"
+    assert [path.name for path in (root / run.info.run_id / "artifacts" / "delta").iterdir()] == [
+        Path(artifact.path).name
+    ]
+    assert {path.name for path in places.home.iterdir()} >= {"mlflow-artifacts", "blobs"}
+    (model,) = client.search_registered_models()
+    assert not set("/:?#'\"<>%$ ").intersection(model.name)
+    assert model.tags["continual.task"] == HOSTILE
+    assert quopri.decodestring(model.name.encode()).decode() == HOSTILE
+    assert client.get_model_version_by_alias(model.name, "champion").tags["continual.delta"] == f"{HOSTILE}@1"
+    purge(registry, HOSTILE)
+    sync_all(registry, places)
+    assert names_of(places) == [STREAM]
+    assert client.search_registered_models() == []
+
+
+@pytest.mark.parametrize("name", ["a" * 400, "日本" * 200, "/" * 100])
+def test_a_long_name_is_cut_and_still_its_own(name: str) -> None:
+    assert len(plain(name).encode()) <= LONGEST
+    assert plain(name) != plain(name + "x")
+    assert plain(name) == plain(name)
