@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, reader, writer
+from registry.engine import connect, in_memory, reader, writer
 from registry.errors import RegistryError
 from registry.known import known_task
 from registry.records import (
@@ -51,7 +51,7 @@ class Registry:
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
         InputError for a URL of no known kind; RegistryError, where the database does not answer.
         """
-        store, engine = Blobs(blobs), connect(url)
+        store, engine = places(url, blobs)
         try:
             with _translated("open the registry"):
                 schema.check(engine)
@@ -187,6 +187,21 @@ class Registry:
         """The deltas that MLflow has not been told of, in order of learning."""
         with self.reading() as session:
             return queries.pending_mlflow(session)
+
+
+def places(url: str, blobs: str) -> tuple[Blobs, Engine]:
+    """The store of blobs and the database, not looked into yet.
+
+    Raises: InputError for a URL of no known kind, and for a registry that would outlive its blobs.
+    """
+    store = Blobs(blobs)
+    engine = connect(url)
+    if "memory" in store.protocols and not in_memory(engine):
+        raise InputError(
+            f"blobs at {blobs!r} end with this process, and a registry that names them would not. "
+            "Give a folder, or a registry in memory too (sqlite://)."
+        )
+    return store, engine
 
 
 @contextmanager
