@@ -50,7 +50,7 @@ from registry.removal import delete_task, purge
 from registry.restore import restore
 from registry.schema import upgrade
 from registry.unit import Unit
-from registry.verify import verify
+from registry.verify import notes, verify
 
 __all__ = [
     "GRACE",
@@ -96,6 +96,7 @@ __all__ = [
     "heartbeat",
     "held",
     "not_found",
+    "notes",
     "parse_delta",
     "promote",
     "purge",

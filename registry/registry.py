@@ -28,6 +28,7 @@ from registry.records import (
 from registry.shapes import Row
 from registry.tables import Stream
 from registry.unit import Unit
+from tasks.errors import InputError
 
 
 @final
