@@ -22,7 +22,7 @@ from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.search import arms, possible, search_of
 from continual.warmstart import SUPPORTED
-from registry import Registry, Unit, claim, held, release, this_holder
+from registry import Registry, Unit, claim, held, release, shown, this_holder
 from tasks import Stream, TaskData, TaskSpec, load_stream
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,6 @@ class Watcher:
     waiting: Callable[[str, str], None] = lambda task, holder: None
     learned: Callable[[str, str], None] = lambda task, delta: None
     failed: Callable[[str, str], None] = lambda task, error: None
-
-    def then(self, after: Callable[[], object]) -> "Watcher":
-        """The same watcher, with `after` called whenever a task is learned."""
-
-        def learned(task: str, delta: str) -> None:
-            self.learned(task, delta)
-            after()
-
-        return replace(self, learned=learned)
 
 
 SILENT = Watcher()
@@ -211,7 +202,7 @@ class _Controller:
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
             if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
                 log.error("task %s failed", name, exc_info=True)
-            self._fail(number, name, f"{type(error).__name__}: {error}")
+            self._fail(number, name, shown(f"{type(error).__name__}: {error}"))
         except BaseException:  # stopped by hand: the next run may go on at once
             release(self.registry, stream.name, number=number, holder=self.holder)
             raise

@@ -4,7 +4,8 @@ ContinualError                    exit code 1: something failed while running
 ├── InputError                    exit code 2: it could be checked before anything was learned
 │   ├── StreamError               a stream or task file that cannot be read as one        (tasks)
 │   ├── DataError                 rows that are missing or not what the task says         (tasks)
-│   ├── NotFound, SchemaError, TaskChanged, StreamChanged, ArchiveError                   (registry)
+│   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged            (registry)
+│   ├── ArchiveError                                                                      (registry)
 │   ├── BackboneError             a backbone that cannot be loaded or has no such site
 │   ├── MethodError               a method or a setting that does not exist or does not fit
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
@@ -15,7 +16,16 @@ ContinualError                    exit code 1: something failed while running
 └── LearnError                    a task failed while it was being learned
 """
 
-from registry.errors import ArchiveError, BlobError, NotFound, RegistryError, SchemaError, StreamChanged, TaskChanged
+from registry.errors import (
+    ArchiveError,
+    BlobError,
+    DatabaseUnavailable,
+    NotFound,
+    RegistryError,
+    SchemaError,
+    StreamChanged,
+    TaskChanged,
+)
 from tasks.errors import ContinualError, DataError, InputError, StreamError
 
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "BlobError",
     "ContinualError",
     "DataError",
+    "DatabaseUnavailable",
     "DeltaError",
     "ExchangeError",
     "InputError",

@@ -1,6 +1,7 @@
 """The whole system behind one object, for use from Python."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
@@ -12,7 +13,7 @@ from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, Settings, settings
-from continual.tracking import project
+from continual.tracking import telling
 from registry import Registry
 from tasks import Stream, TaskSpec, Text
 
@@ -67,9 +68,8 @@ class Learner:
 
     def run(self, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
         """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong."""
-        failed = run(self.backbone, self.registry, stream, watcher=watcher.then(self._project))
-        self._project(stream.name)
-        return failed
+        with self._telling():
+            return run(self.backbone, self.registry, stream, watcher=watcher)
 
     def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
         """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.
@@ -79,9 +79,9 @@ class Learner:
         """
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = check(self.backbone, self.registry, alone, alone=True)
-        _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
-        self._project()
-        watcher.learned(data.spec.name, delta)
+        with self._telling():
+            _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
+            watcher.learned(data.spec.name, delta)
         return delta
 
     def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
@@ -100,13 +100,11 @@ class Learner:
         if rows is not None and rows.name != task:
             raise InputError(f"the rows are of task {rows.name!r}, not of {task!r}; give the file of the task itself")
         data = None if rows is None else check(self.backbone, self.registry, rows, alone=True)[0]
-        delta = import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
-        self._project()
-        return delta
+        with self._telling():
+            return import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
 
-    def _project(self, stream: str | None = None) -> None:
-        if self.places:
-            project(self.registry, self.places, stream=stream)
+    def _telling(self) -> AbstractContextManager[None]:
+        return telling(self.registry, self.places) if self.places else nullcontext()
 
     def predict(self, texts: Sequence[Text], task: str | None = None) -> list[Prediction]:
         """One prediction per text, in order; without `task` the router chooses."""

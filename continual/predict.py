@@ -1,7 +1,7 @@
 """Answer inputs with what has been learned, each by its task's delta, whether or not its task is named."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from continual.backbone import Backbone
@@ -37,12 +37,15 @@ class Prediction:
 class Predictor:
     """The champions of a registry on one backbone, as they were when it was made; each is loaded when first needed.
 
+    serving: the deltas that answer, where they are not the champions.
+
     Raises InputError where nothing has been learned on the backbone.
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry) -> None:
+    def __init__(self, backbone: Backbone, registry: Registry, *, serving: Iterable[Champion] | None = None) -> None:
         self._backbone, self._registry = backbone, registry
-        self._champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+        found = registry.champions(backbone.fingerprint) if serving is None else serving
+        self._champions = {champion.task: champion for champion in found}
         self._deltas: dict[str, Delta] = {}
         self._router: Router | None = None
         if not self._champions:
@@ -78,12 +81,15 @@ class Predictor:
         }
         return [found[number] for number in range(len(texts))]
 
+    def load(self, task: str) -> Delta:
+        """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
+        if task not in self._deltas:
+            self._deltas[task] = load_delta(self._registry.blobs.get(self._champion(task).digest))
+        return self._deltas[task]
+
     def _answers(self, task: str, texts: Sequence[Text]) -> list[Answer]:
         """What a task's delta answers to each text."""
-        champion = self._champion(task)
-        if task not in self._deltas:
-            self._deltas[task] = load_delta(self._registry.blobs.get(champion.digest))
-        return answers_of(self._backbone, self._deltas[task], texts, max_length=_longest(champion))
+        return answers_of(self._backbone, self.load(task), texts, max_length=_longest(self._champion(task)))
 
     def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:
         """The task of each text by the router, and its confidence."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_HOME = Path("continual-home")
@@ -17,9 +17,9 @@ class Settings:
     """
 
     home: Path
-    registry: str
-    blobs: str
-    mlflow: str
+    registry: str = field(repr=False)  # URLs may hold passwords
+    blobs: str = field(repr=False)
+    mlflow: str = field(repr=False)
     artifacts: str | None
 
 

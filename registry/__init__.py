@@ -11,6 +11,7 @@ from registry.dump import dump
 from registry.errors import (
     ArchiveError,
     BlobError,
+    DatabaseUnavailable,
     NotFound,
     NothingToDo,
     RegistryError,
@@ -22,6 +23,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
+from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.promotion import archive, promote
 from registry.records import (
     IMPORTED,
@@ -49,6 +51,7 @@ from registry.registry import Registry
 from registry.removal import delete_task, purge
 from registry.restore import restore
 from registry.schema import upgrade
+from registry.secrets import shown
 from registry.unit import Unit
 from registry.verify import notes, verify
 
@@ -63,12 +66,14 @@ __all__ = [
     "Comparison",
     "Contest",
     "DataRecord",
+    "DatabaseUnavailable",
     "DeltaRecord",
     "Mode",
     "NotFound",
     "NothingToDo",
     "Origin",
     "Parent",
+    "Pending",
     "Registry",
     "RegistryError",
     "SchemaError",
@@ -95,14 +100,21 @@ __all__ = [
     "dump",
     "heartbeat",
     "held",
+    "identity",
+    "is_purged",
     "not_found",
     "notes",
     "parse_delta",
+    "postpone",
     "promote",
     "purge",
     "release",
     "restore",
+    "settle",
+    "shown",
+    "take",
     "this_holder",
     "upgrade",
     "verify",
+    "waiting",
 ]

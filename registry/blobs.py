@@ -12,6 +12,7 @@ from uuid import uuid4
 import fsspec
 
 from registry.errors import BlobError
+from registry.secrets import shown
 from tasks.errors import InputError
 
 OURS = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
@@ -46,7 +47,8 @@ class Blobs:
         except ImportError as error:
             raise InputError(_no_driver(url, error)) from error
         except (ValueError, OSError) as error:
-            raise InputError(f"blobs cannot be kept at {url!r}: {error}. Give a folder or a URL of fsspec.") from error
+            why = shown(f"blobs cannot be kept at {url}: {error}", url)
+            raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
         self.protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
 
     def put(self, data: bytes) -> str:
@@ -70,12 +72,12 @@ class Blobs:
                 data: bytes = self._files.cat_file(place)
             except FileNotFoundError as error:
                 raise BlobError(
-                    f"blob {digest} is missing: nothing at {place}. Restore it, or learn the task again."
+                    f"blob {digest} is missing: nothing at {shown(place)}. Restore it, or learn the task again."
                 ) from error
         found = sha256(data).hexdigest()
         if found != digest:
             raise BlobError(
-                f"blob {digest} is damaged: the {len(data)} bytes at {place} have digest {found}. "
+                f"blob {digest} is damaged: the {len(data)} bytes at {shown(place)} have digest {found}. "
                 "Restore the file, or delete it and learn the task again."
             )
         return data
@@ -158,7 +160,7 @@ def _reached(doing: str, place: str) -> Iterator[None]:
         raise
     except Exception as error:  # each store's driver has errors of its own
         raise BlobError(
-            f"could not {doing} {place}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
+            f"could not {doing} {shown(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
         ) from error
 
 

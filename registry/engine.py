@@ -10,9 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from registry.errors import RegistryError
+from registry.errors import DatabaseUnavailable, RegistryError
+from registry.secrets import shown
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
@@ -32,11 +33,10 @@ def connect(url: str) -> Engine:
         parsed = make_url(url)
         _make_folder(parsed)
         engine = create_engine(parsed, **_looking_only(parsed))
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError(
-            f"the registry's URL {url!r} cannot be used: {error}. "
-            "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
-        ) from error
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
+        wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
+        advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
+        raise InputError(f"{wrong}. {advice}") from None  # its cause may quote the URL
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -48,6 +48,17 @@ def connect(url: str) -> Engine:
 def in_memory(engine: Engine) -> bool:
     """Whether the database ends with this process."""
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+
+
+@contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Raises DatabaseUnavailable where the database at `url` does not answer the first questions, or is none."""
+    try:
+        yield
+    except DBAPIError as error:
+        why = shown(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
+        advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
+        raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
 
 
 def reader(engine: Engine) -> Engine:

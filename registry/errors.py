@@ -3,6 +3,7 @@
 ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     └── BlobError                ├── SchemaError
+                                 ├── DatabaseUnavailable
                                  ├── TaskChanged
                                  ├── TaskNeeded
                                  ├── NothingToDo
@@ -30,6 +31,10 @@ class NotFound(InputError):
 
 class SchemaError(InputError):
     """The database's schema is older or newer than this code's."""
+
+
+class DatabaseUnavailable(InputError):
+    """The database does not answer, or what its URL names is none."""
 
 
 class TaskChanged(InputError):

@@ -202,14 +202,16 @@ def scores(
     return tuple(stored_score(*row) for row in session.execute(found))
 
 
-def pending_mlflow(session: Session) -> tuple[StoredDelta, ...]:
-    """The deltas that MLflow has not been told of, in order of learning."""
-    return tuple(
-        stored_delta(row)
-        for row in session.scalars(
-            select(Delta).where(Delta.mlflow_run.is_(None), Delta.status != "purged").order_by(Delta.id)
-        )
-    )
+def stream_of(session: Session, *, delta: str) -> str | None:
+    """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
+    found = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
+    return session.scalar(found.order_by(Position.id).limit(1))
+
+
+def serving(session: Session, *, task: str) -> tuple[StoredDelta, ...]:
+    """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
+    found = select(Delta).where(Delta.task_id == task_row(session, task).id, Delta.status == "champion")
+    return tuple(stored_delta(row) for row in session.scalars(found.order_by(Delta.id)))
 
 
 def _ancestry(start: int) -> CTE:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from registry import queries, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, in_memory, reader, writer
+from registry.engine import connect, in_memory, opening, reader, writer
 from registry.errors import RegistryError
 from registry.known import known_task
 from registry.records import (
@@ -25,6 +25,7 @@ from registry.records import (
     StoredStream,
     TaskRecord,
 )
+from registry.secrets import shown
 from registry.shapes import Row
 from registry.tables import Stream
 from registry.unit import Unit
@@ -50,11 +51,11 @@ class Registry:
         """The registry at the database `url` and the blobs' `blobs` (a folder, or a URL of fsspec).
 
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
-        InputError for a URL of no known kind; RegistryError, where the database does not answer.
+        InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
         """
         store, engine = places(url, blobs)
         try:
-            with _translated("open the registry"):
+            with opening(url):
                 schema.check(engine)
         except BaseException:
             engine.dispose()
@@ -184,10 +185,15 @@ class Registry:
         with self.reading() as session:
             return queries.scores(session, stream=stream, delta=delta, task=task, mode=mode, split=split)
 
-    def pending_mlflow(self) -> tuple[StoredDelta, ...]:
-        """The deltas that MLflow has not been told of, in order of learning."""
+    def stream_of(self, delta: str) -> str | None:
+        """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
         with self.reading() as session:
-            return queries.pending_mlflow(session)
+            return queries.stream_of(session, delta=delta)
+
+    def serving(self, task: str) -> tuple[StoredDelta, ...]:
+        """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
+        with self.reading() as session:
+            return queries.serving(session, task=task)
 
 
 def places(url: str, blobs: str) -> tuple[Blobs, Engine]:
@@ -199,7 +205,7 @@ def places(url: str, blobs: str) -> tuple[Blobs, Engine]:
     engine = connect(url)
     if "memory" in store.protocols and not in_memory(engine):
         raise InputError(
-            f"blobs at {blobs!r} end with this process, and a registry that names them would not. "
+            f"blobs at {shown(blobs)} end with this process, and a registry that names them would not. "
             "Give a folder, or a registry in memory too (sqlite://)."
         )
     return store, engine

@@ -9,8 +9,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from registry.engine import connect, migrating
+from registry.engine import connect, migrating, opening
 from registry.errors import RegistryError, SchemaError
+from registry.secrets import shown
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
@@ -35,16 +36,19 @@ def check(engine: Engine) -> None:
 def upgrade(url: str) -> str:
     """Brings the database at `url` to this code's schema, creating it where there is none; returns the revision.
 
-    Raises: SchemaError, where it is newer.
+    Raises: SchemaError, where it is newer; DatabaseUnavailable, where it does not answer.
     """
     engine = connect(url)
     try:
-        if found := _found(engine):
+        with opening(url):
+            found = _found(engine)
+        if found is not None:
             refuse_unknown(found)
         _migrate(engine)
         return str(_found(engine))
     except DatabaseError as error:
-        raise RegistryError(f"could not upgrade {url}: {error.orig}. Restore the database from a copy.") from error
+        why = shown(f"could not upgrade {url}: {error.orig}", url)
+        raise RegistryError(f"{why}. Restore the database from a copy.") from None  # its cause may quote the URL
     finally:
         engine.dispose()
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base import Base, now, one_of, refers_to
@@ -247,16 +247,27 @@ class Event(Base):
 class Outbox(Base):
     """What MLflow has not been told yet; written with what it tells of, deleted once MLflow has it.
 
-    subject: the name of a delta, a stream or a task · about: what the sender cannot ask the registry any more.
+    subject: the name of a delta, a stream or a task · about: what the sender cannot ask the registry any more ·
+    holder: who is sending it, until `due_at`; without one, `due_at` is when it may be sent next.
     """
 
     __tablename__ = "outbox"
     __table_args__ = (one_of("message", get_args(Message)), CheckConstraint("attempts >= 0", name="attempts"))
 
     message: Mapped[Message] = mapped_column(Text)
-    subject: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
     about: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
-    due_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    due_at: Mapped[datetime] = mapped_column(default=func.current_timestamp(), index=True)
+    holder: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Identity(Base):
+    """What others know this registry by, wherever its database lies; one row, made when it is first asked for."""
+
+    __tablename__ = "identity"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    name: Mapped[str]

@@ -24,6 +24,7 @@ from registry.records import (
     SignatureRecord,
     TaskRecord,
 )
+from registry.secrets import shown
 from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Task
 
 
@@ -140,7 +141,7 @@ class Unit:
     def _require_blobs(self, *digests: str | None) -> None:
         for digest in digests:
             if digest is not None and not self.blobs.exists(digest):
-                raise BlobError(f"blob {digest} is not stored at {self.blobs.path(digest)}. Put it there first.")
+                raise BlobError(f"blob {digest} is not stored at {shown(self.blobs.path(digest))}. Put it there first.")
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)

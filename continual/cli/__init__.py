@@ -6,12 +6,15 @@ Exit codes: 0 done · 2 something that could be checked before anything was lear
 
 import io
 import logging
+import os
 import sys
+from typing import TextIO
 
 from rich.logging import RichHandler
 
 from continual.cli.options import app, err
 from continual.errors import ContinualError
+from registry import shown
 
 # Each adds its commands, in the order in which `continual --help` shows them.
 # isort: split
@@ -27,6 +30,9 @@ from continual.cli import versions  # noqa: F401
 from continual.cli import exchange  # noqa: F401
 
 # isort: split
+from continual.cli import projection  # noqa: F401
+
+# isort: split
 from continual.cli import database  # noqa: F401
 
 __all__ = ["app", "main"]
@@ -34,14 +40,28 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; every known error becomes one message and its exit code."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale; half a surrogate pair is its JSON escape
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = RichHandler(console=err, show_path=False, show_time=False)
+    handler.addFilter(_without_secrets)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
         app()
     except ContinualError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)  # a message is searched and pasted whole
+        # A message is searched and pasted whole.
+        err.print(shown(str(error)), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _nowhere() -> TextIO:
+    """In place of a stream that was closed before the program began (`>&-`), which Python leaves out."""
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Libraries log the URLs that they are given."""
+    record.msg, record.args = shown(record.getMessage()), ()
+    return True

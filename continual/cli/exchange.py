@@ -40,17 +40,3 @@ def import_folder(
         answer(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")
     reason = f", a {stored.status}: {stored.reason}" if stored.reason else ", and serves"
     err.print(f"{name} is registered{reason}", markup=False, highlight=False, soft_wrap=True)
-
-
-@command(app)
-def ui(
-    common: Common,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
-) -> None:
-    """Serve MLflow's pages on what was learned, after sending MLflow what it missed."""
-    from continual.tracking import project, serve_ui
-
-    with common.registry() as registry:
-        project(registry, common.places)
-    raise typer.Exit(serve_ui(common.places, host=host, port=port))

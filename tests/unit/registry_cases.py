@@ -17,6 +17,8 @@ from registry import (
     TaskRecord,
     Unit,
     claim,
+    settle,
+    take,
     this_holder,
 )
 
@@ -98,6 +100,24 @@ def claim_and_die(folder: Path) -> None:
     """Claims the first position and ends as a kill would."""
     with make_registry(folder) as registry:
         os._exit(0 if claim(registry, "core", number=0, holder=this_holder()) else 1)
+
+
+def take_and_die(folder: Path) -> None:
+    """Takes the first message and ends as a kill would."""
+    with make_registry(folder) as registry:
+        os._exit(0 if take(registry, this_holder()) else 1)
+
+
+def empty_the_outbox(folder: Path, start: Any, taken: Any) -> None:
+    """Waits for the start, takes and settles messages until there are none, and tells which."""
+    mine = []
+    with make_registry(folder) as registry:
+        start.wait()
+        while pending := take(registry, this_holder()):
+            with registry.unit() as unit:
+                assert settle(unit, pending)
+            mine.append(pending.subject)
+    taken.put(mine)
 
 
 def open_together(folder: Path, start: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from registry_cases import accuracy, begin, learn, make_registry
 from sqlalchemy import event
 
-from registry import Parent, Registry
+from registry import Parent, Registry, waiting
 
 LISTINGS: dict[str, Callable[[Registry], object]] = {
     "tasks": lambda registry: registry.tasks(),
@@ -18,7 +18,9 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "stream": lambda registry: registry.stream("core"),
     "streams": lambda registry: registry.streams(),
     "scores": lambda registry: registry.scores(),
-    "pending_mlflow": lambda registry: registry.pending_mlflow(),
+    "serving": lambda registry: registry.serving("t0"),
+    "stream_of": lambda registry: registry.stream_of("t0@1"),
+    "waiting": waiting,
 }
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -163,16 +163,13 @@ def test_a_position_is_finished_once_and_by_its_own_task(registry: Registry) -> 
         unit.fail("core", 2, error="")
 
 
-def test_what_mlflow_missed_is_known(registry: Registry) -> None:
+def test_the_runs_of_mlflow_are_noted(registry: Registry) -> None:
     begin(registry, "sst2")
     learn(registry, "sst2")
     with registry.unit() as unit:
         unit.finish("core", 0, delta="sst2@1")
-    assert [delta.name for delta in registry.pending_mlflow()] == ["sst2@1"]
-    with registry.unit() as unit:
         unit.set_mlflow_run("sst2@1", "run-1")
         unit.set_mlflow_run("core", "run-0")
-    assert registry.pending_mlflow() == ()
     assert (registry.stream("core").mlflow_run, registry.deltas()[0]["mlflow_run"]) == ("run-0", "run-1")
 
 

@@ -1,4 +1,4 @@
-"""Tombstones, leases, checkpoints, a history of events, an outbox for MLflow, and what a delta says of fixed inputs."""
+"""Tombstones, leases, checkpoints, events, an outbox for MLflow, a name for the registry, answers to fixed inputs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +24,7 @@ def upgrade() -> None:
     _checkpoints()
     _events()
     _outbox()
+    _identity()
 
 
 def _deltas() -> None:
@@ -145,10 +146,28 @@ def _outbox() -> None:
         sa.Column("about", sa.JSON(), server_default="{}", nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("holder", sa.String(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("message IN ('delta', 'stream', 'champion', 'purged')", name=op.f("ck_outbox_message")),
         sa.CheckConstraint("attempts >= 0", name=op.f("ck_outbox_attempts")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
     )
-    op.create_index(op.f("ix_outbox_due_at"), "outbox", ["due_at"], unique=False)
+    for column in ("due_at", "subject"):
+        op.create_index(op.f(f"ix_outbox_{column}"), "outbox", [column], unique=False)
+    tell = "INSERT INTO outbox (message, subject, due_at, created_at) SELECT '{}', {}, CURRENT_TIMESTAMP, created_at "
+    op.execute(tell.format("stream", "name") + "FROM streams ORDER BY id")
+    named = tell.format("delta", "(SELECT name FROM tasks WHERE tasks.id = task_id) || '@' || version")
+    op.execute(named + "FROM deltas WHERE mlflow_run IS NULL ORDER BY id")
+    serving = "EXISTS (SELECT 1 FROM deltas WHERE task_id = tasks.id AND status = 'champion')"
+    op.execute(tell.format("champion", "name") + f"FROM tasks WHERE {serving} ORDER BY id")
+
+
+def _identity() -> None:
+    op.create_table(
+        "identity",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_identity_single")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_identity")),
+    )

@@ -1,0 +1,82 @@
+"""The run of a delta: how it was made, how well it does, and the delta itself."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from continual.tracking.client import MILLISECONDS, NotYet, Projection, flat, stamp
+from continual.tracking.names import plain
+from registry import NotFound, Pending, StoredDelta, StoredScore, is_purged, settle
+
+SHOWN = ("task", "kind", "method", "settings", "parameters", "share", "bytes", "seed", "warm_start", "version")
+
+
+def tell_delta(to: Projection, pending: Pending) -> None:
+    """Makes the run of a delta, unless it is there, and notes it in the registry.
+
+    Raises: NotYet, where its stream has no run.
+    """
+    try:
+        delta = to.registry.delta(pending.subject)
+    except NotFound:  # purged before MLflow heard of it
+        with to.registry.unit() as unit:
+            settle(unit, pending)
+        return
+    kept = to.run(delta.mlflow_run)
+    run = kept.info.run_id if kept else _run(to, delta)
+    with to.registry.unit() as unit:
+        wanted = settle(unit, pending) and not is_purged(unit, delta.name)
+        if wanted:
+            unit.set_mlflow_run(delta.name, run)
+    if not wanted and kept is None:
+        to.client.delete_run(run)
+
+
+def _run(to: Projection, delta: StoredDelta) -> str:
+    """The run of a delta: one that was finished and not noted, else a new one in place of what was begun."""
+    key = to.key("delta", delta.name, delta.values)
+    for begun in to.runs("key", key):
+        if begun.info.status == "FINISHED":
+            return str(begun.info.run_id)
+        to.client.delete_run(begun.info.run_id)
+    began = stamp(delta.created_at) - int(delta.seconds * MILLISECONDS)
+    run: str = to.client.create_run(to.experiment, start_time=began, tags=_tags(to, delta, key)).info.run_id
+    scores = [score for score in to.registry.scores(delta=delta.name) if not score.stream]
+    metrics = {(_metric(score), score.step): score.value for score in scores}
+    to.log(run, _parameters(delta), metrics, at=delta.created_at)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"{plain(delta.name)}.safetensors"
+        file.write_bytes(to.registry.blobs.get(delta.values))
+        to.client.log_artifact(run, str(file), "delta")
+    if delta.tried:
+        to.client.log_dict(run, {"tried": list(delta.tried)}, "tried.json")
+    to.client.set_terminated(run, end_time=stamp(delta.created_at))
+    return run
+
+
+def _tags(to: Projection, delta: StoredDelta, key: str) -> dict[str, str]:
+    own = {
+        "delta": delta.name,
+        "task": delta.task,
+        "task_key": to.key("task", delta.task),
+        "digest": delta.values,
+        "backbone": delta.backbone,
+        "warm_start": delta.warm_start,
+        "parents": ", ".join(edge["parent"] for edge in to.registry.lineage(delta.name) if edge["depth"] == 1),
+    }
+    stream = to.registry.stream_of(delta.name)
+    if stream is None:
+        return to.tags(key, name=delta.name, **own)
+    parent = to.run(to.registry.stream(stream).mlflow_run)
+    if parent is None:
+        raise NotYet(f"stream {stream!r} has no run yet")
+    return to.tags(key, name=delta.name, stream=stream, **own) | {"mlflow.parentRunId": parent.info.run_id}
+
+
+def _parameters(delta: StoredDelta) -> dict[str, Any]:
+    return flat({name: getattr(delta, name) for name in SHOWN} | {"labels": len(delta.labels)})
+
+
+def _metric(score: StoredScore) -> str:
+    """A metric's name in MLflow: `test_accuracy` is the delta's own score, others say what they are."""
+    return f"{score.split}_{score.metric}" if score.mode == "oracle" else f"{score.mode}_{score.split}_{score.metric}"

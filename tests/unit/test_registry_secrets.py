@@ -1,0 +1,72 @@
+"""No password, key or token of a URL is shown."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from registry import Blobs, Registry, shown, upgrade
+from tasks.errors import InputError
+
+SECRET = "l0ve/l@ce"
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("postgresql+psycopg://ada:l0vel4ce@db:5432/x", "postgresql+psycopg://***@db:5432/x"),
+        ("postgresql://ada:l0ve/l@ce?#@db/x", "postgresql://***@db/x"),
+        ("postgresql:///x?host=db&password=l0vel4ce", "postgresql:///x?host=***&password=***"),
+        ("https://l0vel4ce@mlflow.example/path", "https://***@mlflow.example/path"),
+        ("s3://key:l0vel4ce@bucket/blobs", "s3://***@bucket/blobs"),
+        ("simplecache::s3://key:l0vel4ce@bucket", "simplecache::s3://***@bucket"),
+        ("s3://bucket/blobs?token=l0vel4ce;sig=l0vel4ce", "s3://bucket/blobs?token=***;sig=***"),
+        ("sqlite:////home/me@work/registry.db", "sqlite:////home/me@work/registry.db"),
+        ("/home/me@work/blobs", "/home/me@work/blobs"),
+        ("memory://blobs", "memory://blobs"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, seen: str) -> None:
+    assert shown(url) == seen
+    assert shown(f"cannot reach {url} now") == f"cannot reach {seen} now"
+
+
+@pytest.mark.parametrize("url", ["postgresql://ada:{}@db/x", "postgresql:///x?user=ada&password={}", "https://{}@h"])
+@pytest.mark.parametrize("secret", ["l0vel4ce", "l0ve%20l4ce", "l0ve+l4ce", "l'0\"ve"])
+def test_what_a_driver_quotes_of_a_url_is_hidden(url: str, secret: str) -> None:
+    from urllib.parse import unquote_plus
+
+    for form in (secret, unquote_plus(secret)):
+        assert shown(f"bad option near {form} of the string", url.format(secret)) == "bad option near *** of the string"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ada:{}@127.0.0.1:9/x",
+        "postgresql+psycopg://ada:{}@127.0.0.1:port/x",
+        "postgresql+psycopg://127.0.0.1:9/x?password={}",
+        "postgresql+psycopg://127.0.0.1:9/x?bogus={}",
+        "oracel://ada:{}@db/x",
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_the_users_to_mend_and_its_password_is_not_told(
+    url: str, tmp_path: Path
+) -> None:
+    for act in (lambda: Registry.open(url.format(SECRET), str(tmp_path)), lambda: upgrade(url.format(SECRET))):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        assert "***" in str(caught.value)
+
+
+def test_blobs_that_cannot_be_kept_somewhere_do_not_tell_the_password() -> None:
+    with pytest.raises(InputError) as caught:
+        Blobs(f"nowhere://ada:{SECRET}@host/blobs")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_file_that_is_no_database_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match="not a database"):
+        Registry.open(f"sqlite:///{tmp_path}/registry.db", str(tmp_path))
