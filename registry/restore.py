@@ -19,6 +19,7 @@ from registry.engine import continue_identities, migrating
 from registry.errors import ArchiveError, RegistryError
 from registry.named import named_blobs
 from registry.registry import places
+from registry.secrets import shown
 from tasks.errors import InputError
 
 AT_ONCE = 1000  # rows
@@ -39,9 +40,8 @@ def restore(file: Path, url: str, blobs: str) -> Manifest:
                 _load(connection, archive, manifest)
                 _put(connection, store, archive, digests)
         except SQLAlchemyError as error:
-            raise RegistryError(
-                f"{file} could not be restored: {getattr(error, 'orig', error)}. Nothing was written."
-            ) from error
+            why = shown(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
+            raise RegistryError(f"{why}. Nothing was written.") from None  # its cause may quote the URL
         finally:
             engine.dispose()
     return manifest
