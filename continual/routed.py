@@ -70,7 +70,7 @@ def complete_routed_scores(
 
     False where these are not all any more: another controller has learned one meanwhile.
     """
-    stored = {score.delta for score in registry.scores(stream=stream, mode="routed") if score.step == step}
+    stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
     if stored >= examined.keys():
         return True
     found = routed_scores({delta: look() for delta, look in examined.items()}, stream=stream, step=step)
