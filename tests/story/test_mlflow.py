@@ -17,7 +17,7 @@ from test_cli import Run, cli, stream, write_stream  # noqa: F401  (fixtures)
 from tiny import write_task
 
 from continual.errors import InputError, NotFound
-from registry import Registry, archive, purge
+from registry import Registry, purge_task
 
 EXPERIMENT = "continual"
 
@@ -114,10 +114,9 @@ def test_a_model_version_is_pinned_to_its_delta(
     assert set(first.predict(TEXTS)["delta"]) == {"mood@1"}
     with pytest.raises(InputError, match="give a column `text`"):
         first.predict(pd.DataFrame({"words": TEXTS}))
+    assert cli("deltas", "archive", "mood@2").code == 0
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        archive(registry, "mood@2")
         digest = registry.delta("mood@2").values
-    assert cli("mlflow", "sync").code == 0
     with pytest.raises(MlflowException, match="alias champion not found"):
         pyfunc.load_model("models:/mood@champion")
     assert set(pyfunc.load_model("models:/mood/2").predict(TEXTS)["delta"]) == {"mood@2"}, "archived, not gone"
@@ -131,7 +130,7 @@ def test_a_model_version_is_pinned_to_its_delta(
     with pytest.raises(Exception, match=f"blob {digest} is missing"):
         pyfunc.load_model("models:/mood/2")
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        purge(registry, "mood")
+        purge_task(registry, "mood")
     with pytest.raises(NotFound, match="was purged"):
         pyfunc.load_model("models:/mood/1")
     assert cli("mlflow", "sync").code == 0
