@@ -20,12 +20,13 @@ DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
 ADVICE = "Give the stream another name, or use another --home"
 
 
-def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> None:
-    """Creates the stream, or makes sure that it only grew and appends what is new.
+def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> bool:
+    """Creates the stream, or makes sure that it only grew and appends what is new; whether anything is.
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
     stream = session.scalar(select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream))
+    before = stream and (stream.digest, len(stream.positions))
     if stream is None:
         stream = Stream(name=plain_name("stream", name), backbone=backbone_row(session, backbone))
         session.add(stream)
@@ -41,6 +42,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=task, recipe=recipe))
+    return before != (stream.digest, len(stream.positions))
 
 
 def find(session: Session, name: str) -> Stream | None:

@@ -77,8 +77,8 @@ class Unit:
 
         Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
         """
-        streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries)
-        self.tell("stream", name)
+        if streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries):
+            self.tell("stream", name)
 
     def add_delta(
         self,

@@ -10,14 +10,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from command_line import Run
 from mlflow import MlflowClient, pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from postgres import Server
-from test_cli import Run, cli, stream, write_stream  # noqa: F401  (fixtures)
+from test_cli import stream  # noqa: F401  (a fixture)
 from tiny import write_task
 
 from continual.errors import InputError, NotFound
-from registry import Registry, archive, purge
+from registry import Registry, purge_task
 
 EXPERIMENT = "continual"
 
@@ -50,7 +51,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_
 
 
 def test_a_stream_goes_on_without_mlflow_and_sends_later(
-    cli: Run,  # noqa: F811
+    cli: Run,
     stream: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +73,7 @@ TEXTS = ["cat purr meow", "lovely bright superb", "wave coral"]
 
 
 def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
-    cli: Run,  # noqa: F811
+    cli: Run,
     stream: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -98,7 +99,7 @@ def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
 
 
 def test_a_model_version_is_pinned_to_its_delta(
-    cli: Run,  # noqa: F811
+    cli: Run,
     tmp_path: Path,
     bert_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -114,10 +115,9 @@ def test_a_model_version_is_pinned_to_its_delta(
     assert set(first.predict(TEXTS)["delta"]) == {"mood@1"}
     with pytest.raises(InputError, match="give a column `text`"):
         first.predict(pd.DataFrame({"words": TEXTS}))
+    assert cli("deltas", "archive", "mood@2").code == 0
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        archive(registry, "mood@2")
         digest = registry.delta("mood@2").values
-    assert cli("mlflow", "sync").code == 0
     with pytest.raises(MlflowException, match="alias champion not found"):
         pyfunc.load_model("models:/mood@champion")
     assert set(pyfunc.load_model("models:/mood/2").predict(TEXTS)["delta"]) == {"mood@2"}, "archived, not gone"
@@ -131,7 +131,7 @@ def test_a_model_version_is_pinned_to_its_delta(
     with pytest.raises(Exception, match=f"blob {digest} is missing"):
         pyfunc.load_model("models:/mood/2")
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        purge(registry, "mood")
+        purge_task(registry, "mood")
     with pytest.raises(NotFound, match="was purged"):
         pyfunc.load_model("models:/mood/1")
     assert cli("mlflow", "sync").code == 0
@@ -143,7 +143,7 @@ SECRET = "l0vel4ce"
 
 
 def test_no_password_reaches_mlflow_or_a_message(
-    cli: Run,  # noqa: F811
+    cli: Run,
     tmp_path: Path,
     bert_folder: Path,
     postgres: Server,
@@ -180,7 +180,7 @@ def test_no_password_reaches_mlflow_or_a_message(
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:  # noqa: F811
+def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):
             ran = cli("ui", "--port", str(port))
