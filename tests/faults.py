@@ -238,6 +238,8 @@ def mlflow_away(bench: Bench, *, middle: bool) -> Counts:
 
     def shut(task: str, delta: str) -> None:
         if task == TASKS[1]:
+            while not store.is_file():  # it is told in the background
+                time.sleep(0.05)
             store.rename(store.with_suffix(".away"))
             store.mkdir()
 
