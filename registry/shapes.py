@@ -45,7 +45,7 @@ def task_listing(task: Task, version: int | None, score: float | None) -> Row:
 
 
 def delta_listing(delta: Delta, score: float | None) -> Row:
-    """A row of `continual deltas`; `score` is on the test split, with the task known."""
+    """A row of `continual deltas`; `score` is on the test split, with the task known, `reason` why it does not serve."""
     return {
         "delta": delta.name,
         "task": delta.task.name,
@@ -55,6 +55,7 @@ def delta_listing(delta: Delta, score: float | None) -> Row:
         "share": delta.share,
         "bytes": delta.bytes,
         "status": delta.status,
+        "reason": delta.reason,
         "score": score,
         "mlflow_run": delta.mlflow_run,
         "created_at": delta.created_at.isoformat(),

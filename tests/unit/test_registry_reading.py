@@ -38,7 +38,7 @@ def test_listings_have_the_fields_of_the_contract(registry: Registry) -> None:
     for row in (delta, task):
         assert row.pop("created_at").endswith("+00:00")
     size = {"method": "lora", "parameters": 10, "share": 0.1, "bytes": 6}
-    state = {"status": "champion", "score": 0.75, "mlflow_run": None}
+    state = {"status": "champion", "reason": None, "score": 0.75, "mlflow_run": None}
     assert delta == {"delta": "sst2@1", "task": "sst2", "version": 1} | size | state
     served = {"champion": "sst2@1", "score": 0.75}
     shape = {"kind": "classification", "metric": "accuracy", "labels": 2, "rows": {"train": 4}}
