@@ -45,7 +45,7 @@ def task_listing(task: Task, version: int | None, score: float | None) -> Row:
 
 
 def delta_listing(delta: Delta, score: float | None) -> Row:
-    """A row of `continual deltas`; `score` is on the test split, with the task known, `reason` why it does not serve."""
+    """A row of `continual deltas`; `score` is on the test split with the task known, `reason` why it does not serve."""
     return {
         "delta": delta.name,
         "task": delta.task.name,
