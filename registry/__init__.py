@@ -53,7 +53,7 @@ from registry.restore import restore
 from registry.schema import upgrade
 from registry.secrets import shown
 from registry.unit import Unit
-from registry.verify import verify
+from registry.verify import notes, verify
 
 __all__ = [
     "GRACE",
@@ -103,6 +103,7 @@ __all__ = [
     "identity",
     "is_purged",
     "not_found",
+    "notes",
     "parse_delta",
     "postpone",
     "promote_delta",

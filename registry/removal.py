@@ -94,10 +94,13 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
         session.execute(delete(table).where(table.delta_id.in_(of_task[0])))
     session.execute(delete(Checkpoint).where(Checkpoint.position_id.in_(of_task[1])))
     session.execute(delete(ScoreRow).where(ScoreRow.task_id == task.id))
-    session.execute(delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message != "stream"))
+    session.execute(
+        delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message.in_(("delta", "champion")))
+    )
     session.execute(update(Event).where(Event.task_id == task.id).values(reason=None))  # they quote scores
     for stream in {p.stream for p in session.scalars(select(Position).where(positions))}:
         redact(stream, {task.name})
+        unit.tell("stream", stream.name)
     session.execute(update(Position).where(positions).values(error=None))
     session.execute(update(Position).where(positions, Position.state == "learned").values(recipe=""))
     for version in versions:
