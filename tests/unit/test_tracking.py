@@ -19,7 +19,7 @@ from tracking_cases import client_of, names_of, places_of, runs_of, sync_all, sy
 from continual.settings import Settings
 from continual.tracking import sync
 from continual.tracking.names import LONGEST, plain
-from registry import Registry, identity, purge, waiting
+from registry import Registry, identity, purge_task, waiting
 from registry.base import now
 from registry.outbox import LEASE
 from registry.tables import Delta, Outbox
@@ -218,7 +218,7 @@ def test_registries_that_share_an_mlflow_keep_apart(
 def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings) -> None:
     learn_stream(registry, "sst2", "trec")
     sync_all(registry, places)
-    purge(registry, "sst2")
+    purge_task(registry, "sst2")
     with registry.unit() as unit:
         unit.tell("delta", "sst2@1")
     sync_all(registry, places)
@@ -254,7 +254,7 @@ def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
     assert model.tags["continual.task"] == HOSTILE
     assert quopri.decodestring(model.name.encode()).decode() == HOSTILE
     assert client.get_model_version_by_alias(model.name, "champion").tags["continual.delta"] == f"{HOSTILE}@1"
-    purge(registry, HOSTILE)
+    purge_task(registry, HOSTILE)
     sync_all(registry, places)
     assert names_of(places) == [STREAM]
     assert client.search_registered_models() == []
