@@ -17,7 +17,7 @@ from test_cli import Run, cli, stream, write_stream  # noqa: F401  (fixtures)
 from tiny import write_task
 
 from continual.errors import InputError, NotFound
-from registry import Registry, archive, purge
+from registry import Registry, archive_delta, purge_task
 
 EXPERIMENT = "continual"
 
@@ -115,7 +115,7 @@ def test_a_model_version_is_pinned_to_its_delta(
     with pytest.raises(InputError, match="give a column `text`"):
         first.predict(pd.DataFrame({"words": TEXTS}))
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        archive(registry, "mood@2")
+        archive_delta(registry, "mood@2")
         digest = registry.delta("mood@2").values
     assert cli("mlflow", "sync").code == 0
     with pytest.raises(MlflowException, match="alias champion not found"):
@@ -131,7 +131,7 @@ def test_a_model_version_is_pinned_to_its_delta(
     with pytest.raises(Exception, match=f"blob {digest} is missing"):
         pyfunc.load_model("models:/mood/2")
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        purge(registry, "mood")
+        purge_task(registry, "mood")
     with pytest.raises(NotFound, match="was purged"):
         pyfunc.load_model("models:/mood/1")
     assert cli("mlflow", "sync").code == 0
