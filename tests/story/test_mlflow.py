@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from command_line import Run
 from mlflow import MlflowClient, pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from postgres import Server
-from test_cli import Run, cli, stream, write_stream  # noqa: F401  (fixtures)
+from test_cli import stream, write_stream  # noqa: F401  (fixtures)
 from tiny import write_task
 
 from continual.errors import InputError, NotFound
@@ -50,7 +51,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_
 
 
 def test_a_stream_goes_on_without_mlflow_and_sends_later(
-    cli: Run,  # noqa: F811
+    cli: Run,
     stream: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +73,7 @@ TEXTS = ["cat purr meow", "lovely bright superb", "wave coral"]
 
 
 def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
-    cli: Run,  # noqa: F811
+    cli: Run,
     stream: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -98,7 +99,7 @@ def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
 
 
 def test_a_model_version_is_pinned_to_its_delta(
-    cli: Run,  # noqa: F811
+    cli: Run,
     tmp_path: Path,
     bert_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -143,7 +144,7 @@ SECRET = "l0vel4ce"
 
 
 def test_no_password_reaches_mlflow_or_a_message(
-    cli: Run,  # noqa: F811
+    cli: Run,
     tmp_path: Path,
     bert_folder: Path,
     postgres: Server,
@@ -180,7 +181,7 @@ def test_no_password_reaches_mlflow_or_a_message(
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:  # noqa: F811
+def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):
             ran = cli("ui", "--port", str(port))
