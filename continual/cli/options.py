@@ -4,7 +4,8 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -50,6 +51,14 @@ class Common:
 
     def registry(self) -> Registry:
         return Registry.open(self.places.registry, self.places.blobs)
+
+    @contextmanager
+    def writing(self) -> Iterator[Registry]:
+        """The registry, and MLflow told of what is done to it."""
+        from continual.tracking import telling
+
+        with self.registry() as registry, telling(registry, self.places):
+            yield registry
 
     def learner(self, backbone: str | None) -> "Learner":
         """The registry with the backbone that is named or, where none is, the only one it knows."""

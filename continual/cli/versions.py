@@ -21,7 +21,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 @command(deltas)
 def promote(common: Common, delta: DeltaName, reason: Reason = None) -> None:
     """Let a version serve its task, whatever its scores; the one that served is archived."""
-    with common.registry() as registry:
+    with common.writing() as registry:
         promote_delta(registry, delta, reason=reason)
         _show(common, registry, delta, title="Serves from now on")
 
@@ -29,7 +29,7 @@ def promote(common: Common, delta: DeltaName, reason: Reason = None) -> None:
 @command(deltas)
 def archive(common: Common, delta: DeltaName, reason: Reason = None) -> None:
     """Take a version out of service; a task whose champion is archived is served by none."""
-    with common.registry() as registry:
+    with common.writing() as registry:
         archive_delta(registry, delta, reason=reason)
         _show(common, registry, delta, title="Archived")
 
@@ -37,7 +37,7 @@ def archive(common: Common, delta: DeltaName, reason: Reason = None) -> None:
 @command(tasks)
 def delete(common: Common, task: Learned, reason: Reason = None) -> None:
     """Delete a task and its deltas, unless deltas of other tasks came from one that is not archived."""
-    with common.registry() as registry:
+    with common.writing() as registry:
         removed = delete_task(registry, task, reason=reason)
     answer(common, [{"task": task, **removed}], title="Deleted")
 
@@ -50,7 +50,7 @@ def purge(
     reason: Reason = None,
 ) -> None:
     """Remove all that was learned of a task and what it was learned from, for good; only names are left."""
-    with common.registry() as registry:
+    with common.writing() as registry:
         if not yes:
             versions = ", ".join(row["delta"] for row in registry.deltas(task)) or "no delta"
             raise InputError(

@@ -1,6 +1,8 @@
 """The command line as scripts use it: exit codes, JSON documents, and messages that say what to mend."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,12 @@ def test_garbage_is_listed_before_it_is_deleted(cli: Run, tmp_path: Path) -> Non
     assert not file.exists()
     refused = cli("gc", "--older-than", "soon")
     assert (refused.code, "such as 90m" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("into", [">&-", "2>&-", "| true", "| head -1"])
+def test_whoever_does_not_listen_gets_no_traceback(tmp_path: Path, into: str) -> None:
+    program = "from continual.cli import main; main()"
+    command = f"'{sys.executable}' -c '{program}' tasks --json --home '{tmp_path / 'home'}' {into}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr

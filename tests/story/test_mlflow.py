@@ -14,11 +14,11 @@ from command_line import Run
 from mlflow import MlflowClient, pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from postgres import Server
-from test_cli import stream, write_stream  # noqa: F401  (fixtures)
+from test_cli import stream  # noqa: F401  (a fixture)
 from tiny import write_task
 
 from continual.errors import InputError, NotFound
-from registry import Registry, archive_delta, purge_task
+from registry import Registry, purge_task
 
 EXPERIMENT = "continual"
 
@@ -115,10 +115,9 @@ def test_a_model_version_is_pinned_to_its_delta(
     assert set(first.predict(TEXTS)["delta"]) == {"mood@1"}
     with pytest.raises(InputError, match="give a column `text`"):
         first.predict(pd.DataFrame({"words": TEXTS}))
+    assert cli("deltas", "archive", "mood@2").code == 0
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
-        archive_delta(registry, "mood@2")
         digest = registry.delta("mood@2").values
-    assert cli("mlflow", "sync").code == 0
     with pytest.raises(MlflowException, match="alias champion not found"):
         pyfunc.load_model("models:/mood@champion")
     assert set(pyfunc.load_model("models:/mood/2").predict(TEXTS)["delta"]) == {"mood@2"}, "archived, not gone"
