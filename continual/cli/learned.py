@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, group, out
+from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, group, out, say
 
 
 @group("tasks")
@@ -49,7 +49,7 @@ def verify_registry(
 
         found = verify_all(registry, quick=quick, backbone=backbone, device=common.device)
     for note in found.notes:
-        err.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(note)
     if common.json or found.problems:
         answer(common, [{"problem": problem} for problem in found.problems], title="Problems")
     else:
