@@ -28,6 +28,7 @@ NAMES = {
     "space": " ",
     "null": "NULL",
 }
+SAID = "cannot be called|half a surrogate pair"
 REFUSED = {"empty": "", "at": "a@1", "NUL": "a\0b", "surrogate": "a\ud800", "10 kB": "x" * 10_000}
 
 
@@ -63,11 +64,11 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
 @pytest.mark.parametrize("name", REFUSED.values(), ids=REFUSED)
 def test_what_some_database_could_not_hold_is_refused_by_all(name: str, tmp_path: Path, database: str) -> None:
     with make_registry(tmp_path) as registry:
-        with pytest.raises(InputError, match="cannot be called"):
+        with pytest.raises(InputError, match=SAID):
             learn(registry, name)
-        with pytest.raises(InputError, match="cannot be called"):
+        with pytest.raises(InputError, match=SAID):
             begin(registry, "plain", name=name)
-        with pytest.raises(InputError, match="cannot be called"):
+        with pytest.raises(InputError, match=SAID):
             begin(registry, name)
         assert registry.tasks() == list(registry.streams()) == []
 
