@@ -1,5 +1,6 @@
 """What a stream came to, from the registry alone: the document of `continual report --json`."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -12,11 +13,11 @@ Matrix = list[list[float | None]]
 
 
 class _Scores:
-    """The scores of one delta, by what they say."""
+    """The scores of one delta on its test split, by what they say."""
 
     def __init__(self, delta: StoredDelta, scores: Iterable[StoredScore]) -> None:
         self.metric = delta.metric
-        self._test = {(s.mode, s.metric, s.stream, s.step): s for s in scores if s.split == "test"}
+        self._test = {(s.mode, s.metric, s.stream, s.step): s for s in scores}
 
     def alone(self, mode: Mode) -> StoredScore | None:
         """The score that no stream has to do with."""
@@ -40,8 +41,13 @@ def report(registry: Registry, stream: str) -> Document:
     """
     begun = registry.stream(stream)
     steps = [position.number for position in begun.positions if position.delta]
-    deltas = [registry.delta(position.delta) for position in begun.positions if position.delta]
-    scores = [_Scores(delta, registry.scores(delta=delta.name)) for delta in deltas]
+    deltas, measured = registry.learned(stream), defaultdict(list)
+    for score in registry.scores(learned_in=stream, split="test"):
+        measured[score.delta].append(score)
+    scores = [_Scores(delta, measured[delta.name]) for delta in deltas]
+    parents = defaultdict(list)
+    for edge in registry.parents(stream):
+        parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
     kept = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
     left = [scores[i] for i in kept]
     routed = [
@@ -66,7 +72,7 @@ def report(registry: Registry, stream: str) -> Document:
             for position in begun.positions
             if not position.delta
         ],
-        "per_task": [_per_task(registry, delta, own) for delta, own in zip(deltas, scores, strict=True)],
+        "per_task": [_per_task(delta, own, parents[delta.name]) for delta, own in zip(deltas, scores, strict=True)],
     }
 
 
@@ -96,8 +102,7 @@ def _routing_accuracy(scores: list[_Scores], *, stream: str, step: int) -> float
     return sum(score.value * score.rows for score in known) / sum(score.rows for score in known)
 
 
-def _per_task(registry: Registry, delta: StoredDelta, scores: _Scores) -> Document:
-    parents = [edge for edge in registry.lineage(delta.name) if edge["depth"] == 1]
+def _per_task(delta: StoredDelta, scores: _Scores, parents: list[Document]) -> Document:
     own = scores.alone("oracle")
     return {
         "task": delta.task,
@@ -113,7 +118,7 @@ def _per_task(registry: Registry, delta: StoredDelta, scores: _Scores) -> Docume
         "frozen_score": scores.value("frozen"),
         "scratch_score": _value(own) if delta.warm_start == "scratch" else scores.value("scratch"),
         "warm_start": delta.warm_start,
-        "parents": [{"delta": edge["parent"], "weight": edge["weight"]} for edge in parents],
+        "parents": parents,
         "seconds": delta.seconds,
         "examples_per_second": delta.examples_per_second,
     }

@@ -60,7 +60,7 @@ def complete_routed_scores(
     registry: Registry, examined: Mapping[str, Callable[[], Examined]], *, stream: str, step: int
 ) -> None:
     """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all."""
-    stored = {score.delta for score in registry.scores(stream=stream, mode="routed") if score.step == step}
+    stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
     if stored >= examined.keys():
         return
     found = routed_scores({delta: look() for delta, look in examined.items()}, stream=stream, step=step)

@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.history import note
-from registry.lookups import own_score
+from registry.lookups import own_score, serves
 from registry.records import IMPORTED, Contest, Score
 from registry.tables import Delta, ScoreRow, Task
 
@@ -75,7 +75,7 @@ def let_serve(session: Session, delta: Delta, *, reason: str | None = None) -> N
 
 def serving(session: Session, delta: Delta) -> Delta | None:
     """The champion of a delta's task on its backbone."""
-    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, Delta.status == "champion")
+    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, serves())
     return session.scalar(select(Delta).where(*where))
 
 

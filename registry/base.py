@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, final
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, Double, ForeignKey, MetaData, func, select
+from sqlalchemy import CheckConstraint, DateTime, Dialect, Double, ForeignKey, Index, MetaData, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -63,3 +63,9 @@ def one_of(column: str, allowed: Sequence[str]) -> CheckConstraint:
     """A check that `column` holds one of `allowed`; unlike a database enum it can grow by a plain migration."""
     listed = ", ".join(f"'{value}'" for value in allowed)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def where(name: str, condition: str, *columns: str) -> Index:
+    """An index on the rows that meet the condition; unique where its `name` begins with uq."""
+    met = text(condition)
+    return Index(name, *columns, unique=name.startswith("uq"), sqlite_where=met, postgresql_where=met)

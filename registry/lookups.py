@@ -1,6 +1,6 @@
 """A row by its name, or an error that names its neighbours."""
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, String, cast, literal_column, select
 from sqlalchemy.orm import Session
 
 from registry.errors import NotFound, not_found
@@ -53,7 +53,24 @@ def position_row(session: Session, stream: str, *, number: int) -> Position:
     return found
 
 
+def alone(row: type[ScoreRow] = ScoreRow) -> tuple[ColumnElement[bool], ...]:
+    """What a delta's own scores have in common: measured with the task known, in no stream.
+
+    Its words are those of the indices on such scores: a database takes one only where it can tell that they are met.
+    """
+    return (row.mode == literal_column("'oracle'"), row.stream_id.is_(None), row.step == literal_column("0"))
+
+
 def own_score(split: str) -> tuple[ColumnElement[bool], ...]:
     """What picks a delta's one score on `split` by its task's metric with the task known; for a join with tasks."""
-    alone = (ScoreRow.mode == "oracle", ScoreRow.stream_id.is_(None), ScoreRow.step == 0)
-    return (*alone, ScoreRow.split == split, ScoreRow.metric == Task.metric)
+    return (*alone(), ScoreRow.split == split, ScoreRow.metric == Task.metric)
+
+
+def serves(row: type[Delta] = Delta) -> ColumnElement[bool]:
+    """What champions have in common; in the words of the index on them."""
+    return row.status == literal_column("'champion'")
+
+
+def public_name(task: type[Task], delta: type[Delta]) -> ColumnElement[str]:
+    """`delta_name` as the database computes it."""
+    return task.name + "@" + cast(delta.version, String)

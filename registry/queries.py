@@ -1,10 +1,14 @@
-"""Questions to the registry: pure functions of a session, each of a constant number of statements."""
+"""What is registered: listings and records, as pure functions of a session, each of a constant number of statements."""
 
-from sqlalchemy import CTE, and_, case, func, literal, select
-from sqlalchemy.orm import Session, aliased, joinedload, selectinload
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import and_, case, func, select
+from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound
-from registry.lookups import backbone_row, delta_row, own_score, stream_row, task_row
+from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
+from registry.pages import page
 from registry.records import (
     BackboneRecord,
     Champion,
@@ -20,7 +24,6 @@ from registry.shapes import (
     Row,
     champion,
     delta_listing,
-    edge_listing,
     stored_backbone,
     stored_delta,
     stored_position,
@@ -30,64 +33,52 @@ from registry.shapes import (
     stored_task,
     task_listing,
 )
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Stream, Task
-
-WITH_POSITIONS = selectinload(Stream.positions).joinedload(Position.delta)
+from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
 
 
-def tasks(session: Session) -> list[Row]:
-    """One row per task, in order of arrival, with its champion (the newest, if several backbones have one).
+def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
+    """Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion, score, created_at.
 
-    One that was purged is none any more.
+    In order of arrival, without those that were purged; the champion is the newest, if several backbones have one.
+    after: the name of the last task of the page before. Raises: NotFound for it.
     """
     serving = aliased(Delta)
-    of_task = (serving.task_id == Task.id, serving.status == "champion")
-    newest = select(func.max(serving.id)).where(*of_task).correlate(Task).scalar_subquery()
+    newest = select(func.max(serving.id)).where(serving.task_id == Task.id, serves(serving)).correlate(Task)
     found = (
         select(Task, Delta.version, ScoreRow.value)
         .select_from(Task)
-        .outerjoin(Delta, Delta.id == newest)
+        .outerjoin(Delta, Delta.id == newest.scalar_subquery())
         .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
         .where(Task.purged_at.is_(None))
-        .order_by(Task.id)
     )
-    return [task_listing(*row) for row in session.execute(found)]
+    last = None if after is None else (task_row(session, after).id,)
+    return [task_listing(*row) for row in session.execute(page(found, Task.id, limit=limit, after=last))]
 
 
-def deltas(session: Session, *, task: str | None = None) -> list[Row]:
-    """One row per registered version, in order of learning. Raises: NotFound for the task."""
+def deltas(
+    session: Session, task: str | None = None, *, limit: int | None = None, after: str | None = None
+) -> list[Row]:
+    """Rows of `continual deltas`, of one task or of all, in order of learning.
+
+    after: the name of the last delta of the page before. Raises: NotFound for it and for the task.
+    """
     found = (
         select(Delta, ScoreRow.value)
         .join(Delta.task)
         .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
-        .order_by(Delta.id)
     )
     if task is not None:
-        found = found.where(Task.id == task_row(session, task).id)
-    return [delta_listing(*row) for row in session.execute(found)]
+        found = found.where(Delta.task_id == task_row(session, task).id)
+    last = None if after is None else (delta_row(session, after).id,)
+    return [delta_listing(*row) for row in session.execute(page(found, Delta.id, limit=limit, after=last))]
 
 
-def lineage(session: Session, *, delta: str) -> list[Row]:
-    """One row per edge from the delta to any ancestor; parents have depth 1. Raises: NotFound."""
-    edges, child, parent = _ancestry(delta_row(session, delta).id), aliased(Delta), aliased(Delta)
-    nearest = select(edges.c.id, func.min(edges.c.depth).label("depth")).group_by(edges.c.id).subquery()
-    found = (
-        select(child, parent, Lineage, nearest.c.depth)
-        .select_from(nearest)
-        .join(Lineage, Lineage.id == nearest.c.id)
-        .join(child, child.id == Lineage.child_id)
-        .join(parent, parent.id == Lineage.parent_id)
-        .order_by(nearest.c.depth, Lineage.child_id.desc(), Lineage.weight.desc(), Lineage.id)
-    )
-    return [edge_listing(*row) for row in session.execute(found)]
-
-
-def delta(session: Session, *, name: str) -> StoredDelta:
-    """The delta of that name. Raises: NotFound."""
+def delta(session: Session, name: str) -> StoredDelta:
+    """The delta of that name, such as sst2@1. Raises: NotFound."""
     return stored_delta(delta_row(session, name))
 
 
-def task(session: Session, *, name: str) -> TaskRecord:
+def task(session: Session, name: str) -> TaskRecord:
     """The task of that name. Raises: NotFound, also where it was purged."""
     row = task_row(session, name)
     if row.purged_at is not None:
@@ -95,7 +86,7 @@ def task(session: Session, *, name: str) -> TaskRecord:
     return stored_task(row)
 
 
-def backbone(session: Session, *, fingerprint: str) -> BackboneRecord:
+def backbone(session: Session, fingerprint: str) -> BackboneRecord:
     """The backbone of that fingerprint. Raises: NotFound."""
     return stored_backbone(backbone_row(session, fingerprint))
 
@@ -105,33 +96,34 @@ def backbones(session: Session) -> tuple[BackboneRecord, ...]:
     return tuple(stored_backbone(row) for row in session.scalars(select(Backbone).order_by(Backbone.id)))
 
 
-def champions(session: Session, *, backbone: str) -> tuple[Champion, ...]:
-    """The deltas that serve on a backbone, in the order in which their tasks were first learned there."""
-    earlier = aliased(Delta)
-    same = (earlier.task_id == Delta.task_id, earlier.backbone_id == Delta.backbone_id)
-    first = select(func.min(earlier.id)).where(*same).scalar_subquery()
+def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
+    """The deltas that serve on the backbone of this fingerprint, in the order in which their tasks were learned."""
+    of = select(Backbone.id).where(Backbone.fingerprint == backbone).scalar_subquery()
+    arrival = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == of)
+    arrived = arrival.group_by(Delta.task_id).subquery()  # not asked for each: that would be a table for each champion
     found = (
-        select(Delta)
-        .join(Delta.backbone)
-        .where(Backbone.fingerprint == backbone, Delta.status == "champion")
-        .order_by(first)
+        select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest)
+        .join(Task, Task.id == Delta.task_id)
+        .join(arrived, arrived.c.task_id == Delta.task_id)
+        .where(Delta.backbone_id == of, serves())
+        .order_by(arrived.c.first)
     )
-    return tuple(champion(row) for row in session.scalars(found))
+    return tuple(champion(*row) for row in session.execute(found))
 
 
-def signatures(session: Session, *, backbone: str) -> tuple[StoredSignature, ...]:
+def signatures(session: Session, backbone: str) -> tuple[StoredSignature, ...]:
     """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival."""
     found = (
         select(Signature, Delta)
         .join(Delta, Delta.id == Signature.delta_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)
-        .where(Backbone.fingerprint == backbone, Delta.status == "champion")
+        .where(Backbone.fingerprint == backbone, serves())
         .order_by(Delta.task_id)
     )
     return tuple(stored_signature(*row) for row in session.execute(found))
 
 
-def signature(session: Session, *, delta: str) -> StoredSignature:
+def signature(session: Session, delta: str) -> StoredSignature:
     """The signature of a delta. Raises: NotFound, also where it has none."""
     row = delta_row(session, delta)
     found = session.scalar(select(Signature).where(Signature.delta_id == row.id))
@@ -140,36 +132,53 @@ def signature(session: Session, *, delta: str) -> StoredSignature:
     return stored_signature(found, row)
 
 
-def last_version(session: Session, *, task: str, backbone: str) -> StoredDelta | None:
+def last_version(session: Session, task: str, backbone: str) -> StoredDelta | None:
     """The delta that serves a task on a backbone, else its newest that is not purged; None where there is none."""
     found = (
         select(Delta)
         .join(Delta.task)
         .join(Delta.backbone)
         .where(Task.name == task, Backbone.fingerprint == backbone, Delta.status != "purged")
-        .order_by(case((Delta.status == "champion", 0), else_=1), Delta.version.desc())
+        .order_by(case((serves(), 0), else_=1), Delta.version.desc())
         .limit(1)
     )
     row = session.scalar(found)
     return None if row is None else stored_delta(row)
 
 
-def stream(session: Session, *, name: str) -> StoredStream:
+def stream(session: Session, name: str) -> StoredStream:
     """The stream of that name with its positions. Raises: NotFound."""
-    wanted = stream_row(session, name).id
-    return stored_stream(session.scalars(select(Stream).where(Stream.id == wanted).options(WITH_POSITIONS)).one())
+    row = stream_row(session, name)
+    return stored_stream(row, _positions(session, [row.id])[row.id])
 
 
-def positions(session: Session, *, stream: str) -> tuple[StoredPosition, ...]:
+def positions(session: Session, stream: str) -> tuple[StoredPosition, ...]:
     """The positions of the stream of that name, in order; none where it was never begun."""
-    found = select(Position).join(Position.stream).where(Stream.name == stream).order_by(Position.number)
-    return tuple(stored_position(row) for row in session.scalars(found.options(joinedload(Position.delta))))
+    row = session.scalar(select(Stream.id).where(Stream.name == stream))
+    return () if row is None else tuple(_positions(session, [row])[row])
 
 
-def streams(session: Session) -> tuple[StoredStream, ...]:
-    """All streams with their positions, in the order in which they were begun."""
-    every = select(Stream).options(WITH_POSITIONS).order_by(Stream.id)
-    return tuple(stored_stream(row) for row in session.scalars(every))
+def streams(session: Session, *, limit: int | None = None, after: str | None = None) -> tuple[StoredStream, ...]:
+    """All streams with their positions, in the order in which they were begun.
+
+    after: the name of the last stream of the page before. Raises: NotFound for it.
+    """
+    last = None if after is None else (stream_row(session, after).id,)
+    found = session.scalars(page(select(Stream), Stream.id, limit=limit, after=last)).all()
+    positions = _positions(session, [row.id for row in found])
+    return tuple(stored_stream(row, positions[row.id]) for row in found)
+
+
+def last_stream(session: Session) -> str | None:
+    """The name of the stream that was begun last; None where none was."""
+    return session.scalar(select(Stream.name).where(Stream.id == select(func.max(Stream.id)).scalar_subquery()))
+
+
+def learned(session: Session, stream: str) -> tuple[StoredDelta, ...]:
+    """The deltas that were learned in a stream, in order of their positions. Raises: NotFound."""
+    wanted = stream_row(session, stream).id
+    found = select(Delta).join(Position, Position.delta_id == Delta.id).where(Position.stream_id == wanted)
+    return tuple(stored_delta(row) for row in session.scalars(found.order_by(Position.number)))
 
 
 def scores(
@@ -178,12 +187,17 @@ def scores(
     stream: str | None = None,
     delta: str | None = None,
     task: str | None = None,
+    learned_in: str | None = None,
     mode: Mode | None = None,
     split: str | None = None,
+    step: int | None = None,
+    limit: int | None = None,
+    after: StoredScore | None = None,
 ) -> tuple[StoredScore, ...]:
     """The scores that match all that is given, in order of step and then of measuring.
 
-    Raises: NotFound for a stream, delta or task that is not registered.
+    stream: the one that they were measured in · learned_in: the one that their deltas were learned in · after: the last
+    score of the page before. Raises: NotFound for a stream, delta or task that is not registered.
     """
     wanted = {
         "stream_id": None if stream is None else stream_row(session, stream).id,
@@ -191,32 +205,40 @@ def scores(
         "task_id": None if task is None else task_row(session, task).id,
         "mode": mode,
         "split": split,
+        "step": step,
     }
     found = (
-        select(ScoreRow, Delta, Stream.name)
+        select(ScoreRow, Task.name, Delta.version, Stream.name)
         .where(*(getattr(ScoreRow, column) == value for column, value in wanted.items() if value is not None))
         .join(Delta, Delta.id == ScoreRow.delta_id)
+        .join(Task, Task.id == ScoreRow.task_id)
         .outerjoin(Stream, Stream.id == ScoreRow.stream_id)
-        .order_by(ScoreRow.step, ScoreRow.id)
     )
+    if learned_in is not None:
+        of_stream = select(Position.delta_id).where(Position.stream_id == stream_row(session, learned_in).id)
+        found = found.where(ScoreRow.delta_id.in_(of_stream))
+    last = None if after is None else (after.step, after.id)
+    found = page(found, ScoreRow.step, ScoreRow.id, limit=limit, after=last)
     return tuple(stored_score(*row) for row in session.execute(found))
 
 
-def stream_of(session: Session, *, delta: str) -> str | None:
+def stream_of(session: Session, delta: str) -> str | None:
     """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
     found = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
     return session.scalar(found.order_by(Position.id).limit(1))
 
 
-def serving(session: Session, *, task: str) -> tuple[StoredDelta, ...]:
+def serving(session: Session, task: str) -> tuple[StoredDelta, ...]:
     """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
-    found = select(Delta).where(Delta.task_id == task_row(session, task).id, Delta.status == "champion")
+    found = select(Delta).where(Delta.task_id == task_row(session, task).id, serves())
     return tuple(stored_delta(row) for row in session.scalars(found.order_by(Delta.id)))
 
 
-def _ancestry(start: int) -> CTE:
-    """The edges from the delta `start` upwards, each with every depth at which it is met."""
-    edges = select(Lineage.id, Lineage.parent_id, literal(1).label("depth"))
-    own = edges.where(Lineage.child_id == start).cte("ancestry", recursive=True)
-    above = select(Lineage.id, Lineage.parent_id, own.c.depth + 1).join(own, Lineage.child_id == own.c.parent_id)
-    return own.union(above)  # not `union_all`: a shared ancestor would multiply its own ancestors
+def _positions(session: Session, streams: Sequence[int]) -> defaultdict[int, list[StoredPosition]]:
+    """The positions of streams in order, by stream."""
+    of_streams = select(Position, Delta.version, Delta.status).outerjoin(Delta, Delta.id == Position.delta_id)
+    found = of_streams.where(Position.stream_id.in_(streams)).order_by(Position.stream_id, Position.number)
+    by_stream = defaultdict(list)
+    for position, version, status in session.execute(found):
+        by_stream[position.stream_id].append(stored_position(position, version, status))
+    return by_stream

@@ -166,8 +166,9 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore(Score):
-    """A score with the delta and the task that it belongs to."""
+    """A score with the delta and the task that it belongs to; of two of one step the later has the higher `id`."""
 
+    id: int
     delta: str
     task: str
 

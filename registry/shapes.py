@@ -1,22 +1,33 @@
 """From live rows to what callers get: frozen records, and the rows of `--json` listings."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
 
 from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
     Champion,
     DataRecord,
+    Status,
     StoredDelta,
     StoredPosition,
     StoredScore,
     StoredSignature,
     StoredStream,
     TaskRecord,
+    kept,
 )
-from registry.tables import Backbone, Delta, Lineage, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
+
+
+def rows(session: Session, found: Select[*tuple[Any, ...]]) -> list[Row]:
+    """What was selected, by the names that the columns were given."""
+    return [dict(row) for row in session.execute(found).mappings()]
 
 
 def task_listing(task: Task, version: int | None, score: float | None) -> Row:
@@ -50,18 +61,6 @@ def delta_listing(delta: Delta, score: float | None) -> Row:
     }
 
 
-def edge_listing(child: Delta, parent: Delta, edge: Lineage, depth: int) -> Row:
-    """A row of `continual lineage`."""
-    return {
-        "delta": child.name,
-        "parent": parent.name,
-        "kind": edge.kind,
-        "weight": edge.weight,
-        "score": edge.score,
-        "depth": depth,
-    }
-
-
 def stored_task(row: Task) -> TaskRecord:
     """The record of a task."""
     return TaskRecord(
@@ -87,16 +86,13 @@ def stored_backbone(row: Backbone) -> BackboneRecord:
     )
 
 
-def champion(row: Delta) -> Champion:
+def champion(
+    task: str, version: int, method: str, settings: dict[str, Any], budget: dict[str, Any], digest: str | None
+) -> Champion:
     """The record of a delta that serves."""
-    return Champion(
-        task=row.task.name,
-        delta=row.name,
-        method=row.method,
-        settings=row.settings,
-        budget=row.budget,
-        digest=row.values,
-    )
+    name = delta_name(task, version)
+    values = kept(digest, name)
+    return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
 def stored_delta(row: Delta) -> StoredDelta:
@@ -132,11 +128,12 @@ def stored_delta(row: Delta) -> StoredDelta:
     )
 
 
-def stored_score(row: ScoreRow, delta: Delta, stream: str | None) -> StoredScore:
+def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> StoredScore:
     """The record of a score."""
     return StoredScore(
-        delta=delta.name,
-        task=delta.task.name,
+        id=row.id,
+        delta=delta_name(task, version),
+        task=task,
         stream=stream,
         split=row.split,
         metric=row.metric,
@@ -161,7 +158,7 @@ def stored_signature(row: Signature, delta: Delta) -> StoredSignature:
     )
 
 
-def stored_stream(row: Stream) -> StoredStream:
+def stored_stream(row: Stream, positions: Sequence[StoredPosition]) -> StoredStream:
     """The record of a stream."""
     return StoredStream(
         name=row.name,
@@ -170,19 +167,19 @@ def stored_stream(row: Stream) -> StoredStream:
         digest=row.digest,
         mlflow_run=row.mlflow_run,
         created_at=row.created_at,
-        positions=tuple(stored_position(position) for position in row.positions),
+        positions=tuple(positions),
     )
 
 
-def stored_position(row: Position) -> StoredPosition:
-    """The record of a position."""
+def stored_position(row: Position, version: int | None, status: Status | None) -> StoredPosition:
+    """The record of a position; `version` and `status` are those of its delta."""
     return StoredPosition(
         number=row.number,
         task=row.task_name,
         recipe=row.recipe,
         state=row.state,
-        delta=row.delta.name if row.delta else None,
+        delta=None if version is None else delta_name(row.task_name, version),
         error=row.error,
         holder=row.holder,
-        purged=row.delta is not None and row.delta.status == "purged",
+        purged=status == "purged",
     )

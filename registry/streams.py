@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from registry.engine import wait_for_others
 from registry.errors import StreamChanged
@@ -17,6 +17,7 @@ from registry.tables import Position, Stream
 
 Entry = tuple[str, str]  # a task's name and its recipe's digest
 
+DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
 ADVICE = "Give the stream another name, or use another --home"
 
 
@@ -25,7 +26,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
-    known = select(Stream).where(Stream.name == name).with_for_update(of=Stream)
+    known = select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream)
     stream = session.scalar(known)
     if stream is None:
         wait_for_others(session, name)
@@ -45,6 +46,11 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=plain_name("task", task), recipe=recipe))
+
+
+def find(session: Session, name: str) -> Stream | None:
+    """The stream of that name with its positions and their deltas; None where it was never begun."""
+    return session.scalar(select(Stream).where(Stream.name == name).options(DELTAS))
 
 
 def require_begun_so(stream: Stream, entries: Sequence[Entry]) -> list[tuple[str, str | None]]:

@@ -3,12 +3,14 @@
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, func, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.base import Base, now, one_of, refers_to
+from registry.base import Base, now, one_of, refers_to, where
 from registry.names import delta_name
 from registry.records import Message, Mode, Origin, State, Status, What, kept
+
+ALONE = "mode = 'oracle' AND stream_id IS NULL AND step = 0"  # a delta's own score, with the task known
 
 
 class Backbone(Base):
@@ -106,18 +108,12 @@ class Delta(Base):
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint("(status = 'purged') = (digest IS NULL)", name="purged"),
         CheckConstraint("bytes >= 0 AND parameters >= 0 AND share >= 0", name="size"),
-        Index(
-            "uq_deltas_champion",
-            "task_id",
-            "backbone_id",
-            unique=True,
-            sqlite_where=text("status = 'champion'"),
-            postgresql_where=text("status = 'champion'"),
-        ),
+        Index(None, "backbone_id", "id"),
+        where("uq_deltas_champion", "status = 'champion'", "task_id", "backbone_id"),
     )
 
     task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
-    backbone_id: Mapped[int] = refers_to("backbones")
+    backbone_id: Mapped[int] = refers_to("backbones", index=False)  # an index above begins with it
     version: Mapped[int]
     method: Mapped[str]
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -155,6 +151,22 @@ class Delta(Base):
         return kept(self.digest, self.name)
 
 
+class Split(Base):
+    """Rows that a delta was learned from or scored on: a split of its task as it was then, by their fingerprint."""
+
+    __tablename__ = "splits"
+    __table_args__ = (
+        UniqueConstraint("delta_id", "split"),
+        Index(None, "fingerprint", "delta_id"),
+        CheckConstraint("rows >= 0", name="rows"),
+    )
+
+    delta_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
+    split: Mapped[str]
+    fingerprint: Mapped[str]
+    rows: Mapped[int]
+
+
 class Lineage(Base):
     """One delta came from another. Parents are registered first, so the check makes cycles impossible."""
 
@@ -163,10 +175,11 @@ class Lineage(Base):
         UniqueConstraint("child_id", "parent_id", "kind"),
         CheckConstraint("parent_id < child_id", name="parent_first"),
         one_of("kind", get_args(Origin)),
+        Index(None, "parent_id", "id"),
     )
 
     child_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
-    parent_id: Mapped[int] = refers_to("deltas")
+    parent_id: Mapped[int] = refers_to("deltas", index=False)  # an index above begins with it
     kind: Mapped[Origin] = mapped_column(Text)
     weight: Mapped[float]
     score: Mapped[float | None]
@@ -181,20 +194,18 @@ class ScoreRow(Base):
         one_of("mode", get_args(Mode)),
         CheckConstraint("rows >= 0", name="rows"),
         CheckConstraint("low <= high", name="interval"),
+        Index(None, "step", "id"),
+        Index(None, "task_id", "id"),
+        where("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
+        where("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
         *(
-            Index(
-                f"uq_scores_{name}",
-                *("delta_id", *columns, "mode", "split", "metric", "step"),
-                unique=True,
-                sqlite_where=text(f"stream_id IS {null}"),
-                postgresql_where=text(f"stream_id IS {null}"),
-            )
+            where(f"uq_scores_{name}", f"stream_id IS {null}", "delta_id", *columns, "mode", "split", "metric", "step")
             for name, columns, null in (("alone", (), "NULL"), ("in_stream", ("stream_id",), "NOT NULL"))
         ),
     )
 
     delta_id: Mapped[int] = refers_to("deltas")
-    task_id: Mapped[int] = refers_to("tasks")
+    task_id: Mapped[int] = refers_to("tasks", index=False)  # indices above begin with these two
     split: Mapped[str]
     metric: Mapped[str]
     value: Mapped[float]
@@ -203,7 +214,7 @@ class ScoreRow(Base):
     high: Mapped[float | None]
     step: Mapped[int] = mapped_column(default=0)
     mode: Mapped[Mode] = mapped_column(Text)
-    stream_id: Mapped[int | None] = refers_to("streams")
+    stream_id: Mapped[int | None] = refers_to("streams", index=False)
 
 
 class Signature(Base):
@@ -235,13 +246,17 @@ class Event(Base):
     """What happened to a task's delta, and why: the history of who served."""
 
     __tablename__ = "events"
-    __table_args__ = (one_of("what", get_args(What)),)
+    __table_args__ = (
+        one_of("what", get_args(What)),
+        Index(None, "created_at", "id"),
+        Index(None, "task_id", "created_at", "id"),
+    )
 
-    task_id: Mapped[int] = refers_to("tasks")
+    task_id: Mapped[int] = refers_to("tasks", index=False)  # an index above begins with it
     delta_id: Mapped[int | None] = refers_to("deltas")
     what: Mapped[What] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Outbox(Base):

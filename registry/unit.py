@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import streams
@@ -12,7 +12,7 @@ from registry.admission import admit
 from registry.blobs import Blobs
 from registry.engine import wait_for_others
 from registry.errors import BlobError, RegistryError
-from registry.known import known_task
+from registry.known import known_tasks
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.names import plain_name, stored_text
 from registry.records import (
@@ -26,7 +26,9 @@ from registry.records import (
     TaskRecord,
 )
 from registry.secrets import shown
-from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Task
+from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Split, Task
+
+PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
 
 @final
@@ -50,10 +52,10 @@ class Unit:
 
         Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
         """
-        task = known_task(self.session, record)
+        task = known_tasks(self.session, [record]).get(record.name)
         if task is None:
             wait_for_others(self.session, record.name)
-            task = known_task(self.session, record)
+            task = known_tasks(self.session, [record]).get(record.name)
         if task is None:  # one that was purged is learned anew under its old name
             purged = self.session.scalar(select(Task).where(Task.name == record.name))
             task = purged or Task(name=plain_name("task", record.name))
@@ -96,7 +98,8 @@ class Unit:
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
-        self._add_scores(delta, scores)
+        self._add_splits(delta)
+        self._add_scores(delta, scores, new=True)
         self.tell("delta", delta.name)
         if delta.status == "champion":
             self.tell("champion", record.task)
@@ -156,14 +159,27 @@ class Unit:
         values = asdict(record) | {"task": task, "backbone": backbone, "labels": list(record.labels)}
         return Delta(version=(last or 0) + 1, **values)
 
-    def _add_scores(self, delta: Delta, scores: Iterable[Score]) -> None:
+    def _add_splits(self, delta: Delta) -> None:
+        fingerprints, rows = (delta.data[key] if delta.data else {} for key in ("fingerprints", "rows"))
+        for split, fingerprint in fingerprints.items():
+            self.session.add(Split(delta_id=delta.id, split=split, fingerprint=fingerprint, rows=rows.get(split, 0)))
+
+    def _add_scores(self, delta: Delta, scores: Iterable[Score], *, new: bool = False) -> None:
+        rows: dict[tuple[object, ...], ScoreRow] = {}  # of one place the last
+        streams: dict[str | None, int | None] = {None: None}
         for score in scores:
             values = asdict(score)
             name = values.pop("stream")
-            values |= {"delta_id": delta.id, "stream_id": stream_row(self.session, name).id if name else None}
-            place = {key: values[key] for key in ("delta_id", "stream_id", "mode", "split", "metric", "step")}
-            self.session.execute(delete(ScoreRow).filter_by(**place))
-            self.session.add(ScoreRow(task_id=delta.task_id, **values))
+            if name not in streams:
+                streams[name] = stream_row(self.session, name).id
+            row = ScoreRow(delta_id=delta.id, task_id=delta.task_id, stream_id=streams[name], **values)
+            rows[tuple(getattr(row, key) for key in PLACE)] = row
+        if rows and not new:
+            places = [
+                and_(*(getattr(ScoreRow, key) == value for key, value in zip(PLACE, p, strict=True))) for p in rows
+            ]
+            self.session.execute(delete(ScoreRow).where(ScoreRow.delta_id == delta.id, or_(*places)))
+        self.session.add_all(rows.values())
 
     def _add_signature(self, delta: Delta, own: SignatureRecord | None) -> None:
         if own is not None:

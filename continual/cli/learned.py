@@ -1,31 +1,62 @@
 """Commands that ask what has been learned."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, group, out, say
+from continual.cli import graph
+from continual.cli.options import (
+    AfterName,
+    BackboneName,
+    Common,
+    Limit,
+    TaskName,
+    answer,
+    app,
+    command,
+    err,
+    group,
+    out,
+    say,
+)
+from continual.errors import InputError
 
 
 @group("tasks")
-def tasks(common: Common) -> None:
+def tasks(common: Common, limit: Limit = None, after: AfterName = None) -> None:
     """List the tasks that are registered."""
     with common.registry() as registry:
-        answer(common, registry.tasks(), title="Tasks")
+        answer(common, registry.tasks(limit=limit, after=after), title="Tasks")
 
 
 @group("deltas")
-def deltas(common: Common, task: TaskName = None) -> None:
+def deltas(common: Common, task: TaskName = None, limit: Limit = None, after: AfterName = None) -> None:
     """List the deltas that are registered, a row for each version."""
     with common.registry() as registry:
-        answer(common, registry.deltas(task), title="Deltas")
+        answer(common, registry.deltas(task, limit=limit, after=after), title="Deltas")
 
 
 @command(app)
-def lineage(common: Common, delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]) -> None:
-    """List the deltas that a delta came from, how, and with what weight."""
+def lineage(
+    common: Common,
+    delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
+    descendants: Annotated[
+        bool, typer.Option("--descendants", help="What came from it, not what it came from.")
+    ] = False,
+    depth: Annotated[int | None, typer.Option(min=1, help="At most so many steps away.")] = None,
+    dot: Annotated[bool, typer.Option("--dot", help="A picture, for Graphviz.")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="A picture, for Mermaid.")] = False,
+) -> None:
+    """List the deltas that a delta came from, how, and with what weight; or those that came from it."""
+    if dot + mermaid + common.json > 1:
+        raise InputError("--dot, --mermaid and --json are three answers: give one of them.")
     with common.registry() as registry:
-        answer(common, registry.lineage(delta), title=f"Lineage of {delta}")
+        edges = registry.lineage(delta, descendants=descendants, depth=depth)
+    if dot or mermaid:
+        sys.stdout.write((graph.dot if dot else graph.mermaid)(edges, of=delta) + "\n")
+    else:
+        answer(common, edges, title=f"{'Descendants' if descendants else 'Lineage'} of {delta}")
 
 
 @command(app)

@@ -139,7 +139,7 @@ def _report(common: Common, registry: Registry, stream: str, **more: Any) -> Non
 
 
 def _last_stream(registry: Registry) -> str:
-    streams = registry.streams()
-    if not streams:
+    stream = registry.last_stream()
+    if stream is None:
         raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")
-    return streams[-1].name
+    return stream

@@ -31,6 +31,9 @@ out = Console()
 err = Console(stderr=True)  # progress and messages; standard output is the answer's alone
 
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="A name (minilm), a hub id or a folder.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows.")]
+AfterName = Annotated[str | None, typer.Option("--after", help="The name in the last row of the page before.")]
+AfterRow = Annotated[int | None, typer.Option("--after", min=1, help="The id of the last row of the page before.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="The name of a task.")]
 
 

@@ -1,7 +1,12 @@
-"""Tombstones, leases, checkpoints, events, an outbox for MLflow, a name for the registry, answers to fixed inputs."""
+"""Tombstones, leases, checkpoints, events, an outbox for MLflow, a name for the registry, answers to fixed inputs.
+
+Also which rows a delta was learned from, indices for every question that is asked, and views for whoever asks in SQL.
+"""
 
 import sqlalchemy as sa
 from alembic import op
+
+from registry.migrations.views_0003 import views
 
 revision = "0003"
 down_revision = "0002"
@@ -25,6 +30,10 @@ def upgrade() -> None:
     _events()
     _outbox()
     _identity()
+    _splits()
+    _indices()
+    for name, query in views(op.get_bind().dialect.name).items():
+        op.execute(f"CREATE VIEW {name} AS {query}")
 
 
 def _deltas() -> None:
@@ -120,8 +129,8 @@ def _events() -> None:
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_events_task_id_tasks")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
-    for column in ("created_at", "delta_id", "task_id"):
-        op.create_index(op.f(f"ix_events_{column}"), "events", [column], unique=False)
+    for columns in (["created_at", "id"], ["task_id", "created_at", "id"], ["delta_id"]):
+        op.create_index(op.f(f"ix_events_{'_'.join(columns)}"), "events", columns, unique=False)
     op.execute(
         "INSERT INTO events (task_id, delta_id, what, created_at) SELECT task_id, id, "
         "CASE warm_start WHEN 'imported' THEN 'imported' ELSE 'learned' END, created_at FROM deltas ORDER BY id"
@@ -171,3 +180,47 @@ def _identity() -> None:
         sa.CheckConstraint("id = 1", name=op.f("ck_identity_single")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_identity")),
     )
+
+
+def _splits() -> None:
+    splits = op.create_table(
+        "splits",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("delta_id", sa.Integer(), nullable=False),
+        sa.Column("split", sa.String(), nullable=False),
+        sa.Column("fingerprint", sa.String(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.CheckConstraint("rows >= 0", name=op.f("ck_splits_rows")),
+        sa.ForeignKeyConstraint(["delta_id"], ["deltas.id"], name=op.f("fk_splits_delta_id_deltas")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_splits")),
+        sa.UniqueConstraint("delta_id", "split", name=op.f("uq_splits_delta_id_split")),
+    )
+    op.create_index(op.f("ix_splits_fingerprint_delta_id"), "splits", ["fingerprint", "delta_id"], unique=False)
+    deltas = sa.table("deltas", sa.column("id"), sa.column("data", sa.JSON(none_as_null=True)))
+    learned = sa.select(deltas.c.id, deltas.c.data).where(deltas.c.data.is_not(None)).order_by(deltas.c.id)
+    known = [
+        {"delta_id": delta, "split": split, "fingerprint": fingerprint, "rows": data["rows"].get(split, 0)}
+        for delta, data in op.get_bind().execute(learned)
+        for split, fingerprint in data["fingerprints"].items()
+    ]
+    op.bulk_insert(splits, known)
+
+
+def _indices() -> None:
+    """Each ends with what its listing is ordered by, so that a page is read and not sorted."""
+    for table, old, new in (
+        ("deltas", "backbone_id", ["backbone_id", "id"]),
+        ("lineage", "parent_id", ["parent_id", "id"]),
+        ("scores", "task_id", ["task_id", "id"]),
+        ("scores", None, ["step", "id"]),
+    ):
+        if old is not None:
+            op.drop_index(op.f(f"ix_{table}_{old}"), table_name=table)
+        op.create_index(op.f(f"ix_{table}_{'_'.join(new)}"), table, new, unique=False)
+    op.drop_index(op.f("ix_scores_stream_id"), table_name="scores")
+    for name, columns, condition in (
+        ("stream", ["stream_id", "step", "id"], "stream_id IS NOT NULL"),
+        ("best", ["split", "task_id", "metric", "value"], "mode = 'oracle' AND stream_id IS NULL AND step = 0"),
+    ):
+        where = sa.text(condition)
+        op.create_index(f"ix_scores_{name}", "scores", columns, sqlite_where=where, postgresql_where=where)

@@ -1,0 +1,179 @@
+"""How fast does the registry answer? Every question, and registering a task, in registries of three sizes.
+
+    python -m tests.benchmarks.registry [--sizes 1000 10000 100000] [--databases sqlite postgresql] [--seconds 2]
+
+A registry of N deltas has 10 N scores, N / 2 tasks on three backbones, a lineage in which most deltas have a parent,
+and streams of a hundred positions. Listings are asked a hundred rows at a time. Each question is asked for so many
+seconds, at least five times, about something else each time; the process's start and the opening are not counted.
+PostgreSQL is started on this machine, and vacuumed once it is filled, as it does by itself in time. One JSON document
+is printed.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import psycopg
+
+from continual.report import report
+from registry import Registry
+from tests.benchmarks.filled import BACKBONES, Filled, fill, register
+from tests.postgres import running
+
+LIMIT = 100
+BAR = 50.0  # milliseconds, for one answer and for registering one task
+# What returns one row for each champion, or for each delta of a stream, costs as much as it returns.
+LINEAR = ("champions", "signatures")
+Question = Callable[[], Any]
+
+
+def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Question]:
+    """Every question to the registry, about something else at each call."""
+    deltas, tasks, streams = filled.deltas, filled.tasks, filled.streams
+    some, of = random.choice, BACKBONES[0]
+
+    def scores_after() -> Any:
+        return registry.scores(limit=LIMIT, after=some(registry.scores(delta=some(deltas), limit=LIMIT)))
+
+    return {
+        "tasks, first page": lambda: registry.tasks(limit=LIMIT),
+        "tasks, some page": lambda: registry.tasks(limit=LIMIT, after=some(tasks)),
+        "deltas, first page": lambda: registry.deltas(limit=LIMIT),
+        "deltas, some page": lambda: registry.deltas(limit=LIMIT, after=some(deltas)),
+        "deltas of a task": lambda: registry.deltas(some(tasks), limit=LIMIT),
+        "delta": lambda: registry.delta(some(deltas)),
+        "task": lambda: registry.task(some(tasks)),
+        "backbone": lambda: registry.backbone(some(BACKBONES)),
+        "backbones": lambda: registry.backbones(),
+        "champions": lambda: registry.champions(of),
+        "signatures": lambda: registry.signatures(of),
+        "signature": lambda: registry.signature(some(deltas)),
+        "lineage, ancestors": lambda: registry.lineage(some(deltas)),
+        "lineage, descendants": lambda: registry.lineage(some(deltas), descendants=True),
+        "lineage, descendants of the first, two steps": lambda: registry.lineage(deltas[0], descendants=True, depth=2),
+        "siblings": lambda: registry.siblings(some(tasks), limit=LIMIT),
+        "dependents of a backbone": lambda: registry.dependents(backbone=of, limit=LIMIT, after=some(deltas)),
+        "dependents of a task": lambda: registry.dependents(task=some(tasks), limit=LIMIT),
+        "dependents of data": lambda: registry.dependents(data=some(filled.fingerprints), limit=LIMIT),
+        "best, first page": lambda: registry.best(limit=LIMIT),
+        "best, some page": lambda: registry.best(limit=LIMIT, after=some(filled.best)),
+        "best of a task": lambda: registry.best(task=some(tasks), limit=LIMIT),
+        "history": lambda: registry.history(some(tasks), limit=LIMIT),
+        "changes, all": lambda: registry.changes(limit=LIMIT),
+        "changes since a time": lambda: registry.changes(since=filled.moment(random.random()), limit=LIMIT),
+        "changes, some page": lambda: registry.changes(limit=LIMIT, after=random.randint(1, filled.events)),
+        "changes of a task": lambda: registry.changes(task=some(tasks), since=filled.moment(0), limit=LIMIT),
+        "cost, some page": lambda: registry.cost(limit=LIMIT, after=some(streams)),
+        "cost of a stream": lambda: registry.cost(some(streams)),
+        "stream": lambda: registry.stream(some(streams)),
+        "streams, ten": lambda: registry.streams(limit=10, after=some(streams)),
+        "last stream": lambda: registry.last_stream(),
+        "learned in a stream": lambda: registry.learned(some(streams)),
+        "parents in a stream": lambda: registry.parents(some(streams)),
+        "report": lambda: report(registry, some(streams)),
+        "scores, some page": scores_after,
+        "scores of a delta": lambda: registry.scores(delta=some(deltas), limit=LIMIT),
+        "scores of a task": lambda: registry.scores(task=some(tasks), limit=LIMIT),
+        "scores in a stream": lambda: registry.scores(stream=some(streams), limit=LIMIT),
+        "scores in a step": lambda: registry.scores(stream=some(streams), mode="routed", step=50, limit=LIMIT),
+        "scores of deltas of a stream": lambda: registry.scores(learned_in=some(streams), split="test", limit=LIMIT),
+    }
+
+
+def measured(ask: Question, *, seconds: float) -> dict[str, float]:
+    """Milliseconds of one answer, and how many rows the last one had."""
+    answer, spent, end = ask(), [], perf_counter() + seconds  # the first prepares what later ones find
+    while len(spent) < 5 or perf_counter() < end:
+        began = perf_counter()
+        answer = ask()
+        spent.append(1000 * (perf_counter() - began))
+    rows = len(answer) if isinstance(answer, list | tuple) else 1
+    return {"p50": median(spent), "p95": quantiles(spent, n=20)[-1], "times": len(spent), "rows": rows}
+
+
+@contextmanager
+def databases(names: list[str], folder: Path) -> Iterator[Callable[[str, int], str]]:
+    """The URL of an empty database of a kind, for a size."""
+
+    def sqlite(size: int) -> str:
+        return f"sqlite:///{folder}/{size}.db"
+
+    if "postgresql" not in names:
+        yield lambda name, size: sqlite(size)
+        return
+    with running() as server:
+
+        def url(name: str, size: int) -> str:
+            if name == "sqlite":
+                return sqlite(size)
+            with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as admin:
+                admin.execute(f"CREATE DATABASE size_{size}")
+            return server.url(f"size_{size}")
+
+        yield url
+
+
+def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dict[str, float]]:
+    """What every question and registering cost in a registry of so many deltas."""
+    random = Random(size)
+    with Registry.open(url, blobs) as registry:
+        began = perf_counter()
+        filled = fill(registry, size, random)
+        print(f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - began:.0f} s", file=sys.stderr)
+        asked = questions(registry, filled, random)
+        found = {name: measured(ask, seconds=seconds) for name, ask in asked.items()}
+        found["register a task"] = measured(register(registry, filled, random), seconds=seconds)
+    return found
+
+
+def summary(sizes: list[int], found: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """By question: the curves over the sizes, and how p50 grew where log N would allow so much."""
+    curves = {
+        name: {key: [round(of[name][key], 2) for of in found] for key in ("p50", "p95", "rows", "times")}
+        for name in found[0]
+    }
+    allowed = math.log(sizes[-1]) / math.log(sizes[0])
+    for name, curve in curves.items():
+        curve["grew"] = round(curve["p50"][-1] / curve["p50"][0], 2)
+        curve["linear by nature"] = name in LINEAR
+    held = [name for name in curves if name not in LINEAR]
+    return {
+        "log N grew": round(allowed, 2),
+        "over the bar": [name for name in held if max(curves[name]["p50"]) > BAR],
+        "faster than log N": [name for name in held if curves[name]["grew"] > allowed],
+        "milliseconds": curves,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"])
+    parser.add_argument("--seconds", type=float, default=2.0)
+    chosen = parser.parse_args()
+    with TemporaryDirectory() as folder, databases(chosen.databases, Path(folder)) as url:
+        found = {
+            name: summary(
+                chosen.sizes,
+                [
+                    of_size(url(name, size), f"{folder}/blobs-{name}-{size}", size, seconds=chosen.seconds)
+                    for size in chosen.sizes
+                ],
+            )
+            for name in chosen.databases
+        }
+    json.dump({"sizes": chosen.sizes, "databases": found}, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
