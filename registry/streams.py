@@ -26,13 +26,14 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
+    plain_name("stream", name)
     known = select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream)
     stream = session.scalar(known)
     if stream is None:
         wait_for_others(session, name)
         stream = session.scalar(known)
     if stream is None:
-        stream = Stream(name=plain_name("stream", name), backbone=backbone_row(session, backbone))
+        stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
     elif stream.backbone.fingerprint != backbone:
         begun_on = stream.backbone.fingerprint

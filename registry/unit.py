@@ -52,13 +52,14 @@ class Unit:
 
         Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
         """
+        name = plain_name("task", record.name)
         task = known_tasks(self.session, [record]).get(record.name)
         if task is None:
             wait_for_others(self.session, record.name)
             task = known_tasks(self.session, [record]).get(record.name)
         if task is None:  # one that was purged is learned anew under its old name
             purged = self.session.scalar(select(Task).where(Task.name == record.name))
-            task = purged or Task(name=plain_name("task", record.name))
+            task = purged or Task(name=name)
             task.kind, task.metric, task.purged_at = record.kind, record.metric, None
             self.session.add(task)
         task.labels, task.spec = list(record.labels), record.spec
