@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
 
 from registry.errors import DatabaseUnavailable, RegistryError
 from registry.secrets import shown
@@ -94,6 +95,12 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             if sqlite:
                 plain.execute("PRAGMA foreign_keys = ON")
             plain.close()
+
+
+def wait_for_others(session: Session, name: str) -> None:
+    """Waits until nobody else is adding what has this name; to be asked again, it may be there now."""
+    if session.get_bind().dialect.name == "postgresql":  # elsewhere nobody else writes
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
