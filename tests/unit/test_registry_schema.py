@@ -32,6 +32,7 @@ def upgrade() -> None:
 '''
 
 
+@pytest.mark.usefixtures("database")
 def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
         options = {"version_table": schema.VERSION_TABLE}
