@@ -24,7 +24,7 @@ from registry.errors import (
 from registry.holders import this_holder
 from registry.names import delta_name, parse_delta
 from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
-from registry.promotion import archive, promote
+from registry.promotion import archive_delta, promote_delta
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -48,12 +48,12 @@ from registry.records import (
     TaskRecord,
 )
 from registry.registry import Registry
-from registry.removal import delete_task, purge
+from registry.removal import delete_task, purge_task
 from registry.restore import restore
 from registry.schema import upgrade
 from registry.secrets import shown
 from registry.unit import Unit
-from registry.verify import verify
+from registry.verify import notes, verify
 
 __all__ = [
     "GRACE",
@@ -92,7 +92,7 @@ __all__ = [
     "TaskNeeded",
     "TaskRecord",
     "Unit",
-    "archive",
+    "archive_delta",
     "claim",
     "collect",
     "delete_task",
@@ -103,10 +103,11 @@ __all__ = [
     "identity",
     "is_purged",
     "not_found",
+    "notes",
     "parse_delta",
     "postpone",
-    "promote",
-    "purge",
+    "promote_delta",
+    "purge_task",
     "release",
     "restore",
     "settle",

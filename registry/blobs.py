@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -16,6 +16,10 @@ from registry.secrets import shown
 from tasks.errors import InputError
 
 OURS = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
+
+# Stores in which an object is there as a whole or not at all; to rename one there is to copy it and delete the first.
+WHOLE_OR_NOT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,14 @@ class Blobs:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError, OSError) as error:
+        try:  # what was listed before may have changed: others write too
+            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise InputError(_no_driver(url, error)) from error
+        except (ValueError, OSError) as error:
             why = shown(f"blobs cannot be kept at {url}: {error}", url)
             raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
+        self.protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
 
     def put(self, data: bytes) -> str:
         """Stores `data` and returns its digest.
@@ -60,12 +67,13 @@ class Blobs:
         Raises: BlobError, where they are missing or others.
         """
         place = self.path(digest)
-        try:
-            data: bytes = self._files.cat_file(place)
-        except FileNotFoundError as error:
-            raise BlobError(
-                f"blob {digest} is missing: nothing at {shown(place)}. Restore it, or learn the task again."
-            ) from error
+        with _reached("read", place):
+            try:
+                data: bytes = self._files.cat_file(place)
+            except FileNotFoundError as error:
+                raise BlobError(
+                    f"blob {digest} is missing: nothing at {shown(place)}. Restore it, or learn the task again."
+                ) from error
         found = sha256(data).hexdigest()
         if found != digest:
             raise BlobError(
@@ -76,12 +84,13 @@ class Blobs:
 
     def exists(self, digest: str) -> bool:
         """Whether something is stored under `digest` (its bytes are checked on reading)."""
-        return bool(self._files.exists(self.path(digest)))
+        place = self.path(digest)
+        with _reached("look for", place):
+            return bool(self._files.exists(place))
 
     def find(self, digest: str) -> StoredBlob | None:
         """What is stored under `digest`, its bytes unread."""
         place = self.path(digest)
-        self._files.invalidate_cache()
         try:
             return StoredBlob(digest, place, int(self._files.size(place)), self._files.modified(place))
         except FileNotFoundError:
@@ -89,7 +98,6 @@ class Blobs:
 
     def every(self) -> Iterator[StoredBlob]:
         """All that was put here, and drafts whose writers died; other files are nobody's business."""
-        self._files.invalidate_cache()
         for place, about in self._files.find(self._root, detail=True).items():
             if ours := OURS.search(place):
                 with suppress(FileNotFoundError):  # a draft that was finished meanwhile
@@ -97,7 +105,6 @@ class Blobs:
 
     def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
         """Deletes a blob unless it was put again since `put_before`; whether it did."""
-        self._files.invalidate_cache()
         try:
             if put_before is not None and self._files.modified(blob.place) > put_before:
                 return False
@@ -125,6 +132,13 @@ class Blobs:
         return f"{self._root}/{digest[:2]}/{digest[2:]}"
 
     def _write(self, place: str, data: bytes) -> None:
+        with _reached("write", place):
+            if self.protocols & WHOLE_OR_NOT:
+                self._files.pipe_file(place, data)
+            else:
+                self._rename(place, data)
+
+    def _rename(self, place: str, data: bytes) -> None:
         # Under a name of its own first: whoever dies here, and whoever writes the same beside us, leaves no half blob.
         folder = place.rpartition("/")[0]
         draft = f"{folder}/.{uuid4().hex}"
@@ -136,3 +150,21 @@ class Blobs:
             if self._files.exists(draft):
                 self._files.rm_file(draft)
             raise
+
+
+@contextmanager
+def _reached(doing: str, place: str) -> Iterator[None]:
+    try:
+        yield
+    except BlobError:
+        raise
+    except Exception as error:  # each store's driver has errors of its own
+        raise BlobError(
+            f"could not {doing} {shown(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
+        ) from error
+
+
+def _no_driver(url: str, error: ImportError) -> str:
+    scheme = url.partition("://")[0]
+    extra = f" (pip install 'continual[{EXTRAS[scheme]}]')" if scheme in EXTRAS else ""
+    return f"blobs cannot be kept at {scheme}:// yet: {error}. Install that package{extra}, or give a folder."

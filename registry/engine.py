@@ -1,5 +1,6 @@
 """Connections: one function that knows which database it talks to, so that nothing else has to."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -24,12 +25,14 @@ _DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares,
 def connect(url: str) -> Engine:
     """An engine for `url`; for SQLite the folder is made, and foreign keys, WAL and waiting are switched on.
 
+    A SQLite file in a folder that may not be written to can be read.
+
     Raises: InputError, where `url` names no database that SQLAlchemy knows.
     """
     try:
         parsed = make_url(url)
         _make_folder(parsed)
-        engine = create_engine(parsed)
+        engine = create_engine(parsed, **_looking_only(parsed))
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
         wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
         advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
@@ -40,6 +43,11 @@ def connect(url: str) -> Engine:
     else:
         event.listen(engine, "begin", _begin_postgresql)
     return engine
+
+
+def in_memory(engine: Engine) -> bool:
+    """Whether the database ends with this process."""
+    return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
 @contextmanager
@@ -103,6 +111,16 @@ def _make_folder(url: URL) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the registry's folder {folder} cannot be made: {error}. Give another --home.") from error
+
+
+def _looking_only(url: URL) -> dict[str, Any]:
+    """How to open a SQLite file beside which nothing may be written: its log and locks would be."""
+    file = Path(url.database or "").absolute()
+    if url.get_backend_name() != "sqlite" or not file.is_file() or os.access(file.parent, os.W_OK):
+        return {}
+    # Somebody else's log is there while they write, and has to be read; without one the file cannot change either.
+    how = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
+    return {"creator": lambda: sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

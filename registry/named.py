@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator
 from sqlalchemy import ColumnElement, select, union_all
 from sqlalchemy.orm import Session
 
-from registry.names import delta_name
-from registry.tables import Checkpoint, Delta, Position, Signature, Stream, Task
+from registry.tables import Checkpoint, Delta, Position, Signature, Stream
 
+AT_ONCE = 1000  # rows
 OF_DELTAS = {
     "values": Delta.digest,
     "predictions": Delta.predictions,
@@ -18,12 +18,20 @@ OF_DELTAS = {
 
 def named_blobs(session: Session) -> Iterator[tuple[str, str]]:
     """Every digest that a row names, with whose it is."""
-    named = select(Task.name, Delta.version, *OF_DELTAS.values()).select_from(Delta)
-    named = named.join(Task, Task.id == Delta.task_id).outerjoin(Signature, Signature.delta_id == Delta.id)
-    for task, version, *digests in session.execute(named.order_by(Delta.id)):
-        for part, digest in zip(OF_DELTAS, digests, strict=True):
-            if digest is not None:
-                yield f"{delta_name(task, version)}, its {part}", digest
+    for delta, digests in blobs_by_delta(session):
+        yield from ((f"{delta.name}, its {part}", digest) for part, digest in digests.items())
+    yield from blobs_by_position(session)
+
+
+def blobs_by_delta(session: Session) -> Iterator[tuple[Delta, dict[str, str]]]:
+    """Every delta with the digests that it names, by what they are of."""
+    named = select(Delta, *OF_DELTAS.values()).outerjoin(Signature, Signature.delta_id == Delta.id)
+    for delta, *digests in session.execute(named.order_by(Delta.id).execution_options(yield_per=AT_ONCE)):
+        yield delta, {part: digest for part, digest in zip(OF_DELTAS, digests, strict=True) if digest is not None}
+
+
+def blobs_by_position(session: Session) -> Iterator[tuple[str, str]]:
+    """The digest of every checkpoint, with whose it is."""
     begun = select(Stream.name, Position.number, Checkpoint.digest).select_from(Checkpoint)
     begun = begun.join(Position, Position.id == Checkpoint.position_id).join(Stream, Stream.id == Position.stream_id)
     for stream, number, digest in session.execute(begun.order_by(Checkpoint.id)):

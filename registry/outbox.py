@@ -14,6 +14,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session, aliased
 
 from registry.base import clock
+from registry.errors import NotFound
 from registry.holders import alive
 from registry.lookups import delta_row
 from registry.records import Message
@@ -89,8 +90,11 @@ def postpone(registry: Registry, failed: Pending, *, error: str) -> None:
 
 
 def is_purged(unit: Unit, delta: str) -> bool:
-    """Whether all that is left of a delta is its place in the lineage."""
-    return delta_row(unit.session, delta).digest is None
+    """Whether nothing is left of a delta but, perhaps, its place in the lineage."""
+    try:
+        return delta_row(unit.session, delta).digest is None
+    except NotFound:
+        return True
 
 
 def identity(registry: Registry) -> str:

@@ -9,7 +9,7 @@ from registry.tables import Delta
 from registry.unit import Unit
 
 
-def promote(registry: Registry, delta: str, *, reason: str | None = None) -> None:
+def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
     """Lets a version serve whatever its scores; the champion that it succeeds is archived.
 
     Raises: NotFound, also for one that was purged; NothingToDo, where it serves already.
@@ -22,7 +22,7 @@ def promote(registry: Registry, delta: str, *, reason: str | None = None) -> Non
         unit.tell("champion", row.task.name)
 
 
-def archive(registry: Registry, delta: str, *, reason: str | None = None) -> None:
+def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
     """Takes a version out of service; where it was the champion, its task is served by none on that backbone.
 
     Raises: NotFound, also for one that was purged; NothingToDo, where it is archived already.

@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 
 from registry import ancestry, queries, questions, schema, streams
 from registry.blobs import Blobs
-from registry.engine import connect, opening, reader, writer
+from registry.engine import connect, in_memory, opening, reader, writer
 from registry.errors import RegistryError
 from registry.known import known_tasks
 from registry.records import TaskRecord
+from registry.secrets import shown
 from registry.unit import Unit
+from tasks.errors import InputError
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -56,7 +58,7 @@ class Registry:
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
         InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
         """
-        store, engine = Blobs(blobs), connect(url)
+        store, engine = places(url, blobs)
         try:
             with opening(url):
                 schema.check(engine)
@@ -120,6 +122,21 @@ class Registry:
         with self.reading() as session:
             if known := streams.find(session, stream):
                 streams.require_begun_so(known, entries)
+
+
+def places(url: str, blobs: str) -> tuple[Blobs, Engine]:
+    """The store of blobs and the database, not looked into yet.
+
+    Raises: InputError for a URL of no known kind, and for a registry that would outlive its blobs.
+    """
+    store = Blobs(blobs)
+    engine = connect(url)
+    if "memory" in store.protocols and not in_memory(engine):
+        raise InputError(
+            f"blobs at {shown(blobs)} end with this process, and a registry that names them would not. "
+            "Give a folder, or a registry in memory too (sqlite://)."
+        )
+    return store, engine
 
 
 @contextmanager

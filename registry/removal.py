@@ -1,4 +1,4 @@
-"""Taking away what was learned: by choice (`delete_task`), or because a person may ask for it (`purge`).
+"""Taking away what was learned: by choice (`delete_task`), or because a person may ask for it (`purge_task`).
 
 What lineage and streams need stays as tombstones: a name, a method, sizes, an instant; nothing that was learned.
 """
@@ -22,7 +22,7 @@ from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position,
 from registry.unit import Unit
 
 
-def purge(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
+def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
     """Removes all that was learned of a task and all that was learned from, at once and for good; how much that was.
 
     Tombstones stay, one for each version. MLflow is told which of its runs to delete.
@@ -38,9 +38,9 @@ def purge(registry: Registry, task: str, *, reason: str | None = None) -> dict[s
 def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
     """Removes a task that nothing needs any more; how much that was.
 
-    As `purge`, but tombstones stay only of versions that lineage or a stream needs, and of the last, whose number must
-    not come again. Raises: NotFound; TaskNeeded, while it is being learned, or while deltas of other tasks came from
-    one of its that is not archived.
+    As `purge_task`, but tombstones stay only of versions that lineage or a stream needs, and of the last, whose number
+    must not come again. Raises: NotFound; TaskNeeded, while it is being learned, or while deltas of other tasks came
+    from it and one of its own is not archived.
     """
     with registry.unit() as unit:
         row = _there(unit.session, task)
@@ -94,10 +94,13 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
         session.execute(delete(table).where(table.delta_id.in_(of_task[0])))
     session.execute(delete(Checkpoint).where(Checkpoint.position_id.in_(of_task[1])))
     session.execute(delete(ScoreRow).where(ScoreRow.task_id == task.id))
-    session.execute(delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message != "stream"))
+    session.execute(
+        delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message.in_(("delta", "champion")))
+    )
     session.execute(update(Event).where(Event.task_id == task.id).values(reason=None))  # they quote scores
     for stream in {p.stream for p in session.scalars(select(Position).where(positions))}:
         redact(stream, {task.name})
+        unit.tell("stream", stream.name)
     session.execute(update(Position).where(positions).values(error=None))
     session.execute(update(Position).where(positions, Position.state == "learned").values(recipe=""))
     for version in versions:

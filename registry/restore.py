@@ -15,9 +15,11 @@ from registry import schema
 from registry.base import Base
 from registry.blobs import Blobs
 from registry.dumpfile import Manifest, blob_entry, lines, opened
-from registry.engine import connect, continue_identities, migrating
+from registry.engine import continue_identities, migrating
 from registry.errors import ArchiveError, RegistryError
 from registry.named import named_blobs
+from registry.registry import places
+from registry.secrets import shown
 from tasks.errors import InputError
 
 AT_ONCE = 1000  # rows
@@ -32,15 +34,14 @@ def restore(file: Path, url: str, blobs: str) -> Manifest:
     """
     with opened(file) as (archive, manifest, digests):
         schema.refuse_unknown(manifest.revision)
-        store, engine = Blobs(blobs), connect(url)
+        store, engine = places(url, blobs)
         try:
             with migrating(engine) as connection:
                 _load(connection, archive, manifest)
                 _put(connection, store, archive, digests)
         except SQLAlchemyError as error:
-            raise RegistryError(
-                f"{file} could not be restored: {getattr(error, 'orig', error)}. Nothing was written."
-            ) from error
+            why = shown(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
+            raise RegistryError(f"{why}. Nothing was written.") from None  # its cause may quote the URL
         finally:
             engine.dispose()
     return manifest

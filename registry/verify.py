@@ -1,31 +1,43 @@
 """What is wrong with a registry: damage that no constraint could keep out. Nothing is mended here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import String, and_, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from registry.base import Base
+from registry.base import Base, clock, now
 from registry.blobs import Blobs
+from registry.collection import GRACE
 from registry.errors import BlobError
 from registry.lookups import own_score
-from registry.named import named_blobs
+from registry.named import blobs_by_delta, blobs_by_position, named_blobs
 from registry.names import delta_name
-from registry.records import IMPORTED
+from registry.records import IMPORTED, StoredDelta
 from registry.registry import Registry
-from registry.tables import Backbone, Delta, Position, ScoreRow, Stream, Task
+from registry.shapes import stored_delta
+from registry.tables import Backbone, Checkpoint, Delta, Outbox, Position, ScoreRow, Stream, Task
+
+# What is wrong with a delta whose blobs, by what they are of, are as they were put.
+Look = Callable[[StoredDelta, Mapping[str, bytes]], Iterable[str]]
 
 
-def verify(registry: Registry) -> list[str]:
-    """One sentence for each thing that is wrong; empty where nothing is. Reads every blob."""
+def verify(registry: Registry, look: Look = lambda delta, blobs: ()) -> list[str]:
+    """One sentence for each thing that is wrong; empty where nothing is. Reads every blob, and lets `look` at it."""
     with registry.reading() as session:
         return [
             *_dangling(session),
             *_rivals(session),
             *_unlearned(session),
             *_unscored(session),
-            *_damaged(session, registry.blobs),
+            *_unknown_messages(session),
+            *_damaged(session, registry.blobs, look),
         ]
+
+
+def notes(registry: Registry) -> list[str]:
+    """What is no damage and yet worth knowing: a sentence for each."""
+    with registry.reading() as session:
+        return [*_expired(session), *_left_over(session), *_orphans(session, registry.blobs)]
 
 
 def _dangling(session: Session) -> Iterator[str]:
@@ -47,11 +59,16 @@ def _rivals(session: Session) -> Iterator[str]:
 
 
 def _unlearned(session: Session) -> Iterator[str]:
-    """Positions marked as learned that name no delta."""
-    empty = select(Stream.name, Position.number, Position.task_name).join(Stream, Stream.id == Position.stream_id)
-    empty = empty.where(Position.state == "learned", Position.delta_id.is_(None)).order_by(Position.id)
-    for stream, number, task in session.execute(empty):
-        yield f"stream {stream}, position {number}: {task} is marked as learned, but names no delta"
+    """Positions marked as learned that name no delta, and those that name one of another task, or too early."""
+    found = select(Stream.name, Position.number, Position.task_name, Position.state, Task.name, Delta.version)
+    found = found.select_from(Position).join(Stream, Stream.id == Position.stream_id)
+    found = found.outerjoin(Delta, Delta.id == Position.delta_id).outerjoin(Task, Task.id == Delta.task_id)
+    without = and_(Position.state == "learned", Position.delta_id.is_(None))
+    early = and_(Position.state != "learned", Position.delta_id.is_not(None))
+    wrong = or_(without, early, Task.name != Position.task_name)
+    for stream, number, task, state, other, version in session.execute(found.where(wrong).order_by(Position.id)):
+        names = "no delta" if other is None else delta_name(other, version)
+        yield f"stream {stream}, position {number}: {task} is marked as {state}, but names {names}"
 
 
 def _unscored(session: Session) -> Iterator[str]:
@@ -63,10 +80,61 @@ def _unscored(session: Session) -> Iterator[str]:
         yield f"{delta_name(*pair)}: no oracle score on the test split"
 
 
-def _damaged(session: Session, blobs: Blobs) -> Iterator[str]:
-    """Blobs that a row names and that are missing, or have other bytes."""
-    for owner, digest in named_blobs(session):
+def _unknown_messages(session: Session) -> Iterator[str]:
+    """Messages for MLflow of what is not registered."""
+    deltas = select(Task.name + "@" + cast(Delta.version, String)).select_from(Delta).join(Delta.task)
+    known = {"delta": deltas, "stream": select(Stream.name), "champion": select(Task.name)}
+    for message, names in known.items():
+        lost = select(Outbox.subject).where(Outbox.message == message, Outbox.subject.not_in(names))
+        for subject in session.scalars(lost.order_by(Outbox.id)):
+            yield f"MLflow is to be told of {message} {subject}, which is not registered"
+
+
+def _damaged(session: Session, blobs: Blobs, look: Look) -> Iterator[str]:
+    """Blobs that a row names and that are missing, have other bytes, or are not what the row says."""
+    for delta, digests in blobs_by_delta(session):
+        found, problems = _got(blobs, {f"{delta.name}, its {part}": digest for part, digest in digests.items()})
+        yield from problems
+        if delta.digest is None:
+            yield from (f"{owner}: named by what was purged" for owner in found)
+        else:
+            whole = {owner.rpartition(" ")[2]: data for owner, data in found.items()}
+            yield from (f"{delta.name}: {problem}" for problem in look(stored_delta(delta), whole))
+    for owner, digest in blobs_by_position(session):
+        yield from _got(blobs, {owner: digest})[1]
+
+
+def _got(blobs: Blobs, digests: Mapping[str, str]) -> tuple[dict[str, bytes], list[str]]:
+    """The bytes by owner, and what is wrong with those that are not there."""
+    found, problems = {}, []
+    for owner, digest in digests.items():
         try:
-            blobs.get(digest)
+            found[owner] = blobs.get(digest)
         except BlobError as error:
-            yield f"{owner}: {error}"
+            problems.append(f"{owner}: {error}")
+    return found, problems
+
+
+def _expired(session: Session) -> Iterator[str]:
+    held = select(Stream.name, Position).join(Stream, Stream.id == Position.stream_id)
+    late = held.where(Position.state == "held", Position.lease_until < clock(session)).order_by(Position.id)
+    for stream, position in session.execute(late):
+        yield (
+            f"stream {stream}, position {position.number}: {position.holder} has held {position.task_name} since "
+            "before its lease ended; the next run takes it over"
+        )
+
+
+def _left_over(session: Session) -> Iterator[str]:
+    begun = select(Stream.name, Position.number).join(Stream, Stream.id == Position.stream_id)
+    over = begun.join(Checkpoint, Checkpoint.position_id == Position.id).where(Position.state == "learned")
+    for stream, number in session.execute(over.order_by(Position.id)):
+        yield f"stream {stream}, position {number}: learned, and its checkpoint is still kept"
+
+
+def _orphans(session: Session, blobs: Blobs) -> Iterator[str]:
+    """Blobs that no row names; young ones may be about to be named."""
+    named, young = {digest for _, digest in named_blobs(session)}, now() - GRACE
+    sizes = [blob.bytes for blob in blobs.every() if blob.name not in named and blob.put_at < young]
+    if sizes:
+        yield f"{len(sizes)} blobs of {sum(sizes):,} bytes are named by no row; `continual gc` removes them"

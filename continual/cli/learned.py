@@ -6,9 +6,20 @@ from typing import Annotated
 import typer
 
 from continual.cli import graph
-from continual.cli.options import AfterName, Common, Limit, TaskName, answer, app, command, group, out
+from continual.cli.options import (
+    AfterName,
+    BackboneName,
+    Common,
+    Limit,
+    TaskName,
+    answer,
+    app,
+    command,
+    err,
+    group,
+    out,
+)
 from continual.errors import InputError
-from registry import verify
 
 
 @group("tasks")
@@ -57,13 +68,21 @@ def similar(common: Common, task: Annotated[str, typer.Argument(help="A learned 
 
 
 @command(app, name="verify")
-def verify_registry(common: Common) -> None:
-    """Check the digest of every blob and the references of every row; exit code 1 where something is wrong."""
-    with common.registry() as registry:
-        problems = verify(registry)
-    if common.json or problems:
-        answer(common, [{"problem": problem} for problem in problems], title="Problems")
+def verify_registry(
+    common: Common,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what needs the backbone.")] = False,
+    backbone: BackboneName = None,
+) -> None:
+    """Check every row, every blob, the backbones and the champions' answers; exit code 1 where something is wrong."""
+    with common.registry() as registry, err.status("verifying"):
+        from continual.verify import verify_all
+
+        found = verify_all(registry, quick=quick, backbone=backbone, device=common.device)
+    for note in found.notes:
+        err.print(note, markup=False, highlight=False, soft_wrap=True)
+    if common.json or found.problems:
+        answer(common, [{"problem": problem} for problem in found.problems], title="Problems")
     else:
         out.print("Every blob and every row is as it was registered.")
-    if problems:
+    if found.problems:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import typer
 from continual.cli.learned import deltas, tasks
 from continual.cli.options import Common, answer, app, command
 from continual.errors import InputError
-from registry import Registry, archive, collect, delete_task, promote, purge
+from registry import Registry, archive_delta, collect, delete_task, promote_delta, purge_task
 
 DeltaName = Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]
 Learned = Annotated[str, typer.Argument(help="A learned task.")]
@@ -18,23 +18,23 @@ Reason = Annotated[str | None, typer.Option("--reason", help="Why; it is kept in
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-@command(deltas, name="promote")
-def promote_delta(common: Common, delta: DeltaName, reason: Reason = None) -> None:
+@command(deltas)
+def promote(common: Common, delta: DeltaName, reason: Reason = None) -> None:
     """Let a version serve its task, whatever its scores; the one that served is archived."""
     with common.registry() as registry:
-        promote(registry, delta, reason=reason)
+        promote_delta(registry, delta, reason=reason)
         _show(common, registry, delta, title="Serves from now on")
 
 
-@command(deltas, name="archive")
-def archive_delta(common: Common, delta: DeltaName, reason: Reason = None) -> None:
+@command(deltas)
+def archive(common: Common, delta: DeltaName, reason: Reason = None) -> None:
     """Take a version out of service; a task whose champion is archived is served by none."""
     with common.registry() as registry:
-        archive(registry, delta, reason=reason)
+        archive_delta(registry, delta, reason=reason)
         _show(common, registry, delta, title="Archived")
 
 
-@command(tasks, name="delete")
+@command(tasks)
 def delete(common: Common, task: Learned, reason: Reason = None) -> None:
     """Delete a task and its deltas, unless deltas of other tasks came from one that is not archived."""
     with common.registry() as registry:
@@ -42,8 +42,8 @@ def delete(common: Common, task: Learned, reason: Reason = None) -> None:
     answer(common, [{"task": task, **removed}], title="Deleted")
 
 
-@command(app, name="purge")
-def purge_task(
+@command(app)
+def purge(
     common: Common,
     task: Learned,
     yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone: say that this is meant.")] = False,
@@ -57,7 +57,7 @@ def purge_task(
                 f"purging {task!r} removes for good what was learned of it ({versions}): values, scores, signatures, "
                 "labels, and its runs in MLflow. Give --yes if that is meant"
             )
-        removed = purge(registry, task, reason=reason)
+        removed = purge_task(registry, task, reason=reason)
     answer(common, [{"task": task, **removed}], title="Purged")
 
 

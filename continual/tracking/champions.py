@@ -43,7 +43,9 @@ def model_name(to: Projection, task: str) -> str:
     """What a task's model is called: as the task, unless a model that is not this registry's is called so."""
     name = plain(task)
     model = find_model(to, name)
-    return name if model is None or model.tags.get("continual.registry") == to.name else f"{name}{ESCAPE}{to.name[:8]}"
+    return (
+        name if model is None or model.tags.get("continual.registry") == to.name else f"{name}{ESCAPE * 2}{to.name[:8]}"
+    )
 
 
 def find_model(to: Projection, name: str) -> Any:

@@ -53,9 +53,12 @@ class Projection:
         where = {"registry": self.name, "registry_url": shown(self.places.registry), "key": key}
         return {"mlflow.runName": name[:LONGEST_NAME]} | {f"continual.{tag}": v for tag, v in (where | own).items()}
 
-    def runs(self, tag: str, key: str) -> Sequence["Run"]:
-        """The runs, none of them deleted, whose tag is `key`, a digest."""
-        found: Sequence[Run] = self.client.search_runs([self.experiment], f"tags.`continual.{tag}` = '{key}'")
+    def runs(self, tag: str, key: str, *, deleted: bool = False) -> Sequence["Run"]:
+        """The runs whose tag is `key`, a digest; with `deleted`, those in MLflow's bin too."""
+        from mlflow.entities import ViewType
+
+        view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+        found: Sequence[Run] = self.client.search_runs([self.experiment], f"tags.`continual.{tag}` = '{key}'", view)
         return found
 
     def run(self, identity: str | None) -> "Run | None":

@@ -6,7 +6,7 @@ from typing import Any
 
 from continual.tracking.client import MILLISECONDS, NotYet, Projection, flat, stamp
 from continual.tracking.names import plain
-from registry import NotFound, Pending, StoredDelta, StoredScore, is_purged, settle
+from registry import Pending, StoredDelta, StoredScore, is_purged, settle
 
 SHOWN = ("task", "kind", "method", "settings", "parameters", "share", "bytes", "seed", "warm_start", "version")
 
@@ -16,12 +16,11 @@ def tell_delta(to: Projection, pending: Pending) -> None:
 
     Raises: NotYet, where its stream has no run.
     """
-    try:
-        delta = to.registry.delta(pending.subject)
-    except NotFound:  # purged before MLflow heard of it
-        with to.registry.unit() as unit:
+    with to.registry.unit() as unit:
+        if is_purged(unit, pending.subject):  # before MLflow heard of it
             settle(unit, pending)
-        return
+            return
+    delta = to.registry.delta(pending.subject)
     kept = to.run(delta.mlflow_run)
     run = kept.info.run_id if kept else _run(to, delta)
     with to.registry.unit() as unit:

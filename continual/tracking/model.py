@@ -61,9 +61,9 @@ def _place(config: Mapping[str, str], name: str) -> str:
 def _pinned(registry: Registry, config: Mapping[str, str]) -> Champion:
     name, digest = config["delta"], config["digest"]
     stored = registry.delta(name)
-    if stored.digest != digest:
+    if stored.values != digest:
         raise NotFound(
-            f"{name} has digest {stored.digest} in this registry, and the model is of {digest}: it is another "
+            f"{name} has digest {stored.values} in this registry, and the model is of {digest}: it is another "
             f"registry. Set {' and '.join(PLACES.values())} to the model's own."
         )
     return Champion(

@@ -1,8 +1,13 @@
 """What a person had removed from the registry is removed from MLflow too."""
 
+from typing import TYPE_CHECKING
+
 from continual.tracking.champions import find_model, model_name, versions
 from continual.tracking.client import Projection
-from registry import NotFound, Pending, settle
+from registry import Pending, is_purged, settle
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def tell_purged(to: Projection, pending: Pending) -> None:
@@ -12,30 +17,29 @@ def tell_purged(to: Projection, pending: Pending) -> None:
     """
     task = pending.subject.partition("@")[0]
     named = [run for run in map(to.run, pending.about.get("runs", [])) if run]
-    found = [run for run in to.runs("task_key", to.key("task", task)) if _is_gone(to, run.data.tags["continual.delta"])]
+    all_of_task = to.runs("task_key", to.key("task", task), deleted=True)
+    found = [run for run in all_of_task if _gone(to, run.data.tags["continual.delta"])]
     for run in {run.info.run_id: run for run in (*named, *found)}.values():
-        _remove(to, run.info.run_id, run.info.artifact_uri)
+        _remove(to, run)
     _remove_versions(to, model_name(to, task))
     with to.registry.unit() as unit:
         settle(unit, pending)
 
 
-def _is_gone(to: Projection, delta: str) -> bool:
-    try:
-        to.registry.delta(delta)
-    except NotFound:
-        return True
-    return False
+def _gone(to: Projection, delta: str) -> bool:
+    with to.registry.unit() as unit:
+        return is_purged(unit, delta)
 
 
-def _remove(to: Projection, run: str, artifacts: str) -> None:
+def _remove(to: Projection, run: "Run") -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    get_artifact_repository(artifacts, tracking_uri=to.places.mlflow).delete_artifacts()
-    to.client.delete_run(run)
+    get_artifact_repository(run.info.artifact_uri, tracking_uri=to.places.mlflow).delete_artifacts()
+    if run.info.lifecycle_stage == "active":
+        to.client.delete_run(run.info.run_id)
     store = to.client._tracking_client.store
     if hasattr(store, "_hard_delete_run"):  # as `mlflow gc` does; behind a server, that command removes it for good
-        store._hard_delete_run(run)
+        store._hard_delete_run(run.info.run_id)
 
 
 def _remove_versions(to: Projection, name: str) -> None:
@@ -43,7 +47,7 @@ def _remove_versions(to: Projection, name: str) -> None:
     if model is None:
         return
     known = versions(to, name)
-    gone = [version for version in known if _is_gone(to, version.tags["continual.delta"])]
+    gone = [version for version in known if _gone(to, version.tags["continual.delta"])]
     if len(gone) == len(known):
         to.client.delete_registered_model(name)
         return

@@ -1,6 +1,7 @@
 """Telling MLflow what the registry has for it: in the background of learning, and on demand."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ TELL: Mapping[str, Callable[[Projection, Pending], None]] = {
 }
 LOOK = 1.0  # seconds between looks into an outbox that had nothing to send
 LONGEST_PAUSE = 60.0  # seconds; after every failure in a row the pause is doubled
+SOON = 10.0  # seconds; an MLflow that was away so shortly before the end is not asked again then
 LAST_WAIT = 60.0  # seconds that the end of learning waits for what is still to be sent
 
 
@@ -113,17 +115,21 @@ def warn_of_rest(registry: Registry, places: Settings) -> None:
 
 
 def _tell(registry: Registry, places: Settings, end: Event) -> None:
-    sender, pause = Sender(registry, places), LOOK
+    sender, pause, away = Sender(registry, places), LOOK, -SOON
     while not end.is_set():
         try:
             sent = sender.send()
         except ContinualError as error:  # the registry does not answer; who learns is told by its own error
             log.debug("the outbox cannot be read: %s", error)
             sent = None
+        if sent and sent.away:
+            away = time.monotonic()
         failed = sent is not None and sent.error is not None
         pause = min(LONGEST_PAUSE, 2 * pause) if failed else LOOK
         if sent is None or failed:
             end.wait(pause)
+    if time.monotonic() - away < SOON:
+        return
     try:
         for _ in sync(registry, places):
             pass

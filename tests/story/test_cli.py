@@ -189,3 +189,40 @@ def test_what_cannot_go_out_or_come_in_is_said(cli: Run, tmp_path: Path, bert_fo
     assert cli("import", str(out), "--task", "mood").code == 2
     assert cli("import", str(out)).code == 2, "a task must be named"
     assert not out.exists()
+
+
+def test_versions_are_promoted_archived_deleted_and_purged(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+    for name in ("mood", "place"):
+        task = write_task(tmp_path, name) | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+        assert cli("learn", str(tmp_path / f"{name}.yaml")).code == 0
+    assert cli("learn", str(tmp_path / "mood.yaml")).code == 0
+    back = cli("deltas", "promote", "mood@1", "--reason", "the new one is rude", "--json")
+    assert [(row["delta"], row["status"]) for row in back.json] == [("mood@1", "champion")]
+    assert cli("deltas", "promote", "mood@1").code == 2, "it serves already"
+    archived = cli("deltas", "archive", "mood@1")
+    assert (archived.code, "archived" in archived.out) == (0, True)
+    assert [row["champion"] for row in cli("tasks", "--json").json] == [None, "place@1"]
+    unsure = cli("purge", "mood")
+    assert (unsure.code, "--yes" in unsure.err, "mood@1, mood@2" in unsure.err) == (2, True, True)
+    assert cli("purge", "mood", "--yes", "--reason", "asked to", "--json").json[0]["versions"] == 2
+    assert cli("tasks", "delete", "place", "--json").json[0]["versions"] == 1
+    assert cli("tasks", "--json").json == []
+    assert [row["status"] for row in cli("deltas", "--json").json] == ["purged"] * 3
+    assert cli("purge", "mood", "--yes").code == 2
+    assert cli("verify").code == 0
+
+
+def test_garbage_is_listed_before_it_is_deleted(cli: Run, tmp_path: Path) -> None:
+    assert cli("gc", "--json").json == []
+    file = tmp_path / "home" / "blobs" / "ab" / ("c" * 62)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"nobody's")
+    assert cli("gc", "--json").json == [], "somebody may be about to name it"
+    (listed,) = cli("gc", "--dry-run", "--older-than", "0s", "--json").json
+    assert (listed["name"], listed["bytes"], listed["deleted"]) == ("ab" + "c" * 62, 8, False)
+    assert file.exists()
+    assert cli("gc", "--older-than", "0s", "--json").json[0]["deleted"]
+    assert not file.exists()
+    refused = cli("gc", "--older-than", "soon")
+    assert (refused.code, "such as 90m" in refused.err) == (2, True)

@@ -1,10 +1,23 @@
-"""MLflow shows what the registry knows, and its absence costs nothing."""
+"""MLflow shows what the registry knows, serves what the registry names, and its absence costs nothing."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from mlflow import MlflowClient
+import yaml
+from mlflow import MlflowClient, pyfunc, set_tracking_uri
+from mlflow.exceptions import MlflowException
+from postgres import Server
 from test_cli import Run, cli, stream, write_stream  # noqa: F401  (fixtures)
+from tiny import write_task
+
+from continual.errors import InputError, NotFound
+from registry import Registry, archive, purge
 
 EXPERIMENT = "continual"
 
@@ -53,3 +66,123 @@ def test_a_stream_goes_on_without_mlflow_and_sends_later(
     assert all(row["mlflow_run"] for row in cli("deltas", "--json").json)
     mlflow, experiment = client(tmp_path / "home")
     assert len(mlflow.search_runs([experiment])) == 4
+
+
+TEXTS = ["cat purr meow", "lovely bright superb", "wave coral"]
+
+
+def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
+    cli: Run,  # noqa: F811
+    stream: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    assert cli("run", str(stream)).code == 0
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(TEXTS))
+    expected = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
+    process = [sys.executable, str(Path(__file__).with_name("model_process.py")), "models:/mood@champion"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"}
+    done = subprocess.run(
+        [*process, json.dumps(TEXTS)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [answer | {"score": None} for answer in answers] == [answer | {"score": None} for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in expected])
+    folder = next((tmp_path / "home" / "mlflow-artifacts").rglob("MLmodel")).parent
+    assert (folder / "served.py").exists()
+    assert not list(folder.rglob("*.pkl")), "models from code, never pickled"
+    assert not list(folder.rglob("*.safetensors")), "the delta by reference"
+    assert "inputs" in (folder / "MLmodel").read_text()
+    assert (folder / "input_example.json").exists()
+
+
+def test_a_model_version_is_pinned_to_its_delta(
+    cli: Run,  # noqa: F811
+    tmp_path: Path,
+    bert_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    file, home = tmp_path / "mood.yaml", tmp_path / "home"
+    file.write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert [cli("learn", str(file)).code for _ in range(2)] == [0, 0]
+    set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    serving = pyfunc.load_model("models:/mood@champion").predict(TEXTS)
+    assert set(serving["delta"]) == {"mood@2"}
+    first = pyfunc.load_model("models:/mood/1")
+    assert set(first.predict(TEXTS)["delta"]) == {"mood@1"}
+    with pytest.raises(InputError, match="give a column `text`"):
+        first.predict(pd.DataFrame({"words": TEXTS}))
+    with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
+        archive(registry, "mood@2")
+        digest = registry.delta("mood@2").values
+    assert cli("mlflow", "sync").code == 0
+    with pytest.raises(MlflowException, match="alias champion not found"):
+        pyfunc.load_model("models:/mood@champion")
+    assert set(pyfunc.load_model("models:/mood/2").predict(TEXTS)["delta"]) == {"mood@2"}, "archived, not gone"
+
+    monkeypatch.setenv("CONTINUAL_REGISTRY_URL", f"sqlite:///{tmp_path / 'nowhere' / 'registry.db'}")
+    with pytest.raises(InputError, match="set CONTINUAL_REGISTRY_URL to where it is now"):
+        pyfunc.load_model("models:/mood/2")
+    assert not (tmp_path / "nowhere").exists(), "reading makes no registry"
+    monkeypatch.delenv("CONTINUAL_REGISTRY_URL")
+    (home / "blobs" / digest[:2] / digest[2:]).unlink()
+    with pytest.raises(Exception, match=f"blob {digest} is missing"):
+        pyfunc.load_model("models:/mood/2")
+    with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:
+        purge(registry, "mood")
+    with pytest.raises(NotFound, match="was purged"):
+        pyfunc.load_model("models:/mood/1")
+    assert cli("mlflow", "sync").code == 0
+    with pytest.raises(MlflowException, match="not found"):
+        pyfunc.load_model("models:/mood/1")
+
+
+SECRET = "l0vel4ce"
+
+
+def test_no_password_reaches_mlflow_or_a_message(
+    cli: Run,  # noqa: F811
+    tmp_path: Path,
+    bert_folder: Path,
+    postgres: Server,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    file, home = tmp_path / "mood.yaml", tmp_path / "home"
+    file.write_text(yaml.safe_dump(task), encoding="utf-8")
+    url = postgres_url.replace("postgres@", f"postgres:{SECRET}@")
+    monkeypatch.setenv("CONTINUAL_REGISTRY_URL", url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{SECRET}@127.0.0.1:9/?token={SECRET}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = [cli("learn", str(file)), cli("mlflow", "--json"), cli("mlflow", "sync"), cli("ui"), cli("tasks", "--json")]
+    assert [ran.code for ran in said] == [0, 0, 1, 2, 0]
+    assert "127.0.0.1" in said[1].out, "the reason is told"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    said += [cli("mlflow", "sync", "--json")]
+    assert said[-1].code == 0
+    set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    assert set(pyfunc.load_model("models:/mood@champion").predict(TEXTS)["task"]) == {"mood"}
+    monkeypatch.delenv("CONTINUAL_REGISTRY_URL")
+    with pytest.raises(InputError, match=r"postgresql\+psycopg://\*\*\*@.*set CONTINUAL_REGISTRY_URL"):
+        pyfunc.load_model("models:/mood@champion")
+    for bad in (url.replace("postgres:", "postgres:x", 1).replace("127.0.0.1", "127.0.0.2"), f"oracel://a:{SECRET}@b"):
+        monkeypatch.setenv("CONTINUAL_REGISTRY_URL", bad)
+        said += [cli("tasks"), cli("db", "upgrade"), cli("verify")]
+        assert [ran.code for ran in said[-3:]] == [2, 2, 2]
+    assert not [ran for ran in said if SECRET in ran.out + ran.err]
+    assert SECRET not in caplog.text
+    kept = [path for path in home.rglob("*") if path.is_file()]
+    assert len(kept) > 5
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 70000, -1):
+            ran = cli("ui", "--port", str(port))
+            assert ran.code == 2
+            assert f"cannot listen on port {port}" in ran.err

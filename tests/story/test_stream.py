@@ -525,11 +525,12 @@ def test_learning_a_lone_task_again_makes_its_next_version(learner: Learner, fol
     assert report["per_task"][1]["delta"] == "mood@1", "a stream keeps the delta that it learned"
 
 
-def test_a_task_is_not_started_from_its_own_earlier_version(learner: Learner, folder: Path) -> None:
-    """A seed that carves other rows would carry those now held out into the start; and it is no forward transfer."""
-    entry = write_task(folder, "mood") | {"method": {"name": "lora", "rank": 2}, "budget": BUDGET}
-    name = learner.learn(TaskSpec.model_validate(entry | {"warm_start": "nearest"}), folder=folder)
-    assert all(not edge["parent"].startswith("mood@") for edge in learner.registry.lineage(name) if edge["depth"] == 1)
+def test_what_a_task_learned_before_is_no_forward_transfer(empty: Learner, tmp_path: Path) -> None:
+    entry = TaskSpec.model_validate(write_task(tmp_path, "mood") | {"budget": BUDGET, "warm_start": "nearest"})
+    empty.learn(entry, folder=tmp_path)
+    name = empty.learn(entry, folder=tmp_path)
+    assert [edge["parent"] for edge in empty.registry.lineage(name)] == ["mood@1"]
+    assert empty.registry.scores(mode="neighbour") == (), "there is no other task to look ahead from"
 
 
 def test_the_router_of_backbones_pooled_otherwise_is_not_mixed(learner: Learner, folder: Path) -> None:

@@ -13,7 +13,7 @@ from continual.backbone import Backbone
 from continual.controller import Watcher
 from continual.deltas import load_delta
 from continual.errors import NotFound, TaskChanged
-from registry import Registry, archive, collect, promote, purge, verify
+from registry import Registry, archive_delta, collect, promote_delta, purge_task, verify
 from tasks import Budget, Method, Stream, TaskSpec
 
 CAT, DOG, BIRD = "purr meow whisker", "bark fetch leash", "wing feather nest"
@@ -156,7 +156,7 @@ def test_rows_that_are_gone_leave_it_to_a_person(learner: Learner, tmp_path: Pat
     reason = str(learner.registry.delta("animals@2").reason)
     assert reason.startswith("the validation rows of animals@1 cannot be read again as they were")
     assert "`continual deltas promote` decides by hand" in reason
-    promote(learner.registry, "animals@2", reason="read through")
+    promote_delta(learner.registry, "animals@2", reason="read through")
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
     assert told(learner)[-2:] == [("animals@1", "succeeded"), ("animals@2", "promoted")]
 
@@ -189,7 +189,7 @@ def test_a_new_label_makes_a_version_whose_head_grows(learner: Learner, tmp_path
         learner.learn(animals(old))
     assert learner.adopt(tmp_path / "out", "animals") == "animals@3", "an export of before the label came"
     assert learner.registry.delta("animals@3").labels == ("cat", "dog")
-    promote(learner.registry, "animals@1")
+    promote_delta(learner.registry, "animals@1")
     assert {p.label for p in learner.predict(texts)} <= {"cat", "dog"}
     assert all(p.delta == "animals@1" for p in learner.predict(texts))
     assert verify(learner.registry) == []
@@ -201,7 +201,7 @@ def test_a_version_with_a_wrong_label_is_taken_back_by_archiving_it(learner: Lea
     assert statuses(learner)["animals@2"] == "candidate"
     with pytest.raises(TaskChanged, match="archive the versions that answer with it"):
         learner.learn(animals(tmp_path))
-    archive(learner.registry, "animals@2", reason="birds were a mistake")
+    archive_delta(learner.registry, "animals@2", reason="birds were a mistake")
     assert learner.learn(animals(tmp_path)) == "animals@3"
 
 
@@ -227,11 +227,11 @@ def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, t
 
 def test_a_task_whose_champion_is_archived_does_not_serve(learner: Learner, tmp_path: Path) -> None:
     assert learner.run(both(tmp_path)) == {}
-    archive(learner.registry, "animals@1", reason="out of date")
+    archive_delta(learner.registry, "animals@1", reason="out of date")
     assert {p.task for p in learner.predict([CAT, "lovely bright"])} == {"mood"}
     with pytest.raises(NotFound, match="animals"):
         learner.predict([CAT], "animals")
-    promote(learner.registry, "animals@1")
+    promote_delta(learner.registry, "animals@1")
     assert learner.predict([CAT])[0].task == "animals"
 
 
@@ -242,7 +242,7 @@ def test_the_signature_that_routes_is_the_champions_own(learner: Learner, tmp_pa
     assert own[0] != own[1]
     for version in (1, 2):
         if statuses(learner)[f"animals@{version}"] != "champion":
-            promote(learner.registry, f"animals@{version}")
+            promote_delta(learner.registry, f"animals@{version}")
         (routes,) = learner.registry.signatures(learner.backbone.fingerprint)
         assert (routes.delta, routes.digest) == (f"animals@{version}", own[version - 1])
 
@@ -252,7 +252,7 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     assert learner.run(stream) == {}
     mine = blobs_of(tmp_path) - named_by(learner, "mood@1")
     assert len(mine) == 3
-    purge(learner.registry, "animals", reason="asked to")
+    purge_task(learner.registry, "animals", reason="asked to")
     assert blobs_of(tmp_path) & mine == set()
     assert statuses(learner) == {"animals@1": "purged"}
     assert [row["task"] for row in learner.registry.tasks()] == ["mood"]
@@ -280,7 +280,7 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
 def test_what_a_later_task_came_from_stays_in_its_lineage(learner: Learner, tmp_path: Path) -> None:
     stream = both(tmp_path).model_copy(update={"warm_start": "nearest"})
     assert learner.run(stream) == {}
-    purge(learner.registry, "animals")
+    purge_task(learner.registry, "animals")
     (edge,) = learner.registry.lineage("mood@1")
     assert (edge["parent"], edge["kind"]) == ("animals@1", "warm_start")
 

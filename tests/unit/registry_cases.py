@@ -47,7 +47,8 @@ def delta_record(registry: Registry, task: str, **changed: Any) -> DeltaRecord:
         "versions": {"torch": "2"},
         "warm_start": "scratch",
     }
-    values |= {"seconds": 1.0, "examples_per_second": 4.0, "digest": registry.blobs.put(task.encode())}
+    values |= {"seconds": 1.0, "examples_per_second": 4.0}
+    values |= {"digest": changed.get("digest") or registry.blobs.put(task.encode())}
     return DeltaRecord(task=task, backbone=BACKBONE.fingerprint, **(values | changed))
 
 

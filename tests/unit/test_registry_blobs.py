@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import BlobError, Blobs
+from registry import BlobError, Blobs, Registry
+from tasks.errors import InputError
 
 
 @given(data=st.binary(max_size=64))
@@ -64,7 +65,7 @@ def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError("disk full")
 
     monkeypatch.setattr(blobs._files, "mv", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BlobError, match=r"could not write .*disk full"):
         blobs.put(b"delta")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -75,3 +76,48 @@ def test_putting_again_mends_what_was_damaged(tmp_path: Path) -> None:
     Path(blobs.path(digest)).write_bytes(b"holes")
     assert blobs.put(b"whole") == digest
     assert blobs.get(digest) == b"whole"
+
+
+@pytest.mark.parametrize(("url", "extra"), [("s3://bucket/blobs", "s3"), ("gs://bucket/blobs", "gs")])
+def test_a_missing_driver_is_named_with_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install the driver to access it")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(InputError, match=rf"Install that package \(pip install 'continual\[{extra}\]'\)"):
+        Blobs(url)
+
+
+def test_a_place_of_no_known_kind_is_the_users_to_mend() -> None:
+    with pytest.raises(InputError, match=r"cannot be kept at 'zzz://place'.*Give a folder"):
+        Blobs("zzz://place")
+
+
+def test_a_store_that_puts_as_a_whole_needs_no_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = Blobs("memory://whole")
+    monkeypatch.setattr(blobs._files, "mv", None)
+    digest = blobs.put(b"delta")
+    assert [blob.name for blob in blobs.every()] == [digest]
+    assert blobs.get(digest) == b"delta"
+
+
+@pytest.mark.parametrize("doing", ["get", "exists", "put"])
+def test_whatever_a_driver_raises_is_said_with_the_place(doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = Blobs("memory://away")
+    digest = blobs.put(b"delta")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the store is away")
+
+    for name in ("cat_file", "exists", "pipe_file"):
+        monkeypatch.setattr(type(blobs._files), name, fail)
+    with pytest.raises(BlobError, match=rf"/away/{digest[:2]}/{digest[2:]}: ConnectionResetError: the store is away"):
+        getattr(blobs, doing)(b"delta" if doing == "put" else digest)
+
+
+def test_blobs_do_not_end_before_the_registry_that_names_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="end with this process"):
+        Registry.open(f"sqlite:///{tmp_path}/registry.db", "memory://blobs")
+    assert not list(tmp_path.iterdir())
+    with Registry.open("sqlite://", "memory://blobs") as registry:
+        assert registry.deltas() == []

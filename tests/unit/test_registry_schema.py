@@ -10,14 +10,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from databases import registry_url
-from registry_cases import make_registry, open_together
+from registry_cases import BACKBONE, learn, make_registry, open_together
 from sqlalchemy import inspect, text
 
-from registry import Registry, SchemaError, schema, upgrade, verify
+from registry import Registry, SchemaError, dump, restore, schema, upgrade, verify
 from registry.base import Base
 from registry.engine import connect
 from tasks.errors import InputError
 
+both = pytest.mark.usefixtures("database")
 NEXT = '''"""Adds a table."""
 
 import sqlalchemy as sa
@@ -32,7 +33,7 @@ def upgrade() -> None:
 '''
 
 
-@pytest.mark.usefixtures("database")
+@both
 def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
         options = {"version_table": schema.VERSION_TABLE}
@@ -50,6 +51,7 @@ def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
         plain.dispose()
 
 
+@both
 def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
     spawn = get_context("spawn")
     start = spawn.Barrier(3)
@@ -80,6 +82,7 @@ def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Pa
         assert [connection.scalar(text(f"PRAGMA {name}")) for name in pragmas] == ["wal", 1, 30_000]
 
 
+@both
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
     shutil.copytree(schema.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
@@ -93,6 +96,38 @@ def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: 
         assert inspect(registry.engine).has_table("later")
 
 
+def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry.open(f"sqlite:///{tmp_path}/old.db", f"{tmp_path}/old") as registry:
+        with registry.unit() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        dump(registry, tmp_path / "archive.zip")
+    shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
+    (tmp_path / "new/versions/0004_later.py").write_text(NEXT)
+    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
+    assert restore(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0003"
+    with make_registry(tmp_path) as registry:
+        assert verify(registry) == []
+        assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
+        assert inspect(registry.engine).has_table("later")
+
+
+def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_registry(tmp_path) as registry:
+        dump(registry, tmp_path / "archive.zip")
+    shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
+    (tmp_path / "new/versions/0004_later.py").write_text(NEXT)
+    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
+    upgrade(f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(InputError, match=r"revision 0003, and this database has the tables of revision 0004"):
+        restore(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
+
+
+@both
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
         connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
@@ -102,10 +137,12 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         upgrade(registry_url(tmp_path))
 
 
+@both
 def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
     assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0003"
 
 
+@both
 def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
     engine = connect(registry_url(tmp_path))
     with engine.begin() as connection:

@@ -1,12 +1,13 @@
 """`verify` finds each kind of damage, and nothing in a sound registry."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from registry_cases import begin, learn, make_registry
 
-from registry import Registry, verify
+from registry import Registry, StoredDelta, claim, notes, verify
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -66,6 +67,19 @@ def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[st
             "stream core, position 0: sst2 is marked as learned, but names no delta",
         ),
         ("DELETE FROM scores WHERE id = 1", "sst2@1: no oracle score on the test split"),
+        (
+            "UPDATE positions SET task_name = 'trec'",
+            "stream core, position 0: trec is marked as learned, but names sst2@1",
+        ),
+        (
+            "UPDATE positions SET state = 'waiting'",
+            "stream core, position 0: sst2 is marked as waiting, but names sst2@1",
+        ),
+        (
+            "INSERT INTO outbox (message, subject, due_at, created_at) "
+            "VALUES ('delta', 'gone@1', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
+            "MLflow is to be told of delta gone@1, which is not registered",
+        ),
     ],
 )
 def test_bad_rows_are_found(registry: Registry, statement: str, finding: str) -> None:
@@ -76,3 +90,47 @@ def test_bad_rows_are_found(registry: Registry, statement: str, finding: str) ->
 def test_two_champions_are_found(registry: Registry) -> None:
     damage(registry, "DROP INDEX uq_deltas_champion", "UPDATE deltas SET status = 'champion'")
     assert verify(registry) == ["task sst2: 2 champions on backbone tiny, where one may serve"]
+
+
+def test_what_is_no_damage_is_noted(registry: Registry) -> None:
+    begin(registry, "sst2", "trec")
+    assert claim(registry, "core", number=1, holder="far:1:2")
+    assert notes(registry) == []
+    old = registry.blobs.put(b"nobody's")
+    registry.blobs.put(b"young")
+    os.utime(registry.blobs.path(old), (0, 0))
+    os.utime(registry.blobs.path(registry.delta("sst2@1").digest), (0, 0))
+    checkpoint = registry.blobs.put(b"checkpoint")
+    long_ago = "lease_until = '2020-01-01 00:00:00'"
+    values = f"(1, 2, '{checkpoint}', CURRENT_TIMESTAMP)"
+    damage(
+        registry,
+        f"UPDATE positions SET {long_ago} WHERE number = 1",
+        f"INSERT INTO checkpoints (position_id, epoch, digest, created_at) VALUES {values}",
+    )
+    assert verify(registry) == []
+    assert [note.split(";")[0] for note in notes(registry)] == [
+        "stream core, position 1: far:1:2 has held trec since before its lease ended",
+        "stream core, position 0: learned, and its checkpoint is still kept",
+        "1 blobs of 8 bytes are named by no row",
+    ]
+
+
+def test_what_was_purged_names_no_blobs(registry: Registry) -> None:
+    damage(registry, "UPDATE deltas SET status = 'purged', digest = NULL WHERE version = 1")
+    assert "sst2@1, its predictions: named by what was purged" in verify(registry)
+
+
+def test_it_lets_others_look_at_what_is_whole(registry: Registry) -> None:
+    seen = {}
+
+    def look(delta: StoredDelta, blobs: Mapping[str, bytes]) -> list[str]:
+        seen[delta.name] = sorted(blobs)
+        return ["odd"]
+
+    Path(registry.blobs.path(registry.delta("sst2@1").predictions or "")).unlink()
+    found = verify(registry, look)
+    assert {name: "values" in parts and "predictions" not in parts for name, parts in seen.items()} == dict.fromkeys(
+        seen, True
+    )
+    assert [line for line in found if line.endswith("odd")] == ["sst2@1: odd", "sst2@2: odd"]

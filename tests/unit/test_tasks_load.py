@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task
+from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task, load_validation
 
 Row = dict[str, Any]
 
@@ -232,3 +232,20 @@ def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="pattern"):
         load_task(spec, folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    "given", [("train", "validation", "test"), ("train", "test"), ("train", "validation"), ("train",)]
+)
+@pytest.mark.parametrize("rows", [{}, {"validation": 4}])
+def test_validation_rows_alone_are_those_of_the_task(
+    tmp_path: Path, given: tuple[str, ...], rows: dict[str, int]
+) -> None:
+    files = {split: lines(tmp_path / f"{split}.jsonl", good(60, 100 * i)) for i, split in enumerate(given)}
+    task = spec(files, rows=rows)
+    wanted = load_task(task, folder=tmp_path, seed=3).validation
+    if "test" in files:
+        (tmp_path / "test.jsonl").write_text("nobody reads this")
+    if "validation" in files:
+        (tmp_path / "train.jsonl").write_text("nor this")
+    assert load_validation(task, folder=tmp_path, seed=3) == wanted

@@ -1,0 +1,159 @@
+"""`verify` looks into the blobs, loads the backbone, and asks the champions again."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
+
+from continual import Learner
+from continual.cli import main
+from continual.deltas import load_delta
+from continual.formats import from_blob, to_blob
+from continual.verify import Verified, verify_all
+from registry.tables import Backbone, Delta
+
+
+@pytest.fixture(scope="module")
+def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verified")
+    shutil.copytree(bert_folder, folder / "backbone")
+    with open_home(folder / "backbone", folder / "home") as learner:
+        assert learner.run(write_stream(folder, tasks=("animals", "mood"), warm_start="scratch")) == {}
+    return folder
+
+
+@pytest.fixture
+def folder(learned: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(learned, tmp_path / "copy"))
+
+
+@pytest.fixture
+def learner(folder: Path, learned: Path) -> Iterator[Learner]:
+    with open_home(learned / "backbone", folder / "home") as opened:
+        yield opened
+
+
+def change(learner: Learner, delta: str, **values: Any) -> None:
+    """What a tool does that knows nothing of the registry's rules."""
+    task, _, version = delta.partition("@")
+    with learner.registry.unit() as unit:
+        row = next(d for d in unit.session.query(Delta) if d.name == f"{task}@{version}")
+        unit.session.execute(update(Delta).where(Delta.id == row.id).values(**values))
+
+
+def found(learner: Learner, **options: Any) -> Verified:
+    return verify_all(learner.registry, device="cpu", **options)
+
+
+def test_what_was_learned_is_as_it_was(learner: Learner) -> None:
+    assert found(learner) == found(learner, quick=True) == Verified([], [])
+
+
+def other_values(learner: Learner) -> dict[str, Any]:
+    """A delta that fits everything that its row says, and is another one."""
+    delta = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").digest))
+    data = delta.map(lambda tensor: tensor + 0.1).to_bytes()
+    return {"digest": learner.registry.blobs.put(data)}
+
+
+def of_the_other(learner: Learner) -> dict[str, Any]:
+    return {"digest": learner.registry.delta("animals@1").digest}
+
+
+def of_a_newer_format(learner: Learner) -> dict[str, Any]:
+    tensors, about = from_blob(learner.registry.blobs.get(learner.registry.delta("mood@1").digest), what="delta")
+    return {"digest": learner.registry.blobs.put(to_blob(tensors, about | {"format": 99}))}
+
+
+HARM: dict[Callable[[Learner], dict[str, Any]], str] = {
+    lambda learner: {"parameters": 7}: "its parameters are",
+    lambda learner: {"bytes": 7}: "its bytes are",
+    lambda learner: {"method": "bitfit"}: "its method are 'lora' in the blob and 'bitfit' in the row",
+    lambda learner: {"settings": {"rank": 3}}: "its settings are",
+    lambda learner: {"labels": ["good", "bad"]}: "its labels are",
+    of_the_other: "its labels are",
+    of_a_newer_format: "format 99",
+    lambda learner: {"predictions": learner.registry.blobs.put(b"nonsense")}: "not a stored answer",
+}
+
+
+@pytest.mark.parametrize("harm", HARM, ids=HARM.values())
+def test_a_blob_that_is_not_what_its_row_says_is_found(learner: Learner, harm: Any) -> None:
+    change(learner, "mood@1", **harm(learner))
+    problems = found(learner, quick=True).problems
+    assert any(problem.startswith("mood@1: ") and HARM[harm] in problem for problem in problems)
+    assert not any(problem.startswith("animals@1") for problem in problems)
+
+
+def test_other_answers_are_found_and_only_with_the_backbone(learner: Learner) -> None:
+    change(learner, "mood@1", **other_values(learner))
+    assert found(learner, quick=True).problems == []
+    (problem,) = found(learner).problems
+    assert problem.startswith("mood@1: it answers fixed inputs otherwise")
+
+
+def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
+    stored = learner.registry.delta("mood@1")
+    tensors, _ = from_blob(learner.registry.blobs.get(stored.replay), what="replay")
+    near = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    change(learner, "mood@1", replay=learner.registry.blobs.put(to_blob(near)))
+    verified = found(learner)
+    assert verified.problems == []
+    assert "1 of 2 champions answer fixed inputs as when they were registered within rounding" in verified.notes[0]
+
+
+def test_a_delta_of_an_older_release_has_nothing_to_compare(learner: Learner) -> None:
+    change(learner, "mood@1", replay=None)
+    verified = found(learner)
+    assert verified.problems == []
+    assert "1 champions were registered by a release that kept no answers" in verified.notes[0]
+
+
+def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) -> None:
+    with learner.registry.unit() as unit:
+        unit.session.execute(update(Backbone).values(name=f"{folder}/gone"))
+    (problem,) = found(learner).problems
+    assert f"backbone {folder}/gone ({learner.backbone.fingerprint[:12]}) is not what was registered" in problem
+    assert "--backbone" in problem
+    assert found(learner, backbone=str(folder / "backbone")).problems == []
+    assert found(learner, quick=True).problems == []
+
+
+def test_another_backbone_under_the_name_is_noticed(learner: Learner, folder: Path, roberta_folder: Path) -> None:
+    with learner.registry.unit() as unit:
+        unit.session.execute(update(Backbone).values(name=str(roberta_folder)))
+    (problem,) = found(learner).problems
+    assert f"{str(roberta_folder)!r} is " in problem
+
+
+def test_the_command_says_it(
+    learner: Learner, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verify(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["continual", "verify", *words, "--home", str(folder / "home")])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    assert verify("--device", "cpu")[0] == 0
+    change(learner, "mood@1", **other_values(learner))
+    code, out, err = verify("--json", "--device", "cpu")
+    assert (code, "mood@1: it answers" in out, "mood@1" in err) == (1, True, False)
+    assert verify("--quick")[0] == 0
+
+
+def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(backbone: Any, delta: Any, before: bytes) -> float:
+        asked.append(delta.digest)
+        return 0.0
+
+    monkeypatch.setattr("continual.verify.replay_differs", counted)
+    change(learner, "mood@1", status="archived")
+    assert found(learner).problems == []
+    assert asked == [learner.registry.delta("animals@1").digest]

@@ -1,0 +1,80 @@
+"""A registry whose blobs are in a bucket: Amazon's own protocol, spoken to a server on loopback."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from databases import registry_url
+from registry_cases import BACKBONE, learn
+
+from registry import BlobError, Blobs, Registry, collect, dump, restore, verify
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    if missing := [name for name in ("moto", "s3fs") if importlib.util.find_spec(name) is None]:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not installed (extra `dev`)")
+    from fsspec import filesystem
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        filesystem("s3").mkdir("tests")
+        yield "s3://tests"
+    server.stop()
+
+
+def test_blobs_are_put_once_got_and_proved(bucket: str) -> None:
+    blobs = Blobs(f"{bucket}/alone")
+    digest = blobs.put(b"delta")
+    assert blobs.put(b"delta") == digest
+    assert blobs.get(digest) == b"delta"
+    assert [(blob.name, blob.bytes) for blob in blobs.every()] == [(digest, 5)]
+    blobs._files.pipe_file(blobs.path(digest), b"dexta")
+    with pytest.raises(BlobError, match="is damaged"):
+        blobs.get(digest)
+    with pytest.raises(BlobError, match=f"{'0' * 64} is missing"):
+        blobs.get("0" * 64)
+    assert not blobs.exists("0" * 64)
+
+
+def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+    with pytest.raises(BlobError, match=r"could not write .*bucket does not exist"):
+        Blobs("s3://nowhere/blobs").put(b"delta")
+
+
+def test_what_another_puts_is_seen_at_once(bucket: str) -> None:
+    one, other = Blobs(f"{bucket}/shared"), Blobs(f"{bucket}/shared")
+    assert list(one.every()) == []
+    digest = other.put(b"delta")
+    assert [blob.name for blob in one.every()] == [digest]
+    assert one.exists(digest)
+
+
+def test_a_registry_learns_verifies_collects_and_moves(bucket: str, tmp_path: Path) -> None:
+    with Registry.open(registry_url(tmp_path), f"{bucket}/home") as registry:
+        with registry.unit() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        orphan = registry.blobs.put(b"nobody's")
+        assert verify(registry) == []
+        assert [blob.name for blob in collect(registry, older_than=timedelta(seconds=-5))] == [orphan]
+        assert verify(registry) == []
+        dump(registry, tmp_path / "archive.zip")
+    moved = f"sqlite:///{tmp_path}/moved.db", f"{bucket}/moved"
+    restore(tmp_path / "archive.zip", *moved)
+    with Registry.open(*moved) as registry:
+        assert verify(registry) == []
+        assert registry.deltas()[0]["delta"] == "sst2@1"

@@ -1,0 +1,267 @@
+"""MLflow holds each thing once, whoever sends it, however often, and whatever happens meanwhile."""
+
+import quopri
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from databases import registry_url
+from mlflow import MlflowClient
+from registry_cases import BACKBONE, begin, learn, learn_in, make_registry
+from sqlalchemy import update
+from tracking_cases import client_of, names_of, places_of, runs_of, sync_all, sync_together
+
+from continual.settings import Settings
+from continual.tracking import sync
+from continual.tracking.names import LONGEST, plain
+from registry import Registry, identity, purge, waiting
+from registry.base import now
+from registry.outbox import LEASE
+from registry.tables import Delta, Outbox
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's with nothing in it: making one takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def places(tmp_path: Path, empty_mlflow: Path) -> Settings:
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow.db")
+    return places_of(tmp_path)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, places: Settings) -> Iterator[Registry]:
+    with make_registry(tmp_path) as opened:
+        yield opened
+
+
+def learn_stream(registry: Registry, *tasks: str) -> None:
+    begin(registry, *tasks)
+    for number, task in enumerate(tasks):
+        with registry.unit() as unit:
+            unit.finish("core", number, delta=learn_in(unit, registry, task))
+
+
+def test_everything_is_told_once(registry: Registry, places: Settings) -> None:
+    learn_stream(registry, "sst2", "trec")
+    assert sync_all(registry, places)
+    assert names_of(places) == ["core", "sst2@1", "trec@1"]
+    known = {run.info.run_name: run for run in runs_of(places)}
+    assert {row["delta"]: row["mlflow_run"] for row in registry.deltas()} == {
+        name: known[name].info.run_id for name in ("sst2@1", "trec@1")
+    }
+    tags = known["sst2@1"].data.tags
+    assert tags["continual.registry"] == identity(registry)
+    assert tags["continual.digest"] == registry.delta("sst2@1").digest
+    assert (tags["continual.task"], tags["continual.stream"]) == ("sst2", "core")
+    assert tags["continual.backbone"] == BACKBONE.fingerprint
+    assert tags["mlflow.parentRunId"] == known["core"].info.run_id == registry.stream("core").mlflow_run
+    assert sync_all(registry, places) == []
+    with registry.unit() as unit:
+        for message, subject in (("delta", "sst2@1"), ("stream", "core"), ("champion", "sst2")):
+            unit.tell(message, subject)
+    assert len(sync_all(registry, places)) == 3
+    again = {run.info.run_name: run for run in runs_of(places)}
+    assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in known.items()}
+    assert len(client_of(places).search_model_versions()) == 2
+    history = client_of(places).get_metric_history(known["core"].info.run_id, "oracle_acc")
+    assert len({(point.step, point.value) for point in history}) == len(history)
+
+
+def test_what_a_search_tried_is_shown(registry: Registry, places: Settings) -> None:
+    learn(registry, "sst2", tried=({"method": "lora", "score": 0.5},))
+    sync_all(registry, places)
+    (run,) = runs_of(places)
+    found = client_of(places).download_artifacts(run.info.run_id, "tried.json")
+    assert '"method": "lora"' in Path(found).read_text()
+
+
+class Killed(BaseException):
+    """As a kill would end it: nothing is said to anybody."""
+
+
+class DyingClient:
+    """MLflow's client, until the call of this number."""
+
+    def __init__(self, client: MlflowClient, calls: int) -> None:
+        self.client, self.calls = client, calls
+
+    def __getattr__(self, name: str) -> Any:
+        def called(*given: Any, **named: Any) -> Any:
+            self.calls -= 1
+            if self.calls < 0:
+                raise Killed
+            return getattr(self.client, name)(*given, **named)
+
+        return called
+
+
+def test_a_sender_that_is_killed_at_any_call_doubles_nothing(
+    registry: Registry, places: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_stream(registry, "sst2")
+    deaths, calls, left = 0, 0, 0
+    while rest := waiting(registry):
+        calls, left = calls + 1 if len(rest) == left else 0, len(rest)
+        with registry.unit() as unit:  # its lease has run out
+            unit.session.execute(update(Outbox).values(due_at=now() - LEASE * 2))
+        monkeypatch.setattr("mlflow.MlflowClient", dying(calls))
+        try:
+            list(sync(registry, places))
+        except Killed:
+            deaths += 1
+        monkeypatch.undo()
+    assert deaths > 20
+    assert names_of(places) == ["core", "sst2@1"]
+    assert [run.info.status for run in runs_of(places)] == ["FINISHED"] * 2
+    assert len(client_of(places).search_model_versions()) == 1
+    assert client_of(places).get_model_version_by_alias("sst2", "champion").tags["continual.delta"] == "sst2@1"
+
+
+def dying(calls: int) -> Any:
+    return lambda **where: DyingClient(MlflowClient(**where), calls)
+
+
+def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Registry, places: Settings) -> None:
+    tasks = [f"task{number}" for number in range(3)]
+    learn_stream(registry, *tasks)
+    spawn = get_context("spawn")
+    start, errors = spawn.Barrier(2), spawn.Queue()
+    children = [spawn.Process(target=sync_together, args=(tmp_path, start, errors)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for _ in children:
+        errors.get(timeout=150)
+    for child in children:
+        child.join()
+    list(sync(registry, places))  # what had to wait for another's
+    assert waiting(registry) == ()
+    assert names_of(places) == ["core", *(f"{task}@1" for task in tasks)]
+    assert len(client_of(places).search_model_versions()) == 3
+
+
+def test_an_mlflow_that_is_away_is_told_later(
+    registry: Registry, places: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    learn_stream(registry, "sst2", "trec")
+    count = len(waiting(registry))
+    (sent,) = sync(registry, replace(places, mlflow="http://ada:l0vel4ce@127.0.0.1:9/"))
+    assert sent.away, "one message is enough to know"
+    assert "l0vel4ce" not in f"{sent}{waiting(registry)}"
+    assert len(waiting(registry)) == count - 2, "messages on one stream are one"
+    sync_all(registry, places)
+    assert names_of(places) == ["core", "sst2@1", "trec@1"]
+
+
+def test_another_mlflow_is_told_anew(registry: Registry, places: Settings, empty_mlflow: Path) -> None:
+    learn_stream(registry, "sst2")
+    sync_all(registry, places)
+    shutil.copy(empty_mlflow, places.home / "new.db")
+    places = replace(places, mlflow=f"sqlite:///{places.home / 'new.db'}")
+    with registry.unit() as unit:
+        for message, subject in (("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2")):
+            unit.tell(message, subject)
+    sync_all(registry, places)
+    assert names_of(places) == ["core", "sst2@1"]
+    assert client_of(places).get_model_version_by_alias("sst2", "champion")
+
+
+def test_the_alias_follows_who_serves(registry: Registry, places: Settings) -> None:
+    def champion() -> str:
+        return str(client_of(places).get_model_version_by_alias("sst2", "champion").tags["continual.delta"])
+
+    learn(registry, "sst2", score=0.5)
+    sync_all(registry, places)
+    assert champion() == "sst2@1"
+    learn(registry, "sst2", score=0.4)
+    sync_all(registry, places)
+    assert champion() == "sst2@1"
+    learn(registry, "sst2", score=0.6)
+    sync_all(registry, places)
+    assert champion() == "sst2@3"
+    client_of(places).set_registered_model_alias("sst2", "mine", "1")
+    with registry.unit() as unit:
+        unit.session.execute(update(Delta).values(status="archived"))
+        unit.tell("champion", "sst2")
+    sync_all(registry, places)
+    assert client_of(places).get_registered_model("sst2").aliases == {"mine": 1}
+
+
+def test_registries_that_share_an_mlflow_keep_apart(
+    tmp_path: Path, registry: Registry, places: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    learn_stream(registry, "sst2")
+    sync_all(registry, places)
+    elsewhere = tmp_path_factory.mktemp("other")
+    with make_registry(elsewhere) as other:
+        learn_stream(other, "sst2")
+        assert other.delta("sst2@1").digest == registry.delta("sst2@1").digest
+        sync_all(other, replace(places, registry=registry_url(elsewhere)))
+        own = f"sst2=={identity(other)[:8]}"
+    assert names_of(places) == ["core", "core", "sst2@1", "sst2@1"]
+    models = {model.name for model in client_of(places).search_registered_models()}
+    assert models == {"sst2", own}
+
+
+def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings) -> None:
+    learn_stream(registry, "sst2", "trec")
+    sync_all(registry, places)
+    purge(registry, "sst2")
+    with registry.unit() as unit:
+        unit.tell("delta", "sst2@1")
+    sync_all(registry, places)
+    assert names_of(places) == ["core", "trec@1"]
+    assert [model.name for model in client_of(places).search_registered_models()] == ["trec"]
+    files = {path for path in (places.home / "mlflow-artifacts").rglob("*") if path.is_file()}
+    files -= set((places.home / "mlflow-artifacts").rglob("report.json"))  # names a stream's places, as the registry
+    assert not [path for path in files if "sst2" in path.name or b"sst2" in path.read_bytes()]
+    with sqlite3.connect(places.mlflow.removeprefix("sqlite:///")) as database:
+        dumped = [line for line in database.iterdump() if "sst2" in line]
+    assert dumped == [], "not in the bin either"
+
+
+HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f%2F $x_$ 日本"
+STREAM = "<b>core</b>/../$\\frac"
+
+
+def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
+    begin(registry, HOSTILE, name=STREAM)
+    with registry.unit() as unit:
+        unit.finish(STREAM, 0, delta=learn_in(unit, registry, HOSTILE, score=0.5))
+    sync_all(registry, places)
+    assert names_of(places) == sorted([f"{HOSTILE}@1", STREAM])
+    client, (run,) = client_of(places), [run for run in runs_of(places) if "continual.delta" in run.data.tags]
+    (artifact,) = client.list_artifacts(run.info.run_id, "delta")
+    root = places.home / "mlflow-artifacts"
+    assert [path.name for path in (root / run.info.run_id / "artifacts" / "delta").iterdir()] == [
+        Path(artifact.path).name
+    ]
+    assert {path.name for path in places.home.iterdir()} >= {"mlflow-artifacts", "blobs"}
+    (model,) = client.search_registered_models()
+    assert not set("/:?#'\"<>%$ ").intersection(model.name)
+    assert model.tags["continual.task"] == HOSTILE
+    assert quopri.decodestring(model.name.encode()).decode() == HOSTILE
+    assert client.get_model_version_by_alias(model.name, "champion").tags["continual.delta"] == f"{HOSTILE}@1"
+    purge(registry, HOSTILE)
+    sync_all(registry, places)
+    assert names_of(places) == [STREAM]
+    assert client.search_registered_models() == []
+
+
+@pytest.mark.parametrize("name", ["a" * 400, "日本" * 200, "/" * 100])
+def test_a_long_name_is_cut_and_still_its_own(name: str) -> None:
+    assert len(plain(name).encode()) <= LONGEST
+    assert plain(name) != plain(name + "x")
+    assert plain(name) == plain(name)
