@@ -150,8 +150,9 @@ def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dic
         filled = fill(registry, size, random)
         print(f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - began:.0f} s", file=sys.stderr)
         asked = questions(registry, filled, random)
-        found = {name: measured(ask, seconds=seconds, least=2 if name in LINEAR else 5) for name, ask in asked.items()}
-        found["register a task"] = measured(register(registry, filled, random), seconds=seconds)
+        how: dict[str, Any] = {"seconds": seconds, "processor": processor_time(registry)}
+        found = {name: measured(ask, least=2 if name in LINEAR else 5, **how) for name, ask in asked.items()}
+        found["register a task"] = measured(register(registry, filled, random), **how)
     return found
 
 
