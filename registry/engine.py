@@ -42,6 +42,7 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
+        event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
 
@@ -128,6 +129,13 @@ def _looking_only(url: URL) -> dict[str, Any]:
     # Somebody else's log is there while they write, and has to be read; without one the file cannot change either.
     how = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
     return {"creator": lambda: sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)}
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    # A plan made for any value of a page's size and beginning reads a tenth of the table to be safe: 90 ms for 7.
+    with connection.cursor() as cursor:
+        cursor.execute("SET plan_cache_mode = force_custom_plan")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

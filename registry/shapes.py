@@ -147,11 +147,11 @@ def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> 
     )
 
 
-def stored_signature(row: Signature, delta: Delta) -> StoredSignature:
+def stored_signature(row: Signature, task: str, version: int) -> StoredSignature:
     """The record of a delta's signature."""
     return StoredSignature(
-        task=delta.task.name,
-        delta=delta.name,
+        task=task,
+        delta=delta_name(task, version),
         digest=row.digest,
         rows=row.rows,
         pooling=row.pooling,

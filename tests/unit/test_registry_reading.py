@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from registry_cases import accuracy, begin, learn, make_registry
+from registry_cases import accuracy, begin, learn, make_registry, task_record
 from sqlalchemy import event
 
+from continual.report import report
 from registry import Parent, Registry, waiting
 
 LISTINGS: dict[str, Callable[[Registry], object]] = {
@@ -18,6 +19,19 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "stream": lambda registry: registry.stream("core"),
     "streams": lambda registry: registry.streams(),
     "scores": lambda registry: registry.scores(),
+    "learned": lambda registry: registry.learned("core"),
+    "parents": lambda registry: registry.parents("core"),
+    "descendants": lambda registry: registry.lineage("t0@1", descendants=True),
+    "siblings": lambda registry: registry.siblings("t1"),
+    "dependents of a backbone": lambda registry: registry.dependents(backbone="f00d"),
+    "dependents of a task": lambda registry: registry.dependents(task="t0"),
+    "best": lambda registry: registry.best(),
+    "history": lambda registry: registry.history("t0"),
+    "changes": lambda registry: registry.changes(),
+    "cost": lambda registry: registry.cost(),
+    "report": lambda registry: report(registry, "core"),
+    "known tasks": lambda registry: registry.require_same([task_record(row["task"]) for row in registry.tasks()]),
+    "known stream": lambda registry: registry.require_begun_so("core", [("t0", "r-t0"), ("t1", "r-t1")]),
     "serving": lambda registry: registry.serving("t0"),
     "stream_of": lambda registry: registry.stream_of("t0@1"),
     "waiting": waiting,
