@@ -11,7 +11,10 @@ ContinualError                    exit code 1: something failed while running
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   └── TextError                 an input line that `predict` cannot read
 ├── RegistryError                 what was learned cannot be read or written              (registry)
-│   └── BlobError                 a blob is missing or is not what was stored             (registry)
+│   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
+│   ├── ClaimLost                 a task is another controller's by now                   (registry)
+│   └── Interrupted               another transaction came first                          (registry)
+│       └── Disconnected          the connection to the database broke                    (registry)
 ├── DeltaError                    a delta does not fit the backbone it is put on
 └── LearnError                    a task failed while it was being learned
 """
@@ -19,7 +22,10 @@ ContinualError                    exit code 1: something failed while running
 from registry.errors import (
     ArchiveError,
     BlobError,
+    ClaimLost,
     DatabaseUnavailable,
+    Disconnected,
+    Interrupted,
     NotFound,
     RegistryError,
     SchemaError,
@@ -32,12 +38,15 @@ __all__ = [
     "ArchiveError",
     "BackboneError",
     "BlobError",
+    "ClaimLost",
     "ContinualError",
     "DataError",
     "DatabaseUnavailable",
     "DeltaError",
+    "Disconnected",
     "ExchangeError",
     "InputError",
+    "Interrupted",
     "LearnError",
     "MethodError",
     "NotFound",

@@ -2,11 +2,11 @@
 
 rows → signature in frozen features → the method, where it is to be chosen → neighbours ranked → a start chosen on
 held-out rows, or what the task learned before → training → scores. Nothing is written here: `record` writes all of it
-in one unit of work, so a task that fails, or is killed, leaves no trace.
+in one unit of work, so a task that fails, or is killed, leaves no trace but a checkpoint to go on from.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from continual.backbone import Backbone
+from continual.checkpoint import Checkpoint, Plan
+from continual.course import Course
 from continual.deltas import method_settings
 from continual.evaluate import measure
 from continual.features import making_room
-from continual.kinds import Kind, Outputs, Prepared, Seen, fitted, kind_of, labels_of
+from continual.kinds import Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
 from continual.neighbours import learned_before, nearest_learned, spanning
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature, signature
-from continual.train import Report, Trained, train
+from continual.train import Keep, Report, Trained, train
 from continual.warmstart import Candidate, choose, judge, started
 from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
@@ -44,6 +46,11 @@ class Task:
     method: Method
     warm_start: WarmStart
     budget: Budget
+
+    def by(self, arm: Arm) -> "Task":
+        """The task as it is learned by this method at this learning rate."""
+        budget = self.budget.model_copy(update={"learning_rate": arm.learning_rate})
+        return replace(self, method=arm.method, budget=budget)
 
 
 @dataclass(frozen=True)
@@ -93,29 +100,36 @@ def learn(
     seed: int,
     measure_gain: bool = False,
     report: Report = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
+    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> Learned:
     """Learn one task on top of what the registry holds.
 
-    measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own.
+    measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own ·
+    keep: is shown how far learning has come, before the first epoch and after each · checkpoint: go on from there.
 
     Raises LearnError when training fails.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
     backbone, kind = task.backbone, task.kind
     rows, held_out, tested = (Seen(backbone, None, rows) for rows in (task.train, task.validation, task.test))
     classes, count = kind.classes(task.train)
     own = signature(rows.vectors, classes, count=count)
     begin = kind.start(rows, held_out)
-    task, tried = decided(task, Candidate(None, begin), seed=seed)
-    name, settings = task.data.spec.name, method_settings(task.method)
-    scratch = Candidate(None, begin, spanning(backbone, registry, settings, task=name))
-    before = () if task.warm_start == "scratch" else learned_before(backbone, registry, task.data)
-    others = [
-        judge(kind, neighbour, rows=rows, held_out=held_out)
-        for neighbour in (*before, *nearest_learned(backbone, registry, own, task=name, settings=settings))
-    ]
-    start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings)
-    trained = train_from(task, start, seed=seed, report=report)
+    plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
+    task = task.by(plan.arm)
+    settings, scratch = method_settings(task.method), Candidate(None, begin, plan.spanning)
+    others = [judge(kind, neighbour, rows=rows, held_out=held_out) for neighbour in plan.neighbours]
+    if checkpoint:
+        start = {candidate.name: candidate for candidate in (scratch, *others)}[checkpoint.start]
+    else:
+        start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings)
+
+    def reached(course: Course) -> None:
+        keep(Checkpoint(plan, start.name, course, time.perf_counter() - began))
+
+    course = checkpoint.course if checkpoint else None
+    trained = train_from(task, start, seed=seed, report=report, course=course, keep=reached)
 
     outputs = kind.outputs(Seen(backbone, trained.delta, task.test), trained.delta.head)
     scores = [
@@ -130,34 +144,46 @@ def learn(
     if measure_gain and start is not scratch:
         alone = train_from(task, scratch, seed=seed, report=report).delta
         scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
-    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds, tried)
+    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds, plan.tried)
 
 
-def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Task, tuple[Trial, ...]]:
-    """The task with the method and learning rate that a search finds for it, and what was tried.
+def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, seed: int) -> Plan:
+    """What is decided before a task is trained: method and learning rate, and which learned deltas it looks at."""
+    best, tried = decided(task, Candidate(None, begin), seed=seed)
+    name, settings = task.data.spec.name, method_settings(best.method)
+    before = () if task.warm_start == "scratch" else learned_before(task.backbone, registry, task.data)
+    near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
+    return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), (*before, *near))
 
-    A task that names its method stays as it is.
+
+def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Arm, tuple[Trial, ...]]:
+    """The method and learning rate that a search finds for a task, and what was tried.
+
+    A task that names its method keeps what it says.
     """
     search = search_of(task.method)
     if search is None:
-        return task, ()
-
-    def with_arm(arm: Arm) -> Task:
-        return replace(
-            task, method=arm.method, budget=task.budget.model_copy(update={"learning_rate": arm.learning_rate})
-        )
+        return Arm(task.method, task.budget.learning_rate), ()
 
     def score(arm: Arm, count: int) -> float:
         few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
         rows = task.kind.prepare(task.backbone, few, max_length=task.budget.max_length)
-        return train_from(replace(with_arm(arm), train=rows), scratch, seed=seed, report=lambda done, total: None).score
+        return train_from(replace(task.by(arm), train=rows), scratch, seed=seed).score
 
     best, tried = halve(arms(task.backbone, search, task.budget), len(task.data.train), score)
-    return with_arm(best), tuple(tried)
+    return best, tuple(tried)
 
 
-def train_from(task: Task, start: Candidate, *, seed: int, report: Report) -> Trained:
-    """Train the task's method within its budget from a start."""
+def train_from(
+    task: Task,
+    start: Candidate,
+    *,
+    seed: int,
+    report: Report = lambda done, total: None,
+    course: Course | None = None,
+    keep: Keep = lambda course: None,
+) -> Trained:
+    """Train the task's method within its budget from a start, or go on with that from where it was kept."""
     method, settings = task.method.name, method_settings(task.method)
     delta = started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
     return train(
@@ -169,6 +195,8 @@ def train_from(task: Task, start: Candidate, *, seed: int, report: Report) -> Tr
         metric=task.data.spec.metric,
         seed=seed,
         report=report,
+        course=course,
+        keep=keep,
     )
 
 

@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
-from continual.controller import SILENT, Watcher, check, learn_one, run
+from continual.controller import RETRIES, check, learn_one, run
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, Settings, settings
 from continual.tracking import telling
+from continual.watcher import SILENT, Watcher
 from registry import Registry
 from tasks import Stream, TaskSpec, Text
 
@@ -66,10 +67,13 @@ class Learner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def run(self, stream: Stream, *, watcher: Watcher = SILENT) -> dict[str, str]:
-        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong."""
+    def run(self, stream: Stream, *, watcher: Watcher = SILENT, retries: int = RETRIES) -> dict[str, str]:
+        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
+
+        retries: how often a task that failed is tried again, after the others.
+        """
         with self._telling():
-            return run(self.backbone, self.registry, stream, watcher=watcher)
+            return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries)
 
     def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
         """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.

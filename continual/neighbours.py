@@ -103,6 +103,14 @@ def spanning(backbone: Backbone, registry: Registry, settings: MethodSettings, *
     return tuple(found)
 
 
+def recalled(registry: Registry, name: str, *, again: bool = False) -> Neighbour:
+    """A delta that an earlier learning came upon.
+
+    Raises NotFound or BlobError where it is gone, DeltaError where it cannot be read.
+    """
+    return Neighbour(name, load_delta(registry.blobs.get(registry.delta(name).values)), again=again)
+
+
 def _takes(backbone: Backbone, delta: Delta) -> bool:
     """Whether rows made ready for `backbone` can be read through a delta.
 

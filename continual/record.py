@@ -51,12 +51,15 @@ def record(
         parents.append(Parent(delta=start.neighbour.name, kind=origin, weight=1.0, score=start.start.mean))
     parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
     held = contest(backbone, registry, learned.task, learned.trained.delta)
-    with registry.unit() as unit:
+
+    def work(unit: Unit) -> str:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
         name = unit.add_delta(delta, parents=parents, scores=learned.scores, signature=signature, contest=held)
         also(unit, name)
-    return name
+        return name
+
+    return registry.write(work)
 
 
 def backbone_record(backbone: Backbone) -> BackboneRecord:

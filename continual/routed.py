@@ -1,5 +1,6 @@
 """How a stream's tasks fare when nobody says which task an input belongs to."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import load_delta
+from continual.errors import BlobError
 from continual.evaluate import measure
 from continual.kinds import Outputs, Seen, labels_of
 from continual.learn import Learned, Task, ready
@@ -16,6 +18,8 @@ from continual.routing import build_router
 from continual.signature import Signature
 from registry import Registry, Score
 from tasks import TaskData
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,12 @@ def examine(learned: Learned) -> Examined:
 def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> Examined:
     """The same of a task learned before: its answers and signature from the registry, its features taken again."""
     task, stored, blobs = ready(backbone, data), registry.delta(delta), registry.blobs
-    if stored.predictions:
-        outputs = outputs_from_bytes(blobs.get(stored.predictions))
-    else:
+    try:
+        outputs = outputs_from_bytes(blobs.get(stored.predictions)) if stored.predictions else None
+    except BlobError as error:
+        log.warning("%s answers its test rows again: %s", delta, error)
+        outputs = None
+    if outputs is None:
         learned = load_delta(blobs.get(stored.values))
         outputs = task.kind.outputs(Seen(task.backbone, learned, task.test), learned.head)
     signature = registry.signature(delta)
@@ -58,15 +65,16 @@ def _examined(task: Task, own: Signature, test_features: Tensor, outputs: Output
 
 def complete_routed_scores(
     registry: Registry, examined: Mapping[str, Callable[[], Examined]], *, stream: str, step: int
-) -> None:
-    """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all."""
+) -> bool:
+    """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all.
+
+    False where these are not all any more: another controller has learned one meanwhile.
+    """
     stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
     if stored >= examined.keys():
-        return
+        return True
     found = routed_scores({delta: look() for delta, look in examined.items()}, stream=stream, step=step)
-    with registry.unit() as unit:
-        for delta, scores in found.items():
-            unit.add_scores(delta, scores)
+    return registry.write(lambda unit: unit.add_routed(stream, step, found))
 
 
 def routed_scores(examined: Mapping[str, Examined], *, stream: str, step: int) -> dict[str, list[Score]]:

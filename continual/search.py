@@ -5,7 +5,7 @@ then trained as if it had been named. Jamieson and Talwalkar (2016), "Non-stocha
 Hyperparameter Optimization", arXiv:1502.07943; the resource is rows, so that every candidate sees a whole schedule.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
@@ -53,6 +53,15 @@ class Arm:
     method: Method
     learning_rate: float
 
+    def told(self) -> dict[str, Any]:
+        """The arm as it is written down."""
+        return {"method": self.method.model_dump(mode="json"), "learning_rate": self.learning_rate}
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Arm":
+        """The arm that was written down."""
+        return cls(Method.model_validate(told["method"]), told["learning_rate"])
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -64,8 +73,12 @@ class Trial:
 
     def told(self) -> dict[str, Any]:
         """The trial as it is written down."""
-        method = self.arm.method.model_dump(mode="json")
-        return {"method": method, "learning_rate": self.arm.learning_rate, "rows": self.rows, "score": self.score}
+        return {**self.arm.told(), "rows": self.rows, "score": self.score}
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Trial":
+        """The trial that was written down."""
+        return cls(Arm.read(told), told["rows"], told["score"])
 
 
 def search_of(method: Method) -> Search | None:

@@ -4,39 +4,27 @@ AdamW, linear warm-up and decay, gradients clipped, the checkpoint's own dropout
 on the validation rows kept; epoch 0, the start itself, is a candidate, so training can only improve on those rows.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from continual.backbone import Backbone
+from continual.course import Course, Epoch, Point, random_state, set_random_state
 from continual.deltas import Delta, attached, finished, penalty
-from continual.errors import LearnError
 from continual.evaluate import metric_score
 from continual.features import shuffled_batches
 from continual.kinds import Kind, Prepared, Seen, kind_of_delta, labels_of
+from continual.optimiser import Optimiser
 from tasks import Budget
 
-WARM_UP = 0.1  # share of the steps in which the learning rate rises
-LARGEST_GRADIENT = 1.0
-
 Report = Callable[[int, int], None]  # steps done, steps in all
+Keep = Callable[[Course], None]
 Batches = list[list[int]]  # the batches of one epoch
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One point of the learning curve: number (0 is the start), mean training loss, validation score."""
-
-    number: int
-    loss: float | None
-    score: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,8 @@ def train(
     metric: str,
     seed: int,
     report: Report = lambda done, total: None,
+    course: Course | None = None,
+    keep: Keep = lambda course: None,
 ) -> Trained:
     """Train a copy of `start` on `rows` for `budget.epochs`; neither `start` nor the backbone changes.
 
@@ -73,44 +63,30 @@ def train(
     trains its own edits and the head, all else fixed, from the best epoch of the stage before. What is scored is
     what would be kept.
 
+    keep: is shown where training stands before the first epoch and after each · course: go on from what was kept of
+    the same training, which then ends as it would have, to the bit.
+
     Raises LearnError when the loss is no longer a number.
     """
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
-    kind = kind_of_delta(start)
+    kind, stages = kind_of_delta(start), start.settings.stages
     score = partial(_score, backbone, kind, rows=validation, metric=metric)
-    progress = _Progress(report, total=sum(map(len, epochs)))
-    kept = finished(backbone, start, stage=0)
-    best = _Point(kept, Epoch(0, None, score(kept)))
-    curve, seconds, current = [best.epoch], 0.0, start
     with _seeded(seed):
-        for stage, part in enumerate(_shares(epochs, start.settings.stages)):
-            of_stage = None
-            for delta, loss, spent in _epochs(
-                backbone, kind, current, stage, rows, part, budget.learning_rate, progress
-            ):
-                point = _Point(delta, Epoch(len(curve), loss, score(delta)))
-                of_stage = _better(point, of_stage) if of_stage else point  # of equals the one trained for longer
-                best = _better(best, point)
-                curve.append(point.epoch)
-                seconds += spent
-            current = of_stage.delta if of_stage else current
+        if course is None:
+            kept = finished(backbone, start, stage=0)
+            best = Point(kept, Epoch(0, None, score(kept)))
+            course = Course(0, 0, start, {}, (best.epoch,), best, None, 0.0, random_state(backbone.device))
+            keep(course)
+        set_random_state(course.random, backbone.device)
+        progress = _Progress(report, done=len(course.curve) - 1, epochs=epochs)
+        for stage, part in list(enumerate(_shares(epochs, stages)))[course.stage :]:
+            course = course.at(stage)
+            for reached in _epochs(backbone, kind, course, rows, part, budget.learning_rate, score, progress):
+                keep(course := reached)
     seen = len(rows.tokens) * budget.epochs
-    kept = finished(backbone, best.delta, stage=start.settings.stages - 1)  # stages that did not better it too
-    return Trained(kept, tuple(curve), seconds, seen / seconds if seconds else None)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A delta as it would be kept, and its point of the curve."""
-
-    delta: Delta
-    epoch: Epoch
-
-
-def _better(one: _Point, other: _Point) -> _Point:
-    """The one of the higher score, of equals the first."""
-    return other if other.epoch.score > one.epoch.score else one
+    kept = finished(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
+    return Trained(kept, course.curve, course.seconds, seen / course.seconds if course.seconds else None)
 
 
 def _shares(epochs: Sequence[Batches], stages: int) -> list[Sequence[Batches]]:
@@ -122,18 +98,19 @@ def _shares(epochs: Sequence[Batches], stages: int) -> list[Sequence[Batches]]:
 def _epochs(
     backbone: Backbone,
     kind: Kind[Any],
-    start: Delta,
-    stage: int,
+    course: Course,
     rows: Prepared,
     epochs: Sequence[Batches],
     learning_rate: float,
+    score: Callable[[Delta], float],
     progress: "_Progress",
-) -> Iterator[tuple[Delta, float, float]]:
-    """Train what belongs to a stage; after each epoch the delta as it would be kept, the mean loss and the seconds."""
-    delta = start.trainable(backbone.device, stage)
+) -> Iterator[Course]:
+    """Train what belongs to a stage for what is left of its epochs; where training stands after each."""
+    delta = course.trained.trainable(backbone.device, course.stage)
     leaves = [tensor for tensor in delta.tensors().values() if tensor.requires_grad]
-    optimise = Optimiser(leaves, learning_rate=learning_rate, steps=sum(map(len, epochs)))
-    for batches in epochs:
+    done, steps = (sum(map(len, part)) for part in (epochs[: course.epochs], epochs))
+    optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
+    for batches in epochs[course.epochs :]:
         began, losses = time.perf_counter(), []
         with attached(backbone, delta), backbone.dropping():
             for batch in batches:
@@ -141,12 +118,25 @@ def _epochs(
                 losses.append(optimise(loss if extra is None else loss + extra))
                 progress.step()
         spent = time.perf_counter() - began
-        yield finished(backbone, delta.frozen(), stage=stage), sum(losses) / len(losses), spent
+        kept = finished(backbone, delta.frozen(), stage=course.stage)
+        point = Point(kept, Epoch(len(course.curve), sum(losses) / len(losses), score(kept)))
+        course = replace(
+            course,
+            epochs=course.epochs + 1,
+            trained=delta,
+            moments=optimise.moments,
+            curve=(*course.curve, point.epoch),
+            best=course.best.or_better(point),
+            of_stage=point.or_better(course.of_stage) if course.of_stage else point,  # of equals the later
+            seconds=course.seconds + spent,
+            random=random_state(backbone.device),
+        )
+        yield course
 
 
 class _Progress:
-    def __init__(self, report: Report, *, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
+    def __init__(self, report: Report, *, done: int, epochs: Sequence[Batches]) -> None:
+        self._report, self._total, self._done = report, sum(map(len, epochs)), sum(map(len, epochs[:done]))
 
     def step(self) -> None:
         self._done += 1
@@ -159,35 +149,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-class Optimiser:
-    """AdamW without weight decay, whose learning rate rises for a tenth of the steps and falls linearly to zero."""
-
-    def __init__(self, tensors: Iterable[Tensor], *, learning_rate: float, steps: int) -> None:
-        self._tensors = list(tensors)
-        self._adamw = torch.optim.AdamW(self._tensors, lr=learning_rate, weight_decay=0.0)
-        rise = max(math.ceil(WARM_UP * steps), 1)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._adamw, lambda step: min((step + 1) / rise, max(steps - step, 0) / max(steps - rise, 1))
-        )
-        self.done = 0
-
-    def __call__(self, loss: Tensor) -> float:
-        """One step down the gradient of `loss`; the loss as a number.
-
-        Raises LearnError for a loss that is not finite, before anything is changed by it.
-        """
-        value = loss.item()
-        if not math.isfinite(value):
-            raise LearnError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
-        self._adamw.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self._tensors, LARGEST_GRADIENT)
-        self._adamw.step()
-        self._schedule.step()
-        self.done += 1
-        return value
 
 
 def _score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:

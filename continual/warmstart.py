@@ -43,6 +43,10 @@ class Candidate:
     spanned: tuple[Neighbour, ...] = ()
 
     @property
+    def name(self) -> str | None:
+        return self.neighbour.name if self.neighbour else None
+
+    @property
     def delta(self) -> Delta | None:
         return self.neighbour.delta if self.neighbour else None
 

@@ -1,17 +1,22 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
 `Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `verify` finds damage, `upgrade` migrates, `dump` and `restore` carry all of it in one file.
+among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade` migrates,
+`dump` and `restore` carry all of it in one file.
 """
 
 from registry.blobs import Blobs, StoredBlob
-from registry.claims import claim, heartbeat, held, release
+from registry.checkpoints import keep_checkpoint, last_checkpoint
+from registry.claims import claim, claim_next, heartbeat, held, release
 from registry.collection import GRACE, collect
 from registry.dump import dump
 from registry.errors import (
     ArchiveError,
     BlobError,
+    ClaimLost,
     DatabaseUnavailable,
+    Disconnected,
+    Interrupted,
     NotFound,
     NothingToDo,
     RegistryError,
@@ -63,11 +68,14 @@ __all__ = [
     "BlobError",
     "Blobs",
     "Champion",
+    "ClaimLost",
     "Comparison",
     "Contest",
     "DataRecord",
     "DatabaseUnavailable",
     "DeltaRecord",
+    "Disconnected",
+    "Interrupted",
     "Mode",
     "NotFound",
     "NothingToDo",
@@ -94,6 +102,7 @@ __all__ = [
     "Unit",
     "archive_delta",
     "claim",
+    "claim_next",
     "collect",
     "delete_task",
     "delta_name",
@@ -102,6 +111,8 @@ __all__ = [
     "held",
     "identity",
     "is_purged",
+    "keep_checkpoint",
+    "last_checkpoint",
     "not_found",
     "notes",
     "parse_delta",

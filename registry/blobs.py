@@ -56,9 +56,16 @@ class Blobs:
 
         Content that is there already is written again: damage is mended, and it is as young as what is new, so that it
         is not collected before its row is written.
+        Raises: BlobError, where there is no room, or no leave to write.
         """
         digest = sha256(data).hexdigest()
-        self._write(self.path(digest), data)
+        place = self.path(digest)
+        try:
+            self._write(place, data)
+        except OSError as error:
+            raise BlobError(
+                f"a blob of {len(data)} bytes could not be stored at {place}: {error}. Make room there, and go on."
+            ) from error
         return digest
 
     def get(self, digest: str) -> bytes:

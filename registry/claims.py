@@ -5,15 +5,17 @@ clocks differ agree on it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event, Thread
 
+from sqlalchemy import select
+
 from registry.base import clock
 from registry.errors import RegistryError
 from registry.holders import alive
-from registry.lookups import position_row
+from registry.lookups import position_row, stream_row
 from registry.registry import Registry
 from registry.tables import Position
 from registry.unit import Unit
@@ -29,30 +31,60 @@ def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
 
     Raises: NotFound for the stream or the number.
     """
-    with registry.unit() as unit:
-        position = position_row(unit.session, stream, number=number)  # nobody else writes until this unit ends
-        moment = clock(unit.session)
-        if not _free(position, moment):
-            return False
-        position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
-        position.attempts += 1
-        return True
+
+    def work(unit: Unit) -> bool:
+        return _take(unit, position_row(unit.session, stream, number=number), holder=holder)
+
+    return registry.write(work)
+
+
+def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], holder: str) -> int | None:
+    """Takes the first position that is free, one that failed after all others, and returns its number; None where
+    none is.
+
+    among: the numbers to choose from, each with how often learning it may have been begun: one that failed is not
+    begun more often. Nobody waits for anybody here: what others are just looking at is left to them.
+    Raises: NotFound for the stream.
+    """
+
+    def work(unit: Unit) -> int | None:
+        session = unit.session
+        of_stream = (Position.stream_id == stream_row(session, stream).id, Position.state != "learned")
+        listed = select(Position.id, Position.number, Position.attempts, Position.state).where(*of_stream)
+        for identity, number, attempts, state in session.execute(
+            listed.order_by(Position.state == "failed", Position.number)
+        ).all():
+            if number not in among or (state == "failed" and attempts >= among[number]):
+                continue
+            same = (Position.id == identity, Position.attempts == attempts, Position.state == state)
+            position = session.scalar(select(Position).where(*same).with_for_update(skip_locked=True))
+            if position is not None and _take(unit, position, holder=holder):
+                return number
+        return None
+
+    return registry.write(work)
 
 
 def heartbeat(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Says that `holder` is alive; False where it no longer holds the position."""
-    with registry.unit() as unit:
+
+    def work(unit: Unit) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
             position.lease_until = clock(unit.session) + LEASE
         return position is not None
 
+    return registry.write(work)
+
 
 def release(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Gives a held position back to wait; False where `holder` does not hold it."""
-    with registry.unit() as unit:
+
+    def work(unit: Unit) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
             position.state, position.holder, position.lease_until = "waiting", None, None
         return position is not None
+
+    return registry.write(work)
 
 
 @contextmanager
@@ -77,6 +109,16 @@ def held(
     finally:
         done.set()
         thread.join()
+
+
+def _take(unit: Unit, position: Position, *, holder: str) -> bool:
+    """Gives a position that nobody else can write meanwhile to `holder`, where it is free."""
+    moment = clock(unit.session)
+    if not _free(position, moment):
+        return False
+    position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
+    position.attempts += 1
+    return True
 
 
 def _free(position: Position, moment: datetime) -> bool:

@@ -1,5 +1,6 @@
 """Connections: one function that knows which database it talks to, so that nothing else has to."""
 
+import logging
 import os
 import sqlite3
 import time
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -18,22 +19,27 @@ from registry.secrets import shown
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
+PATIENCE = 100.0  # seconds that a database which was there may be away: a restart costs nobody the lease on a task
+RETRY_SECONDS = 0.5
 _WRITES = "registry_writes"
 _ALONE = "alone"
 _DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares, unless it has to be alone
+
+log = logging.getLogger(__name__)
 
 
 def connect(url: str) -> Engine:
     """An engine for `url`; for SQLite the folder is made, and foreign keys, WAL and waiting are switched on.
 
-    A SQLite file in a folder that may not be written to can be read.
+    A connection that broke is noticed and replaced, a server that is being restarted is waited for. A SQLite file in a
+    folder that may not be written to can be read.
 
     Raises: InputError, where `url` names no database that SQLAlchemy knows.
     """
     try:
         parsed = make_url(url)
         _make_folder(parsed)
-        engine = create_engine(parsed, **_looking_only(parsed))
+        engine = create_engine(parsed, pool_pre_ping=True, **_looking_only(parsed))
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
         wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
         advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
@@ -42,6 +48,7 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
+        event.listen(engine, "do_connect", _Patient())
         event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
@@ -119,6 +126,27 @@ def _make_folder(url: URL) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the registry's folder {folder} cannot be made: {error}. Give another --home.") from error
+
+
+class _Patient:
+    """Connects, again and again where the database has answered before: a wrong URL is to be said at once."""
+
+    def __init__(self) -> None:
+        self._answered = False
+
+    def __call__(self, dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError:
+                if not self._answered or time.monotonic() > end:
+                    raise
+                log.warning("the registry's database does not answer; it is waited for")
+            else:
+                self._answered = True
+                return connection
+            time.sleep(RETRY_SECONDS)
 
 
 def _looking_only(url: URL) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
-    └── BlobError                ├── SchemaError
-                                 ├── DatabaseUnavailable
-                                 ├── TaskChanged
-                                 ├── TaskNeeded
+    ├── BlobError                ├── SchemaError
+    ├── ClaimLost                ├── DatabaseUnavailable
+    └── Interrupted              ├── TaskChanged
+        └── Disconnected         ├── TaskNeeded
                                  ├── NothingToDo
                                  ├── StreamChanged
                                  └── ArchiveError
@@ -23,6 +23,18 @@ class RegistryError(ContinualError):
 
 class BlobError(RegistryError):
     """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
+
+
+class ClaimLost(RegistryError):
+    """A position is another holder's by now: what was done for it is not wanted any more."""
+
+
+class Interrupted(RegistryError):
+    """Another transaction came first; what was being done was undone, and can be done again."""
+
+
+class Disconnected(Interrupted):
+    """The connection to the database broke; what was being done can be done again."""
 
 
 class NotFound(InputError):

@@ -11,9 +11,12 @@ def this_holder() -> str:
 
 
 def alive(holder: str, *, leased: bool) -> bool:
-    """Whether `holder` still works: on this host its process is asked, on others its lease tells."""
+    """Whether `holder` still works: on this host its process is asked, otherwise its lease tells.
+
+    This very process is alive, which does not say that what it once held is still being worked on.
+    """
     host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
-    if host == socket.gethostname() and pid.isdecimal():
+    if host == socket.gethostname() and pid.isdecimal() and holder != this_holder():
         return _runs(int(pid), start=start)
     return leased
 

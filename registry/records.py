@@ -207,7 +207,7 @@ class Champion:
 class StoredPosition:
     """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held.
 
-    purged: whether all that was learned there is gone but its name.
+    attempts: how often learning it was begun · purged: whether all that was learned there is gone but its name.
     """
 
     number: int
@@ -217,6 +217,7 @@ class StoredPosition:
     delta: str | None
     error: str | None
     holder: str | None
+    attempts: int
     purged: bool
 
 

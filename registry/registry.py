@@ -1,24 +1,30 @@
 """The registry: opened by two URLs, read by its methods, written in units of work."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from registry import ancestry, queries, questions, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, in_memory, opening, reader, writer
-from registry.errors import RegistryError
+from registry.errors import Disconnected, Interrupted, RegistryError
 from registry.known import known_tasks
 from registry.records import TaskRecord
 from registry.secrets import shown
 from registry.unit import Unit
 from tasks.errors import InputError
+
+REPEATS = 3  # how often a transaction is begun that does not come through
+OTHERS_FIRST = ("40001", "40P01")  # PostgreSQL could not put two transactions in an order, or one behind the other
+
+log = logging.getLogger(__name__)
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -29,6 +35,9 @@ def asked(question: Callable[Concatenate[Session, Given], Answer]) -> "Callable[
 
     @wraps(question)
     def method(registry: "Registry", /, *given: Given.args, **more: Given.kwargs) -> Answer:
+        for _ in range(REPEATS - 1):
+            with suppress(Disconnected), registry.reading() as session:
+                return question(session, *given, **more)
         with registry.reading() as session:
             return question(session, *given, **more)
 
@@ -89,6 +98,26 @@ class Registry:
         with _translated("write to the registry"), Session(engine) as session, session.begin():
             yield Unit(session, self.blobs)
 
+    def write(self, work: Callable[[Unit], Answer]) -> Answer:
+        """What `work` returns in a unit of its own; all of it again where another one, just committed, came first, and
+        where the connection broke before it was done.
+
+        Raises: Disconnected, where it broke while the unit was committed: then nobody knows whether it was.
+        """
+        for left in reversed(range(REPEATS)):
+            done = False
+            try:
+                with self.unit() as unit:
+                    result = work(unit)
+                    unit.session.flush()
+                    done = True
+                return result
+            except Interrupted as error:
+                if not left or (done and isinstance(error, Disconnected)):
+                    raise
+                log.info("once more: %s", error)
+        raise AssertionError("the last repeat returns or raises")
+
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
@@ -144,6 +173,14 @@ def _translated(doing: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise RegistryError(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+        raise _kind(error)(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object!r} holds half a surrogate pair, which no database takes. Mend it.") from error
+
+
+def _kind(error: DBAPIError) -> type[RegistryError]:
+    """What an error of the database means for who was writing."""
+    if error.connection_invalidated:
+        return Disconnected
+    first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in OTHERS_FIRST
+    return Interrupted if first else RegistryError

@@ -182,5 +182,6 @@ def stored_position(row: Position, version: int | None, status: Status | None) -
         delta=None if version is None else delta_name(row.task_name, version),
         error=row.error,
         holder=row.holder,
+        attempts=row.attempts,
         purged=status == "purged",
     )

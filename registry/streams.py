@@ -21,8 +21,8 @@ DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
 ADVICE = "Give the stream another name, or use another --home"
 
 
-def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> None:
-    """Creates the stream, or makes sure that it only grew and appends what is new.
+def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> bool:
+    """Creates the stream, or makes sure that it only grew and appends what is new; whether anything is.
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
@@ -32,6 +32,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
     if stream is None:
         wait_for_others(session, name)
         stream = session.scalar(known)
+    before = stream and (stream.digest, len(stream.positions))
     if stream is None:
         stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
@@ -47,6 +48,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=plain_name("task", task), recipe=recipe))
+    return before != (stream.digest, len(stream.positions))
 
 
 def find(session: Session, name: str) -> Stream | None:

@@ -1,6 +1,6 @@
 """One unit of work: everything that is written in it is registered together, or nothing is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
@@ -11,10 +11,10 @@ from registry import streams
 from registry.admission import admit
 from registry.blobs import Blobs
 from registry.engine import wait_for_others
-from registry.errors import BlobError, RegistryError
+from registry.errors import BlobError, ClaimLost, RegistryError
 from registry.known import known_tasks
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
-from registry.names import plain_name, stored_text
+from registry.names import delta_name, plain_name, stored_text
 from registry.records import (
     BackboneRecord,
     Contest,
@@ -26,7 +26,19 @@ from registry.records import (
     TaskRecord,
 )
 from registry.secrets import shown
-from registry.tables import Backbone, Delta, Lineage, Outbox, Position, ScoreRow, Signature, Split, Task
+from registry.tables import (
+    Backbone,
+    Checkpoint,
+    Delta,
+    Lineage,
+    Outbox,
+    Position,
+    ScoreRow,
+    Signature,
+    Split,
+    Stream,
+    Task,
+)
 
 PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
@@ -72,8 +84,8 @@ class Unit:
 
         Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
         """
-        streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries)
-        self.tell("stream", name)
+        if streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries):
+            self.tell("stream", name)
 
     def add_delta(
         self,
@@ -92,7 +104,7 @@ class Unit:
         Without a signature of its own it has that of the version before.
         Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
         """
-        self._require_blobs(record.digest, record.predictions, record.replay, signature.digest if signature else None)
+        self.require_blobs(record.digest, record.predictions, record.replay, signature.digest if signature else None)
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
         admit(self.session, delta, scores=scores, split=score_split, contest=contest)
@@ -107,6 +119,12 @@ class Unit:
         self._add_signature(delta, signature)
         return delta.name
 
+    def require_blobs(self, *digests: str | None) -> None:
+        """Raises BlobError where one of these is not stored: it may have been collected since it was put."""
+        for digest in digests:
+            if digest is not None and not self.blobs.exists(digest):
+                raise BlobError(f"blob {digest} is not stored at {shown(self.blobs.path(digest))}. Put it there first.")
+
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
         """Adds scores to a delta; one measured again in the same place replaces the earlier."""
         added = tuple(scores)
@@ -114,10 +132,26 @@ class Unit:
         for stream in {score.stream for score in added if score.stream}:
             self.tell("stream", stream)
 
-    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
-        """Marks a position as learned by `delta`.
+    def add_routed(self, stream: str, step: int, scores: Mapping[str, Sequence[Score]]) -> bool:
+        """Adds scores of the deltas learned up to position `step` of a stream, routed among just these.
 
-        Raises: RegistryError, where it is learned already, the delta is of another task, or `holder` lost it.
+        False, and nothing is added, where these are not the ones: another controller has learned one meanwhile.
+        """
+        locked = select(Stream.id).where(Stream.name == stream).with_for_update()  # who measures a stream queues here
+        up_to = (Position.stream_id == self.session.scalar(locked), Position.number <= step)
+        learned = select(Task.name, Delta.version).select_from(Position).join(Position.delta).join(Delta.task)
+        learned = learned.where(Delta.status != "purged")
+        if {delta_name(*pair) for pair in self.session.execute(learned.where(*up_to))} != scores.keys():
+            return False
+        for delta, found in scores.items():
+            self.add_scores(delta, found)
+        return True
+
+    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
+        """Marks a position as learned by `delta`; its checkpoint is not needed any more.
+
+        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already, or the delta is of
+        another task.
         """
         position, row = self._open_position(stream, number, holder=holder), delta_row(self.session, delta)
         if row.task.name != position.task_name:
@@ -127,12 +161,13 @@ class Unit:
             )
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
+        self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
         self.tell("stream", stream)
 
     def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
-        """Marks a position as failed, so that the next run takes it up again.
+        """Marks a position as failed, so that it can be taken up again.
 
-        Raises: RegistryError, where it is learned already or `holder` lost it.
+        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", stored_text(error)
@@ -147,11 +182,6 @@ class Unit:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
         find = delta_row if "@" in name else stream_row
         find(self.session, name).mlflow_run = run
-
-    def _require_blobs(self, *digests: str | None) -> None:
-        for digest in digests:
-            if digest is not None and not self.blobs.exists(digest):
-                raise BlobError(f"blob {digest} is not stored at {shown(self.blobs.path(digest))}. Put it there first.")
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)
@@ -194,11 +224,11 @@ class Unit:
 
     def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:
         position = position_row(self.session, stream, number=number)
-        if position.state == "learned":
-            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
         if holder is not None and position.holder != holder:
-            raise RegistryError(
+            raise ClaimLost(
                 f"position {number} of {stream!r} is held by {position.holder or 'nobody'}, no longer by {holder}: "
                 "it was taken for dead. Claim it again."
             )
+        if position.state == "learned":
+            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
         return position

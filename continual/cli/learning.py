@@ -23,7 +23,7 @@ def demo(common: Common) -> None:
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
-    _learn_stream(common, stream, None)
+    _learn_stream(common, stream, None, retries=1)
     say(
         "\nGo on with:\n"
         f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
@@ -38,13 +38,16 @@ def run(
     stream: StreamFile,
     backbone: BackboneName = None,
     check: Annotated[bool, typer.Option("--check", help="Check all tasks and estimate; learn nothing.")] = False,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a task that failed is tried again, after the others.")
+    ] = 1,
 ) -> None:
     """Learn the tasks of a stream that are not learned yet."""
     known = read_stream(stream)
     if check:
         _check_stream(common, known, backbone)
     else:
-        _learn_stream(common, known, backbone)
+        _learn_stream(common, known, backbone, retries=retries)
 
 
 @command(app)
@@ -103,12 +106,12 @@ def audit(common: Common, stream: StreamFile, backbone: BackboneName = None) -> 
         raise typer.Exit(1)
 
 
-def _learn_stream(common: Common, stream: Stream, backbone: str | None) -> None:
+def _learn_stream(common: Common, stream: Stream, backbone: str | None, *, retries: int) -> None:
     with common.learner(backbone or stream.backbone) as learner:
         from continual.cli.progress import progress
 
         with progress(err, [task.name for task in stream.tasks]) as watcher:
-            failed = learner.run(stream, watcher=watcher)
+            failed = learner.run(stream, watcher=watcher, retries=retries)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
         say(f"task {name} failed: {error}", style="red")

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from continual.cli.options import say
 from continual.cli.visible import visible
-from continual.controller import Watcher
+from continual.watcher import Watcher
 
 
 @contextmanager

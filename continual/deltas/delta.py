@@ -99,14 +99,17 @@ class Delta:
 
     def to_bytes(self) -> bytes:
         """The delta as a safetensors file; equal deltas give equal bytes."""
-        about = {
+        return to_blob(self.frozen().tensors(), self.about())
+
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, as JSON."""
+        return {
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
             "backbone": self.backbone,
             **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
             **({"kind": self.kind} if self.kind else {}),
         }
-        return to_blob(self.frozen().tensors(), about)
 
     @property
     def digest(self) -> str:
@@ -122,15 +125,23 @@ def load_delta(data: bytes) -> Delta:
     """
     tensors, about = from_blob(data, what="delta")
     try:
-        head = _head(tensors, about)
-        method = METHODS.get(about["method"])
-        if method is None:
-            raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
-        settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
-        return Delta(about["method"], settings, about["backbone"], tensors, head, kind)
+        return delta_of(tensors, about)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
+
+
+def delta_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
+    """The delta of these tensors, in their order, that `Delta.about` says all else of.
+
+    Raises DeltaError for a method that this version does not know; KeyError, TypeError or ValueError for no delta.
+    """
+    values = dict(tensors)
+    head, method = _head(values, about), METHODS.get(about["method"])
+    if method is None:
+        raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
+    settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
+    return Delta(about["method"], settings, about["backbone"], values, head, kind)
 
 
 def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:

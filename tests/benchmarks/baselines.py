@@ -19,7 +19,7 @@ from continual.backbone import Backbone, Pooling
 from continual.evaluate import metric_score
 from continual.features import pad, pool, shuffled_batches, sorted_batches
 from continual.kinds.classification import Labelled
-from continual.train import Optimiser
+from continual.optimiser import Optimiser
 from tasks import Budget
 
 RANK = 8

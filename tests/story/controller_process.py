@@ -14,8 +14,8 @@ import datasets
 import torch
 
 from continual import Learner, read_stream
-from continual.controller import Watcher
 from continual.settings import settings
+from continual.watcher import Watcher
 from registry import Registry
 
 torch.set_num_threads(1)

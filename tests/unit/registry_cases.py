@@ -17,6 +17,7 @@ from registry import (
     TaskRecord,
     Unit,
     claim,
+    claim_next,
     settle,
     take,
     this_holder,
@@ -94,6 +95,16 @@ def claim_and_stay(folder: Path, start: Any, won: Any) -> None:
     with make_registry(folder) as registry:
         start.wait()
         won.put(claim(registry, "core", number=0, holder=this_holder()))
+        start.wait()
+
+
+def claim_all(folder: Path, start: Any, won: Any, count: int) -> None:
+    """Claims as long as anything is free, at the same time as others, and tells what it got."""
+    with make_registry(folder) as registry:
+        start.wait()
+        among = dict.fromkeys(range(count), 1)
+        found = iter(lambda: claim_next(registry, "core", among=among, holder=this_holder()), None)
+        won.put(list(found))
         start.wait()
 
 

@@ -26,7 +26,8 @@ from continual.deltas.diff_pruning import BETA, GAMMA, ZETA, SparseDifference
 from continual.deltas.intrinsic import drawn, fastfood, hadamard_transform
 from continual.deltas.masking import Masked
 from continual.features import pooled
-from continual.train import Optimiser, train
+from continual.optimiser import Optimiser
+from continual.train import train
 from tasks import Budget
 
 

@@ -2,19 +2,48 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from socket import gethostname
+from threading import Thread
+from typing import Any
 
 import pytest
-from registry_cases import begin, claim_and_die, claim_and_stay, learn, make_registry
-from sqlalchemy import select
+from registry_cases import (
+    accuracy,
+    begin,
+    claim_all,
+    claim_and_die,
+    claim_and_stay,
+    learn,
+    learn_in,
+    make_registry,
+)
+from sqlalchemy import select, text
 
-from registry import NotFound, Registry, RegistryError, claim, heartbeat, held, release, this_holder
-from registry.base import now
+from registry import (
+    ClaimLost,
+    Disconnected,
+    Interrupted,
+    NotFound,
+    Registry,
+    Unit,
+    claim,
+    claim_next,
+    heartbeat,
+    held,
+    keep_checkpoint,
+    last_checkpoint,
+    release,
+    this_holder,
+    verify,
+)
+from registry.base import clock, now
 from registry.holders import alive
-from registry.tables import Position
+from registry.lookups import position_row
+from registry.tables import Position, Stream
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -57,9 +86,14 @@ def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path, regist
 
 def test_a_reused_process_number_is_not_the_holder() -> None:
     host, pid, start = this_holder().rsplit(":", 2)
-    assert alive(this_holder(), leased=False)
     assert not alive(f"{host}:{pid}:{int(start or 0) + 1}", leased=True) or not start
     assert not alive(f"{gethostname()}:{2**22 + 1}:1", leased=True)
+
+
+def test_a_process_is_not_told_from_its_own_earlier_runs_but_by_the_lease() -> None:
+    """What a run could not give back, for want of a database, must not keep this process waiting for itself."""
+    assert alive(this_holder(), leased=True)
+    assert not alive(this_holder(), leased=False)
 
 
 def test_another_host_is_judged_by_its_heartbeat(registry: Registry) -> None:
@@ -74,7 +108,7 @@ def test_another_host_is_judged_by_its_heartbeat(registry: Registry) -> None:
 def test_who_lost_a_position_cannot_finish_it(registry: Registry) -> None:
     learn(registry, "sst2")
     claim(registry, "core", number=0, holder=this_holder())
-    with pytest.raises(RegistryError, match="no longer by elsewhere"), registry.unit() as unit:
+    with pytest.raises(ClaimLost, match="no longer by elsewhere"), registry.unit() as unit:
         unit.finish("core", 0, delta="sst2@1", holder=FAR)
 
 
@@ -108,3 +142,190 @@ def test_heartbeats_are_sent_while_a_position_is_held(registry: Registry) -> Non
 def _silent(registry: Registry) -> bool:
     with registry.reading() as session:
         return session.scalars(select(Position.lease_until)).one() < now()
+
+
+# Any number of controllers
+
+
+ANY = dict.fromkeys(range(3), 2)  # every position, each begun twice at most
+
+
+def test_the_next_that_is_free_is_taken(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2", "trec", "mnli")
+        assert [claim_next(registry, "core", among=ANY, holder=FAR) for _ in range(4)] == [0, 1, 2, None]
+        assert release(registry, "core", number=1, holder=FAR)
+        assert claim_next(registry, "core", among={0: 2, 2: 2}, holder=FAR) is None, "1 is not asked for"
+        assert claim_next(registry, "core", among=ANY, holder=FAR) == 1
+        silence(registry, 130)
+        assert claim_next(registry, "core", among=ANY, holder=this_holder()) == 0, "its holder has been silent"
+        with pytest.raises(NotFound):
+            claim_next(registry, "cora", among=ANY, holder=FAR)
+
+
+def test_what_failed_comes_after_the_others_and_not_for_ever(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2", "trec")
+        found = []
+        while (number := claim_next(registry, "core", among=ANY, holder=FAR)) is not None:
+            found.append(number)
+            with registry.unit() as unit:
+                unit.fail("core", number, error="boom", holder=FAR)
+        assert found == [0, 1, 0, 1]
+        assert [(p.state, p.attempts) for p in registry.stream("core").positions] == [("failed", 2)] * 2
+
+
+def test_nobody_waits_for_who_looks_at_a_position(tmp_path: Path, database: str) -> None:
+    if not database.startswith("postgresql"):
+        pytest.skip("SQLite locks no rows: its writers queue")
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2", "trec")
+        with registry.unit() as unit:
+            position_row(unit.session, "core", number=0)  # locked until the unit ends
+            assert claim_next(registry, "core", among=ANY, holder=FAR) == 1
+
+
+def test_many_processes_share_a_stream_without_a_double(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        begin(registry, *(f"task{number}" for number in range(12)))
+        spawn = get_context("spawn")
+        start, won = spawn.Barrier(3), spawn.Queue()
+        children = [spawn.Process(target=claim_all, args=(tmp_path, start, won, 12)) for _ in range(3)]
+        for child in children:
+            child.start()
+        taken = [won.get(timeout=60) for _ in children]
+        for child in children:
+            child.join()
+        assert sorted(number for numbers in taken for number in numbers) == list(range(12))
+
+
+# Another host's clock
+
+
+def test_a_clock_that_is_wrong_bears_on_nothing(
+    registry: Registry, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder's host is an hour behind, ours an hour ahead: the lease is the database's."""
+    for own, hours in ((FAR, -1), (this_holder(), 1)):
+
+        class Wrong(datetime):
+            offset = timedelta(hours=hours)
+
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:
+                return datetime.now(tz) + cls.offset
+
+        monkeypatch.setattr("registry.base.datetime", Wrong)
+        monkeypatch.setattr("time.time", lambda hours=hours: time.time_ns() / 1e9 + 3600 * hours)
+        assert abs(now() - datetime.now(UTC)) > timedelta(minutes=59)
+        assert claim(registry, "core", number=0, holder=own) == (own == FAR)
+    assert heartbeat(registry, "core", number=0, holder=FAR)
+    silence(registry, 130)
+    assert claim(registry, "core", number=0, holder=this_holder())
+    with registry.reading() as session:
+        left = session.scalars(select(Position.lease_until)).one() - clock(session)
+    assert timedelta(seconds=100) < left <= timedelta(seconds=120)
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_its_holders_and_goes_when_the_task_is_learned(registry: Registry) -> None:
+    keep = partial(keep_checkpoint, registry, "core", number=0)
+    assert last_checkpoint(registry, "core", number=0) is None
+    assert claim(registry, "core", number=0, holder=FAR)
+    for epoch in (1, 2):
+        keep(holder=FAR, epoch=epoch, data=b"state %d" % epoch)
+    assert last_checkpoint(registry, "core", number=0) == b"state 2"
+    assert [blob.bytes for blob in registry.blobs.every()] == [7], "what was replaced does not pile up"
+    assert verify(registry) == []
+    silence(registry, 130)
+    assert claim(registry, "core", number=0, holder=this_holder())
+    with pytest.raises(ClaimLost):
+        keep(holder=FAR, epoch=3, data=b"late")
+    assert last_checkpoint(registry, "core", number=0) == b"state 2"
+    with registry.unit() as unit:
+        unit.fail("core", 0, error="boom", holder=this_holder())
+    assert last_checkpoint(registry, "core", number=0) == b"state 2", "what failed goes on from there"
+    learn(registry, "sst2")
+    with registry.unit() as unit:
+        unit.finish("core", 0, delta="sst2@1")
+    assert last_checkpoint(registry, "core", number=0) is None
+
+
+# Routed scores
+
+
+def test_routed_scores_are_of_all_that_is_learned_or_none(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2", "trec")
+        for task in ("sst2", "trec"):
+            learn(registry, task)
+        with registry.unit() as unit:
+            unit.finish("core", 1, delta="trec@1")
+        late = [accuracy(0.5, mode="routed", stream="core", step=1)]
+        with registry.unit() as unit:
+            assert unit.add_routed("core", 1, {"trec@1": late})
+            unit.finish("core", 0, delta="sst2@1")
+            assert not unit.add_routed("core", 1, {"trec@1": late}), "sst2 would be missing among the routes"
+            assert unit.add_routed("core", 1, {"trec@1": late, "sst2@1": late})
+            assert unit.add_routed("core", 0, {"sst2@1": late})
+
+
+# Transactions that meet, and connections that break
+
+
+def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, database: str) -> None:
+    """Two controllers begin a stream at once: each finds none, and only one can write it."""
+    if not database.startswith("postgresql"):
+        pytest.skip("SQLite's writers queue")
+    with make_registry(tmp_path) as registry:
+        tried: list[str] = []
+
+        def work(unit: Unit) -> None:
+            tried.append("begun")
+            unit.begin_stream("core", backbone="f00d", spec={"name": "core"}, entries=[("sst2", "r-sst2")])
+
+        second = Thread(target=registry.write, args=(work,))
+        with registry.unit() as first:
+            work(first)
+            first.session.flush()
+            second.start()  # sees no stream, and waits with its own until ours is committed
+            while not _waits_for_a_lock(registry):
+                time.sleep(0.01)
+        second.join()
+        assert len(tried) == 3
+        assert [p.task for p in registry.stream("core").positions] == ["sst2"]
+        with pytest.raises(Interrupted), registry.unit() as unit:
+            unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
+
+
+def _waits_for_a_lock(registry: Registry) -> bool:
+    with registry.reading() as session:
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(session.scalar(waiting))
+
+
+def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: str) -> None:
+    if not database.startswith("postgresql"):
+        pytest.skip("SQLite has no connection that could break")
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2")
+        broken: list[int] = []
+
+        def work(unit: Unit) -> str:
+            name = learn_in(unit, registry, "sst2")
+            if len(broken) < 2:
+                broken.append(unit.session.scalar(text("SELECT pg_backend_pid()")))
+                with registry.unit() as other:
+                    other.session.execute(text(f"SELECT pg_terminate_backend({broken[-1]})"))
+            unit.finish("core", 0, delta=name)
+            return name
+
+        assert registry.write(work) == "sst2@1"
+        assert len(set(broken)) == 2
+        assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
+        broken.clear()
+        with pytest.raises(Disconnected), registry.unit() as unit:
+            work(unit)
+        assert len(broken) == 1

@@ -1,0 +1,116 @@
+"""How far learning a task has come, kept in the registry for whoever takes the task over."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from continual.course import Course, packed, unpacked
+from continual.errors import BlobError, ClaimLost, DeltaError, NotFound, RegistryError
+from continual.formats import from_blob, to_blob
+from continual.neighbours import recalled
+from continual.search import Arm, Trial
+from continual.warmstart import Neighbour
+from registry import Registry, keep_checkpoint, last_checkpoint
+
+EVERY = 10.0  # seconds of learning that may be lost
+SHARE = 0.02  # most of the time that keeping may take: large deltas are kept less often
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided of a task before it is trained, and is not decided anew where another goes on.
+
+    arm: its method and learning rate · tried: what a search for them looked at · spanning: the deltas that span the
+    subspace it is learned in · neighbours: those that may be a start.
+    """
+
+    arm: Arm
+    tried: tuple[Trial, ...]
+    spanning: tuple[Neighbour, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What learning a task can go on from. start: the neighbour it began with, None from scratch · seconds: so far."""
+
+    plan: Plan
+    start: str | None
+    course: Course
+    seconds: float
+
+
+class Keeper:
+    """Keeps the checkpoints of a position that `holder` holds, in the registry, where enough time has passed."""
+
+    def __init__(self, registry: Registry, stream: str, *, number: int, holder: str, recipe: str) -> None:
+        self._registry, self._stream, self._number, self._holder = registry, stream, number, holder
+        self._recipe, self._due = recipe, time.perf_counter() + EVERY
+
+    def last(self) -> Checkpoint | None:
+        """The last checkpoint that was kept, by whomever; None, with a warning, where it is of no use."""
+        try:
+            stored = last_checkpoint(self._registry, self._stream, number=self._number)
+            return None if stored is None else _read(stored, recipe=self._recipe, registry=self._registry)
+        except (BlobError, DeltaError, NotFound, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.warning("position %d of %s is learned from its beginning: %s", self._number, self._stream, reason)
+            return None
+
+    def __call__(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, where it is due.
+
+        One that cannot be kept stops no training; ClaimLost, raised where another has taken the position over, does.
+        """
+        began = time.perf_counter()
+        if began < self._due:
+            return
+        try:
+            keep_checkpoint(
+                self._registry,
+                self._stream,
+                number=self._number,
+                holder=self._holder,
+                epoch=len(checkpoint.course.curve) - 1,
+                data=_written(checkpoint, recipe=self._recipe),
+            )
+        except ClaimLost:
+            raise
+        except RegistryError as error:
+            log.warning("no checkpoint of position %d of %s, learning goes on: %s", self._number, self._stream, error)
+        ended = time.perf_counter()
+        self._due = ended + max(EVERY, (ended - began) / SHARE)
+
+
+def _written(checkpoint: Checkpoint, *, recipe: str) -> bytes:
+    tensors, course = packed(checkpoint.course)
+    plan = checkpoint.plan
+    about = {
+        "recipe": recipe,
+        "arm": plan.arm.told(),
+        "tried": [trial.told() for trial in plan.tried],
+        "spanning": [neighbour.name for neighbour in plan.spanning],
+        "neighbours": [(neighbour.name, neighbour.again) for neighbour in plan.neighbours],
+        "start": checkpoint.start,
+        "seconds": checkpoint.seconds,
+        "course": course,
+    }
+    return to_blob(tensors, about)
+
+
+def _read(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
+    """The checkpoint that was written.
+
+    Raises ValueError for one of another recipe, NotFound or BlobError where a delta that it names is gone.
+    """
+    tensors, about = from_blob(data, what="checkpoint")
+    if about["recipe"] != recipe:
+        raise ValueError("its checkpoint is of another recipe")
+
+    tried = tuple(map(Trial.read, about["tried"]))
+    spanning = tuple(recalled(registry, name) for name in about["spanning"])
+    neighbours = tuple(recalled(registry, name, again=again) for name, again in about["neighbours"])
+    plan = Plan(Arm.read(about["arm"]), tried, spanning, neighbours)
+    return Checkpoint(plan, about["start"], unpacked(tensors, about["course"]), about["seconds"])

@@ -1,0 +1,65 @@
+"""How a step down the gradient is taken: AdamW, warm-up and decay, gradients clipped."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from continual.errors import LearnError
+
+WARM_UP = 0.1  # share of the steps in which the learning rate rises
+LARGEST_GRADIENT = 1.0
+
+
+class Optimiser:
+    """AdamW without weight decay, whose learning rate rises for a tenth of the steps and falls linearly to zero.
+
+    done, moments: how far an earlier one came and what it then held, to go on as it would have.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[Tensor],
+        *,
+        learning_rate: float,
+        steps: int,
+        done: int = 0,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._tensors, self._rate, self._steps = list(tensors), learning_rate, steps
+        self._rise = max(math.ceil(WARM_UP * steps), 1)
+        self._adamw = torch.optim.AdamW(self._tensors, lr=learning_rate, weight_decay=0.0)
+        self.done = done
+        for key, value in (moments or {}).items():
+            number, name = key.split("/")
+            tensor = self._tensors[int(number)]
+            own = "cpu" if name == "step" else tensor.device  # where AdamW itself keeps it
+            self._adamw.state[tensor][name] = value.to(own, copy=True)
+
+    def __call__(self, loss: Tensor) -> float:
+        """One step down the gradient of `loss`; the loss as a number.
+
+        Raises LearnError for a loss that is not finite, before anything is changed by it.
+        """
+        value = loss.item()
+        if not math.isfinite(value):
+            raise LearnError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
+        self._adamw.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self._tensors, LARGEST_GRADIENT)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._rate * self._share()
+        self._adamw.step()
+        self.done += 1
+        return value
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """What AdamW remembers of each tensor, by its number; still in use, so the next step changes it."""
+        known = ((number, self._adamw.state.get(tensor, {})) for number, tensor in enumerate(self._tensors))
+        return {f"{number}/{name}": value for number, state in known for name, value in state.items()}
+
+    def _share(self) -> float:
+        """The share of the learning rate at which the next step is taken."""
+        return min((self.done + 1) / self._rise, max(self._steps - self.done, 0) / max(self._steps - self._rise, 1))

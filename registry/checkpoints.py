@@ -1,0 +1,43 @@
+"""How far the learning of a position has come: one blob to go on from, replaced as it gets further."""
+
+from sqlalchemy import delete, select
+
+from registry.collection import sweep
+from registry.errors import ClaimLost
+from registry.lookups import position_row
+from registry.registry import Registry
+from registry.tables import Checkpoint, Position, Stream
+from registry.unit import Unit
+
+
+def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str, epoch: int, data: bytes) -> None:
+    """Stores what to go on from after `epoch`, in place of what was stored before.
+
+    Raises: ClaimLost, where `holder` does not hold the position any more; BlobError, where the bytes cannot be stored.
+    """
+    digest = registry.blobs.put(data)
+
+    def work(unit: Unit) -> list[str]:
+        position = position_row(unit.session, stream, number=number)
+        if position.holder != holder:
+            raise ClaimLost(f"position {number} of {stream!r} is no longer held by {holder}. Claim it again.")
+        unit.require_blobs(digest)
+        of_position = Checkpoint.position_id == position.id
+        replaced = unit.session.scalars(select(Checkpoint.digest).where(of_position)).all()
+        unit.session.execute(delete(Checkpoint).where(of_position))
+        unit.session.add(Checkpoint(position_id=position.id, epoch=epoch, digest=digest))
+        return [before for before in replaced if before != digest]
+
+    sweep(registry, registry.write(work))
+
+
+def last_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:
+    """What was stored last for a position that is not learned yet; None where nothing was.
+
+    Raises: BlobError, where it is missing or damaged.
+    """
+    found = select(Checkpoint.digest).join(Position, Position.id == Checkpoint.position_id)
+    found = found.join(Stream, Stream.id == Position.stream_id).where(Stream.name == stream, Position.number == number)
+    with registry.reading() as session:
+        digest = session.scalar(found)
+    return None if digest is None else registry.blobs.get(digest)

@@ -1,0 +1,79 @@
+"""What becomes of a stream when processes, disks, databases, blobs and clocks fail?
+
+    PYTHONPATH=.:tests python -m tests.benchmarks.faults [--kills 100] [--repeats 5] [--only kills,clocks] [--seed 0]
+
+Each scenario breaks something while controllers learn a stream of the smoke stream's shape on a tiny random backbone.
+After each: `verify` is clean or names the damage, every task is learned exactly once, and no score is lost: what one
+controller comes to, in however many runs, is to the bit what an undisturbed one comes to. One JSON document of counts;
+exit code 1 where anything was wrong. Needs PostgreSQL, and root for the disks (small tmpfs).
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from controllers import RESUMED, make_world
+from faults import (
+    Bench,
+    Counts,
+    clocks,
+    controllers,
+    damage,
+    disk_full,
+    kills,
+    mlflow_away,
+    restarts,
+    undisturbed,
+)
+from postgres import running
+
+
+def scenarios(bench: Bench, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:
+    """Every scenario by its name."""
+    both = ("sqlite", "postgresql")
+    sizes = [300 + 200 * number for number in range(repeats)]
+    return {
+        "kills": lambda: kills(bench, "sqlite", count),
+        "kills_postgresql": lambda: kills(bench, "postgresql", -(-count // 4)),
+        "controllers": lambda: [controllers(bench, kind, n) for kind in both for n in (2, 4)],
+        "controllers_killed": lambda: [controllers(bench, kind, 4, killed=2) for kind in both for _ in range(repeats)],
+        "disk_full": lambda: disk_full(bench, sizes),
+        "database_restarted": lambda: restarts(bench, 2 * repeats),
+        "damage": lambda: damage(bench),
+        "clocks": lambda: clocks(bench),
+        "mlflow_from_the_start": lambda: mlflow_away(bench, middle=False),
+        "mlflow_in_the_middle": lambda: mlflow_away(bench, middle=True),
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--kills", type=int, default=100)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--only", type=lambda names: names.split(","), default=[])
+    options.add_argument("--seed", type=int, default=0)
+    given = options.parse_args()
+    with TemporaryDirectory(prefix="continual-faults-") as folder, running() as server:
+        world = make_world(Path(folder))
+        expected, seconds = undisturbed(world)
+        bench = Bench(world, server, random.Random(given.seed), expected, seconds)
+        found: Counts = {"undisturbed_seconds": round(seconds, 2)}
+        for name, scenario in scenarios(bench, given.kills, given.repeats).items():
+            if name in (given.only or [name]):
+                print(name, file=sys.stderr, flush=True)
+                found[name] = scenario()
+        resumed = world.folder / RESUMED
+        found["resumed_from_a_checkpoint"] = len(resumed.read_text().splitlines()) if resumed.exists() else 0
+        found["wrong"] = bench.wrong
+        if bench.wrong:
+            print((world.folder / "log").read_text(), file=sys.stderr)
+    print(json.dumps(found, indent=2))
+    sys.exit(1 if bench.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

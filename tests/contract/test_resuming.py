@@ -1,0 +1,48 @@
+"""Training that goes on from what was kept ends as if it had never stopped: every method, to the bit."""
+
+import pytest
+import torch
+from tiny import fresh_delta, prepared
+
+from continual.backbone import Backbone
+from continual.course import Course, packed, unpacked
+from continual.deltas import METHODS, Delta
+from continual.formats import from_blob, to_blob
+from continual.train import Trained, train
+from tasks import Budget
+
+
+def trained(backbone: Backbone, start: Delta, *, epochs: int = 4, course: Course | None = None) -> tuple[Trained, list]:
+    kept: list[bytes] = []
+    found = train(
+        backbone,
+        start,
+        rows=prepared(backbone, "mood", 12),
+        validation=prepared(backbone, "mood", 6, seed=1),
+        budget=Budget(epochs=epochs, batch_size=4, learning_rate=1e-2),
+        metric="accuracy",
+        seed=3,
+        course=course,
+        keep=lambda course: kept.append(to_blob(*packed(course))),
+    )
+    return found, kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None:
+    start = fresh_delta(bert, method)
+    whole, kept = trained(bert, start)
+    assert len(kept) == 5
+    for epoch, data in enumerate(kept):
+        torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
+        rest, later = trained(bert, start, course=unpacked(*from_blob(data, what="checkpoint")))
+        assert rest.delta.digest == whole.delta.digest
+        assert rest.curve == whole.curve
+        assert len(later) == 4 - epoch, "what is done is not done again"
+        assert [_tensors(one) for one in later] == [_tensors(one) for one in kept[epoch + 1 :]]
+
+
+def _tensors(data: bytes) -> dict[str, bytes]:
+    """All that was kept but the seconds."""
+    tensors, about = from_blob(data, what="checkpoint")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"deltas": repr(about["deltas"])}

@@ -1,0 +1,224 @@
+"""Streams that are broken on the way: a short form of tests/benchmarks/faults.py, and what a user sees of it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_stream import digests, open_home, write_stream
+
+from continual import Learner
+from continual.errors import InputError
+from continual.watcher import Watcher
+from registry import claim, last_checkpoint, this_holder, verify
+from registry.tables import Checkpoint as CheckpointRow
+
+ROOT = Path(__file__).parents[2]
+AUTO = {
+    "name": "auto",
+    "candidates": [{"name": "lora", "rank": 1}, {"name": "bitfit"}],
+    "rates": [1.0],
+    "share": 1.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("continual.controller.WAIT", 0.05)
+    monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
+    monkeypatch.setattr("continual.checkpoint.SHARE", 1e9)
+
+
+@pytest.fixture
+def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
+    with open_home(bert_folder, tmp_path / "home") as opened:
+        yield opened
+
+
+class PowerCut(BaseException):
+    """Ends a run as nothing else would."""
+
+
+def cut(task: str, step: int) -> Callable[[str, int, int], None]:
+    def at(name: str, done: int, total: int) -> None:
+        if (name, done) == (task, step):
+            raise PowerCut
+
+    return at
+
+
+def cut_short(learner: Learner, stream: Any, *, task: str, step: int) -> None:
+    with pytest.raises(PowerCut):
+        learner.run(stream, watcher=Watcher(step=cut(task, step)))
+
+
+def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
+    """What the benchmark does a hundred times, a few times: in a process that forks, which this one had better not."""
+    if shutil.which("initdb") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    scenarios = "kills,controllers,damage,database_restarted" + (",disk_full" if os.getuid() == 0 else "")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.faults", "--kills", "4", "--repeats", "1", "--only", scenarios],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"]["kills"] == 4
+    assert found["damage"]["damaged"] > 30
+    assert found["database_restarted"]["restarts"] == 2
+    assert found["wrong"] == []
+
+
+def test_what_was_decided_is_not_decided_anew(
+    learner: Learner, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search found the method and a neighbour was the start; the next run goes on with both, to the same bits."""
+    stream = write_stream(tmp_path, tasks=("animals", "mood"), method=AUTO, warm_start="nearest")
+    with open_home(bert_folder, tmp_path / "undisturbed") as other:
+        assert other.run(stream) == {}
+        expected, report = digests(other), other.report("core")
+    cut_short(learner, stream, task="mood", step=6)
+    assert verify(learner.registry) == []
+    monkeypatch.setattr("continual.learn.planned", None)  # not to be called
+    noted: list[str] = []
+    assert learner.run(stream, watcher=Watcher(noted=lambda task, note: noted.append(f"{task} {note}"))) == {}
+    assert noted == ["mood goes on after epoch 1"]
+    assert digests(learner) == expected
+    found = learner.report("core")
+    for same in ("oracle", "routed"):
+        assert found[same] == report[same]
+    assert [task["parents"] for task in found["per_task"]] == [task["parents"] for task in report["per_task"]]
+    assert learner.registry.delta("mood@1").tried
+    assert last_checkpoint(learner.registry, "core", number=1) is None
+    assert verify(learner.registry) == []
+
+
+@pytest.mark.parametrize("what", ["damaged", "another recipe"])
+def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
+    learner: Learner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    cut_short(learner, write_stream(tmp_path, tasks=("animals",)), task="animals", step=6)
+    changed = {"seed": 1} if what == "another recipe" else {}
+    if what == "damaged":
+        with learner.registry.reading() as session:
+            (digest,) = session.query(CheckpointRow.digest).one()
+        place = Path(learner.registry.blobs.path(digest))
+        place.write_bytes(place.read_bytes()[:-1])
+        assert ["its checkpoint" in line for line in verify(learner.registry)] == [True]
+    stream = write_stream(tmp_path, tasks=("animals",), **changed)
+    with open_home(bert_folder, tmp_path / "undisturbed") as other:
+        assert other.run(stream) == {}
+        expected = digests(other)
+    with caplog.at_level(logging.WARNING):
+        assert learner.run(stream) == {}
+    assert "is learned from its beginning" in caplog.text
+    assert digests(learner) == expected
+    assert verify(learner.registry) == []
+
+
+def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("continual.checkpoint.EVERY", 1000.0)
+    monkeypatch.setattr("continual.checkpoint.keep_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
+    assert learner.run(write_stream(tmp_path, tasks=("animals",))) == {}
+    assert kept == []
+    monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
+    assert learner.run(write_stream(tmp_path, tasks=("animals", "mood"))) == {}
+    assert kept == [0, 1, 2]
+
+
+def test_a_checkpoint_that_cannot_be_kept_stops_nothing(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put = learner.registry.blobs._write
+
+    def full(place: str, data: bytes) -> None:
+        if b'"course' in data[:20000] or b"random/cpu" in data[:20000]:
+            raise OSError(28, "No space left on device")
+        put(place, data)
+
+    monkeypatch.setattr(learner.registry.blobs, "_write", full)
+    with caplog.at_level(logging.WARNING):
+        assert learner.run(write_stream(tmp_path, tasks=("animals",))) == {}
+    assert "No space left on device" in caplog.text
+
+
+def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp_path: Path) -> None:
+    """The disk is full for a moment: the stream goes on, and what failed is learned and measured in the end."""
+    failed: list[str] = []
+
+    def once(task: str, done: int, total: int) -> None:
+        if task == "mood" and not failed:
+            raise OSError("the disk is full")
+
+    stream = write_stream(tmp_path)
+    order: list[str] = []
+    watcher = Watcher(began=order.append, step=once, failed=lambda task, error: failed.append(error))
+    assert learner.run(stream, watcher=watcher) == {}
+    assert order == ["animals", "mood", "place", "mood"]
+    assert failed == ["OSError: the disk is full"]
+    assert [p.attempts for p in learner.registry.positions("core")] == [1, 2, 1]
+    matrix = learner.report("core")["routed"]["matrix"]
+    assert all(matrix[t][i] is not None for t in range(3) for i in range(t + 1))
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_it_is_tried_a_set_number_of_times(learner: Learner, tmp_path: Path, retries: int) -> None:
+    hopeless = {"method": {"name": "adapter", "size": 2, "initial_scale": 1e30}}
+    stream = write_stream(tmp_path, tasks=("animals",), changes={"animals": hopeless})
+    for run in (1, 2):
+        assert list(learner.run(stream, retries=retries)) == ["animals"]
+        (position,) = learner.registry.positions("core")
+        assert (position.state, position.attempts) == ("failed", run * (retries + 1))
+    with pytest.raises(InputError, match="-1 times"):
+        learner.run(stream, retries=-1)
+
+
+def test_a_free_position_is_taken_though_an_earlier_one_is_held(learner: Learner, tmp_path: Path) -> None:
+    """The stream is measured in its own order, whoever learned what when."""
+    stream = write_stream(tmp_path)
+    cut_short(learner, stream, task="animals", step=1)
+    assert claim(learner.registry, "core", number=0, holder="elsewhere:1:1")
+    order: list[str] = []
+
+    def give_back(task: str, holder: str) -> None:
+        assert (task, holder) == ("animals", "elsewhere:1:1")
+        assert order == ["mood", "place"], "nobody waits while anything is free"
+        assert not learner.registry.scores(mode="routed"), "what came before is not there yet"
+        with learner.registry.unit() as unit:
+            unit.fail("core", 0, error="gone", holder=holder)
+
+    assert learner.run(stream, watcher=Watcher(began=order.append, waiting=give_back), retries=3) == {}
+    assert order == ["mood", "place", "animals"]
+    report = learner.report("core")
+    assert report["tasks"] == ["animals", "mood", "place"]
+    assert all(report["routed"]["matrix"][t][i] is not None for t in range(3) for i in range(t + 1))
+    assert report["routed"]["acc"] is not None
+
+
+def test_who_lost_a_task_learns_so_at_the_next_epoch(learner: Learner, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, tasks=("animals",))
+    steps: list[int] = []
+
+    def lose(task: str, done: int, total: int) -> None:
+        steps.append(done)
+        if done == 1:
+            with learner.registry.unit() as unit:
+                unit.fail("core", 0, error="taken for dead", holder=this_holder())
+
+    watcher = Watcher(step=lose)
+    assert learner.run(stream, watcher=watcher, retries=0) == {"animals": "taken for dead"}
+    per_epoch = 60 // 16 + 1
+    assert steps == list(range(1, per_epoch + 1)), "not trained to the end in vain"
