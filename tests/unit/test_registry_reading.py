@@ -31,7 +31,9 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "cost": lambda registry: registry.cost(),
     "report": lambda registry: report(registry, "core"),
     "known tasks": lambda registry: registry.require_same([task_record(row["task"]) for row in registry.tasks()]),
-    "known stream": lambda registry: registry.require_begun_so("core", [("t0", "r-t0"), ("t1", "r-t1")]),
+    "known stream": lambda registry: registry.require_begun_so(
+        "core", [(position.task, position.recipe) for position in registry.positions("core")]
+    ),
     "serving": lambda registry: registry.serving("t0"),
     "stream_of": lambda registry: registry.stream_of("t0@1"),
     "waiting": waiting,
