@@ -98,35 +98,34 @@ class Blobs:
     def find(self, digest: str) -> StoredBlob | None:
         """What is stored under `digest`, its bytes unread."""
         place = self.path(digest)
-        try:
+        with _reached("look for", place), suppress(FileNotFoundError):
             return StoredBlob(digest, place, int(self._files.size(place)), self._files.modified(place))
-        except FileNotFoundError:
-            return None
+        return None
 
     def every(self) -> Iterator[StoredBlob]:
         """All that was put here, and drafts whose writers died; other files are nobody's business."""
-        for place, about in self._files.find(self._root, detail=True).items():
-            if ours := OURS.search(place):
-                with suppress(FileNotFoundError):  # a draft that was finished meanwhile
-                    yield StoredBlob("".join(ours.groups("")), place, int(about["size"]), self._files.modified(place))
+        with _reached("list", self._root):
+            for place, about in self._files.find(self._root, detail=True).items():
+                if ours := OURS.search(place):
+                    with suppress(FileNotFoundError):  # a draft that was finished meanwhile
+                        name, size = "".join(ours.groups("")), int(about["size"])
+                        yield StoredBlob(name, place, size, self._files.modified(place))
 
     def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
         """Deletes a blob unless it was put again since `put_before`; whether it did."""
-        try:
-            if put_before is not None and self._files.modified(blob.place) > put_before:
-                return False
-            self._files.rm_file(blob.place)
-        except FileNotFoundError:
-            return False
-        return True
+        with _reached("delete", blob.place), suppress(FileNotFoundError):
+            if put_before is None or self._files.modified(blob.place) <= put_before:
+                self._files.rm_file(blob.place)
+                return True
+        return False
 
     def clock(self) -> datetime:
         """This moment by the clock that says when a blob was put."""
         draft = f"{self._root}/00/.{uuid4().hex}"
-        self._files.makedirs(f"{self._root}/00", exist_ok=True)
-        self._files.pipe_file(draft, b"")
-        moment: datetime = self._files.modified(draft)
-        self._files.rm_file(draft)
+        self._write(draft, b"")
+        with _reached("look at", draft):
+            moment: datetime = self._files.modified(draft)
+            self._files.rm_file(draft)
         return moment
 
     def path(self, digest: str) -> str:

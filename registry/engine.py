@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
 
 from registry.errors import DatabaseUnavailable, RegistryError
 from registry.secrets import shown
@@ -48,6 +49,7 @@ def connect(url: str) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
     else:
         event.listen(engine, "do_connect", _Patient())
+        event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
 
@@ -103,6 +105,12 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             plain.close()
 
 
+def wait_for_others(session: Session, name: str) -> None:
+    """Waits until nobody else is adding what has this name; to be asked again, it may be there now."""
+    if session.get_bind().dialect.name == "postgresql":  # elsewhere nobody else writes
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
 def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
     """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
     if connection.dialect.name == "postgresql":
@@ -149,6 +157,13 @@ def _looking_only(url: URL) -> dict[str, Any]:
     # Somebody else's log is there while they write, and has to be read; without one the file cannot change either.
     how = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
     return {"creator": lambda: sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)}
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    # A plan made for any value of a page's size and beginning reads a tenth of the table to be safe: 90 ms for 7.
+    with connection.cursor() as cursor:
+        cursor.execute("SET plan_cache_mode = force_custom_plan")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -4,6 +4,7 @@ from registry.errors import NotFound
 from tasks.errors import InputError
 
 LONGEST = 10  # digits of a version that a database takes
+LONGEST_NAME = 500  # signs: what PostgreSQL takes into an index, at four bytes each
 
 
 def delta_name(task: str, version: int) -> str:
@@ -32,10 +33,20 @@ def parse_delta(name: str) -> tuple[str, int]:
 
 
 def plain_name(what: str, name: str) -> str:
-    """`name`, if nothing in it could be taken for a delta's version.
+    """`name`, if nothing in it could be taken for a delta's version, and every database can hold it.
 
-    Raises: InputError, where it is empty or holds an `@`.
+    Raises: InputError, where it is empty, too long, no text, or holds an `@`.
     """
+    if len(name) > LONGEST_NAME or "\0" in name or stored_text(name) != name:
+        raise InputError(
+            f"a {what} cannot be called {name[:80]!r}: names have at most {LONGEST_NAME} signs, and none is NUL "
+            f"or half a surrogate pair. Rename the {what}."
+        )
     if not name or "@" in name:
         raise InputError(f"a {what} cannot be called {name!r}: names are not empty and hold no '@'. Rename the {what}.")
     return name
+
+
+def stored_text(text: str) -> str:
+    """`text` as every database can hold it: NUL and half surrogate pairs become their escapes."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -114,8 +114,9 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
 def signatures(session: Session, backbone: str) -> tuple[StoredSignature, ...]:
     """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival."""
     found = (
-        select(Signature, Delta)
+        select(Signature, Task.name, Delta.version)
         .join(Delta, Delta.id == Signature.delta_id)
+        .join(Task, Task.id == Delta.task_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)
         .where(Backbone.fingerprint == backbone, serves())
         .order_by(Delta.task_id)
@@ -129,7 +130,7 @@ def signature(session: Session, delta: str) -> StoredSignature:
     found = session.scalar(select(Signature).where(Signature.delta_id == row.id))
     if found is None:
         raise NotFound(f"{delta} has no signature: it was imported without rows, or purged. Name a version with one.")
-    return stored_signature(found, row)
+    return stored_signature(found, row.task.name, row.version)
 
 
 def last_version(session: Session, task: str, backbone: str) -> StoredDelta | None:

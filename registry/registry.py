@@ -174,6 +174,8 @@ def _translated(doing: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _kind(error)(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object!r} holds half a surrogate pair, which no database takes. Mend it.") from error
 
 
 def _kind(error: DBAPIError) -> type[RegistryError]:

@@ -45,7 +45,7 @@ def task_listing(task: Task, version: int | None, score: float | None) -> Row:
 
 
 def delta_listing(delta: Delta, score: float | None) -> Row:
-    """A row of `continual deltas`; `score` is on the test split, with the task known."""
+    """A row of `continual deltas`; `score` is on the test split with the task known, `reason` why it does not serve."""
     return {
         "delta": delta.name,
         "task": delta.task.name,
@@ -55,6 +55,7 @@ def delta_listing(delta: Delta, score: float | None) -> Row:
         "share": delta.share,
         "bytes": delta.bytes,
         "status": delta.status,
+        "reason": delta.reason,
         "score": score,
         "mlflow_run": delta.mlflow_run,
         "created_at": delta.created_at.isoformat(),
@@ -146,11 +147,11 @@ def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> 
     )
 
 
-def stored_signature(row: Signature, delta: Delta) -> StoredSignature:
+def stored_signature(row: Signature, task: str, version: int) -> StoredSignature:
     """The record of a delta's signature."""
     return StoredSignature(
-        task=delta.task.name,
-        delta=delta.name,
+        task=task,
+        delta=delta_name(task, version),
         digest=row.digest,
         rows=row.rows,
         pooling=row.pooling,

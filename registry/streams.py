@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
+from registry.engine import wait_for_others
 from registry.errors import StreamChanged
 from registry.lookups import backbone_row
 from registry.names import plain_name
@@ -25,14 +26,19 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
-    stream = session.scalar(select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream))
+    plain_name("stream", name)
+    known = select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream)
+    stream = session.scalar(known)
+    if stream is None:
+        wait_for_others(session, name)
+        stream = session.scalar(known)
     before = stream and (stream.digest, len(stream.positions))
     if stream is None:
-        stream = Stream(name=plain_name("stream", name), backbone=backbone_row(session, backbone))
+        stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
     elif stream.backbone.fingerprint != backbone:
-        known = stream.backbone.fingerprint
-        raise StreamChanged(f"stream {name!r} was begun on backbone {known}, not {backbone}. {ADVICE}.")
+        begun_on = stream.backbone.fingerprint
+        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {ADVICE}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact(stream, {position.task_name for position in stream.positions if _purged(position)})
@@ -41,7 +47,7 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
         position.recipe = recipe  # what is not learned yet may be mended
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
-        stream.positions.append(Position(number=number, task_name=task, recipe=recipe))
+        stream.positions.append(Position(number=number, task_name=plain_name("task", task), recipe=recipe))
     return before != (stream.digest, len(stream.positions))
 
 

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from registry import streams
 from registry.admission import admit
 from registry.blobs import Blobs
+from registry.engine import wait_for_others
 from registry.errors import BlobError, ClaimLost, RegistryError
 from registry.known import known_tasks
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
-from registry.names import delta_name, plain_name
+from registry.names import delta_name, plain_name, stored_text
 from registry.records import (
     BackboneRecord,
     Contest,
@@ -54,17 +55,23 @@ class Unit:
         """Registers a backbone; nothing happens where its fingerprint is known."""
         known = select(Backbone.id).where(Backbone.fingerprint == record.fingerprint)
         if self.session.scalar(known) is None:
-            self.session.add(Backbone(**asdict(record)))
+            wait_for_others(self.session, record.fingerprint)
+            if self.session.scalar(known) is None:
+                self.session.add(Backbone(**asdict(record)))
 
     def add_task(self, record: TaskRecord) -> None:
         """Registers a task, or takes over its new rows, labels and spec.
 
         Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
         """
+        name = plain_name("task", record.name)
         task = known_tasks(self.session, [record]).get(record.name)
+        if task is None:
+            wait_for_others(self.session, record.name)
+            task = known_tasks(self.session, [record]).get(record.name)
         if task is None:  # one that was purged is learned anew under its old name
             purged = self.session.scalar(select(Task).where(Task.name == record.name))
-            task = purged or Task(name=plain_name("task", record.name))
+            task = purged or Task(name=name)
             task.kind, task.metric, task.purged_at = record.kind, record.metric, None
             self.session.add(task)
         task.labels, task.spec = list(record.labels), record.spec
@@ -163,7 +170,7 @@ class Unit:
         Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
-        position.state, position.error = "failed", error
+        position.state, position.error = "failed", stored_text(error)
         position.holder = position.lease_until = None
         self.tell("stream", stream)
 

@@ -12,7 +12,8 @@ from typing import TextIO
 
 from rich.logging import RichHandler
 
-from continual.cli.options import app, err
+from continual.cli.options import app, err, say
+from continual.cli.visible import Visible
 from continual.errors import ContinualError
 from registry import shown
 
@@ -49,13 +50,14 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = RichHandler(console=err, show_path=False, show_time=False)
     handler.addFilter(_without_secrets)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    handler.setFormatter(Visible("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app()
     except ContinualError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         # A message is searched and pasted whole.
-        err.print(shown(str(error)), markup=False, highlight=False, soft_wrap=True)
+        say(shown(str(error)))
         sys.exit(error.exit_code)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, Common, answer, app, command, err
+from continual.cli.options import BackboneName, Common, answer, app, command, say
 from tasks import read_task
 
 
@@ -39,4 +39,4 @@ def import_folder(
         stored = learner.registry.delta(name)
         answer(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")
     reason = f", a {stored.status}: {stored.reason}" if stored.reason else ", and serves"
-    err.print(f"{name} is registered{reason}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{name} is registered{reason}")

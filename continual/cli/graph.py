@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from continual.cli.visible import visible
+
 Edges = Sequence[Mapping[str, Any]]  # rows of `continual lineage`
 DOT = {"\\": "\\\\", '"': '\\"', "&": "&amp;", "\n": "\\n", "\r": "\\r"}
 
@@ -52,7 +54,7 @@ def _arrows(edges: Edges, numbers: Mapping[str, int]) -> Iterable[tuple[int, int
 
 
 def _dot(text: str) -> str:
-    return "".join(DOT.get(letter, letter) for letter in text)
+    return "".join(DOT.get(letter, letter) for letter in visible(text))
 
 
 def _mermaid(text: str) -> str:

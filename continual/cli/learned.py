@@ -18,6 +18,7 @@ from continual.cli.options import (
     err,
     group,
     out,
+    say,
 )
 from continual.errors import InputError
 
@@ -79,7 +80,7 @@ def verify_registry(
 
         found = verify_all(registry, quick=quick, backbone=backbone, device=common.device)
     for note in found.notes:
-        err.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(note)
     if common.json or found.problems:
         answer(common, [{"problem": problem} for problem in found.problems], title="Problems")
     else:

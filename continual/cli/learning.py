@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, out, write
+from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, out, say, write
 from continual.errors import InputError
 from continual.settings import DEFAULT_HOME
 from registry import Registry
@@ -24,14 +24,11 @@ def demo(common: Common) -> None:
         stream = read_stream(write_demo(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
     _learn_stream(common, stream, None, retries=1)
-    err.print(
+    say(
         "\nGo on with:\n"
         f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
         f"  continual report demo{option}\n"
-        f"  continual ui{option}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"  continual ui{option}"
     )
 
 
@@ -117,7 +114,7 @@ def _learn_stream(common: Common, stream: Stream, backbone: str | None, *, retri
             failed = learner.run(stream, watcher=watcher, retries=retries)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
-        err.print(f"task {name} failed: {error}", style="red", markup=False, soft_wrap=True)
+        say(f"task {name} failed: {error}", style="red")
     if failed:
         raise typer.Exit(1)
 
@@ -129,7 +126,7 @@ def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
         rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
     for row in rows:
         for note in row["notes"]:
-            err.print(f"{row['task']}: {note}", markup=False, highlight=False, soft_wrap=True)
+            say(f"{row['task']}: {note}")
     answer(common, rows, title="Every task can be learned; what it would take")
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from continual.cli.visible import visible
 from continual.errors import InputError
 from continual.settings import DEFAULT_HOME, Settings, settings
 from registry import Registry
@@ -63,7 +65,7 @@ class Common:
     def learner(self, backbone: str | None) -> "Learner":
         """The registry with the backbone that is named or, where none is, the only one it knows."""
         name = backbone or self._only_backbone()
-        with err.status(f"loading backbone {name}"):
+        with err.status(escape(visible(f"loading backbone {name}"))):
             from continual.learner import Learner
 
             return Learner.open(name, self.home, device=self.device, dtype=self.dtype)
@@ -131,9 +133,14 @@ def answer(common: Common, rows: list[dict[str, Any]], *, title: str) -> None:
     if common.json:
         write(rows)
     else:
-        out.print(title if rows else f"{title}: none", style="bold", markup=False)
+        out.print(visible(title if rows else f"{title}: none"), style="bold", markup=False)
         if rows:
             out.print(listing(rows))
+
+
+def say(message: str, *, style: str | None = None) -> None:
+    """A message on standard error, as it is: it is searched and pasted whole."""
+    err.print(visible(message), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def write(document: Any) -> None:

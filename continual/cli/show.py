@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from continual.cli.visible import visible
 from continual.forgetting import mean
 from continual.report import Document
 
@@ -51,7 +52,8 @@ def show_report(console: Console, document: Document) -> None:
         console.print(title, style="bold")
         console.print(table)
     for task in document["unfinished"]:
-        console.print(f"{task['task']} is not learned: {task['error'] or task['state']}", style="red", markup=False)
+        unlearned = visible(f"{task['task']} is not learned: {task['error'] or task['state']}")
+        console.print(unlearned, style="red", markup=False)
 
 
 def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:
@@ -60,7 +62,7 @@ def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> T
     for number in range(1, len(tasks) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
-        table.add_row(escape(f"{number} {name}"), *(_shaded(value) for value in row))
+        table.add_row(escape(visible(f"{number} {name}")), *(_shaded(value) for value in row))
     return table
 
 
@@ -82,11 +84,11 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("delta", "start") else "right", overflow="fold")
     for task in tasks:
         table.add_row(
-            escape(task["delta"]),
+            escape(visible(task["delta"])),
             _text(task["score"]),
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
-            ", ".join(parent["delta"] for parent in task["parents"]) or "scratch",
+            escape(visible(", ".join(parent["delta"] for parent in task["parents"]) or "scratch")),
             _text(_gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
@@ -128,7 +130,7 @@ def _text(value: Any, name: str = "") -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
         return " ".join(_text(found) for found in value.values())
-    return escape(str(value))
+    return escape(visible(str(value)))
 
 
 def _is_number(value: Any) -> bool:

@@ -61,7 +61,7 @@ def _tags(to: Projection, delta: StoredDelta, key: str) -> dict[str, str]:
         "digest": delta.values,
         "backbone": delta.backbone,
         "warm_start": delta.warm_start,
-        "parents": ", ".join(edge["parent"] for edge in to.registry.lineage(delta.name) if edge["depth"] == 1),
+        "parents": ", ".join(edge["parent"] for edge in to.registry.lineage(delta.name, depth=1)),
     }
     stream = to.registry.stream_of(delta.name)
     if stream is None:

@@ -1,5 +1,6 @@
 """`verify` looks into the blobs, loads the backbone, and asks the champions again."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,6 +145,29 @@ def test_the_command_says_it(
     code, out, err = verify("--json", "--device", "cpu")
     assert (code, "mood@1: it answers" in out, "mood@1" in err) == (1, True, False)
     assert verify("--quick")[0] == 0
+
+
+def test_a_home_is_written_into_a_file_and_put_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def db(*words: str, home: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["continual", "db", *words, "--json", "--home", str(folder / home)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    file = str(folder / "archive.zip")
+    code, out, _ = db("dump", file, home="home")
+    (said,) = json.loads(out)
+    assert (code, said["tasks"], said["deltas"], said["streams"]) == (0, 2, 2, 1)
+    code, _, err = db("dump", file, home="home")
+    assert (code, "is there already" in err) == (2, True)
+    assert db("restore", file, home="other")[:2] == (0, out)
+    code, _, err = db("restore", file, home="other")
+    assert (code, "not empty" in err) == (2, True)
+    with open_home(folder / "backbone", folder / "other") as restored:
+        assert found(restored) == Verified([], [])
+        assert restored.predict(["awful dull"], task="mood")[0].label == "bad"
 
 
 def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

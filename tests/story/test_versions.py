@@ -114,8 +114,9 @@ def test_with_other_held_out_rows_both_answer_those_of_both(learner: Learner, tm
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    learner.learn(animals(old))
-    learner.learn(animals(new, seed=1, budget={"epochs": 4, "max_length": 16}))
+    animals(old)
+    learner.learn(animals(old, "train", poisoned=True))
+    learner.learn(animals(new, seed=1, warm_start="scratch"))
     assert learner.registry.delta("animals@2").reason is None
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
     assert told(learner) == [
@@ -251,7 +252,7 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     stream = both(tmp_path)
     assert learner.run(stream) == {}
     mine = blobs_of(tmp_path) - named_by(learner, "mood@1")
-    assert len(mine) == 3
+    assert len(mine) == 4
     purge_task(learner.registry, "animals", reason="asked to")
     assert blobs_of(tmp_path) & mine == set()
     assert statuses(learner) == {"animals@1": "purged"}

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from registry_cases import accuracy, begin, learn, make_registry
+from registry_cases import accuracy, begin, learn, make_registry, task_record
 from sqlalchemy import event
 
+from continual.report import report
 from registry import Parent, Registry, waiting
 
 LISTINGS: dict[str, Callable[[Registry], object]] = {
@@ -18,6 +19,21 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "stream": lambda registry: registry.stream("core"),
     "streams": lambda registry: registry.streams(),
     "scores": lambda registry: registry.scores(),
+    "learned": lambda registry: registry.learned("core"),
+    "parents": lambda registry: registry.parents("core"),
+    "descendants": lambda registry: registry.lineage("t0@1", descendants=True),
+    "siblings": lambda registry: registry.siblings("t1"),
+    "dependents of a backbone": lambda registry: registry.dependents(backbone="f00d"),
+    "dependents of a task": lambda registry: registry.dependents(task="t0"),
+    "best": lambda registry: registry.best(),
+    "history": lambda registry: registry.history("t0"),
+    "changes": lambda registry: registry.changes(),
+    "cost": lambda registry: registry.cost(),
+    "report": lambda registry: report(registry, "core"),
+    "known tasks": lambda registry: registry.require_same([task_record(row["task"]) for row in registry.tasks()]),
+    "known stream": lambda registry: registry.require_begun_so(
+        "core", [(position.task, position.recipe) for position in registry.positions("core")]
+    ),
     "serving": lambda registry: registry.serving("t0"),
     "stream_of": lambda registry: registry.stream_of("t0@1"),
     "waiting": waiting,
@@ -38,7 +54,7 @@ def test_listings_have_the_fields_of_the_contract(registry: Registry) -> None:
     for row in (delta, task):
         assert row.pop("created_at").endswith("+00:00")
     size = {"method": "lora", "parameters": 10, "share": 0.1, "bytes": 6}
-    state = {"status": "champion", "score": 0.75, "mlflow_run": None}
+    state = {"status": "champion", "reason": None, "score": 0.75, "mlflow_run": None}
     assert delta == {"delta": "sst2@1", "task": "sst2", "version": 1} | size | state
     served = {"champion": "sst2@1", "score": 0.75}
     shape = {"kind": "classification", "metric": "accuracy", "labels": 2, "rows": {"train": 4}}

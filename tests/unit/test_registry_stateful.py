@@ -262,5 +262,5 @@ def checked(examples: int, steps: int) -> settings:
 @pytest.mark.usefixtures("database")
 def test_any_order(tmp_path: Path) -> None:
     url = registry_url(tmp_path)
-    examples = 10 if url.startswith("sqlite") else 3
-    run_state_machine_as_test(type("Here", (Machine,), {"url": url}), settings=checked(examples, 25))
+    examples = 8 if url.startswith("sqlite") else 3
+    run_state_machine_as_test(type("Here", (Machine,), {"url": url}), settings=checked(examples, 20))

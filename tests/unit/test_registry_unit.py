@@ -1,8 +1,11 @@
 """A unit of work is registered whole or not at all, and says why it refuses."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from registry_cases import BACKBONE, accuracy, begin, delta_record, die_in_a_unit, learn, learn_in, make_registry
@@ -213,3 +216,24 @@ def test_a_candidate_leaves_the_champions_signature(registry: Registry) -> None:
             )
         (stored,) = registry.signatures("f00d")
         assert registry.blobs.get(stored.digest) == (b"better" if content == b"better" else b"first")
+
+
+def test_what_is_new_may_be_added_by_several_at_once(tmp_path: Path) -> None:
+    """Neither finds it, and both add it: the second waits for the first and takes its."""
+    make_registry(tmp_path).close()
+    together = Barrier(4)
+
+    def add(number: int) -> None:
+        with make_registry(tmp_path) as registry:
+            together.wait()
+            with registry.unit() as unit:
+                unit.add_backbone(replace(BACKBONE, fingerprint="new"))
+                unit.begin_stream("shared", backbone="new", spec={}, entries=[("shared", "r")])
+                unit.add_task(task("shared"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    with make_registry(tmp_path) as registry:
+        assert [stream.name for stream in registry.streams()] == ["shared"]
+        assert [row["task"] for row in registry.tasks()] == ["shared"]
+        assert [backbone.fingerprint for backbone in registry.backbones()] == [BACKBONE.fingerprint, "new"]
