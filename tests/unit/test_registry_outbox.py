@@ -153,7 +153,7 @@ def test_a_sender_that_died_here_is_succeeded_at_once(tmp_path: Path, registry: 
     assert take(registry, ME) is not None
 
 
-@pytest.mark.parametrize("silent", [ME, OTHER])
+@pytest.mark.parametrize("silent", [ME, OTHER], ids=["here", "elsewhere"])
 def test_a_silent_sender_is_succeeded_and_loses_its_message(registry: Registry, silent: str) -> None:
     tell(registry, "a@1")
     lost = take(registry, silent)
