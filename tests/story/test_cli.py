@@ -47,7 +47,7 @@ def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_pat
 
     deltas = cli("deltas", "--json").json
     promised = {"delta", "task", "version", "method", "parameters", "share", "bytes", "status", "score", "mlflow_run"}
-    assert set(deltas[0]) == promised | {"created_at"}
+    assert set(deltas[0]) == promised | {"created_at", "reason"}
     assert [row["delta"] for row in deltas] == [f"{task}@1" for task in TASKS]
     assert all(row["mlflow_run"] for row in deltas)
     assert [row["task"] for row in cli("tasks", "--json").json] == list(TASKS)
