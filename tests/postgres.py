@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 OWNER = "postgres"  # Debian's package makes this user; the server refuses to run as root
-# Nothing of a test's database has to survive its machine.
-FAST = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+# Nothing of a test's database has to survive its machine; what is committed survives the server's processes.
+FAST = "-c fsync=off -c full_page_writes=off"
 
 
 class Server:
