@@ -62,11 +62,9 @@ def deltas(
 
     after: the name of the last delta of the page before. Raises: NotFound for it and for the task.
     """
-    found = (
-        select(Delta, ScoreRow.value)
-        .join(Delta.task)
-        .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
-    )
+    # Asked for each row of a page: joined, PostgreSQL may read all scores of the deltas before the page to get there.
+    own = select(ScoreRow.value).where(ScoreRow.delta_id == Delta.id, *own_score("test")).correlate(Delta, Task)
+    found = select(Delta, own.scalar_subquery()).join(Delta.task)
     if task is not None:
         found = found.where(Delta.task_id == task_row(session, task).id)
     last = None if after is None else (delta_row(session, after).id,)
