@@ -123,10 +123,18 @@ class Backbone:
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden states [B, T, D] of a tokenized batch; those of the encoder, where there is a decoder too."""
+        states: Tensor = self._read(batch).last_hidden_state
+        return states
+
+    def layer_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The same [B, T, D] after the embeddings and after every layer, the last hidden states at the end."""
+        read = self._read(batch, output_hidden_states=True)
+        return (*read.hidden_states[:-1], read.last_hidden_state)
+
+    def _read(self, batch: dict[str, Tensor], **options: bool) -> Any:
         reader = self.model.encoder if self.family.decoder else self.model
         alone = {"use_cache": False} if self.architecture == "causal" else {}  # no text is continued here
-        states: Tensor = reader(**batch, **alone).last_hidden_state
-        return states
+        return reader(**batch, **alone, **options)
 
 
 def load_backbone(name: str, *, device: str = "auto", dtype: str = "auto") -> Backbone:

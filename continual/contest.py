@@ -13,9 +13,9 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError, DataError, DeltaError
 from continual.evaluate import metric_score
+from continual.experts import opinion
 from continual.kinds import labels_of
 from continual.learn import Task
-from continual.predict import answers_of
 from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, StoredDelta
 from tasks import Rows, TaskSpec, load_validation
 
@@ -38,11 +38,14 @@ def contest(backbone: Backbone, registry: Registry, task: Task, delta: Delta) ->
     rivals = ((delta, task.budget.max_length), (old, int(champion.budget["max_length"])))
 
     def compared(rows: Rows, said: str) -> Comparison:
-        metric, kind = task.data.spec.metric, task.kind
+        metric, kind, texts = task.data.spec.metric, task.kind, rows.texts
         truth = kind.prepare(task.backbone, rows, max_length=task.budget.max_length).truth
         new, old = (
             metric_score(
-                metric, truth, labels_of(answers_of(backbone, rival, rows.texts, max_length=length)), kind=kind.scored
+                metric,
+                truth,
+                labels_of(opinion(backbone, rival, texts, max_length=length).answers),
+                kind=kind.scored,
             )
             for rival, length in rivals
         )

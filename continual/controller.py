@@ -236,7 +236,9 @@ class _Controller:
                 stored = partial(examine_stored, self.backbone, self.registry, position.delta, self.loaded[step])
                 examined[position.delta] = self.examined.setdefault(position.delta, cache(stored))
                 if self.measured.get(step) != [*examined]:
-                    if not complete_routed_scores(self.registry, examined, stream=self.stream.name, step=step):
+                    if not complete_routed_scores(
+                        self.registry, examined, stream=self.stream.name, step=step, last=position is positions[-1]
+                    ):
                         return False
                     self.measured[step] = [*examined]
         return True

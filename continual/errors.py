@@ -9,6 +9,7 @@ ContinualError                    exit code 1: something failed while running
 │   ├── BackboneError             a backbone that cannot be loaded or has no such site
 │   ├── MethodError               a method or a setting that does not exist or does not fit
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
+│   ├── RoutingError              a router that does not exist, or is none
 │   └── TextError                 an input line that `predict` cannot read
 ├── RegistryError                 what was learned cannot be read or written              (registry)
 │   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
@@ -51,6 +52,7 @@ __all__ = [
     "MethodError",
     "NotFound",
     "RegistryError",
+    "RoutingError",
     "SchemaError",
     "StreamChanged",
     "StreamError",
@@ -69,6 +71,10 @@ class MethodError(InputError):
 
 class ExchangeError(InputError):
     """A delta cannot be exported in the form asked for, or a folder cannot be imported as one."""
+
+
+class RoutingError(InputError):
+    """A router that does not exist, or is none."""
 
 
 class TextError(InputError):

@@ -40,10 +40,16 @@ def measure(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: 
     return Measured(value, count, low, high)
 
 
-def wilson(share: float, rows: int) -> tuple[float, float]:
+def share(held: Sequence[bool]) -> Measured:
+    """The share of rows of which something holds, with its 95 % interval."""
+    value = sum(held) / len(held)
+    return Measured(value, len(held), *wilson(value, len(held)))
+
+
+def wilson(found: float, rows: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share observed on so many rows."""
-    centre = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
-    half = Z / (1 + Z**2 / rows) * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    centre = (found + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    half = Z / (1 + Z**2 / rows) * math.sqrt(found * (1 - found) / rows + Z**2 / (4 * rows**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 

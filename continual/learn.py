@@ -11,18 +11,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from continual.backbone import Backbone
 from continual.checkpoint import Checkpoint, Plan
 from continual.course import Course
 from continual.deltas import method_settings
+from continual.described import routing_of, signature_of
 from continual.evaluate import measure
+from continual.experts import opinion_of
 from continual.features import making_room
-from continual.kinds import Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
+from continual.frozen import Frozen
+from continual.kinds import Answer, Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
 from continual.neighbours import learned_before, nearest_learned, spanning
+from continual.routing import Opinion, Statistics
 from continual.search import Arm, Trial, arms, halve, possible, search_of
-from continual.signature import Signature, signature
+from continual.signature import Signature
 from continual.train import Keep, Report, Trained, train
 from continual.warmstart import Candidate, choose, judge, started
 from registry import Mode, Registry, Score
@@ -57,17 +59,20 @@ class Task:
 class Learned:
     """All that learning a task brought.
 
-    own: the task's signature in frozen features · test_features [N, D]: frozen features of its test rows ·
-    outputs: what the delta says of them · seconds: all but what `measure_gain` adds · tried: by a method search.
+    own: the task's signature in frozen features · routing: what a router needs to know of it · tested: its test rows
+    through the frozen backbone · outputs, opinion: what the delta says of them · seconds: all but what `measure_gain`
+    adds · tried: by a method search.
     """
 
     task: Task
     start: Candidate
     trained: Trained
     own: Signature
+    routing: Statistics
     scores: tuple[Score, ...]
-    test_features: Tensor
+    tested: Frozen
     outputs: Outputs
+    opinion: Opinion[Answer]
     seconds: float
     tried: tuple[Trial, ...]
 
@@ -113,8 +118,7 @@ def learn(
     began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
     backbone, kind = task.backbone, task.kind
     rows, held_out, tested = (Seen(backbone, None, rows) for rows in (task.train, task.validation, task.test))
-    classes, count = kind.classes(task.train)
-    own = signature(rows.vectors, classes, count=count)
+    own = signature_of(kind, rows)
     begin = kind.start(rows, held_out)
     plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
     task = task.by(plan.arm)
@@ -131,7 +135,10 @@ def learn(
     course = checkpoint.course if checkpoint else None
     trained = train_from(task, start, seed=seed, report=report, course=course, keep=reached)
 
-    outputs = kind.outputs(Seen(backbone, trained.delta, task.test), trained.delta.head)
+    told = Seen(backbone, trained.delta, task.test)
+    outputs = kind.outputs(told, trained.delta.head)
+    length = task.budget.max_length
+    routing = routing_of(kind, task.data, trained.delta, train=rows, held_out=held_out, max_length=length)
     scores = [
         *_curve(task, trained),
         _score(task, "oracle", outputs),
@@ -144,7 +151,10 @@ def learn(
     if measure_gain and start is not scratch:
         alone = train_from(task, scratch, seed=seed, report=report).delta
         scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
-    return Learned(task, start, trained, own, tuple(scores), tested.vectors, outputs, seconds, plan.tried)
+    opinion = opinion_of(kind, told, outputs, evidence=routing.evidence)
+    return Learned(
+        task, start, trained, own, routing, tuple(scores), tested.frozen, outputs, opinion, seconds, plan.tried
+    )
 
 
 def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, seed: int) -> Plan:

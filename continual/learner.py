@@ -12,7 +12,7 @@ from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
-from continual.settings import DEFAULT_HOME, Settings, settings
+from continual.settings import DEFAULT_HOME, FALSE_ABSTENTIONS, Settings, settings
 from continual.tracking import telling
 from continual.watcher import SILENT, Watcher
 from registry import Registry
@@ -110,9 +110,21 @@ class Learner:
     def _telling(self) -> AbstractContextManager[None]:
         return telling(self.registry, self.places) if self.places else nullcontext()
 
-    def predict(self, texts: Sequence[Text], task: str | None = None) -> list[Prediction]:
-        """One prediction per text, in order; without `task` the router chooses."""
-        return Predictor(self.backbone, self.registry).predict(texts, task=task)
+    def predict(
+        self,
+        texts: Sequence[Text],
+        task: str | None = None,
+        *,
+        router: str = "auto",
+        false_abstentions: float = FALSE_ABSTENTIONS,
+        at_least: float | None = None,
+    ) -> list[Prediction]:
+        """One prediction per text, in order; without `task` the router chooses, or says that it is none of the tasks.
+
+        router, false_abstentions: as of `Predictor` · at_least: name every task of this probability, with its answer.
+        """
+        predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
+        return predictor.predict(texts, task=task, at_least=at_least)
 
     def report(self, stream: str) -> Document:
         """Score matrices and measures of a stream, oracle and routed."""

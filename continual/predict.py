@@ -1,18 +1,33 @@
 """Answer inputs with what has been learned, each by its task's delta, whether or not its task is named."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
-from continual.features import features, making_room, tokenize
-from continual.kinds import Answer, Seen, fitted, kind_of_delta
-from continual.neighbours import stored_signatures
-from continual.routing import Router, build_router
+from continual.experts import opinion
+from continual.features import tokenize
+from continual.frozen import Frozen, frozen
+from continual.kinds import Answer
+from continual.routing import Decision, Opinion, Router, Statistics, decide
+from continual.settings import FALSE_ABSTENTIONS
+from continual.stored_router import stored_router
 from registry import Champion, Registry, not_found
-from tasks import Rows, Text
+from tasks import Text
+
+NEAREST = 3  # tasks that are named of an input that belongs to none
+
+
+@dataclass(frozen=True)
+class Possible:
+    """A task that an input may belong to, with the router's probability, and what its delta answers if it was asked."""
+
+    task: str
+    confidence: float
+    label: str | float | None = None
+    score: float | None = None
+    delta: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,8 +35,9 @@ class Prediction:
     """One answer: the label, by whose delta, and how sure.
 
     label: the answer, of a regression a number, else a text · score: its probability, a fraction, None for a number ·
-    routed: whether the router chose the task · confidence: its share of
-    the likelihood of all tasks, None where the task was given. The router is forced to choose: it never abstains.
+    routed: whether the router chose the task · confidence: the probability of that task among those that are known,
+    None where the task was given · abstained: whether the input is like those of no task; then nothing is answered ·
+    possible: of such an input the nearest tasks; where all were asked for, all tasks that are likely enough.
     """
 
     text: Text
@@ -32,54 +48,55 @@ class Prediction:
     confidence: float | None
     abstained: bool
     delta: str | None
+    possible: tuple[Possible, ...] = ()
 
 
 class Predictor:
     """The champions of a registry on one backbone, as they were when it was made; each is loaded when first needed.
 
-    serving: the deltas that answer, where they are not the champions.
+    serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
+    false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining.
 
     Raises InputError where nothing has been learned on the backbone.
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry, *, serving: Iterable[Champion] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        registry: Registry,
+        *,
+        serving: Iterable[Champion] | None = None,
+        router: str = "auto",
+        false_abstentions: float = FALSE_ABSTENTIONS,
+    ) -> None:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
         self._deltas: dict[str, Delta] = {}
-        self._router: Router | None = None
+        self._kind, self._false_abstentions = router, false_abstentions
+        self._routing: tuple[Router, Mapping[str, Statistics]] | None = None
         if not self._champions:
             raise InputError(
                 f"nothing has been learned on backbone {backbone.name!r} yet; learn a task first "
                 "(`continual run STREAM.yaml`), or give the --home that holds what was learned"
             )
 
-    def predict(self, texts: Sequence[Text], *, task: str | None = None) -> list[Prediction]:
-        """One prediction per text, in order; without `task` the router chooses.
+    def predict(
+        self, texts: Sequence[Text], *, task: str | None = None, at_least: float | None = None
+    ) -> list[Prediction]:
+        """One prediction per text, in order; without `task` the router chooses, and may say that it is none.
 
-        Raises NotFound for a task that has no delta on this backbone.
+        at_least: name every task that has this probability, with its answer. Raises NotFound for a task that has no
+        delta on this backbone.
         """
         if not texts:
             return []
-        routes = self._route(texts) if task is None else [(self._champion(task).task, None)] * len(texts)
-        numbers: dict[str, list[int]] = defaultdict(list)
-        for number, (name, _) in enumerate(routes):
-            numbers[name].append(number)
-        found = {
-            number: Prediction(
-                text=texts[number],
-                task=name,
-                label=answer.label,
-                score=answer.score,
-                routed=task is None,
-                confidence=routes[number][1],
-                abstained=False,
-                delta=self._champions[name].delta,
-            )
-            for name, chosen in numbers.items()
-            for number, answer in zip(chosen, self._answers(name, [texts[i] for i in chosen]), strict=True)
-        }
-        return [found[number] for number in range(len(texts))]
+        if task is None:
+            return self._routed(texts, at_least=at_least)
+        answers = self._opinion(self._champion(task).task, texts).answers
+        return [
+            self._answered(text, task, answer, confidence=None) for text, answer in zip(texts, answers, strict=True)
+        ]
 
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
@@ -87,41 +104,74 @@ class Predictor:
             self._deltas[task] = load_delta(self._registry.blobs.get(self._champion(task).digest))
         return self._deltas[task]
 
-    def _answers(self, task: str, texts: Sequence[Text]) -> list[Answer]:
-        """What a task's delta answers to each text."""
-        return answers_of(self._backbone, self.load(task), texts, max_length=_longest(self._champion(task)))
+    def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
+        router, statistics = self._routing = self._routing or self._router()
+        longest = max(map(_longest, self._champions.values()))
+        seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 
-    def _route(self, texts: Sequence[Text]) -> list[tuple[str, float | None]]:
-        """The task of each text by the router, and its confidence."""
-        router = self._router = self._router or self._build_router()
-        tokens = tokenize(self._backbone, texts, max_length=max(map(_longest, self._champions.values())))
-        routed = router.route(features(self._backbone, tokens))
-        return [
-            (router.tasks[i], sure) for i, sure in zip(routed.tasks.tolist(), routed.confidence.tolist(), strict=True)
+        def ask(number: int, inputs: list[int]) -> Opinion[Answer]:
+            name, chosen = router.tasks[number], [texts[i] for i in inputs]
+            shared = seen.take(inputs) if _longest(self._champions[name]) == longest else None
+            return self._opinion(name, chosen, known=statistics.get(name), frozen=shared)
+
+        decision = decide(router, router.log_p(seen), ask)
+        sure, like = decision.confidence.tolist(), (router.known(seen) + decision.fit).tolist()
+        threshold = router.threshold(self._false_abstentions)
+        chosen = zip(texts, decision.tasks.tolist(), decision.answers, sure, like, strict=True)
+        found = [
+            self._answered(text, router.tasks[number], answer, confidence=confidence)
+            if known >= threshold
+            else Prediction(text, None, None, None, True, confidence, True, None)
+            for text, number, answer, confidence, known in chosen
         ]
+        return self._with_possible(found, router, decision, at_least=at_least)
 
-    def _build_router(self) -> Router:
-        signatures = stored_signatures(self._registry, self._backbone)
-        routable = {task: own for task, own in signatures.items() if task in self._champions}
-        if not routable:
+    def _with_possible(
+        self, found: list[Prediction], router: Router, decision: Decision[Answer], *, at_least: float | None
+    ) -> list[Prediction]:
+        """The same with the nearest tasks of inputs that belong to none, or all tasks above a probability."""
+        probabilities = decision.log_p.exp()
+        order = probabilities.argsort(dim=1, descending=True)
+        listed = []
+        for i, prediction in enumerate(found):
+            near = [(router.tasks[number], float(probabilities[i, number])) for number in order[i].tolist()]
+            if prediction.abstained:
+                possible = tuple(Possible(name, p) for name, p in near[:NEAREST])
+            elif at_least is not None:
+                possible = tuple(self._possible(prediction.text, name, p) for name, p in near if p >= at_least)
+            else:
+                possible = ()
+            listed.append(replace(prediction, possible=possible))
+        return listed
+
+    def _possible(self, text: Text, task: str, confidence: float) -> Possible:
+        (answer,) = self._opinion(task, [text]).answers
+        return Possible(task, confidence, answer.label, answer.score, self._champions[task].delta)
+
+    def _answered(self, text: Text, task: str, answer: Answer, *, confidence: float | None) -> Prediction:
+        delta, routed = self._champions[task].delta, confidence is not None
+        return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
+
+    def _opinion(
+        self, task: str, texts: Sequence[Text], *, known: Statistics | None = None, frozen: Frozen | None = None
+    ) -> Opinion[Answer]:
+        """What a task's delta says of each text."""
+        length, evidence = _longest(self._champion(task)), known.evidence if known else None
+        return opinion(self._backbone, self.load(task), texts, max_length=length, evidence=evidence, frozen=frozen)
+
+    def _router(self) -> tuple[Router, Mapping[str, Statistics]]:
+        found = stored_router(self._registry, self._backbone, self._champions, kind=self._kind)
+        if found is None:
             raise InputError(
                 "no task on this backbone has a signature, so nothing can be routed; name the task of the inputs "
                 f"(--task): {', '.join(self._champions)}"
             )
-        return build_router(routable)
+        return found
 
     def _champion(self, task: str) -> Champion:
         if task not in self._champions:
             raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known=self._champions)
         return self._champions[task]
-
-
-def answers_of(backbone: Backbone, delta: Delta, texts: Sequence[Text], *, max_length: int) -> list[Answer]:
-    """What a delta answers to each text, cut at `max_length` tokens; it needs to know no more than the text."""
-    kind = kind_of_delta(delta)
-    backbone = fitted(making_room(backbone, delta.settings), kind)
-    rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=max_length)
-    return kind.answers(backbone, kind.outputs(Seen(backbone, delta, rows), delta.head), rows)
 
 
 def _longest(champion: Champion) -> int:

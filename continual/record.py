@@ -7,6 +7,7 @@ from dataclasses import replace
 from continual.backbone import Backbone
 from continual.contest import contest
 from continual.deltas import Delta
+from continual.described import signature_record
 from continual.formats import from_blob, to_blob
 from continual.kinds import Outputs
 from continual.learn import Learned
@@ -19,7 +20,6 @@ from registry import (
     Origin,
     Parent,
     Registry,
-    SignatureRecord,
     TaskRecord,
     Unit,
 )
@@ -44,7 +44,7 @@ def record(
     """
     start, own, data = learned.start, learned.own, learned.task.data
     delta = _learned_record(registry.blobs, backbone, learned, seed=seed)
-    signature = SignatureRecord(digest=registry.blobs.put(own.to_bytes()), rows=own.rows, pooling=backbone.pooling)
+    signature = signature_record(registry.blobs, backbone, own, learned.routing)
     parents = []
     if start.neighbour:
         origin: Origin = "retrained" if start.again else "warm_start"

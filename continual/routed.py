@@ -1,98 +1,166 @@
 """How a stream's tasks fare when nobody says which task an input belongs to."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from continual.backbone import Backbone
-from continual.deltas import load_delta
+from continual.deltas import Delta, load_delta
+from continual.described import routing_of
 from continual.errors import BlobError
-from continual.evaluate import measure
-from continual.kinds import Outputs, Seen, labels_of
+from continual.evaluate import measure, share
+from continual.experts import opinion, opinion_of
+from continual.frozen import Frozen
+from continual.kinds import Answer, Seen, labels_of
 from continual.learn import Learned, Task, ready
 from continual.record import outputs_from_bytes
-from continual.routing import build_router
-from continual.signature import Signature
+from continual.routing import Opinion, Statistics, build_router, decide
 from registry import Registry, Score
-from tasks import TaskData
+from tasks import TaskData, Text
 
 log = logging.getLogger(__name__)
+Sent = Mapping[tuple[str, str], int]  # how many test rows of a delta went to another
+Ask = Callable[[Sequence[Text]], Opinion[Answer]]
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A learned task's test rows: their frozen features [N, D], what is right, what its own delta answers, and what is
-    worth nothing as an answer."""
+    """A learned task's test rows, what is right, and what its own delta says of them.
+
+    tested: the rows through the frozen backbone · wrong: what is worth nothing as an answer · ask: what its delta says
+    of other texts · heard: what other deltas said of single rows, by delta and row, asked once.
+    """
 
     metric: str
     kind: str
-    own: Signature
-    test_features: Tensor
+    routing: Statistics
+    texts: tuple[Text, ...]
+    tested: Frozen
     truth: Sequence[Any]
-    answers: Sequence[Any]
+    own: Opinion[Answer]
     wrong: Sequence[Any]
+    ask: Ask
+    heard: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+
+    def hears(self, delta: str, other: "Examined", rows: Sequence[int]) -> Opinion[None]:
+        """What the delta of another task says of these rows, but for its answers."""
+        new = [row for row in rows if (delta, row) not in self.heard]
+        if new:
+            said = other.ask([self.texts[row] for row in new])
+            pairs = zip(said.surely.tolist(), said.fit.tolist(), strict=True)
+            self.heard.update({(delta, row): pair for row, pair in zip(new, pairs, strict=True)})
+        surely, fit = torch.tensor([self.heard[delta, row] for row in rows]).T
+        return Opinion([None] * len(rows), surely, fit)
 
 
 def examine(learned: Learned) -> Examined:
     """What routing needs of a task that was just learned."""
-    return _examined(learned.task, learned.own, learned.test_features, learned.outputs)
+    return _examined(learned.task, learned.trained.delta, learned.routing, learned.tested, learned.opinion)
 
 
 def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> Examined:
-    """The same of a task learned before: its answers and signature from the registry, its features taken again."""
+    """The same of a task learned before: its answers and statistics from the registry, its features taken again."""
     task, stored, blobs = ready(backbone, data), registry.delta(delta), registry.blobs
+    learned = load_delta(blobs.get(stored.values))
+    routing = _stored_statistics(registry, delta) or _statistics(task, learned)
+    told = Seen(task.backbone, learned, task.test)
     try:
         outputs = outputs_from_bytes(blobs.get(stored.predictions)) if stored.predictions else None
     except BlobError as error:
         log.warning("%s answers its test rows again: %s", delta, error)
         outputs = None
     if outputs is None:
-        learned = load_delta(blobs.get(stored.values))
-        outputs = task.kind.outputs(Seen(task.backbone, learned, task.test), learned.head)
-    signature = registry.signature(delta)
-    own = Signature.from_bytes(blobs.get(signature.digest))
-    return _examined(task, own, Seen(task.backbone, None, task.test).vectors, outputs)
+        outputs = task.kind.outputs(told, learned.head)
+    own = opinion_of(task.kind, told, outputs, evidence=routing.evidence)
+    return _examined(task, learned, routing, Seen(task.backbone, None, task.test).frozen, own)
 
 
-def _examined(task: Task, own: Signature, test_features: Tensor, outputs: Outputs) -> Examined:
-    kind, truth = task.kind, task.test.truth
-    answers = labels_of(kind.answers(task.backbone, outputs, task.test))
-    return Examined(task.data.spec.metric, kind.scored, own, test_features, truth, answers, kind.wrong(truth))
+def _stored_statistics(registry: Registry, delta: str) -> Statistics | None:
+    digest = registry.signature(delta).routing
+    try:
+        return Statistics.from_bytes(registry.blobs.get(digest)) if digest else None
+    except BlobError as error:
+        log.warning("the routing statistics of %s are taken again: %s", delta, error)
+        return None
+
+
+def _statistics(task: Task, delta: Delta) -> Statistics:
+    """Those of a task that an older release learned."""
+    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
+    length = task.budget.max_length
+    return routing_of(task.kind, task.data, delta, train=rows, held_out=held_out, max_length=length)
+
+
+def _examined(task: Task, delta: Delta, routing: Statistics, tested: Frozen, own: Opinion[Answer]) -> Examined:
+    length = task.budget.max_length
+    return Examined(
+        task.data.spec.metric,
+        task.kind.scored,
+        routing,
+        task.data.test.texts,
+        tested,
+        task.test.truth,
+        own,
+        task.kind.wrong(task.test.truth),
+        partial(opinion, task.backbone, delta, max_length=length, evidence=routing.evidence),
+    )
 
 
 def complete_routed_scores(
-    registry: Registry, examined: Mapping[str, Callable[[], Examined]], *, stream: str, step: int
+    registry: Registry, examined: Mapping[str, Callable[[], Examined]], *, stream: str, step: int, last: bool
 ) -> bool:
     """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all.
 
+    last: whether it is the stream's last position, where abstentions are counted too.
     False where these are not all any more: another controller has learned one meanwhile.
     """
     stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
     if stored >= examined.keys():
         return True
-    found = routed_scores({delta: look() for delta, look in examined.items()}, stream=stream, step=step)
-    return registry.write(lambda unit: unit.add_routed(stream, step, found))
+    looked = {delta: look() for delta, look in examined.items()}
+    found, sent = routed_scores(looked, stream=stream, step=step, abstaining=last)
+    return registry.write(lambda unit: unit.add_routed(stream, step, found, sent=sent))
 
 
-def routed_scores(examined: Mapping[str, Examined], *, stream: str, step: int) -> dict[str, list[Score]]:
+def routed_scores(
+    examined: Mapping[str, Examined], *, stream: str, step: int, abstaining: bool = True
+) -> tuple[dict[str, list[Score]], Sent]:
     """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
 
-    A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name.
+    A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name; the
+    router is forced to choose. abstaining: count as well how often it would not.
     """
-    router = build_router({delta: task.own for delta, task in examined.items()})
-    scores = {}
-    for number, (delta, task) in enumerate(examined.items()):
-        right = (router.route(task.test_features).tasks == number).tolist()
-        answers = [own if ours else wrong for ours, own, wrong in zip(right, task.answers, task.wrong, strict=True)]
-        measured = {
+    router = build_router({delta: task.routing for delta, task in examined.items()})
+    scores: dict[str, list[Score]] = {}
+    sent: Counter[tuple[str, str]] = Counter()
+    for delta, task in examined.items():
+        decision = decide(router, router.log_p(task.tested), partial(_ask, examined, delta))
+        chosen = [router.tasks[number] for number in decision.tasks.tolist()]
+        sent.update((delta, other) for other in chosen if other != delta)
+        right, own = [other == delta for other in chosen], labels_of(task.own.answers)
+        answers = [mine if ours else wrong for ours, mine, wrong in zip(right, own, task.wrong, strict=True)]
+        found = {
             task.metric: measure(task.metric, task.truth, answers, kind=task.kind),
-            "routing_accuracy": measure("accuracy", [True] * len(right), right),
+            "routing_accuracy": share(right),
         }
+        if abstaining:
+            known = router.known(task.tested) + decision.fit
+            found["abstained"] = share((known < router.threshold()).tolist())
         scores[delta] = [
-            Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(found))
-            for metric, found in measured.items()
+            Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(measured))
+            for metric, measured in found.items()
         ]
-    return scores
+    return scores, sent
+
+
+def _ask(examined: Mapping[str, Examined], delta: str, number: int, rows: list[int]) -> Opinion[None]:
+    """What the delta of that number says of test rows of `delta`."""
+    other, task = list(examined)[number], examined[delta]
+    if other != delta:
+        return task.hears(other, examined[other], rows)
+    return Opinion([None] * len(rows), task.own.surely[rows], task.own.fit[rows])

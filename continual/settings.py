@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_HOME = Path("continual-home")
+FALSE_ABSTENTIONS = 0.05  # of the inputs of known tasks, the share that may be taken for those of none
+AT_LEAST = 0.1  # the probability of a task that is named beside the likeliest, where all are asked for
 
 
 @dataclass(frozen=True)

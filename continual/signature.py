@@ -68,13 +68,17 @@ def signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:
     return Signature(counts, sums, exact.T @ exact)
 
 
-def shrunk_inverse(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
-    """Inverse [D, D] of the covariance S = scatter / freedom, shrunk to (1 − γ) S + γ (tr S / D) I.
+def shrunk(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
+    """The covariance S = scatter / freedom [D, D], shrunk to (1 − γ) S + γ (tr S / D) I.
 
     Ledoit and Wolf (2004) shrink so; γ is chosen on held-out rows here. A covariance of nothing is the identity's.
     """
     covariance = scatter / freedom
     scale = float(covariance.trace()) / len(covariance) or 1.0
     identity = torch.eye(len(covariance), dtype=covariance.dtype)
-    inverse: Tensor = torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)
-    return inverse
+    return (1 - shrinkage) * covariance + shrinkage * scale * identity
+
+
+def shrunk_inverse(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
+    """The inverse [D, D] of a shrunk covariance."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(shrunk(scatter, freedom, shrinkage)))

@@ -9,6 +9,7 @@ from continual.deltas import METHODS, Delta, load_delta
 from continual.errors import ContinualError
 from continual.record import outputs_from_bytes
 from continual.replay import TOLERANCE, replay_differs
+from continual.routing import Statistics
 from continual.signature import Signature
 from registry import BackboneRecord, Registry, StoredDelta, notes, verify
 
@@ -75,6 +76,8 @@ class _Looking:
                 outputs_from_bytes(blobs["predictions"])
             if "signature" in blobs:
                 Signature.from_bytes(blobs["signature"])
+            if "routing" in blobs:
+                Statistics.from_bytes(blobs["routing"])
             if delta:
                 yield from misfits(stored, delta, size=len(blobs["values"]))
                 if stored.status == "champion" and stored.backbone in self.backbones:

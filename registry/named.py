@@ -13,6 +13,7 @@ OF_DELTAS = {
     "predictions": Delta.predictions,
     "replay": Delta.replay,
     "signature": Signature.digest,
+    "routing": Signature.routing,
 }
 
 

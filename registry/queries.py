@@ -13,6 +13,7 @@ from registry.records import (
     BackboneRecord,
     Champion,
     Mode,
+    StoredConfusion,
     StoredDelta,
     StoredPosition,
     StoredScore,
@@ -25,6 +26,7 @@ from registry.shapes import (
     champion,
     delta_listing,
     stored_backbone,
+    stored_confusion,
     stored_delta,
     stored_position,
     stored_score,
@@ -33,7 +35,7 @@ from registry.shapes import (
     stored_task,
     task_listing,
 )
-from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Confusion, Delta, Position, ScoreRow, Signature, Stream, Task
 
 
 def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
@@ -219,6 +221,16 @@ def scores(
     last = None if after is None else (after.step, after.id)
     found = page(found, ScoreRow.step, ScoreRow.id, limit=limit, after=last)
     return tuple(stored_score(*row) for row in session.execute(found))
+
+
+def confusions(session: Session, stream: str, *, step: int) -> tuple[StoredConfusion, ...]:
+    """How many test rows of which delta were sent to which other after a position of a stream, the most first.
+
+    Raises: NotFound for a stream that was never begun.
+    """
+    measured = (Confusion.stream_id == stream_row(session, stream).id, Confusion.step == step)
+    found = select(Confusion).where(*measured).order_by(Confusion.rows.desc(), Confusion.id)
+    return tuple(stored_confusion(row) for row in session.scalars(found))
 
 
 def stream_of(session: Session, delta: str) -> str | None:

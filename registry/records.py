@@ -175,12 +175,16 @@ class StoredScore(Score):
 
 @dataclass(frozen=True, kw_only=True)
 class SignatureRecord:
-    """Where a task's additive statistics lie (float64 matrices, a blob) and what they were taken of."""
+    """Where a task's additive statistics lie (float64 matrices, a blob) and what they were taken of.
+
+    routing: where that lies which a router needs besides, None of what an older release learned.
+    """
 
     digest: str
     rows: int
     pooling: str
     layer: int = -1
+    routing: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,16 @@ class StoredSignature(SignatureRecord):
 
     task: str
     delta: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredConfusion:
+    """How many test rows of a delta were sent to another, of those learned up to position `step` of a stream."""
+
+    delta: str
+    routed_to: str
+    rows: int
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ class Registry:
     streams, stream, positions = asked(queries.streams), asked(queries.stream), asked(queries.positions)
     stream_of, last_stream = asked(queries.stream_of), asked(queries.last_stream)
     learned = asked(queries.learned)
-    scores = asked(queries.scores)
+    scores, confusions = asked(queries.scores), asked(queries.confusions)
 
     lineage, parents = asked(ancestry.lineage), asked(ancestry.parents)
     siblings, dependents = asked(ancestry.siblings), asked(ancestry.dependents)

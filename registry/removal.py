@@ -18,7 +18,19 @@ from registry.lookups import task_row
 from registry.named import blobs_of
 from registry.registry import Registry
 from registry.streams import redact
-from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position, ScoreRow, Signature, Split, Task
+from registry.tables import (
+    Checkpoint,
+    Confusion,
+    Delta,
+    Event,
+    Lineage,
+    Outbox,
+    Position,
+    ScoreRow,
+    Signature,
+    Split,
+    Task,
+)
 from registry.unit import Unit
 
 
@@ -90,6 +102,8 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     digests = set(blobs_of(session, own, positions))
     runs = [version.mlflow_run for version in versions if version.mlflow_run]
     names = [version.name for version in versions]
+    confused = or_(*(column.in_(of_task[0]) for column in (Confusion.delta_id, Confusion.routed_to_id)))
+    session.execute(delete(Confusion).where(confused))
     for table in (Signature, Split):
         session.execute(delete(table).where(table.delta_id.in_(of_task[0])))
     session.execute(delete(Checkpoint).where(Checkpoint.position_id.in_(of_task[1])))

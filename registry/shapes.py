@@ -12,6 +12,7 @@ from registry.records import (
     Champion,
     DataRecord,
     Status,
+    StoredConfusion,
     StoredDelta,
     StoredPosition,
     StoredScore,
@@ -20,7 +21,7 @@ from registry.records import (
     TaskRecord,
     kept,
 )
-from registry.tables import Backbone, Delta, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Confusion, Delta, Position, ScoreRow, Signature, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
 
@@ -147,6 +148,11 @@ def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> 
     )
 
 
+def stored_confusion(row: Confusion) -> StoredConfusion:
+    """The record of rows that went astray."""
+    return StoredConfusion(delta=row.delta.name, routed_to=row.routed_to.name, rows=row.rows, step=row.step)
+
+
 def stored_signature(row: Signature, task: str, version: int) -> StoredSignature:
     """The record of a delta's signature."""
     return StoredSignature(
@@ -156,6 +162,7 @@ def stored_signature(row: Signature, task: str, version: int) -> StoredSignature
         rows=row.rows,
         pooling=row.pooling,
         layer=row.layer,
+        routing=row.routing,
     )
 
 

@@ -218,7 +218,10 @@ class ScoreRow(Base):
 
 
 class Signature(Base):
-    """Additive statistics of a task's rows in its backbone's frozen features, as a version of its delta has them."""
+    """Additive statistics of a task's rows in its backbone's frozen features, as a version of its delta has them.
+
+    routing: a blob of what a router needs besides; None of what an older release learned.
+    """
 
     __tablename__ = "signatures"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
@@ -228,6 +231,26 @@ class Signature(Base):
     rows: Mapped[int]
     layer: Mapped[int] = mapped_column(default=-1)
     pooling: Mapped[str]
+    routing: Mapped[str | None]
+
+
+class Confusion(Base):
+    """How many test rows of a delta were sent to another, of those learned up to position `step` of a stream."""
+
+    __tablename__ = "confusions"
+    __table_args__ = (
+        UniqueConstraint("stream_id", "step", "delta_id", "routed_to_id"),
+        CheckConstraint("rows > 0", name="rows"),
+    )
+
+    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
+    step: Mapped[int]
+    delta_id: Mapped[int] = refers_to("deltas")
+    routed_to_id: Mapped[int] = refers_to("deltas")
+    rows: Mapped[int]
+
+    delta: Mapped[Delta] = relationship(foreign_keys=delta_id, lazy="joined", innerjoin=True)
+    routed_to: Mapped[Delta] = relationship(foreign_keys=routed_to_id, lazy="joined", innerjoin=True)
 
 
 class Checkpoint(Base):

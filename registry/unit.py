@@ -29,6 +29,7 @@ from registry.secrets import shown
 from registry.tables import (
     Backbone,
     Checkpoint,
+    Confusion,
     Delta,
     Lineage,
     Outbox,
@@ -40,6 +41,7 @@ from registry.tables import (
     Task,
 )
 
+NOWHERE: Mapping[tuple[str, str], int] = {}
 PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
 
@@ -104,7 +106,8 @@ class Unit:
         Without a signature of its own it has that of the version before.
         Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
         """
-        self.require_blobs(record.digest, record.predictions, record.replay, signature.digest if signature else None)
+        own = (signature.digest, signature.routing) if signature else ()
+        self.require_blobs(record.digest, record.predictions, record.replay, *own)
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
         admit(self.session, delta, scores=scores, split=score_split, contest=contest)
@@ -132,9 +135,17 @@ class Unit:
         for stream in {score.stream for score in added if score.stream}:
             self.tell("stream", stream)
 
-    def add_routed(self, stream: str, step: int, scores: Mapping[str, Sequence[Score]]) -> bool:
+    def add_routed(
+        self,
+        stream: str,
+        step: int,
+        scores: Mapping[str, Sequence[Score]],
+        *,
+        sent: Mapping[tuple[str, str], int] = NOWHERE,
+    ) -> bool:
         """Adds scores of the deltas learned up to position `step` of a stream, routed among just these.
 
+        sent: how many test rows of a delta were sent to another, by the names of both.
         False, and nothing is added, where these are not the ones: another controller has learned one meanwhile.
         """
         locked = select(Stream.id).where(Stream.name == stream).with_for_update()  # who measures a stream queues here
@@ -145,6 +156,7 @@ class Unit:
             return False
         for delta, found in scores.items():
             self.add_scores(delta, found)
+        self._add_confusions(stream_row(self.session, stream).id, step, sent)
         return True
 
     def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
@@ -221,6 +233,15 @@ class Unit:
         if last := self.session.scalar(before.limit(1)):
             about = {name: getattr(last, name) for name in SignatureRecord.__dataclass_fields__}
             self.session.add(Signature(delta_id=delta.id, **about))
+
+    def _add_confusions(self, stream: int, step: int, sent: Mapping[tuple[str, str], int]) -> None:
+        """Replaces what was counted at a step of a stream."""
+        self.session.execute(delete(Confusion).where(Confusion.stream_id == stream, Confusion.step == step))
+        ids = {name: delta_row(self.session, name).id for name in {name for pair in sent for name in pair}}
+        self.session.add_all(
+            Confusion(stream_id=stream, step=step, delta_id=ids[own], routed_to_id=ids[other], rows=rows)
+            for (own, other), rows in sent.items()
+        )
 
     def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:
         position = position_row(self.session, stream, number=number)

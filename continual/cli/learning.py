@@ -10,7 +10,7 @@ import typer
 
 from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, out, say, write
 from continual.errors import InputError
-from continual.settings import DEFAULT_HOME
+from continual.settings import AT_LEAST, DEFAULT_HOME, FALSE_ABSTENTIONS
 from registry import Registry
 from tasks import Stream, read_stream, read_task, write_demo
 
@@ -72,6 +72,12 @@ def predict(
     common: Common,
     file: Annotated[str, typer.Argument(help="Lines of text or JSON; - is standard input.")] = "-",
     task: TaskName = None,
+    every: Annotated[bool, typer.Option("--all", help="Name every task that is likely enough.")] = False,
+    at_least: Annotated[float, typer.Option(min=0, max=1, help="The probability that --all asks for.")] = AT_LEAST,
+    abstain: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
+    ] = FALSE_ABSTENTIONS,
+    router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
     backbone: BackboneName = None,
 ) -> None:
     """Answer lines `{"text": …}`, or plain ones, with JSON lines in the same order."""
@@ -79,7 +85,10 @@ def predict(
 
     texts = read_lines(file)
     with common.learner(backbone) as learner:
-        for prediction in learner.predict(texts, task):
+        found = learner.predict(
+            texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
+        )
+        for prediction in found:
             sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
 
 

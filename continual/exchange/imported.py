@@ -9,6 +9,7 @@ from continual.backbone import Backbone, published_name
 from continual.contest import contest
 from continual.deltas import Delta, Head, MethodSettings
 from continual.deltas.values import check_fits
+from continual.described import routing_of, signature_of, signature_record
 from continual.errors import ExchangeError, NotFound
 from continual.evaluate import measure
 from continual.exchange.folder import Origin, read_adapter, read_head
@@ -19,7 +20,6 @@ from continual.kinds.regression import Regression
 from continual.kinds.template import Templated
 from continual.learn import Task, ready
 from continual.record import backbone_record, data_record, delta_record, task_record
-from continual.signature import signature
 from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRecord
 from tasks import Budget, Method, TaskData
 
@@ -150,7 +150,7 @@ def _register(
     budget = rows.budget if rows else Budget.model_validate(known.spec.get("budget") or {})
     record = delta_record(registry.blobs, backbone, delta, task=known, budget=budget, warm_start=IMPORTED)
     scores = list(_scores(delta, rows)) if rows else []
-    own = _signature(registry, rows) if rows else None
+    own = _signature(registry, rows, delta) if rows else None
     held = contest(backbone, registry, rows, delta) if rows else None
     with registry.unit() as unit:
         unit.add_backbone(backbone_record(backbone))
@@ -160,11 +160,11 @@ def _register(
         return unit.add_delta(record, parents=parents, scores=scores, signature=own, contest=held)
 
 
-def _signature(registry: Registry, task: Task) -> SignatureRecord:
-    classes, count = task.kind.classes(task.train)
-    own = signature(Seen(task.backbone, None, task.train).vectors, classes, count=count)
-    digest = registry.blobs.put(own.to_bytes())
-    return SignatureRecord(digest=digest, rows=own.rows, pooling=task.backbone.pooling)
+def _signature(registry: Registry, task: Task, delta: Delta) -> SignatureRecord:
+    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
+    length = task.budget.max_length
+    routing = routing_of(task.kind, task.data, delta, train=rows, held_out=held_out, max_length=length)
+    return signature_record(registry.blobs, task.backbone, signature_of(task.kind, rows), routing)
 
 
 def _scores(delta: Delta, task: Task) -> Iterator[Score]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from continual.backbone import Backbone, Pooling
 from continual.deltas import Delta, Head, attached
 from continual.features import Tokens, features
+from continual.frozen import Frozen, frozen
 from tasks import Rows, TaskData, TaskSpec
 
 Outputs = Mapping[str, Tensor]  # what a delta says of N rows, to the bit: tensors whose first dimension is N
@@ -46,11 +47,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Seen(Generic[P]):
-    """Rows as they are through a delta's edits or, without one, through the frozen backbone."""
+    """Rows as they are through a delta's edits or, without one, through the frozen backbone.
+
+    known: what `frozen` gave for these rows, where that was asked before.
+    """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
+    known: Frozen | None = None
 
     @property
     def pooling(self) -> Pooling:
@@ -59,7 +64,14 @@ class Seen(Generic[P]):
     @cached_property
     def vectors(self) -> Tensor:
         """Pooled vectors [N, D], on the CPU."""
+        if self.delta is None:
+            return self.frozen.vectors
         return features(self.backbone, self.rows.tokens, delta=self.delta)
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The texts themselves through the frozen backbone, whatever a template or a delta makes of them."""
+        return self.known or frozen(self.backbone, self.rows.tokens)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -1,5 +1,23 @@
 """Routing: which task an input belongs to when nobody says."""
 
-from continual.routing.mahalanobis import Routed, Router, build_router
+from continual.routing.calibrated import Router, build_router, calibrate, held_out
+from continual.routing.decision import Decision, Opinion, decide
+from continual.routing.evidence import Evidence, evidence
+from continual.routing.router import ROUTERS
+from continual.routing.statistics import Statistics, spread, statistics
 
-__all__ = ["Routed", "Router", "build_router"]
+__all__ = [
+    "ROUTERS",
+    "Decision",
+    "Evidence",
+    "Opinion",
+    "Router",
+    "Statistics",
+    "build_router",
+    "calibrate",
+    "decide",
+    "evidence",
+    "held_out",
+    "spread",
+    "statistics",
+]

@@ -1,69 +1,62 @@
-"""The router: the task whose nearest class mean is nearest to the input, in one metric shared by all tasks.
+"""The task whose nearest class mean is nearest, in one metric that all tasks share.
 
     d²(x, t) = min over classes c of t of (x − μ_c)ᵀ C⁻¹ (x − μ_c)
 
-μ are class means in frozen features and C is the within-class covariance of all tasks together, shrunk. Both follow
-from the tasks' additive signatures, so a task is added without looking at an old one, and the order of arrival is of no
-effect. Lee et al. (2018), "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (arXiv:1807.03888).
+μ are class means and C the within-class covariance of all tasks, shrunk: Lee et al. (2018), "A Simple Unified Framework
+for Detecting Out-of-Distribution Samples" (arXiv:1807.03888). What is like no task is told by how much nearer x is to a
+class than to all inputs together, d² − (x − μ₀)ᵀ C₀⁻¹ (x − μ₀) with their mean μ₀ and covariance C₀: Ren et al. (2021),
+"A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection" (arXiv:2106.09022).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from continual.signature import Signature, shrunk_inverse
+from continual.routing.totals import Totals, by_task
+from continual.signature import shrunk, shrunk_inverse
 
-SHRINKAGE = 0.03
-
-
-@dataclass(frozen=True)
-class Routed:
-    """Where N inputs go: the number of the task [N], and its share of the likelihood of all tasks [N]."""
-
-    tasks: Tensor
-    confidence: Tensor
+SHRINKAGES = (0.003, 0.03)
 
 
 @dataclass(frozen=True)
-class Router:
-    """The tasks that are known, in order, and what is needed to tell them apart.
+class Mahalanobis:
+    """weight [M, C], bias [C]: of −½ d², but for what is the same of all classes · totals, shrinkage: its origin."""
 
-    means [C, D] of the classes of all tasks · owner [C]: the number of each class's task · precision [D, D]: C⁻¹.
-    """
-
-    tasks: tuple[str, ...]
-    means: Tensor
+    weight: Tensor
+    bias: Tensor
     owner: Tensor
-    precision: Tensor
+    totals: Totals
+    shrinkage: float
 
-    def distances(self, vectors: Tensor) -> Tensor:
-        """Squared distances d² [N, K] of frozen features [N, D] to each of the K tasks."""
-        x = vectors.double()
-        inner = x @ self.precision
-        by_class = (
-            (inner * x).sum(dim=1, keepdim=True)
-            - 2 * inner @ self.means.T
-            + ((self.means @ self.precision) * self.means).sum(dim=1)
-        )
-        by_task = torch.full((len(x), len(self.tasks)), torch.inf, dtype=torch.float64)
-        return by_task.scatter_reduce_(1, self.owner.expand(len(x), -1), by_class, "amin")
+    def scores(self, features: Tensor) -> Tensor:
+        """−½ d² [N, K] but for xᵀ C⁻¹ x."""
+        return by_task(features @ self.weight + self.bias, self.owner)
 
-    def route(self, vectors: Tensor) -> Routed:
-        """The task of each of N vectors; confidence is exp(−d²/2) of the task over the sum for all tasks."""
-        confidence, tasks = torch.softmax(-0.5 * self.distances(vectors), dim=1).max(dim=1)
-        return Routed(tasks, confidence)
+    def known(self, features: Tensor) -> Tensor:
+        """−½ of the relative distance to the nearest class [N]."""
+        square, slope, constant = self._relative
+        nearest = (features @ self.weight + self.bias).amax(dim=1)
+        return nearest - 0.5 * ((features @ square) * features).sum(dim=1) - features @ slope + constant
+
+    @cached_property
+    def _relative(self) -> tuple[Tensor, Tensor, float]:
+        """C⁻¹ − C₀⁻¹ [M, M], C₀⁻¹ μ₀ [M] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
+        totals, count = self.totals, len(self.totals.tasks)
+        centre = totals.total / count
+        background = shrunk_inverse(totals.moment / count - torch.outer(centre, centre), 1.0, self.shrinkage)
+        slope = background @ centre
+        square = shrunk_inverse(totals.within, count, self.shrinkage) - background
+        return square.float(), slope.float(), 0.5 * float(centre @ slope)
 
 
-def build_router(signatures: Mapping[str, Signature]) -> Router:
-    """The router of one task or more, from their signatures in one backbone's frozen features."""
-    parts = list(signatures.values())
-    scatter = torch.stack([part.scatter for part in parts]).sum(dim=0)
-    sizes = torch.tensor([len(part.counts) for part in parts])
-    return Router(
-        tasks=tuple(signatures),
-        means=torch.cat([part.means for part in parts]),
-        owner=torch.repeat_interleave(torch.arange(len(parts)), sizes),
-        precision=shrunk_inverse(scatter, sum(part.freedom for part in parts), SHRINKAGE),
-    )
+def mahalanobis(totals: Totals) -> Iterator[Mahalanobis]:
+    """One for each shrinkage."""
+    means = totals.means.double()
+    for shrinkage in SHRINKAGES:
+        factor = torch.linalg.cholesky(shrunk(totals.within, len(totals.tasks), shrinkage))
+        weight = torch.cholesky_solve(means.T, factor)
+        bias = -0.5 * (weight * means.T).sum(dim=0)
+        yield Mahalanobis(weight.float(), bias.float(), totals.owner, totals, shrinkage)

@@ -1,0 +1,70 @@
+"""What is kept of a task so that inputs find their way to it: sums and a few features of its rows, never a text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import Delta
+from continual.kinds import Answer, Kind, Seen
+from continual.routing import Evidence, Statistics, evidence, spread, statistics
+from continual.signature import Signature, signature
+from registry import Blobs, SignatureRecord
+from tasks import TaskData
+
+EVIDENCE_ROWS = 1024  # train rows that are read through a delta to know what fits it
+RATED = "classification"  # the kind whose answers have probabilities that say how sure a delta is of its task
+
+
+def signature_of(kind: Kind[Any], train: Seen[Any]) -> Signature:
+    """A task's signature, from its train rows through the frozen backbone."""
+    classes, count = kind.classes(train.rows)
+    return signature(train.vectors, classes, count=count)
+
+
+def routing_of(
+    kind: Kind[Any], data: TaskData, delta: Delta, *, train: Seen[Any], held_out: Seen[Any], max_length: int
+) -> Statistics:
+    """A task's routing statistics: its rows through the frozen backbone, and some of them through its delta."""
+    classes, count = kind.classes(train.rows)
+    few = kind.prepare(train.backbone, data.train.take(_of_each(classes)), max_length=max_length)
+    kept = kind.prepare(train.backbone, data.validation.take(spread(len(data.validation))), max_length=max_length)
+    found = _evidence(kind, Seen(train.backbone, delta, few), Seen(train.backbone, delta, kept))
+    return statistics(train.frozen, classes, count=count, held_out=held_out.frozen, evidence=found)
+
+
+def signature_record(blobs: Blobs, backbone: Backbone, own: Signature, routing: Statistics) -> SignatureRecord:
+    """Both, stored as blobs."""
+    return SignatureRecord(
+        digest=blobs.put(own.to_bytes()),
+        rows=own.rows,
+        pooling=backbone.pooling,
+        routing=blobs.put(routing.to_bytes()),
+    )
+
+
+def _evidence(kind: Kind[Any], rows: Seen[Any], held_out: Seen[Any]) -> Evidence:
+    assert held_out.delta is not None
+    sure = torch.zeros(0)
+    if kind.scored == RATED:
+        outputs = kind.outputs(held_out, held_out.delta.head)
+        answers = kind.answers(held_out.backbone, outputs, held_out.rows)
+        sure = log_probabilities(answers)
+    classes, count = kind.classes(rows.rows)
+    return evidence(rows.vectors, classes, count=count, held_out=held_out.vectors, sure=sure)
+
+
+def log_probabilities(answers: Sequence[Answer]) -> Tensor:
+    """The logarithms [N] of the probabilities of answers, in nats."""
+    return torch.tensor([answer.score or 0.0 for answer in answers]).clamp_min(torch.finfo().tiny).log()
+
+
+def _of_each(classes: Tensor) -> list[int]:
+    """The numbers of at most so many rows, as many of each class as there are; at least one of each."""
+    most = max(EVIDENCE_ROWS // int(classes.max() + 1), 1)
+    order = torch.argsort(classes, stable=True)
+    sizes = torch.bincount(classes)
+    place = torch.arange(len(classes)) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
+    return sorted(order[place < most].tolist())

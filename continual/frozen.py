@@ -1,0 +1,67 @@
+"""Frozen features in which tasks are told apart: all layers side by side, through a random projection.
+
+    z = [h₀ / ‖h₀‖; …; h_L / ‖h_L‖]     φ(x) = max(P z, 0),  P_ij ~ N(0, 1)
+
+h_l is a text's pooled state after layer l. Layers tell different things apart, from words to sentences, and the random
+nonlinear projection lets a linear rule tell apart what no rule linear in z can: McDonnell et al. (2023), "RanPAC:
+Random Projections and Pre-trained Models for Continual Learning" (arXiv:2307.02251).
+
+Shapes: N texts, D hidden size, L layers, M width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbone import Backbone
+from continual.features import Tokens, pad, pool, sorted_batches
+
+WIDEST = 3072  # M is the size of z, but not more: routers take M³ operations to make
+MOST_LAYERS = 8  # of a deep backbone, evenly spaced; its embeddings and its last layer are always among them
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """N texts through the frozen backbone. vectors [N, D]: pooled last states · wide [N, M]: φ(x)."""
+
+    vectors: Tensor
+    wide: Tensor
+
+    def take(self, indices: Sequence[int]) -> "Frozen":
+        """The chosen texts."""
+        return Frozen(self.vectors[indices], self.wide[indices])
+
+
+@torch.inference_mode()
+def frozen(backbone: Backbone, tokens: Tokens) -> Frozen:
+    """The two kinds of features of tokenized texts, on the CPU, from one pass."""
+    vectors, wide = torch.empty(len(tokens), backbone.hidden_size), torch.empty(len(tokens), 0)
+    for indices in sorted_batches(tokens.lengths):
+        batch = pad(backbone, tokens, indices)
+        with backbone.precision():
+            layers = backbone.layer_states(batch)
+        states = [pool(layer, batch["attention_mask"], backbone.pooling) for layer in layers]
+        chosen = torch.cat([F.normalize(states[i], dim=-1) for i in _spaced(len(states))], dim=1)
+        projection = _projection(chosen.shape[1])
+        if not wide.numel():
+            wide = torch.empty(len(tokens), projection.shape[1])
+        vectors[indices] = states[-1].cpu()
+        wide[indices] = torch.relu(chosen @ projection.to(chosen.device)).cpu()
+    return Frozen(vectors, wide)
+
+
+def _spaced(count: int) -> list[int]:
+    return [round(place) for place in np.linspace(0, count - 1, min(count, MOST_LAYERS)).tolist()]
+
+
+@cache
+def _projection(size: int) -> Tensor:
+    """P [size, M]. NumPy promises that a `RandomState` draws the same numbers in every release."""
+    drawn = np.random.RandomState(SEED).standard_normal((size, min(size, WIDEST)))
+    return torch.from_numpy(drawn.astype(np.float32))

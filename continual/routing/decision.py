@@ -1,0 +1,80 @@
+"""From probabilities to a decision: the deltas of the likeliest tasks look again where the router is not sure.
+
+    log p(t | x) ← log p(t | x) + log p(ŷ_t | x, t) − E_t[log p(ŷ_t | x, t)]
+
+for the tasks looked at, where ŷ_t is what the task's delta answers and E_t the mean over held-out rows of the task: the
+probability of task and answer together, a delta that is always sure being no more believed than one that never is.
+The delta that is chosen also says how well the input fits it, which decides whether it belongs to any task.
+
+Shapes: N inputs, K tasks.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from continual.routing.calibrated import Router
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Opinion(Generic[A]):
+    """What a task's delta says of inputs: its answers, how much surer it is of them than usual [N], in nats, and how
+    well they fit it [N]."""
+
+    answers: Sequence[A]
+    surely: Tensor
+    fit: Tensor
+
+
+@dataclass(frozen=True)
+class Decision(Generic[A]):
+    """tasks [N]: the number of the one that is chosen · log_p [N, K] · fit [N]: to the chosen task's delta ·
+    answers: of that delta."""
+
+    tasks: Tensor
+    log_p: Tensor
+    fit: Tensor
+    answers: tuple[A, ...]
+
+    @property
+    def confidence(self) -> Tensor:
+        """The probability [N] of the task that is chosen."""
+        return self.log_p.gather(1, self.tasks.unsqueeze(1)).squeeze(1).exp()
+
+
+def decide(router: Router, log_p: Tensor, ask: Callable[[int, list[int]], Opinion[A]]) -> Decision[A]:
+    """The task of each input, from what the router says [N, K].
+
+    `ask` is given the number of a task and those of inputs, and has its delta look at them.
+    """
+    looked = _looked_at(router, log_p)
+    surely, fit = torch.zeros_like(log_p), torch.zeros_like(log_p)
+    answers: dict[tuple[int, int], A] = {}
+    for task, inputs in looked.items():
+        opinion = ask(task, inputs)
+        surely[inputs, task], fit[inputs, task] = opinion.surely, opinion.fit
+        answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
+    log_p = torch.log_softmax(log_p + surely, dim=1)
+    among = torch.full_like(log_p, -torch.inf)
+    for task, inputs in looked.items():
+        among[inputs, task] = log_p[inputs, task]
+    tasks = among.argmax(dim=1)
+    chosen = fit.gather(1, tasks.unsqueeze(1)).squeeze(1)
+    return Decision(tasks, log_p, chosen, tuple(answers[i, task] for i, task in enumerate(tasks.tolist())))
+
+
+def _looked_at(router: Router, log_p: Tensor) -> dict[int, list[int]]:
+    """The inputs that each task's delta looks at: those of which it is the likeliest task, or nearly so."""
+    order = log_p.topk(router.candidates, dim=1).indices.tolist()
+    unsure = (log_p.amax(dim=1).exp() < router.margin).tolist()
+    looked: dict[int, list[int]] = defaultdict(list)
+    for i, (likely, doubt) in enumerate(zip(order, unsure, strict=True)):
+        for task in likely if doubt else likely[:1]:
+            looked[task].append(i)
+    return looked

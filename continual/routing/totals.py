@@ -1,0 +1,92 @@
+"""The sums over tasks that routers are made of: a task is added, or taken out, without a look at any other.
+
+Every task counts the same however many rows it has:
+
+    G = Σ_t E_t[x xᵀ]     S = Σ_t C_t     m = Σ_t E_t[x]
+
+with the mean E_t over a task's rows and its within-class covariance C_t. Sums in float64 are the same in whatever order
+tasks came, up to rounding. Shapes: C classes of all tasks, M width, K tasks.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from continual.routing.statistics import Part
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A task's classes: means [C, M], and their shares [C] of the task's rows."""
+
+    means: Tensor
+    shares: Tensor
+
+
+@dataclass
+class Totals:
+    """moment G [M, M] · within S [M, M] · total m [M] · tasks: the classes of each, in order of arrival."""
+
+    moment: Tensor
+    within: Tensor
+    total: Tensor
+    tasks: dict[str, Classes] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, width: int) -> Self:
+        moment, within = torch.zeros(2, width, width, dtype=torch.float64)
+        return cls(moment, within, torch.zeros(width, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Part]) -> Self:
+        """The sums over one task or more."""
+        found = cls.empty(next(iter(parts.values())).means.shape[1])
+        for name, part in parts.items():
+            found.add(name, part)
+        return found
+
+    def add(self, name: str, part: Part) -> None:
+        self._count(part, 1.0)
+        self.tasks[name] = Classes(part.means.float(), part.counts / part.counts.sum())
+
+    def remove(self, name: str, part: Part) -> None:
+        """Take out what `add` put in, given the same numbers again."""
+        self._count(part, -1.0)
+        del self.tasks[name]
+
+    def _count(self, part: Part, sign: float) -> None:
+        scatter, means, rows = part.scatter, part.means.double(), part.counts.sum()
+        shares = part.counts / rows
+        self.within.add_(scatter, alpha=sign / part.freedom)
+        self.moment.add_(scatter, alpha=sign / float(rows)).add_(means.T @ (shares.unsqueeze(1) * means), alpha=sign)
+        self.total.add_(shares @ means, alpha=sign)
+
+    @property
+    def means(self) -> Tensor:
+        """Class means of all tasks [C, M]."""
+        return torch.cat([task.means for task in self.tasks.values()])
+
+    @property
+    def shares(self) -> Tensor:
+        """The share of each class in its task [C]."""
+        return torch.cat([task.shares for task in self.tasks.values()])
+
+    @property
+    def owner(self) -> Tensor:
+        """The number of each class's task [C]."""
+        return owners(task.shares for task in self.tasks.values())
+
+
+def owners(by_task: Iterable[Tensor]) -> Tensor:
+    """The number of its task for every class [C], from one tensor of classes for each task."""
+    sizes = torch.tensor([len(classes) for classes in by_task])
+    return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+
+def by_task(scores: Tensor, owner: Tensor) -> Tensor:
+    """Of scores [N, C] of classes the highest of each task [N, K]."""
+    best = torch.full((len(scores), int(owner[-1]) + 1), -torch.inf, dtype=scores.dtype)
+    return best.scatter_reduce_(1, owner.expand(len(scores), -1), scores, "amax")

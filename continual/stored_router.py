@@ -1,0 +1,48 @@
+"""The router of what a registry holds."""
+
+import logging
+from collections.abc import Collection, Mapping
+
+from continual.backbone import Backbone
+from continual.errors import BlobError
+from continual.neighbours import stored_signatures
+from continual.routing import Router, Statistics, build_router, calibrate, held_out
+from continual.routing.totals import Totals
+from registry import Registry, StoredSignature
+
+log = logging.getLogger(__name__)
+MOST_WIDE = 256  # tasks; a router in wide features reads some megabytes and takes some hundredths of a second for each
+
+
+def stored_router(
+    registry: Registry, backbone: Backbone, tasks: Collection[str], *, kind: str = "auto"
+) -> tuple[Router, Mapping[str, Statistics]] | None:
+    """The router of those of `tasks` that can be routed to, and the statistics that it was made of; None for none.
+
+    Of very many tasks, and where an older release learned some, it is by the distance to class means in the last
+    layer's features (`mahalanobis`), which every signature holds; settings are then chosen on rows of some tasks.
+    """
+    stored = {found.task: found for found in registry.signatures(backbone.fingerprint) if found.task in tasks}
+    some = sorted(stored.values(), key=lambda found: found.digest)[:MOST_WIDE]  # whatever order they came in
+    chosen = {found.task for found in some}
+    parts = _read(registry, [found for task, found in stored.items() if task in chosen])
+    if parts and len(parts) == len(stored):
+        return build_router(parts, kind=kind), parts
+    signatures = {task: own for task, own in stored_signatures(registry, backbone).items() if task in stored}
+    if not signatures:
+        return None
+    totals, known = Totals.of(signatures), {task: part for task, part in parts.items() if task in signatures}
+    rows = held_out([*signatures], known, features="vectors")
+    name = "mahalanobis" if kind == "auto" else kind
+    return calibrate(totals, rows, features="vectors", names=(name,)), known
+
+
+def _read(registry: Registry, stored: Collection[StoredSignature]) -> dict[str, Statistics]:
+    found = {}
+    for own in stored:
+        if own.routing is not None:
+            try:
+                found[own.task] = Statistics.from_bytes(registry.blobs.get(own.routing))
+            except BlobError as error:
+                log.warning("task %s is routed to by its signature alone: %s", own.task, error)
+    return found
