@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from continual.backbone import Backbone
 from continual.features import Tokens, pad, pool, sorted_batches
 
-WIDEST = 3072  # M is the size of z, but not more: routers take M³ operations to make
+TWICE, WIDEST = 2, 6144  # M is twice the size of z, but not more: a router takes M³ operations to make
 MOST_LAYERS = 8  # of a deep backbone, evenly spaced; its embeddings and its last layer are always among them
 SEED = 0
 
@@ -63,5 +63,5 @@ def _spaced(count: int) -> list[int]:
 @cache
 def _projection(size: int) -> Tensor:
     """P [size, M]. NumPy promises that a `RandomState` draws the same numbers in every release."""
-    drawn = np.random.RandomState(SEED).standard_normal((size, min(size, WIDEST)))
+    drawn = np.random.RandomState(SEED).standard_normal((size, min(TWICE * size, WIDEST)))
     return torch.from_numpy(drawn.astype(np.float32))

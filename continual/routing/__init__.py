@@ -1,8 +1,9 @@
 """Routing: which task an input belongs to when nobody says."""
 
-from continual.routing.calibrated import Router, build_router, calibrate, held_out
+from continual.routing.calibrated import Router, build_router, calibrate
 from continual.routing.decision import Decision, Opinion, decide
 from continual.routing.evidence import Evidence, evidence
+from continual.routing.held_out import held_out
 from continual.routing.router import ROUTERS
 from continual.routing.statistics import Statistics, spread, statistics
 

@@ -11,58 +11,20 @@ Shapes: N inputs, H held-out rows of all tasks, K tasks, R rules.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn import functional as F
 
 from continual.frozen import Frozen
+from continual.routing.held_out import Features, HeldOut, fitted_weights, held_out
 from continual.routing.router import ROUTERS, Rule
 from continual.routing.statistics import Statistics
 from continual.routing.totals import Totals
 from continual.settings import FALSE_ABSTENTIONS
 
-SMOOTHING = 0.001  # where all held-out rows are told apart, no weight would be large enough
 LEAST_SURE = 0.001  # a second look is taken where the router alone would err more often than this
-CANDIDATES = 5  # at most so many tasks are looked at again
-LARGEST_WEIGHT = 1e4
+FEWEST, CANDIDATES = 3, 5  # so many tasks are looked at again
 OWN = ("ridge", "mahalanobis")
-
-
-Features = Literal["wide", "vectors"]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out rows of tasks: features [H, M] · own [H]: each one's task · fit [H]: how it fits that task's delta, 0
-    where that is not known."""
-
-    features: Tensor
-    own: Tensor
-    fit: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        """What each row counts [H], all tasks together 1."""
-        counts = torch.bincount(self.own)
-        return 1.0 / (counts[self.own] * (counts > 0).sum())
-
-
-def held_out(tasks: Sequence[str], parts: Mapping[str, Statistics], *, features: Features) -> HeldOut:
-    """The held-out rows of those tasks of which there are statistics."""
-    if not parts:
-        return HeldOut(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    number = {name: number for number, name in enumerate(tasks)}
-    rows = [getattr(part.held_out, features).float() for part in parts.values()]
-    own = [torch.full((len(seen),), number[name]) for name, seen in zip(parts, rows, strict=True)]
-    fits = [
-        part.evidence.own if part.evidence else torch.zeros(len(seen))
-        for part, seen in zip(parts.values(), rows, strict=True)
-    ]
-    return HeldOut(torch.cat(rows), torch.cat(own), torch.cat(fits))
 
 
 @dataclass(frozen=True)
@@ -112,13 +74,12 @@ def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Seque
 
     Without any, as where all was learned by an older release, each rule is taken as it is, and nothing is abstained on.
     """
+    rules = [ROUTERS[name](totals, rows) for name in names]
     if not len(rows.own):
-        plain = tuple(next(ROUTERS[name](totals)) for name in names)
-        none, scale = torch.zeros(0), torch.tensor([[0.0, 1.0]]).expand(len(plain), 2)
-        return Router(tuple(totals.tasks), features, plain, (1.0,) * len(plain), scale, 1, 0.0, none, none)
-    rules = [_best(list(ROUTERS[name](totals)), rows) for name in names]
+        none, scale = torch.zeros(0), torch.tensor([[0.0, 1.0]]).expand(len(rules), 2)
+        return Router(tuple(totals.tasks), features, tuple(rules), (1.0,) * len(rules), scale, 1, 0.0, none, none)
     scores = [rule.scores(rows.features) for rule in rules]
-    weights = _weights(scores, rows)
+    weights = fitted_weights(scores, rows)
     log_p = torch.log_softmax(torch.stack([w * s for w, s in zip(weights, scores, strict=True)]).sum(dim=0), dim=1)
     known = torch.stack([rule.known(rows.features) for rule in rules], dim=1)
     scale = _scale(known, rows.weights)
@@ -136,43 +97,6 @@ def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Seque
         levels=together[order],
         level_weights=rows.weights[order],
     )
-
-
-def _best(rules: Sequence[Rule], rows: HeldOut) -> Rule:
-    """The rule whose probabilities are best on held-out rows, each at its own temperature."""
-
-    def loss(rule: Rule) -> float:
-        scores = rule.scores(rows.features)
-        return _loss(_weights([scores], rows), [scores], rows)
-
-    return min(rules, key=loss) if len(rules) > 1 else rules[0]
-
-
-def _weights(scores: Sequence[Tensor], rows: HeldOut) -> list[float]:
-    """The weights w [R] that are best on held-out rows; of one task any would do."""
-    scales = [1.0 / max(float(score.std(dim=1, correction=0).mean()), 1e-12) for score in scores]
-    if scores[0].shape[1] == 1:
-        return scales
-
-    def loss(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
-        logs = torch.tensor(log_weights, requires_grad=True)
-        value = _cross_entropy([torch.exp(w) * k * s for w, k, s in zip(logs, scales, scores, strict=True)], rows)
-        (slope,) = torch.autograd.grad(value, logs)
-        return float(value.detach()), slope.numpy()
-
-    bound = float(np.log(LARGEST_WEIGHT))
-    found = minimize(loss, np.zeros(len(scores)), jac=True, bounds=[(-bound, bound)] * len(scores), method="L-BFGS-B")
-    return [float(np.exp(w)) * k for w, k in zip(found.x, scales, strict=True)]
-
-
-def _loss(weights: Sequence[float], scores: Sequence[Tensor], rows: HeldOut) -> float:
-    return float(_cross_entropy([w * s for w, s in zip(weights, scores, strict=True)], rows))
-
-
-def _cross_entropy(weighted: Sequence[Tensor], rows: HeldOut) -> Tensor:
-    logits = torch.stack([score.double() for score in weighted]).sum(dim=0)
-    each = F.cross_entropy(logits, rows.own, reduction="none", label_smoothing=SMOOTHING)
-    return (each * rows.weights).sum()
 
 
 def _standard(known: Tensor, scale: Tensor) -> Tensor:
@@ -197,4 +121,4 @@ def _second_look(log_p: Tensor, rows: HeldOut) -> tuple[int, float]:
     order = sure.argsort(descending=True)
     errors = torch.cumsum(wrong[order], dim=0) > LEAST_SURE
     margin = float(sure[order][int(errors.int().argmax())]) if bool(errors.any()) else 0.0
-    return max(candidates, min(2, most)), margin
+    return max(candidates, min(FEWEST, most)), margin

@@ -1,10 +1,11 @@
 """From probabilities to a decision: the deltas of the likeliest tasks look again where the router is not sure.
 
-    log p(t | x) ← log p(t | x) + log p(ŷ_t | x, t) − E_t[log p(ŷ_t | x, t)]
+    log p(t | x) ← log p(t | x) + log p(ŷ_t | x, t) − E_t[log p(ŷ_t | x, t)] + ½ fit_t(x)
 
 for the tasks looked at, where ŷ_t is what the task's delta answers and E_t the mean over held-out rows of the task: the
 probability of task and answer together, a delta that is always sure being no more believed than one that never is.
-The delta that is chosen also says how well the input fits it, which decides whether it belongs to any task.
+fit_t(x) is how well the input fits the delta's own features, in standard deviations of the task's rows; that of the
+delta which is chosen also decides whether the input belongs to any task.
 
 Shapes: N inputs, K tasks.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from continual.routing.calibrated import Router
 
+FIT = 0.5  # nats for a standard deviation
 A = TypeVar("A")
 
 
@@ -60,7 +62,7 @@ def decide(router: Router, log_p: Tensor, ask: Callable[[int, list[int]], Opinio
         opinion = ask(task, inputs)
         surely[inputs, task], fit[inputs, task] = opinion.surely, opinion.fit
         answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
-    log_p = torch.log_softmax(log_p + surely, dim=1)
+    log_p = torch.log_softmax(log_p + surely + FIT * fit, dim=1)
     among = torch.full_like(log_p, -torch.inf)
     for task, inputs in looked.items():
         among[inputs, task] = log_p[inputs, task]

@@ -2,28 +2,29 @@
 
     d²(x, t) = min over classes c of t of (x − μ_c)ᵀ C⁻¹ (x − μ_c)
 
-μ are class means and C the within-class covariance of all tasks, shrunk: Lee et al. (2018), "A Simple Unified Framework
-for Detecting Out-of-Distribution Samples" (arXiv:1807.03888). What is like no task is told by how much nearer x is to a
-class than to all inputs together, d² − (x − μ₀)ᵀ C₀⁻¹ (x − μ₀) with their mean μ₀ and covariance C₀: Ren et al. (2021),
-"A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection" (arXiv:2106.09022).
+μ are class means in the L leading features, and C the within-class covariance of all tasks there, shrunk: Lee et al.
+(2018), "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (arXiv:1807.03888). What is like no task
+is told by how much nearer x is to a class than to all inputs together, d² − (x − μ₀)ᵀ C₀⁻¹ (x − μ₀) with their mean μ₀
+and covariance C₀: Ren et al. (2021), "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"
+(arXiv:2106.09022).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from continual.routing.held_out import HeldOut, loss
 from continual.routing.totals import Totals, by_task
 from continual.signature import shrunk, shrunk_inverse
 
-SHRINKAGES = (0.003, 0.03)
+SHRINKAGES = (0.03, 0.01, 0.003)
 
 
 @dataclass(frozen=True)
 class Mahalanobis:
-    """weight [M, C], bias [C]: of −½ d², but for what is the same of all classes · totals, shrinkage: its origin."""
+    """weight [L, C], bias [C]: of −½ d², but for what is the same of all classes · totals, shrinkage: its origin."""
 
     weight: Tensor
     bias: Tensor
@@ -33,30 +34,37 @@ class Mahalanobis:
 
     def scores(self, features: Tensor) -> Tensor:
         """−½ d² [N, K] but for xᵀ C⁻¹ x."""
-        return by_task(features @ self.weight + self.bias, self.owner)
+        return by_task(self._by_class(features), self.owner)
 
     def known(self, features: Tensor) -> Tensor:
         """−½ of the relative distance to the nearest class [N]."""
         square, slope, constant = self._relative
-        nearest = (features @ self.weight + self.bias).amax(dim=1)
-        return nearest - 0.5 * ((features @ square) * features).sum(dim=1) - features @ slope + constant
+        nearest, x = self._by_class(features).amax(dim=1), features[:, : len(square)]
+        return nearest - 0.5 * ((x @ square) * x).sum(dim=1) - x @ slope + constant
+
+    def _by_class(self, features: Tensor) -> Tensor:
+        return features[:, : len(self.weight)] @ self.weight + self.bias
 
     @cached_property
     def _relative(self) -> tuple[Tensor, Tensor, float]:
-        """C⁻¹ − C₀⁻¹ [M, M], C₀⁻¹ μ₀ [M] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
-        totals, count = self.totals, len(self.totals.tasks)
-        centre = totals.total / count
-        background = shrunk_inverse(totals.moment / count - torch.outer(centre, centre), 1.0, self.shrinkage)
+        """C⁻¹ − C₀⁻¹ [L, L], C₀⁻¹ μ₀ [L] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
+        totals, count, size = self.totals, len(self.totals.tasks), len(self.weight)
+        centre = totals.total[:size] / count
+        spread = totals.moment[:size, :size] / count - torch.outer(centre, centre)
+        background = shrunk_inverse(spread, 1.0, self.shrinkage)
         slope = background @ centre
         square = shrunk_inverse(totals.within, count, self.shrinkage) - background
         return square.float(), slope.float(), 0.5 * float(centre @ slope)
 
 
-def mahalanobis(totals: Totals) -> Iterator[Mahalanobis]:
-    """One for each shrinkage."""
-    means = totals.means.double()
-    for shrinkage in SHRINKAGES:
-        factor = torch.linalg.cholesky(shrunk(totals.within, len(totals.tasks), shrinkage))
-        weight = torch.cholesky_solve(means.T, factor)
-        bias = -0.5 * (weight * means.T).sum(dim=0)
-        yield Mahalanobis(weight.float(), bias.float(), totals.owner, totals, shrinkage)
+def mahalanobis(totals: Totals, rows: HeldOut) -> Mahalanobis:
+    """In the leading features; the shrinkage is chosen on held-out rows."""
+    rules = [_solved(totals, shrinkage) for shrinkage in SHRINKAGES]
+    return min(rules, key=lambda rule: loss(rule.scores(rows.features), rows)) if len(rows.own) else rules[0]
+
+
+def _solved(totals: Totals, shrinkage: float) -> Mahalanobis:
+    means = totals.means[:, : len(totals.within)].double().T
+    weight = torch.cholesky_solve(means, torch.linalg.cholesky(shrunk(totals.within, len(totals.tasks), shrinkage)))
+    bias = -0.5 * (weight * means).sum(dim=0)
+    return Mahalanobis(weight.float(), bias.float(), totals.owner, totals, shrinkage)

@@ -1,11 +1,12 @@
 """What every router is: a rule, made of the tasks' statistics alone, that scores each task for an input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from continual.errors import RoutingError
+from continual.routing.held_out import HeldOut
 from continual.routing.mahalanobis import mahalanobis
 from continual.routing.ridge import ridge
 from continual.routing.totals import Totals
@@ -24,12 +25,12 @@ class Rule(Protocol):
         ...
 
 
-Fit = Callable[[Totals], Iterator[Rule]]
-"""From the sums over tasks one rule or more, which differ in a setting; the best on held-out rows is taken."""
+Fit = Callable[[Totals, HeldOut], Rule]
+"""The rule that follows from the sums over tasks, its settings chosen on held-out rows where there are any."""
 
 
 def _checked(found: object) -> Fit | str:
-    return found if callable(found) else "a function of `Totals` that yields rules, see `continual.routing.router`"
+    return found if callable(found) else "a function of `Totals` and `HeldOut` that gives a `Rule`"
 
 
 ROUTERS = Open[Fit](

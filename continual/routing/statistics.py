@@ -46,8 +46,10 @@ class Statistics:
 
     @property
     def scatter(self) -> Tensor:
-        factor = self.factor.double()
-        return factor.T @ factor + self.rest * torch.eye(factor.shape[1], dtype=torch.float64)
+        factor = self.factor.float()
+        scatter = (factor.T @ factor).double()
+        scatter.diagonal().add_(self.rest)
+        return scatter
 
     @property
     def freedom(self) -> int:

@@ -4,8 +4,8 @@ Every task counts the same however many rows it has:
 
     G = Σ_t E_t[x xᵀ]     S = Σ_t C_t     m = Σ_t E_t[x]
 
-with the mean E_t over a task's rows and its within-class covariance C_t. Sums in float64 are the same in whatever order
-tasks came, up to rounding. Shapes: C classes of all tasks, M width, K tasks.
+with the mean E_t over a task's rows and its within-class covariance C_t in the leading features. Sums in float64 are
+the same in whatever order tasks came, up to rounding. Shapes: C classes of all tasks, M width, K tasks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from continual.routing.statistics import Part
+
+LEADING = 2048  # features, of wide ones, in which distances are taken: more hardly help, and take their cube in time
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Classes:
 
 @dataclass
 class Totals:
-    """moment G [M, M] · within S [M, M] · total m [M] · tasks: the classes of each, in order of arrival."""
+    """moment G [M, M] · within S [L, L], L = min(M, LEADING) · total m [M] · tasks: their classes."""
 
     moment: Tensor
     within: Tensor
@@ -37,7 +39,7 @@ class Totals:
 
     @classmethod
     def empty(cls, width: int) -> Self:
-        moment, within = torch.zeros(2, width, width, dtype=torch.float64)
+        moment, within = (torch.zeros(size, size, dtype=torch.float64) for size in (width, min(width, LEADING)))
         return cls(moment, within, torch.zeros(width, dtype=torch.float64))
 
     @classmethod
@@ -60,7 +62,7 @@ class Totals:
     def _count(self, part: Part, sign: float) -> None:
         scatter, means, rows = part.scatter, part.means.double(), part.counts.sum()
         shares = part.counts / rows
-        self.within.add_(scatter, alpha=sign / part.freedom)
+        self.within.add_(scatter[: len(self.within), : len(self.within)], alpha=sign / part.freedom)
         self.moment.add_(scatter, alpha=sign / float(rows)).add_(means.T @ (shares.unsqueeze(1) * means), alpha=sign)
         self.total.add_(shares @ means, alpha=sign)
 

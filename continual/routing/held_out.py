@@ -1,0 +1,81 @@
+"""Held-out rows of tasks, on which all that routers can be set to is chosen; every task counts the same.
+
+Shapes: H held-out rows of all tasks, K tasks, R rules.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.routing.statistics import Statistics
+
+SMOOTHING = 0.001  # where all held-out rows are told apart, no weight would be large enough
+LARGEST_WEIGHT = 1e4
+
+Features = Literal["wide", "vectors"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows of tasks: features [H, M] · own [H]: each one's task · fit [H]: how it fits that task's delta, 0
+    where that is not known."""
+
+    features: Tensor
+    own: Tensor
+    fit: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """What each row counts [H], all tasks together 1."""
+        counts = torch.bincount(self.own)
+        return 1.0 / (counts[self.own] * (counts > 0).sum())
+
+
+def held_out(tasks: Sequence[str], parts: Mapping[str, Statistics], *, features: Features) -> HeldOut:
+    """The held-out rows of those tasks of which there are statistics."""
+    if not parts:
+        return HeldOut(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    number = {name: number for number, name in enumerate(tasks)}
+    rows = [getattr(part.held_out, features).float() for part in parts.values()]
+    own = [torch.full((len(seen),), number[name]) for name, seen in zip(parts, rows, strict=True)]
+    fits = [
+        part.evidence.own if part.evidence else torch.zeros(len(seen))
+        for part, seen in zip(parts.values(), rows, strict=True)
+    ]
+    return HeldOut(torch.cat(rows), torch.cat(own), torch.cat(fits))
+
+
+def loss(scores: Tensor, rows: HeldOut) -> float:
+    """The cross entropy of scores [H, K] of the held-out rows, in nats, at the temperature that is best for them."""
+    (weight,) = fitted_weights([scores], rows)
+    return float(_cross_entropy([weight * scores], rows))
+
+
+def fitted_weights(scores: Sequence[Tensor], rows: HeldOut) -> list[float]:
+    """The weights w ≥ 0 [R] with which the sum of scores [H, K] is best on held-out rows; of one task any would do."""
+    scales = [1.0 / max(float(score.std(dim=1, correction=0).mean()), 1e-12) for score in scores]
+    if scores[0].shape[1] == 1:
+        return scales
+
+    def value(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logs = torch.tensor(log_weights, requires_grad=True)
+        found = _cross_entropy([torch.exp(w) * k * s for w, k, s in zip(logs, scales, scores, strict=True)], rows)
+        (slope,) = torch.autograd.grad(found, logs)
+        return float(found.detach()), slope.numpy()
+
+    bound = float(np.log(LARGEST_WEIGHT))
+    bounds = [(-bound, bound)] * len(scores)
+    found = minimize(value, np.zeros(len(scores)), jac=True, bounds=bounds, method="L-BFGS-B")
+    return [float(np.exp(w)) * k for w, k in zip(found.x, scales, strict=True)]
+
+
+def _cross_entropy(weighted: Sequence[Tensor], rows: HeldOut) -> Tensor:
+    logits = torch.stack([score.double() for score in weighted]).sum(dim=0)
+    each = F.cross_entropy(logits, rows.own, reduction="none", label_smoothing=SMOOTHING)
+    return (each * rows.weights).sum()
