@@ -10,7 +10,7 @@ from continual.kinds import kind_of_delta
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
-from registry import BackboneRecord, DataRecord, Registry, not_found
+from registry import BackboneRecord, DataRecord, Registry, StoredSignature, not_found
 from tasks import TaskData
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,17 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
 
     Raises BackboneError where a signature was taken of features that were pooled otherwise.
     """
+    signatures = {}
+    for stored in named_signatures(registry, backbone):
+        try:
+            signatures[stored.task] = Signature.from_bytes(registry.blobs.get(stored.digest))
+        except BlobError as error:
+            log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
+    return signatures
+
+
+def named_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> tuple[StoredSignature, ...]:
+    """Where the signatures of the tasks on a backbone lie. Raises BackboneError as `stored_signatures` does."""
     found = registry.signatures(backbone.fingerprint)
     for stored in found:
         if stored.pooling != backbone.pooling:
@@ -28,13 +39,7 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
                 f"the signature of task {stored.task!r} is of {stored.pooling}-pooled features, and backbone "
                 f"{backbone.name!r} pools by {backbone.pooling}; load it as it was, or use another home"
             )
-    signatures = {}
-    for stored in found:
-        try:
-            signatures[stored.task] = Signature.from_bytes(registry.blobs.get(stored.digest))
-        except BlobError as error:
-            log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
-    return signatures
+    return found
 
 
 def nearest_learned(

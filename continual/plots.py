@@ -1,6 +1,7 @@
 """Pictures of a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -10,8 +11,19 @@ LARGEST = 100.0  # inches of a side, what a picture can hold
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
 
 
-def heat_map(matrix: Matrix, tasks: Sequence[str], *, title: str) -> Figure:
-    """A score matrix: a row for each task learned, a column for each task scored; what was not scored stays blank."""
+def heat_map(
+    matrix: Matrix,
+    tasks: Sequence[str],
+    *,
+    title: str,
+    across: str = "scored on",
+    down: str = "after learning",
+    shade: str = "score",
+) -> Figure:
+    """A matrix of fractions: by default a row for each task learned, a column for each task scored.
+
+    What has no value stays blank.
+    """
     size = min(max(4.0, 1.4 + 0.7 * len(tasks)), LARGEST)
     figure = Figure(figsize=(size + 1.2, size), layout="constrained")
     axes = figure.add_subplot()
@@ -21,11 +33,27 @@ def heat_map(matrix: Matrix, tasks: Sequence[str], *, title: str) -> Figure:
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(range(len(tasks)), tasks, parse_math=False)
     axes.set_title(title, parse_math=False)
-    axes.set(xlabel="scored on", ylabel="after learning")
+    axes.set(xlabel=across, ylabel=down)
     for t, row in enumerate(matrix):
         for i, value in enumerate(row):
             if value is not None:
                 ink = "white" if value < INK_ON_DARK else "black"
                 axes.text(i, t, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)
-    figure.colorbar(image, label="score")
+    figure.colorbar(image, label=shade)
     return figure
+
+
+def confusion_map(matrix: Matrix, tasks: Sequence[str]) -> Figure:
+    """Where the test rows of each task were sent."""
+    return heat_map(
+        matrix, tasks, title="where inputs were sent", across="task chosen", down="own task", shade="share of rows"
+    )
+
+
+def confused(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Matrix:
+    """The shares of each task's rows that went to each task, from the pairs of a report."""
+    shares = {(pair["task"], pair["routed_to"]): pair["share"] for pair in pairs}
+    astray = [[shares.get((own, other), 0.0) for other in tasks] for own in tasks]
+    return [
+        [1.0 - sum(row) if i == t else value or None for i, value in enumerate(row)] for t, row in enumerate(astray)
+    ]

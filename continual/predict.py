@@ -10,7 +10,7 @@ from continual.experts import opinion
 from continual.features import tokenize
 from continual.frozen import Frozen, frozen
 from continual.kinds import Answer
-from continual.routing import Decision, Opinion, Router, Statistics, decide
+from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
 from continual.settings import FALSE_ABSTENTIONS
 from continual.stored_router import stored_router
 from registry import Champion, Registry, not_found
@@ -57,7 +57,7 @@ class Predictor:
     serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
     false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining.
 
-    Raises InputError where nothing has been learned on the backbone.
+    Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Predictor:
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
         self._deltas: dict[str, Delta] = {}
+        rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
         self._routing: tuple[Router, Mapping[str, Statistics]] | None = None
         if not self._champions:

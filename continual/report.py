@@ -1,7 +1,7 @@
 """What a stream came to, from the registry alone: the document of `continual report --json`."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ from continual.forgetting import Measures, measures
 from registry import Mode, Registry, StoredDelta, StoredScore
 
 Document = dict[str, Any]
+OFTEN = 0.05  # of a task's test rows that go to one other task: worth telling
 Matrix = list[list[float | None]]
 
 
@@ -65,7 +66,9 @@ def report(registry: Registry, stream: str) -> Document:
         "routed": {
             "matrix": routed,
             **asdict(_measures_if_complete([[routed[t][i] for i in kept] for t in kept])),
-            "routing_accuracy": _routing_accuracy(left, stream=stream, step=steps[-1]) if left else None,
+            "routing_accuracy": _over_rows("routing_accuracy", left, stream=stream, step=steps[-1]) if left else None,
+            "abstained": _over_rows("abstained", left, stream=stream, step=steps[-1]) if left else None,
+            "confused": _confused(registry, scores, deltas, stream=stream, step=steps[-1]) if left else [],
         },
         "unfinished": [
             {"task": position.task, "state": position.state, "error": position.error}
@@ -93,13 +96,54 @@ def _measures_if_complete(matrix: Matrix) -> Measures:
     return measures(matrix) if complete else measures([])
 
 
-def _routing_accuracy(scores: list[_Scores], *, stream: str, step: int) -> float | None:
-    """The share of all test rows that were routed to their own task after the last one was learned."""
-    found = [own.routed("routing_accuracy", stream=stream, step=step) for own in scores]
+def _over_rows(metric: str, scores: list[_Scores], *, stream: str, step: int) -> float | None:
+    """A share of the test rows of each task, after the last one was learned, as a share of all test rows."""
+    found = [own.routed(metric, stream=stream, step=step) for own in scores]
     known = [score for score in found if score]
     if len(known) < len(found):
         return None
     return sum(score.value * score.rows for score in known) / sum(score.rows for score in known)
+
+
+def _confused(
+    registry: Registry, scores: list[_Scores], deltas: Sequence[StoredDelta], *, stream: str, step: int
+) -> list[Document]:
+    """Which tasks' test rows went to which other task after the last was learned, the largest share first.
+
+    share: of the task's test rows · advice: what to do about two tasks that are taken for each other often.
+    """
+    measured = {
+        delta.name: own.routed("routing_accuracy", stream=stream, step=step)
+        for delta, own in zip(deltas, scores, strict=True)
+    }
+    tasks = {delta.name: delta.task for delta in deltas}
+    pairs = registry.confusions(stream, step=step)
+    shares = {(p.delta, p.routed_to): p.rows / found.rows for p in pairs if (found := measured[p.delta])}
+    confused: list[Document] = [
+        {
+            "task": tasks[p.delta],
+            "routed_to": tasks[p.routed_to],
+            "rows": p.rows,
+            "share": shares[p.delta, p.routed_to],
+            "advice": _advice(
+                tasks[p.delta],
+                tasks[p.routed_to],
+                there=shares[p.delta, p.routed_to],
+                back=shares.get((p.routed_to, p.delta), 0.0),
+            ),
+        }
+        for p in pairs
+        if (p.delta, p.routed_to) in shares
+    ]
+    return sorted(confused, key=lambda pair: -pair["share"])
+
+
+def _advice(task: str, other: str, *, there: float, back: float) -> str | None:
+    if min(there, back) >= OFTEN:
+        return f"{task} and {other} are taken for each other: learn them as one task, or name the task of their inputs"
+    if there >= OFTEN:
+        return f"inputs of {task} look like those of {other}: name the task of these inputs, or tell the tasks apart"
+    return None
 
 
 def _per_task(delta: StoredDelta, scores: _Scores, parents: list[Document]) -> Document:

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 
 from continual.backbone import Backbone
 from continual.errors import BlobError
-from continual.neighbours import stored_signatures
-from continual.routing import Router, Statistics, build_router, calibrate, held_out
+from continual.neighbours import named_signatures, stored_signatures
+from continual.routing import AUTO, Router, Statistics, build_router, calibrate, held_out, rule_names
 from continual.routing.totals import Totals
 from registry import Registry, StoredSignature
 
@@ -15,14 +15,14 @@ MOST_WIDE = 256  # tasks; a router in wide features reads some megabytes and tak
 
 
 def stored_router(
-    registry: Registry, backbone: Backbone, tasks: Collection[str], *, kind: str = "auto"
+    registry: Registry, backbone: Backbone, tasks: Collection[str], *, kind: str = AUTO
 ) -> tuple[Router, Mapping[str, Statistics]] | None:
     """The router of those of `tasks` that can be routed to, and the statistics that it was made of; None for none.
 
     Of very many tasks, and where an older release learned some, it is by the distance to class means in the last
     layer's features (`mahalanobis`), which every signature holds; settings are then chosen on rows of some tasks.
     """
-    stored = {found.task: found for found in registry.signatures(backbone.fingerprint) if found.task in tasks}
+    stored = {found.task: found for found in named_signatures(registry, backbone) if found.task in tasks}
     some = sorted(stored.values(), key=lambda found: found.digest)[:MOST_WIDE]  # whatever order they came in
     chosen = {found.task for found in some}
     parts = _read(registry, [found for task, found in stored.items() if task in chosen])
@@ -33,8 +33,8 @@ def stored_router(
         return None
     totals, known = Totals.of(signatures), {task: part for task, part in parts.items() if task in signatures}
     rows = held_out([*signatures], known, features="vectors")
-    name = "mahalanobis" if kind == "auto" else kind
-    return calibrate(totals, rows, features="vectors", names=(name,)), known
+    names = ("mahalanobis",) if kind == AUTO else rule_names(kind)
+    return calibrate(totals, rows, features="vectors", names=names), known
 
 
 def _read(registry: Registry, stored: Collection[StoredSignature]) -> dict[str, Statistics]:

@@ -24,6 +24,7 @@ MEASURES = {
     "la": "LA, mean score when learned",
     "aia": "AIA, mean over the stream",
     "routing_accuracy": "routing accuracy",
+    "abstained": "share of rows abstained on",
 }
 
 
@@ -51,6 +52,9 @@ def show_report(console: Console, document: Document) -> None:
     ):
         console.print(title, style="bold")
         console.print(table)
+    for pair in document["routed"]["confused"]:
+        if pair["advice"]:
+            console.print(visible(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False)
     for task in document["unfinished"]:
         unlearned = visible(f"{task['task']} is not learned: {task['error'] or task['state']}")
         console.print(unlearned, style="red", markup=False)

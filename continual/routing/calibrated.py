@@ -17,14 +17,13 @@ from torch import Tensor
 
 from continual.frozen import Frozen
 from continual.routing.held_out import Features, HeldOut, fitted_weights, held_out
-from continual.routing.router import ROUTERS, Rule
+from continual.routing.router import AUTO, ROUTERS, Rule, rule_names
 from continual.routing.statistics import Statistics
 from continual.routing.totals import Totals
 from continual.settings import FALSE_ABSTENTIONS
 
 LEAST_SURE = 0.001  # a second look is taken where the router alone would err more often than this
 FEWEST, CANDIDATES = 3, 5  # so many tasks are looked at again
-OWN = ("ridge", "mahalanobis")
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ class Router:
         return float(self.levels[below]) if 0 < below < len(self.levels) else -torch.inf
 
 
-def build_router(parts: Mapping[str, Statistics], *, kind: str = "auto") -> Router:
+def build_router(parts: Mapping[str, Statistics], *, kind: str = AUTO) -> Router:
     """The router of one task or more: by a rule of `ROUTERS`, or by both of our own together (`auto`)."""
     rows = held_out([*parts], parts, features="wide")
-    return calibrate(Totals.of(parts), rows, features="wide", names=OWN if kind == "auto" else (kind,))
+    return calibrate(Totals.of(parts), rows, features="wide", names=rule_names(kind))
 
 
 def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Sequence[str]) -> Router:

@@ -1,5 +1,6 @@
 """What every router is: a rule, made of the tasks' statistics alone, that scores each task for an input."""
 
+import difflib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,7 +34,22 @@ def _checked(found: object) -> Fit | str:
     return found if callable(found) else "a function of `Totals` and `HeldOut` that gives a `Rule`"
 
 
+OWN, AUTO = ("ridge", "mahalanobis"), "auto"
 ROUTERS = Open[Fit](
     {"ridge": ridge, "mahalanobis": mahalanobis}, "continual.routers", check=_checked, error=RoutingError
 )
 """The routers by name, those of installed packages included."""
+
+
+def rule_names(router: str) -> tuple[str, ...]:
+    """The rules that a router is made of: of `auto` both of our own.
+
+    Raises RoutingError for a name that nobody offers.
+    """
+    if router == AUTO:
+        return OWN
+    if router not in ROUTERS:
+        near = difflib.get_close_matches(router, [AUTO, *ROUTERS], n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise RoutingError(f"router {router!r} is not known{hint}. Known: {', '.join([AUTO, *ROUTERS])}")
+    return (router,)

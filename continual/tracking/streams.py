@@ -1,10 +1,12 @@
 """The run of a stream: its settings, and after every task its measures, its score matrices and its report."""
 
 from continual.forgetting import Measures
-from continual.plots import heat_map
+from continual.plots import confused, confusion_map, heat_map
 from continual.report import Document, report
 from continual.tracking.client import Projection, flat
 from registry import Pending, StoredStream, settle
+
+ROUTED = ("routing_accuracy", "abstained")  # what is measured of routing alone
 
 
 def tell_stream(to: Projection, pending: Pending) -> None:
@@ -35,11 +37,13 @@ def _summarise(to: Projection, run: str, stream: StoredStream, document: Documen
     learned = [position.delta for position in stream.positions if position.delta]
     at = to.registry.delta(learned[-1]).created_at if learned else stream.created_at
     for kind in ("oracle", "routed"):
-        found = {name: document[kind].get(name) for name in (*Measures.__dataclass_fields__, "routing_accuracy")}
+        found = {name: document[kind].get(name) for name in (*Measures.__dataclass_fields__, *ROUTED)}
         metrics = {(f"{kind}_{name}", len(learned)): value for name, value in found.items() if value is not None}
         to.log(run, {}, metrics, at=at)
         figure = heat_map(document[kind]["matrix"], document["tasks"], title=f"{document['stream']}, {kind}")
         to.client.log_figure(run, figure, f"matrix_{kind}.png")
+    confusion = confused(document["routed"]["confused"], document["tasks"])
+    to.client.log_figure(run, confusion_map(confusion, document["tasks"]), "confusion.png")
     to.client.log_dict(run, document, "report.json")
     states = {position.state for position in stream.positions}
     if states <= {"learned", "failed"}:

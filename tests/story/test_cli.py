@@ -69,16 +69,32 @@ def test_predictions_keep_order_and_shape(cli: Run, stream: Path, tmp_path: Path
     assert cli("run", str(stream)).code == 0
     lines = tmp_path / "lines.txt"
     texts = ["cat purr meow", ["wave coral", "tide sail"], "lovely bright superb"]
+    odd = tmp_path / "odd.txt"
+    odd.write_text("zzz qqq zzz qqq zzz qqq\n")
     lines.write_text(f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n{json.dumps({'text': texts[2]})}\n")
     answers = [json.loads(line) for line in cli("predict", str(lines)).out.splitlines()]
     assert [answer["text"] for answer in answers] == texts
-    shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta"}
+    shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta", "possible"}
     for answer in answers:
         assert set(answer) == shape
         assert answer["routed"]
         assert 0 <= answer["confidence"] <= 1
-        assert 0 <= answer["score"] <= 1
-        assert answer["label"] in WORDS[answer["task"]]
+        if answer["abstained"]:
+            assert answer["task"] is answer["label"] is answer["score"] is answer["delta"] is None
+            assert [near["task"] for near in answer["possible"]]
+        else:
+            assert 0 <= answer["score"] <= 1
+            assert answer["label"] in WORDS[answer["task"]]
+    assert not answers[0]["abstained"]
+    forced = [json.loads(line) for line in cli("predict", str(lines), "--abstain", "0", "--all").out.splitlines()]
+    for answer in forced:
+        best = answer["possible"][0]
+        assert {key: best[key] for key in ("task", "label", "confidence")} == {
+            key: answer[key] for key in ("task", "label", "confidence")
+        }
+    (strange,) = [json.loads(line) for line in cli("predict", str(odd)).out.splitlines()]
+    assert strange["abstained"]
+    assert cli("predict", str(lines), "--router", "rigde").code == 2
     told = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
     assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in told} == {("mood", False, None)}
 

@@ -34,8 +34,10 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
         *learner.predict([answer["text"] for answer in told], task="place"),
     ]
     for before, answer in zip(answers, map(asdict, now), strict=True):
-        for key in ("score", "confidence"):  # another processor may round otherwise; on the same one they are equal
-            assert answer.pop(key) == pytest.approx(before.pop(key), abs=1e-6)
+        assert answer.pop("possible") == ()
+        # The router of a later release has its own confidence. Another processor may round a score otherwise.
+        assert (answer.pop("confidence") is None) == (before.pop("confidence") is None)
+        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-6)
         assert answer == before
 
 

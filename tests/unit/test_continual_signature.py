@@ -1,4 +1,4 @@
-"""Signatures, the closed-form head and the router against the same numbers computed the long way."""
+"""Signatures and the closed-form head against the same numbers computed the long way."""
 
 from itertools import pairwise
 
@@ -7,15 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.nn import functional as F
 
 from continual.head import SHRINKAGES, SMOOTHING, ClosedForm, closed_form
-from continual.routing import build_router
-from continual.routing.mahalanobis import SHRINKAGE
 from continual.signature import Signature, shrunk_inverse, signature
 from continual.similarity import alignment, nearest
 
@@ -152,45 +149,6 @@ def test_the_temperature_is_the_best_there_is() -> None:
     }
     assert min(losses, key=losses.__getitem__) == 1.0
     assert losses[1.0] == pytest.approx(head.loss, rel=1e-4)
-
-
-def test_router_distances_are_mahalanobis_to_the_nearest_mean() -> None:
-    data = {"a": sample(6), "b": sample(7, classes=2, per_class=10)}
-    router = build_router({name: signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()})
-    # The covariance about class means of all tasks' rows together, shrunk.
-    centred = torch.cat([x - torch.stack([x[y == c].mean(dim=0) for c in y.tolist()]) for x, y in data.values()])
-    covariance = (centred.T @ centred).double().numpy() / (24 - 3 + 20 - 2)
-    precision = np.linalg.inv(shrunk_covariance(covariance, shrinkage=SHRINKAGE))
-    probes = torch.randn(9, 5, generator=torch.Generator().manual_seed(8))
-    expected = [
-        [
-            min(mahalanobis(p, x[y == c].mean(dim=0).numpy(), precision) ** 2 for c in set(y.tolist()))
-            for x, y in data.values()
-        ]
-        for p in probes.numpy()
-    ]
-    found = router.distances(probes)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-    routed = router.route(probes)
-    assert routed.tasks.tolist() == np.argmin(expected, axis=1).tolist()
-    shares = np.exp(-0.5 * np.array(expected))
-    np.testing.assert_allclose(routed.confidence, (shares / shares.sum(1, keepdims=True)).max(1), rtol=1e-4)
-
-
-@given(st.permutations(range(4)))
-def test_the_order_of_arrival_is_of_no_effect_on_routing(order: list[int]) -> None:
-    tasks = {f"t{seed}": of(seed) for seed in range(4)}
-    probes = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)) * 2
-    first, again = build_router(tasks), build_router({f"t{seed}": tasks[f"t{seed}"] for seed in order})
-    names = [[router.tasks[i] for i in router.route(probes).tasks.tolist()] for router in (first, again)]
-    assert names[0] == names[1]
-    close(again.route(probes).confidence, first.route(probes).confidence)
-
-
-def test_one_task_takes_everything() -> None:
-    routed = build_router({"only": of(1)}).route(torch.randn(5, 5))
-    assert routed.tasks.tolist() == [0] * 5
-    assert routed.confidence.tolist() == [1.0] * 5
 
 
 @given(SEEDS, SEEDS, st.integers(2, 5), st.integers(2, 5))
