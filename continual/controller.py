@@ -22,6 +22,7 @@ from continual.kinds import kind_of_spec
 from continual.learn import Learned, learn, ready
 from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
+from continual.routing.totals import Totals
 from continual.search import arms, possible, search_of
 from continual.warmstart import SUPPORTED
 from continual.watcher import SILENT, Watcher
@@ -177,6 +178,7 @@ class _Controller:
         self.holder = this_holder()
         self.most = {position.number: position.attempts + 1 + retries for position in self._positions()}
         self.examined: dict[str, Callable[[], Examined]] = {}  # by delta
+        self.totals = Totals()
         self.measured: dict[int, list[str]] = {}  # by step, the deltas that it was measured with
         self.told: set[str] = set()  # the deltas that the watcher knows of
 
@@ -237,7 +239,12 @@ class _Controller:
                 examined[position.delta] = self.examined.setdefault(position.delta, cache(stored))
                 if self.measured.get(step) != [*examined]:
                     if not complete_routed_scores(
-                        self.registry, examined, stream=self.stream.name, step=step, last=position is positions[-1]
+                        self.registry,
+                        examined,
+                        stream=self.stream.name,
+                        step=step,
+                        last=position is positions[-1],
+                        totals=self.totals,
                     ):
                         return False
                     self.measured[step] = [*examined]

@@ -27,12 +27,24 @@ def signature_of(kind: Kind[Any], train: Seen[Any]) -> Signature:
 def routing_of(
     kind: Kind[Any], data: TaskData, delta: Delta, *, train: Seen[Any], held_out: Seen[Any], max_length: int
 ) -> Statistics:
-    """A task's routing statistics: its rows through the frozen backbone, and some of them through its delta."""
+    """A task's routing statistics: its rows through the frozen backbone, and some of them through its delta.
+
+    Of the validation rows some are kept to choose a router's settings on; the others count like train rows.
+    """
     classes, count = kind.classes(train.rows)
-    few = kind.prepare(train.backbone, data.train.take(_of_each(classes)), max_length=max_length)
-    kept = kind.prepare(train.backbone, data.validation.take(spread(len(data.validation))), max_length=max_length)
-    found = _evidence(kind, Seen(train.backbone, delta, few), Seen(train.backbone, delta, kept))
-    return statistics(train.frozen, classes, count=count, held_out=held_out.frozen, evidence=found)
+    kept = spread(len(data.validation))
+    others = sorted(set(range(len(data.validation))) - set(kept))
+    few, few_kept = (
+        kind.prepare(train.backbone, rows, max_length=max_length)
+        for rows in (data.train.take(_of_each(classes)), data.validation.take(kept))
+    )
+    return statistics(
+        torch.cat([train.frozen.wide, held_out.frozen.wide[others]]),
+        torch.cat([classes, kind.classes(held_out.rows)[0][others]]),
+        count=count,
+        held_out=held_out.frozen.take(kept),
+        evidence=_evidence(kind, Seen(train.backbone, delta, few), Seen(train.backbone, delta, few_kept)),
+    )
 
 
 def signature_record(blobs: Blobs, backbone: Backbone, own: Signature, routing: Statistics) -> SignatureRecord:

@@ -20,6 +20,7 @@ from continual.kinds import Answer, Seen, labels_of
 from continual.learn import Learned, Task, ready
 from continual.record import outputs_from_bytes
 from continual.routing import Opinion, Statistics, build_router, decide
+from continual.routing.totals import Totals
 from registry import Registry, Score
 from tasks import TaskData, Text
 
@@ -112,34 +113,40 @@ def _examined(task: Task, delta: Delta, routing: Statistics, tested: Frozen, own
 
 
 def complete_routed_scores(
-    registry: Registry, examined: Mapping[str, Callable[[], Examined]], *, stream: str, step: int, last: bool
+    registry: Registry,
+    examined: Mapping[str, Callable[[], Examined]],
+    *,
+    stream: str,
+    step: int,
+    last: bool,
+    totals: Totals,
 ) -> bool:
     """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all.
 
-    last: whether it is the stream's last position, where abstentions are counted too.
+    last: whether it is the stream's last position, where abstentions are counted too · totals: of earlier positions.
     False where these are not all any more: another controller has learned one meanwhile.
     """
     stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
     if stored >= examined.keys():
         return True
     looked = {delta: look() for delta, look in examined.items()}
-    found, sent = routed_scores(looked, stream=stream, step=step, abstaining=last)
+    found, sent = routed_scores(looked, stream=stream, step=step, abstaining=last, totals=totals)
     return registry.write(lambda unit: unit.add_routed(stream, step, found, sent=sent))
 
 
 def routed_scores(
-    examined: Mapping[str, Examined], *, stream: str, step: int, abstaining: bool = True
+    examined: Mapping[str, Examined], *, stream: str, step: int, abstaining: bool = True, totals: Totals | None = None
 ) -> tuple[dict[str, list[Score]], Sent]:
     """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
 
     A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name; the
     router is forced to choose. abstaining: count as well how often it would not.
     """
-    router = build_router({delta: task.routing for delta, task in examined.items()})
+    router = build_router({delta: task.routing for delta, task in examined.items()}, totals=totals)
     scores: dict[str, list[Score]] = {}
     sent: Counter[tuple[str, str]] = Counter()
     for delta, task in examined.items():
-        decision = decide(router, router.log_p(task.tested), partial(_ask, examined, delta))
+        decision = decide(router, router.log_p(task.tested), partial(_ask, examined, router.tasks, delta))
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         sent.update((delta, other) for other in chosen if other != delta)
         right, own = [other == delta for other in chosen], labels_of(task.own.answers)
@@ -158,9 +165,11 @@ def routed_scores(
     return scores, sent
 
 
-def _ask(examined: Mapping[str, Examined], delta: str, number: int, rows: list[int]) -> Opinion[None]:
+def _ask(
+    examined: Mapping[str, Examined], deltas: Sequence[str], delta: str, number: int, rows: list[int]
+) -> Opinion[None]:
     """What the delta of that number says of test rows of `delta`."""
-    other, task = list(examined)[number], examined[delta]
+    other, task = deltas[number], examined[delta]
     if other != delta:
         return task.hears(other, examined[other], rows)
     return Opinion([None] * len(rows), task.own.surely[rows], task.own.fit[rows])

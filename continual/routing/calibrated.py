@@ -62,10 +62,15 @@ class Router:
         return float(self.levels[below]) if 0 < below < len(self.levels) else -torch.inf
 
 
-def build_router(parts: Mapping[str, Statistics], *, kind: str = AUTO) -> Router:
-    """The router of one task or more: by a rule of `ROUTERS`, or by both of our own together (`auto`)."""
-    rows = held_out([*parts], parts, features="wide")
-    return calibrate(Totals.of(parts), rows, features="wide", names=rule_names(kind))
+def build_router(parts: Mapping[str, Statistics], *, kind: str = AUTO, totals: Totals | None = None) -> Router:
+    """The router of one task or more: by a rule of `ROUTERS`, or by both of our own together (`auto`).
+
+    totals: the sums over some of them, which those over all are made of.
+    """
+    sums = totals or Totals()
+    sums.become(parts)
+    rows = held_out([*sums.tasks], parts, features="wide")
+    return calibrate(sums, rows, features="wide", names=rule_names(kind))
 
 
 def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Sequence[str]) -> Router:

@@ -75,18 +75,17 @@ _SUMS, _KEPT = ("counts", "means", "factor", "rest"), ("vectors", "wide")
 
 
 def statistics(
-    train: Frozen, classes: Tensor, *, count: int, held_out: Frozen, evidence: Evidence | None = None
+    wide: Tensor, classes: Tensor, *, count: int, held_out: Frozen, evidence: Evidence | None = None
 ) -> Statistics:
-    """Statistics of N train rows whose classes [N] are numbers below `count`, and of held-out rows.
+    """Statistics of rows [N, M] whose classes [N] are numbers below `count`, and of held-out rows.
 
     As they are stored: in half precision but for counts and means, whose sums a router is made of.
     """
-    wide, kept = train.wide, held_out.take(spread(len(held_out.wide)))
     counts = torch.bincount(classes, minlength=count).double()
     means = (torch.zeros(count, wide.shape[1]).index_add_(0, classes, wide) / counts.unsqueeze(1)).float()
     factor, rest = _compressed(wide - means[classes])
-    half = Frozen(kept.vectors.half(), kept.wide.half())
-    return Statistics(counts, means, factor.half(), rest, half, evidence)
+    kept = Frozen(held_out.vectors.half(), held_out.wide.half())
+    return Statistics(counts, means, factor.half(), rest, kept, evidence)
 
 
 def spread(count: int) -> list[int]:

@@ -10,6 +10,7 @@ the same in whatever order tasks came, up to rounding. Shapes: C classes of all 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import torch
@@ -30,27 +31,35 @@ class Classes:
 
 @dataclass
 class Totals:
-    """moment G [M, M] · within S [L, L], L = min(M, LEADING) · total m [M] · tasks: their classes."""
+    """moment G [M, M] · within S [L, L], L = min(M, LEADING) · total m [M] · tasks: their classes, by name.
 
-    moment: Tensor
-    within: Tensor
-    total: Tensor
+    Empty until the first task is added.
+    """
+
+    moment: Tensor = field(default_factory=partial(torch.zeros, 0, 0))
+    within: Tensor = field(default_factory=partial(torch.zeros, 0, 0))
+    total: Tensor = field(default_factory=partial(torch.zeros, 0))
     tasks: dict[str, Classes] = field(default_factory=dict)
-
-    @classmethod
-    def empty(cls, width: int) -> Self:
-        moment, within = (torch.zeros(size, size, dtype=torch.float64) for size in (width, min(width, LEADING)))
-        return cls(moment, within, torch.zeros(width, dtype=torch.float64))
 
     @classmethod
     def of(cls, parts: Mapping[str, Part]) -> Self:
         """The sums over one task or more."""
-        found = cls.empty(next(iter(parts.values())).means.shape[1])
-        for name, part in parts.items():
-            found.add(name, part)
+        found = cls()
+        found.become(parts)
         return found
 
+    def become(self, parts: Mapping[str, Part]) -> None:
+        """Add what is new in `parts`, or begin again where something that was added is not in it any more."""
+        if not self.tasks or self.tasks.keys() - parts.keys():
+            width = next(iter(parts.values())).means.shape[1]
+            sizes = ((width, width), (min(width, LEADING),) * 2, (width,))
+            self.moment, self.within, self.total = (torch.zeros(size, dtype=torch.float64) for size in sizes)
+            self.tasks = {}
+        for name in [name for name in parts if name not in self.tasks]:
+            self.add(name, parts[name])
+
     def add(self, name: str, part: Part) -> None:
+        """Count a task in."""
         self._count(part, 1.0)
         self.tasks[name] = Classes(part.means.float(), part.counts / part.counts.sum())
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from continual.errors import BlobError
 from continual.features import features, tokenize
 from continual.frozen import Frozen, frozen
-from continual.routing import ROUTERS, Opinion, Router, Statistics, build_router, decide, evidence, statistics
+from continual.routing import ROUTERS, Opinion, Router, Statistics, build_router, decide, evidence, spread, statistics
 from continual.routing import calibrated as calibration
 from continual.routing.held_out import HeldOut, fitted_weights, loss
 from continual.routing.mahalanobis import SHRINKAGES
@@ -49,7 +49,7 @@ def seen(wide: Tensor) -> Frozen:
 def task(seed: int, *, apart: float = 3.0) -> Statistics:
     (x, y), held = cloud(seed, rows=90, apart=apart), slice(60, 90)
     trusted = evidence(x[:60], y[:60], count=3, held_out=x[held], sure=torch.zeros(0))
-    return statistics(seen(x[:60]), y[:60], count=3, held_out=seen(x[held]), evidence=trusted)
+    return statistics(x[:60], y[:60], count=3, held_out=seen(x[held]), evidence=trusted)
 
 
 def close(found: Tensor, expected: object, *, to: float = 1e-5) -> None:
@@ -120,12 +120,13 @@ def test_sums_are_equal_in_any_order_and_taking_out_is_exact() -> None:
 def test_statistics_keep_the_scatter_but_for_what_is_spread_evenly() -> None:
     x, y = cloud(3)
     found, exact = task(3), signature(x, y, count=3)
-    close(statistics(seen(x), y, count=3, held_out=seen(x)).scatter, exact.scatter, to=2e-2)
+    close(statistics(x, y, count=3, held_out=seen(x)).scatter, exact.scatter, to=2e-2)
     wide = torch.randn(RANK + 200, RANK + 100, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(len(wide), dtype=torch.long)
-    large = statistics(seen(wide), labels, count=1, held_out=seen(wide))
+    large = statistics(wide, labels, count=1, held_out=seen(wide))
     assert large.factor.shape == (RANK, RANK + 100)
-    assert len(large.held_out.wide) == HELD_OUT
+    assert len(spread(1000)) == len(set(spread(1000))) == HELD_OUT
+    assert spread(3) == [0, 1, 2]
     expected = signature(wide, labels, count=1).scatter
     assert float(large.scatter.trace()) == pytest.approx(float(expected.trace()), rel=1e-3)
     assert found.freedom == 57
