@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis as distance
 from sklearn.covariance import shrunk_covariance
@@ -20,6 +20,7 @@ from continual.routing import ROUTERS, Opinion, Router, Statistics, build_router
 from continual.routing import calibrated as calibration
 from continual.routing.held_out import HeldOut, fitted_weights, loss
 from continual.routing.mahalanobis import SHRINKAGES
+from continual.routing.nearest import Nearest
 from continual.routing.ridge import PENALTIES
 from continual.routing.statistics import HELD_OUT, RANK
 from continual.routing.totals import Totals
@@ -95,6 +96,7 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inp
 
 
 @pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
+@settings(deadline=None)
 @given(st.permutations(range(4)))
 def test_the_order_of_arrival_is_of_no_effect(name: str, order: list[int]) -> None:
     tasks = {f"t{seed}": task(seed) for seed in range(4)}
@@ -238,3 +240,24 @@ def test_frozen_features_are_of_every_layer_and_of_the_text_alone() -> None:
     alone = frozen(backbone, tokens.take([2]))
     close(alone.wide[0], found.wide[2], to=1e-4)
     close(found.take([3, 1]).wide, found.wide[[3, 1]])
+
+
+def test_an_index_finds_what_comparing_all_finds() -> None:
+    """Of 300 tasks: the same tasks and distances, also after some were added and one was taken out."""
+    parts = {f"t{seed}": signed(seed) for seed in range(300)}
+    few = dict(list(parts.items())[:280])
+    rule = Nearest(Totals.of(few), SHRINKAGES[0])
+    for name in list(parts)[280:]:
+        rule.add(name, parts[name])
+    rule.remove("t7", parts["t7"])
+    left = {name: part for name, part in parts.items() if name != "t7"}
+    exact = ROUTERS["mahalanobis"](Totals.of(left), NO_ROWS)
+    probes = torch.cat([cloud(seed)[0] for seed in (3, 7, 290)])
+    found, expected = rule.scores(probes), exact.scores(probes)
+    names = [name for name in parts if name in left]
+    same = [rule.tasks[i] for i in found.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
+    assert np.mean([a == b for a, b in zip(*same, strict=True)]) > 0.97
+    agree = torch.tensor([a == b for a, b in zip(*same, strict=True)])
+    close(found.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
+    close(rule.known(probes)[agree], exact.known(probes)[agree], to=1e-3)
+    assert "t7" not in same[0]

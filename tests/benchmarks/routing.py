@@ -1,0 +1,225 @@
+"""How well inputs find their task: on a stream that was learned, with inputs of no task, and at ten thousand tasks.
+
+    continual run STREAM.yaml --home HOME
+    python -m tests.benchmarks.routing STREAM.yaml --home HOME [--strange FILE] > routing.json
+    python -m tests.benchmarks.routing --tasks 10000 > scale.json
+
+The first reads the test rows of the stream through `Predictor`, forced to choose: routing accuracy, right task and
+right label, and their ratio to the same with the task given; the expected calibration error of the confidence, in 15
+bins; the pairs of tasks confused. FILE holds rows `{"text": …}` that belong to none of the tasks: AUROC of what is held
+for known, how many of them are refused at the default threshold, and of the stream's own rows.
+
+The second makes tasks of 20 classes in the backbone's dimensions, adds one to all others, takes one out, and routes
+batches of 256, interleaved with the backbone's own pass over as many texts of 16 tokens.
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from continual.backbone import Backbone, load_backbone
+from continual.experts import opinion
+from continual.features import features, tokenize
+from continual.frozen import frozen
+from continual.learner import Learner
+from continual.predict import Predictor
+from continual.routing import Opinion, decide
+from continual.routing.nearest import Nearest
+from continual.routing.totals import Totals
+from continual.signature import Signature, signature
+from continual.stored_router import stored_router
+from tasks import load_stream, read_stream
+from tests.benchmarks.runs import quieten, say
+
+BINS, REPEATS, BATCH, CLASSES = 15, 25, 256, 20
+
+
+def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
+    """The test rows of a stream that was learned, and rows that belong to none of its tasks."""
+    known = read_stream(stream)
+    loaded = [data for data in load_stream(known) if data.spec.kind == "classification"]
+    with Learner.open(known.backbone, home) as learner:
+        names = [data.spec.name for data in loaded]
+        found = stored_router(learner.registry, learner.backbone, names)
+        assert found is not None
+        router, _ = found
+        own = [name for data in loaded for name in [data.spec.name] * len(data.test)]
+        texts = [text for data in loaded for text in data.test.texts]
+        labels = [label for data in loaded for label in data.test.labels]
+        began = time.perf_counter()
+        answers = learner.predict(texts, false_abstentions=0)
+        seconds = time.perf_counter() - began
+        given = [p for data in loaded for p in learner.predict(data.test.texts, data.spec.name)]
+        oracle = np.mean([p.label == label for p, label in zip(given, labels, strict=True)])
+        right = np.array([p.task == name for p, name in zip(answers, own, strict=True)])
+        both = right & np.array([p.label == label for p, label in zip(answers, labels, strict=True)])
+        sure = np.array([p.confidence for p in answers])
+        pairs = Counter((name, p.task) for p, name in zip(answers, own, strict=True) if p.task != name)
+        shared = _shared(loaded)
+        apart = np.array([text not in shared for text in texts])
+        document = {
+            "tasks": len(router.tasks),
+            "rows": len(texts),
+            "routing_accuracy": float(right.mean()),
+            "routed_accuracy": float(both.mean()),
+            "oracle_accuracy": float(oracle),
+            "routed_to_oracle": float(both.mean() / oracle),
+            "by_task": {name: float(right[np.array(own) == name].mean()) for name in names},
+            "texts_in_several_tasks": int((~apart).sum()),
+            "routing_accuracy_without_these": float(right[apart].mean()),
+            "calibration_error": calibration_error(sure, right),
+            "confused": [{"task": a, "routed_to": b, "rows": n} for (a, b), n in pairs.most_common(12)],
+            "rows_per_second": len(texts) / seconds,
+        }
+        if strange is not None:
+            open_file = gzip.open if strange.suffix == ".gz" else open
+            with open_file(strange, "rt", encoding="utf-8") as lines:
+                others = [json.loads(line)["text"] for line in lines]
+            ours, theirs = (_known(learner, rows) for rows in (texts, others))
+            truth, held = [1] * len(ours) + [0] * len(theirs), torch.cat([ours, theirs]).numpy()
+            refused = [np.mean([p.abstained for p in learner.predict(rows)]) for rows in (texts, others)]
+            document |= {
+                "strange_rows": len(others),
+                "auroc": float(roc_auc_score(truth, held)),
+                "refused_of_known": float(refused[0]),
+                "refused_of_strange": float(refused[1]),
+            }
+    return document
+
+
+def calibration_error(sure: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]") -> float:
+    """Σ over bins of the share of rows in it times |mean confidence − share that is right|; Guo et al. (2017)."""
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    return float(sum((bins == b).mean() * abs(sure[bins == b].mean() - right[bins == b].mean()) for b in set(bins)))
+
+
+def _shared(loaded: Sequence[Any]) -> set[Any]:
+    """Texts that occur in more than one task, in any split."""
+    seen: Counter[Any] = Counter()
+    for data in loaded:
+        seen.update({text for rows in (data.train, data.validation, data.test) for text in rows.texts})
+    return {text for text, count in seen.items() if count > 1}
+
+
+def _known(learner: Learner, texts: Sequence[str]) -> Tensor:
+    """What is held for known [N], as `Predictor` compares it with its threshold."""
+    backbone, registry = learner.backbone, learner.registry
+    champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+    found = stored_router(registry, backbone, champions)
+    assert found is not None
+    router, statistics = found
+    predictor = Predictor(backbone, registry)
+    seen = frozen(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
+
+    def ask(number: int, inputs: list[int]) -> Opinion[Any]:
+        name = router.tasks[number]
+        return opinion(
+            backbone,
+            predictor.load(name),
+            [texts[i] for i in inputs],
+            max_length=int(champions[name].budget["max_length"]),
+            evidence=statistics[name].evidence,
+        )
+
+    return router.known(seen) + decide(router, router.log_p(seen), ask).fit
+
+
+def _longest(champions: dict[str, Any]) -> int:
+    return max(int(champion.budget["max_length"]) for champion in champions.values())
+
+
+def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
+    """So many tasks of 20 classes each, and one more."""
+    size, draw = backbone.hidden_size, torch.Generator().manual_seed(0)
+
+    def task() -> Signature:
+        centre = torch.randn(size, generator=draw)
+        labels = torch.arange(CLASSES).repeat_interleave(4)
+        rows = centre + torch.randn(CLASSES, size, generator=draw)[labels] + 0.5 * torch.randn(80, size, generator=draw)
+        return signature(rows, labels, count=CLASSES)
+
+    totals, probes = Totals(), []
+    began = time.perf_counter()
+    for number in range(tasks):
+        part = task()
+        if number == 0:
+            totals.become({"0": part})
+        else:
+            totals.add(str(number), part)
+        if number % max(tasks // BATCH, 1) == 0 and len(probes) < BATCH:
+            probes.append((number, part.means[0].float()))
+    say(f"{tasks} tasks summed in {time.perf_counter() - began:.0f} s")
+    began = time.perf_counter()
+    rule = Nearest(totals, 0.03)
+    built = time.perf_counter() - began
+    inputs = torch.stack([row for _, row in probes]) + 0.5 * torch.randn(len(probes), size, generator=draw)
+    truth = torch.tensor([number for number, _ in probes])
+    tokens = tokenize(
+        backbone, ["one two three four five six seven eight nine ten eleven twelve a b"] * BATCH, max_length=64
+    )
+    pass_times, route_times, add_times, remove_times = [], [], [], []
+    for repeat in range(REPEATS):
+        pass_times.append(_timed(lambda: features(backbone, tokens)))
+        route_times.append(_timed(lambda: rule.scores(inputs)))
+        part, name = task(), f"new {repeat}"
+        add_times.append(_timed(lambda name=name, part=part: rule.add(name, part)))
+        remove_times.append(_timed(lambda name=name, part=part: rule.remove(name, part)))
+    exact = _exact(rule, inputs)
+    chosen = rule.scores(inputs).argmax(dim=1)
+    return {
+        "tasks": tasks,
+        "classes": tasks * CLASSES,
+        "build_seconds": built,
+        "add_seconds": median(add_times),
+        "remove_seconds": median(remove_times),
+        "route_seconds": median(route_times),
+        "backbone_seconds": median(pass_times),
+        "route_to_backbone": median(r / p for r, p in zip(route_times, pass_times, strict=True)),
+        "routing_accuracy": float((chosen == truth).double().mean()),
+        "same_as_exact": float((chosen == exact).double().mean()),
+        "bytes_per_task": CLASSES * size * 4 * 2,
+        "tokens_per_text": len(tokens.ids[0]),
+    }
+
+
+def _exact(rule: Nearest, inputs: Tensor) -> Tensor:
+    """The task of the nearest class mean, comparing all."""
+    means, owner = rule.totals.means, rule.totals.owner
+    whitener = torch.linalg.cholesky(rule._precision.double()).float()
+    return owner[torch.cdist(inputs @ whitener, means @ whitener).argmin(dim=1)]
+
+
+def _timed(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Prints one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", type=Path, nargs="?")
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--strange", type=Path)
+    parser.add_argument("--tasks", type=int)
+    given = parser.parse_args()
+    quieten()
+    if given.tasks:
+        print(json.dumps(at_scale(given.tasks, load_backbone("minilm")), indent=1))
+    else:
+        print(json.dumps(of_stream(given.stream, given.home, given.strange), indent=1))
+
+
+if __name__ == "__main__":
+    main()
