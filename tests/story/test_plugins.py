@@ -1,4 +1,4 @@
-"""Methods and metrics of somebody else's package, found by its entry points."""
+"""Methods, metrics and routers of somebody else's package, found by its entry points."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from continual.routing import ROUTERS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "unified-view.md").read_text(encoding="utf-8")
@@ -20,6 +22,27 @@ def balanced(truth, answers):
     return lambda rows: float(right[rows].mean())
 
 NOT_A_METHOD = 3
+"""
+ROUTER = """
+from dataclasses import dataclass
+
+import torch
+
+from continual.routing.totals import by_task
+
+@dataclass(frozen=True)
+class NearestMean:
+    means: torch.Tensor
+    owner: torch.Tensor
+
+    def scores(self, features):
+        return by_task(-torch.cdist(features, self.means).square(), self.owner)
+
+    def known(self, features):
+        return self.scores(features).amax(dim=1)
+
+def nearest_mean(totals, rows):
+    return NearestMean(totals.means, totals.owner)
 """
 
 
@@ -43,8 +66,11 @@ def installed(tmp_path: Path) -> Path:
 
     [continual.metrics.classification]
     balanced = theirs:balanced
+
+    [continual.routers]
+    nearest_mean = theirs:nearest_mean
     """
-    package(tmp_path, "theirs", METHOD + METRIC, re.sub(r"^ +", "", entries, flags=re.MULTILINE))
+    package(tmp_path, "theirs", METHOD + METRIC + ROUTER, re.sub(r"^ +", "", entries, flags=re.MULTILINE))
     return tmp_path
 
 
@@ -92,3 +118,10 @@ def test_a_method_of_theirs_passes_the_contract_suite(installed: Path) -> None:
     words = ("-m", "pytest", "tests/contract/test_methods.py", "-k", "ssf and bert", "-p", "no:cacheprovider")
     ran = run(installed, *words)
     assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+def test_a_router_of_theirs_passes_the_contract_suite(installed: Path) -> None:
+    words = ("-m", "pytest", "tests/contract/test_routers.py", "-k", "nearest_mean", "-p", "no:cacheprovider")
+    ran = run(installed, *words)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert "nearest_mean" not in ROUTERS

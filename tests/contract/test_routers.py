@@ -1,0 +1,76 @@
+"""What every router keeps, built in or of another package: it is made of sums alone, and tells tasks from strangers."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.frozen import Frozen
+from continual.routing import ROUTERS, Statistics, build_router, statistics
+
+WIDTH, TASKS, ROWS = 12, 4, 120
+all_routers = pytest.mark.parametrize("name", list(ROUTERS))
+
+
+def rows_of(task: int, *, seed: int, count: int = ROWS) -> tuple[Tensor, Tensor]:
+    """Non-negative features, as wide ones are, of a task's two classes."""
+    centre = torch.Generator().manual_seed(task)
+    means = 4 * torch.rand(2, WIDTH, generator=centre)
+    labels = torch.arange(count) % 2
+    noise = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(1000 * task + seed))
+    return torch.relu(means[labels] + 0.5 * noise), labels
+
+
+def seen(wide: Tensor) -> Frozen:
+    return Frozen(wide, wide)
+
+
+@cache
+def known(task: int) -> Statistics:
+    (x, y), (held, _) = rows_of(task, seed=1), rows_of(task, seed=2, count=60)
+    return statistics(x, y, count=2, held_out=seen(held))
+
+
+def parts(*tasks: int) -> dict[str, Statistics]:
+    return {str(task): known(task) for task in tasks}
+
+
+@all_routers
+def test_inputs_go_to_their_task_with_probabilities(name: str) -> None:
+    router = build_router(parts(*range(TASKS)), kind=name)
+    for task in range(TASKS):
+        log_p = router.log_p(seen(rows_of(task, seed=3)[0]))
+        assert float((log_p.argmax(dim=1) == task).double().mean()) > 0.95
+        torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(ROWS))
+
+
+@all_routers
+def test_the_order_of_arrival_is_of_no_effect(name: str) -> None:
+    inputs = seen(torch.cat([rows_of(task, seed=4)[0] for task in range(TASKS)]))
+    first, again = (build_router(parts(*order), kind=name) for order in ((0, 1, 2, 3), (2, 0, 3, 1)))
+    columns = [again.tasks.index(task) for task in first.tasks]
+    torch.testing.assert_close(again.log_p(inputs)[:, columns], first.log_p(inputs), rtol=1e-3, atol=1e-3)
+
+
+@all_routers
+def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
+    inputs = seen(torch.cat([rows_of(task, seed=5)[0] for task in range(TASKS)]))
+    without = build_router(parts(0, 1, 2), kind=name)
+    assert without.tasks == ("0", "1", "2")
+    again = build_router({task: part for task, part in parts(0, 1, 2, 3).items() if task != "3"}, kind=name)
+    torch.testing.assert_close(again.log_p(inputs), without.log_p(inputs))
+
+
+@all_routers
+def test_strangers_are_less_known(name: str) -> None:
+    router = build_router(parts(0, 1, 2), kind=name)
+    ours = router.known(seen(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
+    theirs = router.known(seen(rows_of(9, seed=6)[0]))
+    assert float((ours.median() > theirs).double().mean()) > 0.9
+
+
+@all_routers
+def test_a_single_task_is_certain(name: str) -> None:
+    router = build_router(parts(0), kind=name)
+    assert router.log_p(seen(rows_of(1, seed=7)[0])).exp().min() == 1.0
