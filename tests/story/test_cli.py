@@ -41,7 +41,7 @@ def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_pat
     assert report == {key: value for key, value in ran.json.items() if key != "failed"}
     assert set(report) == {"stream", "backbone", "tasks", "oracle", "routed", "unfinished", "per_task"}
     assert set(report["oracle"]) == {"matrix", "acc", "bwt", "fwt", "forgetting", "la", "aia"}
-    assert set(report["routed"]) == {*report["oracle"], "routing_accuracy"}
+    assert set(report["routed"]) == {*report["oracle"], "routing_accuracy", "abstained", "confused"}
     promised = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
     assert promised | {"seconds", "examples_per_second"} <= set(report["per_task"][0])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 import yaml
 from conftest import backbone_of
@@ -19,6 +20,7 @@ from continual.backbone import freeze
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
 from continual.estimate import estimate_stream
+from continual.routing import Statistics
 from continual.settings import settings
 from registry import Registry
 from registry.verify import verify
@@ -160,7 +162,8 @@ def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Pat
         assert 0 < quoted.score <= 1
         (empty,) = learner.predict(["no passage here"], task="passage")
         assert empty.label == ""
-        assert {p.task for p in learner.predict(["lovely superb", ("the", far)])} <= {"mood", "warmth", "passage"}
+        routed = learner.predict(["lovely superb", ("the", far)], false_abstentions=0)
+        assert {p.task for p in routed} <= {"mood", "warmth", "passage"}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
@@ -226,6 +229,21 @@ def test_what_a_backbone_cannot_do_is_refused_before_anything_is_learned(
         with pytest.raises(InputError, match=said):
             learner.run(write_kinds(tmp_path, "mood", task))
         assert learner.registry.deltas() == []
+
+
+def test_no_template_leaks_into_what_a_router_sees(masked_folder: Path, tmp_path: Path) -> None:
+    """The same rows by template and without: what is kept to route by is the same to the bit."""
+    with open_home(masked_folder, tmp_path / "home") as learner:
+        run(learner, write_kinds(tmp_path, "cloze", budget=BUDGET | {"epochs": 0}))
+        plain = {"name": "plain", "template": None}
+        run(learner, write_kinds(tmp_path, "cloze", changes=plain, name="plain", budget=BUDGET | {"epochs": 0}))
+        found = [
+            Statistics.from_bytes(learner.registry.blobs.get(learner.registry.signature(delta).routing or ""))
+            for delta in ("cloze@1", "plain@1")
+        ]
+    assert torch.equal(found[0].means, found[1].means)
+    assert torch.equal(found[0].factor, found[1].factor)
+    assert torch.equal(found[0].held_out.wide, found[1].held_out.wide)
 
 
 def test_a_template_that_does_not_suit_the_backbone_is_refused(masked_folder: Path, tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_
     assert set(runs) == {"small", "animals@1", "mood@1", "place@1"}
     parent = runs["small"].info.run_id
     assert {path.path for path in mlflow.list_artifacts(parent)} == {
+        "confusion.png",
         "matrix_oracle.png",
         "matrix_routed.png",
         "report.json",
     }
     assert runs["small"].data.metrics["oracle_forgetting"] == 0.0
-    assert {"routed_acc", "routed_routing_accuracy"} <= set(runs["small"].data.metrics)
+    assert {"routed_acc", "routed_routing_accuracy", "routed_abstained"} <= set(runs["small"].data.metrics)
     task = runs["mood@1"]
     assert task.data.tags["mlflow.parentRunId"] == parent
     assert task.data.params["settings.rank"] == "2"

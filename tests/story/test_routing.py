@@ -1,15 +1,119 @@
-"""Routing through the public face: what is read, what is kept, what is refused."""
+"""Routing through the public face: what is read, what is kept, who is refused, and what is said about it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import TASKS, open_home, rows_of, write_stream, write_task
+import yaml
+from tiny import rows_of, write_task
 
 from continual import Learner, read_stream
-from continual.cli import visible  # noqa: F401  (the package must import without torch)
+from continual.errors import RoutingError
 from continual.features import tokenize
 from continual.frozen import frozen
+from continual.predict import Predictor
 from continual.routing import Statistics
+from continual.settings import settings
+from registry import Registry, purge_task
+
+TASKS = ("animals", "mood", "place")
+BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+
+
+def write_stream(folder: Path, **changes: Any) -> Path:
+    """A stream file of tiny tasks; `changes`: keys of all of them."""
+    entries = [write_task(folder, task) | changes for task in TASKS]
+    content = {"name": "core", "seed": 0, "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content))
+    return folder / "stream.yaml"
+
+
+def open_home(backbone: Path, home: Path) -> Learner:
+    places = settings(home, {})
+    registry = Registry.open(places.registry, places.blobs)
+    return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        assert learner.run(read_stream(write_stream(tmp_path))) == {}
+        yield learner
+
+
+def statistics_of(learner: Learner) -> dict[str, Statistics]:
+    stored = learner.registry.signatures(learner.backbone.fingerprint)
+    return {own.task: Statistics.from_bytes(learner.registry.blobs.get(own.routing or "")) for own in stored}
+
+
+def test_what_is_kept_is_of_the_texts_alone(learner: Learner) -> None:
+    """Held-out rows are the frozen features of the very texts: no template, no task name, nothing beside."""
+    for task, kept in statistics_of(learner).items():
+        rows = rows_of(task, 20, seed=1)
+        seen = frozen(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
+        torch.testing.assert_close(kept.held_out.wide.float(), seen.wide, rtol=2e-3, atol=2e-3)
+        assert int(kept.counts.sum()) == 60
+
+
+def test_inputs_of_no_task_are_refused_and_those_of_tasks_are_not(learner: Learner) -> None:
+    texts = [text for task in TASKS for text in rows_of(task, 40, seed=5).texts]
+    ours = learner.predict(texts)
+    theirs = learner.predict(["xx yy zz", "q w e r t y", "1 2 3 4 5 6 7 8"])
+    assert sum(p.abstained for p in ours) / len(ours) < 0.25
+    assert any(p.abstained for p in theirs)
+    for answer in theirs:
+        if answer.abstained:
+            assert (answer.task, answer.label, answer.delta, answer.score) == (None,) * 4
+            assert [p.task in TASKS for p in answer.possible] == [True] * 3
+            assert sum(p.confidence for p in answer.possible) == pytest.approx(1.0, abs=1e-5)
+    assert not any(p.abstained for p in learner.predict(texts, false_abstentions=0))
+    assert not any(p.abstained for p in learner.predict(["xx yy zz"], "mood"))
+
+
+def test_all_tasks_that_are_likely_enough_are_named_with_their_answers(learner: Learner) -> None:
+    texts = ["purr meow lovely", "wave coral"]
+    for answer in learner.predict(texts, false_abstentions=0, at_least=0.0):
+        assert answer.possible[0].task == answer.task
+        assert {p.task for p in answer.possible} == set(TASKS)
+        assert [p.confidence for p in answer.possible] == sorted((p.confidence for p in answer.possible), reverse=True)
+        for possible in answer.possible:
+            (alone,) = learner.predict([answer.text], possible.task)
+            assert (possible.label, possible.delta) == (alone.label, alone.delta)
+
+
+@pytest.mark.parametrize("router", ["ridge", "mahalanobis", "auto"])
+def test_every_router_serves(learner: Learner, router: str) -> None:
+    rows = rows_of("place", 20, seed=3)
+    found = learner.predict(rows.texts, router=router, false_abstentions=0)
+    assert sum(p.task == "place" for p in found) > 12
+
+
+def test_an_unknown_router_is_refused_at_once(learner: Learner) -> None:
+    with pytest.raises(RoutingError, match="'rigde' is not known; did you mean 'ridge'"):
+        Predictor(learner.backbone, learner.registry, router="rigde")
+
+
+def test_confusions_are_counted_and_go_with_their_task(learner: Learner) -> None:
+    report = learner.report("core")
+    measured = learner.registry.scores(stream="core", mode="routed", step=2)
+    scores = [score for score in measured if score.metric == "routing_accuracy"]
+    missed = {score.task: round((1 - score.value) * score.rows) for score in scores}
+    counted = dict.fromkeys(TASKS, 0)
+    for pair in report["routed"]["confused"]:
+        counted[pair["task"]] += pair["rows"]
+        assert pair["share"] == pytest.approx(pair["rows"] / 12)
+    assert counted == missed
+    assert 0 <= report["routed"]["abstained"] <= 1
+    purge_task(learner.registry, "mood")
+    left = learner.registry.confusions("core", step=2)
+    assert not any("mood" in name for pair in left for name in (pair.delta, pair.routed_to))
+    assert learner.predict(["purr meow"], false_abstentions=0)[0].task in ("animals", "place")
