@@ -21,13 +21,17 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
 
     Raises BackboneError where a signature was taken of features that were pooled otherwise.
     """
-    signatures = {}
-    for stored in named_signatures(registry, backbone):
-        try:
-            signatures[stored.task] = Signature.from_bytes(registry.blobs.get(stored.digest))
-        except BlobError as error:
-            log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
-    return signatures
+    found = {stored.task: read_signature(registry, stored) for stored in named_signatures(registry, backbone)}
+    return {task: own for task, own in found.items() if own}
+
+
+def read_signature(registry: Registry, stored: StoredSignature) -> Signature | None:
+    """A signature, or None and a warning where it cannot be read."""
+    try:
+        return Signature.from_bytes(registry.blobs.get(stored.digest))
+    except BlobError as error:
+        log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
+        return None
 
 
 def named_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> tuple[StoredSignature, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from continual.backbone import Backbone
 from continual.errors import BlobError
-from continual.neighbours import named_signatures, stored_signatures
+from continual.neighbours import named_signatures, read_signature
 from continual.routing import AUTO, Router, Statistics, build_router, calibrate, held_out, rule_names
 from continual.routing.totals import Totals
 from registry import Registry, StoredSignature
@@ -28,11 +28,14 @@ def stored_router(
     parts = _read(registry, [found for task, found in stored.items() if task in chosen])
     if parts and len(parts) == len(stored):
         return build_router(parts, kind=kind), parts
-    signatures = {task: own for task, own in stored_signatures(registry, backbone).items() if task in stored}
-    if not signatures:
+    totals = Totals()
+    for task, found in stored.items():  # one after the other: of thousands they would not fit into memory
+        if own := read_signature(registry, found):
+            totals.add(task, own)
+    if not totals.tasks:
         return None
-    totals, known = Totals.of(signatures), {task: part for task, part in parts.items() if task in signatures}
-    rows = held_out([*signatures], known, features="vectors")
+    known = {task: part for task, part in parts.items() if task in totals.tasks}
+    rows = held_out([*totals.tasks], known, features="vectors")
     names = ("mahalanobis",) if kind == AUTO else rule_names(kind)
     return calibrate(totals, rows, features="vectors", names=names), known
 

@@ -55,10 +55,11 @@ class Nearest:
         self._measure()
 
     def scores(self, features: Tensor) -> Tensor:
-        """−½ d² [N, K] but for xᵀ C⁻¹ x; −∞ for tasks none of whose classes is among the nearest."""
+        """−½ d² [N, K] but for xᵀ C⁻¹ x; of a task none of whose classes is proposed, that of the last proposal."""
         owners, closeness = self._proposed(features)
-        found = torch.full((len(features), len(self.tasks)), -torch.inf)
-        return found.scatter_reduce_(1, owners.clamp_min(0), closeness, "amax")
+        last = closeness.masked_fill(owners < 0, torch.inf).amin(dim=1, keepdim=True)
+        found = last.expand(-1, len(self.tasks)).clone()
+        return found.scatter_reduce_(1, owners.clamp_min(0), torch.maximum(closeness, last), "amax")
 
     def known(self, features: Tensor) -> Tensor:
         """−½ of the relative distance to the nearest class [N]."""

@@ -50,16 +50,17 @@ class Totals:
 
     def become(self, parts: Mapping[str, Part]) -> None:
         """Add what is new in `parts`, or begin again where something that was added is not in it any more."""
-        if not self.tasks or self.tasks.keys() - parts.keys():
-            width = next(iter(parts.values())).means.shape[1]
-            sizes = ((width, width), (min(width, LEADING),) * 2, (width,))
-            self.moment, self.within, self.total = (torch.zeros(size, dtype=torch.float64) for size in sizes)
+        if self.tasks.keys() - parts.keys():
             self.tasks = {}
         for name in [name for name in parts if name not in self.tasks]:
             self.add(name, parts[name])
 
     def add(self, name: str, part: Part) -> None:
-        """Count a task in."""
+        """Count a task in; the first one begins the sums."""
+        if not self.tasks:
+            width = part.means.shape[1]
+            sizes = ((width, width), (min(width, LEADING),) * 2, (width,))
+            self.moment, self.within, self.total = (torch.zeros(size, dtype=torch.float64) for size in sizes)
         self._count(part, 1.0)
         self.tasks[name] = Classes(part.means.float(), part.counts / part.counts.sum())
 

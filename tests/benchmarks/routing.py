@@ -153,10 +153,7 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
     began = time.perf_counter()
     for number in range(tasks):
         part = task()
-        if number == 0:
-            totals.become({"0": part})
-        else:
-            totals.add(str(number), part)
+        totals.add(str(number), part)
         if number % max(tasks // BATCH, 1) == 0 and len(probes) < BATCH:
             probes.append((number, part.means[0].float()))
     say(f"{tasks} tasks summed in {time.perf_counter() - began:.0f} s")

@@ -261,3 +261,15 @@ def test_an_index_finds_what_comparing_all_finds() -> None:
     close(found.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
     close(rule.known(probes)[agree], exact.known(probes)[agree], to=1e-3)
     assert "t7" not in same[0]
+
+
+def test_very_many_classes_are_routed_to_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("continual.routing.mahalanobis.COMPARED", 100)
+    parts = {f"t{seed}": task(seed) for seed in range(60)}
+    totals = Totals.of({f"t{seed}": signed(seed) for seed in range(60)})
+    rows = calibration.held_out([*parts], parts, features="wide")
+    router = calibration.calibrate(totals, rows, features="wide", names=("mahalanobis",))
+    assert isinstance(router.rules[0], Nearest)
+    found = router.log_p(seen(rows.features)).argmax(dim=1)
+    assert float((found == rows.own).double().mean()) > 0.8
+    assert np.isfinite(router.threshold())
