@@ -55,14 +55,15 @@ def decide(router: Router, log_p: Tensor, ask: Callable[[int, list[int]], Opinio
 
     `ask` is given the number of a task and those of inputs, and has its delta look at them.
     """
-    looked = _looked_at(router, log_p)
+    unsure = log_p.amax(dim=1).exp() < router.margin
+    looked = _looked_at(log_p, unsure, candidates=router.candidates)
     surely, fit = torch.zeros_like(log_p), torch.zeros_like(log_p)
     answers: dict[tuple[int, int], A] = {}
     for task, inputs in looked.items():
         opinion = ask(task, inputs)
         surely[inputs, task], fit[inputs, task] = opinion.surely, opinion.fit
         answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
-    log_p = torch.log_softmax(log_p + surely + FIT * fit, dim=1)
+    log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (surely + FIT * fit), dim=1)
     among = torch.full_like(log_p, -torch.inf)
     for task, inputs in looked.items():
         among[inputs, task] = log_p[inputs, task]
@@ -71,12 +72,11 @@ def decide(router: Router, log_p: Tensor, ask: Callable[[int, list[int]], Opinio
     return Decision(tasks, log_p, chosen, tuple(answers[i, task] for i, task in enumerate(tasks.tolist())))
 
 
-def _looked_at(router: Router, log_p: Tensor) -> dict[int, list[int]]:
+def _looked_at(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:
     """The inputs that each task's delta looks at: those of which it is the likeliest task, or nearly so."""
-    order = log_p.topk(router.candidates, dim=1).indices.tolist()
-    unsure = (log_p.amax(dim=1).exp() < router.margin).tolist()
+    order = log_p.topk(candidates, dim=1).indices.tolist()
     looked: dict[int, list[int]] = defaultdict(list)
-    for i, (likely, doubt) in enumerate(zip(order, unsure, strict=True)):
+    for i, (likely, doubt) in enumerate(zip(order, unsure.tolist(), strict=True)):
         for task in likely if doubt else likely[:1]:
             looked[task].append(i)
     return looked
