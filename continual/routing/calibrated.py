@@ -1,10 +1,10 @@
 """One or more rules as one router whose numbers mean something: probabilities of tasks, and "none of them".
 
-    log p(t | x) = log softmax_t Σ_r w_r s_r(x, t)
+    log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)
 
-The settings of each rule, the weights w ≥ 0, how many tasks are worth a second look and when, and below which value an
-input belongs to no task are chosen on the tasks' held-out rows; every task counts the same. Nothing here looks at a
-train row or at an input of no task.
+The settings of each rule, the weights w ≥ 0 and offsets b, how many tasks are worth a second look and when, and below
+which value an input belongs to no task are chosen on the tasks' held-out rows; every task counts the same. Nothing here
+looks at a train row or at an input of no task.
 
 Shapes: N inputs, H held-out rows of all tasks, K tasks, R rules.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.frozen import Frozen
-from continual.routing.held_out import Features, HeldOut, fitted_weights, held_out
+from continual.routing.held_out import Features, HeldOut, fitted, held_out
 from continual.routing.router import AUTO, ROUTERS, Rule, rule_names
 from continual.routing.statistics import Statistics
 from continual.routing.totals import Totals
@@ -30,8 +30,8 @@ FEWEST, CANDIDATES = 3, 5  # so many tasks are looked at again
 class Router:
     """The tasks that are known, in order, and how to tell them apart.
 
-    features: those that are looked at · rules with their weights · scale [R, 2]: mean and standard deviation of what
-    each holds for known · candidates: how many tasks are looked at again where the best has a probability below
+    features: those that are looked at · rules with their weights, offsets [K] · scale [R, 2]: mean and standard
+    deviation of what each holds for known · candidates: how many tasks are looked at again where the best has a probability below
     `margin` · levels [H], ascending: known and fit together of held-out rows, which count `level_weights`.
     """
 
@@ -39,6 +39,7 @@ class Router:
     features: Features
     rules: tuple[Rule, ...]
     weights: tuple[float, ...]
+    offsets: Tensor
     scale: Tensor
     candidates: int
     margin: float
@@ -48,8 +49,8 @@ class Router:
     def log_p(self, seen: Frozen) -> Tensor:
         """Log probabilities of the tasks [N, K]."""
         features = getattr(seen, self.features).float()
-        scores = [weight * rule.scores(features) for rule, weight in zip(self.rules, self.weights, strict=True)]
-        return torch.log_softmax(torch.stack(scores).sum(dim=0), dim=1)
+        scores = [rule.scores(features) for rule in self.rules]
+        return _log_p(scores, self.weights, self.offsets)
 
     def known(self, seen: Frozen) -> Tensor:
         """How much each input is like those of any task [N], by frozen features alone."""
@@ -80,11 +81,10 @@ def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Seque
     """
     rules = [ROUTERS[name](totals, rows) for name in names]
     if not len(rows.own):
-        none, scale = torch.zeros(0), torch.tensor([[0.0, 1.0]]).expand(len(rules), 2)
-        return Router(tuple(totals.tasks), features, tuple(rules), (1.0,) * len(rules), scale, 1, 0.0, none, none)
+        return _plain(totals, rules, features=features)
     scores = [rule.scores(rows.features) for rule in rules]
-    weights = fitted_weights(scores, rows)
-    log_p = torch.log_softmax(torch.stack([w * s for w, s in zip(weights, scores, strict=True)]).sum(dim=0), dim=1)
+    weights, offsets = fitted(scores, rows)
+    log_p = _log_p(scores, weights, offsets)
     known = torch.stack([rule.known(rows.features) for rule in rules], dim=1)
     scale = _scale(known, rows.weights)
     together = _standard(known, scale) + rows.fit
@@ -95,12 +95,34 @@ def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Seque
         features=features,
         rules=tuple(rules),
         weights=tuple(weights),
+        offsets=offsets,
         scale=scale,
         candidates=candidates,
         margin=margin,
         levels=together[order],
         level_weights=rows.weights[order],
     )
+
+
+def _plain(totals: Totals, rules: Sequence[Rule], *, features: Features) -> Router:
+    none, tasks = torch.zeros(0), tuple(totals.tasks)
+    return Router(
+        tasks=tasks,
+        features=features,
+        rules=tuple(rules),
+        weights=(1.0,) * len(rules),
+        offsets=torch.zeros(len(tasks)),
+        scale=torch.tensor([[0.0, 1.0]]).expand(len(rules), 2),
+        candidates=1,
+        margin=0.0,
+        levels=none,
+        level_weights=none,
+    )
+
+
+def _log_p(scores: Sequence[Tensor], weights: Sequence[float], offsets: Tensor) -> Tensor:
+    weighted = [weight * score for weight, score in zip(weights, scores, strict=True)]
+    return torch.log_softmax(torch.stack(weighted).sum(dim=0) + offsets, dim=1)
 
 
 def _standard(known: Tensor, scale: Tensor) -> Tensor:

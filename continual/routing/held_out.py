@@ -17,6 +17,7 @@ from continual.routing.statistics import Statistics
 
 SMOOTHING = 0.001  # where all held-out rows are told apart, no weight would be large enough
 LARGEST_WEIGHT = 1e4
+PULL = 3e-3  # nats for a mean square of offsets of one
 
 Features = Literal["wide", "vectors"]
 
@@ -52,30 +53,37 @@ def held_out(tasks: Sequence[str], parts: Mapping[str, Statistics], *, features:
 
 
 def loss(scores: Tensor, rows: HeldOut) -> float:
-    """The cross entropy of scores [H, K] of the held-out rows, in nats, at the temperature that is best for them."""
-    (weight,) = fitted_weights([scores], rows)
-    return float(_cross_entropy([weight * scores], rows))
+    """The cross entropy of scores [H, K] of the held-out rows, in nats, fitted to them as well as they can be."""
+    weights, offsets = fitted([scores], rows)
+    return float(_cross_entropy([weights[0] * scores, offsets], rows))
 
 
-def fitted_weights(scores: Sequence[Tensor], rows: HeldOut) -> list[float]:
-    """The weights w ≥ 0 [R] with which the sum of scores [H, K] is best on held-out rows; of one task any would do."""
-    scales = [1.0 / max(float(score.std(dim=1, correction=0).mean()), 1e-12) for score in scores]
-    if scores[0].shape[1] == 1:
-        return scales
+def fitted(scores: Sequence[Tensor], rows: HeldOut) -> tuple[list[float], Tensor]:
+    """The weights w ≥ 0 [R] and offsets [K] with which Σ w s + offset is best on held-out rows.
 
-    def value(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
-        logs = torch.tensor(log_weights, requires_grad=True)
-        found = _cross_entropy([torch.exp(w) * k * s for w, k, s in zip(logs, scales, scores, strict=True)], rows)
-        (slope,) = torch.autograd.grad(found, logs)
+    Offsets are for tasks whose inputs are told from others by less than their scores say, as where one is broad; they
+    are pulled to zero. Of one task any weights would do.
+    """
+    scales, count = [1.0 / max(float(s.std(dim=1, correction=0).mean()), 1e-12) for s in scores], scores[0].shape[1]
+    if count == 1:
+        return scales, torch.zeros(1)
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        free = torch.tensor(flat, requires_grad=True)
+        logs, offsets = free[: len(scores)], free[len(scores) :]
+        weighted = [torch.exp(w) * k * s for w, k, s in zip(logs, scales, scores, strict=True)]
+        found = _cross_entropy([*weighted, offsets], rows) + PULL * offsets.square().mean()
+        (slope,) = torch.autograd.grad(found, free)
         return float(found.detach()), slope.numpy()
 
     bound = float(np.log(LARGEST_WEIGHT))
-    bounds = [(-bound, bound)] * len(scores)
-    found = minimize(value, np.zeros(len(scores)), jac=True, bounds=bounds, method="L-BFGS-B")
-    return [float(np.exp(w)) * k for w, k in zip(found.x, scales, strict=True)]
+    bounds = [(-bound, bound)] * len(scores) + [(None, None)] * count
+    found = minimize(value, np.zeros(len(scores) + count), jac=True, bounds=bounds, method="L-BFGS-B").x
+    weights = [float(np.exp(w)) * k for w, k in zip(found[: len(scores)], scales, strict=True)]
+    return weights, torch.from_numpy(found[len(scores) :]).float()
 
 
 def _cross_entropy(weighted: Sequence[Tensor], rows: HeldOut) -> Tensor:
-    logits = torch.stack([score.double() for score in weighted]).sum(dim=0)
+    logits = sum((score.double() for score in weighted), torch.zeros(1, dtype=torch.float64))
     each = F.cross_entropy(logits, rows.own, reduction="none", label_smoothing=SMOOTHING)
     return (each * rows.weights).sum()

@@ -18,7 +18,7 @@ from continual.features import features, tokenize
 from continual.frozen import Frozen, frozen
 from continual.routing import ROUTERS, Opinion, Router, Statistics, build_router, decide, evidence, spread, statistics
 from continual.routing import calibrated as calibration
-from continual.routing.held_out import HeldOut, fitted_weights, loss
+from continual.routing.held_out import SMOOTHING, HeldOut, fitted, loss
 from continual.routing.mahalanobis import SHRINKAGES
 from continual.routing.nearest import Nearest
 from continual.routing.ridge import PENALTIES
@@ -149,13 +149,27 @@ def test_weights_are_the_best_there_are_on_held_out_rows() -> None:
     own = torch.arange(300) % 3
     scores = [torch.randn(300, 3, generator=draw) + 2 * torch.nn.functional.one_hot(own, 3) for _ in range(2)]
     rows = HeldOut(torch.zeros(300, 1), own, torch.zeros(300))
-    weights = fitted_weights(scores, rows)
-    best = loss(sum(w * s for w, s in zip(weights, scores, strict=True)), rows)
-    assert best < min(loss(score, rows) for score in scores)
-    assert all(
-        loss(a * weights[0] * scores[0] + b * weights[1] * scores[1], rows) >= best - 1e-6
-        for a, b in ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0))
-    )
+
+    def entropy(a: float, b: float) -> float:
+        logits = a * weights[0] * scores[0] + b * weights[1] * scores[1] + offsets
+        return float(torch.nn.functional.cross_entropy(logits, own, label_smoothing=SMOOTHING))
+
+    weights, offsets = fitted(scores, rows)
+    others = ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0))
+    assert all(entropy(1.0, 1.0) < entropy(*factors) for factors in others)
+    assert loss(weights[0] * scores[0] + weights[1] * scores[1], rows) < min(loss(score, rows) for score in scores)
+
+
+def test_a_task_that_draws_others_inputs_is_held_back() -> None:
+    own = torch.arange(300) % 3
+    scores = torch.nn.functional.one_hot(own, 3) + torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 3
+    (_,), even = fitted([scores], HeldOut(torch.zeros(300, 1), own, torch.zeros(300)))
+    scores[:, 1] += 1.0
+    (weight,), offsets = fitted([scores], HeldOut(torch.zeros(300, 1), own, torch.zeros(300)))
+    assert float(even.abs().max()) < 0.5
+    assert offsets[1] < -0.5
+    assert offsets[1] < offsets[0] - 1
+    assert weight > 0
 
 
 def test_confidences_mean_what_they_say() -> None:
