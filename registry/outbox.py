@@ -10,21 +10,30 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import CheckConstraint, delete, select
+from sqlalchemy.orm import Mapped, Session, aliased
 
-from registry.base import clock
+from registry.base import Base, clock
 from registry.errors import NotFound
 from registry.holders import alive
 from registry.lookups import delta_row
 from registry.records import Message
 from registry.registry import Registry
-from registry.tables import Identity, Outbox
+from registry.tables import Outbox
 from registry.unit import Unit
 
 LEASE = timedelta(minutes=10)  # longer than telling MLflow of the largest delta takes
 SHORTEST, LONGEST = 2.0, 600.0  # seconds until a message that failed is tried again; doubled each time
 LATEST = ("stream", "champion")  # told by looking at the registry: one look answers all that are waiting
+
+
+class Identity(Base):
+    """What others know this registry by, wherever its database lies; one row, made when it is first asked for."""
+
+    __tablename__ = "identity"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    name: Mapped[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,10 +218,7 @@ class ScoreRow(Base):
 
 
 class Signature(Base):
-    """Additive statistics of a task's rows in its backbone's frozen features, as a version of its delta has them.
-
-    routing: a blob of what a router needs besides; None of what an older release learned.
-    """
+    """Sums over a task's rows in frozen features, as a version of its delta has them; routing: what routers need too."""
 
     __tablename__ = "signatures"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
@@ -300,12 +297,3 @@ class Outbox(Base):
     holder: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
-
-
-class Identity(Base):
-    """What others know this registry by, wherever its database lies; one row, made when it is first asked for."""
-
-    __tablename__ = "identity"
-    __table_args__ = (CheckConstraint("id = 1", name="single"),)
-
-    name: Mapped[str]
