@@ -218,7 +218,7 @@ class ScoreRow(Base):
 
 
 class Signature(Base):
-    """Sums over a task's rows in frozen features, as a version of its delta has them; routing: what routers need too."""
+    """Sums over a task's rows in frozen features, as a version of its delta has them; routing: what routers need."""
 
     __tablename__ = "signatures"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)

@@ -32,7 +32,8 @@ class Router:
 
     features: those that are looked at · rules with their weights, offsets [K] · scale [R, 2]: mean and standard
     deviation of what each holds for known · candidates: how many tasks are looked at again where the best has a
-    probability below `margin` · levels [H], ascending: known and fit together of held-out rows, which count `level_weights`.
+    probability below `margin` · levels [H], ascending: known and fit together of held-out rows, which count
+    `level_weights`.
     """
 
     tasks: tuple[str, ...]
