@@ -21,7 +21,8 @@ COMPOSED = ("union", "sequential")
 
 
 def table() -> dict[str, dict[str, str]]:
-    lines = [line for line in (DOCS / "methods.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    page, _ = (DOCS / "methods.md").read_text(encoding="utf-8").split("## Which one")
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
     rows = [dict(zip(HEADINGS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines]
     return {row["name"].strip("`"): row for row in rows}
 

@@ -100,7 +100,7 @@ def test_the_same_held_out_rows_are_compared_by_what_is_stored(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner.learn(animals(tmp_path))
-    monkeypatch.setattr("continual.contest.answers_of", None)  # nothing is measured again
+    monkeypatch.setattr("continual.contest.opinion", None)  # nothing is measured again
     learner.learn(animals(tmp_path, "train", seed=1))
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
     learner.learn(animals(tmp_path, "train", poisoned=True, warm_start="scratch"))
@@ -185,14 +185,14 @@ def test_a_new_label_makes_a_version_whose_head_grows(learner: Learner, tmp_path
         ("bird", "cat", "dog"),
     ]
     texts = [BIRD, CAT, DOG]
-    assert [p.label for p in learner.predict(texts)] == ["bird", "cat", "dog"]
+    assert [p.label for p in learner.predict(texts, false_abstentions=0)] == ["bird", "cat", "dog"]
     with pytest.raises(TaskChanged, match=r"labels \('bird', 'cat', 'dog'\) became \('cat', 'dog'\)"):
         learner.learn(animals(old))
     assert learner.adopt(tmp_path / "out", "animals") == "animals@3", "an export of before the label came"
     assert learner.registry.delta("animals@3").labels == ("cat", "dog")
     promote_delta(learner.registry, "animals@1")
-    assert {p.label for p in learner.predict(texts)} <= {"cat", "dog"}
-    assert all(p.delta == "animals@1" for p in learner.predict(texts))
+    assert {p.label for p in learner.predict(texts, false_abstentions=0)} <= {"cat", "dog"}
+    assert all(p.delta == "animals@1" for p in learner.predict(texts, false_abstentions=0))
     assert verify(learner.registry) == []
 
 
@@ -229,11 +229,11 @@ def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, t
 def test_a_task_whose_champion_is_archived_does_not_serve(learner: Learner, tmp_path: Path) -> None:
     assert learner.run(both(tmp_path)) == {}
     archive_delta(learner.registry, "animals@1", reason="out of date")
-    assert {p.task for p in learner.predict([CAT, "lovely bright"])} == {"mood"}
+    assert {p.task for p in learner.predict([CAT, "lovely bright"], false_abstentions=0)} == {"mood"}
     with pytest.raises(NotFound, match="animals"):
         learner.predict([CAT], "animals")
     promote_delta(learner.registry, "animals@1")
-    assert learner.predict([CAT])[0].task == "animals"
+    assert learner.predict([CAT], false_abstentions=0)[0].task == "animals"
 
 
 def test_the_signature_that_routes_is_the_champions_own(learner: Learner, tmp_path: Path) -> None:
@@ -252,12 +252,12 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     stream = both(tmp_path)
     assert learner.run(stream) == {}
     mine = blobs_of(tmp_path) - named_by(learner, "mood@1")
-    assert len(mine) == 4
+    assert len(mine) == 5
     purge_task(learner.registry, "animals", reason="asked to")
     assert blobs_of(tmp_path) & mine == set()
     assert statuses(learner) == {"animals@1": "purged"}
     assert [row["task"] for row in learner.registry.tasks()] == ["mood"]
-    assert {p.task for p in learner.predict([CAT, "lovely bright"])} == {"mood"}
+    assert {p.task for p in learner.predict([CAT, "lovely bright"], false_abstentions=0)} == {"mood"}
     with pytest.raises(NotFound, match="was purged"):
         learner.export("animals@1", tmp_path / "out")
     for split in SPLITS:  # the rows themselves may be gone by now
@@ -297,7 +297,8 @@ def blobs_of(folder: Path) -> set[str]:
 
 def named_by(learner: Learner, delta: str) -> set[str | None]:
     stored = learner.registry.delta(delta)
-    return {stored.digest, stored.predictions, stored.replay, learner.registry.signature(delta).digest}
+    own = learner.registry.signature(delta)
+    return {stored.digest, stored.predictions, stored.replay, own.digest, own.routing}
 
 
 def no_trace(learner: Learner, words: Sequence[str]) -> list[str]:

@@ -191,7 +191,7 @@ def test_the_runs_of_mlflow_are_noted(registry: Registry) -> None:
         "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (2, 1, 'warm_start', 1)",
         "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (1, 2, 'warm_start', 1)",
         "INSERT INTO lineage (child_id, parent_id, kind, weight) VALUES (9, 1, 'warm_start', 1)",
-        "INSERT INTO signatures SELECT 9, delta_id, digest, rows, layer, pooling FROM signatures",
+        "INSERT INTO signatures SELECT 9, delta_id, digest, rows, layer, pooling, routing FROM signatures",
         "DELETE FROM tasks",
     ],
 )
