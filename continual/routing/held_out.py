@@ -17,7 +17,7 @@ from continual.routing.statistics import Statistics
 
 SMOOTHING = 0.001  # where all held-out rows are told apart, no weight would be large enough
 LARGEST_WEIGHT = 1e4
-PULL = 3e-3  # nats for a mean square of offsets of one
+PULL = 1e-2  # nats for a mean square of offsets of one
 
 Features = Literal["wide", "vectors"]
 

@@ -16,8 +16,8 @@ from continual.routing.statistics import Part
 from continual.routing.totals import Totals
 from continual.signature import shrunk_inverse
 
-PROPOSALS = 32
-PER_CELL, CELLS_LOOKED_AT = 64, 8  # class means in a cell of the index, and cells that are searched for an input
+PROPOSALS = 16
+PER_CELL, CELLS_LOOKED_AT = 128, 8  # class means in a cell of the index, and cells that are searched for an input
 
 
 class Nearest:
