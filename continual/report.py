@@ -139,7 +139,9 @@ def _confused(
 
 
 def _advice(task: str, other: str, *, there: float, back: float) -> str | None:
-    if min(there, back) >= OFTEN:
+    if min(there, back) >= OFTEN:  # said once of the two
+        if (there, task) < (back, other):
+            return None
         return f"{task} and {other} are taken for each other: learn them as one task, or name the task of their inputs"
     if there >= OFTEN:
         return f"inputs of {task} look like those of {other}: name the task of these inputs, or tell the tasks apart"
