@@ -29,7 +29,7 @@ def stored_router(
     if parts and len(parts) == len(stored):
         return build_router(parts, kind=kind), parts
     totals = Totals()
-    for task, found in stored.items():  # one after the other: of thousands they would not fit into memory
+    for task, found in sorted(stored.items()):  # one after the other: of thousands they would not fit into memory
         if own := read_signature(registry, found):
             totals.add(task, own)
     if not totals.tasks:

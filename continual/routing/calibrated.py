@@ -71,8 +71,9 @@ def build_router(parts: Mapping[str, Statistics], *, kind: str = AUTO, totals: T
     """
     sums = totals or Totals()
     sums.become(parts)
-    rows = held_out([*sums.tasks], parts, features="wide")
-    return calibrate(sums, rows, features="wide", names=rule_names(kind))
+    ordered = sums.in_order()
+    rows = held_out([*ordered.tasks], parts, features="wide")
+    return calibrate(ordered, rows, features="wide", names=rule_names(kind))
 
 
 def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Sequence[str]) -> Router:

@@ -42,12 +42,12 @@ def held_out(tasks: Sequence[str], parts: Mapping[str, Statistics], *, features:
     """The held-out rows of those tasks of which there are statistics."""
     if not parts:
         return HeldOut(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    number = {name: number for number, name in enumerate(tasks)}
-    rows = [getattr(part.held_out, features).float() for part in parts.values()]
-    own = [torch.full((len(seen),), number[name]) for name, seen in zip(parts, rows, strict=True)]
+    known = [(number, parts[name]) for number, name in enumerate(tasks) if name in parts]
+    rows = [getattr(part.held_out, features).float() for _, part in known]
+    own = [torch.full((len(seen),), number) for (number, _), seen in zip(known, rows, strict=True)]
     fits = [
         part.evidence.own if part.evidence else torch.zeros(len(seen))
-        for part, seen in zip(parts.values(), rows, strict=True)
+        for (_, part), seen in zip(known, rows, strict=True)
     ]
     return HeldOut(torch.cat(rows), torch.cat(own), torch.cat(fits))
 

@@ -6,8 +6,10 @@ them. So a task is added, or taken out, in the time of its own classes, however 
 Shapes: C classes of all tasks, D size of features, N inputs, P proposals.
 """
 
+from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +18,10 @@ from continual.routing.statistics import Part
 from continual.routing.totals import Totals
 from continual.signature import shrunk_inverse
 
-PROPOSALS = 16
+PROPOSALS = 8
 PER_CELL, CELLS_LOOKED_AT = 128, 8  # class means in a cell of the index, and cells that are searched for an input
+DIMENSIONS_A_CODE = 4  # as one of 16 values, by which means are found; distances to those found are exact
+TRAINED_ON = 100_000  # class means from which cells and codes are learned
 
 
 class Nearest:
@@ -104,10 +108,10 @@ def _built(means: Tensor) -> Any:
         raise RoutingError(
             f"{len(means)} classes are routed to by an index, which is not installed; pip install 'continual[index]'"
         ) from error
-    cells = max(len(means) // PER_CELL, 1)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(means.shape[1]), means.shape[1], cells)
+    cells, size = max(len(means) // PER_CELL, 1), means.shape[1]
+    index = faiss.IndexIVFPQFastScan(faiss.IndexFlatL2(size), size, cells, size // gcd(size, DIMENSIONS_A_CODE), 4)
     index.cp.niter, index.nprobe = 4, CELLS_LOOKED_AT
     rows = means.numpy()
-    index.train(rows)
+    index.train(rows[np.linspace(0, len(rows) - 1, min(len(rows), TRAINED_ON)).round().astype(int)])
     index.add(rows)
     return index

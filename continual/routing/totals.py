@@ -9,7 +9,7 @@ the same in whatever order tasks came, up to rounding. Shapes: C classes of all 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -54,6 +54,10 @@ class Totals:
             self.tasks = {}
         for name in [name for name in parts if name not in self.tasks]:
             self.add(name, parts[name])
+
+    def in_order(self) -> Self:
+        """The same sums with the tasks by name: what is made of them is the same in whatever order they came."""
+        return replace(self, tasks=dict(sorted(self.tasks.items())))
 
     def add(self, name: str, part: Part) -> None:
         """Count a task in; the first one begins the sums."""
