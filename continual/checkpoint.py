@@ -34,10 +34,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What learning a task can go on from. start: the neighbour it began with, None from scratch · seconds: so far."""
+    """What learning a task can go on from. start: the neighbours it began with, none from scratch · seconds: so far."""
 
     plan: Plan
-    start: str | None
+    start: tuple[str, ...]
     course: Course
     seconds: float
 
@@ -113,4 +113,5 @@ def _read(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
     spanning = tuple(recalled(registry, name) for name in about["spanning"])
     neighbours = tuple(recalled(registry, name, again=again) for name, again in about["neighbours"])
     plan = Plan(Arm.read(about["arm"]), tried, spanning, neighbours)
-    return Checkpoint(plan, about["start"], unpacked(tensors, about["course"]), about["seconds"])
+    start = (about["start"],) if isinstance(about["start"], str) else tuple(about["start"] or ())  # as 0.1.0 wrote it
+    return Checkpoint(plan, start, unpacked(tensors, about["course"]), about["seconds"])

@@ -24,7 +24,6 @@ from continual.record import backbone_record, record, task_record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.routing.totals import Totals
 from continual.search import arms, possible, search_of
-from continual.warmstart import SUPPORTED
 from continual.watcher import SILENT, Watcher
 from registry import Registry, StoredPosition, Unit, claim_next, held, release, shown, this_holder
 from tasks import Stream, TaskData, TaskSpec, load_stream
@@ -65,11 +64,7 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
 
 
 def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-    """What of a task's kind, method and warm start is not offered, or not on this backbone."""
-    if spec.warm_start not in SUPPORTED:
-        yield (
-            f"task {spec.name!r}: warm_start {spec.warm_start!r} is not offered yet; allowed: {', '.join(SUPPORTED)}"
-        )
+    """What of a task's kind and method is not offered on this backbone."""
     try:
         assert spec.method  # what `Stream.resolved` fills in
         assert spec.budget

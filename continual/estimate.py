@@ -13,7 +13,7 @@ from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start
 from continual.learn import Task, ready
 from continual.search import possible
-from continual.warmstart import NEIGHBOURS_TRIED, Candidate, started
+from continual.warmstart import NEIGHBOURS_TRIED, from_scratch, started
 from registry import Registry
 from tasks import Stream
 
@@ -75,7 +75,7 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
 def _zero(task: Task) -> Delta:
     """A delta of the task's method and size that has learned nothing."""
     settings = max(possible(task.method), key=lambda settings: _size(task.backbone, settings))
-    blank = Candidate(None, Start(task.kind.blank(task.backbone), torch.empty(0)))
+    blank = from_scratch(Start(task.kind.blank(task.backbone), torch.empty(0)))
     return started(task.backbone, task.kind, blank, method=task.method.name, settings=settings, seed=0)
 
 

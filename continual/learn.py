@@ -6,7 +6,7 @@ in one unit of work, so a task that fails, or is killed, leaves no trace but a c
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from continual.routing import Opinion, Statistics
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature
 from continual.train import Keep, Report, Trained, train
-from continual.warmstart import Candidate, choose, judge, started
+from continual.warmstart import TRIAL, Candidate, Neighbour, choose, from_scratch, judge, mixture, started
 from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
 from tasks.rows import sample
@@ -122,15 +122,16 @@ def learn(
     begin = kind.start(rows, held_out)
     plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
     task = task.by(plan.arm)
-    settings, scratch = method_settings(task.method), Candidate(None, begin, plan.spanning)
-    others = [judge(kind, neighbour, rows=rows, held_out=held_out) for neighbour in plan.neighbours]
+    settings, scratch = method_settings(task.method), from_scratch(begin, plan.spanning)
+    others = possible_starts(task, scratch, plan.neighbours, rows=rows, held_out=held_out)
     if checkpoint:
-        start = {candidate.name: candidate for candidate in (scratch, *others)}[checkpoint.start]
+        start = {candidate.names: candidate for candidate in (scratch, *others)}[checkpoint.start]
     else:
-        start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings)
+        tried = partial(_tried, task, seed=seed)
+        start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
     def reached(course: Course) -> None:
-        keep(Checkpoint(plan, start.name, course, time.perf_counter() - began))
+        keep(Checkpoint(plan, start.names, course, time.perf_counter() - began))
 
     course = checkpoint.course if checkpoint else None
     trained = train_from(task, start, seed=seed, report=report, course=course, keep=reached)
@@ -145,8 +146,8 @@ def learn(
         _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
     if neighbours := [other for other in others if not other.again]:  # without training: the forward transfer
-        best = max(neighbours, key=lambda candidate: candidate.start.mean)
-        scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.start.head)))
+        best = max(neighbours, key=lambda candidate: candidate.plain.mean)
+        scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.plain.head)))
     seconds = time.perf_counter() - began
     if measure_gain and start is not scratch:
         alone = train_from(task, scratch, seed=seed, report=report).delta
@@ -159,11 +160,23 @@ def learn(
 
 def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, seed: int) -> Plan:
     """What is decided before a task is trained: method and learning rate, and which learned deltas it looks at."""
-    best, tried = decided(task, Candidate(None, begin), seed=seed)
+    best, tried = decided(task, from_scratch(begin), seed=seed)
     name, settings = task.data.spec.name, method_settings(best.method)
     before = () if task.warm_start == "scratch" else learned_before(task.backbone, registry, task.data)
     near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
     return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), (*before, *near))
+
+
+def possible_starts(
+    task: Task, scratch: Candidate, neighbours: Sequence[Neighbour], *, rows: Seen[Any], held_out: Seen[Any]
+) -> list[Candidate]:
+    """Every neighbour as a start, and the average of those that are of use."""
+    kind, settings = task.kind, method_settings(task.method)
+    found = [judge(kind, (near, 1.0), delta=near.delta, rows=rows, held_out=held_out) for near in neighbours]
+    if task.warm_start in ("merge", "auto"):
+        mixed = mixture(task.backbone, settings, scratch=scratch, others=found)
+        found += [judge(kind, *mixed[1], delta=mixed[0], rows=rows, held_out=held_out)] if mixed else []
+    return found
 
 
 def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Arm, tuple[Trial, ...]]:
@@ -176,12 +189,23 @@ def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Arm, tuple[Tr
         return Arm(task.method, task.budget.learning_rate), ()
 
     def score(arm: Arm, count: int) -> float:
-        few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
-        rows = task.kind.prepare(task.backbone, few, max_length=task.budget.max_length)
-        return train_from(replace(task.by(arm), train=rows), scratch, seed=seed).score
+        return train_from(_on_few(task.by(arm), count, seed=seed), scratch, seed=seed).score
 
     best, tried = halve(arms(task.backbone, search, task.budget), len(task.data.train), score)
     return best, tuple(tried)
+
+
+def _on_few(task: Task, count: int, *, seed: int) -> Task:
+    """The task with so many of its train rows."""
+    few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
+    return replace(task, train=task.kind.prepare(task.backbone, few, max_length=task.budget.max_length))
+
+
+def _tried(task: Task, start: Candidate, *, seed: int) -> float:
+    """The score on held-out rows after one epoch of a few rows."""
+    few = _on_few(task, TRIAL * task.budget.batch_size, seed=seed)
+    budget = task.budget.model_copy(update={"epochs": min(task.budget.epochs, 1)})
+    return train_from(replace(few, budget=budget), start, seed=seed).score
 
 
 def train_from(

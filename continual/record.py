@@ -25,6 +25,7 @@ from registry import (
 )
 from tasks import Budget, TaskData
 
+ORIGINS: dict[str, Origin] = {"retrained": "retrained", "nearest": "warm_start", "merge": "merged"}  # by kind of start
 VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
 
 
@@ -45,10 +46,10 @@ def record(
     start, own, data = learned.start, learned.own, learned.task.data
     delta = _learned_record(registry.blobs, backbone, learned, seed=seed)
     signature = signature_record(registry.blobs, backbone, own, learned.routing)
-    parents = []
-    if start.neighbour:
-        origin: Origin = "retrained" if start.again else "warm_start"
-        parents.append(Parent(delta=start.neighbour.name, kind=origin, weight=1.0, score=start.start.mean))
+    parents = [
+        Parent(delta=neighbour.name, kind=ORIGINS[start.kind], weight=weight, score=start.start.mean)
+        for neighbour, weight in start.sources
+    ]
     parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
     held = contest(backbone, registry, learned.task, learned.trained.delta)
 
@@ -102,7 +103,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
         learned.trained.delta,
         task=task_record(learned.task.data),
         budget=learned.task.budget,
-        warm_start="scratch" if not learned.start.neighbour else "retrained" if learned.start.again else "nearest",
+        warm_start=learned.start.kind,
     )
     return replace(
         plain,

@@ -4,19 +4,20 @@ Each candidate is judged before any training: how a task of this kind would star
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, MethodSettings, Subspace, copyable, fresh_values
+from continual.deltas import Delta, MethodSettings, Subspace, blend, copyable, fresh_values
 from continual.kinds import Kind, Seen, Start, stored
 
-SUPPORTED = ("scratch", "nearest", "auto")
 NEIGHBOURS_TRIED = 3
-CLEAR_GAIN = 2.0  # standard errors by which a warm start must beat scratch on held-out rows
+CLEAR_GAIN = 2.0  # standard errors by which a warm start must beat scratch on held-out rows, before any training
+TRIAL = 20  # batches at most in which a start is tried
+LEAST_GAIN = 0.005  # of the score by which it must beat scratch then
 
 
 @dataclass(frozen=True)
@@ -31,44 +32,90 @@ class Neighbour:
     again: bool = False
 
 
+Source = tuple[Neighbour, float]  # and its weight
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A possible start: from a neighbour's delta or, without one, from scratch.
+    """A possible start: from the deltas of neighbours or, without any, from scratch.
 
+    sources: the neighbours whose values are averaged, and their weights, which sum to one · delta: what that gives ·
+    start: the head to begin with, judged on held-out rows · plain: the same without what heads of neighbours say ·
     spanned: the deltas that span the subspace in which the method learns, where it is one that does.
     """
 
-    neighbour: Neighbour | None
     start: Start
+    plain: Start
+    sources: tuple[Source, ...] = ()
+    delta: Delta | None = None
     spanned: tuple[Neighbour, ...] = ()
 
     @property
-    def name(self) -> str | None:
-        return self.neighbour.name if self.neighbour else None
-
-    @property
-    def delta(self) -> Delta | None:
-        return self.neighbour.delta if self.neighbour else None
+    def names(self) -> tuple[str, ...]:
+        return tuple(neighbour.name for neighbour, _ in self.sources)
 
     @property
     def again(self) -> bool:
-        return self.neighbour is not None and self.neighbour.again
+        return any(neighbour.again for neighbour, _ in self.sources)
+
+    @property
+    def kind(self) -> Literal["scratch", "retrained", "nearest", "merge"]:
+        """What the registry calls such a start."""
+        if self.again:
+            return "retrained"
+        return "merge" if len(self.sources) > 1 else "nearest" if self.sources else "scratch"
 
 
-def judge(kind: Kind[Any], neighbour: Neighbour, *, rows: Seen[Any], held_out: Seen[Any]) -> Candidate:
-    """How the task would start in the features of a neighbour's delta; `rows` and `held_out` are seen without it."""
-    through = (Seen(seen.backbone, neighbour.delta, seen.rows) for seen in (rows, held_out))
-    return Candidate(neighbour, kind.start(*through))
+def from_scratch(start: Start, spanned: tuple[Neighbour, ...] = ()) -> Candidate:
+    """The start that has nothing to do with any other task."""
+    return Candidate(start, start, spanned=spanned)
+
+
+def judge(
+    kind: Kind[Any],
+    *sources: Source,
+    delta: Delta,
+    rows: Seen[Any],
+    held_out: Seen[Any],
+) -> Candidate:
+    """How the task would start in the features of a delta; `rows` and `held_out` are seen without it."""
+    own, judged = (Seen(seen.backbone, delta, seen.rows) for seen in (rows, held_out))
+    plain = kind.start(own, judged)
+    return Candidate(kind.carried(plain, delta.head, judged) if delta.head else plain, plain, sources, delta)
+
+
+def mixture(
+    backbone: Backbone, settings: MethodSettings, *, scratch: Candidate, others: Sequence[Candidate]
+) -> tuple[Delta, tuple[Source, ...]] | None:
+    """The average of the neighbours that are of use, weighted by how much they raise the quality on held-out rows.
+
+    None where fewer than two of them do, or where they cannot be averaged.
+    """
+    gains = [(other, other.start.mean - scratch.start.mean) for other in others if not other.again]
+    useful = [(other, gain) for other, gain in gains if gain > 0]
+    if len(useful) < 2:
+        return None
+    total = sum(gain for _, gain in useful)
+    sources = tuple((neighbour, gain / total) for other, gain in useful for neighbour, _ in other.sources)
+    found = blend(backbone, settings, [neighbour.delta for neighbour, _ in sources], [w for _, w in sources])
+    return (found, sources) if found else None
 
 
 def choose(
-    backbone: Backbone, kind: str, *, scratch: Candidate, others: Sequence[Candidate], settings: MethodSettings
+    backbone: Backbone,
+    kind: str,
+    *,
+    scratch: Candidate,
+    others: Sequence[Candidate],
+    settings: MethodSettings,
+    tried: Callable[[Candidate], float],
 ) -> Candidate:
-    """The start to take: `others` are neighbours in order of similarity.
+    """The start to take: `others` are neighbours in order of similarity, an average of several after them.
 
     scratch: always from scratch · else from what the task itself learned before, where that can be copied, so that it
-    goes on learning · nearest: from the first neighbour whose delta can be copied ·
-    auto: from the one of them that answers held-out rows best, where it is better than scratch by more than chance.
+    goes on learning · nearest: from the first neighbour whose delta can be copied · merge: from the average ·
+    auto: from the one of them that answers held-out rows best, where it is better than scratch by more than chance,
+    and still is after both were tried: `tried` gives the score on held-out rows after a few steps.
     """
     copies = [other for other in others if other.delta and copyable(backbone, other.delta, settings)]
     if kind == "scratch" or not copies:
@@ -77,8 +124,12 @@ def choose(
         return before[0]
     if kind == "nearest":
         return copies[0]
+    if kind == "merge":
+        return max(copies, key=lambda copy: len(copy.sources))  # of equals the first
     best = max(copies, key=lambda candidate: candidate.start.mean)
-    return best if _clearly_better(best.start.quality, scratch.start.quality) else scratch
+    if not _clearly_better(best.start.quality, scratch.start.quality):
+        return scratch
+    return best if tried(best) > tried(scratch) + LEAST_GAIN else scratch
 
 
 def _clearly_better(new: Tensor, old: Tensor) -> bool:
@@ -92,8 +143,8 @@ def started(
 ) -> Delta:
     """The delta that training begins with: the candidate's values, and its head."""
     values: Mapping[str, Tensor]
-    if start.neighbour:
-        values = {key: value.clone() for key, value in start.neighbour.delta.values.items()}
+    if start.delta:
+        values = {key: value.clone() for key, value in start.delta.values.items()}
     else:
         values = fresh_values(backbone, settings, seed=seed)
     if start.spanned and isinstance(settings, Subspace):

@@ -1,6 +1,7 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
 from continual.deltas.attach import attached
+from continual.deltas.blend import blend
 from continual.deltas.delta import Delta, Head, delta_of, load_delta
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
@@ -21,6 +22,7 @@ __all__ = [
     "Reads",
     "Subspace",
     "attached",
+    "blend",
     "copyable",
     "delta_of",
     "finished",

@@ -1,7 +1,7 @@
 """What one task owns: the values of its edits, and its head."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,20 @@ class Head:
 
     def __call__(self, states: Tensor) -> Tensor:
         return torch.nn.functional.linear(states, self.weight, self.bias)
+
+    def of(self, labels: Sequence[str]) -> "Head | None":
+        """The outputs of these labels, of those that it has less their mean, 0 for others; None where it has no two."""
+        places = [(i, self.labels.index(label)) for i, label in enumerate(labels) if label in self.labels]
+        if len(places) < 2:
+            return None
+        to, own = ([pair[side] for pair in places] for side in (0, 1))
+
+        def placed(tensor: Tensor) -> Tensor:
+            found = tensor.new_zeros(len(labels), *tensor.shape[1:])
+            found[to] = tensor[own] - tensor[own].mean(dim=0)
+            return found
+
+        return replace(self.map(placed), labels=tuple(labels))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Head":
         """The same head with `change` applied to weight and bias."""

@@ -85,6 +85,15 @@ class Penalised(Protocol):
 
 
 @runtime_checkable
+class Blends(Protocol):
+    """A form that can add up what several sets of values change, whatever their sizes."""
+
+    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Values of the form's own size whose change is, as nearly as they can, Σ w times that of each set."""
+        ...
+
+
+@runtime_checkable
 class Merges(Protocol):
     """A form that is affine in what it is given, so that weights which do the same can be saved."""
 

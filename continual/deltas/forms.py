@@ -1,7 +1,7 @@
 """The functions that several methods apply. Shapes: D dimensions read, E changed, R rank, M bottleneck size."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -52,6 +52,17 @@ class LowRank:
     def affine(self, values: Values, place: Place) -> Affine:
         return Affine(values["B"] @ values["A"], None)
 
+    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The best approximation of Σ w B A of rank R in the Frobenius norm: Eckart and Young (1936)."""
+        wide = torch.cat([weight * own["B"].float() for own, weight in zip(values, weights, strict=True)], dim=1)
+        tall = torch.cat([own["A"].float() for own in values])
+        (q, upper), (p, lower) = torch.linalg.qr(wide), torch.linalg.qr(tall.T)
+        left, sizes, right = torch.linalg.svd(upper @ lower.T)
+        root = sizes[: self.rank].sqrt()
+        a, b = root.unsqueeze(1) * (right[: self.rank] @ p.T), (q @ left[:, : self.rank]) * root
+        missing = self.rank - len(root)
+        return {"A": F.pad(a, (0, 0, 0, missing)), "B": F.pad(b, (0, missing))}
+
 
 @dataclass(frozen=True)
 class Bottleneck:
@@ -81,6 +92,15 @@ class Bottleneck:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))
         return F.linear(inner, values["up"], values["up_bias"])
+
+    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+        """All units side by side are the weighted sum; the M that change most, by ‖w_down‖ ‖w_up‖, are kept."""
+        pairs = list(zip(values, weights, strict=True))
+        down, bias = (torch.cat([own[name].float() for own, _ in pairs]) for name in ("down", "down_bias"))
+        up = torch.cat([weight * own["up"].float() for own, weight in pairs], dim=1)
+        kept = (down.norm(dim=1) * up.norm(dim=0)).argsort(descending=True, stable=True)[: self.size].sort().values
+        up_bias = torch.stack([weight * own["up_bias"].float() for own, weight in pairs]).sum(dim=0)
+        return {"down": down[kept], "up": up[:, kept], "down_bias": bias[kept], "up_bias": up_bias}
 
 
 @dataclass(frozen=True)

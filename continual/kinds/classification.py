@@ -1,7 +1,7 @@
 """Classification: a linear head on the pooled vector, which starts in closed form."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, pad, pooled, tokenize
-from continual.head import closed_form
+from continual.head import closed_form, combined
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, zeros
 from continual.signature import signature
 from tasks import Rows, TaskData, TaskSpec
@@ -62,6 +62,17 @@ class Classification(Kind[Labelled]):
         own = signature(rows.vectors, rows.rows.classes, count=len(self.labels))
         found = closed_form(own, held_out.vectors, held_out.rows.classes)
         return Start(Head(found.weight, found.bias, self.labels, rows.pooling), found.correct.double())
+
+    def carried(self, start: Start, head: Head, held_out: Seen[Labelled]) -> Start:
+        """The weighted sum of both heads, of the other the outputs of labels that both tasks have; see `combined`."""
+        assert start.head is not None
+        other = head.of(self.labels)
+        if other is None or head.pooling != start.head.pooling:
+            return start
+        first, second = ((head.weight.cpu(), head.bias.cpu()) for head in (start.head, other))
+        (weight, bias), correct = combined(first, second, held_out.vectors, held_out.rows.classes)
+        better = float(correct.mean()) > start.mean
+        return Start(replace(start.head, weight=weight, bias=bias), correct) if better else start
 
     def loss(self, backbone: Backbone, delta: Delta, rows: Labelled, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats."""

@@ -85,6 +85,9 @@ class Generation(Kind[Exchanges]):
                 quality[batch] = -_row_losses(held_out.backbone, wanted, batch).double().cpu()
         return Start(None, quality)
 
+    def carried(self, start: Start, head: Head, held_out: Seen[Exchanges]) -> Start:
+        return start
+
     def loss(self, backbone: Backbone, delta: Delta, rows: Exchanges, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats of the targets' tokens, every token alike."""
         found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])

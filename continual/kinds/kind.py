@@ -132,6 +132,13 @@ class Kind(ABC, Generic[P]):
         """The head to begin with in the features of these rows, judged on the held-out ones."""
 
     @abstractmethod
+    def carried(self, start: Start, head: Head, held_out: Seen[P]) -> Start:
+        """The start with what the head of another task adds to it, in whose features the held-out rows are seen.
+
+        The same where that is nothing.
+        """
+
+    @abstractmethod
     def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
         """The loss of the chosen rows through the delta that is attached, a scalar."""
 

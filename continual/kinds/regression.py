@@ -77,6 +77,9 @@ class Regression(Kind[Numbered]):
         weight, bias = fits[best]
         return Start(Head(weight.float(), bias.float(), OUTPUTS, rows.pooling), -errors[best])
 
+    def carried(self, start: Start, head: Head, held_out: Seen[Numbered]) -> Start:
+        return start
+
     def loss(self, backbone: Backbone, delta: Delta, rows: Numbered, batch: Sequence[int]) -> Tensor:
         """Mean squared error in standard units: of the variance, what is not explained."""
         assert delta.head is not None

@@ -99,6 +99,9 @@ class Span(Kind[Passages]):
         best = max(range(len(heads)), key=lambda i: float(qualities[i].mean()))
         return Start(heads[best], qualities[best])
 
+    def carried(self, start: Start, head: Head, held_out: Seen[Passages]) -> Start:
+        return start
+
     def loss(self, backbone: Backbone, delta: Delta, rows: Passages, batch: Sequence[int]) -> Tensor:
         """Mean over rows of the cross entropies of both ends, in nats."""
         assert delta.head is not None

@@ -84,6 +84,9 @@ class Templated(Kind[Gapped]):
         logits = self.outputs(held_out, None)["logits"]
         return Start(None, (logits.argmax(dim=1) == held_out.rows.classes).double())
 
+    def carried(self, start: Start, head: Head, held_out: Seen[Gapped]) -> Start:
+        return start
+
     def loss(self, backbone: Backbone, delta: Delta, rows: Gapped, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats over the labels."""
         return F.cross_entropy(fits(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))

@@ -28,7 +28,7 @@ from continual.deltas import METHODS
 from continual.kinds import Seen
 from continual.learn import Task, ready
 from continual.train import train
-from continual.warmstart import Candidate, started
+from continual.warmstart import from_scratch, started
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora
 
@@ -51,7 +51,7 @@ def ours(backbone: Backbone, task: Task) -> Callable[[], float]:
     """Seconds of one epoch of our loop, from the closed-form start."""
     start = task.kind.start(Seen(backbone, None, task.train), Seen(backbone, None, task.validation))
     settings = METHODS["lora"].model_validate({"rank": RANK, "sites": ("attn.q", "attn.v")})
-    delta = started(backbone, task.kind, Candidate(None, start), method="lora", settings=settings, seed=0)
+    delta = started(backbone, task.kind, from_scratch(start), method="lora", settings=settings, seed=0)
     budget = task.budget.model_copy(update={"epochs": 1})
 
     def epoch() -> float:

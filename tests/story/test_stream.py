@@ -482,7 +482,6 @@ def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> 
         ({"method": "lorra"}, "did you mean 'lora'"),
         ({"method": {"name": "lora", "rank": 0}}, "rank"),
         ({"method": {"name": "lora", "sites": ["attn.zzz"]}}, "attn.zzz"),
-        ({"warm_start": "merge"}, "merge"),
         ({"text": "txt"}, "did you mean 'text'"),
     ],
     ids=str,

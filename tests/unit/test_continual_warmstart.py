@@ -10,7 +10,7 @@ from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta, attached, copyable, finished
 from continual.kinds import Seen
 from continual.kinds.classification import Classification
-from continual.warmstart import Candidate, Neighbour, choose, judge, started
+from continual.warmstart import Neighbour, choose, from_scratch, judge, started
 
 # Methods whose training replaces their values by others, which cannot be trained the same way again.
 REPLACED = {"diff_pruning", "masking", "subspace"}
@@ -41,9 +41,11 @@ def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: 
     delta, rows = kept(bert, method), prepared(bert, "mood", 12)
     task, seen = Classification(labels_of("mood")), Seen(bert, None, rows)
     begin = task.start(seen, seen)
-    worse = Candidate(None, replace(begin, quality=torch.zeros_like(begin.quality)))
-    other = replace(judge(task, Neighbour("x@1", delta), rows=seen, held_out=seen), start=begin)
-    chosen = choose(bert, kind, scratch=worse, others=[other], settings=delta.settings)
+    worse = from_scratch(replace(begin, quality=torch.zeros_like(begin.quality)))
+    other = replace(judge(task, (Neighbour("x@1", delta), 1.0), delta=delta, rows=seen, held_out=seen), start=begin)
+    chosen = choose(
+        bert, kind, scratch=worse, others=[other], settings=delta.settings, tried=lambda start: float(start is other)
+    )
     assert (chosen is other) == (method == "lora")
     start = started(bert, task, chosen, method=method, settings=delta.settings, seed=0)
     with attached(bert, start.trainable(bert.device)):
