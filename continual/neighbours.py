@@ -1,7 +1,6 @@
 """Which learned tasks are alike, from the registry's signatures."""
 
 import logging
-from typing import Any
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings, Subspace, load_delta
@@ -10,7 +9,7 @@ from continual.kinds import kind_of_delta
 from continual.signature import Signature
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
-from registry import BackboneRecord, DataRecord, Registry, StoredSignature, not_found
+from registry import BackboneRecord, DataRecord, Registry, StoredSignature
 from tasks import TaskData
 
 log = logging.getLogger(__name__)
@@ -126,24 +125,3 @@ def _takes(backbone: Backbone, delta: Delta) -> bool:
     Its edits must be those of the same layers, and it must add no more tokens than there is room for.
     """
     return kind_of_delta(delta).generates == backbone.generates and delta.settings.added_tokens <= backbone.reserved
-
-
-def similar_tasks(registry: Registry, task: str) -> list[dict[str, Any]]:
-    """The rows of `continual similar`: task, similarity (a fraction) and backbone, the most alike first.
-
-    Raises NotFound for a task without a signature.
-    """
-    rows: list[dict[str, Any]] = []
-    learned: set[str] = set()
-    for backbone in registry.backbones():
-        signatures = stored_signatures(registry, backbone)
-        learned |= signatures.keys()
-        own = signatures.pop(task, None)
-        if own is not None:
-            rows += [
-                {"task": name, "similarity": similarity, "backbone": backbone.name}
-                for name, similarity in nearest(own, signatures)
-            ]
-    if task not in learned:
-        raise not_found("task with a signature", task, known=learned)
-    return rows

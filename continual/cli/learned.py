@@ -60,12 +60,26 @@ def lineage(
 
 
 @command(app)
-def similar(common: Common, task: Annotated[str, typer.Argument(help="A learned task.")]) -> None:
-    """List the other tasks by how alike they are, from their signatures."""
-    with common.registry() as registry:
-        from continual.neighbours import similar_tasks
+def similar(
+    common: Common,
+    task: Annotated[str, typer.Argument(help="A learned task.")],
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also read the task's rows again, and measure them through each delta.")
+    ] = False,
+    backbone: BackboneName = None,
+) -> None:
+    """List the other tasks by how alike they are, by several measures."""
+    if rows:
+        with common.learner(backbone) as learner:
+            from continual.similar import looked_at
 
-        answer(common, similar_tasks(registry, task), title=f"Tasks like {task}")
+            found = looked_at(learner.registry, learner.backbone, task)
+    else:
+        with common.registry() as registry:
+            from continual.similar import similar_tasks
+
+            found = similar_tasks(registry, task)
+    answer(common, found, title=f"Tasks like {task}")
 
 
 @command(app, name="verify")

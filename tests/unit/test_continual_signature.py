@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from continual.head import SHRINKAGES, SMOOTHING, ClosedForm, closed_form
 from continual.signature import Signature, shrunk_inverse, signature
-from continual.similarity import alignment, nearest
 
 SEEDS = st.integers(0, 10_000)
 
@@ -149,42 +148,6 @@ def test_the_temperature_is_the_best_there_is() -> None:
     }
     assert min(losses, key=losses.__getitem__) == 1.0
     assert losses[1.0] == pytest.approx(head.loss, rel=1e-4)
-
-
-@given(SEEDS, SEEDS, st.integers(2, 5), st.integers(2, 5))
-def test_alignment_is_a_symmetric_share(a: int, b: int, c: int, d: int) -> None:
-    one, two = of(a, classes=c), of(b, classes=d)
-    assert -1e-12 <= alignment(one, two) <= 1 + 1e-12
-    assert alignment(one, two) == pytest.approx(alignment(two, one), rel=1e-9)
-    assert alignment(one, one) == pytest.approx(1.0)
-
-
-def test_alignment_is_that_of_the_between_class_scatters() -> None:
-    def between(own: Signature) -> Tensor:
-        centre = own.sums.sum(dim=0) / own.rows
-        return sum(
-            n / own.rows * torch.outer(m - centre, m - centre) for n, m in zip(own.counts, own.means, strict=True)
-        )
-
-    one, two = of(1), of(2, classes=2)
-    b, c = between(one), between(two)
-    assert alignment(one, two) == pytest.approx(float((b * c).sum() / (b.norm() * c.norm())))
-
-
-def test_alignment_knows_shifts_and_other_directions() -> None:
-    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    classes = torch.tensor([0, 1])
-    across, along = signature(x, classes, count=2), signature(x.flip(1), classes, count=2)
-    assert alignment(across, signature(3 * x + 7, classes, count=2)) == pytest.approx(1.0)
-    assert alignment(across, along) == 0.0
-    assert alignment(across, signature(torch.ones(2, 2), classes, count=2)) == 0.0, "means alike tell nothing apart"
-
-
-def test_nearest_comes_first() -> None:
-    own = of(1)
-    ranked = nearest(own, {"other": of(2), "same": own, "third": of(3)})
-    assert ranked[0] == ("same", pytest.approx(1.0))
-    assert [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,108 @@
+"""Which tasks are like a task, by every measure: what `continual similar` lists."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, load_delta
+from continual.errors import BlobError, DeltaError, InputError
+from continual.features import features, tokenize
+from continual.kinds import Seen
+from continual.learn import Task, ready
+from continual.neighbours import stored_signatures
+from continual.similarity import LOOKED, STORED, Known, Look, labels, nearest
+from registry import Registry, not_found
+from tasks import TaskSpec, load_task
+
+log = logging.getLogger(__name__)
+LABEL_LENGTH = 32  # tokens of a label's name
+
+Row = dict[str, Any]
+
+
+def similar_tasks(registry: Registry, task: str) -> list[Row]:
+    """The other tasks, the most alike first: the similarity that ranks them, and every measure that needs no row.
+
+    Raises NotFound for a task without a signature.
+    """
+    rows: list[Row] = []
+    learned: set[str] = set()
+    for backbone in registry.backbones():
+        signatures = stored_signatures(registry, backbone)
+        learned |= signatures.keys()
+        if task in signatures:
+            deltas = _champions(registry, backbone.fingerprint)
+            known = {
+                name: Known(own, values=deltas[name].values if name in deltas else None)
+                for name, own in signatures.items()
+            }
+            own = signatures.pop(task)
+            rows += [
+                {
+                    "task": name,
+                    "similarity": similarity,
+                    "backbone": backbone.name,
+                    **{measure: compare(known[task], known[name]) for measure, compare in STORED.items()},
+                }
+                for name, similarity in nearest(own, signatures)
+            ]
+    if task not in learned:
+        raise not_found("task with a signature", task, known=learned)
+    return rows
+
+
+def looked_at(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
+    """The same on one backbone, and the measures that read the task's rows through each of the others' deltas.
+
+    Raises NotFound as `similar_tasks` does, InputError for a task whose rows cannot be read again.
+    """
+    rows = [row for row in similar_tasks(registry, task) if row["backbone"] == backbone.name]
+    own, deltas = _read_again(registry, backbone, task), _champions(registry, backbone.fingerprint)
+    return [row | (looks(own, deltas[row["task"]]) if row["task"] in deltas else {}) for row in rows]
+
+
+def looks(task: Task, delta: Delta) -> dict[str, float | None]:
+    """The measures of a delta for a task whose rows are ready: by its features, its head and its labels' names."""
+    rows, held_out = (Seen(task.backbone, delta, part) for part in (task.train, task.validation))
+    quality = task.kind.start(rows, held_out).mean
+    classes, count = task.kind.classes(task.train)
+    head = delta.head if not delta.kind else None  # that of a classification
+    answers = torch.softmax(head(rows.vectors), dim=1) if head else None
+    look = Look(rows.vectors, classes, count, answers, quality)
+    names = [_named(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
+    return {**{name: measure(look) for name, measure in LOOKED.items()}, "labels": labels(*names)}
+
+
+def _named(backbone: Backbone, names: Sequence[str]) -> torch.Tensor | None:
+    return features(backbone, tokenize(backbone, names, max_length=LABEL_LENGTH)) if names else None
+
+
+def _champions(registry: Registry, fingerprint: str) -> dict[str, Delta]:
+    """The deltas that serve, by task; without those that cannot be read, which are warned of."""
+    found = {}
+    for champion in registry.champions(fingerprint):
+        try:
+            found[champion.task] = load_delta(registry.blobs.get(champion.digest))
+        except (BlobError, DeltaError) as error:
+            log.warning("delta %s cannot be compared: %s", champion.delta, error)
+    return found
+
+
+def _read_again(registry: Registry, backbone: Backbone, task: str) -> Task:
+    last = registry.last_version(task, backbone.fingerprint)
+    if last is None or last.data is None or last.data.folder is None:
+        raise InputError(
+            f"where the rows of task {task!r} came from is not known; leave out --rows, or learn the task again"
+        )
+    try:
+        spec = TaskSpec.model_validate(last.data.spec)
+    except ValidationError as error:
+        raise InputError(
+            f"task {task!r} was learned by another release, and its rows cannot be read: {error}"
+        ) from error
+    return ready(backbone, load_task(spec, folder=Path(last.data.folder), seed=last.data.seed))
