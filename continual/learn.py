@@ -127,7 +127,7 @@ def learn(
     if checkpoint:
         start = {candidate.names: candidate for candidate in (scratch, *others)}[checkpoint.start]
     else:
-        tried = partial(_tried, task, seed=seed)
+        tried = partial(attempt, task, seed=seed)
         start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
     def reached(course: Course) -> None:
@@ -201,7 +201,7 @@ def _on_few(task: Task, count: int, *, seed: int) -> Task:
     return replace(task, train=task.kind.prepare(task.backbone, few, max_length=task.budget.max_length))
 
 
-def _tried(task: Task, start: Candidate, *, seed: int) -> float:
+def attempt(task: Task, start: Candidate, *, seed: int) -> float:
     """The score on held-out rows after one epoch of a few rows."""
     few = _on_few(task, TRIAL * task.budget.batch_size, seed=seed)
     budget = task.budget.model_copy(update={"epochs": min(task.budget.epochs, 1)})

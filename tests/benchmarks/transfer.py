@@ -1,0 +1,189 @@
+"""What a warm start brings: each task of a stream learned from few rows, or from all, with and without one.
+
+    continual run STREAM.yaml --home HOME
+    python -m tests.benchmarks.transfer STREAM.yaml --home HOME [--shots 16] [--seeds 0,1,2] > transfer.json
+
+Every task is learned again as a newcomer among the other tasks that HOME holds, by three starts and the same budget:
+`warm`, as `warm_start: auto` decides, from scratch with the closed-form head, and from scratch with a random head. With
+`--shots` each label has so many train rows; without, all are used. With `--chain` HOME is left out: each task may start
+from those before it in the stream alone, which were learned from as few rows.
+
+Of each task: mean scores over the seeds, how the warm start was chosen, the gain over scratch with its paired 95 %
+interval over test rows, and the share of its steps after which training from the warm start has reached the final
+validation score of training from scratch (None where it never does).
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from continual.backbone import Backbone, load_backbone
+from continual.controller import learn_one
+from continual.deltas import Head, method_settings
+from continual.described import signature_of
+from continual.evaluate import metric_score
+from continual.kinds import Seen, Start, labels_of
+from continual.learn import Task, attempt, possible_starts, ready, train_from
+from continual.neighbours import nearest_learned
+from continual.train import Trained
+from continual.warmstart import Candidate, choose, from_scratch
+from registry import Registry
+from tasks import Stream, load_stream, read_stream
+from tests.benchmarks.runs import quieten, say
+
+HEAD_SCALE = 0.02  # deviation of a random head's weights, as transformers draws them
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to start: what training came to, its test score, and which test rows it answers rightly."""
+
+    trained: Trained
+    score: float
+    right: torch.Tensor
+
+
+def compared(backbone: Backbone, registry: Registry, task: Task, *, seed: int) -> dict[str, Any]:
+    """One task by the three starts."""
+    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
+    own, name, settings = signature_of(task.kind, rows), task.data.spec.name, method_settings(task.method)
+    scratch = from_scratch(task.kind.start(rows, held_out))
+    near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
+    others = possible_starts(task, scratch, near, rows=rows, held_out=held_out)
+    tried = partial(attempt, task, seed=seed)
+    start = choose(task.backbone, "auto", scratch=scratch, others=others, settings=settings, tried=tried)
+    plain = _arm(task, scratch, seed=seed)
+    warm = plain if start is scratch else _arm(task, start, seed=seed)
+    blind = _arm(task, _random(task, scratch, seed=seed), seed=seed)
+    return {
+        "task": name,
+        "seed": seed,
+        "start": start.kind,
+        "parents": {neighbour.name: round(weight, 3) for neighbour, weight in start.sources},
+        "warm": warm.score,
+        "scratch": plain.score,
+        "random_head": blind.score,
+        "steps": _reached(warm.trained, plain.trained),
+        "differences": (warm.right - plain.right).tolist(),
+    }
+
+
+def _arm(task: Task, start: Candidate, *, seed: int) -> Arm:
+    trained = train_from(task, start, seed=seed)
+    kind, seen = task.kind, Seen(task.backbone, trained.delta, task.test)
+    answers = labels_of(kind.answers(task.backbone, kind.outputs(seen, trained.delta.head), task.test))
+    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=kind.scored)
+    right = torch.tensor([a == b for a, b in zip(answers, task.test.truth, strict=True)]).double()
+    return Arm(trained, score, right)
+
+
+def _random(task: Task, scratch: Candidate, *, seed: int) -> Candidate:
+    head, draw = scratch.start.head, torch.Generator().manual_seed(seed)
+    assert head is not None
+    weight = HEAD_SCALE * torch.randn(head.weight.shape, generator=draw)
+    drawn = Head(weight, torch.zeros_like(head.bias), head.labels, head.pooling)
+    return from_scratch(Start(drawn, scratch.start.quality))
+
+
+def _reached(warm: Trained, scratch: Trained) -> float | None:
+    """The share of epochs after which the warm start's validation score is scratch's best one."""
+    epochs = len(warm.curve) - 1
+    found = [epoch.number for epoch in warm.curve if epoch.score >= scratch.score]
+    return found[0] / epochs if found and epochs else None
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By task, and over tasks."""
+    tasks = []
+    for name in dict.fromkeys(run["task"] for run in runs):
+        own = [run for run in runs if run["task"] == name]
+        # The rows of a seed are the same test rows: their mean over seeds is what is paired.
+        paired = torch.tensor([run["differences"] for run in own]).mean(dim=0)
+        gain, error = float(paired.mean()), float(paired.std()) / math.sqrt(len(paired))
+        reached = [run["steps"] for run in own]
+        tasks.append(
+            {
+                "task": name,
+                **{arm: fmean(run[arm] for run in own) for arm in ("warm", "scratch", "random_head")},
+                "starts": [run["start"] for run in own],
+                "gain": gain,
+                "low": gain - 1.96 * error,
+                "high": gain + 1.96 * error,
+                "steps": median([math.inf if share is None else share for share in reached]),
+            }
+        )
+    means = {arm: fmean(task[arm] for task in tasks) for arm in ("warm", "scratch", "random_head")}
+    return {
+        **means,
+        "gain_over_scratch": means["warm"] - means["scratch"],
+        "gain_over_random_head": means["warm"] - means["random_head"],
+        "wholly_below": [task["task"] for task in tasks if task["high"] < -0.005],
+        "median_steps": median(task["steps"] for task in tasks),
+        "tasks": tasks,
+    }
+
+
+def streams(stream: Stream, *, shots: int | None, seeds: Sequence[int], tasks: Sequence[str]) -> Iterator[Stream]:
+    """The stream as it is for each seed: with so many rows of each label, and only the tasks that are asked for."""
+    for seed in seeds:
+        chosen = [task for task in stream.tasks if not tasks or task.name in tasks]
+        few = [task.model_copy(update={"shots": shots} if shots else {}) for task in chosen]
+        yield stream.model_copy(update={"seed": seed, "tasks": tuple(few)})
+
+
+def measured(backbone: Backbone, stream: Stream, home: Path | None, state: Path | None) -> Iterator[dict[str, Any]]:
+    """Every task of one seed; what `state` holds is not measured again."""
+    known = [json.loads(line) for line in state.read_text().splitlines()] if state and state.exists() else []
+    done = {(run["task"], run["seed"]): run for run in known}
+    with tempfile.TemporaryDirectory() as folder:
+        place = home or Path(folder)
+        registry = Registry.open(f"sqlite:///{place / 'registry.db'}", str(place / "blobs"))
+        for data in load_stream(stream):
+            run = done.get((data.spec.name, stream.seed))
+            if run is None:
+                run = compared(backbone, registry, ready(backbone, data), seed=stream.seed)
+                if state:
+                    with state.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
+            if home is None:  # a chain: the next may start from this one
+                learn_one(backbone, registry, data, stream)
+            say(f"{run['task']} seed {run['seed']}: {run['start']} {run['warm']:.3f} scratch {run['scratch']:.3f}")
+            yield run
+        registry.close()
+
+
+def main() -> None:
+    """Prints one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--home", type=Path)
+    source.add_argument("--chain", action="store_true")
+    parser.add_argument("--shots", type=int)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--state", type=Path, help="finished runs, to go on from")
+    given = parser.parse_args()
+    quieten()
+    stream = read_stream(given.stream)
+    seeds, tasks = [int(seed) for seed in given.seeds.split(",")], [name for name in given.tasks.split(",") if name]
+    backbone = load_backbone(stream.backbone)
+    runs = [
+        run
+        for own in streams(stream, shots=given.shots, seeds=seeds, tasks=tasks)
+        for run in measured(backbone, own, given.home, given.state)
+    ]
+    print(json.dumps(summary(runs), indent=1))
+
+
+if __name__ == "__main__":
+    main()
