@@ -1,0 +1,156 @@
+"""Averages of deltas: what they compute, for every method and for low-rank ones of any rank."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import fresh_delta, labels_of, moved_delta, prepared
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import METHODS, Delta, blend, copyable
+from continual.deltas.forms import Bottleneck, LowRank
+from continual.features import features
+from continual.head import combined
+from continual.kinds import Seen
+from continual.kinds.classification import Classification
+from continual.warmstart import Neighbour, from_scratch, judge, mixture
+
+
+def product(delta: Delta, key: str) -> Tensor:
+    scale = delta.settings.edits()[0].compose.scale
+    return scale * delta.values[f"{key}/B"] @ delta.values[f"{key}/A"]
+
+
+def places(delta: Delta) -> set[str]:
+    return {key.rpartition("/")[0] for key in delta.values}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_delta_averaged_with_itself_is_what_training_may_begin_with(bert: Backbone, method: str) -> None:
+    delta = moved_delta(bert, method)
+    found = blend(bert, delta.settings, [delta, delta], [0.25, 0.75])
+    if found is None:
+        assert any(not value.is_floating_point() for value in delta.values.values()) or method in {"masking"}
+        return
+    assert copyable(bert, found, delta.settings)
+    assert list(found.values) == list(fresh_delta(bert, method).values)
+    texts = prepared(bert, "mood", 6).tokens
+    if not method.startswith(("adapter", "parallel", "mam", "union", "sequential")):
+        same = features(bert, texts, delta=found), features(bert, texts, delta=delta)
+        torch.testing.assert_close(*same, rtol=1e-3, atol=1e-3)
+
+
+def test_low_rank_changes_of_any_rank_add_up_as_well_as_the_rank_allows(bert: Backbone) -> None:
+    one, two = moved_delta(bert, "lora", rank=2, alpha=2.0), moved_delta(bert, "lora", rank=3, alpha=6.0, seed=5)
+    exact = blend(bert, METHODS["lora"](rank=5, alpha=10.0), [one, two], [0.3, 0.7])
+    short = blend(bert, METHODS["lora"](rank=2), [one, two], [0.3, 0.7])
+    assert exact is not None
+    assert short is not None
+    for key in places(one):
+        wanted = 0.3 * product(one, key) + 0.7 * product(two, key)
+        torch.testing.assert_close(product(exact, key), wanted, rtol=1e-4, atol=1e-5)
+        left, sizes, right = torch.linalg.svd(wanted)
+        best = left[:, :2] * sizes[:2] @ right[:2]
+        torch.testing.assert_close(product(replace(short), key) * 1.0, best, rtol=1e-3, atol=1e-4)
+
+
+def test_a_rank_that_no_delta_fills_is_filled_with_zeros(bert: Backbone) -> None:
+    one = moved_delta(bert, "lora", rank=1)
+    found = blend(bert, METHODS["lora"](rank=4, alpha=4.0), [one, one], [0.5, 0.5])
+    assert found is not None
+    for key in places(one):
+        assert found.values[f"{key}/A"].shape[0] == 4
+        torch.testing.assert_close(product(found, key), product(one, key), rtol=1e-4, atol=1e-5)
+
+
+def test_bottlenecks_keep_the_units_that_change_most() -> None:
+    large = {"down": 9 * torch.eye(2), "up": torch.eye(2), "down_bias": torch.ones(2), "up_bias": torch.ones(2)}
+    small = {"down": torch.eye(2), "up": torch.eye(2), "down_bias": torch.zeros(2), "up_bias": -torch.ones(2)}
+    found = Bottleneck(2, None).blended([small, large], [0.5, 0.5])
+    torch.testing.assert_close(found["down"], large["down"])
+    torch.testing.assert_close(found["up"], 0.5 * large["up"])
+    torch.testing.assert_close(found["up_bias"], torch.zeros(2))
+    whole = Bottleneck(4, None).blended([small, large], [0.5, 0.5])
+    seen = torch.tensor([[0.3, -0.7]])
+    apart = [Bottleneck(2, None)(own, seen, None) for own in (small, large)]  # type: ignore[arg-type]
+    torch.testing.assert_close(Bottleneck(4, None)(whole, seen, None), sum(apart) / 2)  # type: ignore[arg-type]
+
+
+def test_other_methods_and_other_sites_are_not_averaged(bert: Backbone) -> None:
+    lora, bitfit = moved_delta(bert, "lora"), moved_delta(bert, "bitfit")
+    assert blend(bert, lora.settings, [lora, bitfit], [0.5, 0.5]) is None
+    elsewhere = moved_delta(bert, "lora", sites=("attn.q",))
+    assert blend(bert, lora.settings, [lora, elsewhere], [0.5, 0.5]) is None
+    short = moved_delta(bert, "prefix", length=2)
+    assert blend(bert, METHODS["prefix"](length=4), [short, short], [0.5, 0.5]) is None
+
+
+def test_low_rank_is_the_best_of_its_rank() -> None:
+    """No other change of that rank is nearer: Eckart and Young."""
+    draw = torch.Generator().manual_seed(0)
+    sets = [{"A": torch.randn(3, 6, generator=draw), "B": torch.randn(5, 3, generator=draw)} for _ in range(2)]
+    found = LowRank(2).blended(sets, [0.5, 0.5])
+    wanted = sum(own["B"] @ own["A"] for own in sets) / 2
+    error = torch.linalg.matrix_norm(wanted - found["B"] @ found["A"])
+    assert float(error) == pytest.approx(float(torch.linalg.svdvals(wanted)[2:].square().sum().sqrt()), rel=1e-4)
+
+
+def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) -> None:
+    task, seen = Classification(labels_of("mood")), Seen(bert, None, prepared(bert, "mood", 12))
+    scratch = from_scratch(task.start(seen, seen))
+
+    def of(name: str, gain: float, *, again: bool = False) -> object:
+        delta = moved_delta(bert, "lora", seed=len(name))
+        found = judge(task, (Neighbour(name, delta, again=again), 1.0), delta=delta, rows=seen, held_out=seen)
+        quality = scratch.start.quality + gain
+        return replace(found, start=replace(found.start, quality=quality))
+
+    settings, given = METHODS["lora"](), [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)]
+    found = mixture(bert, settings, scratch=scratch, others=given)
+    assert found is not None
+    assert [(neighbour.name, pytest.approx(weight)) for neighbour, weight in found[1]] == [("a", 0.75), ("bb", 0.25)]
+    assert mixture(bert, settings, scratch=scratch, others=given[1:]) is None, "one alone is no mean"
+
+
+def test_two_heads_are_weighed_on_held_out_rows() -> None:
+    draw = torch.Generator().manual_seed(1)
+    classes = torch.arange(200) % 2
+    x = torch.randn(200, 4, generator=draw)
+    x[:, 0] += 2.0 * (2 * classes - 1)
+    zero, along = torch.zeros(2, 4), torch.zeros(2, 4)
+    along[:, 0] = torch.tensor([-1.0, 1.0])
+    noise = torch.randn(2, 4, generator=draw)
+    bias = torch.zeros(2)
+    (weight, _), right = combined((noise, bias), (along, bias), x, classes)
+    assert float(right.mean()) > 0.95
+    assert float((weight[1] - weight[0])[0]) > 0
+    (weight, _), _ = combined((along, bias), (-along, bias), x, classes)
+    assert float((weight[1] - weight[0])[0]) > 0, "a head that is wrong counts nothing"
+    (_, _), same = combined((along, bias), (zero, bias), x, classes)
+    assert bool((same == (x[:, 0].sign() == 2 * classes - 1)).all())
+
+
+def test_a_head_says_of_other_labels_what_it_knows(bert: Backbone) -> None:
+    head = fresh_delta(bert, "lora").head
+    assert head is not None
+    first, second, *_ = head.labels
+    found = head.of(("new", second, first))
+    assert found is not None
+    assert not found.weight[0].any()
+    torch.testing.assert_close(found.weight[1] - found.weight[2], head.weight[1] - head.weight[0])
+    torch.testing.assert_close(found.bias[1] - found.bias[2], head.bias[1] - head.bias[0])
+    assert head.of(("new", first)) is None, "of one label alone nothing is known"
+
+
+def test_a_head_is_carried_only_where_it_helps(bert: Backbone) -> None:
+    task, rows, held = Classification(labels_of("mood")), prepared(bert, "mood", 12), prepared(bert, "mood", 30, seed=2)
+    seen, judged = Seen(bert, None, rows), Seen(bert, None, held)
+    start = task.start(seen, judged)
+    assert start.head is not None
+    wrong = start.head.map(torch.neg)
+    assert task.carried(start, wrong, judged).mean >= start.mean
+    best = task.start(judged, judged).head
+    assert best is not None
+    assert task.carried(start, best, judged).mean >= start.mean
+    assert task.carried(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), judged) is start
