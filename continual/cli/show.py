@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from continual.cli.visible import visible
 from continual.forgetting import mean
 from continual.report import Document
+from continual.visible import visible
 
 SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
 # What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
