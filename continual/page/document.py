@@ -28,9 +28,9 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Whether each column holds numbers and nothing else."""
-        cells = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.columns))]
-        return tuple(bool(column) and all(map(_is_number, column)) for column in cells)
+        """Whether each column holds numbers, or nothing."""
+        columns = range(len(self.columns))
+        return tuple(all(row[i] is None or _is_number(row[i]) for row in self.rows) for i in columns)
 
     @property
     def texts(self) -> list[list[str]]:

@@ -9,6 +9,7 @@ from continual.forgetting import Matrix
 from continual.page.templates import render
 
 LEVELS = 10  # the last of the colours in page.css
+MANY = 20  # tasks: more are set in smaller type
 LEAST_RANGE = 0.1  # of a scale: what differs by less looks alike
 
 
@@ -53,7 +54,7 @@ def heat_table(
     rows = [
         [None if value is None else _Cell(format(value, spec), scale.level(value)) for value in row] for row in matrix
     ]
-    return render("heat.html", rows=rows, tasks=tasks, ends=ends, caption=caption, corner=corner)
+    return render("heat.html", rows=rows, tasks=tasks, ends=ends, caption=caption, corner=corner, many=MANY)
 
 
 def _ends(scale: Scale) -> Iterator[float]:

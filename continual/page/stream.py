@@ -14,7 +14,7 @@ from continual.plots import confused
 from continual.report import MEASURES, Document, gain
 from registry import Registry
 
-MEGA = 1e6
+MEGA, PERCENT = 1e6, 100.0
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ def _in_short(document: Document) -> Section:
     parameters, share = mean(task["parameters"] for task in tasks), mean(task["share"] for task in tasks)
     unlearned = len(document["unfinished"])
     facts = [
-        _Fact("Mean score, task known", shown(oracle["acc"]), "ACC, oracle"),
-        _Fact("Mean score, task routed", shown(routed["acc"]), "ACC, the router chooses the task"),
-        _Fact("Forgetting", shown(routed["forgetting"]), f"routed; {shown(oracle['forgetting'])} with the task known"),
-        _Fact("Routing accuracy", shown(routed["routing_accuracy"]), f"{shown(routed['abstained'])} refused"),
+        _Fact("ACC, task known", shown(oracle["acc"]), "mean score at the end"),
+        _Fact("ACC, task routed", shown(routed["acc"]), "the router chooses the task"),
+        _Fact("Forgetting, routed", shown(routed["forgetting"]), f"task known: {shown(oracle['forgetting'])}"),
+        _Fact("Routing accuracy", shown(routed["routing_accuracy"]), f"share refused: {shown(routed['abstained'])}"),
         _Fact("Tasks learned", str(len(tasks)), f"{unlearned} are not" if unlearned else ""),
         _Fact("Parameters per task", shown(parameters, ",.0f"), f"{shown(share, '.2%')} of the backbone"),
     ]
     gains = mean(found for task in tasks if (found := gain(task)) is not None)
     measures = tuple((label, oracle.get(key), routed.get(key)) for key, label in MEASURES.items())
     table = Table(("measure", "oracle", "routed"), (*measures, ("mean transfer gain over scratch", gains, None)))
-    caption = "Measures, with the task known (oracle) and with the task chosen by the router (routed)"
-    return Section("In short", drawn=render("facts.html", facts=facts), table=table, caption=caption)
+    text = "Oracle: the task of each input is known. Routed: the router chooses it."
+    return Section("In short", text, drawn=render("facts.html", facts=facts), table=table, caption="Measures")
 
 
 def _unfinished(document: Document) -> Iterator[Section]:
@@ -76,8 +76,8 @@ def _scores(document: Document) -> Iterator[Section]:
     yield Section("Scores with the task known", f"{rows} {above}", drawn=heat)
     heat = heat_table(routed, names, scale=scale, caption="Score, with the task chosen by the router", corner=after)
     yield Section("Scores with the task routed", f"{rows} A row sent to another task is wrong.", drawn=heat)
-    columns = ("task", "delta", "score", "95 % low", "95 % high", "frozen", "test rows")
-    keys = ("task", "delta", "score", "score_low", "score_high", "frozen_score", "test_rows")
+    columns = ("task", "score", "95 % low", "95 % high", "frozen", "test rows")
+    keys = ("task", "score", "score_low", "score_high", "frozen_score", "test_rows")
     table = Table(columns, _cells(document["per_task"], keys))
     frozen = "Score on test rows with the task known; frozen: the best without any training"
     yield Section("Score of each task", table=table, caption=frozen)
@@ -90,12 +90,12 @@ def _routing(document: Document) -> Iterator[Section]:
     advised = tuple((p["task"], p["routed_to"], p["share"], p["rows"], p["advice"]) for p in pairs if p["advice"])
     table = Table(("task", "sent to", "share", "rows", "what to do"), advised, {"share": ".1%"})
     heat = heat_table(
-        confused(pairs, names),
+        [[None if share is None else PERCENT * share for share in row] for row in confused(pairs, names)],
         names,
-        scale=Scale(0.0, 1.0),
-        caption="Share of each task's test rows that was sent to each task",
+        scale=Scale(0.0, PERCENT),
+        caption="Percent of each task's test rows that were sent to each task",
         corner="own task",
-        spec=".1%",
+        spec=".1f",
     )
     yield Section(
         "Where inputs were sent",
@@ -142,7 +142,7 @@ def _costs(document: Document) -> Iterator[Section]:
     parameters, size, seconds, share = (
         sum(task[key] for task in tasks) for key in ("parameters", "bytes", "seconds", "share")
     )
-    keys = ("task", "method", "parameters", "share", "bytes", "seconds", "examples_per_second")
+    keys = ("delta", "method", "parameters", "share", "bytes", "seconds", "examples_per_second")
     formats = {"share": ".2%", "bytes": ",.0f", "seconds": ",.1f", "examples per second": ",.0f"}
     columns, rows = tuple(key.replace("_", " ") for key in keys), _cells(tasks, keys)
     text = (
