@@ -68,7 +68,7 @@ def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
         else None
         for number, section in enumerate(sections)
     ]
-    return render("page.html", title=title, summary=summary, sections=sections, figures=figures)
+    return str(render("page.html", title=title, summary=summary, sections=sections, figures=figures))
 
 
 def shown(value: Any, spec: str | None = None) -> str:

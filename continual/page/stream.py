@@ -89,8 +89,12 @@ def _routing(document: Document) -> Iterator[Section]:
         return
     advised = tuple((p["task"], p["routed_to"], p["share"], p["rows"], p["advice"]) for p in pairs if p["advice"])
     table = Table(("task", "sent to", "share", "rows", "what to do"), advised, {"share": ".1%"})
+    measured = [task["score"] is not None for task in document["per_task"]]  # not of what was purged
     heat = heat_table(
-        [[None if share is None else PERCENT * share for share in row] for row in confused(pairs, names)],
+        [
+            [PERCENT * share if share is not None and known else None for share in row]
+            for row, known in zip(confused(pairs, names), measured, strict=True)
+        ],
         names,
         scale=Scale(0.0, PERCENT),
         caption="Percent of each task's test rows that were sent to each task",
@@ -120,7 +124,7 @@ def _lineage(registry: Registry, document: Document) -> Iterator[Section]:
     edges = registry.parents(document["stream"])
     if not edges:
         if document["per_task"]:
-            yield Section("Lineage", "Every task began from scratch.")
+            yield Section("Lineage", "No task came from another.")
         return
     tasks = {task["delta"]: task for task in document["per_task"]}
     columns = ("delta", "came from", "how", "weight", "score", "from scratch", "gain")
@@ -130,7 +134,7 @@ def _lineage(registry: Registry, document: Document) -> Iterator[Section]:
         how = (edge["delta"], edge["parent"], edge["kind"].replace("_", " "), edge["weight"])
         rows.append((*how, own["score"], own["scratch_score"], gain(own)))
     alone = len(tasks) - len({edge["delta"] for edge in edges})
-    text = f"{alone} of {len(tasks)} tasks began from scratch. An arrow leads from a delta to what came from it."
+    text = f"{alone} of {len(tasks)} tasks came from no other. An arrow leads from a delta to what came from it."
     caption = "Warm starts; gain: over training from scratch, where that was trained too"
     yield Section("Lineage", text, table=Table(columns, tuple(rows)), caption=caption, drawn=lineage_graph(edges))
 
