@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from continual.forgetting import Matrix
-from continual.page.templates import render
+from continual.page.render import render
 
 LEVELS = 10  # the last of the colours in page.css
 MANY = 20  # tasks: more are set in smaller type

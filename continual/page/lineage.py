@@ -8,7 +8,7 @@ from unicodedata import east_asian_width
 
 from markupsafe import Markup
 
-from continual.page.templates import render
+from continual.page.render import render
 from continual.visible import visible
 
 Edges = Sequence[Mapping[str, Any]]  # rows of `Registry.parents`, in the order of learning

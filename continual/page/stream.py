@@ -9,7 +9,7 @@ from continual.page.curves import curve_panels
 from continual.page.document import Section, Table, page, shown
 from continual.page.heat import Scale, heat_table, scale_of
 from continual.page.lineage import lineage_graph
-from continual.page.templates import render
+from continual.page.render import render
 from continual.plots import confused
 from continual.report import MEASURES, Document, gain
 from registry import Registry

@@ -101,7 +101,7 @@ def leaves(html: str) -> list[str]:
         for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")
         for value in parsed.of(name)
     ]
-    found = [value for value in referred if not value.startswith(("#", "data:,"))]
+    found = [value for value in referred if not value.startswith(("#", "data:,", "data:image/png;base64,"))]
     styles = [*parsed.inside("style"), *parsed.of("style"), *parsed.of("clip-path"), *parsed.of("fill")]
     found += [style for style in styles if "@import" in style or "url(" in style.replace("url(#", "")]
     return found + [tag for tag, *_ in parsed.tags if tag in ("script", "iframe", "img", "object", "embed", "base")]
