@@ -82,6 +82,14 @@ def test_a_file_that_cannot_be_written_stops_before_anything_is_said(cli: Run, h
     assert not (tmp_path / "report.html").exists()
 
 
+def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pages.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert "1.48%" in (tmp_path / "study.html").read_text(encoding="utf-8")
+
+
 def browsed(folder: Path, pages: dict[str, str], *, dark: bool) -> tuple[dict[str, dict[str, int | str]], str]:
     """What each page measures at each width, by its name and width; and what the browser had to say."""
     assert BROWSER
