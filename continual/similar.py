@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, load_delta
+from continual.deltas import Delta, fresh_values, load_delta
 from continual.errors import BlobError, DeltaError, InputError
 from continual.features import features, tokenize
 from continual.kinds import Seen
 from continual.learn import Task, ready
 from continual.neighbours import stored_signatures
-from continual.similarity import LOOKED, STORED, Known, Look, labels, nearest
+from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
 from registry import Registry, not_found
 from tasks import TaskSpec, load_task
 
@@ -36,18 +37,13 @@ def similar_tasks(registry: Registry, task: str) -> list[Row]:
         signatures = stored_signatures(registry, backbone)
         learned |= signatures.keys()
         if task in signatures:
-            deltas = _champions(registry, backbone.fingerprint)
-            known = {
-                name: Known(own, values=deltas[name].values if name in deltas else None)
-                for name, own in signatures.items()
-            }
             own = signatures.pop(task)
             rows += [
                 {
                     "task": name,
                     "similarity": similarity,
                     "backbone": backbone.name,
-                    **{measure: compare(known[task], known[name]) for measure, compare in STORED.items()},
+                    **{measure: compare(own, signatures[name]) for measure, compare in STORED.items()},
                 }
                 for name, similarity in nearest(own, signatures)
             ]
@@ -62,8 +58,13 @@ def looked_at(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
     Raises NotFound as `similar_tasks` does, InputError for a task whose rows cannot be read again.
     """
     rows = [row for row in similar_tasks(registry, task) if row["backbone"] == backbone.name]
-    own, deltas = _read_again(registry, backbone, task), _champions(registry, backbone.fingerprint)
-    return [row | (looks(own, deltas[row["task"]]) if row["task"] in deltas else {}) for row in rows]
+    own, champions = _read_again(registry, backbone, task), _champions(registry, backbone.fingerprint)
+    moved = {name: _moved(own.backbone, *champion) for name, champion in champions.items()}
+    for row in rows:
+        if row["task"] in champions:
+            both = deltas(moved[task], moved[row["task"]]) if task in moved else None
+            row |= {"deltas": both, **looks(own, champions[row["task"]][0])}
+    return rows
 
 
 def looks(task: Task, delta: Delta) -> dict[str, float | None]:
@@ -78,19 +79,32 @@ def looks(task: Task, delta: Delta) -> dict[str, float | None]:
     return {**{name: measure(look) for name, measure in LOOKED.items()}, "labels": labels(*names)}
 
 
-def _named(backbone: Backbone, names: Sequence[str]) -> torch.Tensor | None:
+def _named(backbone: Backbone, names: Sequence[str]) -> Tensor | None:
     return features(backbone, tokenize(backbone, names, max_length=LABEL_LENGTH)) if names else None
 
 
-def _champions(registry: Registry, fingerprint: str) -> dict[str, Delta]:
-    """The deltas that serve, by task; without those that cannot be read, which are warned of."""
+def _champions(registry: Registry, fingerprint: str) -> dict[str, tuple[Delta, int]]:
+    """The deltas that serve, and their seeds, by task; without those that cannot be read, which are warned of."""
     found = {}
     for champion in registry.champions(fingerprint):
         try:
-            found[champion.task] = load_delta(registry.blobs.get(champion.digest))
+            delta = load_delta(registry.blobs.get(champion.digest))
+            found[champion.task] = delta, registry.delta(champion.delta).seed
         except (BlobError, DeltaError) as error:
             log.warning("delta %s cannot be compared: %s", champion.delta, error)
     return found
+
+
+def _moved(backbone: Backbone, delta: Delta, seed: int) -> dict[str, Tensor]:
+    """How far each value of a delta is from a fresh one."""
+    fresh = fresh_values(backbone, delta.settings, seed=seed)
+    return {
+        key: value - fresh[key] for key, value in delta.values.items() if key in fresh and _alike(value, fresh[key])
+    }
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.is_floating_point()
 
 
 def _read_again(registry: Registry, backbone: Backbone, task: str) -> Task:

@@ -1,10 +1,9 @@
-"""How alike two tasks are by what the registry keeps of them: no row is read.
+"""How alike two tasks are by what is kept of them: no row is read.
 
 Shapes: C classes, D dimensions. Higher is more alike for every measure.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,46 +11,37 @@ from torch.nn import functional as F
 
 from continual.signature import Signature
 
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a task without its rows.
-
-    signature: in frozen features · values: of its delta, where it has been learned.
-    """
-
-    signature: Signature
-    values: Mapping[str, Tensor] | None = None
+Values = Mapping[str, Tensor]
 
 
-def alignment(own: Known, other: Known) -> float:
+def alignment(own: Signature, other: Signature) -> float:
     """How far the same directions tell the classes of both tasks apart: 0 for none, 1 for exactly the same.
 
     ⟨B_a, B_b⟩ / (‖B_a‖ ‖B_b‖) with the between-class scatter B = Σ_c (n_c / n) (μ_c − μ)(μ_c − μ)ᵀ [D, D]: the
     alignment of the two tasks' kernels. Cristianini et al. (2001), "On Kernel-Target Alignment".
     """
-    f, g = _between(own.signature), _between(other.signature)
+    f, g = _between(own), _between(other)
     both, own_a, own_b = (float((x @ y.T).square().sum()) for x, y in ((f, g), (f, f), (g, g)))
     return both / (own_a * own_b) ** 0.5 if own_a and own_b else 0.0
 
 
-def overlap(own: Known, other: Known) -> float:
+def overlap(own: Signature, other: Signature) -> float:
     """How far the rows of two tasks point in the same directions, whatever their classes: 1 for exactly the same.
 
     ⟨M_a, M_b⟩ / (‖M_a‖ ‖M_b‖) with the second moments M [D, D].
     """
-    a, b = own.signature.moment, other.signature.moment
+    a, b = own.moment, other.moment
     norms = float(a.norm() * b.norm())
     return float((a * b).sum()) / norms if norms else 0.0
 
 
-def distance(own: Known, other: Known) -> float:
+def distance(own: Signature, other: Signature) -> float:
     """Minus the Fréchet distance between the rows of two tasks, as normal distributions.
 
     −(‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)): Dowson and Landau (1982), "The Fréchet distance between
     multivariate normal distributions".
     """
-    (mean_a, a), (mean_b, b) = _normal(own.signature), _normal(other.signature)
+    (mean_a, a), (mean_b, b) = _normal(own), _normal(other)
     root = _root(a)
     spread = a.trace() + b.trace() - 2 * torch.linalg.eigvalsh(root @ b @ root).clamp_min(0).sqrt().sum()
     return -float((mean_a - mean_b).square().sum() + spread)
@@ -69,17 +59,16 @@ def labels(own: Tensor | None, other: Tensor | None) -> float | None:
     return float(cosines.amax(dim=1).mean())
 
 
-def deltas(own: Known, other: Known) -> float | None:
-    """The cosine of what two deltas learned, over the values that both have: Vu et al. (2022), "SPoT",
-    arXiv:2110.07904, compare prompts so.
+def deltas(own: Values, other: Values) -> float | None:
+    """The cosine of how far training moved two deltas, over the values that both have.
 
-    None where they have no values of the same names and shapes, as by different methods, or one is not learned yet.
+    Vu et al. (2022), "SPoT", arXiv:2110.07904, compare prompts so. None where they have no values of the same names and
+    shapes, as by different methods.
     """
-    a, b = own.values or {}, other.values or {}
-    same = [key for key in a if key in b and a[key].shape == b[key].shape and a[key].is_floating_point()]
+    same = [key for key in own if key in other and own[key].shape == other[key].shape]
     if not same:
         return None
-    x, y = (torch.cat([values[key].double().flatten() for key in same]) for values in (a, b))
+    x, y = (torch.cat([values[key].double().flatten() for key in same]) for values in (own, other))
     norms = float(x.norm() * y.norm())
     return float(x @ y) / norms if norms else 0.0
 

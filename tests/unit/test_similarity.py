@@ -10,10 +10,10 @@ from sklearn.linear_model import BayesianRidge
 from torch import Tensor
 
 from continual.signature import Signature, signature
-from continual.similarity import LOOKED, STORED, Known, Look, labels, nearest
+from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
 
 SEEDS = st.integers(0, 10_000)
-alignment, distance, deltas = STORED["alignment"], STORED["distance"], STORED["deltas"]
+alignment, distance = STORED["alignment"], STORED["distance"]
 
 
 def rows_of(seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5) -> tuple[Tensor, Tensor]:
@@ -29,31 +29,26 @@ def own_of(seed: int, **shape: int) -> Signature:
     return signature(vectors, found, count=int(found.max()) + 1)
 
 
-def known(seed: int, **shape: int) -> Known:
-    return Known(own_of(seed, **shape))
-
-
-def made(x: Tensor, classes: Tensor) -> Known:
-    return Known(signature(x, classes, count=2))
+def made(x: Tensor, classes: Tensor) -> Signature:
+    return signature(x, classes, count=2)
 
 
 @given(SEEDS, SEEDS, st.integers(2, 5), st.integers(2, 5))
 def test_alignment_is_a_symmetric_share(a: int, b: int, c: int, d: int) -> None:
-    one, two = known(a, classes=c), known(b, classes=d)
+    one, two = own_of(a, classes=c), own_of(b, classes=d)
     assert -1e-12 <= alignment(one, two) <= 1 + 1e-12
     assert alignment(one, two) == pytest.approx(alignment(two, one), rel=1e-9)
     assert alignment(one, one) == pytest.approx(1.0)
 
 
 def test_alignment_is_that_of_the_between_class_scatters() -> None:
-    def between(task: Known) -> Tensor:
-        own = task.signature
+    def between(own: Signature) -> Tensor:
         centre = own.sums.sum(dim=0) / own.rows
         return sum(
             n / own.rows * torch.outer(m - centre, m - centre) for n, m in zip(own.counts, own.means, strict=True)
         )
 
-    one, two = known(1), known(2, classes=2)
+    one, two = own_of(1), own_of(2, classes=2)
     b, c = between(one), between(two)
     assert alignment(one, two) == pytest.approx(float((b * c).sum() / (b.norm() * c.norm())))
 
@@ -79,9 +74,9 @@ def test_the_distance_is_that_of_two_normal_distributions() -> None:
     first, second = (np.cov(rows.double().numpy().T, bias=True) for rows in (x, y))
     spread = np.trace(first + second - 2 * sqrtm(first @ second).real)
     expected = float((x.double().mean(0) - y.double().mean(0)).square().sum()) + spread
-    found = distance(Known(signature(x, a, count=3)), Known(signature(y, b, count=3)))
+    found = distance(signature(x, a, count=3), signature(y, b, count=3))
     assert found == pytest.approx(-expected, rel=1e-6)
-    assert distance(known(3), known(3)) == pytest.approx(0.0, abs=1e-4)
+    assert distance(own_of(3), own_of(3)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_names_are_compared_each_with_the_nearest() -> None:
@@ -91,13 +86,12 @@ def test_names_are_compared_each_with_the_nearest() -> None:
 
 
 def test_deltas_are_compared_by_the_values_that_both_have() -> None:
-    def told(**values: list[float]) -> Known:
-        return Known(own_of(1), {key: torch.tensor(value) for key, value in values.items()})
+    def moved(**values: list[float]) -> dict[str, Tensor]:
+        return {key: torch.tensor(value) for key, value in values.items()}
 
-    assert deltas(told(a=[1.0, 0.0], b=[2.0]), told(a=[1.0, 1.0], c=[9.0])) == pytest.approx(0.5**0.5)
-    assert deltas(told(a=[1.0]), told(a=[1.0, 1.0])) is None, "other shapes"
-    assert deltas(told(a=[1.0]), known(1)) is None, "not learned"
-    assert deltas(told(a=[0.0]), told(a=[1.0])) == 0.0
+    assert deltas(moved(a=[1.0, 0.0], b=[2.0]), moved(a=[1.0, 1.0], c=[9.0])) == pytest.approx(0.5**0.5)
+    assert deltas(moved(a=[1.0]), moved(a=[1.0, 1.0])) is None, "other shapes"
+    assert deltas(moved(a=[0.0]), moved(a=[1.0])) == 0.0, "nothing was learned"
 
 
 def look(seed: int, *, count: int = 3, answers: Tensor | None = None, d: int = 5) -> Look:
