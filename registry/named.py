@@ -44,9 +44,10 @@ def blobs_by_position(session: Session) -> Iterator[tuple[str, str]]:
 def blobs_by_strategy(session: Session) -> Iterator[tuple[str, str]]:
     """The digest of what each strategy goes on from, with whose it is."""
     begun = select(Stream.name, StrategyRun.strategy, StrategyRun.state).select_from(StrategyRun)
-    begun = begun.join(Stream, Stream.id == StrategyRun.stream_id).where(StrategyRun.state.is_not(None))
+    begun = begun.join(Stream, Stream.id == StrategyRun.stream_id)
     for stream, strategy, digest in session.execute(begun.order_by(StrategyRun.id)):
-        yield f"stream {stream}, strategy {strategy}, its state", digest
+        if digest is not None:
+            yield f"stream {stream}, strategy {strategy}, its state", digest
 
 
 def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:

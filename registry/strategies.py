@@ -23,9 +23,9 @@ def begin_strategy(registry: Registry, record: StrategyRecord) -> StoredStrategy
         stream, dropped = stream_row(unit.session, record.stream), []
         of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
         other = select(StrategyRun).where(*of_strategy, StrategyRun.recipe != record.recipe)
-        for run in unit.session.scalars(other.where(StrategyRun.finished_at.is_(None))):
-            dropped += [run.state] if run.state else []
-            unit.session.delete(run)
+        for left in unit.session.scalars(other.where(StrategyRun.finished_at.is_(None))):
+            dropped += [left.state] if left.state else []
+            unit.session.delete(left)
         run = unit.session.scalar(select(StrategyRun).where(*of_strategy, StrategyRun.recipe == record.recipe))
         if run is None:
             about = {"strategy": record.strategy, "recipe": record.recipe, "settings": record.settings}
