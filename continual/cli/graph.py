@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from continual.cli.visible import visible
+from continual.visible import visible
 
 Edges = Sequence[Mapping[str, Any]]  # rows of `continual lineage`
 DOT = {"\\": "\\\\", '"': '\\"', "&": "&amp;", "\n": "\\n", "\r": "\\r"}

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from continual.cli.visible import visible
 from continual.errors import InputError
 from continual.settings import DEFAULT_HOME, Settings, settings
+from continual.visible import visible
 from registry import Registry
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from continual.cli.options import say
-from continual.cli.visible import visible
+from continual.visible import visible
 from continual.watcher import Watcher
 
 

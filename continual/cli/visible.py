@@ -1,26 +1,9 @@
-"""Names and messages of others as a terminal may show them: what they say, and nothing that they would have it do."""
+"""Log messages as a terminal may show them."""
 
 import logging
-import unicodedata
 from typing import final
 
-DOES_SOMETHING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction and other formats, half surrogate pairs, new lines
-HARMLESS = "\n\t\u200d"  # lines, columns, and what joins an emoji of several
-
-
-def visible(text: str) -> str:
-    """`text` with every sign that a terminal would obey written as its escape.
-
-    >>> visible("mood\\x1b[2J")
-    'mood\\\\x1b[2J'
-    """
-    return "".join(
-        sign if sign in HARMLESS or _shows(sign) else sign.encode("unicode_escape").decode() for sign in text
-    )
-
-
-def _shows(sign: str) -> bool:
-    return unicodedata.category(sign) not in DOES_SOMETHING
+from continual.visible import visible
 
 
 @final
