@@ -13,7 +13,7 @@ FLOORS = {
     4: "similarity warmstart train evaluate forgetting routing features frozen signature head neighbours kinds metrics "
     "search course optimiser lesson",
     5: "learn described experts stored_router controller routed report predict audit estimate record replay exchange "
-    "verify contest checkpoint watcher",
+    "verify contest checkpoint watcher strategies",
     6: "cli learner tracking plots page",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
