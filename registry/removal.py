@@ -116,7 +116,9 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     for stream in {p.stream for p in session.scalars(select(Position).where(positions))}:
         redact(stream, {task.name})
         unit.tell("stream", stream.name)
-    digests |= set(_drop_compared(session, task.name))
+    for run in _drop_compared(session, task.name):
+        digests |= {run.state} if run.state else set()
+        runs += [run.mlflow_run] if run.mlflow_run else []
     session.execute(update(Position).where(positions).values(error=None))
     session.execute(update(Position).where(positions, Position.state == "learned").values(recipe=""))
     for version in versions:
@@ -148,13 +150,13 @@ def _unneeded(session: Session, versions: Sequence[Delta]) -> Iterator[Delta]:
             yield version
 
 
-def _drop_compared(session: Session, task: str) -> Iterator[str]:
-    """Drops every strategy's run that learned the task, since all of it was learned from its rows too; its blobs."""
-    for run in session.scalars(select(StrategyRun)):
-        if task in run.tasks:
-            yield from (run.state,) if run.state else ()
-            session.delete(run)
+def _drop_compared(session: Session, task: str) -> list[StrategyRun]:
+    """Drops every strategy's run that learned the task, since all of it was learned from its rows too; what it was."""
+    dropped = [run for run in session.scalars(select(StrategyRun)) if task in run.tasks]
+    for run in dropped:
+        session.delete(run)
     session.flush()
+    return dropped
 
 
 def _drop(session: Session, version: Delta) -> None:

@@ -16,10 +16,12 @@ from continual.controller import begin, check, recipe, run
 from continual.deltas import Delta, copyable, finished, fresh_values, method_settings
 from continual.errors import ContinualError, MethodError
 from continual.learn import ready
+from continual.report import Document
 from continual.search import search_of
+from continual.strategies.document import comparison
 from continual.strategies.ground import Ground
 from continual.strategies.measured import answered, scores_of
-from continual.strategies.offered import require_known
+from continual.strategies.offered import ISOLATED, require_known
 from continual.strategies.state import State, read_state
 from continual.strategies.strategy import Given, Strategy
 from continual.watcher import SILENT, Watcher
@@ -37,8 +39,8 @@ def compare(
     strategies: Mapping[str, Strategy | None],
     *,
     watcher: Watcher = SILENT,
-) -> dict[str, str]:
-    """Learn a stream by each strategy, as far as that was not done before; those that failed, with what went wrong.
+) -> Document:
+    """Learn a stream by each strategy, as far as that was not done before; what came of it, with those that `failed`.
 
     Isolated deltas are those of the stream itself: what `continual.controller.run` has not learned yet is learned.
     Raises InputError before anything is learned, as `check` does, or for a method that cannot be trained twice.
@@ -48,15 +50,18 @@ def compare(
     for name, strategy in strategies.items():
         _require_repeatable(backbone, stream, name, strategy)
     begin(backbone, registry, stream, loaded)
-    comparison = _Comparison(backbone, registry, stream, loaded, watcher)
-    failed = {}
+    learning = _Comparison(backbone, registry, stream, loaded, watcher)
+    failed = []
     for name, strategy in strategies.items():
         try:
-            comparison.learn(name, strategy)
+            learning.learn(name, strategy)
         except ContinualError as error:  # the others are learned all the same
-            failed[name] = f"{type(error).__name__}: {error}"
-            watcher.failed(name, failed[name])
-    return failed
+            failed.append({"strategy": name, "error": f"{type(error).__name__}: {error}"})
+            watcher.failed(name, failed[-1]["error"])
+    recipes = [recipe_of(stream, loaded, name, strategy) for name, strategy in strategies.items() if strategy]
+    runs = {run.recipe: run for run in registry.strategies(stream.name)}
+    found = [runs[made] for made in recipes if made in runs and runs[made].steps]
+    return comparison(registry, stream.name, found, isolated=ISOLATED in strategies) | {"failed": failed}
 
 
 def recipe_of(stream: Stream, loaded: Sequence[TaskData], name: str, strategy: Strategy) -> str:

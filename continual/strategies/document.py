@@ -1,8 +1,8 @@
 """What a comparison came to, from the registry alone: the document of `continual compare --json`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from operator import itemgetter
 
 from continual.forgetting import mean, measures
 from continual.report import Document, report
@@ -10,17 +10,35 @@ from continual.strategies.offered import ISOLATED
 from registry import Mode, Registry, StepScore, StoredStrategy
 
 JOINT = "joint"
+MEASURED = {  # what tables show of a strategy, by heading: where it stands in the document
+    "ACC": ("oracle", "acc"),
+    "BWT": ("oracle", "bwt"),
+    "forgets": ("oracle", "forgetting"),
+    "FWT": ("oracle", "fwt"),
+    "LA": ("oracle", "la"),
+    "AIA": ("oracle", "aia"),
+    "intr.": ("oracle", "intransigence"),
+    "routed": ("routed", "acc"),
+    "router": ("routed", "routing_accuracy"),
+}
+EXPLAINED = (
+    "ACC: mean score at the end · BWT: backward transfer · FWT: forward transfer · LA: mean score when learned · "
+    "AIA: mean over the stream · intr.: intransigence, joint less LA · routed: ACC where the router chooses the task · "
+    "router: its accuracy"
+)
+COSTS_EXPLAINED = "parameters that answer and bytes that are kept, for each task · seconds of learning, all tasks"
 NOTHING = asdict(measures([]))
 
 
-def comparison(registry: Registry, stream: str, wanted: Iterable[str | StoredStrategy]) -> Document:
+def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
     """Measures of strategies, oracle and routed, and what each takes: parameters and bytes per task, seconds in all.
 
-    wanted: runs, or `isolated` for the stream's own deltas. intransigence: mean over tasks of joint less R[i, i]; None
-    unless joint is among them and finished.
+    isolated: with the stream's own deltas · intransigence: mean over tasks of joint less R[i, i]; None unless joint is
+    among them and finished. Raises NotFound for a stream that was never begun.
     """
-    told = [_isolated(report(registry, stream)) if isinstance(one, str) else _told(one) for one in wanted]
-    ceiling = next((_last(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
+    told = [_isolated(report(registry, stream))] if isolated else []
+    told += [_told(run) for run in runs]
+    ceiling = next((ends(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
     for one in told:
         one["oracle"]["intransigence"] = _intransigence(one, ceiling)
     begun = registry.stream(stream)
@@ -33,14 +51,26 @@ def comparison(registry: Registry, stream: str, wanted: Iterable[str | StoredStr
     }
 
 
+def measured(one: Document) -> list[float | None]:
+    """What `MEASURED` names, of one strategy."""
+    return [one[mode].get(name) for mode, name in MEASURED.values()]
+
+
+def seen_so_far(one: Document) -> list[float | None]:
+    """ACC_t, the mean score on the tasks seen so far, after each task; None where that was not measured."""
+    rows = [row[: t + 1] for t, row in enumerate(one["oracle"]["matrix"])]
+    return [mean(row) if None not in row else None for row in rows]
+
+
+def ends(one: Document) -> dict[str, float | None]:
+    """The scores after the last task, by task."""
+    return dict(zip(one["tasks"], one["oracle"]["matrix"][-1], strict=True)) if one["tasks"] else {}
+
+
 def finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
     """Of each strategy the run that was finished last, in the order in which they were begun."""
-    runs = [found for found in registry.strategies(stream) if found.finished_at]
-    return list({found.strategy: found for found in sorted(runs, key=_when)}.values())
-
-
-def _when(run: StoredStrategy) -> Any:
-    return run.finished_at
+    runs = [(found.finished_at, found) for found in registry.strategies(stream) if found.finished_at]
+    return list({found.strategy: found for _, found in sorted(runs, key=itemgetter(0))}.values())
 
 
 def _isolated(document: Document) -> Document:
@@ -110,13 +140,9 @@ def _routing_accuracy(run: StoredStrategy) -> float | None:
     return sum(own.value * own.rows for own in found) / sum(own.rows for own in found) if found else None
 
 
-def _last(one: Document) -> Mapping[str, float]:
-    """The scores at the end, by task."""
-    return dict(zip(one["tasks"], one["oracle"]["matrix"][-1], strict=True))
-
-
-def _intransigence(one: Document, ceiling: Mapping[str, float]) -> float | None:
+def _intransigence(one: Document, ceiling: Mapping[str, float | None]) -> float | None:
     if one["strategy"] == JOINT or not ceiling:
         return None
     own = {name: one["oracle"]["matrix"][i][i] for i, name in enumerate(one["tasks"])}
-    return mean(ceiling[name] - score for name, score in own.items() if score is not None and name in ceiling)
+    pairs = ((ceiling.get(name), score) for name, score in own.items())
+    return mean(best - score for best, score in pairs if best is not None and score is not None)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from continual.errors import InputError
+from continual.settings import EWC_STRENGTH, FULL_RATE, REPLAY_ROWS
 from continual.strategies.ewc import Ewc
 from continual.strategies.joint import Joint
 from continual.strategies.replay import Replay
@@ -12,7 +13,6 @@ from continual.strategies.sequential import Sequential
 from continual.strategies.strategy import Strategy
 
 ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
-FULL_RATE, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20
 EXTRA = ("ewc_full",)  # learned where it is asked for by name
 
 

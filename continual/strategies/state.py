@@ -17,7 +17,7 @@ from continual.strategies.importance import Importance
 class State:
     """body: what all tasks share, with the last one's head; None where they share nothing · heads: of the tasks
     learned, in order · outputs: what is said of each task's test rows, by its number · importance: of the weights to
-    earlier tasks, None where that is not kept · parameters: that answer all tasks · size: of all that is kept, in bytes.
+    earlier tasks, None where that is not kept · parameters: that answer all tasks · size: bytes of all that is kept.
     """
 
     body: Delta | None = None
