@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Run
+from conftest import backbone_of
 from mlflow import MlflowClient
+from test_kinds import BUDGET as BUDGETS
+from test_kinds import write_kinds
 from tiny import save_backbone, write_task
 
 from continual import Learner, read_stream
@@ -234,3 +237,18 @@ def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pyte
     assert runs["replay"].data.metrics["oracle_acc"] == ran.json["strategies"][1]["oracle"]["acc"]
     assert len(mlflow.get_metric_history(runs["replay"].info.run_id, "oracle_acc_so_far")) == 3
     assert "strategies.png" in {file.path for file in mlflow.list_artifacts(runs["core"].info.run_id)}
+
+
+def test_tasks_of_several_kinds_share_a_body(tmp_path: Path) -> None:
+    """On an encoder-decoder some of them answer with its decoder, whose edits the others carry along."""
+    stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGETS | {"epochs": 1})
+    backbone = backbone_of("t5")
+    with open_home(backbone, tmp_path / "home") as learner:
+        names = ("isolated", "sequential_delta", "ewc", "replay", "joint")
+        document = learner.compare(stream, {name: EVERY[name] for name in names})
+        assert document["failed"] == []
+        for one in document["strategies"]:
+            assert one["finished"]
+            assert None not in one["oracle"]["matrix"][-1]
+            assert one["routed"]["acc"] is not None
+        assert verify(learner.registry) == []
