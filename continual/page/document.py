@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from continual.page.figure import inline_svg
-from continual.page.templates import render
+from continual.page.render import render
 
 NOTHING = "–"
 
@@ -68,7 +68,7 @@ def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
         else None
         for number, section in enumerate(sections)
     ]
-    return render("page.html", title=title, summary=summary, sections=sections, figures=figures)
+    return str(render("page.html", title=title, summary=summary, sections=sections, figures=figures))
 
 
 def shown(value: Any, spec: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """A page as a file."""
 
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,13 +12,20 @@ def write_page(file: Path, html: str) -> None:
 
     Raises InputError where it cannot be written.
     """
-    if file.exists() and not file.is_file():
-        raise InputError(f"{file} is no file that a page could replace. Give the name of a file, such as report.html.")
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no file that a page could replace. Give the name of one, such as report.html.")
+        _replace(file, html)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
+
+
+def _replace(file: Path, html: str) -> None:
     draft = file.with_name(f".{uuid4().hex}.draft")
     try:
         draft.write_text(html, encoding="utf-8")
         draft.replace(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
