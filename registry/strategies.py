@@ -13,19 +13,22 @@ from registry.shapes import stored_strategy
 from registry.unit import Unit
 
 
-def begin_strategy(registry: Registry, record: StrategyRecord) -> StoredStrategy:
+def begin_strategy(registry: Registry, record: StrategyRecord, *, anew: bool = False) -> StoredStrategy:
     """The run of a strategy through a stream, begun now unless it was before.
 
-    One that another recipe left unfinished is dropped: nobody goes on with it. Raises: NotFound for the stream.
+    One that another recipe left unfinished is dropped: nobody goes on with it. anew: one of this recipe too, where what
+    it would go on from is damaged. Raises: NotFound for the stream.
     """
 
     def work(unit: Unit) -> tuple[StoredStrategy, list[str]]:
         stream, dropped = stream_row(unit.session, record.stream), []
         of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
-        other = select(StrategyRun).where(*of_strategy, StrategyRun.recipe != record.recipe)
-        for left in unit.session.scalars(other.where(StrategyRun.finished_at.is_(None))):
-            dropped += [left.state] if left.state else []
-            unit.session.delete(left)
+        unfinished = select(StrategyRun).where(*of_strategy, StrategyRun.finished_at.is_(None))
+        for left in unit.session.scalars(unfinished):
+            if anew or left.recipe != record.recipe:
+                dropped += [left.state] if left.state else []
+                unit.session.delete(left)
+        unit.session.flush()
         run = unit.session.scalar(select(StrategyRun).where(*of_strategy, StrategyRun.recipe == record.recipe))
         if run is None:
             about = {"strategy": record.strategy, "recipe": record.recipe, "settings": record.settings}

@@ -6,6 +6,7 @@ task that is kept; one that is finished is not learned again.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from functools import cached_property
 from continual.backbone import Backbone
 from continual.controller import begin, check, recipe, run
 from continual.deltas import Delta, copyable, finished, fresh_values, method_settings
-from continual.errors import ContinualError, MethodError
+from continual.errors import BlobError, ContinualError, MethodError
 from continual.learn import ready
 from continual.report import Document
 from continual.search import search_of
@@ -28,6 +29,7 @@ from continual.watcher import SILENT, Watcher
 from registry import Registry, StepRecord, StoredStrategy, StrategyRecord, begin_strategy, keep_step
 from tasks import Method, Stream, TaskData
 
+log = logging.getLogger(__name__)
 FULL = Method(name="full")
 PARTS = 1000  # of a task, in which progress is told
 
@@ -144,8 +146,12 @@ class _Comparison:
         begun, count = begin_strategy(self.registry, record), len(self.loaded)
         if begun.finished_at:
             return
-        given = given_to(strategy, self.backbone, self.stream, self.loaded)
-        state = read_state(self.registry.blobs.get(begun.state)) if begun.state else State()
+        given, state = given_to(strategy, self.backbone, self.stream, self.loaded), State()
+        try:
+            state = read_state(self.registry.blobs.get(begun.state)) if begun.state else state
+        except BlobError as error:
+            log.warning("strategy %s of %s learns from its beginning: %s", name, self.stream.name, error)
+            begun = begin_strategy(self.registry, record, anew=True)
         for number in range(count - 1 if strategy.at_once else len(begun.steps), count):
             begun, state = self._step(begun, strategy, self._reporting(given, name, number), state, number)
 

@@ -186,6 +186,30 @@ def test_a_comparison_that_was_killed_goes_on(
         assert told(found)[name][mode]["matrix"] == told(document)[name][mode]["matrix"]
 
 
+def test_what_it_goes_on_from_may_be_lost(
+    bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), Sequential.learn
+
+    def dies(self: Sequential, given: Given, state: State, number: int) -> Step:
+        if number == 1:
+            raise KeyboardInterrupt
+        return learn(self, given, state, number)
+
+    wanted = {"sequential_delta": EVERY["sequential_delta"]}
+    with open_home(bert, tmp_path / "home") as learner:
+        monkeypatch.setattr(Sequential, "learn", dies)
+        with pytest.raises(KeyboardInterrupt):
+            learner.compare(stream, wanted)
+        monkeypatch.setattr(Sequential, "learn", learn)
+        (run,) = learner.registry.strategies("core")
+        Path(learner.registry.blobs.path(run.state or "")).unlink()
+        (one,) = learner.compare(stream, wanted)["strategies"]
+        assert one["finished"]
+        assert "learns from its beginning" in caplog.text
+        assert verify(learner.registry) == []
+
+
 def test_a_purged_task_takes_what_was_learned_of_it_along(bert: Backbone, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
     with open_home(bert, tmp_path / "home") as learner:
