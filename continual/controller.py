@@ -90,6 +90,12 @@ def run(
     if retries < 0:
         raise InputError(f"a task cannot be tried again {retries} times; retries are 0 or more")
     loaded = check(backbone, registry, stream)
+    begin(backbone, registry, stream, loaded)
+    return _Controller(backbone, registry, stream, loaded, watcher, retries=retries).run()
+
+
+def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
+    """Write down that a stream begins, or that it goes on. Raises StreamChanged where it was begun otherwise."""
 
     def work(unit: Unit) -> None:
         unit.add_backbone(backbone_record(backbone))
@@ -101,7 +107,6 @@ def run(
         )
 
     registry.write(work)
-    return _Controller(backbone, registry, stream, loaded, watcher, retries=retries).run()
 
 
 def learn_one(

@@ -25,9 +25,9 @@ def signature_of(kind: Kind[Any], train: Seen[Any]) -> Signature:
 
 
 def routing_of(
-    kind: Kind[Any], data: TaskData, delta: Delta, *, train: Seen[Any], held_out: Seen[Any], max_length: int
+    kind: Kind[Any], data: TaskData, delta: Delta | None, *, train: Seen[Any], held_out: Seen[Any], max_length: int
 ) -> Statistics:
-    """A task's routing statistics: its rows through the frozen backbone, and some of them through its delta.
+    """A task's routing statistics: its rows through the frozen backbone, and some of them through its delta if any.
 
     Of the validation rows some are kept to choose a router's settings on; the others count like train rows.
     """
@@ -43,7 +43,7 @@ def routing_of(
         torch.cat([classes, kind.classes(held_out.rows)[0][others]]),
         count=count,
         held_out=held_out.frozen.take(kept),
-        evidence=_evidence(kind, Seen(train.backbone, delta, few), Seen(train.backbone, delta, few_kept)),
+        evidence=_evidence(kind, *(Seen(train.backbone, delta, rows) for rows in (few, few_kept))) if delta else None,
     )
 
 

@@ -1,6 +1,6 @@
 """The whole system behind one object, for use from Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTIONS, Settings, settings
+from continual.strategies import DEFAULT, Strategy, compare, offered
 from continual.tracking import telling
 from continual.watcher import SILENT, Watcher
 from registry import Registry
@@ -74,6 +75,19 @@ class Learner:
         """
         with self._telling():
             return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries)
+
+    def compare(
+        self, stream: Stream, strategies: Mapping[str, Strategy | None] | None = None, *, watcher: Watcher = SILENT
+    ) -> Document:
+        """Learn a stream by other strategies too, as far as that was not done before, and say what came of each.
+
+        strategies: those of `continual.strategies.offered` that are wanted; by default all but `ewc_full`. What
+        failed is listed under `failed`. Raises InputError before anything is learned.
+        """
+        every = offered()
+        wanted = {name: every[name] for name in DEFAULT} if strategies is None else strategies
+        with self._telling():
+            return compare(self.backbone, self.registry, stream, wanted, watcher=watcher)
 
     def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
         """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.

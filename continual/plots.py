@@ -1,13 +1,17 @@
 """Pictures of a stream."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from continual.forgetting import Matrix
+from continual.report import Document
+from continual.strategies import ends, seen_so_far
 
 LARGEST = 100.0  # inches of a side, what a picture can hold
+COLOURS, MARKS = 10, "osD^vPX*"  # told apart in black and white too
+ASIDE = 0.6  # of the place of a task, what its marks share
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
 
 
@@ -27,7 +31,7 @@ def heat_map(
     size = min(max(4.0, 1.4 + 0.7 * len(tasks)), LARGEST)
     figure = Figure(figsize=(size + 1.2, size), layout="constrained")
     axes = figure.add_subplot()
-    cells = [[float("nan") if value is None else value for value in row] for row in matrix]
+    cells = [_drawn(row) for row in matrix]
     image = axes.imshow(cells or [[float("nan")]], cmap="viridis", vmin=0.0, vmax=1.0)
     # Names are shown as they are: a $ in one begins no formula.
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", parse_math=False)
@@ -57,3 +61,28 @@ def confused(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Matrix
     return [
         [1.0 - sum(row) if i == t else value or None for i, value in enumerate(row)] for t, row in enumerate(astray)
     ]
+
+
+def compared(document: Document) -> Figure:
+    """The strategies of a comparison: the mean score on the tasks so far after each task, and each last score."""
+    told, tasks = document["strategies"], document["tasks"]
+    figure = Figure(figsize=(min(max(9.0, 3.0 + 0.7 * len(tasks)), LARGEST), 8.0), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    for place, one in enumerate(told):
+        look = {"color": f"C{place % COLOURS}", "marker": MARKS[place % len(MARKS)], "label": one["strategy"]}
+        curve, last = seen_so_far(one), ends(one)
+        above.plot(range(1, len(curve) + 1), _drawn(curve), linewidth=1.2, **look)
+        aside = ASIDE * ((place + 0.5) / len(told) - 0.5)  # so that equal scores do not hide one another
+        below.plot([n + aside for n in range(len(tasks))], _drawn(map(last.get, tasks)), linestyle="none", **look)
+    above.set(xlabel="tasks learned", ylabel="mean score on the tasks so far")
+    above.set_xticks(range(1, len(tasks) + 1))
+    below.set(ylabel="score at the end")
+    below.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", parse_math=False)
+    if told:
+        above.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _drawn(values: Iterable[float | None]) -> list[float]:
+    """Numbers as matplotlib takes them: what is not known leaves a gap."""
+    return [float("nan") if value is None else value for value in values]

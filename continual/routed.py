@@ -149,8 +149,8 @@ def routed_scores(
         decision = decide(router, router.log_p(task.tested), partial(_ask, examined, router.tasks, delta))
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         sent.update((delta, other) for other in chosen if other != delta)
-        right, own = [other == delta for other in chosen], labels_of(task.own.answers)
-        answers = [mine if ours else wrong for ours, mine, wrong in zip(right, own, task.wrong, strict=True)]
+        right = [other == delta for other in chosen]
+        answers = given_answers(labels_of(task.own.answers), task.wrong, right)
         found = {
             task.metric: measure(task.metric, task.truth, answers, kind=task.kind),
             "routing_accuracy": share(right),
@@ -163,6 +163,11 @@ def routed_scores(
             for metric, measured in found.items()
         ]
     return scores, sent
+
+
+def given_answers(own: Sequence[Any], wrong: Sequence[Any], right: Sequence[bool]) -> list[Any]:
+    """The answers that rows get: their own task's, or a wrong one where the router did not choose that task."""
+    return [mine if ours else other for ours, mine, other in zip(right, own, wrong, strict=True)]
 
 
 def _ask(

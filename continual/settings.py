@@ -7,6 +7,7 @@ from pathlib import Path
 
 DEFAULT_HOME = Path("continual-home")
 FALSE_ABSTENTIONS = 0.05  # of the inputs of known tasks, the share that may be taken for those of none
+FULL_RATE, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with
 AT_LEAST = 0.1  # the probability of a task that is named beside the likeliest, where all are asked for
 
 

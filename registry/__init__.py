@@ -45,12 +45,16 @@ from registry.records import (
     SignatureRecord,
     State,
     Status,
+    StepRecord,
+    StepScore,
     StoredConfusion,
     StoredDelta,
     StoredPosition,
     StoredScore,
     StoredSignature,
+    StoredStrategy,
     StoredStream,
+    StrategyRecord,
     TaskRecord,
 )
 from registry.registry import Registry
@@ -58,6 +62,7 @@ from registry.removal import delete_task, purge_task
 from registry.restore import restore
 from registry.schema import upgrade
 from registry.secrets import shown
+from registry.strategies import begin_strategy, keep_step, note_strategy_run
 from registry.unit import Unit
 from registry.verify import notes, verify
 
@@ -90,19 +95,24 @@ __all__ = [
     "SignatureRecord",
     "State",
     "Status",
+    "StepRecord",
+    "StepScore",
     "StoredBlob",
     "StoredConfusion",
     "StoredDelta",
     "StoredPosition",
     "StoredScore",
     "StoredSignature",
+    "StoredStrategy",
     "StoredStream",
+    "StrategyRecord",
     "StreamChanged",
     "TaskChanged",
     "TaskNeeded",
     "TaskRecord",
     "Unit",
     "archive_delta",
+    "begin_strategy",
     "claim",
     "claim_next",
     "collect",
@@ -114,8 +124,10 @@ __all__ = [
     "identity",
     "is_purged",
     "keep_checkpoint",
+    "keep_step",
     "last_checkpoint",
     "not_found",
+    "note_strategy_run",
     "notes",
     "parse_delta",
     "postpone",

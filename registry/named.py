@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from sqlalchemy import ColumnElement, select, union_all
 from sqlalchemy.orm import Session
 
+from registry.compared import StrategyRun
 from registry.tables import Checkpoint, Delta, Position, Signature, Stream
 
 AT_ONCE = 1000  # rows
@@ -22,6 +23,7 @@ def named_blobs(session: Session) -> Iterator[tuple[str, str]]:
     for delta, digests in blobs_by_delta(session):
         yield from ((f"{delta.name}, its {part}", digest) for part, digest in digests.items())
     yield from blobs_by_position(session)
+    yield from blobs_by_strategy(session)
 
 
 def blobs_by_delta(session: Session) -> Iterator[tuple[Delta, dict[str, str]]]:
@@ -39,6 +41,15 @@ def blobs_by_position(session: Session) -> Iterator[tuple[str, str]]:
         yield f"stream {stream}, position {number}, its checkpoint", digest
 
 
+def blobs_by_strategy(session: Session) -> Iterator[tuple[str, str]]:
+    """The digest of what each strategy goes on from, with whose it is."""
+    begun = select(Stream.name, StrategyRun.strategy, StrategyRun.state).select_from(StrategyRun)
+    begun = begun.join(Stream, Stream.id == StrategyRun.stream_id)
+    for stream, strategy, digest in session.execute(begun.order_by(StrategyRun.id)):
+        if digest is not None:
+            yield f"stream {stream}, strategy {strategy}, its state", digest
+
+
 def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:
     """The digests that these deltas and positions name."""
     own = select(*OF_DELTAS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)
@@ -50,6 +61,6 @@ def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnEle
 
 def named_among(session: Session, digests: Collection[str]) -> set[str]:
     """Those of `digests` that a row names."""
-    columns = (*OF_DELTAS.values(), Checkpoint.digest)
+    columns = (*OF_DELTAS.values(), Checkpoint.digest, StrategyRun.state)
     found = [select(column).where(column.in_(digests)) for column in columns]
     return {digest for (digest,) in session.execute(union_all(*found)) if digest is not None}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session, aliased
 
+from registry.compared import StrategyRun
 from registry.errors import NotFound
 from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
 from registry.pages import page
@@ -18,6 +19,7 @@ from registry.records import (
     StoredPosition,
     StoredScore,
     StoredSignature,
+    StoredStrategy,
     StoredStream,
     TaskRecord,
 )
@@ -31,6 +33,7 @@ from registry.shapes import (
     stored_position,
     stored_score,
     stored_signature,
+    stored_strategy,
     stored_stream,
     stored_task,
     task_listing,
@@ -231,6 +234,15 @@ def confusions(session: Session, stream: str, *, step: int) -> tuple[StoredConfu
     measured = (Confusion.stream_id == stream_row(session, stream).id, Confusion.step == step)
     found = select(Confusion).where(*measured).order_by(Confusion.rows.desc(), Confusion.id)
     return tuple(stored_confusion(row) for row in session.scalars(found))
+
+
+def strategies(session: Session, stream: str) -> tuple[StoredStrategy, ...]:
+    """The runs of other strategies through a stream, in the order in which they were begun.
+
+    Raises: NotFound for a stream that was never begun.
+    """
+    found = select(StrategyRun).where(StrategyRun.stream_id == stream_row(session, stream).id)
+    return tuple(stored_strategy(row) for row in session.scalars(found.order_by(StrategyRun.id)))
 
 
 def stream_of(session: Session, delta: str) -> str | None:

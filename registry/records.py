@@ -246,3 +246,51 @@ class StoredStream:
     mlflow_run: str | None
     created_at: datetime
     positions: tuple[StoredPosition, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyRecord:
+    """A strategy that learns a stream, to compare with; `recipe` is the digest of all that decides what comes of it."""
+
+    stream: str
+    strategy: str
+    recipe: str
+    settings: dict[str, Any]
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepScore:
+    """A value measured on a task's test rows after a step of a strategy."""
+
+    task: str
+    mode: Mode
+    metric: str
+    value: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a strategy came to after the task at position `number`.
+
+    seconds: what learning it took · parameters: that answer all tasks so far · bytes: of all that is kept of them.
+    """
+
+    number: int
+    seconds: float
+    parameters: int
+    bytes: int
+    scores: tuple[StepScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredStrategy(StrategyRecord):
+    """How far a strategy has come; `state` is the digest of what it goes on from."""
+
+    id: int
+    state: str | None
+    mlflow_run: str | None
+    created_at: datetime
+    finished_at: datetime | None
+    steps: tuple[StepRecord, ...]

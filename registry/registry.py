@@ -134,6 +134,7 @@ class Registry:
     stream_of, last_stream = asked(queries.stream_of), asked(queries.last_stream)
     learned = asked(queries.learned)
     scores, confusions = asked(queries.scores), asked(queries.confusions)
+    strategies = asked(queries.strategies)
 
     lineage, parents = asked(ancestry.lineage), asked(ancestry.parents)
     siblings, dependents = asked(ancestry.siblings), asked(ancestry.dependents)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from registry.base import clock, now
 from registry.collection import sweep
+from registry.compared import StrategyRun
 from registry.errors import NotFound, TaskNeeded
 from registry.history import note
 from registry.holders import alive
@@ -115,6 +116,9 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     for stream in {p.stream for p in session.scalars(select(Position).where(positions))}:
         redact(stream, {task.name})
         unit.tell("stream", stream.name)
+    for run in _drop_compared(session, task.name):
+        digests |= {run.state} if run.state else set()
+        runs += [run.mlflow_run] if run.mlflow_run else []
     session.execute(update(Position).where(positions).values(error=None))
     session.execute(update(Position).where(positions, Position.state == "learned").values(recipe=""))
     for version in versions:
@@ -144,6 +148,15 @@ def _unneeded(session: Session, versions: Sequence[Delta]) -> Iterator[Delta]:
         uses = (select(Lineage.id).where(holds[0]), select(Position.id).where(holds[1]))
         if all(session.scalar(use.limit(1)) is None for use in uses):
             yield version
+
+
+def _drop_compared(session: Session, task: str) -> list[StrategyRun]:
+    """Drops every strategy's run that learned the task, since all of it was learned from its rows too; what it was."""
+    dropped = [run for run in session.scalars(select(StrategyRun)) if task in run.tasks]
+    for run in dropped:
+        session.delete(run)
+    session.flush()
+    return dropped
 
 
 def _drop(session: Session, version: Delta) -> None:

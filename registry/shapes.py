@@ -6,17 +6,21 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from registry.compared import StrategyRun, StrategyStep
 from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
     Champion,
     DataRecord,
     Status,
+    StepRecord,
+    StepScore,
     StoredConfusion,
     StoredDelta,
     StoredPosition,
     StoredScore,
     StoredSignature,
+    StoredStrategy,
     StoredStream,
     TaskRecord,
     kept,
@@ -192,3 +196,27 @@ def stored_position(row: Position, version: int | None, status: Status | None) -
         attempts=row.attempts,
         purged=status == "purged",
     )
+
+
+def stored_strategy(row: StrategyRun) -> StoredStrategy:
+    """The record of a strategy's run, with its steps in order."""
+    return StoredStrategy(
+        id=row.id,
+        stream=row.stream.name,
+        strategy=row.strategy,
+        recipe=row.recipe,
+        settings=row.settings,
+        tasks=tuple(row.tasks),
+        state=row.state,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        steps=tuple(map(_stored_step, row.steps)),
+    )
+
+
+def _stored_step(row: StrategyStep) -> StepRecord:
+    scores = tuple(
+        StepScore(task=own.task, mode=own.mode, metric=own.metric, value=own.value, rows=own.rows) for own in row.scores
+    )
+    return StepRecord(number=row.number, seconds=row.seconds, parameters=row.parameters, bytes=row.bytes, scores=scores)

@@ -10,7 +10,7 @@ from registry.blobs import Blobs
 from registry.collection import GRACE
 from registry.errors import BlobError
 from registry.lookups import own_score
-from registry.named import blobs_by_delta, blobs_by_position, named_blobs
+from registry.named import blobs_by_delta, blobs_by_position, blobs_by_strategy, named_blobs
 from registry.names import delta_name
 from registry.records import IMPORTED, StoredDelta
 from registry.registry import Registry
@@ -100,7 +100,7 @@ def _damaged(session: Session, blobs: Blobs, look: Look) -> Iterator[str]:
         else:
             whole = {owner.rpartition(" ")[2]: data for owner, data in found.items()}
             yield from (f"{delta.name}: {problem}" for problem in look(stored_delta(delta), whole))
-    for owner, digest in blobs_by_position(session):
+    for owner, digest in (*blobs_by_position(session), *blobs_by_strategy(session)):
         yield from _got(blobs, {owner: digest})[1]
 
 

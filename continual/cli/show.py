@@ -10,6 +10,7 @@ from rich.table import Table
 
 from continual.forgetting import mean
 from continual.report import MEASURES, Document, gain
+from continual.strategies.document import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 from continual.visible import visible
 
 SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
@@ -47,6 +48,38 @@ def show_report(console: Console, document: Document) -> None:
     for task in document["unfinished"]:
         unlearned = visible(f"{task['task']} is not learned: {task['error'] or task['state']}")
         console.print(unlearned, style="red", markup=False)
+
+
+def show_comparison(console: Console, document: Document) -> None:
+    """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
+    told = document["strategies"]
+    known = [heading for heading, (mode, _) in MEASURED.items() if mode == "oracle"]
+    routed = [heading for heading in MEASURED if heading not in known]
+    scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))
+    for one in told:
+        name = one["strategy"] if one["finished"] else f"{one['strategy']} *"
+        values = {heading: _text(value) for heading, value in zip(MEASURED, measured(one), strict=True)}
+        counts = (one["parameters"], one["bytes"] and one["bytes"] / 1000, one["seconds"])
+        scores.add_row(name, *(values[heading] for heading in known))
+        rest.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
+    unfinished = "" if all(one["finished"] for one in told) else " · *: not finished"
+    rest.caption = f"{EXPLAINED} · {COSTS_EXPLAINED}{unfinished}"
+    for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", rest)):
+        console.print(title, style="bold")
+        console.print(table)
+
+
+def _listed(first: str, columns: Sequence[str]) -> Table:
+    """A table of names with numbers behind them."""
+    table = _table()
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _count(value: float | None) -> str:
+    return _text(None) if value is None else f"{value:,.0f}"
 
 
 def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:

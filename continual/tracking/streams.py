@@ -5,6 +5,7 @@ from continual.page import stream_page
 from continual.plots import confused, confusion_map, heat_map
 from continual.report import Document, report
 from continual.tracking.client import Projection, flat
+from continual.tracking.strategies import tell_strategies
 from registry import Pending, StoredStream, settle
 
 ROUTED = ("routing_accuracy", "abstained")  # what is measured of routing alone
@@ -17,6 +18,7 @@ def tell_stream(to: Projection, pending: Pending) -> None:
     with to.registry.unit() as unit:
         unit.set_mlflow_run(stream.name, run)
     _summarise(to, run, stream, report(to.registry, stream.name))
+    tell_strategies(to, stream.name, run)
     with to.registry.unit() as unit:
         settle(unit, pending)
 

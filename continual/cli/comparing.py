@@ -1,0 +1,56 @@
+"""The command that learns a stream by other strategies too."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from continual.cli.options import BackboneName, Common, app, command, err, out, say, write
+from continual.settings import EWC_STRENGTH, FULL_RATE, REPLAY_ROWS
+from tasks import read_stream
+
+
+@command(app)
+def compare(
+    common: Common,
+    stream: Annotated[Path, typer.Argument(help="A stream file.")],
+    strategies: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Their names; without it, all but ewc_full.")
+    ] = None,
+    full_rate: Annotated[
+        float, typer.Option(min=0, help="The learning rate of strategies that train every weight.")
+    ] = FULL_RATE,
+    ewc_strength: Annotated[float, typer.Option(min=0, help="What EWC's penalty counts.")] = EWC_STRENGTH,
+    replay_rows: Annotated[
+        int, typer.Option(min=1, help="Train rows of each earlier task that replay keeps.")
+    ] = REPLAY_ROWS,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page to show to others, too.")
+    ] = None,
+    backbone: BackboneName = None,
+) -> None:
+    """Learn a stream by other strategies of continual learning too, and show what comes of each."""
+    from continual.cli.progress import progress
+    from continual.cli.show import show_comparison
+    from continual.strategies import DEFAULT, offered, require_known
+
+    known = read_stream(stream)
+    names = DEFAULT if strategies is None else tuple(name.strip() for name in strategies.split(","))
+    require_known(names)
+    every = offered(full_at=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
+    bars = [*names, *(task.name for task in known.tasks)]
+    with common.learner(backbone or known.backbone) as learner, progress(err, bars) as watcher:
+        document = learner.compare(known, {name: every[name] for name in names}, watcher=watcher)
+    if html:
+        from continual.page import strategies_page, write_page
+
+        write_page(html, strategies_page(document))
+        say(f"{html} is written")
+    if common.json:
+        write(document)
+    else:
+        show_comparison(out, document)
+    for failure in document["failed"]:
+        say(f"strategy {failure['strategy']} failed: {failure['error']}", style="red")
+    if document["failed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,59 @@
+"""What a delta learns from: batches, what is lost on one of them, and how well a delta does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas import Delta
+from continual.evaluate import metric_score
+from continual.features import shuffled_batches
+from continual.kinds import Kind, Prepared, Seen, labels_of
+from tasks import Budget
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Lesson(Generic[B]):
+    """What a delta learns from.
+
+    epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
+    score: of a delta as it would be kept, on validation rows.
+    """
+
+    epochs: Sequence[Sequence[B]]
+    rows: int
+    loss: Callable[[Delta, B], Tensor]
+    score: Callable[[Delta], float]
+
+
+def lesson_of(
+    backbone: Backbone,
+    kind: Kind[Any],
+    rows: Prepared,
+    *,
+    validation: Prepared,
+    budget: Budget,
+    metric: str,
+    seed: int,
+) -> Lesson[list[int]]:
+    """The rows of one task, in batches of like length that the seed draws."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
+    return Lesson(
+        epochs,
+        len(rows.tokens) * budget.epochs,
+        loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
+        score=lambda delta: score_of(backbone, kind, delta, rows=validation, metric=metric),
+    )
+
+
+def score_of(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:
+    """The metric of what a delta answers to rows."""
+    outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
+    answers = labels_of(kind.answers(backbone, outputs, rows))
+    return metric_score(metric, rows.truth, answers, kind=kind.scored)

@@ -1,0 +1,183 @@
+"""The story of a comparison: a stream learned by several strategies, each measured after every task.
+
+What is learned is kept in the registry after each task. A comparison that was killed anywhere goes on after the last
+task that is kept; one that is finished is not learned again.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+
+from continual.backbone import Backbone
+from continual.controller import begin, check, recipe, run
+from continual.deltas import Delta, copyable, finished, fresh_values, method_settings
+from continual.errors import BlobError, ContinualError, MethodError
+from continual.learn import ready
+from continual.report import Document
+from continual.search import search_of
+from continual.strategies.document import comparison
+from continual.strategies.ground import Ground
+from continual.strategies.measured import answered, scores_of
+from continual.strategies.offered import ISOLATED, require_known
+from continual.strategies.state import State, read_state
+from continual.strategies.strategy import Given, Strategy
+from continual.watcher import SILENT, Watcher
+from registry import Registry, StepRecord, StoredStrategy, StrategyRecord, begin_strategy, keep_step
+from tasks import Method, Stream, TaskData
+
+log = logging.getLogger(__name__)
+FULL = Method(name="full")
+PARTS = 1000  # of a task, in which progress is told
+
+
+def compare(
+    backbone: Backbone,
+    registry: Registry,
+    stream: Stream,
+    strategies: Mapping[str, Strategy | None],
+    *,
+    watcher: Watcher = SILENT,
+) -> Document:
+    """Learn a stream by each strategy, as far as that was not done before; what came of it, with those that `failed`.
+
+    Isolated deltas are those of the stream itself: what `continual.controller.run` has not learned yet is learned.
+    Raises InputError before anything is learned, as `check` does, or for a method that cannot be trained twice.
+    """
+    require_known([*strategies])
+    loaded = check(backbone, registry, stream)
+    for name, strategy in strategies.items():
+        _require_repeatable(backbone, stream, name, strategy)
+    begin(backbone, registry, stream, loaded)
+    learning = _Comparison(backbone, registry, stream, loaded, watcher)
+    failed = []
+    for name, strategy in strategies.items():
+        try:
+            learning.learn(name, strategy)
+        except ContinualError as error:  # the others are learned all the same
+            failed.append({"strategy": name, "error": f"{type(error).__name__}: {error}"})
+            watcher.failed(name, failed[-1]["error"])
+    recipes = [recipe_of(stream, loaded, name, strategy) for name, strategy in strategies.items() if strategy]
+    runs = {run.recipe: run for run in registry.strategies(stream.name)}
+    found = [runs[made] for made in recipes if made in runs and runs[made].steps]
+    return comparison(registry, stream.name, found, isolated=ISOLATED in strategies) | {"failed": failed}
+
+
+def recipe_of(stream: Stream, loaded: Sequence[TaskData], name: str, strategy: Strategy) -> str:
+    """Digest of all that decides what a strategy comes to: the tasks with their rows, the seed, and all settings."""
+    recipes = [recipe(data, seed=stream.seed) for data in loaded]
+    common = stream.model_dump(mode="json", include={"method", "budget", "seed"})
+    said = [recipes, common, name, asdict(strategy)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def given_to(strategy: Strategy, backbone: Backbone, stream: Stream, loaded: Sequence[TaskData]) -> Given:
+    """The tasks of a stream as a strategy learns them: all by one method.
+
+    A body that every task shares has edits wherever one of them needs edits.
+    """
+    method, rate = (stream.method, None) if strategy.full_at is None else (FULL, strategy.full_at)
+    tasks = [ready(backbone, _by(data, method, rate)) for data in loaded]
+    common = replace(tasks[0].backbone, generates=any(task.kind.generates for task in tasks))
+    budget = stream.budget if rate is None else stream.budget.model_copy(update={"learning_rate": rate})
+    return Given(common, tuple(replace(task, backbone=common) for task in tasks), budget, stream.seed)
+
+
+def _by(data: TaskData, method: Method, rate: float | None) -> TaskData:
+    """The task by this method, at a learning rate of its own where one is given."""
+    budget = data.spec.budget
+    if budget and rate is not None:
+        budget = budget.model_copy(update={"learning_rate": rate})
+    return replace(data, spec=data.spec.model_copy(update={"method": method, "budget": budget}))
+
+
+def _require_repeatable(backbone: Backbone, stream: Stream, name: str, strategy: Strategy | None) -> None:
+    """Raises MethodError where a strategy would train values on another task that cannot be trained any more."""
+    if strategy is None or strategy.full_at is not None:
+        return
+    other = f"Name another method in the stream file, or leave {name!r} out of --strategies."
+    if search_of(stream.method):
+        raise MethodError(
+            f"strategy {name!r} trains one delta on all tasks, and method 'auto' chooses for each. {other}"
+        )
+    settings = method_settings(stream.method)
+    fresh = Delta(stream.method.name, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), None)
+    if not copyable(backbone, finished(backbone, fresh, stage=settings.stages - 1), settings):
+        raise MethodError(
+            f"strategy {name!r} trains one delta on task after task, and what method {stream.method.name!r} keeps of a "
+            f"delta cannot be trained again. {other}"
+        )
+
+
+class _Comparison:
+    """One process's way through the strategies; what they have in common is taken once."""
+
+    def __init__(
+        self, backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData], watcher: Watcher
+    ) -> None:
+        self.backbone, self.registry, self.stream = backbone, registry, stream
+        self.loaded, self.watcher = loaded, watcher
+
+    @cached_property
+    def ground(self) -> Ground:
+        return Ground([ready(self.backbone, data) for data in self.loaded])
+
+    def learn(self, name: str, strategy: Strategy | None) -> None:
+        """Learn what is left to learn by a strategy."""
+        self.watcher.began(name)
+        if strategy is None:
+            if failed := run(self.backbone, self.registry, self.stream, watcher=self.watcher):
+                raise ContinualError("; ".join(f"task {task}: {error}" for task, error in failed.items()))
+        else:
+            self._follow(name, strategy)
+        self.watcher.learned(name, "learned")
+
+    def _follow(self, name: str, strategy: Strategy) -> None:
+        record = StrategyRecord(
+            stream=self.stream.name,
+            strategy=name,
+            recipe=recipe_of(self.stream, self.loaded, name, strategy),
+            settings=asdict(strategy),
+            tasks=tuple(data.spec.name for data in self.loaded),
+        )
+        begun, count = begin_strategy(self.registry, record), len(self.loaded)
+        if begun.finished_at:
+            return
+        given, state = given_to(strategy, self.backbone, self.stream, self.loaded), State()
+        try:
+            state = read_state(self.registry.blobs.get(begun.state)) if begun.state else state
+        except BlobError as error:
+            log.warning("strategy %s of %s learns from its beginning: %s", name, self.stream.name, error)
+            begun = begin_strategy(self.registry, record, anew=True)
+        for number in range(count - 1 if strategy.at_once else len(begun.steps), count):
+            begun, state = self._step(begun, strategy, self._reporting(given, name, number), state, number)
+
+    def _reporting(self, given: Given, name: str, number: int) -> Given:
+        """What a task's learning is told to the watcher as: its part of all tasks."""
+        count = len(self.loaded)
+
+        def report(done: int, total: int) -> None:
+            self.watcher.step(name, number * PARTS + PARTS * done // total, count * PARTS)
+
+        return replace(given, report=report)
+
+    def _step(
+        self, begun: StoredStrategy, strategy: Strategy, given: Given, state: State, number: int
+    ) -> tuple[StoredStrategy, State]:
+        began = time.perf_counter()
+        step = strategy.learn(given, state, number)
+        seconds = time.perf_counter() - began
+        outputs = answered(given, step)
+        after = replace(step.state, outputs=outputs)
+        record = StepRecord(
+            number=number,
+            seconds=seconds,
+            parameters=after.parameters,
+            bytes=after.size,
+            scores=tuple(scores_of(given, self.ground, step, outputs, number=number)),
+        )
+        last = number == len(given.tasks) - 1
+        return keep_step(self.registry, begun, record, state=None if last else after.to_bytes()), after

@@ -1,0 +1,148 @@
+"""What a comparison came to, from the registry alone: the document of `continual compare --json`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from operator import itemgetter
+
+from continual.forgetting import mean, measures
+from continual.report import Document, report
+from continual.strategies.offered import ISOLATED
+from registry import Mode, Registry, StepScore, StoredStrategy
+
+JOINT = "joint"
+MEASURED = {  # what tables show of a strategy, by heading: where it stands in the document
+    "ACC": ("oracle", "acc"),
+    "BWT": ("oracle", "bwt"),
+    "forgets": ("oracle", "forgetting"),
+    "FWT": ("oracle", "fwt"),
+    "LA": ("oracle", "la"),
+    "AIA": ("oracle", "aia"),
+    "intr.": ("oracle", "intransigence"),
+    "routed": ("routed", "acc"),
+    "router": ("routed", "routing_accuracy"),
+}
+EXPLAINED = (
+    "ACC: mean score at the end · BWT: backward transfer · FWT: forward transfer · LA: mean score when learned · "
+    "AIA: mean over the stream · intr.: intransigence, joint less LA · routed: ACC where the router chooses the task · "
+    "router: its accuracy"
+)
+COSTS_EXPLAINED = "parameters that answer and bytes that are kept, for each task · seconds of learning, all tasks"
+NOTHING = asdict(measures([]))
+
+
+def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
+    """Measures of strategies, oracle and routed, and what each takes: parameters and bytes per task, seconds in all.
+
+    isolated: with the stream's own deltas · intransigence: mean over tasks of joint less R[i, i]; None unless joint is
+    among them and finished. Raises NotFound for a stream that was never begun.
+    """
+    told = [_isolated(report(registry, stream))] if isolated else []
+    told += [_told(run) for run in runs]
+    ceiling = next((ends(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
+    for one in told:
+        one["oracle"]["intransigence"] = _intransigence(one, ceiling)
+    begun = registry.stream(stream)
+    tasks = [position.task for position in begun.positions if not position.purged]
+    return {
+        "stream": stream,
+        "backbone": registry.backbone(begun.backbone).name,
+        "tasks": tasks,
+        "strategies": told,
+    }
+
+
+def measured(one: Document) -> list[float | None]:
+    """What `MEASURED` names, of one strategy."""
+    return [one[mode].get(name) for mode, name in MEASURED.values()]
+
+
+def seen_so_far(one: Document) -> list[float | None]:
+    """ACC_t, the mean score on the tasks seen so far, after each task; None where that was not measured."""
+    rows = [row[: t + 1] for t, row in enumerate(one["oracle"]["matrix"])]
+    return [mean(row) if None not in row else None for row in rows]
+
+
+def ends(one: Document) -> dict[str, float | None]:
+    """The scores after the last task, by task."""
+    return dict(zip(one["tasks"], one["oracle"]["matrix"][-1], strict=True)) if one["tasks"] else {}
+
+
+def finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
+    """Of each strategy the run that was finished last, in the order in which they were begun."""
+    runs = [(found.finished_at, found) for found in registry.strategies(stream) if found.finished_at]
+    return list({found.strategy: found for _, found in sorted(runs, key=itemgetter(0))}.values())
+
+
+def _isolated(document: Document) -> Document:
+    oracle, routed, tasks = document["oracle"], document["routed"], document["per_task"]
+    accuracy = routed["routing_accuracy"]
+    return {
+        "strategy": ISOLATED,
+        "settings": {},
+        "finished": not document["unfinished"],
+        "tasks": document["tasks"],
+        "oracle": dict(oracle),
+        "routed": {name: routed[name] for name in ("matrix", *NOTHING)} | {"routing_accuracy": accuracy},
+        "parameters": mean(task["parameters"] for task in tasks),
+        "bytes": mean(task["bytes"] for task in tasks),
+        "seconds": sum(task["seconds"] for task in tasks),
+    }
+
+
+def _told(run: StoredStrategy) -> Document:
+    last = run.steps[-1] if run.steps else None
+    known = last.number + 1 if last else 0
+    return {
+        "strategy": run.strategy,
+        "settings": run.settings,
+        "finished": run.finished_at is not None,
+        "tasks": list(run.tasks[:known]),
+        "oracle": _measured(run, "oracle"),
+        "routed": _measured(run, "routed") | {"routing_accuracy": _routing_accuracy(run)},
+        "parameters": last and last.parameters / known,
+        "bytes": last and last.bytes / known,
+        "seconds": sum(step.seconds for step in run.steps),
+    }
+
+
+def _measured(run: StoredStrategy, mode: Mode) -> Document:
+    """The matrix of a mode with its measures; of what learned all tasks at once its last row, and its mean."""
+    matrix = _matrix(run, mode)
+    if [step.number for step in run.steps] != list(range(len(matrix))):
+        return {"matrix": matrix, **NOTHING, "acc": mean(value for value in matrix[-1] if value is not None)}
+    before = None
+    if mode == "oracle":
+        before = [_values(step.scores, "frozen").get(run.tasks[step.number]) for step in run.steps]
+    return {"matrix": matrix, **asdict(measures(matrix, before))}
+
+
+def _matrix(run: StoredStrategy, mode: Mode) -> list[list[float | None]]:
+    """R[t, i] where it was measured; of the oracle mode with the score before training just above the diagonal."""
+    known = run.steps[-1].number + 1 if run.steps else 0
+    names = run.tasks[:known]
+    rows: list[list[float | None]] = [[None] * known for _ in names]
+    for step in run.steps:
+        found = _values(step.scores, mode)
+        rows[step.number] = [found.get(name) for name in names]
+        if mode == "oracle" and step.number:
+            rows[step.number - 1][step.number] = _values(step.scores, "neighbour").get(names[step.number])
+    return rows
+
+
+def _values(scores: Iterable[StepScore], mode: Mode) -> dict[str, float]:
+    """The scores of a mode by task, without how often the router was right."""
+    return {own.task: own.value for own in scores if own.mode == mode and own.metric != "routing_accuracy"}
+
+
+def _routing_accuracy(run: StoredStrategy) -> float | None:
+    """Over all test rows, after the last step."""
+    found = [own for own in run.steps[-1].scores if own.metric == "routing_accuracy"] if run.steps else []
+    return sum(own.value * own.rows for own in found) / sum(own.rows for own in found) if found else None
+
+
+def _intransigence(one: Document, ceiling: Mapping[str, float | None]) -> float | None:
+    if one["strategy"] == JOINT or not ceiling:
+        return None
+    own = {name: one["oracle"]["matrix"][i][i] for i, name in enumerate(one["tasks"])}
+    pairs = ((ceiling.get(name), score) for name, score in own.items())
+    return mean(best - score for best, score in pairs if best is not None and score is not None)

@@ -1,0 +1,67 @@
+"""All tasks at once: the ceiling that continual learning is measured against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from continual.deltas import Delta, Head
+from continual.features import shuffled_batches
+from continual.lesson import Lesson, score_of
+from continual.strategies.heads import parts, stacked
+from continual.strategies.state import State
+from continual.strategies.strategy import Given, Step, Strategy, begun, shared, taught
+
+Batch = tuple[int, list[int]]  # a task, and rows of it
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Joint(Strategy):
+    """Multi-task training of one body and a head for each task, batches of all tasks mixed.
+
+    The stream's epochs; the epoch is kept whose mean score over all tasks' validation rows is best. With every weight
+    trained it is what intransigence is measured against: Chaudhry et al. (2018), "Riemannian Walk for Incremental
+    Learning", arXiv:1801.10112. Caruana (1997), "Multitask Learning".
+    """
+
+    at_once: ClassVar[bool] = True
+
+    def learn(self, given: Given, state: State, number: int) -> Step:
+        starts = [begun(given, i, None) for i in range(len(given.tasks))]
+        heads = tuple(start.head for start in starts)
+        start = replace(starts[-1], head=stacked(heads))
+        delta = taught(given, start, mixed(given, heads), learning_rate=given.budget.learning_rate)
+        return shared(given, state, start, delta, parts(delta.head, heads))
+
+
+def mixed(given: Given, heads: Sequence[Head | None]) -> Lesson[Batch]:
+    """Batches of one task each, of all tasks in an order that the seed draws."""
+    generator = torch.Generator().manual_seed(given.seed)
+
+    def epoch() -> list[Batch]:
+        batches = [
+            (number, batch)
+            for number, task in enumerate(given.tasks)
+            for batch in shuffled_batches(task.train.tokens.lengths, task.budget.batch_size, generator)
+        ]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def loss(delta: Delta, batch: Batch) -> Tensor:
+        number, rows = batch
+        task = given.tasks[number]
+        own = replace(delta, head=parts(delta.head, heads)[number])
+        return task.kind.loss(given.backbone, own, task.train, rows)
+
+    def score(delta: Delta) -> float:
+        own = parts(delta.head, heads)
+        return fmean(
+            score_of(given.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric)
+            for t, head in zip(given.tasks, own, strict=True)
+        )
+
+    epochs = [epoch() for _ in range(given.budget.epochs)]
+    return Lesson(epochs, given.budget.epochs * sum(len(task.train.tokens) for task in given.tasks), loss, score)

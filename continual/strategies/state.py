@@ -1,0 +1,79 @@
+"""What a strategy has after a task: all that it goes on from, kept as one blob."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from continual.deltas import Delta, Head, delta_of
+from continual.errors import BlobError
+from continual.formats import from_blob, to_blob
+from continual.kinds import Outputs
+from continual.strategies.importance import Importance
+
+
+@dataclass(frozen=True)
+class State:
+    """body: what all tasks share, with the last one's head; None where they share nothing · heads: of the tasks
+    learned, in order · outputs: what is said of each task's test rows, by its number · importance: of the weights to
+    earlier tasks, None where that is not kept · parameters: that answer all tasks · size: bytes of all that is kept.
+    """
+
+    body: Delta | None = None
+    heads: tuple[Head | None, ...] = ()
+    outputs: Mapping[int, Outputs] = field(default_factory=dict)
+    importance: Importance | None = None
+    parameters: int = 0
+    size: int = 0
+
+    def to_bytes(self) -> bytes:
+        """The state as a safetensors file."""
+        body, matters = self.body, self.importance
+        about: dict[str, Any] = {
+            "body": body and {"about": body.about(), "order": [*body.tensors()]},
+            "heads": [head and {"labels": head.labels, "pooling": head.pooling} for head in self.heads],
+            "outputs": {number: [*outputs] for number, outputs in self.outputs.items()},
+            # The order of a file's tensors is not kept, and sums over them depend on it.
+            "importance": matters and {"order": [*matters.fisher], "rest": matters.rest},
+            "parameters": self.parameters,
+            "size": self.size,
+        }
+        return to_blob({name: tensor.clone() for name, tensor in self._tensors()}, about)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if self.body:
+            yield from ((f"body/{key}", own) for key, own in self.body.tensors().items())
+        for number, head in enumerate(self.heads):
+            if head:
+                yield from ((f"heads/{number}/weight", head.weight), (f"heads/{number}/bias", head.bias))
+        for number, outputs in self.outputs.items():
+            yield from ((f"outputs/{number}/{name}", own) for name, own in outputs.items())
+        if self.importance:
+            yield from ((f"fisher/{key}", own) for key, own in self.importance.fisher.items())
+            yield from ((f"anchor/{key}", own) for key, own in self.importance.anchor.items())
+
+
+def read_state(data: bytes) -> State:
+    """What `State.to_bytes` wrote. Raises BlobError for anything else."""
+    tensors, about = from_blob(data, what="state of a strategy")
+
+    def under(prefix: str, keys: list[str]) -> dict[str, Tensor]:
+        return {key: tensors[f"{prefix}/{key}"] for key in keys}
+
+    def head(number: int, said: Mapping[str, Any] | None) -> Head | None:
+        own = said and under(f"heads/{number}", ["weight", "bias"])
+        return Head(**own, labels=tuple(said["labels"]), pooling=said["pooling"]) if own and said else None
+
+    try:
+        body, matters = about["body"], about["importance"]
+        heads = tuple(head(number, said) for number, said in enumerate(about["heads"]))
+        outputs = {int(number): under(f"outputs/{number}", names) for number, names in about["outputs"].items()}
+        importance = None
+        if matters:
+            fisher, anchor = (under(kept, matters["order"]) for kept in ("fisher", "anchor"))
+            importance = Importance(fisher, anchor, matters["rest"])
+        shared = body and delta_of(under("body", body["order"]), body["about"])
+        return State(shared, heads, outputs, importance, about["parameters"], about["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BlobError(f"this is no state of a strategy ({type(error).__name__}: {error}); compare anew") from error

@@ -1,0 +1,140 @@
+"""What every strategy is: a way to learn the tasks of a stream, one after another or all at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+import torch
+
+from continual.backbone import Backbone
+from continual.deltas import Delta, Head, method_settings
+from continual.kinds import Seen, stored
+from continual.learn import Task
+from continual.lesson import Lesson, lesson_of
+from continual.strategies.importance import Importance
+from continual.strategies.state import State
+from continual.train import Report, follow
+from continual.warmstart import from_scratch, started
+from tasks import Budget
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a strategy learns from: the tasks in order, ready for one body, by one method.
+
+    backbone: as all of the tasks need it · budget: the stream's, for what learns all tasks at once.
+    """
+
+    backbone: Backbone
+    tasks: tuple[Task, ...]
+    budget: Budget
+    seed: int
+    report: Report = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What learning brought.
+
+    state: to go on from, its outputs still to be taken · changed: the deltas of the tasks whose answers may be others
+    now, by number · before: the task's delta before its training, in the body that earlier tasks left.
+    """
+
+    state: State
+    changed: Mapping[int, Delta]
+    before: Delta | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(ABC):
+    """One way to learn a stream. A subclass is a frozen dataclass of its settings.
+
+    full_at: the learning rate at which every weight of the backbone is trained; None: the stream's method, at the
+    learning rate of each task · at_once: whether all tasks are learned in one step.
+    """
+
+    at_once: ClassVar[bool] = False
+
+    full_at: float | None = None
+
+    @abstractmethod
+    def learn(self, given: Given, state: State, number: int) -> Step:
+        """Learn the task of that number, or all of them, after those that `state` comes from."""
+
+
+def begun(given: Given, number: int, body: Delta | None) -> Delta:
+    """The delta that learning a task begins with: the body as it is, and the head in closed form in its features.
+
+    Without a body the method's fresh values, and the head in frozen features: as `continual.learn` begins from scratch.
+    """
+    task = given.tasks[number]
+    start = task.kind.start(*(Seen(given.backbone, body, rows) for rows in (task.train, task.validation)))
+    if body is not None:
+        return replace(body, head=start.head, kind=stored(task.kind))
+    method, settings = task.method.name, method_settings(task.method)
+    return started(given.backbone, task.kind, from_scratch(start), method=method, settings=settings, seed=given.seed)
+
+
+def own_lesson(given: Given, number: int) -> Lesson[list[int]]:
+    """What a task alone teaches."""
+    task = given.tasks[number]
+    return lesson_of(
+        given.backbone,
+        task.kind,
+        task.train,
+        validation=task.validation,
+        budget=task.budget,
+        metric=task.data.spec.metric,
+        seed=given.seed,
+    )
+
+
+def taught(given: Given, start: Delta, lesson: Lesson[B], *, learning_rate: float) -> Delta:
+    """The delta of the lesson's best epoch, the start among them."""
+    return follow(
+        given.backbone, start, lesson, learning_rate=learning_rate, seed=given.seed, report=given.report
+    ).delta
+
+
+def shared(
+    given: Given,
+    state: State,
+    start: Delta,
+    body: Delta,
+    heads: tuple[Head | None, ...],
+    *,
+    importance: Importance | None = None,
+    kept: int = 0,
+) -> Step:
+    """A step of one body for all tasks, which changes the answers of all of them wherever it has changed.
+
+    start: what training began with · kept: bytes that are kept besides body, heads and importance.
+    """
+    number, own = len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
+    deltas = {i: replace(body, head=head, kind=stored(given.tasks[i].kind)) for i, head in enumerate(own)}
+    moved = not _equal(start.values, body.values)
+    before = dict(enumerate(state.heads))
+    changed = {i: delta for i, delta in deltas.items() if moved or i not in before or not _same(own[i], before[i])}
+    tensors = [*body.values.values(), *(tensor for head in own if head for tensor in (head.weight, head.bias))]
+    after = State(
+        deltas[number],
+        tuple(own),
+        state.outputs,
+        importance,
+        parameters=sum(tensor.numel() for tensor in tensors),
+        size=sum(tensor.nbytes for tensor in tensors) + (importance.size if importance else 0) + kept,
+    )
+    return Step(after, changed, start if state.body else None)
+
+
+def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(own, other[key]) for key, own in one.items())
+
+
+def _same(one: Head | None, other: Head | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)

@@ -1,0 +1,278 @@
+"""A stream learned by several strategies: what each comes to, killed and continued, refused, shown."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import Run
+from conftest import backbone_of
+from mlflow import MlflowClient
+from test_kinds import BUDGET as BUDGETS
+from test_kinds import write_kinds
+from tiny import save_backbone, write_task
+
+from continual import Learner, read_stream
+from continual.backbone import Backbone
+from continual.deltas import load_delta
+from continual.errors import InputError, LearnError
+from continual.forgetting import measures
+from continual.page import strategies_page
+from continual.settings import settings
+from continual.strategies import offered
+from continual.strategies.compare import given_to
+from continual.strategies.joint import Joint
+from continual.strategies.sequential import Sequential
+from continual.strategies.state import State
+from continual.strategies.strategy import Given, Step
+from registry import Registry, collect, purge_task, verify
+from tasks import Stream, load_stream
+
+TASKS = ("mood", "place", "animals")  # chosen: of eleven settings tried, sequential_delta forgot in two
+BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.02, "max_length": 32}
+NAMES = ("isolated", "sequential_delta", "ewc", "replay", "separate", "joint")
+EVERY = offered(full_at=1e-3, ewc_strength=1000.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def write_stream(folder: Path, **keys: Any) -> Stream:
+    entries = [write_task(folder, task, train=24, validation=40, test=40) for task in TASKS]
+    content = {"name": "core", "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "warm_start": "scratch"}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content | {"tasks": entries} | keys))
+    return read_stream(folder / "stream.yaml")
+
+
+def open_home(backbone: Backbone, home: Path) -> Learner:
+    """A learner with a registry of its own, so that MLflow is left alone."""
+    places = settings(home, {})
+    return Learner(backbone, Registry.open(places.registry, places.blobs))
+
+
+@pytest.fixture(scope="module")
+def compared(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, Stream, Any]]:
+    """A stream learned by strategies, once for all tests that only look."""
+    folder = tmp_path_factory.mktemp("compared")
+    stream = write_stream(folder)
+    with open_home(bert, folder / "home") as learner:
+        yield learner, stream, learner.compare(stream, {name: EVERY[name] for name in NAMES})
+
+
+def told(document: Any) -> dict[str, Any]:
+    return {one["strategy"]: one for one in document["strategies"]}
+
+
+def test_sequential_training_forgets_and_isolated_deltas_do_not(compared: tuple[Learner, Stream, Any]) -> None:
+    found = told(compared[2])
+    assert tuple(found) == NAMES
+    assert all(one["finished"] for one in found.values())
+    assert found["sequential_delta"]["oracle"]["bwt"] < 0 < found["sequential_delta"]["oracle"]["forgetting"]
+    for name in ("isolated", "separate"):
+        assert found[name]["oracle"]["forgetting"] == found[name]["oracle"]["bwt"] == 0.0
+    assert found["ewc"]["oracle"]["bwt"] > found["sequential_delta"]["oracle"]["bwt"]
+
+
+def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any]) -> None:
+    learner, _, document = compared
+    runs = {run.strategy: run for run in learner.registry.strategies("core")}
+    for name in ("sequential_delta", "ewc", "replay", "separate"):
+        one, steps = told(document)[name], runs[name].steps
+        frozen = [own.value for step in steps for own in step.scores if own.mode == "frozen"]
+        assert len(frozen) == 3
+        expected = asdict(measures(one["oracle"]["matrix"], frozen))
+        assert {key: one["oracle"][key] for key in expected} == expected
+        routed = asdict(measures(one["routed"]["matrix"]))
+        assert {key: one["routed"][key] for key in routed} == routed
+        assert 0 < one["routed"]["routing_accuracy"] <= 1
+        assert one["routed"]["acc"] <= one["oracle"]["acc"]  # a row that went astray is wrong
+        assert one["seconds"] == sum(step.seconds for step in steps)
+    assert found_ahead(told(document)["sequential_delta"]) == [True, True]
+    assert found_ahead(told(document)["separate"]) == [False, False]
+    assert told(document)["separate"]["oracle"]["fwt"] is None
+
+
+def found_ahead(one: Any) -> list[bool]:
+    """Whether a task's score before its training is known, in the body that earlier tasks left."""
+    return [one["oracle"]["matrix"][i - 1][i] is not None for i in range(1, 3)]
+
+
+def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, Any]) -> None:
+    found = told(compared[2])
+    joint, own = found["joint"]["oracle"], found["isolated"]["oracle"]
+    assert joint["matrix"][:2] == [[None] * 3] * 2
+    assert joint["acc"] == pytest.approx(sum(joint["matrix"][-1]) / 3)
+    assert all(joint[name] is None for name in ("bwt", "fwt", "forgetting", "la", "aia", "intransigence"))
+    assert own["intransigence"] == pytest.approx(joint["acc"] - own["la"])
+
+
+def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
+    _, stream, document = compared
+    found, labels = told(document), 2 + 2 + 3
+    body = sum(value.numel() for value in _first(bert, stream).state.body.values.values())
+    heads = labels * (bert.hidden_size + 1)
+    assert found["sequential_delta"]["parameters"] == found["ewc"]["parameters"] == pytest.approx((body + heads) / 3)
+    assert found["isolated"]["parameters"] == pytest.approx(body + heads / 3)
+    assert found["sequential_delta"]["bytes"] == pytest.approx(4 * (body + heads) / 3)
+    assert found["ewc"]["bytes"] == pytest.approx(4 * (3 * body + heads) / 3)  # with what matters, and where it was
+    assert found["replay"]["bytes"] > found["sequential_delta"]["bytes"]
+    assert found["separate"]["parameters"] > bert.parameter_count
+
+
+def _first(bert: Backbone, stream: Stream, name: str = "sequential_delta") -> Step:
+    strategy = EVERY[name]
+    assert strategy
+    return strategy.learn(given_to(strategy, bert, stream, load_stream(stream)), State(), 0)
+
+
+@pytest.mark.parametrize("name", ["sequential_delta", "ewc", "replay"])
+def test_the_first_task_is_learned_as_it_is_alone(
+    name: str, compared: tuple[Learner, Stream, Any], bert: Backbone
+) -> None:
+    learner, stream, _ = compared
+    alone = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").values))
+    assert _first(bert, stream, name).changed[0].digest == alone.digest
+
+
+def test_it_is_kept_and_not_learned_again(
+    compared: tuple[Learner, Stream, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, stream, document = compared
+    monkeypatch.setattr(Sequential, "learn", None)
+    chosen = {name: EVERY[name] for name in ("sequential_delta", "isolated")}
+    again = learner.compare(stream, chosen)
+    assert told(again)["sequential_delta"]["oracle"]["matrix"] == told(document)["sequential_delta"]["oracle"]["matrix"]
+    assert verify(learner.registry) == []
+    assert {run.state for run in learner.registry.strategies("core")} == {None}
+
+
+def test_its_page_says_all_of_it(compared: tuple[Learner, Stream, Any]) -> None:
+    html = strategies_page(compared[2])
+    assert all(name in html for name in (*NAMES, "forgets", "intr.", "parameters", "strength 1000.0"))
+    assert "<svg" in html
+
+
+@pytest.mark.parametrize("name", ["ewc", "replay", "separate"])
+def test_a_comparison_that_was_killed_goes_on(
+    name: str, compared: tuple[Learner, Stream, Any], bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy, (_, stream, document) = EVERY[name], compared
+    assert strategy
+    learn, steps = type(strategy).learn, []
+
+    def dies(self: Any, given: Given, state: State, number: int) -> Step:
+        steps.append(number)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return learn(self, given, state, number)
+
+    monkeypatch.setattr(type(strategy), "learn", dies)
+    with open_home(bert, tmp_path / "home") as learner:
+        with pytest.raises(KeyboardInterrupt):
+            learner.compare(stream, {name: strategy})
+        assert collect(learner.registry, dry_run=True) == []
+        assert verify(learner.registry) == []
+        found = learner.compare(stream, {name: strategy})
+        assert verify(learner.registry) == []
+        assert not list(learner.registry.blobs.every())  # what it went on from is gone
+    assert steps == [0, 1, 2, 2]
+    for mode in ("oracle", "routed"):
+        assert told(found)[name][mode]["matrix"] == told(document)[name][mode]["matrix"]
+
+
+def test_what_it_goes_on_from_may_be_lost(
+    bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), Sequential.learn
+
+    def dies(self: Sequential, given: Given, state: State, number: int) -> Step:
+        if number == 1:
+            raise KeyboardInterrupt
+        return learn(self, given, state, number)
+
+    wanted = {"sequential_delta": EVERY["sequential_delta"]}
+    with open_home(bert, tmp_path / "home") as learner:
+        monkeypatch.setattr(Sequential, "learn", dies)
+        with pytest.raises(KeyboardInterrupt):
+            learner.compare(stream, wanted)
+        monkeypatch.setattr(Sequential, "learn", learn)
+        (run,) = learner.registry.strategies("core")
+        Path(learner.registry.blobs.path(run.state or "")).unlink()
+        (one,) = learner.compare(stream, wanted)["strategies"]
+        assert one["finished"]
+        assert "learns from its beginning" in caplog.text
+        assert verify(learner.registry) == []
+
+
+def test_a_purged_task_takes_what_was_learned_of_it_along(bert: Backbone, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
+    with open_home(bert, tmp_path / "home") as learner:
+        learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
+        assert len(learner.registry.strategies("core")) == 1
+        purge_task(learner.registry, "place")
+        assert learner.registry.strategies("core") == ()
+        assert verify(learner.registry) == []
+        again = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
+        assert told(again)["sequential_delta"]["tasks"] == ["mood", "animals"]
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"), [("auto", "method 'auto' chooses for each"), ("diff_pruning", "cannot be trained again")]
+)
+def test_a_method_that_cannot_go_on_learning_is_refused(
+    method: str, problem: str, bert: Backbone, tmp_path: Path
+) -> None:
+    stream = write_stream(tmp_path, method=method)
+    with open_home(bert, tmp_path / "home") as learner, pytest.raises(InputError, match=problem):
+        learner.compare(stream, {name: EVERY[name] for name in ("isolated", "replay")})
+
+
+def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, then one strategy fails and the other is kept, shown, and told to MLflow."""
+
+    def fails(self: Joint, given: Given, state: State, number: int) -> Step:
+        raise LearnError("the training loss became nan")
+
+    write_stream(tmp_path, backbone=str(save_backbone(bert, tmp_path / "bert")), budget=BUDGET | {"epochs": 0})
+    file, page = str(tmp_path / "stream.yaml"), tmp_path / "page.html"
+    refused = cli("compare", file, "--strategies", "ewc,olds")
+    assert refused.code == 2
+    assert "strategy 'olds' is not known" in refused.err
+    assert "sequential_full, separate, joint" in refused.err
+    monkeypatch.setattr(Joint, "learn", fails)
+    ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
+    assert ran.code == 1
+    assert [one["strategy"] for one in ran.json["strategies"]] == ["isolated", "replay"]
+    assert ran.json["failed"] == [{"strategy": "joint", "error": "LearnError: the training loss became nan"}]
+    assert "strategy joint failed" in ran.err
+    assert "replay" in page.read_text(encoding="utf-8")
+    mlflow = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}")
+    experiment = mlflow.get_experiment_by_name("continual").experiment_id
+    runs = {run.info.run_name: run for run in mlflow.search_runs([experiment])}
+    assert {"core", "replay"} <= runs.keys()
+    assert runs["replay"].data.tags["mlflow.parentRunId"] == runs["core"].info.run_id
+    assert runs["replay"].data.params["rows"] == "20"
+    assert runs["replay"].data.metrics["oracle_acc"] == ran.json["strategies"][1]["oracle"]["acc"]
+    assert len(mlflow.get_metric_history(runs["replay"].info.run_id, "oracle_acc_so_far")) == 3
+    assert "strategies.png" in {file.path for file in mlflow.list_artifacts(runs["core"].info.run_id)}
+
+
+def test_tasks_of_several_kinds_share_a_body(tmp_path: Path) -> None:
+    """On an encoder-decoder some of them answer with its decoder, whose edits the others carry along."""
+    stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGETS | {"epochs": 1})
+    backbone = backbone_of("t5")
+    with open_home(backbone, tmp_path / "home") as learner:
+        names = ("isolated", "sequential_delta", "ewc", "replay", "joint")
+        document = learner.compare(stream, {name: EVERY[name] for name in names})
+        assert document["failed"] == []
+        for one in document["strategies"]:
+            assert one["finished"]
+            assert None not in one["oracle"]["matrix"][-1]
+            assert one["routed"]["acc"] is not None
+        assert verify(learner.registry) == []
