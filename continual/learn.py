@@ -66,6 +66,7 @@ class Learned:
 
     task: Task
     start: Candidate
+    scratch: Candidate
     trained: Trained
     own: Signature
     routing: Statistics
@@ -154,7 +155,7 @@ def learn(
         scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
     opinion = opinion_of(kind, told, outputs, evidence=routing.evidence)
     return Learned(
-        task, start, trained, own, routing, tuple(scores), tested.frozen, outputs, opinion, seconds, plan.tried
+        task, start, scratch, trained, own, routing, tuple(scores), tested.frozen, outputs, opinion, seconds, plan.tried
     )
 
 

@@ -46,8 +46,9 @@ def record(
     start, own, data = learned.start, learned.own, learned.task.data
     delta = _learned_record(registry.blobs, backbone, learned, seed=seed)
     signature = signature_record(registry.blobs, backbone, own, learned.routing)
+    gain = start.start.mean - learned.scratch.start.mean
     parents = [
-        Parent(delta=neighbour.name, kind=ORIGINS[start.kind], weight=weight, score=start.start.mean)
+        Parent(delta=neighbour.name, kind=ORIGINS[start.kind], weight=weight, score=start.start.mean, gain=gain)
         for neighbour, weight in start.sources
     ]
     parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]

@@ -17,7 +17,7 @@ from tasks.errors import InputError
 
 
 def lineage(session: Session, delta: str, *, descendants: bool = False, depth: int | None = None) -> list[Row]:
-    """Rows of `continual lineage`: delta, parent, kind, weight, score, depth; one per edge, the nearest first.
+    """Rows of `continual lineage`: delta, parent, kind, weight, score, gain, depth; one per edge, the nearest first.
 
     From the delta to its ancestors, or to its descendants, at most `depth` steps away; own parents and children have
     depth 1. Raises: NotFound; InputError for a depth below one.
@@ -97,7 +97,7 @@ def _named_edges(depth: Any) -> Select[*tuple[Any, ...]]:
     child, parent, task, origin = aliased(Delta), aliased(Delta), aliased(Task), aliased(Task)
     names = public_name(task, child).label("delta"), public_name(origin, parent).label("parent")
     return (
-        select(*names, Lineage.kind, Lineage.weight, Lineage.score, depth)
+        select(*names, Lineage.kind, Lineage.weight, Lineage.score, Lineage.gain, depth)
         .select_from(Lineage)
         .join(child, child.id == Lineage.child_id)
         .join(task, task.id == child.task_id)

@@ -141,12 +141,16 @@ class Contest:
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A delta that another one came from; `score` is the parent's as a candidate on held-out rows."""
+    """A delta that another one came from.
+
+    score: the start's with it, on held-out rows before training · gain: over that of scratch there.
+    """
 
     delta: str
     kind: Origin
     weight: float
     score: float | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

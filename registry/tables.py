@@ -183,6 +183,7 @@ class Lineage(Base):
     kind: Mapped[Origin] = mapped_column(Text)
     weight: Mapped[float]
     score: Mapped[float | None]
+    gain: Mapped[float | None]
 
 
 class ScoreRow(Base):

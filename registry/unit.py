@@ -112,7 +112,7 @@ class Unit:
         delta = self._next_version(record)
         admit(self.session, delta, scores=scores, split=score_split, contest=contest)
         for parent, origin in origins:
-            values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score}
+            values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score, "gain": parent.gain}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
         self._add_splits(delta)
         self._add_scores(delta, scores, new=True)

@@ -1,4 +1,4 @@
-"""Other strategies of learning a stream, to compare with: what each came to after every task."""
+"""Other strategies of learning a stream, what each came to after every task; what a warm start gained."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,7 @@ MODES = "mode IN ('oracle', 'routed', 'scratch', 'frozen', 'neighbour', 'curve')
 
 
 def upgrade() -> None:
+    op.add_column("lineage", sa.Column("gain", sa.Double(), nullable=True))
     _runs()
     _steps()
     _scores()
