@@ -47,7 +47,7 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
     kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in kept.resolved() for problem in _misfits(backbone, spec)
+        MethodError(problem) for spec in kept.resolved() for problem in misfits(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
@@ -64,7 +64,7 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     return loaded
 
 
-def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
     """What of a task's kind, method and warm start is not offered, or not on this backbone."""
     if spec.warm_start not in SUPPORTED:
         yield (

@@ -1,6 +1,7 @@
-"""Pictures of a stream."""
+"""Pictures of streams and studies."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,6 +10,8 @@ from continual.forgetting import Matrix
 
 LARGEST = 100.0  # inches of a side, what a picture can hold
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
+DARK_GAIN = 0.65  # of the largest gain: beyond, the colour of a cell is dark
+DARK, LIGHT = "#010101", "#fefefe"  # ink of cells, whose colours are the same on a light page and on a dark one
 
 
 def heat_map(
@@ -57,3 +60,67 @@ def confused(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Matrix
     return [
         [1.0 - sum(row) if i == t else value or None for i, value in enumerate(row)] for t, row in enumerate(astray)
     ]
+
+
+def gain_map(
+    matrix: Matrix, *, down: Sequence[str], across: Sequence[str], title: str, labels: tuple[str, str]
+) -> Figure:
+    """A matrix of gains and losses: white for none, blue for gains, red for losses; what has no value stays blank.
+
+    labels: what the rows and what the columns are.
+    """
+    width, height = (min(max(3.0, 1.6 + 0.62 * len(names)), LARGEST) for names in (across, down))
+    figure = Figure(figsize=(width + 1.0, height), layout="constrained")
+    axes = figure.add_subplot()
+    cells = [[float("nan") if value is None else value for value in row] for row in matrix]
+    most = max((abs(value) for row in matrix for value in row if value is not None), default=0.0) or 1.0
+    # Cells as shapes, since a picture of pixels blurs where a page is magnified.
+    axes.pcolormesh(cells, cmap="RdBu", vmin=-most, vmax=most)
+    axes.invert_yaxis()
+    axes.set_xticks([i + 0.5 for i in range(len(across))], across, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks([i + 0.5 for i in range(len(down))], down, parse_math=False)
+    axes.set_title(title, parse_math=False)
+    axes.set(ylabel=labels[0], xlabel=labels[1])
+    for t, row in enumerate(matrix):
+        for i, value in enumerate(row):
+            if value is not None:
+                ink = LIGHT if abs(value) > DARK_GAIN * most else DARK
+                axes.text(i + 0.5, t + 0.5, f"{value:+.2f}", ha="center", va="center", color=ink, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points in order, and where they are known the ends of the band about them."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def line_plot(
+    lines: Mapping[str, Line],
+    *,
+    title: str,
+    across: str,
+    up: str,
+    logarithmic: bool = False,
+    level: float | None = None,
+) -> Figure:
+    """Lines by name. logarithmic: the axis across · level: what all are compared with, a line of its own."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    if level is not None:
+        axes.axhline(level, color="black", linewidth=0.8, linestyle="dashed")
+    for name, line in lines.items():
+        (drawn,) = axes.plot(line.x, line.y, marker="o", markersize=4, label=name)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel=across, ylabel=up)
+    if lines:
+        axes.legend(fontsize=8, frameon=False)
+    return figure

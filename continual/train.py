@@ -71,7 +71,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
     kind, stages = kind_of_delta(start), start.settings.stages
-    score = partial(_score, backbone, kind, rows=validation, metric=metric)
+    score = partial(score_of, backbone, kind, rows=validation, metric=metric)
     with _seeded(seed):
         if course is None:
             kept = finished(backbone, start, stage=0)
@@ -151,7 +151,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:
+def score_of(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:
+    """The score of what a delta answers to rows of a kind."""
     outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
     answers = labels_of(kind.answers(backbone, outputs, rows))
     return metric_score(metric, rows.truth, answers, kind=kind.scored)
