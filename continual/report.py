@@ -1,7 +1,7 @@
 """What a stream came to, from the registry alone: the document of `continual report --json`."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,16 @@ from continual.forgetting import Measures, measures
 from registry import Mode, Registry, StoredDelta, StoredScore
 
 Document = dict[str, Any]
+MEASURES = {
+    "acc": "ACC, mean score at the end",
+    "forgetting": "forgetting",
+    "bwt": "BWT, backward transfer",
+    "fwt": "FWT, forward transfer",
+    "la": "LA, mean score when learned",
+    "aia": "AIA, mean over the stream",
+    "routing_accuracy": "routing accuracy",
+    "abstained": "share of rows abstained on",
+}
 OFTEN = 0.05  # of a task's test rows that go to one other task: worth telling
 Matrix = list[list[float | None]]
 
@@ -77,6 +87,11 @@ def report(registry: Registry, stream: str) -> Document:
         ],
         "per_task": [_per_task(delta, own, parents[delta.name]) for delta, own in zip(deltas, scores, strict=True)],
     }
+
+
+def gain(task: Mapping[str, Any]) -> float | None:
+    """The transfer gain of a task of the document: warm less scratch, of the same rows and budget."""
+    return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
 
 
 def _oracle(scores: list[_Scores]) -> Matrix:

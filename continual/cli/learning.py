@@ -96,10 +96,13 @@ def predict(
 def report(
     common: Common,
     stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page to show to others, too.")
+    ] = None,
 ) -> None:
     """Score matrices and measures of a stream, with the task known and with the task chosen by the router."""
     with common.registry() as registry:
-        _report(common, registry, stream or _last_stream(registry))
+        _report(common, registry, stream or _last_stream(registry), html=html)
 
 
 @command(app)
@@ -139,11 +142,16 @@ def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
     answer(common, rows, title="Every task can be learned; what it would take")
 
 
-def _report(common: Common, registry: Registry, stream: str, **more: Any) -> None:
+def _report(common: Common, registry: Registry, stream: str, *, html: Path | None = None, **more: Any) -> None:
     from continual.cli.show import show_report
     from continual.report import report as document_of
 
     document = document_of(registry, stream) | more
+    if html:
+        from continual.page import stream_page, write_page
+
+        write_page(html, stream_page(registry, document))
+        say(f"{html} is written")
     if common.json:
         write(document)
     else:

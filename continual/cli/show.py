@@ -9,23 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from continual.forgetting import mean
-from continual.report import Document
+from continual.report import MEASURES, Document, gain
 from continual.visible import visible
 
 SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
 # What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
 LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
-
-MEASURES = {
-    "acc": "ACC, mean score at the end",
-    "forgetting": "forgetting",
-    "bwt": "BWT, backward transfer",
-    "fwt": "FWT, forward transfer",
-    "la": "LA, mean score when learned",
-    "aia": "AIA, mean over the stream",
-    "routing_accuracy": "routing accuracy",
-    "abstained": "share of rows abstained on",
-}
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -77,7 +66,7 @@ def _measures(document: Document) -> Table:
         table.add_column(kind, justify="right")
     for key, label in MEASURES.items():
         table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
-    gains = [gain for task in document["per_task"] if (gain := _gain(task)) is not None]
+    gains = [found for task in document["per_task"] if (found := gain(task)) is not None]
     table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
     return table
 
@@ -93,7 +82,7 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
             escape(visible(", ".join(parent["delta"] for parent in task["parents"]) or "scratch")),
-            _text(_gain(task)),
+            _text(gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
             f"{task['seconds']:.0f}",
@@ -105,11 +94,6 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
         "gain: over training from scratch, where that was trained too"
     )
     return table
-
-
-def _gain(task: Mapping[str, Any]) -> float | None:
-    """The transfer gain: warm less scratch, of the same rows and budget."""
-    return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
 
 
 def _table() -> Table:

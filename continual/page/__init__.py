@@ -1,5 +1,7 @@
 """Pages to show to others: one HTML file each, which asks nothing of any network and runs no script."""
 
 from continual.page.document import Section, Table, page
+from continual.page.stream import stream_page
+from continual.page.written import write_page
 
-__all__ = ["Section", "Table", "page"]
+__all__ = ["Section", "Table", "page", "stream_page", "write_page"]

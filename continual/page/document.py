@@ -28,9 +28,9 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Whether each column holds numbers and nothing else."""
-        cells = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.columns))]
-        return tuple(bool(column) and all(map(_is_number, column)) for column in cells)
+        """Whether each column holds numbers, or nothing."""
+        columns = range(len(self.columns))
+        return tuple(all(row[i] is None or _is_number(row[i]) for row in self.rows) for i in columns)
 
     @property
     def texts(self) -> list[list[str]]:
@@ -68,7 +68,7 @@ def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
         else None
         for number, section in enumerate(sections)
     ]
-    return render("page.html", title=title, summary=summary, sections=sections, figures=figures)
+    return str(render("page.html", title=title, summary=summary, sections=sections, figures=figures))
 
 
 def shown(value: Any, spec: str | None = None) -> str:

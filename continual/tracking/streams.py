@@ -1,6 +1,7 @@
 """The run of a stream: its settings, and after every task its measures, its score matrices and its report."""
 
 from continual.forgetting import Measures
+from continual.page import stream_page
 from continual.plots import confused, confusion_map, heat_map
 from continual.report import Document, report
 from continual.tracking.client import Projection, flat
@@ -45,6 +46,7 @@ def _summarise(to: Projection, run: str, stream: StoredStream, document: Documen
     confusion = confused(document["routed"]["confused"], document["tasks"])
     to.client.log_figure(run, confusion_map(confusion, document["tasks"]), "confusion.png")
     to.client.log_dict(run, document, "report.json")
+    to.client.log_text(run, stream_page(to.registry, document), "report.html")
     states = {position.state for position in stream.positions}
     if states <= {"learned", "failed"}:
         to.client.set_terminated(run, "FAILED" if "failed" in states else "FINISHED")

@@ -1,0 +1,63 @@
+"""Matrices of fractions as tables whose cells are coloured: the number is in each, so colour alone says nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from continual.forgetting import Matrix
+from continual.page.templates import render
+
+LEVELS = 10  # the last of the colours in page.css
+MANY = 20  # tasks: more are set in smaller type
+LEAST_RANGE = 0.1  # of a scale: what differs by less looks alike
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From which value to which the colours go."""
+
+    low: float
+    high: float
+
+    def level(self, value: float) -> int:
+        """The colour of a value, 0 to LEVELS; what lies outside has that of the nearer end."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(LEVELS * min(max(share, 0.0), 1.0))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    level: int
+
+
+def scale_of(*matrices: Matrix) -> Scale:
+    """One scale for matrices that are to be compared: from their least value to their greatest.
+
+    >>> scale_of([[0.5, None], [0.9, 0.75]])
+    Scale(low=0.5, high=0.9)
+    """
+    found = [value for matrix in matrices for row in matrix for value in row if value is not None] or [1.0]
+    high = max(found)
+    return Scale(min(*found, high - LEAST_RANGE), high)
+
+
+def heat_table(
+    matrix: Matrix, tasks: Sequence[str], *, scale: Scale, caption: str, corner: str, spec: str = ".2f"
+) -> Markup:
+    """A matrix with a row and a column for each task; columns go by number, and what has no value stays blank.
+
+    corner: what the rows are · spec: the format of a number.
+    """
+    ends = [_Cell(format(value, spec), scale.level(value)) for value in _ends(scale)]
+    rows = [
+        [None if value is None else _Cell(format(value, spec), scale.level(value)) for value in row] for row in matrix
+    ]
+    return render("heat.html", rows=rows, tasks=tasks, ends=ends, caption=caption, corner=corner, many=MANY)
+
+
+def _ends(scale: Scale) -> Iterator[float]:
+    """Values for the legend, evenly apart."""
+    for part in range(5):
+        yield scale.low + (scale.high - scale.low) * part / 4

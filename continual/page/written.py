@@ -1,0 +1,31 @@
+"""A page as a file."""
+
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from continual.errors import InputError
+
+
+def write_page(file: Path, html: str) -> None:
+    """Write a page to a file, all of it or nothing: a file that is there keeps what it says until then.
+
+    Raises InputError where it cannot be written.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no file that a page could replace. Give the name of one, such as report.html.")
+        _replace(file, html)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
+
+
+def _replace(file: Path, html: str) -> None:
+    draft = file.with_name(f".{uuid4().hex}.draft")
+    try:
+        draft.write_text(html, encoding="utf-8")
+        draft.replace(file)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
