@@ -1,7 +1,5 @@
 """`continual study`: the field's studies on one's own tasks."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +51,9 @@ def study(
         raise StudyError(f"study {name!r} needs a stream file; settings: {', '.join(type(chosen).model_fields)}")
     numbers, known = _seeds(seeds), _only(read_stream(stream), tasks)
     if html is not None:
-        _require_writable(html)
+        from continual.page import require_writable
+
+        require_writable(html)
     with common.learner(backbone or known.backbone) as learner:
         bench = Bench(learner.backbone, load_stream(known), numbers)
         ledger = Ledger.of(common.places.home, name, learner.backbone)
@@ -62,7 +62,7 @@ def study(
         about = _about(name, known, chosen, bench)
         _show(common, about, studied)
         if html is not None:
-            _replace(html, _page(about, studied.result))
+            _write_page(html, about, studied.result)
         from continual.tracking import tell_study
 
         tell_study(learner.registry, common.places, about, studied.result)
@@ -104,8 +104,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Seque
     return table
 
 
-def _page(about: dict[str, Any], result: "Result") -> str:
-    from continual.page import page
+def _write_page(file: Path, about: dict[str, Any], result: "Result") -> None:
+    from continual.page import page, write_page
     from continual.studies import STUDIES
 
     kind = STUDIES[about["study"]]
@@ -113,7 +113,9 @@ def _page(about: dict[str, Any], result: "Result") -> str:
         f"{kind.shows} (after {kind.paper}). Backbone {about['backbone']}, tasks {', '.join(about['tasks'])}, "
         f"seeds {', '.join(map(str, about['seeds']))}."
     )
-    return page(f"{about['study']}: {about['stream']}", result.sections, summary=summary[0].upper() + summary[1:])
+    title, summary = f"{about['study']}: {about['stream']}", summary[0].upper() + summary[1:]
+    write_page(file, page(title, result.sections, summary=summary))
+    say(f"{file} is written")
 
 
 @contextmanager

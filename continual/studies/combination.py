@@ -55,11 +55,7 @@ class Combination(Study):
         values, each = ("parameters", "share", "test"), {"task": task_of, "method": method_of}
         return Result(
             (
-                Section(
-                    "Two methods",
-                    TEXT,
-                    table=Table(("first", "second", *ways(self.pairs[0]), "gain"), rows, {"gain": "+.3f"}),
-                ),
+                Section("Two methods", TEXT, table=Table(columns, rows, {"gain": "+.3f"})),
                 Section("Each method", "Mean test score.", table=means_table(best, {"method": method_of}, values)),
                 Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
             ),

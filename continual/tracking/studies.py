@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from continual.settings import Settings
-
 from continual.tracking.client import MILLISECONDS, Projection, connect, flat
 from registry import Registry, shown
 
