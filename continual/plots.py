@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from continual.forgetting import Matrix
 
 LARGEST = 100.0  # inches of a side, what a picture can hold
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
+BROAD = 16  # signs of a line under a group of bars
 DARK_GAIN = 0.65  # of the largest gain: beyond, the colour of a cell is dark
 DARK, LIGHT = "#010101", "#fefefe"  # ink of cells, whose colours are the same on a light page and on a dark one
 
@@ -69,7 +71,7 @@ def gain_map(
 
     labels: what the rows and what the columns are.
     """
-    width, height = (min(max(3.0, 1.6 + 0.62 * len(names)), LARGEST) for names in (across, down))
+    width, height = (min(max(3.0, 1.4 + 0.62 * len(names)), LARGEST) for names in (across, down))
     figure = Figure(figsize=(width + 1.0, height), layout="constrained")
     axes = figure.add_subplot()
     cells = [[float("nan") if value is None else value for value in row] for row in matrix]
@@ -123,4 +125,20 @@ def line_plot(
     axes.set(xlabel=across, ylabel=up)
     if lines:
         axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def bar_plot(groups: Mapping[str, Mapping[str, float | None]], *, title: str, up: str) -> Figure:
+    """Bars of every group side by side, of the same colour in each; what has no value has no bar."""
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    figure = Figure(figsize=(min(2.5 + 1.6 * len(groups), LARGEST), 4.2), layout="constrained")
+    axes, width = figure.add_subplot(), 0.8 / max(len(names), 1)
+    for number, name in enumerate(names):
+        there = [(i, value) for i, bars in enumerate(groups.values()) if (value := bars.get(name)) is not None]
+        places = [i + width * (number - (len(names) - 1) / 2) for i, _ in there]
+        axes.bar(places, [value for _, value in there], width, label=name)
+    axes.set_xticks(range(len(groups)), [fill(name, BROAD) for name in groups], fontsize=8, parse_math=False)
+    axes.set_title(title, parse_math=False)
+    axes.set(ylabel=up)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

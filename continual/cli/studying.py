@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from continual.studies.study import Made
     from continual.studies.trial import Trial
 
+MOST_ROWS = 60  # of a table, that a terminal shows
 LARGEST_SEED = 2**32 - 1
 
 
@@ -92,7 +93,10 @@ def _show(common: Common, about: dict[str, Any], studied: "Studied") -> None:
             out.print(visible(section.title), style="bold", markup=False)
             if section.text:
                 out.print(visible(section.text), style="dim", markup=False)
-            out.print(_table(section.table.columns, section.table.texts, section.table.numeric))
+            if len(section.table.rows) > MOST_ROWS:
+                out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
+            else:
+                out.print(_table(section.table.columns, section.table.texts, section.table.numeric))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Table:

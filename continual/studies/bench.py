@@ -1,7 +1,7 @@
 """Where trials are made: by the same steps as a task is learned by, with nothing written to the registry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from continual.backbone import Backbone
@@ -10,7 +10,7 @@ from continual.kinds import Prepared, Seen
 from continual.learn import Task, decided, ready, train_from
 from continual.search import possible
 from continual.studies.trial import Trial
-from continual.train import Keep, Report, Trained, score_of
+from continual.train import Keep, Trained, score_of
 from continual.warmstart import Candidate, Neighbour
 from tasks import TaskData
 
@@ -25,35 +25,35 @@ class Subject:
 
 @dataclass(frozen=True)
 class Bench:
-    """A backbone, the tasks of a stream with their rows, and the seeds that every trial is repeated with.
-
-    report: is told of every training step.
-    """
+    """A backbone, the tasks of a stream with their rows, and the seeds that every trial is repeated with."""
 
     backbone: Backbone
     tasks: tuple[TaskData, ...]
     seeds: tuple[int, ...]
-    report: Report = lambda done, total: None
-    _starts: dict[tuple[Any, ...], Candidate] = field(default_factory=dict, init=False, repr=False)
+    _subjects: dict[tuple[Any, ...], Subject] = field(default_factory=dict, init=False, repr=False)
     _sources: dict[str, Delta] = field(default_factory=dict, init=False, repr=False)
 
     def subject(self, trial: Trial) -> Subject:
-        """What a trial begins with; the start in frozen features is worked out once for the same rows."""
-        data, task = trial.taken, ready(self.backbone, trial.taken)
+        """What a trial begins with; the same rows are made ready, and their start worked out, once."""
         room = max(settings.added_tokens for settings in possible(trial.arm.method))  # taken from long texts
-        read = (trial.budget.max_length, room, repr(data.spec.template))
-        key = (data.train.fingerprint, data.validation.fingerprint, *read)
-        if key not in self._starts:
+        key = (*trial.drawn, trial.budget.max_length, room)
+        if key not in self._subjects:
+            task = ready(self.backbone, trial.taken)
             seen = (Seen(task.backbone, None, rows) for rows in (task.train, task.validation))
-            self._starts[key] = Candidate(None, task.kind.start(*seen))
-        return Subject(task, self._starts[key])
+            self._subjects[key] = Subject(task, Candidate(None, task.kind.start(*seen)))
+        known, spec = self._subjects[key], trial.spec
+        assert spec.budget  # what `Trial.spec` fills in
+        task = replace(
+            known.task, data=replace(known.task.data, spec=spec), method=trial.arm.method, budget=spec.budget
+        )
+        return Subject(task, known.start)
 
     def trained(self, trial: Trial, *, keep: Keep = lambda course: None) -> tuple[Task, Trained]:
         """A trial's task as it was trained from scratch, by the method that a search finds where it asks for one."""
         subject = self.subject(trial)
         arm, _ = decided(subject.task, subject.start, seed=trial.seed)
         task = subject.task.by(arm)
-        return task, train_from(task, subject.start, seed=trial.seed, report=self.report, keep=keep)
+        return task, train_from(task, subject.start, seed=trial.seed, keep=keep)
 
     def neighbour(self, source: Trial) -> Neighbour:
         """The delta of a trial that others start from, which is trained once."""

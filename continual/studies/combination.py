@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from pydantic import Field
 
 from continual.page import Section, Table
+from continual.plots import bar_plot
 from continual.studies.bench import Bench, outcome
 from continual.studies.groups import RATES, average, best_rates, means_table, method_of, named, swept, task_of
 from continual.studies.study import Result, Study
@@ -52,10 +53,17 @@ class Combination(Study):
         compared = {(named(a), named(b)): row for a, b in self.pairs if (row := _compared((a, b), scores))}
         rows = tuple((*pair, *row) for pair, row in compared.items())
         columns = ("first", "second", *ways(self.pairs[0]), "gain")
+        bars = {" and ".join(pair): dict(zip(columns[2:-1], row, strict=False)) for pair, row in compared.items()}
         values, each = ("parameters", "share", "test"), {"task": task_of, "method": method_of}
         return Result(
             (
-                Section("Two methods", TEXT, table=Table(columns, rows, {"gain": "+.3f"})),
+                Section(
+                    "Two methods",
+                    TEXT,
+                    table=Table(columns, rows, {"gain": "+.3f"}),
+                    figure=bar_plot(bars, title="mean over tasks and seeds", up="test score"),
+                    caption="Mean test score of two methods, each alone, together, and one after the other",
+                ),
                 Section("Each method", "Mean test score.", table=means_table(best, {"method": method_of}, values)),
                 Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
             ),

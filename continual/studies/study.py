@@ -82,7 +82,11 @@ def carry_out(study: Study, bench: Bench, ledger: Ledger, *, made: Made = lambda
     """
     trials = list({trial.key: trial for trial in study.trials(bench)}.values())
     if not trials:
-        raise StudyError("with these settings the tasks leave nothing to measure; see what `continual study` lists")
+        counts = ", ".join(f"{data.spec.name} {len(data.train)}" for data in bench.tasks)
+        raise StudyError(
+            f"{study!r} leaves nothing to measure on tasks of so many train rows: {counts}; change a setting, as in "
+            "--set NAME=VALUE"
+        )
     _check(bench, trials)
     for number, trial in enumerate(trials):
         made(number, len(trials), trial)
@@ -105,7 +109,7 @@ def _measured(study: Study, bench: Bench, trial: Trial) -> Mapping[str, Any]:
 def _check(bench: Bench, trials: Sequence[Trial]) -> None:
     """Raise MethodError, one message, for tasks and methods that do not fit the backbone."""
     asked = [own for trial in trials for own in (trial, trial.source) if own]
-    specs = {(one.task, repr(one.arm.method), repr(one.data.spec.template)): one.taken.spec for one in asked}
+    specs = {(one.task, repr(one.arm.method), repr(one.data.spec.template)): one.spec for one in asked}
     problems = dict.fromkeys(problem for spec in specs.values() for problem in misfits(bench.backbone, spec))
     if problems:
         raise MethodError("\n".join(problems))

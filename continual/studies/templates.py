@@ -14,6 +14,7 @@ from pydantic import Field
 from continual.errors import StudyError
 from continual.forgetting import mean
 from continual.page import Section, Table
+from continual.plots import bar_plot
 from continual.studies.bench import Bench, outcome
 from continual.studies.groups import RATES, asked, averaged, best_rates
 from continual.studies.study import Result, Study
@@ -67,7 +68,17 @@ class Templates(Study):
         gains = {f"gain.{regime}": gain for regime, *_, gain in means if gain is not None}
         return Result(
             (
-                Section("Mean over the tasks", TEXT, table=Table(("rows", *COLUMNS), tuple(means), FORMATS)),
+                Section(
+                    "Mean over the tasks",
+                    TEXT,
+                    table=Table(("rows", *COLUMNS), tuple(means), FORMATS),
+                    figure=bar_plot(
+                        {regime: dict(zip(COLUMNS, both, strict=False)) for regime, *both, _ in means},
+                        title="mean over tasks and seeds",
+                        up="test score",
+                    ),
+                    caption="Mean test score with a template and with a head, by how many rows there are",
+                ),
                 Section("Each task", table=Table(("task", "rows", *COLUMNS), tuple(each), FORMATS)),
             ),
             gains,

@@ -69,13 +69,13 @@ class Transfer(Study):
         task = subject.task
         if trial.source is None:
             plain = _begun(task, subject.start, PLAIN, seed=trial.seed)
-            return {"plain": scored(task, plain, task.test), "scratch": _learned(bench, trial, task, subject.start)}
+            return {"plain": scored(task, plain, task.test), "scratch": _learned(task, subject.start, seed=trial.seed)}
         rows, held_out = (Seen(task.backbone, None, rows) for rows in (task.train, task.validation))
         source = judge(task.kind, bench.neighbour(trial.source), rows=rows, held_out=held_out)
         frozen = _begun(task, source, task.method.name, seed=trial.seed)
         return {
             "frozen": scored(task, frozen, task.test),
-            "warm": _learned(bench, trial, task, source),
+            "warm": _learned(task, source, seed=trial.seed),
             "held_out": source.start.mean,
         }
 
@@ -89,7 +89,7 @@ class Transfer(Study):
             (
                 Section("Best source of each target", BEST, table=_best(runs, tasks)),
                 _map("Gain over training from scratch", GAIN, gains, tasks),
-                _map("Gain of the source's features, without training", FROZEN, moved, tasks),
+                _map("Gain without training", FROZEN, moved, tasks),
                 Section("Every run", RUNS, table=Table(tuple(Run.__dataclass_fields__), every)),
             ),
             {"mean_gain": average(there), "best_gain": max(there), "worst_gain": min(there)} if there else {},
@@ -132,9 +132,8 @@ def _begun(task: Task, start: Candidate, method: str, *, seed: int) -> Delta:
     return started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
 
 
-def _learned(bench: Bench, trial: Trial, task: Task, start: Candidate) -> float:
-    delta = train_from(task, start, seed=trial.seed, report=bench.report).delta
-    return scored(task, delta, task.test)
+def _learned(task: Task, start: Candidate, *, seed: int) -> float:
+    return scored(task, train_from(task, start, seed=seed).delta, task.test)
 
 
 def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
@@ -162,7 +161,7 @@ def _gains(runs: Sequence[Run], tasks: Sequence[str], new: str, old: str) -> lis
 
 
 def _map(title: str, text: str, matrix: Matrix, tasks: Sequence[str]) -> Section:
-    figure = gain_map(matrix, down=tasks, across=tasks, title=title, labels=("target", "source"))
+    figure = gain_map(matrix, down=tasks, across=tasks, title=title.lower(), labels=("target", "source"))
     rows = tuple((target, *row) for target, row in zip(tasks, matrix, strict=True))
     table = Table(("target", *tasks), rows, dict.fromkeys(tasks, "+.3f"))
     return Section(title, text, table=table, figure=figure, caption=text)

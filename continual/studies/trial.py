@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from continual.search import Arm
-from tasks import Budget, Rows, TaskData
+from tasks import Budget, TaskData, TaskSpec
 from tasks.rows import sample, shots
 
 Told = dict[str, Any]
@@ -36,25 +36,41 @@ class Trial:
         return self.data.spec.name
 
     @cached_property
+    def spec(self) -> TaskSpec:
+        """The task as this trial learns it."""
+        budget = self.budget.model_copy(update={"learning_rate": self.arm.learning_rate})
+        own = {"method": self.arm.method, "warm_start": "scratch", "budget": budget}
+        return self.data.spec.model_copy(update=own)
+
+    @property
     def taken(self) -> TaskData:
         """The task with the rows that the trial takes; its test rows are always all of them."""
-        data, drawn = self.data, f"{self.seed}/{self.task}"
-        train, validation = data.train, data.validation
+        train, validation, drawn = self.data.train, self.data.validation, f"{self.seed}/{self.task}"
         if self.rows is not None:
             train = sample(train, self.rows, seed=f"{drawn}/rows", keep_labels=True)
         if self.shots is not None:
             train = shots(train, self.shots, seed=f"{drawn}/shots")
             validation = shots(validation, self.shots, seed=f"{drawn}/held out")
-        budget = self.budget.model_copy(update={"learning_rate": self.arm.learning_rate})
-        own = {"method": self.arm.method, "warm_start": "scratch", "budget": budget}
-        spec = data.spec.model_copy(update=own)
-        return replace(data, spec=spec, train=train, validation=validation)
+        return replace(self.data, spec=self.spec, train=train, validation=validation)
+
+    @cached_property
+    def given(self) -> str:
+        """SHA-256 of the task's rows and of what decides how they are scored, wherever they lie."""
+        data = self.data
+        spec = data.spec.model_dump(mode="json", include={"kind", "metric", "template"})
+        return digest([spec, data.labels, *(rows.fingerprint for rows in (data.train, data.validation, data.test))])
+
+    @property
+    def drawn(self) -> tuple[Any, ...]:
+        """What decides which rows are taken: the same for trials that take the same."""
+        few = self.rows is not None or self.shots is not None
+        return self.given, self.rows, self.shots, self.seed if few else None
 
     def told(self) -> Told:
         """What was asked, as JSON."""
         return {
             "task": self.task,
-            "given": _given(self.data),
+            "given": self.given,
             "seed": self.seed,
             **self.arm.told(),
             "budget": self.budget.model_dump(mode="json", exclude={"learning_rate"}),
@@ -85,10 +101,3 @@ class Found:
 def digest(value: object) -> str:
     """SHA-256 of a value as JSON, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _given(data: TaskData) -> str:
-    """The digest of a task's rows and of what decides how they are scored, wherever they lie."""
-    splits: list[Rows] = [data.train, data.validation, data.test]
-    spec = data.spec.model_dump(mode="json", include={"kind", "metric", "template"})
-    return digest([spec, data.labels, *(rows.fingerprint for rows in splits)])
