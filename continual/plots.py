@@ -12,6 +12,7 @@ from continual.forgetting import Matrix
 LARGEST = 100.0  # inches of a side, what a picture can hold
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
 BROAD = 16  # signs of a line under a group of bars
+LEAST_GAIN = 0.05  # the colours reach as far as the largest gain, but no less: what differs by little looks alike
 DARK_GAIN = 0.65  # of the largest gain: beyond, the colour of a cell is dark
 DARK, LIGHT = "#010101", "#fefefe"  # ink of cells, whose colours are the same on a light page and on a dark one
 
@@ -75,7 +76,7 @@ def gain_map(
     figure = Figure(figsize=(width + 1.0, height), layout="constrained")
     axes = figure.add_subplot()
     cells = [[float("nan") if value is None else value for value in row] for row in matrix]
-    most = max((abs(value) for row in matrix for value in row if value is not None), default=0.0) or 1.0
+    most = max(abs(value) for row in [*matrix, [LEAST_GAIN]] for value in row if value is not None)
     # Cells as shapes, since a picture of pixels blurs where a page is magnified.
     axes.pcolormesh(cells, cmap="RdBu", vmin=-most, vmax=most)
     axes.invert_yaxis()

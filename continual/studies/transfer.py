@@ -97,8 +97,8 @@ class Transfer(Study):
 
 
 BEST = "Means over seeds. Gain: trained from that source less trained from scratch."
-GAIN = "Rows are targets, columns sources: test score trained from the source's delta less that from scratch."
-FROZEN = "Rows are targets, columns sources: head in closed form in the source's features less that in plain ones."
+GAIN = "Test score trained from the source's delta less that from scratch; rows are targets, columns sources."
+FROZEN = "The same with the head in closed form alone: in the source's features less in the backbone's own."
 RUNS = "held_out: how well the head in closed form answers held-out rows in the source's features, before any training."
 
 
@@ -164,7 +164,7 @@ def _map(title: str, text: str, matrix: Matrix, tasks: Sequence[str]) -> Section
     figure = gain_map(matrix, down=tasks, across=tasks, title=title.lower(), labels=("target", "source"))
     rows = tuple((target, *row) for target, row in zip(tasks, matrix, strict=True))
     table = Table(("target", *tasks), rows, dict.fromkeys(tasks, "+.3f"))
-    return Section(title, text, table=table, figure=figure, caption=text)
+    return Section(title, text, table=table, figure=figure, caption=f"{title}, for each target and source")
 
 
 def _best(runs: Sequence[Run], tasks: Sequence[str]) -> Table:

@@ -92,8 +92,13 @@ def counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     return made
 
 
-def test_every_study_is_tried_here() -> None:
+def test_every_study_is_tried_here_and_has_its_section() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
     assert SMALL.keys() == STUDIES.keys()
+    assert [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")][: len(SMALL)] == list(
+        SMALL
+    )
+    assert all(f"continual study {name} " in page for name in STUDIES)
     for kind in STUDIES.values():
         assert len(kind.shows) < 90
         assert "arXiv:" in kind.paper
