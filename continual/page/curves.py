@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from continual.page.templates import render
+from continual.page.render import render
 
 WIDTH, HEIGHT, MARGIN = 160.0, 64.0, 6.0  # of a panel, in pixels where the page is wide enough
 LEAST_SPAN = 0.02  # what changes by less looks flat

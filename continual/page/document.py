@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from continual.page.figure import inline_svg
-from continual.page.templates import render
+from continual.page.render import render
 
 NOTHING = "–"
 

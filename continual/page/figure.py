@@ -1,5 +1,6 @@
 """Figures of matplotlib as part of a page: their ink is the page's, in light and in dark."""
 
+import warnings
 from io import StringIO
 from xml.etree import ElementTree
 
@@ -22,7 +23,8 @@ def inline_svg(figure: Figure, *, label: str, prefix: str) -> Markup:
     label: what is read aloud in its place · prefix: of its ids, which differ from those of other figures of the page.
     """
     text = StringIO()
-    with matplotlib.rc_context(DRAWN):
+    with matplotlib.rc_context(DRAWN), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts show the text, not matplotlib's
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(visible(text.getvalue()))
     width = float(root.attrib.pop("width").removesuffix("pt")) * PIXELS
@@ -30,9 +32,10 @@ def inline_svg(figure: Figure, *, label: str, prefix: str) -> Markup:
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {_local(name): _value(element.tag, value, prefix) for name, value in element.items()}
-        for name, sign in (("id", ""), ("href", "#")):
-            if name in element.attrib:
-                element.set(name, sign + prefix + element.attrib[name].removeprefix("#"))
+        if "id" in element.attrib:
+            element.set("id", prefix + element.attrib["id"])
+        if element.get("href", "").startswith("#"):  # else an image, which is in the link itself
+            element.set("href", f"#{prefix}{element.attrib['href'][1:]}")
         for part in [part for part in element if _local(part.tag) in LEFT_OUT]:
             element.remove(part)
     root.attrib |= {"role": "img", "aria-label": visible(label), "style": f"--width: {width:.0f}px"}

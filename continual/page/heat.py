@@ -1,14 +1,15 @@
 """Matrices of fractions as tables whose cells are coloured: the number is in each, so colour alone says nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from continual.forgetting import Matrix
-from continual.page.templates import render
+from continual.page.render import render
 
 LEVELS = 10  # the last of the colours in page.css
+STEPS = 4  # of the legend, from end to end
 MANY = 20  # tasks: more are set in smaller type
 LEAST_RANGE = 0.1  # of a scale: what differs by less looks alike
 
@@ -50,14 +51,10 @@ def heat_table(
 
     corner: what the rows are · spec: the format of a number.
     """
-    ends = [_Cell(format(value, spec), scale.level(value)) for value in _ends(scale)]
-    rows = [
-        [None if value is None else _Cell(format(value, spec), scale.level(value)) for value in row] for row in matrix
-    ]
-    return render("heat.html", rows=rows, tasks=tasks, ends=ends, caption=caption, corner=corner, many=MANY)
+    rows = [[None if value is None else _cell(value, scale, spec) for value in row] for row in matrix]
+    legend = [_cell(scale.low + (scale.high - scale.low) * part / STEPS, scale, spec) for part in range(STEPS + 1)]
+    return render("heat.html", rows=rows, tasks=tasks, legend=legend, caption=caption, corner=corner, many=MANY)
 
 
-def _ends(scale: Scale) -> Iterator[float]:
-    """Values for the legend, evenly apart."""
-    for part in range(5):
-        yield scale.low + (scale.high - scale.low) * part / 4
+def _cell(value: float, scale: Scale, spec: str) -> _Cell:
+    return _Cell(format(value, spec), scale.level(value))

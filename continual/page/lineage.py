@@ -8,7 +8,7 @@ from unicodedata import east_asian_width
 
 from markupsafe import Markup
 
-from continual.page.templates import render
+from continual.page.render import render
 from continual.visible import visible
 
 Edges = Sequence[Mapping[str, Any]]  # rows of `Registry.parents`, in the order of learning
@@ -16,6 +16,7 @@ Edges = Sequence[Mapping[str, Any]]  # rows of `Registry.parents`, in the order 
 LETTER, LINE, PADDING = 7.2, 18.0, 10.0  # pixels: width of a letter at most, height of a line
 WIDEST = 24  # letters of a name that are shown
 ACROSS, BELOW = 140.0, 14.0  # pixels between two layers, for what is said of an edge, and between two boxes
+TOP = 8.0  # pixels above the first box, for the same
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _boxes(layers: Sequence[Sequence[str]], edges: Edges) -> dict[str, _Box]:
     boxes, x = {}, 1.0
     for layer in layers:
         texts = {name: _short(visible(name)) for name in layer}
-        width, y = max(map(_width, texts.values())), 1.0
+        width, y = max(map(_width, texts.values())), TOP
         for name in layer:
             height = LINE * max(1, sum(edge["delta"] == name for edge in edges)) + PADDING
             boxes[name] = _Box(name, texts[name], x, y, width, height)

@@ -9,7 +9,7 @@ from continual.page.curves import curve_panels
 from continual.page.document import Section, Table, page, shown
 from continual.page.heat import Scale, heat_table, scale_of
 from continual.page.lineage import lineage_graph
-from continual.page.templates import render
+from continual.page.render import render
 from continual.plots import confused
 from continual.report import MEASURES, Document, gain
 from registry import Registry
@@ -26,8 +26,6 @@ class _Fact:
 
 def stream_page(registry: Registry, document: Document) -> str:
     """What a stream came to as a page of its own, from its report and what else the registry knows of it."""
-    tasks = len(document["tasks"])
-    known = f"{tasks} task{'' if tasks == 1 else 's'}, learned one after another on one frozen backbone"
     sections = [
         _in_short(document),
         *_unfinished(document),
@@ -37,19 +35,21 @@ def stream_page(registry: Registry, document: Document) -> str:
         *_lineage(registry, document),
         *_costs(document),
     ]
-    return page(f"Stream {document['stream']}", sections, summary=f"{known}, {document['backbone']}.")
+    tasks, backbone = len(document["tasks"]), document["backbone"]
+    summary = f"{tasks} task{'' if tasks == 1 else 's'}, a small delta each, on the frozen backbone {backbone}."
+    return page(f"Stream {document['stream']}", sections, summary=summary)
 
 
 def _in_short(document: Document) -> Section:
     oracle, routed, tasks = document["oracle"], document["routed"], document["per_task"]
     parameters, share = mean(task["parameters"] for task in tasks), mean(task["share"] for task in tasks)
-    unlearned = len(document["unfinished"])
+    planned = len(tasks) + len(document["unfinished"])
     facts = [
         _Fact("ACC, task known", shown(oracle["acc"]), "mean score at the end"),
         _Fact("ACC, task routed", shown(routed["acc"]), "the router chooses the task"),
         _Fact("Forgetting, routed", shown(routed["forgetting"]), f"task known: {shown(oracle['forgetting'])}"),
         _Fact("Routing accuracy", shown(routed["routing_accuracy"]), f"share refused: {shown(routed['abstained'])}"),
-        _Fact("Tasks learned", str(len(tasks)), f"{unlearned} are not" if unlearned else ""),
+        _Fact("Tasks learned", str(len(tasks)), f"of {planned}"),
         _Fact("Parameters per task", shown(parameters, ",.0f"), f"{shown(share, '.2%')} of the backbone"),
     ]
     gains = mean(found for task in tasks if (found := gain(task)) is not None)

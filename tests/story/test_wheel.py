@@ -30,6 +30,9 @@ def test_everything_that_is_imported_is_in_it(names: set[str]) -> None:
         assert modules <= names
         assert f"{package}/py.typed" in names
     assert "registry/migrations/script.py.mako" in names
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "continual/page/templates").iterdir()}
+    assert templates
+    assert templates <= names
 
 
 def test_nothing_else_is_in_it(names: set[str]) -> None:

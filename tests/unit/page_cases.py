@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-from registry_cases import accuracy, begin, learn_in, make_registry
+from registry_cases import accuracy, begin, delta_record, make_registry, task_record
 
 from registry import Parent, Registry, Score
 
@@ -29,9 +29,9 @@ def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] 
         near = [names[number - 1], names[(number - 1) // 2]][: number % 3]
         parents = [Parent(delta=name, kind="warm_start", weight=1 / len(near), score=0.5) for name in near]
         with registry.unit() as unit:
-            start = "nearest" if parents else "scratch"
-            delta = learn_in(unit, registry, task, score=0.5 + 0.4 / (1 + number), parents=parents, warm_start=start)
-            unit.add_scores(delta, _scores(number, len(tasks)))
+            unit.add_task(task_record(task))
+            record = delta_record(registry, task, warm_start="nearest" if parents else "scratch")
+            delta = unit.add_delta(record, parents=parents, scores=_scores(number, len(tasks)))
             unit.finish("core", number, delta=delta)
     with registry.unit() as unit:
         for number, _ in enumerate(unlearned, start=len(tasks)):
@@ -48,7 +48,9 @@ def _scores(number: int, tasks: int) -> list[Score]:
         accuracy(0.4 + 0.02 * number / tasks + 0.1 * epoch, split="validation", step=epoch, mode="curve")
         for epoch in range(3)
     ]
-    alone = [accuracy(0.4, mode="frozen"), accuracy(0.6, mode="scratch"), accuracy(0.45, mode="neighbour")]
+    own = 0.5 + 0.4 / (1 + number)
+    alone = [accuracy(own), accuracy(own, split="validation"), accuracy(0.4, mode="frozen")]
+    alone += [accuracy(0.6, mode="scratch"), accuracy(0.45, mode="neighbour")]
     return [*curve, *alone, *(score for step in range(number, tasks) for score in _routed(step))]
 
 
@@ -101,7 +103,7 @@ def leaves(html: str) -> list[str]:
         for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")
         for value in parsed.of(name)
     ]
-    found = [value for value in referred if not value.startswith(("#", "data:,"))]
+    found = [value for value in referred if not value.startswith(("#", "data:,", "data:image/png;base64,"))]
     styles = [*parsed.inside("style"), *parsed.of("style"), *parsed.of("clip-path"), *parsed.of("fill")]
     found += [style for style in styles if "@import" in style or "url(" in style.replace("url(#", "")]
     return found + [tag for tag, *_ in parsed.tags if tag in ("script", "iframe", "img", "object", "embed", "base")]

@@ -1,6 +1,7 @@
 """Pages show what they are given as text, and bring all they need with them."""
 
 import re
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from continual.page.document import shown
 from continual.page.figure import inline_svg
 from continual.page.heat import Scale, heat_table, scale_of
 from continual.page.lineage import lineage_graph
-from continual.page.templates import TEMPLATES, render
+from continual.page.render import TEMPLATES, render
 from continual.visible import visible
 
 CSS = (Path(package.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
@@ -137,12 +138,12 @@ def test_figures_do_not_share_ids() -> None:
 
 
 def test_a_figure_takes_the_ink_of_the_page() -> None:
-    drawn = figure(text='<b> id="x" #000000 $y$')
+    drawn = figure(text='<b> id="x" #000000 $y$ 日本')
     svg = inline_svg(drawn, label="a & <b>", prefix="f0-")
     parsed = Parsed(svg)
     assert (parsed.tags[0][0], *parsed.tags[0][2:4]) == ("svg", "role", "aria-label")
     assert parsed.of("aria-label") == ["a & <b>"]
-    assert '<b> id="x" #000000 $y$' in parsed.inside("text")
+    assert '<b> id="x" #000000 $y$ 日本' in parsed.inside("text")
     styles = " ".join(parsed.of("style"))
     assert "#000000" not in styles
     assert "#ffffff" not in styles
@@ -150,6 +151,15 @@ def test_a_figure_takes_the_ink_of_the_page() -> None:
     assert "var(--paper)" in styles
     assert not {"style", "metadata"} & {tag for tag, *_ in parsed.tags}, "these would be the whole page's"
     assert svg == inline_svg(drawn, label="a & <b>", prefix="f0-"), "the same figure, the same page"
+
+
+def test_an_image_in_a_figure_is_in_the_page() -> None:
+    drawn = Figure(figsize=(2, 2))
+    drawn.add_subplot().imshow(np.eye(3))
+    html = page("p", [Section("map", figure=drawn)])
+    (image,) = (attributes["href"] for tag, attributes in Parsed(html).elements if tag == "image")
+    assert b64decode(image.removeprefix("data:image/png;base64,"), validate=False).startswith(b"\x89PNG")
+    assert leaves(html) == []
 
 
 def test_a_matrix_is_a_table_whose_cells_are_coloured() -> None:
@@ -162,7 +172,7 @@ def test_a_matrix_is_a_table_whose_cells_are_coloured() -> None:
     assert parsed.inside("td") == ["0.50", "0.70", "1.00"]
     cells = [tag for tag in parsed.tags if tag[0] == "td"]
     assert cells == [("td", "class"), ("td",), ("td", "class"), ("td", "class")]
-    assert parsed.of("aria-label")[1:] == ["a", "b"]
+    assert parsed.of("aria-label")[-2:] == ["a", "b"]
 
 
 DARK = re.compile(r"@media \(prefers-color-scheme: dark\) \{(.*?)\n\}", flags=re.DOTALL)
