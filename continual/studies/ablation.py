@@ -81,13 +81,7 @@ class Ablation(Study):
         table = Table(("first layer removed", *(f"to {last}" for last in names)), rows)
         caption = f"Change of the score by layers removed, {name}"
         text = "Change of the validation score without the edits of these layers, layer 0 the lowest."
-        return Section(
-            f"Edits removed, {name}",
-            text,
-            table=table,
-            figure=figure,
-            caption=f"Change of the score by layers removed, {name}",
-        )
+        return Section(f"Edits removed, {name}", text, table=table, figure=figure, caption=caption)
 
 
 def _spans(layers: int) -> list[tuple[int, range]]:
