@@ -63,25 +63,13 @@ class Ablation(Study):
     def result(self, found: Sequence[Found]) -> Result:
         spans = [one for one in found if "spans" in one.trial.also]
         scaled = [one for one in found if "initial_scale" in one.trial.also]
-        maps = [self._map("mean over tasks", spans)] if len({one.trial.task for one in spans}) > 1 else []
+        maps = [_map("mean over tasks", spans)] if len({one.trial.task for one in spans}) > 1 else []
         maps += [
-            self._map(task, [one for one in spans if one.trial.task == task])
+            _map(task, [one for one in spans if one.trial.task == task])
             for task in dict.fromkeys(one.trial.task for one in spans)
         ]
         whole = averaged(spans, "drop_of_all", task_of)
         return Result((*maps, *_by_scale(scaled)), {f"drop_of_all.{task}": drop for task, drop in whole.items()})
-
-    def _map(self, name: str, found: Sequence[Found]) -> Section:
-        matrix, layers = mean_drops([one.outcome["drops"] for one in found]), range(len(found[0].outcome["drops"]))
-        names = [str(layer) for layer in layers]
-        figure = gain_map(
-            matrix, down=names, across=names, title=name, labels=("first layer removed", "last layer removed")
-        )
-        rows = tuple((first, *row) for first, row in zip(names, matrix, strict=True))
-        table = Table(("first layer removed", *(f"to {last}" for last in names)), rows)
-        caption = f"Change of the score by layers removed, {name}"
-        text = "Change of the validation score without the edits of these layers, layer 0 the lowest."
-        return Section(f"Edits removed, {name}", text, table=table, figure=figure, caption=caption)
 
 
 def _spans(layers: int) -> list[tuple[int, range]]:
@@ -137,6 +125,23 @@ def without(backbone: Backbone, delta: Delta, first: int, last: int) -> Delta:
 def _owner(key: str) -> str:
     """The edit and place whose value this is."""
     return key.rpartition("/")[0]
+
+
+def _map(name: str, found: Sequence[Found]) -> Section:
+    """The mean drops of these trials, as a map and a table."""
+    matrix = mean_drops([one.outcome["drops"] for one in found])
+    layers, labels = [str(layer) for layer in range(len(matrix))], ("first layer removed", "last layer removed")
+    table = Table(
+        (labels[0], *(f"to {last}" for last in layers)),
+        tuple((first, *row) for first, row in zip(layers, matrix, strict=True)),
+    )
+    return Section(
+        f"Edits removed, {name}",
+        "Change of the validation score without the edits of these layers, layer 0 the lowest.",
+        table=table,
+        figure=gain_map(matrix, down=layers, across=layers, title=name, labels=labels),
+        caption=f"Change of the score by layers removed, {name}",
+    )
 
 
 def _by_scale(found: Sequence[Found]) -> list[Section]:
