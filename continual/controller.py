@@ -46,7 +46,7 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
     kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in kept.resolved() for problem in _misfits(backbone, spec)
+        MethodError(problem) for spec in kept.resolved() for problem in misfits(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
@@ -63,7 +63,7 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     return loaded
 
 
-def _misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
     """What of a task's kind and method is not offered on this backbone."""
     try:
         assert spec.method  # what `Stream.resolved` fills in

@@ -10,6 +10,7 @@ ContinualError                    exit code 1: something failed while running
 │   ├── MethodError               a method or a setting that does not exist or does not fit
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   ├── RoutingError              a router that does not exist, or is none
+│   ├── StudyError                a study or a setting of one that does not exist, or tasks that it cannot take
 │   └── TextError                 an input line that `predict` cannot read
 ├── RegistryError                 what was learned cannot be read or written              (registry)
 │   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
@@ -56,6 +57,7 @@ __all__ = [
     "SchemaError",
     "StreamChanged",
     "StreamError",
+    "StudyError",
     "TaskChanged",
     "TextError",
 ]
@@ -75,6 +77,10 @@ class ExchangeError(InputError):
 
 class RoutingError(InputError):
     """A router that does not exist, or is none."""
+
+
+class StudyError(InputError):
+    """A study, or a setting of one, does not exist or does not fit, or the tasks are not what it needs."""
 
 
 class TextError(InputError):

@@ -2,9 +2,21 @@
 
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from uuid import uuid4
 
 from continual.errors import InputError
+
+
+def require_writable(file: Path) -> None:
+    """Raise InputError unless `write_page` could write a file: what it takes long to make should have a place."""
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no file that a page could replace. Give the name of one, such as report.html.")
+        with NamedTemporaryFile(dir=file.parent, suffix=".draft"):
+            pass
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
 
 
 def write_page(file: Path, html: str) -> None:
@@ -12,9 +24,8 @@ def write_page(file: Path, html: str) -> None:
 
     Raises InputError where it cannot be written.
     """
+    require_writable(file)
     try:
-        if file.exists() and not file.is_file():
-            raise InputError(f"{file} is no file that a page could replace. Give the name of one, such as report.html.")
         _replace(file, html)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error}. Give another place.") from error

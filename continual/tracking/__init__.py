@@ -5,6 +5,7 @@ MLflow must be told is written into the registry's outbox together with what it 
 """
 
 from continual.tracking.sender import Sent, sync, telling, warn_of_rest
+from continual.tracking.studies import tell_study
 from continual.tracking.ui import serve_ui
 
-__all__ = ["Sent", "serve_ui", "sync", "telling", "warn_of_rest"]
+__all__ = ["Sent", "serve_ui", "sync", "tell_study", "telling", "warn_of_rest"]

@@ -102,14 +102,14 @@ def test_what_can_be_checked_stops_before_anything_is_learned(cli: Run, tmp_path
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[0]["method"] = "lara"
     tasks[1]["label"] = "lable"
-    tasks[2]["warm_start"] = "merge"
+    tasks[2]["method"] = {"name": "lora", "sites": ["nowhere"]}
     file = write_stream(tmp_path, bert_folder, tasks=tasks)
     for words in (("run", str(file)), ("run", str(file), "--check")):
         ran = cli(*words)
         assert ran.code == 2
         assert "'lora'" in ran.err
         assert "'label'" in ran.err
-        assert "merge" in ran.err
+        assert "nowhere" in ran.err
     assert cli("tasks", "--json").json == []
 
 

@@ -14,7 +14,7 @@ FLOORS = {
     "search course optimiser lesson",
     5: "learn described experts stored_router controller routed report predict audit estimate record replay exchange "
     "verify contest checkpoint watcher similar strategies",
-    6: "cli learner tracking plots page",
+    6: "cli learner tracking plots page studies",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
 FORBIDDEN = {

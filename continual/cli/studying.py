@@ -1,0 +1,167 @@
+"""`continual study`: the field's studies on one's own tasks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from continual.cli.options import BackboneName, Common, answer, app, command, err, out, say, write
+from continual.errors import InputError, StudyError
+from continual.visible import visible
+from tasks import Stream, load_stream, read_stream
+
+if TYPE_CHECKING:
+    from continual.studies import Result, Studied, Study
+    from continual.studies.study import Made
+    from continual.studies.trial import Trial
+
+MOST_ROWS = 60  # of a table, that a terminal shows
+LARGEST_SEED = 2**32 - 1
+
+
+@command(app)
+def study(
+    common: Common,
+    name: Annotated[str | None, typer.Argument(help="A study; without one, they are listed.")] = None,
+    stream: Annotated[Path | None, typer.Argument(help="A stream file.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the studies.")] = False,
+    tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; without it, all of the stream.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, by commas: every trial is made with each.")] = "0",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the study, as in --set shots=8; the value is YAML.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the result as a page into this file.")] = None,
+    backbone: BackboneName = None,
+) -> None:
+    """Repeat a study of the field on the tasks of a stream; what was measured before is not measured again."""
+    from continual.studies import STUDIES, Bench, Ledger, carry_out, study_of
+
+    if listed or name is None:
+        rows = [{"study": own, "shows": kind.shows, "from": kind.paper} for own, kind in STUDIES.items()]
+        answer(common, rows, title="Studies: continual study NAME STREAM.yaml")
+        return
+    chosen = study_of(name, dict(_setting(word) for word in settings or ()))
+    if stream is None:
+        raise StudyError(f"study {name!r} needs a stream file; settings: {', '.join(type(chosen).model_fields)}")
+    numbers, known = _seeds(seeds), _only(read_stream(stream), tasks)
+    if html is not None:
+        from continual.page import require_writable
+
+        require_writable(html)
+    with common.learner(backbone or known.backbone) as learner:
+        bench = Bench(learner.backbone, load_stream(known), numbers)
+        ledger = Ledger.of(common.places.home, name, learner.backbone)
+        with _progress(name) as made:
+            studied = carry_out(chosen, bench, ledger, made=made)
+        about = _about(name, known, chosen, bench)
+        _show(common, about, studied)
+        if html is not None:
+            _write_page(html, about, studied.result)
+        from continual.tracking import tell_study
+
+        tell_study(learner.registry, common.places, about, studied.result)
+
+
+def _about(name: str, stream: Stream, chosen: "Study", bench: Any) -> dict[str, Any]:
+    return {
+        "study": name,
+        "stream": stream.name,
+        "backbone": bench.backbone.name,
+        "tasks": [task.name for task in stream.tasks],
+        "seeds": list(bench.seeds),
+        "settings": chosen.model_dump(mode="json"),
+    }
+
+
+def _show(common: Common, about: dict[str, Any], studied: "Studied") -> None:
+    trials = [{**one.trial.told(), "outcome": one.outcome} for one in studied.found]
+    for one in studied.found:
+        if one.failed:
+            say(f"{_called(one.trial)} failed and is left out: {one.outcome['failed']}", style="red")
+    if common.json:
+        write({**about, "tables": studied.result.told, "metrics": dict(studied.result.metrics), "trials": trials})
+        return
+    for section in studied.result.sections:
+        if section.table:
+            out.print(visible(section.title), style="bold", markup=False)
+            if section.text:
+                out.print(visible(section.text), style="dim", markup=False)
+            if len(section.table.rows) > MOST_ROWS:
+                out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
+            else:
+                out.print(_table(section.table.columns, section.table.texts, section.table.numeric))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(escape(visible(column)), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(visible(cell)) for cell in row))
+    return table
+
+
+def _write_page(file: Path, about: dict[str, Any], result: "Result") -> None:
+    from continual.page import page, write_page
+    from continual.studies import STUDIES
+
+    kind = STUDIES[about["study"]]
+    summary = (
+        f"{kind.shows} (after {kind.paper}). Backbone {about['backbone']}, tasks {', '.join(about['tasks'])}, "
+        f"seeds {', '.join(map(str, about['seeds']))}."
+    )
+    title, summary = f"{about['study']}: {about['stream']}", summary[0].upper() + summary[1:]
+    write_page(file, page(title, result.sections, summary=summary))
+    say(f"{file} is written")
+
+
+@contextmanager
+def _progress(name: str) -> Iterator["Made"]:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bars:
+        bar = bars.add_task(name, total=None)
+        yield lambda done, total, trial: bars.update(
+            bar, completed=done, total=total, description=visible(_called(trial))
+        )
+        bars.update(bar, completed=bars.tasks[bar].total or 0, description=name)
+
+
+def _called(trial: "Trial") -> str:
+    from continual.studies.groups import named
+
+    source = f" from {trial.source.task}" if trial.source else ""
+    return f"{trial.task}{source}, {named(trial.arm.method)}, seed {trial.seed}"
+
+
+def _setting(word: str) -> tuple[str, Any]:
+    name, sign, value = word.partition("=")
+    try:
+        if sign and name:
+            return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {word!r}: the value is no YAML ({error}); write --set NAME=VALUE") from error
+    raise StudyError(f"--set {word!r} is no setting; write --set NAME=VALUE, as in --set 'methods=[lora, bitfit]'")
+
+
+def _seeds(words: str) -> tuple[int, ...]:
+    found = [word.strip() for word in words.split(",")]
+    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in found):
+        raise StudyError(f"--seeds {words!r} are no seeds; write whole numbers from 0 to {LARGEST_SEED}, as in 0,1,2")
+    return tuple(dict.fromkeys(map(int, found)))
+
+
+def _only(stream: Stream, names: str | None) -> Stream:
+    """The stream with the named tasks alone, in the order of the stream."""
+    if names is None:
+        return stream
+    wanted, there = {name.strip() for name in names.split(",")}, [task.name for task in stream.tasks]
+    if unknown := sorted(wanted - set(there)):
+        raise InputError(f"--tasks: {', '.join(map(repr, unknown))} are not in the stream; it has {', '.join(there)}")
+    return stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name in wanted)})

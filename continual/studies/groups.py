@@ -1,0 +1,136 @@
+"""What studies do with many trials: choose the best learning rate, average over seeds, name methods."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from continual.forgetting import mean
+from continual.page import Table
+from continual.plots import Line
+from continual.search import Arm
+from continual.studies.bench import Bench
+from continual.studies.trial import Found, Trial
+from tasks import Method, TaskData
+
+Key = TypeVar("Key", bound=Hashable)
+Number = TypeVar("Number", int, float)
+
+RATES = (0.1, 1.0)  # multiples of the stream's learning rate: what changes whole weights needs a lower one
+FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f"}
+PERCENTILES = (20, 50, 80)  # those of Houlsby et al. (2019), figure 1
+
+
+def swept(
+    bench: Bench, methods: Iterable[Method], *, rates: Sequence[float], epochs: int | None = None, **more: Any
+) -> Iterator[Trial]:
+    """A trial of every task with every seed by every method at every learning rate."""
+    chosen = list(methods)
+    for data in bench.tasks:
+        for seed in bench.seeds:
+            for method in chosen:
+                for rate in rates:
+                    yield asked(data, seed, method, rate=rate, epochs=epochs, **more)
+
+
+def asked(
+    data: TaskData, seed: int, method: Method | None, *, rate: float = 1.0, epochs: int | None = None, **more: Any
+) -> Trial:
+    """A trial by a method, or by the task's own, at a multiple of the task's learning rate.
+
+    epochs: in place of the task's own.
+    """
+    spec = data.spec
+    assert spec.budget  # what `Stream.resolved` fills in
+    assert spec.method
+    budget = spec.budget if epochs is None else spec.budget.model_copy(update={"epochs": epochs})
+    return Trial(data, seed, Arm(method or spec.method, rate * budget.learning_rate), budget, **more)
+
+
+def best_rates(found: Iterable[Found]) -> list[Found]:
+    """Of the trials that differ in nothing but the learning rate, the best on validation rows."""
+    best: dict[str, Found] = {}
+    for one in found:
+        key = replace(one.trial, arm=replace(one.trial.arm, learning_rate=0.0)).key
+        if key not in best or one.outcome["validation"] > best[key].outcome["validation"]:
+            best[key] = one
+    return list(best.values())
+
+
+def averaged(found: Iterable[Found], value: str, by: Callable[[Trial], Key]) -> dict[Key, float]:
+    """The mean outcome of the trials that are the same by `by`, in the order in which they first appear."""
+    values: defaultdict[Key, list[float]] = defaultdict(list)
+    for one in found:
+        values[by(one.trial)].append(one.outcome[value])
+    return {key: average(own) for key, own in values.items()}
+
+
+def means_table(found: Sequence[Found], by: Mapping[str, Callable[[Trial], Any]], values: Sequence[str]) -> Table:
+    """A row of mean outcomes for the trials that are the same. by: what rows are told apart by, under its heading."""
+    means = [averaged(found, value, lambda trial: tuple(own(trial) for own in by.values())) for value in values]
+    rows = tuple((*key, *(mean[key] for mean in means)) for key in means[0])
+    return Table((*by, *(value.replace("_", " ") for value in values)), rows, dict(FORMATS))
+
+
+def lines_of(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
+    """A line for each first half of a key, through its second halves in order.
+
+    >>> lines_of({("lora", 300): 0.8, ("lora", 100): 0.7})
+    {'lora': Line(x=[100, 300], y=[0.7, 0.8], low=None, high=None)}
+    """
+    points: defaultdict[str, list[tuple[Number, float]]] = defaultdict(list)
+    for (name, x), y in means.items():
+        points[name].append((x, y))
+    own = {name: sorted(found) for name, found in points.items()}
+    return {name: Line([x for x, _ in found], [y for _, y in found]) for name, found in own.items()}
+
+
+def task_of(trial: Trial) -> str:
+    return trial.task
+
+
+def method_of(trial: Trial) -> str:
+    return named(trial.arm.method)
+
+
+def both_of(trial: Trial) -> tuple[str, str]:
+    """Task and method."""
+    return task_of(trial), method_of(trial)
+
+
+def average(values: Iterable[float]) -> float:
+    """The mean of something."""
+    found = mean(values)
+    assert found is not None
+    return found
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile, linearly interpolated.
+
+    >>> percentiles([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    (1.0, 2.5, 4.0)
+    """
+    low, middle, high = np.percentile(values, PERCENTILES).tolist()
+    return low, middle, high
+
+
+def named(method: Method) -> str:
+    """A method as tables and figures call it.
+
+    >>> named(Method.model_validate({"name": "union", "parts": ["bitfit", {"name": "lora", "rank": 2}]}))
+    'bitfit + lora rank 2'
+    """
+    settings = dict(method.settings)
+    parts = [named(Method.model_validate(part)) for part in settings.pop("parts", ())]
+    between = {"union": " + ", "sequential": ", then "}.get(method.name, " ")
+    shown = between.join(parts) or method.name
+    return " ".join((shown, *(f"{key} {_plain(value)}" for key, value in settings.items())))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_plain(own)}" for key, own in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else f"{value}"

@@ -1,0 +1,115 @@
+"""What every study is: settings that a person may write, trials that follow from them, and what is made of those."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
+
+from continual.controller import misfits
+from continual.errors import LearnError, MethodError, StudyError
+from continual.page import Section, Table
+from continual.studies.bench import Bench
+from continual.studies.ledger import Ledger
+from continual.studies.trial import Found, Trial
+
+Made = Callable[[int, int, Trial], None]  # trials done, trials in all, and the next
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study came to: sections of text, tables and figures, and the few numbers that sum it up, by name."""
+
+    sections: tuple[Section, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        return {section.title: section.table for section in self.sections if section.table}
+
+    @property
+    def told(self) -> dict[str, list[dict[str, Any]]]:
+        """The tables as JSON."""
+        return {
+            title: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            for title, table in self.tables.items()
+        }
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        return {section.title: section.figure for section in self.sections if section.figure}
+
+
+class Study(BaseModel, ABC):
+    """One study. A subclass adds its settings, says which trials they mean, makes one, and makes a result of all.
+
+    shows: what it shows, in a line · paper: where its figure comes from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shows: ClassVar[str]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def trials(self, bench: Bench) -> Iterable[Trial]:
+        """Everything to be measured. Raises InputError where the tasks are not what the study needs."""
+
+    @abstractmethod
+    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+        """What comes of one trial, as JSON."""
+
+    @abstractmethod
+    def result(self, found: Sequence[Found]) -> Result:
+        """What the trials come to, those that failed left out."""
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study that was carried out: all that was found, and what it came to."""
+
+    found: tuple[Found, ...]
+    result: Result
+
+
+def carry_out(study: Study, bench: Bench, ledger: Ledger, *, made: Made = lambda done, total, trial: None) -> Studied:
+    """Make the trials that the ledger does not hold, one after the other, and sum all of them up.
+
+    A trial whose loss is no longer a number is kept as failed and left out of the result.
+    Raises InputError before anything is trained, LearnError where every trial failed.
+    """
+    trials = list({trial.key: trial for trial in study.trials(bench)}.values())
+    if not trials:
+        counts = ", ".join(f"{data.spec.name} {len(data.train)}" for data in bench.tasks)
+        raise StudyError(
+            f"{study!r} leaves nothing to measure on tasks of so many train rows: {counts}; change a setting, as in "
+            "--set NAME=VALUE"
+        )
+    _check(bench, trials)
+    for number, trial in enumerate(trials):
+        made(number, len(trials), trial)
+        if ledger.find(trial) is None:
+            ledger.add(trial, _measured(study, bench, trial))
+    found = tuple(Found(trial, ledger.find(trial) or {}) for trial in trials)
+    there = [one for one in found if not one.failed]
+    if not there:
+        raise LearnError(f"all {len(found)} trials failed; the first: {found[0].outcome['failed']}")
+    return Studied(found, study.result(there))
+
+
+def _measured(study: Study, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    try:
+        return study.measure(bench, trial)
+    except LearnError as error:
+        return {"failed": str(error)}
+
+
+def _check(bench: Bench, trials: Sequence[Trial]) -> None:
+    """Raise MethodError, one message, for tasks and methods that do not fit the backbone."""
+    asked = [own for trial in trials for own in (trial, trial.source) if own]
+    specs = {(one.task, repr(one.arm.method), repr(one.data.spec.template)): one.spec for one in asked}
+    problems = dict.fromkeys(problem for spec in specs.values() for problem in misfits(bench.backbone, spec))
+    if problems:
+        raise MethodError("\n".join(problems))
