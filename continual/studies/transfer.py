@@ -200,7 +200,7 @@ def _judged(runs: Sequence[Run], measures: Sequence[str]) -> Table:
             ([run.gain for run in own], [found for run in own if (found := run.measures[name]) is not None])
             for own in ranked.values()
         ]
-        pairs = [(gains, values) for gains, values in known if len(gains) == len(values) > 1]
+        pairs = [(gains, values) for gains, values in known if len(gains) == len(values) > 0]
         if pairs:
             correlations = [found for pair in pairs if (found := rank_correlation(*pair)) is not None]
             regret = average(regret_at(FIRST, gains, values) for gains, values in pairs)
