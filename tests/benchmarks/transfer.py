@@ -136,7 +136,7 @@ def streams(stream: Stream, *, shots: int | None, seeds: Sequence[int], tasks: S
     """The stream as it is for each seed: with so many rows of each label, and only the tasks that are asked for."""
     for seed in seeds:
         chosen = [task for task in stream.tasks if not tasks or task.name in tasks]
-        few = [task.model_copy(update={"shots": shots} if shots else {}) for task in chosen]
+        few = [task.model_copy(update={"warm_start": "auto", "shots": shots or task.shots}) for task in chosen]
         yield stream.model_copy(update={"seed": seed, "tasks": tuple(few)})
 
 
