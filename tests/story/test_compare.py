@@ -271,6 +271,9 @@ def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pyte
     assert refused.code == 2
     assert "strategy 'olds' is not known" in refused.err
     assert "sequential_full, separate, joint" in refused.err
+    assert cli("compare", file, "--full-rate", "0").code == cli("compare", file, "--ewc-strength", "inf").code == 2
+    assert cli("compare", file, "--html", str(tmp_path / "none" / "page.html")).code == 2
+    assert not (tmp_path / "home").exists(), "nothing was learned"
     monkeypatch.setattr(Joint, "learn", fails)
     ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
     assert ran.code == 1
