@@ -26,7 +26,17 @@ from continual.routing import Opinion, Statistics
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature
 from continual.train import Keep, Report, Trained, train
-from continual.warmstart import TRIAL, Candidate, Neighbour, choose, from_scratch, judge, mixture, started
+from continual.warmstart import (
+    TRIAL,
+    Candidate,
+    Neighbour,
+    best_neighbour,
+    choose,
+    from_scratch,
+    judge,
+    mixture,
+    started,
+)
 from registry import Mode, Registry, Score
 from tasks import Budget, Method, TaskData, WarmStart
 from tasks.rows import sample
@@ -146,8 +156,7 @@ def learn(
         _score(task, "oracle", outputs),
         _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
-    if neighbours := [other for other in others if not other.again]:  # without training: the forward transfer
-        best = max(neighbours, key=lambda candidate: candidate.plain.mean)
+    if best := best_neighbour(others):  # without training: the forward transfer
         scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.plain.head)))
     seconds = time.perf_counter() - began
     if measure_gain and start is not scratch:

@@ -62,7 +62,7 @@ def nearest_learned(
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
-            if _takes(backbone, delta):
+            if takes(backbone, delta):
                 found.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
@@ -82,7 +82,7 @@ def learned_before(backbone: Backbone, registry: Registry, data: TaskData) -> tu
     except (BlobError, DeltaError) as error:
         log.warning("delta %s cannot be a start: %s", last.name, error)
         return ()
-    return (Neighbour(last.name, delta, again=True),) if _takes(backbone, delta) else ()
+    return (Neighbour(last.name, delta, again=True),) if takes(backbone, delta) else ()
 
 
 def _held_out_alike(before: DataRecord, now: TaskData) -> bool:
@@ -119,7 +119,7 @@ def recalled(registry: Registry, name: str, *, again: bool = False) -> Neighbour
     return Neighbour(name, load_delta(registry.blobs.get(registry.delta(name).values)), again=again)
 
 
-def _takes(backbone: Backbone, delta: Delta) -> bool:
+def takes(backbone: Backbone, delta: Delta) -> bool:
     """Whether rows made ready for `backbone` can be read through a delta.
 
     Its edits must be those of the same layers, and it must add no more tokens than there is room for.

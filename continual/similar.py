@@ -15,7 +15,7 @@ from continual.errors import BlobError, DeltaError, InputError
 from continual.features import features, tokenize
 from continual.kinds import Seen
 from continual.learn import Task, ready
-from continual.neighbours import stored_signatures
+from continual.neighbours import stored_signatures, takes
 from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
 from registry import Registry, not_found
 from tasks import TaskSpec, load_task
@@ -55,15 +55,17 @@ def similar_tasks(registry: Registry, task: str) -> list[Row]:
 def looked_at(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
     """The same on one backbone, and the measures that read the task's rows through each of the others' deltas.
 
+    None for those of a delta that the task's rows cannot be read through, or that is damaged.
     Raises NotFound as `similar_tasks` does, InputError for a task whose rows cannot be read again.
     """
     rows = [row for row in similar_tasks(registry, task) if row["backbone"] == backbone.name]
     own, champions = _read_again(registry, backbone, task), _champions(registry, backbone.fingerprint)
     moved = {name: _moved(own.backbone, *champion) for name, champion in champions.items()}
     for row in rows:
-        if row["task"] in champions:
-            both = deltas(moved[task], moved[row["task"]]) if task in moved else None
-            row |= {"deltas": both, **looks(own, champions[row["task"]][0])}
+        other = row["task"]
+        row["deltas"] = deltas(moved[task], moved[other]) if {task, other} <= moved.keys() else None
+        readable = other in champions and takes(own.backbone, champions[other][0])
+        row |= looks(own, champions[other][0]) if readable else dict.fromkeys((*LOOKED, "labels"))
     return rows
 
 

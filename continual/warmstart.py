@@ -84,6 +84,12 @@ def judge(
     return Candidate(kind.carried(plain, delta.head, judged) if delta.head else plain, plain, sources, delta)
 
 
+def best_neighbour(others: Sequence[Candidate]) -> Candidate | None:
+    """The learned delta of another task in whose features this one would start best; averages are not learned."""
+    single = [other for other in others if len(other.sources) == 1 and not other.again]
+    return max(single, key=lambda candidate: candidate.plain.mean, default=None)
+
+
 def mixture(
     backbone: Backbone, settings: MethodSettings, *, scratch: Candidate, others: Sequence[Candidate]
 ) -> tuple[Delta, tuple[Source, ...]] | None:

@@ -18,9 +18,9 @@ def compare(
         str | None, typer.Option(metavar="A,B,…", help="Their names; without it, all but ewc_full.")
     ] = None,
     full_rate: Annotated[
-        float, typer.Option(min=0, help="The learning rate of strategies that train every weight.")
+        float, typer.Option(help="The learning rate of strategies that train every weight.")
     ] = FULL_RATE,
-    ewc_strength: Annotated[float, typer.Option(min=0, help="What EWC's penalty counts.")] = EWC_STRENGTH,
+    ewc_strength: Annotated[float, typer.Option(help="What EWC's penalty counts.")] = EWC_STRENGTH,
     replay_rows: Annotated[
         int, typer.Option(min=1, help="Train rows of each earlier task that replay keeps.")
     ] = REPLAY_ROWS,
@@ -38,6 +38,10 @@ def compare(
     names = DEFAULT if strategies is None else tuple(name.strip() for name in strategies.split(","))
     require_known(names)
     every = offered(full_at=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
+    if html:
+        from continual.page import require_writable
+
+        require_writable(html)
     bars = [*names, *(task.name for task in known.tasks)]
     with common.learner(backbone or known.backbone) as learner, progress(err, bars) as watcher:
         document = learner.compare(known, {name: every[name] for name in names}, watcher=watcher)

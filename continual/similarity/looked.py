@@ -33,9 +33,9 @@ def leep(look: Look) -> float | None:
     """The mean log probability of a row's class by the other head's answers alone, in nats.
 
     (1/N) Σ_i log Σ_z P(y_i | z) θ_z(x_i) with the answers θ and P(y | z) = Σ_{i: y_i = y} θ_z(x_i) / Σ_i θ_z(x_i).
-    Nguyen et al. (2020), "LEEP", arXiv:2002.12462. None for a delta without such a head.
+    Nguyen et al. (2020), "LEEP", arXiv:2002.12462. None for a delta without such a head, and for a task of one class.
     """
-    if look.answers is None:
+    if look.answers is None or look.count < 2:
         return None
     theta = look.answers.double()
     joint = torch.zeros(look.count, theta.shape[1], dtype=torch.float64).index_add_(0, look.classes, theta)

@@ -1,6 +1,7 @@
 """The strategies there are, by name. Adding one: a file with a dataclass that learns, and a line here."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 
 from continual.errors import InputError
@@ -13,6 +14,7 @@ from continual.strategies.sequential import Sequential
 from continual.strategies.strategy import Strategy
 
 ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
+LARGEST_RATE = 10  # as of a stream's budget
 EXTRA = ("ewc_full",)  # learned where it is asked for by name
 
 
@@ -22,7 +24,16 @@ def offered(
     """Every strategy by its name, `isolated` as None.
 
     full_at: the learning rate of those that train every weight.
+    Raises InputError for a rate that is no learning rate, and for a strength that is no number.
     """
+    if not 0 < full_at <= LARGEST_RATE:
+        raise InputError(
+            f"a learning rate is above 0 and at most {LARGEST_RATE}; got {full_at}. Give another --full-rate"
+        )
+    if not 0 <= ewc_strength < math.inf:
+        raise InputError(
+            f"EWC's penalty counts 0 or more, and is finite; got {ewc_strength}. Give another --ewc-strength"
+        )
     return {
         ISOLATED: None,
         "sequential_delta": Sequential(),

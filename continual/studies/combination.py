@@ -11,7 +11,7 @@ from pydantic import Field
 from continual.page import Section, Table
 from continual.plots import bar_plot
 from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, average, best_rates, means_table, method_of, named, swept, task_of
+from continual.studies.groups import RATES, Rates, average, best_rates, means_table, method_of, named, swept, task_of
 from continual.studies.study import Result, Study
 from continual.studies.trial import Found, Trial
 from tasks import Method
@@ -38,7 +38,7 @@ class Combination(Study):
     pairs: tuple[Pair, ...] = Field(
         default=tuple((Method.model_validate(a), Method.model_validate(b)) for a, b in PAIRS), min_length=1
     )
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: Rates = RATES
 
     def trials(self, bench: Bench) -> Iterable[Trial]:
         methods = {named(method): method for pair in self.pairs for method in ways(pair).values()}

@@ -13,7 +13,7 @@ from continual.course import Course
 from continual.page import Section
 from continual.plots import Line, line_plot
 from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, average, averaged, best_rates, means_table, method_of, swept, task_of
+from continual.studies.groups import RATES, Rates, average, averaged, best_rates, means_table, method_of, swept, task_of
 from continual.studies.study import Result, Study
 from continual.studies.trial import Found, Trial
 from tasks import Method
@@ -32,7 +32,7 @@ class Convergence(Study):
     paper: ClassVar[str] = "Ding et al. 2022, arXiv:2203.06904, convergence"
 
     methods: tuple[Method, ...] = Field(default=tuple(Method(name=name) for name in METHODS), min_length=1)
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: Rates = RATES
     epochs: int = Field(default=10, ge=1)
 
     def trials(self, bench: Bench) -> Iterable[Trial]:

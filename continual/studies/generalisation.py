@@ -13,7 +13,17 @@ from pydantic import Field
 from continual.page import Section
 from continual.plots import line_plot
 from continual.studies.bench import Bench, outcome, scored
-from continual.studies.groups import RATES, averaged, best_rates, lines_of, means_table, method_of, swept, task_of
+from continual.studies.groups import (
+    RATES,
+    Rates,
+    averaged,
+    best_rates,
+    lines_of,
+    means_table,
+    method_of,
+    swept,
+    task_of,
+)
 from continual.studies.study import Result, Study
 from continual.studies.trial import Found, Trial
 from tasks import Method
@@ -32,7 +42,7 @@ class Generalisation(Study):
 
     methods: tuple[Method, ...] = Field(default=tuple(Method(name=name) for name in METHODS), min_length=1)
     rows: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(100, 300, 1000, 3000), min_length=1)
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: Rates = RATES
 
     def trials(self, bench: Bench) -> Iterable[Trial]:
         for count in self.rows:

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from continual.forgetting import mean
 from continual.page import Table
@@ -17,8 +18,9 @@ from tasks import Method, TaskData
 
 Key = TypeVar("Key", bound=Hashable)
 Number = TypeVar("Number", int, float)
+Rates = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
 
-RATES = (0.1, 1.0)  # multiples of the stream's learning rate: what changes whole weights needs a lower one
+RATES: Rates = (0.1, 1.0)  # multiples of the stream's learning rate: what changes whole weights needs a lower one
 FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f"}
 PERCENTILES = (20, 50, 80)  # those of Houlsby et al. (2019), figure 1
 

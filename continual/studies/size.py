@@ -8,12 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, final
 
-from pydantic import Field
-
 from continual.page import Section, Table
 from continual.plots import Line, line_plot
 from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, averaged, best_rates, both_of, method_of, named, percentiles, swept
+from continual.studies.groups import RATES, Rates, averaged, best_rates, both_of, method_of, named, percentiles, swept
 from continual.studies.study import Result, Study
 from continual.studies.trial import Found, Trial
 from tasks import Method
@@ -42,7 +40,7 @@ class Size(Study):
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751, fig. 1"
 
     methods: tuple[Method, ...] = ()
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: Rates = RATES
 
     def trials(self, bench: Bench) -> Iterable[Trial]:
         return swept(bench, (*(self.methods or _sizes(bench.backbone.layers)), FULL), rates=self.rates)

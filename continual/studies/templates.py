@@ -16,7 +16,7 @@ from continual.forgetting import mean
 from continual.page import Section, Table
 from continual.plots import bar_plot
 from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, asked, averaged, best_rates
+from continual.studies.groups import RATES, Rates, asked, averaged, best_rates
 from continual.studies.study import Result, Study
 from continual.studies.trial import Found, Trial
 from tasks import Method, TaskData
@@ -36,7 +36,7 @@ class Templates(Study):
     shots: int = Field(default=16, ge=1)
     few_epochs: int = Field(default=10, ge=1)
     method: Method | None = None
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: Rates = RATES
 
     def trials(self, bench: Bench) -> Iterator[Trial]:
         if bare := [data.spec.name for data in bench.tasks if data.spec.template is None]:

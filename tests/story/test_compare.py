@@ -12,7 +12,8 @@ from conftest import backbone_of
 from mlflow import MlflowClient
 from test_kinds import BUDGET as BUDGETS
 from test_kinds import write_kinds
-from tiny import save_backbone, write_task
+from tiny import save_backbone, write_rows, write_task
+from tiny_models import WORDS
 
 from continual import Learner, read_stream
 from continual.backbone import Backbone
@@ -30,7 +31,7 @@ from continual.strategies.strategy import Given, Step
 from registry import Registry, collect, purge_task, verify
 from tasks import Stream, load_stream
 
-TASKS = ("mood", "place", "animals")  # chosen: of eleven settings tried, sequential_delta forgot in two
+TASKS = ("mood", "place", "animals")
 BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.02, "max_length": 32}
 NAMES = ("isolated", "sequential_delta", "ewc", "replay", "separate", "joint")
 EVERY = offered(full_at=1e-3, ewc_strength=1000.0)
@@ -69,14 +70,37 @@ def told(document: Any) -> dict[str, Any]:
     return {one["strategy"]: one for one in document["strategies"]}
 
 
-def test_sequential_training_forgets_and_isolated_deltas_do_not(compared: tuple[Learner, Stream, Any]) -> None:
-    found = told(compared[2])
-    assert tuple(found) == NAMES
-    assert all(one["finished"] for one in found.values())
-    assert found["sequential_delta"]["oracle"]["bwt"] < 0 < found["sequential_delta"]["oracle"]["forgetting"]
-    for name in ("isolated", "separate"):
-        assert found[name]["oracle"]["forgetting"] == found[name]["oracle"]["bwt"] == 0.0
-    assert found["ewc"]["oracle"]["bwt"] > found["sequential_delta"]["oracle"]["bwt"]
+def write_opposites(folder: Path) -> Stream:
+    """Two tasks that say the opposite of the same texts, by the same template and so without a head of their own."""
+    rows = [(word, label) for label, words in WORDS["mood"].items() for word in words.split()]
+    write_rows(folder / "rows.jsonl", *zip(*rows, strict=True))
+    entry = {
+        "source": {"path": "json", "data_files": dict.fromkeys(("train", "validation", "test"), "rows.jsonl")},
+        "text": "text",
+        "label": "label",
+    }
+    words = {"yes": {"bad": "awful", "good": "superb"}, "no": {"bad": "superb", "good": "awful"}}
+    tasks = [
+        entry | {"name": name, "template": {"text": "{{ text }} and {{ mask }}", "words": own}}
+        for name, own in words.items()
+    ]
+    return write_stream(folder, method={"name": "lora", "rank": 4}, budget=BUDGET | {"epochs": 20}, tasks=tasks)
+
+
+def test_one_body_forgets_what_is_contradicted_and_isolated_deltas_do_not(tmp_path: Path) -> None:
+    """Whatever one body answers, it has as much right of one task as it has wrong of the other."""
+    stream, texts = write_opposites(tmp_path), ["lovely", "dull", "bright broken"]
+    with open_home(backbone_of("gpt2"), tmp_path / "home") as learner:
+        assert learner.run(stream.model_copy(update={"tasks": stream.tasks[:1]})) == {}
+        alone = learner.predict(texts, task="yes")
+        document = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
+        assert learner.predict(texts, task="yes") == alone  # their probabilities too, to the bit
+    isolated, shared = (told(document)[name]["oracle"] for name in ("isolated", "sequential_delta"))
+    assert isolated["matrix"][1] == [1.0, 1.0]
+    assert isolated["forgetting"] == isolated["bwt"] == 0.0
+    assert shared["matrix"][0][0] == 1.0
+    assert shared["matrix"][1] == [0.0, 1.0]
+    assert (shared["forgetting"], shared["bwt"]) == (1.0, -1.0)
 
 
 def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any]) -> None:
@@ -105,6 +129,8 @@ def found_ahead(one: Any) -> list[bool]:
 
 def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, Any]) -> None:
     found = told(compared[2])
+    assert tuple(found) == NAMES
+    assert all(one["finished"] for one in found.values())
     joint, own = found["joint"]["oracle"], found["isolated"]["oracle"]
     assert joint["matrix"][:2] == [[None] * 3] * 2
     assert joint["acc"] == pytest.approx(sum(joint["matrix"][-1]) / 3)
@@ -245,6 +271,9 @@ def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pyte
     assert refused.code == 2
     assert "strategy 'olds' is not known" in refused.err
     assert "sequential_full, separate, joint" in refused.err
+    assert cli("compare", file, "--full-rate", "0").code == cli("compare", file, "--ewc-strength", "inf").code == 2
+    assert cli("compare", file, "--html", str(tmp_path / "none" / "page.html")).code == 2
+    assert not (tmp_path / "home").exists(), "nothing was learned"
     monkeypatch.setattr(Joint, "learn", fails)
     ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
     assert ran.code == 1

@@ -14,7 +14,7 @@ from continual.features import features
 from continual.head import combined
 from continual.kinds import Seen
 from continual.kinds.classification import Classification
-from continual.warmstart import Neighbour, from_scratch, judge, mixture
+from continual.warmstart import Candidate, Neighbour, best_neighbour, from_scratch, judge, mixture
 
 
 def product(delta: Delta, key: str) -> Tensor:
@@ -154,3 +154,17 @@ def test_a_head_is_carried_only_where_it_helps(bert: Backbone) -> None:
     assert best is not None
     assert task.carried(start, best, judged).mean >= start.mean
     assert task.carried(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), judged) is start
+
+
+def test_the_best_neighbour_is_one_learned_delta(bert: Backbone) -> None:
+    seen = Seen(bert, None, prepared(bert, "mood", 12))
+    begin = Classification(labels_of("mood")).start(seen, seen)
+
+    def candidate(quality: float, *names: str, again: bool = False) -> Candidate:
+        start = replace(begin, quality=torch.full_like(begin.quality, quality))
+        sources = tuple((Neighbour(n, fresh_delta(bert, "bitfit"), again=again), 1 / len(names)) for n in names)
+        return Candidate(start, start, sources)
+
+    good, better = candidate(0.5, "a@1"), candidate(0.6, "b@1")
+    assert best_neighbour([good, better, candidate(0.9, "own@1", again=True), candidate(0.8, "a@1", "b@1")]) is better
+    assert best_neighbour([]) is None

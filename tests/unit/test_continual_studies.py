@@ -293,6 +293,9 @@ def test_a_trial_that_fails_is_kept_and_left_out(bench: Bench, tmp_path: Path, m
         ("sise", {}, "did you mean 'size'"),
         ("size", {"zzz": 1}, "zzz = 1.*Settings: methods, rates"),
         ("transfer", {"shots": 0}, "shots = 0"),
+        ("size", {"rates": []}, "rates = "),
+        ("size", {"rates": [-1.0]}, "rates.0 = -1.0"),
+        ("size", {"rates": [float("inf")]}, "rates.0 = inf"),
     ],
 )
 def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) -> None:

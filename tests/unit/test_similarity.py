@@ -119,6 +119,9 @@ def test_leep_knows_a_head_that_says_all() -> None:
     told = Look(own.vectors, own.classes, 3, torch.eye(3)[own.classes], 0.0)
     assert LOOKED["leep"](told) == pytest.approx(0.0)
     assert LOOKED["leep"](own) is None
+    assert (
+        LOOKED["leep"](Look(own.vectors, torch.zeros(24, dtype=torch.long), 1, torch.eye(3)[own.classes], 0.0)) is None
+    )
 
 
 @pytest.mark.parametrize("d", [4, 40])

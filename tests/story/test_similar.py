@@ -1,0 +1,40 @@
+"""Tasks compared by their rows, through the deltas of tasks of other kinds and through damaged ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import backbone_of
+from test_compare import open_home
+from test_kinds import BUDGET, write_kinds
+
+from continual.similar import looked_at
+from continual.similarity import LOOKED
+
+READ = (*LOOKED, "labels")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def test_what_a_task_cannot_be_read_through_has_no_measures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of an encoder-decoder a classification reads the encoder alone, a generation both, so neither reads the other."""
+    stream = write_kinds(tmp_path, "mood", "warmth", "echo", budget=BUDGET | {"epochs": 0})
+    with open_home(backbone_of("t5"), tmp_path / "home") as learner:
+        assert learner.run(stream) == {}
+        registry, backbone = learner.registry, learner.backbone
+        found = {row["task"]: row for row in looked_at(registry, backbone, "mood")}
+        assert found["warmth"]["held_out"] is not None
+        assert found["warmth"]["leep"] is None, "a regression answers with a number"
+        assert {found["echo"][measure] for measure in READ} == {None}
+        assert {row["leep"] for row in looked_at(registry, backbone, "warmth")} == {None}, "all rows are of one class"
+        Path(registry.blobs.path(registry.delta("warmth@1").values)).unlink()
+        damaged = {row["task"]: row for row in looked_at(registry, backbone, "mood")}
+        assert damaged["echo"] == found["echo"]
+        assert damaged["warmth"].keys() == found["warmth"].keys()
+        assert {damaged["warmth"][measure] for measure in ("deltas", *READ)} == {None}
+        assert "delta warmth@1 cannot be compared" in caplog.text
