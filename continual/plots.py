@@ -104,7 +104,7 @@ def gain_map(
     width, height = (min(max(3.0, 1.4 + 0.62 * len(names)), LARGEST) for names in (across, down))
     figure = Figure(figsize=(width + 1.0, height), layout="constrained")
     axes = figure.add_subplot()
-    cells = [[float("nan") if value is None else value for value in row] for row in matrix]
+    cells = [_drawn(row) for row in matrix]
     most = max(abs(value) for row in [*matrix, [LEAST_GAIN]] for value in row if value is not None)
     # Cells as shapes, since a picture of pixels blurs where a page is magnified.
     axes.pcolormesh(cells, cmap="RdBu", vmin=-most, vmax=most)

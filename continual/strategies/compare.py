@@ -15,7 +15,7 @@ from functools import cached_property
 from continual.backbone import Backbone
 from continual.controller import begin, check, recipe, run
 from continual.deltas import Delta, copyable, finished, fresh_values, method_settings
-from continual.errors import BlobError, ContinualError, MethodError
+from continual.errors import BlobError, ContinualError, InputError, MethodError
 from continual.learn import ready
 from continual.report import Document
 from continual.search import search_of
@@ -49,6 +49,10 @@ def compare(
     """
     require_known([*strategies])
     loaded = check(backbone, registry, stream)
+    if not loaded:
+        raise InputError(
+            f"every task of stream {stream.name!r} was purged: nothing is left to compare. Add tasks to it"
+        )
     for name, strategy in strategies.items():
         _require_repeatable(backbone, stream, name, strategy)
     begin(backbone, registry, stream, loaded)

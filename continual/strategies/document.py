@@ -74,7 +74,8 @@ def finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
 
 
 def _isolated(document: Document) -> Document:
-    oracle, routed, tasks = document["oracle"], document["routed"], document["per_task"]
+    oracle, routed = document["oracle"], document["routed"]
+    tasks = [task for task in document["per_task"] if task["score"] is not None]  # of what was purged nothing is kept
     accuracy = routed["routing_accuracy"]
     return {
         "strategy": ISOLATED,

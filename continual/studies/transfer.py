@@ -26,7 +26,7 @@ from continual.deltas import METHODS, Delta, copyable, finished, fresh_values, m
 from continual.described import signature_of
 from continual.errors import StudyError
 from continual.forgetting import Matrix
-from continual.kinds import Seen
+from continual.kinds import Seen, kind_of_spec
 from continual.learn import Task, train_from
 from continual.page import Section, Table
 from continual.plots import gain_map
@@ -60,6 +60,7 @@ class Transfer(Study):
         if len(bench.tasks) < 2:
             raise StudyError(f"transfer is between tasks, and there is {len(bench.tasks)}; give two or more")
         _require_copies(bench.backbone, [self._target(data, 0).arm.method for data in bench.tasks])
+        _require_same_layers(bench)
         for seed in bench.seeds:
             yield from (self._target(data, seed) for data in bench.tasks)
             for source in bench.tasks:
@@ -173,6 +174,16 @@ def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
         raise StudyError(
             f"what {first.name!r} has learned cannot be trained on, so that no task can start from it; "
             "choose another method, as in --set method=lora"
+        )
+
+
+def _require_same_layers(bench: Bench) -> None:
+    """Raise StudyError where tasks of an encoder-decoder use other layers of it, so that values are lacking."""
+    generating = [data.spec.name for data in bench.tasks if kind_of_spec(data.spec).generates]
+    if bench.backbone.family.decoder and 0 < len(generating) < len(bench.tasks):
+        raise StudyError(
+            f"on an encoder-decoder, {', '.join(generating)} answer with the decoder and the other tasks do not, so "
+            "that neither can start from the other; choose tasks of one sort with --tasks"
         )
 
 

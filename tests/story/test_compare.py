@@ -246,6 +246,12 @@ def test_a_purged_task_takes_what_was_learned_of_it_along(bert: Backbone, tmp_pa
         assert verify(learner.registry) == []
         again = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
         assert told(again)["sequential_delta"]["tasks"] == ["mood", "animals"]
+        left = [row for row in learner.report("core")["per_task"] if row["task"] != "place"]
+        assert told(again)["isolated"]["bytes"] == sum(row["bytes"] for row in left) / 2
+        for task in ("mood", "animals"):
+            purge_task(learner.registry, task)
+        with pytest.raises(InputError, match="every task of stream 'core' was purged"):
+            learner.compare(stream, {"joint": EVERY["joint"]})
 
 
 @pytest.mark.parametrize(

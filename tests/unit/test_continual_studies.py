@@ -330,6 +330,12 @@ def test_a_template_needs_a_language_model(bert: Backbone, tmp_path: Path) -> No
         carry_out(study_of("templates", {}), bench, Ledger(tmp_path / "l"))
 
 
+def test_tasks_of_an_encoder_decoder_that_cannot_start_from_each_other_are_refused(tmp_path: Path) -> None:
+    bench = Bench(backbone_of("t5"), (task_data("mood"), task_data("place", template=False)), (0,))
+    with pytest.raises(StudyError, match="mood answer with the decoder and the other tasks do not"):
+        carry_out(study_of("transfer", {}), bench, Ledger(tmp_path / "l"))
+
+
 def test_lines_that_are_no_trials_are_passed_over(bench: Bench, tmp_path: Path) -> None:
     file, trial = tmp_path / "deep" / "l", Trial(bench.tasks[0], 0, Arm(Method(name="lora"), 0.1), Budget())
     Ledger(file).add(trial, {"test": 0.5})
