@@ -30,12 +30,14 @@ WIDTH = 6
 NO_ROWS = HeldOut(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.long), torch.zeros(0))
 
 
-def cloud(seed: int, *, rows: int = 60, classes: int = 3, apart: float = 3.0) -> tuple[Tensor, Tensor]:
+def cloud(
+    seed: int, *, rows: int = 60, classes: int = 3, apart: float = 3.0, width: int = WIDTH
+) -> tuple[Tensor, Tensor]:
     """Rows of classes around means of their own."""
     draw = torch.Generator().manual_seed(seed)
-    means = apart * torch.randn(classes, WIDTH, generator=draw)
+    means = apart * torch.randn(classes, width, generator=draw)
     labels = torch.arange(rows) % classes
-    return means[labels] + torch.randn(rows, WIDTH, generator=draw), labels
+    return means[labels] + torch.randn(rows, width, generator=draw), labels
 
 
 def signed(seed: int, **shape: int) -> Signature:
@@ -270,7 +272,7 @@ def test_frozen_features_are_of_every_layer_and_of_the_text_alone() -> None:
 
 def test_an_index_finds_what_comparing_all_finds() -> None:
     """Of 300 tasks: the same tasks and distances, also after some were added and one was taken out."""
-    parts = {f"t{seed}": signed(seed) for seed in range(300)}
+    parts = {f"t{seed}": signed(seed, apart=0.6, width=96) for seed in range(300)}
     few = dict(list(parts.items())[:280])
     rule = Nearest(Totals.of(few), SHRINKAGES[0])
     for name in list(parts)[280:]:
@@ -278,7 +280,7 @@ def test_an_index_finds_what_comparing_all_finds() -> None:
     rule.remove("t7", parts["t7"])
     left = {name: part for name, part in parts.items() if name != "t7"}
     exact = ROUTERS["mahalanobis"](Totals.of(left), NO_ROWS)
-    probes = torch.cat([cloud(seed)[0] for seed in (3, 7, 290)])
+    probes = torch.cat([cloud(seed, apart=0.6, width=96)[0] for seed in (3, 7, 290)])
     found, expected = rule.scores(probes), exact.scores(probes)
     names = [name for name in parts if name in left]
     same = [rule.tasks[i] for i in found.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
