@@ -15,7 +15,7 @@ from continual.deltas import Delta, MethodSettings, Subspace, blend, copyable, f
 from continual.kinds import Kind, Seen, Start, stored
 
 NEIGHBOURS_TRIED = 3
-CLEAR_GAIN = 2.0  # standard errors by which a warm start must beat scratch on held-out rows, before any training
+CLEAR_GAIN = 1.0  # standard errors by which a warm start must beat scratch on held-out rows, before any training
 TRIAL = 20  # batches at most in which a start is tried
 LEAST_GAIN = 0.005  # of the score by which it must beat scratch then
 
