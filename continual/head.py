@@ -62,23 +62,33 @@ def closed_form(signature: Signature, held_out: Tensor, classes: Tensor) -> Clos
 def combined(own: Linear, other: Linear, vectors: Tensor, classes: Tensor) -> tuple[Linear, Tensor]:
     """The head a · own + b · other, a, b ≥ 0, of least cross entropy on held-out vectors [N, D] of given classes [N].
 
-    And which of the vectors it answers rightly [N]. A logarithmic opinion pool: Genest and Zidek (1986), "Combining
-    Probability Distributions". Where the other says nothing of these classes, b is 0.
+    And which of the vectors it answers rightly [N], each by weights that were fitted without its half of them, so that
+    fitting does not flatter itself. A logarithmic opinion pool: Genest and Zidek (1986), "Combining Probability
+    Distributions". Where the other says nothing of these classes, b is 0.
     """
     both = torch.stack([F.linear(vectors.double(), *(part.double() for part in head)) for head in (own, other)])
-    scales = [1.0, float(both[0].std() / both[1].std().clamp_min(1e-12))]
+    correct = torch.zeros(len(classes), dtype=torch.float64)
+    for half in (torch.arange(len(classes)) % 2 == side for side in (0, 1)):
+        a, b = _weighed(both[:, ~half], classes[~half])
+        correct[half] = ((a * both[0] + b * both[1])[half].argmax(dim=1) == classes[half]).double()
+    a, b = _weighed(both, classes)
+    return (a * own[0] + b * other[0], a * own[1] + b * other[1]), correct
+
+
+def _weighed(both: Tensor, classes: Tensor) -> tuple[float, float]:
+    """The weights of two heads' logits [2, N, C]: the first alone where there are no rows to say otherwise."""
+    if not len(classes):
+        return 1.0, 0.0
+    scale = float(both[0].std() / both[1].std().clamp_min(1e-12))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         free = torch.tensor(weights, requires_grad=True)
-        logits = free[0] * scales[0] * both[0] + free[1] * scales[1] * both[1]
-        found = F.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
+        found = F.cross_entropy(free[0] * both[0] + free[1] * scale * both[1], classes, label_smoothing=SMOOTHING)
         (slope,) = torch.autograd.grad(found, free)
         return float(found.detach()), slope.numpy()
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0, None)] * 2, method="L-BFGS-B").x
-    a, b = (float(weight) * scale for weight, scale in zip(found, scales, strict=True))
-    correct = (a * both[0] + b * both[1]).argmax(dim=1) == classes
-    return (a * own[0] + b * other[0], a * own[1] + b * other[1]), correct.double()
+    a, b = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0, None)] * 2, method="L-BFGS-B").x
+    return float(a), float(b) * scale
 
 
 def _tempered(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> ClosedForm:

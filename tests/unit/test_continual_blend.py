@@ -131,6 +131,19 @@ def test_two_heads_are_weighed_on_held_out_rows() -> None:
     assert bool((same == (x[:, 0].sign() == 2 * classes - 1)).all())
 
 
+def test_weights_that_fit_chance_are_not_taken_for_better() -> None:
+    """Classes that nothing tells apart: what a row is answered with was fitted on others."""
+    shares = []
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        x, classes = torch.randn(40, 6, generator=draw), torch.randint(2, (40,), generator=draw)
+        own, other = ((torch.randn(2, 6, generator=draw), torch.zeros(2)) for _ in range(2))
+        shares.append(float(combined(own, other, x, classes)[1].mean()))
+    assert sum(shares) / len(shares) < 0.51
+    (_, _), alone = combined(own, other, x[:1], classes[:1])
+    assert alone.shape == (1,)
+
+
 def test_a_head_says_of_other_labels_what_it_knows(bert: Backbone) -> None:
     head = fresh_delta(bert, "lora").head
     assert head is not None
