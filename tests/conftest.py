@@ -22,6 +22,12 @@ from continual.backbone import Backbone, load_backbone
 torch.set_num_threads(1)
 
 backbone_of = cache(tiny_backbone)
+LONGEST = {"test_readme.py", "test_real_data.py", "test_faults.py", "test_plugins.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
