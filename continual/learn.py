@@ -135,16 +135,16 @@ def learn(
     task = task.by(plan.arm)
     settings, scratch = method_settings(task.method), from_scratch(begin, plan.spanning)
     others = possible_starts(task, scratch, plan.neighbours, rows=rows, held_out=held_out)
-    if checkpoint:
-        start = {candidate.names: candidate for candidate in (scratch, *others)}[checkpoint.start]
-    else:
-        tried = partial(attempt, task, seed=seed)
+    starts = {candidate.names: candidate for candidate in (scratch, *others)}
+    if checkpoint and checkpoint.start in starts:
+        start, course = starts[checkpoint.start], checkpoint.course
+    else:  # an average may be another one on another machine
+        tried, course = partial(attempt, task, seed=seed), None
         start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
     def reached(course: Course) -> None:
         keep(Checkpoint(plan, start.names, course, time.perf_counter() - began))
 
-    course = checkpoint.course if checkpoint else None
     trained = train_from(task, start, seed=seed, report=report, course=course, keep=reached)
 
     told = Seen(backbone, trained.delta, task.test)
@@ -183,9 +183,10 @@ def possible_starts(
     """Every neighbour as a start, and the average of those that are of use."""
     kind, settings = task.kind, method_settings(task.method)
     found = [judge(kind, (near, 1.0), delta=near.delta, rows=rows, held_out=held_out) for near in neighbours]
-    if task.warm_start in ("merge", "auto"):
-        mixed = mixture(task.backbone, settings, scratch=scratch, others=found)
-        found += [judge(kind, *mixed[1], delta=mixed[0], rows=rows, held_out=held_out)] if mixed else []
+    averaging = task.warm_start in ("merge", "auto")
+    if averaging and (mixed := mixture(task.backbone, settings, scratch=scratch, others=found)):
+        delta, sources = mixed
+        found.append(judge(kind, *sources, delta=delta, rows=rows, held_out=held_out))
     return found
 
 

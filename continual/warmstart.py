@@ -93,11 +93,12 @@ def best_neighbour(others: Sequence[Candidate]) -> Candidate | None:
 def mixture(
     backbone: Backbone, settings: MethodSettings, *, scratch: Candidate, others: Sequence[Candidate]
 ) -> tuple[Delta, tuple[Source, ...]] | None:
-    """The average of the neighbours that are of use, weighted by how much they raise the quality on held-out rows.
+    """The average of the neighbours of this method that are of use, weighted by what each brings on held-out rows.
 
     None where fewer than two of them do, or where they cannot be averaged.
     """
-    gains = [(other, other.start.mean - scratch.start.mean) for other in others if not other.again]
+    same = [own for own in others if not own.again and own.delta and type(own.delta.settings) is type(settings)]
+    gains = [(other, other.start.mean - scratch.start.mean) for other in same]
     useful = [(other, gain) for other, gain in gains if gain > 0]
     if len(useful) < 2:
         return None

@@ -100,7 +100,7 @@ def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) 
     task, seen = Classification(labels_of("mood")), Seen(bert, None, prepared(bert, "mood", 12))
     scratch = from_scratch(task.start(seen, seen))
 
-    def of(name: str, gain: float, *, again: bool = False) -> object:
+    def of(name: str, gain: float, *, again: bool = False) -> Candidate:
         delta = moved_delta(bert, "lora", seed=len(name))
         found = judge(task, (Neighbour(name, delta, again=again), 1.0), delta=delta, rows=seen, held_out=seen)
         quality = scratch.start.quality + gain
@@ -111,6 +111,10 @@ def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) 
     assert found is not None
     assert [(neighbour.name, pytest.approx(weight)) for neighbour, weight in found[1]] == [("a", 0.75), ("bb", 0.25)]
     assert mixture(bert, settings, scratch=scratch, others=given[1:]) is None, "one alone is no mean"
+    foreign = replace(given[0], delta=moved_delta(bert, "bitfit"))
+    assert mixture(bert, settings, scratch=scratch, others=[*given, foreign])[1] == found[1], (
+        "another method's is left out"
+    )
 
 
 def test_two_heads_are_weighed_on_held_out_rows() -> None:
