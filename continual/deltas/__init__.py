@@ -7,7 +7,7 @@ from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
 from continual.deltas.subspace import Subspace
-from continual.deltas.values import copyable, finished, fresh_values, penalty, steps
+from continual.deltas.values import copyable, finished, fresh_values, penalty, repeatable, steps
 
 __all__ = [
     "METHODS",
@@ -30,5 +30,6 @@ __all__ = [
     "load_delta",
     "method_settings",
     "penalty",
+    "repeatable",
     "steps",
 ]

@@ -116,6 +116,12 @@ def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool
     return delta.settings == settings and _shapes(delta.values) == _allowed(backbone, settings)[0]
 
 
+def repeatable(backbone: Backbone, settings: MethodSettings) -> bool:
+    """Whether what training by `settings` keeps can be trained again: its values are those that it began with."""
+    began, *_, kept = _allowed(backbone, settings)
+    return began == kept
+
+
 Shapes = Mapping[str, tuple[int, ...]]
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, ...]]] = WeakKeyDictionary()  # by model
 

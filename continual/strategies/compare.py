@@ -14,7 +14,7 @@ from functools import cached_property
 
 from continual.backbone import Backbone
 from continual.controller import begin, check, recipe, run
-from continual.deltas import Delta, copyable, finished, fresh_values, method_settings
+from continual.deltas import method_settings, repeatable
 from continual.errors import BlobError, ContinualError, InputError, MethodError
 from continual.learn import ready
 from continual.report import Document
@@ -107,9 +107,7 @@ def _require_repeatable(backbone: Backbone, stream: Stream, name: str, strategy:
         raise MethodError(
             f"strategy {name!r} trains one delta on all tasks, and method 'auto' chooses for each. {other}"
         )
-    settings = method_settings(stream.method)
-    fresh = Delta(stream.method.name, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), None)
-    if not copyable(backbone, finished(backbone, fresh, stage=settings.stages - 1), settings):
+    if not repeatable(backbone, method_settings(stream.method)):
         raise MethodError(
             f"strategy {name!r} trains one delta on task after task, and what method {stream.method.name!r} keeps of a "
             f"delta cannot be trained again. {other}"

@@ -22,7 +22,7 @@ from pydantic import Field
 from scipy.stats import spearmanr
 
 from continual.backbone import Backbone
-from continual.deltas import METHODS, Delta, copyable, finished, fresh_values, method_settings
+from continual.deltas import METHODS, Delta, method_settings, repeatable
 from continual.described import signature_of
 from continual.errors import StudyError
 from continual.forgetting import Matrix
@@ -168,9 +168,7 @@ def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
             f"transfer copies values between tasks, so that one method must be named for all; the tasks have {names}. "
             "Name it with --set method=lora"
         )
-    settings = method_settings(first)
-    fresh = Delta(first.name, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), None)
-    if not copyable(backbone, finished(backbone, fresh, stage=settings.stages - 1), settings):
+    if not repeatable(backbone, method_settings(first)):
         raise StudyError(
             f"what {first.name!r} has learned cannot be trained on, so that no task can start from it; "
             "choose another method, as in --set method=lora"
