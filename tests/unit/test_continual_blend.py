@@ -1,20 +1,25 @@
 """Averages of deltas: what they compute, for every method and for low-rank ones of any rank."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import fresh_delta, labels_of, moved_delta, prepared
+from tiny import fresh_delta, labels_of, moved_delta, prepared, rows_of
 from torch import Tensor
 
 from continual.backbone import Backbone
+from continual.checkpoint import Checkpoint
 from continual.deltas import METHODS, Delta, blend, copyable
 from continual.deltas.forms import Bottleneck, LowRank
 from continual.features import features
 from continual.head import combined
 from continual.kinds import Seen
 from continual.kinds.classification import Classification
+from continual.learn import learn, ready
 from continual.warmstart import Candidate, Neighbour, best_neighbour, from_scratch, judge, mixture
+from registry import Registry
+from tasks import TaskData, TaskSpec
 
 
 def product(delta: Delta, key: str) -> Tensor:
@@ -112,9 +117,29 @@ def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) 
     assert [(neighbour.name, pytest.approx(weight)) for neighbour, weight in found[1]] == [("a", 0.75), ("bb", 0.25)]
     assert mixture(bert, settings, scratch=scratch, others=given[1:]) is None, "one alone is no mean"
     foreign = replace(given[0], delta=moved_delta(bert, "bitfit"))
-    assert mixture(bert, settings, scratch=scratch, others=[*given, foreign])[1] == found[1], (
-        "another method's is left out"
-    )
+    among = mixture(bert, settings, scratch=scratch, others=[*given, foreign])
+    assert among is not None
+    assert among[1] == found[1], "another method's is left out"
+
+
+def test_a_start_that_cannot_be_made_again_is_chosen_anew(bert: Backbone, tmp_path: Path) -> None:
+    """An average may be of other neighbours on another machine: what was trained from it is of no use then."""
+    about = {"name": "mood", "source": {"path": "none"}, "text": "text", "label": "label", "method": "lora"}
+    budget = {"epochs": 2, "batch_size": 8, "max_length": 32}
+    spec = TaskSpec.model_validate(about | {"warm_start": "merge", "budget": budget})
+    splits = (rows_of("mood", n, seed=seed) for seed, n in enumerate((12, 20, 12)))
+    own = ready(bert, TaskData(spec, labels_of("mood"), *splits))
+    neighbours = tuple(Neighbour(f"{seed}@1", moved_delta(bert, "lora", seed=seed)) for seed in (1, 2))
+    kept: list[Checkpoint] = []
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as registry:
+        learn(registry, own, seed=0, keep=kept.append)
+        plan = replace(kept[1].plan, neighbours=neighbours)
+        anew = learn(registry, own, seed=0, checkpoint=replace(kept[1], plan=plan, start=("1@1", "9@1")))
+        again = learn(registry, own, seed=0, checkpoint=replace(kept[1], plan=plan, start=anew.start.names))
+    assert anew.start.sources
+    assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
+    assert anew.trained.curve[:2] != kept[1].course.curve, "it is trained from its beginning"
+    assert again.trained.curve[:2] == kept[1].course.curve, "as one that can be made again is not"
 
 
 def test_two_heads_are_weighed_on_held_out_rows() -> None:
