@@ -31,7 +31,6 @@ def study(
     common: Common,
     name: Annotated[str | None, typer.Argument(help="A study; without one, they are listed.")] = None,
     stream: Annotated[Path | None, typer.Argument(help="A stream file.")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="List the studies.")] = False,
     tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; without it, all of the stream.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, by commas: every trial is made with each.")] = "0",
     settings: Annotated[
@@ -43,7 +42,7 @@ def study(
     """Repeat a study of the field on the tasks of a stream; what was measured before is not measured again."""
     from continual.studies import STUDIES, Bench, Ledger, carry_out, study_of
 
-    if listed or name is None:
+    if name is None:
         rows = [{"study": own, "shows": kind.shows, "from": kind.paper} for own, kind in STUDIES.items()]
         answer(common, rows, title="Studies: continual study NAME STREAM.yaml")
         return

@@ -29,7 +29,6 @@ def stream(tmp_path: Path, bert_folder: Path) -> Path:
 def test_studies_are_listed(cli: Run) -> None:
     rows = cli("study", "--json").json
     assert [row["study"] for row in rows] == list(STUDIES)
-    assert cli("study", "--list", "--json").json == rows
     assert "fig. 1" in cli("study").out
 
 
