@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, Common, app, command, err, out, say, write
+from continual.cli.options import BackboneName, Common, Html, app, command, err, out, say, write
 from continual.settings import EWC_STRENGTH, FULL_RATE, REPLAY_ROWS
 from tasks import read_stream
 
@@ -24,9 +24,7 @@ def compare(
     replay_rows: Annotated[
         int, typer.Option(min=1, help="Train rows of each earlier task that replay keeps.")
     ] = REPLAY_ROWS,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it as a page to show to others, too.")
-    ] = None,
+    html: Html = None,
     backbone: BackboneName = None,
 ) -> None:
     """Learn a stream by other strategies of continual learning too, and show what comes of each."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import BackboneName, Common, TaskName, answer, app, command, err, out, say, write
+from continual.cli.options import BackboneName, Common, Html, TaskName, answer, app, command, err, out, say, write
 from continual.errors import InputError
 from continual.settings import AT_LEAST, DEFAULT_HOME, FALSE_ABSTENTIONS
 from registry import Registry
@@ -96,9 +96,7 @@ def predict(
 def report(
     common: Common,
     stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it as a page to show to others, too.")
-    ] = None,
+    html: Html = None,
 ) -> None:
     """Score matrices and measures of a stream, with the task known and with the task chosen by the router."""
     with common.registry() as registry:

@@ -35,6 +35,7 @@ BackboneName = Annotated[str | None, typer.Option("--backbone", help="A name (mi
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows.")]
 AfterName = Annotated[str | None, typer.Option("--after", help="The name in the last row of the page before.")]
 AfterRow = Annotated[int | None, typer.Option("--after", min=1, help="The id of the last row of the page before.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page to show to others, too.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="The name of a task.")]
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from continual.cli.options import BackboneName, Common, answer, app, command, err, out, say, write
+from continual.cli.options import BackboneName, Common, Html, answer, app, command, err, out, say, write
 from continual.errors import InputError, StudyError
 from continual.visible import visible
 from tasks import Stream, load_stream, read_stream
@@ -36,7 +36,7 @@ def study(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the study, as in --set shots=8; the value is YAML.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the result as a page into this file.")] = None,
+    html: Html = None,
     backbone: BackboneName = None,
 ) -> None:
     """Repeat a study of the field on the tasks of a stream; what was measured before is not measured again."""
