@@ -1,6 +1,6 @@
 """What people read in the terminal: listings and reports as tables that fit in eighty columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -21,13 +21,17 @@ LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 def listing(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of the rows of a `--json` listing."""
     names = [name for name in rows[0] if name not in LEFT_OUT and not (name == "task" and "delta" in rows[0])]
+    texts = [[_text(row[name], name) for name in names] for row in rows]
+    return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> Table:
+    """A table of texts as they are, those of `numeric` columns to the right."""
     table = _table()
-    for name in names:
-        table.add_column(
-            name.replace("_", " "), justify="right" if _is_number(rows[0][name]) else "left", overflow="fold"
-        )
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(escape(visible(column)), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row[name], name) for name in names))
+        table.add_row(*(escape(visible(cell)) for cell in row))
     return table
 
 
@@ -105,21 +109,22 @@ def _measures(document: Document) -> Table:
 
 
 def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table()
-    for heading in ("delta", "score", "95 % interval", "frozen", "start", "gain", "parameters", "kB", "s"):
-        table.add_column(heading, justify="left" if heading in ("delta", "start") else "right", overflow="fold")
-    for task in tasks:
-        table.add_row(
-            escape(visible(task["delta"])),
+    headings = ("delta", "score", "95 % interval", "frozen", "start", "gain", "parameters", "kB", "s")
+    rows = [
+        (
+            task["delta"],
             _text(task["score"]),
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
-            escape(visible(", ".join(parent["delta"] for parent in task["parents"]) or "scratch")),
+            ", ".join(parent["delta"] for parent in task["parents"]) or "scratch",
             _text(gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
             f"{task['seconds']:.0f}",
         )
+        for task in tasks
+    ]
+    table = table_of(headings, rows, numeric=[heading not in ("delta", "start") for heading in headings])
     shares = [task["share"] for task in tasks]
     each = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
     table.caption = (
@@ -151,7 +156,7 @@ def _text(value: Any, name: str = "") -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
         return " ".join(_text(found) for found in value.values())
-    return escape(visible(str(value)))
+    return str(value)
 
 
 def _is_number(value: Any) -> bool:

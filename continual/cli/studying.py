@@ -1,16 +1,13 @@
 """`continual study`: the field's studies on one's own tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from continual.cli.options import BackboneName, Common, Html, answer, app, command, err, out, say, write
 from continual.errors import InputError, StudyError
@@ -87,6 +84,8 @@ def _show(common: Common, about: dict[str, Any], studied: "Studied") -> None:
     if common.json:
         write({**about, "tables": studied.result.told, "metrics": dict(studied.result.metrics), "trials": trials})
         return
+    from continual.cli.show import table_of
+
     for section in studied.result.sections:
         if section.table:
             out.print(visible(section.title), style="bold", markup=False)
@@ -95,16 +94,7 @@ def _show(common: Common, about: dict[str, Any], studied: "Studied") -> None:
             if len(section.table.rows) > MOST_ROWS:
                 out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
             else:
-                out.print(_table(section.table.columns, section.table.texts, section.table.numeric))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column, right in zip(columns, numeric, strict=True):
-        table.add_column(escape(visible(column)), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(visible(cell)) for cell in row))
-    return table
+                out.print(table_of(section.table.columns, section.table.texts, numeric=section.table.numeric))
 
 
 def _write_page(file: Path, about: dict[str, Any], result: "Result") -> None:
