@@ -72,14 +72,16 @@ def similar(
     if rows:
         with common.learner(backbone) as learner:
             from continual.similar import looked_at
+            from continual.similarity import STORED
 
-            found = looked_at(learner.registry, learner.backbone, task)
+            found, left_out = looked_at(learner.registry, learner.backbone, task), ["backbone", *STORED]
     else:
         with common.registry() as registry:
             from continual.similar import similar_tasks
 
             found = similar_tasks(registry, task)
-    answer(common, found, title=f"Tasks like {task}")
+        left_out = [] if len({row["backbone"] for row in found}) > 1 else ["backbone"]
+    answer(common, found, title=f"Tasks like {task}", left_out=left_out)
 
 
 @command(app, name="verify")

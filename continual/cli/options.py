@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -127,8 +127,8 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def answer(common: Common, rows: list[dict[str, Any]], *, title: str) -> None:
-    """Rows on standard output: a JSON array with `--json`, a table otherwise."""
+def answer(common: Common, rows: list[dict[str, Any]], *, title: str, left_out: Collection[str] = ()) -> None:
+    """Rows on standard output: a JSON array with `--json`, a table otherwise, without the columns `left_out`."""
     from continual.cli.show import listing
 
     if common.json:
@@ -136,7 +136,7 @@ def answer(common: Common, rows: list[dict[str, Any]], *, title: str) -> None:
     else:
         out.print(visible(title if rows else f"{title}: none"), style="bold", markup=False)
         if rows:
-            out.print(listing(rows))
+            out.print(listing(rows, left_out=left_out))
 
 
 def say(message: str, *, style: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """What people read in the terminal: listings and reports as tables that fit in eighty columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,9 +18,10 @@ SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
 LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 
 
-def listing(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of the rows of a `--json` listing."""
-    names = [name for name in rows[0] if name not in LEFT_OUT and not (name == "task" and "delta" in rows[0])]
+def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()) -> Table:
+    """A table of the rows of a `--json` listing, without the columns `left_out`."""
+    left_out = {*LEFT_OUT, *left_out, *(("task",) if "delta" in rows[0] else ())}
+    names = [name for name in rows[0] if name not in left_out]
     texts = [[_text(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
 

@@ -61,6 +61,10 @@ def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_pat
         shown = cli(*words)
         assert shown.code == 0
         assert shown.out.strip()
+    stored, rows = cli("similar", "mood").out, cli("similar", "mood", "--rows").out
+    assert ("distance" in stored, "leep" in stored) == (True, False)
+    assert ("distance" in rows, "leep" in rows) == (False, True)
+    assert max(map(len, rows.splitlines())) <= 80, "though the terminal has room for more"
     again = cli("run", str(stream), "--json")
     assert again.json == ran.json
 
