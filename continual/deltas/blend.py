@@ -58,14 +58,14 @@ def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _head(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | None:
-    """The average of the heads that have the same outputs as the first; None where that has none."""
+    """The average of the heads that have the same outputs as the first, in its order; None where that has none."""
     first = deltas[0].head
     if first is None:
         return None
     same = [
-        (delta.head, weight)
+        (delta.head.ordered(first.labels), weight)
         for delta, weight in zip(deltas, weights, strict=True)
-        if delta.head and (delta.head.labels, delta.head.pooling) == (first.labels, first.pooling)
+        if delta.head and (set(delta.head.labels), delta.head.pooling) == (set(first.labels), first.pooling)
     ]
     heads, shares = [head for head, _ in same], [weight / sum(w for _, w in same) for _, weight in same]
     weight, bias = average([head.weight for head in heads], shares), average([head.bias for head in heads], shares)

@@ -47,6 +47,11 @@ class Head:
 
         return replace(self.map(placed), labels=tuple(labels))
 
+    def ordered(self, labels: Sequence[str]) -> "Head":
+        """The same head with its outputs in the order of these labels, which are its own."""
+        order = [self.labels.index(label) for label in labels]
+        return replace(self.map(lambda tensor: tensor[order]), labels=tuple(labels))
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Head":
         """The same head with `change` applied to weight and bias."""
         return replace(self, weight=change(self.weight), bias=change(self.bias))

@@ -118,8 +118,7 @@ def _own_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | 
             f"the head is for {list(head.labels)}, and the task has {list(blank.labels)}; "
             "import it as the task that it was trained for"
         )
-    order = [head.labels.index(label) for label in blank.labels]
-    own = replace(head, weight=head.weight[order], bias=head.bias[order], labels=blank.labels)
+    own = head.ordered(blank.labels)
     return kind.in_standard_units(own) if isinstance(kind, Regression) else own
 
 

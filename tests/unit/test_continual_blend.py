@@ -91,6 +91,24 @@ def test_other_methods_and_other_sites_are_not_averaged(bert: Backbone) -> None:
     assert blend(bert, METHODS["prefix"](length=4), [short, short], [0.5, 0.5]) is None
 
 
+def test_heads_are_averaged_label_by_label(bert: Backbone) -> None:
+    """Whatever order each has its labels in; what answers other labels is left out."""
+    one, two, other = (moved_delta(bert, "bitfit", seed=seed) for seed in (1, 2, 3))
+    assert one.head
+    assert two.head
+    assert other.head
+    turned = replace(two, head=two.head.ordered(two.head.labels[::-1]))
+    strange = replace(other, head=replace(other.head, labels=("new", *other.head.labels[1:])))
+    weights = [0.3, 0.2, 0.5]
+    found = blend(bert, one.settings, [one, turned, strange], weights)
+    assert found is not None
+    assert found.head is not None
+    assert found.head.labels == one.head.labels
+    for own in ("weight", "bias"):
+        wanted = 0.6 * getattr(one.head, own) + 0.4 * getattr(two.head, own)
+        torch.testing.assert_close(getattr(found.head, own), wanted)
+
+
 def test_low_rank_is_the_best_of_its_rank() -> None:
     """No other change of that rank is nearer: Eckart and Young."""
     draw = torch.Generator().manual_seed(0)
