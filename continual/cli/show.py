@@ -58,6 +58,9 @@ def show_report(console: Console, document: Document) -> None:
 def show_comparison(console: Console, document: Document) -> None:
     """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
     told = document["strategies"]
+    if document["purged"]:
+        gone = visible(f"Left out, since they were purged: {', '.join(document['purged'])}")
+        console.print(gone, style="yellow", markup=False)
     known = [heading for heading, (mode, _) in MEASURED.items() if mode == "oracle"]
     routed = [heading for heading in MEASURED if heading not in known]
     scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))

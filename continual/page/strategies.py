@@ -16,6 +16,8 @@ def strategies_page(document: Document) -> str:
         f"{tasks} task{'' if tasks == 1 else 's'} on backbone {document['backbone']}: the same rows, heads, epochs and "
         "test rows for every strategy."
     )
+    if document["purged"]:
+        summary += f" Left out, since they were purged: {', '.join(document['purged'])}."
     rows = tuple((one["strategy"], *measured(one)) for one in told)
     costs = tuple((one["strategy"], one["parameters"], one["bytes"], one["seconds"]) for one in told)
     formats = {"parameters": ",.0f", "bytes": ",.0f", "seconds": ",.0f"}

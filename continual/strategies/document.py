@@ -5,9 +5,9 @@ from dataclasses import asdict
 from operator import itemgetter
 
 from continual.forgetting import mean, measures
-from continual.report import Document, report
+from continual.report import Document, Matrix, report
 from continual.strategies.offered import ISOLATED
-from registry import Mode, Registry, StepScore, StoredStrategy
+from registry import Mode, Registry, StepScore, StoredStrategy, StoredStream
 
 JOINT = "joint"
 MEASURED = {  # what tables show of a strategy, by heading: where it stands in the document
@@ -33,8 +33,9 @@ NOTHING = asdict(measures([]))
 def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
     """Measures of strategies, oracle and routed, and what each takes: parameters and bytes per task, seconds in all.
 
-    isolated: with the stream's own deltas · intransigence: mean over tasks of joint less R[i, i]; None unless joint is
-    among them and finished. Raises NotFound for a stream that was never begun.
+    isolated: with the stream's own deltas · tasks: those that are left of the stream, of which alone strategies tell,
+    without those that were `purged` · intransigence: mean over tasks of joint less R[i, i]; None unless joint is among
+    them and finished. Raises NotFound for a stream that was never begun.
     """
     told = [_isolated(report(registry, stream))] if isolated else []
     told += [_told(run) for run in runs]
@@ -42,11 +43,11 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
     for one in told:
         one["oracle"]["intransigence"] = _intransigence(one, ceiling)
     begun = registry.stream(stream)
-    tasks = [position.task for position in begun.positions if not position.purged]
     return {
         "stream": stream,
         "backbone": registry.backbone(begun.backbone).name,
-        "tasks": tasks,
+        "tasks": _left(begun),
+        "purged": [position.task for position in begun.positions if position.purged],
         "strategies": told,
     }
 
@@ -68,26 +69,45 @@ def ends(one: Document) -> dict[str, float | None]:
 
 
 def finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
-    """Of each strategy the run that was finished last, in the order in which they were begun."""
-    runs = [(found.finished_at, found) for found in registry.strategies(stream) if found.finished_at]
+    """Of each strategy the run that was finished last, in the order in which they were begun.
+
+    Only those that learned all tasks that the stream has by now: scores on other tasks compare with nothing.
+    """
+    tasks = _left(registry.stream(stream))
+    same = [run for run in registry.strategies(stream) if list(run.tasks) == tasks]
+    runs = [(found.finished_at, found) for found in same if found.finished_at]
     return list({found.strategy: found for _, found in sorted(runs, key=itemgetter(0))}.values())
+
+
+def _left(stream: StoredStream) -> list[str]:
+    """The tasks of a stream that were not purged."""
+    return [position.task for position in stream.positions if not position.purged]
 
 
 def _isolated(document: Document) -> Document:
     oracle, routed = document["oracle"], document["routed"]
-    tasks = [task for task in document["per_task"] if task["score"] is not None]  # of what was purged nothing is kept
-    accuracy = routed["routing_accuracy"]
+    kept = [i for i, task in enumerate(document["per_task"]) if task["score"] is not None]  # nothing of what was purged
+    tasks = [document["per_task"][i] for i in kept]
     return {
         "strategy": ISOLATED,
         "settings": {},
         "finished": not document["unfinished"],
-        "tasks": document["tasks"],
-        "oracle": dict(oracle),
-        "routed": {name: routed[name] for name in ("matrix", *NOTHING)} | {"routing_accuracy": accuracy},
+        "tasks": [task["task"] for task in tasks],
+        "oracle": {**oracle, "matrix": _among(oracle["matrix"], kept)},
+        "routed": {name: routed[name] for name in (*NOTHING, "routing_accuracy")}
+        | {"matrix": _among(routed["matrix"], kept)},
         "parameters": mean(task["parameters"] for task in tasks),
         "bytes": mean(task["bytes"] for task in tasks),
         "seconds": sum(task["seconds"] for task in tasks),
     }
+
+
+def _among(matrix: Matrix, kept: Sequence[int]) -> Matrix:
+    """R[t, i] of the tasks of these numbers: above the diagonal stands what was measured before each one's training."""
+    return [
+        [matrix[i - 1][i] if column == row + 1 else matrix[t][i] for column, i in enumerate(kept)]
+        for row, t in enumerate(kept)
+    ]
 
 
 def _told(run: StoredStrategy) -> Document:
@@ -117,11 +137,11 @@ def _measured(run: StoredStrategy, mode: Mode) -> Document:
     return {"matrix": matrix, **asdict(measures(matrix, before))}
 
 
-def _matrix(run: StoredStrategy, mode: Mode) -> list[list[float | None]]:
+def _matrix(run: StoredStrategy, mode: Mode) -> Matrix:
     """R[t, i] where it was measured; of the oracle mode with the score before training just above the diagonal."""
     known = run.steps[-1].number + 1 if run.steps else 0
     names = run.tasks[:known]
-    rows: list[list[float | None]] = [[None] * known for _ in names]
+    rows: Matrix = [[None] * known for _ in names]
     for step in run.steps:
         found = _values(step.scores, mode)
         rows[step.number] = [found.get(name) for name in names]

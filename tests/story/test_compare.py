@@ -10,6 +10,7 @@ import yaml
 from command_line import Run
 from conftest import backbone_of
 from mlflow import MlflowClient
+from rich.console import Console
 from test_kinds import BUDGET as BUDGETS
 from test_kinds import write_kinds
 from tiny import save_backbone, write_rows, write_task
@@ -17,12 +18,13 @@ from tiny_models import WORDS
 
 from continual import Learner, read_stream
 from continual.backbone import Backbone
+from continual.cli.show import show_comparison
 from continual.deltas import load_delta
 from continual.errors import InputError, LearnError
 from continual.forgetting import measures
 from continual.page import strategies_page
 from continual.settings import settings
-from continual.strategies import offered
+from continual.strategies import finished_runs, offered
 from continual.strategies.compare import given_to
 from continual.strategies.joint import Joint
 from continual.strategies.sequential import Sequential
@@ -236,22 +238,44 @@ def test_what_it_goes_on_from_may_be_lost(
         assert verify(learner.registry) == []
 
 
-def test_a_purged_task_takes_what_was_learned_of_it_along(bert: Backbone, tmp_path: Path) -> None:
+def test_a_purged_task_takes_what_was_learned_of_it_along(
+    bert: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
+    wanted = {name: EVERY[name] for name in ("isolated", "sequential_delta")}
     with open_home(bert, tmp_path / "home") as learner:
-        learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
+        assert learner.compare(stream, wanted)["purged"] == []
+        before = learner.report("core")["oracle"]["matrix"]
         assert len(learner.registry.strategies("core")) == 1
         purge_task(learner.registry, "place")
         assert learner.registry.strategies("core") == ()
         assert verify(learner.registry) == []
-        again = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
-        assert told(again)["sequential_delta"]["tasks"] == ["mood", "animals"]
-        left = [row for row in learner.report("core")["per_task"] if row["task"] != "place"]
-        assert told(again)["isolated"]["bytes"] == sum(row["bytes"] for row in left) / 2
+        again = learner.compare(stream, wanted)
+        assert (again["tasks"], again["purged"]) == (["mood", "animals"], ["place"])
+        assert {tuple(one["tasks"]) for one in again["strategies"]} == {("mood", "animals")}
+        own, report = told(again)["isolated"], learner.report("core")
+        assert own["oracle"]["matrix"] == [[before[0][0], before[1][2]], [before[2][0], before[2][2]]]
+        frozen = [row["frozen_score"] for row in report["per_task"] if row["task"] != "place"]
+        measured = asdict(measures(own["oracle"]["matrix"], frozen))
+        assert measured.items() <= own["oracle"].items(), "the measures are those of what is shown"
+        assert own["routed"]["matrix"][1] == [report["routed"]["matrix"][2][i] for i in (0, 2)]
+        assert own["bytes"] == sum(row["bytes"] for row in report["per_task"] if row["task"] != "place") / 2
+        assert "since they were purged: place." in strategies_page(again)
+        show_comparison(Console(), again)
+        assert "since they were purged: place" in capsys.readouterr().out
         for task in ("mood", "animals"):
             purge_task(learner.registry, task)
         with pytest.raises(InputError, match="every task of stream 'core' was purged"):
             learner.compare(stream, {"joint": EVERY["joint"]})
+
+
+def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
+    fewer = stream.model_copy(update={"tasks": stream.tasks[:2]})
+    with open_home(bert, tmp_path / "home") as learner:
+        for known, name in ((fewer, "sequential_delta"), (stream, "replay")):
+            learner.compare(known, {name: EVERY[name]})
+            assert [run.strategy for run in finished_runs(learner.registry, "core")] == [name]
 
 
 @pytest.mark.parametrize(
