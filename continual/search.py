@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from continual.backbone import Backbone
 from continual.deltas import MethodSettings, fresh_values, method_settings
 from continual.deltas.method import validated
 from continual.errors import MethodError
-from tasks import Budget, Method
+from tasks import Budget, Method, Written
 
 NAME = "auto"
 CANDIDATES: tuple[Method, ...] = tuple(
@@ -32,14 +32,12 @@ CANDIDATES: tuple[Method, ...] = tuple(
 )
 
 
-class Search(BaseModel):
+class Search(Written):
     """Settings of `method: auto`.
 
     share: most parameters a delta may have without its head, a fraction of the backbone's · candidates: methods to
     choose from · rates: multiples of the budget's learning rate that each is tried at.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     share: float = Field(default=0.02, gt=0, le=1)
     candidates: tuple[Method, ...] = Field(default=CANDIDATES, min_length=1)

@@ -10,6 +10,7 @@ from tasks.read import read_stream, read_task
 from tasks.rows import Quote, Rows, Target, TaskData, Text, Wording
 from tasks.spec import Budget, Method, Source, Stream, TaskSpec, WarmStart
 from tasks.template import Template
+from tasks.written import Written
 
 __all__ = [
     "NEEDS",
@@ -30,6 +31,7 @@ __all__ = [
     "Text",
     "WarmStart",
     "Wording",
+    "Written",
     "load_stream",
     "load_task",
     "load_validation",

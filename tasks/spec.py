@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,6 +18,7 @@ from pydantic import (
 
 from tasks.needs import NEEDS, Kind
 from tasks.template import Template
+from tasks.written import Written
 
 Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
@@ -50,11 +50,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Spec):
+class Source(Written):
     """Where rows come from: arguments of `datasets.load_dataset`.
 
     `splits` says what the source calls a split of ours, `{validation: dev}`; one not named there goes by its
@@ -66,7 +62,7 @@ class Source(_Spec):
     data_files: dict[str, Files] | None = None
     data_dir: str | None = None
     revision: str | None = None
-    splits: dict[Split, Column] = {}
+    splits: dict[Split, Column] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _local_files_are_named(self) -> Source:
@@ -86,7 +82,7 @@ class Source(_Spec):
         return self.splits.get(split, split)
 
 
-class Budget(_Spec):
+class Budget(Written):
     """How much training a task gets; zero epochs is a valid budget (the closed-form head alone)."""
 
     epochs: int = Field(default=3, ge=0)
@@ -95,7 +91,7 @@ class Budget(_Spec):
     max_length: int = Field(default=128, ge=8, description="tokens of a text that are read")
 
 
-class Method(_Spec):
+class Method(Written):
     """The name of a method and its settings, `{name: lora, rank: 8}` or just `lora`.
 
     Which methods and settings exist is checked where methods live.
@@ -121,7 +117,7 @@ class Method(_Spec):
         return dict(self.model_extra or {})
 
 
-class TaskSpec(_Spec):
+class TaskSpec(Written):
     """One task: its kind, its rows, its metric, and what it does otherwise than its stream.
 
     What is right stands in the column `label` (classification, regression), `answers` (span) or `target` (generation,
@@ -139,7 +135,7 @@ class TaskSpec(_Spec):
     references: Column | None = Field(default=None, validate_default=True)
     template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
     metric: str = Field(default="", validate_default=True)
-    rows: dict[Split, Annotated[int, Field(ge=1)]] = {}
+    rows: dict[Split, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     shots: int | None = Field(default=None, ge=1)
     method: Method | None = None
     warm_start: WarmStart | None = None
@@ -189,7 +185,7 @@ class TaskFile(TaskSpec):
     seed: Seed = 0
 
 
-class Stream(_Spec):
+class Stream(Written):
     """Tasks in order of arrival, with what they have in common.
 
     `measure_gain`: where a warm start was taken, train from scratch too and report the difference.

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from tasks.written import Written
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 _GAP = "\0"  # no text that people write holds it
@@ -18,7 +20,7 @@ _GAP = "\0"  # no text that people write holds it
 Word = Annotated[str, Field(min_length=1)]
 
 
-class Template(BaseModel):
+class Template(Written):
     """`text` is a Jinja2 template of `text` (of a pair also `text_pair`) and `mask`, the gap, which it shows once.
 
     words: the word that stands in the gap for each label.
@@ -27,8 +29,6 @@ class Template(BaseModel):
     >>> template.around("Fun to watch.")
     ('Fun to watch. It was ', '.')
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     words: dict[str, Word] = Field(min_length=2)

@@ -3,19 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from continual.deltas.edit import Edit, Identity
 from continual.errors import MethodError
-from tasks import Method
+from tasks import Method, Written
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Written)
 
 
-class MethodSettings(BaseModel, ABC):
+class MethodSettings(Written, ABC):
     """Settings of one method. A subclass adds its fields and says which edits they mean."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @abstractmethod
     def edits(self) -> tuple[Edit, ...]:

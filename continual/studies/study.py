@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict
 
 from continual.controller import misfits
 from continual.errors import LearnError, MethodError, StudyError
@@ -14,6 +13,7 @@ from continual.page import Section, Table
 from continual.studies.bench import Bench
 from continual.studies.ledger import Ledger
 from continual.studies.trial import Found, Trial
+from tasks import Written
 
 Made = Callable[[int, int, Trial], None]  # trials done, trials in all, and the next
 
@@ -42,13 +42,11 @@ class Result:
         return {section.title: section.figure for section in self.sections if section.figure}
 
 
-class Study(BaseModel, ABC):
+class Study(Written, ABC):
     """One study. A subclass adds its settings, says which trials they mean, makes one, and makes a result of all.
 
     shows: what it shows, in a line · paper: where its figure comes from.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shows: ClassVar[str]
     paper: ClassVar[str]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from continual.backbone import Backbone
+from continual.deltas import method_settings
 from continual.errors import MethodError
 from continual.search import Arm, Search, arms, halve, search_of
 from tasks import Budget, Method
@@ -56,3 +57,7 @@ def test_auto_is_a_search_and_a_name_is_not() -> None:
     assert search_of(Method.model_validate({"name": "auto", "share": 0.5})) == Search(share=0.5)
     with pytest.raises(MethodError, match=r"zzz = 1.*Settings: share .*candidates .*rates"):
         search_of(Method.model_validate({"name": "auto", "zzz": 1}))
+    with pytest.raises(MethodError, match="share = True: should be a number, not true or false"):
+        search_of(Method.model_validate({"name": "auto", "share": True}))
+    with pytest.raises(MethodError, match="rank = True: should be a number, not true or false"):
+        method_settings(Method.model_validate({"name": "lora", "rank": True}))

@@ -296,6 +296,8 @@ def test_a_trial_that_fails_is_kept_and_left_out(bench: Bench, tmp_path: Path, m
         ("size", {"rates": []}, "rates = "),
         ("size", {"rates": [-1.0]}, "rates.0 = -1.0"),
         ("size", {"rates": [float("inf")]}, "rates.0 = inf"),
+        ("convergence", {"epochs": True}, "epochs = True: should be a number, not true or false"),
+        ("size", {"rates": [1.0, True]}, "rates = .*: should be a number, not true or false"),
     ],
 )
 def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) -> None:

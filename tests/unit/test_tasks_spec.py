@@ -109,6 +109,10 @@ def test_every_problem_has_a_line_of_its_own(tmp_path: Path) -> None:
         (STREAM + "    rows: {train: 0}\n", "tasks[1].rows.train: input should be greater than or equal to 1; got 0"),
         (STREAM + "    budget: {epoch: 1}\n", "unknown key; did you mean 'epochs'? allowed: epochs, batch_size"),
         (STREAM + "budget: {learning_rate: .nan}\n", "budget.learning_rate: "),
+        (STREAM + "budget: {epochs: true}\n", "budget.epochs: should be a number, not true or false; got True"),
+        (STREAM + "budget: {learning_rate: yes}\n", "budget.learning_rate: should be a number, not true or false"),
+        (STREAM + "    rows: {train: true}\n", "tasks[1].rows: should be a number, not true or false; got"),
+        (STREAM + "    shots: true\n", "tasks[1].shots: should be a number, not true or false; got True"),
         (
             STREAM + "    template: {txt: '{{ mask }}'}\n",
             "unknown key; did you mean 'text'? allowed: text, words",
