@@ -14,7 +14,7 @@ from typing import Any
 from continual.backbone import Backbone
 from continual.checkpoint import Checkpoint, Plan
 from continual.course import Course
-from continual.deltas import method_settings
+from continual.deltas import Delta, method_settings
 from continual.described import routing_of, signature_of
 from continual.evaluate import measure
 from continual.experts import opinion_of
@@ -58,6 +58,17 @@ class Task:
     method: Method
     warm_start: WarmStart
     budget: Budget
+
+    @property
+    def seen(self) -> tuple[Seen[Any], Seen[Any], Seen[Any]]:
+        """Its train, validation and test rows through the frozen backbone."""
+        train, validation, test = (Seen(self.backbone, None, rows) for rows in (self.train, self.validation, self.test))
+        return train, validation, test
+
+    def routing(self, delta: Delta | None, *, train: Seen[Any], held_out: Seen[Any]) -> Statistics:
+        """What a router needs to know of it, of its rows as `seen` and of some of them through its delta, if any."""
+        length = self.budget.max_length
+        return routing_of(self.kind, self.data, delta, train=train, held_out=held_out, max_length=length)
 
     def by(self, arm: Arm) -> "Task":
         """The task as it is learned by this method at this learning rate."""
@@ -128,7 +139,7 @@ def learn(
     """
     began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
     backbone, kind = task.backbone, task.kind
-    rows, held_out, tested = (Seen(backbone, None, rows) for rows in (task.train, task.validation, task.test))
+    rows, held_out, tested = task.seen
     own = signature_of(kind, rows)
     begin = kind.start(rows, held_out)
     plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
@@ -149,8 +160,7 @@ def learn(
 
     told = Seen(backbone, trained.delta, task.test)
     outputs = kind.outputs(told, trained.delta.head)
-    length = task.budget.max_length
-    routing = routing_of(kind, task.data, trained.delta, train=rows, held_out=held_out, max_length=length)
+    routing = task.routing(trained.delta, train=rows, held_out=held_out)
     scores = [
         *_curve(task, trained),
         _score(task, "oracle", outputs),

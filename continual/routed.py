@@ -11,7 +11,6 @@ import torch
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
-from continual.described import routing_of
 from continual.errors import BlobError
 from continual.evaluate import measure, share
 from continual.experts import opinion, opinion_of
@@ -92,9 +91,8 @@ def _stored_statistics(registry: Registry, delta: str) -> Statistics | None:
 
 def _statistics(task: Task, delta: Delta) -> Statistics:
     """Those of a task that an older release learned."""
-    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
-    length = task.budget.max_length
-    return routing_of(task.kind, task.data, delta, train=rows, held_out=held_out, max_length=length)
+    rows, held_out, _ = task.seen
+    return task.routing(delta, train=rows, held_out=held_out)
 
 
 def _examined(task: Task, delta: Delta, routing: Statistics, tested: Frozen, own: Opinion[Answer]) -> Examined:

@@ -9,7 +9,7 @@ from continual.backbone import Backbone, published_name
 from continual.contest import contest
 from continual.deltas import Delta, Head, MethodSettings
 from continual.deltas.values import check_fits
-from continual.described import routing_of, signature_of, signature_record
+from continual.described import signature_of, signature_record
 from continual.errors import ExchangeError, NotFound
 from continual.evaluate import measure
 from continual.exchange.folder import Origin, read_adapter, read_head
@@ -160,9 +160,8 @@ def _register(
 
 
 def _signature(registry: Registry, task: Task, delta: Delta) -> SignatureRecord:
-    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
-    length = task.budget.max_length
-    routing = routing_of(task.kind, task.data, delta, train=rows, held_out=held_out, max_length=length)
+    rows, held_out, _ = task.seen
+    routing = task.routing(delta, train=rows, held_out=held_out)
     return signature_record(registry.blobs, task.backbone, signature_of(task.kind, rows), routing)
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from continual.described import routing_of
 from continual.evaluate import metric_score
 from continual.frozen import Frozen
-from continual.kinds import Seen, labels_of
+from continual.kinds import labels_of
 from continual.learn import Task
 from continual.routing import Statistics, build_router
 from continual.routing.totals import Totals
@@ -50,9 +49,8 @@ class Ground:
 
 
 def _known(task: Task) -> Known:
-    rows, held_out, tested = (Seen(task.backbone, None, part) for part in (task.train, task.validation, task.test))
-    length = task.budget.max_length
-    routing = routing_of(task.kind, task.data, None, train=rows, held_out=held_out, max_length=length)
+    rows, held_out, tested = task.seen
+    routing = task.routing(None, train=rows, held_out=held_out)
     outputs = task.kind.outputs(tested, task.kind.start(rows, held_out).head)
     answers = labels_of(task.kind.answers(task.backbone, outputs, task.test))
     score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.scored)
