@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Watcher:
-    """What is told of a run while it goes on; every call begins with the task's name.
+    """What is told of a run while it goes on; every call begins with the task's name, or a strategy's.
 
     noted: what was done to its rows · began: its learning starts · step: so many training steps of so many are done ·
     waiting: nothing is free, and another controller holds it · learned: its delta is registered, by this run, an

@@ -30,7 +30,7 @@ def compare(
     """Learn a stream by other strategies of continual learning too, and show what comes of each."""
     from continual.cli.progress import progress
     from continual.cli.show import show_comparison
-    from continual.strategies import DEFAULT, offered, require_known
+    from continual.strategies import DEFAULT, offered, require_known, watched
 
     known = read_stream(stream)
     names = DEFAULT if strategies is None else tuple(name.strip() for name in strategies.split(","))
@@ -40,7 +40,7 @@ def compare(
         from continual.page import require_writable
 
         require_writable(html)
-    bars = [*names, *(task.name for task in known.tasks)]
+    bars = [*map(watched, names), *(task.name for task in known.tasks)]
     with common.learner(backbone or known.backbone) as learner, progress(err, bars) as watcher:
         document = learner.compare(known, {name: every[name] for name in names}, watcher=watcher)
     if html:

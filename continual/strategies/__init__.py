@@ -1,6 +1,6 @@
 """Strategies of continual learning that isolated deltas are compared with: for each, one short file."""
 
-from continual.strategies.compare import compare
+from continual.strategies.compare import compare, watched
 from continual.strategies.document import (
     COSTS_EXPLAINED,
     EXPLAINED,
@@ -30,4 +30,5 @@ __all__ = [
     "offered",
     "require_known",
     "seen_so_far",
+    "watched",
 ]

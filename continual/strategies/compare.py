@@ -44,6 +44,7 @@ def compare(
 ) -> Document:
     """Learn a stream by each strategy, as far as that was not done before; what came of it, with those that `failed`.
 
+    watcher: is told of strategies as `watched` names them, and of the tasks of isolated deltas.
     Isolated deltas are those of the stream itself: what `continual.controller.run` has not learned yet is learned.
     Raises InputError before anything is learned, as `check` does, or for a method that cannot be trained twice.
     """
@@ -63,11 +64,16 @@ def compare(
             learning.learn(name, strategy)
         except ContinualError as error:  # the others are learned all the same
             failed.append({"strategy": name, "error": f"{type(error).__name__}: {error}"})
-            watcher.failed(name, failed[-1]["error"])
+            watcher.failed(watched(name), failed[-1]["error"])
     recipes = [recipe_of(stream, loaded, name, strategy) for name, strategy in strategies.items() if strategy]
     runs = {run.recipe: run for run in registry.strategies(stream.name)}
     found = [runs[made] for made in recipes if made in runs and runs[made].steps]
     return comparison(registry, stream.name, found, isolated=ISOLATED in strategies) | {"failed": failed}
+
+
+def watched(strategy: str) -> str:
+    """What a watcher is told of a strategy as: no task has such a name, as one may be called `joint`."""
+    return f"strategy {strategy}"
 
 
 def recipe_of(stream: Stream, loaded: Sequence[TaskData], name: str, strategy: Strategy) -> str:
@@ -129,13 +135,13 @@ class _Comparison:
 
     def learn(self, name: str, strategy: Strategy | None) -> None:
         """Learn what is left to learn by a strategy."""
-        self.watcher.began(name)
+        self.watcher.began(watched(name))
         if strategy is None:
             if failed := run(self.backbone, self.registry, self.stream, watcher=self.watcher):
                 raise ContinualError("; ".join(f"task {task}: {error}" for task, error in failed.items()))
         else:
             self._follow(name, strategy)
-        self.watcher.learned(name, "learned")
+        self.watcher.learned(watched(name), "learned")
 
     def _follow(self, name: str, strategy: Strategy) -> None:
         record = StrategyRecord(
@@ -162,7 +168,7 @@ class _Comparison:
         count = len(self.loaded)
 
         def report(done: int, total: int) -> None:
-            self.watcher.step(name, number * PARTS + PARTS * done // total, count * PARTS)
+            self.watcher.step(watched(name), number * PARTS + PARTS * done // total, count * PARTS)
 
         return replace(given, report=report)
 

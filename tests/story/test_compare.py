@@ -30,6 +30,7 @@ from continual.strategies.joint import Joint
 from continual.strategies.sequential import Sequential
 from continual.strategies.state import State
 from continual.strategies.strategy import Given, Step
+from continual.watcher import Watcher
 from registry import Registry, collect, purge_task, verify
 from tasks import Stream, load_stream
 
@@ -276,6 +277,16 @@ def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone,
         for known, name in ((fewer, "sequential_delta"), (stream, "replay")):
             learner.compare(known, {name: EVERY[name]})
             assert [run.strategy for run in finished_runs(learner.registry, "core")] == [name]
+
+
+def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
+    named = stream.model_copy(update={"tasks": (stream.tasks[0].model_copy(update={"name": "joint"}),)})
+    began: list[str] = []
+    with open_home(bert, tmp_path / "home") as learner:
+        wanted = {name: EVERY[name] for name in ("isolated", "joint")}
+        learner.compare(named, wanted, watcher=Watcher(began=began.append))
+    assert began == ["strategy isolated", "joint", "strategy joint"]
 
 
 @pytest.mark.parametrize(
