@@ -6,6 +6,7 @@ name sites only, so a method works on every family whose table has them. A *plac
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -29,7 +30,7 @@ class Site:
     enter: the module whose input an edit may read · exit: the module at which the change happens ·
     part: of a module that computes several projections at once, which of how many equal parts · argument: the one by
     which what is changed is given, where it is not the first · seen: how what enters follows from the call, where it is
-    not that argument.
+    not that argument · common: whether what comes out is the same for all rows of a batch.
     """
 
     enter: str
@@ -39,6 +40,7 @@ class Site:
     part: tuple[int, int] = (0, 1)
     argument: str = ""
     seen: Callable[[Call], Tensor] | None = None
+    common: bool = False
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -50,9 +52,9 @@ def norm(path: str) -> Site:
     return Site(path, path, "output", "norms")
 
 
-def embedding(path: str, rows: Callable[[Call], Tensor] | None = None) -> Site:
+def embedding(path: str, rows: Callable[[Call], Tensor] | None = None, *, common: bool = False) -> Site:
     """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings", seen=rows)
+    return Site(path, path, "output", "embeddings", seen=rows, common=common)
 
 
 def between(enter: str, exit: str) -> Site:
@@ -91,7 +93,7 @@ class Place:
 
     name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
     d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
-    columns: its own of the module's output · heads: of each attention of its stack · argument, seen: as of its site.
+    columns: its own of the module's output · heads: of each attention of its stack · argument, seen, common: as of its site.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Place:
     heads: int = 1
     argument: str = ""
     seen: Callable[[Call], Tensor] | None = None
+    common: bool = False
 
     def entered(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
@@ -115,6 +118,19 @@ class Place:
             return given
         call = named(self.enter, args, kwargs)
         return call[self.argument] if self.seen is None else self.seen(call)
+
+    @contextmanager
+    def by_row(self) -> Iterator[None]:
+        """Inside, a module that takes positions [T] may be given [B, T], and returns [B, T, D] as it does otherwise."""
+
+        def without_one_more(module: nn.Module, args: Sequence[Any], output: Any) -> Any:
+            return output[0] if isinstance(output, Tensor) and output.dim() == 4 else output
+
+        if self.changes != "input" or not self.argument:
+            yield
+            return
+        with self.exit.register_forward_hook(without_one_more, prepend=True):
+            yield
 
     @property
     def weight(self) -> Tensor:
@@ -173,6 +189,7 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, pre
             heads=heads,
             argument=site.argument,
             seen=site.seen,
+            common=site.common,
         )
 
 

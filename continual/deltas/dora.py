@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from continual.deltas.affine import Affine
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
-from continual.deltas.forms import low_rank_start
+from continual.deltas.forms import LowRank, low_rank_start
 from continual.deltas.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.method import MethodSettings
 from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
@@ -39,10 +39,25 @@ class Decomposed:
         return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
 
     def _gain(self, values: Values, place: Place) -> Tensor:
+        if "gain" in values:
+            return values["gain"]
         with torch.no_grad():
             norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=1)
         gain: Tensor = values["magnitude"] / norm
         return gain
+
+    def shared_form(
+        self, values: Values, place: Place, *, scale: float
+    ) -> tuple["Decomposed", dict[str, Tensor]] | None:
+        """With g worked out in the place of m, where nothing is left to scale."""
+        if scale != 1:
+            return None
+        low_rank, own = LowRank(self.rank).shared_form(values, place, scale=self.scale)
+        return Decomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        gain, low_rank = values["gain"].unsqueeze(1), LowRank(self.rank).over_rows(values, seen, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
 
     def affine(self, values: Values, place: Place) -> Affine:
         gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]

@@ -94,6 +94,24 @@ class Blends(Protocol):
 
 
 @runtime_checkable
+class Shareable(Protocol):
+    """A form that can be written in another way, or in another size, that more deltas have in common."""
+
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> "tuple[Form, dict[str, Tensor]] | None":
+        """A form and values whose change is `scale` times that of these values; None where they stay as they are."""
+        ...
+
+
+@runtime_checkable
+class OverRows(Protocol):
+    """A form that changes many rows at once, each by its own values; other forms are asked delta by delta."""
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        """The change of each of B rows, seen [B, T, d_read], by values [B, …] of its own."""
+        ...
+
+
+@runtime_checkable
 class Merges(Protocol):
     """A form that is affine in what it is given, so that weights which do the same can be saved."""
 

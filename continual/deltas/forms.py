@@ -22,6 +22,8 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "identity": torch.clone,
 }
 
+SMALLEST = 8  # rank or size of a bottleneck as it is kept beside others: a smaller one is no faster
+
 
 def low_rank_start(rank: int, d_read: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
     """A [R, D] drawn uniformly in ±1/√D, as a linear layer's weight is, and B [E, R] of zeros."""
@@ -33,6 +35,11 @@ def low_rank_start(rank: int, d_read: int, d_out: int, generator: torch.Generato
 def truncated_normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
     """A normal of deviation `scale`, truncated at two deviations."""
     return torch.nn.init.trunc_normal_(torch.empty(shape), std=scale, a=-2 * scale, b=2 * scale, generator=generator)
+
+
+def shared_size(size: int) -> int:
+    """The size in which deltas of nearly this one are kept side by side: the next power of two, 8 at least."""
+    return max(SMALLEST, 1 << (size - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,15 @@ class LowRank:
 
     def affine(self, values: Values, place: Place) -> Affine:
         return Affine(values["B"] @ values["A"], None)
+
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["LowRank", dict[str, Tensor]]:
+        """The next rank of SIZES, filled up with zeros, which change nothing."""
+        rank = shared_size(self.rank)
+        missing = rank - self.rank
+        return LowRank(rank), {"A": F.pad(values["A"], (0, 0, 0, missing)), "B": F.pad(scale * values["B"], (0, missing))}
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return torch.bmm(torch.bmm(seen, values["A"].mT), values["B"].mT)
 
     def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
         """The best approximation of Σ w B A of rank R in the Frobenius norm: Eckart and Young (1936)."""
@@ -93,6 +109,21 @@ class Bottleneck:
         inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))
         return F.linear(inner, values["up"], values["up_bias"])
 
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
+        """The next size that others have too, filled up with units whose weights are zero."""
+        size = shared_size(self.size)
+        missing = size - self.size
+        return Bottleneck(size, None, self.activation), {
+            "down": F.pad(values["down"], (0, 0, 0, missing)),
+            "down_bias": F.pad(values["down_bias"], (0, missing)),
+            "up": F.pad(scale * values["up"], (0, missing)),
+            "up_bias": scale * values["up_bias"],
+        }
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        inner = torch.baddbmm(values["down_bias"].unsqueeze(1), seen, values["down"].mT)
+        return torch.baddbmm(values["up_bias"].unsqueeze(1), ACTIVATIONS[self.activation](inner), values["up"].mT)
+
     def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
         """All units side by side are the weighted sum; the M that change most, by ‖w_down‖ ‖w_up‖, are kept."""
         pairs = list(zip(values, weights, strict=True))
@@ -119,6 +150,12 @@ class Vector:
 
     def affine(self, values: Values, place: Place) -> Affine:
         return Affine(None, values["vector"])
+
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Vector", dict[str, Tensor]]:
+        return Vector(0.0), {"vector": scale * values["vector"]}
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return values["vector"].unsqueeze(1)
 
 
 @dataclass(frozen=True)

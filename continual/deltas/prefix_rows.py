@@ -29,6 +29,12 @@ class Rows:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.stack((values["key"], values["value"]))
 
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Rows", dict[str, Tensor]]:
+        return Rows(self.length, 0.0), dict(values)
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return torch.stack((values["key"], values["value"]), dim=1)
+
 
 @dataclass(frozen=True)
 class Reparameterised:
@@ -58,6 +64,10 @@ class Reparameterised:
             return torch.stack((values["key"], values["value"]))
         inner = torch.tanh(F.linear(values["rows"], values["inner"], values["inner_bias"]))
         return torch.stack(F.linear(inner, values["outer"], values["outer_bias"]).chunk(2, dim=1))
+
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Rows, dict[str, Tensor]] | None:
+        """Of values as they are kept, the rows themselves."""
+        return (Rows(self.length, 0.0), dict(values)) if "key" in values else None
 
     def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
         key, value = self(values, values.get("rows", torch.empty(0)), place)

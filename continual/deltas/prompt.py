@@ -33,6 +33,12 @@ class SoftWords:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["words"]
 
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["SoftWords", dict[str, Tensor]]:
+        return SoftWords(self.length, "random"), dict(values)
+
+    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return values["words"]
+
 
 class Prompt(MethodSettings):
     """[p₁ … p_P; e(x₁) … e(x_T)] read instead of e(x₁) … e(x_T), the p learned; what comes out is the text's states.

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from continual.deltas.edit import Edit, Finishes, Form, Identity, Shares, Values
+from continual.deltas.edit import Edit, Finishes, Form, Identity, Shareable, Shares, Values
 from continual.deltas.method import MethodSettings, settings_of
 from continual.sites import Place
 from tasks import Method
@@ -59,6 +59,11 @@ class InSubspace:
             name: mean + torch.tensordot(values["coordinates"], values[BASIS + name], dims=1)
             for name, mean in means.items()
         }
+
+    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
+        """Of values as they are kept, what `inner` has in common with others."""
+        kept = "coordinates" not in values and isinstance(self.inner, Shareable)
+        return self.inner.shared_form(values, place, scale=scale) if kept else None
 
 
 def _named(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

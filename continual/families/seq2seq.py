@@ -37,7 +37,7 @@ def _t5_sites(stack: str, *, feed_forward: int, gated: bool) -> dict[str, Site]:
     return {
         "tokens": tokens(f"{stack}.embed_tokens", stack),
         "embed.word": embedding(f"{stack}.embed_tokens"),
-        "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"),
+        "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", common=True),
         "norm.attn": norm(attn + "layer_norm"),
         **attention_roles(attn + "SelfAttention", "q k v o"),
         "norm.ffn": norm(ffn + "layer_norm"),

@@ -1,0 +1,140 @@
+"""Vectors of a delta's own before those of the words, in any stack that reads tokens.
+
+Shapes: B rows, T tokens of the text, P the most vectors that are put before a row, E their size.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from continual.backbone import Backbone
+from continual.deltas.change import Change, Stretch
+from continual.sites import Place, named, with_argument
+
+
+@contextmanager
+def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[None]:
+    """Inside, the stack reads P more tokens, whose vectors the changes make, and returns the states of the others.
+
+    A row that has fewer than P does not see what is in front of its own, and its positions begin there.
+    """
+    place, fronts = changes[0].place, _Fronts(changes)
+    extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
+
+    def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal extended
+        call = named(module, args, kwargs)
+        cache = call.get("past_key_values")
+        extended = cache is None or cache.get_seq_length() == 0
+        return (), {**call, **_longer(call, fronts, begins=extended)}
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return fronts.before(output[:, fronts.longest :]) if extended else output
+
+    def shorten(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if extended:
+            output.last_hidden_state = output.last_hidden_state[:, fronts.longest :]
+        return output
+
+    with (
+        place.exit.register_forward_pre_hook(extend, with_kwargs=True),
+        place.enter.register_forward_hook(replace),
+        place.exit.register_forward_hook(shorten),
+        _positions_behind(backbone, place, fronts),
+    ):
+        yield
+
+
+class _Fronts:
+    """What is put before the rows of a batch: for those of each stretch, or for all, the changes' vectors.
+
+    longest: P · gaps [B, 1]: how many of the P are not a row's own; None where all rows have as many.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._changes: dict[Stretch | None, list[Change]] = {}
+        for change in reversed(changes):  # a later edit's stand before those of the ones before it
+            self._changes.setdefault(change.rows, []).append(change)
+        with torch.no_grad():
+            lengths = {rows: self._of(rows).shape[-2] for rows in self._changes}
+        self.longest = max(lengths.values())
+        self.gaps = self._gaps(lengths)
+
+    def _of(self, rows: Stretch | None) -> Tensor:
+        """The vectors [P, E], or [B, P, E] of B rows."""
+        made = []
+        for change in self._changes[rows]:
+            weight = change.place.weight
+            made.append(change.make(weight if rows is None else weight.expand(len(rows), *weight.shape)))
+        return torch.cat(made, dim=-2)
+
+    def _gaps(self, lengths: Mapping[Stretch | None, int]) -> Tensor | None:
+        whole = next(iter(lengths))
+        if whole is None:
+            return None
+        change = self._changes[whole][0]
+        gaps = torch.full((whole.count, 1), self.longest, device=change.place.weight.device)
+        for rows, length in lengths.items():
+            assert rows is not None
+            gaps[rows.begin : rows.end] -= length
+        return gaps if bool(gaps.any()) else None
+
+    def before(self, output: Tensor) -> Tensor:
+        """[B, P + T, E] of word vectors [B, T, E]."""
+        front = output.new_zeros(output.shape[0], self.longest, output.shape[2])
+        for rows in self._changes:
+            own = self._of(rows).to(output.dtype)
+            front[slice(None) if rows is None else slice(rows.begin, rows.end), self.longest - own.shape[-2] :] = own
+        return torch.cat((front, output), dim=1)
+
+    def mask(self, given: Tensor) -> Tensor:
+        """Which of the P [B, P] are a row's own, as the first column [B, 1] of a mask says it."""
+        seen = torch.ones_like(given).expand(-1, self.longest)
+        return seen if self.gaps is None else seen * (torch.arange(self.longest, device=given.device) >= self.gaps)
+
+
+def _longer(call: Mapping[str, Any], fronts: _Fronts, *, begins: bool) -> dict[str, Tensor]:
+    """The arguments of a stack with P tokens more at the front, each standing in for a vector."""
+    makers = {
+        "input_ids": lambda first: first.expand(-1, fronts.longest),
+        "token_type_ids": lambda first: torch.zeros_like(first).expand(-1, fronts.longest),
+        "attention_mask": fronts.mask,
+    }
+    used = [name for name in makers if call.get(name) is not None and (begins or name == "attention_mask")]
+    longer = {name: torch.cat((makers[name](call[name][:, :1]), call[name]), dim=1) for name in used}
+    positions = call.get("position_ids")
+    if positions is not None:
+        new = torch.arange(fronts.longest, device=positions.device).expand(len(positions), -1)
+        behind = positions + fronts.longest
+        longer["position_ids"] = torch.cat((new, behind), dim=1) if begins else behind
+    return longer
+
+
+@contextmanager
+def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Iterator[None]:
+    """Inside, the positions of a row begin at its own first token, where the model has positions.
+
+    Some models count all tokens, some those that are not masked: how far a row is off is seen when a text begins.
+    """
+    stack, gaps = tokens.name.removesuffix(tokens.site), fronts.gaps
+    has_positions = "positions" in backbone.family.stack.sites
+    found = [place for place in backbone.places("positions") if place.name == f"{stack}positions"] if has_positions else []
+    if gaps is None or not found:
+        yield
+        return
+    (place,), off = found, torch.zeros_like(gaps)
+
+    def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal off
+        seen = place.entered(args, kwargs)
+        seen = seen.expand(len(gaps), -1)
+        if seen.shape[1] > fronts.longest:  # a text begins
+            first = seen.gather(1, gaps)
+            off = first - first.min()
+        return with_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
+
+    with place.exit.register_forward_pre_hook(move, with_kwargs=True), place.by_row():
+        yield
