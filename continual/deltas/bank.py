@@ -1,68 +1,125 @@
-"""The bank: deltas side by side on the device, so that one batch holds rows of many tasks.
+"""The bank: learned deltas on the device, stacked, so that one batch can hold rows of any of them.
 
-Deltas that have the same edits but for sizes lie in one stack, values [S, …] of S slots, and what they change is
-computed for all their rows at once. Rows of one batch come stack by stack, and delta by delta within a stack.
+Shapes: S slots of a stack, B rows of a batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas.change import Change, Stretch
-from continual.deltas.delta import Delta
-from continual.deltas.edit import Add, Concatenate, Edit, OverRows, Shareable, Values
-from continual.deltas.values import check_fits, steps, values_of
-from continual.sites import Place
+from continual.deltas.delta import Delta, Head
+from continual.deltas.mixed import Mixed
+from continual.deltas.stack import Laid, Stack, alike, laid
+from continual.errors import DeltaError
 
-Step = tuple[Place, Edit]  # a place, and what is done there
+FIRST_SLOTS = 8  # of a stack; it doubles when they are taken
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A delta's edits as it has them in common with others: at each place the edit, and the delta's own values.
+class Slot:
+    """Where a delta lies, and its head. shelf: number of its stack · number: of its values there."""
 
-    Two deltas lie in one stack where their `key` is the same.
+    shelf: int
+    number: int
+    head: Head | None
+
+
+class Bank:
+    """At most `slots` deltas of one backbone; where one more is taken, the one that was used longest ago goes.
+
+    A device's memory is bounded so: a stack's tensors grow with the deltas in it, to at most twice what they need.
     """
 
-    steps: tuple[Step, ...]
-    values: tuple[Values, ...]
+    def __init__(self, backbone: Backbone, *, slots: int) -> None:
+        self._backbone, self._slots = backbone, slots
+        self._held: OrderedDict[str, Slot] = OrderedDict()  # the one used last at the end
+        self._shelves: list[_Shelf] = []
+        self._numbers: dict[tuple[object, ...], int] = {}
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        shapes = (tuple((name, value.shape, value.dtype) for name, value in own.items()) for own in self.values)
-        return (*((place.name, edit) for place, edit in self.steps), *shapes)
+    def __contains__(self, name: str) -> bool:
+        return name in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def head(self, name: str) -> Head | None:
+        """The head of a delta that is held, on the device."""
+        return self._held[name].head
+
+    def hold(self, name: str, delta: Delta, *, beside: Collection[str] = ()) -> None:
+        """Take a delta in, on the place of the same name's or of the one used longest ago that is not `beside` it.
+
+        Raises DeltaError where it does not fit the backbone, where it changes what all rows of a batch have in common,
+        and where every other delta is needed.
+        """
+        own = alike(laid(self._backbone, delta))
+        if not own.mixes:
+            raise DeltaError(f"delta {name!r} changes what all rows of a batch have in common; use it for a batch alone")
+        self.drop(name)
+        while len(self._held) >= self._slots:
+            oldest = next((held for held in self._held if held not in beside), None)
+            if oldest is None:
+                raise DeltaError(f"the bank has {self._slots} slots, all needed at once; give it more, or make batches of fewer tasks")
+            self.drop(oldest)
+        number = self._numbers.setdefault(own.key, len(self._shelves))
+        if number == len(self._shelves):
+            self._shelves.append(_Shelf(own, self._backbone.device))
+        head = delta.head and delta.head.to(self._backbone.device)
+        self._held[name] = Slot(number, self._shelves[number].put(own), head)
+
+    def drop(self, name: str) -> None:
+        """Give up a delta's slot; nothing where it has none."""
+        if slot := self._held.pop(name, None):
+            self._shelves[slot.shelf].free.append(slot.number)
+
+    def mix(self, names: Sequence[str | None]) -> tuple[list[int], Mixed]:
+        """How to order the rows of a batch, and the mixture for them in that order; None is a row without a delta."""
+        for name in dict.fromkeys(names):
+            if name is not None:
+                self._held.move_to_end(name)
+        slots = [None if name is None else self._held[name] for name in names]
+        last = len(self._shelves)
+        where = [(last, 0) if slot is None else (slot.shelf, slot.number) for slot in slots]
+        order = sorted(range(len(names)), key=where.__getitem__)
+        shares: dict[int, list[int]] = {}
+        for row in order:
+            shelf, number = where[row]
+            if shelf != last:
+                shares.setdefault(shelf, []).append(number)
+        return order, Mixed([(self._shelves[shelf].stack, numbers) for shelf, numbers in shares.items()], len(names))
 
 
-def shared(backbone: Backbone, delta: Delta) -> Shared:
-    """The edits of a delta in the forms and sizes that they share with most others.
+class _Shelf:
+    """A stack whose slots are filled and freed."""
 
-    Raises DeltaError where the delta does not fit the backbone.
-    """
-    check_fits(backbone, delta)
-    found = [_shared(place, edit, values_of(delta.values, prefix)) for place, prefix, edit in steps(backbone, delta.settings)]
-    return Shared(tuple((place, edit) for place, edit, _ in found), tuple(values for _, _, values in found))
-
-
-def _shared(place: Place, edit: Edit, values: Values) -> tuple[Place, Edit, Values]:
-    scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
-    found = edit.form.shared_form(values, place, scale=scale) if isinstance(edit.form, Shareable) else None
-    if found is None:
-        return place, edit, values
-    form, own = found
-    return place, replace(edit, form=form, compose=Add() if isinstance(edit.compose, Add) else edit.compose), own
-
-
-class Stack:
-    """Deltas that differ in nothing but their values, each in a slot of its own."""
-
-    def __init__(self, like: Shared, device: torch.device) -> None:
-        self.steps = like.steps
-        self.values = [{name: value.new_empty((0, *value.shape), device=device) for name, value in own.items()} for own in like.values]
+    def __init__(self, like: Laid, device: torch.device) -> None:
+        empty = [
+            {name: torch.empty((0, *value.shape), dtype=value.dtype, device=device) for name, value in own.items()}
+            for own in like.values
+        ]
+        self.stack = Stack(like.steps, tuple(empty))
         self.free: list[int] = []
+        self._size = 0
 
-    ...
+    def put(self, own: Laid) -> int:
+        """The slot that now holds these values."""
+        if not self.free:
+            self._grow(max(self._size, FIRST_SLOTS))
+        slot = self.free.pop()
+        for held, values in zip(self.stack.values, own.values, strict=True):
+            for name, value in values.items():
+                held[name][slot].copy_(value, non_blocking=True)
+        return slot
+
+    def _grow(self, more: int) -> None:
+        def longer(values: Tensor) -> Tensor:
+            return torch.cat((values, values.new_zeros((more, *values.shape[1:]))))
+
+        grown = tuple({name: longer(values) for name, values in own.items()} for own in self.stack.values)
+        self.stack = Stack(self.stack.steps, grown)
+        self.free = [*reversed(range(self._size, self._size + more)), *self.free]
+        self._size += more
