@@ -6,12 +6,12 @@ name sites only, so a method works on every family whose table has them. A *plac
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from continual.errors import BackboneError, MethodError
@@ -119,18 +119,14 @@ class Place:
         call = named(self.enter, args, kwargs)
         return call[self.argument] if self.seen is None else self.seen(call)
 
-    @contextmanager
-    def by_row(self) -> Iterator[None]:
-        """Inside, a module that takes positions [T] may be given [B, T], and returns [B, T, D] as it does otherwise."""
+    def by_row(self) -> Iterator[RemovableHandle]:
+        """A hook by which a module that takes positions [T] may be given [B, T], and returns [B, T, D] all the same."""
 
         def without_one_more(module: nn.Module, args: Sequence[Any], output: Any) -> Any:
             return output[0] if isinstance(output, Tensor) and output.dim() == 4 else output
 
-        if self.changes != "input" or not self.argument:
-            yield
-            return
-        with self.exit.register_forward_hook(without_one_more, prepend=True):
-            yield
+        if self.argument:
+            yield self.exit.register_forward_hook(without_one_more, prepend=True)
 
     @property
     def weight(self) -> Tensor:

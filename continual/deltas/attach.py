@@ -1,12 +1,13 @@
 """The one piece of code that touches a backbone."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
@@ -38,8 +39,11 @@ def attached(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[None]:
             prompts.setdefault(change.place.name, []).append(change)
     with ExitStack() as undo:
         for change in changes:
-            if change.place.changes != "tokens":
-                undo.enter_context(_CHANGE[change.place.changes](change))
+            if change.place.changes == "attention":
+                undo.enter_context(before_keys_and_values(change.place.exit, change))
+            elif change.place.changes != "tokens":
+                for handle in _hooks(change):
+                    undo.callback(handle.remove)
             elif of_stack := prompts.pop(change.place.name, None):  # a stack reads more tokens once, for all rows
                 undo.enter_context(before_tokens(backbone, of_stack))
         yield
@@ -54,33 +58,34 @@ def _changes(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[Change
             yield Change(place, edit, partial(edit.form, values_of(delta.values, prefix), place=place))
 
 
-@contextmanager
-def _change_output(change: Change) -> Iterator[None]:
-    place, reads_input = change.place, change.edit.reads is Reads.INPUT
-    with _entered(change) as entered:
+def _hooks(change: Change) -> Iterator[RemovableHandle]:
+    """Hook a change up to the modules of its place."""
+    place, enter, reads_input = change.place, change.place.enter, change.edit.reads is Reads.INPUT
+    entered: list[Tensor] = []  # what the first module of several was given, until the last is called
 
-        def replace(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-            own = output if place.columns is None else output[..., place.columns]
-            return _spliced(output, change(own, entered(args, kwargs) if reads_input else own), place.columns)
-
-        with place.exit.register_forward_hook(replace, with_kwargs=True):
-            yield
-
-
-@contextmanager
-def _entered(change: Change) -> Iterator[Callable[[Args, Kwargs], Tensor]]:
-    """What enters a place, given its last module's call."""
-    place = change.place
-    if change.edit.reads is not Reads.INPUT or place.enter is place.exit:
-        yield place.entered
-        return
-    entered: list[Tensor] = []  # what the first module was given, until the last is called
-
-    def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+    def note(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         entered[:] = [place.entered(args, kwargs)]
 
-    with place.enter.register_forward_pre_hook(read, with_kwargs=True):
-        yield lambda args, kwargs: entered.pop()
+    def read(own: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
+        if not reads_input:
+            return own
+        return place.entered(args, kwargs) if enter is place.exit else entered.pop()
+
+    def change_output(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+        own = output if place.columns is None else output[..., place.columns]
+        return _spliced(output, change(own, read(own, args, kwargs)), place.columns)
+
+    def change_input(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        own = place.entered(args, kwargs) if enter is place.exit else args[0]
+        return with_argument(module, args, kwargs, place.argument, change(own, read(own, args, kwargs)))
+
+    if reads_input and enter is not place.exit:
+        yield enter.register_forward_pre_hook(note, with_kwargs=True)
+    if place.changes == "output":
+        yield place.exit.register_forward_hook(change_output, with_kwargs=True)
+    else:
+        yield place.exit.register_forward_pre_hook(change_input, with_kwargs=True)
+        yield from place.by_row()
 
 
 def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
@@ -88,28 +93,3 @@ def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
     if columns is None:
         return own
     return torch.cat((output[..., : columns.start], own.to(output.dtype), output[..., columns.stop :]), dim=-1)
-
-
-@contextmanager
-def _change_input(change: Change) -> Iterator[None]:
-    place, reads_input = change.place, change.edit.reads is Reads.INPUT
-    with _entered(change) as entered:
-
-        def replace(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-            own = place.entered(args, kwargs) if place.enter is place.exit else args[0]
-            changed = change(own, entered(args, kwargs) if reads_input else own)
-            return with_argument(module, args, kwargs, place.argument, changed)
-
-        with place.exit.register_forward_pre_hook(replace, with_kwargs=True), place.by_row():
-            yield
-
-
-def _change_attention(change: Change) -> AbstractContextManager[None]:
-    return before_keys_and_values(change.place.exit, change)
-
-
-_CHANGE: Mapping[str, Callable[[Change], AbstractContextManager[None]]] = {
-    "output": _change_output,
-    "input": _change_input,
-    "attention": _change_attention,
-}

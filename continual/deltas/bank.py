@@ -8,12 +8,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta, Head
 from continual.deltas.mixed import Mixed
-from continual.deltas.stack import Laid, Stack, alike, laid
+from continual.deltas.stack import Laid, alike, laid, stack_of
 from continual.errors import DeltaError
 
 FIRST_SLOTS = 8  # of a stack; it doubles when they are taken
@@ -97,29 +96,21 @@ class _Shelf:
     """A stack whose slots are filled and freed."""
 
     def __init__(self, like: Laid, device: torch.device) -> None:
-        empty = [
-            {name: torch.empty((0, *value.shape), dtype=value.dtype, device=device) for name, value in own.items()}
-            for own in like.values
-        ]
-        self.stack = Stack(like.steps, tuple(empty))
+        self._like, self._size = like, 0
+        self.stack = stack_of(like, [pool.new_empty((len(pool), 0, *pool.shape[1:])).to(device) for pool in like.pools()])
         self.free: list[int] = []
-        self._size = 0
 
     def put(self, own: Laid) -> int:
         """The slot that now holds these values."""
         if not self.free:
             self._grow(max(self._size, FIRST_SLOTS))
         slot = self.free.pop()
-        for held, values in zip(self.stack.values, own.values, strict=True):
-            for name, value in values.items():
-                held[name][slot].copy_(value, non_blocking=True)
+        for held, values in zip(self.stack.pools, own.pools(), strict=True):
+            held[:, slot].copy_(values, non_blocking=True)
         return slot
 
     def _grow(self, more: int) -> None:
-        def longer(values: Tensor) -> Tensor:
-            return torch.cat((values, values.new_zeros((more, *values.shape[1:]))))
-
-        grown = tuple({name: longer(values) for name, values in own.items()} for own in self.stack.values)
-        self.stack = Stack(self.stack.steps, grown)
+        grown = [torch.cat((pool, pool.new_zeros(len(pool), more, *pool.shape[2:])), dim=1) for pool in self.stack.pools]
+        self.stack = stack_of(self._like, grown)
         self.free = [*reversed(range(self._size, self._size + more)), *self.free]
         self._size += more

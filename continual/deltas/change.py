@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.deltas.edit import Edit
+from continual.deltas.edit import Edit, InPlace, follows
 from continual.sites import Place
 
 
@@ -25,17 +25,13 @@ class Stretch:
         """These rows of what a batch has by rows, by tokens of all rows, or once for all rows."""
         return self._by_row(tensor)[self.begin : self.end]
 
-    def replaced(self, tensor: Tensor, new: Tensor, *, owned: bool) -> Tensor:
-        """The tensor with other values for these rows; one that is `owned` may be written to."""
-        new, rows = new.to(tensor.dtype), self._by_row(tensor)
-        if len(self) == self.count:
-            whole = new
-        elif owned and rows.shape == tensor.shape and not torch.is_grad_enabled():
-            rows[self.begin : self.end] = new
-            return tensor
-        else:
-            whole = torch.cat((rows[: self.begin], new, rows[self.end :]))
-        return whole.reshape(tensor.shape) if whole.numel() == tensor.numel() else whole
+    def replaced(self, tensor: Tensor, new: Tensor) -> Tensor:
+        """The tensor with other values for these rows."""
+        new = new.to(tensor.dtype)
+        if len(self) < self.count:
+            rows = self._by_row(tensor)
+            new = torch.cat((rows[: self.begin], new, rows[self.end :]))
+        return new.reshape(tensor.shape) if new.numel() == tensor.numel() else new
 
     def _by_row(self, tensor: Tensor) -> Tensor:
         """[B, …] of [B, …]; of [1, …] or, of positions, [T], where all rows have the same; of [B · T, …]."""
@@ -62,5 +58,13 @@ class Change:
         """What the edit leaves of a tensor [B, T, d_out], given what it reads [B, T, d_read]."""
         if self.rows is None:
             return self.edit.compose(tensor, self.make(seen))
-        new = self.edit.compose(self.rows.of(tensor), self.make(self.rows.of(seen)))
-        return self.rows.replaced(tensor, new, owned=self.place.changes == "output")
+        own, made, compose = self.rows.of(tensor), self.make(self.rows.of(seen)), self.edit.compose
+        # What a module has just returned is nobody else's, unless gradients need it.
+        if self._owned(tensor, own) and follows(type(compose), InPlace):
+            compose.into(own, made)
+            return tensor
+        return self.rows.replaced(tensor, compose(own, made))
+
+    def _owned(self, tensor: Tensor, own: Tensor) -> bool:
+        written = self.place.changes == "output" and not torch.is_grad_enabled()
+        return written and own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and own.is_contiguous()

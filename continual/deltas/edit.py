@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -125,6 +126,13 @@ class Compose(Protocol):
 
 
 @runtime_checkable
+class InPlace(Protocol):
+    """A way to compose that can put what comes out in the place of the output."""
+
+    def into(self, output: Tensor, change: Tensor) -> None: ...
+
+
+@runtime_checkable
 class MergesInto(Protocol):
     """A way to compose that makes one affine map of two, where there is one."""
 
@@ -140,7 +148,14 @@ class Add:
     scale: float = 1  # a whole one, so that whole numbers stay whole
 
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
-        return output + (self.scale * change).to(output.dtype)
+        return output + self._scaled(change).to(output.dtype)
+
+    def into(self, output: Tensor, change: Tensor) -> None:
+        """The same in the place of the output."""
+        output.add_(self._scaled(change))
+
+    def _scaled(self, change: Tensor) -> Tensor:
+        return change if self.scale == 1 else self.scale * change
 
     def merged(self, own: Affine, change: Affine) -> Affine | None:
         return own.plus(change, scale=self.scale)
@@ -153,6 +168,10 @@ class Multiply:
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output * change.to(output.dtype)
 
+    def into(self, output: Tensor, change: Tensor) -> None:
+        """The same in the place of the output."""
+        output.mul_(change)
+
     def merged(self, own: Affine, change: Affine) -> Affine | None:
         return own.times(change.bias) if change.weight is None and change.bias is not None else None
 
@@ -164,6 +183,12 @@ class Concatenate:
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         rows = change.to(output.dtype).expand(*output.shape[:-2], *change.shape[-2:])
         return torch.cat((rows, output), dim=-2)
+
+
+@cache
+def follows(kind: type, protocol: type) -> bool:
+    """Whether objects of a class have the methods of a protocol, which takes long to find out."""
+    return issubclass(kind, protocol)
 
 
 class Choice(Protocol):

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens of the text, P the most vectors that are put before a r
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -136,5 +136,8 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
             off = first - first.min()
         return with_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
 
-    with place.exit.register_forward_pre_hook(move, with_kwargs=True), place.by_row():
+    with ExitStack() as undo:
+        undo.enter_context(place.exit.register_forward_pre_hook(move, with_kwargs=True))
+        for handle in place.by_row():
+            undo.enter_context(handle)
         yield

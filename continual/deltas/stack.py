@@ -1,12 +1,13 @@
 """Deltas side by side: what each of them changes of its own rows of one batch, computed for all of them at once.
 
-Shapes: S slots, B rows, T tokens, D and E dimensions read and changed.
+Shapes: S slots, L steps whose values are alike, B rows, T tokens, D dimensions read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby, pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,11 +15,13 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas.change import Change, Stretch
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Add, Concatenate, Edit, OverRows, Shareable, Values
+from continual.deltas.edit import Add, Concatenate, Edit, OverRows, Shareable, Values, follows
 from continual.deltas.values import check_fits, steps, values_of
 from continual.sites import Place
 
 Step = tuple[Place, Edit]
+
+TAKEN_AT_ONCE = 1 << 21  # bytes of a batch's values that are taken for all layers together; beyond it, layer by layer
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,20 @@ class Laid:
         shapes = [tuple((name, value.shape, value.dtype) for name, value in own.items()) for own in self.values]
         return (*((place.name, edit) for place, edit in self.steps), *shapes)
 
+    @property
+    def pooled(self) -> Mapping[tuple[object, ...], list[tuple[int, str]]]:
+        """Which values, by number of their step and name, have name, shape and type in common."""
+        found: dict[tuple[object, ...], list[tuple[int, str]]] = {}
+        for number, ((_, edit), own) in enumerate(zip(self.steps, self.values, strict=True)):
+            for name, value in own.items():
+                alike = (name, value.shape, value.dtype, follows(type(edit.form), OverRows))
+                found.setdefault(alike, []).append((number, name))
+        return found
+
+    def pools(self) -> list[Tensor]:
+        """The values as those of one slot are kept, [L, …] of each pool."""
+        return [torch.stack([self.values[number][name] for number, name in own]) for own in self.pooled.values()]
+
 
 def laid(backbone: Backbone, delta: Delta) -> Laid:
     """The delta as it is. Raises DeltaError where it does not fit the backbone."""
@@ -55,51 +72,61 @@ def alike(own: Laid) -> Laid:
 
 
 def _alike(place: Place, edit: Edit, values: Values) -> tuple[Step, Values]:
-    added = isinstance(edit.compose, Add)
     scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
     found = edit.form.shared_form(values, place, scale=scale) if isinstance(edit.form, Shareable) else None
     if found is None:
         return (place, edit), values
     form, shared = found
+    compose = Add() if isinstance(edit.compose, Add) else edit.compose
     # What is left out says how a delta is trained, not what it does.
-    compose = Add() if added else edit.compose
-    same = Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)
-    return (place, same), shared
+    return (place, Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)), shared
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Deltas that differ in nothing but their values, which are [S, …] of S slots."""
+    """Deltas that differ in nothing but their values.
+
+    pools: values that have name and shape in common, [L, S, …] · where: of each step, by name, pool and number in it.
+    """
 
     steps: tuple[Step, ...]
-    values: tuple[Values, ...]
+    pools: tuple[Tensor, ...]
+    where: tuple[Mapping[str, tuple[int, int]], ...]
 
     def changes(self, rows: Stretch, slots: Sequence[int]) -> Iterator[Change]:
         """What is done to rows whose deltas lie in these slots, one per row, rows of one slot together."""
-        runs = Runs.of(slots, self.device)
-        for (place, edit), values in zip(self.steps, self.values, strict=True):
-            yield Change(place, edit, partial(_change, edit, values, place, runs), rows)
+        runs = Runs.of(slots, self.pools[0].device if self.pools else None)
+        taken = _Taken(self.pools, runs)
+        for (place, edit), where in zip(self.steps, self.where, strict=True):
+            form = edit.form
+            if where and len(runs.slots) > 1 and follows(type(form), OverRows):
+                make = partial(_at_once, edit, cast(OverRows, form), partial(taken, where), place, runs)
+            else:
+                of_slots = [{name: self.pools[p][i, slot] for name, (p, i) in where.items()} for slot in runs.slots]
+                make = partial(_run_by_run, edit, of_slots, place, runs)
+            yield Change(place, edit, make, rows)
 
-    @property
-    def device(self) -> torch.device | None:
-        return next((value.device for own in self.values for value in own.values()), None)
+
+def stack_of(like: Laid, pools: Sequence[Tensor]) -> Stack:
+    """Deltas laid out as this one, whose values are in these pools [L, S, …]."""
+    where: list[dict[str, tuple[int, int]]] = [{} for _ in like.steps]
+    for pool, own in enumerate(like.pooled.values()):
+        for place, (number, name) in enumerate(own):
+            where[number][name] = (pool, place)
+    return Stack(like.steps, tuple(pools), tuple(where))
 
 
 def stacked(deltas: Sequence[Laid]) -> Stack:
     """Deltas of one key, in this order."""
-    values = [
-        {name: torch.stack([own[name] for own in several]) for name in several[0]}
-        for several in zip(*(delta.values for delta in deltas), strict=True)
-    ]
-    return Stack(deltas[0].steps, tuple(values))
+    return stack_of(deltas[0], [torch.stack(own, dim=1) for own in zip(*(delta.pools() for delta in deltas), strict=True)])
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Which rows have which slot, in order: runs of rows of one slot.
+    """Which rows have which slot: runs of rows of one slot.
 
     slots: of the runs · ends: the rows that begin and end them, one more · index: the slots of what is computed at
-    once, rows, or runs where they are all as long.
+    once, which are runs where all of them are as long, else rows.
     """
 
     slots: tuple[int, ...]
@@ -120,22 +147,42 @@ class Runs:
         return self.ends[-1] // len(self.index)
 
 
-def _change(edit: Edit, values: Values, place: Place, runs: Runs, seen: Tensor) -> Tensor:
+class _Taken:
+    """The values of what is computed at once: those of all layers, taken when the first is asked for, or of each."""
+
+    def __init__(self, pools: Sequence[Tensor], runs: Runs) -> None:
+        self._pools, self._runs = pools, runs
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, where: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+        return {name: self._of(pool, number) for name, (pool, number) in where.items()}
+
+    def _of(self, pool: int, number: int) -> Tensor:
+        values, index = self._pools[pool], self._runs.index
+        if values.nbytes // values.shape[1] * len(index) > TAKEN_AT_ONCE:
+            return values[number].index_select(0, index)
+        if pool not in self._known:
+            self._known[pool] = values.index_select(1, index)
+        return self._known[pool][number]
+
+
+def _at_once(
+    edit: Edit, form: OverRows, taken: Callable[[], Values], place: Place, runs: Runs, seen: Tensor
+) -> Tensor:
     """The change of each row [B, …], of which seen is [B, T, D]."""
-    form, before = edit.form, isinstance(edit.compose, Concatenate)  # then it does not depend on what is seen
-
-    def of_slot(slot: int, rows: Tensor) -> Tensor:
-        own = form({name: value[slot] for name, value in values.items()}, rows, place)
-        return own.expand(len(rows), *own.shape) if before else own
-
-    if len(runs.slots) == 1 or not values:
-        return of_slot(runs.slots[0], seen)
-    if not isinstance(form, OverRows):
-        spans = zip(runs.slots, pairwise(runs.ends), strict=True)
-        return torch.cat([of_slot(slot, seen[begin:end]) for slot, (begin, end) in spans])
-    own = {name: value.index_select(0, runs.index) for name, value in values.items()}
-    if before:
-        return form.over_rows(own, seen, place).repeat_interleave(runs.length, dim=0)
+    if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
+        return form.over_rows(taken(), seen, place).repeat_interleave(runs.length, dim=0)
+    if runs.length == 1 and seen.dim() == 3:
+        return form.over_rows(taken(), seen, place)
     together = seen.reshape(len(runs.index), -1, seen.shape[-1])
-    found = form.over_rows(own, together, place)
+    found = form.over_rows(taken(), together, place)
     return found.expand(-1, together.shape[1], -1).reshape(*seen.shape[:-1], -1)
+
+
+def _run_by_run(edit: Edit, of_slots: Sequence[Values], place: Place, runs: Runs, seen: Tensor) -> Tensor:
+    """The same, delta by delta."""
+    changes = []
+    for values, (begin, end) in zip(of_slots, pairwise(runs.ends), strict=True):
+        own = edit.form(values, seen[begin:end], place)
+        changes.append(own.expand(end - begin, *own.shape) if isinstance(edit.compose, Concatenate) else own)
+    return changes[0] if len(changes) == 1 else torch.cat(changes)
