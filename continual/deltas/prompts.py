@@ -28,7 +28,12 @@ def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[Non
         nonlocal extended
         call = named(module, args, kwargs)
         cache = call.get("past_key_values")
-        extended = cache is None or cache.get_seq_length() == 0
+        before = 0 if cache is None else cache.get_seq_length()
+        extended = before == 0
+        if call.get("attention_mask") is None and fronts.gaps is not None:  # what no row was to ignore so far
+            ids = call["input_ids"]
+            seen = ids.shape[1] + max(before - fronts.longest, 0)
+            call["attention_mask"] = torch.ones(len(ids), seen, dtype=torch.long, device=ids.device)
         return (), {**call, **_longer(call, fronts, begins=extended)}
 
     def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
         return with_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
 
     with ExitStack() as undo:
-        undo.enter_context(place.exit.register_forward_pre_hook(move, with_kwargs=True))
+        undo.enter_context(place.exit.register_forward_pre_hook(move, prepend=True, with_kwargs=True))
         for handle in place.by_row():
             undo.enter_context(handle)
         yield
