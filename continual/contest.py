@@ -13,7 +13,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError, DataError, DeltaError
 from continual.evaluate import metric_score
-from continual.experts import opinion
+from continual.experts import Asked, opinion
 from continual.kinds import labels_of
 from continual.learn import Task
 from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, StoredDelta
@@ -44,7 +44,7 @@ def contest(backbone: Backbone, registry: Registry, task: Task, delta: Delta) ->
             metric_score(
                 metric,
                 truth,
-                labels_of(opinion(backbone, rival, texts, max_length=length).answers),
+                labels_of(opinion(backbone, rival, Asked(texts, length)).answers),
                 kind=kind.scored,
             )
             for rival, length in rivals

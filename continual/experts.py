@@ -1,39 +1,49 @@
 """What learned deltas say of inputs, each asked as one of several that might answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from continual.backbone import Backbone
-from continual.deltas import Delta
+from continual.backbone import Backbone, Pooling
+from continual.deltas import Bank, Delta, attached
 from continual.described import RATED, log_probabilities
-from continual.features import making_room
+from continual.errors import ContinualError
+from continual.features import Tokens, joined, making_room, pad, pool, sorted_batches
 from continual.frozen import Frozen
 from continual.kinds import Answer, Kind, Outputs, Seen, fitted, kind_of_delta
+from continual.residents import Residents
 from continual.routing import Evidence, Opinion
 from tasks import Rows, Text
 
 
-def opinion(
-    backbone: Backbone,
-    delta: Delta,
-    texts: Sequence[Text],
-    *,
-    max_length: int,
-    evidence: Evidence | None = None,
-    frozen: Frozen | None = None,
-) -> Opinion[Answer]:
-    """What a delta answers to each text, cut at `max_length` tokens, how surely, and how well the texts fit it.
+@dataclass(frozen=True)
+class Asked:
+    """Texts that a delta is to look at, cut at `max_length` tokens.
 
-    evidence: what it is to be compared with; without it nothing is said of the last two · frozen: the same texts, cut
+    evidence: what it is to be compared with; without it nothing is said of surely and fit · frozen: the same texts, cut
     alike, through the frozen backbone; a delta that changes nothing there needs no pass of its own.
     """
-    kind = kind_of_delta(delta)
-    backbone = fitted(making_room(backbone, delta.settings), kind)
-    rows = kind.prepare(backbone, Rows(tuple(texts), ()), max_length=max_length)
-    seen = Seen(backbone, delta, rows) if delta.values or frozen is None else Seen(backbone, None, rows, frozen)
-    return opinion_of(kind, seen, kind.outputs(seen, delta.head), evidence=evidence)
+
+    texts: Sequence[Text]
+    max_length: int
+    evidence: Evidence | None = None
+    frozen: Frozen | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In the place of an answer, why there is none."""
+
+    error: str
+
+
+def opinion(backbone: Backbone, delta: Delta, asked: Asked) -> Opinion[Answer]:
+    """What a delta answers to each text, how surely, and how well the texts fit it."""
+    kind, seen = _seen(backbone, delta, asked)
+    return opinion_of(kind, seen, kind.outputs(seen, delta.head), evidence=asked.evidence)
 
 
 def opinion_of(kind: Kind[Any], seen: Seen[Any], outputs: Outputs, *, evidence: Evidence | None) -> Opinion[Answer]:
@@ -44,3 +54,99 @@ def opinion_of(kind: Kind[Any], seen: Seen[Any], outputs: Outputs, *, evidence: 
         surely = log_probabilities(answers) - evidence.sure if kind.scored == RATED else surely
         fit = evidence.fit(seen.vectors)
     return Opinion(answers, surely, fit)
+
+
+def opinions(
+    backbone: Backbone, residents: Residents, asked: Mapping[str, Asked]
+) -> dict[str, Opinion[Answer | Failed]]:
+    """What deltas say, by their names: those that answer from pooled vectors in batches of rows of all of them.
+
+    The texts of a delta that cannot be read or put on the device fail, and no others.
+    """
+    found: dict[str, Opinion[Answer | Failed]] = {}
+    looking: dict[str, tuple[Kind[Any], Seen[Any]]] = {}
+    residents.expect(asked)
+    for name, own in asked.items():
+        try:
+            looking[name] = _seen(backbone, residents.delta(name), own)
+        except ContinualError as error:
+            found[name] = _failed(own, error)
+    mixed = {name: seen for name, (kind, seen) in looking.items() if _mixes(kind, seen)}
+    vectors = vectors_together(backbone, residents, mixed) if len(mixed) > 1 else {}
+    for name, (kind, seen) in looking.items():
+        through = vectors.get(name)
+        if isinstance(through, ContinualError):
+            found[name] = _failed(asked[name], through)
+        else:
+            seen = replace(seen, through=through)
+            outputs = kind.outputs(seen, residents.delta(name).head)
+            found[name] = opinion_of(kind, seen, outputs, evidence=asked[name].evidence)
+    return found
+
+
+def _seen(backbone: Backbone, delta: Delta, asked: Asked) -> tuple[Kind[Any], Seen[Any]]:
+    kind = kind_of_delta(delta)
+    backbone = fitted(making_room(backbone, delta.settings), kind)
+    rows = kind.prepare(backbone, Rows(tuple(asked.texts), ()), max_length=asked.max_length)
+    if asked.frozen is not None and not delta.values:
+        return kind, Seen(backbone, None, rows, asked.frozen)
+    return kind, Seen(backbone, delta, rows)
+
+
+def _mixes(kind: Kind[Any], seen: Seen[Any]) -> bool:
+    return kind.pooled and seen.delta is not None and Bank.takes(seen.backbone, seen.delta)
+
+
+def _failed(asked: Asked, error: ContinualError) -> Opinion[Answer | Failed]:
+    nothing = torch.zeros(len(asked.texts))
+    return Opinion([Failed(f"{type(error).__name__}: {error}")] * len(asked.texts), nothing, nothing)
+
+
+@torch.inference_mode()
+def vectors_together(
+    backbone: Backbone, residents: Residents, seen: Mapping[str, Seen[Any]]
+) -> dict[str, Tensor | ContinualError]:
+    """The pooled vectors [N, D] of each delta's rows, on the CPU, in batches of rows of all; or why there are none."""
+    names = [name for name, own in seen.items() for _ in range(len(own.rows.tokens))]
+    tokens = joined([own.rows.tokens for own in seen.values()])
+    vectors = torch.empty(len(tokens), backbone.hidden_size)
+    failed: dict[str, ContinualError] = {}
+    batches = [part for rows in sorted_batches(tokens.lengths) for part in _few(rows, names, most=residents.slots)]
+    for number, batch in enumerate(batches):
+        residents.expect(names[row] for row in (batches[number + 1] if number + 1 < len(batches) else ()))
+        needed = {names[row] for row in batch}
+        for name in needed - failed.keys():
+            try:
+                residents.hold(name, beside=needed)
+            except ContinualError as error:
+                failed[name] = error
+        rows = [row for row in batch if names[row] not in failed]
+        if rows:
+            order, mixture = residents.mix([names[row] for row in rows])
+            chosen = [rows[i] for i in order]
+            with attached(backbone, mixture):
+                vectors[chosen] = _pooled(backbone, tokens, chosen, [seen[names[row]].pooling for row in chosen])
+    parts = torch.split(vectors, [len(own.rows.tokens) for own in seen.values()])
+    return {name: failed.get(name, part) for name, part in zip(seen, parts, strict=True)}
+
+
+def _few(rows: Sequence[int], names: Sequence[str], *, most: int) -> Iterator[list[int]]:
+    """The rows of a batch in batches of not more than so many deltas."""
+    own: list[int] = []
+    held: set[str] = set()
+    for row in rows:
+        if len(held | {names[row]}) > most:
+            yield own
+            own, held = [], set()
+        own.append(row)
+        held.add(names[row])
+    yield own
+
+
+def _pooled(backbone: Backbone, tokens: Tokens, rows: Sequence[int], poolings: Sequence[Pooling]) -> Tensor:
+    """Vectors [B, D] of a batch through what is attached, each pooled in its own way."""
+    batch = pad(backbone, tokens, rows)
+    with backbone.precision():
+        hidden = backbone.hidden_states(batch)
+    by_way = {way: pool(hidden, batch["attention_mask"], way) for way in dict.fromkeys(poolings)}
+    return torch.stack([by_way[way][i] for i, way in enumerate(poolings)]).cpu()

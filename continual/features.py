@@ -40,6 +40,12 @@ class Tokens:
         return Tokens(tuple(self.ids[i] for i in indices), types)
 
 
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """The tokens of all parts, one after the other."""
+    types = None if parts[0].types is None else tuple(row for part in parts for row in part.types or ())
+    return Tokens(tuple(row for part in parts for row in part.ids), types)
+
+
 def making_room(backbone: Backbone, *possible: MethodSettings) -> Backbone:
     """The backbone for texts that any of these methods may add tokens to.
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
-from continual.experts import opinion
+from continual.experts import Asked, Failed, opinion, opinions
 from continual.features import tokenize
-from continual.frozen import Frozen, frozen
+from continual.frozen import frozen
 from continual.kinds import Answer
+from continual.residents import SLOTS, Residents
 from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
 from continual.settings import FALSE_ABSTENTIONS
 from continual.stored_router import stored_router
@@ -37,7 +38,8 @@ class Prediction:
     label: the answer, of a regression a number, else a text · score: its probability, a fraction, None for a number ·
     routed: whether the router chose the task · confidence: the probability of that task among those that are known,
     None where the task was given · abstained: whether the input is like those of no task; then nothing is answered ·
-    possible: of such an input the nearest tasks; where all were asked for, all tasks that are likely enough.
+    possible: of such an input the nearest tasks; where all were asked for, all tasks that are likely enough · error:
+    why there is no answer, though the task is known: its delta could not be read, or put on the device.
     """
 
     text: Text
@@ -49,13 +51,15 @@ class Prediction:
     abstained: bool
     delta: str | None
     possible: tuple[Possible, ...] = ()
+    error: str | None = None
 
 
 class Predictor:
     """The champions of a registry on one backbone, as they were when it was made; each is loaded when first needed.
 
     serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
-    false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining.
+    false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining
+    · slots: how many deltas lie on the device at once.
 
     Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
     """
@@ -68,11 +72,12 @@ class Predictor:
         serving: Iterable[Champion] | None = None,
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTIONS,
+        slots: int = SLOTS,
     ) -> None:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
-        self._deltas: dict[str, Delta] = {}
+        self._residents = Residents(backbone, self._read, slots=slots)
         rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
         self._routing: tuple[Router, Mapping[str, Statistics]] | None = None
@@ -94,26 +99,33 @@ class Predictor:
             return []
         if task is None:
             return self._routed(texts, at_least=at_least)
-        answers = self._opinion(self._champion(task).task, texts).answers
+        answers = self._answers(task, texts)
         return [
             self._answered(text, task, answer, confidence=None) for text, answer in zip(texts, answers, strict=True)
         ]
 
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
-        if task not in self._deltas:
-            self._deltas[task] = load_delta(self._registry.blobs.get(self._champion(task).digest))
-        return self._deltas[task]
+        return self._residents.delta(self._champion(task).task)
+
+    def _read(self, task: str) -> Delta:
+        return load_delta(self._registry.blobs.get(self._champions[task].digest))
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
         router, statistics = self._routing = self._routing or self._router()
         longest = max(map(_longest, self._champions.values()))
         seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 
-        def ask(number: int, inputs: list[int]) -> Opinion[Answer]:
-            name, chosen = router.tasks[number], [texts[i] for i in inputs]
-            shared = seen.take(inputs) if _longest(self._champions[name]) == longest else None
-            return self._opinion(name, chosen, known=statistics.get(name), frozen=shared)
+        def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | Failed]]:
+            asked = {}
+            for number, inputs in looked.items():
+                name = router.tasks[number]
+                length, known = _longest(self._champions[name]), statistics.get(name)
+                shared = seen.take(inputs) if length == longest else None
+                evidence = known.evidence if known else None
+                asked[name] = Asked([texts[i] for i in inputs], length, evidence, shared)
+            found = opinions(self._backbone, self._residents, asked)
+            return {number: found[router.tasks[number]] for number in looked}
 
         decision = decide(router, router.log_p(seen), ask)
         sure, like = decision.confidence.tolist(), (router.known(seen) + decision.fit).tolist()
@@ -128,7 +140,7 @@ class Predictor:
         return self._with_possible(found, router, decision, at_least=at_least)
 
     def _with_possible(
-        self, found: list[Prediction], router: Router, decision: Decision[Answer], *, at_least: float | None
+        self, found: list[Prediction], router: Router, decision: Decision[Answer | Failed], *, at_least: float | None
     ) -> list[Prediction]:
         """The same with the nearest tasks of inputs that belong to none, or all tasks above a probability."""
         probabilities = decision.log_p.exp()
@@ -146,19 +158,19 @@ class Predictor:
         return listed
 
     def _possible(self, text: Text, task: str, confidence: float) -> Possible:
-        (answer,) = self._opinion(task, [text]).answers
+        (answer,) = self._answers(task, [text])
         return Possible(task, confidence, answer.label, answer.score, self._champions[task].delta)
 
-    def _answered(self, text: Text, task: str, answer: Answer, *, confidence: float | None) -> Prediction:
+    def _answered(self, text: Text, task: str, answer: Answer | Failed, *, confidence: float | None) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None
+        if isinstance(answer, Failed):
+            return Prediction(text, task, None, None, routed, confidence, False, delta, error=answer.error)
         return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
 
-    def _opinion(
-        self, task: str, texts: Sequence[Text], *, known: Statistics | None = None, frozen: Frozen | None = None
-    ) -> Opinion[Answer]:
+    def _answers(self, task: str, texts: Sequence[Text]) -> Sequence[Answer]:
         """What a task's delta says of each text."""
-        length, evidence = _longest(self._champion(task)), known.evidence if known else None
-        return opinion(self._backbone, self.load(task), texts, max_length=length, evidence=evidence, frozen=frozen)
+        asked = Asked(texts, _longest(self._champion(task)))
+        return opinion(self._backbone, self.load(task), asked).answers
 
     def _router(self) -> tuple[Router, Mapping[str, Statistics]]:
         found = stored_router(self._registry, self._backbone, self._champions, kind=self._kind)

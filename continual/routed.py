@@ -13,7 +13,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError
 from continual.evaluate import measure, share
-from continual.experts import opinion, opinion_of
+from continual.experts import Asked, opinion, opinion_of
 from continual.frozen import Frozen
 from continual.kinds import Answer, Seen, labels_of
 from continual.learn import Learned, Task, ready
@@ -106,7 +106,7 @@ def _examined(task: Task, delta: Delta, routing: Statistics, tested: Frozen, own
         task.test.truth,
         own,
         task.kind.wrong(task.test.truth),
-        partial(opinion, task.backbone, delta, max_length=length, evidence=routing.evidence),
+        lambda texts: opinion(task.backbone, delta, Asked(texts, length, routing.evidence)),
     )
 
 
@@ -169,10 +169,13 @@ def given_answers(own: Sequence[Any], wrong: Sequence[Any], right: Sequence[bool
 
 
 def _ask(
-    examined: Mapping[str, Examined], deltas: Sequence[str], delta: str, number: int, rows: list[int]
-) -> Opinion[None]:
-    """What the delta of that number says of test rows of `delta`."""
-    other, task = deltas[number], examined[delta]
-    if other != delta:
-        return task.hears(other, examined[other], rows)
-    return Opinion([None] * len(rows), task.own.surely[rows], task.own.fit[rows])
+    examined: Mapping[str, Examined], deltas: Sequence[str], delta: str, looked: Mapping[int, list[int]]
+) -> dict[int, Opinion[None]]:
+    """What the deltas of these numbers say of test rows of `delta`."""
+    task = examined[delta]
+    return {
+        number: Opinion([None] * len(rows), task.own.surely[rows], task.own.fit[rows])
+        if deltas[number] == delta
+        else task.hears(deltas[number], examined[deltas[number]], rows)
+        for number, rows in looked.items()
+    }

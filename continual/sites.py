@@ -93,7 +93,8 @@ class Place:
 
     name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
     d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
-    columns: its own of the module's output · heads: of each attention of its stack · argument, seen, common: as of its site.
+    columns: its own of the module's output · heads: of each attention of its stack · argument, seen, common: as of
+    its site.
     """
 
     name: str

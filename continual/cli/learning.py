@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from continual.cli.options import BackboneName, Common, Html, TaskName, answer, app, command, err, out, say, write
-from continual.errors import InputError
+from continual.errors import DeltaError, InputError
 from continual.settings import AT_LEAST, DEFAULT_HOME, FALSE_ABSTENTIONS
 from registry import Registry
 from tasks import Stream, read_stream, read_task, write_demo
@@ -90,6 +90,8 @@ def predict(
         )
         for prediction in found:
             sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+    if errors := [prediction.error for prediction in found if prediction.error]:
+        raise DeltaError(f"{len(errors)} of {len(found)} inputs have no answer; the first: {errors[0]}")
 
 
 @command(app)

@@ -13,6 +13,7 @@ from continual.backbone import Backbone
 from continual.deltas.delta import Delta, Head
 from continual.deltas.mixed import Mixed
 from continual.deltas.stack import Laid, alike, laid, stack_of
+from continual.deltas.values import steps
 from continual.errors import DeltaError
 
 FIRST_SLOTS = 8  # of a stack; it doubles when they are taken
@@ -39,6 +40,11 @@ class Bank:
         self._shelves: list[_Shelf] = []
         self._numbers: dict[tuple[object, ...], int] = {}
 
+    @staticmethod
+    def takes(backbone: Backbone, delta: Delta) -> bool:
+        """Whether rows of the delta can be in one batch with others: it changes nothing that all of them share."""
+        return not any(place.common for place, _, _ in steps(backbone, delta.settings))
+
     def __contains__(self, name: str) -> bool:
         return name in self._held
 
@@ -55,14 +61,18 @@ class Bank:
         Raises DeltaError where it does not fit the backbone, where it changes what all rows of a batch have in common,
         and where every other delta is needed.
         """
+        if not self.takes(self._backbone, delta):
+            raise DeltaError(
+                f"delta {name!r} changes what all rows of a batch have in common; use it for a batch alone"
+            )
         own = alike(laid(self._backbone, delta))
-        if not own.mixes:
-            raise DeltaError(f"delta {name!r} changes what all rows of a batch have in common; use it for a batch alone")
         self.drop(name)
         while len(self._held) >= self._slots:
             oldest = next((held for held in self._held if held not in beside), None)
             if oldest is None:
-                raise DeltaError(f"the bank has {self._slots} slots, all needed at once; give it more, or make batches of fewer tasks")
+                raise DeltaError(
+                    f"the bank has {self._slots} slots, all needed at once; give it more, or batches of fewer tasks"
+                )
             self.drop(oldest)
         number = self._numbers.setdefault(own.key, len(self._shelves))
         if number == len(self._shelves):
@@ -97,7 +107,9 @@ class _Shelf:
 
     def __init__(self, like: Laid, device: torch.device) -> None:
         self._like, self._size = like, 0
-        self.stack = stack_of(like, [pool.new_empty((len(pool), 0, *pool.shape[1:])).to(device) for pool in like.pools()])
+        self.stack = stack_of(
+            like, [pool.new_empty((len(pool), 0, *pool.shape[1:])).to(device) for pool in like.pools()]
+        )
         self.free: list[int] = []
 
     def put(self, own: Laid) -> int:
@@ -110,7 +122,9 @@ class _Shelf:
         return slot
 
     def _grow(self, more: int) -> None:
-        grown = [torch.cat((pool, pool.new_zeros(len(pool), more, *pool.shape[2:])), dim=1) for pool in self.stack.pools]
+        grown = [
+            torch.cat((pool, pool.new_zeros(len(pool), more, *pool.shape[2:])), dim=1) for pool in self.stack.pools
+        ]
         self.stack = stack_of(self._like, grown)
         self.free = [*reversed(range(self._size, self._size + more)), *self.free]
         self._size += more

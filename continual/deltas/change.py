@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,10 +62,12 @@ class Change:
         own, made, compose = self.rows.of(tensor), self.make(self.rows.of(seen)), self.edit.compose
         # What a module has just returned is nobody else's, unless gradients need it.
         if self._owned(tensor, own) and follows(type(compose), InPlace):
-            compose.into(own, made)
+            cast(InPlace, compose).into(own, made)
             return tensor
         return self.rows.replaced(tensor, compose(own, made))
 
     def _owned(self, tensor: Tensor, own: Tensor) -> bool:
         written = self.place.changes == "output" and not torch.is_grad_enabled()
-        return written and own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and own.is_contiguous()
+        return (
+            written and own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and own.is_contiguous()
+        )

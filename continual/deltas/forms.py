@@ -63,7 +63,10 @@ class LowRank:
         """The next rank of SIZES, filled up with zeros, which change nothing."""
         rank = shared_size(self.rank)
         missing = rank - self.rank
-        return LowRank(rank), {"A": F.pad(values["A"], (0, 0, 0, missing)), "B": F.pad(scale * values["B"], (0, missing))}
+        return LowRank(rank), {
+            "A": F.pad(values["A"], (0, 0, 0, missing)),
+            "B": F.pad(scale * values["B"], (0, missing)),
+        }
 
     def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.bmm(torch.bmm(seen, values["A"].mT), values["B"].mT)

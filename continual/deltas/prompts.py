@@ -126,7 +126,9 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
     """
     stack, gaps = tokens.name.removesuffix(tokens.site), fronts.gaps
     has_positions = "positions" in backbone.family.stack.sites
-    found = [place for place in backbone.places("positions") if place.name == f"{stack}positions"] if has_positions else []
+    found = (
+        [place for place in backbone.places("positions") if place.name == f"{stack}positions"] if has_positions else []
+    )
     if gaps is None or not found:
         yield
         return

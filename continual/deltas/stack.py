@@ -32,11 +32,6 @@ class Laid:
     values: tuple[Values, ...]
 
     @property
-    def mixes(self) -> bool:
-        """Whether its rows can be in one batch with others: nothing it changes is the same for all rows of a batch."""
-        return not any(place.common for place, _ in self.steps)
-
-    @property
     def key(self) -> tuple[object, ...]:
         """The same for deltas that can lie in one stack."""
         shapes = [tuple((name, value.shape, value.dtype) for name, value in own.items()) for own in self.values]
@@ -118,7 +113,9 @@ def stack_of(like: Laid, pools: Sequence[Tensor]) -> Stack:
 
 def stacked(deltas: Sequence[Laid]) -> Stack:
     """Deltas of one key, in this order."""
-    return stack_of(deltas[0], [torch.stack(own, dim=1) for own in zip(*(delta.pools() for delta in deltas), strict=True)])
+    return stack_of(
+        deltas[0], [torch.stack(own, dim=1) for own in zip(*(delta.pools() for delta in deltas), strict=True)]
+    )
 
 
 @dataclass(frozen=True)
@@ -166,9 +163,7 @@ class _Taken:
         return self._known[pool][number]
 
 
-def _at_once(
-    edit: Edit, form: OverRows, taken: Callable[[], Values], place: Place, runs: Runs, seen: Tensor
-) -> Tensor:
+def _at_once(edit: Edit, form: OverRows, taken: Callable[[], Values], place: Place, runs: Runs, seen: Tensor) -> Tensor:
     """The change of each row [B, …], of which seen is [B, T, D]."""
     if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
         return form.over_rows(taken(), seen, place).repeat_interleave(runs.length, dim=0)

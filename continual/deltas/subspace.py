@@ -62,8 +62,9 @@ class InSubspace:
 
     def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
         """Of values as they are kept, what `inner` has in common with others."""
-        kept = "coordinates" not in values and isinstance(self.inner, Shareable)
-        return self.inner.shared_form(values, place, scale=scale) if kept else None
+        if "coordinates" in values or not isinstance(self.inner, Shareable):
+            return None
+        return self.inner.shared_form(values, place, scale=scale)
 
 
 def _named(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class Classification(Kind[Labelled]):
 
     scored: ClassVar[str] = "classification"
     generates: ClassVar[bool] = False
+    pooled: ClassVar[bool] = True
 
     labels: tuple[str, ...]
 

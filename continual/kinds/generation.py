@@ -39,6 +39,7 @@ class Generation(Kind[Exchanges]):
 
     scored: ClassVar[str] = "generation"
     generates: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
 
     longest: int
 

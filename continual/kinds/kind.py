@@ -49,13 +49,14 @@ class Answer:
 class Seen(Generic[P]):
     """Rows as they are through a delta's edits or, without one, through the frozen backbone.
 
-    known: what `frozen` gave for these rows, where that was asked before.
+    known: what `frozen` gave for these rows, where that was asked before · through: the same of `vectors`.
     """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
     known: Frozen | None = None
+    through: Tensor | None = None
 
     @property
     def pooling(self) -> Pooling:
@@ -64,6 +65,8 @@ class Seen(Generic[P]):
     @cached_property
     def vectors(self) -> Tensor:
         """Pooled vectors [N, D], on the CPU."""
+        if self.through is not None:
+            return self.through
         if self.delta is None:
             return self.frozen.vectors
         return features(self.backbone, self.rows.tokens, delta=self.delta)
@@ -95,11 +98,13 @@ class Start:
 class Kind(ABC, Generic[P]):
     """A kind of task, as one task has it. A subclass is a frozen dataclass of what answering needs besides a delta.
 
-    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder.
+    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder · pooled:
+    whether a text is answered from its pooled vector alone.
     """
 
     scored: ClassVar[str]
     generates: ClassVar[bool]
+    pooled: ClassVar[bool]
 
     @classmethod
     @abstractmethod

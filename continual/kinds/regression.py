@@ -39,6 +39,7 @@ class Regression(Kind[Numbered]):
 
     scored: ClassVar[str] = "regression"
     generates: ClassVar[bool] = False
+    pooled: ClassVar[bool] = True
 
     mean: float
     deviation: float

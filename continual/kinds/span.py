@@ -48,6 +48,7 @@ class Span(Kind[Passages]):
 
     scored: ClassVar[str] = "span"
     generates: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
 
     longest: int
 

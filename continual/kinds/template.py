@@ -42,6 +42,7 @@ class Templated(Kind[Gapped]):
 
     scored: ClassVar[str] = "classification"
     generates: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
 
     template: Template
 

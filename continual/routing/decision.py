@@ -11,7 +11,7 @@ Shapes: N inputs, K tasks.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from continual.routing.calibrated import Router
 
 FIT = 0.5  # nats for a standard deviation
-A = TypeVar("A")
+A = TypeVar("A", covariant=True)
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,18 @@ class Decision(Generic[A]):
         return self.log_p.gather(1, self.tasks.unsqueeze(1)).squeeze(1).exp()
 
 
-def decide(router: Router, log_p: Tensor, ask: Callable[[int, list[int]], Opinion[A]]) -> Decision[A]:
-    """The task of each input, from what the router says [N, K].
+# By the number of a task, those of inputs that its delta is to look at, and what it says of them.
+Ask = Callable[[Mapping[int, list[int]]], Mapping[int, Opinion[B]]]
 
-    `ask` is given the number of a task and those of inputs, and has its delta look at them.
-    """
+
+def decide(router: Router, log_p: Tensor, ask: Ask[B]) -> Decision[B]:
+    """The task of each input, from what the router says [N, K] and, of all tasks at once, their deltas are asked."""
     unsure = log_p.amax(dim=1).exp() < router.margin
     looked = _looked_at(log_p, unsure, candidates=router.candidates)
     surely, fit = torch.zeros_like(log_p), torch.zeros_like(log_p)
-    answers: dict[tuple[int, int], A] = {}
-    for task, inputs in looked.items():
-        opinion = ask(task, inputs)
+    answers: dict[tuple[int, int], B] = {}
+    for task, opinion in ask(looked).items():
+        inputs = looked[task]
         surely[inputs, task], fit[inputs, task] = opinion.surely, opinion.fit
         answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
     log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (surely + FIT * fit), dim=1)

@@ -1,13 +1,13 @@
 """How fast is one batch of rows of many tasks? Beside the frozen base, and beside PEFT's two ways.
 
-    python -m tests.benchmarks.mixed [--width 384] [--layers 6] [--tokens 16] [--batch 32] [--registered 64] > mixed.json
+    python -m tests.benchmarks.mixed [--width 384] [--tokens 16] [--batch 32] [--registered 64] > mixed.json
 
 Arms, timed in turn in one process on a random BERT, after one round that does not count; what is told are medians of
 the frozen base's time through the arm's, in the same round. `split`: the base, task after task · `ours`: every row
-through its task's delta · `five`: the same with five methods · `adapter_names`: PEFT's mixed batch · `set_adapter`: PEFT,
-task after task. LoRA of rank 8 on query and value; the five are lora, adapter, prefix, ia3 and bitfit. Tasks are drawn
-evenly, by Zipf's law of exponent 1.5, or all rows are of one task; rows come in random order. Before anything is timed,
-all arms that compute the same are compared, to 1e-4.
+through its task's delta · `five`: the same with five methods · `adapter_names`: PEFT's mixed batch · `set_adapter`:
+PEFT, task after task. LoRA of rank 8 on query and value; the five are lora, adapter, prefix, ia3 and bitfit. Tasks are
+drawn evenly, by Zipf's law of exponent 1.5, or all rows are of one task; rows come in random order. Before anything is
+timed, all arms that compute the same are compared, to 1e-4.
 """
 
 import argparse
@@ -192,7 +192,12 @@ def measured(arms: Arms, given: argparse.Namespace, device: torch.device) -> lis
             arms.check(own)
             found = timed(arms.all(own), device, given.repeats)
             cell = {"tasks": tasks, "shares": kind, "deltas_in_batch": len(set(own)), **found}
-            say(" ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in cell.items()))
+            say(
+                " ".join(
+                    f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in cell.items()
+                )
+            )
             cells.append(cell)
     return cells
 
@@ -200,9 +205,18 @@ def measured(arms: Arms, given: argparse.Namespace, device: torch.device) -> lis
 def main() -> None:
     """Prints one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"width": 384, "layers": 6, "tokens": 16, "batch": 32, "registered": 64, "repeats": 25}.items():
+    for name, default in {
+        "width": 384,
+        "layers": 6,
+        "tokens": 16,
+        "batch": 32,
+        "registered": 64,
+        "repeats": 25,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tasks", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4, 8, 16, 32, 64])
+    parser.add_argument(
+        "--tasks", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4, 8, 16, 32, 64]
+    )
     parser.add_argument("--shares", type=lambda text: text.split(","), default=["uniform", "zipf", "identical"])
     given = parser.parse_args()
     quieten()

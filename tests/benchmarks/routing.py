@@ -18,7 +18,7 @@ import gzip
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from continual.backbone import Backbone, load_backbone
-from continual.experts import opinion
+from continual.experts import Asked, opinion
 from continual.features import features, tokenize
 from continual.frozen import frozen
 from continual.learner import Learner
@@ -122,15 +122,14 @@ def _known(learner: Learner, texts: Sequence[str]) -> Tensor:
     predictor = Predictor(backbone, registry)
     seen = frozen(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
 
-    def ask(number: int, inputs: list[int]) -> Opinion[Any]:
-        name = router.tasks[number]
-        return opinion(
-            backbone,
-            predictor.load(name),
-            [texts[i] for i in inputs],
-            max_length=int(champions[name].budget["max_length"]),
-            evidence=statistics[name].evidence,
-        )
+    def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Any]]:
+        found = {}
+        for number, inputs in looked.items():
+            name = router.tasks[number]
+            length = int(champions[name].budget["max_length"])
+            asked = Asked([texts[i] for i in inputs], length, statistics[name].evidence)
+            found[number] = opinion(backbone, predictor.load(name), asked)
+        return found
 
     return router.known(seen) + decide(router, router.log_p(seen), ask).fit
 

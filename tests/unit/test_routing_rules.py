@@ -1,5 +1,6 @@
 """Routers against the same numbers computed the long way, and what is done with them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -224,13 +225,16 @@ def asked(router: Router, log_p: Tensor, surely: dict[int, float]) -> tuple[list
     """What is decided, and who was asked, where each task is as sure of everything as is said here."""
     calls: dict[int, list[int]] = {}
 
-    def ask(number: int, inputs: list[int]) -> Opinion[str]:
-        calls[number] = inputs
-        return Opinion(
-            [f"{number} of {i}" for i in inputs],
-            torch.full((len(inputs),), surely.get(number, 0.0)),
-            torch.zeros(len(inputs)),
-        )
+    def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[str]]:
+        calls.update(looked)
+        return {
+            number: Opinion(
+                [f"{number} of {i}" for i in inputs],
+                torch.full((len(inputs),), surely.get(number, 0.0)),
+                torch.zeros(len(inputs)),
+            )
+            for number, inputs in looked.items()
+        }
 
     decision = decide(router, log_p, ask)
     chosen = decision.tasks.tolist()

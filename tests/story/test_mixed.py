@@ -1,0 +1,78 @@
+"""Inputs of many tasks answered together, through the public face: by the same answers as task after task."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import rows_of, write_task
+
+from continual import Learner, read_stream
+from continual.errors import BlobError
+from continual.predict import Prediction, Predictor
+from continual.settings import settings
+from registry import Registry
+
+METHODS = {"animals": "lora", "mood": "adapter", "place": "prefix", "food": "ia3"}
+BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+
+
+@pytest.fixture(scope="module")
+def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """Four tasks, each learned by a method of its own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
+    (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": entries}))
+    places = settings(folder / "home", {})
+    registry = Registry.open(places.registry, places.blobs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
+            assert learner.run(read_stream(folder / "stream.yaml")) == {}
+            yield learner
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    return [text for number in range(8) for task in METHODS for text in rows_of(task, 1, seed=number).texts]
+
+
+def said(predictions: Sequence[Prediction]) -> list[tuple[str | None, str | float | None]]:
+    return [(prediction.task, prediction.label) for prediction in predictions]
+
+
+def test_answers_are_those_of_each_task_alone(learner: Learner, texts: list[str]) -> None:
+    found = Predictor(learner.backbone, learner.registry, false_abstentions=0).predict(texts)
+    assert len({prediction.task for prediction in found}) == len(METHODS), "inputs of all tasks are in the batch"
+    for text, prediction in zip(texts, found, strict=True):
+        (alone,) = learner.predict([text], task=prediction.task)
+        assert prediction.label == alone.label
+        assert prediction.score == pytest.approx(alone.score, abs=1e-3)  # as among batches of one task
+
+
+def test_fewer_slots_than_tasks_change_no_answer(learner: Learner, texts: list[str]) -> None:
+    wide, narrow = (Predictor(learner.backbone, learner.registry, slots=slots) for slots in (256, 2))
+    assert said(narrow.predict(texts)) == said(wide.predict(texts))
+
+
+def test_a_delta_that_cannot_be_read_fails_its_own_inputs(learner: Learner, texts: list[str]) -> None:
+    champion = next(own for own in learner.registry.champions(learner.backbone.fingerprint) if own.task == "mood")
+    whole = Predictor(learner.backbone, learner.registry).predict(texts)
+    blob = Path(learner.registry.blobs.path(champion.digest))
+    away = blob.rename(blob.with_suffix(".away"))
+    try:
+        predictor = Predictor(learner.backbone, learner.registry)
+        found = predictor.predict(texts)
+        with pytest.raises(BlobError):
+            predictor.predict(texts[:1], task="mood")
+    finally:
+        away.rename(blob)
+    for before, now in zip(whole, found, strict=True):
+        if now.error:
+            assert before.task in ("mood", None)
+            assert now.label is None
+            assert "BlobError" in now.error
+        elif before.task != "mood":
+            assert (now.task, now.label) == (before.task, before.label)
+    assert any(now.error for now in found)
+    assert said(predictor.predict(texts)) == said(whole), "it answers again once the delta is back"
