@@ -11,8 +11,9 @@ import torch
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta, Head
+from continual.deltas.laid import Laid, alike, laid
 from continual.deltas.mixed import Mixed
-from continual.deltas.stack import Laid, alike, laid, stack_of
+from continual.deltas.stack import stack_of
 from continual.deltas.values import steps
 from continual.errors import DeltaError
 

@@ -12,69 +12,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
 from continual.deltas.change import Change, Stretch
-from continual.deltas.delta import Delta
-from continual.deltas.edit import Add, Concatenate, Edit, OverRows, Shareable, Values, follows
-from continual.deltas.values import check_fits, steps, values_of
+from continual.deltas.edit import Concatenate, Edit, OverRows, Values, follows
+from continual.deltas.laid import Laid, Step
 from continual.sites import Place
 
-Step = tuple[Place, Edit]
-
 TAKEN_AT_ONCE = 1 << 21  # bytes of a batch's values that are taken for all layers together; beyond it, layer by layer
-
-
-@dataclass(frozen=True)
-class Laid:
-    """A delta laid out by steps: what is done at which place, and with which values."""
-
-    steps: tuple[Step, ...]
-    values: tuple[Values, ...]
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """The same for deltas that can lie in one stack."""
-        shapes = [tuple((name, value.shape, value.dtype) for name, value in own.items()) for own in self.values]
-        return (*((place.name, edit) for place, edit in self.steps), *shapes)
-
-    @property
-    def pooled(self) -> Mapping[tuple[object, ...], list[tuple[int, str]]]:
-        """Which values, by number of their step and name, have name, shape and type in common."""
-        found: dict[tuple[object, ...], list[tuple[int, str]]] = {}
-        for number, ((_, edit), own) in enumerate(zip(self.steps, self.values, strict=True)):
-            for name, value in own.items():
-                alike = (name, value.shape, value.dtype, follows(type(edit.form), OverRows))
-                found.setdefault(alike, []).append((number, name))
-        return found
-
-    def pools(self) -> list[Tensor]:
-        """The values as those of one slot are kept, [L, …] of each pool."""
-        return [torch.stack([self.values[number][name] for number, name in own]) for own in self.pooled.values()]
-
-
-def laid(backbone: Backbone, delta: Delta) -> Laid:
-    """The delta as it is. Raises DeltaError where it does not fit the backbone."""
-    check_fits(backbone, delta)
-    found = list(steps(backbone, delta.settings))
-    own = (values_of(delta.values, prefix) for _, prefix, _ in found)
-    return Laid(tuple((place, edit) for place, _, edit in found), tuple(own))
-
-
-def alike(own: Laid) -> Laid:
-    """The same changes in forms and sizes that most deltas have in common: to be used, not to be trained."""
-    found = [_alike(place, edit, values) for (place, edit), values in zip(own.steps, own.values, strict=True)]
-    return Laid(tuple(step for step, _ in found), tuple(values for _, values in found))
-
-
-def _alike(place: Place, edit: Edit, values: Values) -> tuple[Step, Values]:
-    scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
-    found = edit.form.shared_form(values, place, scale=scale) if isinstance(edit.form, Shareable) else None
-    if found is None:
-        return (place, edit), values
-    form, shared = found
-    compose = Add() if isinstance(edit.compose, Add) else edit.compose
-    # What is left out says how a delta is trained, not what it does.
-    return (place, Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)), shared
 
 
 @dataclass(frozen=True)
@@ -104,18 +47,9 @@ class Stack:
 
 def stack_of(like: Laid, pools: Sequence[Tensor]) -> Stack:
     """Deltas laid out as this one, whose values are in these pools [L, S, …]."""
-    where: list[dict[str, tuple[int, int]]] = [{} for _ in like.steps]
-    for pool, own in enumerate(like.pooled.values()):
-        for place, (number, name) in enumerate(own):
-            where[number][name] = (pool, place)
+    place_of = {key: (pool, number) for pool, keys in enumerate(like.groups) for number, key in enumerate(keys)}
+    where = [{name: place_of[key] for name, key in names.items()} for names in like.names]
     return Stack(like.steps, tuple(pools), tuple(where))
-
-
-def stacked(deltas: Sequence[Laid]) -> Stack:
-    """Deltas of one key, in this order."""
-    return stack_of(
-        deltas[0], [torch.stack(own, dim=1) for own in zip(*(delta.pools() for delta in deltas), strict=True)]
-    )
 
 
 @dataclass(frozen=True)

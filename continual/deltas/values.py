@@ -37,8 +37,13 @@ def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
 
 def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
     """The values of one edit at one place by their own names, those that all its places share among them."""
+    return {name: values[key] for name, key in names_of(values, prefix).items()}
+
+
+def names_of(values: Values, prefix: str) -> dict[str, str]:
+    """The same values' keys, by their own names."""
     found = (prefix, _shared(prefix))
-    return {key.rpartition("/")[2]: value for key, value in values.items() if key.rpartition("/")[0] in found}
+    return {key.rpartition("/")[2]: key for key in values if key.rpartition("/")[0] in found}
 
 
 def _shared(prefix: str) -> str:

@@ -1,0 +1,84 @@
+"""A delta laid out by what is done where, with values that are alike next to each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.deltas.delta import Delta
+from continual.deltas.edit import Add, Edit, OverRows, Shareable, Values, follows
+from continual.deltas.values import check_fits, names_of, steps
+from continual.sites import Place
+
+Step = tuple[Place, Edit]
+Names = Mapping[str, str]  # of a step's values: what its form calls them, and what the delta does
+
+
+@dataclass(frozen=True)
+class Laid:
+    """What is done at which place, with which of the delta's values."""
+
+    steps: tuple[Step, ...]
+    names: tuple[Names, ...]
+    values: Values
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """The same for deltas that differ in nothing but the numbers in their values."""
+        done = (
+            (place.name, edit, tuple(own.items())) for (place, edit), own in zip(self.steps, self.names, strict=True)
+        )
+        return (*done, *((key, value.shape, value.dtype) for key, value in self.values.items()))
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The values' keys, those next to each other whose tensors make one pool: of a name, shape and type."""
+        at_once = {
+            key
+            for (_, edit), own in zip(self.steps, self.names, strict=True)
+            for key in own.values()
+            if follows(type(edit.form), OverRows)
+        }
+        found: dict[tuple[object, ...], list[str]] = {}
+        for key, value in self.values.items():
+            alike = (key.rpartition("/")[2], value.shape, value.dtype, value.requires_grad, key in at_once)
+            found.setdefault(alike, []).append(key)
+        return tuple(tuple(keys) for keys in found.values())
+
+    def pools(self) -> list[Tensor]:
+        """The values, [L, …] of the L of each group."""
+        return [torch.stack([self.values[key] for key in keys]) for keys in self.groups]
+
+
+def laid(backbone: Backbone, delta: Delta) -> Laid:
+    """The delta as it is. Raises DeltaError where it does not fit the backbone."""
+    check_fits(backbone, delta)
+    found = list(steps(backbone, delta.settings))
+    names = (names_of(delta.values, prefix) for _, prefix, _ in found)
+    return Laid(tuple((place, edit) for place, _, edit in found), tuple(names), delta.values)
+
+
+def alike(own: Laid) -> Laid:
+    """The same changes in forms and sizes that most deltas have in common: to be used, not to be trained."""
+    made: list[Step] = []
+    names: list[Names] = []
+    values: dict[str, Tensor] = {}
+    for number, ((place, edit), called) in enumerate(zip(own.steps, own.names, strict=True)):
+        scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
+        given = {name: own.values[key] for name, key in called.items()}
+        found = edit.form.shared_form(given, place, scale=scale) if isinstance(edit.form, Shareable) else None
+        if found is None:
+            made.append((place, edit))
+            names.append(called)
+            values |= {key: own.values[key] for key in called.values()}
+            continue
+        form, shared = found
+        compose = Add() if isinstance(edit.compose, Add) else edit.compose
+        # What is left out says how a delta is trained, not what it does.
+        made.append((place, Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)))
+        names.append({name: f"{place.name}/{number}/{name}" for name in shared})
+        values |= {f"{place.name}/{number}/{name}": value for name, value in shared.items()}
+    return Laid(tuple(made), tuple(names), values)
