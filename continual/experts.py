@@ -13,7 +13,7 @@ from continual.described import RATED, log_probabilities
 from continual.errors import ContinualError
 from continual.features import Tokens, joined, making_room, pad, pool, sorted_batches
 from continual.frozen import Frozen
-from continual.kinds import Answer, Kind, Outputs, Seen, fitted, kind_of_delta
+from continual.kinds import Answer, Kind, Outputs, PooledKind, Seen, fitted, kind_of_delta
 from continual.residents import Residents
 from continual.routing import Evidence, Opinion
 from tasks import Rows, Text
@@ -94,7 +94,7 @@ def _seen(backbone: Backbone, delta: Delta, asked: Asked) -> tuple[Kind[Any], Se
 
 
 def _mixes(kind: Kind[Any], seen: Seen[Any]) -> bool:
-    return kind.pooled and seen.delta is not None and Bank.takes(seen.backbone, seen.delta)
+    return isinstance(kind, PooledKind) and seen.delta is not None and Bank.takes(seen.backbone, seen.delta)
 
 
 def _failed(asked: Asked, error: ContinualError) -> Opinion[Answer | Failed]:

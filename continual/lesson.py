@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta
+from continual.deltas import Delta, Head
 from continual.evaluate import metric_score
-from continual.features import shuffled_batches
-from continual.kinds import Kind, Prepared, Seen, labels_of
+from continual.features import Tokens, shuffled_batches
+from continual.kinds import Kind, PooledKind, Prepared, Seen, labels_of
 from tasks import Budget
 
 B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class FromVectors(Generic[B]):
+    """How the loss of a batch follows from its texts' pooled vectors. tokens: the texts · loss: given [B, D]."""
+
+    tokens: Callable[[B], Tokens]
+    loss: Callable[[Head, Tensor, B], Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,13 +30,14 @@ class Lesson(Generic[B]):
     """What a delta learns from.
 
     epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
-    score: of a delta as it would be kept, on validation rows.
+    score: of a delta as it would be kept, on validation rows · from_vectors: where the loss follows from them.
     """
 
     epochs: Sequence[Sequence[B]]
     rows: int
     loss: Callable[[Delta, B], Tensor]
     score: Callable[[Delta], float]
+    from_vectors: FromVectors[B] | None = None
 
 
 def lesson_of(
@@ -44,11 +53,17 @@ def lesson_of(
     """The rows of one task, in batches of like length that the seed draws."""
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
+    from_vectors: FromVectors[list[int]] | None = None
+    if isinstance(kind, PooledKind):
+        from_vectors = FromVectors(
+            rows.tokens.take, lambda head, vectors, batch: kind.loss_of(head, vectors, rows, batch)
+        )
     return Lesson(
         epochs,
         len(rows.tokens) * budget.epochs,
         loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
         score=lambda delta: score_of(backbone, kind, delta, rows=validation, metric=metric),
+        from_vectors=from_vectors,
     )
 
 

@@ -42,17 +42,26 @@ class Optimiser:
 
         Raises LearnError for a loss that is not finite, before anything is changed by it.
         """
+        value = self.checked(loss)
+        torch.autograd.backward(loss)
+        self.step()
+        return value
+
+    def checked(self, loss: Tensor) -> float:
+        """The loss as a number. Raises LearnError where it is none."""
         value = loss.item()
         if not math.isfinite(value):
             raise LearnError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
-        self._adamw.zero_grad()
-        torch.autograd.backward(loss)
+        return value
+
+    def step(self) -> None:
+        """Go down the gradients that there are, and forget them."""
         torch.nn.utils.clip_grad_norm_(self._tensors, LARGEST_GRADIENT)
         for group in self._adamw.param_groups:
             group["lr"] = self._rate * self._share()
         self._adamw.step()
+        self._adamw.zero_grad(set_to_none=False)  # where gradients lie is for who made the tensors to say
         self.done += 1
-        return value
 
     @property
     def moments(self) -> dict[str, Tensor]:

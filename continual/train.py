@@ -5,16 +5,17 @@ on the validation rows kept; epoch 0, the start itself, is a candidate, so train
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.course import Course, Epoch, Point, random_state, set_random_state
-from continual.deltas import Delta, attached, finished, penalty
+from continual.deltas import Delta, Laid, attached, finished, in_pools, laid, penalty
 from continual.kinds import Prepared, kind_of_delta
 from continual.lesson import Lesson, lesson_of
 from continual.optimiser import Optimiser
@@ -75,27 +76,91 @@ def follow(
 ) -> Trained:
     """Train a copy of `start` through all epochs of a lesson; neither `start` nor the backbone changes.
 
+    Raises LearnError when the loss is no longer a number. See `training` for all else.
+    """
+    stints = training(backbone, start, lesson, learning_rate=learning_rate, report=report, course=course, keep=keep)
+    with seeded(seed):
+        try:
+            stint = next(stints)
+            while True:
+                stint = stints.send(alone(backbone, stint))
+        except StopIteration as end:
+            trained: Trained = end.value
+            return trained
+
+
+@dataclass(frozen=True)
+class Stint(Generic[B]):
+    """Batches that a delta is to learn from, with a step of its optimiser after each.
+
+    own, pools: where the delta's values lie, which are views of the pools.
+    """
+
+    delta: Delta
+    own: Laid
+    pools: Sequence[Tensor]
+    batches: Sequence[B]
+    lesson: Lesson[B]
+    optimise: Optimiser
+    step: Callable[[], None]
+
+    def loss(self, backbone: Backbone, loss: Tensor) -> Tensor:
+        """The loss of a batch with what the delta's edits add to it."""
+        extra = penalty(backbone, self.delta)
+        return loss if extra is None else loss + extra
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a stint came to: the loss of each batch, and the seconds it took."""
+
+    losses: Sequence[float]
+    seconds: float
+
+
+Training = Generator[Stint[Any], Spent, Trained]
+
+
+def alone(backbone: Backbone, stint: Stint[B]) -> Spent:
+    """Do a stint."""
+    began, losses = time.perf_counter(), []
+    with attached(backbone, stint.delta), backbone.dropping():
+        for batch in stint.batches:
+            losses.append(stint.optimise(stint.loss(backbone, stint.lesson.loss(stint.delta, batch))))
+            stint.step()
+    return Spent(losses, time.perf_counter() - began)
+
+
+def training(
+    backbone: Backbone,
+    start: Delta,
+    lesson: Lesson[B],
+    *,
+    learning_rate: float,
+    report: Report = lambda done, total: None,
+    course: Course | None = None,
+    keep: Keep = lambda course: None,
+) -> Training:
+    """The stints in which a copy of `start` learns a lesson, an epoch each; whoever does one sends what it came to.
+
     A method of several stages shares the epochs among them: each trains its own edits and the head, all else fixed,
     from the best epoch of the stage before. What is scored is what would be kept.
 
     keep: is shown where training stands before the first epoch and after each · course: go on from what was kept of
     the same training, which then ends as it would have, to the bit.
-
-    Raises LearnError when the loss is no longer a number.
     """
     stages = start.settings.stages
-    with _seeded(seed):
-        if course is None:
-            kept = finished(backbone, start, stage=0)
-            best = Point(kept, Epoch(0, None, lesson.score(kept)))
-            course = Course(0, 0, start, {}, (best.epoch,), best, None, 0.0, random_state(backbone.device))
-            keep(course)
-        set_random_state(course.random, backbone.device)
-        progress = _Progress(report, done=len(course.curve) - 1, epochs=lesson.epochs)
-        for stage, part in list(enumerate(_shares(lesson.epochs, stages)))[course.stage :]:
-            course = course.at(stage)
-            for reached in _epochs(backbone, course, replace(lesson, epochs=part), learning_rate, progress):
-                keep(course := reached)
+    if course is None:
+        kept = finished(backbone, start, stage=0)
+        best = Point(kept, Epoch(0, None, lesson.score(kept)))
+        course = Course(0, 0, start, {}, (best.epoch,), best, None, 0.0, random_state(backbone.device))
+        keep(course)
+    set_random_state(course.random, backbone.device)
+    progress = _Progress(report, done=len(course.curve) - 1, epochs=lesson.epochs)
+    for stage, part in list(enumerate(_shares(lesson.epochs, stages)))[course.stage :]:
+        course = yield from _stage(
+            backbone, course.at(stage), replace(lesson, epochs=part), learning_rate, progress, keep
+        )
     kept = finished(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
     return Trained(kept, course.curve, course.seconds, lesson.rows / course.seconds if course.seconds else None)
 
@@ -106,25 +171,23 @@ def _shares(epochs: Sequence[Sequence[B]], stages: int) -> list[Sequence[Sequenc
     return [epochs[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def _epochs(
-    backbone: Backbone, course: Course, lesson: Lesson[B], learning_rate: float, progress: "_Progress"
-) -> Iterator[Course]:
-    """Train what belongs to a stage for what is left of its epochs; where training stands after each."""
+def _stage(
+    backbone: Backbone, course: Course, lesson: Lesson[B], learning_rate: float, progress: "_Progress", keep: Keep
+) -> Generator[Stint[B], Spent, Course]:
+    """Train what belongs to a stage for what is left of its epochs; where training stands then."""
     epochs = lesson.epochs
     delta = course.trained.trainable(backbone.device, course.stage)
-    leaves = [tensor for tensor in delta.tensors().values() if tensor.requires_grad]
+    own, pools = in_pools(laid(backbone, delta))
+    delta = replace(delta, values=own.values)
+    heads = () if delta.head is None else (delta.head.weight, delta.head.bias)
+    leaves = [tensor for tensor in (*pools, *heads) if tensor.requires_grad]
     done, steps = (sum(map(len, part)) for part in (epochs[: course.epochs], epochs))
     optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
     for batches in epochs[course.epochs :]:
-        began, losses = time.perf_counter(), []
-        with attached(backbone, delta), backbone.dropping():
-            for batch in batches:
-                loss, extra = lesson.loss(delta, batch), penalty(backbone, delta)
-                losses.append(optimise(loss if extra is None else loss + extra))
-                progress.step()
-        spent = time.perf_counter() - began
+        spent = yield Stint(delta, own, pools, batches, lesson, optimise, progress.step)
         kept = finished(backbone, delta.frozen(), stage=course.stage)
-        point = Point(kept, Epoch(len(course.curve), sum(losses) / len(losses), lesson.score(kept)))
+        loss = sum(spent.losses) / len(spent.losses)
+        point = Point(kept, Epoch(len(course.curve), loss, lesson.score(kept)))
         course = replace(
             course,
             epochs=course.epochs + 1,
@@ -133,10 +196,11 @@ def _epochs(
             curve=(*course.curve, point.epoch),
             best=course.best.or_better(point),
             of_stage=point.or_better(course.of_stage) if course.of_stage else point,  # of equals the later
-            seconds=course.seconds + spent,
+            seconds=course.seconds + spent.seconds,
             random=random_state(backbone.device),
         )
-        yield course
+        keep(course)
+    return course
 
 
 class _Progress:
@@ -149,7 +213,7 @@ class _Progress:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """What is drawn while training, dropout among it, is the same for the same seed; nobody else's numbers change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

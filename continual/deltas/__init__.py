@@ -5,9 +5,11 @@ from continual.deltas.bank import Bank
 from continual.deltas.blend import blend
 from continual.deltas.delta import Delta, Head, delta_of, load_delta
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
+from continual.deltas.laid import Laid, in_pools, laid
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
 from continual.deltas.mixed import Mixed
+from continual.deltas.stack import Stack, stack_of
 from continual.deltas.subspace import Subspace
 from continual.deltas.values import copyable, finished, fresh_values, penalty, repeatable, steps
 
@@ -20,10 +22,12 @@ __all__ = [
     "Edit",
     "Form",
     "Head",
+    "Laid",
     "MethodSettings",
     "Mixed",
     "Multiply",
     "Reads",
+    "Stack",
     "Subspace",
     "attached",
     "blend",
@@ -31,9 +35,12 @@ __all__ = [
     "delta_of",
     "finished",
     "fresh_values",
+    "in_pools",
+    "laid",
     "load_delta",
     "method_settings",
     "penalty",
     "repeatable",
+    "stack_of",
     "steps",
 ]

@@ -42,7 +42,7 @@ class Decomposed:
         if "gain" in values:
             return values["gain"]
         with torch.no_grad():
-            norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=1)
+            norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=-1)
         gain: Tensor = values["magnitude"] / norm
         return gain
 
@@ -56,8 +56,8 @@ class Decomposed:
         return Decomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
 
     def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        gain, low_rank = values["gain"].unsqueeze(1), LowRank(self.rank).over_rows(values, seen, place)
-        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).over_rows(values, seen, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * (self.scale * low_rank)
 
     def affine(self, values: Values, place: Place) -> Affine:
         gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]

@@ -1,7 +1,7 @@
 """A delta laid out by what is done where, with values that are alike next to each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -59,6 +59,24 @@ def laid(backbone: Backbone, delta: Delta) -> Laid:
     found = list(steps(backbone, delta.settings))
     names = (names_of(delta.values, prefix) for _, prefix, _ in found)
     return Laid(tuple((place, edit) for place, _, edit in found), tuple(names), delta.values)
+
+
+def in_pools(own: Laid) -> tuple[Laid, list[Tensor]]:
+    """The same values in the memory of pools, their gradients in that of the pools' gradients.
+
+    Both are leaves: what is computed from values, or from pools, adds to the same gradient, and a step that an
+    optimiser takes with a few pools is taken by all the values.
+    """
+    pools = [pool.detach() for pool in own.pools()]
+    values: dict[str, Tensor] = {}
+    for keys, pool in zip(own.groups, pools, strict=True):
+        values |= {key: pool[number] for number, key in enumerate(keys)}
+        if own.values[keys[0]].requires_grad:
+            pool.grad = torch.zeros_like(pool)
+            for number, key in enumerate(keys):
+                values[key].requires_grad_().grad = pool.grad[number]
+            pool.requires_grad_()
+    return replace(own, values={key: values[key] for key in own.values}), pools
 
 
 def alike(own: Laid) -> Laid:

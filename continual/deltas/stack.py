@@ -72,6 +72,10 @@ class Runs:
         index = torch.tensor(at_once, device=device)
         return cls(tuple(slot for slot, _ in found), (0, *accumulate(lengths)), index)
 
+    def of_all(self, slots: int) -> bool:
+        """Whether what is computed at once are runs of all slots, in their order."""
+        return len(self.index) == len(self.slots) == slots and self.slots == tuple(range(slots))
+
     @property
     def length(self) -> int:
         """How many rows are computed at once with the same values."""
@@ -90,6 +94,8 @@ class _Taken:
 
     def _of(self, pool: int, number: int) -> Tensor:
         values, index = self._pools[pool], self._runs.index
+        if self._runs.of_all(values.shape[1]):
+            return values[number]
         if values.nbytes // values.shape[1] * len(index) > TAKEN_AT_ONCE:
             return values[number].index_select(0, index)
         if pool not in self._known:

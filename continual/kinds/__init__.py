@@ -10,7 +10,7 @@ from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
-from continual.kinds.kind import Answer, Kind, Outputs, Prepared, Seen, Start, fitted, labels_of
+from continual.kinds.kind import Answer, Kind, Outputs, PooledKind, Prepared, Seen, Start, fitted, labels_of
 from continual.kinds.regression import Regression
 from continual.kinds.span import Span
 from continual.kinds.template import Templated
@@ -21,6 +21,7 @@ __all__ = [
     "Answer",
     "Kind",
     "Outputs",
+    "PooledKind",
     "Prepared",
     "Seen",
     "Start",

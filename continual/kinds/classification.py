@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head
-from continual.features import Tokens, pad, pooled, tokenize
+from continual.deltas import Head
+from continual.features import Tokens, tokenize
 from continual.head import closed_form, combined
-from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, zeros
+from continual.kinds.kind import Answer, Outputs, PooledKind, Seen, Start, zeros
 from continual.signature import signature
 from tasks import Rows, TaskData, TaskSpec
 
@@ -28,12 +28,11 @@ class Labelled:
 
 @final
 @dataclass(frozen=True)
-class Classification(Kind[Labelled]):
+class Classification(PooledKind[Labelled]):
     """labels: the C labels, by number."""
 
     scored: ClassVar[str] = "classification"
     generates: ClassVar[bool] = False
-    pooled: ClassVar[bool] = True
 
     labels: tuple[str, ...]
 
@@ -75,11 +74,9 @@ class Classification(Kind[Labelled]):
         better = float(correct.mean()) > start.mean
         return Start(replace(start.head, weight=weight, bias=bias), correct) if better else start
 
-    def loss(self, backbone: Backbone, delta: Delta, rows: Labelled, batch: Sequence[int]) -> Tensor:
+    def loss_of(self, head: Head, vectors: Tensor, rows: Labelled, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats."""
-        assert delta.head is not None
-        vectors = pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
-        return F.cross_entropy(delta.head(vectors), rows.classes[batch].to(backbone.device))
+        return F.cross_entropy(head(vectors), rows.classes[batch].to(vectors.device))
 
     @torch.inference_mode()
     def outputs(self, seen: Seen[Labelled], head: Head | None) -> Outputs:

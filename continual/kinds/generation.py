@@ -39,7 +39,6 @@ class Generation(Kind[Exchanges]):
 
     scored: ClassVar[str] = "generation"
     generates: ClassVar[bool] = True
-    pooled: ClassVar[bool] = False
 
     longest: int
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone, Pooling
 from continual.deltas import Delta, Head, attached
-from continual.features import Tokens, features
+from continual.features import Tokens, features, pad, pooled
 from continual.frozen import Frozen, frozen
 from tasks import Rows, TaskData, TaskSpec
 
@@ -98,13 +98,11 @@ class Start:
 class Kind(ABC, Generic[P]):
     """A kind of task, as one task has it. A subclass is a frozen dataclass of what answering needs besides a delta.
 
-    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder · pooled:
-    whether a text is answered from its pooled vector alone.
+    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder.
     """
 
     scored: ClassVar[str]
     generates: ClassVar[bool]
-    pooled: ClassVar[bool]
 
     @classmethod
     @abstractmethod
@@ -158,6 +156,19 @@ class Kind(ABC, Generic[P]):
     @abstractmethod
     def wrong(self, truth: Sequence[Any]) -> list[Any]:
         """For each row an answer that is worth nothing: what a row is given that was sent to another task."""
+
+
+class PooledKind(Kind[P]):
+    """A kind that answers a text from its pooled vector alone, so that one pass can serve rows of several tasks."""
+
+    @abstractmethod
+    def loss_of(self, head: Head, vectors: Tensor, rows: P, batch: Sequence[int]) -> Tensor:
+        """The loss of the chosen rows, whose vectors are [B, D], a scalar."""
+
+    def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
+        assert delta.head is not None
+        vectors = pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
+        return self.loss_of(delta.head, vectors, rows, batch)
 
 
 def labels_of(answers: Sequence[Answer]) -> list[Any]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head
-from continual.features import Tokens, pad, pooled, tokenize
-from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class, zeros
+from continual.deltas import Head
+from continual.features import Tokens, tokenize
+from continual.kinds.kind import Answer, Outputs, PooledKind, Seen, Start, one_class, zeros
 from continual.signature import Signature, signature
 from tasks import Rows, TaskData, TaskSpec
 
@@ -34,12 +34,11 @@ class Numbered:
 
 @final
 @dataclass(frozen=True)
-class Regression(Kind[Numbered]):
+class Regression(PooledKind[Numbered]):
     """mean, deviation: of the train rows' numbers."""
 
     scored: ClassVar[str] = "regression"
     generates: ClassVar[bool] = False
-    pooled: ClassVar[bool] = True
 
     mean: float
     deviation: float
@@ -81,10 +80,9 @@ class Regression(Kind[Numbered]):
     def carried(self, start: Start, head: Head, held_out: Seen[Numbered]) -> Start:
         return start
 
-    def loss(self, backbone: Backbone, delta: Delta, rows: Numbered, batch: Sequence[int]) -> Tensor:
+    def loss_of(self, head: Head, vectors: Tensor, rows: Numbered, batch: Sequence[int]) -> Tensor:
         """Mean squared error in standard units: of the variance, what is not explained."""
-        assert delta.head is not None
-        found = delta.head(pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)).squeeze(1)
+        found = head(vectors).squeeze(1)
         return F.mse_loss(found, rows.standard[batch].to(found))
 
     @torch.inference_mode()

@@ -48,7 +48,6 @@ class Span(Kind[Passages]):
 
     scored: ClassVar[str] = "span"
     generates: ClassVar[bool] = False
-    pooled: ClassVar[bool] = False
 
     longest: int
 

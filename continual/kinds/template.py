@@ -42,7 +42,6 @@ class Templated(Kind[Gapped]):
 
     scored: ClassVar[str] = "classification"
     generates: ClassVar[bool] = True
-    pooled: ClassVar[bool] = False
 
     template: Template
 

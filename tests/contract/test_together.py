@@ -1,0 +1,111 @@
+"""What training several deltas at once must give, for every method: each what it gets when it is trained alone."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny import fresh_delta, moved_delta, prepared
+
+from continual.backbone import Backbone
+from continual.deltas import METHODS, Delta
+from continual.errors import LearnError
+from continual.kinds import kind_of_delta
+from continual.lesson import Lesson, lesson_of
+from continual.together import train_together
+from continual.train import Trained, Training, follow, training
+from tasks import Budget
+
+TASKS = ("animals", "mood", "place")
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dropout draws depends on the batch it is drawn for."""
+    monkeypatch.setattr(Backbone, "dropping", lambda backbone: nullcontext())
+
+
+def lesson(backbone: Backbone, start: Delta, task: str, *, rows: int = 8, epochs: int = 2) -> Lesson[list[int]]:
+    return lesson_of(
+        backbone,
+        kind_of_delta(start),
+        prepared(backbone, task, rows),
+        validation=prepared(backbone, task, 4, seed=1),
+        budget=Budget(epochs=epochs, batch_size=4),
+        metric="accuracy",
+        seed=0,
+    )
+
+
+def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> Training:
+    return training(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2)
+
+
+def together(backbone: Backbone, trainings: dict[str, Training]) -> dict[str, Trained | LearnError]:
+    return dict(train_together(backbone, trainings, seed=0))
+
+
+def same(found: Delta, expected: Delta) -> bool:
+    pairs = zip(found.tensors().values(), expected.tensors().values(), strict=True)
+    return all(torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4) for one, other in pairs)
+
+
+def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
+    """Two of a method share their matrix products; one of another method is beside them."""
+    if method == "diff_pruning":
+        pytest.skip("its gates are drawn at every step, in the order of the steps")
+    starts = {"animals": fresh_delta(bert, method, task="animals"), "mood": fresh_delta(bert, method, seed=1)}
+    starts["place"] = fresh_delta(bert, "lora", task="place", rank=3)
+    found = together(bert, {task: begun(bert, start, task) for task, start in starts.items()})
+    for task, start in starts.items():
+        expected = follow(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0)
+        assert isinstance(found[task], Trained)
+        losses = [[epoch.loss for epoch in trained.curve[1:]] for trained in (found[task], expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert same(found[task].delta, expected.delta)
+
+
+def test_families_agree(backbone: Backbone) -> None:
+    starts = {
+        "animals": fresh_delta(backbone, "lora", task="animals"),
+        "mood": fresh_delta(backbone, "prefix", length=3),
+        "place": fresh_delta(backbone, "prompt", task="place", length=2),
+    }
+    found = together(backbone, {task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
+    for task, start in starts.items():
+        alone = follow(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
+        assert found[task].curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
+
+
+def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
+    short, long = fresh_delta(bert, "lora", task="animals"), fresh_delta(bert, "lora", seed=1)
+    trainings = {"long": begun(bert, long, "mood", epochs=4), "short": begun(bert, short, "animals", rows=4, epochs=1)}
+    running = train_together(bert, trainings, seed=0)
+    name, first = next(running)
+    assert name == "short"
+    assert isinstance(first, Trained)
+    before = {key: value.clone() for key, value in first.delta.tensors().items()}
+    assert [name for name, _ in running] == ["long"]
+    assert all(torch.equal(value, before[key]) for key, value in first.delta.tensors().items())
+
+
+def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
+    good, bad = (
+        fresh_delta(bert, "lora", task="animals"),
+        moved_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),
+    )
+    found = together(bert, {"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
+    assert isinstance(found["bad"], LearnError)
+    expected = follow(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0)
+    assert same(found["good"].delta, expected.delta)
+
+
+def test_nothing_to_train_is_done_at_once(bert: Backbone) -> None:
+    start = fresh_delta(bert, "lora", task="animals")
+    found = together(bert, {"none": begun(bert, start, "animals", epochs=0)})
+    assert same(found["none"].delta, start)
