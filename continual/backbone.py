@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +38,7 @@ MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
+_PLACES: WeakKeyDictionary[Any, dict[tuple[str, bool], tuple[Place, ...]]] = WeakKeyDictionary()  # by model
 _AUTO_MODEL: Mapping[Architecture, Any] = {
     "encoder": AutoModel,
     "causal": AutoModelForCausalLM,
@@ -104,7 +106,10 @@ class Backbone:
 
     def places(self, site: str) -> tuple[Place, ...]:
         """The places of a site or of a group of sites; see `families.places`."""
-        return places(self.model, self.family, site, generates=self.generates)
+        known, key = _PLACES.setdefault(self.model, {}), (site, self.generates)
+        if key not in known:
+            known[key] = places(self.model, self.family, site, generates=self.generates)
+        return known[key]
 
     @contextmanager
     def precision(self) -> Iterator[None]:

@@ -9,26 +9,30 @@ Shapes: B rows of all tasks, T tokens, D hidden size.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Bank, Mixed, Stack, attached, stack_of
+from continual.deltas import Bank, Head, Mixed, attached, stack_of
 from continual.errors import LearnError
 from continual.features import joined, pad, pool
+from continual.lesson import FromVectors
 from continual.train import Spent, Stint, Trained, Training, alone, seeded
 
 
 @dataclass
 class _Going:
-    """A training and the stint it is at."""
+    """A training and the stint it is at. stack: a number that those have in common which can lie in one stack."""
 
+    name: str
     training: Training
     stint: Stint[Any]
+    stack: int
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -37,63 +41,70 @@ class _Going:
         return self.stint.batches[len(self.losses)]
 
     @property
-    def done(self) -> bool:
-        return len(self.losses) == len(self.stint.batches)
+    def lesson(self) -> FromVectors[Any]:
+        assert self.stint.lesson.from_vectors is not None
+        return self.stint.lesson.from_vectors
+
+    @property
+    def head(self) -> Head:
+        assert self.stint.delta.head is not None
+        return self.stint.delta.head
 
 
-def train_together(
-    backbone: Backbone, trainings: Mapping[str, Training], *, seed: int
-) -> Iterator[tuple[str, Trained | LearnError]]:
+Ended = tuple[str, Trained | LearnError]
+
+
+def train_together(backbone: Backbone, trainings: Mapping[str, Training], *, seed: int) -> Iterator[Ended]:
     """What becomes of each training, by name, as soon as it is done: what was trained, or why it could not be.
 
     Those whose loss does not follow from pooled vectors, or that change what all rows of a batch have in common, are
     trained by themselves. Texts of all others share their batches.
     """
+    going: list[_Going] = []
+    stacks: dict[object, int] = {}
+
+    def on(name: str, training: Training, spent: Spent | None = None) -> Iterator[Ended]:
+        """Bring a training to its next stint that can be done together with others, or to its end."""
+        try:
+            stint = next(training) if spent is None else training.send(spent)
+            while not _shares(backbone, stint):
+                stint = training.send(alone(backbone, stint))
+        except StopIteration as end:
+            yield name, end.value
+        except LearnError as error:
+            yield name, error
+        else:
+            going.append(_Going(name, training, stint, stacks.setdefault(stint.own.key, len(stacks))))
+            going.sort(key=lambda own: own.stack)
+
     with seeded(seed):
-        going: dict[str, _Going] = {}
         for name, training in trainings.items():
-            yield from _on(backbone, going, name, training)
+            yield from on(name, training)
         while going:
-            for name, failure in _step(backbone, going):
-                going.pop(name)
-                yield name, failure
-            for name in [name for name, own in going.items() if own.done]:
-                own = going.pop(name)
-                yield from _on(backbone, going, name, own.training, Spent(own.losses, own.seconds))
-
-
-def _on(
-    backbone: Backbone, going: dict[str, _Going], name: str, training: Training, spent: Spent | None = None
-) -> Iterator[tuple[str, Trained | LearnError]]:
-    """Bring a training to its next stint that can be done together with others, or to its end."""
-    try:
-        stint = next(training) if spent is None else training.send(spent)
-        while not _shares(backbone, stint):
-            stint = training.send(alone(backbone, stint))
-        going[name] = _Going(training, stint)
-    except StopIteration as end:
-        yield name, end.value
-    except LearnError as error:
-        yield name, error
+            for own, error in _step(backbone, going):
+                going.remove(own)
+                yield own.name, error
+            for own in [own for own in going if len(own.losses) == len(own.stint.batches)]:
+                going.remove(own)
+                yield from on(own.name, own.training, Spent(own.losses, own.seconds))
 
 
 def _shares(backbone: Backbone, stint: Stint[Any]) -> bool:
     return stint.lesson.from_vectors is not None and Bank.takes(backbone, stint.delta)
 
 
-def _step(backbone: Backbone, going: Mapping[str, _Going]) -> list[tuple[str, LearnError]]:
+def _step(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     """One step of each training; those whose loss is no number fail, and move nothing."""
-    began, failed = time.perf_counter(), []
-    ordered = sorted(going.items(), key=lambda pair: hash(pair[1].stint.own.key))  # those of one stack together
+    began = time.perf_counter()
+    good, failed = [], []
     with backbone.dropping():
-        losses = _losses(backbone, [own for _, own in ordered])
-    good = []
-    for (name, own), loss in zip(ordered, losses, strict=True):
+        losses = _losses(backbone, going)
+    for own, loss in zip(going, losses, strict=True):
         try:
             own.losses.append(own.stint.optimise.checked(loss))
             good.append((own, loss))
         except LearnError as error:
-            failed.append((name, error))
+            failed.append((own, error))
     if good:
         torch.autograd.backward([loss for _, loss in good])
     for own, _ in good:
@@ -104,33 +115,27 @@ def _step(backbone: Backbone, going: Mapping[str, _Going]) -> list[tuple[str, Le
     return failed
 
 
-def _losses(backbone: Backbone, going: list[_Going]) -> list[Tensor]:
+def _losses(backbone: Backbone, going: Sequence[_Going]) -> list[Tensor]:
     """The loss of each training's next batch, all from one pass."""
-    lessons = [own.stint.lesson.from_vectors for own in going]
-    texts = [lesson.tokens(own.batch) for lesson, own in zip(lessons, going, strict=True) if lesson]
+    texts = [own.lesson.tokens(own.batch) for own in going]
     counts = [len(own) for own in texts]
     batch = pad(backbone, joined(texts), range(sum(counts)))
     with attached(backbone, _mixed(going, counts)), backbone.precision():
         hidden = backbone.hidden_states(batch)
-    losses, begin = [], 0
-    for own, lesson, count in zip(going, lessons, counts, strict=True):
-        rows, head = slice(begin, begin + count), own.stint.delta.head
-        assert lesson is not None
-        assert head is not None
-        vectors = pool(hidden[rows], batch["attention_mask"][rows], head.pooling)
-        losses.append(own.stint.loss(backbone, lesson.loss(head, vectors, own.batch)))
-        begin += count
-    return losses
+    mask, ways = batch["attention_mask"], {own.head.pooling for own in going}
+    vectors = {way: torch.split(pool(hidden, mask, way), counts) for way in ways}
+    return [
+        own.stint.loss(backbone, own.lesson.loss(own.head, vectors[own.head.pooling][number], own.batch))
+        for number, own in enumerate(going)
+    ]
 
 
-def _mixed(going: list[_Going], counts: list[int]) -> Mixed:
+def _mixed(going: Sequence[_Going], counts: Sequence[int]) -> Mixed:
     """The mixture of a batch in which `counts` rows of each training follow each other."""
-    shares: list[tuple[Stack, list[int]]] = []
-    members: dict[object, list[tuple[Stint[Any], int]]] = {}
-    for own, count in zip(going, counts, strict=True):
-        members.setdefault(own.stint.own.key, []).append((own.stint, count))
-    for several in members.values():
-        pools = [torch.stack(same, dim=1) for same in zip(*(stint.pools for stint, _ in several), strict=True)]
-        slots = [slot for slot, (_, count) in enumerate(several) for _ in range(count)]
-        shares.append((stack_of(several[0][0].own, pools), slots))
+    shares = []
+    for _, several in groupby(zip(going, counts, strict=True), key=lambda pair: pair[0].stack):
+        members = list(several)
+        pools = [torch.stack(same, dim=1) for same in zip(*(own.stint.pools for own, _ in members), strict=True)]
+        slots = [slot for slot, (_, count) in enumerate(members) for _ in range(count)]
+        shares.append((stack_of(members[0][0].stint.own, pools), slots))
     return Mixed(shares, sum(counts))

@@ -87,19 +87,18 @@ class _Taken:
 
     def __init__(self, pools: Sequence[Tensor], runs: Runs) -> None:
         self._pools, self._runs = pools, runs
-        self._known: dict[int, Tensor] = {}
+        self._known: dict[int, tuple[Tensor, ...]] = {}
 
     def __call__(self, where: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
         return {name: self._of(pool, number) for name, (pool, number) in where.items()}
 
     def _of(self, pool: int, number: int) -> Tensor:
         values, index = self._pools[pool], self._runs.index
-        if self._runs.of_all(values.shape[1]):
-            return values[number]
-        if values.nbytes // values.shape[1] * len(index) > TAKEN_AT_ONCE:
+        everything = self._runs.of_all(values.shape[1])
+        if not everything and values.nbytes // values.shape[1] * len(index) > TAKEN_AT_ONCE:
             return values[number].index_select(0, index)
         if pool not in self._known:
-            self._known[pool] = values.index_select(1, index)
+            self._known[pool] = (values if everything else values.index_select(1, index)).unbind()
         return self._known[pool][number]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values
+from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values, follows
 from continual.deltas.method import MethodSettings
 from continual.errors import DeltaError, MethodError
 from continual.sites import Place
@@ -87,12 +87,14 @@ def _finished(backbone: Backbone, settings: MethodSettings, values: Values, stag
 
 def penalty(backbone: Backbone, delta: Delta) -> Tensor | None:
     """What the delta's edits add to the loss, in nats; None where they add nothing."""
+    if not any(follows(type(edit.form), Penalised) for edit in delta.settings.edits()):
+        return None
     terms = [
         edit.form.penalty(values_of(delta.values, prefix))
         for _, prefix, edit in steps(backbone, delta.settings)
         if isinstance(edit.form, Penalised)
     ]
-    return torch.stack(terms).sum() if terms else None
+    return torch.stack(terms).sum()
 
 
 def check_fits(backbone: Backbone, delta: Delta) -> None:
