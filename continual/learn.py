@@ -183,7 +183,7 @@ def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, see
     best, tried = decided(task, from_scratch(begin), seed=seed)
     name, settings = task.data.spec.name, method_settings(best.method)
     before = () if task.warm_start == "scratch" else learned_before(task.backbone, registry, task.data)
-    near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
+    near = nearest_learned(task.backbone, registry, own, task=name, labels=task.data.labels, settings=settings)
     return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), (*before, *near))
 
 

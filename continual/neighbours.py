@@ -1,18 +1,25 @@
 """Which learned tasks are alike, from the registry's signatures."""
 
 import logging
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings, Subspace, load_delta
 from continual.errors import BackboneError, BlobError, DeltaError, LearnError
+from continual.features import features, tokenize
 from continual.kinds import kind_of_delta
 from continual.signature import Signature
+from continual.similarity import labels as compare_labels
 from continual.similarity import nearest
 from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
 from registry import BackboneRecord, DataRecord, Registry, StoredSignature
 from tasks import TaskData
 
 log = logging.getLogger(__name__)
+SHORTLIST = 16  # tasks whose labels' names are compared
+MOST_LABELS, LABEL_LENGTH = 64, 32  # of a task that are compared, and tokens of a name
 
 
 def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
@@ -46,19 +53,28 @@ def named_signatures(registry: Registry, backbone: Backbone | BackboneRecord) ->
 
 
 def nearest_learned(
-    backbone: Backbone, registry: Registry, own: Signature, *, task: str, settings: MethodSettings
+    backbone: Backbone,
+    registry: Registry,
+    own: Signature,
+    *,
+    task: str,
+    labels: Sequence[str],
+    settings: MethodSettings,
 ) -> list[Neighbour]:
-    """The learned tasks other than `task` that are most like it, by its signature `own`, with their champions' deltas.
+    """The learned tasks other than `task` that are most like it, with their champions' deltas.
 
-    Those learned by the same method and settings come first, since only they can be copied.
+    Its signature `own` says which are looked at, and of those the names of its labels, where it has any, which come
+    first; but before all others come those learned by the same method and settings, since only they can be copied.
     """
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
     signatures = stored_signatures(registry, backbone)
     kind = settings.model_dump(mode="json")
     ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != task})
-    ranked.sort(key=lambda pair: champions[pair[0]].settings != kind)
+    copied_first = sorted(ranked, key=lambda pair: champions[pair[0]].settings != kind)
+    names = _by_labels(backbone, registry, labels, [name for name, _ in copied_first[:SHORTLIST]])
+    names.sort(key=lambda name: champions[name].settings != kind)
     found = []
-    for name, _ in ranked[:NEIGHBOURS_TRIED]:
+    for name in names[:NEIGHBOURS_TRIED]:
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
@@ -67,6 +83,20 @@ def nearest_learned(
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
     return found
+
+
+def _by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], tasks: list[str]) -> list[str]:
+    """The tasks whose labels have the names nearest to these first; of equals, and without labels, as they were."""
+    own, near = label_vectors(backbone, labels), {}
+    for task in tasks:
+        found = compare_labels(own, label_vectors(backbone, registry.task(task).labels))
+        near[task] = -1.0 if found is None else found
+    return sorted(tasks, key=lambda task: -near[task])
+
+
+def label_vectors(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
+    """The names of labels in frozen features [C, D], of many the first; None where there are none."""
+    return features(backbone, tokenize(backbone, labels[:MOST_LABELS], max_length=LABEL_LENGTH)) if labels else None
 
 
 def learned_before(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:

@@ -1,7 +1,6 @@
 """Which tasks are like a task, by every measure: what `continual similar` lists."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import Delta, fresh_values, load_delta
 from continual.errors import BlobError, DeltaError, InputError
-from continual.features import features, tokenize
 from continual.kinds import Seen
 from continual.learn import Task, ready
-from continual.neighbours import stored_signatures, takes
+from continual.neighbours import label_vectors, stored_signatures, takes
 from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
 from registry import Registry, not_found
 from tasks import TaskSpec, load_task
 
 log = logging.getLogger(__name__)
-LABEL_LENGTH = 32  # tokens of a label's name
 
 Row = dict[str, Any]
 
@@ -77,12 +74,8 @@ def looks(task: Task, delta: Delta) -> dict[str, float | None]:
     head = delta.head if not delta.kind else None  # that of a classification
     answers = torch.softmax(head(rows.vectors), dim=1) if head else None
     look = Look(rows.vectors, classes, count, answers, quality)
-    names = [_named(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
+    names = [label_vectors(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
     return {**{name: measure(look) for name, measure in LOOKED.items()}, "labels": labels(*names)}
-
-
-def _named(backbone: Backbone, names: Sequence[str]) -> Tensor | None:
-    return features(backbone, tokenize(backbone, names, max_length=LABEL_LENGTH)) if names else None
 
 
 def _champions(registry: Registry, fingerprint: str) -> dict[str, tuple[Delta, int]]:

@@ -57,7 +57,8 @@ def compared(backbone: Backbone, registry: Registry, task: Task, *, seed: int) -
     rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
     own, name, settings = signature_of(task.kind, rows), task.data.spec.name, method_settings(task.method)
     scratch = from_scratch(task.kind.start(rows, held_out))
-    near = nearest_learned(task.backbone, registry, own, task=name, settings=settings)
+    labels = task.data.labels
+    near = nearest_learned(task.backbone, registry, own, task=name, labels=labels, settings=settings)
     others = possible_starts(task, scratch, near, rows=rows, held_out=held_out)
     tried = partial(attempt, task, seed=seed)
     start = choose(task.backbone, "auto", scratch=scratch, others=others, settings=settings, tried=tried)

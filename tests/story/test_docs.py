@@ -9,14 +9,16 @@ import pytest
 from tiny import NEEDED, moved_delta
 
 from continual.backbone import Backbone
-from continual.deltas import MethodSettings
+from continual.deltas import MethodSettings, finished
+from continual.deltas.edit import OverRows, follows
+from continual.deltas.laid import Laid, alike, laid
 from continual.deltas.merge import unmergeable
 from continual.deltas.methods import BUILT_IN
 from continual.exchange import to_peft
 from continual.exchange.peft import exportable
 
 DOCS = Path(__file__).parents[2] / "docs"
-HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft")
+HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft", "mixed")
 COMPOSED = ("union", "sequential")
 
 
@@ -31,6 +33,14 @@ def settings_of(method: str) -> MethodSettings:
     return BUILT_IN[method].model_validate(NEEDED.get(method, {}))
 
 
+def mixed(own: Laid) -> str:
+    """How rows of many deltas of a method are computed in one batch."""
+    ways = {
+        not names or follows(type(edit.form), OverRows) for (_, edit), names in zip(own.steps, own.names, strict=True)
+    }
+    return "at once" if ways <= {True} else "in part" if True in ways else "by delta"
+
+
 def test_the_table_has_every_method_once_in_order() -> None:
     assert list(table()) == list(BUILT_IN)
     assert all(cell for row in table().values() for cell in row.values())
@@ -40,7 +50,8 @@ def test_the_table_has_every_method_once_in_order() -> None:
 def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
     row, settings = table()[method], settings_of(method)
     if method in COMPOSED:
-        assert (row["edits"], row["starts"], row["mergeable"]) == ("those of its parts", *["as its parts"] * 2)
+        assert row["edits"] == "those of its parts"
+        assert {row["starts"], row["mergeable"], row["mixed"]} == {"as its parts"}
     else:
         edits = [
             f"`{edit.site}` × {type(edit.form).__name__} × {edit.reads.value} × {type(edit.compose).__name__.lower()}"
@@ -49,6 +60,8 @@ def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
         assert row["edits"] == ("<br>".join(edits) or "none")
         assert row["starts"] == settings.identity
         assert row["mergeable"] == ("no" if unmergeable(settings) else "yes")
+        learned = finished(bert, moved_delta(bert, method), stage=settings.stages - 1)
+        assert row["mixed"] == mixed(alike(laid(bert, learned)))
     if method in exportable():
         config = to_peft(bert, moved_delta(bert, method)).config
         flags = "".join(f", `{key}`" for key in config if key.startswith("use_"))
