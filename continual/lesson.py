@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,13 +31,15 @@ class Lesson(Generic[B]):
     """What a delta learns from.
 
     epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
-    score: of a delta as it would be kept, on validation rows · from_vectors: where the loss follows from them.
+    score: of a delta as it would be kept, on validation rows · halves: a batch in two, with the share of its loss that
+    each has, nothing where it has one row · from_vectors: where the loss follows from its texts' vectors.
     """
 
     epochs: Sequence[Sequence[B]]
     rows: int
     loss: Callable[[Delta, B], Tensor]
     score: Callable[[Delta], float]
+    halves: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
     from_vectors: FromVectors[B] | None = None
 
 
@@ -63,8 +66,17 @@ def lesson_of(
         len(rows.tokens) * budget.epochs,
         loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
         score=lambda delta: score_of(backbone, kind, delta, rows=validation, metric=metric),
+        halves=partial(_halves, kind, rows),
         from_vectors=from_vectors,
     )
+
+
+def _halves(kind: Kind[Any], rows: Prepared, batch: list[int]) -> Sequence[tuple[list[int], float]]:
+    if len(batch) < 2:
+        return ()
+    parts = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+    weights = [kind.weight(rows, part) for part in parts]
+    return [(part, weight / sum(weights)) for part, weight in zip(parts, weights, strict=True)]
 
 
 def score_of(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:

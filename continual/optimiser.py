@@ -54,13 +54,17 @@ class Optimiser:
             raise LearnError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
         return value
 
+    def forget(self) -> None:
+        """Take no gradient into account that was computed since the last step."""
+        self._adamw.zero_grad(set_to_none=False)  # where gradients lie is for who made the tensors to say
+
     def step(self) -> None:
         """Go down the gradients that there are, and forget them."""
         torch.nn.utils.clip_grad_norm_(self._tensors, LARGEST_GRADIENT)
         for group in self._adamw.param_groups:
             group["lr"] = self._rate * self._share()
         self._adamw.step()
-        self._adamw.zero_grad(set_to_none=False)  # where gradients lie is for who made the tensors to say
+        self.forget()
         self.done += 1
 
     @property

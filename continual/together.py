@@ -22,7 +22,7 @@ from continual.deltas import Bank, Head, Mixed, attached, stack_of
 from continual.errors import LearnError
 from continual.features import joined, pad, pool
 from continual.lesson import FromVectors
-from continual.train import Spent, Stint, Trained, Training, alone, seeded
+from continual.train import Spent, Stint, Trained, Training, alone, descend, seeded
 
 
 @dataclass
@@ -96,22 +96,47 @@ def _shares(backbone: Backbone, stint: Stint[Any]) -> bool:
 def _step(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     """One step of each training; those whose loss is no number fail, and move nothing."""
     began = time.perf_counter()
-    good, failed = [], []
+    try:
+        failed = _at_once(backbone, going)
+    except torch.OutOfMemoryError:
+        for own in going:
+            own.stint.optimise.forget()
+        failed = None
+    if failed is None:  # the exception holds on to memory
+        failed = _one_by_one(backbone, going)
+    for own in going:
+        own.seconds += (time.perf_counter() - began) / len(going)
+    return failed
+
+
+def _at_once(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+    failed, good = [], []
     with backbone.dropping():
         losses = _losses(backbone, going)
     for own, loss in zip(going, losses, strict=True):
         try:
-            own.losses.append(own.stint.optimise.checked(loss))
-            good.append((own, loss))
+            good.append((own, loss, own.stint.optimise.checked(loss)))
         except LearnError as error:
             failed.append((own, error))
     if good:
-        torch.autograd.backward([loss for _, loss in good])
-    for own, _ in good:
+        torch.autograd.backward([loss for _, loss, _ in good])
+    for own, _, value in good:
+        own.losses.append(value)
         own.stint.optimise.step()
         own.stint.step()
-    for own, _ in good:
-        own.seconds += (time.perf_counter() - began) / len(good)
+    return failed
+
+
+def _one_by_one(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+    """The same step where the device's memory does not hold all of it."""
+    failed = []
+    for own in going:
+        try:
+            with attached(backbone, own.stint.delta), backbone.dropping():
+                loss, _ = descend(backbone, own.stint, own.batch, halvings=0)
+            own.losses.append(loss)
+        except LearnError as error:
+            failed.append((own, error))
     return failed
 
 

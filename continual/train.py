@@ -16,6 +16,7 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.course import Course, Epoch, Point, random_state, set_random_state
 from continual.deltas import Delta, Laid, attached, finished, in_pools, laid, penalty
+from continual.errors import LearnError
 from continual.kinds import Prepared, kind_of_delta
 from continual.lesson import Lesson, lesson_of
 from continual.optimiser import Optimiser
@@ -24,6 +25,11 @@ from tasks import Budget
 Report = Callable[[int, int], None]  # steps done, steps in all
 Keep = Callable[[Course], None]
 B = TypeVar("B")
+
+OUT_OF_MEMORY = (
+    "the device's memory does not hold a training step of one row; use a shorter max_length, a method that changes "
+    "fewer or higher layers, or dtype bfloat16"
+)
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,51 @@ Training = Generator[Stint[Any], Spent, Trained]
 
 def alone(backbone: Backbone, stint: Stint[B]) -> Spent:
     """Do a stint."""
-    began, losses = time.perf_counter(), []
+    began, losses, halvings = time.perf_counter(), [], 0
     with attached(backbone, stint.delta), backbone.dropping():
         for batch in stint.batches:
-            losses.append(stint.optimise(stint.loss(backbone, stint.lesson.loss(stint.delta, batch))))
-            stint.step()
+            loss, halvings = descend(backbone, stint, batch, halvings=halvings)
+            losses.append(loss)
     return Spent(losses, time.perf_counter() - began)
+
+
+def descend(backbone: Backbone, stint: Stint[B], batch: B, *, halvings: int) -> tuple[float, int]:
+    """One step down the gradient of a batch, through what is attached: its loss, and how often it had to be halved.
+
+        ∇ L = Σ_p s_p ∇ L_p
+
+    for the parts p of a batch and the shares s_p that they have of its loss: where the device's memory does not hold a
+    batch, it is halved, again and again, and the gradients of its parts are added up. Raises LearnError where not even
+    single rows fit.
+    """
+    while True:
+        parts = _parts(stint.lesson, batch, halvings)
+        try:
+            loss = sum(_added(backbone, stint, part, share) for part, share in parts)
+            break
+        except torch.OutOfMemoryError as error:
+            if len(_parts(stint.lesson, batch, halvings + 1)) == len(parts):
+                raise LearnError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})") from None
+        stint.optimise.forget()
+        halvings += 1
+    stint.optimise.step()
+    stint.step()
+    return loss, halvings
+
+
+def _added(backbone: Backbone, stint: Stint[B], part: B, share: float) -> float:
+    """Add the gradient of a part of a batch, whose loss is this share of the batch's."""
+    loss = share * stint.loss(backbone, stint.lesson.loss(stint.delta, part))
+    value = stint.optimise.checked(loss)
+    torch.autograd.backward(loss)
+    return value
+
+
+def _parts(lesson: Lesson[B], batch: B, halvings: int) -> list[tuple[B, float]]:
+    parts = [(batch, 1.0)]
+    for _ in range(halvings):
+        parts = [(piece, share * own) for part, share in parts for piece, own in (lesson.halves(part) or [(part, 1.0)])]
+    return parts
 
 
 def training(

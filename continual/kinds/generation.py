@@ -93,6 +93,9 @@ class Generation(Kind[Exchanges]):
         found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
         return found.sum() / counts.sum()
 
+    def weight(self, rows: Exchanges, batch: Sequence[int]) -> float:
+        return sum(len(rows.targets[i]) for i in batch)
+
     @torch.inference_mode()
     def outputs(self, seen: Seen[Exchanges], head: Head | None) -> Outputs:
         """tokens [N, longest] and their log_probabilities [N], summed."""

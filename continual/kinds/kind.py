@@ -146,6 +146,10 @@ class Kind(ABC, Generic[P]):
         """The loss of the chosen rows through the delta that is attached, a scalar."""
 
     @abstractmethod
+    def weight(self, rows: P, batch: Sequence[int]) -> float:
+        """What the loss is a mean over: how many rows are chosen, or how much there is in them."""
+
+    @abstractmethod
     def outputs(self, seen: Seen[P], head: Head | None) -> Outputs:
         """What a head says of all rows, on the CPU."""
 
@@ -169,6 +173,9 @@ class PooledKind(Kind[P]):
         assert delta.head is not None
         vectors = pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
         return self.loss_of(delta.head, vectors, rows, batch)
+
+    def weight(self, rows: P, batch: Sequence[int]) -> float:
+        return len(batch)
 
 
 def labels_of(answers: Sequence[Answer]) -> list[Any]:

@@ -109,6 +109,9 @@ class Span(Kind[Passages]):
         logits = dict(zip(chosen, _window_logits(backbone, delta.head, rows.windows.tokens, chosen), strict=True))
         return torch.stack([_row_loss(logits, rows, row) for row in batch]).mean()
 
+    def weight(self, rows: Passages, batch: Sequence[int]) -> float:
+        return len(batch)
+
     def outputs(self, seen: Seen[Passages], head: Head | None) -> Outputs:
         """spans [N, 2], in characters of the passage; log_probabilities [N]."""
         assert head is not None

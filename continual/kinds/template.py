@@ -91,6 +91,9 @@ class Templated(Kind[Gapped]):
         """Mean cross entropy in nats over the labels."""
         return F.cross_entropy(fits(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))
 
+    def weight(self, rows: Gapped, batch: Sequence[int]) -> float:
+        return len(batch)
+
     @torch.inference_mode()
     def outputs(self, seen: Seen[Gapped], head: Head | None) -> Outputs:
         """logits [N, C]."""
