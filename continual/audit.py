@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbone import Backbone
-from continual.controller import check
+from continual.checked import check
 from continual.deltas import load_delta
 from continual.evaluate import metric_score
 from continual.kinds import Outputs, Seen, labels_of

@@ -5,78 +5,29 @@ delta and scores in one unit of work; killed anywhere, it leaves the position to
 its last checkpoint. The stream is measured in its own order, as far as nothing before is still to be learned.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import cache, partial
 
 from continual.backbone import Backbone
+from continual.checked import begin, check, recipe
 from continual.checkpoint import Checkpoint, Keeper
-from continual.deltas import steps
-from continual.errors import ClaimLost, ContinualError, Disconnected, InputError, MethodError
-from continual.features import making_room
-from continual.kinds import kind_of_spec
-from continual.learn import Learned, learn, ready
-from continual.record import backbone_record, record, task_record
+from continual.errors import ClaimLost, ContinualError, Disconnected, InputError
+from continual.learn import Learned, learning, ready
+from continual.record import record
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.routing.totals import Totals
-from continual.search import arms, possible, search_of
+from continual.stints import Stints, by_itself
+from continual.together import train_together
 from continual.watcher import SILENT, Watcher
 from registry import Registry, StoredPosition, Unit, claim_next, held, release, shown, this_holder
-from tasks import Stream, TaskData, TaskSpec, load_stream
+from tasks import Stream, TaskData
 
 log = logging.getLogger(__name__)
 WAIT = 1.0  # seconds between looks at positions that other controllers hold
 RETRIES = 1  # how often a task that failed is tried again
-
-
-def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
-    """Load the rows of every task and check all that can be checked before training; nothing is written.
-
-    A task that was purged since the stream learned it is left out: its rows may be gone as well.
-    alone: the stream is a lone task, which no stream of its name has to do with.
-
-    Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
-    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
-    """
-    positions = () if alone else registry.positions(stream.name)
-    purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
-    kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
-    problems: list[InputError] = [
-        MethodError(problem) for spec in kept.resolved() for problem in misfits(backbone, spec)
-    ]
-    loaded: tuple[TaskData, ...] = ()
-    try:
-        loaded = load_stream(kept)
-        registry.require_same(task_record(data) for data in loaded if data.spec.name not in learned)
-        if not alone:
-            registry.require_begun_so(stream.name, _entries(stream, loaded))
-    except InputError as error:
-        problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise InputError("\n".join(map(str, problems)))
-    return loaded
-
-
-def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-    """What of a task's kind and method is not offered on this backbone."""
-    try:
-        assert spec.method  # what `Stream.resolved` fills in
-        assert spec.budget
-        kind = kind_of_spec(spec)
-        fitting = making_room(replace(backbone, generates=kind.generates), *possible(spec.method))
-        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(fitting, spec))
-        for settings in possible(spec.method):
-            list(steps(fitting, settings))  # looks for every site
-        if search := search_of(spec.method):
-            arms(fitting, search, spec.budget)
-    except InputError as error:
-        yield f"task {spec.name!r}: {error}"
 
 
 def run(
@@ -94,21 +45,6 @@ def run(
     return _Controller(backbone, registry, stream, loaded, watcher, retries=retries).run()
 
 
-def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
-    """Write down that a stream begins, or that it goes on. Raises StreamChanged where it was begun otherwise."""
-
-    def work(unit: Unit) -> None:
-        unit.add_backbone(backbone_record(backbone))
-        unit.begin_stream(
-            stream.name,
-            backbone=backbone.fingerprint,
-            spec=stream.model_dump(mode="json"),
-            entries=_entries(stream, loaded),
-        )
-
-    registry.write(work)
-
-
 def learn_one(
     backbone: Backbone,
     registry: Registry,
@@ -117,46 +53,58 @@ def learn_one(
     *,
     watcher: Watcher = SILENT,
     also: Callable[[Unit, str], None] = lambda unit, delta: None,
+) -> tuple[Learned, str]:
+    """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work."""
+    learned = by_itself(learning_of(backbone, registry, data, stream, watcher=watcher), seed=stream.seed)
+    return learned, written(backbone, registry, learned, stream, watcher=watcher, also=also)
+
+
+def learning_of(
+    backbone: Backbone,
+    registry: Registry,
+    data: TaskData,
+    stream: Stream,
+    *,
+    watcher: Watcher,
     checkpoint: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> tuple[Learned, str]:
-    """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work.
-
-    keep, checkpoint: as in `learn`.
-    """
+) -> Stints[Learned]:
+    """The stints in which one task is learned as its stream says; keep, checkpoint: as in `learning`."""
     name = data.spec.name
     for note in data.notes:
         watcher.noted(name, note)
     watcher.began(name)
     if checkpoint:
         watcher.noted(name, f"goes on after epoch {len(checkpoint.course.curve) - 1}")
-    learned = learn(
-        registry,
-        ready(backbone, data),
-        seed=stream.seed,
-        measure_gain=stream.measure_gain,
-        report=partial(watcher.step, name),
-        checkpoint=checkpoint,
-        keep=keep,
+    return (
+        yield from learning(
+            registry,
+            ready(backbone, data),
+            seed=stream.seed,
+            measure_gain=stream.measure_gain,
+            report=partial(watcher.step, name),
+            checkpoint=checkpoint,
+            keep=keep,
+        )
     )
+
+
+def written(
+    backbone: Backbone,
+    registry: Registry,
+    learned: Learned,
+    stream: Stream,
+    *,
+    watcher: Watcher,
+    also: Callable[[Unit, str], None] = lambda unit, delta: None,
+) -> str:
+    """Write a learned task down; the name of its delta."""
     delta = record(registry, backbone, learned, seed=stream.seed, also=also)
     stored = registry.delta(delta)
     if stored.version > 1:
         serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
-        watcher.noted(name, f"was learned before; {delta} {serves}")
-    return learned, delta
-
-
-def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
-    """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
-    recipes = {data.spec.name: recipe(data, seed=stream.seed) for data in loaded}
-    return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
-
-
-def recipe(data: TaskData, *, seed: int) -> str:
-    """Digest of all that decides what is learned from a task: its spec, its rows, the seed."""
-    said = [data.spec.model_dump(mode="json", exclude={"source"}), task_record(data).fingerprints, seed]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        watcher.noted(learned.task.data.spec.name, f"was learned before; {delta} {serves}")
+    return delta
 
 
 class _Controller:
@@ -200,8 +148,24 @@ class _Controller:
             number = claim_next(self.registry, self.stream.name, among=self.most, holder=self.holder)
             if number is None:
                 return [position for position in self._positions() if self._is_open(position)]
-            with held(self.registry, self.stream.name, number=number, holder=self.holder):
-                self._learn(number, self.loaded[number])
+            numbers = [number, *self._beside(number)]
+            with ExitStack() as holding:
+                for own in numbers:
+                    holding.enter_context(held(self.registry, self.stream.name, number=own, holder=self.holder))
+                self._learn(numbers)
+
+    def _beside(self, number: int) -> Iterator[int]:
+        """Further positions that are free and that are learned together with this one."""
+        for _ in range(self._joint(number) - 1):
+            among = {other: most for other, most in self.most.items() if self._joint(other) > 1}
+            further = claim_next(self.registry, self.stream.name, among=among, holder=self.holder)
+            if further is None:
+                return
+            yield further
+
+    def _joint(self, number: int) -> int:
+        budget = self.loaded[number].spec.budget
+        return budget.joint if budget else 1
 
     def _positions(self) -> list[StoredPosition]:
         """Those of this run: the file of another controller may name more tasks."""
@@ -250,32 +214,51 @@ class _Controller:
                     self.measured[step] = [*examined]
         return True
 
-    def _learn(self, number: int, data: TaskData) -> None:
-        name, stream = data.spec.name, self.stream
+    def _learn(self, numbers: Sequence[int]) -> None:
+        """Learn the tasks of these positions, each written down when it is done."""
+        left = {str(number): number for number in numbers}
+        try:
+            begun = {name: self._begun(number) for name, number in left.items()}
+            for name, found in train_together(begun, seed=self.stream.seed):
+                self._done(left.pop(name), found)
+        except BaseException:  # stopped by hand: the next run may go on at once
+            for number in left.values():
+                release(self.registry, self.stream.name, number=number, holder=self.holder)
+            raise
+
+    def _begun(self, number: int) -> Stints[Learned]:
+        data, stream = self.loaded[number], self.stream
         made_by = recipe(data, seed=stream.seed)
         keeper = Keeper(self.registry, stream.name, number=number, holder=self.holder, recipe=made_by)
+        return learning_of(
+            self.backbone,
+            self.registry,
+            data,
+            stream,
+            watcher=self.watcher,
+            checkpoint=keeper.last(),
+            keep=keeper,
+        )
+
+    def _done(self, number: int, found: Learned | Exception) -> None:
+        """Write down what came of a task."""
+        name, stream = self.loaded[number].spec.name, self.stream
+
+        def also(unit: Unit, delta: str) -> None:
+            unit.finish(stream.name, number, delta=delta, holder=self.holder)
+
         try:
-            learned, delta = learn_one(
-                self.backbone,
-                self.registry,
-                data,
-                stream,
-                watcher=self.watcher,
-                also=lambda unit, delta: unit.finish(stream.name, number, delta=delta, holder=self.holder),
-                checkpoint=keeper.last(),
-                keep=keeper,
-            )
+            if isinstance(found, Exception):
+                raise found
+            delta = written(self.backbone, self.registry, found, stream, watcher=self.watcher, also=also)
         except ClaimLost as lost:  # taken for dead, and taken over: it is the other's task to report on
             log.warning("task %s: %s", name, lost)
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
             if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
                 log.error("task %s failed", name, exc_info=True)
             self._fail(number, name, shown(f"{type(error).__name__}: {error}"))
-        except BaseException:  # stopped by hand: the next run may go on at once
-            release(self.registry, stream.name, number=number, holder=self.holder)
-            raise
         else:
-            self.examined[delta] = cache(lambda: examine(learned))
+            self.examined[delta] = cache(lambda: examine(found))
 
     def _fail(self, number: int, name: str, error: str) -> None:
         def work(unit: Unit) -> None:

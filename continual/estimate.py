@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbone import Backbone
-from continual.controller import check
+from continual.checked import check
 from continual.deltas import Delta, MethodSettings, attached, fresh_values
 from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start

@@ -18,6 +18,8 @@ from continual.residents import Residents
 from continual.routing import Evidence, Opinion
 from tasks import Rows, Text
 
+Batches = Iterator[list[int]]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -111,7 +113,8 @@ def vectors_together(
     tokens = joined([own.rows.tokens for own in seen.values()])
     vectors = torch.empty(len(tokens), backbone.hidden_size)
     failed: dict[str, ContinualError] = {}
-    batches = [part for rows in sorted_batches(tokens.lengths) for part in _few(rows, names, most=residents.slots)]
+    added = {name: own.delta.settings.added_tokens for name, own in seen.items() if own.delta}
+    batches = list(_batches(tokens, names, added, slots=residents.slots, longest=backbone.longest_input))
     for number, batch in enumerate(batches):
         residents.expect(names[row] for row in (batches[number + 1] if number + 1 < len(batches) else ()))
         needed = {names[row] for row in batch}
@@ -130,17 +133,21 @@ def vectors_together(
     return {name: failed.get(name, part) for name, part in zip(seen, parts, strict=True)}
 
 
-def _few(rows: Sequence[int], names: Sequence[str], *, most: int) -> Iterator[list[int]]:
-    """The rows of a batch in batches of not more than so many deltas."""
-    own: list[int] = []
-    held: set[str] = set()
-    for row in rows:
-        if len(held | {names[row]}) > most:
-            yield own
-            own, held = [], set()
-        own.append(row)
-        held.add(names[row])
-    yield own
+def _batches(tokens: Tokens, names: Sequence[str], added: Mapping[str, int], *, slots: int, longest: int) -> Batches:
+    """Batches of texts of like length: of not more than so many deltas, and that all fit the backbone's positions.
+
+    added: how many tokens a delta puts before its texts, which makes those of a whole batch longer.
+    """
+    for rows in sorted_batches(tokens.lengths):
+        own: list[int] = []
+        for row in rows:
+            more = [*own, row]
+            width = max(tokens.lengths[i] for i in more) + max(added[names[i]] for i in more)
+            if own and (len({names[i] for i in more}) > slots or width > longest):
+                yield own
+                more = [row]
+            own = more
+        yield own
 
 
 def _pooled(backbone: Backbone, tokens: Tokens, rows: Sequence[int], poolings: Sequence[Pooling]) -> Tensor:

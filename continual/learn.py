@@ -5,7 +5,6 @@ held-out rows, or what the task learned before → training → scores. Nothing 
 in one unit of work, so a task that fails, or is killed, leaves no trace but a checkpoint to go on from.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,11 +20,13 @@ from continual.experts import opinion_of
 from continual.features import making_room
 from continual.frozen import Frozen
 from continual.kinds import Answer, Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
+from continual.lesson import lesson_of
 from continual.neighbours import learned_before, nearest_learned, spanning
 from continual.routing import Opinion, Statistics
 from continual.search import Arm, Trial, arms, halve, possible, search_of
 from continual.signature import Signature
-from continual.train import Keep, Report, Trained, train
+from continual.stints import Clock, Stints, by_itself
+from continual.train import Keep, Report, Trained, Training, training
 from continual.warmstart import (
     TRIAL,
     Candidate,
@@ -120,7 +121,7 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     )
 
 
-def learn(
+def learning(
     registry: Registry,
     task: Task,
     *,
@@ -129,15 +130,15 @@ def learn(
     report: Report = lambda done, total: None,
     checkpoint: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> Learned:
-    """Learn one task on top of what the registry holds.
+) -> Stints[Learned]:
+    """The stints in which one task is learned on top of what the registry holds, and what it came to.
 
     measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own ·
     keep: is shown how far learning has come, before the first epoch and after each · checkpoint: go on from there.
 
     Raises LearnError when training fails.
     """
-    began = time.perf_counter() - (checkpoint.seconds if checkpoint else 0.0)
+    clock = Clock(checkpoint.seconds if checkpoint else 0.0)
     backbone, kind = task.backbone, task.kind
     rows, held_out, tested = task.seen
     own = signature_of(kind, rows)
@@ -154,9 +155,11 @@ def learn(
         start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
     def reached(course: Course) -> None:
-        keep(Checkpoint(plan, start.names, course, time.perf_counter() - began))
+        keep(Checkpoint(plan, start.names, course, clock.seconds))
 
-    trained = train_from(task, start, seed=seed, report=report, course=course, keep=reached)
+    trained = yield from clock.through(
+        training_from(task, start, seed=seed, report=report, course=course, keep=reached)
+    )
 
     told = Seen(backbone, trained.delta, task.test)
     outputs = kind.outputs(told, trained.delta.head)
@@ -168,9 +171,9 @@ def learn(
     ]
     if best := best_neighbour(others):  # without training: the forward transfer
         scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.plain.head)))
-    seconds = time.perf_counter() - began
+    seconds = clock.seconds
     if measure_gain and start is not scratch:
-        alone = train_from(task, scratch, seed=seed, report=report).delta
+        alone = (yield from training_from(task, scratch, seed=seed, report=report)).delta
         scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
     opinion = opinion_of(kind, told, outputs, evidence=routing.evidence)
     return Learned(
@@ -229,7 +232,12 @@ def attempt(task: Task, start: Candidate, *, seed: int) -> float:
     return train_from(replace(few, budget=budget), start, seed=seed).score
 
 
-def train_from(
+def train_from(task: Task, start: Candidate, *, seed: int, keep: Keep = lambda course: None) -> Trained:
+    """Train the task's method within its budget from a start, by itself."""
+    return by_itself(training_from(task, start, seed=seed, keep=keep), seed=seed)
+
+
+def training_from(
     task: Task,
     start: Candidate,
     *,
@@ -237,22 +245,21 @@ def train_from(
     report: Report = lambda done, total: None,
     course: Course | None = None,
     keep: Keep = lambda course: None,
-) -> Trained:
-    """Train the task's method within its budget from a start, or go on with that from where it was kept."""
+) -> Training:
+    """The stints of that, or of going on with it from where it was kept."""
     method, settings = task.method.name, method_settings(task.method)
     delta = started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
-    return train(
+    lesson = lesson_of(
         task.backbone,
-        delta,
-        rows=task.train,
+        task.kind,
+        task.train,
         validation=task.validation,
         budget=task.budget,
         metric=task.data.spec.metric,
         seed=seed,
-        report=report,
-        course=course,
-        keep=keep,
     )
+    rate = task.budget.learning_rate
+    return training(task.backbone, delta, lesson, learning_rate=rate, report=report, course=course, keep=keep)
 
 
 def _score(task: Task, mode: Mode, outputs: Outputs) -> Score:

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
-from continual.controller import RETRIES, check, learn_one, run
+from continual.checked import check
+from continual.controller import RETRIES, learn_one, run
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.predict import Prediction, Predictor

@@ -9,10 +9,11 @@ Shapes: B rows of all tasks, T tokens, D hidden size.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,15 +23,17 @@ from continual.deltas import Bank, Head, Mixed, attached, stack_of
 from continual.errors import LearnError
 from continual.features import joined, pad, pool
 from continual.lesson import FromVectors
-from continual.train import Spent, Stint, Trained, Training, alone, descend, seeded
+from continual.stints import Spent, Stint, Stints, alone, descend, seeded
+
+T = TypeVar("T")
 
 
 @dataclass
 class _Going:
-    """A training and the stint it is at. stack: a number that those have in common which can lie in one stack."""
+    """Stints, and the one that is being done. stack: a number that those have in common which can lie in one stack."""
 
     name: str
-    training: Training
+    stints: Stints[Any]
     stint: Stint[Any]
     stack: int
     losses: list[float] = field(default_factory=list)
@@ -51,66 +54,77 @@ class _Going:
         return self.stint.delta.head
 
 
-Ended = tuple[str, Trained | LearnError]
+def train_together(stints: Mapping[str, Stints[T]], *, seed: int) -> Iterator[tuple[str, T | Exception]]:
+    """What comes of each, by name, as soon as it is done: its result, or what it raised.
 
-
-def train_together(backbone: Backbone, trainings: Mapping[str, Training], *, seed: int) -> Iterator[Ended]:
-    """What becomes of each training, by name, as soon as it is done: what was trained, or why it could not be.
-
-    Those whose loss does not follow from pooled vectors, or that change what all rows of a batch have in common, are
-    trained by themselves. Texts of all others share their batches.
+    Stints whose loss does not follow from pooled vectors, or whose delta changes what all rows of a batch have in
+    common, are done by themselves, and so is what is left alone. Texts of all others share their batches.
     """
     going: list[_Going] = []
     stacks: dict[object, int] = {}
 
-    def on(name: str, training: Training, spent: Spent | None = None) -> Iterator[Ended]:
-        """Bring a training to its next stint that can be done together with others, or to its end."""
+    def on(name: str, own: Stints[T], done: Callable[[], Spent] | None = None) -> Iterator[tuple[str, T | Exception]]:
+        """Bring one to its next stint that can be done together with others, or to its end."""
         try:
-            stint = next(training) if spent is None else training.send(spent)
-            while not _shares(backbone, stint):
-                stint = training.send(alone(backbone, stint))
+            stint = next(own) if done is None else own.send(done())
+            while not _shares(stint):
+                stint = own.send(alone(stint))
         except StopIteration as end:
             yield name, end.value
-        except LearnError as error:
+        except Exception as error:  # its own affair, which the caller is told of
             yield name, error
         else:
-            going.append(_Going(name, training, stint, stacks.setdefault(stint.own.key, len(stacks))))
-            going.sort(key=lambda own: own.stack)
+            going.append(_Going(name, own, stint, stacks.setdefault(stint.own.key, len(stacks))))
+            going.sort(key=lambda one: one.stack)
 
     with seeded(seed):
-        for name, training in trainings.items():
-            yield from on(name, training)
+        for name, own in stints.items():
+            yield from on(name, own)
         while going:
-            for own, error in _step(backbone, going):
-                going.remove(own)
-                yield own.name, error
-            for own in [own for own in going if len(own.losses) == len(own.stint.batches)]:
-                going.remove(own)
-                yield from on(own.name, own.training, Spent(own.losses, own.seconds))
+            if len(going) == 1 and not going[0].losses:
+                one = going.pop()
+                yield from on(one.name, one.stints, partial(alone, one.stint))
+                continue
+            for one, error in _step(going):
+                going.remove(one)
+                yield one.name, error
+            for one in [one for one in going if len(one.losses) == len(one.stint.batches)]:
+                going.remove(one)
+                yield from on(one.name, one.stints, partial(Spent, one.losses, one.seconds))
 
 
-def _shares(backbone: Backbone, stint: Stint[Any]) -> bool:
-    return stint.lesson.from_vectors is not None and Bank.takes(backbone, stint.delta)
+def _shares(stint: Stint[Any]) -> bool:
+    return stint.lesson.from_vectors is not None and Bank.takes(stint.backbone, stint.delta)
 
 
-def _step(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _step(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     """One step of each training; those whose loss is no number fail, and move nothing."""
     began = time.perf_counter()
+    failed: list[tuple[_Going, LearnError]] | None
     try:
-        failed = _at_once(backbone, going)
+        failed = _at_once(going) if len(going) > 1 and _fit(going) else None
     except torch.OutOfMemoryError:
         for own in going:
             own.stint.optimise.forget()
         failed = None
-    if failed is None:  # the exception holds on to memory
-        failed = _one_by_one(backbone, going)
+    if failed is None:  # the exception, which holds on to memory, is gone by now
+        failed = _one_by_one(going)
     for own in going:
         own.seconds += (time.perf_counter() - began) / len(going)
     return failed
 
 
-def _at_once(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _fit(going: Sequence[_Going]) -> bool:
+    """Whether the backbone has positions for the longest text of all, behind the most tokens that a delta adds."""
+    backbone = going[0].stint.backbone
+    longest = max(max(own.lesson.tokens(own.batch).lengths) for own in going)
+    added = max(own.stint.delta.settings.added_tokens for own in going)
+    return longest + added <= backbone.longest_input + backbone.reserved
+
+
+def _at_once(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     failed, good = [], []
+    backbone = going[0].stint.backbone
     with backbone.dropping():
         losses = _losses(backbone, going)
     for own, loss in zip(going, losses, strict=True):
@@ -127,13 +141,13 @@ def _at_once(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, 
     return failed
 
 
-def _one_by_one(backbone: Backbone, going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _one_by_one(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     """The same step where the device's memory does not hold all of it."""
     failed = []
     for own in going:
         try:
-            with attached(backbone, own.stint.delta), backbone.dropping():
-                loss, _ = descend(backbone, own.stint, own.batch, halvings=0)
+            with attached(own.stint.backbone, own.stint.delta), own.stint.backbone.dropping():
+                loss, _ = descend(own.stint, own.batch, halvings=0)
             own.losses.append(loss)
         except LearnError as error:
             failed.append((own, error))
@@ -150,7 +164,7 @@ def _losses(backbone: Backbone, going: Sequence[_Going]) -> list[Tensor]:
     mask, ways = batch["attention_mask"], {own.head.pooling for own in going}
     vectors = {way: torch.split(pool(hidden, mask, way), counts) for way in ways}
     return [
-        own.stint.loss(backbone, own.lesson.loss(own.head, vectors[own.head.pooling][number], own.batch))
+        own.stint.loss(own.lesson.loss(own.head, vectors[own.head.pooling][number], own.batch))
         for number, own in enumerate(going)
     ]
 

@@ -4,32 +4,22 @@ AdamW, linear warm-up and decay, gradients clipped, the checkpoint's own dropout
 on the validation rows kept; epoch 0, the start itself, is a candidate, so training can only improve on those rows.
 """
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TypeVar
 
 from continual.backbone import Backbone
 from continual.course import Course, Epoch, Point, random_state, set_random_state
-from continual.deltas import Delta, Laid, attached, finished, in_pools, laid, penalty
-from continual.errors import LearnError
+from continual.deltas import Delta, finished, in_pools, laid
 from continual.kinds import Prepared, kind_of_delta
 from continual.lesson import Lesson, lesson_of
 from continual.optimiser import Optimiser
+from continual.stints import Stint, Stints, by_itself
 from tasks import Budget
 
 Report = Callable[[int, int], None]  # steps done, steps in all
 Keep = Callable[[Course], None]
 B = TypeVar("B")
-
-OUT_OF_MEMORY = (
-    "the device's memory does not hold a training step of one row; use a shorter max_length, a method that changes "
-    "fewer or higher layers, or dtype bfloat16"
-)
 
 
 @dataclass(frozen=True)
@@ -85,95 +75,10 @@ def follow(
     Raises LearnError when the loss is no longer a number. See `training` for all else.
     """
     stints = training(backbone, start, lesson, learning_rate=learning_rate, report=report, course=course, keep=keep)
-    with seeded(seed):
-        try:
-            stint = next(stints)
-            while True:
-                stint = stints.send(alone(backbone, stint))
-        except StopIteration as end:
-            trained: Trained = end.value
-            return trained
+    return by_itself(stints, seed=seed)
 
 
-@dataclass(frozen=True)
-class Stint(Generic[B]):
-    """Batches that a delta is to learn from, with a step of its optimiser after each.
-
-    own, pools: where the delta's values lie, which are views of the pools.
-    """
-
-    delta: Delta
-    own: Laid
-    pools: Sequence[Tensor]
-    batches: Sequence[B]
-    lesson: Lesson[B]
-    optimise: Optimiser
-    step: Callable[[], None]
-
-    def loss(self, backbone: Backbone, loss: Tensor) -> Tensor:
-        """The loss of a batch with what the delta's edits add to it."""
-        extra = penalty(backbone, self.delta)
-        return loss if extra is None else loss + extra
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a stint came to: the loss of each batch, and the seconds it took."""
-
-    losses: Sequence[float]
-    seconds: float
-
-
-Training = Generator[Stint[Any], Spent, Trained]
-
-
-def alone(backbone: Backbone, stint: Stint[B]) -> Spent:
-    """Do a stint."""
-    began, losses, halvings = time.perf_counter(), [], 0
-    with attached(backbone, stint.delta), backbone.dropping():
-        for batch in stint.batches:
-            loss, halvings = descend(backbone, stint, batch, halvings=halvings)
-            losses.append(loss)
-    return Spent(losses, time.perf_counter() - began)
-
-
-def descend(backbone: Backbone, stint: Stint[B], batch: B, *, halvings: int) -> tuple[float, int]:
-    """One step down the gradient of a batch, through what is attached: its loss, and how often it had to be halved.
-
-        ∇ L = Σ_p s_p ∇ L_p
-
-    for the parts p of a batch and the shares s_p that they have of its loss: where the device's memory does not hold a
-    batch, it is halved, again and again, and the gradients of its parts are added up. Raises LearnError where not even
-    single rows fit.
-    """
-    while True:
-        parts = _parts(stint.lesson, batch, halvings)
-        try:
-            loss = sum(_added(backbone, stint, part, share) for part, share in parts)
-            break
-        except torch.OutOfMemoryError as error:
-            if len(_parts(stint.lesson, batch, halvings + 1)) == len(parts):
-                raise LearnError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})") from None
-        stint.optimise.forget()
-        halvings += 1
-    stint.optimise.step()
-    stint.step()
-    return loss, halvings
-
-
-def _added(backbone: Backbone, stint: Stint[B], part: B, share: float) -> float:
-    """Add the gradient of a part of a batch, whose loss is this share of the batch's."""
-    loss = share * stint.loss(backbone, stint.lesson.loss(stint.delta, part))
-    value = stint.optimise.checked(loss)
-    torch.autograd.backward(loss)
-    return value
-
-
-def _parts(lesson: Lesson[B], batch: B, halvings: int) -> list[tuple[B, float]]:
-    parts = [(batch, 1.0)]
-    for _ in range(halvings):
-        parts = [(piece, share * own) for part, share in parts for piece, own in (lesson.halves(part) or [(part, 1.0)])]
-    return parts
+Training = Stints[Trained]
 
 
 def training(
@@ -218,7 +123,7 @@ def _shares(epochs: Sequence[Sequence[B]], stages: int) -> list[Sequence[Sequenc
 
 def _stage(
     backbone: Backbone, course: Course, lesson: Lesson[B], learning_rate: float, progress: "_Progress", keep: Keep
-) -> Generator[Stint[B], Spent, Course]:
+) -> Stints[Course]:
     """Train what belongs to a stage for what is left of its epochs; where training stands then."""
     epochs = lesson.epochs
     delta = course.trained.trainable(backbone.device, course.stage)
@@ -229,7 +134,7 @@ def _stage(
     done, steps = (sum(map(len, part)) for part in (epochs[: course.epochs], epochs))
     optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
     for batches in epochs[course.epochs :]:
-        spent = yield Stint(delta, own, pools, batches, lesson, optimise, progress.step)
+        spent = yield Stint(backbone, delta, own, pools, batches, lesson, optimise, progress.step)
         kept = finished(backbone, delta.frozen(), stage=course.stage)
         loss = sum(spent.losses) / len(spent.losses)
         point = Point(kept, Epoch(len(course.curve), loss, lesson.score(kept)))
@@ -255,11 +160,3 @@ class _Progress:
     def step(self) -> None:
         self._done += 1
         self._report(self._done, self._total)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """What is drawn while training, dropout among it, is the same for the same seed; nobody else's numbers change."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -89,6 +89,7 @@ class Budget(Written):
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     max_length: int = Field(default=128, ge=8, description="tokens of a text that are read")
+    joint: int = Field(default=1, ge=1, le=1024, description="tasks that may be trained in one pass, with this one")
 
 
 class Method(Written):

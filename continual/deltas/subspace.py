@@ -37,13 +37,9 @@ class InSubspace:
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         mean = self.inner.start(place, d_read, generator)
-        basis = {key: self._directions(value, generator) for key, value in mean.items()}
+        k, draw = self.dimension, generator
+        basis = {name: torch.randn(k, *v.shape, generator=draw) / math.sqrt(v.numel()) for name, v in mean.items()}
         return _named(MEAN, mean) | _named(BASIS, basis)
-
-    def _directions(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Random directions [K, …] of length about one."""
-        drawn = torch.randn(self.dimension, *like.shape, generator=generator)
-        return drawn / math.sqrt(like.numel())
 
     def held(self, name: str) -> bool:
         return name.startswith((MEAN, BASIS))
@@ -62,9 +58,8 @@ class InSubspace:
 
     def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
         """Of values as they are kept, what `inner` has in common with others."""
-        if "coordinates" in values or not isinstance(self.inner, Shareable):
-            return None
-        return self.inner.shared_form(values, place, scale=scale)
+        inner = self.inner if "coordinates" not in values else None
+        return inner.shared_form(values, place, scale=scale) if isinstance(inner, Shareable) else None
 
 
 def _named(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from functools import cached_property
 
 from continual.backbone import Backbone
-from continual.controller import begin, check, recipe, run
+from continual.checked import begin, check, recipe
+from continual.controller import run
 from continual.deltas import method_settings, repeatable
 from continual.errors import BlobError, ContinualError, InputError, MethodError
 from continual.learn import ready

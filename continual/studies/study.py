@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from continual.controller import misfits
+from continual.checked import misfits
 from continual.errors import LearnError, MethodError, StudyError
 from continual.page import Section, Table
 from continual.studies.bench import Bench

@@ -71,7 +71,7 @@ class Ways:
         begun: dict[str, Training] = {
             str(n): training(self._backbone, start, lesson, learning_rate=RATE) for n, (start, lesson) in pairs
         }
-        found = dict(train_together(self._backbone, begun, seed=0))
+        found = dict(train_together(begun, seed=0))
         return [own for own in (found[name] for name in begun) if isinstance(own, Trained)]
 
 

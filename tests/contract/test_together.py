@@ -46,8 +46,8 @@ def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> Training
     return training(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2)
 
 
-def together(backbone: Backbone, trainings: dict[str, Training]) -> dict[str, Trained | LearnError]:
-    return dict(train_together(backbone, trainings, seed=0))
+def together(trainings: dict[str, Training]) -> dict[str, Trained | Exception]:
+    return dict(train_together(trainings, seed=0))
 
 
 def same(found: Delta, expected: Delta) -> bool:
@@ -61,7 +61,7 @@ def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
         pytest.skip("its gates are drawn at every step, in the order of the steps")
     starts = {"animals": fresh_delta(bert, method, task="animals"), "mood": fresh_delta(bert, method, seed=1)}
     starts["place"] = fresh_delta(bert, "lora", task="place", rank=3)
-    found = together(bert, {task: begun(bert, start, task) for task, start in starts.items()})
+    found = together({task: begun(bert, start, task) for task, start in starts.items()})
     for task, start in starts.items():
         expected = follow(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0)
         assert isinstance(found[task], Trained)
@@ -76,7 +76,7 @@ def test_families_agree(backbone: Backbone) -> None:
         "mood": fresh_delta(backbone, "prefix", length=3),
         "place": fresh_delta(backbone, "prompt", task="place", length=2),
     }
-    found = together(backbone, {task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
+    found = together({task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
     for task, start in starts.items():
         alone = follow(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
         assert found[task].curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
@@ -85,7 +85,7 @@ def test_families_agree(backbone: Backbone) -> None:
 def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
     short, long = fresh_delta(bert, "lora", task="animals"), fresh_delta(bert, "lora", seed=1)
     trainings = {"long": begun(bert, long, "mood", epochs=4), "short": begun(bert, short, "animals", rows=4, epochs=1)}
-    running = train_together(bert, trainings, seed=0)
+    running = train_together(trainings, seed=0)
     name, first = next(running)
     assert name == "short"
     assert isinstance(first, Trained)
@@ -99,7 +99,7 @@ def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
         fresh_delta(bert, "lora", task="animals"),
         moved_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),
     )
-    found = together(bert, {"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
+    found = together({"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
     assert isinstance(found["bad"], LearnError)
     expected = follow(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0)
     assert same(found["good"].delta, expected.delta)
@@ -107,5 +107,5 @@ def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
 
 def test_nothing_to_train_is_done_at_once(bert: Backbone) -> None:
     start = fresh_delta(bert, "lora", task="animals")
-    found = together(bert, {"none": begun(bert, start, "animals", epochs=0)})
+    found = together({"none": begun(bert, start, "animals", epochs=0)})
     assert same(found["none"].delta, start)

@@ -78,7 +78,7 @@ def test_predictions_keep_order_and_shape(cli: Run, stream: Path, tmp_path: Path
     lines.write_text(f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n{json.dumps({'text': texts[2]})}\n")
     answers = [json.loads(line) for line in cli("predict", str(lines)).out.splitlines()]
     assert [answer["text"] for answer in answers] == texts
-    shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta", "possible"}
+    shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta", "possible", "error"}
     for answer in answers:
         assert set(answer) == shape
         assert answer["routed"]

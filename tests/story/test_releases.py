@@ -34,10 +34,10 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
         *learner.predict([answer["text"] for answer in told], task="place"),
     ]
     for before, answer in zip(answers, map(asdict, now), strict=True):
-        assert answer.pop("possible") == ()
-        # The router of a later release has its own confidence. Another processor may round a score otherwise.
+        assert (answer.pop("possible"), answer.pop("error")) == ((), None)
+        # The router of a later release has its own confidence, and other rows in the batch may round a score otherwise.
         assert (answer.pop("confidence") is None) == (before.pop("confidence") is None)
-        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-6)
+        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-4)
         assert answer == before
 
 

@@ -16,7 +16,8 @@ from continual.features import features
 from continual.head import combined
 from continual.kinds import Seen
 from continual.kinds.classification import Classification
-from continual.learn import learn, ready
+from continual.learn import learning, ready
+from continual.stints import by_itself
 from continual.warmstart import Candidate, Neighbour, best_neighbour, from_scratch, judge, mixture
 from registry import Registry
 from tasks import TaskData, TaskSpec
@@ -150,10 +151,12 @@ def test_a_start_that_cannot_be_made_again_is_chosen_anew(bert: Backbone, tmp_pa
     neighbours = tuple(Neighbour(f"{seed}@1", moved_delta(bert, "lora", seed=seed)) for seed in (1, 2))
     kept: list[Checkpoint] = []
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as registry:
-        learn(registry, own, seed=0, keep=kept.append)
+        by_itself(learning(registry, own, seed=0, keep=kept.append), seed=0)
         plan = replace(kept[1].plan, neighbours=neighbours)
-        anew = learn(registry, own, seed=0, checkpoint=replace(kept[1], plan=plan, start=("1@1", "9@1")))
-        again = learn(registry, own, seed=0, checkpoint=replace(kept[1], plan=plan, start=anew.start.names))
+        gone = replace(kept[1], plan=plan, start=("1@1", "9@1"))
+        anew = by_itself(learning(registry, own, seed=0, checkpoint=gone), seed=0)
+        there = replace(gone, start=anew.start.names)
+        again = by_itself(learning(registry, own, seed=0, checkpoint=there), seed=0)
     assert anew.start.sources
     assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
     assert anew.trained.curve[:2] != kept[1].course.curve, "it is trained from its beginning"

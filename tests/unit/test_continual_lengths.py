@@ -12,7 +12,7 @@ from tiny_models import POSITIONS
 from continual import Learner, read_stream
 from continual.audit import audit_stream
 from continual.backbone import Backbone
-from continual.controller import check
+from continual.checked import check
 from continual.deltas import attached, fresh_values
 from continual.errors import InputError, MethodError
 from continual.features import making_room, tokenize

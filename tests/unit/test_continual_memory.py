@@ -101,6 +101,6 @@ def test_tasks_that_do_not_fit_together_are_trained_by_themselves(
 
     monkeypatch.setattr("continual.together._losses", too_much)
     begun = {name: training(bert, starts[name], lessons[name], learning_rate=1e-2) for name in starts}
-    for name, found in train_together(bert, begun, seed=0):
+    for name, found in train_together(begun, seed=0):
         assert isinstance(found, Trained)
         assert losses(found) == pytest.approx(losses(alone[name]), rel=1e-3)

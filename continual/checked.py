@@ -1,0 +1,94 @@
+"""A stream before it is learned: all that can be checked is checked, and that it begins is written down."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from continual.backbone import Backbone
+from continual.deltas import steps
+from continual.errors import InputError, MethodError
+from continual.features import making_room
+from continual.kinds import kind_of_spec
+from continual.record import backbone_record, task_record
+from continual.search import arms, possible, search_of
+from registry import Registry, Unit
+from tasks import Stream, TaskData, TaskSpec, load_stream
+
+
+def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
+    """Load the rows of every task and check all that can be checked before training; nothing is written.
+
+    A task that was purged since the stream learned it is left out: its rows may be gone as well.
+    alone: the stream is a lone task, which no stream of its name has to do with.
+
+    Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
+    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
+    """
+    positions = () if alone else registry.positions(stream.name)
+    purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
+    kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
+    problems: list[InputError] = [
+        MethodError(problem) for spec in kept.resolved() for problem in misfits(backbone, spec)
+    ]
+    loaded: tuple[TaskData, ...] = ()
+    try:
+        loaded = load_stream(kept)
+        registry.require_same(task_record(data) for data in loaded if data.spec.name not in learned)
+        if not alone:
+            registry.require_begun_so(stream.name, _entries(stream, loaded))
+    except InputError as error:
+        problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise InputError("\n".join(map(str, problems)))
+    return loaded
+
+
+def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+    """What of a task's kind and method is not offered on this backbone."""
+    try:
+        assert spec.method  # what `Stream.resolved` fills in
+        assert spec.budget
+        kind = kind_of_spec(spec)
+        fitting = making_room(replace(backbone, generates=kind.generates), *possible(spec.method))
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(fitting, spec))
+        for settings in possible(spec.method):
+            list(steps(fitting, settings))  # looks for every site
+        if search := search_of(spec.method):
+            arms(fitting, search, spec.budget)
+    except InputError as error:
+        yield f"task {spec.name!r}: {error}"
+
+
+def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
+    """Write down that a stream begins, or that it goes on. Raises StreamChanged where it was begun otherwise."""
+
+    def work(unit: Unit) -> None:
+        unit.add_backbone(backbone_record(backbone))
+        unit.begin_stream(
+            stream.name,
+            backbone=backbone.fingerprint,
+            spec=stream.model_dump(mode="json"),
+            entries=_entries(stream, loaded),
+        )
+
+    registry.write(work)
+
+
+def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
+    """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
+    recipes = {data.spec.name: recipe(data, seed=stream.seed) for data in loaded}
+    return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
+
+
+def recipe(data: TaskData, *, seed: int) -> str:
+    """Digest of all that decides what is learned from a task: its spec, its rows, the seed.
+
+    Left out are where the rows lie, and how many tasks may be trained beside it.
+    """
+    spec = data.spec.model_dump(mode="json", exclude={"source"})
+    (spec["budget"] or {}).pop("joint", None)
+    said = [spec, task_record(data).fingerprints, seed]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

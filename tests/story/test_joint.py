@@ -1,0 +1,96 @@
+"""Tasks of a stream that are trained in one pass: each is learned, fails and is registered as it would be alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import write_task
+
+from continual import Learner, read_stream
+from continual.settings import settings
+from continual.together import train_together
+from registry import Registry
+
+TASKS = ("animals", "mood", "place", "food")
+BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
+    places = settings(tmp_path / "home", {})
+    registry = Registry.open(places.registry, places.blobs)
+    with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
+        yield learner
+
+
+def write_stream(folder: Path, *, joint: int, **of_task: dict[str, Any]) -> Path:
+    """Four tasks; `of_task`: what is otherwise of one of them."""
+    entries = [{**write_task(folder, task), **of_task.get(task, {})} for task in TASKS]
+    method = {"name": "lora", "rank": 2}
+    content = {"name": "four", "method": method, "budget": {**BUDGET, "joint": joint}, "tasks": entries}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content))
+    return folder / "stream.yaml"
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks were begun together, each time."""
+    found: list[int] = []
+
+    def counted(stints: Any, *, seed: int) -> Any:
+        found.append(len(stints))
+        return train_together(stints, seed=seed)
+
+    monkeypatch.setattr("continual.controller.train_together", counted)
+    return found
+
+
+def test_a_stream_is_learned_in_groups(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
+    stream = read_stream(write_stream(tmp_path, joint=3, place={"method": "prefix"}))
+    assert learner.run(stream) == {}
+    assert groups == [3, 1]
+    report = learner.report("four")
+    assert [task["task"] for task in report["per_task"]] == list(TASKS)
+    assert all(task["score"] > 0.5 for task in report["per_task"])
+    assert all(task["seconds"] > 0 and task["examples_per_second"] > 0 for task in report["per_task"])
+    assert all(score is not None for i, row in enumerate(report["oracle"]["matrix"]) for score in row[: i + 1])
+    assert learner.run(stream) == {}, "what was learned together is learned"
+    assert groups == [3, 1]
+
+
+def test_how_many_are_learned_together_changes_no_recipe(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
+    assert learner.run(read_stream(write_stream(tmp_path, joint=1))) == {}
+    assert learner.run(read_stream(write_stream(tmp_path, joint=4))) == {}
+    assert groups == [1, 1, 1, 1]
+
+
+def test_one_that_fails_takes_no_other_with_it(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
+    lost = {"budget": {**BUDGET, "joint": 4, "learning_rate": 10.0, "epochs": 300}, "method": {"name": "full"}}
+    failed = learner.run(read_stream(write_stream(tmp_path, joint=4, mood=lost)), retries=0)
+    assert groups == [4]
+    assert {task for task in TASKS if task not in failed} >= {"animals", "place", "food"}
+    states = {position.task: position.state for position in learner.registry.positions("four")}
+    assert {states[task] for task in ("animals", "place", "food")} == {"learned"}
+
+
+def test_stopped_by_hand_it_goes_on(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = read_stream(write_stream(tmp_path, joint=4))
+
+    def stopped(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("continual.together._losses", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            learner.run(stream)
+    assert {position.state for position in learner.registry.positions("four")} == {"waiting"}
+    assert learner.run(stream) == {}
+    assert json.dumps(learner.report("four"))
