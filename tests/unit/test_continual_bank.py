@@ -62,6 +62,16 @@ def test_what_was_used_longest_ago_makes_room(bert: Backbone) -> None:
     assert ("a" in bank, "b" in bank, "c" in bank) == (True, False, True)
 
 
+def test_an_empty_stack_takes_no_memory(bert: Backbone) -> None:
+    bank = Bank(bert, slots=4)
+    for number, method in enumerate(("lora", "lora", "lora", "ia3", "bitfit", "adapter", "prefix")):
+        bank.hold(str(number), moved_delta(bert, method, seed=number))
+    sizes = [sum(pool.shape[1] for pool in shelf.stack.pools[:1]) for shelf in bank._shelves]
+    assert sizes == [0, 1, 1, 1, 1], "the three of the first stack have made room"
+    bank.hold("0", moved_delta(bert, "lora"))
+    assert close(states(bert, bank, ["0"] * 4), alone(bert, [moved_delta(bert, "lora")] * 4))
+
+
 def test_what_a_batch_needs_stays(bert: Backbone) -> None:
     bank = Bank(bert, slots=2)
     for number, name in enumerate("ab"):
