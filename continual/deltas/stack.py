@@ -106,10 +106,12 @@ def _at_once(edit: Edit, form: OverRows, taken: Callable[[], Values], place: Pla
     """The change of each row [B, …], of which seen is [B, T, D]."""
     if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
         return form.over_rows(taken(), seen, place).repeat_interleave(runs.length, dim=0)
-    if runs.length == 1 and seen.dim() == 3:
-        return form.over_rows(taken(), seen, place)
-    together = seen.reshape(len(runs.index), -1, seen.shape[-1])
+    together = seen if runs.length == 1 and seen.dim() == 3 else seen.reshape(len(runs.index), -1, seen.shape[-1])
     found = form.over_rows(taken(), together, place)
+    if together is seen:
+        return found
+    if found.shape[1] == 1 and seen.dim() == 3:  # the same for every token
+        return found.repeat_interleave(runs.length, dim=0)
     return found.expand(-1, together.shape[1], -1).reshape(*seen.shape[:-1], -1)
 
 

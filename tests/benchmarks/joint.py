@@ -51,7 +51,7 @@ def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Lesso
         return loss_of(delta.head, pooled(backbone, pad(backbone, texts, batch), "mean"), batch)
 
     batches = [list(range(step * rows, (step + 1) * rows)) for step in range(STEPS)]
-    return Lesson([batches], STEPS * rows, loss, lambda delta: 0.0, FromVectors(texts.take, loss_of))
+    return Lesson([batches], STEPS * rows, loss, lambda delta: 0.0, from_vectors=FromVectors(texts.take, loss_of))
 
 
 class Ways:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tiny import fresh_delta, moved_delta, prepared
+from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta
@@ -80,6 +81,21 @@ def test_families_agree(backbone: Backbone) -> None:
     for task, start in starts.items():
         alone = follow(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
         assert found[task].curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
+
+
+def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    real = Backbone.hidden_states
+
+    def counted(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
+        if torch.is_grad_enabled():
+            passes.append(len(batch["input_ids"]))
+        return real(backbone, batch)
+
+    monkeypatch.setattr(Backbone, "hidden_states", counted)
+    methods = {"animals": "lora", "mood": "adapter", "place": "prefix"}
+    together({task: begun(bert, fresh_delta(bert, own, task=task), task, epochs=1) for task, own in methods.items()})
+    assert passes == [12, 12], "two steps of four rows of each"
 
 
 def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
