@@ -66,11 +66,13 @@ def opinions(
     The texts of a delta that cannot be read or put on the device fail, and no others.
     """
     found: dict[str, Opinion[Answer | Failed]] = {}
+    deltas: dict[str, Delta] = {}
     looking: dict[str, tuple[Kind[Any], Seen[Any]]] = {}
     residents.expect(asked)
     for name, own in asked.items():
         try:
-            looking[name] = _seen(backbone, residents.delta(name), own)
+            deltas[name] = residents.delta(name)
+            looking[name] = _seen(backbone, deltas[name], own)
         except ContinualError as error:
             found[name] = _failed(own, error)
     mixed = {name: seen for name, (kind, seen) in looking.items() if _mixes(kind, seen)}
@@ -81,7 +83,7 @@ def opinions(
             found[name] = _failed(asked[name], through)
         else:
             seen = replace(seen, through=through)
-            outputs = kind.outputs(seen, residents.delta(name).head)
+            outputs = kind.outputs(seen, deltas[name].head)
             found[name] = opinion_of(kind, seen, outputs, evidence=asked[name].evidence)
     return found
 
@@ -113,14 +115,13 @@ def vectors_together(
     tokens = joined([own.rows.tokens for own in seen.values()])
     vectors = torch.empty(len(tokens), backbone.hidden_size)
     failed: dict[str, ContinualError] = {}
-    added = {name: own.delta.settings.added_tokens for name, own in seen.items() if own.delta}
-    batches = list(_batches(tokens, names, added, slots=residents.slots, longest=backbone.longest_input))
-    for number, batch in enumerate(batches):
-        residents.expect(names[row] for row in (batches[number + 1] if number + 1 < len(batches) else ()))
+    deltas = {name: own.delta for name, own in seen.items() if own.delta}
+    added = {name: delta.settings.added_tokens for name, delta in deltas.items()}
+    for batch in _batches(tokens, names, added, slots=residents.slots, longest=backbone.longest_input):
         needed = {names[row] for row in batch}
         for name in needed - failed.keys():
             try:
-                residents.hold(name, beside=needed)
+                residents.hold(name, deltas[name], beside=needed)
             except ContinualError as error:
                 failed[name] = error
         rows = [row for row in batch if names[row] not in failed]

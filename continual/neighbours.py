@@ -87,6 +87,8 @@ def nearest_learned(
 
 def _by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], tasks: list[str]) -> list[str]:
     """The tasks whose labels have the names nearest to these first; of equals, and without labels, as they were."""
+    if not labels:
+        return tasks
     own, near = label_vectors(backbone, labels), {}
     for task in tasks:
         found = compare_labels(own, label_vectors(backbone, registry.task(task).labels))

@@ -22,7 +22,10 @@ NEAREST = 3  # tasks that are named of an input that belongs to none
 
 @dataclass(frozen=True)
 class Possible:
-    """A task that an input may belong to, with the router's probability, and what its delta answers if it was asked."""
+    """A task that an input may belong to, with the router's probability, and what its delta answers if it was asked.
+
+    delta without a label: the delta could not be read.
+    """
 
     task: str
     confidence: float
@@ -158,8 +161,12 @@ class Predictor:
         return listed
 
     def _possible(self, text: Text, task: str, confidence: float) -> Possible:
-        (answer,) = self._answers(task, [text])
-        return Possible(task, confidence, answer.label, answer.score, self._champions[task].delta)
+        champion = self._champions[task]
+        asked = {task: Asked([text], _longest(champion))}
+        (answer,) = opinions(self._backbone, self._residents, asked)[task].answers
+        if isinstance(answer, Failed):
+            return Possible(task, confidence, delta=champion.delta)
+        return Possible(task, confidence, answer.label, answer.score, champion.delta)
 
     def _answered(self, text: Text, task: str, answer: Answer | Failed, *, confidence: float | None) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None

@@ -44,10 +44,10 @@ class Residents:
             if name not in self._known and name not in self._coming:
                 self._coming[name] = self._reader.submit(self._fetched, name)
 
-    def hold(self, name: str, *, beside: Collection[str]) -> None:
-        """Have a delta on the device, beside these. Raises what `delta` and `Bank.hold` raise."""
+    def hold(self, name: str, delta: Delta, *, beside: Collection[str]) -> None:
+        """Have a delta of this name on the device, beside these. Raises what `Bank.hold` raises."""
         if name not in self._bank:
-            self._bank.hold(name, self.delta(name), beside=beside)
+            self._bank.hold(name, delta, beside=beside)
 
     def mix(self, names: Sequence[str]) -> tuple[list[int], Mixed]:
         """As `Bank.mix`, of deltas that are held."""

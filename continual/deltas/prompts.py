@@ -125,19 +125,15 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
     Some models count all tokens, some those that are not masked: how far a row is off is seen when a text begins.
     """
     stack, gaps = tokens.name.removesuffix(tokens.site), fronts.gaps
-    has_positions = "positions" in backbone.family.stack.sites
-    found = (
-        [place for place in backbone.places("positions") if place.name == f"{stack}positions"] if has_positions else []
-    )
-    if gaps is None or not found:
+    if gaps is None or "positions" not in backbone.family.stack.sites:
         yield
         return
-    (place,), off = found, torch.zeros_like(gaps)
+    (place,) = (place for place in backbone.places("positions") if place.name == f"{stack}positions")
+    off = torch.zeros_like(gaps)
 
     def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         nonlocal off
-        seen = place.entered(args, kwargs)
-        seen = seen.expand(len(gaps), -1)
+        seen = place.entered(args, kwargs).expand(len(gaps), -1)
         if seen.shape[1] > fronts.longest:  # a text begins
             first = seen.gather(1, gaps)
             off = first - first.min()

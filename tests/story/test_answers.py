@@ -63,6 +63,7 @@ def test_a_delta_that_cannot_be_read_fails_its_own_inputs(learner: Learner, text
     try:
         predictor = Predictor(learner.backbone, learner.registry)
         found = predictor.predict(texts)
+        every = predictor.predict(texts, at_least=0.0)
         with pytest.raises(BlobError):
             predictor.predict(texts[:1], task="mood")
     finally:
@@ -75,4 +76,7 @@ def test_a_delta_that_cannot_be_read_fails_its_own_inputs(learner: Learner, text
         elif before.task != "mood":
             assert (now.task, now.label) == (before.task, before.label)
     assert any(now.error for now in found)
+    possible = [own for prediction in every for own in prediction.possible if own.delta]
+    assert {own.task for own in possible} == set(METHODS)
+    assert all((own.label is None) == (own.task == "mood") for own in possible)
     assert said(predictor.predict(texts)) == said(whole), "it answers again once the delta is back"

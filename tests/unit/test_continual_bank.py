@@ -166,8 +166,6 @@ def test_what_could_not_be_read_is_tried_again(bert: Backbone) -> None:
     residents.expect(["1"])
     with pytest.raises(BlobError, match="blob of 1 is missing"):
         residents.delta("1")
-    with pytest.raises(BlobError):
-        residents.hold("1", beside=())
     shelf.broken = set()
-    residents.hold("1", beside=())
+    residents.hold("1", residents.delta("1"), beside=())
     assert close(states(bert, residents, ["1"] * 4), alone(bert, [shelf.deltas["1"]] * 4))
