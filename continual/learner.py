@@ -128,7 +128,7 @@ class Learner:
     def predict(
         self,
         texts: Sequence[Text],
-        task: str | None = None,
+        task: str | Sequence[str | None] | None = None,
         *,
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTIONS,
@@ -136,7 +136,7 @@ class Learner:
     ) -> list[Prediction]:
         """One prediction per text, in order; without `task` the router chooses, or says that it is none of the tasks.
 
-        router, false_abstentions: as of `Predictor` · at_least: name every task of this probability, with its answer.
+        task: of all texts, or of each · router, false_abstentions: as of `Predictor` · at_least: name every task of this probability, with its answer.
         """
         predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
         return predictor.predict(texts, task=task, at_least=at_least)

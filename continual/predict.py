@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, load_delta
+from continual.deltas import Delta
 from continual.errors import InputError
-from continual.experts import Asked, Failed, opinion, opinions
+from continual.experts import Asked, Failed, opinions
 from continual.features import tokenize
 from continual.frozen import frozen
 from continual.kinds import Answer
-from continual.residents import SLOTS, Residents
+from continual.residents import SLOTS, Residents, registered
 from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
 from continual.settings import FALSE_ABSTENTIONS
 from continual.stored_router import stored_router
@@ -62,7 +62,8 @@ class Predictor:
 
     serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
     false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining
-    · slots: how many deltas lie on the device at once.
+    · slots: how many deltas lie on the device at once · residents: the deltas of a predictor before this one, where
+    most are the same; only one of the two may be used from then on.
 
     Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
     """
@@ -76,11 +77,12 @@ class Predictor:
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTIONS,
         slots: int = SLOTS,
+        residents: Residents | None = None,
     ) -> None:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
-        self._residents = Residents(backbone, self._read, slots=slots)
+        self.residents = residents or Residents(backbone, registered(registry), slots=slots)
         rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
         self._routing: tuple[Router, Mapping[str, Statistics]] | None = None
@@ -91,43 +93,53 @@ class Predictor:
             )
 
     def predict(
-        self, texts: Sequence[Text], *, task: str | None = None, at_least: float | None = None
+        self, texts: Sequence[Text], *, task: str | Sequence[str | None] | None = None, at_least: float | None = None
     ) -> list[Prediction]:
-        """One prediction per text, in order; without `task` the router chooses, and may say that it is none.
+        """One prediction per text, in order; without a task the router chooses, and may say that it is none.
 
-        at_least: name every task that has this probability, with its answer. Raises NotFound for a task that has no
-        delta on this backbone.
+        task: of all texts, or of each, None where the router is to choose · at_least: name every task that has this
+        probability, with its answer. Raises NotFound for a task that has no delta on this backbone, BlobError where
+        that of the one task of all texts cannot be read.
         """
-        if not texts:
-            return []
-        if task is None:
-            return self._routed(texts, at_least=at_least)
-        answers = self._answers(task, texts)
-        return [
-            self._answered(text, task, answer, confidence=None) for text, answer in zip(texts, answers, strict=True)
-        ]
+        if task is None or isinstance(task, str):
+            if task is not None:
+                self.load(task)
+            task = [task] * len(texts)
+        told: dict[str, list[int]] = {}
+        for i, name in enumerate(task):
+            if name is not None:
+                told.setdefault(self._champion(name).task, []).append(i)
+        answers = self._asked(
+            {name: Asked([texts[i] for i in rows], self._longest(name)) for name, rows in told.items()}
+        )
+        found = {
+            i: self._answered(texts[i], name, answer, confidence=None)
+            for name, rows in told.items()
+            for i, answer in zip(rows, answers[name].answers, strict=True)
+        }
+        if untold := [i for i, name in enumerate(task) if name is None]:
+            routed = self._routed([texts[i] for i in untold], at_least=at_least)
+            found |= dict(zip(untold, routed, strict=True))
+        return [found[i] for i in range(len(texts))]
 
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
-        return self._residents.delta(self._champion(task).task)
-
-    def _read(self, task: str) -> Delta:
-        return load_delta(self._registry.blobs.get(self._champions[task].digest))
+        return self.residents.delta(self._champion(task).delta)
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
         router, statistics = self._routing = self._routing or self._router()
-        longest = max(map(_longest, self._champions.values()))
+        longest = max(map(self._longest, self._champions))
         seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 
         def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | Failed]]:
             asked = {}
             for number, inputs in looked.items():
                 name = router.tasks[number]
-                length, known = _longest(self._champions[name]), statistics.get(name)
+                length, known = self._longest(name), statistics.get(name)
                 shared = seen.take(inputs) if length == longest else None
                 evidence = known.evidence if known else None
                 asked[name] = Asked([texts[i] for i in inputs], length, evidence, shared)
-            found = opinions(self._backbone, self._residents, asked)
+            found = self._asked(asked)
             return {number: found[router.tasks[number]] for number in looked}
 
         decision = decide(router, router.log_p(seen), ask)
@@ -147,26 +159,39 @@ class Predictor:
     ) -> list[Prediction]:
         """The same with the nearest tasks of inputs that belong to none, or all tasks above a probability."""
         probabilities = decision.log_p.exp()
-        order = probabilities.argsort(dim=1, descending=True)
-        listed = []
+        likeliest = probabilities.sort(dim=1, descending=True)
+        near = [
+            [(router.tasks[number], p) for number, p in zip(numbers, row, strict=True)]
+            for numbers, row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ]
+        rows: dict[str, list[int]] = {}
         for i, prediction in enumerate(found):
-            near = [(router.tasks[number], float(probabilities[i, number])) for number in order[i].tolist()]
-            if prediction.abstained:
-                possible = tuple(Possible(name, p) for name, p in near[:NEAREST])
-            elif at_least is not None:
-                possible = tuple(self._possible(prediction.text, name, p) for name, p in near if p >= at_least)
-            else:
-                possible = ()
-            listed.append(replace(prediction, possible=possible))
-        return listed
+            if at_least is not None and not prediction.abstained:
+                for name, p in near[i]:
+                    if p >= at_least:
+                        rows.setdefault(name, []).append(i)
+        asked = {name: Asked([found[i].text for i in own], self._longest(name)) for name, own in rows.items()}
+        opinions_of = self._asked(asked)
+        answers = {
+            (i, name): answer
+            for name, own in rows.items()
+            for i, answer in zip(own, opinions_of[name].answers, strict=True)
+        }
+        return [
+            replace(
+                prediction,
+                possible=tuple(Possible(name, p) for name, p in near[i][:NEAREST])
+                if prediction.abstained
+                else tuple(self._possible(name, p, answers[i, name]) for name, p in near[i] if (i, name) in answers),
+            )
+            for i, prediction in enumerate(found)
+        ]
 
-    def _possible(self, text: Text, task: str, confidence: float) -> Possible:
-        champion = self._champions[task]
-        asked = {task: Asked([text], _longest(champion))}
-        (answer,) = opinions(self._backbone, self._residents, asked)[task].answers
+    def _possible(self, task: str, confidence: float, answer: Answer | Failed) -> Possible:
+        delta = self._champions[task].delta
         if isinstance(answer, Failed):
-            return Possible(task, confidence, delta=champion.delta)
-        return Possible(task, confidence, answer.label, answer.score, champion.delta)
+            return Possible(task, confidence, delta=delta)
+        return Possible(task, confidence, answer.label, answer.score, delta)
 
     def _answered(self, text: Text, task: str, answer: Answer | Failed, *, confidence: float | None) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None
@@ -174,10 +199,14 @@ class Predictor:
             return Prediction(text, task, None, None, routed, confidence, False, delta, error=answer.error)
         return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
 
-    def _answers(self, task: str, texts: Sequence[Text]) -> Sequence[Answer]:
-        """What a task's delta says of each text."""
-        asked = Asked(texts, _longest(self._champion(task)))
-        return opinion(self._backbone, self.load(task), asked).answers
+    def _asked(self, asked: Mapping[str, Asked]) -> dict[str, Opinion[Answer | Failed]]:
+        """What the deltas of tasks say, by task."""
+        found = opinions(self._backbone, self.residents, {self._champions[name].delta: asked[name] for name in asked})
+        return {name: found[self._champions[name].delta] for name in asked}
+
+    def _longest(self, task: str) -> int:
+        """How many tokens of a text the task's rows were cut at."""
+        return int(self._champions[task].budget["max_length"])
 
     def _router(self) -> tuple[Router, Mapping[str, Statistics]]:
         found = stored_router(self._registry, self._backbone, self._champions, kind=self._kind)
@@ -192,8 +221,3 @@ class Predictor:
         if task not in self._champions:
             raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known=self._champions)
         return self._champions[task]
-
-
-def _longest(champion: Champion) -> int:
-    """How many tokens of a text the task's rows were cut at."""
-    return int(champion.budget["max_length"])

@@ -5,10 +5,16 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from continual.backbone import Backbone
-from continual.deltas import Bank, Delta, Mixed
+from continual.deltas import Bank, Delta, Mixed, load_delta
+from registry import Registry
 
 SLOTS = 256  # deltas on the device
 KEPT = 1 << 30  # bytes of deltas in the host's memory
+
+
+def registered(registry: Registry) -> Callable[[str], Delta]:
+    """How to read a delta of a registry by its name. Raises NotFound, or BlobError."""
+    return lambda name: load_delta(registry.blobs.get(registry.delta(name).values))
 
 
 class Residents:

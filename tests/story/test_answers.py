@@ -8,7 +8,7 @@ import yaml
 from tiny import rows_of, write_task
 
 from continual import Learner, read_stream
-from continual.errors import BlobError
+from continual.errors import BlobError, NotFound
 from continual.predict import Prediction, Predictor
 from continual.settings import settings
 from registry import Registry
@@ -48,6 +48,29 @@ def test_answers_are_those_of_each_task_alone(learner: Learner, texts: list[str]
         (alone,) = learner.predict([text], task=prediction.task)
         assert prediction.label == alone.label
         assert prediction.score == pytest.approx(alone.score, abs=1e-3)  # as among batches of one task
+
+
+def test_each_text_may_name_its_task_or_leave_it_to_the_router(learner: Learner, texts: list[str]) -> None:
+    predictor = Predictor(learner.backbone, learner.registry)
+    tasks = [name if i % 2 else None for i, name in enumerate([*METHODS] * 8)]
+    found = predictor.predict(texts, task=tasks)
+    routed = predictor.predict(texts)
+    for i, (name, prediction) in enumerate(zip(tasks, found, strict=True)):
+        alone = routed[i] if name is None else predictor.predict([texts[i]], task=name)[0]
+        assert (prediction.text, prediction.task, prediction.label) == (texts[i], alone.task, alone.label)
+        assert prediction.routed == (name is None)
+    with pytest.raises(NotFound, match="mod"):
+        predictor.predict(texts[:2], task=[None, "mod"])
+
+
+def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, texts: list[str]) -> None:
+    before = Predictor(learner.backbone, learner.registry)
+    whole = before.predict(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.registry.blobs, "get", lambda digest: pytest.fail("a delta is read again"))
+        after = Predictor(learner.backbone, learner.registry, residents=before.residents)
+        found = after.predict(texts, task=[prediction.task or "mood" for prediction in whole])
+    assert all(b.abstained or b.label == a.label for b, a in zip(whole, found, strict=True))
 
 
 def test_fewer_slots_than_tasks_change_no_answer(learner: Learner, texts: list[str]) -> None:
