@@ -5,6 +5,7 @@ among controllers, `keep_checkpoint` lets one go on where another died, `verify`
 `dump` and `restore` carry all of it in one file.
 """
 
+from registry.access import Role
 from registry.blobs import Blobs, StoredBlob
 from registry.checkpoints import keep_checkpoint, last_checkpoint
 from registry.claims import claim, claim_next, heartbeat, held, release
@@ -27,6 +28,7 @@ from registry.errors import (
     not_found,
 )
 from registry.holders import this_holder
+from registry.keys import add_key, key_digest, revoke_key
 from registry.names import delta_name, parse_delta
 from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.promotion import archive_delta, promote_delta
@@ -90,6 +92,7 @@ __all__ = [
     "Pending",
     "Registry",
     "RegistryError",
+    "Role",
     "SchemaError",
     "Score",
     "SignatureRecord",
@@ -111,6 +114,7 @@ __all__ = [
     "TaskNeeded",
     "TaskRecord",
     "Unit",
+    "add_key",
     "archive_delta",
     "begin_strategy",
     "claim",
@@ -125,6 +129,7 @@ __all__ = [
     "is_purged",
     "keep_checkpoint",
     "keep_step",
+    "key_digest",
     "last_checkpoint",
     "not_found",
     "note_strategy_run",
@@ -135,6 +140,7 @@ __all__ = [
     "purge_task",
     "release",
     "restore",
+    "revoke_key",
     "settle",
     "shown",
     "take",

@@ -69,12 +69,12 @@ class ArchiveError(InputError):
     """A file is not the whole archive of a registry that this code can read."""
 
 
-def not_found(what: str, name: str, *, known: Iterable[str]) -> NotFound:
-    """The error for an unknown `name`, with the known names nearest to it."""
+def not_found(what: str, name: str, *, known: Iterable[str], first: str = "Learn a task first") -> NotFound:
+    """The error for an unknown `name`, with the known names nearest to it; where there are none, what to do `first`."""
     names = sorted(set(known))
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     if not names:
-        return NotFound(f"no {what} is called {name!r}: the registry holds no {what} yet. Learn a task first.")
+        return NotFound(f"no {what} is called {name!r}: the registry holds no {what} yet. {first}.")
     shown = ", ".join(near or names[:5])
     relation = "nearest known" if near else "known"
     return NotFound(f"no {what} is called {name!r}; {relation}: {shown}. Use one of the {len(names)} registered names.")

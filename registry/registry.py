@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from registry import ancestry, queries, questions, schema, streams
+from registry import access, ancestry, queries, questions, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, in_memory, opening, reader, writer
 from registry.errors import Disconnected, Interrupted, RegistryError
@@ -48,7 +48,7 @@ def asked(question: Callable[Concatenate[Session, Given], Answer]) -> "Callable[
 class Registry:
     """What has been learned. Every read opens a short session of its own; every write is part of a `unit`.
 
-    What can be asked is written in `queries`, `ancestry` and `questions`, and listed below as methods.
+    What can be asked is written in `queries`, `ancestry`, `questions` and `access`, and listed below as methods.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as home, Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs") as registry:
@@ -141,6 +141,8 @@ class Registry:
 
     best, history = asked(questions.best), asked(questions.history)
     changes, cost = asked(questions.changes), asked(questions.cost)
+
+    keys, active_keys = asked(access.keys), asked(access.active_keys)
 
     def require_same(self, records: Iterable[TaskRecord]) -> None:
         """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""

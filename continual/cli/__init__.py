@@ -37,6 +37,9 @@ from continual.cli import query  # noqa: F401
 from continual.cli import versions  # noqa: F401
 
 # isort: split
+from continual.cli import keys  # noqa: F401
+
+# isort: split
 from continual.cli import exchange  # noqa: F401
 
 # isort: split
