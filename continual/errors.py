@@ -11,14 +11,21 @@ ContinualError                    exit code 1: something failed while running
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   ├── RoutingError              a router that does not exist, or is none
 │   ├── StudyError                a study or a setting of one that does not exist, or tasks that it cannot take
-│   └── TextError                 an input line that `predict` cannot read
+│   ├── TextError                 an input line that `predict` cannot read
+│   ├── NoDelta                   a task that is known, but not learned on the backbone that is served
+│   ├── WrongKind                 a task of a kind that does not answer in the way asked for
+│   └── TooLarge                  more, or longer, than one request may hold
 ├── RegistryError                 what was learned cannot be read or written              (registry)
 │   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
 │   ├── ClaimLost                 a task is another controller's by now                   (registry)
 │   └── Interrupted               another transaction came first                          (registry)
 │       └── Disconnected          the connection to the database broke                    (registry)
 ├── DeltaError                    a delta does not fit the backbone it is put on
-└── LearnError                    a task failed while it was being learned
+├── LearnError                    a task failed while it was being learned
+└── Unserved                      a request that would be answered at another time
+    ├── TooBusy                   too much waits already
+    ├── TooLate                   it waited for too long
+    └── Closing                   the server ends
 """
 
 from registry.errors import (
@@ -41,6 +48,7 @@ __all__ = [
     "BackboneError",
     "BlobError",
     "ClaimLost",
+    "Closing",
     "ContinualError",
     "DataError",
     "DatabaseUnavailable",
@@ -51,6 +59,7 @@ __all__ = [
     "Interrupted",
     "LearnError",
     "MethodError",
+    "NoDelta",
     "NotFound",
     "RegistryError",
     "RoutingError",
@@ -60,6 +69,11 @@ __all__ = [
     "StudyError",
     "TaskChanged",
     "TextError",
+    "TooBusy",
+    "TooLarge",
+    "TooLate",
+    "Unserved",
+    "WrongKind",
 ]
 
 
@@ -87,9 +101,41 @@ class TextError(InputError):
     """A line given to `predict` is neither a text nor a JSON object with one."""
 
 
+class NoDelta(InputError):
+    """A task is known, but has no delta on the backbone that is served."""
+
+
+class WrongKind(InputError):
+    """A task is of a kind that does not answer in the way asked for."""
+
+
+class TooLarge(InputError):
+    """A request holds more, or longer texts, than it may."""
+
+
 class DeltaError(ContinualError):
     """A delta does not fit the backbone it is put on, or cannot be read."""
 
 
 class LearnError(ContinualError):
     """A task failed while it was being learned."""
+
+
+class Unserved(ContinualError):
+    """A server does not answer a request now, though another time it would."""
+
+
+class TooBusy(Unserved):
+    """Too many inputs wait; `retry_after` is when it makes sense to ask again, in seconds."""
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooLate(Unserved):
+    """Inputs waited for longer than they may."""
+
+
+class Closing(Unserved):
+    """A server finishes what it has accepted, and accepts nothing more."""

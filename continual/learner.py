@@ -136,7 +136,8 @@ class Learner:
     ) -> list[Prediction]:
         """One prediction per text, in order; without `task` the router chooses, or says that it is none of the tasks.
 
-        task: of all texts, or of each · router, false_abstentions: as of `Predictor` · at_least: name every task of this probability, with its answer.
+        task: of all texts, or of each · router, false_abstentions: as of `Predictor` · at_least: name every task of
+        this probability, with its answer.
         """
         predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
         return predictor.predict(texts, task=task, at_least=at_least)

@@ -122,12 +122,18 @@ class Predictor:
             found |= dict(zip(untold, routed, strict=True))
         return [found[i] for i in range(len(texts))]
 
+    def ready(self) -> None:
+        """Have the router made now, not when it is first needed. Raises InputError where no task can be routed to."""
+        self._routing = self._routing or self._router()
+
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
         return self.residents.delta(self._champion(task).delta)
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
-        router, statistics = self._routing = self._routing or self._router()
+        self.ready()
+        assert self._routing
+        router, statistics = self._routing
         longest = max(map(self._longest, self._champions))
         seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 

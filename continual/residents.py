@@ -59,6 +59,10 @@ class Residents:
         """As `Bank.mix`, of deltas that are held."""
         return self._bank.mix(names)
 
+    def places(self) -> dict[str, frozenset[str]]:
+        """Which deltas lie on the device, and which in the host's memory."""
+        return {"device": frozenset(self._bank), "memory": frozenset([*self._known])}
+
     def _fetched(self, name: str) -> Delta:
         delta = self._read(name)
         return delta.map(lambda tensor: tensor.pin_memory()) if self._backbone.device.type == "cuda" else delta

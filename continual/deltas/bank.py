@@ -4,7 +4,7 @@ Shapes: S slots of a stack, B rows of a batch.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -36,6 +36,9 @@ class Bank:
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._held])
 
     def __len__(self) -> int:
         return len(self._held)

@@ -1,0 +1,70 @@
+"""What `/metrics` tells Prometheus: requests, rows by task, how long they took, what waits, and where deltas lie."""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from continual.predict import Prediction
+from continual.serve.batcher import Batcher
+from continual.serve.serving import Ask, Embedded, Serving
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ABSTAINED = ""  # in place of a task, of what belongs to none
+
+
+class Metrics:
+    """The numbers of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "continual_requests", "Requests, by operation and status", ["path", "status"], registry=self._registry
+        )
+        self._rows = Counter(
+            "continual_rows", "Inputs, by task and outcome", ["task", "outcome"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "continual_row_seconds",
+            "From request to answer, by task",
+            ["task"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+
+    def watch(self, serving: Serving, batcher: Batcher[Ask, Prediction | Embedded]) -> None:
+        """Tell what these hold at the moment of asking, too."""
+        self._registry.register(_Held(serving, batcher))
+
+    def requested(self, path: str, status: int) -> None:
+        """Count a request, by its operation."""
+        self._requests.labels(path, str(status)).inc()
+
+    def answered(self, answers: Sequence[Prediction | Embedded], seconds: float) -> None:
+        """Count the answers of one request, which took so long."""
+        for own in answers:
+            if isinstance(own, Embedded):
+                continue
+            outcome = "abstained" if own.abstained else "failed" if own.error else "answered"
+            self._rows.labels(own.task or ABSTAINED, outcome).inc()
+            self._seconds.labels(own.task or ABSTAINED).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+
+class _Held(Collector):
+    def __init__(self, serving: Serving, batcher: Batcher[Ask, Prediction | Embedded]) -> None:
+        self._serving, self._batcher = serving, batcher
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("continual_waiting_rows", "Inputs that wait", value=len(self._batcher))
+        yield GaugeMetricFamily("continual_wait_seconds", "How long one more would wait", value=self._batcher.wait)
+        places = self._serving.residents.places()
+        held = GaugeMetricFamily("continual_resident", "Whether a task's delta lies there", labels=["task", "place"])
+        for task, champion in self._serving.champions.items():
+            for place, names in places.items():
+                held.add_metric([task, place], champion.delta in names)
+        yield held
