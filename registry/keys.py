@@ -66,4 +66,4 @@ def key_digest(secret: str) -> str:
     >>> key_digest("ck_")[:8]
     '3230a75a'
     """
-    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()  # whatever a client sends has one

@@ -14,7 +14,20 @@ from databases import registry_url
 from registry_cases import accuracy, begin, learn, make_registry
 from sqlalchemy import select
 
-from registry import ArchiveError, BlobError, Parent, Registry, RegistryError, SchemaError, claim, dump, restore, verify
+from registry import (
+    ArchiveError,
+    BlobError,
+    Parent,
+    Registry,
+    RegistryError,
+    SchemaError,
+    add_key,
+    claim,
+    dump,
+    restore,
+    revoke_key,
+    verify,
+)
 from registry.base import Base
 from registry.named import named_blobs
 from registry.tables import Checkpoint
@@ -33,6 +46,9 @@ def fill(registry: Registry) -> None:
         unit.fail("core", 2, error="it said: '; DROP TABLE deltas; --\n\ttwice")
         unit.add_scores("sst2@1", [accuracy(0.7, stream="core", step=2, mode="routed", low=0.5, high=0.9)])
     assert claim(registry, "core", number=1, holder="far:1:2")
+    for key in ("ci", "ops"):
+        add_key(registry, key, role="read")
+    revoke_key(registry, "ci")
     with registry.unit() as unit:
         unit.session.add(Checkpoint(position_id=2, epoch=3, digest=registry.blobs.put(b"checkpoint")))
 
@@ -248,6 +264,19 @@ def test_every_flipped_byte_is_noticed_or_of_no_effect(written: Path, archive: P
             with Registry.open(*target) as registry:
                 assert contents(registry) == before
     assert refused > 20
+
+
+def test_an_archive_from_before_there_were_keys_has_none(archive: Path, written: Path, tmp_path: Path) -> None:
+    def older(found: Entries) -> None:
+        del found["tables/api_keys.jsonl"]
+        tables = json.loads(found["manifest.json"])["tables"]
+        said(found, revision="0005", tables={name: rows for name, rows in tables.items() if name != "api_keys"})
+
+    rewritten(archive, older)
+    target = f"sqlite:///{tmp_path}/new.db", str(tmp_path / "new")
+    restore(archive, *target)
+    with Registry.open(*target) as registry, make_registry(written) as before:
+        assert contents(registry) == contents(before) | {"api_keys": []}
 
 
 def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:

@@ -8,7 +8,7 @@ from databases import registry_url
 from registry_cases import accuracy, begin, learn, make_registry
 
 from continual.cli import main
-from registry import NotFound, Registry, dump, restore, verify
+from registry import NotFound, Registry, add_key, dump, restore, verify
 from tasks.errors import InputError
 
 NAMES = {
@@ -39,6 +39,7 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
         learn(registry, "plain")
         delta = learn(registry, name, labels=labels, settings={name: name}, warm_start="scratch")
         begin(registry, name, "plain", name=name)
+        add_key(registry, name, role="read")
         with registry.unit() as unit:
             unit.finish(name, 0, delta=delta)
             unit.fail(name, 1, error=f"{name}\0\ud800")
@@ -49,6 +50,7 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
         assert [score.stream for score in registry.scores(stream=name)] == [name]
         assert registry.stream(name).positions[1].error == f"{name}\\x00\\ud800"
         assert registry.lineage(delta) == []
+        assert [row["key"] for row in registry.keys(limit=2)] == [name]
         with pytest.raises(NotFound):
             registry.task(name + "%")
         assert verify(registry) == []
@@ -70,7 +72,9 @@ def test_what_some_database_could_not_hold_is_refused_by_all(name: str, tmp_path
             begin(registry, "plain", name=name)
         with pytest.raises(InputError, match=SAID):
             begin(registry, name)
-        assert registry.tasks() == list(registry.streams()) == []
+        with pytest.raises(InputError, match=SAID):
+            add_key(registry, name, role="read")
+        assert registry.tasks() == list(registry.streams()) == registry.keys(limit=1) == []
 
 
 def test_a_name_that_is_no_text_is_no_crash(tmp_path: Path, database: str) -> None:
@@ -93,11 +97,20 @@ def test_any_name_is_data_to_the_terminal(
         learn(registry, "plain")
         delta = learn(registry, name)
         begin(registry, name, name=name)
+        add_key(registry, name, role="read")
         with registry.unit() as unit:
             unit.fail(name, 0, error=name)
     assert registry_url(tmp_path).startswith("sqlite")
     shown = ""
-    for words in (["tasks"], ["deltas"], ["deltas", "--task", name], ["lineage", delta], ["similar", name], ["report"]):
+    for words in (
+        ["tasks"],
+        ["keys"],
+        ["deltas"],
+        ["deltas", "--task", name],
+        ["lineage", delta],
+        ["similar", name],
+        ["report"],
+    ):
         out, err = run(*words)
         shown += out + err
     said = run("lineage", f"{name}@77")[1] + run("predict", "--task", name)[1]

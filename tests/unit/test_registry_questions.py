@@ -9,7 +9,7 @@ import pytest
 from registry_cases import accuracy, begin, learn, make_registry, task_record
 from sqlalchemy import delete, event, text
 
-from registry import DataRecord, NotFound, Parent, Registry
+from registry import DataRecord, NotFound, Parent, Registry, add_key
 from registry.base import now
 from registry.tables import Event
 from tasks.errors import InputError
@@ -23,6 +23,7 @@ PAGED: dict[str, Ask] = {
     "deltas": lambda registry, **page: registry.deltas(**page),
     "deltas of a task": lambda registry, **page: registry.deltas("sst2", **page),
     "streams": lambda registry, **page: registry.streams(**page),
+    "keys": lambda registry, **page: registry.keys(**page),
     "scores": lambda registry, **page: registry.scores(**page),
     "scores in a stream": lambda registry, **page: registry.scores(stream="core", **page),
     "scores of a task": lambda registry, **page: registry.scores(task="sst2", **page),
@@ -37,7 +38,7 @@ PAGED: dict[str, Ask] = {
     "dependents of a task": lambda registry, **page: registry.dependents(task="root", **page),
     "dependents of data": lambda registry, **page: registry.dependents(data="rows-of-root", **page),
 }
-NAMED = {"tasks": "task", "deltas": "delta", "cost": "stream", "dependents": "delta"}  # other pages end with an id
+NAMED = {"tasks": "task", "deltas": "delta", "keys": "key", "cost": "stream", "dependents": "delta"}  # others: an id
 WHOLE: dict[str, Ask] = {
     "lineage": lambda registry: registry.lineage("sst2@2"),
     "descendants": lambda registry: registry.lineage("root@1", descendants=True),
@@ -66,6 +67,8 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
                 unit.finish("core", number, delta=name)
                 unit.add_scores(name, [accuracy(0.1 + number, mode="routed", stream="core", step=number)])
         learn(opened, "sst2", score=0.4, parents=[from_("sst2@1", "retrained")])
+        for key in ("ci", "ops"):
+            add_key(opened, key, role="read")
         yield opened
 
 

@@ -1,0 +1,46 @@
+"""API keys by the command line: the secret on standard output, once; what is told beside it is no part of it."""
+
+from pathlib import Path
+
+from command_line import Run
+
+from registry import Registry, key_digest
+
+
+def test_a_key_from_its_making_to_its_end(cli: Run, tmp_path: Path) -> None:
+    added = cli("keys", "add", "ci")
+    secret = added.out.removesuffix("\n")
+    assert (added.code, secret[:3], len(secret.split())) == (0, "ck_", 1)
+    assert "only this once" in added.err
+    assert secret not in added.err
+    (made,) = cli("keys", "add", "ops", "--admin", "--json").json
+    assert (made["key"], made["role"]) == ("ops", "admin")
+    with Registry.open(f"sqlite:///{tmp_path}/home/registry.db", f"{tmp_path}/home/blobs") as registry:
+        assert registry.active_keys() == {
+            key_digest(secret): ("ci", "read"),
+            key_digest(made["secret"]): ("ops", "admin"),
+        }
+        listed = cli("keys", "--json")
+        assert listed.json == registry.keys()
+        assert cli("keys", "--limit", "1", "--after", "ci", "--json").json == registry.keys()[1:]
+        (revoked,) = cli("keys", "revoke", "ci", "--json").json
+        assert revoked == {"key": "ci", "revoked_at": registry.keys()[0]["revoked_at"]}
+        assert list(registry.active_keys().values()) == [("ops", "admin")]
+    shown = cli("keys")
+    assert revoked["revoked_at"] in shown.out
+    for told in (listed.out, shown.out, shown.err):
+        assert secret not in told
+        assert made["secret"] not in told
+
+
+def test_wrong_words_exit_with_two(cli: Run) -> None:
+    assert cli("keys", "--json").json == []
+    assert cli("keys", "revoke", "ci").code == 2
+    assert cli("keys", "add", "ci").code == 0
+    for words in (("add", "ci"), ("add", ""), ("add", "ci@1"), ("add", "x" * 501), ("revoke", "ic")):
+        ran = cli("keys", *words)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err
+    assert cli("keys", "revoke", "ci").code == 0
+    assert cli("keys", "revoke", "ci").code == 2
+    assert cli("keys", "add", "ci").code == 2, "names are for the log: none is given twice"
