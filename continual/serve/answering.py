@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,7 +11,15 @@ from continual.predict import Prediction
 from continual.serve.desk import Desk
 from continual.serve.faults import described
 from continual.serve.serving import Ask
-from tasks import Text
+
+
+def _whole(text: str) -> str:
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError("half a surrogate pair is no text; send whole characters")
+    return text
+
+
+String = Annotated[str, AfterValidator(_whole)]  # JSON may hold strings that no encoding takes
 
 
 class Row(BaseModel):
@@ -19,8 +27,8 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: Text
-    task: str | None = None
+    text: String | tuple[String, String]
+    task: String | None = None
 
 
 class Question(BaseModel):

@@ -94,7 +94,7 @@ class Batcher(Generic[A, R]):
 
     @property
     def wait(self) -> float:
-        """How long one more ask would wait, in seconds, by how fast it went until now."""
+        """How long one more ask would wait, in seconds, by how fast it went until now; 0 as long as none had to."""
         return self._lanes.cost / self._speed if self._speed else 0.0
 
     def submit(self, asks: Sequence[A], *, seconds: float) -> Job[A, R]:
@@ -132,10 +132,15 @@ class Batcher(Generic[A, R]):
                 answers = self._work(asks)
             except Exception as error:  # of no ask alone; the next batch has its own chance
                 answers = [error] * len(asks)
-            speed = sum(ask.cost for ask in asks) / max(time.monotonic() - began, 1e-6)
-            self._speed = speed if self._speed is None else WEIGHT * speed + (1 - WEIGHT) * self._speed
+            self._measure(sum(ask.cost for ask in asks), time.monotonic() - began)
             for waiting, answer in zip(batch, answers, strict=True):
                 waiting.job.found(waiting.number, answer)
+
+    def _measure(self, cost: int, seconds: float) -> None:
+        """Mind how fast a batch was answered; a small one says little about how fast many are."""
+        if 2 * cost >= self._size:
+            speed = cost / max(seconds, 1e-6)
+            self._speed = speed if self._speed is None else WEIGHT * speed + (1 - WEIGHT) * self._speed
 
     def _next(self) -> list[_Waiting[A, R]]:
         """What is to be answered next; nothing when that was all, and no more is to come."""

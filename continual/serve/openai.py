@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from continual.errors import DeltaError, NotFound
 from continual.predict import Prediction
+from continual.serve.answering import String
 from continual.serve.desk import Desk
 from continual.serve.faults import described
 from continual.serve.serving import Ask, Embedded
@@ -29,7 +30,7 @@ class _Sampling(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
+    model: String
     temperature: Annotated[float, Field(ge=0, le=0)] | None = None
     top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -42,21 +43,21 @@ class _Sampling(BaseModel):
 class Completion(_Sampling):
     """One text to be continued, or several."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: String | Annotated[list[String], Field(min_length=1)]
 
 
 class Part(BaseModel):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: String
 
 
 class Message(BaseModel):
     """What a user says: a task's delta has learned to answer texts, and no conversations."""
 
     role: Literal["user"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: String | Annotated[list[Part], Field(min_length=1)]
 
     @property
     def text(self) -> str:
@@ -75,8 +76,8 @@ class Embeddings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    input: str | Annotated[list[str], Field(min_length=1)]
+    model: String
+    input: String | Annotated[list[String], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 

@@ -1,6 +1,7 @@
 """An application on a port, until it is told to end; then what was accepted is finished first."""
 
 import ipaddress
+import signal
 import socket
 
 import uvicorn
@@ -31,4 +32,6 @@ def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(grace) or 1
     )
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda number, frame: None)  # which uvicorn takes over, and raises again at its end
     uvicorn.Server(config).run(sockets=[at])

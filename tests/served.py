@@ -1,0 +1,81 @@
+"""A server over a home of tiny tasks, as fixtures: real HTTP on a free port."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
+
+from continual import Learner, read_stream
+from continual.serve import Limits, Serving, application, listening
+from continual.settings import settings
+from registry import Registry
+
+METHODS = {"animals": "lora", "mood": "adapter"}
+BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+POLL = 0.05
+
+
+def echo(folder: Path) -> dict[str, object]:
+    """A task that writes the first word of a text again."""
+    files = {}
+    for seed, (split, n) in enumerate({"train": 24, "validation": 8, "test": 4}.items()):
+        texts = rows_of("food", n, seed=seed).texts
+        write_rows(folder / f"echo-{split}.jsonl", texts, [str(text).split()[0] for text in texts])
+        files[split] = f"echo-{split}.jsonl"
+    source = {"path": "json", "data_files": files}
+    return {"name": "echo", "kind": "generation", "text": "text", "target": "label", "source": source}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def learner(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """Two classifications and a generation on one tiny causal backbone."""
+    backbone = save_backbone(tiny_backbone("gpt2"), folder / "backbone")
+    entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
+    stream = {"name": "served", "budget": BUDGET, "tasks": [*entries, echo(folder)]}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(stream))
+    places = settings(folder / "home", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        opened = Registry.open(places.registry, places.blobs)
+        with Learner.open(str(backbone), opened, device="cpu", dtype="float32") as learner:
+            assert learner.run(read_stream(folder / "stream.yaml")) == {}
+            yield learner
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a test asks. url: where it listens."""
+
+    url: str
+    client: httpx.Client
+    serving: Serving
+
+
+@contextmanager
+def server(learner: Learner, *, local: bool = True, limits: Limits | None = None) -> Iterator[Server]:
+    """A server in a thread of this process, until the block ends."""
+    serving = Serving(learner.backbone, learner.registry)
+    app = application(serving, local=local, limits=limits, poll=POLL)
+    with listening("127.0.0.1", 0) as at:
+        own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
+        thread.start()
+        url = f"http://127.0.0.1:{at.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                yield Server(url, client, serving)
+        finally:
+            own.should_exit = True
+            thread.join()
