@@ -8,7 +8,7 @@ import torch
 
 from continual.backbone import Backbone
 from continual.checked import check
-from continual.deltas import Delta, MethodSettings, attached, fresh_values
+from continual.deltas import Delta, MethodSettings, attached, finished, fresh_values
 from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start
 from continual.learn import Task, ready
@@ -16,8 +16,6 @@ from continual.search import possible
 from continual.warmstart import NEIGHBOURS_TRIED, from_scratch, started
 from registry import Registry
 from tasks import Stream
-
-BYTES_PER_PARAMETER = 4  # deltas are stored in float32
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
     batch = _typical(task.train.tokens.lengths, task.budget.batch_size)
     some = kind.prepare(backbone, task.data.train.take(batch), max_length=task.budget.max_length)
     delta = _zero(task)
+    kept = finished(backbone, delta, stage=delta.settings.stages - 1).rounded()
     learned = delta.trainable(backbone.device)
     every = range(len(batch))
     with attached(backbone, learned):
@@ -65,8 +64,8 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
         task=task.data.spec.name,
         train_rows=rows,
         labels=len(task.data.labels),
-        parameters=delta.parameter_count,
-        bytes=delta.parameter_count * BYTES_PER_PARAMETER,
+        parameters=kept.parameter_count,
+        bytes=kept.size,
         seconds=step * rows * task.budget.epochs + look * looks + answer * answers,
         notes=task.data.notes,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from continual.errors import BlobError
 
-FORMAT = 1  # of what is written here; a file that says nothing is of format 1
+FORMAT = 2  # of what is written here: since 2 a delta's values may be of float16; a file that says nothing is of 1
 _METADATA = "continual"  # one key only: the order of several would not be the same in every process
 
 

@@ -101,7 +101,7 @@ def training(
     """
     stages = start.settings.stages
     if course is None:
-        kept = finished(backbone, start, stage=0)
+        kept = finished(backbone, start, stage=0).rounded()
         best = Point(kept, Epoch(0, None, lesson.score(kept)))
         course = Course(0, 0, start, {}, (best.epoch,), best, None, 0.0, random_state(backbone.device))
         keep(course)
@@ -135,7 +135,7 @@ def _stage(
     optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
     for batches in epochs[course.epochs :]:
         spent = yield Stint(backbone, delta, own, pools, batches, lesson, optimise, progress.step)
-        kept = finished(backbone, delta.frozen(), stage=course.stage)
+        kept = finished(backbone, delta.frozen(), stage=course.stage).rounded()
         loss = sum(spent.losses) / len(spent.losses)
         point = Point(kept, Epoch(len(course.curve), loss, lesson.score(kept)))
         course = replace(

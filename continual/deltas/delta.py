@@ -11,6 +11,7 @@ from torch import Tensor
 
 from continual.backbone import Pooling
 from continual.deltas.edit import Holds
+from continual.deltas.half import from_stored, rounded, to_stored
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
 from continual.errors import DeltaError
@@ -81,6 +82,19 @@ class Delta:
         head = {"head/weight": self.head.weight, "head/bias": self.head.bias} if self.head else {}
         return {**self.values, **head}
 
+    def stored(self) -> dict[str, Tensor]:
+        """The same as they are stored: values in float16 where that holds them to the bit, the head as it is."""
+        return replace(self, values={key: to_stored(value) for key, value in self.values.items()}).tensors()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is stored, without names and settings."""
+        return sum(tensor.nbytes for tensor in self.stored().values())
+
+    def rounded(self) -> "Delta":
+        """The delta as it is kept: its values in the precision that they are stored in, the head as it is."""
+        return replace(self, values={key: rounded(value) for key, value in self.values.items()})
+
     @property
     def parameter_count(self) -> int:
         return sum(tensor.numel() for tensor in self.tensors().values())
@@ -118,7 +132,7 @@ class Delta:
 
     def to_bytes(self) -> bytes:
         """The delta as a safetensors file; equal deltas give equal bytes."""
-        return to_blob(self.frozen().tensors(), self.about())
+        return to_blob(self.frozen().stored(), self.about())
 
     def about(self) -> dict[str, Any]:
         """All but the tensors, as JSON."""
@@ -155,7 +169,7 @@ def delta_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
 
     Raises DeltaError for a method that this version does not know; KeyError, TypeError or ValueError for no delta.
     """
-    values = dict(tensors)
+    values = {key: from_stored(tensor) for key, tensor in tensors.items()}
     head, method = _head(values, about), METHODS.get(about["method"])
     if method is None:
         raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")

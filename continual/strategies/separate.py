@@ -15,6 +15,6 @@ class Separate(Strategy):
     def learn(self, given: Given, state: State, number: int) -> Step:
         rate = given.tasks[number].budget.learning_rate
         delta = taught(given, begun(given, number, None), own_lesson(given, number), learning_rate=rate)
-        size = sum(tensor.nbytes for tensor in delta.tensors().values())
-        after = replace(state, parameters=state.parameters + delta.parameter_count, size=state.size + size)
+        parameters, size = state.parameters + delta.parameter_count, state.size + delta.size
+        after = replace(state, parameters=parameters, size=size)
         return Step(after, {number: delta})

@@ -43,7 +43,7 @@ class State:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self.body:
-            yield from ((f"body/{key}", own) for key, own in self.body.tensors().items())
+            yield from ((f"body/{key}", own) for key, own in self.body.stored().items())
         for number, head in enumerate(self.heads):
             if head:
                 yield from ((f"heads/{number}/weight", head.weight), (f"heads/{number}/bias", head.bias))

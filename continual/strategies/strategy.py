@@ -118,14 +118,15 @@ def shared(
     moved = not _equal(start.values, body.values)
     before = dict(enumerate(state.heads))
     changed = {i: delta for i, delta in deltas.items() if moved or i not in before or not _same(own[i], before[i])}
-    tensors = [*body.values.values(), *(tensor for head in own if head for tensor in (head.weight, head.bias))]
+    alone = replace(body, head=None)
+    rest = [tensor for head in own if head for tensor in (head.weight, head.bias)]
     after = State(
         deltas[number],
         tuple(own),
         state.outputs,
         importance,
-        parameters=sum(tensor.numel() for tensor in tensors),
-        size=sum(tensor.nbytes for tensor in tensors) + (importance.size if importance else 0) + kept,
+        parameters=alone.parameter_count + sum(tensor.numel() for tensor in rest),
+        size=alone.size + sum(tensor.nbytes for tensor in rest) + (importance.size if importance else 0) + kept,
     )
     return Step(after, changed, start if state.body else None)
 

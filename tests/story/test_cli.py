@@ -121,7 +121,7 @@ def test_check_estimates_and_learns_nothing(cli: Run, stream: Path) -> None:
     checked = cli("run", str(stream), "--check", "--json")
     assert checked.code == 0
     assert [row["task"] for row in checked.json] == list(TASKS)
-    assert all(row["seconds"] > 0 and row["bytes"] == 4 * row["parameters"] for row in checked.json)
+    assert all(row["seconds"] > 0 and 2 < row["bytes"] / row["parameters"] < 2.3 for row in checked.json)
     assert cli("deltas", "--json").json == []
 
 

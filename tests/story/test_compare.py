@@ -148,8 +148,8 @@ def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: 
     heads = labels * (bert.hidden_size + 1)
     assert found["sequential_delta"]["parameters"] == found["ewc"]["parameters"] == pytest.approx((body + heads) / 3)
     assert found["isolated"]["parameters"] == pytest.approx(body + heads / 3)
-    assert found["sequential_delta"]["bytes"] == pytest.approx(4 * (body + heads) / 3)
-    assert found["ewc"]["bytes"] == pytest.approx(4 * (3 * body + heads) / 3)  # with what matters, and where it was
+    assert found["sequential_delta"]["bytes"] == pytest.approx((2 * body + 4 * heads) / 3)
+    assert found["ewc"]["bytes"] == pytest.approx((10 * body + 4 * heads) / 3)  # with what matters, and where it was
     assert found["replay"]["bytes"] > found["sequential_delta"]["bytes"]
     assert found["separate"]["parameters"] > bert.parameter_count
 

@@ -106,6 +106,23 @@ def test_with_the_rows_it_is_scored_and_can_serve(learner: Learner, tmp_path: Pa
     assert learner.predict(TEXTS)[0].routed
 
 
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_is_imported_keeps_every_bit(
+    learner: Learner, tmp_path: Path, dtype: torch.dtype, *, scored: bool
+) -> None:
+    registered(learner, tmp_path, "lora")
+    learner.export("mood@2", tmp_path / "out")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    values = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    save_file(values, file)
+    name = learner.adopt(tmp_path / "out", "mood", rows=mood(tmp_path) if scored else None)
+    found = stored(learner, name).values.values()
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    theirs = sorted(tensor.float().numpy().tobytes() for tensor in values.values())
+    assert sorted(tensor.numpy().tobytes() for tensor in found) == theirs
+
+
 def test_without_a_head_the_rows_make_one(learner: Learner, tmp_path: Path) -> None:
     task, out = mood(tmp_path), tmp_path / "out"
     learner.learn(task)

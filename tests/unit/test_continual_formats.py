@@ -46,7 +46,7 @@ def test_a_newer_format_is_refused_with_what_to_do(
     }[read]()
     read(written)
     monkeypatch.undo()
-    with pytest.raises(BlobError, match=r"of format 7, and this release .* up to 1: .* Install that release"):
+    with pytest.raises(BlobError, match=r"of format 7, and this release .* up to 2: .* Install that release"):
         read(written)
 
 
