@@ -18,7 +18,7 @@ class Reading(Generic[R]):
 
     items: what is known of each row · lengths: tokens of each · read: what one pass through whatever is attached makes
     of each of a batch of items; readings of the same function can share a batch · gather: what that of all items makes
-    together · size: items of a batch · behind: how many tokens a pass may write behind each.
+    together · size: items of a batch · written: how many tokens a pass may write, behind those of each or in a decoder.
     """
 
     items: Sequence[Any]
@@ -26,7 +26,7 @@ class Reading(Generic[R]):
     read: Callable[[Backbone, Sequence[Any]], Sequence[Any]]
     gather: Callable[[list[Any]], R]
     size: int
-    behind: int = 0
+    written: int = 0
 
 
 Named = tuple[str, Reading[Any]]  # with the name of the delta that it is read through
@@ -69,7 +69,7 @@ def together(
 def _passes(
     backbone: Backbone, readings: Sequence[Named], mix: Mix, *, slots: int = 1, added: Mapping[str, int] | None = None
 ) -> Iterator[tuple[Reading[Any], int, Any]]:
-    for batch in _batches(readings, added or {"": 0}, slots=slots, longest=backbone.longest_input):
+    for batch in _batches(backbone, readings, added or {"": 0}, slots=slots):
         order, mixture = mix([name for name, _, _ in batch])
         rows = [batch[i] for i in order]
         if rows:
@@ -78,22 +78,24 @@ def _passes(
             yield from ((reading, number, part) for (_, reading, number), part in zip(rows, found, strict=True))
 
 
-def _batches(readings: Sequence[Named], added: Mapping[str, int], *, slots: int, longest: int) -> Iterator[list[Row]]:
+def _batches(
+    backbone: Backbone, readings: Sequence[Named], added: Mapping[str, int], *, slots: int
+) -> Iterator[list[Row]]:
     """Batches of rows of like length: of not more than so many deltas, and that all fit the backbone's positions.
 
-    The tokens that a delta puts before its rows, or that are written behind them, make those of a whole batch longer.
+    The tokens that a delta puts before its rows, and those that are written, make all rows of a batch longer.
     """
     rows = [(name, reading, number) for name, reading in readings for number in range(len(reading.items))]
     batch: list[Row] = []
     names: set[str] = set()
-    behind = 0
-    for row in sorted(rows, key=lambda row: row[1].lengths[row[2]]):
-        name, reading, number = row
-        names, behind = names | {name}, max(behind, reading.behind)
-        width = reading.lengths[number] + max(added[name] for name in names) + behind
-        if batch and (len(batch) == reading.size or len(names) > slots or width > longest):
+    written = 0
+    for name, reading, number in sorted(rows, key=lambda row: row[1].lengths[row[2]]):
+        names, written, length = names | {name}, max(written, reading.written), reading.lengths[number]
+        width = length + written if backbone.architecture == "causal" else max(length, written)
+        wide = width + max(added[name] for name in names) > backbone.longest_input
+        if batch and (len(batch) == reading.size or len(names) > slots or wide):
             yield batch
-            batch, names, behind = [], {name}, reading.behind
-        batch.append(row)
+            batch, names, written = [], {name}, reading.written
+        batch.append((name, reading, number))
     if batch:
         yield batch

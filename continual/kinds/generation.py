@@ -96,9 +96,8 @@ class Generation(Kind[Exchanges]):
 
     def reading(self, seen: Seen[Exchanges], head: Head | None) -> Reading[list[Written]]:
         prompts = seen.rows.prompts
-        behind = self.longest if seen.backbone.architecture == "causal" else 0  # elsewhere a decoder's positions
         items, lengths = [(prompt, self.longest) for prompt in prompts], [len(prompt) for prompt in prompts]
-        return Reading(items, lengths, _answered, list, BATCH, behind)
+        return Reading(items, lengths, _answered, list, BATCH, self.longest)
 
     def outputs_of(self, rows: Exchanges, head: Head | None, found: Sequence[Written]) -> Outputs:
         """tokens [N, longest] and their log_probabilities [N], summed."""

@@ -47,9 +47,10 @@ def losses(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[I
 
 def continuations(backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]) -> Reading[Tensor]:
     """To read how probable a continuation of each prompt is: the logarithms [N], in nats, on the CPU."""
-    causal = backbone.architecture == "causal"  # which reads prompt and continuation as one text
-    lengths = [len(prompt) + causal * len(end) for prompt, end in zip(prompts, ends, strict=True)]
-    return Reading(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH)
+    whole = backbone.architecture == "causal"  # which reads prompt and continuation as one text
+    lengths = [len(prompt) + whole * len(end) for prompt, end in zip(prompts, ends, strict=True)]
+    written = 0 if whole else max(map(len, ends), default=0)
+    return Reading(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH, written)
 
 
 def _continued(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[float]:
