@@ -103,7 +103,7 @@ class Generation(Kind[Exchanges]):
         """tokens [N, longest] and their log_probabilities [N], summed."""
         tokens = [[*ids, *[NOTHING] * (self.longest - len(ids))] for ids, _ in found]
         sure = torch.tensor([log_probability for _, log_probability in found])
-        return {"tokens": torch.tensor(tokens).reshape(-1, self.longest), "log_probabilities": sure}
+        return {"tokens": torch.tensor(tokens, dtype=torch.long).reshape(-1, self.longest), "log_probabilities": sure}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Exchanges) -> list[Answer]:
         """The text written, without special tokens; its score is the probability of all of its tokens."""
