@@ -205,6 +205,8 @@ def freeze(
     chosen, family = choose_device(device), family_of(model.config)
     masked = family.architecture == "encoder" and model.get_output_embeddings() is not None
     lm = model if masked or (family.architecture != "encoder" and model.can_generate()) else None
+    if lm is not None and not masked:
+        lm.generation_config.forced_eos_token_id = None  # what is written depends on nothing but what was read
     _let_pad(tokenizer, name)
     model.requires_grad_(False).eval().to(chosen)
     return Backbone(

@@ -1,24 +1,24 @@
 """What learned deltas say of inputs, each asked as one of several that might answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from continual.backbone import Backbone, Pooling
-from continual.deltas import Bank, Delta, attached
+from continual.backbone import Backbone
+from continual.deltas import Bank, Delta, Mixed
 from continual.described import RATED, log_probabilities
 from continual.errors import ContinualError
-from continual.features import Tokens, joined, making_room, pad, pool, sorted_batches
+from continual.features import making_room
 from continual.frozen import Frozen
-from continual.kinds import Answer, Kind, Outputs, PooledKind, Seen, fitted, kind_of_delta
+from continual.kinds import Answer, Kind, Outputs, Seen, fitted, kind_of_delta
+from continual.reading import Named, Reading, together
 from continual.residents import Residents
 from continual.routing import Evidence, Opinion
 from tasks import Rows, Text
 
-Batches = Iterator[list[int]]
+Read = Callable[[Reading[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -44,61 +44,82 @@ class Failed:
 
 def opinion(backbone: Backbone, delta: Delta, asked: Asked) -> Opinion[Answer]:
     """What a delta answers to each text, how surely, and how well the texts fit it."""
-    kind, seen = _seen(backbone, delta, asked)
-    return opinion_of(kind, seen, kind.outputs(seen, delta.head), evidence=asked.evidence)
+    return _expert(backbone, delta, asked).opinion({})
 
 
-def opinion_of(kind: Kind[Any], seen: Seen[Any], outputs: Outputs, *, evidence: Evidence | None) -> Opinion[Answer]:
-    """The same of rows that a delta has answered already."""
+def opinion_of(
+    kind: Kind[Any], seen: Seen[Any], outputs: Outputs, *, evidence: Evidence | None, read: Read | None = None
+) -> Opinion[Answer]:
+    """The same of rows that a delta has answered already. read: how more is read of them, where it is not now."""
     answers = kind.answers(seen.backbone, outputs, seen.rows)
     surely = fit = torch.zeros(len(answers))
     if evidence is not None:
         surely = log_probabilities(answers) - evidence.sure if kind.scored == RATED else surely
-        fit = evidence.fit(seen.vectors)
+        fit = evidence.fit((read or seen.read)(seen.texts))
     return Opinion(answers, surely, fit)
 
 
 def opinions(
     backbone: Backbone, residents: Residents, asked: Mapping[str, Asked]
 ) -> dict[str, Opinion[Answer | Failed]]:
-    """What deltas say, by their names: those that answer from pooled vectors in batches of rows of all of them.
+    """What deltas say, by their names: those that are read in the same way in batches of rows of all of them.
 
     The texts of a delta that cannot be read or put on the device fail, and no others.
     """
-    found: dict[str, Opinion[Answer | Failed]] = {}
-    deltas: dict[str, Delta] = {}
-    looking: dict[str, tuple[Kind[Any], Seen[Any]]] = {}
+    experts: dict[str, _Expert] = {}
+    failed: dict[str, ContinualError] = {}
     residents.expect(asked)
     for name, own in asked.items():
         try:
-            deltas[name] = residents.delta(name)
-            looking[name] = _seen(backbone, deltas[name], own)
+            experts[name] = _expert(backbone, residents.delta(name), own)
+        except ContinualError as error:
+            failed[name] = error
+    known = _read_together(backbone, residents, experts, failed)
+    found: dict[str, Opinion[Answer | Failed]] = {}
+    for name, own in asked.items():
+        try:
+            found[name] = _failed(own, failed[name]) if name in failed else experts[name].opinion(known)
         except ContinualError as error:
             found[name] = _failed(own, error)
-    mixed = {name: seen for name, (kind, seen) in looking.items() if _mixes(kind, seen)}
-    vectors = vectors_together(backbone, residents, mixed) if len(mixed) > 1 else {}
-    for name, (kind, seen) in looking.items():
-        through = vectors.get(name)
-        if isinstance(through, ContinualError):
-            found[name] = _failed(asked[name], through)
-        else:
-            seen = replace(seen, through=through)
-            outputs = kind.outputs(seen, deltas[name].head)
-            found[name] = opinion_of(kind, seen, outputs, evidence=asked[name].evidence)
     return found
 
 
-def _seen(backbone: Backbone, delta: Delta, asked: Asked) -> tuple[Kind[Any], Seen[Any]]:
+@dataclass(frozen=True)
+class _Expert:
+    """A delta that is asked. reading: what is read of the rows for its answers."""
+
+    delta: Delta
+    kind: Kind[Any]
+    seen: Seen[Any]
+    reading: Reading[Any]
+    evidence: Evidence | None
+
+    @property
+    def readings(self) -> dict[Reading[Any], None]:
+        """All that is read of the rows."""
+        return dict.fromkeys((self.reading,) if self.evidence is None else (self.reading, self.seen.texts))
+
+    def mixes(self) -> bool:
+        """Whether its rows can be in one batch with those of others."""
+        return self.seen.delta is not None and Bank.takes(self.seen.backbone, self.seen.delta)
+
+    def opinion(self, known: Mapping[Reading[Any], Any]) -> Opinion[Any]:
+        """What it says. known: what has been read already."""
+
+        def read(reading: Reading[Any]) -> Any:
+            return known[reading] if reading in known else self.seen.read(reading)
+
+        outputs = self.kind.outputs_of(self.seen.rows, self.delta.head, read(self.reading))
+        return opinion_of(self.kind, self.seen, outputs, evidence=self.evidence, read=read)
+
+
+def _expert(backbone: Backbone, delta: Delta, asked: Asked) -> _Expert:
     kind = kind_of_delta(delta)
     backbone = fitted(making_room(backbone, delta.settings), kind)
     rows = kind.prepare(backbone, Rows(tuple(asked.texts), ()), max_length=asked.max_length)
-    if asked.frozen is not None and not delta.values:
-        return kind, Seen(backbone, None, rows, asked.frozen)
-    return kind, Seen(backbone, delta, rows)
-
-
-def _mixes(kind: Kind[Any], seen: Seen[Any]) -> bool:
-    return isinstance(kind, PooledKind) and seen.delta is not None and Bank.takes(seen.backbone, seen.delta)
+    unchanged = asked.frozen is not None and not delta.values
+    seen = Seen(backbone, None, rows, asked.frozen) if unchanged else Seen(backbone, delta, rows)
+    return _Expert(delta, kind, seen, kind.reading(seen, delta.head), asked.evidence)
 
 
 def _failed(asked: Asked, error: ContinualError) -> Opinion[Answer | Failed]:
@@ -106,55 +127,30 @@ def _failed(asked: Asked, error: ContinualError) -> Opinion[Answer | Failed]:
     return Opinion([Failed(f"{type(error).__name__}: {error}")] * len(asked.texts), nothing, nothing)
 
 
-@torch.inference_mode()
-def vectors_together(
-    backbone: Backbone, residents: Residents, seen: Mapping[str, Seen[Any]]
-) -> dict[str, Tensor | ContinualError]:
-    """The pooled vectors [N, D] of each delta's rows, on the CPU, in batches of rows of all; or why there are none."""
-    names = [name for name, own in seen.items() for _ in range(len(own.rows.tokens))]
-    tokens = joined([own.rows.tokens for own in seen.values()])
-    vectors = torch.empty(len(tokens), backbone.hidden_size)
-    failed: dict[str, ContinualError] = {}
-    deltas = {name: own.delta for name, own in seen.items() if own.delta}
-    added = {name: delta.settings.added_tokens for name, delta in deltas.items()}
-    for batch in _batches(tokens, names, added, slots=residents.slots, longest=backbone.longest_input):
-        needed = {names[row] for row in batch}
+def _read_together(
+    backbone: Backbone, residents: Residents, experts: Mapping[str, _Expert], failed: dict[str, ContinualError]
+) -> dict[Reading[Any], Any]:
+    """What can be read in batches of rows of several deltas. failed: takes those that cannot be put on the device."""
+    ways: dict[object, list[Named]] = {}
+    for name, expert in experts.items():
+        if expert.mixes():
+            for reading in expert.readings:
+                ways.setdefault(reading.read, []).append((name, reading))
+
+    def mix(names: Sequence[str]) -> tuple[list[int], Mixed]:
+        needed = set(names)
         for name in needed - failed.keys():
+            own = experts[name]
             try:
-                residents.hold(name, deltas[name], beside=needed)
+                residents.hold(name, own.delta, beside=needed, backbone=own.seen.backbone)
             except ContinualError as error:
                 failed[name] = error
-        rows = [row for row in batch if names[row] not in failed]
-        if rows:
-            order, mixture = residents.mix([names[row] for row in rows])
-            chosen = [rows[i] for i in order]
-            with attached(backbone, mixture):
-                vectors[chosen] = _pooled(backbone, tokens, chosen, [seen[names[row]].pooling for row in chosen])
-    parts = torch.split(vectors, [len(own.rows.tokens) for own in seen.values()])
-    return {name: failed.get(name, part) for name, part in zip(seen, parts, strict=True)}
+        rows = [i for i, name in enumerate(names) if name not in failed]
+        order, mixture = residents.mix([names[i] for i in rows])
+        return [rows[i] for i in order], mixture
 
-
-def _batches(tokens: Tokens, names: Sequence[str], added: Mapping[str, int], *, slots: int, longest: int) -> Batches:
-    """Batches of texts of like length: of not more than so many deltas, and that all fit the backbone's positions.
-
-    added: how many tokens a delta puts before its texts, which makes those of a whole batch longer.
-    """
-    for rows in sorted_batches(tokens.lengths):
-        own: list[int] = []
-        for row in rows:
-            more = [*own, row]
-            width = max(tokens.lengths[i] for i in more) + max(added[names[i]] for i in more)
-            if own and (len({names[i] for i in more}) > slots or width > longest):
-                yield own
-                more = [row]
-            own = more
-        yield own
-
-
-def _pooled(backbone: Backbone, tokens: Tokens, rows: Sequence[int], poolings: Sequence[Pooling]) -> Tensor:
-    """Vectors [B, D] of a batch through what is attached, each pooled in its own way."""
-    batch = pad(backbone, tokens, rows)
-    with backbone.precision():
-        hidden = backbone.hidden_states(batch)
-    by_way = {way: pool(hidden, batch["attention_mask"], way) for way in dict.fromkeys(poolings)}
-    return torch.stack([by_way[way][i] for i, way in enumerate(poolings)]).cpu()
+    added = {name: expert.delta.settings.added_tokens for name, expert in experts.items()}
+    whole = replace(backbone, generates=True)  # some deltas of a mixture may change a decoder
+    shared = [readings for readings in ways.values() if len({name for name, _ in readings}) > 1]
+    parts = [together(whole, readings, mix, slots=residents.slots, added=added) for readings in shared]
+    return {reading: found for part in parts for reading, found in part.items()}

@@ -3,21 +3,28 @@
 Shapes: B batch, T tokens, D hidden size, N texts.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from continual.backbone import Backbone, Pooling
-from continual.deltas import Delta, MethodSettings, attached
+from continual.deltas import Delta, MethodSettings
 from continual.errors import MethodError
+from continual.reading import Reading, alone
 from tasks import Text
 
 # Rows are sorted by length within so many batches: little padding, while what meets in a batch stays nearly random.
 BATCHES_SORTED_TOGETHER = 50
 INFERENCE_BATCH = 64
 SHORTEST = 8  # tokens that must be left for a text
+
+R = TypeVar("R")
+Look = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""What is kept of each text, on the CPU, given the states [B, T, D] of some and their mask [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +141,45 @@ def pooled(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Te
     return pool(hidden, batch["attention_mask"], pooling)
 
 
-@torch.inference_mode()
+def states(tokens: Tokens, look: Look, gather: Callable[[list[Tensor]], R]) -> Reading[R]:
+    """To read texts, and to look at their last hidden states."""
+    types = tokens.types or [None] * len(tokens)
+    items = [(ids, own, look) for ids, own in zip(tokens.ids, types, strict=True)]
+    return Reading(items, tokens.lengths, _looked_at, gather, INFERENCE_BATCH)
+
+
+def _looked_at(
+    backbone: Backbone, items: Sequence[tuple[tuple[int, ...], tuple[int, ...] | None, Look]]
+) -> list[Tensor]:
+    """What each text's look keeps of it; texts of the same look are looked at together."""
+    ids, types, looks = zip(*items, strict=True)
+    batch = pad(backbone, Tokens(ids, None if None in types else types), range(len(items)))
+    with backbone.precision():
+        hidden = backbone.hidden_states(batch)
+    found: dict[int, Tensor] = {}
+    for look in dict.fromkeys(looks):
+        rows = [i for i, own in enumerate(looks) if own is look]
+        found |= zip(rows, look(hidden[rows], batch["attention_mask"][rows]), strict=True)
+    return [found[i] for i in range(len(items))]
+
+
+def _pooled_on_cpu(hidden: Tensor, mask: Tensor, *, pooling: Pooling) -> Sequence[Tensor]:
+    return pool(hidden, mask, pooling).cpu().unbind()
+
+
+_POOLED: Mapping[Pooling, Look] = {
+    "mean": partial(_pooled_on_cpu, pooling="mean"),
+    "cls": partial(_pooled_on_cpu, pooling="cls"),
+}
+
+
+def vectors(backbone: Backbone, tokens: Tokens, pooling: Pooling) -> Reading[Tensor]:
+    """To read the pooled vectors [N, D] of texts."""
+    nothing = torch.empty(0, backbone.hidden_size)
+    return states(tokens, _POOLED[pooling], lambda found: torch.stack(found) if found else nothing)
+
+
 def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
     """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
-    vectors = torch.empty(len(tokens), backbone.hidden_size)
     pooling = delta.head.pooling if delta and delta.head else backbone.pooling
-    on_device = None if delta is None else delta.to(backbone.device)
-    with attached(backbone, on_device):
-        for indices in sorted_batches(tokens.lengths):
-            vectors[indices] = pooled(backbone, pad(backbone, tokens, indices), pooling).cpu()
-    return vectors
+    return alone(backbone, delta, vectors(backbone, tokens, pooling))

@@ -50,10 +50,10 @@ class Residents:
             if name not in self._known and name not in self._coming:
                 self._coming[name] = self._reader.submit(self._fetched, name)
 
-    def hold(self, name: str, delta: Delta, *, beside: Collection[str]) -> None:
+    def hold(self, name: str, delta: Delta, *, beside: Collection[str], backbone: Backbone | None = None) -> None:
         """Have a delta of this name on the device, beside these. Raises what `Bank.hold` raises."""
         if name not in self._bank:
-            self._bank.hold(name, delta, beside=beside)
+            self._bank.hold(name, delta, beside=beside, backbone=backbone)
 
     def mix(self, names: Sequence[str]) -> tuple[list[int], Mixed]:
         """As `Bank.mix`, of deltas that are held."""

@@ -43,17 +43,20 @@ class Bank:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, name: str, delta: Delta, *, beside: Collection[str] = ()) -> None:
+    def hold(self, name: str, delta: Delta, *, beside: Collection[str] = (), backbone: Backbone | None = None) -> None:
         """Take a delta in, on the place of the same name's or of the one used longest ago that is not `beside` it.
+
+        backbone: the bank's, with edits where this delta has them, if that is elsewhere.
 
         Raises DeltaError where it does not fit the backbone, where it changes what all rows of a batch have in common,
         and where every other delta is needed.
         """
-        if not self.takes(self._backbone, delta):
+        backbone = backbone or self._backbone
+        if not self.takes(backbone, delta):
             raise DeltaError(
                 f"delta {name!r} changes what all rows of a batch have in common; use it for a batch alone"
             )
-        own = alike(laid(self._backbone, delta))
+        own = alike(laid(backbone, delta))
         self.drop(name)
         while len(self._held) >= self._slots:
             oldest = next((held for held in self._held if held not in beside), None)

@@ -79,10 +79,10 @@ class Classification(PooledKind[Labelled]):
         return F.cross_entropy(head(vectors), rows.classes[batch].to(vectors.device))
 
     @torch.inference_mode()
-    def outputs(self, seen: Seen[Labelled], head: Head | None) -> Outputs:
+    def outputs_of(self, rows: Labelled, head: Head | None, found: Tensor) -> Outputs:
         """logits [N, C]."""
         assert head is not None
-        return {"logits": head(seen.vectors.to(head.weight.device)).cpu()}
+        return {"logits": head(found.to(head.weight.device)).cpu()}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Labelled) -> list[Answer]:
         return most_probable(outputs, self.labels)

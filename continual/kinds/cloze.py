@@ -8,16 +8,19 @@ Shapes: B texts, C words.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.features import utf8
-from continual.kinds.language import Ids, losses, no_language_model, padded
+from continual.kinds.language import Ids, continuations, filled, losses, no_language_model, padded
 from continual.kinds.windows import shortened
+from continual.reading import Reading
 from tasks import Template, Text
 
+BATCH = 16  # texts: of each of their tokens, a masked model says how probable every word is
 SENTINEL = "<extra_id_0>"  # of T5: stands for a gap in what is read, and before what fills it in what is written
 
 
@@ -30,6 +33,19 @@ class Cloze:
 
     prompts: tuple[Ids, ...]
     endings: tuple[tuple[Ids, ...], ...]
+
+    def take(self, chosen: Sequence[int]) -> "Cloze":
+        """The chosen texts."""
+        return Cloze(tuple(self.prompts[i] for i in chosen), tuple(self.endings[i] for i in chosen))
+
+    def with_words(self) -> list[tuple[Ids, Ids]]:
+        """Each prompt with its words, where all are single tokens."""
+        return [(prompt, tuple(chain(*own))) for prompt, own in zip(self.prompts, self.endings, strict=True)]
+
+    def by_ending(self) -> tuple[list[Ids], list[Ids]]:
+        """Each prompt C times, and its endings."""
+        prompts = [prompt for prompt, own in zip(self.prompts, self.endings, strict=True) for _ in own]
+        return prompts, list(chain(*self.endings))
 
 
 def unfit(backbone: Backbone, template: Template, *, max_length: int) -> Iterator[str]:
@@ -111,18 +127,30 @@ def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
 
     Words of several tokens are worth the sum of them.
     """
+    own = gaps.take(chosen)
     if backbone.architecture == "encoder":
-        return _masked(backbone, gaps, chosen)
-    prompts = [gaps.prompts[i] for i in chosen for _ in gaps.endings[i]]
-    endings = [ending for i in chosen for ending in gaps.endings[i]]
-    found, _ = losses(backbone, prompts, endings)
+        return _at_gap(backbone, own.with_words())
+    found, _ = losses(backbone, *own.by_ending())
     return -found.sum(dim=1).reshape(len(chosen), -1)
 
 
-def _masked(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
-    batch = padded(backbone, [gaps.prompts[i] for i in chosen])
+def fitting(backbone: Backbone, gaps: Cloze) -> Reading[Tensor]:
+    """To read the same of all texts, on the CPU: [N, C] or, one after the other, [N · C]."""
+    if backbone.architecture == "encoder":
+        items, lengths = gaps.with_words(), [len(prompt) for prompt in gaps.prompts]
+        return Reading(items, lengths, _fits_at_gap, torch.tensor, BATCH)
+    return continuations(backbone, *gaps.by_ending())
+
+
+def _fits_at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
+    found = _at_gap(backbone, items).tolist()
+    return [own[: len(words)] for own, (_, words) in zip(found, items, strict=True)]
+
+
+def _at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> Tensor:
+    """The logits [B, C] of each prompt's words in place of its mask, C the most words of a prompt."""
+    batch = padded(backbone, [prompt for prompt, _ in items])
     rows, places = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
     with backbone.precision():
         logits: Tensor = backbone.lm(**batch).logits
-    words = torch.tensor([[word for (word,) in gaps.endings[i]] for i in chosen], device=logits.device)
-    return logits[rows, places].float().gather(1, words)
+    return logits[rows, places].float().gather(1, filled(backbone, [words for _, words in items], 0))

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, sorted_batches, tokenize, utf8
+from continual.features import Tokens, tokenize, utf8
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class
-from continual.kinds.language import Ids, losses, no_language_model, written
+from continual.kinds.language import BATCH, Ids, continuations, losses, no_language_model, written
+from continual.reading import Reading
 from tasks import Rows, TaskData, TaskSpec, Wording
 
-BATCH = 32
 NOTHING = -1  # fills up the tokens of shorter answers
+
+Written = tuple[Ids, float]  # the tokens of an answer, and the logarithm of their probability
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,11 @@ class Generation(Kind[Exchanges]):
     def blank(self, backbone: Backbone) -> Head | None:
         return None
 
-    @torch.inference_mode()
     def start(self, rows: Seen[Exchanges], held_out: Seen[Exchanges]) -> Start:
         """No head; the quality of a held-out row is the mean log probability of its target's tokens."""
-        wanted = held_out.rows
-        quality = torch.empty(len(wanted.prompts), dtype=torch.float64)
-        with held_out.attached():
-            for batch in sorted_batches(_lengths(wanted), BATCH):
-                quality[batch] = -_row_losses(held_out.backbone, wanted, batch).double().cpu()
-        return Start(None, quality)
+        prompts, targets = held_out.rows.prompts, held_out.rows.targets
+        sums = held_out.read(continuations(held_out.backbone, prompts, targets))
+        return Start(None, sums.double() / torch.tensor([len(target) for target in targets]))
 
     def carried(self, start: Start, head: Head, held_out: Seen[Exchanges]) -> Start:
         return start
@@ -96,20 +94,16 @@ class Generation(Kind[Exchanges]):
     def weight(self, rows: Exchanges, batch: Sequence[int]) -> float:
         return sum(len(rows.targets[i]) for i in batch)
 
-    @torch.inference_mode()
-    def outputs(self, seen: Seen[Exchanges], head: Head | None) -> Outputs:
+    def reading(self, seen: Seen[Exchanges], head: Head | None) -> Reading[list[Written]]:
+        prompts = seen.rows.prompts
+        items, lengths = [(prompt, self.longest) for prompt in prompts], [len(prompt) for prompt in prompts]
+        return Reading(items, lengths, _answered, list, BATCH, self.longest)
+
+    def outputs_of(self, rows: Exchanges, head: Head | None, found: Sequence[Written]) -> Outputs:
         """tokens [N, longest] and their log_probabilities [N], summed."""
-        prompts, backbone = seen.rows.prompts, seen.backbone
-        tokens = torch.full((len(prompts), self.longest), NOTHING)
-        sure = torch.zeros(len(prompts))
-        with seen.attached():
-            for batch in sorted_batches([len(prompt) for prompt in prompts], BATCH):
-                chosen = [prompts[i] for i in batch]
-                found = written(backbone, chosen, longest=self.longest)
-                for i, ids in zip(batch, found, strict=True):
-                    tokens[i, : len(ids)] = torch.tensor(ids)
-                sure[batch] = -losses(backbone, chosen, found)[0].sum(dim=1).cpu()
-        return {"tokens": tokens, "log_probabilities": sure}
+        tokens = [[*ids, *[NOTHING] * (self.longest - len(ids))] for ids, _ in found]
+        sure = torch.tensor([log_probability for _, log_probability in found])
+        return {"tokens": torch.tensor(tokens, dtype=torch.long).reshape(-1, self.longest), "log_probabilities": sure}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Exchanges) -> list[Answer]:
         """The text written, without special tokens; its score is the probability of all of its tokens."""
@@ -142,11 +136,10 @@ def _target_ids(backbone: Backbone, text: str) -> Ids:
     return tuple(tokenizer(text_target=utf8(text))["input_ids"])
 
 
-def _lengths(rows: Exchanges) -> list[int]:
-    return [len(prompt) + len(target) for prompt, target in zip(rows.prompts, rows.targets, strict=True)]
-
-
-def _row_losses(backbone: Backbone, rows: Exchanges, batch: Sequence[int]) -> Tensor:
-    """Mean cross entropy in nats of each chosen row's target [B]."""
-    found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
-    return found.sum(dim=1) / counts
+def _answered(backbone: Backbone, items: Sequence[tuple[Ids, int]]) -> list[Written]:
+    """What is written behind prompts, each as long as it may be; no row depends on how long others go on."""
+    prompts, limits = zip(*items, strict=True)
+    found = written(backbone, prompts, longest=max(limits))
+    own = [ids[:limit] for ids, limit in zip(found, limits, strict=True)]
+    sums: list[float] = (-losses(backbone, prompts, own)[0].sum(dim=1)).tolist()
+    return list(zip(own, sums, strict=True))

@@ -5,7 +5,6 @@ Shapes: N rows, B rows of a batch, D hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone, Pooling
-from continual.deltas import Delta, Head, attached
-from continual.features import Tokens, features, pad, pooled
+from continual.deltas import Delta, Head
+from continual.features import Tokens, pad, pooled, vectors
 from continual.frozen import Frozen, frozen
+from continual.reading import Reading, alone
 from tasks import Rows, TaskData, TaskSpec
 
 Outputs = Mapping[str, Tensor]  # what a delta says of N rows, to the bit: tensors whose first dimension is N
@@ -35,6 +35,7 @@ class Prepared(Protocol):
 
 
 P = TypeVar("P", bound=Prepared)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -49,38 +50,38 @@ class Answer:
 class Seen(Generic[P]):
     """Rows as they are through a delta's edits or, without one, through the frozen backbone.
 
-    known: what `frozen` gave for these rows, where that was asked before · through: the same of `vectors`.
+    known: what `frozen` gave for these rows, where that was asked before.
     """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
     known: Frozen | None = None
-    through: Tensor | None = None
 
     @property
     def pooling(self) -> Pooling:
         return self.delta.head.pooling if self.delta and self.delta.head else self.backbone.pooling
 
     @cached_property
+    def texts(self) -> Reading[Tensor]:
+        """What is to be read for `vectors`."""
+        return vectors(self.backbone, self.rows.tokens, self.pooling)
+
+    @cached_property
     def vectors(self) -> Tensor:
         """Pooled vectors [N, D], on the CPU."""
-        if self.through is not None:
-            return self.through
-        if self.delta is None:
-            return self.frozen.vectors
-        return features(self.backbone, self.rows.tokens, delta=self.delta)
+        return alone(self.backbone, self.delta, self.texts) if self.delta else self.frozen.vectors
 
     @cached_property
     def frozen(self) -> Frozen:
         """The texts themselves through the frozen backbone, whatever a template or a delta makes of them."""
         return self.known or frozen(self.backbone, self.rows.tokens)
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Inside, the backbone answers through the delta's edits."""
-        with attached(self.backbone, self.delta and self.delta.to(self.backbone.device)):
-            yield
+    def read(self, reading: Reading[R]) -> R:
+        """What is read of these rows; their vectors only once."""
+        found: Any = self.vectors if reading is self.texts else alone(self.backbone, self.delta, reading)
+        whole: R = found
+        return whole
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,16 @@ class Kind(ABC, Generic[P]):
         """What the loss is a mean over: how many rows are chosen, or how much there is in them."""
 
     @abstractmethod
+    def reading(self, seen: Seen[P], head: Head | None) -> Reading[Any]:
+        """What has to be read of the rows to answer them."""
+
+    @abstractmethod
+    def outputs_of(self, rows: P, head: Head | None, found: Any) -> Outputs:
+        """What a head says of all rows, on the CPU, given what was read of them."""
+
     def outputs(self, seen: Seen[P], head: Head | None) -> Outputs:
-        """What a head says of all rows, on the CPU."""
+        """The same of rows that are read now, through one delta."""
+        return self.outputs_of(seen.rows, head, seen.read(self.reading(seen, head)))
 
     @abstractmethod
     def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:
@@ -176,6 +185,9 @@ class PooledKind(Kind[P]):
 
     def weight(self, rows: P, batch: Sequence[int]) -> float:
         return len(batch)
+
+    def reading(self, seen: Seen[P], head: Head | None) -> Reading[Tensor]:
+        return seen.texts
 
 
 def labels_of(answers: Sequence[Answer]) -> list[Any]:

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from continual.backbone import Backbone
+from continual.reading import Reading
 
+BATCH = 32
 IGNORED = -100  # the number that says of a token that it is not learned
 
 Ids = tuple[int, ...]
@@ -43,15 +45,29 @@ def losses(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[I
     return found, (labels != IGNORED).sum(dim=1)
 
 
+def continuations(backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]) -> Reading[Tensor]:
+    """To read how probable a continuation of each prompt is: the logarithms [N], in nats, on the CPU."""
+    whole = backbone.architecture == "causal"  # which reads prompt and continuation as one text
+    lengths = [len(prompt) + whole * len(end) for prompt, end in zip(prompts, ends, strict=True)]
+    written = 0 if whole else max(map(len, ends), default=0)
+    return Reading(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH, written)
+
+
+def _continued(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[float]:
+    prompts, ends = zip(*items, strict=True)
+    found: list[float] = (-losses(backbone, prompts, ends)[0].sum(dim=1)).tolist()
+    return found
+
+
 def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     whole = [(*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)]
     labels = [(*[IGNORED] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
     logits: Tensor = backbone.lm(**padded(backbone, whole), use_cache=False).logits
-    return logits[:, :-1], _filled(backbone, labels, IGNORED)[:, 1:]
+    return logits[:, :-1], filled(backbone, labels, IGNORED)[:, 1:]
 
 
 def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    labels = _filled(backbone, continuations, IGNORED)
+    labels = filled(backbone, continuations, IGNORED)
     shifted = backbone.lm.prepare_decoder_input_ids_from_labels(labels)
     logits: Tensor = backbone.lm(**padded(backbone, prompts), decoder_input_ids=shifted, use_cache=False).logits
     return logits, labels
@@ -61,12 +77,13 @@ def padded(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dic
     """Ids and mask [B, T] of texts, padded on the right or the left."""
     mask = [(1,) * len(own) for own in ids]
     return {
-        "input_ids": _filled(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
-        "attention_mask": _filled(backbone, mask, 0, left=left),
+        "input_ids": filled(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
+        "attention_mask": filled(backbone, mask, 0, left=left),
     }
 
 
-def _filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
+def filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
+    """Ids [B, T], those of shorter texts filled up."""
     width = max(map(len, ids))
     rows = [([fill] * (width - len(own)), list(own)) for own in ids]
     return torch.tensor([gap + own if left else own + gap for gap, own in rows], device=backbone.device)

@@ -86,10 +86,10 @@ class Regression(PooledKind[Numbered]):
         return F.mse_loss(found, rows.standard[batch].to(found))
 
     @torch.inference_mode()
-    def outputs(self, seen: Seen[Numbered], head: Head | None) -> Outputs:
+    def outputs_of(self, rows: Numbered, head: Head | None, found: Tensor) -> Outputs:
         """values [N], in the task's own units."""
         assert head is not None
-        standard = head(seen.vectors.to(head.weight.device)).squeeze(1).cpu()
+        standard = head(found.to(head.weight.device)).squeeze(1).cpu()
         return {"values": standard.double() * self.deviation + self.mean}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Numbered) -> list[Answer]:

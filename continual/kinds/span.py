@@ -9,6 +9,7 @@ Shapes: T tokens of one window, P of all windows of a passage, W windows, D hidd
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, pad, sorted_batches, tokenize
+from continual.features import Tokens, pad, states, tokenize
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class, zeros
 from continual.kinds.windows import NOT_PASSAGE, Windows, marked, windows
+from continual.reading import Reading, each
 from continual.signature import shrunk_inverse
 from tasks import Quote, Rows, TaskData, TaskSpec, Wording
 
@@ -94,7 +96,7 @@ class Span(Kind[Passages]):
         weights = [directions @ inverse * scale for inverse in inverses for scale in SCALES]
         heads = [Head(weight.float(), torch.zeros(2), OUTPUTS, rows.pooling) for weight in weights]
         stacked = Head(torch.cat([head.weight for head in heads]), torch.zeros(2 * len(heads)), (), rows.pooling)
-        logits = _logits(held_out, stacked)
+        logits = held_out.read(self.reading(held_out, stacked))
         qualities = [-_losses([own[:, 2 * i : 2 * i + 2] for own in logits], held_out.rows) for i in range(len(heads))]
         best = max(range(len(heads)), key=lambda i: float(qualities[i].mean()))
         return Start(heads[best], qualities[best])
@@ -112,14 +114,17 @@ class Span(Kind[Passages]):
     def weight(self, rows: Passages, batch: Sequence[int]) -> float:
         return len(batch)
 
-    def outputs(self, seen: Seen[Passages], head: Head | None) -> Outputs:
-        """spans [N, 2], in characters of the passage; log_probabilities [N]."""
+    def reading(self, seen: Seen[Passages], head: Head | None) -> Reading[list[Tensor]]:
         assert head is not None
-        logits, known = _logits(seen, head), seen.rows.windows
-        found = [_best([logits[w] for w in own], [known.spans[w] for w in own], self.longest) for own in known.of_rows]
+        return states(seen.rows.windows.tokens, partial(_logits_on_cpu, head.to(seen.backbone.device)), list)
+
+    def outputs_of(self, rows: Passages, head: Head | None, found: Sequence[Tensor]) -> Outputs:
+        """spans [N, 2], in characters of the passage; log_probabilities [N]."""
+        known = rows.windows
+        best = [_best([found[w] for w in own], [known.spans[w] for w in own], self.longest) for own in known.of_rows]
         return {
-            "spans": torch.tensor([span for span, _ in found], dtype=torch.long).reshape(-1, 2),
-            "log_probabilities": torch.tensor([sure for _, sure in found]),
+            "spans": torch.tensor([span for span, _ in best], dtype=torch.long).reshape(-1, 2),
+            "log_probabilities": torch.tensor([sure for _, sure in best]),
         }
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Passages) -> list[Answer]:
@@ -140,23 +145,23 @@ def _quotes(rows: Rows) -> list[tuple[Quote, ...]]:
 
 def _window_logits(backbone: Backbone, head: Head, tokens: Tokens, chosen: Sequence[int]) -> list[Tensor]:
     """The head's logits [T, C] for every token of the chosen windows, through the backbone as it is now."""
+    batch = pad(backbone, tokens, chosen)
     with backbone.precision():
-        states = backbone.hidden_states(pad(backbone, tokens, chosen))
-    logits = head(states.float())
-    return [logits[i, : len(tokens.ids[window])] for i, window in enumerate(chosen)]
+        hidden = backbone.hidden_states(batch)
+    return _own(head(hidden.float()), batch["attention_mask"])
 
 
-@torch.inference_mode()
-def _logits(seen: Seen[Passages], head: Head) -> list[Tensor]:
-    """The same for every window, on the CPU."""
-    tokens = seen.rows.windows.tokens
-    found: dict[int, Tensor] = {}
-    on_device = head.to(seen.backbone.device)
-    with seen.attached():
-        for chosen in sorted_batches(tokens.lengths):
-            logits = _window_logits(seen.backbone, on_device, tokens, chosen)
-            found |= {window: own.cpu() for window, own in zip(chosen, logits, strict=True)}
-    return [found[window] for window in range(len(tokens))]
+def _own(found: Tensor, mask: Tensor) -> list[Tensor]:
+    """Of what was found for all tokens of a batch, that of each window's own."""
+    return [own[:length] for own, length in zip(found, mask.sum(dim=1).tolist(), strict=True)]
+
+
+def _states_on_cpu(hidden: Tensor, mask: Tensor) -> list[Tensor]:
+    return _own(hidden.cpu(), mask)
+
+
+def _logits_on_cpu(head: Head, hidden: Tensor, mask: Tensor) -> list[Tensor]:
+    return _own(head(hidden.float()).cpu(), mask)
 
 
 def _losses(logits: Sequence[Tensor], rows: Passages) -> Tensor:
@@ -206,17 +211,13 @@ def _discriminants(seen: Seen[Passages]) -> tuple[list[Tensor], Tensor]:
     rows, size = seen.rows, seen.backbone.hidden_size
     count, total, moment = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     ends, numbers = torch.zeros(2, size, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    tokens = rows.windows.tokens
-    with seen.attached():
-        for chosen in sorted_batches(tokens.lengths):
-            with seen.backbone.precision():
-                states = seen.backbone.hidden_states(pad(seen.backbone, tokens, chosen)).double().cpu()
-            for i, window in enumerate(chosen):
-                inside = rows.windows.spans[window][:, 0] != NOT_PASSAGE
-                x, marks = states[i, : len(inside)], rows.marks[window].double()
-                own = x[inside]
-                count, total, moment = count + len(own), total + own.sum(dim=0), moment + own.T @ own
-                ends, numbers = ends + marks.T @ x, numbers + marks.sum(dim=0)
+    reading = states(rows.windows.tokens, _states_on_cpu, list)
+    for window, found in each(seen.backbone, seen.delta, reading):
+        inside = rows.windows.spans[window][:, 0] != NOT_PASSAGE
+        x, marks = found.double(), rows.marks[window].double()
+        own = x[inside]
+        count, total, moment = count + len(own), total + own.sum(dim=0), moment + own.T @ own
+        ends, numbers = ends + marks.T @ x, numbers + marks.sum(dim=0)
     mean = total / max(count, 1)
     scatter = moment - count * torch.outer(mean, mean)
     inverses = [shrunk_inverse(scatter, max(count - 1, 1), shrinkage) for shrinkage in SHRINKAGES]

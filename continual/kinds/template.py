@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, sorted_batches, tokenize
+from continual.features import Tokens, tokenize
 from continual.kinds.classification import most_probable, next_label, numbered
-from continual.kinds.cloze import Cloze, cloze, fits, unfit
+from continual.kinds.cloze import Cloze, cloze, fits, fitting, unfit
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start
+from continual.reading import Reading
 from tasks import Rows, TaskData, TaskSpec, Template
-
-BATCH = 16  # texts: a causal or encoder-decoder model reads each once per label
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,12 @@ class Templated(Kind[Gapped]):
     def weight(self, rows: Gapped, batch: Sequence[int]) -> float:
         return len(batch)
 
-    @torch.inference_mode()
-    def outputs(self, seen: Seen[Gapped], head: Head | None) -> Outputs:
+    def reading(self, seen: Seen[Gapped], head: Head | None) -> Reading[Tensor]:
+        return fitting(seen.backbone, seen.rows.gaps)
+
+    def outputs_of(self, rows: Gapped, head: Head | None, found: Tensor) -> Outputs:
         """logits [N, C]."""
-        gaps = seen.rows.gaps
-        logits = torch.empty(len(gaps.prompts), len(self.labels))
-        with seen.attached():
-            for batch in sorted_batches([len(prompt) for prompt in gaps.prompts], BATCH):
-                logits[batch] = fits(seen.backbone, gaps, batch).cpu()
-        return {"logits": logits}
+        return {"logits": found.reshape(-1, len(self.labels))}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Gapped) -> list[Answer]:
         return most_probable(outputs, self.labels)

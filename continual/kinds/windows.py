@@ -61,7 +61,8 @@ def windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Wi
         )
         of_rows.append(range(len(ids), len(ids) + len(encoded["input_ids"])))
         ids += map(tuple, encoded["input_ids"])
-        types += map(tuple, encoded.get("token_type_ids", ()))
+        if "embed.type" in backbone.family.stack.sites:
+            types += map(tuple, encoded.get("token_type_ids", ()))
         spans += [
             _spans(offsets, encoded.sequence_ids(window)) for window, offsets in enumerate(encoded["offset_mapping"])
         ]

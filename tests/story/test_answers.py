@@ -1,11 +1,13 @@
 """Inputs of many tasks answered together, through the public face: by the same answers as task after task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from tiny import rows_of, write_task
+from conftest import backbone_of
+from tiny import rows_of, save_backbone, write_task
 
 from continual import Learner, read_stream
 from continual.errors import BlobError, NotFound
@@ -17,19 +19,35 @@ METHODS = {"animals": "lora", "mood": "adapter", "place": "prefix", "food": "ia3
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
 
 
-@pytest.fixture(scope="module")
-def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
-    """Four tasks, each learned by a method of its own."""
-    folder = tmp_path_factory.mktemp("mixed")
-    entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
-    (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": entries}))
+WRITES = {"kind": "generation", "target": "label", "label": None}
+KINDS: dict[str, dict[str, Any]] = {
+    "animals": WRITES | {"method": "lora"},
+    "mood": {"template": {"text": "{{ text }} is {{ mask }}", "words": {"bad": "awful", "good": "superb"}}},
+    "place": WRITES | {"method": "prefix"},
+    "food": {"method": "adapter"},
+}
+
+
+def learned(backbone: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Learner:
+    """A learner that has learned tasks with these keys."""
+    tasks = [write_task(folder, task) | own for task, own in entries.items()]
+    tasks = [{key: value for key, value in task.items() if value is not None} for task in tasks]
+    (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": tasks}))
     places = settings(folder / "home", {})
     registry = Registry.open(places.registry, places.blobs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
-            assert learner.run(read_stream(folder / "stream.yaml")) == {}
-            yield learner
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
+        learner = Learner.open(str(backbone), registry, device="cpu", dtype="float32")
+        assert learner.run(read_stream(folder / "stream.yaml")) == {}
+    return learner
+
+
+@pytest.fixture(scope="module")
+def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """Four tasks, each learned by a method of its own."""
+    entries = {task: {"method": method} for task, method in METHODS.items()}
+    with learned(bert_folder, tmp_path_factory.mktemp("mixed"), entries) as learner:
+        yield learner
 
 
 @pytest.fixture
@@ -48,6 +66,21 @@ def test_answers_are_those_of_each_task_alone(learner: Learner, texts: list[str]
         (alone,) = learner.predict([text], task=prediction.task)
         assert prediction.label == alone.label
         assert prediction.score == pytest.approx(alone.score, abs=1e-3)  # as among batches of one task
+
+
+def test_tasks_of_all_kinds_are_answered_together(texts: list[str], tmp_path: Path) -> None:
+    folder = save_backbone(backbone_of("gpt2"), tmp_path / "backbone")
+    with learned(folder, tmp_path, KINDS) as learner:
+        tasks = [*KINDS] * 8
+        found = learner.predict(texts, task=tasks)
+        for text, task, prediction in zip(texts, tasks, found, strict=True):
+            (alone,) = learner.predict([text], task=task)
+            assert (prediction.task, prediction.label) == (task, alone.label)
+            assert prediction.score == pytest.approx(alone.score, abs=1e-4)
+        routed = learner.predict(texts, false_abstentions=0)
+        assert {prediction.task for prediction in routed} <= {*KINDS}
+        for text, prediction in zip(texts, routed, strict=True):
+            assert prediction.label == learner.predict([text], task=prediction.task)[0].label
 
 
 def test_each_text_may_name_its_task_or_leave_it_to_the_router(learner: Learner, texts: list[str]) -> None:

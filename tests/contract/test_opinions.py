@@ -1,0 +1,148 @@
+"""What deltas of many tasks say together must be what each says alone, for every kind of task, in fewer passes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import backbone_of
+from tiny import moved_delta
+from tiny_models import POSITIONS
+from transformers import BertForMaskedLM
+
+from continual.backbone import Backbone, freeze
+from continual.deltas import Delta
+from continual.experts import Asked, Failed, opinion, opinions
+from continual.kinds import Kind, stored
+from continual.kinds.classification import Classification
+from continual.kinds.generation import Generation
+from continual.kinds.span import Span
+from continual.kinds.template import Templated
+from continual.residents import Residents
+from continual.routing import Evidence, Opinion, evidence
+from tasks import Template, Text
+
+TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one " * 4, "beak of the sea", "one"]
+PASSAGES = [("the", f"{'purr ' * n}coral {'meow ' * (30 - n)}") for n in (0, 7, 29)] + [("of", "wave"), "no passage"]
+FEW = Template(text="{{ text }} the {{ mask }} of", words={"bad": "awful", "good": "superb"})
+MORE = Template(text="it is {{ mask }} {{ text }}", words={"cat": "purr", "dog": "bark", "bird": "wing"})
+METHODS: Mapping[str, Mapping[str, Any]] = {"lora": {}, "prompt": {"length": 3}, "prefix": {"length": 5}, "adapter": {}}
+
+
+def of_kind(backbone: Backbone, kind: Kind, method: str, *, seed: int = 0, **settings: Any) -> Delta:
+    """A delta as after training, whose head, where the kind has one, says something."""
+    delta, head = moved_delta(backbone, method, seed=seed, **settings), kind.blank(backbone)
+    if head is not None:
+        draw = torch.Generator().manual_seed(seed)
+        head = head.map(lambda tensor: torch.randn(tensor.shape, generator=draw))
+    return replace(delta, kind=stored(kind), head=head)
+
+
+def each_method(backbone: Backbone, *kinds: Kind) -> dict[str, Delta]:
+    """A delta of each method, of these kinds in turn."""
+    chosen = zip(METHODS.items(), kinds * len(METHODS), strict=False)
+    return {method: of_kind(backbone, kind, method, **settings) for (method, settings), kind in chosen}
+
+
+def some_evidence(backbone: Backbone) -> Evidence:
+    draw = torch.Generator().manual_seed(0)
+    rows, held_out = (torch.randn(n, backbone.hidden_size, generator=draw) for n in (40, 20))
+    return evidence(rows, torch.arange(40) % 2, count=2, held_out=held_out, sure=torch.randn(20, generator=draw))
+
+
+@contextmanager
+def counted(backbone: Backbone) -> Iterator[list[int]]:
+    """Inside, how often the backbone reads: the rows of every pass."""
+    passes: list[int] = []
+    reader = backbone.places("tokens")[0].exit
+    handle = reader.register_forward_hook(lambda module, args, read: passes.append(len(read.last_hidden_state)))
+    yield passes
+    handle.remove()
+
+
+def same(found: Opinion[Any], alone: Opinion[Any]) -> None:
+    for own, expected in zip(found.answers, alone.answers, strict=True):
+        assert own.label == expected.label
+        assert own.score == pytest.approx(expected.score, abs=1e-4)
+    torch.testing.assert_close(found.fit, alone.fit, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.surely, alone.surely, rtol=1e-3, atol=1e-3)
+
+
+def compare(
+    backbone: Backbone, deltas: dict[str, Delta], texts: list[Text], *, slots: int = 8, known: Evidence | None = None
+) -> tuple[list[int], list[int]]:
+    """Deltas asked together and one by one must say the same: the passes of both."""
+    asked = {name: Asked(texts[number:] + texts[:number], POSITIONS, known) for number, name in enumerate(deltas)}
+    with counted(backbone) as separate:
+        alone = {name: opinion(backbone, delta, asked[name]) for name, delta in deltas.items()}
+    with counted(backbone) as shared:
+        found = opinions(backbone, Residents(backbone, deltas.__getitem__, slots=slots), asked)
+    for name, expected in alone.items():
+        same(found[name], expected)
+    return shared, separate
+
+
+def test_answers_are_written_together(writer: Backbone) -> None:
+    deltas = each_method(writer, Generation(3), Generation(12), Generation(7))
+    shared, separate = compare(replace(writer, generates=False), deltas, list(TEXTS))
+    assert max(shared) > len(TEXTS), "rows of several tasks are in one pass"
+    assert len(shared) < len(separate)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
+    writer = replace(backbone_of(name), generates=True)
+    deltas = each_method(writer, Generation(5), Generation(9))
+    compare(backbone_of(name), deltas, list(TEXTS), slots=slots, known=some_evidence(writer))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_what_is_written_together_fits_the_positions(name: str) -> None:
+    """A long text of which little is written, a short one of which much is, and many tokens of a delta's own."""
+    writer = replace(backbone_of(name), generates=True)
+    deltas = {
+        "reads": of_kind(writer, Generation(2), "lora"),
+        "writes": of_kind(writer, Generation(POSITIONS // 2), "lora", seed=1),
+        "adds": of_kind(writer, Generation(2), "prompt", length=25),
+    }
+    compare(backbone_of(name), deltas, ["wave", "lemon one " * 30])
+
+
+def test_spans_share_passes_with_whatever_reads_states(bert: Backbone) -> None:
+    deltas = each_method(bert, Span(9), Span(4), Classification(("bad", "good")))
+    shared, separate = compare(bert, deltas, list(PASSAGES), known=some_evidence(bert))
+    rows = sum(separate)
+    assert sum(shared) == rows
+    assert len(shared) == -(-rows // 64) < len(separate)
+
+
+@pytest.fixture(scope="module")
+def masked(bert: Backbone) -> Backbone:
+    torch.manual_seed(0)
+    return freeze(BertForMaskedLM(bert.model.config), bert.tokenizer, name="masked", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
+def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
+    backbone = masked if name == "masked" else backbone_of(name)
+    deltas = each_method(replace(backbone, generates=True), Templated(FEW), Templated(MORE))
+    shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
+    assert sum(shared) == sum(separate)
+    assert len(shared) < len(separate)
+
+
+def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alone() -> None:
+    backbone = backbone_of("t5")
+    writer, asked = replace(backbone, generates=True), Asked(TEXTS, POSITIONS)
+    deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
+    compare(backbone, deltas, list(TEXTS))
+    for name in ("lora", "full"):
+        values = dict(list(deltas[name].values.items())[1:])
+        broken = deltas | {name: replace(deltas[name], values=values)}
+        found = opinions(backbone, Residents(backbone, broken.__getitem__), dict.fromkeys(broken, asked))
+        assert all(isinstance(own, Failed) and "missing tensors" in own.error for own in found.pop(name).answers)
+        for other, said in found.items():
+            same(said, opinion(backbone, deltas[other], asked))
