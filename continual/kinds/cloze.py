@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.features import utf8
-from continual.kinds.language import Ids, losses, no_language_model, padded
+from continual.features import Tokens, utf8
+from continual.kinds.language import Ids, losses, no_language_model, padded, read
 from continual.kinds.windows import shortened
 from tasks import Template, Text
 
@@ -113,10 +113,21 @@ def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
     """
     if backbone.architecture == "encoder":
         return _masked(backbone, gaps, chosen)
-    prompts = [gaps.prompts[i] for i in chosen for _ in gaps.endings[i]]
-    endings = [ending for i in chosen for ending in gaps.endings[i]]
-    found, _ = losses(backbone, prompts, endings)
+    found, _ = losses(backbone, *_asked(gaps, chosen))
     return -found.sum(dim=1).reshape(len(chosen), -1)
+
+
+def read_for_fits(backbone: Backbone, gaps: Cloze) -> Tokens:
+    """What the backbone reads to say how well each word fits into the gap of every text."""
+    if backbone.architecture == "encoder":
+        return Tokens(gaps.prompts, None)
+    return read(backbone, *_asked(gaps, range(len(gaps.prompts))))
+
+
+def _asked(gaps: Cloze, chosen: Sequence[int]) -> tuple[list[Ids], list[Ids]]:
+    """What is read of the chosen texts, once for each word, and what it is to be followed by."""
+    prompts = [gaps.prompts[i] for i in chosen for _ in gaps.endings[i]]
+    return prompts, [ending for i in chosen for ending in gaps.endings[i]]
 
 
 def _masked(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:

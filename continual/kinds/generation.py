@@ -15,7 +15,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, sorted_batches, tokenize, utf8
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class
-from continual.kinds.language import Ids, losses, no_language_model, written
+from continual.kinds.language import Ids, losses, no_language_model, read, written
 from tasks import Rows, TaskData, TaskSpec, Wording
 
 BATCH = 32
@@ -92,6 +92,9 @@ class Generation(Kind[Exchanges]):
         """Mean cross entropy in nats of the targets' tokens, every token alike."""
         found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
         return found.sum() / counts.sum()
+
+    def reads(self, backbone: Backbone, rows: Exchanges) -> Tokens:
+        return read(backbone, rows.prompts, rows.targets)
 
     def weight(self, rows: Exchanges, batch: Sequence[int]) -> float:
         return sum(len(rows.targets[i]) for i in batch)
