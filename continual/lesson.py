@@ -32,7 +32,8 @@ class Lesson(Generic[B]):
 
     epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
     score: of a delta as it would be kept, on validation rows · halves: a batch in two, with the share of its loss that
-    each has, nothing where it has one row · from_vectors: where the loss follows from its texts' vectors.
+    each has, nothing where it has one row · from_vectors: where the loss follows from its texts' vectors · reads: what
+    the backbone reads in an epoch, where that is the same in all.
     """
 
     epochs: Sequence[Sequence[B]]
@@ -41,6 +42,7 @@ class Lesson(Generic[B]):
     score: Callable[[Delta], float]
     halves: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
     from_vectors: FromVectors[B] | None = None
+    reads: Callable[[], Tokens] | None = None
 
 
 def lesson_of(
@@ -68,6 +70,7 @@ def lesson_of(
         score=lambda delta: score_of(backbone, kind, delta, rows=validation, metric=metric),
         halves=partial(_halves, kind, rows),
         from_vectors=from_vectors,
+        reads=partial(kind.reads, backbone, rows),
     )
 
 

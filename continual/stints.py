@@ -6,7 +6,7 @@ others in `together`, knows batches, gradients and memory, and sends what they c
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
+from continual.below import Below
 from continual.deltas import Delta, Laid, attached, penalty
 from continual.errors import LearnError
 from continual.lesson import Lesson
@@ -32,7 +33,8 @@ OUT_OF_MEMORY = (
 class Stint(Generic[B]):
     """Batches that a delta is to learn from, with a step of its optimiser after each.
 
-    own, pools: where the delta's values lie, which are views of the pools.
+    own, pools: where the delta's values lie, which are views of the pools · below: the layers that none of its edits
+    reaches, where what they make of the texts is kept from one stint to the next.
     """
 
     backbone: Backbone
@@ -43,6 +45,7 @@ class Stint(Generic[B]):
     lesson: Lesson[B]
     optimise: Optimiser
     step: Callable[[], None]
+    below: Below | None
 
     def loss(self, loss: Tensor) -> Tensor:
         """The loss of a batch with what the delta's edits add to it."""
@@ -100,7 +103,8 @@ def by_itself(stints: Stints[T], *, seed: int) -> T:
 def alone(stint: Stint[B]) -> Spent:
     """Do a stint."""
     began, losses, halvings = time.perf_counter(), [], 0
-    with attached(stint.backbone, stint.delta), stint.backbone.dropping():
+    below = stint.below.known() if stint.below else nullcontext()
+    with below, attached(stint.backbone, stint.delta), stint.backbone.dropping():
         for batch in stint.batches:
             loss, halvings = descend(stint, batch, halvings=halvings)
             losses.append(loss)

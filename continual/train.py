@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from continual.backbone import Backbone
+from continual.below import Below, below
 from continual.course import Course, Epoch, Point, random_state, set_random_state
 from continual.deltas import Delta, finished, in_pools, laid
 from continual.kinds import Prepared, kind_of_delta
@@ -107,9 +108,10 @@ def training(
         keep(course)
     set_random_state(course.random, backbone.device)
     progress = _Progress(report, done=len(course.curve) - 1, epochs=lesson.epochs)
+    lower = below(backbone, start.settings, lesson.reads if len(lesson.epochs) > 1 else None)
     for stage, part in list(enumerate(_shares(lesson.epochs, stages)))[course.stage :]:
         course = yield from _stage(
-            backbone, course.at(stage), replace(lesson, epochs=part), learning_rate, progress, keep
+            backbone, course.at(stage), replace(lesson, epochs=part), learning_rate, progress, keep, lower
         )
     kept = finished(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
     return Trained(kept, course.curve, course.seconds, lesson.rows / course.seconds if course.seconds else None)
@@ -122,7 +124,13 @@ def _shares(epochs: Sequence[Sequence[B]], stages: int) -> list[Sequence[Sequenc
 
 
 def _stage(
-    backbone: Backbone, course: Course, lesson: Lesson[B], learning_rate: float, progress: "_Progress", keep: Keep
+    backbone: Backbone,
+    course: Course,
+    lesson: Lesson[B],
+    learning_rate: float,
+    progress: "_Progress",
+    keep: Keep,
+    lower: Below | None,
 ) -> Stints[Course]:
     """Train what belongs to a stage for what is left of its epochs; where training stands then."""
     epochs = lesson.epochs
@@ -134,7 +142,7 @@ def _stage(
     done, steps = (sum(map(len, part)) for part in (epochs[: course.epochs], epochs))
     optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
     for batches in epochs[course.epochs :]:
-        spent = yield Stint(backbone, delta, own, pools, batches, lesson, optimise, progress.step)
+        spent = yield Stint(backbone, delta, own, pools, batches, lesson, optimise, progress.step, lower)
         kept = finished(backbone, delta.frozen(), stage=course.stage).rounded()
         loss = sum(spent.losses) / len(spent.losses)
         point = Point(kept, Epoch(len(course.curve), loss, lesson.score(kept)))

@@ -18,6 +18,12 @@ class Stack:
     layers: int
     heads: int
 
+    @property
+    def layer(self) -> str:
+        """The path of its layers, `{}` standing for the number: where the modules of every role of a layer are."""
+        path = next(site.exit for site in self.sites.values() if "{}" in site.exit)
+        return path[: path.index("{}") + len("{}")]
+
 
 @dataclass(frozen=True)
 class Family:

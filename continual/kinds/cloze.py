@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.features import utf8
-from continual.kinds.language import Ids, continuations, filled, losses, no_language_model, padded
+from continual.features import Tokens, utf8
+from continual.kinds.language import Ids, continuations, filled, losses, no_language_model, padded, read
 from continual.kinds.windows import shortened
 from continual.reading import Reading
 from tasks import Template, Text
@@ -132,6 +132,13 @@ def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
         return _at_gap(backbone, own.with_words())
     found, _ = losses(backbone, *own.by_ending())
     return -found.sum(dim=1).reshape(len(chosen), -1)
+
+
+def read_for_fits(backbone: Backbone, gaps: Cloze) -> Tokens:
+    """What the backbone reads to say how well each word fits into the gap of every text."""
+    if backbone.architecture == "encoder":
+        return Tokens(gaps.prompts, None)
+    return read(backbone, *gaps.by_ending())
 
 
 def fitting(backbone: Backbone, gaps: Cloze) -> Reading[Tensor]:

@@ -15,7 +15,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, tokenize, utf8
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class
-from continual.kinds.language import BATCH, Ids, continuations, losses, no_language_model, written
+from continual.kinds.language import BATCH, Ids, continuations, losses, no_language_model, read, written
 from continual.reading import Reading
 from tasks import Rows, TaskData, TaskSpec, Wording
 
@@ -90,6 +90,9 @@ class Generation(Kind[Exchanges]):
         """Mean cross entropy in nats of the targets' tokens, every token alike."""
         found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
         return found.sum() / counts.sum()
+
+    def reads(self, backbone: Backbone, rows: Exchanges) -> Tokens:
+        return read(backbone, rows.prompts, rows.targets)
 
     def weight(self, rows: Exchanges, batch: Sequence[int]) -> float:
         return sum(len(rows.targets[i]) for i in batch)

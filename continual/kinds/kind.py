@@ -147,6 +147,10 @@ class Kind(ABC, Generic[P]):
         """The loss of the chosen rows through the delta that is attached, a scalar."""
 
     @abstractmethod
+    def reads(self, backbone: Backbone, rows: P) -> Tokens:
+        """What the backbone reads for the loss of all rows, an encoder-decoder with its encoder."""
+
+    @abstractmethod
     def weight(self, rows: P, batch: Sequence[int]) -> float:
         """What the loss is a mean over: how many rows are chosen, or how much there is in them."""
 
@@ -182,6 +186,9 @@ class PooledKind(Kind[P]):
         assert delta.head is not None
         vectors = pooled(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
         return self.loss_of(delta.head, vectors, rows, batch)
+
+    def reads(self, backbone: Backbone, rows: P) -> Tokens:
+        return rows.tokens
 
     def weight(self, rows: P, batch: Sequence[int]) -> float:
         return len(batch)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from continual.backbone import Backbone
+from continual.features import Tokens
 from continual.reading import Reading
 
 BATCH = 32
@@ -45,6 +46,13 @@ def losses(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[I
     return found, (labels != IGNORED).sum(dim=1)
 
 
+def read(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
+    """What the model reads of these, an encoder-decoder with its encoder."""
+    if backbone.architecture != "causal":
+        return Tokens(tuple(prompts), None)
+    return Tokens(tuple((*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)), None)
+
+
 def continuations(backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]) -> Reading[Tensor]:
     """To read how probable a continuation of each prompt is: the logarithms [N], in nats, on the CPU."""
     whole = backbone.architecture == "causal"  # which reads prompt and continuation as one text
@@ -60,7 +68,7 @@ def _continued(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[flo
 
 
 def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    whole = [(*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)]
+    whole = read(backbone, prompts, continuations).ids
     labels = [(*[IGNORED] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
     logits: Tensor = backbone.lm(**padded(backbone, whole), use_cache=False).logits
     return logits[:, :-1], filled(backbone, labels, IGNORED)[:, 1:]

@@ -111,6 +111,9 @@ class Span(Kind[Passages]):
         logits = dict(zip(chosen, _window_logits(backbone, delta.head, rows.windows.tokens, chosen), strict=True))
         return torch.stack([_row_loss(logits, rows, row) for row in batch]).mean()
 
+    def reads(self, backbone: Backbone, rows: Passages) -> Tokens:
+        return rows.windows.tokens
+
     def weight(self, rows: Passages, batch: Sequence[int]) -> float:
         return len(batch)
 

@@ -17,7 +17,7 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, tokenize
 from continual.kinds.classification import most_probable, next_label, numbered
-from continual.kinds.cloze import Cloze, cloze, fits, fitting, unfit
+from continual.kinds.cloze import Cloze, cloze, fits, fitting, read_for_fits, unfit
 from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start
 from continual.reading import Reading
 from tasks import Rows, TaskData, TaskSpec, Template
@@ -88,6 +88,9 @@ class Templated(Kind[Gapped]):
     def loss(self, backbone: Backbone, delta: Delta, rows: Gapped, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats over the labels."""
         return F.cross_entropy(fits(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))
+
+    def reads(self, backbone: Backbone, rows: Gapped) -> Tokens:
+        return read_for_fits(backbone, rows.gaps)
 
     def weight(self, rows: Gapped, batch: Sequence[int]) -> float:
         return len(batch)

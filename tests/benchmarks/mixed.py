@@ -36,7 +36,7 @@ ZIPF = 1.5
 Arm = Callable[[], Tensor]
 
 
-def random_bert(width: int, layers: int) -> Backbone:
+def random_bert(width: int, layers: int, *, dropout: float = 0.1) -> Backbone:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=1000,
@@ -44,6 +44,8 @@ def random_bert(width: int, layers: int) -> Backbone:
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     return freeze(BertModel(config, add_pooling_layer=False), word_pieces(), name="random-bert")
 

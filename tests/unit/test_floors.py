@@ -11,7 +11,7 @@ FLOORS = {
     2: "errors visible formats settings devices sites families backbone",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features frozen signature head neighbours kinds metrics "
-    "search course optimiser lesson residents together stints reading",
+    "search course below optimiser lesson residents together stints reading",
     5: "learn checked described experts stored_router controller routed report predict audit estimate record replay "
     "exchange verify contest checkpoint watcher similar strategies",
     6: "cli learner tracking plots page studies serve",

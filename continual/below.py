@@ -1,0 +1,119 @@
+"""What the frozen layers below a delta's lowest edit make of its texts: the same in every epoch, so computed once.
+
+    h_l(x) for all tokens of all texts x, l the lowest layer that an edit is in
+
+They are kept on the device, where MOST_BYTES hold them and nothing is drawn at random on the way: where the
+backbone's own dropout is at work, no two epochs have the same. They are computed before the first epoch and not in it,
+so that training that goes on from a later one has the same to the bit.
+
+Shapes: B rows, T tokens, S tokens of all texts, D hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from continual.backbone import Backbone
+from continual.course import random_state, set_random_state
+from continual.deltas import MethodSettings
+from continual.deltas.lower import left_out, states_after, untouched
+from continual.features import Tokens, pad, sorted_batches
+from continual.sites import Call
+
+MOST_BYTES = 1 << 30  # for one training
+
+Text = tuple[tuple[int, ...], ...]  # the ids of a text's tokens, and their types where there are types
+
+
+@dataclass(frozen=True)
+class States:
+    """States [1 + S, D] of the tokens of texts, one after the other behind zeros, and where each text begins."""
+
+    states: Tensor
+    begins: Mapping[Text, int]
+
+    def __call__(self, call: Call) -> Tensor | None:
+        """The states [B, T, D] of a batch, zeros for padding; None where a text of it is not known."""
+        texts = _texts(call)
+        if not all(text in self.begins for text in texts):
+            return None
+        return self.states[_places([self.begins[text] for text in texts], call["attention_mask"])]
+
+
+@dataclass(frozen=True)
+class Below:
+    """The lowest `layers` layers, no edit in them, in a training that reads the same texts several times."""
+
+    backbone: Backbone
+    layers: int
+    reads: Callable[[], Tokens]
+
+    @cached_property
+    def _states(self) -> States | None:
+        return states_below(self.backbone, self.reads(), layers=self.layers)
+
+    @contextmanager
+    def known(self) -> Iterator[None]:
+        """Inside, these layers are computed for no text that is among those read; the first time, for all of them."""
+        if self._states is None:
+            yield
+        else:
+            with left_out(self.backbone, self.layers, self._states):
+                yield
+
+
+def below(backbone: Backbone, settings: MethodSettings, reads: Callable[[], Tokens] | None) -> Below | None:
+    """The layers below all edits of a method, where there are any and the texts are known."""
+    layers = untouched(backbone, settings) if reads else 0
+    return Below(backbone, layers, reads) if reads and layers else None
+
+
+def states_below(backbone: Backbone, tokens: Tokens, *, layers: int) -> States | None:
+    """The states of all texts after so many layers; None where they are too many, or other ones every time."""
+    tokens = tokens.take(list({text: number for number, text in enumerate(_own(tokens))}.values()))
+    ends = torch.tensor([0, *tokens.lengths]).cumsum(0) + 1
+    begins, size = ends[:-1].tolist(), int(ends[-1])
+    if size * backbone.model.config.hidden_size * torch.float32.itemsize > MOST_BYTES:
+        return None
+    found: Tensor | None = None
+    before = random_state(backbone.device)
+    with torch.no_grad(), backbone.dropping():
+        for chosen in sorted_batches(tokens.lengths):
+            batch = pad(backbone, tokens, chosen)
+            states = states_after(backbone, layers, batch)
+            if not _same(before, random_state(backbone.device)):
+                set_random_state(before, backbone.device)
+                return None
+            if found is None:
+                found = states.new_zeros(size, states.shape[-1])
+            places = _places([begins[i] for i in chosen], batch["attention_mask"])
+            own = places > 0
+            found[places[own]] = states[own]
+    return None if found is None else States(found, dict(zip(_own(tokens), begins, strict=True)))
+
+
+def _own(tokens: Tokens) -> list[Text]:
+    if tokens.types is None:
+        return [(ids,) for ids in tokens.ids]
+    return list(zip(tokens.ids, tokens.types, strict=True))
+
+
+def _texts(call: Call) -> list[Text]:
+    """The texts of a batch that is padded on the right."""
+    columns = [call[name].tolist() for name in ("input_ids", "token_type_ids") if call.get(name) is not None]
+    lengths = call["attention_mask"].sum(dim=1).tolist()
+    return [tuple(tuple(part[:length]) for part in row) for length, *row in zip(lengths, *columns, strict=True)]
+
+
+def _places(begins: Sequence[int], mask: Tensor) -> Tensor:
+    """Where the states of a batch's tokens [B, T] are, those of padding at 0."""
+    first = torch.tensor(begins, device=mask.device)
+    return (first[:, None] + torch.arange(mask.shape[1], device=mask.device)) * mask
+
+
+def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(before[name], after[name]) for name in before)
