@@ -12,7 +12,7 @@ from continual.described import RATED, log_probabilities
 from continual.errors import ContinualError
 from continual.features import making_room
 from continual.frozen import Frozen
-from continual.kinds import Answer, Kind, Outputs, Seen, fitted, kind_of_delta
+from continual.kinds import Answer, Hear, Kind, Outputs, Seen, fitted, kind_of_delta
 from continual.reading import Named, Reading, together
 from continual.residents import Residents
 from continual.routing import Evidence, Opinion
@@ -26,13 +26,14 @@ class Asked:
     """Texts that a delta is to look at, cut at `max_length` tokens.
 
     evidence: what it is to be compared with; without it nothing is said of surely and fit · frozen: the same texts, cut
-    alike, through the frozen backbone; a delta that changes nothing there needs no pass of its own.
+    alike, through the frozen backbone; a delta that changes nothing there needs no pass of its own · hear: as `Seen`'s.
     """
 
     texts: Sequence[Text]
     max_length: int
     evidence: Evidence | None = None
     frozen: Frozen | None = None
+    hear: Sequence[Hear | None] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _expert(backbone: Backbone, delta: Delta, asked: Asked) -> _Expert:
     backbone = fitted(making_room(backbone, delta.settings), kind)
     rows = kind.prepare(backbone, Rows(tuple(asked.texts), ()), max_length=asked.max_length)
     unchanged = asked.frozen is not None and not delta.values
-    seen = Seen(backbone, None, rows, asked.frozen) if unchanged else Seen(backbone, delta, rows)
+    through = Seen(backbone, delta, rows, hear=asked.hear)
+    seen = Seen(backbone, None, rows, asked.frozen) if unchanged else through
     return _Expert(delta, kind, seen, kind.reading(seen, delta.head), asked.evidence)
 
 

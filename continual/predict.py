@@ -9,7 +9,7 @@ from continual.errors import InputError
 from continual.experts import Asked, Failed, opinions
 from continual.features import tokenize
 from continual.frozen import frozen
-from continual.kinds import Answer
+from continual.kinds import Answer, Hear
 from continual.residents import SLOTS, Residents, registered
 from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
 from continual.settings import FALSE_ABSTENTIONS
@@ -93,12 +93,18 @@ class Predictor:
             )
 
     def predict(
-        self, texts: Sequence[Text], *, task: str | Sequence[str | None] | None = None, at_least: float | None = None
+        self,
+        texts: Sequence[Text],
+        *,
+        task: str | Sequence[str | None] | None = None,
+        at_least: float | None = None,
+        hear: Sequence[Hear | None] = (),
     ) -> list[Prediction]:
         """One prediction per text, in order; without a task the router chooses, and may say that it is none.
 
         task: of all texts, or of each, None where the router is to choose · at_least: name every task that has this
-        probability, with its answer. Raises NotFound for a task that has no delta on this backbone, BlobError where
+        probability, with its answer · hear: for each text who is told of its answer while it is written, where its task
+        is named and one that generates. Raises NotFound for a task that has no delta on this backbone, BlobError where
         that of the one task of all texts cannot be read.
         """
         if task is None or isinstance(task, str):
@@ -109,8 +115,12 @@ class Predictor:
         for i, name in enumerate(task):
             if name is not None:
                 told.setdefault(self._champion(name).task, []).append(i)
+        heard = hear or [None] * len(texts)
         answers = self._asked(
-            {name: Asked([texts[i] for i in rows], self._longest(name)) for name, rows in told.items()}
+            {
+                name: Asked([texts[i] for i in rows], self._longest(name), hear=[heard[i] for i in rows])
+                for name, rows in told.items()
+            }
         )
         found = {
             i: self._answered(texts[i], name, answer, confidence=None)

@@ -10,7 +10,7 @@ from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
-from continual.kinds.kind import Answer, Kind, Outputs, PooledKind, Prepared, Seen, Start, fitted, labels_of
+from continual.kinds.kind import Answer, Hear, Kind, Outputs, PooledKind, Prepared, Seen, Start, fitted, labels_of
 from continual.kinds.regression import Regression
 from continual.kinds.span import Span
 from continual.kinds.template import Templated
@@ -19,6 +19,7 @@ from tasks import TaskData, TaskSpec
 __all__ = [
     "KINDS",
     "Answer",
+    "Hear",
     "Kind",
     "Outputs",
     "PooledKind",

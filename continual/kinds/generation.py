@@ -14,7 +14,7 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, tokenize, utf8
-from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start, one_class
+from continual.kinds.kind import Answer, Hear, Kind, Outputs, Seen, Start, one_class
 from continual.kinds.language import BATCH, Ids, continuations, losses, no_language_model, read, written
 from continual.reading import Reading
 from tasks import Rows, TaskData, TaskSpec, Wording
@@ -99,8 +99,9 @@ class Generation(Kind[Exchanges]):
 
     def reading(self, seen: Seen[Exchanges], head: Head | None) -> Reading[list[Written]]:
         prompts = seen.rows.prompts
-        items, lengths = [(prompt, self.longest) for prompt in prompts], [len(prompt) for prompt in prompts]
-        return Reading(items, lengths, _answered, list, BATCH, self.longest)
+        heard = seen.hear or [None] * len(prompts)
+        items = [_Begun(prompt, self.longest, hear) for prompt, hear in zip(prompts, heard, strict=True)]
+        return Reading(items, [len(prompt) for prompt in prompts], _answered, list, BATCH, self.longest)
 
     def outputs_of(self, rows: Exchanges, head: Head | None, found: Sequence[Written]) -> Outputs:
         """tokens [N, longest] and their log_probabilities [N], summed."""
@@ -111,9 +112,8 @@ class Generation(Kind[Exchanges]):
     def answers(self, backbone: Backbone, outputs: Outputs, rows: Exchanges) -> list[Answer]:
         """The text written, without special tokens; its score is the probability of all of its tokens."""
         ids = [[token for token in row if token != NOTHING] for row in outputs["tokens"].tolist()]
-        texts = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         scores = outputs["log_probabilities"].exp().tolist()
-        return [Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+        return [Answer(_text(backbone, own), score) for own, score in zip(ids, scores, strict=True)]
 
     def wrong(self, truth: Sequence[Any]) -> list[Any]:
         return [""] * len(truth)
@@ -139,10 +139,32 @@ def _target_ids(backbone: Backbone, text: str) -> Ids:
     return tuple(tokenizer(text_target=utf8(text))["input_ids"])
 
 
-def _answered(backbone: Backbone, items: Sequence[tuple[Ids, int]]) -> list[Written]:
+@dataclass(frozen=True)
+class _Begun:
+    """A prompt, how many tokens its answer may have, and who is told of it while it is written."""
+
+    prompt: Ids
+    longest: int
+    hear: Hear | None
+
+
+def _answered(backbone: Backbone, items: Sequence[_Begun]) -> list[Written]:
     """What is written behind prompts, each as long as it may be; no row depends on how long others go on."""
-    prompts, limits = zip(*items, strict=True)
-    found = written(backbone, prompts, longest=max(limits))
-    own = [ids[:limit] for ids, limit in zip(found, limits, strict=True)]
+    prompts = [item.prompt for item in items]
+
+    def tell(so_far: Sequence[Ids]) -> None:
+        for item, ids in zip(items, so_far, strict=True):
+            if item.hear:
+                item.hear(_text(backbone, ids[: item.longest]))
+
+    telling = tell if any(item.hear for item in items) else None
+    found = written(backbone, prompts, longest=max(item.longest for item in items), tell=telling)
+    own = [ids[: item.longest] for item, ids in zip(items, found, strict=True)]
     sums: list[float] = (-losses(backbone, prompts, own)[0].sum(dim=1)).tolist()
     return list(zip(own, sums, strict=True))
+
+
+def _text(backbone: Backbone, ids: Sequence[int]) -> str:
+    """What tokens say, without special ones."""
+    text: str = backbone.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()

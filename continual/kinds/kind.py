@@ -4,7 +4,7 @@ Shapes: N rows, B rows of a batch, D hidden size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -19,6 +19,7 @@ from continual.frozen import Frozen, frozen
 from continual.reading import Reading, alone
 from tasks import Rows, TaskData, TaskSpec
 
+Hear = Callable[[str], None]  # is told of an answer, as far as it is written
 Outputs = Mapping[str, Tensor]  # what a delta says of N rows, to the bit: tensors whose first dimension is N
 
 
@@ -50,13 +51,15 @@ class Answer:
 class Seen(Generic[P]):
     """Rows as they are through a delta's edits or, without one, through the frozen backbone.
 
-    known: what `frozen` gave for these rows, where that was asked before.
+    known: what `frozen` gave for these rows, where that was asked before · hear: for each row who is told of its answer
+    while it is written, None for nobody; nothing where nobody is.
     """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
     known: Frozen | None = None
+    hear: Sequence[Hear | None] = ()
 
     @property
     def pooling(self) -> Pooling:

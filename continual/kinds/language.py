@@ -3,12 +3,13 @@
 Shapes: B texts, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from continual.backbone import Backbone
 from continual.features import Tokens
@@ -18,6 +19,7 @@ BATCH = 32
 IGNORED = -100  # the number that says of a token that it is not learned
 
 Ids = tuple[int, ...]
+Tell = Callable[[Sequence[Ids]], None]  # is told what is written behind each prompt
 
 
 def no_language_model(backbone: Backbone, *, what: str) -> str | None:
@@ -98,10 +100,13 @@ def filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = Fa
 
 
 @torch.inference_mode()
-def written(backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cache: bool = True) -> list[Ids]:
+def written(
+    backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cache: bool = True, tell: Tell | None = None
+) -> list[Ids]:
     """What the model goes on with, token by token the most probable, up to its end token or `longest` tokens.
 
-    use_cache: whether keys and values of earlier tokens are kept or computed again; the tokens are the same.
+    use_cache: whether keys and values of earlier tokens are kept or computed again; the tokens are the same · tell: is
+    told what is written so far, after every token.
     """
     end, causal = backbone.tokenizer.eos_token_id, backbone.architecture == "causal"
     plain = GenerationConfig(
@@ -118,7 +123,7 @@ def written(backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cac
     # A causal model goes on at the right edge: texts of one batch must end there together.
     batch = padded(backbone, prompts, left=causal)
     with backbone.precision():
-        found = backbone.lm.generate(**batch, generation_config=plain)
+        found = backbone.lm.generate(**batch, generation_config=plain, streamer=tell and _Steps(tell, end))
     skipped = batch["input_ids"].shape[1] if causal else 1  # the prompt, or the token that starts a decoder
     return [_ended(row, end) for row in found[:, skipped:].tolist()]
 
@@ -126,3 +131,20 @@ def written(backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cac
 def _ended(ids: Sequence[int], end: int) -> Ids:
     """The tokens up to the first end token, which belongs to them."""
     return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
+
+
+class _Steps(BaseStreamer):  # type: ignore[misc]  # transformers' classes are not typed
+    """Tells after every token what is written so far."""
+
+    def __init__(self, tell: Tell, end: int) -> None:
+        self._tell, self._end = tell, end
+        self._steps: list[list[int]] = []
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompts [B, T], and then one token of each row [B]."""
+        if value.dim() == 1:
+            self._steps.append(value.tolist())
+            self._tell([_ended(ids, self._end) for ids in zip(*self._steps, strict=True)])
+
+    def end(self) -> None:
+        """Nothing more is written."""

@@ -60,6 +60,8 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
         summary="Every learned task behind one endpoint",
         version=version("continual"),
         lifespan=lifespan,
+        docs_url=None,  # pages with scripts of another site's
+        redoc_url=None,
     )
     app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=metrics.requested)
     install(app)

@@ -3,24 +3,26 @@
 `POST /v1/completions`, `/v1/chat/completions` and `/v1/embeddings` (of the frozen backbone), `GET /v1/models`.
 """
 
+import asyncio
 import base64
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from continual.errors import DeltaError, NotFound
+from continual.errors import DeltaError, InputError, NotFound
 from continual.predict import Prediction
 from continual.serve.answering import String
 from continual.serve.desk import Desk
 from continual.serve.faults import described
 from continual.serve.serving import Ask, Embedded
+from continual.serve.streamed import Told, streamed
 
 KIND = "generation"
 
@@ -35,9 +37,14 @@ class _Sampling(BaseModel):
     top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     seed: int | None = None
     user: str | None = None
+
+    @property
+    def most(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
 
 
 class Completion(_Sampling):
@@ -68,7 +75,6 @@ class Chat(_Sampling):
     """One message."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class Embeddings(BaseModel):
@@ -82,35 +88,98 @@ class Embeddings(BaseModel):
     user: str | None = None
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What was written to one text. read, tokens: how many were read and written · finish: why no more."""
+
+    text: str
+    read: int
+    tokens: int
+    finish: str
+
+
+Piece = Callable[[str, str | None], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How an answer is put: whole, with the choice that it is, or part by part, each with a piece of it."""
+
+    prefix: str
+    whole: str
+    part: str
+    choice: Piece
+    piece: Piece
+
+
+def _text(text: str, finish: str | None) -> dict[str, Any]:
+    return {"text": text, "finish_reason": finish, "logprobs": None}
+
+
+def _message(text: str, finish: str | None) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"message": message, "finish_reason": finish, "logprobs": None}
+
+
+def _part(text: str, finish: str | None) -> dict[str, Any]:
+    return {"delta": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": None}
+
+
+TEXT = _Format("cmpl", "text_completion", "text_completion", _text, _text)
+CHAT = _Format("chatcmpl", "chat.completion", "chat.completion.chunk", _message, _part)
+
+
 def routes(desk: Desk) -> APIRouter:
     """The operations, for an application that has this desk."""
-    serving = desk.serving
+    serving, tokenizer = desk.serving, desk.serving.backbone.tokenizer
     router = APIRouter(prefix="/v1", tags=["OpenAI's format"])
     refusals = described(401, 404, 409, 413, 422, 429, 503, 504)
 
-    async def written(request: Request, asked: _Sampling, texts: Sequence[str], most: int | None) -> list[_Written]:
-        serving.require(asked.model, kind=KIND)
-        found = await desk.answers(request, [Ask(text, asked.model) for text in texts])
-        return [_Written.of(serving.backbone.tokenizer, prediction, most) for prediction in found]
+    def cut(text: str, most: int | None) -> tuple[str, int, str]:
+        """A text of at most so many tokens, how many it has, and why it ends there."""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if most is None or len(ids) <= most:
+            return text, len(ids), "stop"
+        return tokenizer.decode(ids[:most], skip_special_tokens=True), most, "length"
+
+    def written(prediction: Prediction, most: int | None) -> _Written:
+        if prediction.error:
+            raise DeltaError(prediction.error)
+        text, tokens, finish = cut(str(prediction.label), most)
+        return _Written(text, len(tokenizer(prediction.text)["input_ids"]), tokens, finish)
+
+    async def answer(request: Request, asked: _Sampling, texts: Sequence[str], format: _Format) -> Any:
+        """What is written to each text, in one of the two formats, as events if they are asked for."""
+        await asyncio.to_thread(serving.require, asked.model, kind=KIND)
+        head = {"id": f"{format.prefix}-{uuid4().hex}", "created": int(time.time()), "model": asked.model}
+        if not asked.stream:
+            answers = await desk.answers(request, [Ask(text, asked.model) for text in texts])
+            found = [written(own, asked.most) for own in answers]
+            choices = [format.choice(own.text, own.finish) | {"index": i} for i, own in enumerate(found)]
+            return head | {"object": format.whole, "choices": choices, "usage": _usage(found)}
+        if len(texts) > 1:
+            raise InputError(f"{len(texts)} prompts cannot be answered in one stream; send one, or do without `stream`")
+
+        def said(now: Told) -> tuple[str, str | None]:
+            if isinstance(now, str):
+                return cut(now, asked.most)[0], None
+            own = written(now, asked.most)
+            return own.text, own.finish
+
+        def event(text: str, finish: str | None) -> Any:
+            return head | {"object": format.part, "choices": [format.piece(text, finish) | {"index": 0}]}
+
+        return await streamed(desk, request, Ask(texts[0], asked.model), said=said, event=event)
 
     @router.post("/completions", responses=refusals)
-    async def completions(asked: Completion, request: Request) -> dict[str, Any]:
+    async def completions(asked: Completion, request: Request) -> Any:
         """What a generation task's delta writes to each prompt."""
-        texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        found = await written(request, asked, texts, asked.max_tokens)
-        choices = [
-            {"index": i, "text": own.text, "finish_reason": own.finish, "logprobs": None} for i, own in enumerate(found)
-        ]
-        return _body("text_completion", "cmpl", asked.model) | {"choices": choices, "usage": _usage(found)}
+        return await answer(request, asked, [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt, TEXT)
 
     @router.post("/chat/completions", responses=refusals)
-    async def chat(asked: Chat, request: Request) -> dict[str, Any]:
+    async def chat(asked: Chat, request: Request) -> Any:
         """What a generation task's delta writes to a message."""
-        most = asked.max_completion_tokens or asked.max_tokens
-        (found,) = await written(request, asked, [asked.messages[0].text], most)
-        message = {"role": "assistant", "content": found.text, "refusal": None}
-        choices = [{"index": 0, "message": message, "finish_reason": found.finish, "logprobs": None}]
-        return _body("chat.completion", "chatcmpl", asked.model) | {"choices": choices, "usage": _usage([found])}
+        return await answer(request, asked, [asked.messages[0].text], CHAT)
 
     @router.post("/embeddings", responses=refusals)
     async def embeddings(asked: Embeddings, request: Request) -> dict[str, Any]:
@@ -138,31 +207,6 @@ def routes(desk: Desk) -> APIRouter:
         return _model(name)
 
     return router
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What was written to one text. read, tokens: how many were read and written · finish: why no more."""
-
-    text: str
-    read: int
-    tokens: int
-    finish: str
-
-    @classmethod
-    def of(cls, tokenizer: Any, prediction: Prediction, most: int | None) -> Self:
-        """The answer of at most so many tokens. Raises DeltaError where there is none."""
-        if prediction.error:
-            raise DeltaError(prediction.error)
-        text, read = str(prediction.label), len(tokenizer(prediction.text)["input_ids"])
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if most is None or len(ids) <= most:
-            return cls(text, read, len(ids), "stop")
-        return cls(tokenizer.decode(ids[:most], skip_special_tokens=True), read, most, "length")
-
-
-def _body(what: str, prefix: str, model: str) -> dict[str, Any]:
-    return {"id": f"{prefix}-{uuid4().hex}", "object": what, "created": int(time.time()), "model": model}
 
 
 def _usage(found: Sequence[_Written]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from threading import Lock
 from continual.backbone import Backbone
 from continual.errors import InputError, NoDelta, WrongKind
 from continual.features import features, tokenize
+from continual.kinds import Hear
 from continual.predict import Prediction, Predictor
 from continual.residents import SLOTS, Residents, registered
 from continual.settings import FALSE_ABSTENTIONS
@@ -23,13 +24,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Ask:
     """A text that is to be answered. task: by whose delta, None where the router chooses · at_least: as `predict`'s ·
-    embed: its features in the frozen backbone are wanted, and no answer.
+    embed: its features in the frozen backbone are wanted, and no answer · hear: who is told of an answer while it is
+    written.
     """
 
     text: Text
     task: str | None = None
     at_least: float | None = None
     embed: bool = False
+    hear: Hear | None = None
 
     @property
     def lane(self) -> str:
@@ -132,7 +135,8 @@ class Serving:
                 return self._embedded(texts)
             if predictor is None:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
-            return predictor.predict(texts, task=[ask.task for ask in asks], at_least=asks[0].at_least)
+            tasks, hear = [ask.task for ask in asks], [ask.hear for ask in asks]
+            return predictor.predict(texts, task=tasks, at_least=asks[0].at_least, hear=hear)
         except Exception as error:
             if len(asks) == 1:
                 return [error]

@@ -1,5 +1,6 @@
 """Every learned task over HTTP: answers as `predict` gives them, errors in one shape, keys, new champions."""
 
+import itertools
 import json
 import signal
 import socket
@@ -16,7 +17,7 @@ import httpx
 import pytest
 import torch
 from command_line import Run
-from openai import OpenAI, UnprocessableEntityError
+from openai import NotFoundError, OpenAI, UnprocessableEntityError
 from served import POLL, Server, folder, learner, server  # noqa: F401 (fixtures)
 from tiny import rows_of
 
@@ -238,6 +239,30 @@ def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None: 
     tokens = tokenize(learner.backbone, ["red cat", "blue dog"], max_length=32)
     vectors = features(learner.backbone, tokens)
     assert torch.allclose(torch.tensor([one.embedding for one in embedded.data]), vectors, atol=1e-5)
+
+
+def test_answers_are_heard_while_they_are_written(served: Server, learner: Learner) -> None:  # noqa: F811
+    heard: list[str] = []
+    predictor = Predictor(learner.backbone, learner.registry)
+    (wanted,) = predictor.predict(["red cat"], task=["echo"], hear=[heard.append])
+    assert len(heard) > 2
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
+    assert heard[-1] == wanted.label
+    message = {"role": "user", "content": "red cat"}
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        texts = client.completions.create(model="echo", prompt="red cat", stream=True)
+        parts = [chunk.choices[0] for chunk in texts]
+        chat = client.chat.completions.create(model="echo", messages=[message], stream=True)  # type: ignore[list-item]
+        said = [chunk.choices[0].delta.content or "" for chunk in chat]
+        assert "".join(part.text for part in parts) == "".join(said) == wanted.label
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]
+        with pytest.raises(NotFoundError, match="echo"):
+            client.completions.create(model="eccho", prompt="red cat", stream=True)
+        with pytest.raises(UnprocessableEntityError, match="2 prompts"):
+            client.completions.create(model="echo", prompt=["red cat", "red cat"], stream=True)
+        short = client.completions.create(model="echo", prompt="red cat", max_tokens=1)
+        assert short.choices[0].finish_reason == "length"
+        assert wanted.label.startswith(short.choices[0].text)
 
 
 def test_a_client_that_leaves_is_forgotten(learner: Learner, texts: list[str]) -> None:  # noqa: F811

@@ -1,0 +1,72 @@
+"""Answers as they are written: server-sent events, each with what is new in the text."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from continual.predict import Prediction
+from continual.serve.desk import Desk
+from continual.serve.serving import Ask
+
+Told = str | Prediction  # a text as far as it is written, or the answer at last
+
+
+async def told(desk: Desk, request: Request, ask: Ask) -> AsyncGenerator[Told]:
+    """What is written so far, again and again, and the whole answer at last. Raises what `Desk.answers` raises."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+    def hear(text: str) -> None:  # called by the thread that answers, which must not fail for one who has left
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(queue.put_nowait, text)
+
+    answers = asyncio.create_task(desk.answers(request, [replace(ask, hear=hear)]))
+    answers.add_done_callback(lambda _: queue.put_nowait(None))
+    try:
+        while (text := await queue.get()) is not None:
+            yield text
+        (answer,) = await answers
+        yield answer
+    finally:
+        answers.cancel()
+
+
+async def streamed(
+    desk: Desk,
+    request: Request,
+    ask: Ask,
+    *,
+    said: Callable[[Told], tuple[str, str | None]],
+    event: Callable[[str, str | None], Any],
+) -> StreamingResponse:
+    """A response of events. said: the text that follows from what is told, and why it ends, None while it does not ·
+    event: what is new in it, as JSON.
+
+    What goes wrong before the first word is raised, since until then there is a status to say so.
+    """
+    telling = told(desk, request, ask)
+    first = await anext(telling)
+
+    async def events() -> AsyncIterator[str]:
+        sent = ""
+        async with aclosing(telling):
+            text, finish = said(first)
+            while finish is None:
+                settled = text[: text.rfind(" ") + 1]  # a word may still become another one
+                if len(settled) > len(sent):
+                    yield _event(event(settled[len(sent) :], None))
+                    sent = settled
+                text, finish = said(await anext(telling))
+            yield _event(event(text[len(sent) :], finish))
+        yield _event("[DONE]")
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+def _event(what: Any) -> str:
+    return f"data: {what if isinstance(what, str) else json.dumps(what)}\n\n"
