@@ -12,12 +12,12 @@ from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
 STYLES = ("page/templates/page.css", "serve/web/page.css")
-SCRIPT = "serve/web/page.js"
+SCRIPTS = tuple(f"serve/web/{part}.js" for part in ("page", "answer", "tasks", "load"))
 
 
 def document() -> tuple[str, dict[str, str]]:
     """The page, and the headers that go with it."""
-    style, script = "".join(map(_text, STYLES)), _text(SCRIPT)
+    style, script = ("\n".join(map(_text, parts)) for parts in (STYLES, SCRIPTS))
     page = _text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
     policy = {
         "default-src": "'none'",
