@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from starlette.responses import JSONResponse, Response
 
 from continual.errors import ContinualError
-from continual.serve import answering, openai, reading
+from continual.serve import answering, load, openai, page, reading
 from continual.serve.access import ADMIN, READ, Access
 from continual.serve.desk import Desk, Limits
 from continual.serve.faults import described, fault, install
@@ -66,7 +66,9 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
     app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=metrics.requested)
     install(app)
     read, admin = [Depends(access.needs(READ))], [Depends(access.needs(ADMIN))]
-    for router in (answering.routes(desk), openai.routes(desk), reading.routes(serving.registry)):
+    app.include_router(page.routes())
+    shown = (answering.routes(desk), openai.routes(desk), reading.routes(serving.registry))
+    for router in (*shown, load.routes(desk, metrics.recent)):
         app.include_router(router, dependencies=read)
 
     @app.get("/healthz", tags=["the server"])

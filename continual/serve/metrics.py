@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from continual.predict import Prediction
 from continual.serve.batcher import Batcher
+from continual.serve.recent import Recent
 from continual.serve.serving import Ask, Embedded, Serving
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -15,9 +16,10 @@ ABSTAINED = ""  # in place of a task, of what belongs to none
 
 
 class Metrics:
-    """The numbers of one server."""
+    """The numbers of one server. recent: how many inputs were answered of late."""
 
     def __init__(self) -> None:
+        self.recent = Recent()
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "continual_requests", "Requests, by operation and status", ["path", "status"], registry=self._registry
@@ -43,6 +45,7 @@ class Metrics:
 
     def answered(self, answers: Sequence[Prediction | Embedded], seconds: float) -> None:
         """Count the answers of one request, which took so long."""
+        self.recent.add(len(answers))
         for own in answers:
             if isinstance(own, Embedded):
                 continue

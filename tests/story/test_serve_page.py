@@ -1,0 +1,195 @@
+"""The page of a server, as a browser shows it: filled, used by keyboard, narrow and wide, with and without a key."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from starlette.responses import HTMLResponse
+from tiny import rows_of, write_task
+
+from continual import Learner, read_stream
+from continual.serve import Serving, application, listening
+from continual.settings import settings
+from registry import Registry, add_key, revoke_key
+
+METHODS = {"animals": "lora", "mood": "ia3"}
+BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+WIDTHS = (360, 1200)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+QUIET += ("--disable-background-networking", "--disable-component-update")
+ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=20000")
+CONTROLS = ["Text", "Second text only for tasks of pairs", "Task", "Ask", "Filter", "animals"]
+CONTROLS += ["Try this task", "Versions", "mood"]  # of the task that is open, and the next
+# Uses the page in each of its frames, and says what came of it in the document that the browser prints.
+DRIVER = (Path(__file__).parents[1] / "fixtures" / "serve_page.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """Two tasks, of which one was learned twice."""
+    folder = tmp_path_factory.mktemp("page")
+    entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
+    places = settings(folder / "home", {})
+    registry = Registry.open(places.registry, places.blobs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
+            for name, chosen in {"both": entries, "again": entries[:1]}.items():
+                stream = {"name": name, "budget": BUDGET, "tasks": chosen}
+                (folder / f"{name}.yaml").write_text(yaml.safe_dump(stream))
+                assert learner.run(read_stream(folder / f"{name}.yaml")) == {}
+            yield learner
+
+
+@contextmanager
+def served(learner: Learner, *, local: bool) -> Iterator[str]:
+    """A server's address, with the driver of these tests beside its page."""
+    app = application(Serving(learner.backbone, learner.registry), local=local)
+    app.add_api_route("/driver", lambda: HTMLResponse(DRIVER))
+    with listening("127.0.0.1", 0) as at:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{at.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(learner: Learner) -> Iterator[str]:
+    with served(learner, local=True) as address:
+        yield address
+
+
+@dataclass(frozen=True)
+class Shown:
+    """seen: what the driver found, by the width of the frame · said: by the browser · label: of the text, by HTTP."""
+
+    scheme: str
+    seen: dict[str, dict[str, Any]]
+    said: str
+    label: str
+
+
+def used(url: str, folder: Path, *, scheme: str = "light", **told: Any) -> tuple[dict[str, Any], str]:
+    """What came of using the page, by the width of its frame; and what the browser had to say."""
+    if BROWSER is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    where = f"{url}/driver#{httpx.QueryParams(told=json.dumps({'widths': WIDTHS, **told}))}"
+    words = [BROWSER, *QUIET, *ASKED, colours, f"--user-data-dir={folder / 'profile'}", where]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    found = re.findall(r'<pre id="seen">(.*?)</pre>', ran.stdout, flags=re.DOTALL)
+    assert found, f"the driver did not come to its end: {ran.stderr}"
+    return json.loads(html.unescape(found[0])), ran.stderr
+
+
+def test_the_page_names_all_that_a_browser_may_run(address: str) -> None:
+    answer = httpx.get(address)
+    policy = dict(rule.split(maxsplit=1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
+    for tag in ("script", "style"):
+        (inline,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+        assert len(inline) > 1000
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.findall(r"innerHTML|https?://(?!www\.w3\.org/2000/svg)|\b(?:src|on\w+)=|url\(", answer.text)
+
+
+def test_the_load_counts_what_was_answered(address: str) -> None:
+    before = httpx.get(f"{address}/v1/load").json()
+    rows = [{"text": text} for text in rows_of("mood", 5).texts]
+    assert httpx.post(f"{address}/v1/predict", json={"rows": rows}).is_success
+    for _ in range(150):
+        after = httpx.get(f"{address}/v1/load").json()
+        if sum(after["inputs_by_second"]) == sum(before["inputs_by_second"]) + len(rows):
+            break
+        time.sleep(0.02)  # its second is still running
+    else:
+        pytest.fail(f"the inputs are not among {after['inputs_by_second']}")
+    assert after["tasks"] == len(METHODS)
+    assert after["in_memory"] > 0
+    assert after["inputs_per_second"] > 0
+    assert after["seconds"] > before["seconds"]
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def shown(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """What came of using the page without a key."""
+    (text,) = rows_of("mood", 1).texts
+    folder = tmp_path_factory.mktemp("browser")
+    seen, said = used(address, folder, scheme=request.param, text=text, task="mood", open="animals")
+    asked = httpx.post(f"{address}/v1/predict", json={"rows": [{"text": text, "task": "mood"}]})
+    return Shown(request.param, seen, said, asked.json()["predictions"][0]["label"])
+
+
+def test_a_browser_fills_it(shown: Shown) -> None:
+    assert "CONSOLE" not in shown.said
+    for found in shown.seen.values():
+        assert "failed" not in found, found
+        assert found["tasks"] == [*METHODS]
+        assert found["choices"] == ["", *METHODS]
+        assert found["filtered"] == ["mood"]
+        assert found["load"] == "2"
+        assert "animals@2" in found["detail"], "versions"
+        assert "animals@1 retrained, weight 1" in found["detail"], "lineage"
+        assert found["others"] == [], "every request is to the server itself"
+
+
+def test_a_text_is_answered(shown: Shown) -> None:
+    for found in shown.seen.values():
+        assert found["told"].startswith(f"{shown.label} with probability")
+        assert "by mood, as you chose; delta mood@1" in found["told"]
+        assert re.search("chosen by the router with|like those of none of the tasks", found["routed"])
+        assert "'gone'" in found["refused"]
+
+
+def test_it_fits_any_width_and_scheme(shown: Shown) -> None:
+    assert shown.seen.keys() == {str(width) for width in WIDTHS}
+    for width, found in shown.seen.items():
+        assert found["width"] == int(width)
+        assert found["needed"] <= found["width"], "the page scrolls sideways"
+        assert found["paper"] == ("rgb(20, 23, 27)" if shown.scheme == "dark" else "rgb(255, 255, 255)")
+
+
+def test_the_keyboard_reaches_all_of_it(shown: Shown) -> None:
+    for found in shown.seen.values():
+        assert [control["name"] for control in found["controls"]] == CONTROLS
+        assert all(control["reached"] and control["visible"] for control in found["controls"]), found["controls"]
+
+
+def test_it_asks_for_a_key_where_the_server_does(learner: Learner, tmp_path: Path) -> None:
+    secret = add_key(learner.registry, "page", role="read")
+    try:
+        with served(learner, local=False) as address:
+            told = {"widths": WIDTHS[:1], "keys": ["wrong", secret], "text": "a", "task": "mood", "open": "mood"}
+            seen, said = used(address, tmp_path, **told)
+    finally:
+        revoke_key(learner.registry, "page")
+    (found,) = seen.values()
+    assert "failed" not in found, found
+    assert found["asked"] == ["The server asks for a key.", "The server knows no such key."]
+    assert found["tasks"] == [*METHODS]
+    assert "Uncaught" not in said
+    assert secret not in said
