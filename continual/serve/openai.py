@@ -9,83 +9,21 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from continual.errors import DeltaError, InputError, NotFound
 from continual.predict import Prediction
-from continual.serve.answering import String
 from continual.serve.desk import Desk
 from continual.serve.faults import described
+from continual.serve.messages import Chat, Completion, Embeddings, Sampling
 from continual.serve.serving import Ask, Embedded
 from continual.serve.streamed import Told, streamed
 
 KIND = "generation"
-
-
-class _Sampling(BaseModel):
-    """What a client may say besides: answers are the most probable, whatever it says of chance."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: String
-    temperature: Annotated[float, Field(ge=0, le=0)] | None = None
-    top_p: Annotated[float, Field(ge=1, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
-    seed: int | None = None
-    user: str | None = None
-
-    @property
-    def most(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-
-class Completion(_Sampling):
-    """One text to be continued, or several."""
-
-    prompt: String | Annotated[list[String], Field(min_length=1)]
-
-
-class Part(BaseModel):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: String
-
-
-class Message(BaseModel):
-    """What a user says: a task's delta has learned to answer texts, and no conversations."""
-
-    role: Literal["user"]
-    content: String | Annotated[list[Part], Field(min_length=1)]
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class Chat(_Sampling):
-    """One message."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
-
-
-class Embeddings(BaseModel):
-    """Texts whose features are wanted. model: the backbone's name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: String
-    input: String | Annotated[list[String], Field(min_length=1)]
-    encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +86,7 @@ def routes(desk: Desk) -> APIRouter:
         text, tokens, finish = cut(str(prediction.label), most)
         return _Written(text, len(tokenizer(prediction.text)["input_ids"]), tokens, finish)
 
-    async def answer(request: Request, asked: _Sampling, texts: Sequence[str], format: _Format) -> Any:
+    async def answer(request: Request, asked: Sampling, texts: Sequence[str], format: _Format) -> Any:
         """What is written to each text, in one of the two formats, as events if they are asked for."""
         await asyncio.to_thread(serving.require, asked.model, kind=KIND)
         head = {"id": f"{format.prefix}-{uuid4().hex}", "created": int(time.time()), "model": asked.model}
