@@ -50,7 +50,7 @@ class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not
             with suppress(InputError):  # nothing can be routed, which texts without a task will be told
                 self.predictor.ready()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One row per text, as `continual predict` answers; `label` and `score` among the columns.
 
         model_input: a column `text`, and perhaps `task`, null where the router is to choose; or texts alone.
@@ -58,7 +58,8 @@ class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not
         frame = _frame(model_input)
         with self.alone:
             found = self.predictor.predict(_texts(frame), task=self.task or _tasks(frame))
-        return pd.DataFrame([asdict(answer) for answer in found], columns=list(Prediction.__dataclass_fields__))
+        columns = list(Prediction.__dataclass_fields__)
+        return pd.DataFrame([asdict(answer) for answer in found], columns=columns, dtype=object)  # NaN is no JSON
 
 
 def _place(config: Mapping[str, Any], name: str) -> str:
