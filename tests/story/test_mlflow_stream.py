@@ -20,6 +20,7 @@ import pytest
 import yaml
 from command_line import Run
 from mlflow import pyfunc, set_tracking_uri
+from mlflow.exceptions import MlflowException
 from test_cli import stream  # noqa: F401  (a fixture)
 from tiny import rows_of, write_task
 
@@ -124,7 +125,9 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
         wait_for(address)
         same(asked(address, {"inputs": TEXTS}), routed)
         same(asked(address, frame(["text"], [[text] for text in TEXTS])), routed)
-        same(asked(address, {"inputs": [*TEXTS, PAIR]}), lines(cli, tmp_path, [*TEXTS, PAIR]))
+        same(asked(address, {"inputs": [PAIR, PAIR]}), lines(cli, tmp_path, [PAIR, PAIR]))
+        mixed = lines(cli, tmp_path, [*TEXTS, PAIR])
+        same(asked(address, frame(["text"], [[text] for text in [*TEXTS, PAIR]])), mixed)
         told = lines(cli, tmp_path, TEXTS, "--task", "mood")
         same(asked(address, {"inputs": {"text": TEXTS, "task": ["mood"] * len(TEXTS)}}), told)
         some = [None, "mood", None, "place"]
@@ -170,5 +173,6 @@ def test_a_version_of_a_streams_model_stays_as_it_was(cli: Run, tmp_path: Path, 
         first.predict(pd.DataFrame({"text": TEXTS, "task": 3}))
     assert first.predict([]).empty
     assert cli("purge", "mood", "--yes").code == 0
-    with pytest.raises(NotFound, match="was purged"):
+    with pytest.raises(MlflowException, match="not found"):
         pyfunc.load_model("models:/two/1")
+    assert set(pyfunc.load_model("models:/two@champion").predict(texts)["delta"]) <= {"place@1", None}
