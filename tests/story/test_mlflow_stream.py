@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -123,7 +124,9 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
         same(json.loads(done.stdout), routed)
 
         wait_for(address)
-        same(asked(address, {"inputs": TEXTS}), routed)
+        with ThreadPoolExecutor(4) as clients:
+            for answers in clients.map(lambda _: asked(address, {"inputs": TEXTS}), range(8)):
+                same(answers, routed)
         same(asked(address, frame(["text"], [[text] for text in TEXTS])), routed)
         same(asked(address, {"inputs": [PAIR, PAIR]}), lines(cli, tmp_path, [PAIR, PAIR]))
         mixed = lines(cli, tmp_path, [*TEXTS, PAIR])
