@@ -8,21 +8,24 @@ from continual.errors import BlobError
 from continual.neighbours import named_signatures, read_signature
 from continual.routing import AUTO, Router, Statistics, build_router, calibrate, held_out, rule_names
 from continual.routing.totals import Totals
-from registry import Registry, StoredSignature
+from registry import Champion, Registry, StoredSignature
 
 log = logging.getLogger(__name__)
 MOST_WIDE = 256  # tasks; a router in wide features reads some megabytes and takes some hundredths of a second for each
 
 
 def stored_router(
-    registry: Registry, backbone: Backbone, tasks: Collection[str], *, kind: str = AUTO
+    registry: Registry, backbone: Backbone, champions: Mapping[str, Champion], *, kind: str = AUTO
 ) -> tuple[Router, Mapping[str, Statistics]] | None:
-    """The router of those of `tasks` that can be routed to, and the statistics that it was made of; None for none.
+    """The router of those tasks that can be routed to, and the statistics that it was made of; None for none.
+
+    champions: the delta that answers for each task; its own signature routes, whichever version serves meanwhile.
 
     Of very many tasks, and where an older release learned some, it is by the distance to class means in the last
     layer's features (`mahalanobis`), which every signature holds; settings are then chosen on rows of some tasks.
     """
-    stored = {found.task: found for found in named_signatures(registry, backbone) if found.task in tasks}
+    deltas = [champion.delta for champion in champions.values()]
+    stored = {found.task: found for found in named_signatures(registry, backbone, deltas=deltas)}
     some = sorted(stored.values(), key=lambda found: found.digest)[:MOST_WIDE]  # whatever order they came in
     chosen = {found.task for found in some}
     parts = _read(registry, [found for task, found in stored.items() if task in chosen])

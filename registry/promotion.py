@@ -19,7 +19,7 @@ def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) 
         if row.status == "champion":
             raise NothingToDo(f"{delta} serves already. Nothing was changed.")
         let_serve(unit.session, row, reason=reason)
-        unit.tell("champion", row.task.name)
+        unit.tell_champion(row.task)
 
 
 def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
@@ -35,7 +35,7 @@ def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) 
         row.status, row.reason = "archived", f"archived: {reason}" if reason else "archived by hand"
         note(unit.session, row, "archived", reason=reason)
         if served:
-            unit.tell("champion", row.task.name)
+            unit.tell_champion(row.task)
 
 
 def _kept(unit: Unit, name: str) -> Delta:

@@ -118,7 +118,7 @@ class Unit:
         self._add_scores(delta, scores, new=True)
         self.tell("delta", delta.name)
         if delta.status == "champion":
-            self.tell("champion", record.task)
+            self.tell_champion(delta.task)
         self._add_signature(delta, signature)
         return delta.name
 
@@ -189,6 +189,13 @@ class Unit:
     def tell(self, message: Message, subject: str, **about: Any) -> None:
         """Notes in the outbox what MLflow is to be told: of a delta or a stream by its name, else of a task by its."""
         self.session.add(Outbox(message=message, subject=subject, about=about))
+
+    def tell_champion(self, task: Task) -> None:
+        """Notes that another version serves a task, or none: that is told of it, and of the streams that learned it."""
+        self.tell("champion", task.name)
+        learned = select(Stream.name).join(Position).where(Position.task_id == task.id).order_by(Stream.id)
+        for stream in self.session.scalars(learned):
+            self.tell("stream", stream)
 
     def set_mlflow_run(self, name: str, run: str) -> None:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""

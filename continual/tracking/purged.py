@@ -1,19 +1,26 @@
 """What a person had removed from the registry is removed from MLflow too."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from continual.tracking.champions import find_model, model_name, versions
+from continual.tracking.champions import task_model
 from continual.tracking.client import Projection
+from continual.tracking.registered import find_model, versions
+from continual.tracking.stream_model import stream_model
 from registry import Pending, is_purged, settle
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def tell_purged(to: Projection, pending: Pending) -> None:
     """Removes the runs and the model versions of a task's purged deltas, with their artifacts.
 
     They are those that the message names, and those that are found by the task, which the registry may not know of.
+    Of the models of streams, the versions go that name such a delta.
     """
     task = pending.subject.partition("@")[0]
     named = [run for run in map(to.run, pending.about.get("runs", [])) if run]
@@ -21,7 +28,10 @@ def tell_purged(to: Projection, pending: Pending) -> None:
     found = [run for run in all_of_task if _gone(to, run.data.tags["continual.delta"])]
     for run in {run.info.run_id: run for run in (*named, *found)}.values():
         _remove(to, run)
-    _remove_versions(to, model_name(to, task))
+    _remove_versions(to, task_model(to, task), lambda version: [version.tags["continual.delta"]])
+    for stream in to.registry.streams():
+        if task in {position.task for position in stream.positions}:
+            _remove_versions(to, stream_model(to, stream.name), lambda version: _named(to, version))
     with to.registry.unit() as unit:
         settle(unit, pending)
 
@@ -32,9 +42,7 @@ def _gone(to: Projection, delta: str) -> bool:
 
 
 def _remove(to: Projection, run: "Run") -> None:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    get_artifact_repository(run.info.artifact_uri, tracking_uri=to.places.mlflow).delete_artifacts()
+    _artifacts(to, run.info.artifact_uri).delete_artifacts()
     if run.info.lifecycle_stage == "active":
         to.client.delete_run(run.info.run_id)
     store = to.client._tracking_client.store
@@ -42,16 +50,32 @@ def _remove(to: Projection, run: "Run") -> None:
         store._hard_delete_run(run.info.run_id)
 
 
-def _remove_versions(to: Projection, name: str) -> None:
-    model = find_model(to, name)
-    if model is None:
+def _remove_versions(to: Projection, name: str, named: "Callable[[ModelVersion], Collection[str]]") -> None:
+    """Removes the versions of a model that name purged deltas, and the model where none is left."""
+    if find_model(to, name) is None:
         return
     known = versions(to, name)
-    gone = [version for version in known if _gone(to, version.tags["continual.delta"])]
-    if len(gone) == len(known):
-        to.client.delete_registered_model(name)
-        return
+    gone = [version for version in known if any(_gone(to, delta) for delta in named(version))]
     for version in gone:
+        _artifacts(to, version.source).delete_artifacts()
         for tag in version.tags:  # MLflow keeps them of a version that is deleted
             to.client.delete_model_version_tag(name, version.version, tag)
         to.client.delete_model_version(name, version.version)
+    if len(gone) == len(known):
+        to.client.delete_registered_model(name)
+
+
+def _named(to: Projection, version: "ModelVersion") -> Collection[str]:
+    """The deltas that a version of a stream's model names, as its files say."""
+    from mlflow.models import Model
+
+    with TemporaryDirectory() as folder:
+        _artifacts(to, version.source).download_artifacts("MLmodel", folder)
+        named: Collection[str] = Model.load(Path(folder) / "MLmodel").flavors["python_function"]["config"]["deltas"]
+        return named
+
+
+def _artifacts(to: Projection, place: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(place, tracking_uri=to.places.mlflow)

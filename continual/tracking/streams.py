@@ -6,19 +6,21 @@ from continual.plots import confused, confusion_map, heat_map
 from continual.report import Document, report
 from continual.tracking.client import Projection, flat
 from continual.tracking.strategies import tell_strategies
+from continual.tracking.stream_model import tell_stream_model
 from registry import Pending, StoredStream, settle
 
 ROUTED = ("routing_accuracy", "abstained")  # what is measured of routing alone
 
 
 def tell_stream(to: Projection, pending: Pending) -> None:
-    """Brings the run of a stream up to date, and makes it where there is none."""
+    """Brings the run and the model of a stream up to date, and makes them where there are none."""
     stream = to.registry.stream(pending.subject)
     run = _run(to, stream)
     with to.registry.unit() as unit:
         unit.set_mlflow_run(stream.name, run)
     _summarise(to, run, stream, report(to.registry, stream.name))
     tell_strategies(to, stream.name, run)
+    tell_stream_model(to, stream, run)
     with to.registry.unit() as unit:
         settle(unit, pending)
 

@@ -51,7 +51,9 @@ def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
     loaded = [data for data in load_stream(known) if data.spec.kind == "classification"]
     with Learner.open(known.backbone, home) as learner:
         names = [data.spec.name for data in loaded]
-        found = stored_router(learner.registry, learner.backbone, names)
+        champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+        wanted = {name: champions[name] for name in names}
+        found = stored_router(learner.registry, learner.backbone, wanted)
         assert found is not None
         router, _ = found
         own = [name for data in loaded for name in [data.spec.name] * len(data.test)]

@@ -38,6 +38,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_
         "confusion.png",
         "matrix_oracle.png",
         "matrix_routed.png",
+        "model",
         "report.html",
         "report.json",
     }

@@ -19,7 +19,7 @@ from tracking_cases import client_of, names_of, places_of, runs_of, sync_all, sy
 from continual.settings import Settings
 from continual.tracking import sync
 from continual.tracking.names import LONGEST, plain
-from registry import Registry, identity, purge_task, waiting
+from registry import Registry, archive_delta, identity, promote_delta, purge_task, waiting
 from registry.base import now
 from registry.outbox import LEASE
 from registry.tables import Delta, Outbox
@@ -74,7 +74,7 @@ def test_everything_is_told_once(registry: Registry, places: Settings) -> None:
     assert len(sync_all(registry, places)) == 3
     again = {run.info.run_name: run for run in runs_of(places)}
     assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in known.items()}
-    assert len(client_of(places).search_model_versions()) == 2
+    assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", "sst2", "trec"]
     history = client_of(places).get_metric_history(known["core"].info.run_id, "oracle_acc")
     assert len({(point.step, point.value) for point in history}) == len(history)
 
@@ -125,7 +125,7 @@ def test_a_sender_that_is_killed_at_any_call_doubles_nothing(
     assert deaths > 20
     assert names_of(places) == ["core", "sst2@1"]
     assert [run.info.status for run in runs_of(places)] == ["FINISHED"] * 2
-    assert len(client_of(places).search_model_versions()) == 1
+    assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", "sst2"]
     assert client_of(places).get_model_version_by_alias("sst2", "champion").tags["continual.delta"] == "sst2@1"
 
 
@@ -148,7 +148,7 @@ def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Regist
     list(sync(registry, places))  # what had to wait for another's
     assert waiting(registry) == ()
     assert names_of(places) == ["core", *(f"{task}@1" for task in tasks)]
-    assert len(client_of(places).search_model_versions()) == 3
+    assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", *tasks]
 
 
 def test_an_mlflow_that_is_away_is_told_later(
@@ -209,10 +209,11 @@ def test_registries_that_share_an_mlflow_keep_apart(
         learn_stream(other, "sst2")
         assert other.delta("sst2@1").digest == registry.delta("sst2@1").digest
         sync_all(other, replace(places, registry=registry_url(elsewhere)))
-        own = f"sst2=={identity(other)[:8]}"
+        mark = identity(other)[:8]
     assert names_of(places) == ["core", "core", "sst2@1", "sst2@1"]
     models = {model.name for model in client_of(places).search_registered_models()}
-    assert models == {"sst2", own}
+    assert models > {"sst2", f"sst2=={mark}", "core"}
+    assert len(models) == 4, "each has a stream of that name"
 
 
 def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings) -> None:
@@ -223,13 +224,58 @@ def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings
         unit.tell("delta", "sst2@1")
     sync_all(registry, places)
     assert names_of(places) == ["core", "trec@1"]
-    assert [model.name for model in client_of(places).search_registered_models()] == ["trec"]
+    models = client_of(places).search_registered_models()
+    assert {model.name: model.aliases.get("champion") for model in models} == {"trec": 1, "core": 2}
+    assert [version.version for version in client_of(places).search_model_versions("name = 'core'")] == [2]
     files = {path for path in (places.home / "mlflow-artifacts").rglob("*") if path.is_file()}
     files -= set((places.home / "mlflow-artifacts").rglob("report.*"))  # names a stream's places, as the registry
     assert not [path for path in files if "sst2" in path.name or b"sst2" in path.read_bytes()]
     with sqlite3.connect(places.mlflow.removeprefix("sqlite:///")) as database:
         dumped = [line for line in database.iterdump() if "sst2" in line]
     assert dumped == [], "not in the bin either"
+
+
+def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places: Settings) -> None:
+    def champion() -> int | None:
+        found: int | None = client_of(places).get_registered_model("core").aliases.get("champion")
+        return found
+
+    begin(registry, "sst2", "trec")
+    learn(registry, "other")
+    with registry.unit() as unit:
+        unit.finish("core", 0, delta=learn_in(unit, registry, "sst2"))
+    sync_all(registry, places)
+    assert {model.name for model in client_of(places).search_registered_models()} == {"other", "sst2"}, "not ended"
+    with registry.unit() as unit:
+        unit.finish("core", 1, delta=learn_in(unit, registry, "trec"))
+    sync_all(registry, places)
+    assert champion() == 1
+    learn(registry, "sst2", score=0.4)
+    learn(registry, "other", score=0.9)
+    sync_all(registry, places)
+    assert champion() == 1, "what serves is the same"
+    learn(registry, "sst2", score=0.6)
+    sync_all(registry, places)
+    assert champion() == 2
+    promote_delta(registry, "sst2@1")
+    sync_all(registry, places)
+    assert champion() == 1
+    archive_delta(registry, "trec@1")
+    sync_all(registry, places)
+    assert champion() == 3
+    archive_delta(registry, "sst2@1")
+    sync_all(registry, places)
+    assert champion() is None
+
+
+def test_a_task_and_a_stream_of_one_name_have_models_of_their_own(registry: Registry, places: Settings) -> None:
+    learn_stream(registry, "sst2")
+    sync_all(registry, places)
+    learn(registry, "core")
+    sync_all(registry, places)
+    models = {model.name: model.tags for model in client_of(places).search_registered_models()}
+    assert models["core"]["continual.stream"] == "core"
+    assert models[f"core=={identity(registry)[:8]}"]["continual.task"] == "core"
 
 
 HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f%2F $x_$ 日本"
@@ -249,9 +295,10 @@ def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
         Path(artifact.path).name
     ]
     assert {path.name for path in places.home.iterdir()} >= {"mlflow-artifacts", "blobs"}
-    (model,) = client.search_registered_models()
-    assert not set("/:?#'\"<>%$ ").intersection(model.name)
-    assert model.tags["continual.task"] == HOSTILE
+    models = client.search_registered_models()
+    assert not set("/:?#'\"<>%$ ").intersection("".join(model.name for model in models))
+    (model,) = [model for model in models if model.tags.get("continual.task") == HOSTILE]
+    assert [own.tags["continual.stream"] for own in models if own.name != model.name] == [STREAM]
     assert quopri.decodestring(model.name.encode()).decode() == HOSTILE
     assert client.get_model_version_by_alias(model.name, "champion").tags["continual.delta"] == f"{HOSTILE}@1"
     purge_task(registry, HOSTILE)
