@@ -1,9 +1,12 @@
 """`POST /v1/predict`: texts answered by the tasks that are named, or by those that the router chooses."""
 
+import json
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -46,7 +49,14 @@ def routes(desk: Desk) -> APIRouter:
     async def predict(question: Question, request: Request) -> Response:
         """Answer texts: each by its task's delta, or by that of the task which the router chooses."""
         found = await desk.answers(request, [Ask(row.text, row.task, question.at_least) for row in question.rows])
-        body = Answered.model_construct(predictions=found).model_dump_json()
-        return Response(body, media_type="application/json")
+        return Response(_written(found), media_type="application/json")
 
     return router
+
+
+def _written(predictions: Sequence[Prediction]) -> str:
+    answered = Answered.model_construct(predictions=predictions)
+    try:
+        return answered.model_dump_json()
+    except PydanticSerializationError:  # a text holds half a surrogate pair, which JSON has by its escape alone
+        return json.dumps(answered.model_dump())

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from continual.errors import DeltaError, NotFound
+from continual.features import utf8
 from continual.predict import Prediction
 from continual.serve.desk import Desk
 from continual.serve.faults import described
@@ -153,7 +154,7 @@ class _Written:
         """The answer of at most so many tokens. Raises DeltaError where there is none."""
         if prediction.error:
             raise DeltaError(prediction.error)
-        text, read = str(prediction.label), len(tokenizer(prediction.text)["input_ids"])
+        text, read = str(prediction.label), len(tokenizer(utf8(str(prediction.text)))["input_ids"])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if most is None or len(ids) <= most:
             return cls(text, read, len(ids), "stop")

@@ -35,7 +35,8 @@ from tests.tiny_models import tiny_model
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 DELIBERATE = {"503", "504"}
-PATIENCE = 10.0  # seconds that garbage waits for an answer
+PATIENCE = 2.0  # seconds that garbage waits for an answer
+ATTACKERS = 8
 SILENT = 32  # clients that say nothing
 GROWTH = 24.0  # MiB that the allocator may take or give as it likes
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -154,7 +155,7 @@ async def at_once(served: Served, seconds: float, seed: int) -> Seen:
         group.create_task(good(served.url, seen, asked, expected, until))
         group.create_task(silence(port, until))
         group.create_task(watch(served, seen, until))
-        for number in range(4):
+        for number in range(ATTACKERS):
             group.create_task(attack(port, seen, Random(seed + number), until))
     return seen
 

@@ -13,7 +13,7 @@ LONG = 1 << 16
 
 @dataclass(frozen=True)
 class Garbage:
-    """sent: all of it · pieces: how many writes it comes in, with pauses between · leaves: without reading an answer."""
+    """sent: all of it · pieces: how many writes it comes in, with pauses · leaves: without reading an answer."""
 
     sent: bytes
     pieces: int = 1
