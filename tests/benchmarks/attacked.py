@@ -50,7 +50,7 @@ class Seen:
     statuses: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     lost: list[str] = field(default_factory=list)
-    wrong: int = 0
+    wrong: list[Any] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
 
@@ -128,8 +128,9 @@ async def good(url: str, seen: Seen, asked: list[Question], expected: list[list[
             seen.seconds.append(time.monotonic() - began)
             if status != 200:
                 seen.lost.append(body.decode())
-            elif not all(map(same, json.loads(body)["predictions"], expected[number])):
-                seen.wrong += 1
+            else:
+                pairs = zip(json.loads(body)["predictions"], expected[number], strict=True)
+                seen.wrong += [pair for pair in pairs if not same(*pair)]
             await asyncio.sleep(0.02)
 
 
@@ -186,7 +187,7 @@ def faults_of(found: dict[str, Any]) -> list[str]:
         f"the server failed: {bad}": bool(bad),
         f"{found['tracebacks']} tracebacks": found["tracebacks"] > 0,
         f"{len(found['lost'])} requests of the good client lost": bool(found["lost"]),
-        f"{found['wrong']} answers to the good client wrong": found["wrong"] > 0,
+        f"{len(found['wrong'])} answers to the good client wrong": bool(found["wrong"]),
         f"the memory grew by {found['growth']:.0f} MiB": found["growth"] > GROWTH,
         "what the document does not describe; see schemathesis": found["schemathesis_exit"] != 0,
     }
