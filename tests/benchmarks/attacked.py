@@ -38,6 +38,7 @@ DELIBERATE = {"503", "504"}
 PATIENCE = 2.0  # seconds that garbage waits for an answer
 ATTACKERS = 8
 SILENT = 32  # clients that say nothing
+SAME = 1e-2  # of a probability, whatever else is in the batch, where matrix products may be of bfloat16
 GROWTH = 24.0  # MiB that the allocator may take or give as it likes
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 COUNTED = re.compile(r'continual_requests_total\{path="(.*)",status="(5\d\d)"\} (\S+)')
@@ -137,7 +138,7 @@ async def good(url: str, seen: Seen, asked: list[Question], expected: list[list[
 def same(answer: dict[str, Any], before: dict[str, Any]) -> bool:
     return (answer["task"], answer["label"]) == (before["task"], before["label"]) and abs(
         answer["score"] - before["score"]
-    ) < 1e-3
+    ) < SAME
 
 
 async def watch(served: Served, seen: Seen, until: float) -> None:

@@ -25,10 +25,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from tests.benchmarks.runs import quieten, say
 from tests.benchmarks.served import Served, fill, opened, random_folder, serving
 
 BATCH = 1 << 12  # tokens, as the server's on a CPU
+PROMOTED = 0.2  # seconds from one change of a champion to the next
 WARM = 4  # answers after the first one
 _inside: list[Serving] = []  # of the process that answers without HTTP
 
@@ -73,6 +75,16 @@ def answered_inside(asked: Sequence[Question], seconds: float) -> tuple[int, flo
 def said_inside(asked: Sequence[Question]) -> list[Any]:
     asks = [Ask(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
     return [answer.label for answer in _inside[0].answers(asks)]  # type: ignore[union-attr]
+
+
+def promote(home: Path, tasks: Sequence[str], begun: Event, over: Event) -> None:
+    with opened(home) as registry:
+        begun.set()
+        for task in cycle(tasks):
+            other = next(row["delta"] for row in registry.deltas(task) if row["status"] != "champion")
+            promote_delta(registry, other)
+            if over.wait(PROMOTED):
+                return
 
 
 class Bench:
@@ -167,26 +179,17 @@ class Bench:
 
     @contextmanager
     def _promoting(self) -> Iterator[None]:
-        """Inside, the version of a task that does not serve is let serve, ten times a second, task after task."""
-        over = Event()
-
-        def promote() -> None:
-            with opened(self.home) as registry:
-                turn = 0
-                while not over.wait(0.1):
-                    task = self.churned[turn % len(self.churned)]
-                    promote_delta(
-                        registry, next(r["delta"] for r in registry.deltas(task) if r["status"] != "champion")
-                    )
-                    turn += 1
-
-        thread = Thread(target=promote)
-        thread.start()
+        """Inside, another process lets the version of a task serve that does not, task after task."""
+        spawned = multiprocessing.get_context("spawn")
+        begun, over = spawned.Event(), spawned.Event()
+        process = spawned.Process(target=promote, args=(self.home, self.churned, begun, over))
+        process.start()
+        begun.wait()
         try:
             yield
         finally:
             over.set()
-            thread.join()
+            process.join()
 
     def first_answers(self) -> dict[str, Any]:
         more = []
