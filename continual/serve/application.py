@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from continual.errors import ContinualError
 from continual.serve import answering, load, openai, page, reading
@@ -62,6 +62,7 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
         lifespan=lifespan,
         docs_url=None,  # pages with scripts of another site's
         redoc_url=None,
+        responses=described(400),
     )
     app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=metrics.requested)
     install(app)
@@ -83,7 +84,13 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
             return JSONResponse({"status": "ok", "tasks": len(serving.champions)})
         return fault(503, f"nothing is learned on backbone {serving.backbone.name!r} yet", type="NoDelta")
 
-    @app.get("/metrics", tags=["the server"], dependencies=read, responses=described(401))
+    @app.get(
+        "/metrics",
+        tags=["the server"],
+        dependencies=read,
+        responses=described(401),
+        response_class=PlainTextResponse,
+    )
     async def prometheus() -> Response:
         """The numbers of this server, as Prometheus reads them."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

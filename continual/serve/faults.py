@@ -1,5 +1,6 @@
 """Errors as answers: one JSON shape, that of OpenAI's, and the status that says whose fault it is."""
 
+import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -9,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from continual.errors import (
     Closing,
@@ -53,9 +54,10 @@ class Faulty(BaseModel):
     error: Fault
 
 
-def fault(status: int, message: str, *, type: str, param: str | None = None, **headers: str) -> JSONResponse:
-    """The answer that says what went wrong."""
-    return JSONResponse({"error": Fault(message=message, type=type, param=param).model_dump()}, status, headers)
+def fault(status: int, message: str, *, type: str, param: str | None = None, **headers: str) -> Response:
+    """The answer that says what went wrong; in ASCII, since a message may quote half a surrogate pair."""
+    body = json.dumps({"error": Fault(message=message, type=type, param=param).model_dump()})
+    return Response(body, status, headers, media_type="application/json")
 
 
 def install(app: FastAPI) -> None:

@@ -1,5 +1,6 @@
 """An application on a port, until it is told to end; then what was accepted is finished first."""
 
+import gc
 import ipaddress
 import signal
 import socket
@@ -30,8 +31,15 @@ def listening(host: str, port: int) -> socket.socket:
 def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:
     """Answer on a socket until the process is told to end (SIGTERM, Ctrl-C); requests then have `grace` seconds."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(grace) or 1
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(grace) or 1,
     )
     for told in (signal.SIGTERM, signal.SIGINT):
         signal.signal(told, lambda number, frame: None)  # which uvicorn takes over, and raises again at its end
+    gc.collect()
+    gc.freeze()  # the libraries' objects stay; to walk them again and again took more than half of a request's time
     uvicorn.Server(config).run(sockets=[at])

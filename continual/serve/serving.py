@@ -100,8 +100,8 @@ class Serving:
         )
         try:
             predictor.ready()
-        except InputError as error:
-            log.warning("inputs without a task cannot be answered: %s", error)
+        except InputError:  # which those who ask without a task are told in full
+            log.warning("no task can be routed to; only inputs that name their task are answered")
         return predictor
 
     def require(self, task: str, *, kind: str | None = None) -> None:
