@@ -10,7 +10,7 @@ from continual.experts import Asked, Failed, opinions
 from continual.features import tokenize
 from continual.frozen import frozen
 from continual.kinds import Answer, Hear
-from continual.residents import SLOTS, Residents, registered
+from continual.residents import SLOTS, Residents, registered, resident
 from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
 from continual.settings import FALSE_ABSTENTIONS
 from continual.stored_router import stored_router
@@ -138,7 +138,7 @@ class Predictor:
 
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
-        return self.residents.delta(self._champion(task).delta)
+        return self.residents.delta(resident(self._champion(task)))
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
         self.ready()
@@ -217,8 +217,9 @@ class Predictor:
 
     def _asked(self, asked: Mapping[str, Asked]) -> dict[str, Opinion[Answer | Failed]]:
         """What the deltas of tasks say, by task."""
-        found = opinions(self._backbone, self.residents, {self._champions[name].delta: asked[name] for name in asked})
-        return {name: found[self._champions[name].delta] for name in asked}
+        names = {task: resident(self._champions[task]) for task in asked}
+        found = opinions(self._backbone, self.residents, {names[task]: own for task, own in asked.items()})
+        return {task: found[name] for task, name in names.items()}
 
     def _longest(self, task: str) -> int:
         """How many tokens of a text the task's rows were cut at."""

@@ -6,15 +6,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from continual.backbone import Backbone
 from continual.deltas import Bank, Delta, Mixed, load_delta
-from registry import Registry
+from registry import Champion, Registry
 
 SLOTS = 256  # deltas on the device
 KEPT = 1 << 30  # bytes of deltas in the host's memory
 
 
+def resident(champion: Champion) -> str:
+    """What a champion is called here: by its digest too, since a deleted task may come back with other values."""
+    return f"{champion.delta} {champion.digest}"
+
+
 def registered(registry: Registry) -> Callable[[str], Delta]:
-    """How to read a delta of a registry by its name. Raises NotFound, or BlobError."""
-    return lambda name: load_delta(registry.blobs.get(registry.delta(name).values))
+    """How to read what `resident` names from a registry. Raises BlobError."""
+    return lambda name: load_delta(registry.blobs.get(name.rpartition(" ")[-1]))
 
 
 class Residents:

@@ -7,6 +7,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from continual.predict import Prediction
+from continual.residents import resident
 from continual.serve.batcher import Batcher
 from continual.serve.recent import Recent
 from continual.serve.serving import Ask, Embedded, Serving
@@ -69,5 +70,5 @@ class _Held(Collector):
         held = GaugeMetricFamily("continual_resident", "Whether a task's delta lies there", labels=["task", "place"])
         for task, champion in self._serving.champions.items():
             for place, names in places.items():
-                held.add_metric([task, place], champion.delta in names)
+                held.add_metric([task, place], resident(champion) in names)
         yield held

@@ -84,9 +84,9 @@ class Serving:
             found = {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
             if found == self.champions:
                 return False
-            kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
+            self.kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
             self._predictor = self._made([*found.values()]) if found else None
-            self.champions, self.kinds = found, kinds
+            self.champions = found  # at last, since others look at it meanwhile
             return True
 
     def _made(self, champions: Sequence[Champion]) -> Predictor:

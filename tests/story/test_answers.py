@@ -106,6 +106,18 @@ def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, t
     assert all(b.abstained or b.label == a.label for b, a in zip(whole, found, strict=True))
 
 
+def test_a_delta_of_the_same_name_with_other_values_is_another(learner: Learner, texts: list[str]) -> None:
+    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    before = Predictor(learner.backbone, learner.registry)
+    before.predict(texts, task="mood")
+    deleted_and_learned_again = replace(champions["mood"], digest=champions["food"].digest)
+    after = Predictor(
+        learner.backbone, learner.registry, serving=[deleted_and_learned_again], residents=before.residents
+    )
+    wanted = before.predict(texts, task="food")
+    assert [found.label for found in after.predict(texts, task="mood")] == [own.label for own in wanted]
+
+
 def test_fewer_slots_than_tasks_change_no_answer(learner: Learner, texts: list[str]) -> None:
     wide, narrow = (Predictor(learner.backbone, learner.registry, slots=slots) for slots in (256, 2))
     assert said(narrow.predict(texts)) == said(wide.predict(texts))
