@@ -1,6 +1,7 @@
 """Inputs of many tasks answered together, through the public face: by the same answers as task after task."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
