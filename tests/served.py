@@ -64,11 +64,11 @@ class Server:
 
 
 @contextmanager
-def server(learner: Learner, *, local: bool = True, limits: Limits | None = None) -> Iterator[Server]:
+def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
     """A server in a thread of this process, until the block ends."""
     serving = Serving(learner.backbone, learner.registry)
     app = application(serving, local=local, limits=limits, poll=POLL)
-    with listening("127.0.0.1", 0) as at:
+    with listening("127.0.0.1", port) as at:
         own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
         thread.start()

@@ -1,6 +1,6 @@
 """Who may ask: keys, of which the registry holds hashes, for reading or for all."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import HTTPException
 from starlette.requests import Request
@@ -25,10 +25,10 @@ class Access:
         """Look at the registry again. Raises RegistryError or DatabaseUnavailable; then all stays as it was."""
         self._roles = {digest: role for digest, (_, role) in self._registry.active_keys().items()}
 
-    def needs(self, role: str) -> Callable[[Request], None]:
+    def needs(self, role: str) -> Callable[[Request], Awaitable[None]]:
         """What refuses a request without a key for this role: 401 without a good one, 403 for one of another role."""
 
-        def check(request: Request) -> None:
+        async def check(request: Request) -> None:
             if self._open and not self._roles:
                 return
             scheme, _, secret = request.headers.get("authorization", "").partition(" ")

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from command_line import Run
 from openai import NotFoundError, OpenAI, UnprocessableEntityError
 from served import POLL, Server, folder, learner, server  # noqa: F401 (fixtures)
 from tiny import rows_of
+from transformers import PreTrainedTokenizerBase
 
 from continual import Learner
 from continual.features import features, tokenize
@@ -156,18 +158,30 @@ def until(true: Any, *, seconds: float = 20) -> None:
         time.sleep(POLL)
 
 
-def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:  # noqa: F811
-    champion = next(own for own in learner.registry.champions(learner.backbone.fingerprint) if own.task == "mood")
-    blob = Path(learner.registry.blobs.path(champion.digest))
-    away = blob.rename(blob.with_suffix(".away"))
+@contextmanager
+def away(learner: Learner, task: str) -> Iterator[None]:  # noqa: F811
+    """Without the values of a task's delta."""
+    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    blob = Path(learner.registry.blobs.path(champions[task].digest))
+    moved = blob.rename(blob.with_suffix(".away"))
     try:
-        with server(learner) as own:
-            bad, good = ask(own, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
+        yield
     finally:
-        away.rename(blob)
+        moved.rename(blob)
+
+
+def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:  # noqa: F811
+    with away(learner, "mood"), server(learner) as own:
+        bad, good = ask(own, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
     assert "BlobError" in bad["error"]
     assert (bad["label"], good["error"]) == (None, None)
     assert good["label"]
+
+
+def test_a_stream_that_cannot_begin_has_a_status_to_say_so(learner: Learner) -> None:  # noqa: F811
+    with away(learner, "echo"), server(learner) as own:
+        sent = own.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
+        assert "BlobError" in fault(sent, 503)
 
 
 def test_what_was_learned_can_be_read(served: Server, learner: Learner) -> None:  # noqa: F811
@@ -265,6 +279,22 @@ def test_answers_are_heard_while_they_are_written(served: Server, learner: Learn
         assert wanted.label.startswith(short.choices[0].text)
 
 
+def test_threads_do_not_share_a_tokenizer(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[object, set[int]] = {}
+    call = PreTrainedTokenizerBase.__call__
+
+    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        used.setdefault(self, set()).add(threading.get_ident())  # it is set to cut texts, and to cut none, by each call
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", seen)
+    for stream in (False, True):
+        said = {"model": "echo", "prompt": "red cat", "max_tokens": 1, "stream": stream}
+        assert served.client.post("/v1/completions", json=said).status_code == 200
+    assert len(used) == 2
+    assert all(len(threads) == 1 for threads in used.values())
+
+
 def test_a_client_that_leaves_is_forgotten(learner: Learner, texts: list[str]) -> None:  # noqa: F811
     with server(learner) as own:
         address = own.client.base_url
@@ -337,23 +367,19 @@ def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Le
     def patient(number: int) -> str:
         for _ in range(300):
             try:
-                sent = httpx.post(
-                    f"http://127.0.0.1:{port}/v1/predict",
-                    json={"rows": [{"text": "red cat", "task": "mood"}]},
-                    timeout=60,
-                )
+                sent = client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
                 return str(sent.json()["predictions"][0]["label"])
             except httpx.TransportError:
                 time.sleep(0.1)
         raise AssertionError("no answer in half a minute")
 
-    with ThreadPoolExecutor(4) as pool:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client, ThreadPoolExecutor(4) as pool:
         with process(learner, folder / "home", port) as running:
             found = [pool.submit(patient, number) for number in range(400)]
             until(lambda: sum(one.done() for one in found) > 20)
             running.kill()
             left = sum(not one.done() for one in found)
-        with process(learner, folder / "home", port):
+        with server(learner, port=port):
             assert {one.result() for one in found} == {wanted}
     assert left > 4, "some were asked again"
 
