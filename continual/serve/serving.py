@@ -86,7 +86,8 @@ class Serving:
                 return False
             kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
             self._predictor = self._made([*found.values()]) if found else None
-            self.champions, self.kinds = found, kinds
+            self.kinds = {**self.kinds, **kinds}  # also of tasks that go, which other threads still ask for
+            self.champions = found
             return True
 
     def _made(self, champions: Sequence[Champion]) -> Predictor:
@@ -128,7 +129,7 @@ class Serving:
         return [found[i] for i in range(len(asks))]
 
     def _together(self, asks: Sequence[Ask]) -> Sequence[Prediction | Embedded | Exception]:
-        """The answers to asks that are alike; where one brings all of them down, each is answered alone."""
+        """The answers to asks that are alike; where one brings all of them down, halves are answered alone."""
         texts, predictor = [ask.text for ask in asks], self._predictor
         try:
             if asks[0].embed:
@@ -140,7 +141,8 @@ class Serving:
         except Exception as error:
             if len(asks) == 1:
                 return [error]
-        return [answer for ask in asks for answer in self._together([ask])]
+        half = len(asks) // 2
+        return [*self._together(asks[:half]), *self._together(asks[half:])]
 
     def _embedded(self, texts: Sequence[Text]) -> list[Embedded]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)

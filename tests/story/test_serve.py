@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from continual import Learner
 from continual.features import features, tokenize
 from continual.predict import Predictor
-from continual.serve import Limits
+from continual.serve import Limits, Serving
+from continual.serve.serving import Ask
 from registry import add_key, archive_delta, promote_delta, revoke_key
 
 TASKS = ["animals", "mood"]
@@ -151,6 +152,50 @@ def test_a_new_champion_answers_without_a_restart(learner: Learner) -> None:  # 
         until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 200)
 
 
+def test_the_registry_is_looked_at_again_whatever_went_wrong(
+    learner: Learner,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = add_key(learner.registry, "soon gone", role="read")
+    head, failed = {"authorization": f"Bearer {secret}"}, threading.Event()
+
+    def fails() -> bool:
+        failed.set()
+        raise RuntimeError("nobody thought of this")
+
+    try:
+        with server(learner) as own:
+            assert own.client.get("/v1/tasks", headers=head).status_code == 200
+            monkeypatch.setattr(own.serving, "refresh", fails)
+            assert failed.wait(20)
+            add_key(learner.registry, "stays", role="read")
+            revoke_key(learner.registry, "soon gone")
+            until(lambda: own.client.get("/v1/tasks", headers=head).status_code == 401)
+    finally:
+        revoke_all(learner)
+
+
+def test_one_text_that_cannot_be_answered_costs_the_others_little(
+    learner: Learner,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+
+    asks = [Ask("red cat" if i != 40 else "bad", embed=True) for i in range(64)]
+    whole = Serving._embedded
+
+    def embedded(self: Serving, texts: Any) -> Any:
+        sizes.append(len(texts))
+        if "bad" in texts:
+            raise RuntimeError("bad")
+        return whole(self, texts)
+
+    monkeypatch.setattr(Serving, "_embedded", embedded)
+    found = Serving(learner.backbone, learner.registry).answers(asks)
+    assert [i for i, answer in enumerate(found) if isinstance(answer, Exception)] == [40]
+    assert len(sizes) == 1 + 2 * 6
+
+
 def until(true: Any, *, seconds: float = 20) -> None:
     began = time.monotonic()
     while not true():
@@ -208,6 +253,11 @@ def test_metrics_count_rows_by_task(learner: Learner) -> None:  # noqa: F811
     assert 'continual_resident{place="memory",task="animals"} 0.0' in said
 
 
+def revoke_all(learner: Learner) -> None:  # noqa: F811
+    for name, _ in learner.registry.active_keys().values():
+        revoke_key(learner.registry, name)
+
+
 def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:  # noqa: F811
     read, admin = (add_key(learner.registry, role, role=role) for role in ("read", "admin"))
     row = {"rows": [{"text": "a", "task": "mood"}]}
@@ -226,8 +276,7 @@ def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:  
             head = {"authorization": f"Bearer {read}"}
             until(lambda: own.client.post("/v1/predict", json=row, headers=head).status_code == 401)
     finally:
-        for name in learner.registry.active_keys().values():
-            revoke_key(learner.registry, name[0])
+        revoke_all(learner)
 
 
 def test_a_server_for_others_answers_nobody_without_a_key(learner: Learner) -> None:  # noqa: F811
