@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 
 from continual.backbone import Backbone
@@ -38,8 +39,8 @@ class Ask:
     def lane(self) -> str:
         return EMBEDDINGS if self.embed else self.task or ROUTED
 
-    @property
-    def cost(self) -> int:
+    @cached_property
+    def cost(self) -> int:  # looked at in every turn of a lane, and texts may be long
         parts = (self.text,) if isinstance(self.text, str) else self.text
         return 2 + sum(len(part.encode("utf-8", "replace")) for part in parts) // BYTES_PER_TOKEN
 
