@@ -63,7 +63,7 @@ class Predictor:
     serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
     false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining
     · slots: how many deltas lie on the device at once · residents: the deltas of a predictor before this one, where
-    most are the same; only one of the two may be used from then on.
+    most are the same; the two may not answer at the same time.
 
     Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
     """

@@ -130,6 +130,16 @@ class Place:
             yield self.exit.register_forward_hook(without_one_more, prepend=True)
 
     @property
+    def states(self) -> bool:
+        """Whether hidden states enter, and hidden states are changed: neither numbers nor keys and values."""
+        return self.changes in ("output", "input") and not self.argument and not isinstance(self.enter, nn.Embedding)
+
+    @property
+    def linear(self) -> bool:
+        """Whether what leaves is what entered times one weight [d_out, d_in], and perhaps a bias."""
+        return self.states and self.changes == "output" and self.enter is self.exit and self.module_weight.dim() == 2
+
+    @property
     def weight(self) -> Tensor:
         """The frozen weight: [d_out, d_in] of a projection, [rows, d_out] of an embedding, [d_out] of a norm."""
         weight = self.module_weight

@@ -32,7 +32,7 @@ def add_key(registry: Registry, name: str, *, role: Role) -> str:
     def work(unit: Unit) -> None:
         known = unit.session.scalar(select(ApiKey).where(ApiKey.name == name))
         if known is not None:
-            state = "is there already" if known.revoked_at is None else "was revoked, and logs speak of it"
+            state = "is there already" if known.revoked_at is None else "was revoked, and its name is kept"
             raise InputError(f"key {name!r} {state}: each key has a name of its own. Give another name.")
         unit.session.add(ApiKey(name=name, digest=key_digest(secret), role=role))
 

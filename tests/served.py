@@ -1,10 +1,12 @@
 """A server over a home of tiny tasks, as fixtures: real HTTP on a free port."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 from continual import Learner, read_stream
 from continual.serve import Limits, Serving, application, listening
 from continual.settings import settings
-from registry import Registry
+from registry import Registry, revoke_key
 
 METHODS = {"animals": "lora", "mood": "adapter"}
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
@@ -64,11 +66,11 @@ class Server:
 
 
 @contextmanager
-def server(learner: Learner, *, local: bool = True, limits: Limits | None = None) -> Iterator[Server]:
+def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
     """A server in a thread of this process, until the block ends."""
     serving = Serving(learner.backbone, learner.registry)
     app = application(serving, local=local, limits=limits, poll=POLL)
-    with listening("127.0.0.1", 0) as at:
+    with listening("127.0.0.1", port) as at:
         own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
         thread.start()
@@ -79,3 +81,47 @@ def server(learner: Learner, *, local: bool = True, limits: Limits | None = None
         finally:
             own.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(learner: Learner) -> Iterator[Server]:
+    with server(learner) as running:
+        yield running
+
+
+def ask(served: Server, *rows: dict[str, Any], **more: Any) -> httpx.Response:
+    return served.client.post("/v1/predict", json={"rows": rows, **more})
+
+
+def fault(response: httpx.Response, status: int) -> str:
+    """What an answer says went wrong, in the one shape that there is."""
+    assert response.status_code == status, response.text
+    assert response.json().keys() == {"error"}
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in error["message"]
+    return str(error["message"])
+
+
+def until(true: Any, *, seconds: float = 20) -> None:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds
+        time.sleep(POLL)
+
+
+@contextmanager
+def away(learner: Learner, task: str) -> Iterator[None]:
+    """Without the values of a task's delta."""
+    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    blob = Path(learner.registry.blobs.path(champions[task].digest))
+    moved = blob.rename(blob.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        moved.rename(blob)
+
+
+def revoke_all(learner: Learner) -> None:
+    for name, _ in learner.registry.active_keys().values():
+        revoke_key(learner.registry, name)

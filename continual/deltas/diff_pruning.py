@@ -34,6 +34,9 @@ class SparseDifference:
     share: float
     weight: float
 
+    def takes(self, place: Place) -> bool:
+        return place.linear
+
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         shape = place.weight.shape
         return {"difference": torch.zeros(shape), "log_alpha": torch.full(shape, OPEN)}

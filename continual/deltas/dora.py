@@ -30,6 +30,9 @@ class Decomposed:
     rank: int
     scale: float
 
+    def takes(self, place: Place) -> bool:
+        return place.linear
+
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         magnitude = torch.linalg.vector_norm(place.weight, dim=1).cpu()
         return {**low_rank_start(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}

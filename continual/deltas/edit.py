@@ -50,6 +50,15 @@ class Form(Protocol):
 
 
 @runtime_checkable
+class Particular(Protocol):
+    """A form that is not for every place."""
+
+    def takes(self, place: Place) -> bool:
+        """Whether it is for this one."""
+        ...
+
+
+@runtime_checkable
 class Shares(Protocol):
     """A form some of whose values are common to all the places of an edit."""
 

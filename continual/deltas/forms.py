@@ -50,6 +50,9 @@ class LowRank:
 
     rank: int
 
+    def takes(self, place: Place) -> bool:
+        return place.states
+
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return low_rank_start(self.rank, d_read, place.d_out, generator)
 
@@ -166,6 +169,9 @@ class Dense:
     """x ΔWᵀ with ΔW [E, D], starting at zero: the change that another weight makes."""
 
     identity: ClassVar[Identity] = "exact"
+
+    def takes(self, place: Place) -> bool:
+        return place.linear
 
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": torch.zeros(place.weight.shape)}

@@ -33,6 +33,9 @@ class Projected:
     scaled: bool
     seed: int
 
+    def takes(self, place: Place) -> bool:
+        return place.linear
+
     def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
         return {"theta": torch.zeros(self.dimension)}
 

@@ -42,6 +42,9 @@ class Masked:
     def identity(self) -> Identity:
         return "none" if self.dropped else "exact"
 
+    def takes(self, place: Place) -> bool:
+        return place.linear
+
     def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = torch.rand(place.weight.shape, generator=generator)
         return {"scores": SPREAD * (drawn - self.dropped)}

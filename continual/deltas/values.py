@@ -10,7 +10,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Edit, Finishes, Penalised, Reads, Shares, Values, follows
+from continual.deltas.edit import Edit, Finishes, Particular, Penalised, Reads, Shares, Values, follows
 from continual.deltas.method import MethodSettings
 from continual.errors import DeltaError, MethodError
 from continual.sites import Place
@@ -32,7 +32,20 @@ def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
         if edit.optional:
             return ()
         raise
+    if isinstance(edit.form, Particular):
+        _check_takes(backbone, edit.site, edit.form, found)
     return found if edit.choice is None else edit.choice(found)
+
+
+def _check_takes(backbone: Backbone, site: str, form: Particular, places: Sequence[Place]) -> None:
+    """Raise MethodError where the form is not for one of the places of a site."""
+    if wrong := [place.name for place in places if not form.takes(place)]:
+        own = backbone.family.stack.sites
+        fitting = [name for name in own if all(map(form.takes, backbone.places(name)))]
+        raise MethodError(
+            f"site {site!r} stands for {wrong[0]}, where the method changes nothing; "
+            f"give sites among: {', '.join(fitting)}"
+        )
 
 
 def values_of(values: Values, prefix: str) -> dict[str, Tensor]:

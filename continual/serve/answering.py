@@ -32,12 +32,15 @@ class Row(BaseModel):
 
 
 class Question(BaseModel):
-    """rows: what is to be answered, each by itself · at_least: of routed rows, name all tasks of this probability."""
+    """rows: what is to be answered, each by itself · at_least: of routed rows, name all tasks of this probability.
+
+    Each task that is named answers the row, so that their number has a bound: a hundred.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     rows: Annotated[list[Row], Field(min_length=1)]
-    at_least: Annotated[float | None, Field(ge=0, le=1)] = None
+    at_least: Annotated[float | None, Field(ge=0.01, le=1)] = None
 
 
 class Answered(BaseModel):

@@ -33,9 +33,8 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
     access, desk = Access(serving.registry, open=local), Desk(serving, limits, metrics)
 
     async def look() -> bool:
-        changed = await asyncio.to_thread(serving.refresh)
-        await asyncio.to_thread(access.refresh)
-        return changed
+        await asyncio.to_thread(access.refresh)  # first: a key is revoked, whatever becomes of the champions
+        return await asyncio.to_thread(serving.refresh)
 
     async def look_again() -> None:
         while True:
@@ -44,6 +43,8 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
                 await look()
             except ContinualError as error:
                 log.warning("the registry could not be looked at, what was there serves on: %s", error)
+            except Exception:
+                log.exception("looking at the registry failed, what was there serves on")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ import base64
 import struct
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -69,7 +70,8 @@ CHAT = _Format("chatcmpl", "chat.completion", "chat.completion.chunk", _message,
 
 def routes(desk: Desk) -> APIRouter:
     """The operations, for an application that has this desk."""
-    serving, tokenizer = desk.serving, desk.serving.backbone.tokenizer
+    serving = desk.serving
+    tokenizer = deepcopy(serving.backbone.tokenizer)  # that is set anew for each call, so no two threads may share one
     router = APIRouter(prefix="/v1", tags=["OpenAI's format"])
     refusals = described(401, 404, 409, 413, 422, 429, 503, 504)
 
@@ -78,7 +80,8 @@ def routes(desk: Desk) -> APIRouter:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if most is None or len(ids) <= most:
             return text, len(ids), "stop"
-        return tokenizer.decode(ids[:most], skip_special_tokens=True), most, "length"
+        begun = tokenizer.decode(ids[:most], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return begun, most, "length"
 
     def written(prediction: Prediction, most: int | None) -> _Written:
         if prediction.error:

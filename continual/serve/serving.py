@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 
 from continual.backbone import Backbone
@@ -38,8 +39,8 @@ class Ask:
     def lane(self) -> str:
         return EMBEDDINGS if self.embed else self.task or ROUTED
 
-    @property
-    def cost(self) -> int:
+    @cached_property
+    def cost(self) -> int:  # looked at in every turn of a lane, and texts may be long
         parts = (self.text,) if isinstance(self.text, str) else self.text
         return 2 + sum(len(part.encode("utf-8", "replace")) for part in parts) // BYTES_PER_TOKEN
 
@@ -84,9 +85,10 @@ class Serving:
             found = {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
             if found == self.champions:
                 return False
-            self.kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
+            # Those of tasks that go stay, and champions come last: other threads look at both meanwhile.
+            self.kinds = {**self.kinds, **{row["task"]: row["kind"] for row in self.registry.tasks()}}
             self._predictor = self._made([*found.values()]) if found else None
-            self.champions = found  # at last, since others look at it meanwhile
+            self.champions = found
             return True
 
     def _made(self, champions: Sequence[Champion]) -> Predictor:
@@ -128,7 +130,7 @@ class Serving:
         return [found[i] for i in range(len(asks))]
 
     def _together(self, asks: Sequence[Ask]) -> Sequence[Prediction | Embedded | Exception]:
-        """The answers to asks that are alike; where one brings all of them down, each is answered alone."""
+        """The answers to asks that are alike; where one brings all of them down, halves are answered alone."""
         texts, predictor = [ask.text for ask in asks], self._predictor
         try:
             if asks[0].embed:
@@ -140,7 +142,8 @@ class Serving:
         except Exception as error:
             if len(asks) == 1:
                 return [error]
-        return [answer for ask in asks for answer in self._together([ask])]
+        half = len(asks) // 2
+        return [*self._together(asks[:half]), *self._together(asks[half:])]
 
     def _embedded(self, texts: Sequence[Text]) -> list[Embedded]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)

@@ -50,12 +50,11 @@ async def streamed(
     What goes wrong before the first word is raised, since until then there is a status to say so.
     """
     telling = told(desk, request, ask)
-    first = await anext(telling)
+    first = said(await anext(telling))
 
     async def events() -> AsyncIterator[str]:
-        sent = ""
+        sent, (text, finish) = "", first
         async with aclosing(telling):
-            text, finish = said(first)
             while finish is None:
                 settled = text[: text.rfind(" ") + 1]  # a word may still become another one
                 if len(settled) > len(sent):

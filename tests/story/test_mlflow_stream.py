@@ -116,12 +116,11 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
     with serving("models:/small@champion", environment) as address:
         routed = lines(cli, tmp_path, TEXTS)
         assert {row["abstained"] for row in routed} == {True, False}
-        process = [sys.executable, str(Path(__file__).with_name("model_process.py")), "models:/small@champion"]
-        done = subprocess.run(
-            [*process, json.dumps(TEXTS)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        same(json.loads(done.stdout), routed)
+        set_tracking_uri(environment["MLFLOW_TRACKING_URI"])
+        model = pyfunc.load_model("models:/small@champion")
+        listed, framed = model.predict(TEXTS), model.predict(pd.DataFrame({"text": TEXTS}))
+        assert listed.equals(framed)
+        same(json.loads(listed.to_json(orient="records")), routed)
 
         wait_for(address)
         with ThreadPoolExecutor(4) as clients:

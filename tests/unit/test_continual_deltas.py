@@ -1,20 +1,42 @@
 """Deltas as they are placed and stored."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 from tiny import moved_delta
 
 from continual.backbone import Backbone
+from continual.checked import misfits
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError, DeltaError, MethodError
+from tasks import TaskSpec
 
 
 def test_a_site_that_the_family_lacks_is_refused_naming_those_it_has(bert: Backbone) -> None:
     with pytest.raises(MethodError, match=r"attn\.zzz.*attn\.q"):
         moved_delta(bert, "lora", sites=("attn.zzz",))
+
+
+WEIGHTS = ("selective", "diff_pruning", "masking", "dora", "intrinsic")
+OTHERS = ("norms", "embeddings", "tokens", "positions", "ffn", "ffn.inner", "attn.heads", "attn.kv")
+
+
+@pytest.mark.parametrize(
+    ("method", "site"),
+    [*product(WEIGHTS, OTHERS), *product(["lora"], ("embeddings", "tokens", "positions", "attn.kv"))],
+)
+def test_a_site_that_the_method_cannot_change_is_refused_before_training(
+    bert: Backbone, method: str, site: str
+) -> None:
+    own = {"method": {"name": method, "sites": ["attn.q", site]}, "budget": {}}
+    source = {"path": "json", "data_files": {"train": "mood.jsonl"}}
+    task = {"name": "mood", "text": "text", "label": "label", "source": source}
+    (said,) = misfits(bert, TaskSpec.model_validate(task | own))
+    assert re.search(rf"site '{site}' stands for .*; give sites among: .*attn\.q, .*ffn\.out", said)
 
 
 def test_places_are_checked_against_the_model(bert: Backbone) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from continual.errors import Closing, DeltaError, TooBusy, TooLate
 from continual.serve.batcher import Batcher
+from continual.serve.serving import Ask
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,20 @@ def test_what_comes_while_a_batch_is_answered_makes_up_the_next(make: Make, squa
     squares.may.set()
     assert (first.answers.result(10), second.answers.result(10)) == ([1, 4], [9])
     assert squares.seen == [[0], [1, 2, 3]]
+
+
+def test_what_a_long_text_costs_is_found_out_once() -> None:
+    class Long(str):
+        encoded = 0
+
+        def encode(self, *args: str) -> bytes:  # type: ignore[override]
+            Long.encoded += 1
+            return super().encode(*args)
+
+    batcher = Batcher[Ask, int](lambda asks: [1 for _ in asks], size=1000, most=1000)
+    batcher.submit([Ask(Long("cat " * 1000))], seconds=10).answers.result(10)
+    batcher.close()
+    assert Long.encoded == 1
 
 
 def test_a_batch_is_no_larger_than_it_may_be(make: Make, squares: Squares) -> None:

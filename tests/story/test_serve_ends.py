@@ -1,0 +1,137 @@
+"""What becomes of a server, and of those who ask it: ends, kills, clients that leave, looks that fail."""
+
+# ruff: noqa: F811 (fixtures are imported by their names)
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from command_line import Run
+from served import ask, folder, learner, revoke_all, server, until  # noqa: F401
+from tiny import rows_of
+
+from continual import Learner
+from registry import add_key, revoke_key
+
+
+def test_the_registry_is_looked_at_again_whatever_went_wrong(
+    learner: Learner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = add_key(learner.registry, "soon gone", role="read")
+    head, failed = {"authorization": f"Bearer {secret}"}, threading.Event()
+
+    def fails() -> bool:
+        failed.set()
+        raise RuntimeError("nobody thought of this")
+
+    try:
+        with server(learner) as own:
+            assert own.client.get("/v1/tasks", headers=head).status_code == 200
+            monkeypatch.setattr(own.serving, "refresh", fails)
+            assert failed.wait(20)
+            add_key(learner.registry, "stays", role="read")
+            revoke_key(learner.registry, "soon gone")
+            until(lambda: own.client.get("/v1/tasks", headers=head).status_code == 401)
+    finally:
+        revoke_all(learner)
+
+
+def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
+    with server(learner) as own:
+        address = own.client.base_url
+        for _ in range(20):
+            with socket.create_connection((address.host, address.port)) as gone:
+                body = json.dumps(
+                    {"rows": [{"text": text, "task": "mood"} for text in rows_of("mood", 64).texts]}
+                ).encode()
+                gone.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
+                gone.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        assert ask(own, {"text": "a", "task": "mood"}).status_code == 200
+        until(lambda: "continual_waiting_rows 0.0" in own.client.get("/metrics").text)
+
+
+@contextmanager
+def process(learner: Learner, home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`continual serve` over the same home, in a process of its own that listens."""
+    words = ["serve", "--home", str(home), "--backbone", learner.backbone.name, "--port", str(port), "--poll", "0.1"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from continual.cli import main; main()", *words, "--dtype", "float32"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: running.poll() is not None or ready(port), seconds=120)
+        assert running.poll() is None, running.communicate()[1]
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner, folder: Path) -> None:
+    port = free_port()
+    rows = [{"text": " ".join(["cat"] * 20), "task": "mood"}] * 1000
+    with process(learner, folder / "home", port) as running, ThreadPoolExecutor(8) as pool:
+        url = f"http://127.0.0.1:{port}/v1/predict"
+        sent = [pool.submit(httpx.post, url, json={"rows": rows}, timeout=60) for _ in range(8)]
+        until(lambda: "continual_waiting_rows 0.0" not in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        running.send_signal(signal.SIGTERM)
+        assert [len(one.result().json()["predictions"]) for one in sent] == [1000] * 8
+        assert running.wait(30) == 0
+    assert not ready(port)
+
+
+def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Learner, folder: Path) -> None:
+    port = free_port()
+    wanted = learner.predict(["red cat"], task="mood")[0].label
+
+    def patient(number: int) -> str:
+        for _ in range(300):
+            try:
+                sent = client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
+                return str(sent.json()["predictions"][0]["label"])
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError("no answer in half a minute")
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        with process(learner, folder / "home", port) as running:
+            found = [pool.submit(patient, number) for number in range(400)]
+            until(lambda: sum(one.done() for one in found) > 20)
+            running.kill()
+            left = sum(not one.done() for one in found)
+        with server(learner, port=port):
+            assert {one.result() for one in found} == {wanted}
+    assert left > 4, "some were asked again"
+
+
+def test_others_need_keys_and_a_port_must_be_free(cli: Run) -> None:
+    assert "continual keys add" in cli("serve", "--host", "0.0.0.0").err
+    assert cli("serve", "--host", "0.0.0.0").code == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = cli("serve", "--port", str(taken.getsockname()[1]))
+    assert found.code == 2
+    assert "--port" in found.err

@@ -1,0 +1,83 @@
+"""OpenAI's client over HTTP: tasks that generate, whole and word by word, and features."""
+
+# ruff: noqa: F811 (fixtures are imported by their names)
+
+import itertools
+import threading
+from typing import Any
+
+import pytest
+import torch
+from openai import NotFoundError, OpenAI, UnprocessableEntityError
+from served import Server, away, fault, folder, learner, served, server  # noqa: F401
+from transformers import PreTrainedTokenizerBase
+
+from continual import Learner
+from continual.features import features, tokenize
+from continual.predict import Predictor
+
+
+def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
+    (wanted,) = learner.predict(["red cat"], task="echo")
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        assert {"echo", "mood"} <= {model.id for model in client.models.list()}
+        completion = client.completions.create(model="echo", prompt="red cat", temperature=0)
+        message = {"role": "user", "content": "red cat"}
+        chat = client.chat.completions.create(model="echo", messages=[message])  # type: ignore[list-item]
+        assert completion.choices[0].text == chat.choices[0].message.content == wanted.label
+        assert completion.usage
+        assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+        embedded = client.embeddings.create(model=learner.backbone.name, input=["red cat", "blue dog"])
+        with pytest.raises(UnprocessableEntityError, match="kind classification"):
+            client.completions.create(model="mood", prompt="red cat")
+        with pytest.raises(UnprocessableEntityError, match="temperature"):
+            client.completions.create(model="echo", prompt="red cat", temperature=1)
+    tokens = tokenize(learner.backbone, ["red cat", "blue dog"], max_length=32)
+    vectors = features(learner.backbone, tokens)
+    assert torch.allclose(torch.tensor([one.embedding for one in embedded.data]), vectors, atol=1e-5)
+
+
+def test_answers_are_heard_while_they_are_written(served: Server, learner: Learner) -> None:
+    heard: list[str] = []
+    predictor = Predictor(learner.backbone, learner.registry)
+    (wanted,) = predictor.predict(["red cat"], task=["echo"], hear=[heard.append])
+    assert len(heard) > 2
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
+    assert heard[-1] == wanted.label
+    message = {"role": "user", "content": "red cat"}
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        texts = client.completions.create(model="echo", prompt="red cat", stream=True)
+        parts = [chunk.choices[0] for chunk in texts]
+        chat = client.chat.completions.create(model="echo", messages=[message], stream=True)  # type: ignore[list-item]
+        said = [chunk.choices[0].delta.content or "" for chunk in chat]
+        assert "".join(part.text for part in parts) == "".join(said) == wanted.label
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]
+        with pytest.raises(NotFoundError, match="echo"):
+            client.completions.create(model="eccho", prompt="red cat", stream=True)
+        with pytest.raises(UnprocessableEntityError, match="2 prompts"):
+            client.completions.create(model="echo", prompt=["red cat", "red cat"], stream=True)
+        short = client.completions.create(model="echo", prompt="red cat", max_tokens=1)
+        assert short.choices[0].finish_reason == "length"
+        assert wanted.label.startswith(short.choices[0].text)
+
+
+def test_a_stream_that_cannot_begin_has_a_status_to_say_so(learner: Learner) -> None:
+    with away(learner, "echo"), server(learner) as own:
+        sent = own.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
+        assert "BlobError" in fault(sent, 503)
+
+
+def test_threads_do_not_share_a_tokenizer(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[object, set[int]] = {}
+    call = PreTrainedTokenizerBase.__call__
+
+    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        used.setdefault(self, set()).add(threading.get_ident())  # it is set to cut texts, and to cut none, by each call
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", seen)
+    for stream in (False, True):
+        said = {"model": "echo", "prompt": "red cat", "max_tokens": 1, "stream": stream}
+        assert served.client.post("/v1/completions", json=said).status_code == 200
+    assert len(used) == 2
+    assert all(len(threads) == 1 for threads in used.values())
