@@ -73,7 +73,7 @@ def frame(columns: list[str], rows: list[Any]) -> dict[str, Any]:
 
 
 def same(answers: Rows, expected: Rows) -> None:
-    """Whether two documents are the same, numbers within 1e-6."""
+    """Whether two documents are the same, numbers within 1e-5."""
     assert shape(answers) == shape(expected)
     assert numbers(answers) == pytest.approx(numbers(expected), abs=1e-5)
 
