@@ -1,14 +1,13 @@
 """Which learned tasks are alike, from the registry's signatures."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings, Subspace, load_delta
-from continual.errors import BackboneError, BlobError, DeltaError, LearnError, NotFound
+from continual.errors import BackboneError, BlobError, DeltaError, LearnError
 from continual.features import features, tokenize
 from continual.kinds import kind_of_delta
 from continual.signature import Signature
@@ -42,15 +41,13 @@ def read_signature(registry: Registry, stored: StoredSignature) -> Signature | N
 
 
 def named_signatures(
-    registry: Registry, backbone: Backbone | BackboneRecord, *, deltas: Iterable[str] | None = None
+    registry: Registry, backbone: Backbone | BackboneRecord, *, deltas: Collection[str] | None = None
 ) -> tuple[StoredSignature, ...]:
     """Where the signatures of the tasks on a backbone lie. Raises BackboneError as `stored_signatures` does.
 
     deltas: those whose signatures are wanted, where they are not the champions; one without is left out.
     """
-    found = registry.signatures(backbone.fingerprint)
-    if deltas is not None:
-        found = tuple(_own_signatures(registry, deltas, serving={own.delta: own for own in found}))
+    found = registry.signatures(backbone.fingerprint, deltas=deltas)
     for stored in found:
         if stored.pooling != backbone.pooling:
             raise BackboneError(
@@ -58,17 +55,6 @@ def named_signatures(
                 f"{backbone.name!r} pools by {backbone.pooling}; load it as it was, or use another home"
             )
     return found
-
-
-def _own_signatures(
-    registry: Registry, deltas: Iterable[str], *, serving: Mapping[str, StoredSignature]
-) -> Iterator[StoredSignature]:
-    for delta in deltas:
-        if delta in serving:
-            yield serving[delta]
-        else:  # another version serves by now
-            with suppress(NotFound):
-                yield registry.signature(delta)
 
 
 def nearest_learned(

@@ -17,6 +17,7 @@ from continual.stored_router import stored_router
 from registry import Champion, Registry, not_found
 from tasks import Text
 
+_Routing = tuple[Router, Mapping[str, Statistics]]
 NEAREST = 3  # tasks that are named of an input that belongs to none
 
 
@@ -62,8 +63,9 @@ class Predictor:
 
     serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
     false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining
-    · slots: how many deltas lie on the device at once · residents: the deltas of a predictor before this one, where
-    most are the same; the two may not answer at the same time.
+    · slots: how many deltas lie on the device at once · before: a predictor that this one takes over from, with its
+    deltas in memory and, until this one is `ready`, its router, if all tasks of that are here; only one of the two may
+    answer at a time.
 
     Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
     """
@@ -77,15 +79,19 @@ class Predictor:
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTIONS,
         slots: int = SLOTS,
-        residents: Residents | None = None,
+        before: "Predictor | None" = None,
     ) -> None:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
-        self.residents = residents or Residents(backbone, registered(registry), slots=slots)
+        self.residents: Residents = (
+            before.residents if before else Residents(backbone, registered(registry), slots=slots)
+        )
         rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
-        self._routing: tuple[Router, Mapping[str, Statistics]] | None = None
+        self._routing: _Routing | None = before._routing if before else None
+        if self._routing and not self._champions.keys() >= set(self._routing[0].tasks):
+            self._routing = None
         if not self._champions:
             raise InputError(
                 f"nothing has been learned on backbone {backbone.name!r} yet; learn a task first "
@@ -134,16 +140,14 @@ class Predictor:
 
     def ready(self) -> None:
         """Have the router made now, not when it is first needed. Raises InputError where no task can be routed to."""
-        self._routing = self._routing or self._router()
+        self._routing = self._router()
 
     def load(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
         return self.residents.delta(resident(self._champion(task)))
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
-        self.ready()
-        assert self._routing
-        router, statistics = self._routing
+        router, statistics = self._routing = self._routing or self._router()
         longest = max(map(self._longest, self._champions))
         seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 
@@ -225,7 +229,7 @@ class Predictor:
         """How many tokens of a text the task's rows were cut at."""
         return int(self._champions[task].budget["max_length"])
 
-    def _router(self) -> tuple[Router, Mapping[str, Statistics]]:
+    def _router(self) -> _Routing:
         found = stored_router(self._registry, self._backbone, self._champions, kind=self._kind)
         if found is None:
             raise InputError(

@@ -1,7 +1,7 @@
 """What is registered: listings and records, as pure functions of a session, each of a constant number of statements."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session, aliased
@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, aliased
 from registry.compared import StrategyRun
 from registry.errors import NotFound
 from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
+from registry.names import parse_delta
 from registry.pages import page
 from registry.records import (
     BackboneRecord,
@@ -39,6 +40,8 @@ from registry.shapes import (
     task_listing,
 )
 from registry.tables import Backbone, Confusion, Delta, Position, ScoreRow, Signature, Stream, Task
+
+AT_ONCE = 500  # names in one statement
 
 
 def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
@@ -114,17 +117,29 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
     return tuple(champion(*row) for row in session.execute(found))
 
 
-def signatures(session: Session, backbone: str) -> tuple[StoredSignature, ...]:
-    """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival."""
+def signatures(
+    session: Session, backbone: str, *, deltas: Collection[str] | None = None
+) -> tuple[StoredSignature, ...]:
+    """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival.
+
+    deltas: those that are meant, where they are not the champions; those that have none are left out. Raises: NotFound
+    for what can be no delta's name.
+    """
     found = (
         select(Signature, Task.name, Delta.version)
         .join(Delta, Delta.id == Signature.delta_id)
         .join(Task, Task.id == Delta.task_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)
-        .where(Backbone.fingerprint == backbone, serves())
+        .where(Backbone.fingerprint == backbone)
         .order_by(Delta.task_id)
     )
-    return tuple(stored_signature(*row) for row in session.execute(found))
+    if deltas is None:
+        return tuple(stored_signature(*row) for row in session.execute(found.where(serves())))
+    named = sorted(map(parse_delta, deltas))
+    parts = [named[begin : begin + AT_ONCE] for begin in range(0, len(named), AT_ONCE)]
+    rows = (row for part in parts for row in session.execute(found.where(Task.name.in_([task for task, _ in part]))))
+    wanted = set(named)
+    return tuple(stored_signature(own, task, version) for own, task, version in rows if (task, version) in wanted)
 
 
 def signature(session: Session, delta: str) -> StoredSignature:

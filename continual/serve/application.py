@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
@@ -16,6 +17,7 @@ from continual.serve.desk import Desk, Limits
 from continual.serve.faults import described, fault, install
 from continual.serve.gate import LOCAL, Gate
 from continual.serve.metrics import Metrics
+from continual.serve.run import yield_to_others
 from continual.serve.serving import Serving
 
 POLL = 2.0  # seconds between two looks at the registry
@@ -32,9 +34,12 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
     limits, metrics = limits or Limits(), Metrics()
     access, desk = Access(serving.registry, open=local), Desk(serving, limits, metrics)
 
+    aside = ThreadPoolExecutor(1, "looks", initializer=yield_to_others)  # a router takes seconds to make
+
     async def look() -> bool:
-        await asyncio.to_thread(access.refresh)  # first: a key is revoked, whatever becomes of the champions
-        return await asyncio.to_thread(serving.refresh)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, access.refresh)  # first: a key is revoked, whatever becomes of the champions
+        return await loop.run_in_executor(aside, serving.refresh)
 
     async def look_again() -> None:
         while True:
@@ -54,6 +59,7 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
+        aside.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(desk.batcher.close)
 
     app = FastAPI(

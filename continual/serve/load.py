@@ -33,7 +33,7 @@ def routes(desk: Desk, answered: Recent) -> APIRouter:
     async def load() -> Load:
         """How much waits and is answered, and where deltas lie."""
         serving, counts, running = desk.serving, answered.by_second(), answered.running
-        places = serving.residents.places()
+        places = serving.places
         return Load(
             backbone=serving.backbone.name,
             tasks=len(serving.champions),

@@ -66,7 +66,7 @@ class _Held(Collector):
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("continual_waiting_rows", "Inputs that wait", value=len(self._batcher))
         yield GaugeMetricFamily("continual_wait_seconds", "How long one more would wait", value=self._batcher.wait)
-        places = self._serving.residents.places()
+        places = self._serving.places
         held = GaugeMetricFamily("continual_resident", "Whether a task's delta lies there", labels=["task", "place"])
         for task, champion in self._serving.champions.items():
             for place, names in places.items():

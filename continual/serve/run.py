@@ -2,13 +2,18 @@
 
 import gc
 import ipaddress
+import os
 import signal
 import socket
+import sys
+import threading
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from continual.errors import InputError
+
+LEAST = 19  # the niceness of what may wait
 
 
 def is_local(host: str) -> bool:
@@ -26,6 +31,12 @@ def listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise InputError(f"{host} port {port} cannot be listened on: {error}; give another --host or --port") from error
+
+
+def yield_to_others() -> None:
+    """Let this thread work when no other has anything to do, where threads have priorities of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST)
 
 
 def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:

@@ -1,9 +1,9 @@
 """What a process answers with: the champions of a registry, looked at again from time to time."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 
 from continual.backbone import Backbone
@@ -11,7 +11,7 @@ from continual.errors import InputError, NoDelta, WrongKind
 from continual.features import features, tokenize
 from continual.kinds import Hear
 from continual.predict import Prediction, Predictor
-from continual.residents import SLOTS, Residents, registered
+from continual.residents import SLOTS
 from continual.settings import FALSE_ABSTENTIONS
 from registry import Champion, Registry
 from tasks import Text
@@ -69,42 +69,45 @@ class Serving:
         slots: int = SLOTS,
     ) -> None:
         self.backbone, self.registry = backbone, registry
-        self.residents = Residents(backbone, registered(registry), slots=slots)
-        self._router, self._false_abstentions = router, false_abstentions
+        self._made = partial(
+            Predictor, backbone, registry, router=router, false_abstentions=false_abstentions, slots=slots
+        )
         self._refreshing = Lock()
         self._predictor: Predictor | None = None
         self.champions: Mapping[str, Champion] = {}
         self.kinds: Mapping[str, str] = {}
 
+    @property
+    def places(self) -> Mapping[str, Collection[str]]:
+        """Which deltas lie on the device, and which in the host's memory, by what `resident` calls them."""
+        return self._predictor.residents.places() if self._predictor else {"device": (), "memory": ()}
+
     def refresh(self) -> bool:
         """Look at the registry again; whether other deltas serve than before. What is being answered is not disturbed.
 
+        Tasks that are named are answered by the new deltas at once. A router of many tasks takes seconds to make:
+        until then the one before goes on, unless a task of its is gone.
         Raises RegistryError or DatabaseUnavailable; then all stays as it was.
         """
         with self._refreshing:
             found = {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
             if found == self.champions:
                 return False
-            # Those of tasks that go stay, and champions come last: other threads look at both meanwhile.
-            self.kinds = {**self.kinds, **{row["task"]: row["kind"] for row in self.registry.tasks()}}
-            self._predictor = self._made([*found.values()]) if found else None
-            self.champions = found
+            if found.keys() - self.kinds.keys():  # a task's kind never changes
+                self.kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
+            if not found:
+                self._predictor, self.champions = None, found
+                return True
+            before, predictor = self._predictor, self._made(serving=found.values(), before=self._predictor)
+            if before and found.keys() >= self.champions.keys():
+                self._predictor, self.champions = predictor, found
+                predictor = self._made(serving=found.values(), before=predictor)
+            try:
+                predictor.ready()
+            except InputError:  # which those who ask without a task are told in full
+                log.warning("no task can be routed to; only inputs that name their task are answered")
+            self._predictor, self.champions = predictor, found  # in this order: other threads look at the second first
             return True
-
-    def _made(self, champions: Sequence[Champion]) -> Predictor:
-        predictor = Predictor(
-            self.backbone,
-            self.registry,
-            serving=champions,
-            router=self._router,
-            false_abstentions=self._false_abstentions,
-            residents=self.residents,
-        )
-        try:
-            predictor.ready()
-        except InputError:  # which those who ask without a task are told in full
-            log.warning("no task can be routed to; only inputs that name their task are answered")
-        return predictor
 
     def require(self, task: str, *, kind: str | None = None) -> None:
         """Raises NotFound for a task that nobody knows, NoDelta for one without a delta here, WrongKind."""

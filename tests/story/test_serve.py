@@ -5,6 +5,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from served import Server, ask, away, fault, folder, learner, revoke_all, served
 from tiny import rows_of
 
 from continual import Learner
-from continual.predict import Predictor
+from continual.predict import Prediction, Predictor
 from continual.serve import Limits, Serving
 from continual.serve.serving import Ask
 from registry import add_key, archive_delta, promote_delta, revoke_key
@@ -141,6 +142,27 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
     found = Serving(learner.backbone, learner.registry).answers(asks)
     assert [i for i, answer in enumerate(found) if isinstance(answer, Exception)] == [40]
     assert len(sizes) == 1 + 2 * 6
+
+
+def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner) -> None:
+    archive_delta(learner.registry, "mood@1")
+    serving, made = Serving(learner.backbone, learner.registry), Event()
+    serving.refresh()
+    promote_delta(learner.registry, "mood@1")
+    real = Predictor.ready
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(Predictor, "ready", lambda predictor: made.wait(20) and real(predictor))
+        looking = pool.submit(serving.refresh)
+        try:
+            until(lambda: "mood" in serving.champions)
+            named, routed = serving.answers([Ask("a", "mood"), Ask(str(rows_of("animals", 1).texts[0]))])
+            assert not looking.done()
+        finally:
+            made.set()
+        assert looking.result(20)
+    assert isinstance(named, Prediction)
+    assert named.label
+    assert isinstance(routed, Prediction), "by the router of before"
 
 
 def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:

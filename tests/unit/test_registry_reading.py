@@ -100,6 +100,8 @@ def test_champions_come_in_the_order_of_first_learning(registry: Registry) -> No
     assert [champion.delta for champion in champions] == ["sst2@2", "trec@1"]
     assert [champion.budget["max_length"] for champion in champions] == [16, 16]
     assert [row.task for row in registry.signatures("f00d")] == ["sst2", "trec"]
+    earlier = registry.signatures("f00d", deltas=["sst2@1", "trec@1", "trec@2", "gone@1"])
+    assert [row.delta for row in earlier] == ["sst2@1", "trec@1"]
     assert [*registry.champions("unknown"), *registry.signatures("unknown")] == []
 
 
