@@ -1,0 +1,49 @@
+"""The registry looked at from time to time, aside: what serves, and who may ask."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+
+from continual.errors import ContinualError
+from continual.serve.access import Access
+from continual.serve.run import yield_to_others
+from continual.serve.serving import Serving
+
+log = logging.getLogger(__name__)
+
+
+class Looking:
+    """Looks at the registry for new keys and champions: once, and every `poll` seconds while it is `going_on`."""
+
+    def __init__(self, access: Access, serving: Serving, *, poll: float) -> None:
+        self._access, self._serving, self._poll = access, serving, poll
+        self._aside = ThreadPoolExecutor(1, "looks", initializer=yield_to_others)  # a router takes seconds to make
+
+    async def once(self) -> bool:
+        """Whether other deltas serve than before. Raises what reading the registry raises."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._access.refresh)  # first: a key is revoked, whatever comes after
+        return await loop.run_in_executor(self._aside, self._serving.refresh)
+
+    @asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        """Begin with a look, and look again until the block ends, whatever goes wrong."""
+        await self.once()
+        again = asyncio.create_task(self._again())
+        yield
+        again.cancel()
+        with suppress(asyncio.CancelledError):
+            await again
+        self._aside.shutdown(wait=False, cancel_futures=True)
+
+    async def _again(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll)
+            try:
+                await self.once()
+            except ContinualError as error:
+                log.warning("the registry could not be looked at, what was there serves on: %s", error)
+            except Exception:
+                log.exception("looking at the registry failed, what was there serves on")
