@@ -82,7 +82,7 @@ def test_a_revoked_key_opens_nothing_and_keeps_its_name(registry: Registry) -> N
     assert (kept["key"], kept["revoked_at"]) == ("ops", None)
     with pytest.raises(NothingToDo, match=r"'ci' was revoked at 20.*\+00:00\. Nothing was changed"):
         revoke_key(registry, "ci")
-    with pytest.raises(InputError, match="'ci' was revoked, and logs speak of it"):
+    with pytest.raises(InputError, match="'ci' was revoked, and its name is kept"):
         add_key(registry, "ci", role="admin")
     assert key_digest(first) not in registry.active_keys()
 
