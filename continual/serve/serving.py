@@ -17,7 +17,7 @@ from registry import Champion, Registry
 from tasks import Text
 
 BYTES_PER_TOKEN = 4  # about, of texts in words
-EMBEDDINGS, ROUTED = "/embeddings", "/routed"  # lanes; no task's name begins so
+EMBEDDINGS, ROUTED = "@embeddings", "@routed"  # lanes; no task's name holds an @
 
 log = logging.getLogger(__name__)
 
