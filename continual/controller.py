@@ -8,21 +8,16 @@ its last checkpoint. The stream is measured in its own order, as far as nothing 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import cache, partial
 
 from continual.backbone import Backbone
-from continual.checked import begin, check, recipe
-from continual.checkpoint import Checkpoint, Keeper
-from continual.errors import ClaimLost, ContinualError, Disconnected, InputError
-from continual.learn import Learned, learning, ready
-from continual.record import record
+from continual.checked import begin, check
+from continual.errors import Disconnected, InputError
+from continual.positions import Learning
 from continual.routed import Examined, complete_routed_scores, examine, examine_stored
 from continual.routing.totals import Totals
-from continual.stints import Stints, by_itself
-from continual.together import train_together
 from continual.watcher import SILENT, Watcher
-from registry import Registry, StoredPosition, Unit, claim_next, held, release, shown, this_holder
+from registry import Registry, StoredPosition, claim_next, this_holder
 from tasks import Stream, TaskData
 
 log = logging.getLogger(__name__)
@@ -45,68 +40,6 @@ def run(
     return _Controller(backbone, registry, stream, loaded, watcher, retries=retries).run()
 
 
-def learn_one(
-    backbone: Backbone,
-    registry: Registry,
-    data: TaskData,
-    stream: Stream,
-    *,
-    watcher: Watcher = SILENT,
-    also: Callable[[Unit, str], None] = lambda unit, delta: None,
-) -> tuple[Learned, str]:
-    """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work."""
-    learned = by_itself(learning_of(backbone, registry, data, stream, watcher=watcher), seed=stream.seed)
-    return learned, written(backbone, registry, learned, stream, watcher=watcher, also=also)
-
-
-def learning_of(
-    backbone: Backbone,
-    registry: Registry,
-    data: TaskData,
-    stream: Stream,
-    *,
-    watcher: Watcher,
-    checkpoint: Checkpoint | None = None,
-    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> Stints[Learned]:
-    """The stints in which one task is learned as its stream says; keep, checkpoint: as in `learning`."""
-    name = data.spec.name
-    for note in data.notes:
-        watcher.noted(name, note)
-    watcher.began(name)
-    if checkpoint:
-        watcher.noted(name, f"goes on after epoch {len(checkpoint.course.curve) - 1}")
-    return (
-        yield from learning(
-            registry,
-            ready(backbone, data),
-            seed=stream.seed,
-            measure_gain=stream.measure_gain,
-            report=partial(watcher.step, name),
-            checkpoint=checkpoint,
-            keep=keep,
-        )
-    )
-
-
-def written(
-    backbone: Backbone,
-    registry: Registry,
-    learned: Learned,
-    stream: Stream,
-    *,
-    watcher: Watcher,
-    also: Callable[[Unit, str], None] = lambda unit, delta: None,
-) -> str:
-    """Write a learned task down; the name of its delta."""
-    delta = record(registry, backbone, learned, seed=stream.seed, also=also)
-    stored = registry.delta(delta)
-    if stored.version > 1:
-        serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
-        watcher.noted(learned.task.data.spec.name, f"was learned before; {delta} {serves}")
-    return delta
-
-
 class _Controller:
     """One process's run through one stream."""
 
@@ -124,6 +57,7 @@ class _Controller:
         numbers = {task.name: number for number, task in enumerate(stream.tasks)}
         self.loaded = {numbers[data.spec.name]: data for data in loaded}  # by position, without what was purged
         self.holder = this_holder()
+        self.learning = Learning(backbone, registry, stream, watcher, self.holder)
         self.most = {position.number: position.attempts + 1 + retries for position in self._positions()}
         self.examined: dict[str, Callable[[], Examined]] = {}  # by delta
         self.totals = Totals()
@@ -149,10 +83,8 @@ class _Controller:
             if number is None:
                 return [position for position in self._positions() if self._is_open(position)]
             numbers = [number, *self._beside(number)]
-            with ExitStack() as holding:
-                for own in numbers:
-                    holding.enter_context(held(self.registry, self.stream.name, number=own, holder=self.holder))
-                self._learn(numbers)
+            for delta, found in self.learning.learn({number: self.loaded[number] for number in numbers}).items():
+                self.examined[delta] = cache(partial(examine, found))
 
     def _beside(self, number: int) -> Iterator[int]:
         """Further positions that are free and that are learned together with this one."""
@@ -213,60 +145,3 @@ class _Controller:
                         return False
                     self.measured[step] = [*examined]
         return True
-
-    def _learn(self, numbers: Sequence[int]) -> None:
-        """Learn the tasks of these positions, each written down when it is done."""
-        left = {str(number): number for number in numbers}
-        try:
-            begun = {name: self._begun(number) for name, number in left.items()}
-            for name, found in train_together(begun, seed=self.stream.seed):
-                self._done(left.pop(name), found)
-        except BaseException:  # stopped by hand: the next run may go on at once
-            for number in left.values():
-                release(self.registry, self.stream.name, number=number, holder=self.holder)
-            raise
-
-    def _begun(self, number: int) -> Stints[Learned]:
-        data, stream = self.loaded[number], self.stream
-        made_by = recipe(data, seed=stream.seed)
-        keeper = Keeper(self.registry, stream.name, number=number, holder=self.holder, recipe=made_by)
-        return learning_of(
-            self.backbone,
-            self.registry,
-            data,
-            stream,
-            watcher=self.watcher,
-            checkpoint=keeper.last(),
-            keep=keeper,
-        )
-
-    def _done(self, number: int, found: Learned | Exception) -> None:
-        """Write down what came of a task."""
-        name, stream = self.loaded[number].spec.name, self.stream
-
-        def also(unit: Unit, delta: str) -> None:
-            unit.finish(stream.name, number, delta=delta, holder=self.holder)
-
-        try:
-            if isinstance(found, Exception):
-                raise found
-            delta = written(self.backbone, self.registry, found, stream, watcher=self.watcher, also=also)
-        except ClaimLost as lost:  # taken for dead, and taken over: it is the other's task to report on
-            log.warning("task %s: %s", name, lost)
-        except Exception as error:  # one task's failure does not end the stream: registry and caller are told
-            if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
-                log.error("task %s failed", name, exc_info=True)
-            self._fail(number, name, shown(f"{type(error).__name__}: {error}"))
-        else:
-            self.examined[delta] = cache(lambda: examine(found))
-
-    def _fail(self, number: int, name: str, error: str) -> None:
-        def work(unit: Unit) -> None:
-            unit.fail(self.stream.name, number, error=error, holder=self.holder)
-
-        try:
-            self.registry.write(work)
-        except ClaimLost as lost:
-            log.warning("task %s: %s (here it failed: %s)", name, lost, error)
-        else:
-            self.watcher.failed(name, error)

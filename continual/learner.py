@@ -8,9 +8,10 @@ from typing import Self, final
 
 from continual.backbone import Backbone, load_backbone
 from continual.checked import check
-from continual.controller import RETRIES, learn_one, run
+from continual.controller import RETRIES, run
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
+from continual.positions import learn_one
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTIONS, Settings, settings

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from continual.backbone import Backbone, load_backbone
-from continual.controller import learn_one
 from continual.deltas import Head, method_settings
 from continual.described import signature_of
 from continual.evaluate import metric_score
 from continual.kinds import Seen, Start, labels_of
 from continual.learn import Task, attempt, possible_starts, ready, train_from
 from continual.neighbours import nearest_learned
+from continual.positions import learn_one
 from continual.train import Trained
 from continual.warmstart import Candidate, choose, from_scratch
 from registry import Registry

@@ -52,7 +52,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(stints))
         return train_together(stints, seed=seed)
 
-    monkeypatch.setattr("continual.controller.train_together", counted)
+    monkeypatch.setattr("continual.positions.train_together", counted)
     return found
 
 
