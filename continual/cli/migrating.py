@@ -36,7 +36,7 @@ def migrate(
 
         with progress(err, [row["task"] for row in learner.registry.tasks()]) as watcher:
             rows = [asdict(row) for row in learner.migrate(origin, wanted, name=name, watcher=watcher)]
-    answer(common, rows, title="Migrated", left_out=["task", "old_score", "new_score"])
+    answer(common, rows, title="Migrated", left_out=["task", "state", "old_score", "new_score"])
     failed = [row for row in rows if row["state"] == "failed"]
     for row in failed:
         say(f"task {row['task']} failed: {row['reason']}", style="red")

@@ -294,6 +294,7 @@ def test_on_the_command_line(
     assert (again.code, [row["new"] for row in again.json]) == (0, ["place@2"])
     if ran.json[0]["serves"] is None:
         cli("deltas", "promote", "mood@2")
+    assert cli("mlflow", "--json").json == [], "MLflow was told"
     (tmp_path / "texts").write_text("lovely bright\n")
     for backbone, delta in ((roberta_folder, "mood@2"), (bert_folder, "mood@1")):
         answered = cli("predict", str(tmp_path / "texts"), "--task", "mood", "--backbone", str(backbone))
