@@ -77,5 +77,10 @@ def read_again(data: DataRecord, *, otherwise: Path) -> Rows | None:
     except (DataError, ValidationError) as error:
         log.warning("the rows of an earlier version cannot be read again: %s", error)
         return None
-    rows = found.take(range(min(len(found), data.rows["validation"])))
-    return rows if rows.fingerprint == data.fingerprints["validation"] else None
+    return as_recorded(found, data, "validation")
+
+
+def as_recorded(found: Rows, data: DataRecord, split: str) -> Rows | None:
+    """The rows of a split that a version was learned from, without what was added behind; None for other rows."""
+    rows = found.take(range(min(len(found), data.rows[split])))
+    return rows if rows.fingerprint == data.fingerprints[split] else None

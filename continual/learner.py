@@ -1,6 +1,6 @@
 """The whole system behind one object, for use from Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,9 @@ from continual.checked import check
 from continual.controller import RETRIES, run
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
+from continual.migrate import migrate
+from continual.moved import Moved
+from continual.moves import planned
 from continual.positions import learn_one
 from continual.predict import Prediction, Predictor
 from continual.report import Document, report
@@ -103,6 +106,23 @@ class Learner:
             _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
             watcher.learned(data.spec.name, delta)
         return delta
+
+    def migrate(
+        self,
+        origin: str | None = None,
+        tasks: Collection[str] | None = None,
+        *,
+        name: str | None = None,
+        watcher: Watcher = SILENT,
+    ) -> list[Moved]:
+        """Learn on this backbone what is served on another one, as far as that was not done; what came of each task.
+
+        origin: the name or fingerprint of the other one, where several could be meant · tasks, name: as of `planned`.
+        Raises InputError before anything is learned.
+        """
+        migration = planned(self.backbone, self.registry, origin=origin, tasks=tasks, name=name)
+        with self._telling():
+            return migrate(migration, watcher)
 
     def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
         """Write a delta as PEFT's folder (`peft`), or merged into a model (`transformers`); the names of the files.

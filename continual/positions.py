@@ -6,7 +6,7 @@ Killed anywhere, a position is left to whoever claims it next, who goes on from 
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from continual.backbone import Backbone
@@ -40,13 +40,17 @@ def learn_one(
 
 @dataclass(frozen=True)
 class Learning:
-    """How the positions of a stream are learned here, and in whose name they are held."""
+    """How the positions of a stream are learned here, and in whose name they are held.
+
+    moved: by task, the delta of another backbone whose recipe and rows it is learned by, as in `record`.
+    """
 
     backbone: Backbone
     registry: Registry
     stream: Stream
     watcher: Watcher
     holder: str
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     def learn(self, tasks: Mapping[int, TaskData]) -> dict[str, Learned]:
         """Learn the tasks of these positions, which `holder` holds, side by side; what was learned, by its delta.
@@ -93,7 +97,16 @@ class Learning:
         try:
             if isinstance(found, Exception):
                 raise found
-            return _written(self.backbone, self.registry, found, self.stream, watcher=self.watcher, also=also), found
+            delta = _written(
+                self.backbone,
+                self.registry,
+                found,
+                self.stream,
+                watcher=self.watcher,
+                also=also,
+                moved=self.moved.get(name),
+            )
+            return delta, found
         except ClaimLost as lost:  # taken for dead, and taken over: it is the other's task to report on
             log.warning("task %s: %s", name, lost)
         except Exception as error:  # one task's failure does not end the stream: registry and caller are told
@@ -155,9 +168,10 @@ def _written(
     *,
     watcher: Watcher,
     also: Callable[[Unit, str], None],
+    moved: str | None = None,
 ) -> str:
     """Write a learned task down; the name of its delta."""
-    delta = record(registry, backbone, learned, seed=stream.seed, also=also)
+    delta = record(registry, backbone, learned, seed=stream.seed, also=also, moved=moved)
     stored = registry.delta(delta)
     if stored.version > 1:
         serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"

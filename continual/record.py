@@ -36,10 +36,13 @@ def record(
     *,
     seed: int,
     also: Callable[[Unit, str], None] = lambda unit, delta: None,
+    moved: str | None = None,
 ) -> str:
     """Write a learned task down in one unit of work, and whatever `also` writes; the name of the new delta.
 
     Where another version serves, both answer held-out rows first, and the registry decides by what they said.
+    moved: the delta of another backbone that was learned from the same rows, whose recipe it is; it serves only where
+    it is no worse than that one either.
 
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
@@ -52,12 +55,16 @@ def record(
         for neighbour, weight in start.sources
     ]
     parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
+    if moved:
+        parents.append(Parent(delta=moved, kind="retrained", weight=0.0))  # its recipe, and none of its values
     held = contest(backbone, registry, learned.task, learned.trained.delta)
 
     def work(unit: Unit) -> str:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
-        name = unit.add_delta(delta, parents=parents, scores=learned.scores, signature=signature, contest=held)
+        name = unit.add_delta(
+            delta, parents=parents, scores=learned.scores, signature=signature, contest=held, rival=moved
+        )
         also(unit, name)
         return name
 

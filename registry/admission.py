@@ -42,18 +42,40 @@ def reason_after(contest: Contest, *, champion: str, metric: str) -> str | None:
     return f"{contest.doubt}. {ADVICE}" if contest.doubt else None
 
 
-def admit(session: Session, delta: Delta, *, scores: Iterable[Score], split: str, contest: Contest | None) -> None:
-    """Registers a new `delta` as champion or candidate, and archives the champion it succeeds."""
-    champion = serving(session, delta)
+def reason_elsewhere(new: float | None, *, rival: str, score: float | None, measure: str) -> str | None:
+    """Why a delta of score `new` does not serve in place of `rival`, of another backbone; None where it does.
+
+    >>> reason_elsewhere(0.80, rival="sst2@1 on minilm", score=0.91, measure="validation accuracy")
+    'worse than sst2@1 on minilm: validation accuracy 0.8000 against 0.9100'
+    """
+    if score is None or reason_against(new, champion=rival, score=score, measure=measure) is None:
+        return None
+    return f"worse than {rival}: {measure} {'unknown' if new is None else f'{new:.4f}'} against {score:.4f}"
+
+
+def admit(
+    session: Session,
+    delta: Delta,
+    *,
+    scores: Iterable[Score],
+    split: str,
+    contest: Contest | None,
+    rival: Delta | None = None,
+) -> None:
+    """Registers a new `delta` as champion or candidate, and archives the champion it succeeds.
+
+    rival: a delta of another backbone, learned from the same rows, in whose place it is to serve.
+    """
+    champion, metric = serving(session, delta), delta.task.metric
+    new, measure = oracle_score(scores, split=split, metric=metric), f"{split} {metric}"
     if champion and contest:
-        delta.reason = reason_after(contest, champion=champion.name, metric=delta.task.metric)
+        delta.reason = reason_after(contest, champion=champion.name, metric=metric)
     elif champion:
-        delta.reason = reason_against(
-            oracle_score(scores, split=split, metric=delta.task.metric),
-            champion=champion.name,
-            score=_stored_score(session, champion, split=split),
-            measure=f"{split} {delta.task.metric}",
-        )
+        score = _stored_score(session, champion, split=split)
+        delta.reason = reason_against(new, champion=champion.name, score=score, measure=measure)
+    if rival is not None and delta.reason is None:
+        score, name = _stored_score(session, rival, split=split), f"{rival.name} on {rival.backbone.name}"
+        delta.reason = reason_elsewhere(new, rival=name, score=score, measure=measure)
     delta.status = "candidate"
     session.add(delta)
     session.flush()

@@ -98,19 +98,22 @@ class Unit:
         signature: SignatureRecord | None = None,
         score_split: str = "validation",
         contest: Contest | None = None,
+        rival: str | None = None,
     ) -> str:
         """Registers the next version of a task's delta with all that belongs to it, and returns its name.
 
         It becomes champion unless the one that serves is better: in the `contest` that its caller held where both were
-        learned from other rows, else by both scores on `score_split`. Then it stays a candidate, and says why.
+        learned from other rows, else by both scores on `score_split`. Then it stays a candidate, and says why. So it
+        does where `rival` is better, a delta of another backbone that was learned from the same rows.
         Without a signature of its own it has that of the version before.
-        Raises: NotFound for its task, backbone or parents; BlobError, where a blob that it names is not stored.
+        Raises: NotFound for its task, backbone, parents or rival; BlobError, where a blob that it names is not stored.
         """
         own = (signature.digest, signature.routing) if signature else ()
         self.require_blobs(record.digest, record.predictions, record.replay, *own)
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
-        admit(self.session, delta, scores=scores, split=score_split, contest=contest)
+        other = None if rival is None else delta_row(self.session, rival)
+        admit(self.session, delta, scores=scores, split=score_split, contest=contest, rival=other)
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score, "gain": parent.gain}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))

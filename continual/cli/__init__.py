@@ -22,6 +22,9 @@ from registry import shown
 from continual.cli import learning  # noqa: F401
 
 # isort: split
+from continual.cli import migrating  # noqa: F401
+
+# isort: split
 from continual.cli import comparing  # noqa: F401
 
 # isort: split

@@ -120,7 +120,7 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
             _text(task["score"]),
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
-            ", ".join(parent["delta"] for parent in task["parents"]) or "scratch",
+            ", ".join(parent["delta"] for parent in task["parents"] if parent["weight"]) or "scratch",
             _text(gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",

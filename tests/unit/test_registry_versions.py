@@ -1,10 +1,11 @@
 """Who serves after a contest or by hand, what is kept of that, and what is left of what was removed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from registry_cases import accuracy, begin, delta_record, learn, make_registry, task_record
+from registry_cases import BACKBONE, accuracy, begin, delta_record, learn, make_registry, task_record
 from sqlalchemy import select
 
 from registry import (
@@ -88,6 +89,31 @@ def test_a_contest_decides_whatever_is_stored(registry: Registry, contest: Conte
 def test_a_contest_without_a_champion_is_won(registry: Registry) -> None:
     assert learn_after(registry, compared((0.1, 0.2))) == "sst2@1"
     assert statuses(registry) == {"sst2@1": "champion"}
+
+
+@pytest.mark.parametrize(
+    ("new", "there", "reason"),
+    [
+        (0.5, None, None),
+        (0.6, 0.6, None),
+        (0.4, None, "worse than sst2@1 on tiny: validation accuracy 0.4000 against 0.5000"),
+        (0.5, 0.6, "validation accuracy 0.5000 is lower than 0.6000 of sst2@2"),
+    ],
+)
+def test_on_another_backbone_it_is_compared_with_the_one_it_stands_in_for(
+    registry: Registry, new: float, there: float | None, reason: str | None
+) -> None:
+    """there: the score of what serves on the other backbone already."""
+    learn(registry, "sst2", score=0.5)
+    with registry.unit() as unit:
+        unit.add_backbone(replace(BACKBONE, fingerprint="beef", name="other"))
+        record = replace(delta_record(registry, "sst2"), backbone="beef")
+        if there is not None:
+            unit.add_delta(record, scores=[accuracy(there, split="validation")])
+        name = unit.add_delta(record, scores=[accuracy(new, split="validation")], rival="sst2@1")
+    assert registry.delta(name).reason == reason
+    assert statuses(registry)[name] == ("candidate" if reason else "champion")
+    assert statuses(registry)["sst2@1"] == "champion", "each backbone has a champion of its own"
 
 
 def test_what_was_decided_by_hand_is_kept(registry: Registry) -> None:

@@ -1,0 +1,105 @@
+"""What a migration came to, task by task, and before it what it would take."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from continual.estimate import estimate
+from continual.learn import ready
+from continual.moves import Migration, Move
+from registry import Registry, StoredPosition
+
+State = Literal["waiting", "learned", "failed", "left"]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What came of a task: what serves it on the old backbone, what it was learned as on the new one, and what serves.
+
+    validation: the scores that decided · score: those on test rows · serves: on the new backbone, None where none does.
+    """
+
+    task: str
+    state: State
+    old: str
+    old_validation: float | None
+    old_score: float | None
+    new: str | None
+    new_validation: float | None
+    new_score: float | None
+    serves: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a task would take: seconds of learning, parameters of its delta; reason: why it is not to be learned."""
+
+    task: str
+    state: State
+    old: str
+    new: str | None
+    train_rows: int | None
+    parameters: int | None
+    seconds: float | None
+    reason: str | None
+
+
+def outcomes(migration: Migration) -> list[Moved]:
+    """What has come of every task so far."""
+    registry, begun = migration.registry, {position.task: position for position in migration.positions}
+    serves = {own.task: own.delta for own in registry.champions(migration.backbone.fingerprint)}
+    return [_outcome(migration, own, begun.get(own.task), serves.get(own.task)) for own in migration.moves]
+
+
+def _outcome(migration: Migration, own: Move, position: StoredPosition | None, serves: str | None) -> Moved:
+    registry, new = migration.registry, position.delta if position and not own.left else None
+    before, after = _scores(registry, own.old.name), _scores(registry, new) if new else {}
+    state: State = "left" if own.left else "learned" if new else "waiting"
+    reason = own.left
+    if new and not (reason := registry.delta(new).reason):
+        worse = "validation" in before and after["validation"] < before["validation"]
+        reason = "promoted by hand" if worse else f"no worse than {own.old.name} on {migration.origin.name}"
+    elif position and position.state == "failed":
+        state, reason = "failed", position.error
+    return Moved(
+        task=own.task,
+        state=state,
+        old=own.old.name,
+        old_validation=before.get("validation"),
+        old_score=before.get("test"),
+        new=new,
+        new_validation=after.get("validation"),
+        new_score=after.get("test"),
+        serves=serves,
+        reason=reason,
+    )
+
+
+def _scores(registry: Registry, delta: str) -> dict[str, float]:
+    """The delta's own scores by split, with the task known."""
+    metric = registry.delta(delta).metric
+    found = [score for score in registry.scores(delta=delta, mode="oracle") if score.stream is None]
+    return {score.split: score.value for score in found if score.metric == metric and not score.step}
+
+
+def foreseen(migration: Migration) -> list[Foreseen]:
+    """What is still to be learned, what it would take, and what is not to be learned, and why; nothing is written."""
+    earlier = len(migration.registry.champions(migration.backbone.fingerprint))
+    found = []
+    for own in outcomes(migration):
+        to_learn = migration.loaded.get(own.task) if own.state in ("waiting", "failed") else None
+        cost = estimate(ready(migration.backbone, to_learn), earlier=earlier) if to_learn else None
+        earlier += cost is not None
+        found.append(
+            Foreseen(
+                task=own.task,
+                state=own.state,
+                old=own.old,
+                new=own.new,
+                train_rows=cost.train_rows if cost else None,
+                parameters=cost.parameters if cost else None,
+                seconds=cost.seconds if cost else None,
+                reason=own.reason,
+            )
+        )
+    return found

@@ -1,0 +1,62 @@
+"""Migrations as processes of their own: `migration_process.py BACKBONE HOME TASK STEP`.
+
+The first kills itself at that step of that task's training, as a machine that loses power would; then, once it is told
+to, two others go on at once. Each keeps a checkpoint after every epoch, and says what it goes on from. All are forked
+from a process that trains nothing itself.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import datasets
+import torch
+from controllers import ended, fork
+
+import continual.checkpoint
+import continual.migrate
+from continual import Learner
+from continual.backbone import load_backbone
+from continual.settings import settings
+from continual.watcher import Watcher
+from registry import Registry
+
+LIMIT = 240.0  # seconds
+
+
+def main(folder: str, home: str, victim: str, at: str) -> None:
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
+    datasets.disable_progress_bars()
+    continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
+    continual.migrate.WAIT = 0.05
+    backbone, places, log = (
+        load_backbone(folder, device="cpu", dtype="float32"),
+        settings(home, {}),
+        Path(f"{home}.log"),
+    )
+
+    def die(task: str, done: int, total: int) -> None:
+        if (task, str(done)) == (victim, at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def start(watcher: Watcher) -> int:
+        def work() -> int:
+            with Learner(backbone, Registry.open(places.registry, places.blobs)) as learner:
+                return int(any(row.state != "learned" for row in learner.migrate(watcher=watcher)))
+
+        return fork(work, log)
+
+    print(ended(start(Watcher(step=die)), within=LIMIT), flush=True)
+    sys.stdin.readline()
+    telling = Watcher(noted=lambda task, note: print(task, note, flush=True))
+    for code in [ended(number, within=LIMIT) for number in (start(telling), start(telling))]:
+        print(code, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

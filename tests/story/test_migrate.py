@@ -1,0 +1,301 @@
+"""From one tiny backbone to another: what is learned there, what serves, what is left, and who may be killed."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import Run
+from test_stream import open_home, write_stream
+from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
+
+from continual import Learner, read_stream
+from continual.backbone import Backbone
+from continual.errors import InputError, LearnError
+from continual.learn import Task, ready
+from continual.moved import Moved
+from continual.watcher import Watcher
+from registry import archive_delta, claim, promote_delta, release, this_holder, verify
+from tasks import Stream, TaskData, TaskSpec
+
+TASKS = ("animals", "mood", "place")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("continual.migrate.WAIT", 0.05)
+        yield
+
+
+@pytest.fixture(scope="module")
+def blind_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone to which all words are one."""
+    blind = tiny_backbone("bert", seed=1)
+    blind.model.embeddings.word_embeddings.weight.zero_()
+    return save_backbone(blind, tmp_path_factory.mktemp("tiny-blind"))
+
+
+@pytest.fixture(scope="module")
+def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three tasks learned: two in a stream, one before them by a seed and in a folder of its own."""
+    folder = tmp_path_factory.mktemp("learned")
+    (folder / "alone").mkdir()
+    alone = write_stream(folder / "alone", tasks=("place",), seed=3)
+    with open_home(bert_folder, folder / "home") as learner:
+        learner.learn(alone.model_copy(update={"name": "place"}))
+        assert learner.run(write_stream(folder, tasks=("animals", "mood"), warm_start="nearest")) == {}
+    return folder
+
+
+@pytest.fixture
+def home(learned: Path, tmp_path: Path) -> Path:
+    """A copy of its home to go on from; the rows stay where they were."""
+    return Path(shutil.copytree(learned / "home", tmp_path / "home"))
+
+
+def on_bert(learner: Learner, bert_folder: Path) -> dict[str, tuple[Any, ...]]:
+    """All that is known of what serves on the old backbone."""
+    registry = learner.registry
+    (old,) = (own for own in registry.backbones() if own.name == str(bert_folder))
+    names = [champion.delta for champion in registry.champions(old.fingerprint)]
+    return {name: (registry.delta(name), registry.signature(name), registry.scores(delta=name)) for name in names}
+
+
+def by_task(rows: list[Moved]) -> dict[str, Moved]:
+    return {row.task: row for row in rows}
+
+
+def test_every_task_is_learned_again_beside_the_old_one(
+    bert_folder: Path, roberta_folder: Path, learned: Path, home: Path
+) -> None:
+    with open_home(roberta_folder, home) as learner:
+        before, began = on_bert(learner, bert_folder), list[str]()
+        rows = learner.migrate(watcher=Watcher(began=began.append))
+        assert on_bert(learner, bert_folder) == before
+        assert began == ["place", "animals", "mood"], "as they were learned"
+        assert [(row.old, row.new, row.state) for row in rows] == [
+            (f"{task}@1", f"{task}@2", "learned") for task in began
+        ]
+        for row in rows:
+            old, new = learner.registry.delta(row.old), learner.registry.delta(f"{row.task}@2")
+            assert (new.data, new.settings, new.budget, new.seed) == (old.data, old.settings, old.budget, old.seed)
+            assert {"parent": row.old, "kind": "retrained", "weight": 0.0}.items() <= learner.registry.lineage(
+                new.name, depth=1
+            )[-1].items()
+            assert row.old_validation is not None
+            assert row.new_validation is not None
+            no_worse = row.new_validation >= row.old_validation
+            assert row.serves == (row.new if no_worse else None)
+            assert new.status == ("champion" if no_worse else "candidate")
+        assert any(row.serves for row in rows)
+        nearest = [
+            edge["parent"] for edge in learner.registry.lineage("mood@2", depth=1) if edge["kind"] == "warm_start"
+        ]
+        assert set(nearest) <= {"place@2", "animals@2"}, "warm starts are from the new backbone's"
+        stream = learner.registry.last_stream()
+        assert stream
+        report = learner.report(stream)
+        assert report["tasks"] == began
+        assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
+        assert verify(learner.registry) == []
+        again = learner.migrate(watcher=Watcher(began=began.append))
+        assert (again, len(began)) == (rows, 3), "what is migrated is not learned again"
+    with open_home(bert_folder, home) as old:
+        assert old.run(read_stream(learned / "stream.yaml"), watcher=Watcher(began=began.append)) == {}
+        assert len(began) == 3
+        assert {p.delta for p in old.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
+
+
+def test_what_is_worse_waits_for_a_person(bert_folder: Path, blind_folder: Path, home: Path) -> None:
+    with open_home(blind_folder, home) as learner:
+        (row,) = learner.migrate(tasks=["mood"])
+        stored = learner.registry.delta("mood@2")
+        said = f"worse than mood@1 on {bert_folder}: validation accuracy {row.new_validation:.4f} against 1.0000"
+        assert (stored.status, stored.reason, row.reason, row.serves) == ("candidate", said, said, None)
+        with pytest.raises(InputError, match="nothing has been learned"):
+            learner.predict(["lovely bright"], "mood")
+        promote_delta(learner.registry, "mood@2", reason="it will do")
+        assert learner.predict(["lovely bright"], "mood")[0].delta == "mood@2"
+        (row,) = learner.migrate(tasks=["mood"])
+        assert (row.serves, row.reason) == ("mood@2", "promoted by hand")
+        assert learner.registry.delta("mood@1").status == "champion"
+
+
+def test_rows_that_are_gone_or_others_leave_their_task_alone(bert_folder: Path, blind_folder: Path, home: Path) -> None:
+    folder = home.parent
+    entries = [TaskSpec.model_validate(write_task(folder, task)) for task in TASKS]
+    budget = {"epochs": 0, "max_length": 16}
+    stream = Stream.model_validate({"name": "own", "tasks": entries, "budget": budget, "folder": folder})
+    with open_home(bert_folder, folder / "own") as old:
+        assert old.run(stream) == {}
+        archive_delta(old.registry, "mood@1")
+        old.export("mood@1", folder / "out")
+        assert old.adopt(folder / "out", "mood") == "mood@2"
+    with open_home(blind_folder, folder / "own") as learner:
+        longer = rows_of("animals", 6, seed=7)
+        kept = (folder / "animals/train.jsonl").read_text()
+        write_rows(folder / "animals/train.jsonl", longer.texts, longer.labels)
+        more = (folder / "animals/train.jsonl").read_text()
+        (folder / "animals/train.jsonl").write_text(kept + more)  # behind: they are told from the old ones
+        rows = folder / "place/train.jsonl"
+        right = rows.read_text()
+        rows.write_text(right.replace("wave", "tower"))
+        found = by_task(learner.migrate())
+        assert {task: row.state for task, row in found.items()} == {
+            "animals": "learned",
+            "mood": "left",
+            "place": "left",
+        }
+        assert "imported" in str(found["mood"].reason)
+        assert "others than those that place@1 was learned from" in str(found["place"].reason)
+        rows.unlink()
+        assert "no file" in str(by_task(learner.migrate())["place"].reason)
+        with pytest.raises(InputError, match=r"nothing to migrate:\nplace@1: .*no file"):
+            learner.migrate(tasks=["place"])
+        rows.write_text(right)
+        assert by_task(learner.migrate())["place"].state == "learned", "once the rows are back"
+        assert learner.registry.delta("animals@2").data == learner.registry.delta("animals@1").data
+
+
+def test_a_later_version_is_migrated_under_another_name(bert_folder: Path, blind_folder: Path, home: Path) -> None:
+    with open_home(blind_folder, home) as learner:
+        learner.migrate(tasks=["animals", "mood"])
+    with open_home(bert_folder, home) as old:
+        data = old.registry.delta("mood@1").data
+        assert data
+        spec = TaskSpec.model_validate(data.spec)
+        later = old.learn(spec.model_copy(update={"warm_start": "scratch"}), folder=Path(str(data.folder)))
+        assert old.registry.delta(later).status == "champion"
+    with open_home(blind_folder, home) as learner:
+        rows = by_task(learner.migrate(tasks=["animals", "mood"]))
+        assert (rows["animals"].state, rows["mood"].state) == ("learned", "left")
+        assert "migrated before as mood@2" in str(rows["mood"].reason)
+        (row,) = learner.migrate(tasks=["mood"], name="once-more")
+        assert (row.old, row.new, row.state) == (later, "mood@4", "learned")
+        with pytest.raises(InputError, match="stream 'core' is not that of a migration"):
+            learner.migrate(name="core")
+
+
+def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home: Path, tmp_path: Path) -> None:
+    undisturbed = Path(shutil.copytree(home, tmp_path / "undisturbed"))
+    words = [str(Path(__file__).with_name("migration_process.py")), str(roberta_folder), str(home), "animals", "6"]
+    with subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as others:
+        assert others.stdout
+        assert others.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
+        with open_home(roberta_folder, home) as learner:
+            assert verify(learner.registry) == []
+            assert [row["delta"] for row in learner.registry.deltas() if row["version"] > 1] == ["place@2"]
+        assert others.communicate("\n")[0] == "0\n0\n", (tmp_path / "home.log").read_text()
+    log = (tmp_path / "home.log").read_text()
+    assert log.count("animals goes on after epoch 1") == 1
+    with open_home(roberta_folder, home) as learner, open_home(roberta_folder, undisturbed) as other:
+        assert len(learner.registry.deltas()) == 6, "each is learned once"
+        assert verify(learner.registry) == []
+        began: list[str] = []
+        rows = learner.migrate(watcher=Watcher(began=began.append))
+        assert ([row.state for row in rows], began) == (["learned"] * 3, [])
+        routed = learner.report(str(learner.registry.last_stream()))["routed"]["matrix"]
+        assert all(routed[t][i] is not None for t in range(3) for i in range(t + 1))
+        other.migrate(tasks=["place", "animals"])
+        for delta in ("place@2", "animals@2"):
+            assert learner.registry.delta(delta).digest == other.registry.delta(delta).digest
+
+
+def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path, home: Path) -> None:
+    with open_home(blind_folder, home) as learner:
+
+        def stop(task: str, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            learner.migrate(tasks=["place"], watcher=Watcher(step=stop))
+        stream = str(learner.registry.last_stream())
+        assert claim(learner.registry, stream, number=0, holder=this_holder())
+
+        def let_go(task: str, holder: str) -> None:
+            release(learner.registry, stream, number=0, holder=holder)
+
+        (row,) = learner.migrate(tasks=["place"], watcher=Watcher(waiting=let_go))
+        assert row.state == "learned"
+
+
+def test_what_can_be_checked_stops_before_anything_is_learned(
+    bert_folder: Path, roberta_folder: Path, home: Path, tmp_path: Path
+) -> None:
+    def refused(backbone: Path, says: str, *words: Any, **keys: Any) -> None:
+        with open_home(backbone, home) as learner, pytest.raises(InputError, match=says):
+            learner.migrate(*words, **keys)
+
+    refused(bert_folder, "no delta serves on a backbone other than")
+    refused(bert_folder, "is the backbone to move from", str(bert_folder))
+    refused(roberta_folder, "no backbone is called 'other'", "other")
+    refused(roberta_folder, "no task is called 'fod'", tasks=["fod"])
+    with open_home(bert_folder, home) as old:
+        spec = {"method": {"name": "last_layer", "count": 2}, "budget": {"epochs": 0, "max_length": 24}}
+        task = TaskSpec.model_validate(write_task(tmp_path, "food") | spec)
+        old.learn(task, folder=tmp_path)
+    small = tiny_backbone("roberta", seed=2)
+    small.model.encoder.layer = small.model.encoder.layer[:1]
+    small.model.config.num_hidden_layers = 1
+    small.model.config.max_position_embeddings = 18
+    small.model.embeddings.position_embeddings.weight.data = small.model.embeddings.position_embeddings.weight[:18]
+    shallow = save_backbone(small, tmp_path / "shallow")
+    refused(shallow, "(?s)task 'mood'.*max_length 32 is more than the 16 tokens.*task 'food': layers.*are not there")
+    with open_home(roberta_folder, home) as learner:
+        assert learner.registry.last_stream() == "core", "nothing was begun"
+        assert not [row for row in learner.registry.deltas() if row["version"] > 1]
+
+
+def test_on_the_command_line(
+    cli: Run, bert_folder: Path, roberta_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(backbone: Backbone, data: TaskData) -> Task:
+        if data.spec.name == "place":
+            raise LearnError("the loss is not a number")
+        return ready(backbone, data)
+
+    content = {
+        "name": "small",
+        "backbone": str(bert_folder),
+        "method": {"name": "adapter", "size": 2},
+        "budget": {"epochs": 1, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16},
+        "tasks": [write_task(tmp_path, task) for task in ("mood", "place")],
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    new = ("--to", str(roberta_folder))
+    assert cli("migrate", *new).code == 2
+    assert cli("run", str(tmp_path / "small.yaml")).code == 0
+    assert cli("migrate", "--to", str(tmp_path / "nowhere")).code == 2
+    foreseen = cli("migrate", *new, "--check", "--json").json
+    assert [(row["task"], row["state"], row["train_rows"]) for row in foreseen] == [
+        ("mood", "waiting", 60),
+        ("place", "waiting", 60),
+    ]
+    assert all(row["seconds"] > 0 for row in foreseen)
+    assert len(cli("deltas", "--json").json) == 2, "nothing was learned"
+    with monkeypatch.context() as patch:
+        patch.setattr("continual.positions.ready", failing)
+        ran = cli("migrate", *new, "--from", str(bert_folder), "--json")
+    assert ran.code == 1
+    assert all(set(row) == set(Moved.__dataclass_fields__) for row in ran.json)
+    assert [(row["task"], row["new"], row["state"]) for row in ran.json] == [
+        ("mood", "mood@2", "learned"),
+        ("place", None, "failed"),
+    ]
+    assert "task place failed: LearnError: the loss is not a number" in ran.err
+    again = cli("migrate", *new, "--tasks", "place", "--json")
+    assert (again.code, [row["new"] for row in again.json]) == (0, ["place@2"])
+    if ran.json[0]["serves"] is None:
+        cli("deltas", "promote", "mood@2")
+    assert cli("mlflow", "--json").json == [], "MLflow was told"
+    (tmp_path / "texts").write_text("lovely bright\n")
+    for backbone, delta in ((roberta_folder, "mood@2"), (bert_folder, "mood@1")):
+        answered = cli("predict", str(tmp_path / "texts"), "--task", "mood", "--backbone", str(backbone))
+        assert answered.json["delta"] == delta
