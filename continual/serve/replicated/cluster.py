@@ -13,12 +13,12 @@ from ray import serve
 from continual.errors import InputError
 from continual.serve.recipe import Recipe
 from continual.serve.replicated.face import face
+from continual.serve.replicated.groups import GROUPS
 from continual.serve.replicated.replica import Replica
 from registry import Registry, identity
 from registry.engine import in_memory
 
-GROUPS = 16  # of tasks, for each replica: enough that all have about as many
-ONGOING = 128  # requests that a replica has in hand, before those of its groups go to others too
+ONGOING = 128  # requests that a replica has in hand; those of its groups go to others then
 PATIENCE = 120.0  # seconds for each look whether a replica lives: a router may be made meanwhile
 
 
@@ -58,7 +58,7 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
             try:
-                handle = serve.run(deployed.bind(recipe, registry), name=replicas.name, route_prefix=None)
+                handle = serve.run(deployed.bind(recipe, registry, replicas.count), name=replicas.name, route_prefix=None)
             except RuntimeError as error:
                 raise InputError(f"no replica could begin: {_reason(error)}") from error
             yield face(

@@ -4,7 +4,7 @@ Ray Serve's own HTTP proxy sees no body, so it could not tell of which task a re
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -39,7 +39,6 @@ TOLD = (  # of a request, what a replica is told: all but what belongs to this p
     "headers",
 )
 REFRESH = "/v1/refresh"
-Say = Callable[[Message], Any]
 
 
 def face(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
@@ -85,22 +84,23 @@ class Forward:
             answer = asked.answered.remote(told, body)
             try:
                 await self._pass_on(request, answer, send)
-            finally:
+            except BaseException:
                 answer.cancel()  # whoever has left, or waited for too long, is not answered
+                raise
 
-    async def _pass_on(self, request: Request, answer: AsyncIterator[list[Message]], send: Say) -> None:
+    async def _pass_on(self, request: Request, answer: AsyncIterator[list[Message]], send: Send) -> None:
         try:
-            seconds: float | None = patience(request, most=self._seconds)
+            seconds = patience(request, most=self._seconds)
         except InputError:
             seconds = self._seconds  # which the replica refuses
         leaving = asyncio.create_task(left(request))
         try:
-            while (ready := await _next(answer, leaving, seconds)) is not None:
-                if seconds is not None and request.url.path == REFRESH and ready[0]["status"] == 200:
-                    await self._turns.once()
-                seconds = None  # what was begun is finished
-                for message in ready:
-                    await send(message)
+            ready = await _next(answer, leaving, seconds)
+            if request.url.path == REFRESH and ready[0]["status"] == 200:
+                await self._turns.once()
+            await _say(ready, send)
+            while _more(ready[-1]):
+                await _say(ready := await _next(answer, leaving, None), send)
         finally:
             leaving.cancel()
 
@@ -117,11 +117,21 @@ class Forward:
         return Response(body, chosen.status, headers)
 
 
+async def _say(ready: list[Message], send: Send) -> None:
+    for message in ready:
+        await send(message)
+
+
+def _more(said: Message) -> bool:
+    """Whether an answer goes on after this message of it."""
+    return bool(said.get("more_body", said["type"] == "http.response.start"))
+
+
 async def _next(
     answer: AsyncIterator[list[Message]], leaving: "asyncio.Task[None]", seconds: float | None
-) -> list[Message] | None:
-    """What is said next, None where that was all. Raises ClientLeft, TooLate, and what Ray Serve raises."""
-    coming: asyncio.Future[list[Message] | None] = asyncio.ensure_future(anext(answer, None))
+) -> list[Message]:
+    """What is said next, at least one message. Raises ClientLeft, TooLate, and what Ray Serve raises."""
+    coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(answer))
     try:
         await asyncio.wait((coming, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if coming.done():

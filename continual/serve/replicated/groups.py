@@ -5,6 +5,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ValidationError
 
+GROUPS = 16  # of tasks for each replica: of many, tasks are spread about evenly
 PREDICT, WRITE = "/v1/predict", ("/v1/completions", "/v1/chat/completions")
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
+from ray.serve.schema import ReplicaRank
 from starlette.types import Message, Scope
 
 from continual.errors import InputError
 from continual.serve.application import application
 from continual.serve.looking import Looking
 from continual.serve.recipe import Recipe
+from continual.serve.replicated.groups import GROUPS
 from continual.serve.serving import Serving
 from registry import identity, shown
 
@@ -33,9 +35,9 @@ class Replica:
     Raises InputError, where its node reaches another registry than that of the recipe, or other blobs.
     """
 
-    def __init__(self, recipe: Recipe, registry: str) -> None:
-        """registry: the identity of the one that is meant."""
-        self._open = ExitStack()
+    def __init__(self, recipe: Recipe, registry: str, count: int) -> None:
+        """registry: the identity of the one that is meant · count: how many replicas there are."""
+        self._open, self._count = ExitStack(), count
         serving = self._open.enter_context(recipe.serving())
         _same(serving, recipe, registry)
         serving.refresh()
@@ -48,8 +50,6 @@ class Replica:
 
         To let go of the iterator is to leave: what still waits is not answered.
         """
-        if group := serve.get_multiplexed_model_id():
-            await self.group(group)
         said = asyncio.Queue[Message | None]()
         answering = asyncio.create_task(self._app(scope, _given(body), said.put))
         answering.add_done_callback(lambda _: said.put_nowait(None))
@@ -78,10 +78,15 @@ class Replica:
         """Serve the champions of this moment, if this is the replica of that name; whether they are others."""
         return name == self.name and await self._looking.once()
 
-    async def _group(self, name: str) -> str:
-        return name  # its deltas come when they are asked for; Ray Serve minds which groups came here
+    async def reconfigure(self, user_config: None, rank: ReplicaRank) -> None:
+        """Have Ray Serve send requests of this rank's groups here: at the beginning, and when ranks change."""
+        for group in range(GROUPS):
+            await self.group(str(rank.rank + group * self._count))
 
-    group = serve.multiplexed(max_num_models_per_replica=-1)(_group)
+    @serve.multiplexed(max_num_models_per_replica=GROUPS)  # type: ignore[untyped-decorator]
+    async def group(self, name: str) -> str:
+        """Nothing is to be loaded for a group: its deltas come when they are asked for."""
+        return name
 
 
 def _given(body: bytes) -> Any:
