@@ -43,7 +43,7 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
     """
     registry = _shared(recipe)
     with _cluster(replicas.address):
-        _fits(replicas)
+        fits(replicas)
         deployed = serve.deployment(
             num_replicas=replicas.count,
             ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
@@ -58,7 +58,9 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
             try:
-                handle = serve.run(deployed.bind(recipe, registry, replicas.count), name=replicas.name, route_prefix=None)
+                handle = serve.run(
+                    deployed.bind(recipe, registry, replicas.count), name=replicas.name, route_prefix=None
+                )
             except RuntimeError as error:
                 raise InputError(f"no replica could begin: {_reason(error)}") from error
             yield face(
@@ -93,7 +95,7 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _fits(replicas: Replicas) -> None:
+def fits(replicas: Replicas) -> None:
     """Raises InputError where the replicas would wait for ever for cores or GPUs."""
     has = ray.cluster_resources()
     for what, each, option in (("CPU", replicas.cpus, "--replica-cpus"), ("GPU", replicas.gpus, "--replica-gpus")):
