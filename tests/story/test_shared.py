@@ -37,7 +37,9 @@ def tracking(folder: Path, port: int) -> Iterator[None]:
     """A tracking server that answers, until it is killed as the block ends."""
     words = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *words], start_new_session=True)
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # jobs would be processes of their own
+    command = [sys.executable, "-m", "mlflow", "server", *words]
+    server = subprocess.Popen(command, env=quiet, start_new_session=True)
     try:
         until(lambda: server.poll() is not None or answers(port), seconds=120)
         assert server.poll() is None
