@@ -132,6 +132,7 @@ async def _next(
 ) -> list[Message]:
     """What is said next, at least one message. Raises ClientLeft, TooLate, and what Ray Serve raises."""
     coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(answer))
+    coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # let go of, it fails for nobody
     try:
         await asyncio.wait((coming, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if coming.done():
