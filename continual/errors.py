@@ -25,6 +25,7 @@ ContinualError                    exit code 1: something failed while running
 └── Unserved                      a request that would be answered at another time
     ├── TooBusy                   too much waits already
     ├── TooLate                   it waited for too long
+    ├── ReplicaLost               the replica that was asked is gone
     └── Closing                   the server ends
 """
 
@@ -62,6 +63,7 @@ __all__ = [
     "NoDelta",
     "NotFound",
     "RegistryError",
+    "ReplicaLost",
     "RoutingError",
     "SchemaError",
     "StreamChanged",
@@ -135,6 +137,10 @@ class TooBusy(Unserved):
 
 class TooLate(Unserved):
     """Inputs waited for longer than they may."""
+
+
+class ReplicaLost(Unserved):
+    """The replica that was to answer ended before it did; another one can."""
 
 
 class Closing(Unserved):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 import yaml
+from fastapi import FastAPI
 from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 
 from continual import Learner, read_stream
@@ -66,21 +67,26 @@ class Server:
 
 
 @contextmanager
-def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
-    """A server in a thread of this process, until the block ends."""
-    serving = Serving(learner.backbone, learner.registry)
-    app = application(serving, local=local, limits=limits, poll=POLL)
+def answering(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+    """An application in a thread of this process, until the block ends; its address."""
     with listening("127.0.0.1", port) as at:
         own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
         thread.start()
-        url = f"http://127.0.0.1:{at.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, timeout=60) as client:
-                yield Server(url, client, serving)
+            yield f"http://127.0.0.1:{at.getsockname()[1]}"
         finally:
             own.should_exit = True
             thread.join()
+
+
+@contextmanager
+def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
+    """A server of one process, this one."""
+    serving = Serving(learner.backbone, learner.registry)
+    app = application(serving, local=local, limits=limits, poll=POLL)
+    with answering(app, port=port) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield Server(url, client, serving)
 
 
 @pytest.fixture(scope="module")

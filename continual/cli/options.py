@@ -65,13 +65,13 @@ class Common:
 
     def learner(self, backbone: str | None) -> "Learner":
         """The registry with the backbone that is named or, where none is, the only one it knows."""
-        name = backbone or self._only_backbone()
+        name = backbone or self.only_backbone()
         with err.status(escape(visible(f"loading backbone {name}"))):
             from continual.learner import Learner
 
             return Learner.open(name, self.home, device=self.device, dtype=self.dtype)
 
-    def _only_backbone(self) -> str:
+    def only_backbone(self) -> str:
         with self.registry() as registry:
             names = [backbone.name for backbone in registry.backbones()]
         if not names:

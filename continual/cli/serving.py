@@ -1,14 +1,25 @@
 """The command that serves what was learned."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
-from continual.cli.options import BackboneName, Common, app, command, say
+from continual.cli.options import BackboneName, Common, app, command, err, say
 from continual.errors import InputError
 from continual.settings import FALSE_ABSTENTIONS
+from continual.visible import visible
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from continual.serve import Recipe
 
 NEEDED = "serving needs the extra `serve`; install it: pip install 'continual[serve]'"
+RAY_NEEDED = "serving by replicas needs the extra `ray`; install it: pip install 'continual[serve,ray]'"
 
 
 @command(app)
@@ -28,13 +39,20 @@ def serve(
     ] = FALSE_ABSTENTIONS,
     router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
     backbone: BackboneName = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Answer by so many processes, through Ray Serve.")] = None,
+    address: Annotated[str | None, typer.Option(help="The Ray cluster of the replicas; else this machine.")] = None,
+    replica_cpus: Annotated[float | None, typer.Option(min=0.1, help="Cores of each replica; else 1.")] = None,
+    replica_gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each replica, or parts; else 0.")] = None,
 ) -> None:
     """Answer over HTTP: every learned task of a backbone, and a page to try it, until it is told to end."""
     try:
-        from continual.serve import Limits, Serving, application, is_local, listening
+        from continual.serve import Limits, Recipe, is_local, listening
         from continual.serve import serve as answer_on
     except ImportError as error:
         raise InputError(f"{NEEDED} ({error})") from error
+    of_replicas = {"--address": address, "--replica-cpus": replica_cpus, "--replica-gpus": replica_gpus}
+    if replicas is None and (alone := [option for option, value in of_replicas.items() if value is not None]):
+        raise InputError(f"{', '.join(alone)} would be of replicas, and there are none; give --replicas N too")
     local = is_local(host)
     with common.registry() as registry:
         if not local and not registry.active_keys():
@@ -42,9 +60,48 @@ def serve(
                 f"--host {host} can be reached from other machines, and the registry has no key; "
                 "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
             )
-    with listening(host, port) as at, common.learner(backbone) as learner:
-        serving = Serving(learner.backbone, learner.registry, router=router, false_abstentions=abstain, slots=slots)
-        limits = Limits(rows=rows, waiting=waiting, seconds=timeout)
-        address, found = at.getsockname()[:2]
-        say(f"serving on http://{f'[{address}]' if ':' in address else address}:{found}")
-        answer_on(application(serving, local=local, limits=limits, poll=poll), at, grace=timeout)
+    with listening(host, port) as at:
+        recipe = Recipe(
+            backbone=_anywhere(backbone or common.only_backbone()),
+            device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
+            dtype=common.dtype,
+            registry=common.places.registry,
+            blobs=common.places.blobs,
+            router=router,
+            false_abstentions=abstain,
+            slots=slots,
+            local=local,
+            limits=Limits(rows=rows, waiting=waiting, seconds=timeout),
+            poll=poll,
+        )
+        found, number = at.getsockname()[:2]
+        name = f"{f'[{found}]' if ':' in found else found}:{number}"
+        each = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
+        with _by_replicas(recipe, replicas, each, address, name) if replicas else _by_itself(recipe) as answering:
+            say(f"serving on http://{name}")
+            answer_on(answering, at, grace=timeout)
+
+
+@contextmanager
+def _by_itself(recipe: "Recipe") -> "Iterator[FastAPI]":
+    from continual.serve import application
+
+    with ExitStack() as opened:
+        with err.status(escape(visible(f"loading backbone {recipe.backbone}"))):
+            serving = opened.enter_context(recipe.serving())
+        yield application(serving, local=recipe.local, limits=recipe.limits, poll=recipe.poll)
+
+
+def _by_replicas(
+    recipe: "Recipe", count: int, each: dict[str, float], address: str | None, name: str
+) -> "AbstractContextManager[FastAPI]":
+    try:
+        from continual.serve.replicated import Replicas, replicated
+    except ImportError as error:
+        raise InputError(f"{RAY_NEEDED} ({error})") from error
+    return replicated(recipe, Replicas(count=count, **each, address=address, name=f"continual {name}"))
+
+
+def _anywhere(backbone: str) -> str:
+    """The name of a backbone as it holds in every folder."""
+    return str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone

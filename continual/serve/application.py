@@ -44,6 +44,7 @@ def application(serving: Serving, *, local: bool = True, limits: Limits | None =
         redoc_url=None,
         responses=described(400),
     )
+    app.state.looking = looking  # for those who say themselves when to look
     app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=metrics.requested)
     install(app)
     app.include_router(page.routes())

@@ -57,9 +57,9 @@ class Desk:
             )
         for task in {ask.task for ask in asks if ask.task is not None} - self.serving.champions.keys():
             await asyncio.to_thread(self.serving.require, task)  # which asks the registry
-        began, seconds = time.monotonic(), self._seconds(request.headers.get(TIMEOUT))
+        began, seconds = time.monotonic(), patience(request, most=self._limits.seconds)
         answers = asyncio.wrap_future(self.batcher.submit(asks, seconds=seconds).answers)
-        leaving = asyncio.create_task(_left(request))
+        leaving = asyncio.create_task(left(request))
         try:
             await asyncio.wait((answers, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
@@ -73,17 +73,20 @@ class Desk:
             answers.cancel()  # what still waits of it is never answered
             leaving.cancel()
 
-    def _seconds(self, said: str | None) -> float:
-        try:
-            seconds = self._limits.seconds if said is None else float(said)
-        except ValueError:
-            seconds = -1.0
-        if not 0 < seconds <= self._limits.seconds:
-            raise InputError(f"{TIMEOUT} {said!r} is not a number of seconds up to {self._limits.seconds:g}")
-        return seconds
+
+def patience(request: Request, *, most: float) -> float:
+    """How many seconds a client waits: what it says, or `most`. Raises InputError for what is no such number."""
+    said = request.headers.get(TIMEOUT)
+    try:
+        seconds = most if said is None else float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= most:
+        raise InputError(f"{TIMEOUT} {said!r} is not a number of seconds up to {most:g}")
+    return seconds
 
 
-async def _left(request: Request) -> None:
+async def left(request: Request) -> None:
     """Wait until the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

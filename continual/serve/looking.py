@@ -27,6 +27,11 @@ class Looking:
         await loop.run_in_executor(None, self._access.refresh)  # first: a key is revoked, whatever comes after
         return await loop.run_in_executor(self._aside, self._serving.refresh)
 
+    async def behind(self) -> bool:
+        """Whether others should serve than do, and keys looked at. Raises what reading the registry raises."""
+        await asyncio.to_thread(self._access.refresh)
+        return await asyncio.to_thread(self._serving.behind)
+
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
         """Begin with a look, and look again until the block ends, whatever goes wrong."""

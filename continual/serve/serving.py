@@ -82,6 +82,10 @@ class Serving:
         """Which deltas lie on the device, and which in the host's memory, by what `resident` calls them."""
         return self._predictor.residents.places() if self._predictor else {"device": (), "memory": ()}
 
+    def behind(self) -> bool:
+        """Whether the registry has other champions than serve. Raises RegistryError or DatabaseUnavailable."""
+        return self._found() != self.champions
+
     def refresh(self) -> bool:
         """Look at the registry again; whether other deltas serve than before. What is being answered is not disturbed.
 
@@ -90,7 +94,7 @@ class Serving:
         Raises RegistryError or DatabaseUnavailable; then all stays as it was.
         """
         with self._refreshing:
-            found = {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
+            found = self._found()
             if found == self.champions:
                 return False
             if found.keys() - self.kinds.keys():  # a task's kind never changes
@@ -108,6 +112,9 @@ class Serving:
                 log.warning("no task can be routed to; only inputs that name their task are answered")
             self._predictor, self.champions = predictor, found  # in this order: other threads look at the second first
             return True
+
+    def _found(self) -> dict[str, Champion]:
+        return {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
 
     def require(self, task: str, *, kind: str | None = None) -> None:
         """Raises NotFound for a task that nobody knows, NoDelta for one without a delta here, WrongKind."""

@@ -1,0 +1,45 @@
+"""What a server is made of, in words that another process understands too."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from continual.backbone import load_backbone
+from continual.residents import SLOTS
+from continual.serve.application import POLL
+from continual.serve.desk import Limits
+from continual.serve.serving import Serving
+from continual.settings import FALSE_ABSTENTIONS
+from registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """backbone, device, dtype: as of `load_backbone` · registry, blobs: as of `Registry.open` · router,
+    false_abstentions, slots: as of `Predictor` · local, limits, poll: as of `application`.
+    """
+
+    backbone: str
+    device: str = "auto"
+    dtype: str = "auto"
+    registry: str = field(repr=False)  # URLs may hold passwords
+    blobs: str = field(repr=False)
+    router: str = "auto"
+    false_abstentions: float = FALSE_ABSTENTIONS
+    slots: int = SLOTS
+    local: bool = True
+    limits: Limits = field(default_factory=Limits)
+    poll: float = POLL
+
+    @contextmanager
+    def serving(self) -> Iterator[Serving]:
+        """The champions on the backbone, which is loaded; the registry is open until the block ends."""
+        backbone = load_backbone(self.backbone, device=self.device, dtype=self.dtype)
+        with Registry.open(self.registry, self.blobs) as registry:
+            yield Serving(
+                backbone,
+                registry,
+                router=self.router,
+                false_abstentions=self.false_abstentions,
+                slots=self.slots,
+            )

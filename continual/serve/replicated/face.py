@@ -1,0 +1,158 @@
+"""The face of all replicas: takes requests in as a whole and hands each to a replica that Ray Serve chooses.
+
+Ray Serve's own HTTP proxy sees no body, so it could not tell of which task a request is.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from continual.errors import InputError, ReplicaLost, TooBusy, TooLate
+from continual.serve.desk import ClientLeft, Limits, left, patience
+from continual.serve.faults import install
+from continual.serve.gate import LOCAL, Gate
+from continual.serve.replicated.groups import group_of
+from continual.serve.replicated.merged import MERGED
+from continual.serve.replicated.replica import Answer
+from continual.serve.replicated.turns import Turns
+
+TOLD = (  # of a request, what a replica is told: all but what belongs to this process
+    "type",
+    "asgi",
+    "http_version",
+    "server",
+    "client",
+    "scheme",
+    "method",
+    "root_path",
+    "path",
+    "raw_path",
+    "query_string",
+    "headers",
+)
+REFRESH = "/v1/refresh"
+
+
+def face(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
+    """An ASGI application that answers by the replicas behind `handle`.
+
+    local, limits, poll: as of `application` · groups: of tasks, each of which goes to a replica of its own if it can.
+    """
+    turns = Turns(handle, poll=poll)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with turns.going_on():
+            yield
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=lambda path, status: None)
+    install(app)
+    app.mount("/", Forward(handle, turns, seconds=limits.seconds, groups=groups))
+    return app
+
+
+class Forward:
+    """Hands requests to replicas, and their answers back as they come."""
+
+    def __init__(self, handle: Any, turns: Turns, *, seconds: float, groups: int) -> None:
+        self._handle, self._turns, self._seconds, self._groups = handle, turns, seconds, groups
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises TooBusy, TooLate, ReplicaLost, and ClientLeft, all before anything is said."""
+        request = Request(scope, receive)
+        try:
+            body = await request.body()
+        except ClientDisconnect as error:
+            raise ClientLeft from error
+        told = {key: scope[key] for key in TOLD if key in scope}
+        path = request.url.path
+        with _named():
+            if path in MERGED and request.method == "GET":
+                await (await self._merged(path, told))(scope, receive, send)
+                return
+            group = group_of(path, body, groups=self._groups)
+            asked = self._handle.options(stream=True, multiplexed_model_id=group)
+            answer = asked.answered.remote(told, body)
+            try:
+                await self._pass_on(request, answer, send)
+            except BaseException:
+                answer.cancel()  # whoever has left, or waited for too long, is not answered
+                raise
+
+    async def _pass_on(self, request: Request, answer: AsyncIterator[list[Message]], send: Send) -> None:
+        try:
+            seconds = patience(request, most=self._seconds)
+        except InputError:
+            seconds = self._seconds  # which the replica refuses
+        leaving = asyncio.create_task(left(request))
+        try:
+            ready = await _next(answer, leaving, seconds)
+            if request.url.path == REFRESH and ready[0]["status"] == 200:
+                await self._turns.once()
+            await _say(ready, send)
+            while _more(ready[-1]):
+                await _say(ready := await _next(answer, leaving, None), send)
+        finally:
+            leaving.cancel()
+
+    async def _merged(self, path: str, told: dict[str, Any]) -> Response:
+        """What all replicas say, as one; where one refuses, its refusal."""
+        found = await self._handle.broadcast("whole", told, b"").results_async(return_exceptions=True)
+        answers = [answer for answer in found if isinstance(answer, Answer)]
+        if not answers:
+            raise found[0]
+        refused = next((answer for answer in answers if answer.status != 200), None)
+        chosen = refused or answers[0]
+        body = chosen.body if refused else MERGED[path](answers)
+        headers = {key.decode(): value.decode() for key, value in chosen.headers if key != b"content-length"}
+        return Response(body, chosen.status, headers)
+
+
+async def _say(ready: list[Message], send: Send) -> None:
+    for message in ready:
+        await send(message)
+
+
+def _more(said: Message) -> bool:
+    """Whether an answer goes on after this message of it."""
+    return bool(said.get("more_body", said["type"] == "http.response.start"))
+
+
+async def _next(
+    answer: AsyncIterator[list[Message]], leaving: "asyncio.Task[None]", seconds: float | None
+) -> list[Message]:
+    """What is said next, at least one message. Raises ClientLeft, TooLate, and what Ray Serve raises."""
+    coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(answer))
+    coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # let go of, it fails for nobody
+    try:
+        await asyncio.wait((coming, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            return coming.result()
+        if leaving.done():
+            raise ClientLeft
+        raise TooLate(f"there was no answer within {seconds:g} s; wait for longer, or send fewer at once")
+    finally:
+        coming.cancel()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Errors of Ray Serve by the names that clients know."""
+    try:
+        yield
+    except BackPressureError as error:
+        raise TooBusy(
+            f"{error.args[0]} requests wait for a replica, and so many may; ask again in 1 s, or send fewer at once",
+            retry_after=1,
+        ) from error
+    except (RayActorError, DeploymentUnavailableError) as error:
+        raise ReplicaLost("the replica that was asked is gone; ask again, another one answers") from error

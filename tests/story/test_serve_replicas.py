@@ -1,0 +1,257 @@
+"""Several replicas on a cluster of two nodes answer as one process does, whatever becomes of one of them."""
+
+# ruff: noqa: F811 (fixtures are imported by their names)
+
+import os
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from command_line import Run
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+from served import POLL, Server, answering, ask, fault, folder, learner, revoke_all, served, until  # noqa: F401
+from test_serve import close
+from tiny import rows_of
+
+from continual import Learner
+from continual.errors import InputError
+from continual.serve import Limits, Recipe
+from registry import add_key, archive_delta, promote_delta
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+from ray.util import list_named_actors  # noqa: E402
+
+from continual.serve.replicated import Replicas, replicated  # noqa: E402
+from continual.serve.replicated.cluster import fits  # noqa: E402
+
+TASKS = ("animals", "mood", "echo")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes of one core each; the address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        yield nodes.address
+        nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def recipe(learner: Learner, folder: Path) -> Recipe:
+    home = folder / "home"
+    return Recipe(
+        backbone=str(folder / "backbone"),
+        device="cpu",
+        dtype="float32",
+        registry=f"sqlite:///{home / 'registry.db'}",
+        blobs=str(home / "blobs"),
+        limits=Limits(rows=64, tokens=20_000, bytes=200_000),
+        poll=POLL,
+    )
+
+
+@pytest.fixture(scope="module")
+def two(cluster: str, recipe: Recipe, learner: Learner) -> Iterator[Server]:
+    """A face and two replicas, one on each node."""
+    with (
+        replicated(recipe, Replicas(count=2, cpus=1, gpus=0, address=cluster, name="two")) as app,
+        answering(app) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        yield Server(url, client, None)  # type: ignore[arg-type]  # who serves is in other processes
+
+
+def rows_by_replica(two: Server) -> dict[str, Counter[str]]:
+    """Of each replica, how many rows of each task it has answered."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for family in text_string_to_metric_families(two.client.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == "continual_rows_total":
+                found[sample.labels["replica"]][sample.labels["task"]] += int(sample.value)
+    return found
+
+
+def test_answers_are_those_of_one_process(two: Server, served: Server) -> None:
+    texts = [str(text) for task in ("animals", "mood") for text in rows_of(task, 4).texts]
+    rows = [{"text": text} | ({"task": TASKS[i % 2]} if i % 3 else {}) for i, text in enumerate(texts)]
+    found, wanted = (ask(one, *rows).json()["predictions"] for one in (two, served))
+    for own, other in zip(found, wanted, strict=True):
+        close(own, {key: value for key, value in other.items() if key != "possible"})
+    for path in ("/v1/tasks", "/v1/models", "/readyz", "/healthz", "/openapi.json", "/"):
+        assert two.client.get(path).content == served.client.get(path).content, path
+
+
+def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served: Server, learner: Learner) -> None:
+    said: list[Any] = []
+    for one in (two, served):
+        with OpenAI(base_url=f"{one.url}/v1", api_key="none") as client:
+            whole = client.completions.create(model="echo", prompt="red cat").choices[0].text
+            chat = client.chat.completions.create(
+                model="echo", messages=[{"role": "user", "content": "red cat"}], stream=True
+            )
+            parts = [chunk.choices[0].delta.content or "" for chunk in chat]
+            vector = client.embeddings.create(model=learner.backbone.name, input="red cat").data[0].embedding
+        assert "".join(parts) == whole
+        said.append((whole, pytest.approx(vector, abs=1e-5)))
+    assert said[0][0] == said[1][0]
+    assert said[0][1].expected == said[1][1]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"rows": [{"text": "x", "task": "moood"}]}, 404, "mood"),
+        ({"rows": []}, 422, "rows"),
+        ({"rows": "a"}, 422, "rows"),
+        ({"rows": [{"text": "a"}] * 65}, 413, "65 inputs"),
+        ({"rows": [{"text": "a" * 90_000}]}, 413, "tokens"),
+        ({"rows": [{"text": "a" * 300_000}]}, 413, "200000 bytes"),
+    ],
+)
+def test_errors_are_those_of_one_process(two: Server, body: Any, status: int, says: str) -> None:
+    assert says in fault(two.client.post("/v1/predict", json=body), status)
+
+
+def test_hosts_paths_and_times_are_refused_as_by_one_process(two: Server) -> None:
+    fault(two.client.get("/v1/nothing"), 404)
+    fault(two.client.delete("/v1/predict"), 405)
+    assert "evil.com" in fault(two.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
+    row = {"rows": [{"text": "a"}]}
+    for said in ("soon", "61"):
+        assert "x-request-timeout" in fault(
+            two.client.post("/v1/predict", json=row, headers={"x-request-timeout": said}), 422
+        )
+
+
+def test_tasks_keep_to_their_replicas(two: Server) -> None:
+    before = rows_by_replica(two)
+    for _ in range(10):
+        for task in TASKS:
+            ask(two, {"text": "a", "task": task}, {"text": "b", "task": task})
+        assert two.client.post("/v1/completions", json={"model": "echo", "prompt": "a"}).status_code == 200
+    after = rows_by_replica(two)
+    gained = {task: [after[name][task] - before[name][task] for name in after] for task in TASKS}
+    assert {task: sorted(rows) for task, rows in gained.items()} == {
+        "animals": [0, 20],
+        "mood": [0, 20],
+        "echo": [0, 30],
+    }
+    assert len({tuple(rows) for rows in gained.values()}) > 1, "not all to one"
+
+
+def test_a_new_champion_is_taken_up_by_all(two: Server, learner: Learner) -> None:
+    def statuses() -> set[int]:
+        return {ask(two, {"text": "a"}, {"text": "a", "task": "mood"}).status_code for _ in range(8)}
+
+    archive_delta(learner.registry, "mood@1")
+    try:
+        until(lambda: statuses() == {409})
+    finally:
+        promote_delta(learner.registry, "mood@1")
+    until(lambda: statuses() == {200})
+
+
+def refused(two: Server, path: str) -> bool:
+    return two.client.get(path).status_code == 401
+
+
+def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
+    read, admin = (add_key(learner.registry, f"two {role}", role=role) for role in ("read", "admin"))
+    heads = {"read": {"authorization": f"Bearer {read}"}, "admin": {"authorization": f"Bearer {admin}"}}
+    try:
+        for path in ("/v1/tasks", "/metrics", "/v1/load"):
+            until(partial(refused, two, path))
+            assert two.client.get(path, headers=heads["read"]).status_code == 200
+        fault(two.client.post("/v1/refresh", headers=heads["read"]), 403)
+        archive_delta(learner.registry, "mood@1")
+        assert two.client.post("/v1/refresh", headers=heads["admin"]).status_code == 200
+        asked = {"rows": [{"text": "a", "task": "mood"}]}
+        found = {two.client.post("/v1/predict", json=asked, headers=heads["read"]).status_code for _ in range(8)}
+        assert found == {409}, "all have looked"
+    finally:
+        promote_delta(learner.registry, "mood@1")
+        revoke_all(learner)
+    until(lambda: {two.client.get("/v1/tasks").status_code for _ in range(8)} == {200})
+
+
+def test_the_load_is_that_of_all(two: Server) -> None:
+    until(lambda: two.client.get("/v1/load").json()["tasks"] == 3)
+    load = two.client.get("/v1/load").json()
+    assert len(load["inputs_by_second"]) == 60
+    assert load["waiting"] == 0
+
+
+def test_a_client_that_leaves_is_forgotten(two: Server) -> None:
+    body = {"rows": [{"text": " ".join(["cat"] * 200), "task": "mood"}] * 64}
+    for _ in range(20):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{two.url}/v1/predict", json=body, timeout=0.001)
+    until(lambda: two.client.get("/v1/load").json()["waiting"] == 0)
+
+
+def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Server, learner: Learner) -> None:
+    wanted, done, lost = learner.predict(["red cat"], task="mood")[0].label, threading.Event(), threading.Event()
+    victim = next(name for name, rows in rows_by_replica(two).items() if rows["mood"])
+
+    def patient() -> set[str]:
+        found = set()
+        while not done.is_set():
+            sent = two.client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
+            if sent.status_code == 200:
+                found.add(sent.json()["predictions"][0]["label"])
+            else:
+                assert "another one answers" in fault(sent, 503)
+                lost.set()
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(patient) for _ in range(8)]
+        try:
+            before = rows_by_replica(two)
+            until(lambda: rows_by_replica(two)[victim]["mood"] > before[victim]["mood"] + 20)
+            kill(victim)
+            until(lost.is_set)
+            until(lambda: sum(rows["mood"] for name, rows in rows_by_replica(two).items() if name != victim) > 20)
+        finally:
+            done.set()
+        assert [client.result() for client in clients] == [{wanted}] * 8
+    assert lost.is_set(), "some were asked again"
+
+
+def kill(replica: str) -> None:
+    (name,) = [own["name"] for own in list_named_actors(all_namespaces=True) if replica in own["name"]]
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+def test_a_registry_that_replicas_cannot_reach_is_refused(
+    cluster: str, recipe: Recipe, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Replicas(count=2, cpus=1, gpus=0, address=cluster, name="none")
+    alone = replace(recipe, registry="sqlite://", blobs="memory://blobs")
+    with pytest.raises(InputError, match="in the memory of this process"), replicated(alone, two):
+        pass
+    assert "would be of replicas" in cli("serve", "--replica-cpus", "2", "--port", "0").err
+    monkeypatch.setitem(sys.modules, "continual.serve.replicated", None)
+    ran = cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
+    assert ran.code == 2
+    assert "continual[serve,ray]" in ran.err
+
+
+def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: Recipe) -> None:
+    with pytest.raises(InputError, match=r"need 9, and the cluster has 2"):
+        fits(Replicas(count=3, cpus=3, gpus=0, address=cluster, name="none"))
