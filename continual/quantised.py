@@ -69,6 +69,7 @@ def check_loads(config: Any, name: str, bits: Bits | None, device: torch.device)
     for package in ("bitsandbytes", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise BackboneError(f"{_NEEDED} ({package} is missing)")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its own casts at every product
     return True
 
 
@@ -93,14 +94,26 @@ def settle(model: Any, dtype: torch.dtype) -> None:
 
     bitsandbytes rounds a bias to the type of the first input, and on processors with AVX-512 packs weights of 4 bits
     anew when they are first used without gradients, after which none flow. Biases are rounded to bfloat16 at once.
+
+    Raises BackboneError for rows that it unpacks wrongly.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its own casts at every product
     for module in _packed_modules(model):
+        _check_rows(module)
         if module.bias is not None:
             module.bias.data = module.bias.data.bfloat16()
         if hasattr(module, "compute_dtype"):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             module.support_avx512bf16_for_cpu = False
+
+
+def _check_rows(module: Any) -> None:
+    """On processors with AVX-512, release 0.50 unpacks a row as if it began a block of its own."""
+    state = getattr(module.weight, "quant_state", None)
+    if state is not None and module.in_features % state.blocksize:
+        raise BackboneError(
+            f"in 4 bits a layer reads a multiple of {state.blocksize} numbers, and one of this backbone reads "
+            f"{module.in_features}; use 8 bits"
+        )
 
 
 def quantised_as(model: Any) -> list[str]:
