@@ -43,7 +43,7 @@ def _check_takes(backbone: Backbone, site: str, form: Particular, places: Sequen
         if packed := [place.name for place in places if place.states and not place.readable]:
             raise MethodError(
                 f"the method changes the weight of {packed[0]} itself, which is quantised or on the disk; "
-                "use one that leaves it as it is, as lora, adapter, ia3 and prefix do, or a backbone in float32 on one device"
+                "use one that leaves it as it is, as lora, adapter and prefix do, or a float32 backbone on one device"
             )
         own = backbone.family.stack.sites
         fitting = [name for name in own if all(map(form.takes, backbone.places(name)))]
