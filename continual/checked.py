@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from continual.backbone import Backbone
 from continual.deltas import steps
-from continual.errors import InputError, MethodError
+from continual.errors import BackboneError, InputError, MethodError
 from continual.features import making_room
 from continual.kinds import kind_of_spec
 from continual.record import backbone_record, task_record
@@ -23,8 +23,14 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     alone: the stream is a lone task, which no stream of its name has to do with.
 
     Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
-    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
+    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels; BackboneError for
+    a backbone that nothing is learned on.
     """
+    if backbone.split:
+        raise BackboneError(
+            f"backbone {backbone.name!r} is split over devices, where it answers and learns nothing; learn on one "
+            "device, with --bits 8 or 4 if it is too large: what is learned in float32 answers split too"
+        )
     positions = () if alone else registry.positions(stream.name)
     purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
     kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
@@ -86,9 +92,10 @@ def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]
 def recipe(data: TaskData, *, seed: int) -> str:
     """Digest of all that decides what is learned from a task: its spec, its rows, the seed.
 
-    Left out are where the rows lie, and how many tasks may be trained beside it.
+    Left out are where the rows lie, how many tasks may be trained beside it, and how memory is saved.
     """
     spec = data.spec.model_dump(mode="json", exclude={"source"})
-    (spec["budget"] or {}).pop("joint", None)
+    for key in ("joint", "checkpointing"):
+        (spec["budget"] or {}).pop(key, None)
     said = [spec, task_record(data).fingerprints, seed]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from continual.backbone import Backbone
 from continual.checked import check
-from continual.deltas import Delta, MethodSettings, attached, finished, fresh_values
+from continual.deltas import Delta, MethodSettings, attached, finished, fresh_values, recomputed
 from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start
 from continual.learn import Task, ready
@@ -53,7 +54,7 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
     kept = finished(backbone, delta, stage=delta.settings.stages - 1).rounded()
     learned = delta.trainable(backbone.device)
     every = range(len(batch))
-    with attached(backbone, learned):
+    with attached(backbone, learned), recomputed(backbone) if task.budget.checkpointing else nullcontext():
         step = _seconds(lambda: torch.autograd.backward(kind.loss(backbone, learned, some, every))) / len(batch)
     look = _seconds(lambda: features(backbone, some.tokens)) / len(batch)
     answer = _seconds(lambda: kind.outputs(Seen(backbone, delta, some), delta.head)) / len(batch)

@@ -11,9 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone, Pooling
+from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings
 from continual.errors import MethodError
+from continual.hub import Pooling
 from continual.reading import Reading, alone
 from tasks import Text
 

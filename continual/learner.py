@@ -9,6 +9,7 @@ from typing import Self, final
 from continual.backbone import Backbone, load_backbone
 from continual.checked import check
 from continual.controller import RETRIES, run
+from continual.devices import Where
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.migrate import migrate
@@ -48,17 +49,19 @@ class Learner:
         backbone: str = "minilm",
         registry: Registry | Path | str = DEFAULT_HOME,
         *,
-        device: str = "auto",
+        device: Where = "auto",
         dtype: str = "auto",
+        bits: int | None = None,
     ) -> Self:
         """Load a backbone by name, hub id or folder, and open a registry or the home folder that holds one.
 
-        What is learned in a home goes to its MLflow too; with a registry of its own, MLflow is left alone.
+        device, bits: as of `load_backbone`. What is learned in a home goes to its MLflow too; with a registry of its
+        own, MLflow is left alone.
         Raises BackboneError, SchemaError or RegistryError where one of the two cannot be had.
         """
         if "://" in str(registry):
             raise InputError(f"registry {registry!r} is a URL; give a folder, or Registry.open(url, blobs)")
-        loaded = load_backbone(backbone, device=device, dtype=dtype)
+        loaded = load_backbone(backbone, device=device, dtype=dtype, bits=bits)
         if isinstance(registry, Registry):
             return cls(loaded, registry)
         places = settings(registry)

@@ -33,7 +33,8 @@ class Lesson(Generic[B]):
     epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
     score: of a delta as it would be kept, on validation rows · halves: a batch in two, with the share of its loss that
     each has, nothing where it has one row · from_vectors: where the loss follows from its texts' vectors · reads: what
-    the backbone reads in an epoch, where that is the same in all.
+    the backbone reads in an epoch, where that is the same in all · checkpointing: whether layers are computed twice to
+    keep less of them for the gradient.
     """
 
     epochs: Sequence[Sequence[B]]
@@ -43,6 +44,7 @@ class Lesson(Generic[B]):
     halves: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
     from_vectors: FromVectors[B] | None = None
     reads: Callable[[], Tokens] | None = None
+    checkpointing: bool = False
 
 
 def lesson_of(
@@ -71,6 +73,7 @@ def lesson_of(
         halves=partial(_halves, kind, rows),
         from_vectors=from_vectors,
         reads=partial(kind.reads, backbone, rows),
+        checkpointing=budget.checkpointing,
     )
 
 

@@ -11,10 +11,12 @@ from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from continual.errors import BackboneError, MethodError
+from continual.quantised import is_packed, shape_of
 
 # What an edit changes there: what a module returns, what it is given, the keys and values of an attention, the tokens
 # that a stack of layers reads.
@@ -136,8 +138,22 @@ class Place:
 
     @property
     def linear(self) -> bool:
-        """Whether what leaves is what entered times one weight [d_out, d_in], and perhaps a bias."""
-        return self.states and self.changes == "output" and self.enter is self.exit and self.module_weight.dim() == 2
+        """Whether what leaves is what entered times one weight [d_out, d_in] that can be read, and perhaps a bias."""
+        one = self.states and self.changes == "output" and self.enter is self.exit
+        return one and self.readable and self.module_weight.dim() == 2
+
+    @property
+    def readable(self) -> bool:
+        """Whether the weight of what is entered is there as it is: neither packed nor on the disk."""
+        weight = self.enter.get_parameter("weight")
+        return not is_packed(weight) and not weight.is_meta
+
+    def frozen(self, seen: Tensor) -> Tensor:
+        """What the module that is entered makes of states [..., d_in] by itself: [..., d_out], without any edit."""
+        if self.readable:
+            return F.linear(seen, self.weight, self.bias)
+        whole: Tensor = self.enter.forward(seen)  # not a call, which edits would be part of
+        return whole if self.columns is None else whole[..., self.columns]
 
     @property
     def weight(self) -> Tensor:
@@ -203,14 +219,14 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, pre
 def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
     if site.argument:  # no vectors enter there
         return 1, 1, None
-    read = _weight(enter)
+    read = _shape(enter)
     number, of = site.part
     if isinstance(enter, nn.Embedding):
-        d_in, d_out = read.shape
+        d_in, d_out = read
     elif site.changes == "input":
-        d_in, d_out = read.shape[-1], _weight(exit).shape[-1]
+        d_in, d_out = read[-1], _shape(exit)[-1]
     else:
-        d_in, d_out = read.shape[-1], _weight(enter if site.changes == "attention" else exit).shape[0] // of
+        d_in, d_out = read[-1], _shape(enter if site.changes == "attention" else exit)[0] // of
     columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
     return d_in, d_out, columns
 
@@ -238,6 +254,11 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 def _weight(module: nn.Module) -> Tensor:
     weight = module.get_parameter("weight")
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    shape = shape_of(module.get_parameter("weight"))
+    return shape[::-1] if isinstance(module, Conv1D) else shape
 
 
 def _module(model: Any, site: str, path: str) -> nn.Module:

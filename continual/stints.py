@@ -15,7 +15,7 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.below import Below
-from continual.deltas import Delta, Laid, attached, penalty
+from continual.deltas import Delta, Laid, attached, penalty, recomputed
 from continual.errors import LearnError
 from continual.lesson import Lesson
 from continual.optimiser import Optimiser
@@ -24,8 +24,8 @@ B = TypeVar("B")
 T = TypeVar("T")
 
 OUT_OF_MEMORY = (
-    "the device's memory does not hold a training step of one row; use a shorter max_length, a method that changes "
-    "fewer or higher layers, or dtype bfloat16"
+    "the device's memory does not hold a training step of one row; use budget: {checkpointing: true}, a shorter "
+    "max_length, a method that changes fewer or higher layers, dtype bfloat16, or a backbone of 8 or 4 bits (--bits)"
 )
 
 
@@ -104,11 +104,18 @@ def alone(stint: Stint[B]) -> Spent:
     """Do a stint."""
     began, losses, halvings = time.perf_counter(), [], 0
     below = stint.below.known() if stint.below else nullcontext()
-    with below, attached(stint.backbone, stint.delta), stint.backbone.dropping():
+    with below, attached(stint.backbone, stint.delta), training(stint.backbone, again=stint.lesson.checkpointing):
         for batch in stint.batches:
             loss, halvings = descend(stint, batch, halvings=halvings)
             losses.append(loss)
     return Spent(losses, time.perf_counter() - began)
+
+
+@contextmanager
+def training(backbone: Backbone, *, again: bool) -> Iterator[None]:
+    """Inside, dropout is at work, and what gradients need is kept of every layer or, `again`, computed twice."""
+    with backbone.dropping(), recomputed(backbone) if again else nullcontext():
+        yield
 
 
 def descend(stint: Stint[B], batch: B, *, halvings: int) -> tuple[float, int]:

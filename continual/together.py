@@ -21,9 +21,9 @@ from torch import Tensor
 from continual.backbone import Backbone
 from continual.deltas import Bank, Head, Mixed, attached, stack_of
 from continual.errors import LearnError
-from continual.features import joined, pad, pool
+from continual.features import Tokens, joined, pad, pool
 from continual.lesson import FromVectors
-from continual.stints import Spent, Stint, Stints, alone, descend, seeded
+from continual.stints import Spent, Stint, Stints, alone, descend, seeded, training
 
 T = TypeVar("T")
 
@@ -125,15 +125,16 @@ def _fit(going: Sequence[_Going]) -> bool:
 def _at_once(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     failed, good = [], []
     backbone = going[0].stint.backbone
-    with backbone.dropping():
-        losses = _losses(backbone, going)
-    for own, loss in zip(going, losses, strict=True):
-        try:
-            good.append((own, loss, own.stint.optimise.checked(loss)))
-        except LearnError as error:
-            failed.append((own, error))
-    if good:
-        torch.autograd.backward([loss for _, loss, _ in good])
+    texts = [own.lesson.tokens(own.batch) for own in going]
+    again = any(own.stint.lesson.checkpointing for own in going)
+    with attached(backbone, _mixed(going, [*map(len, texts)])), training(backbone, again=again):
+        for own, loss in zip(going, _losses(backbone, going, texts), strict=True):
+            try:
+                good.append((own, loss, own.stint.optimise.checked(loss)))
+            except LearnError as error:
+                failed.append((own, error))
+        if good:
+            torch.autograd.backward([loss for _, loss, _ in good])
     for own, _, value in good:
         own.losses.append(value)
         own.stint.optimise.step()
@@ -146,7 +147,8 @@ def _one_by_one(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     failed = []
     for own in going:
         try:
-            with attached(own.stint.backbone, own.stint.delta), own.stint.backbone.dropping():
+            stint = own.stint
+            with attached(stint.backbone, stint.delta), training(stint.backbone, again=stint.lesson.checkpointing):
                 loss, _ = descend(own.stint, own.batch, halvings=0)
             own.losses.append(loss)
         except LearnError as error:
@@ -154,12 +156,11 @@ def _one_by_one(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     return failed
 
 
-def _losses(backbone: Backbone, going: Sequence[_Going]) -> list[Tensor]:
-    """The loss of each training's next batch, all from one pass."""
-    texts = [own.lesson.tokens(own.batch) for own in going]
+def _losses(backbone: Backbone, going: Sequence[_Going], texts: Sequence[Tokens]) -> list[Tensor]:
+    """The loss of each training's next batch, all from one pass of their texts."""
     counts = [len(own) for own in texts]
     batch = pad(backbone, joined(texts), range(sum(counts)))
-    with attached(backbone, _mixed(going, counts)), backbone.precision():
+    with backbone.precision():
         hidden = backbone.hidden_states(batch)
     mask, ways = batch["attention_mask"], {own.head.pooling for own in going}
     vectors = {way: torch.split(pool(hidden, mask, way), counts) for way in ways}

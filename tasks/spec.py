@@ -90,6 +90,11 @@ class Budget(Written):
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     max_length: int = Field(default=128, ge=8, description="tokens of a text that are read")
     joint: int = Field(default=1, ge=1, le=1024, description="tasks that may be trained in one pass, with this one")
+    checkpointing: bool = Field(
+        default=False,
+        exclude_if=lambda chosen: not chosen,  # what was written down before it was there stays what it was
+        description="compute layers twice to keep less of them for the gradient",
+    )
 
 
 class Method(Written):
@@ -218,7 +223,7 @@ class Stream(Written):
         return tuple(self._resolve(task) for task in self.tasks)
 
     def _resolve(self, task: TaskSpec) -> TaskSpec:
-        own = task.budget.model_dump(exclude_unset=True) if task.budget else {}
+        own = {key: getattr(task.budget, key) for key in task.budget.model_fields_set} if task.budget else {}
         filled = {
             "method": task.method or self.method,
             "warm_start": task.warm_start or self.warm_start,

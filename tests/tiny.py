@@ -58,8 +58,9 @@ def write_rows(path: Path, texts: Sequence[Text], labels: Sequence[str]) -> None
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def tiny_backbone(kind: str, *, seed: int = 0) -> Backbone:
-    model, tokenizer = tiny_model(kind, seed=seed)
+def tiny_backbone(kind: str, *, seed: int = 0, **changes: Any) -> Backbone:
+    """A random backbone of a family, with changes of its configuration."""
+    model, tokenizer = tiny_model(kind, seed=seed, **changes)
     return freeze(model, tokenizer, name=f"tiny-{kind}", device="cpu", dtype="float32")
 
 

@@ -178,12 +178,12 @@ KINDS: Mapping[str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]]
 }
 
 
-def tiny_model(kind: str, *, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
+def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTrainedTokenizerFast]:
     """A random model and its tokenizer; biases and norms are random too, or they would hide mistakes."""
     make_tokenizer, name, settings = KINDS[kind]
     tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
     torch.manual_seed(seed)
-    config = model_class.config_class(vocab_size=len(tokenizer), **settings)
+    config = model_class.config_class(vocab_size=len(tokenizer), **{**settings, **changes})
     model = model_class(config, **family_of(config).load)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -44,8 +44,9 @@ class Common:
     """The options that every command takes, after its name."""
 
     home: Annotated[Path, typer.Option(help="Folder of the registry, the blobs and MLflow's store.")] = DEFAULT_HOME
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or split over all there are.")] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: the type of matrix products.")] = "auto"
+    bits: Annotated[int | None, typer.Option(help="8 or 4: quantise the backbone's weights.")] = None
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
 
     @property
@@ -64,16 +65,21 @@ class Common:
             yield registry
 
     def learner(self, backbone: str | None) -> "Learner":
-        """The registry with the backbone that is named or, where none is, the only one it knows."""
+        """The registry with the backbone that is named or, where none is, the only one it knows of these bits."""
         name = backbone or self.only_backbone()
         with err.status(escape(visible(f"loading backbone {name}"))):
             from continual.learner import Learner
 
-            return Learner.open(name, self.home, device=self.device, dtype=self.dtype)
+            return Learner.open(name, self.home, device=self.device, dtype=self.dtype, bits=self.bits)
+
+    def _may_be(self, name: str) -> bool:
+        from continual.quantised import plain_name
+
+        return self.bits in (None, plain_name(name)[1])
 
     def only_backbone(self) -> str:
         with self.registry() as registry:
-            names = [backbone.name for backbone in registry.backbones()]
+            names = [backbone.name for backbone in registry.backbones() if self._may_be(backbone.name)]
         if not names:
             raise InputError(
                 "no backbone is named, and none is registered; write `backbone: minilm`, or give --backbone"

@@ -9,6 +9,7 @@ from continual.deltas.laid import Laid, in_pools, laid
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
 from continual.deltas.mixed import Mixed
+from continual.deltas.recomputed import recomputed
 from continual.deltas.stack import Stack, stack_of
 from continual.deltas.subspace import Subspace
 from continual.deltas.values import copyable, finished, fresh_values, penalty, repeatable, steps
@@ -40,6 +41,7 @@ __all__ = [
     "load_delta",
     "method_settings",
     "penalty",
+    "recomputed",
     "repeatable",
     "stack_of",
     "steps",

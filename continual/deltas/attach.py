@@ -13,11 +13,11 @@ from continual.backbone import Backbone
 from continual.deltas.attention import before_keys_and_values
 from continual.deltas.change import Change
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Reads
+from continual.deltas.edit import Form, Reads, Values, near
 from continual.deltas.mixed import Mixed
 from continual.deltas.prompts import before_tokens
 from continual.deltas.values import check_fits, steps, values_of
-from continual.sites import with_argument
+from continual.sites import Place, with_argument
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -55,7 +55,11 @@ def _changes(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[Change
     elif delta is not None:
         check_fits(backbone, delta)
         for place, prefix, edit in steps(backbone, delta.settings):
-            yield Change(place, edit, partial(edit.form, values_of(delta.values, prefix), place=place))
+            yield Change(place, edit, partial(_made, edit.form, values_of(delta.values, prefix), place))
+
+
+def _made(form: Form, values: Values, place: Place, seen: Tensor) -> Tensor:
+    return form(near(values, seen), seen, place)
 
 
 def _hooks(change: Change) -> Iterator[RemovableHandle]:

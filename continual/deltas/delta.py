@@ -9,13 +9,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from continual.backbone import Pooling
 from continual.deltas.edit import Holds
 from continual.deltas.half import from_stored, rounded, to_stored
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
 from continual.errors import DeltaError
 from continual.formats import from_blob, to_blob
+from continual.hub import Pooling
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,13 @@ class MergesInto(Protocol):
         ...
 
 
+def near(values: Values, seen: Tensor) -> Values:
+    """The values on the device of what is seen: that of their module, where the layers are on several."""
+    if all(value.device == seen.device for value in values.values()):
+        return values
+    return {name: value.to(seen.device) for name, value in values.items()}
+
+
 @dataclass(frozen=True)
 class Add:
     """output + scale · change, of the output's type: bfloat16 stays what it is beside values in float32."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from continual.backbone import Backbone
+from continual.deltas.layers import instead_of, layers_of
 from continual.deltas.method import MethodSettings
 from continual.deltas.values import steps
 from continual.sites import Call, named
@@ -32,12 +33,12 @@ def untouched(backbone: Backbone, settings: MethodSettings) -> int:
 def states_after(backbone: Backbone, count: int, batch: dict[str, Tensor]) -> Tensor:
     """What the lowest `count` layers make of a batch [B, T, D]; those above are not computed."""
     found: list[Tensor] = []
-    layers = _layers(backbone)
+    layers = layers_of(backbone)
     with ExitStack() as undo:
         last = layers[count - 1]
         undo.enter_context(last.register_forward_hook(lambda module, args, output: found.append(output)))
         for layer in layers[count:]:
-            undo.enter_context(_instead(layer, lambda states, *args, **kwargs: states))
+            undo.enter_context(instead_of(layer, lambda states, *args, **kwargs: states))
         with backbone.precision():
             backbone.hidden_states(batch)
     return found[-1]
@@ -61,21 +62,6 @@ def left_out(backbone: Backbone, count: int, known: Known) -> Iterator[None]:
     stack = backbone.places("tokens")[0].exit
     with ExitStack() as undo:
         undo.enter_context(stack.register_forward_pre_hook(ask, with_kwargs=True))
-        for layer in _layers(backbone)[:count]:
-            undo.enter_context(_instead(layer, instead(layer.forward)))
+        for layer in layers_of(backbone)[:count]:
+            undo.enter_context(instead_of(layer, instead(layer.forward)))
         yield
-
-
-def _layers(backbone: Backbone) -> list[nn.Module]:
-    path = backbone.family.stack.layer
-    return [backbone.model.get_submodule(path.format(number)) for number in range(backbone.layers)]
-
-
-@contextmanager
-def _instead(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, a module does something else; its hooks are called all the same."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward

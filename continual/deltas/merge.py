@@ -16,6 +16,7 @@ from continual.deltas.edit import Edit, Merges, MergesInto, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.deltas.values import check_fits, steps, values_of
 from continual.errors import ExchangeError
+from continual.quantised import quantised_as
 from continual.sites import Place
 
 TOLERANCE = 1e-3  # of the largest entry of the states: above what float32 sums in another order differ by
@@ -57,6 +58,8 @@ def merged(backbone: Backbone, delta: Delta) -> Any:
     check_fits(backbone, delta)
     if reason := unmergeable(delta.settings):
         raise _refused(delta, reason)
+    if quantised_as(backbone.whole) or backbone.split:
+        raise _refused(delta, "its weights are quantised, or split over devices")
     own, whole = delta.to(backbone.device), deepcopy(backbone.lm or backbone.model)
     copied = replace(backbone, model=whole.base_model, lm=whole if backbone.lm else None)
     found = list(_steps(backbone, copied, own))

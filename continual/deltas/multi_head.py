@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from continual.deltas.edit import Add, Edit, Identity, Reads, Values
 from continual.deltas.forms import ACTIVATIONS, Activation, truncated_normal
@@ -34,7 +33,7 @@ class PerHead:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         queries, down, up = (
             tensor.view(*tensor.shape[:-1], place.heads, -1)
-            for tensor in (F.linear(seen, place.weight, place.bias), values["down"], values["up"])
+            for tensor in (place.frozen(seen), values["down"], values["up"])
         )
         inner = ACTIVATIONS[self.activation](torch.einsum("...hd,mhd->...hm", queries, down))
         return torch.einsum("...hm,mhd->...hd", inner, up).flatten(-2)

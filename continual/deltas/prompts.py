@@ -21,7 +21,7 @@ def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[Non
 
     A row that has fewer than P does not see what is in front of its own, and its positions begin there.
     """
-    place, fronts = changes[0].place, _Fronts(changes)
+    place, fronts = changes[0].place, _Fronts(changes, backbone.device)
     extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
 
     def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -59,7 +59,8 @@ class _Fronts:
     longest: P · gaps [B, 1]: how many of the P are not a row's own; None where all rows have as many.
     """
 
-    def __init__(self, changes: Sequence[Change]) -> None:
+    def __init__(self, changes: Sequence[Change], device: torch.device) -> None:
+        self._device = device
         self._changes: dict[Stretch | None, list[Change]] = {}
         for change in reversed(changes):  # a later edit's stand before those of the ones before it
             self._changes.setdefault(change.rows, []).append(change)
@@ -72,16 +73,15 @@ class _Fronts:
         """The vectors [P, E], or [B, P, E] of B rows."""
         made = []
         for change in self._changes[rows]:
-            weight = change.place.weight
-            made.append(change.make(weight if rows is None else weight.expand(len(rows), *weight.shape)))
+            nothing = torch.empty(0, change.place.d_out, device=self._device)
+            made.append(change.make(nothing if rows is None else nothing.expand(len(rows), *nothing.shape)))
         return torch.cat(made, dim=-2)
 
     def _gaps(self, lengths: Mapping[Stretch | None, int]) -> Tensor | None:
         whole = next(iter(lengths))
         if whole is None:
             return None
-        change = self._changes[whole][0]
-        gaps = torch.full((whole.count, 1), self.longest, device=change.place.weight.device)
+        gaps = torch.full((whole.count, 1), self.longest, device=self._device)
         for rows, length in lengths.items():
             assert rows is not None
             gaps[rows.begin : rows.end] -= length

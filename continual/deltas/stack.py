@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from continual.deltas.change import Change, Stretch
-from continual.deltas.edit import Concatenate, Edit, OverRows, Values, follows
+from continual.deltas.edit import Concatenate, Edit, OverRows, Values, follows, near
 from continual.deltas.laid import Laid, Step
 from continual.sites import Place
 
@@ -38,6 +38,7 @@ class Stack:
         for (place, edit), where in zip(self.steps, self.where, strict=True):
             form = edit.form
             if where and len(runs.slots) > 1 and follows(type(form), OverRows):
+                taken.of_all_layers(where)
                 make = partial(_at_once, edit, cast(OverRows, form), partial(taken, where), place, runs)
             else:
                 of_slots = [{name: self.pools[p][i, slot] for name, (p, i) in where.items()} for slot in runs.slots]
@@ -83,7 +84,7 @@ class Runs:
 
 
 class _Taken:
-    """The values of what is computed at once: those of all layers, taken when the first is asked for, or of each."""
+    """The values of what is computed at once: those of all layers, taken beforehand, or of each when it is reached."""
 
     def __init__(self, pools: Sequence[Tensor], runs: Runs) -> None:
         self._pools, self._runs = pools, runs
@@ -92,22 +93,28 @@ class _Taken:
     def __call__(self, where: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
         return {name: self._of(pool, number) for name, (pool, number) in where.items()}
 
+    def of_all_layers(self, where: Mapping[str, tuple[int, int]]) -> None:
+        """Take the pools named, where they are small: not within a layer, which may be computed twice."""
+        index = self._runs.index
+        for pool in {pool for pool, _ in where.values()} - self._known.keys():
+            values = self._pools[pool]
+            if self._runs.of_all(values.shape[1]):
+                self._known[pool] = values.unbind()
+            elif values.nbytes // values.shape[1] * len(index) <= TAKEN_AT_ONCE:
+                self._known[pool] = values.index_select(1, index).unbind()
+
     def _of(self, pool: int, number: int) -> Tensor:
-        values, index = self._pools[pool], self._runs.index
-        everything = self._runs.of_all(values.shape[1])
-        if not everything and values.nbytes // values.shape[1] * len(index) > TAKEN_AT_ONCE:
-            return values[number].index_select(0, index)
-        if pool not in self._known:
-            self._known[pool] = (values if everything else values.index_select(1, index)).unbind()
-        return self._known[pool][number]
+        if pool in self._known:
+            return self._known[pool][number]
+        return self._pools[pool][number].index_select(0, self._runs.index)
 
 
 def _at_once(edit: Edit, form: OverRows, taken: Callable[[], Values], place: Place, runs: Runs, seen: Tensor) -> Tensor:
     """The change of each row [B, …], of which seen is [B, T, D]."""
     if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
-        return form.over_rows(taken(), seen, place).repeat_interleave(runs.length, dim=0)
+        return form.over_rows(near(taken(), seen), seen, place).repeat_interleave(runs.length, dim=0)
     together = seen if runs.length == 1 and seen.dim() == 3 else seen.reshape(len(runs.index), -1, seen.shape[-1])
-    found = form.over_rows(taken(), together, place)
+    found = form.over_rows(near(taken(), seen), together, place)
     if together is seen:
         return found
     if found.shape[1] == 1 and seen.dim() == 3:  # the same for every token
@@ -119,6 +126,6 @@ def _run_by_run(edit: Edit, of_slots: Sequence[Values], place: Place, runs: Runs
     """The same, delta by delta."""
     changes = []
     for values, (begin, end) in zip(of_slots, pairwise(runs.ends), strict=True):
-        own = edit.form(values, seen[begin:end], place)
+        own = edit.form(near(values, seen), seen[begin:end], place)
         changes.append(own.expand(end - begin, *own.shape) if isinstance(edit.compose, Concatenate) else own)
     return changes[0] if len(changes) == 1 else torch.cat(changes)

@@ -40,6 +40,11 @@ def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
 def _check_takes(backbone: Backbone, site: str, form: Particular, places: Sequence[Place]) -> None:
     """Raise MethodError where the form is not for one of the places of a site."""
     if wrong := [place.name for place in places if not form.takes(place)]:
+        if packed := [place.name for place in places if place.states and not place.readable]:
+            raise MethodError(
+                f"the method changes the weight of {packed[0]} itself, which is quantised or on the disk; "
+                "use one that leaves it as it is, as lora, adapter and prefix do, or a float32 backbone on one device"
+            )
         own = backbone.family.stack.sites
         fitting = [name for name in own if all(map(form.takes, backbone.places(name)))]
         raise MethodError(

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from continual.backbone import Backbone, quiet
+from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.deltas.merge import merged
 from continual.errors import ExchangeError
 from continual.exchange.folder import Origin, new_folder, write_adapter, write_head
 from continual.exchange.peft import to_peft
+from continual.hub import quiet
 from continual.kinds import fitted, kind_of_delta
 from continual.kinds.regression import Regression
 from registry import Registry

@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from continual.backbone import Pooling
 from continual.deltas import Head
 from continual.deltas.peft_format import PeftAdapter
 from continual.errors import ExchangeError
+from continual.hub import Pooling
 
 ADAPTER, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 HEAD, ABOUT_HEAD = "head.safetensors", "head.json"

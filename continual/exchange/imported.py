@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from continual.backbone import Backbone, published_name
+from continual.backbone import Backbone
 from continual.contest import contest
 from continual.deltas import Delta, Head, MethodSettings
 from continual.deltas.values import check_fits
@@ -14,6 +14,7 @@ from continual.errors import ExchangeError, NotFound
 from continual.evaluate import measure
 from continual.exchange.folder import Origin, read_adapter, read_head
 from continual.exchange.peft import from_peft
+from continual.hub import published_name
 from continual.kinds import Kind, Seen, fitted, kind_of, labels_of, read_kind, stored
 from continual.kinds.classification import Classification
 from continual.kinds.regression import Regression

@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from continual.backbone import Backbone, published_name
+from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import MODULES, Part, PeftAdapter, PeftFormat
 from continual.deltas.values import check_fits, steps
 from continual.errors import ExchangeError
 from continual.families import Architecture
+from continual.hub import published_name
 
 
 @dataclass(frozen=True)

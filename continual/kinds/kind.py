@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone, Pooling
+from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, pad, pooled, vectors
 from continual.frozen import Frozen, frozen
+from continual.hub import Pooling
 from continual.reading import Reading, alone
 from tasks import Rows, TaskData, TaskSpec
 

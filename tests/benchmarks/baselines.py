@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from continual.backbone import Backbone, Pooling
+from continual.backbone import Backbone
 from continual.evaluate import metric_score
 from continual.features import pad, pool, shuffled_batches, sorted_batches
+from continual.hub import Pooling
 from continual.kinds.classification import Labelled
 from continual.optimiser import Optimiser
 from tasks import Budget

@@ -13,10 +13,11 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from continual.backbone import Backbone, locate
+from continual.backbone import Backbone
 from continual.deltas import Delta, Head, MethodSettings, fresh_values
 from continual.features import features
 from continual.head import ClosedForm, closed_form
+from continual.hub import locate
 from continual.kinds.classification import Classification, Labelled
 from continual.signature import signature
 from tasks import Budget, Rows, TaskData

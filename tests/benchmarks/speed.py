@@ -23,8 +23,9 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from continual.backbone import Backbone, load_backbone, locate
+from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS
+from continual.hub import locate
 from continual.kinds import Seen
 from continual.learn import Task, ready
 from continual.train import train

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    2: "errors visible formats settings devices sites families backbone",
+    2: "errors visible formats settings devices sites families backbone quantised fingerprint hub",
     3: "deltas",
     4: "similarity warmstart train evaluate forgetting routing features frozen signature head neighbours kinds metrics "
     "search course below optimiser lesson residents together stints reading",

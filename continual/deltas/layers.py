@@ -1,0 +1,38 @@
+"""The layers of a backbone as modules that something else can stand in for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from continual.backbone import Backbone
+from continual.families.family import Stack
+
+
+def layers_of(backbone: Backbone) -> list[nn.Module]:
+    """The layers that read a text, from below."""
+    return _of_stack(backbone, backbone.family.stack)
+
+
+def every_layer(backbone: Backbone) -> list[nn.Module]:
+    """The same and those that write one, where they are others."""
+    decoder = backbone.family.decoder
+    return [*layers_of(backbone), *(_of_stack(backbone, decoder) if decoder else ())]
+
+
+def _of_stack(backbone: Backbone, stack: Stack) -> list[nn.Module]:
+    return [backbone.model.get_submodule(stack.layer.format(number)) for number in range(stack.layers)]
+
+
+@contextmanager
+def instead_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a module does something else; its hooks are called all the same."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:  # somebody else's
+            module.forward = before
