@@ -65,6 +65,7 @@ def serve(
             backbone=_anywhere(backbone or common.only_backbone()),
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
+            bits=common.bits,
             registry=common.places.registry,
             blobs=common.places.blobs,
             router=router,
@@ -104,4 +105,7 @@ def _by_replicas(
 
 def _anywhere(backbone: str) -> str:
     """The name of a backbone as it holds in every folder."""
-    return str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+    from continual.quantised import plain_name, quantised_name
+
+    plain, bits = plain_name(backbone)
+    return quantised_name(str(Path(plain).resolve()) if Path(plain).is_dir() else plain, bits)

@@ -15,13 +15,14 @@ from registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """backbone, device, dtype: as of `load_backbone` · registry, blobs: as of `Registry.open` · router,
+    """backbone, device, dtype, bits: as of `load_backbone` · registry, blobs: as of `Registry.open` · router,
     false_abstentions, slots: as of `Predictor` · local, limits, poll: as of `application`.
     """
 
     backbone: str
     device: str = "auto"
     dtype: str = "auto"
+    bits: int | None = None
     registry: str = field(repr=False)  # URLs may hold passwords
     blobs: str = field(repr=False)
     router: str = "auto"
@@ -34,7 +35,7 @@ class Recipe:
     @contextmanager
     def serving(self) -> Iterator[Serving]:
         """The champions on the backbone, which is loaded; the registry is open until the block ends."""
-        backbone = load_backbone(self.backbone, device=self.device, dtype=self.dtype)
+        backbone = load_backbone(self.backbone, device=self.device, dtype=self.dtype, bits=self.bits)
         with Registry.open(self.registry, self.blobs) as registry:
             yield Serving(
                 backbone,
