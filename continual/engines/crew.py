@@ -163,4 +163,5 @@ def _reason(error: RayError) -> str:
         cause = error.cause
         return str(cause) if isinstance(cause, EngineError) else f"({type(cause).__name__}: {cause})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"({next((line for line in lines if 'exit type' in line or 'node' in line), lines[0])})"
+    raised = lines[-1] if "creation task" in lines[0] else lines[0]
+    return f"({next((line for line in lines if 'exit type' in line), raised)})"

@@ -16,7 +16,7 @@ from tiny import write_task
 
 from continual import Learner, read_stream
 from continual.engines import LOCAL, engine_of
-from continual.errors import EngineError
+from continual.errors import EngineError, InputError
 from continual.settings import settings
 from continual.watcher import Watcher
 from registry import Registry, verify
@@ -24,7 +24,7 @@ from tasks import Stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
 
-from keen import Keen  # noqa: E402
+import keen  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from continual.engines.ray import Ray  # noqa: E402
@@ -41,6 +41,7 @@ def cluster(bucket: str) -> Iterator[Cluster]:
     """Two nodes with room for one worker each, which know of the bucket."""
     found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     found.add_node(**NODE)
+    ray.cloudpickle.register_pickle_by_value(keen)  # the tests' modules are no worker's
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
     yield found
     ray.shutdown()
@@ -50,7 +51,7 @@ def cluster(bucket: str) -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("continual.engines.crew.Worker", Keen)
+    monkeypatch.setattr("continual.engines.crew.Worker", keen.Keen)
 
 
 def write_stream(folder: Path, **keys: Any) -> Stream:
@@ -167,11 +168,11 @@ def test_without_ray_the_extra_is_named(
     assert (ran.code, "pip install 'continual[ray]'" in ran.err) == (2, True), ran.err
 
 
-def test_what_workers_could_not_reach_is_refused(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
     with (
         Learner.open(str(bert_folder), Registry.open("sqlite://", "memory://engines"), device="cpu") as learner,
-        pytest.raises(EngineError, match=r"memory of this process"),
+        pytest.raises(InputError, match=r"memory of this process"),
     ):
         learner.run(stream, engine=Ray())
 
