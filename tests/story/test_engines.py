@@ -39,8 +39,10 @@ NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[Cluster]:
     """Two nodes with room for one worker each, which know of the bucket."""
-    found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-    found.add_node(**NODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # as busy as the tests beside them
+        found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        found.add_node(**NODE)
     ray.cloudpickle.register_pickle_by_value(keen)  # the tests' modules are no worker's
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
     yield found
