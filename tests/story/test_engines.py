@@ -15,11 +15,13 @@ from mlflow import MlflowClient
 from tiny import write_task
 
 from continual import Learner, read_stream
+from continual.checked import begin, check
 from continual.engines import LOCAL, engine_of
 from continual.errors import EngineError, InputError
+from continual.job import Job
 from continual.settings import settings
 from continual.watcher import Watcher
-from registry import Registry, verify
+from registry import Registry, claim, keep_checkpoint, verify
 from tasks import Stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
@@ -27,12 +29,15 @@ ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
 import keen  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from continual.engines.crew import Crew  # noqa: E402
 from continual.engines.ray import Ray  # noqa: E402
+from continual.engines.room import Share  # noqa: E402
 
 TASKS = ("animals", "mood", "place", "food")
 DELTAS = [f"{task}@1" for task in TASKS]
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
 LONG = {"budget": BUDGET | {"epochs": 25}}  # long enough to be interrupted
+FAR = "elsewhere:1:1"
 NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
 
 
@@ -187,6 +192,30 @@ def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_fol
         with pytest.raises(EngineError, match=r"a worker cannot start.*BackboneError.*nowhere"):
             learner.run(stream, engine=Ray(workers=1))
         assert learner.registry.streams() == ()
+
+
+def test_a_task_that_ends_its_workers_fails_after_three_of_them(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three at one place; where it got further in between, they are counted anew."""
+    stream, started, failed = write_stream(tmp_path), [], []
+    monkeypatch.setattr(Crew, "_start", lambda crew: started.append(crew))
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        loaded = check(learner.backbone, learner.registry, stream)
+        begin(learner.backbone, learner.registry, stream, loaded)
+        watcher = Watcher(failed=lambda task, error: failed.append(error))
+        rows = dict(enumerate(loaded))
+        job = Job(learner.backbone, learner.registry, stream, rows, dict.fromkeys(rows, 2), watcher)
+        crew = Crew(job, None, Share(cpus=1, gpus=0, memory=0))
+        for epoch in (None, None, 1, None, None):
+            assert claim(learner.registry, "core", number=1, holder=FAR)
+            if epoch:
+                keep_checkpoint(learner.registry, "core", number=1, holder=FAR, epoch=epoch, data=b"so far")
+            assert failed == []
+            crew._replace(FAR, "(killed)")
+        assert len(started) == 5
+        assert failed == ["LearnError: 3 workers were lost while they learned it; the last (killed)"]
+        assert [p.state for p in job.positions()] == ["waiting", "failed", "waiting", "waiting"]
 
 
 def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
