@@ -17,6 +17,8 @@ from continual.estimate import memory
 from continual.job import Job
 from registry import Registry, identity
 
+# Of a cluster that is started here: it tells nobody, and its workers are as urgent as learning in this process would be.
+OWN_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 PROBE = b"what a worker must be able to read before it learns anything\n"
 
 
@@ -107,7 +109,8 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     if address and address.startswith("ray://"):
         raise EngineError(f"address {address!r} is of Ray Client; run on a node of the cluster, and give host:port")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in OWN_CLUSTER.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
