@@ -17,7 +17,7 @@ from continual.estimate import memory
 from continual.job import Job
 from registry import Registry, identity
 
-# Of a cluster that is started here: it tells nobody, and its workers are as urgent as learning in this process would be.
+# Of a cluster that is started here: it tells nobody, and its workers are as urgent as learning in this process is.
 OWN_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 PROBE = b"what a worker must be able to read before it learns anything\n"
 
