@@ -8,6 +8,7 @@ ContinualError                    exit code 1: something failed while running
 │   ├── ArchiveError                                                                      (registry)
 │   ├── BackboneError             a backbone that cannot be loaded or has no such site
 │   ├── MethodError               a method or a setting that does not exist or does not fit
+│   ├── EngineError               an engine that does not exist, or that could not learn a stream
 │   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
 │   ├── RoutingError              a router that does not exist, or is none
 │   ├── StudyError                a study or a setting of one that does not exist, or tasks that it cannot take
@@ -55,6 +56,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DeltaError",
     "Disconnected",
+    "EngineError",
     "ExchangeError",
     "InputError",
     "Interrupted",
@@ -85,6 +87,10 @@ class BackboneError(InputError):
 
 class MethodError(InputError):
     """A method, or one of its settings, does not exist or does not fit."""
+
+
+class EngineError(InputError):
+    """An engine does not exist, is not installed, or could not learn a stream with what it has."""
 
 
 class ExchangeError(InputError):

@@ -1,7 +1,7 @@
 """What learning a stream would take, before it is learned."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from continual.learn import Task, ready
 from continual.search import possible
 from continual.warmstart import NEIGHBOURS_TRIED, from_scratch, started
 from registry import Registry
-from tasks import Stream
+from tasks import Stream, TaskData
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,27 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
         seconds=step * rows * task.budget.epochs + look * looks + answer * answers,
         notes=task.data.notes,
     )
+
+
+def memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
+    """About how many bytes learning any one of these tasks takes, those of the process itself left out.
+
+        4 P + 16 max V + max 68 B T D L
+
+    for the P weights of the backbone in float32, the V values of a delta with their gradient and the two moments of
+    AdamW, and what L layers keep for the gradient of B rows of T tokens: 34 B T D values' bytes at 16 bits, twice that
+    at 32; the attention's probabilities are not kept. Korthikanti et al. (2022), "Reducing Activation Recomputation in
+    Large Transformer Models", equation 1.
+    """
+    values, rows = 0, 0
+    for data in tasks:
+        assert data.spec.method  # what `Stream.resolved` fills in
+        assert data.spec.budget
+        budget = data.spec.budget
+        values = max(values, *(_size(backbone, settings) for settings in possible(data.spec.method)))
+        rows = max(rows, budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input))
+    kept = 68 * rows * backbone.hidden_size * backbone.layers
+    return 4 * backbone.parameter_count + 16 * values + kept
 
 
 def _zero(task: Task) -> Delta:

@@ -10,6 +10,7 @@ from continual.backbone import Backbone, load_backbone
 from continual.checked import check
 from continual.controller import RETRIES, run
 from continual.devices import Where
+from continual.engines import LOCAL, Engine
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
 from continual.migrate import migrate
@@ -76,13 +77,16 @@ class Learner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def run(self, stream: Stream, *, watcher: Watcher = SILENT, retries: int = RETRIES) -> dict[str, str]:
+    def run(
+        self, stream: Stream, *, watcher: Watcher = SILENT, retries: int = RETRIES, engine: Engine = LOCAL
+    ) -> dict[str, str]:
         """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
 
-        retries: how often a task that failed is tried again, after the others.
+        retries: how often a task that failed is tried again, after the others · engine: where it is learned, in this
+        process or, as `engine_of("ray", workers=8)`, elsewhere.
         """
         with self._telling():
-            return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries)
+            return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
 
     def compare(
         self, stream: Stream, strategies: Mapping[str, Strategy | None] | None = None, *, watcher: Watcher = SILENT

@@ -7,8 +7,8 @@ among controllers, `keep_checkpoint` lets one go on where another died, `verify`
 
 from registry.access import Role
 from registry.blobs import Blobs, StoredBlob
-from registry.checkpoints import keep_checkpoint, last_checkpoint
-from registry.claims import claim, claim_next, heartbeat, held, release
+from registry.checkpoints import keep_checkpoint, last_checkpoint, last_epoch
+from registry.claims import claim, claim_next, heartbeat, held, release, release_all
 from registry.collection import GRACE, collect
 from registry.dump import dump
 from registry.errors import (
@@ -131,6 +131,7 @@ __all__ = [
     "keep_step",
     "key_digest",
     "last_checkpoint",
+    "last_epoch",
     "not_found",
     "note_strategy_run",
     "notes",
@@ -139,6 +140,7 @@ __all__ = [
     "promote_delta",
     "purge_task",
     "release",
+    "release_all",
     "restore",
     "revoke_key",
     "settle",

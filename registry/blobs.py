@@ -49,6 +49,7 @@ class Blobs:
         except (ValueError, OSError) as error:
             why = shown(f"blobs cannot be kept at {url}: {error}", url)
             raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
+        self.url = url if "://" in url else self._root  # which no current folder changes
         self.protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
 
     def put(self, data: bytes) -> str:

@@ -1,6 +1,8 @@
 """How far the learning of a position has come: one blob to go on from, replaced as it gets further."""
 
-from sqlalchemy import delete, select
+from typing import TypeVar
+
+from sqlalchemy import Select, delete, select
 
 from registry.collection import sweep
 from registry.errors import ClaimLost
@@ -8,6 +10,8 @@ from registry.lookups import position_row
 from registry.registry import Registry
 from registry.tables import Checkpoint, Position, Stream
 from registry.unit import Unit
+
+Kept = TypeVar("Kept", int, str)
 
 
 def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str, epoch: int, data: bytes) -> None:
@@ -36,8 +40,20 @@ def last_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | 
 
     Raises: BlobError, where it is missing or damaged.
     """
-    found = select(Checkpoint.digest).join(Position, Position.id == Checkpoint.position_id)
-    found = found.join(Stream, Stream.id == Position.stream_id).where(Stream.name == stream, Position.number == number)
     with registry.reading() as session:
-        digest = session.scalar(found)
+        digest = session.scalar(_kept(select(Checkpoint.digest), stream, number))
     return None if digest is None else registry.blobs.get(digest)
+
+
+def last_epoch(registry: Registry, stream: str, *, number: int) -> int | None:
+    """The epoch after which a position that is not learned yet was kept last; None where it never was."""
+    with registry.reading() as session:
+        return session.scalar(_kept(select(Checkpoint.epoch), stream, number))
+
+
+def _kept(question: Select[Kept], stream: str, number: int) -> Select[Kept]:
+    """What is asked of the checkpoint of a position."""
+    of_position = question.join(Position, Position.id == Checkpoint.position_id)
+    return of_position.join(Stream, Stream.id == Position.stream_id).where(
+        Stream.name == stream, Position.number == number
+    )

@@ -81,8 +81,19 @@ def release(registry: Registry, stream: str, *, number: int, holder: str) -> boo
 
     def work(unit: Unit) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
-            position.state, position.holder, position.lease_until = "waiting", None, None
+            _let_go(position)
         return position is not None
+
+    return registry.write(work)
+
+
+def release_all(registry: Registry, stream: str, *, holder: str) -> list[int]:
+    """Gives back to wait whatever `holder`, who is known to be dead, holds of a stream; the numbers."""
+
+    def work(unit: Unit) -> list[int]:
+        of_holder = (Position.stream_id == stream_row(unit.session, stream).id, Position.holder == holder)
+        found = unit.session.scalars(select(Position).where(*of_holder).order_by(Position.number).with_for_update())
+        return [_let_go(position) for position in found]
 
     return registry.write(work)
 
@@ -119,6 +130,11 @@ def _take(unit: Unit, position: Position, *, holder: str) -> bool:
     position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
     position.attempts += 1
     return True
+
+
+def _let_go(position: Position) -> int:
+    position.state, position.holder, position.lease_until = "waiting", None, None
+    return position.number
 
 
 def _free(position: Position, moment: datetime) -> bool:

@@ -1,6 +1,7 @@
 """The registry: opened by two URLs, read by its methods, written in units of work."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -75,6 +76,20 @@ class Registry:
             engine.dispose()
             raise
         return cls(engine, store)
+
+    def urls(self) -> tuple[str, str]:
+        """What `open` needs to open it elsewhere, passwords included.
+
+        Raises: InputError for a registry that is in the memory of this process.
+        """
+        if in_memory(self.engine) or "memory" in self.blobs.protocols:
+            where = f"the registry at {shown(str(self.engine.url))} with blobs at {shown(self.blobs.url)}"
+            advice = "Give a file or postgresql://…, and a folder or a store."
+            raise InputError(f"{where} is in the memory of this process, where no other can reach it. {advice}")
+        url = self.engine.url
+        if url.get_backend_name() == "sqlite" and url.database:
+            url = url.set(database=os.path.abspath(url.database))
+        return url.render_as_string(hide_password=False), self.blobs.url
 
     def close(self) -> None:
         """Lets go of all connections."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import cli  # noqa: F401 (fixture)
-from databases import database, postgres, postgres_url  # noqa: F401 (fixtures)
+from databases import bucket, database, postgres, postgres_url  # noqa: F401 (fixtures)
 from tiny import save_backbone, tiny_backbone
 from tiny_models import KINDS
 

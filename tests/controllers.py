@@ -20,7 +20,7 @@ import yaml
 from tiny import save_backbone, tiny_backbone, write_task
 
 import continual.checkpoint
-import continual.controller
+import continual.claiming
 import registry.base
 import registry.claims
 import registry.holders
@@ -110,7 +110,7 @@ def controller(
 
     def work() -> int:
         continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
-        continual.controller.WAIT = 0.1
+        continual.claiming.WAIT = 0.1
         if host:
             _move(host, hours)
         if lease:

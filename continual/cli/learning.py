@@ -23,7 +23,7 @@ def demo(common: Common) -> None:
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
-    _learn_stream(common, stream, None, retries=1)
+    _learn_stream(common, stream, None)
     say(
         "\nGo on with:\n"
         f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
@@ -41,13 +41,31 @@ def run(
     retries: Annotated[
         int, typer.Option(min=0, help="How often a task that failed is tried again, after the others.")
     ] = 1,
+    engine: Annotated[str, typer.Option(help="Where tasks are learned: local (here) or ray (on a cluster).")] = "local",
+    address: Annotated[str | None, typer.Option(help="ray: the cluster's; without it, this machine's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="ray: how many; without it, as many as fit.")] = None,
+    worker_cpus: Annotated[int | None, typer.Option(min=1, help="ray: cores, and threads, of each worker.")] = None,
+    worker_gpus: Annotated[float | None, typer.Option(min=0, help="ray: GPUs of each, or a part of one.")] = None,
+    worker_memory: Annotated[
+        float | None, typer.Option(min=0, help="ray: GiB of memory of each; without it, what is estimated.")
+    ] = None,
 ) -> None:
     """Learn the tasks of a stream that are not learned yet."""
+    from continual.engines import engine_of
+
     known = read_stream(stream)
+    chosen = engine_of(
+        engine,
+        address=address,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        worker_gpus=worker_gpus,
+        worker_memory=worker_memory,
+    )
     if check:
         _check_stream(common, known, backbone)
     else:
-        _learn_stream(common, known, backbone, retries=retries)
+        _learn_stream(common, known, backbone, retries=retries, engine=chosen)
 
 
 @command(app)
@@ -118,12 +136,12 @@ def audit(common: Common, stream: StreamFile, backbone: BackboneName = None) -> 
         raise typer.Exit(1)
 
 
-def _learn_stream(common: Common, stream: Stream, backbone: str | None, *, retries: int) -> None:
+def _learn_stream(common: Common, stream: Stream, backbone: str | None, **how: Any) -> None:
     with common.learner(backbone or stream.backbone) as learner:
         from continual.cli.progress import progress
 
         with progress(err, [task.name for task in stream.tasks]) as watcher:
-            failed = learner.run(stream, watcher=watcher, retries=retries)
+            failed = learner.run(stream, watcher=watcher, **how)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
         say(f"task {name} failed: {error}", style="red")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,9 +59,11 @@ def serve(
                 f"--host {host} can be reached from other machines, and the registry has no key; "
                 "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
             )
+    from continual.hub import everywhere
+
     with listening(host, port) as at:
         recipe = Recipe(
-            backbone=_anywhere(backbone or common.only_backbone()),
+            backbone=everywhere(backbone or common.only_backbone()),
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
             bits=common.bits,
@@ -101,11 +102,3 @@ def _by_replicas(
     except ImportError as error:
         raise InputError(f"{RAY_NEEDED} ({error})") from error
     return replicated(recipe, Replicas(count=count, **each, address=address, name=f"continual {name}"))
-
-
-def _anywhere(backbone: str) -> str:
-    """The name of a backbone as it holds in every folder."""
-    from continual.quantised import plain_name, quantised_name
-
-    plain, bits = plain_name(backbone)
-    return quantised_name(str(Path(plain).resolve()) if Path(plain).is_dir() else plain, bits)

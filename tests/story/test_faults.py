@@ -31,7 +31,7 @@ AUTO = {
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("continual.controller.WAIT", 0.05)
+    monkeypatch.setattr("continual.claiming.WAIT", 0.05)
     monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
     monkeypatch.setattr("continual.checkpoint.SHARE", 1e9)
 

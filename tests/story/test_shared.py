@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from buckets import bucket  # noqa: F401
 from command_line import Run
 from mlflow import MlflowClient
 from served import until

@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
-        patch.setattr("continual.controller.WAIT", 0.05)
+        patch.setattr("continual.claiming.WAIT", 0.05)
         yield
 
 

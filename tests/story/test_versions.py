@@ -10,9 +10,9 @@ from tiny import rows_of, write_rows, write_task
 from continual import Learner
 from continual.audit import audit_stream
 from continual.backbone import Backbone
-from continual.controller import Watcher
 from continual.deltas import load_delta
 from continual.errors import NotFound, TaskChanged
+from continual.watcher import Watcher
 from registry import Registry, archive_delta, collect, promote_delta, purge_task, verify
 from tasks import Budget, Method, Stream, TaskSpec
 

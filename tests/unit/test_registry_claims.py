@@ -36,7 +36,9 @@ from registry import (
     held,
     keep_checkpoint,
     last_checkpoint,
+    last_epoch,
     release,
+    release_all,
     this_holder,
     verify,
 )
@@ -125,6 +127,17 @@ def test_failed_and_released_positions_are_taken_and_learned_ones_never(registry
     assert not claim(registry, "core", number=0, holder=this_holder())
     with pytest.raises(NotFound):
         claim(registry, "core", number=1, holder=FAR)
+
+
+def test_what_a_dead_holder_held_waits_again_and_nothing_else(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        begin(registry, "sst2", "trec", "mnli")
+        for number, holder in enumerate((FAR, this_holder(), FAR)):
+            assert claim(registry, "core", number=number, holder=holder)
+        assert release_all(registry, "core", holder=FAR) == [0, 2]
+        found = [(p.state, p.holder, p.attempts) for p in registry.positions("core")]
+        assert found == [("waiting", None, 1), ("held", this_holder(), 1), ("waiting", None, 1)]
+        assert release_all(registry, "core", holder=FAR) == []
 
 
 def test_heartbeats_are_sent_while_a_position_is_held(registry: Registry) -> None:
@@ -237,6 +250,7 @@ def test_a_checkpoint_is_its_holders_and_goes_when_the_task_is_learned(registry:
     for epoch in (1, 2):
         keep(holder=FAR, epoch=epoch, data=b"state %d" % epoch)
     assert last_checkpoint(registry, "core", number=0) == b"state 2"
+    assert last_epoch(registry, "core", number=0) == 2
     assert [blob.bytes for blob in registry.blobs.every()] == [7], "what was replaced does not pile up"
     assert verify(registry) == []
     silence(registry, 130)

@@ -1,12 +1,9 @@
 """A registry whose blobs are in a bucket: Amazon's own protocol, spoken to a server on loopback."""
 
-# ruff: noqa: F811 (a fixture is imported by its name)
-
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from buckets import bucket  # noqa: F401
 from databases import registry_url
 from registry_cases import BACKBONE, learn
 

@@ -1,7 +1,5 @@
 """Replicas on a cluster of Ray: this machine alone, or one that is there already."""
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +8,13 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from continual.cluster import connected
 from continual.errors import InputError
 from continual.serve.recipe import Recipe
 from continual.serve.replicated.face import face
 from continual.serve.replicated.groups import GROUPS
 from continual.serve.replicated.replica import Replica
 from registry import Registry, identity
-from registry.engine import in_memory
 
 ONGOING = 128  # requests that a replica has in hand; those of its groups go to others then
 PATIENCE = 120.0  # seconds for each look whether a replica lives: a router may be made meanwhile
@@ -42,7 +40,7 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
     Raises InputError where the cluster is not there or too small, or a replica cannot begin.
     """
     registry = _shared(recipe)
-    with _cluster(replicas.address):
+    with connected(replicas.address or "local"):
         fits(replicas)
         deployed = serve.deployment(
             num_replicas=replicas.count,
@@ -76,25 +74,6 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
                 serve.shutdown()
 
 
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connected to a cluster. Raises InputError where none is at the address."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told who uses what
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster is at {address}: {error}; give the --address of one that runs") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def fits(replicas: Replicas) -> None:
     """Raises InputError where the replicas would wait for ever for cores or GPUs."""
     has = ray.cluster_resources()
@@ -115,9 +94,5 @@ def _reason(error: Exception) -> str:
 def _shared(recipe: Recipe) -> str:
     """The identity of the registry that all replicas are to have. Raises InputError where others cannot reach it."""
     with Registry.open(recipe.registry, recipe.blobs) as registry:
-        if "memory" in registry.blobs.protocols or in_memory(registry.engine):
-            raise InputError(
-                "the registry or its blobs are in the memory of this process, and replicas are others; "
-                "give a --home, or CONTINUAL_REGISTRY_URL and CONTINUAL_BLOBS_URL that all of them reach"
-            )
+        registry.urls()
         return identity(registry)

@@ -1,0 +1,167 @@
+"""The workers of one run, as its driver sees them: started, heard, and replaced where they are lost."""
+
+import logging
+import time
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from continual.claiming import WAIT
+from continual.engines.room import Share
+from continual.engines.worker import Said, Worker
+from continual.errors import EngineError, LearnError
+from continual.job import Job
+from continual.measuring import Measuring
+from continual.positions import Learning
+from registry import StoredPosition, last_epoch, release_all
+
+DEATHS = 3  # workers that may be lost at one place of a task before the task is taken for the cause
+START = 120.0  # seconds in which the workers that there is room for should have started
+ALONE = 600.0  # seconds that a run waits without any worker for its cluster to have room
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """Actors that learn a job; `given` is a reference to what each of them is given."""
+
+    def __init__(self, job: Job, given: Any, share: Share) -> None:
+        self._job, self._given = job, given
+        self._actor = ray.remote(Worker).options(
+            num_cpus=share.cpus, num_gpus=share.gpus, memory=share.memory, max_restarts=0
+        )
+        self._starting: dict[Any, Any] = {}  # actors by the answer that is awaited: the holder that each is
+        self._working: dict[Any, tuple[Any, str]] = {}  # actors and holders by what they say
+        self._lost: Counter[tuple[int | None, int | None]] = Counter()  # by position, and how far it was
+        self._heard = time.monotonic()  # when there was a worker last
+
+    def gather(self, count: int) -> None:
+        """Start so many workers, and wait for them. Raises EngineError where one cannot start, or there is no room."""
+        for _ in range(count):
+            self._start()
+        done, _ = ray.wait([*self._starting], num_returns=count, timeout=START)
+        done = done or ray.wait([*self._starting], timeout=ALONE)[0]
+        if not done:
+            raise EngineError(f"the cluster had no room for a worker for {START + ALONE:g} s; others use what it has")
+        for answer in done:
+            try:
+                ray.get(answer)
+            except RayError as error:
+                raise EngineError(f"a worker cannot start {_reason(error)}") from error
+
+    def learn(self) -> None:
+        """Let the workers learn, and measure meanwhile, until nothing is left that could become free.
+
+        Raises LearnError where no worker is left.
+        """
+        measuring = Measuring(self._job)
+        while True:
+            measuring.look_around()
+            left = self._job.again(self._job.left)
+            if not left and not self._working:
+                return
+            self._require_worker()
+            self._tell_of_others(left)
+            self._hear(WAIT)
+
+    def end(self) -> None:
+        """End all workers; what they hold waits again."""
+        working = [*self._working]
+        for actor in (*self._starting.values(), *(actor for actor, _ in self._working.values())):
+            ray.kill(actor)
+        if working:
+            ray.wait(working, num_returns=len(working), timeout=START)  # who is not gone yet may claim something
+        for _, holder in self._working.values():
+            self._job.again(partial(release_all, self._job.registry, self._job.stream.name, holder=holder))
+
+    def _start(self) -> None:
+        actor = self._actor.remote()
+        self._starting[actor.ready.remote(self._given)] = actor
+
+    def _hear(self, seconds: float) -> None:
+        """Hear what workers say for so long, or until one of them ends."""
+        end, count = time.monotonic() + seconds, len(self._working)
+        while len(self._working) == count and (rest := end - time.monotonic()) > 0:
+            if not (crew := [*self._starting, *self._working]):
+                return
+            for one in ray.wait(crew, timeout=rest)[0]:
+                if one in self._starting:
+                    self._started(one, self._starting.pop(one))
+                else:
+                    self._listen(one)
+
+    def _started(self, answer: Any, actor: Any) -> None:
+        try:
+            holder = ray.get(answer)
+        except RayError as error:
+            log.warning("a worker cannot start %s", _reason(error))
+        else:
+            self._working[actor.work.options(num_returns="streaming").remote()] = (actor, holder)
+
+    def _listen(self, sayings: Any) -> None:
+        try:
+            for said in ray.get(next(sayings)):
+                self._pass_on(said)
+        except StopIteration:
+            del self._working[sayings]
+        except RayError as error:
+            actor, holder = self._working.pop(sayings)
+            ray.kill(actor)
+            self._replace(holder, _reason(error))
+
+    def _pass_on(self, said: Said) -> None:
+        if isinstance(said, logging.LogRecord):
+            logging.getLogger(said.name).handle(said)
+        elif said:
+            what, about = said
+            getattr(self._job.watcher, what)(*about)
+
+    def _replace(self, holder: str, reason: str) -> None:
+        """Let what a lost worker held wait again, and start another one where that makes sense."""
+        job = self._job
+        positions = job.again(job.positions)
+        held = [position for position in positions if position.holder == holder]
+        log.warning("worker %s is lost %s; it held %s", holder, reason, [p.task for p in held] or "nothing")
+        for position in held:
+            place = (position.number, job.again(partial(self._reached, position)))
+            self._lost[place] += 1
+            if self._lost[place] >= DEATHS:
+                died = LearnError(f"{DEATHS} workers were lost while they learned it; the last {reason}")
+                Learning(job.backbone, job.registry, job.stream, job.watcher, holder).fail(
+                    position.number, position.task, died
+                )
+        job.again(partial(release_all, job.registry, job.stream.name, holder=holder))
+        idle = (None, sum(position.delta is not None for position in positions))
+        self._lost[idle] += not held
+        if self._lost[idle] < DEATHS and job.again(job.left):
+            self._start()
+
+    def _reached(self, position: StoredPosition) -> int | None:
+        return last_epoch(self._job.registry, self._job.stream.name, number=position.number)
+
+    def _require_worker(self) -> None:
+        if self._working:
+            self._heard = time.monotonic()
+        elif not self._starting:
+            raise LearnError("no worker is left to learn what waits; see the warnings above, and run the stream again")
+        elif time.monotonic() - self._heard > ALONE:
+            raise LearnError(f"the cluster had no room for a worker for {ALONE:g} s; run the stream again when it has")
+
+    def _tell_of_others(self, left: list[StoredPosition]) -> None:
+        own = {holder for _, holder in self._working.values()}
+        for position in left:
+            if position.holder and position.holder not in own:
+                self._job.watcher.waiting(position.task, position.holder)
+
+
+def _reason(error: RayError) -> str:
+    """What happened, in one line: what a worker raised, or what Ray knows of its end."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return str(cause) if isinstance(cause, EngineError) else f"({type(cause).__name__}: {cause})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = lines[-1] if "creation task" in lines[0] else lines[0]
+    return f"({next((line for line in lines if 'exit type' in line), raised)})"

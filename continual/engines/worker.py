@@ -1,0 +1,130 @@
+"""What runs in a worker: it holds the backbone once, and learns what it claims until nothing is left."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
+from socket import gethostname
+from typing import Any, TypeVar
+
+import torch
+
+from continual.backbone import Backbone, load_backbone
+from continual.claiming import learned_here
+from continual.errors import BackboneError, ContinualError, EngineError
+from continual.hub import Pooling
+from continual.job import Job
+from continual.watcher import Watcher
+from registry import Registry, identity, shown, this_holder
+from tasks import Stream, TaskData
+
+PAUSE = 0.2  # seconds in which what a worker says is gathered
+TOLD = ("noted", "began", "step", "failed")  # of a watcher; the rest is the driver's to tell
+Said = tuple[str, tuple[Any, ...]] | logging.LogRecord | None  # a call of the watcher, a line of the log, the end
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a worker needs to do its part of a job.
+
+    name: as the registry knows the backbone, `where` as it is loaded · identity: what the registry is known by · probe:
+    digest of a blob that the driver has put.
+    """
+
+    registry: str = field(repr=False)  # URLs may hold passwords
+    blobs: str = field(repr=False)
+    identity: str
+    probe: str
+    name: str
+    where: str
+    fingerprint: str
+    pooling: Pooling
+    device: str
+    dtype: str
+    threads: int
+    stream: Stream
+    loaded: Mapping[int, TaskData] = field(repr=False)
+    most: Mapping[int, int]
+
+    def job(self, watcher: Watcher) -> Job:
+        """The job as it is seen here. Raises BackboneError, InputError or RegistryError where it cannot be done."""
+        registry = Registry.open(self.registry, self.blobs)
+        if identity(registry) != self.identity:
+            raise EngineError(
+                f"{shown(self.registry)} is another registry here than where the run was started; use PostgreSQL, or a "
+                "folder that all workers share"
+            )
+        registry.blobs.get(self.probe)
+        return Job(self._backbone(), registry, self.stream, self.loaded, self.most, watcher)
+
+    def _backbone(self) -> Backbone:
+        found = load_backbone(self.where, device=self.device, dtype=self.dtype)
+        if found.fingerprint != self.fingerprint:
+            raise BackboneError(
+                f"backbone {self.where!r} has the fingerprint {found.fingerprint[:12]} here and "
+                f"{self.fingerprint[:12]} where the run was started; have the same weights on all nodes, and save a "
+                "backbone that is in memory only to a folder"
+            )
+        return replace(found, name=self.name, pooling=self.pooling)
+
+
+class Worker:
+    """An actor of one process."""
+
+    def __init__(self) -> None:
+        self._said: SimpleQueue[Said] = SimpleQueue()
+
+    def ready(self, given: Given) -> str:
+        """Take in what is needed; the holder that this process is. Raises EngineError with the reason it cannot."""
+        torch.set_num_threads(given.threads)
+        told = {what: partial(self._say, what) for what in TOLD}
+        try:
+            self._job = given.job(Watcher(**told))
+        except ContinualError as error:
+            raise EngineError(shown(f"on {gethostname()}: {type(error).__name__}: {error}")) from None
+        return this_holder()
+
+    def work(self) -> Iterator[list[Said]]:
+        """Learn what is free until nothing is left; what is said meanwhile, as it is said."""
+        with ThreadPoolExecutor(1, "learning") as thread, _overheard(self._said):
+            learning = thread.submit(self._learn)
+            learning.add_done_callback(lambda _: self._said.put(None))
+            while (said := _gathered(self._said))[-1] is not None:
+                yield said
+                time.sleep(PAUSE)
+            yield said[:-1]
+            learning.result()
+
+    def _learn(self) -> None:
+        for _ in learned_here(self._job, this_holder()):
+            pass
+
+    def _say(self, what: str, *about: Any) -> None:
+        self._said.put((what, about))
+
+
+def _gathered(queue: "SimpleQueue[T]") -> list[T]:
+    """All that is in a queue, as soon as there is anything."""
+    found = [queue.get()]
+    while not queue.empty():
+        found.append(queue.get())
+    return found
+
+
+@contextmanager
+def _overheard(said: "SimpleQueue[Said]") -> Iterator[None]:
+    """What our own modules log inside is said as well."""
+    handler, names = QueueHandler(said), ("continual", "registry", "tasks")
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)

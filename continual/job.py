@@ -1,0 +1,50 @@
+"""A stream that is being learned, as every process that has a part in it sees it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from continual.backbone import Backbone
+from continual.errors import Disconnected
+from continual.watcher import Watcher
+from registry import Registry, StoredPosition
+from tasks import Stream, TaskData
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run through one stream.
+
+    loaded: rows by position, without what was purged · most: how often learning each position may have been begun.
+    """
+
+    backbone: Backbone
+    registry: Registry
+    stream: Stream
+    loaded: Mapping[int, TaskData]
+    most: Mapping[int, int]
+    watcher: Watcher
+
+    def positions(self) -> list[StoredPosition]:
+        """Those of this run: the file of another controller may name more tasks."""
+        return [p for p in self.registry.positions(self.stream.name) if p.number in self.loaded and not p.purged]
+
+    def left(self) -> list[StoredPosition]:
+        """The positions that are still to be learned, by whomever."""
+        return [position for position in self.positions() if self._is_open(position)]
+
+    def again(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done anew where the connection breaks: how far everything is, the registry knows."""
+        while True:
+            try:
+                return work()
+            except Disconnected as error:
+                log.warning("stream %s: %s", self.stream.name, error)
+
+    def _is_open(self, position: StoredPosition) -> bool:
+        again = position.state == "failed" and position.attempts < self.most[position.number]
+        return again or position.state in ("waiting", "held")

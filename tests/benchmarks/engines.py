@@ -1,0 +1,130 @@
+"""What does it cost that the tasks of a stream are handed out among workers of a cluster?
+
+    python -m tests.benchmarks.engines [--workers 8] [--rounds 3] [--seconds 10] [--database sqlite] > engines.json
+
+Tiny tasks on a tiny backbone, `rounds` for each worker, each of which has a logical core of Ray's. A machine may have
+fewer cores than there are workers, so learning a task is stretched by sleeping to `seconds`, about what a task of 400
+rows takes with minilm on one core. What counts is the time between the end of one task's learning and the start of the
+next one's in the same worker: registering it, letting go of it, telling the driver, and claiming another, while the
+driver measures the stream beside. One JSON document is printed; `overhead` is the mean of that as a share of `seconds`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
+
+import ray
+import torch
+import yaml
+
+import continual.engines.crew
+import continual.positions
+from continual import Learner, read_stream
+from continual.engines.ray import Ray
+from continual.engines.worker import Given, Worker
+from continual.watcher import Watcher
+from registry import Registry, this_holder
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from postgres import running
+from tiny import save_backbone, tiny_backbone, write_task
+
+TASKS = ("animals", "mood", "place", "food")
+BUDGET = {"epochs": 1, "batch_size": 16, "max_length": 32}
+BAR = 0.05
+
+
+def paced(seconds: float) -> type[Worker]:
+    """A worker that learns as slowly as that, and notes when it began and ended."""
+
+    class Paced(Worker):
+        def ready(self, given: Given) -> str:
+            real = continual.positions.train_together
+
+            def train(stints: Mapping[str, Any], *, seed: int) -> Iterator[tuple[str, Any]]:
+                began = time.perf_counter()
+                done = list(real(stints, seed=seed))
+                time.sleep(max(0.0, began + seconds - time.perf_counter()))
+                self._say("noted", this_holder(), json.dumps((began, time.perf_counter())))
+                yield from done
+
+            continual.positions.train_together = train
+            return super().ready(given)
+
+    return Paced
+
+
+def write_stream(folder: Path, count: int) -> Path:
+    entries = [write_task(folder, TASKS[n % len(TASKS)]) | {"name": f"task{n}"} for n in range(count)]
+    stream = {"name": "many", "warm_start": "scratch", "budget": BUDGET, "method": "lora", "tasks": entries}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(stream))
+    return folder / "stream.yaml"
+
+
+def gaps(spans: Mapping[str, list[tuple[float, float]]]) -> list[float]:
+    """Seconds between two tasks, of all workers."""
+    return [after[0] - before[1] for own in spans.values() for before, after in pairwise(own)]
+
+
+def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: float) -> dict[str, Any]:
+    stream = read_stream(write_stream(folder, workers * rounds))
+    backbone = save_backbone(tiny_backbone("bert"), folder / "backbone")
+    spans: dict[str, list[tuple[float, float]]] = {}
+
+    def noted(holder: str, note: str) -> None:
+        if note.startswith("["):
+            began, ended = json.loads(note)
+            spans.setdefault(holder, []).append((began, ended))
+
+    continual.engines.crew.Worker = paced(seconds)  # type: ignore[misc, attr-defined]
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with Learner.open(
+        str(backbone), Registry.open(url, str(folder / "blobs")), device="cpu", dtype="float32"
+    ) as learner:
+        began = time.perf_counter()
+        failed = learner.run(stream, watcher=Watcher(noted=noted), engine=Ray(workers=workers, worker_memory=0.1))
+        wall = time.perf_counter() - began
+    ray.shutdown()
+    assert not failed, failed
+    between, learning = gaps(spans), [ended - began for own in spans.values() for began, ended in own]
+    return {
+        "workers": len(spans),
+        "tasks": len(learning),
+        "cores": os.cpu_count(),
+        "learning_seconds": mean(learning),
+        "between_seconds": {"mean": mean(between), "median": median(between), "max": max(between)},
+        "overhead": mean(between) / mean(learning),
+        "bar": BAR,
+        "wall_seconds": wall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        server = given.database == "postgresql"
+        url = stack.enter_context(running()).url() if server else f"sqlite:///{folder}/registry.db"
+        found = measured(folder, url, workers=given.workers, rounds=given.rounds, seconds=given.seconds)
+    print(json.dumps({"database": given.database} | found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A stream learned by the workers of a Ray cluster of two nodes, which lose a process, a node, and their driver."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import Run
+from mlflow import MlflowClient
+from tiny import write_task
+
+from continual import Learner, read_stream
+from continual.checked import begin, check
+from continual.engines import LOCAL, engine_of
+from continual.errors import EngineError, InputError
+from continual.job import Job
+from continual.settings import settings
+from continual.watcher import Watcher
+from registry import Registry, claim, keep_checkpoint, verify
+from tasks import Stream
+
+ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
+
+import keen  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from continual.engines.crew import Crew  # noqa: E402
+from continual.engines.ray import Ray  # noqa: E402
+from continual.engines.room import Share  # noqa: E402
+
+TASKS = ("animals", "mood", "place", "food")
+DELTAS = [f"{task}@1" for task in TASKS]
+BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+LONG = {"budget": BUDGET | {"epochs": 25}}  # long enough to be interrupted
+FAR = "elsewhere:1:1"
+NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str) -> Iterator[Cluster]:
+    """Two nodes with room for one worker each, which know of the bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # as busy as the tests beside them
+        found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        found.add_node(**NODE)
+    ray.cloudpickle.register_pickle_by_value(keen)  # the tests' modules are no worker's
+    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("continual.engines.crew.Worker", keen.Keen)
+
+
+def write_stream(folder: Path, **keys: Any) -> Stream:
+    """A stream of four tiny tasks, the second of which is long."""
+    entries = [write_task(folder, task) | (LONG if task == "mood" else {}) for task in TASKS]
+    content = {"name": "core", "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content | keys))
+    return read_stream(folder / "stream.yaml")
+
+
+def open_home(backbone: Path, home: Path) -> Learner:
+    places = settings(home, {})
+    registry = Registry.open(places.registry, places.blobs)
+    return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
+
+
+def digests(learner: Learner) -> dict[str, str]:
+    return {row["delta"]: learner.registry.delta(row["delta"]).digest for row in learner.registry.deltas()}
+
+
+def attempts(learner: Learner) -> dict[str, int]:
+    return {position.task: position.attempts for position in learner.registry.positions("core")}
+
+
+class Told:
+    """What a watcher is told, and something that happens at the first step of `mood` after its first epochs."""
+
+    def __init__(self, happens: Any = None) -> None:
+        self.began: list[str] = []
+        self.learned: list[str] = []
+        self.noted: list[str] = []
+        self.order: list[str] = []
+        self._happens = happens
+
+    def watcher(self) -> Watcher:
+        return Watcher(began=self._began, step=self._step, learned=self._learned, noted=self._noted)
+
+    def _began(self, task: str) -> None:
+        self.began.append(task)
+        self.order.append("began")
+
+    def _learned(self, task: str, delta: str) -> None:
+        self.learned.append(delta)
+        self.order.append("learned")
+
+    def _noted(self, task: str, note: str) -> None:
+        self.noted.append(f"{task}: {note}")
+
+    def _step(self, task: str, done: int, total: int) -> None:
+        if task == "mood" and done > total / 4 and self._happens:
+            happens, self._happens = self._happens, None
+            happens()
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    cluster: Cluster, bucket: str, postgres_url: str, bert_folder: Path, tmp_path: Path
+) -> None:
+    """In PostgreSQL and a bucket: the very deltas of a local run, each told of once, here and to MLflow."""
+    stream = write_stream(tmp_path, warm_start="scratch")
+    places = replace(settings(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
+    with Learner.open(
+        str(bert_folder), Registry.open(postgres_url, places.blobs), device="cpu", dtype="float32"
+    ) as one:
+        learner = Learner(one.backbone, one.registry, places)
+
+        def kill() -> None:
+            (position,) = [p for p in learner.registry.positions("core") if p.task == "mood"]
+            assert position.holder
+            os.kill(int(position.holder.split(":")[1]), signal.SIGKILL)
+
+        told = Told(kill)
+        assert learner.run(stream, watcher=told.watcher(), engine=engine_of("ray", workers=2)) == {}
+        assert sorted(told.learned) == sorted(DELTAS), "each is learned once"
+        assert Counter(told.began) == {task: 2 if task == "mood" else 1 for task in TASKS}
+        assert attempts(learner) == {task: 2 if task == "mood" else 1 for task in TASKS}
+        assert [note for note in told.noted if "goes on after epoch" in note], "it goes on from its last checkpoint"
+        assert verify(learner.registry) == []
+        found, report = digests(learner), learner.report("core")
+    client = MlflowClient(tracking_uri=places.mlflow)
+    runs = client.search_runs([client.get_experiment_by_name("continual").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == sorted(["core", *DELTAS]), "MLflow is told once"
+    with open_home(bert_folder, tmp_path / "local") as local:
+        assert local.run(stream, engine=LOCAL) == {}
+        assert digests(local) == found
+        assert local.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine", "rey"], "'rey' is not known; allowed: local, ray"),
+        (["--workers", "2"], "has no option workers"),
+        (["--engine", "ray", "--worker-cpus", "64"], "the nodes have 1 CPUs"),
+        (["--engine", "ray", "--worker-memory", "4000"], "holds a worker of 1 CPUs, 0 GPUs and 4000.0 GiB"),
+        (["--engine", "ray", "--worker-gpus", "1"], "--worker-gpus"),
+    ],
+    ids=str,
+)
+def test_what_can_never_be_done_is_refused(
+    cluster: Cluster, cli: Run, bert_folder: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    write_stream(tmp_path)
+    ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
+    assert (ran.code, said in ran.err) == (2, True), ran.err
+    assert cli("deltas", "--json").json == []
+
+
+def test_without_ray_the_extra_is_named(
+    cli: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stream(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "continual.engines.ray", None)
+    ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
+    assert (ran.code, "pip install 'continual[ray]'" in ran.err) == (2, True), ran.err
+
+
+def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path)
+    with (
+        Learner.open(str(bert_folder), Registry.open("sqlite://", "memory://engines"), device="cpu") as learner,
+        pytest.raises(InputError, match=r"memory of this process"),
+    ):
+        learner.run(stream, engine=Ray())
+
+
+def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+    """Its name says nothing to a worker, which says so before the stream begins."""
+    stream = write_stream(tmp_path)
+    with open_home(bert_folder, tmp_path / "home") as saved:
+        learner = Learner(replace(saved.backbone, name=str(tmp_path / "nowhere")), saved.registry)
+        with pytest.raises(EngineError, match=r"a worker cannot start.*BackboneError.*nowhere"):
+            learner.run(stream, engine=Ray(workers=1))
+        assert learner.registry.streams() == ()
+
+
+def test_a_task_that_ends_its_workers_fails_after_three_of_them(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three at one place; where it got further in between, they are counted anew."""
+    stream, started, failed = write_stream(tmp_path), [], []
+    monkeypatch.setattr(Crew, "_start", lambda crew: started.append(crew))
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        loaded = check(learner.backbone, learner.registry, stream)
+        begin(learner.backbone, learner.registry, stream, loaded)
+        watcher = Watcher(failed=lambda task, error: failed.append(error))
+        rows = dict(enumerate(loaded))
+        job = Job(learner.backbone, learner.registry, stream, rows, dict.fromkeys(rows, 2), watcher)
+        crew = Crew(job, None, Share(cpus=1, gpus=0, memory=0))
+        for epoch in (None, None, 1, None, None):
+            assert claim(learner.registry, "core", number=1, holder=FAR)
+            if epoch:
+                keep_checkpoint(learner.registry, "core", number=1, holder=FAR, epoch=epoch, data=b"so far")
+            assert failed == []
+            crew._replace(FAR, "(killed)")
+        assert len(started) == 5
+        assert failed == ["LearnError: 3 workers were lost while they learned it; the last (killed)"]
+        assert [p.state for p in job.positions()] == ["waiting", "failed", "waiting", "waiting"]
+
+
+def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    stream = write_stream(tmp_path)
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        with pytest.raises(KeyboardInterrupt):
+            learner.run(stream, watcher=Told(stop).watcher(), engine=Ray(workers=1))
+        states = {p.task: (p.state, p.holder) for p in learner.registry.positions("core")}
+        assert states["mood"] == states["food"] == ("waiting", None)
+        assert learner.run(stream) == {}, "another run goes on"
+
+
+def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+    """Nobody waits for a start that is still being learned, and the node that is left learns the rest."""
+    stream = write_stream(tmp_path, warm_start="auto")
+    told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        assert learner.run(stream, watcher=told.watcher(), engine=Ray()) == {}
+        assert sorted(told.learned) == sorted(DELTAS) == sorted(digests(learner))
+        assert told.order.index("learned") >= 2, "two tasks begin at once"
+        assert sum(attempts(learner).values()) == len(TASKS) + 1
+        assert verify(learner.registry) == []
+        report = learner.report("core")
+        assert report["oracle"]["acc"] > 0.8
+        assert report["routed"]["acc"] > 0.6
+        assert all(report["routed"]["matrix"][t][i] is not None for t in range(4) for i in range(t + 1))
