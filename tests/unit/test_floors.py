@@ -13,7 +13,7 @@ FLOORS = {
     4: "similarity warmstart train evaluate forgetting routing features frozen signature head neighbours kinds metrics "
     "search course below optimiser lesson residents together stints reading",
     5: "learn checked described experts stored_router controller positions routed report predict audit estimate record "
-    "replay exchange verify contest checkpoint watcher similar strategies",
+    "replay exchange verify contest checkpoint watcher similar strategies arrivals",
     6: "cli learner tracking plots page studies serve",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
