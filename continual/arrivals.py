@@ -39,6 +39,8 @@ def watch(
 ) -> dict[int, str | None]:
     """Learn what arrives for this backbone or for any; by the number of an arrival, what went wrong, None if nothing.
 
+    It ends when it is interrupted (KeyboardInterrupt): what is being learned then waits again.
+
     folder: task files that are dropped there arrive too, each once it is whole, and again when it has changed ·
     idle: end when for so many seconds nothing has been left to learn; without it, never.
     Raises InputError for a folder that is none.
@@ -63,24 +65,30 @@ class _Watch:
         self.look_at = 0.0
 
     def run(self, idle: float | None) -> dict[int, str | None]:
-        busy = time.monotonic()
         try:
-            while idle is None or time.monotonic() - busy <= idle:
-                try:
-                    found = self._round()
-                    if found or self._may_get_more():
-                        busy = time.monotonic()
-                    elif idle == 0:
-                        break
-                except Interrupted as error:  # the database is away, or others were quicker, again and again
-                    log.warning("arrivals: %s", error)
-                    found, busy = False, time.monotonic()
-                if not found:
-                    time.sleep(WAIT)
+            self._until(idle)
+        except KeyboardInterrupt:
+            log.info("told to end")
         finally:
             with suppress(RegistryError):  # else it is taken over once this process is gone
                 self._give_back()
         return self.ended
+
+    def _until(self, idle: float | None) -> None:
+        busy = time.monotonic()
+        while True:
+            try:
+                if self._round():
+                    busy = time.monotonic()
+                    continue
+                if self._may_get_more():
+                    busy = time.monotonic()
+                elif idle is not None and time.monotonic() - busy >= idle:
+                    return
+            except Interrupted as error:  # the database is away, or others were quicker, again and again
+                log.warning("arrivals: %s", error)
+                busy = time.monotonic()
+            time.sleep(WAIT)
 
     def _round(self) -> bool:
         """Look at the folder, and learn the arrival whose turn it is; whether there was one."""

@@ -4,7 +4,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -30,8 +29,7 @@ def watch(
 ) -> None:
     """Learn what arrives, until it is told to end (Ctrl-C, SIGTERM)."""
     folder = None if where == REGISTRY else Path(where)
-    ended: dict[int, str | None] = {}
-    with common.learner(backbone) as learner, _until_told():
+    with common.learner(backbone) as learner, _told_to_end():
         ended = learner.watch(folder, idle=idle, watcher=_told())
     answer(common, [{"arrival": number, "error": error} for number, error in ended.items()], title="Learned")
     if any(ended.values()):
@@ -94,16 +92,10 @@ def _told() -> Watcher:
 
 
 @contextmanager
-def _until_told() -> Iterator[None]:
-    """Ends the block at Ctrl-C or SIGTERM: what is being learned waits again, and goes on from its checkpoint."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends a watch as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
-        say("stopped: what was being learned waits again, and goes on from its last checkpoint")
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -42,7 +42,7 @@ def _positions() -> None:
     )
     falling = (sa.text("state DESC"), sa.text("priority DESC"))
     free, held = sa.text(FREE), sa.text("state = 'held'")
-    turn = ["stream_id", "backbone", *falling, "number"]
+    turn: list[str | sa.TextClause] = ["stream_id", "backbone", *falling, "number"]
     op.create_index("ix_positions_free", "positions", turn, sqlite_where=free, postgresql_where=free)
     one = ["stream_id", "task_name"]
     op.create_index("uq_positions_held", "positions", one, unique=True, sqlite_where=held, postgresql_where=held)
