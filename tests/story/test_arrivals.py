@@ -103,7 +103,7 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
     assert began == ["mood", "animals", "animals"]
     assert outcome(learner) == [("learned", "animals@1"), ("learned", "animals@2"), ("learned", "mood@1")]
     text = rows_of("mood", 1, seed=9).texts[0]
-    assert learner.predict([text])[0].task == "mood"
+    assert learner.predict([text], false_abstentions=0)[0].task == "mood"
     assert verify(learner.registry) == []
 
 
