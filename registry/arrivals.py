@@ -55,7 +55,8 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
     (entry,), stream = task.tasks, _stream(session)
     spec = task.model_dump(mode="json") | {"folder": str(task.folder.absolute())}
     recipe = sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-    of_task = (Position.stream_id == stream, Position.task_name == entry.name)
+    # Not by the stream too: SQLite would take an index that begins with it, and look through all that waits.
+    of_task = (Position.task_name == entry.name, Position.submitted_at.is_not(None))
     known = select(Position.number).where(*of_task, Position.recipe == recipe).order_by(Position.number.desc())
     if once and (number := session.scalar(known.limit(1))):
         return number
