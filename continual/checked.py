@@ -85,11 +85,11 @@ def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequen
 
 def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
     """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
-    recipes = {data.spec.name: recipe(data, seed=stream.seed) for data in loaded}
+    recipes = {data.spec.name: recipe(data) for data in loaded}
     return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
 
 
-def recipe(data: TaskData, *, seed: int) -> str:
+def recipe(data: TaskData) -> str:
     """Digest of all that decides what is learned from a task: its spec, its rows, the seed.
 
     Left out are where the rows lie, how many tasks may be trained beside it, and how memory is saved.
@@ -97,5 +97,5 @@ def recipe(data: TaskData, *, seed: int) -> str:
     spec = data.spec.model_dump(mode="json", exclude={"source"})
     for key in ("joint", "checkpointing"):
         (spec["budget"] or {}).pop(key, None)
-    said = [spec, task_record(data).fingerprints, seed]
+    said = [spec, task_record(data).fingerprints, data.seed]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,7 @@ def learned_here(job: Job, holder: str) -> Iterator[Mapping[str, Learned]]:
 
     That is nothing where all that is left is held by others; it ends where nothing is left that could become free.
     """
-    learning = Learning(job.backbone, job.registry, job.stream, job.watcher, holder)
+    learning = Learning(job.backbone, job.registry, job.stream, job.watcher, holder, job.moved)
     while True:
         found = job.again(partial(_round, job, learning))
         if found is None:

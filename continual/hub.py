@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from continual.errors import BackboneError
-from continual.quantised import plain_name, quantised_name
+from continual.quantised import plain_name
 
 Pooling = Literal["mean", "cls"]
 
@@ -32,12 +32,6 @@ def published_name(name: str) -> str:
     """What others know a backbone by: the hub's name of `minilm`, and every other name as it is, without its bits."""
     plain, _ = plain_name(name)
     return MINILM_HUB_ID if plain == "minilm" else plain
-
-
-def everywhere(name: str) -> str:
-    """The name of a backbone as it holds in every working folder."""
-    plain, bits = plain_name(name)
-    return quantised_name(str(Path(plain).resolve()) if Path(plain).is_dir() else plain, bits)
 
 
 def declared_pooling(where: str) -> Pooling:

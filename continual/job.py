@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TypeVar
 
 from continual.backbone import Backbone
@@ -19,7 +20,8 @@ T = TypeVar("T")
 class Job:
     """One run through one stream.
 
-    loaded: rows by position, without what was purged · most: how often learning each position may have been begun.
+    loaded: rows by position, without what was purged · most: how often learning each position may have been begun ·
+    moved: by task, the delta of another backbone whose recipe and rows it is learned by.
     """
 
     backbone: Backbone
@@ -28,10 +30,15 @@ class Job:
     loaded: Mapping[int, TaskData]
     most: Mapping[int, int]
     watcher: Watcher
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     def positions(self) -> list[StoredPosition]:
         """Those of this run: the file of another controller may name more tasks."""
-        return [p for p in self.registry.positions(self.stream.name) if p.number in self.loaded and not p.purged]
+        return [position for position in self._kept() if position.number in self.loaded]
+
+    def measurable(self) -> list[StoredPosition]:
+        """Those up to the first whose rows are not at hand."""
+        return [*takewhile(lambda position: position.number in self.loaded, self._kept())]
 
     def left(self) -> list[StoredPosition]:
         """The positions that are still to be learned, by whomever."""
@@ -48,3 +55,6 @@ class Job:
     def _is_open(self, position: StoredPosition) -> bool:
         again = position.state == "failed" and position.attempts < self.most[position.number]
         return again or position.state in ("waiting", "held")
+
+    def _kept(self) -> list[StoredPosition]:
+        return [position for position in self.registry.positions(self.stream.name) if not position.purged]

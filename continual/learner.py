@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
+from continual.arrivals import watch
 from continual.backbone import Backbone, load_backbone
 from continual.checked import check
 from continual.controller import RETRIES, run
@@ -87,6 +88,23 @@ class Learner:
         """
         with self._telling():
             return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
+
+    def watch(
+        self, folder: Path | str | None = None, *, idle: float | None = None, watcher: Watcher = SILENT
+    ) -> dict[int, str | None]:
+        """Learn what is submitted to the registry (`Registry.submit`) as it arrives, by priority, for ever.
+
+        folder: task files that are dropped there are submitted too · idle: end when for so many seconds nothing has
+        been left to learn. By the number of each arrival that ended here, what went wrong, None where it was learned.
+        """
+        with self._telling():
+            return watch(
+                self.backbone,
+                self.registry,
+                folder=None if folder is None else Path(folder),
+                idle=idle,
+                watcher=watcher,
+            )
 
     def compare(
         self, stream: Stream, strategies: Mapping[str, Strategy | None] | None = None, *, watcher: Watcher = SILENT

@@ -30,10 +30,9 @@ class Measuring:
         self._job.again(self._look_around)
 
     def _look_around(self) -> None:
-        positions = self._job.positions()
-        while not self._measure(positions):
-            positions = self._job.positions()
-        for position in positions:
+        while not self._measure(self._job.measurable()):
+            pass
+        for position in self._job.positions():
             if position.delta and position.delta not in self._told:
                 self._told.add(position.delta)
                 self._job.watcher.learned(position.task, position.delta)

@@ -34,7 +34,7 @@ def learn_one(
     also: Callable[[Unit, str], None] = lambda unit, delta: None,
 ) -> tuple[Learned, str]:
     """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work."""
-    learned = by_itself(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=stream.seed)
+    learned = by_itself(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=data.seed)
     return learned, _written(backbone, registry, learned, stream, watcher=watcher, also=also)
 
 
@@ -65,7 +65,7 @@ class Learning:
                 holding.enter_context(held(self.registry, self.stream.name, number=number, holder=self.holder))
             try:
                 begun = {name: self._begun(number, tasks[number]) for name, number in left.items()}
-                for name, learned in train_together(begun, seed=self.stream.seed):
+                for name, learned in train_together(begun, seed=next(iter(tasks.values())).seed):
                     number = left.pop(name)
                     if delta := self._done(number, tasks[number].spec.name, learned):
                         found[delta[0]] = delta[1]
@@ -76,7 +76,7 @@ class Learning:
         return found
 
     def _begun(self, number: int, data: TaskData) -> Stints[Learned]:
-        made_by = recipe(data, seed=self.stream.seed)
+        made_by = recipe(data)
         keeper = Keeper(self.registry, self.stream.name, number=number, holder=self.holder, recipe=made_by)
         return _learning_of(
             self.backbone,
@@ -151,7 +151,7 @@ def _learning_of(
         yield from learning(
             registry,
             ready(backbone, data),
-            seed=stream.seed,
+            seed=data.seed,
             measure_gain=stream.measure_gain,
             report=partial(watcher.step, name),
             checkpoint=checkpoint,

@@ -6,9 +6,10 @@ among controllers, `keep_checkpoint` lets one go on where another died, `verify`
 """
 
 from registry.access import Role
+from registry.arrivals import ARRIVALS, Arrival, known_as
 from registry.blobs import Blobs, StoredBlob
 from registry.checkpoints import keep_checkpoint, last_checkpoint, last_epoch
-from registry.claims import claim, claim_next, heartbeat, held, release, release_all
+from registry.claims import claim, claim_arrival, claim_next, heartbeat, held, release, release_all
 from registry.collection import GRACE, collect
 from registry.dump import dump
 from registry.errors import (
@@ -69,9 +70,11 @@ from registry.unit import Unit
 from registry.verify import notes, verify
 
 __all__ = [
+    "ARRIVALS",
     "GRACE",
     "IMPORTED",
     "ArchiveError",
+    "Arrival",
     "BackboneRecord",
     "BlobError",
     "Blobs",
@@ -118,6 +121,7 @@ __all__ = [
     "archive_delta",
     "begin_strategy",
     "claim",
+    "claim_arrival",
     "claim_next",
     "collect",
     "delete_task",
@@ -130,6 +134,7 @@ __all__ = [
     "keep_checkpoint",
     "keep_step",
     "key_digest",
+    "known_as",
     "last_checkpoint",
     "last_epoch",
     "not_found",

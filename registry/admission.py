@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from registry.history import note
 from registry.lookups import own_score, serves
+from registry.measured import ScoreRow
 from registry.records import IMPORTED, Contest, Score
-from registry.tables import Delta, ScoreRow, Task
+from registry.tables import Delta, Task
 
 ADVICE = "`continual deltas promote` decides by hand"
 

@@ -136,7 +136,8 @@ def _reached(start: Select[int]) -> Subquery:
 
 
 def _dependents(depth: Any) -> Select[*tuple[Any, ...]]:
-    streams = select(Stream.name).join(Position, Position.stream_id == Stream.id).where(Position.delta_id == Delta.id)
+    streams = select(Stream.name).join(Position, Position.stream_id == Stream.id)
+    streams = streams.where(Position.delta_id == Delta.id, Position.submitted_at.is_(None))
     first = streams.order_by(Position.id).limit(1).scalar_subquery()
     names = public_name(Task, Delta).label("delta"), Task.name.label("task"), Backbone.name.label("backbone")
     return (

@@ -4,8 +4,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, final
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, Double, ForeignKey, Index, MetaData, func, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # Migrations must be able to name every constraint on every database, so none is left to the database's own taste.
@@ -65,7 +77,7 @@ def one_of(column: str, allowed: Sequence[str]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def where(name: str, condition: str, *columns: str) -> Index:
+def where(name: str, condition: str, *columns: str | ColumnElement[Any] | InstrumentedAttribute[Any]) -> Index:
     """An index on the rows that meet the condition; unique where its `name` begins with uq."""
     met = text(condition)
     return Index(name, *columns, unique=name.startswith("uq"), sqlite_where=met, postgresql_where=met)

@@ -5,13 +5,14 @@ clocks differ agree on it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event, Thread
 
 from sqlalchemy import select
 
+from registry.arrivals import Arrival, first_free, held_arrivals
 from registry.base import clock
 from registry.errors import RegistryError
 from registry.holders import alive
@@ -22,6 +23,7 @@ from registry.unit import Unit
 
 HEARTBEAT_SECONDS = 20.0
 LEASE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
+DEATHS = 5  # in a row, with the same arrival in hand: it is not given to a sixth
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,39 @@ def held(
     finally:
         done.set()
         thread.join()
+
+
+def claim_arrival(registry: Registry, *, backbones: Collection[str], holder: str) -> Arrival | None:
+    """Takes the arrival whose turn it is, of those for a backbone of these names or for any; None where none is free.
+
+    An arrival whose holder is dead waits again. Which one is taken costs log N, whatever waits, and so does nothing.
+    """
+
+    def work(unit: Unit) -> Arrival | None:
+        _leave_the_dead(unit)
+        position = first_free(unit.session, backbones)
+        if position is None:
+            return None
+        position.retries -= position.state == "failed"
+        _take(unit, position, holder=holder)
+        return Arrival(number=position.number, task=position.task_name, spec=position.spec or {})
+
+    return registry.write(work)
+
+
+def _leave_the_dead(unit: Unit) -> None:
+    moment = clock(unit.session)
+    for seen in [position for position in held_arrivals(unit.session) if _free(position, moment)]:
+        same = (Position.id == seen.id, Position.holder == seen.holder, Position.attempts == seen.attempts)
+        dead = unit.session.scalar(
+            select(Position).where(*same).with_for_update(skip_locked=True).execution_options(populate_existing=True)
+        )
+        if dead is not None:
+            dead.holder = dead.lease_until = None
+            dead.state = "waiting" if dead.attempts < DEATHS else "failed"
+            if dead.state == "failed":
+                dead.error, dead.retries = f"whoever learned it died, {dead.attempts} times. Is memory too small?", 0
+    unit.session.flush()
 
 
 def _take(unit: Unit, position: Position, *, holder: str) -> bool:

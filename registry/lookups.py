@@ -4,8 +4,9 @@ from sqlalchemy import ColumnElement, String, cast, literal_column, select
 from sqlalchemy.orm import Session
 
 from registry.errors import NotFound, not_found
+from registry.measured import ScoreRow
 from registry.names import delta_name, parse_delta
-from registry.tables import Backbone, Delta, Position, ScoreRow, Stream, Task
+from registry.tables import Backbone, Delta, Position, Stream, Task
 
 
 def backbone_row(session: Session, fingerprint: str) -> Backbone:

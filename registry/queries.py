@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, aliased
 from registry.compared import StrategyRun
 from registry.errors import NotFound
 from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
+from registry.measured import Confusion, ScoreRow
 from registry.names import parse_delta
 from registry.pages import page
 from registry.records import (
@@ -39,7 +40,7 @@ from registry.shapes import (
     stored_task,
     task_listing,
 )
-from registry.tables import Backbone, Confusion, Delta, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Delta, Position, Signature, Stream, Task
 
 AT_ONCE = 500  # names in one statement
 
@@ -168,7 +169,9 @@ def last_version(session: Session, task: str, backbone: str) -> StoredDelta | No
 def stream(session: Session, name: str) -> StoredStream:
     """The stream of that name with its positions. Raises: NotFound."""
     row = stream_row(session, name)
-    return stored_stream(row, _positions(session, [row.id])[row.id])
+    if row.backbone is None:
+        raise NotFound(f"{name!r} is no stream of a file: `continual arrivals` lists what arrived.")
+    return stored_stream(row, row.backbone, _positions(session, [row.id])[row.id])
 
 
 def positions(session: Session, stream: str) -> tuple[StoredPosition, ...]:
@@ -178,19 +181,21 @@ def positions(session: Session, stream: str) -> tuple[StoredPosition, ...]:
 
 
 def streams(session: Session, *, limit: int | None = None, after: str | None = None) -> tuple[StoredStream, ...]:
-    """All streams with their positions, in the order in which they were begun.
+    """All streams but that of arrivals, with their positions, in the order in which they were begun.
 
     after: the name of the last stream of the page before. Raises: NotFound for it.
     """
     last = None if after is None else (stream_row(session, after).id,)
-    found = session.scalars(page(select(Stream), Stream.id, limit=limit, after=last)).all()
-    positions = _positions(session, [row.id for row in found])
-    return tuple(stored_stream(row, positions[row.id]) for row in found)
+    begun = select(Stream, Backbone).join(Backbone, Backbone.id == Stream.backbone_id)
+    found = session.execute(page(begun, Stream.id, limit=limit, after=last)).all()
+    positions = _positions(session, [row.id for row, _ in found])
+    return tuple(stored_stream(row, backbone, positions[row.id]) for row, backbone in found)
 
 
 def last_stream(session: Session) -> str | None:
-    """The name of the stream that was begun last; None where none was."""
-    return session.scalar(select(Stream.name).where(Stream.id == select(func.max(Stream.id)).scalar_subquery()))
+    """The name of the stream that was begun last, arrivals aside; None where none was."""
+    last = select(func.max(Stream.id)).where(Stream.backbone_id.is_not(None))
+    return session.scalar(select(Stream.name).where(Stream.id == last.scalar_subquery()))
 
 
 def learned(session: Session, stream: str) -> tuple[StoredDelta, ...]:
@@ -263,6 +268,7 @@ def strategies(session: Session, stream: str) -> tuple[StoredStrategy, ...]:
 def stream_of(session: Session, delta: str) -> str | None:
     """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
     found = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
+    found = found.where(Position.submitted_at.is_(None))
     return session.scalar(found.order_by(Position.id).limit(1))
 
 

@@ -8,10 +8,11 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from registry.errors import NotFound
 from registry.lookups import alone, public_name, stream_row, task_row
+from registry.measured import ScoreRow
 from registry.pages import page
 from registry.records import Mode
 from registry.shapes import Row, rows
-from registry.tables import Backbone, Delta, Event, Position, ScoreRow, Split, Stream, Task
+from registry.tables import Backbone, Delta, Event, Position, Split, Stream, Task
 from tasks.errors import InputError
 
 DELTA = public_name(Task, Delta).label("delta")
@@ -121,7 +122,8 @@ def cost(
     """What streams took, one or all: stream, backbone, tasks, learned, failed, retries, seconds, examples, bytes,
     parameters; in the order in which they were begun.
 
-    seconds: of learning · examples: train rows times epochs · bytes, parameters: of the deltas.
+    That of arrivals has no backbone of its own. seconds: of learning · examples: train rows times epochs · bytes,
+    parameters: of the deltas.
     after: the name of the last stream of the page before. Raises: NotFound.
     """
     chosen = select(Stream.id)
@@ -142,7 +144,7 @@ def cost(
         select(Stream.name.label("stream"), Backbone.name.label("backbone"), func.count(Position.id).label("tasks"))
         .add_columns(*states, *totals)
         .join(of, of.c.id == Stream.id)
-        .join(Backbone, Backbone.id == Stream.backbone_id)
+        .outerjoin(Backbone, Backbone.id == Stream.backbone_id)
         .outerjoin(Position, Position.stream_id == Stream.id)
         .outerjoin(Delta, Delta.id == Position.delta_id)
         .outerjoin(Split, (Split.delta_id == Delta.id) & (Split.split == "train"))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from registry.errors import NotFound
 
 IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
-State = Literal["waiting", "held", "learned", "failed"]
+State = Literal["waiting", "held", "learned", "failed", "cancelled"]  # the last of arrivals alone
 Status = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
 Origin = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
 What = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from registry import access, ancestry, queries, questions, schema, streams
+from registry import access, ancestry, arrivals, queries, questions, schema, streams
 from registry.blobs import Blobs
 from registry.engine import connect, in_memory, opening, reader, writer
 from registry.errors import Disconnected, Interrupted, RegistryError
@@ -21,6 +22,7 @@ from registry.records import TaskRecord
 from registry.secrets import shown
 from registry.unit import Unit
 from tasks.errors import InputError
+from tasks.spec import Stream, TaskSpec
 
 REPEATS = 3  # how often a transaction is begun that does not come through
 OTHERS_FIRST = ("40001", "40P01")  # PostgreSQL could not put two transactions in an order, or one behind the other
@@ -158,6 +160,34 @@ class Registry:
     changes, cost = asked(questions.changes), asked(questions.cost)
 
     keys, active_keys = asked(access.keys), asked(access.active_keys)
+
+    arrivals, arrivals_left = asked(arrivals.arrivals), asked(arrivals.is_left)
+
+    def submit(
+        self, task: TaskSpec | Stream, *, priority: int = 0, folder: Path | str = ".", once: bool = False
+    ) -> int:
+        """Adds a task to what is to be learned by whoever watches (`Learner.watch`), and returns its number.
+
+        `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives. Those of a higher
+        priority are learned before others. once: unless the same was submitted before; then the number is that one's.
+        Raises: InputError for a stream of several tasks.
+        """
+        alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
+        return self.write(lambda unit: arrivals.submit(unit.session, alone, priority=priority, once=once))
+
+    def cancel_arrival(self, number: int) -> None:
+        """Sees to it that an arrival is not learned; who is learning it stops soon, and registers nothing of it.
+
+        Raises: NotFound; NothingToDo, where it is learned or cancelled already.
+        """
+        self.write(lambda unit: arrivals.cancel(unit.session, number))
+
+    def retry_arrival(self, number: int) -> None:
+        """Lets an arrival that failed or was cancelled wait again, in its old place.
+
+        Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
+        """
+        self.write(lambda unit: arrivals.retry(unit.session, number))
 
     def require_same(self, records: Iterable[TaskRecord]) -> None:
         """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from registry.arrivals import drop
 from registry.base import clock, now
 from registry.collection import sweep
 from registry.compared import StrategyRun
@@ -16,22 +17,11 @@ from registry.errors import NotFound, TaskNeeded
 from registry.history import note
 from registry.holders import alive
 from registry.lookups import task_row
+from registry.measured import Confusion, ScoreRow
 from registry.named import blobs_of
 from registry.registry import Registry
 from registry.streams import redact
-from registry.tables import (
-    Checkpoint,
-    Confusion,
-    Delta,
-    Event,
-    Lineage,
-    Outbox,
-    Position,
-    ScoreRow,
-    Signature,
-    Split,
-    Task,
-)
+from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position, Signature, Split, Task
 from registry.unit import Unit
 
 
@@ -113,14 +103,19 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
         delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message.in_(("delta", "champion")))
     )
     session.execute(update(Event).where(Event.task_id == task.id).values(reason=None))  # they quote scores
-    for stream in {p.stream for p in session.scalars(select(Position).where(positions))}:
+    for stream in {p.stream for p in session.scalars(select(Position).where(positions, ~ARRIVED))}:
         redact(stream, {task.name})
         unit.tell("stream", stream.name)
+    for arrival in session.scalars(select(Position).where(positions, ARRIVED)):
+        arrival.spec = None
+        if arrival.state != "learned":
+            drop(session, arrival)
     for run in _drop_compared(session, task.name):
         digests |= {run.state} if run.state else set()
         runs += [run.mlflow_run] if run.mlflow_run else []
     session.execute(update(Position).where(positions).values(error=None))
-    session.execute(update(Position).where(positions, Position.state == "learned").values(recipe=""))
+    # An arrival's is of its file alone: one that still lies in a watched folder is not to be learned again.
+    session.execute(update(Position).where(positions, Position.state == "learned", ~ARRIVED).values(recipe=""))
     for version in versions:
         if version.status != "purged":
             _forget(version)
@@ -131,6 +126,7 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     return digests
 
 
+ARRIVED = Position.submitted_at.is_not(None)
 BLANK: dict[str, Any] = {"settings": {}, "budget": {}, "versions": {}, "labels": [], "tried": [], "bytes": 0, "seed": 0}
 NOTHING = ("digest", "predictions", "replay", "data", "mlflow_run", "reason", "examples_per_second")
 

@@ -7,6 +7,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
 from registry.compared import StrategyRun, StrategyStep
+from registry.measured import Confusion, ScoreRow
 from registry.names import delta_name
 from registry.records import (
     BackboneRecord,
@@ -25,7 +26,7 @@ from registry.records import (
     TaskRecord,
     kept,
 )
-from registry.tables import Backbone, Confusion, Delta, Position, ScoreRow, Signature, Stream, Task
+from registry.tables import Backbone, Delta, Position, Signature, Stream, Task
 
 Row = dict[str, Any]  # one object of a `--json` listing
 
@@ -170,11 +171,11 @@ def stored_signature(row: Signature, task: str, version: int) -> StoredSignature
     )
 
 
-def stored_stream(row: Stream, positions: Sequence[StoredPosition]) -> StoredStream:
+def stored_stream(row: Stream, backbone: Backbone, positions: Sequence[StoredPosition]) -> StoredStream:
     """The record of a stream."""
     return StoredStream(
         name=row.name,
-        backbone=row.backbone.fingerprint,
+        backbone=backbone.fingerprint,
         spec=row.spec,
         digest=row.digest,
         mlflow_run=row.mlflow_run,

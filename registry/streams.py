@@ -36,9 +36,9 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
     if stream is None:
         stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
-    elif stream.backbone.fingerprint != backbone:
-        begun_on = stream.backbone.fingerprint
-        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {ADVICE}.")
+    elif stream.backbone is None or stream.backbone.fingerprint != backbone:
+        begun_on = f"backbone {stream.backbone.fingerprint}" if stream.backbone else "no backbone, for arrivals"
+        raise StreamChanged(f"stream {name!r} was begun on {begun_on}, not on {backbone}. {ADVICE}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact(stream, {position.task_name for position in stream.positions if _purged(position)})

@@ -1,4 +1,4 @@
-"""The tables: what has been learned, on which backbone, from what, and how well."""
+"""The tables: what has been learned, on which backbone and from what; how well is in `measured`."""
 
 from datetime import datetime
 from typing import Any, get_args
@@ -8,9 +8,10 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base import Base, now, one_of, refers_to, where
 from registry.names import delta_name
-from registry.records import Message, Mode, Origin, State, Status, What, kept
+from registry.records import Message, Origin, State, Status, What, kept
 
-ALONE = "mode = 'oracle' AND stream_id IS NULL AND step = 0"  # a delta's own score, with the task known
+# What may be learned next. An arrival that failed has its place behind the others, as often as it is tried again.
+FREE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
 
 
 class Backbone(Base):
@@ -47,30 +48,33 @@ class Task(Base):
 
 
 class Stream(Base):
-    """Tasks in order of arrival on one backbone."""
+    """Tasks in order of arrival on one backbone; the one without is open: what is submitted arrives there."""
 
     __tablename__ = "streams"
 
     name: Mapped[str] = mapped_column(unique=True)
-    backbone_id: Mapped[int] = refers_to("backbones")
+    backbone_id: Mapped[int | None] = refers_to("backbones")
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     digest: Mapped[str]
     mlflow_run: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
-    backbone: Mapped[Backbone] = relationship(lazy="joined", innerjoin=True)
+    backbone: Mapped[Backbone | None] = relationship(lazy="joined")
     positions: Mapped[list["Position"]] = relationship(order_by="Position.number", back_populates="stream")
 
 
 class Position(Base):
     """One place in a stream, and who is learning it: `holder`, until `lease_until` by the database's clock.
 
-    attempts: how often learning it was begun.
+    attempts: how often learning it was begun. Of an arrival: submitted_at: when · spec: what, with the folder of its
+    files · backbone: the name of the only one that it is for · retries: how often it is still tried again by itself.
     """
 
     __tablename__ = "positions"
     __table_args__ = (
         UniqueConstraint("stream_id", "number"),
+        Index(None, "stream_id", "state", "number"),
+        where("uq_positions_held", "state = 'held'", "stream_id", "task_name"),  # a task is learned once at a time
         one_of("state", get_args(State)),
         CheckConstraint("number >= 0", name="number"),
         CheckConstraint("(state = 'held') = (holder IS NOT NULL)", name="held_by_one"),
@@ -81,7 +85,7 @@ class Position(Base):
     stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
     number: Mapped[int]
     task_id: Mapped[int | None] = refers_to("tasks")
-    task_name: Mapped[str]
+    task_name: Mapped[str] = mapped_column(index=True)
     recipe: Mapped[str]
     state: Mapped[State] = mapped_column(Text, default="waiting")
     holder: Mapped[str | None]
@@ -89,9 +93,19 @@ class Position(Base):
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     delta_id: Mapped[int | None] = refers_to("deltas")
     error: Mapped[str | None] = mapped_column(Text)
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    submitted_at: Mapped[datetime | None]
+    spec: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    backbone: Mapped[str | None]
+    retries: Mapped[int] = mapped_column(default=0, server_default="0")
 
     stream: Mapped[Stream] = relationship(back_populates="positions")
     delta: Mapped["Delta | None"] = relationship()
+
+
+# In order of their turn: what waits before what failed, of the highest priority first, of equal ones the earlier.
+_turn = (Position.stream_id, Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
+where("ix_positions_free", FREE, *_turn)
 
 
 class Delta(Base):
@@ -186,38 +200,6 @@ class Lineage(Base):
     gain: Mapped[float | None]
 
 
-class ScoreRow(Base):
-    """One measured value of a delta on its task; at most one for each place where it can be measured."""
-
-    __tablename__ = "scores"
-    # Two partial indices, because NULLs are distinct in a unique one and most scores belong to no stream.
-    __table_args__ = (
-        one_of("mode", get_args(Mode)),
-        CheckConstraint("rows >= 0", name="rows"),
-        CheckConstraint("low <= high", name="interval"),
-        Index(None, "step", "id"),
-        Index(None, "task_id", "id"),
-        where("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
-        where("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
-        *(
-            where(f"uq_scores_{name}", f"stream_id IS {null}", "delta_id", *columns, "mode", "split", "metric", "step")
-            for name, columns, null in (("alone", (), "NULL"), ("in_stream", ("stream_id",), "NOT NULL"))
-        ),
-    )
-
-    delta_id: Mapped[int] = refers_to("deltas")
-    task_id: Mapped[int] = refers_to("tasks", index=False)  # indices above begin with these two
-    split: Mapped[str]
-    metric: Mapped[str]
-    value: Mapped[float]
-    rows: Mapped[int]
-    low: Mapped[float | None]
-    high: Mapped[float | None]
-    step: Mapped[int] = mapped_column(default=0)
-    mode: Mapped[Mode] = mapped_column(Text)
-    stream_id: Mapped[int | None] = refers_to("streams", index=False)
-
-
 class Signature(Base):
     """Sums over a task's rows in frozen features, as a version of its delta has them; routing: what routers need."""
 
@@ -230,25 +212,6 @@ class Signature(Base):
     layer: Mapped[int] = mapped_column(default=-1)
     pooling: Mapped[str]
     routing: Mapped[str | None]
-
-
-class Confusion(Base):
-    """How many test rows of a delta were sent to another, of those learned up to position `step` of a stream."""
-
-    __tablename__ = "confusions"
-    __table_args__ = (
-        UniqueConstraint("stream_id", "step", "delta_id", "routed_to_id"),
-        CheckConstraint("rows > 0", name="rows"),
-    )
-
-    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
-    step: Mapped[int]
-    delta_id: Mapped[int] = refers_to("deltas")
-    routed_to_id: Mapped[int] = refers_to("deltas")
-    rows: Mapped[int]
-
-    delta: Mapped[Delta] = relationship(foreign_keys=delta_id, lazy="joined", innerjoin=True)
-    routed_to: Mapped[Delta] = relationship(foreign_keys=routed_to_id, lazy="joined", innerjoin=True)
 
 
 class Checkpoint(Base):

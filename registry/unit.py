@@ -14,6 +14,7 @@ from registry.engine import wait_for_others
 from registry.errors import BlobError, ClaimLost, RegistryError
 from registry.known import known_tasks
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
+from registry.measured import Confusion, ScoreRow
 from registry.names import delta_name, plain_name, stored_text
 from registry.records import (
     BackboneRecord,
@@ -26,20 +27,7 @@ from registry.records import (
     TaskRecord,
 )
 from registry.secrets import shown
-from registry.tables import (
-    Backbone,
-    Checkpoint,
-    Confusion,
-    Delta,
-    Lineage,
-    Outbox,
-    Position,
-    ScoreRow,
-    Signature,
-    Split,
-    Stream,
-    Task,
-)
+from registry.tables import Backbone, Checkpoint, Delta, Lineage, Outbox, Position, Signature, Split, Stream, Task
 
 NOWHERE: Mapping[tuple[str, str], int] = {}
 PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
@@ -177,7 +165,7 @@ class Unit:
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
         self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
-        self.tell("stream", stream)
+        self._tell_stream(position, stream)
 
     def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
         """Marks a position as failed, so that it can be taken up again.
@@ -187,7 +175,7 @@ class Unit:
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", stored_text(error)
         position.holder = position.lease_until = None
-        self.tell("stream", stream)
+        self._tell_stream(position, stream)
 
     def tell(self, message: Message, subject: str, **about: Any) -> None:
         """Notes in the outbox what MLflow is to be told: of a delta or a stream by its name, else of a task by its."""
@@ -196,14 +184,18 @@ class Unit:
     def tell_champion(self, task: Task) -> None:
         """Notes that another version serves a task, or none: that is told of it, and of the streams that learned it."""
         self.tell("champion", task.name)
-        learned = select(Stream.name).join(Position).where(Position.task_id == task.id).order_by(Stream.id)
-        for stream in self.session.scalars(learned):
+        learned = select(Stream.name).join(Position).where(Position.task_id == task.id, Position.submitted_at.is_(None))
+        for stream in self.session.scalars(learned.order_by(Stream.id)):
             self.tell("stream", stream)
 
     def set_mlflow_run(self, name: str, run: str) -> None:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
         find = delta_row if "@" in name else stream_row
         find(self.session, name).mlflow_run = run
+
+    def _tell_stream(self, position: Position, stream: str) -> None:
+        if position.submitted_at is None:  # of arrivals, which never end, MLflow is told one by one
+            self.tell("stream", stream)
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)

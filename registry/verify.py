@@ -10,12 +10,13 @@ from registry.blobs import Blobs
 from registry.collection import GRACE
 from registry.errors import BlobError
 from registry.lookups import own_score
+from registry.measured import ScoreRow
 from registry.named import blobs_by_delta, blobs_by_position, blobs_by_strategy, named_blobs
 from registry.names import delta_name
 from registry.records import IMPORTED, StoredDelta
 from registry.registry import Registry
 from registry.shapes import stored_delta
-from registry.tables import Backbone, Checkpoint, Delta, Outbox, Position, ScoreRow, Stream, Task
+from registry.tables import Backbone, Checkpoint, Delta, Outbox, Position, Stream, Task
 
 # What is wrong with a delta whose blobs, by what they are of, are as they were put.
 Look = Callable[[StoredDelta, Mapping[str, bytes]], Iterable[str]]

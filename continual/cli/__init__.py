@@ -28,6 +28,9 @@ from continual.cli import migrating  # noqa: F401
 from continual.cli import comparing  # noqa: F401
 
 # isort: split
+from continual.cli import arrivals  # noqa: F401
+
+# isort: split
 from continual.cli import learned  # noqa: F401
 
 # isort: split

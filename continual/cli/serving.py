@@ -11,6 +11,7 @@ from continual.cli.options import BackboneName, Common, app, command, err, say
 from continual.errors import InputError
 from continual.settings import FALSE_ABSTENTIONS
 from continual.visible import visible
+from registry import known_as
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,11 +60,9 @@ def serve(
                 f"--host {host} can be reached from other machines, and the registry has no key; "
                 "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
             )
-    from continual.hub import everywhere
-
     with listening(host, port) as at:
         recipe = Recipe(
-            backbone=everywhere(backbone or common.only_backbone()),
+            backbone=known_as(backbone or common.only_backbone()),
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
             bits=common.bits,

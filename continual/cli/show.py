@@ -20,7 +20,7 @@ LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 
 def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()) -> Table:
     """A table of the rows of a `--json` listing, without the columns `left_out`."""
-    left_out = {*LEFT_OUT, *left_out, *(("task",) if "delta" in rows[0] else ())}
+    left_out = {*LEFT_OUT, *left_out, *(("task",) if all(row.get("delta") for row in rows) else ())}
     names = [name for name in rows[0] if name not in left_out]
     texts = [[_text(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])

@@ -12,9 +12,8 @@ from continual.engines.room import PROCESS, Resources, Share
 from continual.engines.worker import Given
 from continual.errors import EngineError
 from continual.estimate import memory
-from continual.hub import everywhere
 from continual.job import Job
-from registry import Registry, identity
+from registry import Registry, identity, known_as
 
 PROBE = b"what a worker must be able to read before it learns anything\n"
 
@@ -74,7 +73,7 @@ def _given(job: Job, share: Share, probe: str) -> Given:
         identity=identity(job.registry),
         probe=probe,
         name=backbone.name,
-        where=everywhere(backbone.name),
+        where=known_as(backbone.name),
         fingerprint=backbone.fingerprint,
         pooling=backbone.pooling,
         device="cuda" if share.gpus else "cpu",

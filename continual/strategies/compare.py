@@ -79,7 +79,7 @@ def watched(strategy: str) -> str:
 
 def recipe_of(stream: Stream, loaded: Sequence[TaskData], name: str, strategy: Strategy) -> str:
     """Digest of all that decides what a strategy comes to: the tasks with their rows, the seed, and all settings."""
-    recipes = [recipe(data, seed=stream.seed) for data in loaded]
+    recipes = [recipe(data) for data in loaded]
     common = stream.model_dump(mode="json", include={"method", "budget", "seed"})
     said = [recipes, common, name, asdict(strategy)]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

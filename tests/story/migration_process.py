@@ -18,7 +18,7 @@ import torch
 from controllers import ended, fork
 
 import continual.checkpoint
-import continual.migrate
+import continual.claiming
 from continual import Learner
 from continual.backbone import load_backbone
 from continual.settings import settings
@@ -33,7 +33,7 @@ def main(folder: str, home: str, victim: str, at: str) -> None:
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
     datasets.disable_progress_bars()
     continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
-    continual.migrate.WAIT = 0.05
+    continual.claiming.WAIT = 0.05
     backbone, places, log = (
         load_backbone(folder, device="cpu", dtype="float32"),
         settings(home, {}),

@@ -30,7 +30,7 @@ TASKS = ("animals", "mood", "place")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("continual.migrate.WAIT", 0.05)
+        patch.setattr("continual.claiming.WAIT", 0.05)
         yield
 
 

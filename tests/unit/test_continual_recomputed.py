@@ -143,7 +143,7 @@ def test_a_stream_that_was_begun_goes_on(tmp_path: Path) -> None:
     def digest(**budget: Any) -> str:
         task = TaskSpec.model_validate(entry)
         (data,) = load_stream(Stream(name="s", tasks=(task,), budget=Budget(**budget), folder=tmp_path))
-        return recipe(data, seed=0)
+        return recipe(data)
 
     assert digest() == digest(checkpointing=True) == digest(checkpointing=False) != digest(epochs=5)
     assert "checkpointing" not in Budget().model_dump()

@@ -24,8 +24,8 @@ NEXT = '''"""Adds a table."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 
 def upgrade() -> None:
@@ -86,11 +86,11 @@ def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Pa
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
     shutil.copytree(schema.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
-    (tmp_path / "50% new/versions/0007_later.py").write_text(NEXT)
+    (tmp_path / "50% new/versions/0008_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "50% new")
-    with pytest.raises(SchemaError, match=r"revision 0006, older than this code's 0007. Run `continual db upgrade`"):
+    with pytest.raises(SchemaError, match=r"revision 0007, older than this code's 0008. Run `continual db upgrade`"):
         make_registry(tmp_path)
-    assert upgrade(registry_url(tmp_path)) == "0007"
+    assert upgrade(registry_url(tmp_path)) == "0008"
     with make_registry(tmp_path) as registry:
         assert verify(registry) == []
         assert inspect(registry.engine).has_table("later")
@@ -105,9 +105,9 @@ def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
         learn(registry, "sst2")
         dump(registry, tmp_path / "archive.zip")
     shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
-    (tmp_path / "new/versions/0007_later.py").write_text(NEXT)
+    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
-    assert restore(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0006"
+    assert restore(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0007"
     with make_registry(tmp_path) as registry:
         assert verify(registry) == []
         assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
@@ -120,10 +120,10 @@ def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
     with make_registry(tmp_path) as registry:
         dump(registry, tmp_path / "archive.zip")
     shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
-    (tmp_path / "new/versions/0007_later.py").write_text(NEXT)
+    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
     upgrade(f"sqlite:///{tmp_path}/other.db")
-    with pytest.raises(InputError, match=r"revision 0006, and this database has the tables of revision 0007"):
+    with pytest.raises(InputError, match=r"revision 0007, and this database has the tables of revision 0008"):
         restore(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
 
 
@@ -131,7 +131,7 @@ def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
         connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
-    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0006"):
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0007"):
         make_registry(tmp_path)
     with pytest.raises(SchemaError, match="Install the newer release"):
         upgrade(registry_url(tmp_path))
@@ -139,7 +139,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 @both
 def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
-    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0006"
+    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0007"
 
 
 @both

@@ -1,0 +1,193 @@
+"""Tasks that keep arriving: a watcher learns what was submitted, by priority and then in order of arrival.
+
+Any number of watchers may share a registry: each arrival is a position that one of them holds, with heartbeats and
+checkpoints as in a stream. A task that fails fails its own arrival. What is learned serves and routes at once; the
+matrices that a stream is measured by are not: a stream that never ends has no last row.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+from continual.backbone import Backbone
+from continual.checked import check
+from continual.errors import ClaimLost, ContinualError, InputError, Interrupted, RegistryError
+from continual.hub import published_name
+from continual.positions import Learning
+from continual.quantised import plain_name, quantised_name
+from continual.watcher import SILENT, Watcher
+from registry import ARRIVALS, Arrival, Registry, claim_arrival, heartbeat, held, known_as, release, this_holder
+from tasks import Stream, read_task
+
+WAIT = 1.0  # seconds between looks for what has arrived
+LOOK = 5.0  # seconds of training between looks whether an arrival was cancelled
+FILES = (".yaml", ".yml")
+Look = Mapping[Path, tuple[int, int, int]]  # what changes when a file does: moment, size, and which file it is
+
+log = logging.getLogger(__name__)
+
+
+def watch(
+    backbone: Backbone,
+    registry: Registry,
+    *,
+    folder: Path | None = None,
+    idle: float | None = None,
+    watcher: Watcher = SILENT,
+) -> dict[int, str | None]:
+    """Learn what arrives for this backbone or for any; by the number of an arrival, what went wrong, None if nothing.
+
+    It ends when it is interrupted (KeyboardInterrupt): what is being learned then waits again.
+
+    folder: task files that are dropped there arrive too, each once it is whole, and again when it has changed ·
+    idle: end when for so many seconds nothing has been left to learn; without it, never.
+    Raises InputError for a folder that is none.
+    """
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder} is no folder to watch; make it, or watch the registry alone (`registry`)")
+    return _Watch(backbone, registry, folder, watcher).run(idle)
+
+
+@final
+class _Watch:
+    """One process that watches. holding: the arrival that it has claimed, until it is learned, failed or given back."""
+
+    def __init__(self, backbone: Backbone, registry: Registry, folder: Path | None, watcher: Watcher) -> None:
+        self.backbone, self.registry, self.watcher = backbone, registry, watcher
+        plain, bits = plain_name(backbone.name)
+        names = {plain, known_as(plain), published_name(plain)}
+        self.names = {backbone.fingerprint, *(quantised_name(name, bits) for name in names)}
+        self.dropped = None if folder is None else Dropped(registry, folder)
+        self.holder, self.holding = this_holder(), 0
+        told = replace(watcher, step=self._step, failed=self._failed)
+        self.learning = Learning(backbone, registry, Stream.model_construct(name=ARRIVALS), told, self.holder)
+        self.ended: dict[int, str | None] = {}
+        self.look_at = 0.0
+
+    def run(self, idle: float | None) -> dict[int, str | None]:
+        try:
+            self._until(idle)
+        except KeyboardInterrupt:
+            log.info("told to end")
+        finally:
+            with suppress(RegistryError):  # else it is taken over once this process is gone
+                self._give_back()
+        return self.ended
+
+    def _until(self, idle: float | None) -> None:
+        busy = time.monotonic()
+        while True:
+            try:
+                if self._round():
+                    busy = time.monotonic()
+                    continue
+                if self._may_get_more():
+                    busy = time.monotonic()
+                elif idle is not None and time.monotonic() - busy >= idle:
+                    return
+            except Interrupted as error:  # the database is away, or others were quicker, again and again
+                log.warning("arrivals: %s", error)
+                busy = time.monotonic()
+            time.sleep(WAIT)
+
+    def _round(self) -> bool:
+        """Look at the folder, and learn the arrival whose turn it is; whether there was one."""
+        self._give_back()  # what could not be, while the database was away
+        if self.dropped:
+            self.dropped.submit()
+        arrival = claim_arrival(self.registry, backbones=self.names, holder=self.holder)
+        if arrival is not None:
+            self.holding = arrival.number
+            self._learn(arrival)
+            self.holding = 0
+        return arrival is not None
+
+    def _may_get_more(self) -> bool:
+        return self.registry.arrivals_left(self.names) or bool(self.dropped and self.dropped.unread)
+
+    def _learn(self, arrival: Arrival) -> None:
+        try:
+            with held(self.registry, ARRIVALS, number=arrival.number, holder=self.holder):  # rows may come from afar
+                task = Stream.model_validate(arrival.spec)
+                (data,) = check(self.backbone, self.registry, task, alone=True)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if not isinstance(error, ContinualError):
+                log.error("task %s cannot be read", arrival.task, exc_info=True)
+            self.learning.fail(arrival.number, arrival.task, error)
+            return
+        learning = replace(self.learning, stream=task.model_copy(update={"name": ARRIVALS}))
+        for delta in learning.learn({arrival.number: data}):
+            self.ended[arrival.number] = None
+            self.watcher.learned(arrival.task, delta)
+
+    def _step(self, task: str, done: int, total: int) -> None:
+        """Tell of a step of training, and end it where the arrival is no longer ours."""
+        self.watcher.step(task, done, total)
+        if time.monotonic() < self.look_at:
+            return
+        lost = False
+        with suppress(RegistryError):  # whoever is away is asked again
+            lost = not heartbeat(self.registry, ARRIVALS, number=self.holding, holder=self.holder)
+        self.look_at = time.monotonic() + LOOK
+        if lost:
+            raise ClaimLost(
+                f"arrival {self.holding} was cancelled, or another has taken it over; nothing of it is kept"
+            )
+
+    def _failed(self, task: str, error: str) -> None:
+        self.ended[self.holding] = error
+        self.watcher.failed(task, error)
+
+    def _give_back(self) -> None:
+        if self.holding:
+            release(self.registry, ARRIVALS, number=self.holding, holder=self.holder)
+            self.holding = 0
+
+
+@final
+class Dropped:
+    """The task files in a folder. unread: whether one of them may still be being written."""
+
+    def __init__(self, registry: Registry, folder: Path) -> None:
+        self.registry, self.folder, self.unread = registry, folder, True
+        self._seen: Look = {}
+        self._read: dict[Path, tuple[int, int, int]] = {}
+
+    def submit(self) -> None:
+        """Submit what has changed since it was last read, and not since the last look; say once what is no task."""
+        found = self._files()
+        for path in sorted(found):
+            if self._read.get(path) != found[path] == self._seen.get(path):
+                self._submit(path)
+                self._read[path] = found[path]
+        self._seen = found
+        self.unread = any(self._read.get(path) != look for path, look in found.items())
+
+    def _submit(self, path: Path) -> None:
+        try:
+            number = self.registry.submit(read_task(path), once=True)
+        except Interrupted:
+            raise
+        except ContinualError as error:
+            log.warning("%s is not submitted, until it changes: %s", path.name, error)
+        else:
+            log.info("%s is arrival %d", path.name, number)
+
+    def _files(self) -> Look:
+        found = {}
+        try:
+            for path in self.folder.iterdir():
+                if path.suffix in FILES and not path.name.startswith("."):  # such as an editor's drafts
+                    with suppress(FileNotFoundError):
+                        said = path.stat()
+                        found[path] = (said.st_mtime_ns, said.st_size, said.st_ino)
+        except OSError as error:
+            log.warning("%s cannot be looked into: %s", self.folder, error)
+            return self._seen
+        return found

@@ -1,0 +1,218 @@
+"""Arrivals: tasks that anybody submits at any time, to be learned by whoever watches for them.
+
+Each is a position of the one stream that no file describes, which has no end and no backbone of its own. Those of the
+highest priority are learned first, of equal ones the earlier; what failed comes behind the others, once. Of one task
+the earlier is learned before the later: a later one lends its priority to those before it.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, get_args
+
+from sqlalchemy import ColumnElement, Select, delete, func, literal_column, or_, select, text, update
+from sqlalchemy.orm import Session, aliased
+
+from registry.base import clock
+from registry.engine import wait_for_others
+from registry.errors import NotFound, NothingToDo
+from registry.names import delta_name, plain_name
+from registry.pages import page
+from registry.records import State
+from registry.shapes import Row
+from registry.tables import FREE, Checkpoint, Delta, Position, Stream
+from tasks.errors import InputError
+from tasks.spec import Stream as StreamSpec
+
+ARRIVALS = "(arrivals)"  # the stream's name, which no stream file can have
+RETRIES = 1  # how often an arrival that failed is tried again by itself
+HIGHEST = 2**31 - 1  # what a database's integer holds
+
+OF_ARRIVALS = select(Stream.id).where(Stream.name == ARRIVALS)
+HELD: ColumnElement[str] = literal_column("'held'")  # as the index on them says it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """An arrival that is to be learned; `spec` is what was submitted, with the folder of its files."""
+
+    number: int
+    task: str
+    spec: dict[str, Any]
+
+
+def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> int:
+    """Adds an arrival and returns its number; with `once` that of an earlier one of the same content, if there is any.
+
+    Raises: InputError for anything but one task, and for a priority that no database holds.
+    """
+    if len(task.tasks) != 1:
+        raise InputError(f"stream {task.name!r} has {len(task.tasks)} tasks, and one is submitted at a time. Run it.")
+    if abs(priority) > HIGHEST:
+        raise InputError(f"priority {priority} is out of range: give one from {-HIGHEST} to {HIGHEST}.")
+    (entry,), stream = task.tasks, _stream(session)
+    spec = task.model_dump(mode="json") | {"folder": str(task.folder.absolute())}
+    recipe = sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    # Not by the stream too: SQLite would take an index that begins with it, and look through all that waits.
+    of_task = (Position.task_name == entry.name, Position.submitted_at.is_not(None))
+    known = select(Position.number).where(*of_task, Position.recipe == recipe).order_by(Position.number.desc())
+    if once and (number := session.scalar(known.limit(1))):
+        return number
+    last = session.scalar(select(func.max(Position.number)).where(Position.stream_id == stream))
+    arrival = Position(
+        stream_id=stream,
+        number=(last or 0) + 1,
+        task_name=plain_name("task", entry.name),
+        recipe=recipe,
+        priority=priority,
+        submitted_at=clock(session),
+        spec=spec,
+        backbone=known_as(task.backbone) if task.backbone else None,
+        retries=RETRIES,
+    )
+    session.add(arrival)
+    less = (*of_task, Position.state == "waiting", Position.priority < priority)
+    session.execute(update(Position).where(*less).values(priority=priority))
+    return arrival.number
+
+
+def known_as(backbone: str) -> str:
+    """The name of a backbone as it holds in every working folder: of a folder the whole path.
+
+    Behind it may stand its bits, as in `folder@8bit`.
+    """
+    folder, at, bits = backbone.rpartition("@") if backbone.endswith("bit") else (backbone, "", "")
+    return f"{Path(folder).absolute()}{at}{bits}" if folder and Path(folder).is_dir() else backbone
+
+
+def arrivals(
+    session: Session, *, state: str | None = None, limit: int | None = None, after: int | None = None
+) -> list[Row]:
+    """Rows of `continual arrivals`: arrival, task, state, priority, delta, error, attempts, holder, backbone,
+    submitted_at; in the order in which they were submitted.
+
+    after: the number of the last arrival of the page before. Raises: InputError for what is no state.
+    """
+    if state not in (None, *get_args(State)):
+        raise InputError(f"no arrival is {state!r}; give one of {', '.join(get_args(State))}.")
+    found = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
+    found = found.where(Position.stream_id == OF_ARRIVALS.scalar_subquery())
+    if state is not None:
+        found = found.where(Position.state == state)
+    listed = page(found, Position.number, limit=limit, after=None if after is None else (after,))
+    return [_listing(*row) for row in session.execute(listed)]
+
+
+def is_left(session: Session, backbones: Collection[str]) -> bool:
+    """Whether any arrival may still be learned on a backbone of these names: it waits, or somebody learns it."""
+    held = select(Position.id).where(
+        Position.stream_id == OF_ARRIVALS.scalar_subquery(),
+        Position.state == HELD,
+        or_(Position.backbone.is_(None), Position.backbone.in_(backbones)),
+    )
+    free = (_free(backbone).with_only_columns(Position.id) for backbone in (None, *backbones))
+    return any(session.scalar(found.limit(1)) is not None for found in (*free, held))
+
+
+def first_free(session: Session, backbones: Collection[str]) -> Position | None:
+    """The arrival to be learned next on a backbone of these names, locked; nobody waits here for anybody.
+
+    One whose task is being learned is passed over.
+    """
+    other = aliased(Position)
+    same = (other.stream_id == Position.stream_id, other.task_name == Position.task_name, other.state == HELD)
+    idle = ~select(other.id).where(*same).exists()
+    found = [
+        position
+        for backbone in (None, *backbones)
+        if (position := session.scalar(_free(backbone).where(idle).limit(1).with_for_update(skip_locked=True)))
+    ]
+    return min(found, key=lambda one: (one.state == "failed", -one.priority, one.number), default=None)
+
+
+def cancel(session: Session, number: int) -> None:
+    """Sees to it that an arrival is not learned: whoever is learning it hears that it is not theirs any more.
+
+    Raises: NotFound; NothingToDo, where it is learned or cancelled already.
+    """
+    arrival = arrival_row(session, number)
+    if arrival.state in ("learned", "cancelled"):
+        raise NothingToDo(f"arrival {number} is {arrival.state} already. Archive or purge what was learned instead.")
+    drop(session, arrival)
+
+
+def drop(session: Session, arrival: Position) -> None:
+    """Cancels an arrival, and forgets how far it came."""
+    arrival.state, arrival.retries, arrival.error = "cancelled", 0, None
+    arrival.holder = arrival.lease_until = None
+    session.execute(delete(Checkpoint).where(Checkpoint.position_id == arrival.id))
+
+
+def retry(session: Session, number: int) -> None:
+    """Lets an arrival that failed or was cancelled wait again, in its old place.
+
+    Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
+    """
+    arrival = arrival_row(session, number)
+    if arrival.state not in ("failed", "cancelled"):
+        raise NothingToDo(f"arrival {number} is {arrival.state}: only what failed or was cancelled is tried again.")
+    if arrival.spec is None:
+        raise NotFound(f"arrival {number} was of a task that was purged: its file is not kept. Submit it again.")
+    arrival.state, arrival.attempts, arrival.error = "waiting", 0, None
+
+
+def arrival_row(session: Session, number: int) -> Position:
+    """The arrival of that number, or NotFound; locked where the database locks rows."""
+    of_number = (Position.stream_id == OF_ARRIVALS.scalar_subquery(), Position.number == number)
+    found = session.scalar(select(Position).where(*of_number).with_for_update())
+    if found is None:
+        raise NotFound(f"there is no arrival {number}. `continual arrivals` lists them.")
+    return found
+
+
+def held_arrivals(session: Session) -> Iterator[Position]:
+    """Those that somebody is learning."""
+    yield from session.scalars(
+        select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), Position.state == HELD)
+    )
+
+
+def _stream(session: Session) -> int:
+    """The identity of the stream of arrivals, locked: numbers are given one after the other."""
+    locked = OF_ARRIVALS.with_for_update(key_share=True)
+    found = session.scalar(locked)
+    if found is None:
+        wait_for_others(session, ARRIVALS)
+        found = session.scalar(locked)
+    if found is None:
+        begun = Stream(name=ARRIVALS, spec={}, digest="")
+        session.add(begun)
+        session.flush()
+        found = begun.id
+    return found
+
+
+def _free(backbone: str | None) -> Select[Position]:
+    """What may be learned next and asks for this backbone, or for any, in order of their turn."""
+    asks: ColumnElement[bool] = Position.backbone.is_(None) if backbone is None else Position.backbone == backbone
+    found = select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), asks, text(FREE))
+    # The backbone is one and the same; named here, a database sees that the index has the rows in this order.
+    turn = (Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
+    return found.order_by(*turn)
+
+
+def _listing(arrival: Position, version: int | None) -> Row:
+    return {
+        "arrival": arrival.number,
+        "task": arrival.task_name,
+        "state": arrival.state,
+        "priority": arrival.priority,
+        "delta": None if version is None else delta_name(arrival.task_name, version),
+        "error": arrival.error,
+        "attempts": arrival.attempts,
+        "holder": arrival.holder,
+        "backbone": arrival.backbone,
+        "submitted_at": arrival.submitted_at and arrival.submitted_at.isoformat(),
+    }
