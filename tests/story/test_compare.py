@@ -18,7 +18,7 @@ from tiny_models import WORDS
 
 from continual import Learner, read_stream
 from continual.backbone import Backbone
-from continual.cli.show import show_comparison
+from continual.cli.contrast import show_comparison
 from continual.deltas import load_delta
 from continual.errors import InputError, LearnError
 from continual.forgetting import measures
