@@ -28,8 +28,8 @@ def compare(
     backbone: BackboneName = None,
 ) -> None:
     """Learn a stream by other strategies of continual learning too, and show what comes of each."""
-    from continual.cli.contrast import show_comparison
     from continual.cli.progress import progress
+    from continual.cli.show import show_comparison
     from continual.strategies import DEFAULT, offered, require_known, watched
 
     known = read_stream(stream)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from continual.comparison import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 from continual.forgetting import mean
 from continual.report import MEASURES, Document, gain
 from continual.visible import visible
@@ -21,38 +22,18 @@ def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()
     """A table of the rows of a `--json` listing, without the columns `left_out`."""
     left_out = {*LEFT_OUT, *left_out, *(("task",) if "delta" in rows[0] else ())}
     names = [name for name in rows[0] if name not in left_out]
-    texts = [[text_of(row[name], name) for name in names] for row in rows]
+    texts = [[_text(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> Table:
     """A table of texts as they are, those of `numeric` columns to the right."""
-    table = empty_table()
+    table = _table()
     for column, right in zip(columns, numeric, strict=True):
         table.add_column(escape(visible(column)), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(visible(cell)) for cell in row))
     return table
-
-
-def empty_table() -> Table:
-    """A table without columns, in the one style that all have."""
-    return Table(caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def text_of(value: Any, name: str = "") -> str:
-    """How a value of a column of this name is shown."""
-    if value is None:
-        return "–"
-    if name == "share":
-        return f"{value:.2%}"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list):
-        return ", ".join(map(text_of, value))
-    if isinstance(value, Mapping):
-        return " ".join(text_of(found) for found in value.values())
-    return str(value)
 
 
 def show_report(console: Console, document: Document) -> None:
@@ -74,8 +55,43 @@ def show_report(console: Console, document: Document) -> None:
         console.print(unlearned, style="red", markup=False)
 
 
+def show_comparison(console: Console, document: Document) -> None:
+    """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
+    told = document["strategies"]
+    if document["purged"]:
+        gone = visible(f"Left out, since they were purged: {', '.join(document['purged'])}")
+        console.print(gone, style="yellow", markup=False)
+    known = [heading for heading, (mode, _) in MEASURED.items() if mode == "oracle"]
+    routed = [heading for heading in MEASURED if heading not in known]
+    scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))
+    for one in told:
+        name = one["strategy"] if one["finished"] else f"{one['strategy']} *"
+        values = {heading: _text(value) for heading, value in zip(MEASURED, measured(one), strict=True)}
+        counts = (one["parameters"], one["bytes"] and one["bytes"] / 1000, one["seconds"])
+        scores.add_row(name, *(values[heading] for heading in known))
+        rest.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
+    unfinished = "" if all(one["finished"] for one in told) else " · *: not finished"
+    rest.caption = f"{EXPLAINED} · {COSTS_EXPLAINED}{unfinished}"
+    for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", rest)):
+        console.print(title, style="bold")
+        console.print(table)
+
+
+def _listed(first: str, columns: Sequence[str]) -> Table:
+    """A table of names with numbers behind them."""
+    table = _table()
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _count(value: float | None) -> str:
+    return _text(None) if value is None else f"{value:,.0f}"
+
+
 def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:
-    table = empty_table()
+    table = _table()
     table.add_column("after learning", no_wrap=True)
     for number in range(1, len(tasks) + 1):
         table.add_column(str(number), justify="right")
@@ -85,14 +101,14 @@ def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> T
 
 
 def _measures(document: Document) -> Table:
-    table = empty_table()
+    table = _table()
     table.add_column("")
     for kind in ("oracle", "routed"):
         table.add_column(kind, justify="right")
     for key, label in MEASURES.items():
-        table.add_row(label, *(text_of(document[kind].get(key)) for kind in ("oracle", "routed")))
+        table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
     gains = [found for task in document["per_task"] if (found := gain(task)) is not None]
-    table.add_row("mean transfer gain over scratch", text_of(mean(gains)), "–")
+    table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
     return table
 
 
@@ -101,11 +117,11 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (
             task["delta"],
-            text_of(task["score"]),
-            f"{text_of(task['score_low'])}–{text_of(task['score_high'])}",
-            text_of(task["frozen_score"]),
+            _text(task["score"]),
+            f"{_text(task['score_low'])}–{_text(task['score_high'])}",
+            _text(task["frozen_score"]),
             ", ".join(parent["delta"] for parent in task["parents"]) or "scratch",
-            text_of(gain(task)),
+            _text(gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
             f"{task['seconds']:.0f}",
@@ -122,11 +138,29 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _table() -> Table:
+    return Table(caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
 def _shaded(value: float | None) -> str:
     if value is None:
         return "[dim]–[/]"
     shade = next((style for least, style in SHADES if value >= least), "red")
     return f"[{shade}]{value:.3f}[/]"
+
+
+def _text(value: Any, name: str = "") -> str:
+    if value is None:
+        return "–"
+    if name == "share":
+        return f"{value:.2%}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return " ".join(_text(found) for found in value.values())
+    return str(value)
 
 
 def _is_number(value: Any) -> bool:
