@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import psycopg
 import pytest
 from postgres import Server, running, tool
 
+DATABASES = ("sqlite", "postgresql")
 URL_FILE = "registry-url"  # in a test's folder, for its child processes too
 
 
@@ -24,17 +26,24 @@ def postgres() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def postgres_url(postgres: Server) -> Iterator[str]:
-    """An empty database."""
+@contextmanager
+def _empty(server: Server) -> Iterator[str]:
+    """The URL of an empty database, which is gone afterwards."""
     name = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres.url().replace("+psycopg", ""), autocommit=True) as admin:
+    with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
-        yield postgres.url(name)
+        yield server.url(name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def postgres_url(postgres: Server) -> Iterator[str]:
+    """An empty database."""
+    with _empty(postgres) as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, which `registry_url(tmp_path)` says too."""
     if request.param == "sqlite":
@@ -42,6 +51,18 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("postgres_url")
     (tmp_path / URL_FILE).write_text(url)
     return url
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose `registry_url` is empty once for all tests of a module: for those that only read."""
+    folder = tmp_path_factory.mktemp("shared")
+    if request.param == "sqlite":
+        yield folder
+        return
+    with _empty(request.getfixturevalue("postgres")) as url:
+        (folder / URL_FILE).write_text(url)
+        yield folder
 
 
 def registry_url(folder: Path) -> str:
