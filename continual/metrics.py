@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 from sklearn import metrics as sk
@@ -106,6 +105,8 @@ def _corpus(metric: Any) -> Metric:
 
 
 def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
+    from rouge_score.rouge_scorer import RougeScorer  # brings all of NLTK along, which takes as long as torch
+
     scorer = RougeScorer(["rougeL"])
     return _mean(
         [scorer.score_multi(right, answer)["rougeL"].fmeasure for right, answer in zip(truth, answers, strict=True)]

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from continual.comparison import ends, seen_so_far
 from continual.forgetting import Matrix
 from continual.report import Document
-from continual.strategies import ends, seen_so_far
 
 LARGEST = 100.0  # inches of a side, what a picture can hold
 COLOURS, MARKS = 10, "osD^vPX*"  # told apart in black and white too

@@ -10,8 +10,6 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
 from tasks.table import header
@@ -63,7 +61,7 @@ def read_split(origin: Origin, split: Split) -> Any:
     """
     arguments = _local_arguments(origin, split) if origin.local else _hub_arguments(origin)
     try:
-        with _quiet():
+        with _library() as datasets:
             rows = datasets.load_dataset(**arguments, split=origin.source.split_name(split))
     except Exception as error:  # whatever a builder, a parser or the network raises
         raise _failure(origin, split, error) from error
@@ -77,7 +75,7 @@ def _split_names(origin: Origin) -> Sequence[str]:
         return list(origin.source.data_files)
     arguments = _hub_arguments(origin)
     try:
-        with _quiet():
+        with _library() as datasets:
             return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
     except Exception as error:
         raise _failure(origin, "train", error) from error
@@ -104,11 +102,13 @@ def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
         files = _found(origin, split, source.data_files[wanted])
         arguments["data_files"] = {wanted: files}
     if source.path == "csv":
+        from datasets import Features, Value
+
         # Every field is a text as it is written: "NA" and "null" are no gaps, and 007 is not 7.
         columns = header(files[0], origin.at(split))
         for file in files[1:]:
             header(file, origin.at(split))
-        arguments["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
+        arguments["features"] = Features({name: Value("string") for name in columns})
         arguments["keep_default_na"] = False
     # The cache of `datasets` knows a local file by path and time of change, which a copy or a checkout can repeat over
     # other content. A name made from the content keeps them apart.
@@ -161,13 +161,15 @@ def _failure(origin: Origin, split: Split, error: Exception) -> DataError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing from `datasets` on the terminal, which belongs to the command line; its settings are given back."""
+def _library() -> Iterator[Any]:
+    """`datasets`, with nothing of its own on the terminal, which is the command line's; its settings are given back."""
+    import datasets  # takes longer than all that a command needs which reads no rows
+
     bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        yield
+        yield datasets
     finally:
         datasets.logging.set_verbosity(level)
         if not bars:

@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread (the same sums in the same order), and tiny backbones."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import cli  # noqa: F401 (fixture)
-from databases import bucket, database, postgres, postgres_url  # noqa: F401 (fixtures)
+from databases import bucket, database, postgres, postgres_url, shared_database  # noqa: F401 (fixtures)
 from tiny import save_backbone, tiny_backbone
 from tiny_models import KINDS
 
 from continual.backbone import Backbone, load_backbone
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are collected: what is made meanwhile stays to the end
 
 backbone_of = cache(tiny_backbone)
 LONGEST = {"test_readme.py", "test_real_data.py", "test_faults.py", "test_plugins.py"}
@@ -28,6 +30,12 @@ LONGEST = {"test_readme.py", "test_real_data.py", "test_faults.py", "test_plugin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no process is left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Nobody need look for garbage in modules and in thousands of tests, again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 from postgres import Server, running, tool
 
+DATABASES = ("sqlite", "postgresql")
 URL_FILE = "registry-url"  # in a test's folder, for its child processes too
 
 
@@ -25,14 +27,21 @@ def postgres() -> Iterator[Server]:
         yield server
 
 
+@contextmanager
+def _empty(server: Server) -> Iterator[str]:
+    """The URL of an empty database, which is gone afterwards."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        yield server.url(name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def postgres_url(postgres: Server) -> Iterator[str]:
     """An empty database."""
-    name = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres.url().replace("+psycopg", ""), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        yield postgres.url(name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with _empty(postgres) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, which `registry_url(tmp_path)` says too."""
     if request.param == "sqlite":
@@ -67,6 +76,18 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("postgres_url")
     (tmp_path / URL_FILE).write_text(url)
     return url
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose `registry_url` is empty once for all tests of a module: for those that only read."""
+    folder = tmp_path_factory.mktemp("shared")
+    if request.param == "sqlite":
+        yield folder
+        return
+    with _empty(request.getfixturevalue("postgres")) as url:
+        (folder / URL_FILE).write_text(url)
+        yield folder
 
 
 def registry_url(folder: Path) -> str:

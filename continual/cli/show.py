@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from continual.comparison import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 from continual.forgetting import mean
 from continual.report import MEASURES, Document, gain
-from continual.strategies.document import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 from continual.visible import visible
 
 SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))

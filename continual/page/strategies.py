@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from continual.comparison import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 from continual.page.document import Section, Table, page, shown
 from continual.page.heat import heat_table, scale_of
 from continual.plots import compared
 from continual.report import Document
-from continual.strategies import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
 
 
 def strategies_page(document: Document) -> str:

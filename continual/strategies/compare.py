@@ -14,16 +14,16 @@ from functools import cached_property
 
 from continual.backbone import Backbone
 from continual.checked import begin, check, recipe
+from continual.comparison import ISOLATED, comparison
 from continual.controller import run
 from continual.deltas import method_settings, repeatable
 from continual.errors import BlobError, ContinualError, InputError, MethodError
 from continual.learn import ready
 from continual.report import Document
 from continual.search import search_of
-from continual.strategies.document import comparison
 from continual.strategies.ground import Ground
 from continual.strategies.measured import answered, scores_of
-from continual.strategies.offered import ISOLATED, require_known
+from continual.strategies.offered import require_known
 from continual.strategies.state import State, read_state
 from continual.strategies.strategy import Given, Strategy
 from continual.watcher import SILENT, Watcher

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 
+from continual.comparison import ISOLATED
 from continual.errors import InputError
 from continual.settings import EWC_STRENGTH, FULL_RATE, REPLAY_ROWS
 from continual.strategies.ewc import Ewc
@@ -13,7 +14,6 @@ from continual.strategies.separate import Separate
 from continual.strategies.sequential import Sequential
 from continual.strategies.strategy import Strategy
 
-ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
 LARGEST_RATE = 10  # as of a stream's budget
 EXTRA = ("ewc_full",)  # learned where it is asked for by name
 

@@ -1,8 +1,8 @@
 """The runs of the strategies that a stream is compared with: one for each, under that of the stream."""
 
+from continual.comparison import MEASURED, comparison, finished_runs, seen_so_far
 from continual.plots import compared
 from continual.report import Document
-from continual.strategies import MEASURED, comparison, finished_runs, seen_so_far
 from continual.tracking.client import Projection, flat, stamp
 from registry import StoredStrategy, note_strategy_run
 

@@ -19,12 +19,13 @@ from tiny_models import WORDS
 from continual import Learner, read_stream
 from continual.backbone import Backbone
 from continual.cli.show import show_comparison
+from continual.comparison import finished_runs
 from continual.deltas import load_delta
 from continual.errors import InputError, LearnError
 from continual.forgetting import measures
 from continual.page import strategies_page
 from continual.settings import settings
-from continual.strategies import finished_runs, offered
+from continual.strategies import offered
 from continual.strategies.compare import given_to
 from continual.strategies.joint import Joint
 from continual.strategies.sequential import Sequential

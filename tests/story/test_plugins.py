@@ -114,14 +114,11 @@ def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path
     assert (score, metric) == ("0.5", "balanced")
 
 
-def test_a_method_of_theirs_passes_the_contract_suite(installed: Path) -> None:
-    words = ("-m", "pytest", "tests/contract/test_methods.py", "-k", "ssf and bert", "-p", "no:cacheprovider")
+def test_a_method_and_a_router_of_theirs_pass_the_contract_suites(installed: Path) -> None:
+    files = ("tests/contract/test_methods.py", "tests/contract/test_routers.py")
+    words = ("-m", "pytest", *files, "-k", "(ssf and bert) or nearest_mean", "-p", "no:cacheprovider", "-rA")
     ran = run(installed, *words)
     assert ran.returncode == 0, ran.stdout[-3000:]
-
-
-def test_a_router_of_theirs_passes_the_contract_suite(installed: Path) -> None:
-    words = ("-m", "pytest", "tests/contract/test_routers.py", "-k", "nearest_mean", "-p", "no:cacheprovider")
-    ran = run(installed, *words)
-    assert ran.returncode == 0, ran.stdout[-3000:]
+    for file, name in zip(files, ("bert-ssf", "nearest_mean"), strict=True):
+        assert re.search(rf"PASSED {file}.*{name}", ran.stdout)
     assert "nearest_mean" not in ROUTERS

@@ -1,6 +1,8 @@
 """Each part imports only what is below it, so that it can be read, tested and replaced without what is above."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ FLOORS = {
     "search course below optimiser lesson residents together stints reading",
     5: "learn checked described experts stored_router controller positions routed report predict audit estimate record "
     "replay exchange verify contest checkpoint watcher similar strategies moves moved migrate job claiming measuring "
-    "engines cluster arrivals",
+    "engines cluster arrivals comparison",
     6: "cli learner tracking plots page studies serve",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -59,3 +61,12 @@ def test_a_module_imports_only_what_is_below_it(file: Path) -> None:
 def test_every_module_of_continual_has_a_floor() -> None:
     modules = {part_of(".".join(file.with_suffix("").parts)) for file in FILES if file.parts[0] == "continual"}
     assert modules - FLOOR.keys() <= {"continual.__init__", "continual.__main__"}
+
+
+def test_what_asks_and_tells_starts_without_what_learns() -> None:
+    """They take seconds to load: who lists tasks or tells MLflow need not wait for them."""
+    heavy = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "mlflow")
+    light = "continual.cli, continual.cli.show, continual.tracking, continual.page"
+    code = f"import sys, {light}; print([name for name in {heavy} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

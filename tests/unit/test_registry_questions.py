@@ -1,6 +1,7 @@
 """What people ask is answered rightly, page by page, in few statements, from indices; the views say the same."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from registry import DataRecord, NotFound, Parent, Registry, add_key
 from registry.base import now
 from registry.tables import Event
 from tasks.errors import InputError
-
-pytestmark = pytest.mark.usefixtures("database")
 
 Ask = Callable[..., Any]
 # What the command line asks and what may grow without end, a page at a time.
@@ -55,9 +54,23 @@ GROWING = ("tasks", "deltas", "lineage", "scores", "splits", "events", "streams"
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def registry(database: str, tmp_path: Path) -> Iterator[Registry]:
+    """A test's own, to change."""
+    with filled(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared(shared_database: Path) -> Iterator[Registry]:
+    """The same for all tests that only read it."""
+    with filled(shared_database) as opened:
+        yield opened
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Registry]:
     """Two tasks that came from one, learned in a stream, one of them twice."""
-    with make_registry(tmp_path) as opened:
+    with make_registry(folder) as opened:
         learn(opened, "root", data=data("rows-of-root"))
         begin(opened, "sst2", "trec")
         begin(opened, "late", name="other")
@@ -187,16 +200,16 @@ def test_lineage_goes_both_ways_as_far_as_is_asked(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", PAGED)
-def test_pages_make_the_whole_listing(registry: Registry, name: str) -> None:
+def test_pages_make_the_whole_listing(shared: Registry, name: str) -> None:
     ask, key = PAGED[name], NAMED.get(name.split(" ")[0], "id")
-    every, pages = list(ask(registry)), list(ask(registry, limit=1))
-    while page := ask(registry, limit=1, after=_last(name, pages[-1], key)):
+    every, pages = list(ask(shared)), list(ask(shared, limit=1))
+    while page := ask(shared, limit=1, after=_last(name, pages[-1], key)):
         assert len(page) == 1
         pages += page
     assert pages == every
     assert len(every) > 1 or name == "siblings"
     with pytest.raises(InputError, match="at least 1"):
-        ask(registry, limit=0)
+        ask(shared, limit=0)
 
 
 def _last(name: str, row: Any, key: str) -> Any:
@@ -211,12 +224,12 @@ def test_a_page_does_not_go_on_after_a_row_that_is_gone(registry: Registry) -> N
 
 
 @pytest.mark.parametrize("name", [*PAGED, *WHOLE])
-def test_no_question_reads_a_growing_table_from_end_to_end(registry: Registry, name: str) -> None:
+def test_no_question_reads_a_growing_table_from_end_to_end(shared: Registry, name: str) -> None:
     if name in WHOLE:
-        sent = statements(registry, lambda: WHOLE[name](registry))
+        sent = statements(shared, lambda: WHOLE[name](shared))
     else:
-        sent = statements(registry, lambda: PAGED[name](registry, limit=1))
-    plans = [line for statement in sent for line in plan(registry, *statement)]
+        sent = statements(shared, lambda: PAGED[name](shared, limit=1))
+    plans = [line for statement in sent for line in plan(shared, *statement)]
     assert plans
     assert [line for line in plans if reads_all(line)] == []
 

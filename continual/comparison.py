@@ -6,9 +6,9 @@ from operator import itemgetter
 
 from continual.forgetting import mean, measures
 from continual.report import Document, Matrix, report
-from continual.strategies.offered import ISOLATED
 from registry import Mode, Registry, StepScore, StoredStrategy, StoredStream
 
+ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
 JOINT = "joint"
 MEASURED = {  # what tables show of a strategy, by heading: where it stands in the document
     "ACC": ("oracle", "acc"),
