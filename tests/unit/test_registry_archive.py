@@ -266,17 +266,26 @@ def test_every_flipped_byte_is_noticed_or_of_no_effect(written: Path, archive: P
     assert refused > 20
 
 
-def test_an_archive_from_before_there_were_keys_has_none(archive: Path, written: Path, tmp_path: Path) -> None:
+def test_an_archive_from_before_there_were_keys_and_arrivals_has_none(
+    archive: Path, written: Path, tmp_path: Path, database: str
+) -> None:
+    later = ("priority", "submitted_at", "spec", "backbone", "retries")
+
     def older(found: Entries) -> None:
         del found["tables/api_keys.jsonl"]
+        positions = [json.loads(line) for line in found["tables/positions.jsonl"].splitlines()]
+        lines = [{name: row[name] for name in row if name not in later} for row in positions]
+        found["tables/positions.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         tables = json.loads(found["manifest.json"])["tables"]
+        tables["positions"]["sha256"] = sha256(found["tables/positions.jsonl"]).hexdigest()
         said(found, revision="0005", tables={name: rows for name, rows in tables.items() if name != "api_keys"})
 
     rewritten(archive, older)
-    target = f"sqlite:///{tmp_path}/new.db", str(tmp_path / "new")
+    target = database, str(tmp_path / "new")
     restore(archive, *target)
     with Registry.open(*target) as registry, make_registry(written) as before:
         assert contents(registry) == contents(before) | {"api_keys": []}
+        assert registry.arrivals() == []
 
 
 def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:
