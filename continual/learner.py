@@ -128,7 +128,7 @@ class Learner:
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = check(self.backbone, self.registry, alone, alone=True)
         with self._telling():
-            _, delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
+            delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
             watcher.learned(data.spec.name, delta)
         return delta
 

@@ -25,17 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def learn_one(
-    backbone: Backbone,
-    registry: Registry,
-    data: TaskData,
-    stream: Stream,
-    *,
-    watcher: Watcher = SILENT,
-    also: Callable[[Unit, str], None] = lambda unit, delta: None,
-) -> tuple[Learned, str]:
-    """Learn one task as its stream says and write it down, with whatever `also` writes in the same unit of work."""
+    backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, watcher: Watcher = SILENT
+) -> str:
+    """Learn one task as its stream says and write it down; the name of its delta."""
     learned = by_itself(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=data.seed)
-    return learned, _written(backbone, registry, learned, stream, watcher=watcher, also=also)
+    return _written(backbone, registry, learned, watcher=watcher)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,6 @@ class Learning:
                 self.backbone,
                 self.registry,
                 found,
-                self.stream,
                 watcher=self.watcher,
                 also=also,
                 moved=self.moved.get(name),
@@ -164,14 +157,13 @@ def _written(
     backbone: Backbone,
     registry: Registry,
     learned: Learned,
-    stream: Stream,
     *,
     watcher: Watcher,
-    also: Callable[[Unit, str], None],
+    also: Callable[[Unit, str], None] = lambda unit, delta: None,
     moved: str | None = None,
 ) -> str:
     """Write a learned task down; the name of its delta."""
-    delta = record(registry, backbone, learned, seed=stream.seed, also=also, moved=moved)
+    delta = record(registry, backbone, learned, also=also, moved=moved)
     stored = registry.delta(delta)
     if stored.version > 1:
         serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"

@@ -34,7 +34,6 @@ def record(
     backbone: Backbone,
     learned: Learned,
     *,
-    seed: int,
     also: Callable[[Unit, str], None] = lambda unit, delta: None,
     moved: str | None = None,
 ) -> str:
@@ -47,7 +46,7 @@ def record(
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
     start, own, data = learned.start, learned.own, learned.task.data
-    delta = _learned_record(registry.blobs, backbone, learned, seed=seed)
+    delta = _learned_record(registry.blobs, backbone, learned)
     signature = signature_record(registry.blobs, backbone, own, learned.routing)
     gain = start.start.mean - learned.scratch.start.mean
     parents = [
@@ -104,7 +103,7 @@ def data_record(data: TaskData) -> DataRecord:
     return DataRecord(spec=known.spec, folder=folder, seed=data.seed, fingerprints=known.fingerprints, rows=known.rows)
 
 
-def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed: int) -> DeltaRecord:
+def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned) -> DeltaRecord:
     plain = delta_record(
         blobs,
         backbone,
@@ -115,7 +114,7 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned, *, seed:
     )
     return replace(
         plain,
-        seed=seed,
+        seed=learned.task.data.seed,
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
         predictions=blobs.put(outputs_to_bytes(learned.outputs)),

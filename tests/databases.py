@@ -49,7 +49,7 @@ def bucket() -> Iterator[str]:
     """A bucket of a store that speaks Amazon's own protocol, on loopback."""
     if missing := [name for name in ("moto", "s3fs") if importlib.util.find_spec(name) is None]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not installed (extra `dev`)")
-    from fsspec import filesystem
+    from fsspec import filesystem, get_filesystem_class
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -63,8 +63,10 @@ def bucket() -> Iterator[str]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
-        filesystem("s3").mkdir("tests")
-        yield "s3://tests"
+        get_filesystem_class("s3").clear_instance_cache()  # what is kept speaks to the server of before
+        name = f"tests-{uuid4().hex}"  # buckets outlive their server
+        filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
     server.stop()
 
 
