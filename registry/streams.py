@@ -37,8 +37,8 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
         stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
     elif stream.backbone is None or stream.backbone.fingerprint != backbone:
-        begun_on = f"backbone {stream.backbone.fingerprint}" if stream.backbone else "no backbone, for arrivals"
-        raise StreamChanged(f"stream {name!r} was begun on {begun_on}, not on {backbone}. {ADVICE}.")
+        begun_on = stream.backbone.fingerprint if stream.backbone else "of any kind, for what arrives"
+        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {ADVICE}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact(stream, {position.task_name for position in stream.positions if _purged(position)})

@@ -59,7 +59,7 @@ class Stream(Base):
     mlflow_run: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
-    backbone: Mapped[Backbone | None] = relationship(lazy="joined")
+    backbone: Mapped[Backbone | None] = relationship()
     positions: Mapped[list["Position"]] = relationship(order_by="Position.number", back_populates="stream")
 
 
