@@ -1,0 +1,45 @@
+"""Arrivals for the tests beside this file, and what is done with them."""
+
+from pathlib import Path
+from socket import gethostname
+
+from registry_cases import learn_in
+
+from registry import (
+    ARRIVALS,
+    Registry,
+    claim_arrival,
+    this_holder,
+)
+from tasks import Source, Stream, TaskSpec
+
+DEAD = f"{gethostname()}:{2**22 + 1}:1"
+FAR = "elsewhere:1:1"
+HERE = this_holder()
+
+
+def task(name: str, *, seed: int = 0, backbone: str | None = None) -> Stream:
+    source = Source(path="json", data_files={"train": f"{name}.jsonl"})
+    spec = TaskSpec(name=name, source=source, text="text", label="label")
+    return Stream(name=name, seed=seed, backbone=backbone, tasks=(spec,), folder=Path("/data"))
+
+
+def take(registry: Registry, *, backbone: str = "tiny", holder: str = HERE) -> int | None:
+    arrival = claim_arrival(registry, backbones=[backbone], holder=holder)
+    return arrival and arrival.number
+
+
+def fail(registry: Registry, number: int) -> None:
+    with registry.unit() as unit:
+        unit.fail(ARRIVALS, number, error="boom", holder=HERE)
+
+
+def finish(registry: Registry, number: int, name: str, *, holder: str = HERE) -> str:
+    with registry.unit() as unit:
+        delta = learn_in(unit, registry, name)
+        unit.finish(ARRIVALS, number, delta=delta, holder=holder)
+        return delta
+
+
+def states(registry: Registry) -> list[str]:
+    return [row["state"] for row in registry.arrivals()]
