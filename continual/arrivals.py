@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import final
 
 from continual.backbone import Backbone
-from continual.checked import check
+from continual.checked import check, require_learns
 from continual.errors import ClaimLost, ContinualError, InputError, Interrupted, RegistryError
 from continual.hub import published_name
 from continual.positions import Learning
@@ -47,6 +47,7 @@ def watch(
     idle: end when for so many seconds nothing has been left to learn; without it, never.
     Raises InputError for a folder that is none.
     """
+    require_learns(backbone)
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder} is no folder to watch; make it, or watch the registry alone (`registry`)")
     return _Watch(backbone, registry, folder, watcher).run(idle)

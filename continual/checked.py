@@ -16,6 +16,15 @@ from registry import Registry, Unit
 from tasks import Stream, TaskData, TaskSpec, load_stream
 
 
+def require_learns(backbone: Backbone) -> None:
+    """Raises BackboneError for a backbone that answers, and that nothing is learned on."""
+    if backbone.split:
+        raise BackboneError(
+            f"backbone {backbone.name!r} is split over devices, where it answers and learns nothing; learn on one "
+            "device, with --bits 8 or 4 if it is too large: what is learned in float32 answers split too"
+        )
+
+
 def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
     """Load the rows of every task and check all that can be checked before training; nothing is written.
 
@@ -23,14 +32,8 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     alone: the stream is a lone task, which no stream of its name has to do with.
 
     Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
-    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels; BackboneError for
-    a backbone that nothing is learned on.
+    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
     """
-    if backbone.split:
-        raise BackboneError(
-            f"backbone {backbone.name!r} is split over devices, where it answers and learns nothing; learn on one "
-            "device, with --bits 8 or 4 if it is too large: what is learned in float32 answers split too"
-        )
     positions = () if alone else registry.positions(stream.name)
     purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
     kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})

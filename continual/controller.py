@@ -6,7 +6,7 @@ last checkpoint. An engine says where that is done: here, or by workers of a clu
 """
 
 from continual.backbone import Backbone
-from continual.checked import begin, check
+from continual.checked import begin, check, require_learns
 from continual.engines import LOCAL, Engine
 from continual.errors import InputError
 from continual.job import Job
@@ -34,6 +34,7 @@ def run(
     """
     if retries < 0:
         raise InputError(f"a task cannot be tried again {retries} times; retries are 0 or more")
+    require_learns(backbone)
     loaded = check(backbone, registry, stream)
     numbers = {task.name: number for number, task in enumerate(stream.tasks)}
     rows = {numbers[data.spec.name]: data for data in loaded}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbone import Backbone
-from continual.checked import check
+from continual.checked import check, require_learns
 from continual.deltas import Delta, MethodSettings, attached, finished, fresh_values, recomputed
 from continual.features import features, sorted_batches
 from continual.kinds import Seen, Start
@@ -37,6 +37,7 @@ def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> l
 
     Raises InputError, naming what to mend.
     """
+    require_learns(backbone)
     known = len(registry.champions(backbone.fingerprint))
     loaded = check(backbone, registry, stream)
     return [estimate(ready(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]

@@ -8,7 +8,7 @@ from typing import Self, final
 
 from continual.arrivals import watch
 from continual.backbone import Backbone, load_backbone
-from continual.checked import check
+from continual.checked import check, require_learns
 from continual.controller import RETRIES, run
 from continual.devices import Where
 from continual.engines import LOCAL, Engine
@@ -125,6 +125,7 @@ class Learner:
         `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives.
         Raises InputError before anything is learned, LearnError when training fails.
         """
+        require_learns(self.backbone)
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = check(self.backbone, self.registry, alone, alone=True)
         with self._telling():

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from continual.backbone import Backbone
-from continual.checked import misfits
+from continual.checked import misfits, require_learns
 from continual.contest import as_recorded
 from continual.errors import DataError, InputError, MethodError
 from continual.record import task_record
@@ -76,6 +76,7 @@ def planned(
     Raises InputError where nothing is to be migrated, the new backbone cannot take one of the tasks, or the name is
     that of another stream.
     """
+    require_learns(backbone)
     old = origin_of(backbone, registry, origin)
     stream = name or f"migrate-{_plain(old.name)}-to-{_plain(backbone.name)}-{backbone.fingerprint[:DIGITS]}"
     begun = {position.task: position for position in registry.positions(stream)}

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 
 from continual.backbone import Backbone
-from continual.checked import begin, check, recipe
+from continual.checked import begin, check, recipe, require_learns
 from continual.comparison import ISOLATED, comparison
 from continual.controller import run
 from continual.deltas import method_settings, repeatable
@@ -49,6 +49,7 @@ def compare(
     Isolated deltas are those of the stream itself: what `continual.controller.run` has not learned yet is learned.
     Raises InputError before anything is learned, as `check` does, or for a method that cannot be trained twice.
     """
+    require_learns(backbone)
     require_known([*strategies])
     loaded = check(backbone, registry, stream)
     if not loaded:

@@ -93,8 +93,16 @@ def test_it_writes_the_same(pair: tuple[Backbone, Backbone]) -> None:
 def test_it_learns_nothing(pair: tuple[Backbone, Backbone], tmp_path: Path) -> None:
     with Learner(pair[1], _registry(tmp_path)) as learner:
         task = TaskSpec.model_validate(write_task(tmp_path, "mood"))
-        with pytest.raises(BackboneError, match="split over devices, where it answers and learns nothing"):
-            learner.run(Stream(name="s", tasks=(task,), folder=tmp_path))
+        stream = Stream(name="s", tasks=(task,), folder=tmp_path)
+        for learns in (
+            lambda: learner.run(stream),
+            lambda: learner.learn(stream),
+            lambda: learner.compare(stream),
+            lambda: learner.watch(idle=0),
+            lambda: learner.migrate(),
+        ):
+            with pytest.raises(BackboneError, match="split over devices, where it answers and learns nothing"):
+                learns()
 
 
 def _registry(folder: Path) -> Any:
