@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
@@ -146,7 +147,9 @@ class Backbone:
         return reader(**batch, **alone, **options)
 
 
-def load_backbone(name: str, *, device: Where = "auto", dtype: str = "auto", bits: int | None = None) -> Backbone:
+def load_backbone(
+    name: str | Path, *, device: Where = "auto", dtype: str = "auto", bits: int | None = None
+) -> Backbone:
     """Load a backbone by name (`minilm`), hub id or folder, and freeze it.
 
     device: `split` fills all devices one after the other · bits: 8 or 4, as `NAME@8bit` and `NAME@4bit` say it too.
@@ -155,6 +158,7 @@ def load_backbone(name: str, *, device: Where = "auto", dtype: str = "auto", bit
     Raises BackboneError when it cannot be found, has no safetensors weights, lacks weights, is of an unknown family, or
     cannot be quantised or split here.
     """
+    name = str(name)
     plain, packed = plain_name(name, bits)
     where, spread = locate(plain), device_map(device)
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from continual.errors import BlobError
@@ -100,8 +101,9 @@ def _compressed(centred: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = centred.shape
     gram = (centred @ centred.T if rows <= width else centred.T @ centred).double()
-    values, axes = torch.linalg.eigh(gram)
-    values, axes = values.flip(0)[:RANK].clamp_min(0.0), axes.flip(1)[:, :RANK]
+    first = max(len(gram) - RANK, 0)  # the values ascend
+    found = eigh(gram.numpy(), subset_by_index=(first, len(gram) - 1), overwrite_a=True)
+    values, axes = torch.from_numpy(found[0]).flip(0).clamp_min(0.0), torch.from_numpy(found[1]).flip(1)
     factor = axes.T @ centred.double() if rows <= width else values.sqrt().unsqueeze(1) * axes.T
     rest = (centred.double().square().sum() - factor.square().sum()).clamp_min(0.0) / width
     return factor, rest

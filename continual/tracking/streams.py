@@ -1,8 +1,6 @@
 """The run of a stream: its settings, and after every task its measures, its score matrices and its report."""
 
 from continual.forgetting import Measures
-from continual.page import stream_page
-from continual.plots import confused, confusion_map, heat_map
 from continual.report import Document, report
 from continual.tracking.client import Projection, flat
 from continual.tracking.strategies import tell_strategies
@@ -39,6 +37,9 @@ def _run(to: Projection, stream: StoredStream) -> str:
 
 def _summarise(to: Projection, run: str, stream: StoredStream, document: Document) -> None:
     """Measures after as many tasks as are learned, both matrices as heat maps, and the report itself."""
+    from continual.page import stream_page  # with matplotlib, which whoever tells nothing starts without
+    from continual.plots import confused, confusion_map, heat_map
+
     learned = [position.delta for position in stream.positions if position.delta]
     at = to.registry.delta(learned[-1]).created_at if learned else stream.created_at
     for kind in ("oracle", "routed"):
