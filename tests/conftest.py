@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,12 +25,21 @@ torch.set_num_threads(1)
 gc.disable()  # until all tests are collected: what is made meanwhile stays to the end
 
 backbone_of = cache(tiny_backbone)
-LONGEST = {"test_readme.py", "test_real_data.py", "test_faults.py", "test_plugins.py"}
+LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared.py", "test_plugins.py"}
+TOGETHER = 25  # tests of a file that one process runs in a row
+collected: Counter[str] = Counter()  # by file
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is set up for a story's file serves all of its tests; those of other files are dealt out in parts."""
+    name, part = item.path.name, 0 if item.path.parent.name == "story" else collected[item.path.name] // TOGETHER
+    collected[name] += 1
+    item.add_marker(pytest.mark.xdist_group(f"{name}-{part}"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest first, then stories, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name != "story"))
 
 
 def pytest_collection_finish() -> None:
