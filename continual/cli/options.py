@@ -79,7 +79,12 @@ class Common:
 
     def only_backbone(self) -> str:
         with self.registry() as registry:
-            names = [backbone.name for backbone in registry.backbones() if self._may_be(backbone.name)]
+            known = [backbone.name for backbone in registry.backbones()]
+        names = [name for name in known if self._may_be(name)]
+        if known and not names:
+            raise InputError(
+                f"no backbone of {self.bits} bits is registered, but {', '.join(known)}; name what to load: --backbone"
+            )
         if not names:
             raise InputError(
                 "no backbone is named, and none is registered; write `backbone: minilm`, or give --backbone"
