@@ -30,7 +30,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.keys import add_key, key_digest, revoke_key
-from registry.names import delta_name, parse_delta
+from registry.names import BITS, Bits, delta_name, parse_delta, split_bits, with_bits
 from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.promotion import archive_delta, promote_delta
 from registry.records import (
@@ -71,11 +71,13 @@ from registry.verify import notes, verify
 
 __all__ = [
     "ARRIVALS",
+    "BITS",
     "GRACE",
     "IMPORTED",
     "ArchiveError",
     "Arrival",
     "BackboneRecord",
+    "Bits",
     "BlobError",
     "Blobs",
     "Champion",
@@ -150,9 +152,11 @@ __all__ = [
     "revoke_key",
     "settle",
     "shown",
+    "split_bits",
     "take",
     "this_holder",
     "upgrade",
     "verify",
     "waiting",
+    "with_bits",
 ]

@@ -1,7 +1,9 @@
 """Of the controllers that run one stream, exactly one learns a position."""
 
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing import get_context
@@ -10,6 +12,7 @@ from socket import gethostname
 from threading import Thread
 from typing import Any
 
+import psycopg
 import pytest
 from registry_cases import (
     accuracy,
@@ -20,6 +23,7 @@ from registry_cases import (
     learn,
     learn_in,
     make_registry,
+    task_record,
 )
 from sqlalchemy import select, text
 
@@ -319,6 +323,39 @@ def _waits_for_a_lock(registry: Registry) -> bool:
     with registry.reading() as session:
         waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         return bool(session.scalar(waiting))
+
+
+def test_a_database_that_is_away_or_busy_for_long_may_be_asked_again(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.engine.PATIENCE", 0.0)
+    monkeypatch.setattr("registry.engine.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("registry.engine.BUSY_SECONDS", 0)
+    with make_registry(tmp_path) as registry, _away(registry) as away:
+        away()
+        for asked in (registry.tasks, lambda: registry.write(lambda unit: unit.add_task(task_record("sst2")))):
+            if database.startswith("postgresql") or asked != registry.tasks:  # SQLite's readers wait for nobody
+                with pytest.raises(Interrupted, match="Nothing was written"):
+                    asked()
+
+
+@contextmanager
+def _away(registry: Registry) -> Iterator[Callable[[], object]]:
+    """What makes the database refuse to be connected to, or to be written to, while the block runs."""
+    url = registry.engine.url
+    if url.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(str(url.database), isolation_level=None)) as other:
+            yield lambda: other.execute("BEGIN IMMEDIATE")
+        return
+    server = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as admin:
+
+        def away() -> None:
+            admin.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+            registry.engine.dispose()
+
+        yield away
+        admin.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
 
 
 def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: str) -> None:
