@@ -28,18 +28,6 @@ DEATHS = 5  # in a row, with the same arrival in hand and no checkpoint between 
 log = logging.getLogger(__name__)
 
 
-def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
-    """Takes a position that waits, failed, or whose holder is dead; False where it is learned or somebody's.
-
-    Raises: NotFound for the stream or the number.
-    """
-
-    def work(unit: Unit) -> bool:
-        return _take(unit, position_row(unit.session, stream, number=number), holder=holder)
-
-    return registry.write(work)
-
-
 def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], holder: str) -> int | None:
     """Takes the first position that is free, one that failed after all others, and returns its number; None where
     none is.
