@@ -18,15 +18,26 @@ from continual.checked import check, require_learns
 from continual.errors import ClaimLost, ContinualError, InputError, Interrupted, RegistryError
 from continual.hub import published_name
 from continual.positions import Learning
-from continual.quantised import plain_name, quantised_name
+from continual.quantised import plain_name
 from continual.watcher import SILENT, Watcher
-from registry import ARRIVALS, Arrival, Registry, claim_arrival, heartbeat, held, known_as, release, this_holder
+from registry import (
+    ARRIVALS,
+    Arrival,
+    Registry,
+    claim_arrival,
+    heartbeat,
+    held,
+    known_as,
+    release,
+    this_holder,
+    with_bits,
+)
 from tasks import Stream, read_task
 
 WAIT = 1.0  # seconds between looks for what has arrived
 LOOK = 5.0  # seconds of training between looks whether an arrival was cancelled
 FILES = (".yaml", ".yml")
-Look = Mapping[Path, tuple[int, int, int]]  # what changes when a file does: moment, size, and which file it is
+Look = tuple[int, int, int]  # what changes when a file does: moment, size, and which file it is
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +72,7 @@ class _Watch:
         self.backbone, self.registry, self.watcher = backbone, registry, watcher
         plain, bits = plain_name(backbone.name)
         names = {plain, known_as(plain), published_name(plain)}
-        self.names = {backbone.fingerprint, *(quantised_name(name, bits) for name in names)}
+        self.names = {backbone.fingerprint, *(with_bits(name, bits) for name in names)}
         self.dropped = None if folder is None else Dropped(registry, folder)
         self.holder, self.holding = this_holder(), 0
         told = replace(watcher, step=self._step, failed=self._failed)
@@ -153,34 +164,44 @@ class _Watch:
 
 @final
 class Dropped:
-    """The task files in a folder. unread: whether one of them may still be being written."""
+    """The task files in a folder; of each, how it looked, since when, and how it looked when it was read."""
 
     def __init__(self, registry: Registry, folder: Path) -> None:
-        self.registry, self.folder, self.unread = registry, folder, True
-        self._seen: Look = {}
-        self._read: dict[Path, tuple[int, int, int]] = {}
+        self.registry, self.folder = registry, folder
+        self._seen: dict[Path, tuple[Look, float]] = {}
+        self._read: dict[Path, Look] = {}
+
+    @property
+    def unread(self) -> bool:
+        """Whether one of them may still be being written."""
+        return any(self._read.get(path) != look for path, (look, _) in self._seen.items())
 
     def submit(self) -> None:
-        """Submit what has changed since it was last read, and not since the last look; say once what is no task."""
-        found = self._files()
-        for path in sorted(found):
-            if self._read.get(path) != found[path] == self._seen.get(path):
+        """Submit what has changed since it was last read, and not for a while; say once what is no task.
+
+        Raises RegistryError where the registry takes none: it is submitted the next time.
+        """
+        moment, before = time.monotonic(), self._seen
+        unseen = (None, moment)
+        self._seen = {
+            path: (look, since if look == known else moment)
+            for path, look in self._files().items()
+            for known, since in [before.get(path, unseen)]
+        }
+        for path, (look, since) in sorted(self._seen.items()):
+            if self._read.get(path) != look and moment - since >= WAIT:
                 self._submit(path)
-                self._read[path] = found[path]
-        self._seen = found
-        self.unread = any(self._read.get(path) != look for path, look in found.items())
+                self._read[path] = look
 
     def _submit(self, path: Path) -> None:
         try:
             number = self.registry.submit(read_task(path), once=True)
-        except Interrupted:
-            raise
-        except ContinualError as error:
+        except InputError as error:
             log.warning("%s is not submitted, until it changes: %s", path.name, error)
         else:
             log.info("%s is arrival %d", path.name, number)
 
-    def _files(self) -> Look:
+    def _files(self) -> Mapping[Path, Look]:
         found = {}
         try:
             for path in self.folder.iterdir():
@@ -190,5 +211,5 @@ class Dropped:
                         found[path] = (said.st_mtime_ns, said.st_size, said.st_ino)
         except OSError as error:
             log.warning("%s cannot be looked into: %s", self.folder, error)
-            return self._seen
+            return {path: look for path, (look, _) in self._seen.items()}
         return found

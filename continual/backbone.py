@@ -27,16 +27,15 @@ from continual.families import Architecture, Family, family_of, places
 from continual.fingerprint import fingerprint
 from continual.hub import Pooling, declared_pooling, locate, not_loaded, quiet
 from continual.quantised import (
-    Bits,
     check_loads,
     plain_name,
     quantisation,
     quantised_as,
-    quantised_name,
     settle,
     shape_of,
 )
 from continual.sites import Place
+from registry import Bits, with_bits
 
 LONGEST_INPUT = 8192  # tokens, where neither the positions nor the tokenizer set a limit
 
@@ -183,7 +182,7 @@ def load_backbone(
         )
     if missing:
         raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
-    return freeze(model, tokenizer, name=quantised_name(plain, packed), pooling=pooling, device=str(home), dtype=dtype)
+    return freeze(model, tokenizer, name=with_bits(plain, packed), pooling=pooling, device=str(home), dtype=dtype)
 
 
 Spread = str | Mapping[str, str | int] | None

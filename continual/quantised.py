@@ -11,16 +11,15 @@ The linear layers of the stacks are packed; embeddings, norms, biases and the he
 import importlib.util
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from continual.errors import BackboneError
+from registry import BITS, Bits, split_bits
 
-Bits = Literal[8, 4]
-_ENDINGS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # of the name of a quantised backbone, behind an @
 _NEEDED = "a quantised backbone needs the extra `quantized`; install it: pip install 'continual[quantized]'"
 _DEVICES = ("cpu", "cuda")
 
@@ -33,19 +32,14 @@ def plain_name(name: str, bits: int | None = None) -> tuple[str, Bits | None]:
 
     Raises BackboneError for other bits than 8 and 4, or where the two say different things.
     """
-    if bits not in (None, *_ENDINGS.values()):
+    if bits not in (None, *BITS.values()):
         raise BackboneError(f"weights cannot have {bits} bits; allowed: 8 or 4, or none named for float32")
-    plain, _, ending = name.rpartition("@")
-    if not plain or ending not in _ENDINGS:
-        return name, next((known for known in _ENDINGS.values() if known == bits), None)
-    if bits not in (None, _ENDINGS[ending]):
-        raise BackboneError(f"backbone {name!r} is one of {_ENDINGS[ending]} bits, and {bits} are asked for; say one")
-    return plain, _ENDINGS[ending]
-
-
-def quantised_name(plain: str, bits: Bits | None) -> str:
-    """What a backbone is called in so many bits: a name that says how to load it again."""
-    return plain if bits is None else f"{plain}@{bits}bit"
+    plain, said = split_bits(name)
+    if said is None:
+        return name, next((known for known in BITS.values() if known == bits), None)
+    if bits not in (None, said):
+        raise BackboneError(f"backbone {name!r} is one of {said} bits, and {bits} are asked for; say one")
+    return plain, said
 
 
 def check_loads(config: Any, name: str, bits: Bits | None, device: torch.device) -> bool:

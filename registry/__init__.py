@@ -1,15 +1,15 @@
 """What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
 
-`Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim` and its kin share a stream
-among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade` migrates,
-`dump` and `restore` carry all of it in one file.
+`Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim_next` and its kin share a
+stream among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade`
+migrates, `dump` and `restore` carry all of it in one file.
 """
 
 from registry.access import Role
 from registry.arrivals import ARRIVALS, Arrival, known_as
 from registry.blobs import Blobs, StoredBlob
 from registry.checkpoints import keep_checkpoint, last_checkpoint, last_epoch
-from registry.claims import claim, claim_arrival, claim_next, heartbeat, held, release, release_all
+from registry.claims import claim_arrival, claim_next, heartbeat, held, release, release_all
 from registry.collection import GRACE, collect
 from registry.dump import dump
 from registry.errors import (
@@ -30,7 +30,7 @@ from registry.errors import (
 )
 from registry.holders import this_holder
 from registry.keys import add_key, key_digest, revoke_key
-from registry.names import delta_name, parse_delta
+from registry.names import BITS, Bits, delta_name, parse_delta, split_bits, with_bits
 from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
 from registry.promotion import archive_delta, promote_delta
 from registry.records import (
@@ -71,11 +71,13 @@ from registry.verify import notes, verify
 
 __all__ = [
     "ARRIVALS",
+    "BITS",
     "GRACE",
     "IMPORTED",
     "ArchiveError",
     "Arrival",
     "BackboneRecord",
+    "Bits",
     "BlobError",
     "Blobs",
     "Champion",
@@ -120,7 +122,6 @@ __all__ = [
     "add_key",
     "archive_delta",
     "begin_strategy",
-    "claim",
     "claim_arrival",
     "claim_next",
     "collect",
@@ -150,9 +151,11 @@ __all__ = [
     "revoke_key",
     "settle",
     "shown",
+    "split_bits",
     "take",
     "this_holder",
     "upgrade",
     "verify",
     "waiting",
+    "with_bits",
 ]

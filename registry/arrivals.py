@@ -2,7 +2,8 @@
 
 Each is a position of the one stream that no file describes, which has no end and no backbone of its own. Those of the
 highest priority are learned first, of equal ones the earlier; what failed comes behind the others, once. Of one task
-the earlier is learned before the later: a later one lends its priority to those before it.
+the earlier is learned before the later: a later one lends its priority to those before it, also to one that is being
+learned and may be given back, and what failed is not tried again by itself when a later one is there.
 """
 
 import json
@@ -12,13 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Select, delete, func, literal_column, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, literal_column, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from registry.base import clock
 from registry.engine import wait_for_others
 from registry.errors import NotFound, NothingToDo
-from registry.names import delta_name, plain_name
+from registry.names import delta_name, plain_name, split_bits, with_bits
 from registry.pages import page
 from registry.records import State
 from registry.shapes import Row
@@ -32,6 +33,7 @@ HIGHEST = 2**31 - 1  # what a database's integer holds
 
 OF_ARRIVALS = select(Stream.id).where(Stream.name == ARRIVALS)
 HELD: ColumnElement[str] = literal_column("'held'")  # as the index on them says it
+OVER = ("learned", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,7 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
         retries=RETRIES,
     )
     session.add(arrival)
-    less = (*of_task, Position.state == "waiting", Position.priority < priority)
-    session.execute(update(Position).where(*less).values(priority=priority))
+    _lend(session, arrival)
     return arrival.number
 
 
@@ -83,8 +84,8 @@ def known_as(backbone: str) -> str:
 
     Behind it may stand its bits, as in `folder@8bit`.
     """
-    folder, at, bits = backbone.rpartition("@") if backbone.endswith("bit") else (backbone, "", "")
-    return f"{Path(folder).absolute()}{at}{bits}" if folder and Path(folder).is_dir() else backbone
+    folder, bits = split_bits(backbone)
+    return with_bits(str(Path(folder).absolute()), bits) if folder and Path(folder).is_dir() else backbone
 
 
 def arrivals(
@@ -119,17 +120,26 @@ def is_left(session: Session, backbones: Collection[str]) -> bool:
 def first_free(session: Session, backbones: Collection[str]) -> Position | None:
     """The arrival to be learned next on a backbone of these names, locked; nobody waits here for anybody.
 
-    One whose task is being learned is passed over.
+    A task that is being learned is passed over, and so is one whose arrival somebody else has just locked.
     """
+    passed: list[str] = []
+    while chosen := _next(session, backbones, passed=passed):
+        locked = select(Position).where(Position.id == chosen.id, text(FREE)).with_for_update(skip_locked=True)
+        if position := session.scalar(locked.execution_options(populate_existing=True)):
+            return position
+        passed.append(chosen.task_name)
+    return None
+
+
+def _next(session: Session, backbones: Collection[str], *, passed: Collection[str]) -> Position | None:
+    """The arrival to be learned next, not locked: others are free to take those that are only looked at."""
     other = aliased(Position)
     same = (other.stream_id == Position.stream_id, other.task_name == Position.task_name, other.state == HELD)
-    idle = ~select(other.id).where(*same).exists()
-    found = [
-        position
-        for backbone in (None, *backbones)
-        if (position := session.scalar(_free(backbone).where(idle).limit(1).with_for_update(skip_locked=True)))
-    ]
-    return min(found, key=lambda one: (one.state == "failed", -one.priority, one.number), default=None)
+    idle = [~select(other.id).where(*same).exists()]
+    if passed:
+        idle.append(Position.task_name.not_in(passed))
+    found = (session.scalar(_free(backbone).where(*idle).limit(1)) for backbone in (None, *backbones))
+    return min(filter(None, found), key=lambda one: (one.state == "failed", -one.priority, one.number), default=None)
 
 
 def cancel(session: Session, number: int) -> None:
@@ -138,7 +148,7 @@ def cancel(session: Session, number: int) -> None:
     Raises: NotFound; NothingToDo, where it is learned or cancelled already.
     """
     arrival = arrival_row(session, number)
-    if arrival.state in ("learned", "cancelled"):
+    if arrival.state in OVER:
         raise NothingToDo(f"arrival {number} is {arrival.state} already. Archive or purge what was learned instead.")
     drop(session, arrival)
 
@@ -155,12 +165,16 @@ def retry(session: Session, number: int) -> None:
 
     Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
     """
+    _stream(session)  # nobody submits meanwhile: who is later is known
     arrival = arrival_row(session, number)
     if arrival.state not in ("failed", "cancelled"):
         raise NothingToDo(f"arrival {number} is {arrival.state}: only what failed or was cancelled is tried again.")
     if arrival.spec is None:
         raise NotFound(f"arrival {number} was of a task that was purged: its file is not kept. Submit it again.")
+    later = select(Position.priority).where(*_open_of(arrival), Position.number > number)
+    arrival.priority = max([arrival.priority, *session.scalars(later)])
     arrival.state, arrival.attempts, arrival.error = "waiting", 0, None
+    _lend(session, arrival)
 
 
 def arrival_row(session: Session, number: int) -> Position:
@@ -192,6 +206,19 @@ def _stream(session: Session) -> int:
         session.flush()
         found = begun.id
     return found
+
+
+def _open_of(arrival: Position) -> tuple[ColumnElement[bool], ...]:
+    """What may still be learned of the task of an arrival, be it by `retry`."""
+    of_task = (Position.task_name == arrival.task_name, Position.submitted_at.is_not(None))
+    return (*of_task, Position.state.not_in(OVER))
+
+
+def _lend(session: Session, arrival: Position) -> None:
+    """Sees to it that none of its task comes behind it that was submitted before it."""
+    lent = case((Position.priority < arrival.priority, arrival.priority), else_=Position.priority)
+    before = (*_open_of(arrival), Position.number < arrival.number)
+    session.execute(update(Position).where(*before).values(priority=lent, retries=0))
 
 
 def _free(backbone: str | None) -> Select[Position]:

@@ -30,6 +30,8 @@ def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
         replaced = unit.session.scalars(select(Checkpoint.digest).where(of_position)).all()
         unit.session.execute(delete(Checkpoint).where(of_position))
         unit.session.add(Checkpoint(position_id=position.id, epoch=epoch, digest=digest))
+        if position.submitted_at is not None:  # who dies now has got further than those who died before
+            position.attempts = 1
         return [before for before in replaced if before != digest]
 
     sweep(registry, registry.write(work))

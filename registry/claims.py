@@ -23,21 +23,9 @@ from registry.unit import Unit
 
 HEARTBEAT_SECONDS = 20.0
 LEASE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
-DEATHS = 5  # in a row, with the same arrival in hand: it is not given to a sixth
+DEATHS = 5  # in a row, with the same arrival in hand and no checkpoint between them: it is not given to a sixth
 
 log = logging.getLogger(__name__)
-
-
-def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
-    """Takes a position that waits, failed, or whose holder is dead; False where it is learned or somebody's.
-
-    Raises: NotFound for the stream or the number.
-    """
-
-    def work(unit: Unit) -> bool:
-        return _take(unit, position_row(unit.session, stream, number=number), holder=holder)
-
-    return registry.write(work)
 
 
 def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], holder: str) -> int | None:
@@ -83,6 +71,7 @@ def release(registry: Registry, stream: str, *, number: int, holder: str) -> boo
 
     def work(unit: Unit) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
+            position.attempts -= position.submitted_at is not None  # nobody died of it
             _let_go(position)
         return position is not None
 
@@ -145,7 +134,7 @@ def claim_arrival(registry: Registry, *, backbones: Collection[str], holder: str
 def _leave_the_dead(unit: Unit) -> None:
     moment = clock(unit.session)
     for seen in [position for position in held_arrivals(unit.session) if _free(position, moment)]:
-        same = (Position.id == seen.id, Position.holder == seen.holder, Position.attempts == seen.attempts)
+        same = (Position.id == seen.id, Position.holder == seen.holder, Position.lease_until == seen.lease_until)
         dead = unit.session.scalar(
             select(Position).where(*same).with_for_update(skip_locked=True).execution_options(populate_existing=True)
         )
@@ -153,7 +142,10 @@ def _leave_the_dead(unit: Unit) -> None:
             dead.holder = dead.lease_until = None
             dead.state = "waiting" if dead.attempts < DEATHS else "failed"
             if dead.state == "failed":
-                dead.error, dead.retries = f"whoever learned it died, {dead.attempts} times. Is memory too small?", 0
+                said = (
+                    f"whoever learned it died, {dead.attempts} times and no further than before. Is memory too small?"
+                )
+                dead.error, dead.retries = f"{said} To try again: `continual arrivals retry {dead.number}`.", 0
     unit.session.flush()
 
 

@@ -30,7 +30,7 @@ class ClaimLost(RegistryError):
 
 
 class Interrupted(RegistryError):
-    """Another transaction came first; what was being done was undone, and can be done again."""
+    """Another transaction came first, or no connection was to be had; nothing is done, and can be done again."""
 
 
 class Disconnected(Interrupted):

@@ -1,8 +1,12 @@
-"""A delta's public name is its task and version: `sst2@1`."""
+"""A delta's public name is its task and version, `sst2@1`; a backbone's may end in its bits, `minilm@8bit`."""
+
+from typing import Literal
 
 from registry.errors import NotFound
 from tasks.errors import InputError
 
+Bits = Literal[8, 4]
+BITS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # behind the @ of a quantised backbone's name
 LONGEST = 10  # digits of a version that a database takes
 LONGEST_NAME = 500  # signs: what PostgreSQL takes into an index, at four bytes each
 
@@ -30,6 +34,25 @@ def parse_delta(name: str) -> tuple[str, int]:
             f"no delta can be called {name!r}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
         )
     return task, int(version)
+
+
+def split_bits(backbone: str) -> tuple[str, Bits | None]:
+    """A backbone's name without the bits that it says, and these.
+
+    >>> split_bits("minilm@8bit"), split_bits("models/llama-8bit")
+    (('minilm', 8), ('models/llama-8bit', None))
+    """
+    plain, _, ending = backbone.rpartition("@")
+    return (plain, BITS[ending]) if plain and ending in BITS else (backbone, None)
+
+
+def with_bits(plain: str, bits: Bits | None) -> str:
+    """What a backbone is called in so many bits: a name that says how to load it again.
+
+    >>> with_bits("minilm", 8), with_bits("minilm", None)
+    ('minilm@8bit', 'minilm')
+    """
+    return plain if bits is None else f"{plain}@{bits}bit"
 
 
 def plain_name(what: str, name: str) -> str:

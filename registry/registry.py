@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from registry import access, ancestry, arrivals, queries, questions, schema, streams
@@ -25,7 +26,9 @@ from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
 REPEATS = 3  # how often a transaction is begun that does not come through
-OTHERS_FIRST = ("40001", "40P01")  # PostgreSQL could not put two transactions in an order, or one behind the other
+# PostgreSQL could not put two transactions in an order, or one behind the other, or would not wait longer for one.
+OTHERS_FIRST = ("40001", "40P01", "55P03")
+OTHERS_WRITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # for longer than is waited for them
 
 log = logging.getLogger(__name__)
 
@@ -230,5 +233,8 @@ def _kind(error: DBAPIError) -> type[RegistryError]:
     """What an error of the database means for who was writing."""
     if error.connection_invalidated:
         return Disconnected
+    if isinstance(error, OperationalError) and error.statement is None:  # no connection was made
+        return Interrupted
     first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in OTHERS_FIRST
-    return Interrupted if first else RegistryError
+    busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in OTHERS_WRITE
+    return Interrupted if first or busy else RegistryError

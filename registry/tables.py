@@ -66,8 +66,9 @@ class Stream(Base):
 class Position(Base):
     """One place in a stream, and who is learning it: `holder`, until `lease_until` by the database's clock.
 
-    attempts: how often learning it was begun. Of an arrival: submitted_at: when · spec: what, with the folder of its
-    files · backbone: the name of the only one that it is for · retries: how often it is still tried again by itself.
+    attempts: how often learning it was begun; of an arrival, since its last checkpoint and without what was given back.
+    Of an arrival: submitted_at: when · spec: what, with the folder of its files · backbone: the name of the only one
+    that it is for · retries: how often it is still tried again by itself.
     """
 
     __tablename__ = "positions"

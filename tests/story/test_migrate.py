@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from claimed import claim
 from command_line import Run
 from test_stream import open_home, write_stream
 from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
@@ -20,7 +21,7 @@ from continual.errors import InputError, LearnError
 from continual.learn import Task, ready
 from continual.moved import Moved
 from continual.watcher import Watcher
-from registry import archive_delta, claim, promote_delta, release, this_holder, verify
+from registry import archive_delta, promote_delta, release, this_holder, verify
 from tasks import Stream, TaskData, TaskSpec
 
 TASKS = ("animals", "mood", "place")

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from claimed import claim
 
 from continual import Learner
 from continual.errors import SchemaError
 from continual.verify import verify_all
-from registry import Registry, claim, dump, restore, upgrade, verify
+from registry import Registry, dump, restore, upgrade, verify
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

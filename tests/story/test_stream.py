@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from claimed import claim
 from tiny import labels_of, logits, rows_of, write_rows, write_task
 
 from continual import Learner, read_stream
@@ -22,7 +23,7 @@ from continual.learn import ready
 from continual.record import outputs_from_bytes, outputs_to_bytes
 from continual.settings import settings
 from continual.watcher import Watcher
-from registry import Registry, Score, claim, release, this_holder
+from registry import Registry, Score, release, this_holder
 from registry.verify import verify
 from tasks import Stream, TaskSpec, load_stream, read_task
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from claimed import claim
 from databases import registry_url
 
 from registry import (
@@ -16,7 +17,6 @@ from registry import (
     SignatureRecord,
     TaskRecord,
     Unit,
-    claim,
     claim_next,
     settle,
     take,

@@ -10,6 +10,7 @@ from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 import pytest
+from claimed import claim
 from databases import registry_url
 from registry_cases import accuracy, begin, learn, make_registry
 from sqlalchemy import select
@@ -22,7 +23,6 @@ from registry import (
     RegistryError,
     SchemaError,
     add_key,
-    claim,
     dump,
     restore,
     revoke_key,

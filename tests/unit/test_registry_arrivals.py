@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from arrival_cases import DEAD, FAR, HERE, fail, finish, states, take, task
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from registry_cases import make_registry
 from sqlalchemy import event, insert, select, text
 
-from registry import (
-    Registry,
-)
+from registry import ARRIVALS, Registry, keep_checkpoint, known_as, release
 from registry.arrivals import first_free
 from registry.base import now
 from registry.claims import DEATHS
+from registry.shapes import Row
 from registry.tables import Position
 
 
@@ -63,6 +63,60 @@ def test_the_order_is_that_of_priority_and_arrival_and_of_one_task_always_that_o
         assert own == sorted(own)
 
 
+DONE = ("given back", "failed", "cancelled", "retried")
+STEPS = st.one_of(
+    st.tuples(st.sampled_from("ab"), st.integers(-2, 2)), st.just("take"), st.tuples(st.sampled_from(DONE), st.just(0))
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.lists(STEPS, max_size=12))
+@example([("a", 0), "take", ("a", 2), ("given back", 0), "take"])
+@example([("a", 0), ("a", 2), ("cancelled", 0), ("retried", 0), "take"])
+@example([("a", -1), ("cancelled", 0), ("a", 0), ("retried", 0), "take"])
+@example([("a", 0), "take", ("failed", 0), ("a", 0), "take", "take"])
+@example([("a", 0), "take", ("a", 0), ("failed", 0), "take", "take"])
+def test_whatever_becomes_of_it_none_is_begun_before_an_earlier_one_of_its_task(steps: list[Any]) -> None:
+    with Registry.open("sqlite://", "memory://arrivals") as registry:
+        for step in steps:
+            before = registry.arrivals()
+            if step == "take":
+                _is_next(before, take(registry))
+            elif step[0] in DONE:
+                _becomes(registry, before, step[0])
+            else:
+                registry.submit(task(step[0]), priority=step[1])
+
+
+def _is_next(rows: list[Row], taken: int | None) -> None:
+    held = {row["task"] for row in rows if row["state"] == "held"}
+    free = [row for row in rows if row["state"] == "waiting" and row["task"] not in held]
+    first = min(free, key=lambda row: (-row["priority"], row["arrival"]), default=None)
+    if first is not None:
+        assert taken == first["arrival"]
+        assert not [row for row in free if row["task"] == first["task"] and row["arrival"] < first["arrival"]]
+    elif taken is not None:
+        (again,) = [row for row in rows if row["arrival"] == taken]
+        assert (again["state"], again["attempts"]) == ("failed", 1)
+        assert not [row for row in rows if row["task"] == again["task"] and row["arrival"] > taken]
+
+
+def _becomes(registry: Registry, rows: list[Row], what: str) -> None:
+    """Of the first that this can be said of."""
+    said = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(what, ("held",))
+    number = next((row["arrival"] for row in rows if row["state"] in said), None)
+    if number is None:
+        return
+    if what == "given back":
+        release(registry, ARRIVALS, number=number, holder=HERE)
+    elif what == "failed":
+        fail(registry, number)
+    elif what == "cancelled":
+        registry.cancel_arrival(number)
+    else:
+        registry.retry_arrival(number)
+
+
 def test_of_one_task_the_later_waits_for_the_earlier(registry: Registry) -> None:
     for seed in range(2):
         registry.submit(task("sst2", seed=seed))
@@ -78,20 +132,35 @@ def test_of_one_task_the_later_waits_for_the_earlier(registry: Registry) -> None
 def test_two_watchers_at_the_same_moment_do_not_take_two_of_one_task(registry: Registry, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite's writers queue")
-    for seed in range(2):
-        registry.submit(task("sst2", seed=seed))
+    for backbone in ("large", None):
+        registry.submit(task("sst2", backbone=backbone))
     found: list[int | None] = []
     other = Thread(target=lambda: found.append(take(registry, holder=FAR)))
     with registry.unit() as unit:
-        position = first_free(unit.session, ["tiny"])
+        position = first_free(unit.session, ["large"])
         assert position is not None
         position.state, position.holder, position.lease_until = "held", HERE, now() + timedelta(hours=1)
         unit.session.flush()
-        other.start()  # it sees 2 free and takes it, which the index refuses once 1 is known to be held
+        other.start()  # it sees 2 free alone and takes it, which the index refuses once 1 is known to be held
         _wait_until_it_waits(registry)
     other.join()
     assert found == [None]
     assert states(registry) == ["held", "waiting"]
+
+
+def test_what_another_has_just_locked_is_passed_over_with_its_task_and_nothing_else(
+    registry: Registry, database: str
+) -> None:
+    if not database.startswith("postgresql"):
+        pytest.skip("SQLite locks no rows: its writers queue")
+    for name, priority, backbone in (("mnli", 1, None), ("sst2", 5, "tiny"), ("sst2", 5, None), ("trec", 0, None)):
+        registry.submit(task(name, backbone=backbone), priority=priority)
+    with registry.unit() as unit:
+        position = first_free(unit.session, ["tiny"])
+        assert position is not None
+        assert position.number == 2
+        assert [take(registry, holder=FAR) for _ in range(3)] == [1, 4, None], "1 was looked at, and is not locked"
+    assert [take(registry) for _ in range(2)] == [2, None]
 
 
 def _wait_until_it_waits(registry: Registry) -> None:
@@ -122,8 +191,37 @@ def test_who_is_dead_is_succeeded_but_not_for_ever(registry: Registry) -> None:
     (row,) = registry.arrivals()
     assert (row["state"], row["attempts"], row["holder"]) == ("failed", DEATHS, None)
     assert "died, 5 times" in row["error"]
+    assert "`continual arrivals retry 1`" in row["error"]
     registry.retry_arrival(1)
     assert take(registry) == 1
+
+
+@pytest.mark.parametrize("between", ["given back", "checkpoint"])
+def test_only_deaths_in_a_row_are_counted(registry: Registry, between: str) -> None:
+    registry.submit(task("sst2"))
+    for epoch in range(DEATHS + 1):
+        assert take(registry) == 1
+        if between == "checkpoint":
+            keep_checkpoint(registry, ARRIVALS, number=1, holder=HERE, epoch=epoch, data=b"state")
+        release(registry, ARRIVALS, number=1, holder=HERE)
+        assert registry.arrivals()[0]["attempts"] == 0
+    for _ in range(DEATHS):
+        assert take(registry, holder=DEAD) == 1
+    if between == "checkpoint":
+        keep_checkpoint(registry, ARRIVALS, number=1, holder=DEAD, epoch=DEATHS, data=b"further")
+        for _ in range(DEATHS - 1):
+            assert take(registry, holder=DEAD) == 1
+    assert take(registry) is None
+
+
+def test_names_that_end_in_bit_are_folders_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rabbit", "llama-8bit", "a@b"):
+        (tmp_path / name).mkdir()
+        assert known_as(name) == f"{tmp_path}/{name}"
+        assert known_as(f"{name}@4bit") == f"{tmp_path}/{name}@4bit"
+    assert known_as("rabbit@2bit") == "rabbit@2bit"
+    assert known_as("minilm@8bit") == "minilm@8bit"
 
 
 OTHERS = [("waiting", "large"), ("failed", "large"), ("waiting", None)]

@@ -7,10 +7,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from socket import gethostname
-from threading import Thread
 from typing import Any
 
 import pytest
+from claimed import claim
 from registry_cases import (
     accuracy,
     begin,
@@ -18,19 +18,14 @@ from registry_cases import (
     claim_and_die,
     claim_and_stay,
     learn,
-    learn_in,
     make_registry,
 )
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from registry import (
     ClaimLost,
-    Disconnected,
-    Interrupted,
     NotFound,
     Registry,
-    Unit,
-    claim,
     claim_next,
     heartbeat,
     held,
@@ -45,7 +40,7 @@ from registry import (
 from registry.base import clock, now
 from registry.holders import alive
 from registry.lookups import position_row
-from registry.tables import Position, Stream
+from registry.tables import Position
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -125,8 +120,6 @@ def test_failed_and_released_positions_are_taken_and_learned_ones_never(registry
     with registry.unit() as unit:
         unit.finish("core", 0, delta="sst2@1", holder=this_holder())
     assert not claim(registry, "core", number=0, holder=this_holder())
-    with pytest.raises(NotFound):
-        claim(registry, "core", number=1, holder=FAR)
 
 
 def test_what_a_dead_holder_held_waits_again_and_nothing_else(tmp_path: Path) -> None:
@@ -284,63 +277,3 @@ def test_routed_scores_are_of_all_that_is_learned_or_none(tmp_path: Path) -> Non
             assert not unit.add_routed("core", 1, {"trec@1": late}), "sst2 would be missing among the routes"
             assert unit.add_routed("core", 1, {"trec@1": late, "sst2@1": late})
             assert unit.add_routed("core", 0, {"sst2@1": late})
-
-
-# Transactions that meet, and connections that break
-
-
-def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, database: str) -> None:
-    """Two units find that something is not there, and only one can write it."""
-    if not database.startswith("postgresql"):
-        pytest.skip("SQLite's writers queue")
-    with make_registry(tmp_path) as registry:
-        tried: list[str] = []
-
-        def work(unit: Unit) -> None:
-            tried.append("begun")
-            if unit.session.scalar(select(Stream).where(Stream.name == "core")) is None:
-                unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
-
-        second = Thread(target=registry.write, args=(work,))
-        with registry.unit() as first:
-            work(first)
-            first.session.flush()
-            second.start()  # sees no stream, and waits with its own until ours is committed
-            while not _waits_for_a_lock(registry):
-                time.sleep(0.01)
-        second.join()
-        assert len(tried) == 3
-        assert [stream.name for stream in registry.streams()] == ["core"]
-        with pytest.raises(Interrupted), registry.unit() as unit:
-            unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
-
-
-def _waits_for_a_lock(registry: Registry) -> bool:
-    with registry.reading() as session:
-        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        return bool(session.scalar(waiting))
-
-
-def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: str) -> None:
-    if not database.startswith("postgresql"):
-        pytest.skip("SQLite has no connection that could break")
-    with make_registry(tmp_path) as registry:
-        begin(registry, "sst2")
-        broken: list[int] = []
-
-        def work(unit: Unit) -> str:
-            name = learn_in(unit, registry, "sst2")
-            if len(broken) < 2:
-                broken.append(unit.session.scalar(text("SELECT pg_backend_pid()")))
-                with registry.unit() as other:
-                    other.session.execute(text(f"SELECT pg_terminate_backend({broken[-1]})"))
-            unit.finish("core", 0, delta=name)
-            return name
-
-        assert registry.write(work) == "sst2@1"
-        assert len(set(broken)) == 2
-        assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
-        broken.clear()
-        with pytest.raises(Disconnected), registry.unit() as unit:
-            work(unit)
-        assert len(broken) == 1

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from claimed import claim
 from registry_cases import begin, learn, make_registry
 
-from registry import Registry, StoredDelta, claim, notes, verify
+from registry import Registry, StoredDelta, notes, verify
 
 pytestmark = pytest.mark.usefixtures("database")
 

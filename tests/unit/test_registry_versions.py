@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from claimed import claim
 from registry_cases import BACKBONE, accuracy, begin, delta_record, learn, make_registry, task_record
 from sqlalchemy import select
 
@@ -19,7 +20,6 @@ from registry import (
     TaskChanged,
     TaskNeeded,
     archive_delta,
-    claim,
     delete_task,
     promote_delta,
     purge_task,

@@ -1,0 +1,10 @@
+"""One position of a stream, claimed for a test."""
+
+from registry import Registry, claim_next
+
+OFTEN = 100  # no test begins one more often
+
+
+def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
+    """Takes a position that waits, failed, or whose holder is dead; False where it is learned or somebody's."""
+    return claim_next(registry, stream, among={number: OFTEN}, holder=holder) == number
