@@ -7,14 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from httpx import ASGITransport, AsyncClient, Response
 
 pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
 
 from ray.serve.schema import ApplicationStatus
 
-from continual.errors import InputError
+from continual.errors import InputError, RegistryError
+from continual.serve import Limits
 from continual.serve.replicated import Replicas, cluster
+from continual.serve.replicated.face import face
 from continual.serve.replicated.groups import group_of
+from continual.serve.replicated.replica import Answer
 from continual.serve.replicated.turns import Turns
 
 
@@ -125,3 +129,31 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
     monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
     with pytest.raises(InputError, match=said):
         cluster._begun(object(), Replicas(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("looked", "status", "says"),
+    [
+        ([None, RegistryError("the database is away")], 503, "the database is away"),
+        ([TimeoutError()], 504, "did not answer in time"),
+        ([None, None], 200, '{"changed":false}'),
+        (["a", None], 200, '{"changed":true}'),
+    ],
+)
+def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) -> None:
+    class Looked(Handle):
+        whole = property(lambda self: SimpleNamespace(remote=self._whole))
+
+        async def _whole(self, told: Any, body: bytes) -> Answer:
+            return Answer("a", 200, [], b'{"changed": false}')
+
+        async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            return looked if self.asked[0] == "behind" else [True]
+
+    async def asked() -> Response:
+        app = face(Looked(), local=False, limits=Limits(), poll=1, groups=16)
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://face") as client:
+            return await client.post("/v1/refresh")
+
+    answer = asyncio.run(asked())
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text
