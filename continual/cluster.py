@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import ray
 
 from continual.errors import EngineError
+from continual.room import Resources
 
 # Of a cluster that is started here: it tells nobody, and its workers are as urgent as learning in this process is.
 OWN_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
@@ -44,3 +45,8 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def nodes() -> list[Resources]:
+    """What each node of the cluster has that is alive, whoever uses it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -76,22 +76,24 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
 def memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
     """About how many bytes learning any one of these tasks takes, those of the process itself left out.
 
-        4 P + 16 max V + max 68 B T D L
+        W + 16 max V + max(68 B T D L)
 
-    for the P weights of the backbone in float32, the V values of a delta with their gradient and the two moments of
-    AdamW, and what L layers keep for the gradient of B rows of T tokens: 34 B T D values' bytes at 16 bits, twice that
-    at 32; the attention's probabilities are not kept. Korthikanti et al. (2022), "Reducing Activation Recomputation in
-    Large Transformer Models", equation 1.
+    for the W bytes of the backbone's weights, packed ones as they are, the V values of a delta with their gradient and
+    the two moments of AdamW, and what L layers keep for the gradient of B rows of T tokens: 34 B T D values' bytes at
+    16 bits, twice that at 32; the attention's probabilities are not kept. With `checkpointing` that is 68 B T D + 4 B T
+    D L: one layer's, and what enters each. Korthikanti et al. (2022), "Reducing Activation Recomputation in Large
+    Transformer Models", equation 1.
     """
-    values, rows = 0, 0
+    values, kept = 0, 0
     for data in tasks:
         assert data.spec.method  # what `Stream.resolved` fills in
         assert data.spec.budget
-        budget = data.spec.budget
+        budget, layers = data.spec.budget, backbone.layers
         values = max(values, *(_size(backbone, settings) for settings in possible(data.spec.method)))
-        rows = max(rows, budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input))
-    kept = 68 * rows * backbone.hidden_size * backbone.layers
-    return 4 * backbone.parameter_count + 16 * values + kept
+        rows = budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input)
+        kept = max(kept, rows * backbone.hidden_size * (68 + 4 * layers if budget.checkpointing else 68 * layers))
+    weights: int = sum(weight.numel() * weight.element_size() for weight in backbone.whole.parameters())
+    return weights + 16 * values + kept
 
 
 def _zero(task: Task) -> Delta:

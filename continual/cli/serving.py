@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,4 +101,4 @@ def _by_replicas(
         from continual.serve.replicated import Replicas, replicated
     except ImportError as error:
         raise InputError(f"{RAY_NEEDED} ({error})") from error
-    return replicated(recipe, Replicas(count=count, **each, address=address, name=f"continual {name}"))
+    return replicated(recipe, Replicas(count=count, **each, address=address, name=f"continual {gethostname()} {name}"))

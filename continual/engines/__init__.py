@@ -4,6 +4,7 @@ Every engine uses the same parts: `claiming` learns what is free, `measuring` me
 says which task is whose. An engine says only which process does what.
 """
 
+from dataclasses import fields
 from typing import Any
 
 from continual.engines.engine import Engine
@@ -31,4 +32,7 @@ def engine_of(name: str, **options: Any) -> Engine:
         raise EngineError(
             f"engine 'ray' needs the extra `ray`; install it: pip install 'continual[ray]' ({error})"
         ) from error
+    known = [option.name for option in fields(Ray)]
+    if strange := given.keys() - known:
+        raise EngineError(f"engine 'ray' has no option {', '.join(sorted(strange))}; allowed: {', '.join(known)}")
     return Ray(**given)

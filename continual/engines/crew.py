@@ -10,12 +10,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from continual.claiming import WAIT
-from continual.engines.room import Share
 from continual.engines.worker import Said, Worker
 from continual.errors import EngineError, LearnError
 from continual.job import Job
 from continual.measuring import Measuring
 from continual.positions import Learning
+from continual.room import Share
 from registry import StoredPosition, last_epoch, release_all
 
 DEATHS = 3  # workers that may be lost at one place of a task before the task is taken for the cause
@@ -36,7 +36,7 @@ class Crew:
         self._starting: dict[Any, Any] = {}  # actors by the answer that is awaited: the holder that each is
         self._working: dict[Any, tuple[Any, str]] = {}  # actors and holders by what they say
         self._lost: Counter[tuple[int | None, int | None]] = Counter()  # by position, and how far it was
-        self._heard = time.monotonic()  # when there was a worker last
+        self._waited = 0.0  # seconds of hearing since there was a worker last
 
     def gather(self, count: int) -> None:
         """Start so many workers, and wait for them. Raises EngineError where one cannot start, or there is no room."""
@@ -83,8 +83,8 @@ class Crew:
 
     def _hear(self, seconds: float) -> None:
         """Hear what workers say for so long, or until one of them ends."""
-        end, count = time.monotonic() + seconds, len(self._working)
-        while len(self._working) == count and (rest := end - time.monotonic()) > 0:
+        began, count = time.monotonic(), len(self._working)
+        while len(self._working) == count and (rest := began + seconds - time.monotonic()) > 0:
             if not (crew := [*self._starting, *self._working]):
                 return
             for one in ray.wait(crew, timeout=rest)[0]:
@@ -92,6 +92,7 @@ class Crew:
                     self._started(one, self._starting.pop(one))
                 else:
                     self._listen(one)
+        self._waited = 0.0 if self._working else self._waited + time.monotonic() - began
 
     def _started(self, answer: Any, actor: Any) -> None:
         try:
@@ -143,11 +144,9 @@ class Crew:
         return last_epoch(self._job.registry, self._job.stream.name, number=position.number)
 
     def _require_worker(self) -> None:
-        if self._working:
-            self._heard = time.monotonic()
-        elif not self._starting:
+        if not self._working and not self._starting:
             raise LearnError("no worker is left to learn what waits; see the warnings above, and run the stream again")
-        elif time.monotonic() - self._heard > ALONE:
+        if self._waited > ALONE:
             raise LearnError(f"the cluster had no room for a worker for {ALONE:g} s; run the stream again when it has")
 
     def _tell_of_others(self, left: list[StoredPosition]) -> None:

@@ -1,21 +1,28 @@
 """The engine that learns by the workers of a Ray cluster, one task each, and measures here."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 
-from continual.cluster import connected
+from continual.cluster import connected, nodes
 from continual.engines.crew import Crew
-from continual.engines.room import PROCESS, Resources, Share
 from continual.engines.worker import Given
 from continual.errors import EngineError
 from continual.estimate import memory
 from continual.job import Job
-from registry import Registry, identity, known_as
+from continual.room import PROCESS, Share
+from continual.shared import Proof, proof
+from registry import known_as
 
-PROBE = b"what a worker must be able to read before it learns anything\n"
+ADVICE = (
+    "Give smaller --worker-cpus, --worker-gpus or --worker-memory, a smaller batch_size or max_length, "
+    "budget: {checkpointing: true}, a backbone in 8 or 4 --bits, or larger nodes"
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,17 +51,23 @@ class Ray:
         """See `Engine.ready`."""
         learned = {position.number for position in job.positions() if position.delta}
         share = self._share(job)
-        with _probed(job.registry) as probe:
-            given = _given(job, share, probe)
+        with proof(job.registry) as known:
+            given = _given(job, share, known)
             with connected(self.address):
-                room = share.require_room(_nodes())
+                room = share.require_room(nodes(), 1, what="worker", advice=ADVICE)
                 crew = Crew(job, ray.put(given), share)
                 try:
-                    if count := min(self.workers or room, len(job.loaded.keys() - learned)):
+                    if count := self._count(room, tasks=len(job.loaded.keys() - learned)):
                         crew.gather(count)
                     yield crew.learn
                 finally:
                     crew.end()
+
+    def _count(self, room: int, *, tasks: int) -> int:
+        wanted = min(self.workers or room, tasks)
+        if wanted > room:
+            log.warning("%d workers are asked for; the cluster has room for %d, and so many learn", wanted, room)
+        return min(wanted, room)
 
     def _share(self, job: Job) -> Share:
         gpus = self.worker_gpus if self.worker_gpus is not None else float(job.backbone.device.type == "cuda")
@@ -65,37 +78,21 @@ class Ray:
         return Share(self.worker_cpus, gpus, taken)
 
 
-def _given(job: Job, share: Share, probe: str) -> Given:
+def _given(job: Job, share: Share, known: Proof) -> Given:
     backbone, (registry, blobs) = job.backbone, job.registry.urls()
     return Given(
         registry=registry,
         blobs=blobs,
-        identity=identity(job.registry),
-        probe=probe,
+        proof=known,
         name=backbone.name,
         where=known_as(backbone.name),
         fingerprint=backbone.fingerprint,
         pooling=backbone.pooling,
         device="cuda" if share.gpus else "cpu",
         dtype=str(backbone.dtype).removeprefix("torch."),
-        threads=share.cpus,
+        threads=int(share.cpus),
         stream=job.stream,
         loaded=job.loaded,
         most=job.most,
+        moved=job.moved,
     )
-
-
-@contextmanager
-def _probed(registry: Registry) -> Iterator[str]:
-    """The digest of a blob that is there while the block runs."""
-    registry.urls()  # raises for what no worker could reach
-    digest = registry.blobs.put(PROBE)
-    try:
-        yield digest
-    finally:
-        if blob := registry.blobs.find(digest):
-            registry.blobs.delete(blob, put_before=None)
-
-
-def _nodes() -> list[Resources]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -19,8 +19,9 @@ from continual.claiming import learned_here
 from continual.errors import BackboneError, ContinualError, EngineError
 from continual.hub import Pooling
 from continual.job import Job
+from continual.shared import Proof
 from continual.watcher import Watcher
-from registry import Registry, identity, shown, this_holder
+from registry import Registry, shown, this_holder
 from tasks import Stream, TaskData
 
 PAUSE = 0.2  # seconds in which what a worker says is gathered
@@ -33,14 +34,12 @@ T = TypeVar("T")
 class Given:
     """What a worker needs to do its part of a job.
 
-    name: as the registry knows the backbone, `where` as it is loaded · identity: what the registry is known by · probe:
-    digest of a blob that the driver has put.
+    name: as the registry knows the backbone, `where` as it is loaded · most, moved: as of a job.
     """
 
     registry: str = field(repr=False)  # URLs may hold passwords
     blobs: str = field(repr=False)
-    identity: str
-    probe: str
+    proof: Proof
     name: str
     where: str
     fingerprint: str
@@ -51,17 +50,13 @@ class Given:
     stream: Stream
     loaded: Mapping[int, TaskData] = field(repr=False)
     most: Mapping[int, int]
+    moved: Mapping[str, str]
 
     def job(self, watcher: Watcher) -> Job:
         """The job as it is seen here. Raises BackboneError, InputError or RegistryError where it cannot be done."""
         registry = Registry.open(self.registry, self.blobs)
-        if identity(registry) != self.identity:
-            raise EngineError(
-                f"{shown(self.registry)} is another registry here than where the run was started; use PostgreSQL, or a "
-                "folder that all workers share"
-            )
-        registry.blobs.get(self.probe)
-        return Job(self._backbone(), registry, self.stream, self.loaded, self.most, watcher)
+        self.proof.require(registry)
+        return Job(self._backbone(), registry, self.stream, self.loaded, self.most, watcher, self.moved)
 
     def _backbone(self) -> Backbone:
         found = load_backbone(self.where, device=self.device, dtype=self.dtype)

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.engines [--workers 8] [--rounds 3] [--seconds 10] [--database sqlite] > engines.json
 
-Tiny tasks on a tiny backbone, `rounds` for each worker, each of which has a logical core of Ray's. A machine may have
-fewer cores than there are workers, so learning a task is stretched by sleeping to `seconds`, about what a task of 400
-rows takes with minilm on one core. What counts is the time between the end of one task's learning and the start of the
-next one's in the same worker: registering it, letting go of it, telling the driver, and claiming another, while the
-driver measures the stream beside. One JSON document is printed; `overhead` is the mean of that as a share of `seconds`.
+Tiny tasks on a tiny backbone, `rounds` for each worker, each of which has a logical core of Ray's. Learning a task is
+stretched by sleeping to `seconds`, about what one of 400 rows takes with minilm on a core, so that fewer cores do. What
+counts is the time between the end of one task's learning and the start of the next one's in the same worker:
+registering it, letting go of it, telling the driver, and claiming another, while the driver measures the stream beside.
+One JSON document is printed; `overhead` is the mean of that as a share of `seconds`.
 """
 
 import argparse

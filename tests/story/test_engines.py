@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,8 @@ from tiny import write_task
 from continual import Learner, read_stream
 from continual.checked import begin, check
 from continual.engines import LOCAL, engine_of
-from continual.errors import EngineError, InputError
+from continual.errors import EngineError, InputError, LearnError
+from continual.estimate import memory
 from continual.job import Job
 from continual.settings import settings
 from continual.watcher import Watcher
@@ -32,7 +34,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from continual.engines.crew import Crew  # noqa: E402
 from continual.engines.ray import Ray  # noqa: E402
-from continual.engines.room import Share  # noqa: E402
+from continual.room import Share  # noqa: E402
+from continual.shared import proof  # noqa: E402
 
 TASKS = ("animals", "mood", "place", "food")
 DELTAS = [f"{task}@1" for task in TASKS]
@@ -152,8 +155,11 @@ def test_a_killed_worker_costs_nothing_but_time(
     [
         (["--engine", "rey"], "'rey' is not known; allowed: local, ray"),
         (["--workers", "2"], "has no option workers"),
-        (["--engine", "ray", "--worker-cpus", "64"], "the nodes have 1 CPUs"),
-        (["--engine", "ray", "--worker-memory", "4000"], "holds a worker of 1 CPUs, 0 GPUs and 4000.0 GiB"),
+        (["--engine", "ray", "--worker-cpus", "64"], "its nodes have 1 CPUs"),
+        (
+            ["--engine", "ray", "--worker-memory", "4000"],
+            "room for 0 workers with 1 CPUs, 0 GPUs and 4000.0 GiB each",
+        ),
         (["--engine", "ray", "--worker-gpus", "1"], "--worker-gpus"),
     ],
     ids=str,
@@ -165,6 +171,54 @@ def test_what_can_never_be_done_is_refused(
     ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
     assert (ran.code, said in ran.err) == (2, True), ran.err
     assert cli("deltas", "--json").json == []
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"no option worker; allowed: address, workers, worker_cpus"):
+        engine_of("ray", worker=3)
+
+
+def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert Ray(workers=8)._count(4, tasks=9) == 4
+    assert "8 workers are asked for; the cluster has room for 4" in caplog.text
+    assert [Ray(workers=2)._count(4, tasks=9), Ray()._count(4, tasks=9), Ray(workers=8)._count(4, tasks=3)] == [2, 4, 3]
+
+
+def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path: Path) -> None:
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        plain, less = (
+            check(learner.backbone, learner.registry, write_stream(tmp_path, budget=BUDGET | {"checkpointing": again}))[
+                0
+            ]
+            for again in (False, True)
+        )
+        backbone = learner.backbone
+        rows = BUDGET["batch_size"] * min(BUDGET["max_length"], backbone.longest_input)
+        spared = (68 * backbone.layers - 68 - 4 * backbone.layers) * rows * backbone.hidden_size
+        assert memory(backbone, [plain]) - memory(backbone, [less]) == spared > 0
+        full = memory(backbone, [])
+        backbone.whole.half()
+        assert memory(backbone, []) == full / 2
+
+
+def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one run removes at its end, or what is collected, another still finds."""
+    monkeypatch.setattr("continual.shared.AGAIN", 0.01)
+    places = settings(tmp_path, {})
+    with Registry.open(places.registry, places.blobs) as registry, proof(registry) as one:
+        with proof(registry) as other:
+            other.require(registry)
+        with pytest.raises(InputError, match="does not hold the blobs"):
+            other.require(registry)
+        registry.blobs.delete(registry.blobs.find(one.probe), put_before=None)  # type: ignore[arg-type]
+        while not registry.blobs.exists(one.probe):
+            pass
+        one.require(registry)
+        with (
+            Registry.open(f"sqlite:///{tmp_path}/other.db", places.blobs) as another,
+            pytest.raises(InputError, match="another registry here"),
+        ):
+            one.require(another)
 
 
 def test_without_ray_the_extra_is_named(
@@ -217,6 +271,30 @@ def test_a_task_that_ends_its_workers_fails_after_three_of_them(
         assert len(started) == 5
         assert failed == ["LearnError: 3 workers were lost while they learned it; the last (killed)"]
         assert [p.state for p in job.positions()] == ["waiting", "failed", "waiting", "waiting"]
+
+
+def test_only_hearing_counts_as_waiting_for_room(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long measuring took, what has started meanwhile is heard first."""
+    stream = write_stream(tmp_path)
+    monkeypatch.setattr("continual.engines.crew.ALONE", 0.05)
+    monkeypatch.setattr("continual.engines.crew.WAIT", 0.02)
+    monkeypatch.setattr(
+        "continual.engines.crew.ray.wait", lambda answers, timeout: time.sleep(timeout) or ([], answers)
+    )
+    monkeypatch.setattr("continual.engines.crew.Measuring.look_around", lambda measuring: time.sleep(0.1))
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        loaded = check(learner.backbone, learner.registry, stream)
+        begin(learner.backbone, learner.registry, stream, loaded)
+        job = Job(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, Watcher())
+        crew = Crew(job, None, Share(cpus=1, gpus=0))
+        heard, hear = [], crew._hear
+        monkeypatch.setattr(crew, "_hear", lambda seconds: heard.append(hear(seconds)))
+        crew._starting["an answer"] = None
+        with pytest.raises(LearnError, match=r"no room for a worker for 0.05 s"):
+            crew.learn()
+        assert heard
 
 
 def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:

@@ -225,10 +225,11 @@ def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Serve
             before = rows_by_replica(two)
             until(lambda: rows_by_replica(two)[victim]["mood"] > before[victim]["mood"] + 20)
             kill(victim)
-            until(lost.is_set)
+            until(lambda: lost.is_set() or any(client.done() for client in clients))
             until(lambda: sum(rows["mood"] for name, rows in rows_by_replica(two).items() if name != victim) > 20)
         finally:
             done.set()
+            assert not [client.exception() for client in clients if client.exception()]
         assert [client.result() for client in clients] == [{wanted}] * 8
     assert lost.is_set(), "some were asked again"
 
@@ -245,6 +246,17 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
     alone = replace(recipe, registry="sqlite://", blobs="memory://blobs")
     with pytest.raises(InputError, match="in the memory of this process"), replicated(alone, two):
         pass
+    names = list[str]()
+
+    def named(recipe: Recipe, replicas: Replicas) -> None:
+        names.append(replicas.name)
+        raise InputError("none begins here")
+
+    monkeypatch.setattr("continual.serve.replicated.replicated", named)
+    for host in ("one", "other"):
+        monkeypatch.setattr("continual.cli.serving.gethostname", lambda host=host: host)
+        cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
+    assert [name.split()[1] for name in names] == ["one", "other"], "servers of one port on two machines are two"
     assert "would be of replicas" in cli("serve", "--replica-cpus", "2", "--port", "0").err
     monkeypatch.setitem(sys.modules, "continual.serve.replicated", None)
     ran = cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
@@ -253,5 +265,5 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
 
 
 def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: Recipe) -> None:
-    with pytest.raises(InputError, match=r"need 9, and the cluster has 2"):
+    with pytest.raises(InputError, match=r"room for 0 replicas with 3 CPUs.*3 are needed"):
         fits(Replicas(count=3, cpus=3, gpus=0, address=cluster, name="none"))

@@ -16,7 +16,7 @@ FLOORS = {
     "search course below optimiser lesson residents together stints reading",
     5: "learn checked described experts stored_router controller positions routed report predict audit estimate record "
     "replay exchange verify contest checkpoint watcher similar strategies moves moved migrate job claiming measuring "
-    "engines cluster arrivals comparison",
+    "engines cluster room shared arrivals comparison",
     6: "cli learner tracking plots page studies serve",
 }
 FLOOR = {f"continual.{module}": floor for floor, modules in FLOORS.items() for module in modules.split()}

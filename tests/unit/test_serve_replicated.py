@@ -3,13 +3,22 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from httpx import ASGITransport, AsyncClient, Response
 
 pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
 
+from ray.serve.schema import ApplicationStatus
+
+from continual.errors import InputError, RegistryError
+from continual.serve import Limits
+from continual.serve.replicated import Replicas, cluster
+from continual.serve.replicated.face import face
 from continual.serve.replicated.groups import group_of
+from continual.serve.replicated.replica import Answer
 from continual.serve.replicated.turns import Turns
 
 
@@ -54,29 +63,97 @@ class Handle:
         self.asked = method, given
         return self
 
-    async def results_async(self, *, return_exceptions: bool) -> list[Any]:
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
         method, given = self.asked
         if method == "behind":
-            return [*self.behind, None, RuntimeError("the registry is away")]
+            return [*self.behind, None]
         self.taking, (name,) = self.taking + 1, given
         self.most = max(self.most, self.taking)
         await asyncio.sleep(0)
         self.taking -= 1
         self.took.append(name)
-        return [RuntimeError("died") if name in self.fails else True, False]
+        return [RuntimeError(f"{name} died") if name in self.fails else True, False]
 
 
 def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
-    async def told() -> tuple[bool, bool]:
+    async def told() -> list[bool | BaseException]:
         turns = Turns(handle, poll=1)
-        first, second = await asyncio.gather(turns.once(), turns.once())
-        return first, second
+        return await asyncio.gather(turns.once(), turns.once(), return_exceptions=True)
 
     handle = Handle("a", "b", "c", fails=["b"])
-    assert asyncio.run(told()) == (True, True)
+    assert [str(said) for said in asyncio.run(told())] == ["b died"] * 2, "who asked is told, when all had their turn"
     assert handle.took == ["a", "b", "c"] * 2
     assert handle.most == 1
 
 
 def test_where_nobody_is_behind_nothing_changes() -> None:
     assert asyncio.run(Turns(Handle(), poll=1).once()) is False
+
+
+def test_a_replica_that_hangs_is_not_waited_for() -> None:
+    class Hanging(Handle):
+        async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            if self.asked[0] == "take_up" and self.asked[1] == ("b",):
+                assert timeout_s < float("inf")
+                raise TimeoutError("too long")  # as Ray Serve does then
+            return await super().results_async(timeout_s=timeout_s, return_exceptions=return_exceptions)
+
+    handle = Hanging("a", "b", "c")
+    with pytest.raises(TimeoutError):
+        asyncio.run(Turns(handle, poll=1).once())
+    assert handle.took == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("status", "fingerprints", "said"),
+    [
+        ("RUNNING", ["a" * 20, "b" * 20], f"fingerprints {'a' * 12}, {'b' * 12}"),
+        ("DEPLOY_FAILED", [], "no replica could begin: InputError: why"),
+        ("DEPLOYING", [], "2 replicas were not ready within 0.01 s"),
+        ("RUNNING", ["a" * 20], "2 replicas were not ready"),
+    ],
+)
+def test_replicas_that_do_not_come_to_be_ready_are_refused(
+    status: str, fingerprints: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready:
+        def broadcast(self, method: str) -> "Ready":
+            return self
+
+        def results(self, *, timeout_s: float) -> list[str]:
+            return fingerprints
+
+    found = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
+    monkeypatch.setattr(cluster, "BEGINS", 0.01)
+    monkeypatch.setattr(cluster.serve, "run_many", lambda targets, **options: [Ready()])
+    monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
+    with pytest.raises(InputError, match=said):
+        cluster._begun(object(), Replicas(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("looked", "status", "says"),
+    [
+        ([None, RegistryError("the database is away")], 503, "the database is away"),
+        ([TimeoutError()], 504, "did not answer in time"),
+        ([None, None], 200, '{"changed":false}'),
+        (["a", None], 200, '{"changed":true}'),
+    ],
+)
+def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) -> None:
+    class Looked(Handle):
+        whole = property(lambda self: SimpleNamespace(remote=self._whole))
+
+        async def _whole(self, told: Any, body: bytes) -> Answer:
+            return Answer("a", 200, [], b'{"changed": false}')
+
+        async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            return looked if self.asked[0] == "behind" else [True]
+
+    async def asked() -> Response:
+        app = face(Looked(), local=False, limits=Limits(), poll=1, groups=16)
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://face") as client:
+            return await client.post("/v1/refresh")
+
+    answer = asyncio.run(asked())
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text

@@ -1,29 +1,37 @@
 """Replicas on a cluster of Ray: this machine alone, or one that is there already."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
-from continual.cluster import connected
+from continual.cluster import connected, nodes
 from continual.errors import InputError
+from continual.room import Share
 from continual.serve.recipe import Recipe
 from continual.serve.replicated.face import face
 from continual.serve.replicated.groups import GROUPS
 from continual.serve.replicated.replica import Replica
-from registry import Registry, identity
+from continual.serve.replicated.turns import LOOK
+from continual.shared import proof
+from registry import Registry
 
 ONGOING = 128  # requests that a replica has in hand; those of its groups go to others then
 PATIENCE = 120.0  # seconds for each look whether a replica lives: a router may be made meanwhile
+BEGINS = 1800.0  # seconds in which all replicas should be ready: a large backbone is read, a router made
+PAUSE = 0.2  # seconds between two looks whether they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
     """How many replicas, and what each is given. cpus, gpus: cores and GPUs of each · address: of a cluster, None for
-    one that begins and ends with the replicas · name: of the application, whose replicas another of that name replaces.
+    one that begins and ends with the replicas · name: of the application, whose replicas another of that name on the
+    cluster replaces.
     """
 
     count: int
@@ -39,9 +47,13 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
 
     Raises InputError where the cluster is not there or too small, or a replica cannot begin.
     """
-    registry = _shared(recipe)
-    with connected(replicas.address or "local"):
+    with (
+        Registry.open(recipe.registry, recipe.blobs) as registry,
+        proof(registry) as known,
+        connected(replicas.address or "local"),
+    ):
         fits(replicas)
+        where, blobs = registry.urls()  # which hold in every working folder
         deployed = serve.deployment(
             num_replicas=replicas.count,
             ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
@@ -55,12 +67,8 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
         )(Replica)
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-            try:
-                handle = serve.run(
-                    deployed.bind(recipe, registry, replicas.count), name=replicas.name, route_prefix=None
-                )
-            except RuntimeError as error:
-                raise InputError(f"no replica could begin: {_reason(error)}") from error
+            there = replace(recipe, registry=where, blobs=blobs)
+            handle = _begun(deployed.bind(there, known, replicas.count), replicas)
             yield face(
                 handle,
                 local=recipe.local,
@@ -76,23 +84,39 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
 
 def fits(replicas: Replicas) -> None:
     """Raises InputError where the replicas would wait for ever for cores or GPUs."""
-    has = ray.cluster_resources()
-    for what, each, option in (("CPU", replicas.cpus, "--replica-cpus"), ("GPU", replicas.gpus, "--replica-gpus")):
-        if (needed := each * replicas.count) > has.get(what, 0):
-            raise InputError(
-                f"{replicas.count} replicas with {each:g} {what}s each need {needed:g}, and the cluster has "
-                f"{has.get(what, 0):g}; give fewer --replicas, a smaller {option}, or the --address of a larger cluster"
-            )
+    advice = "Give fewer --replicas, smaller --replica-cpus or --replica-gpus, or the --address of a larger cluster"
+    Share(replicas.cpus, replicas.gpus).require_room(nodes(), replicas.count, what="replica", advice=advice)
 
 
-def _reason(error: Exception) -> str:
+def _begun(application: serve.Application, replicas: Replicas) -> Any:
+    """The handle of all replicas, when they are ready. Raises InputError where they do not come to be so."""
+    target = serve.RunTarget(application, name=replicas.name, route_prefix=None)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    end = time.monotonic() + BEGINS
+    while (found := serve.status().applications[replicas.name]).status != ApplicationStatus.RUNNING:
+        if found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise InputError(f"no replica could begin: {_reason(found.message)}")
+        _require_before(end, replicas)
+    while len(found := handle.broadcast("fingerprint").results(timeout_s=LOOK)) < replicas.count:
+        _require_before(end, replicas)  # the handle hears of replicas one by one
+    if len(others := {*found}) > 1:
+        raise InputError(
+            f"the replicas hold backbones with the fingerprints {', '.join(sorted(name[:12] for name in others))}; "
+            "have the same weights on all nodes"
+        )
+    return handle
+
+
+def _require_before(end: float, replicas: Replicas) -> None:
+    if time.monotonic() > end:
+        raise InputError(
+            f"{replicas.count} replicas were not ready within {BEGINS:g} s; see whether others use what the cluster "
+            "has, and give fewer --replicas"
+        )
+    time.sleep(PAUSE)
+
+
+def _reason(message: str) -> str:
     """Of all that Ray Serve says, the line with what was raised in the replica."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else str(error))
-
-
-def _shared(recipe: Recipe) -> str:
-    """The identity of the registry that all replicas are to have. Raises InputError where others cannot reach it."""
-    with Registry.open(recipe.registry, recipe.blobs) as registry:
-        registry.urls()
-        return identity(registry)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else message)

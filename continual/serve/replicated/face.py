@@ -4,18 +4,20 @@ Ray Serve's own HTTP proxy sees no body, so it could not tell of which task a re
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from continual.errors import InputError, ReplicaLost, TooBusy, TooLate
+from continual.errors import ContinualError, InputError, ReplicaLost, TooBusy, TooLate
 from continual.serve.desk import ClientLeft, Limits, left, patience
 from continual.serve.faults import install
 from continual.serve.gate import LOCAL, Gate
@@ -79,6 +81,9 @@ class Forward:
             if path in MERGED and request.method == "GET":
                 await (await self._merged(path, told))(scope, receive, send)
                 return
+            if path == REFRESH and request.method == "POST":
+                await (await self._refreshed(told, body))(scope, receive, send)
+                return
             group = group_of(path, body, groups=self._groups)
             asked = self._handle.options(stream=True, multiplexed_model_id=group)
             answer = asked.answered.remote(told, body)
@@ -95,26 +100,34 @@ class Forward:
             seconds = self._seconds  # which the replica refuses
         leaving = asyncio.create_task(left(request))
         try:
-            ready = await _next(answer, leaving, seconds)
-            if request.url.path == REFRESH and ready[0]["status"] == 200:
-                await self._turns.once()
-            await _say(ready, send)
+            await _say(ready := await _next(answer, leaving, seconds), send)
             while _more(ready[-1]):
                 await _say(ready := await _next(answer, leaving, None), send)
         finally:
             leaving.cancel()
 
+    async def _refreshed(self, told: dict[str, Any], body: bytes) -> Response:
+        """Whether any replica serves others than before, once all have looked; the first says who may ask."""
+        first: Answer = await asyncio.wait_for(self._handle.whole.remote(told, body), self._seconds)
+        if first.status != 200:
+            return _response(first)
+        changed = await self._turns.once()
+        return JSONResponse({"changed": changed or json.loads(first.body)["changed"]})
+
     async def _merged(self, path: str, told: dict[str, Any]) -> Response:
         """What all replicas say, as one; where one refuses, its refusal."""
-        found = await self._handle.broadcast("whole", told, b"").results_async(return_exceptions=True)
+        asked = self._handle.broadcast("whole", told, b"")
+        found = await asked.results_async(timeout_s=self._seconds, return_exceptions=True)
         answers = [answer for answer in found if isinstance(answer, Answer)]
         if not answers:
             raise found[0]
         refused = next((answer for answer in answers if answer.status != 200), None)
-        chosen = refused or answers[0]
-        body = chosen.body if refused else MERGED[path](answers)
-        headers = {key.decode(): value.decode() for key, value in chosen.headers if key != b"content-length"}
-        return Response(body, chosen.status, headers)
+        return _response(refused) if refused else _response(replace(answers[0], body=MERGED[path](answers)))
+
+
+def _response(answer: Answer) -> Response:
+    headers = {key.decode(): value.decode() for key, value in answer.headers if key != b"content-length"}
+    return Response(answer.body, answer.status, headers)
 
 
 async def _say(ready: list[Message], send: Send) -> None:
@@ -156,3 +169,7 @@ def _named() -> Iterator[None]:
         ) from error
     except (RayActorError, DeploymentUnavailableError) as error:
         raise ReplicaLost("the replica that was asked is gone; ask again, another one answers") from error
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ContinualError) else error) from None
+    except TimeoutError as error:
+        raise TooLate("a replica did not answer in time; ask again, one that does not live is replaced") from error

@@ -10,13 +10,13 @@ from ray import serve
 from ray.serve.schema import ReplicaRank
 from starlette.types import Message, Scope
 
-from continual.errors import InputError
+from continual.errors import RegistryError
 from continual.serve.application import application
 from continual.serve.looking import Looking
 from continual.serve.recipe import Recipe
 from continual.serve.replicated.groups import GROUPS
-from continual.serve.serving import Serving
-from registry import identity, shown
+from continual.serve.replicated.turns import LOOK
+from continual.shared import Proof
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ class Replica:
     Raises InputError, where its node reaches another registry than that of the recipe, or other blobs.
     """
 
-    def __init__(self, recipe: Recipe, registry: str, count: int) -> None:
-        """registry: the identity of the one that is meant · count: how many replicas there are."""
+    def __init__(self, recipe: Recipe, proof: Proof, count: int) -> None:
+        """proof: of the registry that is meant · count: how many replicas there are."""
         self._open, self._count = ExitStack(), count
         serving = self._open.enter_context(recipe.serving())
-        _same(serving, recipe, registry)
+        proof.require(serving.registry)
         serving.refresh()
+        self._fingerprint = serving.backbone.fingerprint
         self._app = application(serving, local=recipe.local, limits=recipe.limits)
         self._looking: Looking = self._app.state.looking
         self.name: str = serve.get_replica_context().replica_tag
@@ -70,9 +71,22 @@ class Replica:
         head, *parts = [message async for ready in self.answered(scope, body) for message in ready]
         return Answer(self.name, head["status"], head["headers"], b"".join(part["body"] for part in parts))
 
+    async def fingerprint(self) -> str:
+        """That of the backbone which this replica holds."""
+        return self._fingerprint
+
+    async def check_health(self) -> None:
+        """To be run is enough: Ray Serve replaces a replica that does not come to it."""
+
     async def behind(self) -> str | None:
-        """The replica's name where other champions should serve than do; keys are those of this moment afterwards."""
-        return self.name if await self._looking.behind() else None
+        """The replica's name where other champions should serve than do; keys are those of this moment afterwards.
+
+        Raises RegistryError and what reading the registry raises.
+        """
+        try:
+            return self.name if await asyncio.wait_for(self._looking.behind(), LOOK) else None
+        except TimeoutError as error:
+            raise RegistryError(f"the registry did not answer within {LOOK:g} s; see that it can be reached") from error
 
     async def take_up(self, name: str) -> bool:
         """Serve the champions of this moment, if this is the replica of that name; whether they are others."""
@@ -100,19 +114,3 @@ def _given(body: bytes) -> Any:
         return await never  # until the request is let go of
 
     return receive
-
-
-def _same(serving: Serving, recipe: Recipe, wanted: str) -> None:
-    """Raises InputError, where this node reaches another registry than it should, or its blobs are not there."""
-    at, registry = shown(recipe.registry, recipe.registry), serving.registry
-    if identity(registry) != wanted:
-        raise InputError(
-            f"at {at} a replica finds another registry; put it where all nodes reach it: PostgreSQL, or a file system "
-            "that they share"
-        )
-    for champion in registry.champions(serving.backbone.fingerprint)[:1]:
-        if not registry.blobs.exists(champion.digest):
-            raise InputError(
-                f"at {shown(recipe.blobs, recipe.blobs)} a replica does not find the blobs of the registry at {at}; "
-                "put them where all nodes reach them: an object store (CONTINUAL_BLOBS_URL), or a shared file system"
-            )

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+
+LOOK = 30.0  # seconds in which a replica should have looked at the registry
+TAKE = 120.0  # seconds in which one should serve new champions: a router may be made meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +20,15 @@ class Turns:
         self._turn = asyncio.Lock()
 
     async def once(self) -> bool:
-        """Whether any replica served others before; when this returns, those of this moment serve."""
-        return await self._taken_up(await self._every("behind"))
+        """Whether any replica served others before; when this returns, those of this moment serve.
+
+        Raises the first failure of a replica, when all have had their turn.
+        """
+        behind, failed = await self._every("behind", seconds=2 * LOOK)
+        changed, later = await self._taken_up(behind)
+        for failure in (*failed, *later):
+            raise failure
+        return changed
 
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
@@ -30,25 +40,26 @@ class Turns:
             await again
 
     async def _again(self) -> None:
-        taking_up: asyncio.Task[bool] | None = None
+        taking_up: asyncio.Task[Any] | None = None
         while True:
             await asyncio.sleep(self._poll)
-            behind = await self._every("behind")  # while others are taken up too, since keys are looked at by this
+            behind, _ = await self._every("behind", seconds=2 * LOOK)  # keys too, while others are taken up
             if behind and (taking_up is None or taking_up.done()):
                 taking_up = asyncio.create_task(self._taken_up(behind))
 
-    async def _taken_up(self, replicas: Sequence[str]) -> bool:
+    async def _taken_up(self, replicas: Iterable[str]) -> tuple[bool, list[Exception]]:
         async with self._turn:
-            changed = [await self._every("take_up", name) for name in replicas]
-        return any(changed)
+            said = [await self._every("take_up", name, seconds=TAKE) for name in replicas]
+        return any(changed for changed, _ in said), [failure for _, failed in said for failure in failed]
 
-    async def _every(self, method: str, *given: str) -> list[Any]:
-        """What replicas answer that is not nothing; one that fails, or dies, says so in the log."""
+    async def _every(self, method: str, *given: str, seconds: float) -> tuple[list[Any], list[Exception]]:
+        """What replicas answer that is not nothing, and how some failed, which the log says too."""
         try:
-            found = await self._handle.broadcast(method, *given).results_async(return_exceptions=True)
-        except Exception as error:  # no replica is there at this moment
+            asked = self._handle.broadcast(method, *given)
+            found = await asked.results_async(timeout_s=seconds, return_exceptions=True)
+        except Exception as error:  # no replica is there at this moment, or one does not answer
             found = [error]
-        for failed in found:
-            if isinstance(failed, Exception):
-                log.warning("a replica could not look at the registry, what was there serves on: %s", failed)
-        return [one for one in found if one and not isinstance(one, Exception)]
+        failed = [one for one in found if isinstance(one, Exception)]
+        for failure in failed:
+            log.warning("a replica could not look at the registry, what was there serves on: %s", failure)
+        return [one for one in found if one and not isinstance(one, Exception)], failed
