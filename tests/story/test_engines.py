@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setattr("continual.engines.crew.Worker", keen.Keen)
 
 
-def write_stream(folder: Path, **keys: Any) -> Stream:
-    """A stream of four tiny tasks, the second of which is long."""
-    entries = [write_task(folder, task) | (LONG if task == "mood" else {}) for task in TASKS]
+def write_stream(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
+    """A stream of four tiny tasks, of which some are long."""
+    entries = [write_task(folder, task) | (LONG if task in long else {}) for task in TASKS]
     content = {"name": "core", "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
     (folder / "stream.yaml").write_text(yaml.safe_dump(content | keys))
     return read_stream(folder / "stream.yaml")
@@ -312,7 +312,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
 
 def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
     """Nobody waits for a start that is still being learned, and the node that is left learns the rest."""
-    stream = write_stream(tmp_path, warm_start="auto")
+    stream = write_stream(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
     told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:
         assert learner.run(stream, watcher=told.watcher(), engine=Ray()) == {}
