@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/continual demo
 
 test: $(VENV)/installed check
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -7,10 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,15 +26,20 @@ gc.disable()  # until all tests are collected: what is made meanwhile stays to t
 
 backbone_of = cache(tiny_backbone)
 LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared.py", "test_plugins.py"}
-TOGETHER = 25  # tests of a file that one process runs in a row
-collected: Counter[str] = Counter()  # by file
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What is set up for a story's file serves all of its tests; those of other files are dealt out in parts."""
-    name, part = item.path.name, 0 if item.path.parent.name == "story" else collected[item.path.name] // TOGETHER
-    collected[name] += 1
-    item.add_marker(pytest.mark.xdist_group(f"{name}-{part}"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What is set up for a story's file serves all of its tests; of other files, each function goes by itself."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Parts(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, function = nodeid.partition("::")
+            return file if "/story/" in file else f"{file}::{function.partition('[')[0]}"
+
+    config.option.loadscopereorder = False  # but in the order that they are in
+    return Parts(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
