@@ -22,11 +22,12 @@ LARGEST_BATCH = 500  # metrics in one call, of the thousand that MLflow takes
 LONGEST_PARAMETER = 500  # what MLflow takes of a parameter's value, in characters
 LONGEST_NAME = 250  # of a run, in characters
 # An MLflow that is away must fail soon, is not told who uses what, and looks for no project in the current folder.
-PATIENCE = {
+SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which holds our answer, and nothing else
 }
 
 
@@ -89,7 +90,7 @@ class Projection:
 
 def connect(registry: Registry, places: Settings) -> Projection:
     """The tracking store that `places` names, with our experiment in it."""
-    for name, value in PATIENCE.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 

@@ -7,7 +7,7 @@ import sys
 
 from continual.errors import InputError
 from continual.settings import Settings
-from continual.tracking.client import PATIENCE
+from continual.tracking.client import SETTINGS
 from registry import shown
 
 
@@ -21,7 +21,7 @@ def serve_ui(places: Settings, *, host: str, port: int) -> int:
         raise InputError(f"MLflow runs at {shown(places.mlflow)} already; open that address")
     _require_free(host, port)
     # By the environment, not by an argument: the list of processes shows arguments, and the URI may hold a password.
-    environment = os.environ | PATIENCE | {"MLFLOW_BACKEND_STORE_URI": places.mlflow}
+    environment = os.environ | SETTINGS | {"MLFLOW_BACKEND_STORE_URI": places.mlflow}
     server = ("ui", "--host", host, "--port", str(port))
     return subprocess.call([sys.executable, "-m", "mlflow", *server], env=environment)
 
