@@ -2,8 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
 
@@ -42,7 +43,8 @@ def connected(address: str | None) -> Iterator[None]:
             "Start one (`ray start --head`), or leave --address out for one of this machine alone"
         ) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # Ray prints there which workers died, where our answer is to stand alone
+            yield
     finally:
         ray.shutdown()
 
