@@ -48,11 +48,16 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
             registry.require_begun_so(stream.name, _entries(stream, loaded))
     except InputError as error:
         problems.append(error)
+    require_none(problems)
+    return loaded
+
+
+def require_none(problems: Sequence[InputError]) -> None:
+    """Raises the problem, where there is one, and of several one InputError that says all."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise InputError("\n".join(map(str, problems)))
-    return loaded
 
 
 def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:

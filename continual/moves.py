@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from continual.backbone import Backbone
-from continual.checked import misfits, require_learns
+from continual.checked import misfits, require_learns, require_none
 from continual.contest import as_recorded
 from continual.errors import DataError, InputError, MethodError
 from continual.record import task_record
@@ -162,10 +162,7 @@ def require_fit(backbone: Backbone, registry: Registry, loaded: Collection[TaskD
             registry.require_same([task_record(data)])
         except InputError as error:
             problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise InputError("\n".join(map(str, problems)))
+    require_none(problems)
 
 
 def _cut(backbone: Backbone, data: TaskData) -> Iterator[str]:

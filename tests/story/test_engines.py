@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from claimed import claim
 from command_line import Run
 from mlflow import MlflowClient
-from tiny import write_task
+from test_stream import open_home, write_stream
 
-from continual import Learner, read_stream
+from continual import Learner
 from continual.checked import begin, check
 from continual.engines import LOCAL, engine_of
 from continual.errors import EngineError, InputError, LearnError
@@ -65,18 +64,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setattr("continual.engines.crew.Worker", keen.Keen)
 
 
-def write_stream(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
+def four_tasks(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
     """A stream of four tiny tasks, of which some are long."""
-    entries = [write_task(folder, task) | (LONG if task in long else {}) for task in TASKS]
-    content = {"name": "core", "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
-    (folder / "stream.yaml").write_text(yaml.safe_dump(content | keys))
-    return read_stream(folder / "stream.yaml")
-
-
-def open_home(backbone: Path, home: Path) -> Learner:
-    places = settings(home, {})
-    registry = Registry.open(places.registry, places.blobs)
-    return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
+    return write_stream(folder, tasks=TASKS, changes=dict.fromkeys(long, LONG), **{"budget": BUDGET} | keys)
 
 
 def digests(learner: Learner) -> dict[str, str]:
@@ -121,7 +111,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     cluster: Cluster, bucket: str, postgres_url: str, bert_folder: Path, tmp_path: Path
 ) -> None:
     """In PostgreSQL and a bucket: the very deltas of a local run, each told of once, here and to MLflow."""
-    stream = write_stream(tmp_path, warm_start="scratch")
+    stream = four_tasks(tmp_path, warm_start="scratch")
     places = replace(settings(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
     with Learner.open(
         str(bert_folder), Registry.open(postgres_url, places.blobs), device="cpu", dtype="float32"
@@ -167,7 +157,7 @@ def test_a_killed_worker_costs_nothing_but_time(
 def test_what_can_never_be_done_is_refused(
     cluster: Cluster, cli: Run, bert_folder: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
-    write_stream(tmp_path)
+    four_tasks(tmp_path)
     ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
     assert (ran.code, said in ran.err) == (2, True), ran.err
     assert cli("deltas", "--json").json == []
@@ -187,9 +177,7 @@ def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureF
 def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path: Path) -> None:
     with open_home(bert_folder, tmp_path / "home") as learner:
         plain, less = (
-            check(learner.backbone, learner.registry, write_stream(tmp_path, budget=BUDGET | {"checkpointing": again}))[
-                0
-            ]
+            check(learner.backbone, learner.registry, four_tasks(tmp_path, budget=BUDGET | {"checkpointing": again}))[0]
             for again in (False, True)
         )
         backbone = learner.backbone
@@ -224,14 +212,14 @@ def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytes
 def test_without_ray_the_extra_is_named(
     cli: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_stream(tmp_path)
+    four_tasks(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "continual.engines.ray", None)
     ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
     assert (ran.code, "pip install 'continual[ray]'" in ran.err) == (2, True), ran.err
 
 
 def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
-    stream = write_stream(tmp_path)
+    stream = four_tasks(tmp_path)
     with (
         Learner.open(str(bert_folder), Registry.open("sqlite://", "memory://engines"), device="cpu") as learner,
         pytest.raises(InputError, match=r"memory of this process"),
@@ -241,7 +229,7 @@ def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Pa
 
 def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
     """Its name says nothing to a worker, which says so before the stream begins."""
-    stream = write_stream(tmp_path)
+    stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as saved:
         learner = Learner(replace(saved.backbone, name=str(tmp_path / "nowhere")), saved.registry)
         with pytest.raises(EngineError, match=r"a worker cannot start.*BackboneError.*nowhere"):
@@ -253,7 +241,7 @@ def test_a_task_that_ends_its_workers_fails_after_three_of_them(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three at one place; where it got further in between, they are counted anew."""
-    stream, started, failed = write_stream(tmp_path), [], []
+    stream, started, failed = four_tasks(tmp_path), [], []
     monkeypatch.setattr(Crew, "_start", lambda crew: started.append(crew))
     with open_home(bert_folder, tmp_path / "home") as learner:
         loaded = check(learner.backbone, learner.registry, stream)
@@ -277,7 +265,7 @@ def test_only_hearing_counts_as_waiting_for_room(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long measuring took, what has started meanwhile is heard first."""
-    stream = write_stream(tmp_path)
+    stream = four_tasks(tmp_path)
     monkeypatch.setattr("continual.engines.crew.ALONE", 0.05)
     monkeypatch.setattr("continual.engines.crew.WAIT", 0.02)
     monkeypatch.setattr(
@@ -301,7 +289,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
     def stop() -> None:
         raise KeyboardInterrupt
 
-    stream = write_stream(tmp_path)
+    stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as learner:
         with pytest.raises(KeyboardInterrupt):
             learner.run(stream, watcher=Told(stop).watcher(), engine=Ray(workers=1))
@@ -312,7 +300,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
 
 def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
     """Nobody waits for a start that is still being learned, and the node that is left learns the rest."""
-    stream = write_stream(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
+    stream = four_tasks(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
     told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:
         assert learner.run(stream, watcher=told.watcher(), engine=Ray()) == {}
