@@ -14,30 +14,30 @@ from pathlib import Path
 from typing import final
 
 from continual.backbone import Backbone
-from continual.checked import check, require_learns
+from continual.checked import load_and_check, require_trainable
 from continual.errors import ClaimLost, ContinualError, InputError, Interrupted, RegistryError
-from continual.hub import published_name
-from continual.positions import Learning
+from continual.hub import hub_name
+from continual.positions import PositionLearner
 from continual.quantised import plain_name
-from continual.watcher import SILENT, Watcher
+from continual.watcher import NO_CALLBACKS, RunCallbacks
 from registry import (
-    ARRIVALS,
+    ARRIVAL_STREAM,
     Arrival,
     Registry,
     claim_arrival,
+    current_process_id,
     heartbeat,
-    held,
-    known_as,
+    hold_claim,
+    normalized_backbone_name,
+    quantized_name,
     release,
-    this_holder,
-    with_bits,
 )
 from tasks import Stream, read_task
 
-WAIT = 1.0  # seconds between looks for what has arrived
-LOOK = 5.0  # seconds of training between looks whether an arrival was cancelled
-FILES = (".yaml", ".yml")
-Look = tuple[int, int, int]  # what changes when a file does: moment, size, and which file it is
+POLL_SECONDS = 1.0  # seconds between looks for what has arrived
+CANCEL_CHECK_SECONDS = 5.0  # seconds of training between looks whether an arrival was cancelled
+TASK_FILE_SUFFIXES = (".yaml", ".yml")
+FileStat = tuple[int, int, int]  # what changes when a file does: moment, size, and which file it is
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def watch(
     *,
     folder: Path | None = None,
     idle: float | None = None,
-    watcher: Watcher = SILENT,
+    watcher: RunCallbacks = NO_CALLBACKS,
 ) -> dict[int, str | None]:
     """Learn what arrives for this backbone or for any; by the number of an arrival, what went wrong, None if nothing.
 
@@ -58,25 +58,27 @@ def watch(
     idle: end when for so many seconds nothing has been left to learn; without it, never.
     Raises InputError for a folder that is none.
     """
-    require_learns(backbone)
+    require_trainable(backbone)
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder} is no folder to watch; make it, or watch the registry alone (`registry`)")
-    return _Watch(backbone, registry, folder, watcher).run(idle)
+    return ArrivalWorker(backbone, registry, folder, watcher).run(idle)
 
 
 @final
-class _Watch:
+class ArrivalWorker:
     """One process that watches. holding: the arrival that it has claimed, until it is learned, failed or given back."""
 
-    def __init__(self, backbone: Backbone, registry: Registry, folder: Path | None, watcher: Watcher) -> None:
+    def __init__(self, backbone: Backbone, registry: Registry, folder: Path | None, watcher: RunCallbacks) -> None:
         self.backbone, self.registry, self.watcher = backbone, registry, watcher
         plain, bits = plain_name(backbone.name)
-        names = {plain, known_as(plain), published_name(plain)}
-        self.names = {backbone.fingerprint, *(with_bits(name, bits) for name in names)}
-        self.dropped = None if folder is None else Dropped(registry, folder)
-        self.holder, self.holding = this_holder(), 0
-        told = replace(watcher, step=self._step, failed=self._failed)
-        self.learning = Learning(backbone, registry, Stream.model_construct(name=ARRIVALS), told, self.holder)
+        names = {plain, normalized_backbone_name(plain), hub_name(plain)}
+        self.names = {backbone.fingerprint, *(quantized_name(name, bits) for name in names)}
+        self.dropped = None if folder is None else WatchedFolder(registry, folder)
+        self.holder, self.holding = current_process_id(), 0
+        told = replace(watcher, on_step=self._step, on_failed=self._failed)
+        self.learning = PositionLearner(
+            backbone, registry, Stream.model_construct(name=ARRIVAL_STREAM), told, self.holder
+        )
         self.ended: dict[int, str | None] = {}
         self.look_at = 0.0
 
@@ -104,13 +106,13 @@ class _Watch:
             except Interrupted as error:  # the database is away, or others were quicker, again and again
                 log.warning("arrivals: %s", error)
                 busy = time.monotonic()
-            time.sleep(WAIT)
+            time.sleep(POLL_SECONDS)
 
     def _round(self) -> bool:
         """Look at the folder, and learn the arrival whose turn it is; whether there was one."""
         self._give_back()  # what could not be, while the database was away
         if self.dropped:
-            self.dropped.submit()
+            self.dropped.submit_changed()
         arrival = claim_arrival(self.registry, backbones=self.names, holder=self.holder)
         if arrival is not None:
             self.holding = arrival.number
@@ -119,13 +121,15 @@ class _Watch:
         return arrival is not None
 
     def _may_get_more(self) -> bool:
-        return self.registry.arrivals_left(self.names) or bool(self.dropped and self.dropped.unread)
+        return self.registry.arrivals_left(self.names) or bool(self.dropped and self.dropped.has_unsettled_files)
 
     def _learn(self, arrival: Arrival) -> None:
         try:
-            with held(self.registry, ARRIVALS, number=arrival.number, holder=self.holder):  # rows may come from afar
+            with hold_claim(
+                self.registry, ARRIVAL_STREAM, number=arrival.number, holder=self.holder
+            ):  # rows may come from afar
                 task = Stream.model_validate(arrival.spec)
-                (data,) = check(self.backbone, self.registry, task, alone=True)
+                (data,) = load_and_check(self.backbone, self.registry, task, alone=True)
         except Interrupted:
             raise
         except Exception as error:
@@ -133,20 +137,20 @@ class _Watch:
                 log.error("task %s cannot be read", arrival.task, exc_info=True)
             self.learning.fail(arrival.number, arrival.task, error)
             return
-        learning = replace(self.learning, stream=task.model_copy(update={"name": ARRIVALS}))
-        for delta in learning.learn({arrival.number: data}):
+        learning = replace(self.learning, stream=task.model_copy(update={"name": ARRIVAL_STREAM}))
+        for delta in learning.learn_positions({arrival.number: data}):
             self.ended[arrival.number] = None
-            self.watcher.learned(arrival.task, delta)
+            self.watcher.on_learned(arrival.task, delta)
 
     def _step(self, task: str, done: int, total: int) -> None:
         """Tell of a step of training, and end it where the arrival is no longer ours."""
-        self.watcher.step(task, done, total)
+        self.watcher.on_step(task, done, total)
         if time.monotonic() < self.look_at:
             return
         lost = False
         with suppress(RegistryError):  # whoever is away is asked again
-            lost = not heartbeat(self.registry, ARRIVALS, number=self.holding, holder=self.holder)
-        self.look_at = time.monotonic() + LOOK
+            lost = not heartbeat(self.registry, ARRIVAL_STREAM, number=self.holding, holder=self.holder)
+        self.look_at = time.monotonic() + CANCEL_CHECK_SECONDS
         if lost:
             raise ClaimLost(
                 f"arrival {self.holding} was cancelled, or another has taken it over; nothing of it is kept"
@@ -154,29 +158,29 @@ class _Watch:
 
     def _failed(self, task: str, error: str) -> None:
         self.ended[self.holding] = error
-        self.watcher.failed(task, error)
+        self.watcher.on_failed(task, error)
 
     def _give_back(self) -> None:
         if self.holding:
-            release(self.registry, ARRIVALS, number=self.holding, holder=self.holder)
+            release(self.registry, ARRIVAL_STREAM, number=self.holding, holder=self.holder)
             self.holding = 0
 
 
 @final
-class Dropped:
+class WatchedFolder:
     """The task files in a folder; of each, how it looked, since when, and how it looked when it was read."""
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry, self.folder = registry, folder
-        self._seen: dict[Path, tuple[Look, float]] = {}
-        self._read: dict[Path, Look] = {}
+        self._seen: dict[Path, tuple[FileStat, float]] = {}
+        self._read: dict[Path, FileStat] = {}
 
     @property
-    def unread(self) -> bool:
+    def has_unsettled_files(self) -> bool:
         """Whether one of them may still be being written."""
         return any(self._read.get(path) != look for path, (look, _) in self._seen.items())
 
-    def submit(self) -> None:
+    def submit_changed(self) -> None:
         """Submit what has changed since it was last read, and not for a while; say once what is no task.
 
         Raises RegistryError where the registry takes none: it is submitted the next time.
@@ -189,7 +193,7 @@ class Dropped:
             for known, since in [before.get(path, unseen)]
         }
         for path, (look, since) in sorted(self._seen.items()):
-            if self._read.get(path) != look and moment - since >= WAIT:
+            if self._read.get(path) != look and moment - since >= POLL_SECONDS:
                 self._submit(path)
                 self._read[path] = look
 
@@ -201,11 +205,11 @@ class Dropped:
         else:
             log.info("%s is arrival %d", path.name, number)
 
-    def _files(self) -> Mapping[Path, Look]:
+    def _files(self) -> Mapping[Path, FileStat]:
         found = {}
         try:
             for path in self.folder.iterdir():
-                if path.suffix in FILES and not path.name.startswith("."):  # such as an editor's drafts
+                if path.suffix in TASK_FILE_SUFFIXES and not path.name.startswith("."):  # such as an editor's drafts
                     with suppress(FileNotFoundError):
                         said = path.stat()
                         found[path] = (said.st_mtime_ns, said.st_size, said.st_ino)

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbone import Backbone
-from continual.checked import check
+from continual.checked import load_and_check
 from continual.deltas import load_delta
 from continual.evaluate import metric_score
-from continual.kinds import Outputs, Seen, labels_of
-from continual.learn import Task, ready
-from continual.record import outputs_from_bytes
+from continual.kinds import ForwardContext, Outputs, answer_labels
+from continual.learn import PreparedTask, prepare_task
+from continual.record import deserialize_outputs
 from registry import Registry
 from tasks import Stream
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """A delta's answers to its test rows now and when it was learned.
 
     rows: their number · changed: how many of them are answered otherwise in any bit · before, now: the scores.
@@ -34,7 +34,7 @@ class Audited:
         return self.changed == 0
 
 
-def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[Audited]:
+def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[AuditResult]:
     """Run every learned delta of a stream over its task's test rows again and compare what it says with what is stored.
 
     It is the same to the bit on the kind of machine, libraries and number of threads that learned them.
@@ -42,16 +42,16 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
     """
     deltas = {position.task: position.delta for position in registry.stream(stream.name).positions}
     found = []
-    for data in check(backbone, registry, stream):
+    for data in load_and_check(backbone, registry, stream):
         name = deltas.get(data.spec.name)
         stored = registry.delta(name) if name else None
         if stored is None or stored.predictions is None:
             continue
-        task, delta = ready(backbone, data), load_delta(registry.blobs.get(stored.values))
-        before = outputs_from_bytes(registry.blobs.get(stored.predictions))
-        now = task.kind.outputs(Seen(task.backbone, delta, task.test), delta.head)
+        task, delta = prepare_task(backbone, data), load_delta(registry.blobs.get(stored.values))
+        before = deserialize_outputs(registry.blobs.get(stored.predictions))
+        now = task.kind.outputs(ForwardContext(task.backbone, delta, task.test), delta.head)
         scores = [_score(task, outputs) for outputs in (before, now)]
-        found.append(Audited(stored.task, stored.name, len(data.test), _changed(before, now), *scores))
+        found.append(AuditResult(stored.task, stored.name, len(data.test), _changed(before, now), *scores))
     return found
 
 
@@ -64,6 +64,6 @@ def _changed(before: Outputs, now: Outputs) -> int:
     return int(torch.stack(differs).any(dim=0).sum())
 
 
-def _score(task: Task, outputs: Outputs) -> float:
-    answers = labels_of(task.kind.answers(task.backbone, outputs, task.test))
-    return metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.scored)
+def _score(task: PreparedTask, outputs: Outputs) -> float:
+    answers = answer_labels(task.kind.answers(task.backbone, outputs, task.test))
+    return metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.metric_kind)

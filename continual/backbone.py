@@ -21,23 +21,23 @@ from transformers import (
     AutoTokenizer,
 )
 
-from continual.devices import Where, choose_device, choose_dtype, device_map, device_of, is_split
+from continual.devices import DeviceSpec, device_map, device_of, is_split, resolve_device, resolve_dtype
 from continual.errors import BackboneError
-from continual.families import Architecture, Family, family_of, places
+from continual.families import Architecture, Family, family_of, resolve_places
 from continual.fingerprint import fingerprint
-from continual.hub import Pooling, declared_pooling, locate, not_loaded, quiet
+from continual.hub import Pooling, declared_pooling, load_error, resolve_source, silence_transformers
 from continual.quantised import (
-    check_loads,
+    check_quantization,
+    fix_compute_dtype,
     plain_name,
-    quantisation,
-    quantised_as,
-    settle,
+    quantization_config,
+    quantization_digest,
     shape_of,
 )
 from continual.sites import Place
-from registry import Bits, with_bits
+from registry import Bits, quantized_name
 
-LONGEST_INPUT = 8192  # tokens, where neither the positions nor the tokenizer set a limit
+DEFAULT_MAX_TOKENS = 8192  # tokens, where neither the positions nor the tokenizer set a limit
 
 _PLACES: WeakKeyDictionary[Any, dict[tuple[str, bool], tuple[Place, ...]]] = WeakKeyDictionary()  # by model
 _AUTO_MODEL: Mapping[Architecture, Any] = {
@@ -68,22 +68,22 @@ class Backbone:
     pooling: Pooling
     device: torch.device
     dtype: torch.dtype
-    lm: Any = None  # transformers.PreTrainedModel
+    language_model: Any = None  # transformers.PreTrainedModel
     split: bool = False
-    generates: bool = False
-    reserved: int = 0
+    edits_decoder: bool = False
+    reserved_tokens: int = 0
 
     @property
     def architecture(self) -> Architecture:
         return self.family.architecture
 
     @property
-    def whole(self) -> Any:
+    def base_module(self) -> Any:
         """What the fingerprint covers: the language model that writes, or the model where there is none.
 
         The head of a masked language model is left out: with and without it an encoder is the same backbone.
         """
-        return self.model if self.lm is None or self.architecture == "encoder" else self.lm
+        return self.model if self.language_model is None or self.architecture == "encoder" else self.language_model
 
     @property
     def hidden_size(self) -> int:
@@ -93,7 +93,7 @@ class Backbone:
     @property
     def parameter_count(self) -> int:
         """How many numbers its weights stand for, packed or not."""
-        return sum(shape_of(weight).numel() for weight in self.whole.parameters())
+        return sum(shape_of(weight).numel() for weight in self.base_module.parameters())
 
     @property
     def longest_input(self) -> int:
@@ -101,28 +101,30 @@ class Backbone:
 
         It is what the positions take, else what the tokenizer says, else LONGEST_INPUT.
         """
-        return (self.family.positions or min(self.tokenizer.model_max_length, LONGEST_INPUT)) - self.reserved
+        return (
+            self.family.positions or min(self.tokenizer.model_max_length, DEFAULT_MAX_TOKENS)
+        ) - self.reserved_tokens
 
     @property
     def layers(self) -> int:
         """How many layers read a text; the decoder's of an encoder-decoder are not counted."""
         return self.family.stack.layers
 
-    def places(self, site: str) -> tuple[Place, ...]:
+    def modules_at(self, site: str) -> tuple[Place, ...]:
         """The places of a site or of a group of sites; see `families.places`."""
-        known, key = _PLACES.setdefault(self.model, {}), (site, self.generates)
+        known, key = _PLACES.setdefault(self.model, {}), (site, self.edits_decoder)
         if key not in known:
-            known[key] = places(self.model, self.family, site, generates=self.generates)
+            known[key] = resolve_places(self.model, self.family, site, generates=self.edits_decoder)
         return known[key]
 
     @contextmanager
-    def precision(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         """Matrix products inside run in `dtype`; weights, norms and sums stay in float32."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     @contextmanager
-    def dropping(self) -> Iterator[None]:
+    def checkpoint_dropout(self) -> Iterator[None]:
         """Inside, the checkpoint's own dropout is at work, at the rates of its configuration; nothing else changes."""
         self.model.train()
         try:
@@ -147,7 +149,7 @@ class Backbone:
 
 
 def load_backbone(
-    name: str | Path, *, device: Where = "auto", dtype: str = "auto", bits: int | None = None
+    name: str | Path, *, device: DeviceSpec = "auto", dtype: str = "auto", bits: int | None = None
 ) -> Backbone:
     """Load a backbone by name (`minilm`), hub id or folder, and freeze it.
 
@@ -159,36 +161,36 @@ def load_backbone(
     """
     name = str(name)
     plain, packed = plain_name(name, bits)
-    where, spread = locate(plain), device_map(device)
+    where, spread = resolve_source(plain), device_map(device)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise not_loaded(name, where, error) from error
-    family, home = family_of(config), choose_device(device if isinstance(device, str) and not spread else "auto")
-    if check_loads(config, name, packed, home):
+        raise load_error(name, where, error) from error
+    family, home = family_of(config), resolve_device(device if isinstance(device, str) and not spread else "auto")
+    if check_quantization(config, name, packed, home):
         if spread:
             raise BackboneError(f"backbone {name!r} is quantised, and such a one cannot be split; give it one device")
         spread = {"": "cpu"}  # packed there, the weights are the same to the bit wherever they go
     try:
-        with quiet():
+        with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             model, missing = _load_model(where, config, family, spread, packed)
         pooling = declared_pooling(where)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise not_loaded(name, where, error) from error
+        raise load_error(name, where, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what is made where there are no files for one
         raise BackboneError(
             f"backbone {name!r} at {where!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
         )
     if missing:
         raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
-    return freeze(model, tokenizer, name=with_bits(plain, packed), pooling=pooling, device=str(home), dtype=dtype)
+    return freeze(model, tokenizer, name=quantized_name(plain, packed), pooling=pooling, device=str(home), dtype=dtype)
 
 
-Spread = str | Mapping[str, str | int] | None
+DeviceMap = str | Mapping[str, str | int] | None
 
 
-def _load_model(where: str, config: Any, family: Family, spread: Spread, bits: Bits | None) -> tuple[Any, set[str]]:
+def _load_model(where: str, config: Any, family: Family, spread: DeviceMap, bits: Bits | None) -> tuple[Any, set[str]]:
     """The model with its language modelling head, where its files have one, and the weights that they lack."""
     load = partial(_from_pretrained, where, config, spread=spread, bits=bits)
     if family.architecture == "encoder" and any(name.endswith(_MASKED) for name in config.architectures or ()):
@@ -199,7 +201,7 @@ def _load_model(where: str, config: Any, family: Family, spread: Spread, bits: B
 
 
 def _from_pretrained(
-    where: str, config: Any, kind: Any, arguments: Mapping[str, Any], *, spread: Spread, bits: Bits | None
+    where: str, config: Any, kind: Any, arguments: Mapping[str, Any], *, spread: DeviceMap, bits: Bits | None
 ) -> tuple[Any, set[str]]:
     placed: dict[str, Any] = {}
     if spread:
@@ -207,7 +209,7 @@ def _from_pretrained(
         placed = {"device_map": spread, "offload_folder": folder.name}
     if bits:
         with torch.device("meta"):
-            placed["quantization_config"] = quantisation(bits, kind.from_config(config))
+            placed["quantization_config"] = quantization_config(bits, kind.from_config(config))
     model, info = kind.from_pretrained(
         where,
         dtype=torch.float32,
@@ -232,22 +234,22 @@ def freeze(
     Raises BackboneError for an unknown family, or a tokenizer without either token.
     """
     split, family = is_split(model), family_of(model.config)
-    chosen = device_of(model.get_input_embeddings()) if split else choose_device(device)
-    compute = choose_dtype(dtype, chosen, quantised=bool(quantised_as(model)))
+    chosen = device_of(model.get_input_embeddings()) if split else resolve_device(device)
+    compute = resolve_dtype(dtype, chosen, quantised=bool(quantization_digest(model)))
     masked = family.architecture == "encoder" and model.get_output_embeddings() is not None
     lm = model if masked or (family.architecture != "encoder" and model.can_generate()) else None
     if lm is not None and not masked:
         lm.generation_config.forced_eos_token_id = None  # what is written depends on nothing but what was read
     _let_pad(tokenizer, name)
     model.requires_grad_(False).eval()
-    settle(model, compute)
+    fix_compute_dtype(model, compute)
     if not split:
         model.to(chosen)
     return Backbone(
         name=name,
         fingerprint=fingerprint(model.base_model if lm is None or masked else lm),
         model=model.base_model,
-        lm=lm,
+        language_model=lm,
         tokenizer=tokenizer,
         family=family,
         pooling=pooling,

@@ -18,91 +18,93 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.course import random_state, set_random_state
+from continual.course import get_rng_state, set_rng_state
 from continual.deltas import MethodSettings
-from continual.deltas.lower import left_out, states_after, untouched
+from continual.deltas.lower import count_unedited_layers, run_first_layers, skip_first_layers
 from continual.features import Tokens, pad, sorted_batches
 from continual.sites import Call
 
-MOST_BYTES = 1 << 30  # for one training
+MAX_CACHE_BYTES = 1 << 30  # for one training
 
-Text = tuple[tuple[int, ...], ...]  # the ids of a text's tokens, and their types where there are types
+TokenizedText = tuple[tuple[int, ...], ...]  # the ids of a text's tokens, and their types where there are types
 
 
 @dataclass(frozen=True)
-class States:
+class CachedStates:
     """States [1 + S, D] of the tokens of texts, one after the other behind zeros, and where each text begins."""
 
     states: Tensor
-    begins: Mapping[Text, int]
+    offsets: Mapping[TokenizedText, int]
 
     def __call__(self, call: Call) -> Tensor | None:
         """The states [B, T, D] of a batch, zeros for padding; None where a text of it is not known."""
         texts = _texts(call)
-        if not all(text in self.begins for text in texts):
+        if not all(text in self.offsets for text in texts):
             return None
-        return self.states[_places([self.begins[text] for text in texts], call["attention_mask"])]
+        return self.states[_places([self.offsets[text] for text in texts], call["attention_mask"])]
 
 
 @dataclass(frozen=True)
-class Below:
+class FrozenLayerCache:
     """The lowest `layers` layers, no edit in them, in a training that reads the same texts several times."""
 
     backbone: Backbone
     layers: int
-    reads: Callable[[], Tokens]
+    read_tokens: Callable[[], Tokens]
 
     @cached_property
-    def _states(self) -> States | None:
-        return states_below(self.backbone, self.reads(), layers=self.layers)
+    def _states(self) -> CachedStates | None:
+        return compute_states(self.backbone, self.read_tokens(), layers=self.layers)
 
     @contextmanager
-    def known(self) -> Iterator[None]:
+    def use_cache(self) -> Iterator[None]:
         """Inside, these layers are computed for no text that is among those read; the first time, for all of them."""
         if self._states is None:
             yield
         else:
-            with left_out(self.backbone, self.layers, self._states):
+            with skip_first_layers(self.backbone, self.layers, self._states):
                 yield
 
 
-def below(backbone: Backbone, settings: MethodSettings, reads: Callable[[], Tokens] | None) -> Below | None:
+def frozen_layer_cache(
+    backbone: Backbone, settings: MethodSettings, reads: Callable[[], Tokens] | None
+) -> FrozenLayerCache | None:
     """The layers below all edits of a method, where there are any and the texts are known."""
-    layers = untouched(backbone, settings) if reads else 0
-    return Below(backbone, layers, reads) if reads and layers else None
+    layers = count_unedited_layers(backbone, settings) if reads else 0
+    return FrozenLayerCache(backbone, layers, reads) if reads and layers else None
 
 
-def states_below(backbone: Backbone, tokens: Tokens, *, layers: int) -> States | None:
+def compute_states(backbone: Backbone, tokens: Tokens, *, layers: int) -> CachedStates | None:
     """The states of all texts after so many layers; None where they are too many, or other ones every time."""
     tokens = tokens.take(list({text: number for number, text in enumerate(_own(tokens))}.values()))
     ends = torch.tensor([0, *tokens.lengths]).cumsum(0) + 1
     begins, size = ends[:-1].tolist(), int(ends[-1])
-    if size * backbone.model.config.hidden_size * torch.float32.itemsize > MOST_BYTES:
+    if size * backbone.model.config.hidden_size * torch.float32.itemsize > MAX_CACHE_BYTES:
         return None
     found: Tensor | None = None
-    before = random_state(backbone.device)
-    with torch.no_grad(), backbone.dropping():
+    before = get_rng_state(backbone.device)
+    with torch.no_grad(), backbone.checkpoint_dropout():
         for chosen in sorted_batches(tokens.lengths):
             batch = pad(backbone, tokens, chosen)
-            states = states_after(backbone, layers, batch)
-            if not _same(before, random_state(backbone.device)):
-                set_random_state(before, backbone.device)
+            states = run_first_layers(backbone, layers, batch)
+            if not _same(before, get_rng_state(backbone.device)):
+                set_rng_state(before, backbone.device)
                 return None
             if found is None:
                 found = states.new_zeros(size, states.shape[-1])
             places = _places([begins[i] for i in chosen], batch["attention_mask"])
             own = places > 0
             found[places[own]] = states[own]
-    return None if found is None else States(found, dict(zip(_own(tokens), begins, strict=True)))
+    return None if found is None else CachedStates(found, dict(zip(_own(tokens), begins, strict=True)))
 
 
-def _own(tokens: Tokens) -> list[Text]:
+def _own(tokens: Tokens) -> list[TokenizedText]:
     if tokens.types is None:
         return [(ids,) for ids in tokens.ids]
     return list(zip(tokens.ids, tokens.types, strict=True))
 
 
-def _texts(call: Call) -> list[Text]:
+def _texts(call: Call) -> list[TokenizedText]:
     """The texts of a batch that is padded on the right."""
     columns = [call[name].tolist() for name in ("input_ids", "token_type_ids") if call.get(name) is not None]
     lengths = call["attention_mask"].sum(dim=1).tolist()

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from continual.backbone import Backbone
-from continual.deltas import steps
+from continual.deltas import iterate_edits
 from continual.errors import BackboneError, InputError, MethodError
-from continual.features import making_room
+from continual.features import reserve_tokens
 from continual.kinds import kind_of_spec
 from continual.record import backbone_record, task_record
-from continual.search import arms, possible, search_of
-from registry import Registry, Unit
+from continual.search import candidate_settings, search_candidates, search_settings
+from registry import Registry, UnitOfWork
 from tasks import Stream, TaskData, TaskSpec, load_stream
 
 
-def require_learns(backbone: Backbone) -> None:
+def require_trainable(backbone: Backbone) -> None:
     """Raises BackboneError for a backbone that answers, and that nothing is learned on."""
     if backbone.split:
         raise BackboneError(
@@ -25,7 +25,9 @@ def require_learns(backbone: Backbone) -> None:
         )
 
 
-def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False) -> tuple[TaskData, ...]:
+def load_and_check(
+    backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False
+) -> tuple[TaskData, ...]:
     """Load the rows of every task and check all that can be checked before training; nothing is written.
 
     A task that was purged since the stream learned it is left out: its rows may be gone as well.
@@ -38,21 +40,21 @@ def check(backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool
     purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
     kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in kept.resolved() for problem in misfits(backbone, spec)
+        MethodError(problem) for spec in kept.resolved() for problem in incompatibilities(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
         loaded = load_stream(kept)
-        registry.require_same(task_record(data) for data in loaded if data.spec.name not in learned)
+        registry.check_tasks_unchanged(task_record(data) for data in loaded if data.spec.name not in learned)
         if not alone:
-            registry.require_begun_so(stream.name, _entries(stream, loaded))
+            registry.check_stream_unchanged(stream.name, _entries(stream, loaded))
     except InputError as error:
         problems.append(error)
-    require_none(problems)
+    raise_problems(problems)
     return loaded
 
 
-def require_none(problems: Sequence[InputError]) -> None:
+def raise_problems(problems: Sequence[InputError]) -> None:
     """Raises the problem, where there is one, and of several one InputError that says all."""
     if len(problems) == 1:
         raise problems[0]
@@ -60,26 +62,26 @@ def require_none(problems: Sequence[InputError]) -> None:
         raise InputError("\n".join(map(str, problems)))
 
 
-def misfits(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
     """What of a task's kind and method is not offered on this backbone."""
     try:
         assert spec.method  # what `Stream.resolved` fills in
         assert spec.budget
         kind = kind_of_spec(spec)
-        fitting = making_room(replace(backbone, generates=kind.generates), *possible(spec.method))
-        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.misfits(fitting, spec))
-        for settings in possible(spec.method):
-            list(steps(fitting, settings))  # looks for every site
-        if search := search_of(spec.method):
-            arms(fitting, search, spec.budget)
+        fitting = reserve_tokens(replace(backbone, edits_decoder=kind.generates), *candidate_settings(spec.method))
+        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.incompatibilities(fitting, spec))
+        for settings in candidate_settings(spec.method):
+            list(iterate_edits(fitting, settings))  # looks for every site
+        if search := search_settings(spec.method):
+            search_candidates(fitting, search, spec.budget)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
 
 
-def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
+def register_stream(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
     """Write down that a stream begins, or that it goes on. Raises StreamChanged where it was begun otherwise."""
 
-    def work(unit: Unit) -> None:
+    def work(unit: UnitOfWork) -> None:
         unit.add_backbone(backbone_record(backbone))
         unit.begin_stream(
             stream.name,
@@ -88,16 +90,16 @@ def begin(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequen
             entries=_entries(stream, loaded),
         )
 
-    registry.write(work)
+    registry.write_with_retry(work)
 
 
 def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
     """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
-    recipes = {data.spec.name: recipe(data) for data in loaded}
+    recipes = {data.spec.name: recipe_digest(data) for data in loaded}
     return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
 
 
-def recipe(data: TaskData) -> str:
+def recipe_digest(data: TaskData) -> str:
     """Digest of all that decides what is learned from a task: its spec, its rows, the seed.
 
     Left out are where the rows lie, how many tasks may be trained beside it, and how memory is saved.

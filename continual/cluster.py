@@ -12,11 +12,11 @@ from continual.errors import EngineError
 from continual.room import Resources
 
 # Of a cluster that is started here: it tells nobody, and its workers are as urgent as learning in this process is.
-OWN_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+LOCAL_CLUSTER_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def ray_cluster(address: str | None) -> Iterator[None]:
     """A connection to the cluster at `address`; one that was open before stays open.
 
     Without an address that is the one that RAY_ADDRESS names or that runs on this machine, else one that begins and
@@ -27,7 +27,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     if address and address.startswith("ray://"):
         raise EngineError(f"address {address!r} is of Ray Client; run on a node of the cluster, and give host:port")
-    for name, value in OWN_CLUSTER.items():
+    for name, value in LOCAL_CLUSTER_ENV.items():
         os.environ.setdefault(name, value)
     try:
         ray.init(
@@ -49,6 +49,6 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def nodes() -> list[Resources]:
+def node_resources() -> list[Resources]:
     """What each node of the cluster has that is alive, whoever uses it."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 
-from continual.forgetting import mean, measures
-from continual.report import Document, Matrix, report
-from registry import Mode, Registry, StepScore, StoredStrategy, StoredStream
+from continual.forgetting import continual_measures, mean
+from continual.report import Document, Matrix, stream_report
+from registry import Registry, ScoreMode, StepScore, StoredStrategy, StoredStream
 
 ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
 JOINT = "joint"
-MEASURED = {  # what tables show of a strategy, by heading: where it stands in the document
+MEASURE_PATHS = {  # what tables show of a strategy, by heading: where it stands in the document
     "ACC": ("oracle", "acc"),
     "BWT": ("oracle", "bwt"),
     "forgets": ("oracle", "forgetting"),
@@ -21,13 +21,13 @@ MEASURED = {  # what tables show of a strategy, by heading: where it stands in t
     "routed": ("routed", "acc"),
     "router": ("routed", "routing_accuracy"),
 }
-EXPLAINED = (
+MEASURE_LEGEND = (
     "ACC: mean score at the end · BWT: backward transfer · FWT: forward transfer · LA: mean score when learned · "
     "AIA: mean over the stream · intr.: intransigence, joint less LA · routed: ACC where the router chooses the task · "
     "router: its accuracy"
 )
-COSTS_EXPLAINED = "parameters that answer and bytes that are kept, for each task · seconds of learning, all tasks"
-NOTHING = asdict(measures([]))
+COST_LEGEND = "parameters that answer and bytes that are kept, for each task · seconds of learning, all tasks"
+EMPTY_MEASURES = asdict(continual_measures([]))
 
 
 def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
@@ -37,9 +37,9 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
     without those that were `purged` · intransigence: mean over tasks of joint less R[i, i]; None unless joint is among
     them and finished. Raises NotFound for a stream that was never begun.
     """
-    told = [_isolated(report(registry, stream))] if isolated else []
+    told = [_isolated(stream_report(registry, stream))] if isolated else []
     told += [_told(run) for run in runs]
-    ceiling = next((ends(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
+    ceiling = next((final_scores(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
     for one in told:
         one["oracle"]["intransigence"] = _intransigence(one, ceiling)
     begun = registry.stream(stream)
@@ -52,23 +52,23 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
     }
 
 
-def measured(one: Document) -> list[float | None]:
+def measure_values(one: Document) -> list[float | None]:
     """What `MEASURED` names, of one strategy."""
-    return [one[mode].get(name) for mode, name in MEASURED.values()]
+    return [one[mode].get(name) for mode, name in MEASURE_PATHS.values()]
 
 
-def seen_so_far(one: Document) -> list[float | None]:
+def average_accuracy_curve(one: Document) -> list[float | None]:
     """ACC_t, the mean score on the tasks seen so far, after each task; None where that was not measured."""
     rows = [row[: t + 1] for t, row in enumerate(one["oracle"]["matrix"])]
     return [mean(row) if None not in row else None for row in rows]
 
 
-def ends(one: Document) -> dict[str, float | None]:
+def final_scores(one: Document) -> dict[str, float | None]:
     """The scores after the last task, by task."""
     return dict(zip(one["tasks"], one["oracle"]["matrix"][-1], strict=True)) if one["tasks"] else {}
 
 
-def finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
+def latest_finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
     """Of each strategy the run that was finished last, in the order in which they were begun.
 
     Only those that learned all tasks that the stream has by now: scores on other tasks compare with nothing.
@@ -94,7 +94,7 @@ def _isolated(document: Document) -> Document:
         "finished": not document["unfinished"],
         "tasks": [task["task"] for task in tasks],
         "oracle": {**oracle, "matrix": _among(oracle["matrix"], kept)},
-        "routed": {name: routed[name] for name in (*NOTHING, "routing_accuracy")}
+        "routed": {name: routed[name] for name in (*EMPTY_MEASURES, "routing_accuracy")}
         | {"matrix": _among(routed["matrix"], kept)},
         "parameters": mean(task["parameters"] for task in tasks),
         "bytes": mean(task["bytes"] for task in tasks),
@@ -126,18 +126,18 @@ def _told(run: StoredStrategy) -> Document:
     }
 
 
-def _measured(run: StoredStrategy, mode: Mode) -> Document:
+def _measured(run: StoredStrategy, mode: ScoreMode) -> Document:
     """The matrix of a mode with its measures; of what learned all tasks at once its last row, and its mean."""
     matrix = _matrix(run, mode)
     if [step.number for step in run.steps] != list(range(len(matrix))):
-        return {"matrix": matrix, **NOTHING, "acc": mean(value for value in matrix[-1] if value is not None)}
+        return {"matrix": matrix, **EMPTY_MEASURES, "acc": mean(value for value in matrix[-1] if value is not None)}
     before = None
     if mode == "oracle":
         before = [_values(step.scores, "frozen").get(run.tasks[step.number]) for step in run.steps]
-    return {"matrix": matrix, **asdict(measures(matrix, before))}
+    return {"matrix": matrix, **asdict(continual_measures(matrix, before))}
 
 
-def _matrix(run: StoredStrategy, mode: Mode) -> Matrix:
+def _matrix(run: StoredStrategy, mode: ScoreMode) -> Matrix:
     """R[t, i] where it was measured; of the oracle mode with the score before training just above the diagonal."""
     known = run.steps[-1].number + 1 if run.steps else 0
     names = run.tasks[:known]
@@ -150,7 +150,7 @@ def _matrix(run: StoredStrategy, mode: Mode) -> Matrix:
     return rows
 
 
-def _values(scores: Iterable[StepScore], mode: Mode) -> dict[str, float]:
+def _values(scores: Iterable[StepScore], mode: ScoreMode) -> dict[str, float]:
     """The scores of a mode by task, without how often the router was right."""
     return {own.task: own.value for own in scores if own.mode == mode and own.metric != "routing_accuracy"}
 

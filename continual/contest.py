@@ -13,16 +13,16 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError, DataError, DeltaError
 from continual.evaluate import metric_score
-from continual.experts import Asked, opinion
-from continual.kinds import labels_of
-from continual.learn import Task
+from continual.experts import DeltaQuery, query_delta
+from continual.kinds import answer_labels
+from continual.learn import PreparedTask
 from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, StoredDelta
-from tasks import Rows, TaskSpec, load_validation
+from tasks import LabelledTexts, TaskSpec, load_validation
 
 log = logging.getLogger(__name__)
 
 
-def contest(backbone: Backbone, registry: Registry, task: Task, delta: Delta) -> Contest | None:
+def contest_champion(backbone: Backbone, registry: Registry, task: PreparedTask, delta: Delta) -> Contest | None:
     """What `delta`, newly learned as `task`, and the champion answer of the validation rows of both.
 
     None where there is no champion, or both have the same validation rows: the scores that are stored say it all then.
@@ -34,18 +34,18 @@ def contest(backbone: Backbone, registry: Registry, task: Task, delta: Delta) ->
         old = load_delta(registry.blobs.get(champion.values))
     except (BlobError, DeltaError) as error:
         log.warning("task %s: %s cannot be asked: %s", task.data.spec.name, champion.name, error)
-        return Contest(champion=champion.name, doubt=f"the values of {champion.name} cannot be read")
+        return Contest(champion=champion.name, undecided_reason=f"the values of {champion.name} cannot be read")
     rivals = ((delta, task.budget.max_length), (old, int(champion.budget["max_length"])))
 
-    def compared(rows: Rows, said: str) -> Comparison:
+    def compared(rows: LabelledTexts, said: str) -> Comparison:
         metric, kind, texts = task.data.spec.metric, task.kind, rows.texts
         truth = kind.prepare(task.backbone, rows, max_length=task.budget.max_length).truth
         new, old = (
             metric_score(
                 metric,
                 truth,
-                labels_of(opinion(backbone, rival, Asked(texts, length)).answers),
-                kind=kind.scored,
+                answer_labels(query_delta(backbone, rival, DeltaQuery(texts, length)).answers),
+                kind=kind.metric_kind,
             )
             for rival, length in rivals
         )
@@ -53,19 +53,19 @@ def contest(backbone: Backbone, registry: Registry, task: Task, delta: Delta) ->
 
     found = [compared(task.data.validation, "the new validation rows")]
     said = f"the validation rows of {champion.name}"
-    rows = read_again(champion.data, otherwise=task.data.folder) if champion.data else None
+    rows = reload_validation_rows(champion.data, otherwise=task.data.folder) if champion.data else None
     if rows is not None:
         found.append(compared(rows, said))
     unseen = rows is None and not (champion.data is None and champion.warm_start == IMPORTED)
     doubt = f"{said} cannot be read again as they were" if unseen else None
-    return Contest(champion=champion.name, comparisons=tuple(found), doubt=doubt)
+    return Contest(champion=champion.name, comparisons=tuple(found), undecided_reason=doubt)
 
 
-def _same_rows(champion: StoredDelta, task: Task) -> bool:
+def _same_rows(champion: StoredDelta, task: PreparedTask) -> bool:
     return champion.data is not None and champion.data.fingerprints["validation"] == task.data.validation.fingerprint
 
 
-def read_again(data: DataRecord, *, otherwise: Path) -> Rows | None:
+def reload_validation_rows(data: DataRecord, *, otherwise: Path) -> LabelledTexts | None:
     """The validation rows that a version was learned with; None where they are not to be had, or others by now.
 
     Rows that were added behind them are left out. Files are looked for where they were or, where that folder is gone,
@@ -77,10 +77,10 @@ def read_again(data: DataRecord, *, otherwise: Path) -> Rows | None:
     except (DataError, ValidationError) as error:
         log.warning("the rows of an earlier version cannot be read again: %s", error)
         return None
-    return as_recorded(found, data, "validation")
+    return matching_recorded_rows(found, data, "validation")
 
 
-def as_recorded(found: Rows, data: DataRecord, split: str) -> Rows | None:
+def matching_recorded_rows(found: LabelledTexts, data: DataRecord, split: str) -> LabelledTexts | None:
     """The rows of a split that a version was learned from, without what was added behind; None for other rows."""
-    rows = found.take(range(min(len(found), data.rows[split])))
+    rows = found.select(range(min(len(found), data.rows[split])))
     return rows if rows.fingerprint == data.fingerprints[split] else None

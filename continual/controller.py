@@ -6,25 +6,25 @@ last checkpoint. An engine says where that is done: here, or by workers of a clu
 """
 
 from continual.backbone import Backbone
-from continual.checked import begin, check, require_learns
-from continual.engines import LOCAL, Engine
+from continual.checked import load_and_check, register_stream, require_trainable
+from continual.engines import LOCAL_ENGINE, Engine
 from continual.errors import InputError
-from continual.job import Job
-from continual.watcher import SILENT, Watcher
+from continual.job import StreamRun
+from continual.watcher import NO_CALLBACKS, RunCallbacks
 from registry import Registry
 from tasks import Stream
 
 RETRIES = 1  # how often a task that failed is tried again
 
 
-def run(
+def run_stream(
     backbone: Backbone,
     registry: Registry,
     stream: Stream,
     *,
-    watcher: Watcher = SILENT,
+    watcher: RunCallbacks = NO_CALLBACKS,
     retries: int = RETRIES,
-    engine: Engine = LOCAL,
+    engine: Engine = LOCAL_ENGINE,
 ) -> dict[str, str]:
     """Learn what the stream has not learned yet; the tasks that failed, by name, with what went wrong.
 
@@ -34,14 +34,18 @@ def run(
     """
     if retries < 0:
         raise InputError(f"a task cannot be tried again {retries} times; retries are 0 or more")
-    require_learns(backbone)
-    loaded = check(backbone, registry, stream)
+    require_trainable(backbone)
+    loaded = load_and_check(backbone, registry, stream)
     numbers = {task.name: number for number, task in enumerate(stream.tasks)}
     rows = {numbers[data.spec.name]: data for data in loaded}
     attempts = {position.number: position.attempts for position in registry.positions(stream.name)}
     most = {number: attempts.get(number, 0) + 1 + retries for number in rows}
-    job = Job(backbone, registry, stream, rows, most, watcher)
-    with engine.ready(job) as learn:
-        begin(backbone, registry, stream, loaded)
+    job = StreamRun(backbone, registry, stream, rows, most, watcher)
+    with engine.prepare(job) as learn:
+        register_stream(backbone, registry, stream, loaded)
         learn()
-    return {position.task: position.error or "" for position in job.again(job.positions) if position.state == "failed"}
+    return {
+        position.task: position.error or ""
+        for position in job.retry_on_disconnect(job.positions)
+        if position.state == "failed"
+    }

@@ -15,10 +15,12 @@ from continual.errors import BackboneError
 for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "32")
 
-Where = str | Mapping[str, str | int]  # a device, `split`, or the devices of a model's parts as accelerate takes them
+DeviceSpec = (
+    str | Mapping[str, str | int]
+)  # a device, `split`, or the devices of a model's parts as accelerate takes them
 
 
-def choose_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one; raises BackboneError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +34,7 @@ def choose_device(device: str) -> torch.device:
         ) from error
 
 
-def device_map(device: Where) -> str | dict[str, str | int] | None:
+def device_map(device: DeviceSpec) -> str | dict[str, str | int] | None:
     """What accelerate is told of a model that is to be split over devices; None of one that is not.
 
     `split` fills the GPUs one after the other, then memory, then the disk.
@@ -60,7 +62,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device if device is None else torch.empty(0, device=device).device
 
 
-def choose_dtype(dtype: str, device: torch.device, *, quantised: bool = False) -> torch.dtype:
+def resolve_dtype(dtype: str, device: torch.device, *, quantised: bool = False) -> torch.dtype:
     """`auto` is bfloat16 where the device multiplies it in hardware or the backbone is quantised, else float32."""
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()

@@ -59,8 +59,8 @@ __all__ = [
     "EngineError",
     "ExchangeError",
     "InputError",
+    "InputLineError",
     "Interrupted",
-    "LearnError",
     "MethodError",
     "NoDelta",
     "NotFound",
@@ -68,15 +68,15 @@ __all__ = [
     "ReplicaLost",
     "RoutingError",
     "SchemaError",
+    "ServiceUnavailable",
     "StreamChanged",
     "StreamError",
     "StudyError",
     "TaskChanged",
-    "TextError",
     "TooBusy",
     "TooLarge",
     "TooLate",
-    "Unserved",
+    "TrainingError",
     "WrongKind",
 ]
 
@@ -105,7 +105,7 @@ class StudyError(InputError):
     """A study, or a setting of one, does not exist or does not fit, or the tasks are not what it needs."""
 
 
-class TextError(InputError):
+class InputLineError(InputError):
     """A line given to `predict` is neither a text nor a JSON object with one."""
 
 
@@ -125,15 +125,15 @@ class DeltaError(ContinualError):
     """A delta does not fit the backbone it is put on, or cannot be read."""
 
 
-class LearnError(ContinualError):
+class TrainingError(ContinualError):
     """A task failed while it was being learned."""
 
 
-class Unserved(ContinualError):
+class ServiceUnavailable(ContinualError):
     """A server does not answer a request now, though another time it would."""
 
 
-class TooBusy(Unserved):
+class TooBusy(ServiceUnavailable):
     """Too many inputs wait; `retry_after` is when it makes sense to ask again, in seconds."""
 
     def __init__(self, message: str, *, retry_after: int) -> None:
@@ -141,13 +141,13 @@ class TooBusy(Unserved):
         self.retry_after = retry_after
 
 
-class TooLate(Unserved):
+class TooLate(ServiceUnavailable):
     """Inputs waited for longer than they may."""
 
 
-class ReplicaLost(Unserved):
+class ReplicaLost(ServiceUnavailable):
     """The replica that was to answer ended before it did; another one can."""
 
 
-class Closing(Unserved):
+class Closing(ServiceUnavailable):
     """A server finishes what it has accepted, and accepts nothing more."""

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbone import Backbone
-from continual.checked import check, require_learns
-from continual.deltas import Delta, MethodSettings, attached, finished, fresh_values, recomputed
-from continual.features import features, sorted_batches
-from continual.kinds import Seen, Start
-from continual.learn import Task, ready
-from continual.search import possible
-from continual.warmstart import NEIGHBOURS_TRIED, from_scratch, started
+from continual.checked import load_and_check, require_trainable
+from continual.deltas import Delta, MethodSettings, activation_checkpointing, attached, finalize, init_values
+from continual.features import encode, sorted_batches
+from continual.kinds import ForwardContext, HeadStart
+from continual.learn import PreparedTask, prepare_task
+from continual.search import candidate_settings
+from continual.warmstart import MAX_NEIGHBOURS, from_scratch, initial_delta
 from registry import Registry
 from tasks import Stream, TaskData
 
 
 @dataclass(frozen=True)
-class Estimate:
+class LearningEstimate:
     """What a task would take: seconds of learning, parameters and bytes of its delta; notes on its rows."""
 
     task: str
@@ -32,37 +32,40 @@ class Estimate:
     notes: tuple[str, ...]
 
 
-def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[Estimate]:
+def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[LearningEstimate]:
     """Check every task of a stream as a run would, and estimate what each would take.
 
     Raises InputError, naming what to mend.
     """
-    require_learns(backbone)
+    require_trainable(backbone)
     known = len(registry.champions(backbone.fingerprint))
-    loaded = check(backbone, registry, stream)
-    return [estimate(ready(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]
+    loaded = load_and_check(backbone, registry, stream)
+    return [estimate_task(prepare_task(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]
 
 
-def estimate(task: Task, *, earlier: int) -> Estimate:
+def estimate_task(task: PreparedTask, *, earlier: int) -> LearningEstimate:
     """Time one training step and one batch of inference on the task's own rows, and multiply.
 
     earlier: how many tasks there are to start from, each of which costs a pass over the rows.
     """
     backbone, kind = task.backbone, task.kind
     batch = _typical(task.train.tokens.lengths, task.budget.batch_size)
-    some = kind.prepare(backbone, task.data.train.take(batch), max_length=task.budget.max_length)
+    some = kind.prepare(backbone, task.data.train.select(batch), max_length=task.budget.max_length)
     delta = _zero(task)
-    kept = finished(backbone, delta, stage=delta.settings.stages - 1).rounded()
+    kept = finalize(backbone, delta, stage=delta.settings.stages - 1).quantise_to_float16()
     learned = delta.trainable(backbone.device)
     every = range(len(batch))
-    with attached(backbone, learned), recomputed(backbone) if task.budget.checkpointing else nullcontext():
+    with (
+        attached(backbone, learned),
+        activation_checkpointing(backbone) if task.budget.checkpointing else nullcontext(),
+    ):
         step = _seconds(lambda: torch.autograd.backward(kind.loss(backbone, learned, some, every))) / len(batch)
-    look = _seconds(lambda: features(backbone, some.tokens)) / len(batch)
-    answer = _seconds(lambda: kind.outputs(Seen(backbone, delta, some), delta.head)) / len(batch)
+    look = _seconds(lambda: encode(backbone, some.tokens)) / len(batch)
+    answer = _seconds(lambda: kind.outputs(ForwardContext(backbone, delta, some), delta.head)) / len(batch)
     held_out, test, rows = len(task.data.validation), len(task.data.test), len(task.data.train)
-    looks = (rows + held_out) * (1 + min(earlier, NEIGHBOURS_TRIED)) + test
+    looks = (rows + held_out) * (1 + min(earlier, MAX_NEIGHBOURS)) + test
     answers = held_out * (1 + task.budget.epochs) + 3 * test
-    return Estimate(
+    return LearningEstimate(
         task=task.data.spec.name,
         train_rows=rows,
         labels=len(task.data.labels),
@@ -73,7 +76,7 @@ def estimate(task: Task, *, earlier: int) -> Estimate:
     )
 
 
-def memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
+def estimate_memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
     """About how many bytes learning any one of these tasks takes, those of the process itself left out.
 
         W + 16 max V + max(68 B T D L)
@@ -89,22 +92,22 @@ def memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
         assert data.spec.method  # what `Stream.resolved` fills in
         assert data.spec.budget
         budget, layers = data.spec.budget, backbone.layers
-        values = max(values, *(_size(backbone, settings) for settings in possible(data.spec.method)))
+        values = max(values, *(_size(backbone, settings) for settings in candidate_settings(data.spec.method)))
         rows = budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input)
         kept = max(kept, rows * backbone.hidden_size * (68 + 4 * layers if budget.checkpointing else 68 * layers))
-    weights: int = sum(weight.numel() * weight.element_size() for weight in backbone.whole.parameters())
+    weights: int = sum(weight.numel() * weight.element_size() for weight in backbone.base_module.parameters())
     return weights + 16 * values + kept
 
 
-def _zero(task: Task) -> Delta:
+def _zero(task: PreparedTask) -> Delta:
     """A delta of the task's method and size that has learned nothing."""
-    settings = max(possible(task.method), key=lambda settings: _size(task.backbone, settings))
-    blank = from_scratch(Start(task.kind.blank(task.backbone), torch.empty(0)))
-    return started(task.backbone, task.kind, blank, method=task.method.name, settings=settings, seed=0)
+    settings = max(candidate_settings(task.method), key=lambda settings: _size(task.backbone, settings))
+    blank = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
+    return initial_delta(task.backbone, task.kind, blank, method=task.method.name, settings=settings, seed=0)
 
 
 def _size(backbone: Backbone, settings: MethodSettings) -> int:
-    return sum(value.numel() for value in fresh_values(backbone, settings, seed=0).values())
+    return sum(value.numel() for value in init_values(backbone, settings, seed=0).values())
 
 
 def _typical(lengths: list[int], size: int) -> list[int]:

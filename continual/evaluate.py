@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from continual.metrics import METRICS, SHARES, OfRows
+from continual.metrics import METRICS, PROPORTION_METRICS, SubsetScorer
 
-RESAMPLES = 200
-Z = 1.959963984540054  # the normal distribution's 97.5 % point
+BOOTSTRAP_SAMPLES = 200
+Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoreWithInterval:
     """A score, the number of rows it was measured on, and its 95 % interval."""
 
     value: float
@@ -28,7 +28,9 @@ def metric_score(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, k
     return METRICS[kind][metric](truth, answers)(np.arange(len(truth)))
 
 
-def measure(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification") -> Measured:
+def score_with_interval(
+    metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification"
+) -> ScoreWithInterval:
     """`metric` with its 95 % interval: Wilson's (1927) for a share of rows, else the bootstrap's (Efron 1979).
 
     >>> measure("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
@@ -36,25 +38,25 @@ def measure(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: 
     """
     of_rows, count = METRICS[kind][metric](truth, answers), len(truth)
     value = of_rows(np.arange(count))
-    low, high = wilson(value, count) if metric in SHARES else _bootstrap(of_rows, count)
-    return Measured(value, count, low, high)
+    low, high = wilson_interval(value, count) if metric in PROPORTION_METRICS else _bootstrap(of_rows, count)
+    return ScoreWithInterval(value, count, low, high)
 
 
-def share(held: Sequence[bool]) -> Measured:
+def proportion_with_interval(held: Sequence[bool]) -> ScoreWithInterval:
     """The share of rows of which something holds, with its 95 % interval."""
     value = sum(held) / len(held)
-    return Measured(value, len(held), *wilson(value, len(held)))
+    return ScoreWithInterval(value, len(held), *wilson_interval(value, len(held)))
 
 
-def wilson(found: float, rows: int) -> tuple[float, float]:
+def wilson_interval(found: float, rows: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share observed on so many rows."""
-    centre = (found + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
-    half = Z / (1 + Z**2 / rows) * math.sqrt(found * (1 - found) / rows + Z**2 / (4 * rows**2))
+    centre = (found + Z_975**2 / (2 * rows)) / (1 + Z_975**2 / rows)
+    half = Z_975 / (1 + Z_975**2 / rows) * math.sqrt(found * (1 - found) / rows + Z_975**2 / (4 * rows**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _bootstrap(of_rows: OfRows, count: int) -> tuple[float, float]:
+def _bootstrap(of_rows: SubsetScorer, count: int) -> tuple[float, float]:
     draw = np.random.default_rng(0)
-    values = [of_rows(draw.integers(count, size=count)) for _ in range(RESAMPLES)]
+    values = [of_rows(draw.integers(count, size=count)) for _ in range(BOOTSTRAP_SAMPLES)]
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

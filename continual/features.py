@@ -15,16 +15,16 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings
 from continual.errors import MethodError
 from continual.hub import Pooling
-from continual.reading import Reading, alone
+from continual.reading import ForwardRequest, run_forward
 from tasks import Text
 
 # Rows are sorted by length within so many batches: little padding, while what meets in a batch stays nearly random.
-BATCHES_SORTED_TOGETHER = 50
+LENGTH_SORT_WINDOW = 50
 INFERENCE_BATCH = 64
-SHORTEST = 8  # tokens that must be left for a text
+MIN_TEXT_TOKENS = 8  # tokens that must be left for a text
 
 R = TypeVar("R")
-Look = Callable[[Tensor, Tensor], Sequence[Tensor]]
+HiddenStateReader = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """What is kept of each text, on the CPU, given the states [B, T, D] of some and their mask [B, T]."""
 
 
@@ -48,23 +48,23 @@ class Tokens:
         return Tokens(tuple(self.ids[i] for i in indices), types)
 
 
-def joined(parts: Sequence[Tokens]) -> Tokens:
+def concat_tokens(parts: Sequence[Tokens]) -> Tokens:
     """The tokens of all parts, one after the other."""
     types = None if parts[0].types is None else tuple(row for part in parts for row in part.types or ())
     return Tokens(tuple(row for part in parts for row in part.ids), types)
 
 
-def making_room(backbone: Backbone, *possible: MethodSettings) -> Backbone:
+def reserve_tokens(backbone: Backbone, *possible: MethodSettings) -> Backbone:
     """The backbone for texts that any of these methods may add tokens to.
 
     Raises MethodError where next to nothing is left for a text.
     """
     reserved = max(settings.added_tokens for settings in possible)
-    roomy, whole = replace(backbone, reserved=reserved), replace(backbone, reserved=0).longest_input
-    if roomy.longest_input < SHORTEST:
+    roomy, whole = replace(backbone, reserved_tokens=reserved), replace(backbone, reserved_tokens=0).longest_input
+    if roomy.longest_input < MIN_TEXT_TOKENS:
         raise MethodError(
             f"the method adds {reserved} tokens to every text and backbone {backbone.name!r} takes {whole} in all; "
-            f"use a length of {max(whole - SHORTEST, 0)} at most"
+            f"use a length of {max(whole - MIN_TEXT_TOKENS, 0)} at most"
         )
     return roomy
 
@@ -73,7 +73,7 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""
     if not texts:
         return Tokens((), None)
-    parts = [[utf8(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
+    parts = [[replace_surrogates(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
     if len({len(part) for part in parts}) > 1:  # the tokenizer takes texts or pairs, not both at once
         alone = [tokenize(backbone, [text], max_length=max_length) for text in texts]
         types = None if alone[0].types is None else tuple(one.types[0] for one in alone if one.types)
@@ -87,7 +87,7 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     return Tokens(ids, None if types is None else tuple(map(tuple, types)))
 
 
-def utf8(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with half surrogate pairs, which JSON may hold and no tokenizer takes, as question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -112,7 +112,7 @@ def pad(backbone: Backbone, tokens: Tokens, indices: Sequence[int]) -> dict[str,
 def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """Batches of one epoch: every row once, rows of like length together, batches in random order."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    window = batch_size * BATCHES_SORTED_TOGETHER
+    window = batch_size * LENGTH_SORT_WINDOW
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         rows = sorted(order[start : start + window], key=lambda i: lengths[i])
@@ -135,27 +135,27 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return (hidden.float() * weight).sum(dim=1) / weight.sum(dim=1)
 
 
-def pooled(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
+def pooled_features(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
     """Pooled vectors [B, D] of a padded batch through the backbone as it is now, with what is attached."""
-    with backbone.precision():
+    with backbone.autocast():
         hidden = backbone.hidden_states(batch)
     return pool(hidden, batch["attention_mask"], pooling)
 
 
-def states(tokens: Tokens, look: Look, gather: Callable[[list[Tensor]], R]) -> Reading[R]:
+def forward_hidden(tokens: Tokens, look: HiddenStateReader, gather: Callable[[list[Tensor]], R]) -> ForwardRequest[R]:
     """To read texts, and to look at their last hidden states."""
     types = tokens.types or [None] * len(tokens)
     items = [(ids, own, look) for ids, own in zip(tokens.ids, types, strict=True)]
-    return Reading(items, tokens.lengths, _looked_at, gather, INFERENCE_BATCH)
+    return ForwardRequest(items, tokens.lengths, _looked_at, gather, INFERENCE_BATCH)
 
 
 def _looked_at(
-    backbone: Backbone, items: Sequence[tuple[tuple[int, ...], tuple[int, ...] | None, Look]]
+    backbone: Backbone, items: Sequence[tuple[tuple[int, ...], tuple[int, ...] | None, HiddenStateReader]]
 ) -> list[Tensor]:
     """What each text's look keeps of it; texts of the same look are looked at together."""
     ids, types, looks = zip(*items, strict=True)
     batch = pad(backbone, Tokens(ids, None if None in types else types), range(len(items)))
-    with backbone.precision():
+    with backbone.autocast():
         hidden = backbone.hidden_states(batch)
     found: dict[int, Tensor] = {}
     for look in dict.fromkeys(looks):
@@ -168,19 +168,19 @@ def _pooled_on_cpu(hidden: Tensor, mask: Tensor, *, pooling: Pooling) -> Sequenc
     return pool(hidden, mask, pooling).cpu().unbind()
 
 
-_POOLED: Mapping[Pooling, Look] = {
+_POOLED: Mapping[Pooling, HiddenStateReader] = {
     "mean": partial(_pooled_on_cpu, pooling="mean"),
     "cls": partial(_pooled_on_cpu, pooling="cls"),
 }
 
 
-def vectors(backbone: Backbone, tokens: Tokens, pooling: Pooling) -> Reading[Tensor]:
+def forward_pooled(backbone: Backbone, tokens: Tokens, pooling: Pooling) -> ForwardRequest[Tensor]:
     """To read the pooled vectors [N, D] of texts."""
     nothing = torch.empty(0, backbone.hidden_size)
-    return states(tokens, _POOLED[pooling], lambda found: torch.stack(found) if found else nothing)
+    return forward_hidden(tokens, _POOLED[pooling], lambda found: torch.stack(found) if found else nothing)
 
 
-def features(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
+def encode(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
     """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
     pooling = delta.head.pooling if delta and delta.head else backbone.pooling
-    return alone(backbone, delta, vectors(backbone, tokens, pooling))
+    return run_forward(backbone, delta, forward_pooled(backbone, tokens, pooling))

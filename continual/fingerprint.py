@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.quantised import quantised_as
+from continual.quantised import quantization_digest
 
 # Keys of a config that say where and how it was saved, not what it computes; packed weights say how by themselves.
 _NOT_COMPUTED = frozenset(
@@ -18,7 +18,7 @@ _NOT_COMPUTED = frozenset(
 def fingerprint(model: Any) -> str:
     """SHA-256 over configuration and weights, as they are packed, as 64 hexadecimal digits."""
     settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
-    if packed := quantised_as(model):
+    if packed := quantization_digest(model):
         settings["quantised"] = packed
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, value in sorted(model.state_dict().items()):

@@ -16,11 +16,11 @@ Lopez-Paz and Ranzato (2017), "Gradient Episodic Memory" (BWT, FWT); Chaudhry et
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-Matrix = Sequence[Sequence[float | None]]
+ScoreMatrix = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True)
-class Measures:
+class ContinualMeasures:
     """The measures of one matrix, fractions like its scores."""
 
     acc: float | None
@@ -31,7 +31,7 @@ class Measures:
     aia: float | None
 
 
-def measures(matrix: Matrix, before: Sequence[float | None] | None = None) -> Measures:
+def continual_measures(matrix: ScoreMatrix, before: Sequence[float | None] | None = None) -> ContinualMeasures:
     """Measures of a T × T matrix whose entries on and below the diagonal are numbers; entries above may be None.
 
     `before` holds b; without it FWT is None. Raises ValueError for a matrix that is not square or lacks a number, and
@@ -50,7 +50,7 @@ def measures(matrix: Matrix, before: Sequence[float | None] | None = None) -> Me
         raise ValueError(f"there is one score before learning per task; got {len(before)} for {size} tasks")
     last = learned[-1] if learned else []
     own = [row[-1] for row in learned]
-    return Measures(
+    return ContinualMeasures(
         acc=mean(last),
         bwt=mean(end - start for end, start in zip(last[:-1], own[:-1], strict=True)),
         fwt=None if before is None else mean(_transfer(matrix, before)),
@@ -73,7 +73,7 @@ def _number(row: Sequence[float | None], t: int, i: int) -> float:
     return value
 
 
-def _transfer(matrix: Matrix, before: Sequence[float | None]) -> Iterable[float]:
+def _transfer(matrix: ScoreMatrix, before: Sequence[float | None]) -> Iterable[float]:
     for i in range(1, len(matrix)):
         ahead, start = matrix[i - 1][i], before[i]
         if ahead is not None and start is not None:

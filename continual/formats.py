@@ -14,18 +14,20 @@ from torch import Tensor
 
 from continual.errors import BlobError
 
-FORMAT = 2  # of what is written here: since 2 a delta's values may be of float16; a file that says nothing is of 1
+FORMAT_VERSION = (
+    2  # of what is written here: since 2 a delta's values may be of float16; a file that says nothing is of 1
+)
 _METADATA = "continual"  # one key only: the order of several would not be the same in every process
 
 
-def to_blob(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
+def serialize(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
     """Tensors, and what is said about them as JSON; the same gives the same bytes."""
-    said = {"format": FORMAT, **(about or {})}
+    said = {"format": FORMAT_VERSION, **(about or {})}
     own = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return save_safetensors(own, metadata={_METADATA: json.dumps(said, sort_keys=True)})
 
 
-def from_blob(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors by name, in order, and what is said about them.
 
     Raises: BlobError, where the bytes are no such file, or of a format that this release does not know.
@@ -37,9 +39,9 @@ def from_blob(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str, A
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BlobError(f"these {len(data)} bytes are not a stored {what} ({reason}); restore the blob") from error
-    if found > FORMAT:
+    if found > FORMAT_VERSION:
         raise BlobError(
-            f"this {what} is of format {found}, and this release of continual reads formats up to {FORMAT}: "
+            f"this {what} is of format {found}, and this release of continual reads formats up to {FORMAT_VERSION}: "
             "a newer release wrote it. Install that release or a later one."
         )
     return tensors, about

@@ -21,30 +21,30 @@ from torch.nn import functional as F
 from continual.backbone import Backbone
 from continual.features import Tokens, pad, pool, sorted_batches
 
-TWICE, WIDEST = 2, 6144  # M is twice the size of z, but not more: a router takes M³ operations to make
-MOST_LAYERS = 8  # of a deep backbone, evenly spaced; its embeddings and its last layer are always among them
+WIDTH_FACTOR, MAX_WIDTH = 2, 6144  # M is twice the size of z, but not more: a router takes M³ operations to make
+MAX_LAYERS = 8  # of a deep backbone, evenly spaced; its embeddings and its last layer are always among them
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """N texts through the frozen backbone. vectors [N, D]: pooled last states · wide [N, M]: φ(x)."""
 
-    vectors: Tensor
-    wide: Tensor
+    pooled: Tensor
+    random_features: Tensor
 
-    def take(self, indices: Sequence[int]) -> "Frozen":
+    def take(self, indices: Sequence[int]) -> "FrozenFeatures":
         """The chosen texts."""
-        return Frozen(self.vectors[indices], self.wide[indices])
+        return FrozenFeatures(self.pooled[indices], self.random_features[indices])
 
 
 @torch.inference_mode()
-def frozen(backbone: Backbone, tokens: Tokens) -> Frozen:
+def frozen_features(backbone: Backbone, tokens: Tokens) -> FrozenFeatures:
     """The two kinds of features of tokenized texts, on the CPU, from one pass."""
     vectors, wide = torch.empty(len(tokens), backbone.hidden_size), torch.empty(len(tokens), 0)
     for indices in sorted_batches(tokens.lengths):
         batch = pad(backbone, tokens, indices)
-        with backbone.precision():
+        with backbone.autocast():
             layers = backbone.layer_states(batch)
         states = [pool(layer, batch["attention_mask"], backbone.pooling) for layer in layers]
         chosen = torch.cat([F.normalize(states[i], dim=-1) for i in _spaced(len(states))], dim=1)
@@ -53,15 +53,15 @@ def frozen(backbone: Backbone, tokens: Tokens) -> Frozen:
             wide = torch.empty(len(tokens), projection.shape[1])
         vectors[indices] = states[-1].cpu()
         wide[indices] = torch.relu(chosen @ projection.to(chosen.device)).cpu()
-    return Frozen(vectors, wide)
+    return FrozenFeatures(vectors, wide)
 
 
 def _spaced(count: int) -> list[int]:
-    return [round(place) for place in np.linspace(0, count - 1, min(count, MOST_LAYERS)).tolist()]
+    return [round(place) for place in np.linspace(0, count - 1, min(count, MAX_LAYERS)).tolist()]
 
 
 @cache
 def _projection(size: int) -> Tensor:
     """P [size, M]. NumPy promises that a `RandomState` draws the same numbers in every release."""
-    drawn = np.random.RandomState(SEED).standard_normal((size, min(TWICE * size, WIDEST)))
+    drawn = np.random.RandomState(SEED).standard_normal((size, min(WIDTH_FACTOR * size, MAX_WIDTH)))
     return torch.from_numpy(drawn.astype(np.float32))

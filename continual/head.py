@@ -14,16 +14,16 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.signature import Signature, shrunk_inverse
+from continual.signature import Signature, inverse_shrunk_covariance
 
-Linear = tuple[Tensor, Tensor]  # weight [C, D] and bias [C]
+LinearHead = tuple[Tensor, Tensor]  # weight [C, D] and bias [C]
 
-SMOOTHING = 0.02
+LABEL_SMOOTHING = 0.02
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 
 
 @dataclass(frozen=True)
-class ClosedForm:
+class DiscriminantHead:
     """Weight [C, D] and bias [C], ready to use, and how they did on the held-out rows.
 
     correct: which held-out rows they answer rightly [N] · loss: cross entropy there, in nats, labels smoothed.
@@ -43,23 +43,23 @@ class ClosedForm:
         return float(self.correct.double().mean())
 
 
-def closed_form(signature: Signature, held_out: Tensor, classes: Tensor) -> ClosedForm:
+def fit_discriminant(signature: Signature, held_out: Tensor, classes: Tensor) -> DiscriminantHead:
     """The closed-form head of a signature that answers most held-out vectors [N, D] of the given classes [N] rightly.
 
     Equally good ones are told apart by their cross entropy.
     """
-    scatter, means, freedom = signature.scatter, signature.means, signature.freedom
+    scatter, means, freedom = signature.scatter, signature.means, signature.degrees_of_freedom
     log_prior = torch.log(signature.counts / signature.counts.sum())
     candidates = []
     for shrinkage in SHRINKAGES:
-        weight = means @ shrunk_inverse(scatter, freedom, shrinkage)
+        weight = means @ inverse_shrunk_covariance(scatter, freedom, shrinkage)
         bias = -0.5 * (weight * means).sum(dim=1)
         for prior in (torch.zeros_like(log_prior), log_prior):
             candidates.append(_tempered(weight, bias + prior, held_out.double(), classes))
     return max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
 
 
-def combined(own: Linear, other: Linear, vectors: Tensor, classes: Tensor) -> tuple[Linear, Tensor]:
+def combine_heads(own: LinearHead, other: LinearHead, vectors: Tensor, classes: Tensor) -> tuple[LinearHead, Tensor]:
     """The head a · own + b · other, a, b ≥ 0, of least cross entropy on held-out vectors [N, D] of given classes [N].
 
     And which of the vectors it answers rightly [N], each by weights that were fitted without its half of them, so that
@@ -83,7 +83,7 @@ def _weighed(both: Tensor, classes: Tensor) -> tuple[float, float]:
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         free = torch.tensor(weights, requires_grad=True)
-        found = F.cross_entropy(free[0] * both[0] + free[1] * scale * both[1], classes, label_smoothing=SMOOTHING)
+        found = F.cross_entropy(free[0] * both[0] + free[1] * scale * both[1], classes, label_smoothing=LABEL_SMOOTHING)
         (slope,) = torch.autograd.grad(found, free)
         return float(found.detach()), slope.numpy()
 
@@ -91,15 +91,15 @@ def _weighed(both: Tensor, classes: Tensor) -> tuple[float, float]:
     return float(a), float(b) * scale
 
 
-def _tempered(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> ClosedForm:
+def _tempered(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> DiscriminantHead:
     """The same head divided by the temperature that is best on the held-out rows."""
     logits = F.linear(vectors, weight, bias)
 
     def loss(log_temperature: float) -> float:
         # Smoothed: where all held-out rows are told apart, the sharpest head would be best and could never be trained.
-        return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=SMOOTHING))
+        return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=LABEL_SMOOTHING))
 
     best = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
     temperature = torch.e ** float(best.x)
     correct = logits.argmax(dim=1) == classes
-    return ClosedForm((weight / temperature).float(), (bias / temperature).float(), correct, float(best.fun))
+    return DiscriminantHead((weight / temperature).float(), (bias / temperature).float(), correct, float(best.fun))

@@ -18,7 +18,7 @@ Pooling = Literal["mean", "cls"]
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def locate(name: str) -> str:
+def resolve_source(name: str) -> str:
     """The folder or hub id that a backbone's name stands for: `minilm` is the extra's folder where it is installed."""
     if name != "minilm":
         return name
@@ -28,7 +28,7 @@ def locate(name: str) -> str:
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
-def published_name(name: str) -> str:
+def hub_name(name: str) -> str:
     """What others know a backbone by: the hub's name of `minilm`, and every other name as it is, without its bits."""
     plain, _ = plain_name(name)
     return MINILM_HUB_ID if plain == "minilm" else plain
@@ -49,7 +49,7 @@ def declared_pooling(where: str) -> Pooling:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Loading and saving say nothing: weights left out on purpose would be reported as a fault."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -61,7 +61,7 @@ def quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def not_loaded(name: str, where: str, error: Exception) -> BackboneError:
+def load_error(name: str, where: str, error: Exception) -> BackboneError:
     """What to say of a backbone that could not be loaded."""
     hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if where == MINILM_HUB_ID else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

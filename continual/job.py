@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from continual.backbone import Backbone
 from continual.errors import Disconnected
-from continual.watcher import Watcher
+from continual.watcher import RunCallbacks
 from registry import Registry, StoredPosition
 from tasks import Stream, TaskData
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Job:
+class StreamRun:
     """One run through one stream.
 
     loaded: rows by position, without what was purged · most: how often learning each position may have been begun ·
@@ -28,23 +28,23 @@ class Job:
     registry: Registry
     stream: Stream
     loaded: Mapping[int, TaskData]
-    most: Mapping[int, int]
-    watcher: Watcher
-    moved: Mapping[str, str] = field(default_factory=dict)
+    max_attempts: Mapping[int, int]
+    watcher: RunCallbacks
+    migrated_from: Mapping[str, str] = field(default_factory=dict)
 
     def positions(self) -> list[StoredPosition]:
         """Those of this run: the file of another controller may name more tasks."""
         return [position for position in self._kept() if position.number in self.loaded]
 
-    def measurable(self) -> list[StoredPosition]:
+    def measurable_positions(self) -> list[StoredPosition]:
         """Those up to the first whose rows are not at hand."""
         return [*takewhile(lambda position: position.number in self.loaded, self._kept())]
 
-    def left(self) -> list[StoredPosition]:
+    def open_positions(self) -> list[StoredPosition]:
         """The positions that are still to be learned, by whomever."""
         return [position for position in self.positions() if self._is_open(position)]
 
-    def again(self, work: Callable[[], T]) -> T:
+    def retry_on_disconnect(self, work: Callable[[], T]) -> T:
         """What `work` returns, done anew where the connection breaks: how far everything is, the registry knows."""
         while True:
             try:
@@ -53,7 +53,7 @@ class Job:
                 log.warning("stream %s: %s", self.stream.name, error)
 
     def _is_open(self, position: StoredPosition) -> bool:
-        again = position.state == "failed" and position.attempts < self.most[position.number]
+        again = position.state == "failed" and position.attempts < self.max_attempts[position.number]
         return again or position.state in ("waiting", "held")
 
     def _kept(self) -> list[StoredPosition]:

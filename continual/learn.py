@@ -11,40 +11,57 @@ from functools import partial
 from typing import Any
 
 from continual.backbone import Backbone
-from continual.checkpoint import Checkpoint, Plan
-from continual.course import Course
+from continual.checkpoint import Checkpoint, TaskPlan
+from continual.course import TrainingState
 from continual.deltas import Delta, method_settings
-from continual.described import routing_of, signature_of
-from continual.evaluate import measure
-from continual.experts import opinion_of
-from continual.features import making_room
-from continual.frozen import Frozen
-from continual.kinds import Answer, Kind, Outputs, Prepared, Seen, Start, fitted, kind_of, labels_of
-from continual.lesson import lesson_of
-from continual.neighbours import learned_before, nearest_learned, spanning
-from continual.routing import Opinion, Statistics
-from continual.search import Arm, Trial, arms, halve, possible, search_of
-from continual.signature import Signature
-from continual.stints import Clock, Stints, by_itself
-from continual.train import Keep, Report, Trained, Training, training
-from continual.warmstart import (
-    TRIAL,
-    Candidate,
-    Neighbour,
-    best_neighbour,
-    choose,
-    from_scratch,
-    judge,
-    mixture,
-    started,
+from continual.described import compute_routing_statistics, task_signature
+from continual.evaluate import score_with_interval
+from continual.experts import opinion_from_outputs
+from continual.features import reserve_tokens
+from continual.frozen import FrozenFeatures
+from continual.kinds import (
+    Answer,
+    ForwardContext,
+    HeadStart,
+    Kind,
+    Outputs,
+    PreparedRows,
+    answer_labels,
+    backbone_for,
+    kind_of,
 )
-from registry import Mode, Registry, Score
+from continual.lesson import training_objective
+from continual.neighbours import nearest_tasks, previous_version, subspace_deltas
+from continual.routing import Opinion, RoutingStatistics
+from continual.search import (
+    SearchCandidate,
+    SearchTrial,
+    candidate_settings,
+    search_candidates,
+    search_settings,
+    successive_halving,
+)
+from continual.signature import Signature
+from continual.stints import Stopwatch, TrainingCoroutine, run_training
+from continual.train import StateCallback, StepCallback, Training, TrainingResult, training_steps
+from continual.warmstart import (
+    TRIAL_BATCHES,
+    Neighbour,
+    WarmStartCandidate,
+    average_candidate,
+    best_neighbour,
+    choose_start,
+    evaluate_candidate,
+    from_scratch,
+    initial_delta,
+)
+from registry import Registry, Score, ScoreMode
 from tasks import Budget, Method, TaskData, WarmStart
 from tasks.rows import sample
 
 
 @dataclass(frozen=True)
-class Task:
+class PreparedTask:
     """A task whose rows are ready for the backbone, and how it is to be learned.
 
     backbone: as the task's kind needs it.
@@ -53,32 +70,38 @@ class Task:
     backbone: Backbone
     data: TaskData
     kind: Kind[Any]
-    train: Prepared
-    validation: Prepared
-    test: Prepared
+    train: PreparedRows
+    validation: PreparedRows
+    test: PreparedRows
     method: Method
     warm_start: WarmStart
     budget: Budget
 
     @property
-    def seen(self) -> tuple[Seen[Any], Seen[Any], Seen[Any]]:
+    def frozen_views(self) -> tuple[ForwardContext[Any], ForwardContext[Any], ForwardContext[Any]]:
         """Its train, validation and test rows through the frozen backbone."""
-        train, validation, test = (Seen(self.backbone, None, rows) for rows in (self.train, self.validation, self.test))
+        train, validation, test = (
+            ForwardContext(self.backbone, None, rows) for rows in (self.train, self.validation, self.test)
+        )
         return train, validation, test
 
-    def routing(self, delta: Delta | None, *, train: Seen[Any], held_out: Seen[Any]) -> Statistics:
+    def routing_statistics(
+        self, delta: Delta | None, *, train: ForwardContext[Any], held_out: ForwardContext[Any]
+    ) -> RoutingStatistics:
         """What a router needs to know of it, of its rows as `seen` and of some of them through its delta, if any."""
         length = self.budget.max_length
-        return routing_of(self.kind, self.data, delta, train=train, held_out=held_out, max_length=length)
+        return compute_routing_statistics(
+            self.kind, self.data, delta, train=train, held_out=held_out, max_length=length
+        )
 
-    def by(self, arm: Arm) -> "Task":
+    def with_candidate(self, arm: SearchCandidate) -> "PreparedTask":
         """The task as it is learned by this method at this learning rate."""
         budget = self.budget.model_copy(update={"learning_rate": arm.learning_rate})
         return replace(self, method=arm.method, budget=budget)
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedTask:
     """All that learning a task brought.
 
     own: the task's signature in frozen features · routing: what a router needs to know of it · tested: its test rows
@@ -86,30 +109,30 @@ class Learned:
     adds · tried: by a method search.
     """
 
-    task: Task
-    start: Candidate
-    scratch: Candidate
-    trained: Trained
-    own: Signature
-    routing: Statistics
+    task: PreparedTask
+    start: WarmStartCandidate
+    scratch: WarmStartCandidate
+    trained: TrainingResult
+    signature: Signature
+    routing: RoutingStatistics
     scores: tuple[Score, ...]
-    tested: Frozen
+    frozen_test_features: FrozenFeatures
     outputs: Outputs
     opinion: Opinion[Answer]
     seconds: float
-    tried: tuple[Trial, ...]
+    search_trials: tuple[SearchTrial, ...]
 
 
-def ready(backbone: Backbone, data: TaskData) -> Task:
+def prepare_task(backbone: Backbone, data: TaskData) -> PreparedTask:
     """Tokenize the rows of a task whose spec has been filled in from its stream."""
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")
-    backbone = making_room(backbone, *possible(spec.method))
+    backbone = reserve_tokens(backbone, *candidate_settings(spec.method))
     kind = kind_of(backbone, data)
     prepare = partial(kind.prepare, backbone, max_length=spec.budget.max_length)
-    return Task(
-        fitted(backbone, kind),
+    return PreparedTask(
+        backbone_for(backbone, kind),
         data,
         kind,
         train=prepare(data.train),
@@ -121,16 +144,16 @@ def ready(backbone: Backbone, data: TaskData) -> Task:
     )
 
 
-def learning(
+def learn_task_coroutine(
     registry: Registry,
-    task: Task,
+    task: PreparedTask,
     *,
     seed: int,
     measure_gain: bool = False,
-    report: Report = lambda done, total: None,
+    report: StepCallback = lambda done, total: None,
     checkpoint: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> Stints[Learned]:
+) -> TrainingCoroutine[LearnedTask]:
     """The stints in which one task is learned on top of what the registry holds, and what it came to.
 
     measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own ·
@@ -138,118 +161,146 @@ def learning(
 
     Raises LearnError when training fails.
     """
-    clock = Clock(checkpoint.seconds if checkpoint else 0.0)
+    clock = Stopwatch(checkpoint.seconds if checkpoint else 0.0)
     backbone, kind = task.backbone, task.kind
-    rows, held_out, tested = task.seen
-    own = signature_of(kind, rows)
-    begin = kind.start(rows, held_out)
-    plan = checkpoint.plan if checkpoint else planned(registry, task, own, begin, seed=seed)
-    task = task.by(plan.arm)
-    settings, scratch = method_settings(task.method), from_scratch(begin, plan.spanning)
-    others = possible_starts(task, scratch, plan.neighbours, rows=rows, held_out=held_out)
+    rows, held_out, tested = task.frozen_views
+    own = task_signature(kind, rows)
+    begin = kind.closed_form_start(rows, held_out)
+    plan = checkpoint.plan if checkpoint else plan_task(registry, task, own, begin, seed=seed)
+    task = task.with_candidate(plan.candidate)
+    settings, scratch = method_settings(task.method), from_scratch(begin, plan.subspace_deltas)
+    others = warm_start_candidates(task, scratch, plan.neighbours, rows=rows, held_out=held_out)
     starts = {candidate.names: candidate for candidate in (scratch, *others)}
     if checkpoint and checkpoint.start in starts:
-        start, course = starts[checkpoint.start], checkpoint.course
+        start, course = starts[checkpoint.start], checkpoint.training_state
     else:  # an average may be another one on another machine
-        tried, course = partial(attempt, task, seed=seed), None
-        start = choose(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
+        tried, course = partial(trial_score, task, seed=seed), None
+        start = choose_start(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
-    def reached(course: Course) -> None:
+    def reached(course: TrainingState) -> None:
         keep(Checkpoint(plan, start.names, course, clock.seconds))
 
-    trained = yield from clock.through(
-        training_from(task, start, seed=seed, report=report, course=course, keep=reached)
+    trained = yield from clock.timed(
+        training_from_start(task, start, seed=seed, report=report, course=course, keep=reached)
     )
 
-    told = Seen(backbone, trained.delta, task.test)
+    told = ForwardContext(backbone, trained.delta, task.test)
     outputs = kind.outputs(told, trained.delta.head)
-    routing = task.routing(trained.delta, train=rows, held_out=held_out)
+    routing = task.routing_statistics(trained.delta, train=rows, held_out=held_out)
     scores = [
         *_curve(task, trained),
         _score(task, "oracle", outputs),
         _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
     ]
     if best := best_neighbour(others):  # without training: the forward transfer
-        scores.append(_score(task, "neighbour", kind.outputs(Seen(backbone, best.delta, task.test), best.plain.head)))
+        scores.append(
+            _score(
+                task,
+                "neighbour",
+                kind.outputs(ForwardContext(backbone, best.delta, task.test), best.start_without_transferred_head.head),
+            )
+        )
     seconds = clock.seconds
     if measure_gain and start is not scratch:
-        alone = (yield from training_from(task, scratch, seed=seed, report=report)).delta
-        scores.append(_score(task, "scratch", kind.outputs(Seen(backbone, alone, task.test), alone.head)))
-    opinion = opinion_of(kind, told, outputs, evidence=routing.evidence)
-    return Learned(
-        task, start, scratch, trained, own, routing, tuple(scores), tested.frozen, outputs, opinion, seconds, plan.tried
+        alone = (yield from training_from_start(task, scratch, seed=seed, report=report)).delta
+        scores.append(_score(task, "scratch", kind.outputs(ForwardContext(backbone, alone, task.test), alone.head)))
+    opinion = opinion_from_outputs(kind, told, outputs, evidence=routing.evidence)
+    return LearnedTask(
+        task,
+        start,
+        scratch,
+        trained,
+        own,
+        routing,
+        tuple(scores),
+        tested.frozen,
+        outputs,
+        opinion,
+        seconds,
+        plan.search_trials,
     )
 
 
-def planned(registry: Registry, task: Task, own: Signature, begin: Start, *, seed: int) -> Plan:
+def plan_task(registry: Registry, task: PreparedTask, own: Signature, begin: HeadStart, *, seed: int) -> TaskPlan:
     """What is decided before a task is trained: method and learning rate, and which learned deltas it looks at."""
-    best, tried = decided(task, from_scratch(begin), seed=seed)
+    best, tried = search_method(task, from_scratch(begin), seed=seed)
     name, settings = task.data.spec.name, method_settings(best.method)
-    before = () if task.warm_start == "scratch" else learned_before(task.backbone, registry, task.data)
-    near = nearest_learned(task.backbone, registry, own, task=name, labels=task.data.labels, settings=settings)
-    return Plan(best, tried, spanning(task.backbone, registry, settings, task=name), (*before, *near))
+    before = () if task.warm_start == "scratch" else previous_version(task.backbone, registry, task.data)
+    near = nearest_tasks(task.backbone, registry, own, task=name, labels=task.data.labels, settings=settings)
+    return TaskPlan(best, tried, subspace_deltas(task.backbone, registry, settings, task=name), (*before, *near))
 
 
-def possible_starts(
-    task: Task, scratch: Candidate, neighbours: Sequence[Neighbour], *, rows: Seen[Any], held_out: Seen[Any]
-) -> list[Candidate]:
+def warm_start_candidates(
+    task: PreparedTask,
+    scratch: WarmStartCandidate,
+    neighbours: Sequence[Neighbour],
+    *,
+    rows: ForwardContext[Any],
+    held_out: ForwardContext[Any],
+) -> list[WarmStartCandidate]:
     """Every neighbour as a start, and the average of those that are of use."""
     kind, settings = task.kind, method_settings(task.method)
-    found = [judge(kind, (near, 1.0), delta=near.delta, rows=rows, held_out=held_out) for near in neighbours]
+    found = [
+        evaluate_candidate(kind, (near, 1.0), delta=near.delta, rows=rows, held_out=held_out) for near in neighbours
+    ]
     averaging = task.warm_start in ("merge", "auto")
-    if averaging and (mixed := mixture(task.backbone, settings, scratch=scratch, others=found)):
+    if averaging and (mixed := average_candidate(task.backbone, settings, scratch=scratch, others=found)):
         delta, sources = mixed
-        found.append(judge(kind, *sources, delta=delta, rows=rows, held_out=held_out))
+        found.append(evaluate_candidate(kind, *sources, delta=delta, rows=rows, held_out=held_out))
     return found
 
 
-def decided(task: Task, scratch: Candidate, *, seed: int) -> tuple[Arm, tuple[Trial, ...]]:
+def search_method(
+    task: PreparedTask, scratch: WarmStartCandidate, *, seed: int
+) -> tuple[SearchCandidate, tuple[SearchTrial, ...]]:
     """The method and learning rate that a search finds for a task, and what was tried.
 
     A task that names its method keeps what it says.
     """
-    search = search_of(task.method)
+    search = search_settings(task.method)
     if search is None:
-        return Arm(task.method, task.budget.learning_rate), ()
+        return SearchCandidate(task.method, task.budget.learning_rate), ()
 
-    def score(arm: Arm, count: int) -> float:
-        return train_from(_on_few(task.by(arm), count, seed=seed), scratch, seed=seed).score
+    def score(arm: SearchCandidate, count: int) -> float:
+        return train_from_start(_on_few(task.with_candidate(arm), count, seed=seed), scratch, seed=seed).score
 
-    best, tried = halve(arms(task.backbone, search, task.budget), len(task.data.train), score)
+    best, tried = successive_halving(search_candidates(task.backbone, search, task.budget), len(task.data.train), score)
     return best, tuple(tried)
 
 
-def _on_few(task: Task, count: int, *, seed: int) -> Task:
+def _on_few(task: PreparedTask, count: int, *, seed: int) -> PreparedTask:
     """The task with so many of its train rows."""
     few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
     return replace(task, train=task.kind.prepare(task.backbone, few, max_length=task.budget.max_length))
 
 
-def attempt(task: Task, start: Candidate, *, seed: int) -> float:
+def trial_score(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
     """The score on held-out rows after one epoch of a few rows."""
-    few = _on_few(task, TRIAL * task.budget.batch_size, seed=seed)
+    few = _on_few(task, TRIAL_BATCHES * task.budget.batch_size, seed=seed)
     budget = task.budget.model_copy(update={"epochs": min(task.budget.epochs, 1)})
-    return train_from(replace(few, budget=budget), start, seed=seed).score
+    return train_from_start(replace(few, budget=budget), start, seed=seed).score
 
 
-def train_from(task: Task, start: Candidate, *, seed: int, keep: Keep = lambda course: None) -> Trained:
+def train_from_start(
+    task: PreparedTask, start: WarmStartCandidate, *, seed: int, keep: StateCallback = lambda course: None
+) -> TrainingResult:
     """Train the task's method within its budget from a start, by itself."""
-    return by_itself(training_from(task, start, seed=seed, keep=keep), seed=seed)
+    return run_training(training_from_start(task, start, seed=seed, keep=keep), seed=seed)
 
 
-def training_from(
-    task: Task,
-    start: Candidate,
+def training_from_start(
+    task: PreparedTask,
+    start: WarmStartCandidate,
     *,
     seed: int,
-    report: Report = lambda done, total: None,
-    course: Course | None = None,
-    keep: Keep = lambda course: None,
+    report: StepCallback = lambda done, total: None,
+    course: TrainingState | None = None,
+    keep: StateCallback = lambda course: None,
 ) -> Training:
     """The stints of that, or of going on with it from where it was kept."""
     method, settings = task.method.name, method_settings(task.method)
-    delta = started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
-    lesson = lesson_of(
+    delta = initial_delta(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
+    lesson = training_objective(
         task.backbone,
         task.kind,
         task.train,
@@ -259,17 +310,17 @@ def training_from(
         seed=seed,
     )
     rate = task.budget.learning_rate
-    return training(task.backbone, delta, lesson, learning_rate=rate, report=report, course=course, keep=keep)
+    return training_steps(task.backbone, delta, lesson, learning_rate=rate, report=report, course=course, keep=keep)
 
 
-def _score(task: Task, mode: Mode, outputs: Outputs) -> Score:
+def _score(task: PreparedTask, mode: ScoreMode, outputs: Outputs) -> Score:
     """The score of what was said of the test rows."""
     metric, answers = task.data.spec.metric, task.kind.answers(task.backbone, outputs, task.test)
-    found = measure(metric, task.test.truth, labels_of(answers), kind=task.kind.scored)
+    found = score_with_interval(metric, task.test.truth, answer_labels(answers), kind=task.kind.metric_kind)
     return Score(split="test", metric=metric, mode=mode, **asdict(found))
 
 
-def _curve(task: Task, trained: Trained) -> Iterator[Score]:
+def _curve(task: PreparedTask, trained: TrainingResult) -> Iterator[Score]:
     """The learning curve, and its best point as the delta's own score on the validation rows."""
     metric, rows, seen = task.data.spec.metric, len(task.data.validation), len(task.data.train)
     yield Score(split="validation", metric=metric, value=trained.score, rows=rows)

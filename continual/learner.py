@@ -8,22 +8,22 @@ from typing import Self, final
 
 from continual.arrivals import watch
 from continual.backbone import Backbone, load_backbone
-from continual.checked import check, require_learns
-from continual.controller import RETRIES, run
-from continual.devices import Where
-from continual.engines import LOCAL, Engine
+from continual.checked import load_and_check, require_trainable
+from continual.controller import RETRIES, run_stream
+from continual.devices import DeviceSpec
+from continual.engines import LOCAL_ENGINE, Engine
 from continual.errors import InputError
 from continual.exchange import export_delta, import_delta
-from continual.migrate import migrate
-from continual.moved import Moved
-from continual.moves import planned
-from continual.positions import learn_one
+from continual.migrate import run_migration
+from continual.moved import MigrationOutcome
+from continual.moves import plan_migration
+from continual.positions import learn_task
 from continual.predict import Prediction, Predictor
-from continual.report import Document, report
-from continual.settings import DEFAULT_HOME, FALSE_ABSTENTIONS, Settings, settings
-from continual.strategies import DEFAULT, Strategy, compare, offered
-from continual.tracking import telling
-from continual.watcher import SILENT, Watcher
+from continual.report import Document, stream_report
+from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, Locations, resolve_locations
+from continual.strategies import DEFAULT, Strategy, build_strategies, compare_strategies
+from continual.tracking import background_sender
+from continual.watcher import NO_CALLBACKS, RunCallbacks
 from registry import Registry
 from tasks import Stream, TaskSpec, Text
 
@@ -39,7 +39,7 @@ class Learner:
     'lost_card'
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry, places: Settings | None = None) -> None:
+    def __init__(self, backbone: Backbone, registry: Registry, places: Locations | None = None) -> None:
         """`places` says where MLflow is; without it MLflow is told nothing."""
         self.backbone = backbone
         self.registry = registry
@@ -51,7 +51,7 @@ class Learner:
         backbone: str = "minilm",
         registry: Registry | Path | str = DEFAULT_HOME,
         *,
-        device: Where = "auto",
+        device: DeviceSpec = "auto",
         dtype: str = "auto",
         bits: int | None = None,
     ) -> Self:
@@ -66,7 +66,7 @@ class Learner:
         loaded = load_backbone(backbone, device=device, dtype=dtype, bits=bits)
         if isinstance(registry, Registry):
             return cls(loaded, registry)
-        places = settings(registry)
+        places = resolve_locations(registry)
         return cls(loaded, Registry.open(places.registry, places.blobs), places)
 
     def close(self) -> None:
@@ -79,7 +79,12 @@ class Learner:
         self.close()
 
     def run(
-        self, stream: Stream, *, watcher: Watcher = SILENT, retries: int = RETRIES, engine: Engine = LOCAL
+        self,
+        stream: Stream,
+        *,
+        watcher: RunCallbacks = NO_CALLBACKS,
+        retries: int = RETRIES,
+        engine: Engine = LOCAL_ENGINE,
     ) -> dict[str, str]:
         """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
 
@@ -87,10 +92,10 @@ class Learner:
         process or, as `engine_of("ray", workers=8)`, elsewhere.
         """
         with self._telling():
-            return run(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
+            return run_stream(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
 
     def watch(
-        self, folder: Path | str | None = None, *, idle: float | None = None, watcher: Watcher = SILENT
+        self, folder: Path | str | None = None, *, idle: float | None = None, watcher: RunCallbacks = NO_CALLBACKS
     ) -> dict[int, str | None]:
         """Learn what is submitted to the registry (`Registry.submit`) as it arrives, by priority, for ever.
 
@@ -107,30 +112,34 @@ class Learner:
             )
 
     def compare(
-        self, stream: Stream, strategies: Mapping[str, Strategy | None] | None = None, *, watcher: Watcher = SILENT
+        self,
+        stream: Stream,
+        strategies: Mapping[str, Strategy | None] | None = None,
+        *,
+        watcher: RunCallbacks = NO_CALLBACKS,
     ) -> Document:
         """Learn a stream by other strategies too, as far as that was not done before, and say what came of each.
 
         strategies: those of `continual.strategies.offered` that are wanted; by default all but `ewc_full`. What
         failed is listed under `failed`. Raises InputError before anything is learned.
         """
-        every = offered()
+        every = build_strategies()
         wanted = {name: every[name] for name in DEFAULT} if strategies is None else strategies
         with self._telling():
-            return compare(self.backbone, self.registry, stream, wanted, watcher=watcher)
+            return compare_strategies(self.backbone, self.registry, stream, wanted, watcher=watcher)
 
-    def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: Watcher = SILENT) -> str:
+    def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: RunCallbacks = NO_CALLBACKS) -> str:
         """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.
 
         `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives.
         Raises InputError before anything is learned, LearnError when training fails.
         """
-        require_learns(self.backbone)
+        require_trainable(self.backbone)
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
-        (data,) = check(self.backbone, self.registry, alone, alone=True)
+        (data,) = load_and_check(self.backbone, self.registry, alone, alone=True)
         with self._telling():
-            delta = learn_one(self.backbone, self.registry, data, alone, watcher=watcher)
-            watcher.learned(data.spec.name, delta)
+            delta = learn_task(self.backbone, self.registry, data, alone, watcher=watcher)
+            watcher.on_learned(data.spec.name, delta)
         return delta
 
     def migrate(
@@ -139,16 +148,16 @@ class Learner:
         tasks: Collection[str] | None = None,
         *,
         name: str | None = None,
-        watcher: Watcher = SILENT,
-    ) -> list[Moved]:
+        watcher: RunCallbacks = NO_CALLBACKS,
+    ) -> list[MigrationOutcome]:
         """Learn on this backbone what is served on another one, as far as that was not done; what came of each task.
 
         origin: the name or fingerprint of the other one, where several could be meant · tasks, name: as of `planned`.
         Raises InputError before anything is learned.
         """
-        migration = planned(self.backbone, self.registry, origin=origin, tasks=tasks, name=name)
+        migration = plan_migration(self.backbone, self.registry, origin=origin, tasks=tasks, name=name)
         with self._telling():
-            return migrate(migration, watcher)
+            return run_migration(migration, watcher)
 
     def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
         """Write a delta as PEFT's folder (`peft`), or merged into a model (`transformers`); the names of the files.
@@ -157,7 +166,7 @@ class Learner:
         """
         return export_delta(self.backbone, self.registry, delta, folder=Path(folder), form=form)
 
-    def adopt(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
+    def import_peft(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
         """Register what PEFT saved in a folder as the next version of a task's delta, and return its name.
 
         `rows`, what `read_task` gives for the task, are what it is scored on; without them it has no score.
@@ -165,12 +174,12 @@ class Learner:
         """
         if rows is not None and rows.name != task:
             raise InputError(f"the rows are of task {rows.name!r}, not of {task!r}; give the file of the task itself")
-        data = None if rows is None else check(self.backbone, self.registry, rows, alone=True)[0]
+        data = None if rows is None else load_and_check(self.backbone, self.registry, rows, alone=True)[0]
         with self._telling():
             return import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
 
     def _telling(self) -> AbstractContextManager[None]:
-        return telling(self.registry, self.places) if self.places else nullcontext()
+        return background_sender(self.registry, self.places) if self.places else nullcontext()
 
     def predict(
         self,
@@ -178,7 +187,7 @@ class Learner:
         task: str | Sequence[str | None] | None = None,
         *,
         router: str = "auto",
-        false_abstentions: float = FALSE_ABSTENTIONS,
+        false_abstentions: float = FALSE_ABSTENTION_RATE,
         at_least: float | None = None,
     ) -> list[Prediction]:
         """One prediction per text, in order; without `task` the router chooses, or says that it is none of the tasks.
@@ -191,4 +200,4 @@ class Learner:
 
     def report(self, stream: str) -> Document:
         """Score matrices and measures of a stream, oracle and routed."""
-        return report(self.registry, stream)
+        return stream_report(self.registry, stream)

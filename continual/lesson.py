@@ -12,14 +12,14 @@ from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.evaluate import metric_score
 from continual.features import Tokens, shuffled_batches
-from continual.kinds import Kind, PooledKind, Prepared, Seen, labels_of
+from continual.kinds import ForwardContext, Kind, PooledKind, PreparedRows, answer_labels
 from tasks import Budget
 
 B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class FromVectors(Generic[B]):
+class PooledLoss(Generic[B]):
     """How the loss of a batch follows from its texts' pooled vectors. tokens: the texts · loss: given [B, D]."""
 
     tokens: Callable[[B], Tokens]
@@ -27,7 +27,7 @@ class FromVectors(Generic[B]):
 
 
 @dataclass(frozen=True)
-class Lesson(Generic[B]):
+class TrainingObjective(Generic[B]):
     """What a delta learns from.
 
     epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
@@ -41,52 +41,52 @@ class Lesson(Generic[B]):
     rows: int
     loss: Callable[[Delta, B], Tensor]
     score: Callable[[Delta], float]
-    halves: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
-    from_vectors: FromVectors[B] | None = None
-    reads: Callable[[], Tokens] | None = None
+    split_batch: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
+    pooled_loss: PooledLoss[B] | None = None
+    loss_inputs: Callable[[], Tokens] | None = None
     checkpointing: bool = False
 
 
-def lesson_of(
+def training_objective(
     backbone: Backbone,
     kind: Kind[Any],
-    rows: Prepared,
+    rows: PreparedRows,
     *,
-    validation: Prepared,
+    validation: PreparedRows,
     budget: Budget,
     metric: str,
     seed: int,
-) -> Lesson[list[int]]:
+) -> TrainingObjective[list[int]]:
     """The rows of one task, in batches of like length that the seed draws."""
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
-    from_vectors: FromVectors[list[int]] | None = None
+    from_vectors: PooledLoss[list[int]] | None = None
     if isinstance(kind, PooledKind):
-        from_vectors = FromVectors(
+        from_vectors = PooledLoss(
             rows.tokens.take, lambda head, vectors, batch: kind.loss_of(head, vectors, rows, batch)
         )
-    return Lesson(
+    return TrainingObjective(
         epochs,
         len(rows.tokens) * budget.epochs,
         loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
-        score=lambda delta: score_of(backbone, kind, delta, rows=validation, metric=metric),
-        halves=partial(_halves, kind, rows),
-        from_vectors=from_vectors,
-        reads=partial(kind.reads, backbone, rows),
+        score=lambda delta: validation_score(backbone, kind, delta, rows=validation, metric=metric),
+        split_batch=partial(_halves, kind, rows),
+        pooled_loss=from_vectors,
+        loss_inputs=partial(kind.loss_inputs, backbone, rows),
         checkpointing=budget.checkpointing,
     )
 
 
-def _halves(kind: Kind[Any], rows: Prepared, batch: list[int]) -> Sequence[tuple[list[int], float]]:
+def _halves(kind: Kind[Any], rows: PreparedRows, batch: list[int]) -> Sequence[tuple[list[int], float]]:
     if len(batch) < 2:
         return ()
     parts = batch[: len(batch) // 2], batch[len(batch) // 2 :]
-    weights = [kind.weight(rows, part) for part in parts]
+    weights = [kind.loss_weight(rows, part) for part in parts]
     return [(part, weight / sum(weights)) for part, weight in zip(parts, weights, strict=True)]
 
 
-def score_of(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: Prepared, metric: str) -> float:
+def validation_score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: PreparedRows, metric: str) -> float:
     """The metric of what a delta answers to rows."""
-    outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
-    answers = labels_of(kind.answers(backbone, outputs, rows))
-    return metric_score(metric, rows.truth, answers, kind=kind.scored)
+    outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
+    answers = answer_labels(kind.answers(backbone, outputs, rows))
+    return metric_score(metric, rows.truth, answers, kind=kind.metric_kind)

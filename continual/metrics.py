@@ -16,16 +16,16 @@ from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 from sklearn import metrics as sk
 
-from tasks.plugins import Open
+from tasks.plugins import PluginRegistry
 
-Chosen = NDArray[np.int64]  # row numbers
-OfRows = Callable[[Chosen], float]
-Metric = Callable[[Sequence[Any], Sequence[Any]], OfRows]
+RowIndices = NDArray[np.int64]  # row numbers
+SubsetScorer = Callable[[RowIndices], float]
+Metric = Callable[[Sequence[Any], Sequence[Any]], SubsetScorer]
 
-SHARES = ("accuracy", "exact_match")  # of rows that are right: their interval is Wilson's
+PROPORTION_METRICS = ("accuracy", "exact_match")  # of rows that are right: their interval is Wilson's
 
 
-def _mean(values: Sequence[float]) -> OfRows:
+def _mean(values: Sequence[float]) -> SubsetScorer:
     exact = np.asarray(values, dtype=np.float64)
     return lambda rows: float(exact[rows].mean())
 
@@ -33,7 +33,7 @@ def _mean(values: Sequence[float]) -> OfRows:
 def _of_arrays(score: Callable[[NDArray[Any], NDArray[Any]], float]) -> Metric:
     """A metric that looks at all rows at once."""
 
-    def metric(truth: Sequence[Any], answers: Sequence[Any]) -> OfRows:
+    def metric(truth: Sequence[Any], answers: Sequence[Any]) -> SubsetScorer:
         right, given = _array(truth), _array(answers)
         return lambda rows: float(score(right[rows], given[rows]))
 
@@ -64,7 +64,7 @@ def _r2(truth: NDArray[Any], answers: NDArray[Any]) -> float:
     return 1.0 - float(np.mean((truth - answers) ** 2)) / variance if variance else 0.0
 
 
-def words_of(text: str) -> list[str]:
+def normalize_words(text: str) -> list[str]:
     """The words of an answer as SQuAD compares them: lower case, no punctuation, no articles.
 
     Rajpurkar et al. (2016), "SQuAD: 100,000+ Questions for Machine Comprehension of Text".
@@ -78,7 +78,7 @@ def words_of(text: str) -> list[str]:
 
 def word_f1(right: str, answer: str) -> float:
     """Harmonic mean of precision and recall of an answer's words; of two empty answers 1."""
-    wanted, given = words_of(right), words_of(answer)
+    wanted, given = normalize_words(right), normalize_words(answer)
     common = sum((Counter(wanted) & Counter(given)).values())
     if not wanted or not given:
         return float(wanted == given)
@@ -95,7 +95,7 @@ def _best(score: Callable[[str, str], float]) -> Metric:
 def _corpus(metric: Any) -> Metric:
     """A metric of sacrebleu, of all rows together: n-grams are counted per row, and summed over the chosen rows."""
 
-    def counted(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
+    def counted(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> SubsetScorer:
         most = max(map(len, truth))
         streams = [[right[i] if i < len(right) else None for right in truth] for i in range(most)]
         counts = metric._extract_corpus_statistics(answers, streams)
@@ -104,7 +104,7 @@ def _corpus(metric: Any) -> Metric:
     return counted
 
 
-def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> OfRows:
+def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> SubsetScorer:
     from rouge_score.rouge_scorer import RougeScorer  # brings all of NLTK along, which takes as long as torch
 
     scorer = RougeScorer(["rougeL"])
@@ -128,7 +128,7 @@ BUILT_IN: Mapping[str, Mapping[str, Metric]] = {
     },
     "span": {
         "f1": _best(word_f1),
-        "exact_match": _best(lambda right, answer: float(words_of(right) == words_of(answer))),
+        "exact_match": _best(lambda right, answer: float(normalize_words(right) == normalize_words(answer))),
     },
     "generation": {
         "chrf": _corpus(CHRF()),
@@ -145,5 +145,5 @@ def _metric(found: object) -> Metric | str:
 
 # A package of somebody else's adds one by an entry point of a group such as `continual.metrics.classification`.
 METRICS: Mapping[str, Mapping[str, Metric]] = {
-    kind: Open(metrics, f"continual.metrics.{kind}", check=_metric) for kind, metrics in BUILT_IN.items()
+    kind: PluginRegistry(metrics, f"continual.metrics.{kind}", check=_metric) for kind, metrics in BUILT_IN.items()
 }

@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from continual.checked import recipe
-from continual.engines import LOCAL
+from continual.checked import recipe_digest
+from continual.engines import LOCAL_ENGINE
 from continual.errors import StreamChanged
-from continual.job import Job
-from continual.moved import Moved, outcomes
+from continual.job import StreamRun
+from continual.moved import MigrationOutcome, migration_outcomes
 from continual.moves import Migration
 from continual.record import backbone_record
-from continual.watcher import SILENT, Watcher
-from registry import Unit
+from continual.watcher import NO_CALLBACKS, RunCallbacks
+from registry import UnitOfWork
 from tasks import Stream
 
 
-def migrate(migration: Migration, watcher: Watcher = SILENT) -> list[Moved]:
+def run_migration(migration: Migration, watcher: RunCallbacks = NO_CALLBACKS) -> list[MigrationOutcome]:
     """Learn what is not learned on the new backbone yet, and say what came of every task.
 
     A task that fails is reported, and tried again by the next migration.
     """
     _begin(migration)
-    with LOCAL.ready(_job(migration, watcher)) as learn:
+    with LOCAL_ENGINE.prepare(_job(migration, watcher)) as learn:
         learn()
-    return outcomes(migration)
+    return migration_outcomes(migration)
 
 
 def _begin(migration: Migration) -> None:
@@ -40,31 +40,33 @@ def _begin(migration: Migration) -> None:
         specs = {entry["name"]: entry for entry in registry.stream(migration.stream).spec["tasks"]} if begun else {}
         open_ = {t: data for t, data in loaded.items() if t not in begun or not begun[t].delta}
         entries = {task: position.recipe for task, position in begun.items()}
-        entries |= {task: recipe(data) for task, data in open_.items()}
+        entries |= {task: recipe_digest(data) for task, data in open_.items()}
         specs |= {task: data.spec.model_dump(mode="json") for task, data in open_.items()}
         try:
-            registry.write(partial(_begin_stream, migration, entries, [specs[task] for task in entries]))
+            registry.write_with_retry(partial(_begin_stream, migration, entries, [specs[task] for task in entries]))
             return
         except StreamChanged:
             if begun.keys() == {position.task for position in migration.positions}:
                 raise  # else another process has just begun other tasks
 
 
-def _begin_stream(migration: Migration, entries: Mapping[str, str], specs: list[dict[str, Any]], unit: Unit) -> None:
+def _begin_stream(
+    migration: Migration, entries: Mapping[str, str], specs: list[dict[str, Any]], unit: UnitOfWork
+) -> None:
     backbone = migration.backbone
     unit.add_backbone(backbone_record(backbone))
     spec = {"name": migration.stream, "backbone": backbone.name, "from": migration.origin.name, "tasks": specs}
     unit.begin_stream(migration.stream, backbone=backbone.fingerprint, spec=spec, entries=list(entries.items()))
 
 
-def _job(migration: Migration, watcher: Watcher) -> Job:
+def _job(migration: Migration, watcher: RunCallbacks) -> StreamRun:
     begun = [position for position in migration.positions if position.task in migration.loaded]
-    return Job(
+    return StreamRun(
         migration.backbone,
         migration.registry,
         Stream.model_construct(name=migration.stream, measure_gain=False),
         {position.number: migration.loaded[position.task] for position in begun},
         {position.number: position.attempts + 1 for position in begun},
         watcher,
-        {own.task: own.old.name for own in migration.moves},
+        {own.task: own.old.name for own in migration.tasks},
     )

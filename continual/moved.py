@@ -3,23 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from continual.estimate import estimate
-from continual.learn import ready
-from continual.moves import Migration, Move
+from continual.estimate import estimate_task
+from continual.learn import prepare_task
+from continual.moves import Migration, TaskMigration
 from registry import Registry, StoredPosition
 
-State = Literal["waiting", "learned", "failed", "left"]
+MigrationState = Literal["waiting", "learned", "failed", "left"]
 
 
 @dataclass(frozen=True)
-class Moved:
+class MigrationOutcome:
     """What came of a task: what serves it on the old backbone, what it was learned as on the new one, and what serves.
 
     validation: the scores that decided · score: those on test rows · serves: on the new backbone, None where none does.
     """
 
     task: str
-    state: State
+    state: MigrationState
     old: str
     old_validation: float | None
     old_score: float | None
@@ -31,11 +31,11 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class MigrationEstimate:
     """What a task would take: seconds of learning, parameters of its delta; reason: why it is not to be learned."""
 
     task: str
-    state: State
+    state: MigrationState
     old: str
     new: str | None
     train_rows: int | None
@@ -44,24 +44,26 @@ class Foreseen:
     reason: str | None
 
 
-def outcomes(migration: Migration) -> list[Moved]:
+def migration_outcomes(migration: Migration) -> list[MigrationOutcome]:
     """What has come of every task so far."""
     registry, begun = migration.registry, {position.task: position for position in migration.positions}
     serves = {own.task: own.delta for own in registry.champions(migration.backbone.fingerprint)}
-    return [_outcome(migration, own, begun.get(own.task), serves.get(own.task)) for own in migration.moves]
+    return [_outcome(migration, own, begun.get(own.task), serves.get(own.task)) for own in migration.tasks]
 
 
-def _outcome(migration: Migration, own: Move, position: StoredPosition | None, serves: str | None) -> Moved:
-    registry, new = migration.registry, position.delta if position and not own.left else None
+def _outcome(
+    migration: Migration, own: TaskMigration, position: StoredPosition | None, serves: str | None
+) -> MigrationOutcome:
+    registry, new = migration.registry, position.delta if position and not own.skip_reason else None
     before, after = _scores(registry, own.old.name), _scores(registry, new) if new else {}
-    state: State = "left" if own.left else "learned" if new else "waiting"
-    reason = own.left
+    state: MigrationState = "left" if own.skip_reason else "learned" if new else "waiting"
+    reason = own.skip_reason
     if new and not (reason := registry.delta(new).reason):
         worse = "validation" in before and after["validation"] < before["validation"]
         reason = "promoted by hand" if worse else f"no worse than {own.old.name} on {migration.origin.name}"
     elif position and position.state == "failed":
         state, reason = "failed", position.error
-    return Moved(
+    return MigrationOutcome(
         task=own.task,
         state=state,
         old=own.old.name,
@@ -82,16 +84,16 @@ def _scores(registry: Registry, delta: str) -> dict[str, float]:
     return {score.split: score.value for score in found if score.metric == metric and not score.step}
 
 
-def foreseen(migration: Migration) -> list[Foreseen]:
+def estimate_migration(migration: Migration) -> list[MigrationEstimate]:
     """What is still to be learned, what it would take, and what is not to be learned, and why; nothing is written."""
     earlier = len(migration.registry.champions(migration.backbone.fingerprint))
     found = []
-    for own in outcomes(migration):
+    for own in migration_outcomes(migration):
         to_learn = migration.loaded.get(own.task) if own.state in ("waiting", "failed") else None
-        cost = estimate(ready(migration.backbone, to_learn), earlier=earlier) if to_learn else None
+        cost = estimate_task(prepare_task(migration.backbone, to_learn), earlier=earlier) if to_learn else None
         earlier += cost is not None
         found.append(
-            Foreseen(
+            MigrationEstimate(
                 task=own.task,
                 state=own.state,
                 old=own.old,

@@ -12,18 +12,18 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from continual.backbone import Backbone
-from continual.checked import misfits, require_learns, require_none
-from continual.contest import as_recorded
+from continual.checked import incompatibilities, raise_problems, require_trainable
+from continual.contest import matching_recorded_rows
 from continual.errors import DataError, InputError, MethodError
 from continual.record import task_record
 from registry import BackboneRecord, Registry, StoredDelta, StoredPosition, not_found
 from tasks import TaskData, TaskSpec, load_task
 
-DIGITS = 8  # of the new backbone's fingerprint, in the name of a migration
+FINGERPRINT_DIGITS = 8  # of the new backbone's fingerprint, in the name of a migration
 
 
 @dataclass(frozen=True)
-class Move:
+class TaskMigration:
     """A task on its way from one backbone to another.
 
     old: what serves it on the old one · new: what it was learned as on the new one, if it was · data: its rows and its
@@ -33,7 +33,7 @@ class Move:
     old: StoredDelta
     new: str | None = None
     data: TaskData | None = None
-    left: str | None = None
+    skip_reason: str | None = None
 
     @property
     def task(self) -> str:
@@ -48,19 +48,19 @@ class Migration:
     registry: Registry
     origin: BackboneRecord
     stream: str
-    moves: tuple[Move, ...]
+    tasks: tuple[TaskMigration, ...]
 
     @property
     def loaded(self) -> dict[str, TaskData]:
         """The rows of every task that has any, by its name."""
-        return {own.task: own.data for own in self.moves if own.data}
+        return {own.task: own.data for own in self.tasks if own.data}
 
     @property
     def positions(self) -> tuple[StoredPosition, ...]:
         return self.registry.positions(self.stream)
 
 
-def planned(
+def plan_migration(
     backbone: Backbone,
     registry: Registry,
     *,
@@ -76,16 +76,20 @@ def planned(
     Raises InputError where nothing is to be migrated, the new backbone cannot take one of the tasks, or the name is
     that of another stream.
     """
-    require_learns(backbone)
-    old = origin_of(backbone, registry, origin)
-    stream = name or f"migrate-{_plain(old.name)}-to-{_plain(backbone.name)}-{backbone.fingerprint[:DIGITS]}"
+    require_trainable(backbone)
+    old = source_backbone(backbone, registry, origin)
+    stream = (
+        name or f"migrate-{_plain(old.name)}-to-{_plain(backbone.name)}-{backbone.fingerprint[:FINGERPRINT_DIGITS]}"
+    )
     begun = {position.task: position for position in registry.positions(stream)}
     if begun and registry.stream(stream).spec.get("from") != old.name:
         raise InputError(f"stream {stream!r} is not that of a migration from {old.name!r}; give another --name")
-    moves = tuple(move(registry, own, begun.get(own.task)) for own in serving(registry, old, tasks))
-    if all(own.left for own in moves):
-        raise InputError("\n".join(["nothing to migrate:", *(f"{own.old.name}: {own.left}" for own in moves)]))
-    require_fit(backbone, registry, [own.data for own in moves if own.data and not own.new])
+    moves = tuple(
+        task_migration(registry, own, begun.get(own.task)) for own in champions_to_migrate(registry, old, tasks)
+    )
+    if all(own.skip_reason for own in moves):
+        raise InputError("\n".join(["nothing to migrate:", *(f"{own.old.name}: {own.skip_reason}" for own in moves)]))
+    check_migratable(backbone, registry, [own.data for own in moves if own.data and not own.new])
     return Migration(backbone, registry, old, stream, moves)
 
 
@@ -94,7 +98,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.rstrip("/").rpartition("/")[2])[:40]
 
 
-def origin_of(backbone: Backbone, registry: Registry, name: str | None) -> BackboneRecord:
+def source_backbone(backbone: Backbone, registry: Registry, name: str | None) -> BackboneRecord:
     """The backbone to move from, by its name or fingerprint or, without one, the only other that something serves on.
 
     Raises InputError where there is none or it is the new one, NotFound for a name that is not registered.
@@ -115,7 +119,9 @@ def origin_of(backbone: Backbone, registry: Registry, name: str | None) -> Backb
     return found[0]
 
 
-def serving(registry: Registry, origin: BackboneRecord, tasks: Collection[str] | None) -> list[StoredDelta]:
+def champions_to_migrate(
+    registry: Registry, origin: BackboneRecord, tasks: Collection[str] | None
+) -> list[StoredDelta]:
     """The deltas that serve on the old backbone, of these tasks or all, in the order in which they were learned.
 
     Raises InputError where there is none, NotFound for a task that none serves.
@@ -129,40 +135,42 @@ def serving(registry: Registry, origin: BackboneRecord, tasks: Collection[str] |
     return sorted((own for own in found if tasks is None or own.task in tasks), key=lambda own: own.created_at)
 
 
-def move(registry: Registry, old: StoredDelta, position: StoredPosition | None) -> Move:
+def task_migration(registry: Registry, old: StoredDelta, position: StoredPosition | None) -> TaskMigration:
     """How far the task of `old` has come; `position`: its place in the stream of the migration, if it has one."""
     new = position.delta if position else None
     if new and old.name not in {edge["parent"] for edge in registry.lineage(new, depth=1)}:
         again = f"it was migrated before as {new}, from an earlier version; migrate it under another --name"
-        return Move(old, left=again)
+        return TaskMigration(old, skip_reason=again)
     try:
-        return Move(old, new, rows_of(old))
+        return TaskMigration(old, new, reload_rows(old))
     except (DataError, ValidationError) as error:
-        return Move(old, new, left=None if new else str(error))
+        return TaskMigration(old, new, skip_reason=None if new else str(error))
 
 
-def rows_of(old: StoredDelta) -> TaskData:
+def reload_rows(old: StoredDelta) -> TaskData:
     """The rows that a delta was learned from, read again, with its recipe. Raises DataError where they are others."""
     if old.data is None or old.data.folder is None:
         raise DataError(f"where the rows of {old.name} came from is not known, as of one that was imported")
     found = load_task(TaskSpec.model_validate(old.data.spec), folder=Path(old.data.folder), seed=old.data.seed)
     splits = {"train": found.train, "validation": found.validation, "test": found.test}
-    train, validation, test = (as_recorded(rows, old.data, split) for split, rows in splits.items())
+    train, validation, test = (matching_recorded_rows(rows, old.data, split) for split, rows in splits.items())
     if train is None or validation is None or test is None:
         raise DataError(f"task {old.task!r}: the rows are others than those that {old.name} was learned from")
     return replace(found, labels=old.labels, train=train, validation=validation, test=test)
 
 
-def require_fit(backbone: Backbone, registry: Registry, loaded: Collection[TaskData]) -> None:
+def check_migratable(backbone: Backbone, registry: Registry, loaded: Collection[TaskData]) -> None:
     """Raises InputError, one message for all tasks, where the new backbone or the registry cannot take one."""
     problems: list[InputError] = []
     for data in loaded:
-        problems += [MethodError(problem) for problem in (*misfits(backbone, data.spec), *_cut(backbone, data))]
+        problems += [
+            MethodError(problem) for problem in (*incompatibilities(backbone, data.spec), *_cut(backbone, data))
+        ]
         try:
-            registry.require_same([task_record(data)])
+            registry.check_tasks_unchanged([task_record(data)])
         except InputError as error:
             problems.append(error)
-    require_none(problems)
+    raise_problems(problems)
 
 
 def _cut(backbone: Backbone, data: TaskData) -> Iterator[str]:

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, MethodSettings, Subspace, load_delta
-from continual.errors import BackboneError, BlobError, DeltaError, LearnError
-from continual.features import features, tokenize
+from continual.errors import BackboneError, BlobError, DeltaError, TrainingError
+from continual.features import encode, tokenize
 from continual.kinds import kind_of_delta
 from continual.signature import Signature
-from continual.similarity import labels as compare_labels
-from continual.similarity import nearest
-from continual.warmstart import NEIGHBOURS_TRIED, Neighbour
+from continual.similarity import label_name_similarity as compare_labels
+from continual.similarity import rank_by_similarity
+from continual.warmstart import MAX_NEIGHBOURS, Neighbour
 from registry import BackboneRecord, DataRecord, Registry, StoredSignature
 from tasks import TaskData
 
 log = logging.getLogger(__name__)
 SHORTLIST = 16  # tasks whose labels' names are compared
-MOST_LABELS, LABEL_LENGTH = 64, 32  # of a task that are compared, and tokens of a name
+MAX_LABELS, MAX_LABEL_TOKENS = 64, 32  # of a task that are compared, and tokens of a name
 
 
 def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
@@ -27,7 +27,7 @@ def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -
 
     Raises BackboneError where a signature was taken of features that were pooled otherwise.
     """
-    found = {stored.task: read_signature(registry, stored) for stored in named_signatures(registry, backbone)}
+    found = {stored.task: read_signature(registry, stored) for stored in signature_records(registry, backbone)}
     return {task: own for task, own in found.items() if own}
 
 
@@ -40,7 +40,7 @@ def read_signature(registry: Registry, stored: StoredSignature) -> Signature | N
         return None
 
 
-def named_signatures(
+def signature_records(
     registry: Registry, backbone: Backbone | BackboneRecord, *, deltas: Collection[str] | None = None
 ) -> tuple[StoredSignature, ...]:
     """Where the signatures of the tasks on a backbone lie. Raises BackboneError as `stored_signatures` does.
@@ -57,7 +57,7 @@ def named_signatures(
     return found
 
 
-def nearest_learned(
+def nearest_tasks(
     backbone: Backbone,
     registry: Registry,
     own: Signature,
@@ -74,16 +74,18 @@ def nearest_learned(
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
     signatures = stored_signatures(registry, backbone)
     kind = settings.model_dump(mode="json")
-    ranked = nearest(own, {name: signatures[name] for name in champions if name in signatures and name != task})
+    ranked = rank_by_similarity(
+        own, {name: signatures[name] for name in champions if name in signatures and name != task}
+    )
     copied_first = sorted(ranked, key=lambda pair: champions[pair[0]].settings != kind)
     names = _by_labels(backbone, registry, labels, [name for name, _ in copied_first[:SHORTLIST]])
     names.sort(key=lambda name: champions[name].settings != kind)
     found = []
-    for name in names[:NEIGHBOURS_TRIED]:
+    for name in names[:MAX_NEIGHBOURS]:
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
-            if takes(backbone, delta):
+            if is_readable(backbone, delta):
                 found.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
@@ -94,19 +96,19 @@ def _by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], ta
     """The tasks whose labels have the names nearest to these first; of equals, and without labels, as they were."""
     if not labels:
         return tasks
-    own, near = label_vectors(backbone, labels), {}
+    own, near = encode_labels(backbone, labels), {}
     for task in tasks:
-        found = compare_labels(own, label_vectors(backbone, registry.task(task).labels))
+        found = compare_labels(own, encode_labels(backbone, registry.task(task).labels))
         near[task] = -1.0 if found is None else found
     return sorted(tasks, key=lambda task: -near[task])
 
 
-def label_vectors(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
+def encode_labels(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
     """The names of labels in frozen features [C, D], of many the first; None where there are none."""
-    return features(backbone, tokenize(backbone, labels[:MOST_LABELS], max_length=LABEL_LENGTH)) if labels else None
+    return encode(backbone, tokenize(backbone, labels[:MAX_LABELS], max_length=MAX_LABEL_TOKENS)) if labels else None
 
 
-def learned_before(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
+def previous_version(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
     """The last version of the task itself, of those that serve or else of all; nothing where it cannot be a start.
 
     Neither can one that may have been trained on rows that are held out now, since another seed draws others.
@@ -119,7 +121,7 @@ def learned_before(backbone: Backbone, registry: Registry, data: TaskData) -> tu
     except (BlobError, DeltaError) as error:
         log.warning("delta %s cannot be a start: %s", last.name, error)
         return ()
-    return (Neighbour(last.name, delta, again=True),) if takes(backbone, delta) else ()
+    return (Neighbour(last.name, delta, is_previous_version=True),) if is_readable(backbone, delta) else ()
 
 
 def _held_out_alike(before: DataRecord, now: TaskData) -> bool:
@@ -127,38 +129,43 @@ def _held_out_alike(before: DataRecord, now: TaskData) -> bool:
     return all(before.fingerprints[split] == fingerprint for split, fingerprint in held_out.items())
 
 
-def spanning(backbone: Backbone, registry: Registry, settings: MethodSettings, *, task: str) -> tuple[Neighbour, ...]:
+def subspace_deltas(
+    backbone: Backbone, registry: Registry, settings: MethodSettings, *, task: str
+) -> tuple[Neighbour, ...]:
     """The deltas of other tasks that span the subspace in which a method learns; none for a method without one.
 
     Raises LearnError where fewer than two such deltas have been learned.
     """
     if not isinstance(settings, Subspace):
         return ()
-    kind, name = settings.spanned_by.model_dump(mode="json"), settings.of.name
+    kind, name = settings.base_settings.model_dump(mode="json"), settings.of.name
     found = [
         Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest)))
         for champion in registry.champions(backbone.fingerprint)
         if (champion.method, champion.settings) == (name, kind) and champion.task != task
     ]
     if len(found) < 2:
-        raise LearnError(
+        raise TrainingError(
             f"a subspace is spanned by at least two learned deltas of method {name!r} with settings {kind}; the "
             f"registry holds {len(found)} of other tasks on backbone {backbone.name!r}. Learn such tasks first"
         )
     return tuple(found)
 
 
-def recalled(registry: Registry, name: str, *, again: bool = False) -> Neighbour:
+def load_neighbour(registry: Registry, name: str, *, again: bool = False) -> Neighbour:
     """A delta that an earlier learning came upon.
 
     Raises NotFound or BlobError where it is gone, DeltaError where it cannot be read.
     """
-    return Neighbour(name, load_delta(registry.blobs.get(registry.delta(name).values)), again=again)
+    return Neighbour(name, load_delta(registry.blobs.get(registry.delta(name).values)), is_previous_version=again)
 
 
-def takes(backbone: Backbone, delta: Delta) -> bool:
+def is_readable(backbone: Backbone, delta: Delta) -> bool:
     """Whether rows made ready for `backbone` can be read through a delta.
 
     Its edits must be those of the same layers, and it must add no more tokens than there is room for.
     """
-    return kind_of_delta(delta).generates == backbone.generates and delta.settings.added_tokens <= backbone.reserved
+    return (
+        kind_of_delta(delta).generates == backbone.edits_decoder
+        and delta.settings.added_tokens <= backbone.reserved_tokens
+    )

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from continual.errors import LearnError
+from continual.errors import TrainingError
 
-WARM_UP = 0.1  # share of the steps in which the learning rate rises
-LARGEST_GRADIENT = 1.0
+WARMUP_FRACTION = 0.1  # share of the steps in which the learning rate rises
+MAX_GRAD_NORM = 1.0
 
 
-class Optimiser:
+class AdamWWithSchedule:
     """AdamW without weight decay, whose learning rate rises for a tenth of the steps and falls linearly to zero.
 
     done, moments: how far an earlier one came and what it then held, to go on as it would have.
@@ -28,7 +28,7 @@ class Optimiser:
         moments: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._tensors, self._rate, self._steps = list(tensors), learning_rate, steps
-        self._rise = max(math.ceil(WARM_UP * steps), 1)
+        self._rise = max(math.ceil(WARMUP_FRACTION * steps), 1)
         self._adamw = torch.optim.AdamW(self._tensors, lr=learning_rate, weight_decay=0.0)
         self.done = done
         for key, value in (moments or {}).items():
@@ -42,33 +42,33 @@ class Optimiser:
 
         Raises LearnError for a loss that is not finite, before anything is changed by it.
         """
-        value = self.checked(loss)
+        value = self.require_finite(loss)
         torch.autograd.backward(loss)
         self.step()
         return value
 
-    def checked(self, loss: Tensor) -> float:
+    def require_finite(self, loss: Tensor) -> float:
         """The loss as a number. Raises LearnError where it is none."""
         value = loss.item()
         if not math.isfinite(value):
-            raise LearnError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
+            raise TrainingError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
         return value
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Take no gradient into account that was computed since the last step."""
         self._adamw.zero_grad(set_to_none=False)  # where gradients lie is for who made the tensors to say
 
     def step(self) -> None:
         """Go down the gradients that there are, and forget them."""
-        torch.nn.utils.clip_grad_norm_(self._tensors, LARGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(self._tensors, MAX_GRAD_NORM)
         for group in self._adamw.param_groups:
             group["lr"] = self._rate * self._share()
         self._adamw.step()
-        self.forget()
+        self.zero_grad()
         self.done += 1
 
     @property
-    def moments(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """What AdamW remembers of each tensor, by its number; still in use, so the next step changes it."""
         known = ((number, self._adamw.state.get(tensor, {})) for number, tensor in enumerate(self._tensors))
         return {f"{number}/{name}": value for number, state in known for name, value in state.items()}

@@ -7,13 +7,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from continual.comparison import ends, seen_so_far
-from continual.forgetting import Matrix
+from continual.comparison import average_accuracy_curve, final_scores
+from continual.forgetting import ScoreMatrix
 from continual.report import Document
 
 LARGEST = 100.0  # inches of a side, what a picture can hold
-COLOURS, MARKS = 10, "osD^vPX*"  # told apart in black and white too
-ASIDE = 0.6  # of the place of a task, what its marks share
+COLOURS, MARKERS = 10, "osD^vPX*"  # told apart in black and white too
+DODGE_WIDTH = 0.6  # of the place of a task, what its marks share
 INK_ON_DARK = 0.6  # scores below stand on a dark cell of the colour map
 BROAD = 16  # signs of a line under a group of bars
 LEAST_GAIN = 0.05  # the colours reach as far as the largest gain, but no less: what differs by little looks alike
@@ -21,8 +21,8 @@ DARK_GAIN = 0.65  # of the largest gain: beyond, the colour of a cell is dark
 DARK, LIGHT = "#010101", "#fefefe"  # ink of cells, whose colours are the same on a light page and on a dark one
 
 
-def heat_map(
-    matrix: Matrix,
+def heatmap(
+    matrix: ScoreMatrix,
     tasks: Sequence[str],
     *,
     title: str,
@@ -53,14 +53,14 @@ def heat_map(
     return figure
 
 
-def confusion_map(matrix: Matrix, tasks: Sequence[str]) -> Figure:
+def confusion_map(matrix: ScoreMatrix, tasks: Sequence[str]) -> Figure:
     """Where the test rows of each task were sent."""
-    return heat_map(
+    return heatmap(
         matrix, tasks, title="where inputs were sent", across="task chosen", down="own task", shade="share of rows"
     )
 
 
-def confused(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Matrix:
+def confusion_shares(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> ScoreMatrix:
     """The shares of each task's rows that went to each task, from the pairs of a report."""
     shares = {(pair["task"], pair["routed_to"]): pair["share"] for pair in pairs}
     astray = [[shares.get((own, other), 0.0) for other in tasks] for own in tasks]
@@ -69,16 +69,16 @@ def confused(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Matrix
     ]
 
 
-def compared(document: Document) -> Figure:
+def comparison_figure(document: Document) -> Figure:
     """The strategies of a comparison: the mean score on the tasks so far after each task, and each last score."""
     told, tasks = document["strategies"], document["tasks"]
     figure = Figure(figsize=(min(max(9.0, 3.0 + 0.7 * len(tasks)), LARGEST), 8.0), layout="constrained")
     above, below = figure.subplots(2, 1)
     for place, one in enumerate(told):
-        look = {"color": f"C{place % COLOURS}", "marker": MARKS[place % len(MARKS)], "label": one["strategy"]}
-        curve, last = seen_so_far(one), ends(one)
+        look = {"color": f"C{place % COLOURS}", "marker": MARKERS[place % len(MARKERS)], "label": one["strategy"]}
+        curve, last = average_accuracy_curve(one), final_scores(one)
         above.plot(range(1, len(curve) + 1), _drawn(curve), linewidth=1.2, **look)
-        aside = ASIDE * ((place + 0.5) / len(told) - 0.5)  # so that equal scores do not hide one another
+        aside = DODGE_WIDTH * ((place + 0.5) / len(told) - 0.5)  # so that equal scores do not hide one another
         below.plot([n + aside for n in range(len(tasks))], _drawn(map(last.get, tasks)), linestyle="none", **look)
     above.set(xlabel="tasks learned", ylabel="mean score on the tasks so far")
     above.set_xticks(range(1, len(tasks) + 1))
@@ -95,7 +95,7 @@ def _drawn(values: Iterable[float | None]) -> list[float]:
 
 
 def gain_map(
-    matrix: Matrix, *, down: Sequence[str], across: Sequence[str], title: str, labels: tuple[str, str]
+    matrix: ScoreMatrix, *, down: Sequence[str], across: Sequence[str], title: str, labels: tuple[str, str]
 ) -> Figure:
     """A matrix of gains and losses: white for none, blue for gains, red for losses; what has no value stays blank.
 

@@ -10,30 +10,30 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from continual.backbone import Backbone
-from continual.checked import recipe
-from continual.checkpoint import Checkpoint, Keeper
+from continual.checked import recipe_digest
+from continual.checkpoint import Checkpoint, CheckpointWriter
 from continual.errors import ClaimLost, ContinualError
-from continual.learn import Learned, learning, ready
-from continual.record import record
-from continual.stints import Stints, by_itself
-from continual.together import train_together
-from continual.watcher import SILENT, Watcher
-from registry import Registry, Unit, held, release, shown
+from continual.learn import LearnedTask, learn_task_coroutine, prepare_task
+from continual.record import register_learned
+from continual.stints import TrainingCoroutine, run_training
+from continual.together import train_jointly
+from continual.watcher import NO_CALLBACKS, RunCallbacks
+from registry import Registry, UnitOfWork, hold_claim, redact, release
 from tasks import Stream, TaskData
 
 log = logging.getLogger(__name__)
 
 
-def learn_one(
-    backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, watcher: Watcher = SILENT
+def learn_task(
+    backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, watcher: RunCallbacks = NO_CALLBACKS
 ) -> str:
     """Learn one task as its stream says and write it down; the name of its delta."""
-    learned = by_itself(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=data.seed)
+    learned = run_training(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=data.seed)
     return _written(backbone, registry, learned, watcher=watcher)
 
 
 @dataclass(frozen=True)
-class Learning:
+class PositionLearner:
     """How the positions of a stream are learned here, and in whose name they are held.
 
     moved: by task, the delta of another backbone whose recipe and rows it is learned by, as in `record`.
@@ -42,24 +42,24 @@ class Learning:
     backbone: Backbone
     registry: Registry
     stream: Stream
-    watcher: Watcher
+    watcher: RunCallbacks
     holder: str
-    moved: Mapping[str, str] = field(default_factory=dict)
+    migrated_from: Mapping[str, str] = field(default_factory=dict)
 
-    def learn(self, tasks: Mapping[int, TaskData]) -> dict[str, Learned]:
+    def learn_positions(self, tasks: Mapping[int, TaskData]) -> dict[str, LearnedTask]:
         """Learn the tasks of these positions, which `holder` holds, side by side; what was learned, by its delta.
 
         Each is written down when it is done. One that fails is marked so, with what went wrong; one that another
         has taken over meanwhile is left to it; stopped by hand, all that are not done wait again.
         """
-        found: dict[str, Learned] = {}
+        found: dict[str, LearnedTask] = {}
         left = {str(number): number for number in tasks}
         with ExitStack() as holding:
             for number in tasks:
-                holding.enter_context(held(self.registry, self.stream.name, number=number, holder=self.holder))
+                holding.enter_context(hold_claim(self.registry, self.stream.name, number=number, holder=self.holder))
             try:
                 begun = {name: self._begun(number, tasks[number]) for name, number in left.items()}
-                for name, learned in train_together(begun, seed=next(iter(tasks.values())).seed):
+                for name, learned in train_jointly(begun, seed=next(iter(tasks.values())).seed):
                     number = left.pop(name)
                     if delta := self._done(number, tasks[number].spec.name, learned):
                         found[delta[0]] = delta[1]
@@ -69,24 +69,24 @@ class Learning:
                 raise
         return found
 
-    def _begun(self, number: int, data: TaskData) -> Stints[Learned]:
-        made_by = recipe(data)
-        keeper = Keeper(self.registry, self.stream.name, number=number, holder=self.holder, recipe=made_by)
+    def _begun(self, number: int, data: TaskData) -> TrainingCoroutine[LearnedTask]:
+        made_by = recipe_digest(data)
+        keeper = CheckpointWriter(self.registry, self.stream.name, number=number, holder=self.holder, recipe=made_by)
         return _learning_of(
             self.backbone,
             self.registry,
             data,
             self.stream,
             watcher=self.watcher,
-            checkpoint=keeper.last(),
+            checkpoint=keeper.load_latest(),
             keep=keeper,
         )
 
-    def _done(self, number: int, name: str, found: Learned | Exception) -> tuple[str, Learned] | None:
+    def _done(self, number: int, name: str, found: LearnedTask | Exception) -> tuple[str, LearnedTask] | None:
         """Write down what came of a task; its delta, where there is one."""
 
-        def also(unit: Unit, delta: str) -> None:
-            unit.finish(self.stream.name, number, delta=delta, holder=self.holder)
+        def also(unit: UnitOfWork, delta: str) -> None:
+            unit.mark_learned(self.stream.name, number, delta=delta, holder=self.holder)
 
         try:
             if isinstance(found, Exception):
@@ -97,7 +97,7 @@ class Learning:
                 found,
                 watcher=self.watcher,
                 also=also,
-                moved=self.moved.get(name),
+                moved=self.migrated_from.get(name),
             )
             return delta, found
         except ClaimLost as lost:  # taken for dead, and taken over: it is the other's task to report on
@@ -110,17 +110,17 @@ class Learning:
 
     def fail(self, number: int, name: str, error: Exception) -> None:
         """Mark a position as failed, and tell the watcher."""
-        said = shown(f"{type(error).__name__}: {error}")
+        said = redact(f"{type(error).__name__}: {error}")
 
-        def work(unit: Unit) -> None:
-            unit.fail(self.stream.name, number, error=said, holder=self.holder)
+        def work(unit: UnitOfWork) -> None:
+            unit.mark_failed(self.stream.name, number, error=said, holder=self.holder)
 
         try:
-            self.registry.write(work)
+            self.registry.write_with_retry(work)
         except ClaimLost as lost:
             log.warning("task %s: %s (here it failed: %s)", name, lost, said)
         else:
-            self.watcher.failed(name, said)
+            self.watcher.on_failed(name, said)
 
 
 def _learning_of(
@@ -129,24 +129,24 @@ def _learning_of(
     data: TaskData,
     stream: Stream,
     *,
-    watcher: Watcher,
+    watcher: RunCallbacks,
     checkpoint: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> Stints[Learned]:
+) -> TrainingCoroutine[LearnedTask]:
     """The stints in which one task is learned as its stream says; keep, checkpoint: as in `learning`."""
     name = data.spec.name
     for note in data.notes:
-        watcher.noted(name, note)
-    watcher.began(name)
+        watcher.on_note(name, note)
+    watcher.on_start(name)
     if checkpoint:
-        watcher.noted(name, f"goes on after epoch {len(checkpoint.course.curve) - 1}")
+        watcher.on_note(name, f"goes on after epoch {len(checkpoint.training_state.curve) - 1}")
     return (
-        yield from learning(
+        yield from learn_task_coroutine(
             registry,
-            ready(backbone, data),
+            prepare_task(backbone, data),
             seed=data.seed,
             measure_gain=stream.measure_gain,
-            report=partial(watcher.step, name),
+            report=partial(watcher.on_step, name),
             checkpoint=checkpoint,
             keep=keep,
         )
@@ -156,16 +156,16 @@ def _learning_of(
 def _written(
     backbone: Backbone,
     registry: Registry,
-    learned: Learned,
+    learned: LearnedTask,
     *,
-    watcher: Watcher,
-    also: Callable[[Unit, str], None] = lambda unit, delta: None,
+    watcher: RunCallbacks,
+    also: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
     moved: str | None = None,
 ) -> str:
     """Write a learned task down; the name of its delta."""
-    delta = record(registry, backbone, learned, also=also, moved=moved)
+    delta = register_learned(registry, backbone, learned, also=also, moved=moved)
     stored = registry.delta(delta)
     if stored.version > 1:
         serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
-        watcher.noted(learned.task.data.spec.name, f"was learned before; {delta} {serves}")
+        watcher.on_note(learned.task.data.spec.name, f"was learned before; {delta} {serves}")
     return delta

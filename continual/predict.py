@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 from continual.backbone import Backbone
 from continual.deltas import Delta
 from continual.errors import InputError
-from continual.experts import Asked, Failed, opinions
+from continual.experts import DeltaQuery, FailedAnswer, query_deltas
 from continual.features import tokenize
-from continual.frozen import frozen
-from continual.kinds import Answer, Hear
-from continual.residents import SLOTS, Residents, registered, resident
-from continual.routing import Decision, Opinion, Router, Statistics, decide, rule_names
-from continual.settings import FALSE_ABSTENTIONS
-from continual.stored_router import stored_router
+from continual.frozen import frozen_features
+from continual.kinds import Answer, TokenCallback
+from continual.residents import DEVICE_SLOTS, DeltaCache, cache_key, registry_loader
+from continual.routing import Decision, Opinion, Router, RoutingStatistics, choose_tasks, rule_names
+from continual.settings import FALSE_ABSTENTION_RATE
+from continual.stored_router import load_router
 from registry import Champion, Registry, not_found
 from tasks import Text
 
-_Routing = tuple[Router, Mapping[str, Statistics]]
-NEAREST = 3  # tasks that are named of an input that belongs to none
+_Routing = tuple[Router, Mapping[str, RoutingStatistics]]
+ABSTAIN_CANDIDATES = 3  # tasks that are named of an input that belongs to none
 
 
 @dataclass(frozen=True)
-class Possible:
+class TaskCandidate:
     """A task that an input may belong to, with the router's probability, and what its delta answers if it was asked.
 
     delta without a label: the delta could not be read.
@@ -54,7 +54,7 @@ class Prediction:
     confidence: float | None
     abstained: bool
     delta: str | None
-    possible: tuple[Possible, ...] = ()
+    possible: tuple[TaskCandidate, ...] = ()
     error: str | None = None
 
 
@@ -77,15 +77,15 @@ class Predictor:
         *,
         serving: Iterable[Champion] | None = None,
         router: str = "auto",
-        false_abstentions: float = FALSE_ABSTENTIONS,
-        slots: int = SLOTS,
+        false_abstentions: float = FALSE_ABSTENTION_RATE,
+        slots: int = DEVICE_SLOTS,
         before: "Predictor | None" = None,
     ) -> None:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
-        self.residents: Residents = (
-            before.residents if before else Residents(backbone, registered(registry), slots=slots)
+        self.residents: DeltaCache = (
+            before.residents if before else DeltaCache(backbone, registry_loader(registry), slots=slots)
         )
         rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
@@ -104,7 +104,7 @@ class Predictor:
         *,
         task: str | Sequence[str | None] | None = None,
         at_least: float | None = None,
-        hear: Sequence[Hear | None] = (),
+        hear: Sequence[TokenCallback | None] = (),
     ) -> list[Prediction]:
         """One prediction per text, in order; without a task the router chooses, and may say that it is none.
 
@@ -115,7 +115,7 @@ class Predictor:
         """
         if task is None or isinstance(task, str):
             if task is not None:
-                self.load(task)
+                self.load_delta(task)
             task = [task] * len(texts)
         told: dict[str, list[int]] = {}
         for i, name in enumerate(task):
@@ -124,7 +124,7 @@ class Predictor:
         heard = hear or [None] * len(texts)
         answers = self._asked(
             {
-                name: Asked([texts[i] for i in rows], self._longest(name), hear=[heard[i] for i in rows])
+                name: DeltaQuery([texts[i] for i in rows], self._longest(name), on_token=[heard[i] for i in rows])
                 for name, rows in told.items()
             }
         )
@@ -138,32 +138,32 @@ class Predictor:
             found |= dict(zip(untold, routed, strict=True))
         return [found[i] for i in range(len(texts))]
 
-    def ready(self) -> None:
+    def build_router(self) -> None:
         """Have the router made now, not when it is first needed. Raises InputError where no task can be routed to."""
         self._routing = self._router()
 
-    def load(self, task: str) -> Delta:
+    def load_delta(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
-        return self.residents.delta(resident(self._champion(task)))
+        return self.residents.get(cache_key(self._champion(task)))
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
         router, statistics = self._routing = self._routing or self._router()
         longest = max(map(self._longest, self._champions))
-        seen = frozen(self._backbone, tokenize(self._backbone, texts, max_length=longest))
+        seen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=longest))
 
-        def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | Failed]]:
+        def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | FailedAnswer]]:
             asked = {}
             for number, inputs in looked.items():
                 name = router.tasks[number]
                 length, known = self._longest(name), statistics.get(name)
                 shared = seen.take(inputs) if length == longest else None
                 evidence = known.evidence if known else None
-                asked[name] = Asked([texts[i] for i in inputs], length, evidence, shared)
+                asked[name] = DeltaQuery([texts[i] for i in inputs], length, evidence, shared)
             found = self._asked(asked)
             return {number: found[router.tasks[number]] for number in looked}
 
-        decision = decide(router, router.log_p(seen), ask)
-        sure, like = decision.confidence.tolist(), (router.known(seen) + decision.fit).tolist()
+        decision = choose_tasks(router, router.log_p(seen), ask)
+        sure, like = decision.confidence.tolist(), (router.familiarity(seen) + decision.fit).tolist()
         threshold = router.threshold(self._false_abstentions)
         chosen = zip(texts, decision.tasks.tolist(), decision.answers, sure, like, strict=True)
         found = [
@@ -175,7 +175,12 @@ class Predictor:
         return self._with_possible(found, router, decision, at_least=at_least)
 
     def _with_possible(
-        self, found: list[Prediction], router: Router, decision: Decision[Answer | Failed], *, at_least: float | None
+        self,
+        found: list[Prediction],
+        router: Router,
+        decision: Decision[Answer | FailedAnswer],
+        *,
+        at_least: float | None,
     ) -> list[Prediction]:
         """The same with the nearest tasks of inputs that belong to none, or all tasks above a probability."""
         probabilities = decision.log_p.exp()
@@ -190,7 +195,7 @@ class Predictor:
                 for name, p in near[i]:
                     if p >= at_least:
                         rows.setdefault(name, []).append(i)
-        asked = {name: Asked([found[i].text for i in own], self._longest(name)) for name, own in rows.items()}
+        asked = {name: DeltaQuery([found[i].text for i in own], self._longest(name)) for name, own in rows.items()}
         opinions_of = self._asked(asked)
         answers = {
             (i, name): answer
@@ -200,29 +205,31 @@ class Predictor:
         return [
             replace(
                 prediction,
-                possible=tuple(Possible(name, p) for name, p in near[i][:NEAREST])
+                possible=tuple(TaskCandidate(name, p) for name, p in near[i][:ABSTAIN_CANDIDATES])
                 if prediction.abstained
                 else tuple(self._possible(name, p, answers[i, name]) for name, p in near[i] if (i, name) in answers),
             )
             for i, prediction in enumerate(found)
         ]
 
-    def _possible(self, task: str, confidence: float, answer: Answer | Failed) -> Possible:
+    def _possible(self, task: str, confidence: float, answer: Answer | FailedAnswer) -> TaskCandidate:
         delta = self._champions[task].delta
-        if isinstance(answer, Failed):
-            return Possible(task, confidence, delta=delta)
-        return Possible(task, confidence, answer.label, answer.score, delta)
+        if isinstance(answer, FailedAnswer):
+            return TaskCandidate(task, confidence, delta=delta)
+        return TaskCandidate(task, confidence, answer.label, answer.score, delta)
 
-    def _answered(self, text: Text, task: str, answer: Answer | Failed, *, confidence: float | None) -> Prediction:
+    def _answered(
+        self, text: Text, task: str, answer: Answer | FailedAnswer, *, confidence: float | None
+    ) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedAnswer):
             return Prediction(text, task, None, None, routed, confidence, False, delta, error=answer.error)
         return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
 
-    def _asked(self, asked: Mapping[str, Asked]) -> dict[str, Opinion[Answer | Failed]]:
+    def _asked(self, asked: Mapping[str, DeltaQuery]) -> dict[str, Opinion[Answer | FailedAnswer]]:
         """What the deltas of tasks say, by task."""
-        names = {task: resident(self._champions[task]) for task in asked}
-        found = opinions(self._backbone, self.residents, {names[task]: own for task, own in asked.items()})
+        names = {task: cache_key(self._champions[task]) for task in asked}
+        found = query_deltas(self._backbone, self.residents, {names[task]: own for task, own in asked.items()})
         return {task: found[name] for task, name in names.items()}
 
     def _longest(self, task: str) -> int:
@@ -230,7 +237,7 @@ class Predictor:
         return int(self._champions[task].budget["max_length"])
 
     def _router(self) -> _Routing:
-        found = stored_router(self._registry, self._backbone, self._champions, kind=self._kind)
+        found = load_router(self._registry, self._backbone, self._champions, kind=self._kind)
         if found is None:
             raise InputError(
                 "no task on this backbone has a signature, so nothing can be routed; name the task of the inputs "

@@ -42,7 +42,7 @@ def plain_name(name: str, bits: int | None = None) -> tuple[str, Bits | None]:
     return plain, said
 
 
-def check_loads(config: Any, name: str, bits: Bits | None, device: torch.device) -> bool:
+def check_quantization(config: Any, name: str, bits: Bits | None, device: torch.device) -> bool:
     """Whether what is loaded will be quantised, by its files or by `bits`.
 
     Raises BackboneError where it cannot be: by the files, by what is installed, or by the device.
@@ -67,7 +67,7 @@ def check_loads(config: Any, name: str, bits: Bits | None, device: torch.device)
     return True
 
 
-def quantisation(bits: Bits, model: Any) -> BitsAndBytesConfig:
+def quantization_config(bits: Bits, model: Any) -> BitsAndBytesConfig:
     """How `from_pretrained` packs the weights of such a model, its head left out."""
     heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     if model.base_model is not model:
@@ -83,7 +83,7 @@ def quantisation(bits: Bits, model: Any) -> BitsAndBytesConfig:
     )
 
 
-def settle(model: Any, dtype: torch.dtype) -> None:
+def fix_compute_dtype(model: Any, dtype: torch.dtype) -> None:
     """Make what packed modules compute depend on nothing that was computed before.
 
     bitsandbytes rounds a bias to the type of the first input, and on processors with AVX-512 packs weights of 4 bits
@@ -110,7 +110,7 @@ def _check_rows(module: Any) -> None:
         )
 
 
-def quantised_as(model: Any) -> list[str]:
+def quantization_digest(model: Any) -> list[str]:
     """What besides its tensors decides what a quantised model computes: nothing of any other model."""
     states = (getattr(module, "state", None) for module in _packed_modules(model))
     return sorted({"nf4" if state is None else f"int8, outliers from {state.threshold}" for state in states})
@@ -119,11 +119,11 @@ def quantised_as(model: Any) -> list[str]:
 def _packed_modules(model: Any) -> Iterator[Any]:
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Linear) and weight is not None and is_packed(weight):
+        if isinstance(module, nn.Linear) and weight is not None and is_quantized(weight):
             yield module
 
 
-def is_packed(weight: Tensor) -> bool:
+def is_quantized(weight: Tensor) -> bool:
     """Whether a weight has to be unpacked to be read."""
     return not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None
 

@@ -5,36 +5,40 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from continual.backbone import Backbone
-from continual.contest import contest
+from continual.contest import contest_champion
 from continual.deltas import Delta
-from continual.described import signature_record
-from continual.formats import from_blob, to_blob
+from continual.described import store_signature
+from continual.formats import deserialize, serialize
 from continual.kinds import Outputs
-from continual.learn import Learned
-from continual.replay import replay
+from continual.learn import LearnedTask
+from continual.replay import probe_outputs
 from registry import (
     BackboneRecord,
-    Blobs,
+    BlobStore,
     DataRecord,
     DeltaRecord,
-    Origin,
+    LineageKind,
     Parent,
     Registry,
     TaskRecord,
-    Unit,
+    UnitOfWork,
 )
 from tasks import Budget, TaskData
 
-ORIGINS: dict[str, Origin] = {"retrained": "retrained", "nearest": "warm_start", "merge": "merged"}  # by kind of start
-VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
+LINEAGE_KINDS: dict[str, LineageKind] = {
+    "retrained": "retrained",
+    "nearest": "warm_start",
+    "merge": "merged",
+}  # by kind of start
+PACKAGE_VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
 
 
-def record(
+def register_learned(
     registry: Registry,
     backbone: Backbone,
-    learned: Learned,
+    learned: LearnedTask,
     *,
-    also: Callable[[Unit, str], None] = lambda unit, delta: None,
+    also: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
     moved: str | None = None,
 ) -> str:
     """Write a learned task down in one unit of work, and whatever `also` writes; the name of the new delta.
@@ -45,20 +49,22 @@ def record(
 
     Raises TaskChanged where the registry knows a task of this name with other labels.
     """
-    start, own, data = learned.start, learned.own, learned.task.data
+    start, own, data = learned.start, learned.signature, learned.task.data
     delta = _learned_record(registry.blobs, backbone, learned)
-    signature = signature_record(registry.blobs, backbone, own, learned.routing)
+    signature = store_signature(registry.blobs, backbone, own, learned.routing)
     gain = start.start.mean - learned.scratch.start.mean
     parents = [
-        Parent(delta=neighbour.name, kind=ORIGINS[start.kind], weight=weight, score=start.start.mean, gain=gain)
+        Parent(delta=neighbour.name, kind=LINEAGE_KINDS[start.kind], weight=weight, score=start.start.mean, gain=gain)
         for neighbour, weight in start.sources
     ]
-    parents += [Parent(delta=n.name, kind="subspace", weight=1 / len(start.spanned)) for n in start.spanned]
+    parents += [
+        Parent(delta=n.name, kind="subspace", weight=1 / len(start.subspace_deltas)) for n in start.subspace_deltas
+    ]
     if moved:
         parents.append(Parent(delta=moved, kind="retrained", weight=0.0))  # its recipe, and none of its values
-    held = contest(backbone, registry, learned.task, learned.trained.delta)
+    held = contest_champion(backbone, registry, learned.task, learned.trained.delta)
 
-    def work(unit: Unit) -> str:
+    def work(unit: UnitOfWork) -> str:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
         name = unit.add_delta(
@@ -67,7 +73,7 @@ def record(
         also(unit, name)
         return name
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
 def backbone_record(backbone: Backbone) -> BackboneRecord:
@@ -103,7 +109,7 @@ def data_record(data: TaskData) -> DataRecord:
     return DataRecord(spec=known.spec, folder=folder, seed=data.seed, fingerprints=known.fingerprints, rows=known.rows)
 
 
-def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned) -> DeltaRecord:
+def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) -> DeltaRecord:
     plain = delta_record(
         blobs,
         backbone,
@@ -117,14 +123,14 @@ def _learned_record(blobs: Blobs, backbone: Backbone, learned: Learned) -> Delta
         seed=learned.task.data.seed,
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
-        predictions=blobs.put(outputs_to_bytes(learned.outputs)),
-        tried=tuple(trial.told() for trial in learned.tried),
+        predictions=blobs.put(serialize_outputs(learned.outputs)),
+        tried=tuple(trial.told() for trial in learned.search_trials),
         data=data_record(learned.task.data),
     )
 
 
 def delta_record(
-    blobs: Blobs, backbone: Backbone, delta: Delta, *, task: TaskRecord, budget: Budget, warm_start: str
+    blobs: BlobStore, backbone: Backbone, delta: Delta, *, task: TaskRecord, budget: Budget, warm_start: str
 ) -> DeltaRecord:
     """What the registry keeps of a delta, which is stored as a blob; without what its training took."""
     stored = delta.to_bytes()
@@ -140,19 +146,19 @@ def delta_record(
         share=delta.parameter_count / backbone.parameter_count,
         seed=0,
         labels=task.labels,
-        versions=VERSIONS,
+        versions=PACKAGE_VERSIONS,
         warm_start=warm_start,
         seconds=0.0,
         examples_per_second=None,
-        replay=blobs.put(replay(backbone, delta)),
+        replay=blobs.put(probe_outputs(backbone, delta)),
     )
 
 
-def outputs_to_bytes(outputs: Outputs) -> bytes:
+def serialize_outputs(outputs: Outputs) -> bytes:
     """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
-    return to_blob(outputs)
+    return serialize(outputs)
 
 
-def outputs_from_bytes(data: bytes) -> Outputs:
+def deserialize_outputs(data: bytes) -> Outputs:
     """What `outputs_to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
-    return from_blob(data, what="answer")[0]
+    return deserialize(data, what="answer")[0]

@@ -13,30 +13,30 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, attached
-from continual.features import Tokens, making_room, pad, pool, pooled
-from continual.formats import from_blob, to_blob
-from continual.kinds import fitted, kind_of_delta
+from continual.features import Tokens, pad, pool, pooled_features, reserve_tokens
+from continual.formats import deserialize, serialize
+from continual.kinds import backbone_for, kind_of_delta
 
-LENGTHS = (3, 8, 5, 8)  # tokens of each input; every backbone takes so many
+PROBE_LENGTHS = (3, 8, 5, 8)  # tokens of each input; every backbone takes so many
 # Of the largest number stored. Sums in another order differ by some units of float32's last place for each layer;
 # a delta that was changed, or another library's mistake, by far more.
 TOLERANCE = 1e-3
 
 
-def replay(backbone: Backbone, delta: Delta) -> bytes:
+def probe_outputs(backbone: Backbone, delta: Delta) -> bytes:
     """What the delta says of fixed inputs now, with the inputs, as a blob."""
     tokens = _drawn(backbone)
-    ids = torch.tensor([[*row, *[-1] * (max(LENGTHS) - len(row))] for row in tokens.ids])
-    return to_blob({"ids": ids, **_said(backbone, delta, tokens)})
+    ids = torch.tensor([[*row, *[-1] * (max(PROBE_LENGTHS) - len(row))] for row in tokens.ids])
+    return serialize({"ids": ids, **_said(backbone, delta, tokens)})
 
 
-def replay_differs(backbone: Backbone, delta: Delta, stored: bytes) -> float:
+def probe_difference(backbone: Backbone, delta: Delta, stored: bytes) -> float:
     """By how much what the delta says of the stored inputs differs from what it said: a share of the largest number.
 
     Zero is the same to the bit. Infinity, where not even the shapes are alike.
     Raises BlobError for what is no replay, DeltaError for a delta that does not fit the backbone.
     """
-    before, _ = from_blob(stored, what="replay")
+    before, _ = deserialize(stored, what="replay")
     rows = before.pop("ids", torch.zeros(0, 0, dtype=torch.long)).tolist()
     now = _said(backbone, delta, _tokens(backbone, [[i for i in row if i >= 0] for row in rows])) if rows else {}
     if not now or {key: t.shape for key, t in now.items()} != {key: t.shape for key, t in before.items()}:
@@ -55,7 +55,7 @@ def _drawn(backbone: Backbone) -> Tokens:
     draw, special = random.Random(0), set(backbone.tokenizer.all_special_ids)
     count = min(len(backbone.tokenizer), backbone.model.get_input_embeddings().num_embeddings)
     vocabulary = [number for number in range(count) if number not in special]
-    return _tokens(backbone, [[draw.choice(vocabulary) for _ in range(length)] for length in LENGTHS])
+    return _tokens(backbone, [[draw.choice(vocabulary) for _ in range(length)] for length in PROBE_LENGTHS])
 
 
 def _tokens(backbone: Backbone, rows: list[list[int]]) -> Tokens:
@@ -66,14 +66,14 @@ def _tokens(backbone: Backbone, rows: list[list[int]]) -> Tokens:
 @torch.inference_mode()
 def _said(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, Tensor]:
     """Pooled vectors [N, D] through the delta; its head's outputs [N, C], or the vectors of a decoder that answers."""
-    own = replace(fitted(making_room(backbone, delta.settings), kind_of_delta(delta)), dtype=torch.float32)
+    own = replace(backbone_for(reserve_tokens(backbone, delta.settings), kind_of_delta(delta)), dtype=torch.float32)
     batch = pad(own, tokens, range(len(tokens)))
     with attached(own, delta.to(own.device)):
-        vectors = pooled(own, batch, delta.head.pooling if delta.head else own.pooling)
+        vectors = pooled_features(own, batch, delta.head.pooling if delta.head else own.pooling)
         said = {"vectors": vectors}
-        if own.generates and own.family.decoder:
+        if own.edits_decoder and own.family.decoder:
             ask = {"decoder_input_ids": batch["input_ids"], "output_hidden_states": True, "use_cache": False}
-            states = own.lm(**batch, **ask).decoder_hidden_states[-1]
+            states = own.language_model(**batch, **ask).decoder_hidden_states[-1]
             said["decoder"] = pool(states, batch["attention_mask"], "mean")
     if delta.head:
         said["outputs"] = delta.head.to(own.device)(vectors)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from continual.forgetting import Measures, measures
-from registry import Mode, Registry, StoredDelta, StoredScore
+from continual.forgetting import ContinualMeasures, continual_measures
+from registry import Registry, ScoreMode, StoredDelta, StoredScore
 
 Document = dict[str, Any]
 MEASURES = {
@@ -19,7 +19,7 @@ MEASURES = {
     "routing_accuracy": "routing accuracy",
     "abstained": "share of rows abstained on",
 }
-OFTEN = 0.05  # of a task's test rows that go to one other task: worth telling
+CONFUSION_THRESHOLD = 0.05  # of a task's test rows that go to one other task: worth telling
 Matrix = list[list[float | None]]
 
 
@@ -30,11 +30,11 @@ class _Scores:
         self.metric = delta.metric
         self._test = {(s.mode, s.metric, s.stream, s.step): s for s in scores}
 
-    def alone(self, mode: Mode) -> StoredScore | None:
+    def alone(self, mode: ScoreMode) -> StoredScore | None:
         """The score that no stream has to do with."""
         return self._test.get((mode, self.metric, None, 0))
 
-    def value(self, mode: Mode) -> float | None:
+    def value(self, mode: ScoreMode) -> float | None:
         found = self.alone(mode)
         return found.value if found else None
 
@@ -43,7 +43,7 @@ class _Scores:
         return self._test.get(("routed", metric, stream, step))
 
 
-def report(registry: Registry, stream: str) -> Document:
+def stream_report(registry: Registry, stream: str) -> Document:
     """Score matrices and measures of a stream's learned tasks, oracle (task known) and routed (task unknown).
 
     A delta is never changed by a later task, so its oracle score is measured once and holds in every later row.
@@ -71,7 +71,7 @@ def report(registry: Registry, stream: str) -> Document:
         "tasks": [delta.task for delta in deltas],
         "oracle": {
             "matrix": _oracle(scores),
-            **asdict(measures(_oracle(left), [own.value("frozen") for own in left])),
+            **asdict(continual_measures(_oracle(left), [own.value("frozen") for own in left])),
         },
         "routed": {
             "matrix": routed,
@@ -89,7 +89,7 @@ def report(registry: Registry, stream: str) -> Document:
     }
 
 
-def gain(task: Mapping[str, Any]) -> float | None:
+def transfer_gain(task: Mapping[str, Any]) -> float | None:
     """The transfer gain of a task of the document: warm less scratch, of the same rows and budget."""
     return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
 
@@ -105,10 +105,10 @@ def _oracle(scores: list[_Scores]) -> Matrix:
     return [[entry(t, i) for i in range(len(scores))] for t in range(len(scores))]
 
 
-def _measures_if_complete(matrix: Matrix) -> Measures:
+def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
     """Measures, all None where a run was stopped between learning a task and measuring the stream after it."""
     complete = all(value is not None for t, row in enumerate(matrix) for value in row[: t + 1])
-    return measures(matrix) if complete else measures([])
+    return continual_measures(matrix) if complete else continual_measures([])
 
 
 def _over_rows(metric: str, scores: list[_Scores], *, stream: str, step: int) -> float | None:
@@ -154,11 +154,11 @@ def _confused(
 
 
 def _advice(task: str, other: str, *, there: float, back: float) -> str | None:
-    if min(there, back) >= OFTEN:  # said once of the two
+    if min(there, back) >= CONFUSION_THRESHOLD:  # said once of the two
         if (there, task) < (back, other):
             return None
         return f"{task} and {other} are taken for each other: learn them as one task, or name the task of their inputs"
-    if there >= OFTEN:
+    if there >= CONFUSION_THRESHOLD:
         return f"inputs of {task} look like those of {other}: name the task of these inputs, or tell the tasks apart"
     return None
 

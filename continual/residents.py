@@ -5,24 +5,24 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from continual.backbone import Backbone
-from continual.deltas import Bank, Delta, Mixed, load_delta
+from continual.deltas import Bank, Delta, MixedBatch, load_delta
 from registry import Champion, Registry
 
-SLOTS = 256  # deltas on the device
-KEPT = 1 << 30  # bytes of deltas in the host's memory
+DEVICE_SLOTS = 256  # deltas on the device
+HOST_CACHE_BYTES = 1 << 30  # bytes of deltas in the host's memory
 
 
-def resident(champion: Champion) -> str:
+def cache_key(champion: Champion) -> str:
     """What a champion is called here: by its digest too, since a deleted task may come back with other values."""
     return f"{champion.delta} {champion.digest}"
 
 
-def registered(registry: Registry) -> Callable[[str], Delta]:
+def registry_loader(registry: Registry) -> Callable[[str], Delta]:
     """How to read what `resident` names from a registry. Raises BlobError."""
     return lambda name: load_delta(registry.blobs.get(name.rpartition(" ")[-1]))
 
 
-class Residents:
+class DeltaCache:
     """The deltas that a process answers with, each read by its name when it is first needed.
 
     slots: of the bank on the device · kept: bytes in the host's memory, where those used longest ago make room.
@@ -30,7 +30,12 @@ class Residents:
     """
 
     def __init__(
-        self, backbone: Backbone, read: Callable[[str], Delta], *, slots: int = SLOTS, kept: int = KEPT
+        self,
+        backbone: Backbone,
+        read: Callable[[str], Delta],
+        *,
+        slots: int = DEVICE_SLOTS,
+        kept: int = HOST_CACHE_BYTES,
     ) -> None:
         self._backbone, self._read, self._kept = backbone, read, kept
         self.slots = slots
@@ -40,7 +45,7 @@ class Residents:
         self._coming: dict[str, Future[Delta]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="deltas")
 
-    def delta(self, name: str) -> Delta:
+    def get(self, name: str) -> Delta:
         """A delta in the host's memory. Raises what reading it raises; it is tried anew when it is asked for again."""
         if coming := self._coming.pop(name, None):
             self._keep(name, coming.result())
@@ -49,22 +54,24 @@ class Residents:
         self._known.move_to_end(name)
         return self._known[name]
 
-    def expect(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str]) -> None:
         """Begin to read what is not in memory yet; meanwhile, something else can be computed."""
         for name in names:
             if name not in self._known and name not in self._coming:
                 self._coming[name] = self._reader.submit(self._fetched, name)
 
-    def hold(self, name: str, delta: Delta, *, beside: Collection[str], backbone: Backbone | None = None) -> None:
+    def put_on_device(
+        self, name: str, delta: Delta, *, beside: Collection[str], backbone: Backbone | None = None
+    ) -> None:
         """Have a delta of this name on the device, beside these. Raises what `Bank.hold` raises."""
         if name not in self._bank:
-            self._bank.hold(name, delta, beside=beside, backbone=backbone)
+            self._bank.put(name, delta, beside=beside, backbone=backbone)
 
-    def mix(self, names: Sequence[str]) -> tuple[list[int], Mixed]:
+    def mixed_batch(self, names: Sequence[str]) -> tuple[list[int], MixedBatch]:
         """As `Bank.mix`, of deltas that are held."""
-        return self._bank.mix(names)
+        return self._bank.mixed_batch(names)
 
-    def places(self) -> dict[str, frozenset[str]]:
+    def locations(self) -> dict[str, frozenset[str]]:
         """Which deltas lie on the device, and which in the host's memory."""
         return {"device": frozenset(self._bank), "memory": frozenset([*self._known])}
 

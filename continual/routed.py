@@ -12,24 +12,24 @@ import torch
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError
-from continual.evaluate import measure, share
-from continual.experts import Asked, opinion, opinion_of
-from continual.frozen import Frozen
-from continual.kinds import Answer, Seen, labels_of
-from continual.learn import Learned, Task, ready
-from continual.record import outputs_from_bytes
-from continual.routing import Opinion, Statistics, build_router, decide
-from continual.routing.totals import Totals
+from continual.evaluate import proportion_with_interval, score_with_interval
+from continual.experts import DeltaQuery, opinion_from_outputs, query_delta
+from continual.frozen import FrozenFeatures
+from continual.kinds import Answer, ForwardContext, answer_labels
+from continual.learn import LearnedTask, PreparedTask, prepare_task
+from continual.record import deserialize_outputs
+from continual.routing import Opinion, RoutingStatistics, build_router, choose_tasks
+from continual.routing.totals import AccumulatedMoments
 from registry import Registry, Score
 from tasks import TaskData, Text
 
 log = logging.getLogger(__name__)
-Sent = Mapping[tuple[str, str], int]  # how many test rows of a delta went to another
-Ask = Callable[[Sequence[Text]], Opinion[Answer]]
+RoutingCounts = Mapping[tuple[str, str], int]  # how many test rows of a delta went to another
+QueryDelta = Callable[[Sequence[Text]], Opinion[Answer]]
 
 
 @dataclass(frozen=True)
-class Examined:
+class EvaluatedTask:
     """A learned task's test rows, what is right, and what its own delta says of them.
 
     tested: the rows through the frozen backbone · wrong: what is worth nothing as an answer · ask: what its delta says
@@ -38,86 +38,90 @@ class Examined:
 
     metric: str
     kind: str
-    routing: Statistics
+    routing: RoutingStatistics
     texts: tuple[Text, ...]
-    tested: Frozen
+    frozen_test_features: FrozenFeatures
     truth: Sequence[Any]
-    own: Opinion[Answer]
+    own_opinion: Opinion[Answer]
     wrong: Sequence[Any]
-    ask: Ask
-    heard: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    ask: QueryDelta
+    opinion_cache: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
-    def hears(self, delta: str, other: "Examined", rows: Sequence[int]) -> Opinion[None]:
+    def opinion_of(self, delta: str, other: "EvaluatedTask", rows: Sequence[int]) -> Opinion[None]:
         """What the delta of another task says of these rows, but for its answers."""
-        new = [row for row in rows if (delta, row) not in self.heard]
+        new = [row for row in rows if (delta, row) not in self.opinion_cache]
         if new:
             said = other.ask([self.texts[row] for row in new])
-            pairs = zip(said.surely.tolist(), said.fit.tolist(), strict=True)
-            self.heard.update({(delta, row): pair for row, pair in zip(new, pairs, strict=True)})
-        surely, fit = torch.tensor([self.heard[delta, row] for row in rows]).T
+            pairs = zip(said.excess_log_prob.tolist(), said.fit.tolist(), strict=True)
+            self.opinion_cache.update({(delta, row): pair for row, pair in zip(new, pairs, strict=True)})
+        surely, fit = torch.tensor([self.opinion_cache[delta, row] for row in rows]).T
         return Opinion([None] * len(rows), surely, fit)
 
 
-def examine(learned: Learned) -> Examined:
+def evaluate_learned(learned: LearnedTask) -> EvaluatedTask:
     """What routing needs of a task that was just learned."""
-    return _examined(learned.task, learned.trained.delta, learned.routing, learned.tested, learned.opinion)
+    return _examined(
+        learned.task, learned.trained.delta, learned.routing, learned.frozen_test_features, learned.opinion
+    )
 
 
-def examine_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> Examined:
+def evaluate_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> EvaluatedTask:
     """The same of a task learned before: its answers and statistics from the registry, its features taken again."""
-    task, stored, blobs = ready(backbone, data), registry.delta(delta), registry.blobs
+    task, stored, blobs = prepare_task(backbone, data), registry.delta(delta), registry.blobs
     learned = load_delta(blobs.get(stored.values))
     routing = _stored_statistics(registry, delta) or _statistics(task, learned)
-    told = Seen(task.backbone, learned, task.test)
+    told = ForwardContext(task.backbone, learned, task.test)
     try:
-        outputs = outputs_from_bytes(blobs.get(stored.predictions)) if stored.predictions else None
+        outputs = deserialize_outputs(blobs.get(stored.predictions)) if stored.predictions else None
     except BlobError as error:
         log.warning("%s answers its test rows again: %s", delta, error)
         outputs = None
     if outputs is None:
         outputs = task.kind.outputs(told, learned.head)
-    own = opinion_of(task.kind, told, outputs, evidence=routing.evidence)
-    return _examined(task, learned, routing, Seen(task.backbone, None, task.test).frozen, own)
+    own = opinion_from_outputs(task.kind, told, outputs, evidence=routing.evidence)
+    return _examined(task, learned, routing, ForwardContext(task.backbone, None, task.test).frozen, own)
 
 
-def _stored_statistics(registry: Registry, delta: str) -> Statistics | None:
+def _stored_statistics(registry: Registry, delta: str) -> RoutingStatistics | None:
     digest = registry.signature(delta).routing
     try:
-        return Statistics.from_bytes(registry.blobs.get(digest)) if digest else None
+        return RoutingStatistics.from_bytes(registry.blobs.get(digest)) if digest else None
     except BlobError as error:
         log.warning("the routing statistics of %s are taken again: %s", delta, error)
         return None
 
 
-def _statistics(task: Task, delta: Delta) -> Statistics:
+def _statistics(task: PreparedTask, delta: Delta) -> RoutingStatistics:
     """Those of a task that an older release learned."""
-    rows, held_out, _ = task.seen
-    return task.routing(delta, train=rows, held_out=held_out)
+    rows, held_out, _ = task.frozen_views
+    return task.routing_statistics(delta, train=rows, held_out=held_out)
 
 
-def _examined(task: Task, delta: Delta, routing: Statistics, tested: Frozen, own: Opinion[Answer]) -> Examined:
+def _examined(
+    task: PreparedTask, delta: Delta, routing: RoutingStatistics, tested: FrozenFeatures, own: Opinion[Answer]
+) -> EvaluatedTask:
     length = task.budget.max_length
-    return Examined(
+    return EvaluatedTask(
         task.data.spec.metric,
-        task.kind.scored,
+        task.kind.metric_kind,
         routing,
         task.data.test.texts,
         tested,
         task.test.truth,
         own,
-        task.kind.wrong(task.test.truth),
-        lambda texts: opinion(task.backbone, delta, Asked(texts, length, routing.evidence)),
+        task.kind.misrouted_answers(task.test.truth),
+        lambda texts: query_delta(task.backbone, delta, DeltaQuery(texts, length, routing.evidence)),
     )
 
 
-def complete_routed_scores(
+def add_missing_routed_scores(
     registry: Registry,
-    examined: Mapping[str, Callable[[], Examined]],
+    examined: Mapping[str, Callable[[], EvaluatedTask]],
     *,
     stream: str,
     step: int,
     last: bool,
-    totals: Totals,
+    totals: AccumulatedMoments,
 ) -> bool:
     """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all.
 
@@ -129,12 +133,17 @@ def complete_routed_scores(
         return True
     looked = {delta: look() for delta, look in examined.items()}
     found, sent = routed_scores(looked, stream=stream, step=step, abstaining=last, totals=totals)
-    return registry.write(lambda unit: unit.add_routed(stream, step, found, sent=sent))
+    return registry.write_with_retry(lambda unit: unit.add_routed_scores(stream, step, found, sent=sent))
 
 
 def routed_scores(
-    examined: Mapping[str, Examined], *, stream: str, step: int, abstaining: bool = True, totals: Totals | None = None
-) -> tuple[dict[str, list[Score]], Sent]:
+    examined: Mapping[str, EvaluatedTask],
+    *,
+    stream: str,
+    step: int,
+    abstaining: bool = True,
+    totals: AccumulatedMoments | None = None,
+) -> tuple[dict[str, list[Score]], RoutingCounts]:
     """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
 
     A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name; the
@@ -144,18 +153,20 @@ def routed_scores(
     scores: dict[str, list[Score]] = {}
     sent: Counter[tuple[str, str]] = Counter()
     for delta, task in examined.items():
-        decision = decide(router, router.log_p(task.tested), partial(_ask, examined, router.tasks, delta))
+        decision = choose_tasks(
+            router, router.log_p(task.frozen_test_features), partial(_ask, examined, router.tasks, delta)
+        )
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         sent.update((delta, other) for other in chosen if other != delta)
         right = [other == delta for other in chosen]
-        answers = given_answers(labels_of(task.own.answers), task.wrong, right)
+        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.wrong, right)
         found = {
-            task.metric: measure(task.metric, task.truth, answers, kind=task.kind),
-            "routing_accuracy": share(right),
+            task.metric: score_with_interval(task.metric, task.truth, answers, kind=task.kind),
+            "routing_accuracy": proportion_with_interval(right),
         }
         if abstaining:
-            known = router.known(task.tested) + decision.fit
-            found["abstained"] = share((known < router.threshold()).tolist())
+            known = router.familiarity(task.frozen_test_features) + decision.fit
+            found["abstained"] = proportion_with_interval((known < router.threshold()).tolist())
         scores[delta] = [
             Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(measured))
             for metric, measured in found.items()
@@ -163,19 +174,19 @@ def routed_scores(
     return scores, sent
 
 
-def given_answers(own: Sequence[Any], wrong: Sequence[Any], right: Sequence[bool]) -> list[Any]:
+def answers_after_routing(own: Sequence[Any], wrong: Sequence[Any], right: Sequence[bool]) -> list[Any]:
     """The answers that rows get: their own task's, or a wrong one where the router did not choose that task."""
     return [mine if ours else other for ours, mine, other in zip(right, own, wrong, strict=True)]
 
 
 def _ask(
-    examined: Mapping[str, Examined], deltas: Sequence[str], delta: str, looked: Mapping[int, list[int]]
+    examined: Mapping[str, EvaluatedTask], deltas: Sequence[str], delta: str, looked: Mapping[int, list[int]]
 ) -> dict[int, Opinion[None]]:
     """What the deltas of these numbers say of test rows of `delta`."""
     task = examined[delta]
     return {
-        number: Opinion([None] * len(rows), task.own.surely[rows], task.own.fit[rows])
+        number: Opinion([None] * len(rows), task.own_opinion.excess_log_prob[rows], task.own_opinion.fit[rows])
         if deltas[number] == delta
-        else task.hears(deltas[number], examined[deltas[number]], rows)
+        else task.opinion_of(deltas[number], examined[deltas[number]], rows)
         for number, rows in looked.items()
     }

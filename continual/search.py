@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import Field
 
 from continual.backbone import Backbone
-from continual.deltas import MethodSettings, fresh_values, method_settings
-from continual.deltas.method import validated
+from continual.deltas import MethodSettings, init_values, method_settings
+from continual.deltas.method import validate_settings
 from continual.errors import MethodError
-from tasks import Budget, Method, Written
+from tasks import Budget, Method, StrictModel
 
-NAME = "auto"
+AUTO = "auto"
 CANDIDATES: tuple[Method, ...] = tuple(
     Method.model_validate(method)
     for method in (
@@ -32,7 +32,7 @@ CANDIDATES: tuple[Method, ...] = tuple(
 )
 
 
-class Search(Written):
+class SearchSettings(StrictModel):
     """Settings of `method: auto`.
 
     share: most parameters a delta may have without its head, a fraction of the backbone's · candidates: methods to
@@ -45,77 +45,79 @@ class Search(Written):
 
 
 @dataclass(frozen=True)
-class Arm:
+class SearchCandidate:
     """One candidate: a method and the learning rate it is tried at."""
 
     method: Method
     learning_rate: float
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The arm as it is written down."""
         return {"method": self.method.model_dump(mode="json"), "learning_rate": self.learning_rate}
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "Arm":
+    def from_json(cls, told: Mapping[str, Any]) -> "SearchCandidate":
         """The arm that was written down."""
         return cls(Method.model_validate(told["method"]), told["learning_rate"])
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """What was found of an arm: the train rows it had, and the validation score it reached."""
 
-    arm: Arm
+    arm: SearchCandidate
     rows: int
     score: float
 
     def told(self) -> dict[str, Any]:
         """The trial as it is written down."""
-        return {**self.arm.told(), "rows": self.rows, "score": self.score}
+        return {**self.arm.to_json(), "rows": self.rows, "score": self.score}
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "Trial":
+    def read(cls, told: Mapping[str, Any]) -> "SearchTrial":
         """The trial that was written down."""
-        return cls(Arm.read(told), told["rows"], told["score"])
+        return cls(SearchCandidate.from_json(told), told["rows"], told["score"])
 
 
-def search_of(method: Method) -> Search | None:
+def search_settings(method: Method) -> SearchSettings | None:
     """The search that a stream file asks for with `method: auto`; None where it names a method.
 
     Raises MethodError for a setting that is not known or not allowed.
     """
-    return validated(Search, method) if method.name == NAME else None
+    return validate_settings(SearchSettings, method) if method.name == AUTO else None
 
 
-def possible(method: Method) -> tuple[MethodSettings, ...]:
+def candidate_settings(method: Method) -> tuple[MethodSettings, ...]:
     """The settings that a task may be learned with: of the method named, or of each candidate of a search.
 
     Raises MethodError as `method_settings` and `search_of` do.
     """
-    search = search_of(method)
+    search = search_settings(method)
     return tuple(method_settings(candidate) for candidate in (search.candidates if search else (method,)))
 
 
-def arms(backbone: Backbone, search: Search, budget: Budget) -> list[Arm]:
+def search_candidates(backbone: Backbone, search: SearchSettings, budget: Budget) -> list[SearchCandidate]:
     """The arms that fit the backbone and the share of parameters.
 
     Raises MethodError where none does.
     """
     most, found, sizes = search.share * backbone.parameter_count, [], {}
     for method in search.candidates:
-        parameters = sum(value.numel() for value in fresh_values(backbone, method_settings(method), seed=0).values())
+        parameters = sum(value.numel() for value in init_values(backbone, method_settings(method), seed=0).values())
         sizes[str(method.name)] = parameters
         if parameters <= most:
-            found += [Arm(method, rate * budget.learning_rate) for rate in search.rates]
+            found += [SearchCandidate(method, rate * budget.learning_rate) for rate in search.rates]
     if not found:
         raise MethodError(
-            f"method {NAME!r}: no candidate has at most {most:,.0f} parameters (share: {search.share}); they have "
+            f"method {AUTO!r}: no candidate has at most {most:,.0f} parameters (share: {search.share}); they have "
             f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}. Raise `share` or name smaller candidates"
         )
     return found
 
 
-def halve(arms: Sequence[Arm], rows: int, score: Callable[[Arm, int], float]) -> tuple[Arm, list[Trial]]:
+def successive_halving(
+    arms: Sequence[SearchCandidate], rows: int, score: Callable[[SearchCandidate, int], float]
+) -> tuple[SearchCandidate, list[SearchTrial]]:
     """The arm that is left, and all that was tried; `score` trains an arm on so many rows and scores it on others.
 
     Of equal scores the earlier arm goes on.
@@ -123,7 +125,7 @@ def halve(arms: Sequence[Arm], rows: int, score: Callable[[Arm, int], float]) ->
     left, trials, rungs = list(arms), [], ceil(log2(len(arms)))
     for rung in range(rungs):
         share = max(1, rows // 2 ** (rungs - rung))
-        found = [Trial(arm, share, score(arm, share)) for arm in left]
+        found = [SearchTrial(arm, share, score(arm, share)) for arm in left]
         trials += found
         ranked = sorted(found, key=lambda trial: -trial.score)  # stable: of equals the earlier
         left = [trial.arm for trial in ranked[: ceil(len(left) / 2)]]

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_HOME = Path("continual-home")
-FALSE_ABSTENTIONS = 0.05  # of the inputs of known tasks, the share that may be taken for those of none
-FULL_RATE, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with
-AT_LEAST = 0.1  # the probability of a task that is named beside the likeliest, where all are asked for
+FALSE_ABSTENTION_RATE = 0.05  # of the inputs of known tasks, the share that may be taken for those of none
+FULL_FINE_TUNING_LR, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with
+MIN_TASK_PROBABILITY = 0.1  # the probability of a task that is named beside the likeliest, where all are asked for
 
 
 @dataclass(frozen=True)
-class Settings:
+class Locations:
     """The places of one installation.
 
     home: folder of all that is not placed elsewhere · registry: database URL · blobs: folder or URL of fsspec ·
@@ -26,7 +26,7 @@ class Settings:
     artifacts: str | None
 
 
-def settings(home: Path | str = DEFAULT_HOME, environment: Mapping[str, str] = os.environ) -> Settings:
+def resolve_locations(home: Path | str = DEFAULT_HOME, environment: Mapping[str, str] = os.environ) -> Locations:
     """The places under `home`, save those that CONTINUAL_REGISTRY_URL, CONTINUAL_BLOBS_URL or MLFLOW_TRACKING_URI name.
 
     >>> settings("/srv/home", {"CONTINUAL_BLOBS_URL": "s3://bucket/blobs"}).blobs
@@ -34,7 +34,7 @@ def settings(home: Path | str = DEFAULT_HOME, environment: Mapping[str, str] = o
     """
     folder = Path(home).expanduser().absolute()
     tracking = environment.get("MLFLOW_TRACKING_URI")
-    return Settings(
+    return Locations(
         home=folder,
         registry=environment.get("CONTINUAL_REGISTRY_URL") or f"sqlite:///{folder / 'registry.db'}",
         blobs=environment.get("CONTINUAL_BLOBS_URL") or str(folder / "blobs"),

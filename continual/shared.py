@@ -9,15 +9,15 @@ from threading import Event
 from uuid import uuid4
 
 from continual.errors import BlobError, InputError
-from registry import Registry, identity, shown
+from registry import Registry, redact, registry_identity
 
-AGAIN = 1200.0  # seconds after which a probe is put again, before it is old enough to be collected
+PROBE_REFRESH_SECONDS = 1200.0  # seconds after which a probe is put again, before it is old enough to be collected
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Proof:
+class RegistryProbe:
     """identity: what the registry is known by · probe: the digest of a blob that lies with its blobs, and nowhere
     else.
     """
@@ -25,30 +25,30 @@ class Proof:
     identity: str
     probe: str
 
-    def require(self, registry: Registry) -> None:
+    def verify(self, registry: Registry) -> None:
         """Raises InputError where this is another registry, or other blobs lie beside it."""
-        at = shown(str(registry.engine.url))
-        if identity(registry) != self.identity:
+        at = redact(str(registry.engine.url))
+        if registry_identity(registry) != self.identity:
             raise InputError(
                 f"{at} is another registry here than where the command was given; put it where all nodes reach it: "
                 "PostgreSQL, or a file system that they share"
             )
         if not registry.blobs.exists(self.probe):
             raise InputError(
-                f"{shown(registry.blobs.url)} does not hold the blobs of the registry at {at} here; put them where all "
-                "nodes reach them: an object store (CONTINUAL_BLOBS_URL), or a file system that they share"
+                f"{redact(registry.blobs.url)} does not hold the blobs of the registry at {at} here; put them where "
+                "all nodes reach them: an object store (CONTINUAL_BLOBS_URL), or a file system that they share"
             )
 
 
 @contextmanager
-def proof(registry: Registry) -> Iterator[Proof]:
+def publish_probe(registry: Registry) -> Iterator[RegistryProbe]:
     """What others can prove while the block runs. Raises InputError for a registry that no other process can reach."""
     registry.urls()
     data, ended = uuid4().bytes, Event()
     digest = registry.blobs.put(data)
 
     def keep() -> None:
-        while not ended.wait(AGAIN):
+        while not ended.wait(PROBE_REFRESH_SECONDS):
             try:
                 registry.blobs.put(data)
             except BlobError as error:
@@ -58,10 +58,10 @@ def proof(registry: Registry) -> Iterator[Proof]:
         with ThreadPoolExecutor(1, "probe") as aside:
             aside.submit(keep)
             try:
-                yield Proof(identity(registry), digest)
+                yield RegistryProbe(registry_identity(registry), digest)
             finally:
                 ended.set()
     finally:
         with suppress(BlobError):  # what is left is collected
-            if blob := registry.blobs.find(digest):
+            if blob := registry.blobs.stat(digest):
                 registry.blobs.delete(blob, put_before=None)

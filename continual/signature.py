@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from continual.errors import BlobError
-from continual.formats import from_blob, to_blob
+from continual.formats import deserialize, serialize
 
-ROUNDING = 1e-10  # of the second moment: less scatter is none, as with one row per class
+ROUNDING_TOLERANCE = 1e-10  # of the second moment: less scatter is none, as with one row per class
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Signature:
     def scatter(self) -> Tensor:
         """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]; zero where it is nothing but rounding."""
         scatter = self.moment - self.sums.T @ self.means
-        spread = scatter.trace() > ROUNDING * self.moment.trace()
+        spread = scatter.trace() > ROUNDING_TOLERANCE * self.moment.trace()
         return scatter if spread else torch.zeros_like(scatter)
 
     @property
-    def freedom(self) -> int:
+    def degrees_of_freedom(self) -> int:
         """Degrees of freedom of the scatter: rows less classes, at least one."""
         return max(self.rows - len(self.counts), 1)
 
     def to_bytes(self) -> bytes:
-        return to_blob({"counts": self.counts, "sums": self.sums, "moment": self.moment})
+        return serialize({"counts": self.counts, "sums": self.sums, "moment": self.moment})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Signature":
         """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
-        tensors, _ = from_blob(data, what="signature")
+        tensors, _ = deserialize(data, what="signature")
         if tensors.keys() != {"counts", "sums", "moment"}:
             raise BlobError(
                 f"a signature has counts, sums and moment, and this has {sorted(tensors)}; restore the blob"
@@ -60,7 +60,7 @@ class Signature:
         return cls(**tensors)
 
 
-def signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:
+def compute_signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:
     """The signature of vectors [N, D] whose classes [N] are numbers below `count`; every class has a row at least."""
     exact = vectors.double()
     sums = torch.zeros(count, exact.shape[1], dtype=torch.float64).index_add_(0, classes, exact)
@@ -68,7 +68,7 @@ def signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:
     return Signature(counts, sums, exact.T @ exact)
 
 
-def shrunk(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
+def shrink_covariance(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
     """The covariance S = scatter / freedom [D, D], shrunk to (1 − γ) S + γ (tr S / D) I.
 
     Ledoit and Wolf (2004) shrink so; γ is chosen on held-out rows here. A covariance of nothing is the identity's.
@@ -79,6 +79,6 @@ def shrunk(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
     return (1 - shrinkage) * covariance + shrinkage * scale * identity
 
 
-def shrunk_inverse(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
+def inverse_shrunk_covariance(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
     """The inverse [D, D] of a shrunk covariance."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(shrunk(scatter, freedom, shrinkage)))
+    return torch.cholesky_inverse(torch.linalg.cholesky(shrink_covariance(scatter, freedom, shrinkage)))

@@ -9,12 +9,19 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, fresh_values, load_delta
+from continual.deltas import Delta, init_values, load_delta
 from continual.errors import BlobError, DeltaError, InputError
-from continual.kinds import Seen
-from continual.learn import Task, ready
-from continual.neighbours import label_vectors, stored_signatures, takes
-from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
+from continual.kinds import ForwardContext
+from continual.learn import PreparedTask, prepare_task
+from continual.neighbours import encode_labels, is_readable, stored_signatures
+from continual.similarity import (
+    SIGNATURE_MEASURES,
+    TRANSFERABILITY_MEASURES,
+    TransferView,
+    delta_cosine,
+    label_name_similarity,
+    rank_by_similarity,
+)
 from registry import Registry, not_found
 from tasks import TaskSpec, load_task
 
@@ -40,16 +47,16 @@ def similar_tasks(registry: Registry, task: str) -> list[Row]:
                     "task": name,
                     "similarity": similarity,
                     "backbone": backbone.name,
-                    **{measure: compare(own, signatures[name]) for measure, compare in STORED.items()},
+                    **{measure: compare(own, signatures[name]) for measure, compare in SIGNATURE_MEASURES.items()},
                 }
-                for name, similarity in nearest(own, signatures)
+                for name, similarity in rank_by_similarity(own, signatures)
             ]
     if task not in learned:
         raise not_found("task with a signature", task, known=learned)
     return rows
 
 
-def looked_at(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
+def compare_through_deltas(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
     """The same on one backbone, and the measures that read the task's rows through each of the others' deltas.
 
     None for those of a delta that the task's rows cannot be read through, or that is damaged.
@@ -60,22 +67,29 @@ def looked_at(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
     moved = {name: _moved(own.backbone, *champion) for name, champion in champions.items()}
     for row in rows:
         other = row["task"]
-        row["deltas"] = deltas(moved[task], moved[other]) if {task, other} <= moved.keys() else None
-        readable = other in champions and takes(own.backbone, champions[other][0])
-        row |= looks(own, champions[other][0]) if readable else dict.fromkeys((*LOOKED, "labels"))
+        row["deltas"] = delta_cosine(moved[task], moved[other]) if {task, other} <= moved.keys() else None
+        readable = other in champions and is_readable(own.backbone, champions[other][0])
+        row |= (
+            transferability_measures(own, champions[other][0])
+            if readable
+            else dict.fromkeys((*TRANSFERABILITY_MEASURES, "labels"))
+        )
     return rows
 
 
-def looks(task: Task, delta: Delta) -> dict[str, float | None]:
+def transferability_measures(task: PreparedTask, delta: Delta) -> dict[str, float | None]:
     """The measures of a delta for a task whose rows are ready: by its features, its head and its labels' names."""
-    rows, held_out = (Seen(task.backbone, delta, part) for part in (task.train, task.validation))
-    quality = task.kind.start(rows, held_out).mean
+    rows, held_out = (ForwardContext(task.backbone, delta, part) for part in (task.train, task.validation))
+    quality = task.kind.closed_form_start(rows, held_out).mean
     classes, count = task.kind.classes(task.train)
     head = delta.head if not delta.kind else None  # that of a classification
     answers = torch.softmax(head(rows.vectors), dim=1) if head else None
-    look = Look(rows.vectors, classes, count, answers, quality)
-    names = [label_vectors(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
-    return {**{name: measure(look) for name, measure in LOOKED.items()}, "labels": labels(*names)}
+    look = TransferView(rows.vectors, classes, count, answers, quality)
+    names = [encode_labels(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
+    return {
+        **{name: measure(look) for name, measure in TRANSFERABILITY_MEASURES.items()},
+        "labels": label_name_similarity(*names),
+    }
 
 
 def _champions(registry: Registry, fingerprint: str) -> dict[str, tuple[Delta, int]]:
@@ -92,7 +106,7 @@ def _champions(registry: Registry, fingerprint: str) -> dict[str, tuple[Delta, i
 
 def _moved(backbone: Backbone, delta: Delta, seed: int) -> dict[str, Tensor]:
     """How far each value of a delta is from a fresh one."""
-    fresh = fresh_values(backbone, delta.settings, seed=seed)
+    fresh = init_values(backbone, delta.settings, seed=seed)
     return {
         key: value - fresh[key] for key, value in delta.values.items() if key in fresh and _alike(value, fresh[key])
     }
@@ -102,7 +116,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.is_floating_point()
 
 
-def _read_again(registry: Registry, backbone: Backbone, task: str) -> Task:
+def _read_again(registry: Registry, backbone: Backbone, task: str) -> PreparedTask:
     last = registry.last_version(task, backbone.fingerprint)
     if last is None or last.data is None or last.data.folder is None:
         raise InputError(
@@ -114,4 +128,4 @@ def _read_again(registry: Registry, backbone: Backbone, task: str) -> Task:
         raise InputError(
             f"task {task!r} was learned by another release, and its rows cannot be read: {error}"
         ) from error
-    return ready(backbone, load_task(spec, folder=Path(last.data.folder), seed=last.data.seed))
+    return prepare_task(backbone, load_task(spec, folder=Path(last.data.folder), seed=last.data.seed))

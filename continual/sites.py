@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from continual.errors import BackboneError, MethodError
-from continual.quantised import is_packed, shape_of
+from continual.quantised import is_quantized, shape_of
 
 # What an edit changes there: what a module returns, what it is given, the keys and values of an attention, the tokens
 # that a stack of layers reads.
@@ -59,17 +59,17 @@ def embedding(path: str, rows: Callable[[Call], Tensor] | None = None, *, common
     return Site(path, path, "output", "embeddings", seen=rows, common=common)
 
 
-def between(enter: str, exit: str) -> Site:
+def block(enter: str, exit: str) -> Site:
     """A block of several modules, from what enters the first to what the last returns."""
     return Site(enter, exit)
 
 
-def entering(path: str) -> Site:
+def module_input(path: str) -> Site:
     """What a module is given."""
     return Site(path, path, "input")
 
 
-def heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
+def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
     """What the heads of an attention return, side by side; what its queries are made of may be read."""
     return Site(query, out, "input", "", part)
 
@@ -103,24 +103,24 @@ class Place:
     site: str
     layer: int | None
     layers: int
-    enter: nn.Module
-    exit: nn.Module
+    input_module: nn.Module
+    output_module: nn.Module
     changes: Changes
     d_in: int
     d_out: int
     columns: slice | None = None
     heads: int = 1
     argument: str = ""
-    seen: Callable[[Call], Tensor] | None = None
-    common: bool = False
+    read_positions: Callable[[Call], Tensor] | None = None
+    is_shared: bool = False
 
-    def entered(self, args: Sequence[Any], kwargs: Call) -> Tensor:
+    def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
-        if self.seen is None and not self.argument:
+        if self.read_positions is None and not self.argument:
             given: Tensor = args[0]
             return given
-        call = named(self.enter, args, kwargs)
-        return call[self.argument] if self.seen is None else self.seen(call)
+        call = bind_arguments(self.input_module, args, kwargs)
+        return call[self.argument] if self.read_positions is None else self.read_positions(call)
 
     def by_row(self) -> Iterator[RemovableHandle]:
         """A hook by which a module that takes positions [T] may be given [B, T], and returns [B, T, D] all the same."""
@@ -129,30 +129,34 @@ class Place:
             return output[0] if isinstance(output, Tensor) and output.dim() == 4 else output
 
         if self.argument:
-            yield self.exit.register_forward_hook(without_one_more, prepend=True)
+            yield self.output_module.register_forward_hook(without_one_more, prepend=True)
 
     @property
-    def states(self) -> bool:
+    def is_hidden_state(self) -> bool:
         """Whether hidden states enter, and hidden states are changed: neither numbers nor keys and values."""
-        return self.changes in ("output", "input") and not self.argument and not isinstance(self.enter, nn.Embedding)
+        return (
+            self.changes in ("output", "input")
+            and not self.argument
+            and not isinstance(self.input_module, nn.Embedding)
+        )
 
     @property
-    def linear(self) -> bool:
+    def is_linear(self) -> bool:
         """Whether what leaves is what entered times one weight [d_out, d_in] that can be read, and perhaps a bias."""
-        one = self.states and self.changes == "output" and self.enter is self.exit
-        return one and self.readable and self.module_weight.dim() == 2
+        one = self.is_hidden_state and self.changes == "output" and self.input_module is self.output_module
+        return one and self.has_readable_weight and self.module_weight.dim() == 2
 
     @property
-    def readable(self) -> bool:
+    def has_readable_weight(self) -> bool:
         """Whether the weight of what is entered is there as it is: neither packed nor on the disk."""
-        weight = self.enter.get_parameter("weight")
-        return not is_packed(weight) and not weight.is_meta
+        weight = self.input_module.get_parameter("weight")
+        return not is_quantized(weight) and not weight.is_meta
 
-    def frozen(self, seen: Tensor) -> Tensor:
+    def frozen_forward(self, seen: Tensor) -> Tensor:
         """What the module that is entered makes of states [..., d_in] by itself: [..., d_out], without any edit."""
-        if self.readable:
+        if self.has_readable_weight:
             return F.linear(seen, self.weight, self.bias)
-        whole: Tensor = self.enter.forward(seen)  # not a call, which edits would be part of
+        whole: Tensor = self.input_module.forward(seen)  # not a call, which edits would be part of
         return whole if self.columns is None else whole[..., self.columns]
 
     @property
@@ -164,16 +168,16 @@ class Place:
     @property
     def module_weight(self) -> Tensor:
         """The same of the whole module, its other parts' rows among them."""
-        return _weight(self.enter)
+        return _weight(self.input_module)
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias [d_out], where there is one."""
-        bias: Tensor | None = getattr(self.enter, "bias", None)
+        bias: Tensor | None = getattr(self.input_module, "bias", None)
         return bias if bias is None or self.columns is None else bias[self.columns]
 
 
-def expand(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
+def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
     """The sites that a name stands for: itself, or those of a group.
 
     Raises MethodError for a name that is neither.
@@ -211,8 +215,8 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, pre
             columns=columns,
             heads=heads,
             argument=site.argument,
-            seen=site.seen,
-            common=site.common,
+            read_positions=site.seen,
+            is_shared=site.common,
         )
 
 
@@ -231,12 +235,12 @@ def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int
     return d_in, d_out, columns
 
 
-def named(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
+def bind_arguments(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
     """All arguments of a call by the names that they have in the module's `forward`."""
     return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
 
 
-def with_argument(
+def replace_argument(
     module: nn.Module, args: Sequence[Any], kwargs: Call, name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call with another value for an argument, the first where no name is given; what was positional stays so."""

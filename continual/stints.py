@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.below import Below
-from continual.deltas import Delta, Laid, attached, penalty, recomputed
-from continual.errors import LearnError
-from continual.lesson import Lesson
-from continual.optimiser import Optimiser
+from continual.below import FrozenLayerCache
+from continual.deltas import Delta, DeltaLayout, activation_checkpointing, attached, regularization_loss
+from continual.errors import TrainingError
+from continual.lesson import TrainingObjective
+from continual.optimiser import AdamWWithSchedule
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -30,7 +30,7 @@ OUT_OF_MEMORY = (
 
 
 @dataclass(frozen=True)
-class Stint(Generic[B]):
+class EpochRequest(Generic[B]):
     """Batches that a delta is to learn from, with a step of its optimiser after each.
 
     own, pools: where the delta's values lie, which are views of the pools · below: the layers that none of its edits
@@ -39,32 +39,32 @@ class Stint(Generic[B]):
 
     backbone: Backbone
     delta: Delta
-    own: Laid
+    layout: DeltaLayout
     pools: Sequence[Tensor]
     batches: Sequence[B]
-    lesson: Lesson[B]
-    optimise: Optimiser
+    lesson: TrainingObjective[B]
+    optimizer: AdamWWithSchedule
     step: Callable[[], None]
-    below: Below | None
+    below: FrozenLayerCache | None
 
     def loss(self, loss: Tensor) -> Tensor:
         """The loss of a batch with what the delta's edits add to it."""
-        extra = penalty(self.backbone, self.delta)
+        extra = regularization_loss(self.backbone, self.delta)
         return loss if extra is None else loss + extra
 
 
 @dataclass(frozen=True)
-class Spent:
+class EpochResult:
     """What a stint came to: the loss of each batch, and the seconds it took."""
 
     losses: Sequence[float]
     seconds: float
 
 
-Stints = Generator[Stint[Any], Spent, T]  # what is learned in stints, and what comes of it
+TrainingCoroutine = Generator[EpochRequest[Any], EpochResult, T]  # what is learned in stints, and what comes of it
 
 
-class Clock:
+class Stopwatch:
     """The seconds of what is learned, those of others left out: from `seconds` on."""
 
     def __init__(self, seconds: float) -> None:
@@ -74,7 +74,7 @@ class Clock:
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._since
 
-    def through(self, stints: Stints[T]) -> Stints[T]:
+    def timed(self, stints: TrainingCoroutine[T]) -> TrainingCoroutine[T]:
         """The same stints, of which those seconds count that were spent on them."""
         try:
             stint = next(stints)
@@ -88,37 +88,37 @@ class Clock:
             return found
 
 
-def by_itself(stints: Stints[T], *, seed: int) -> T:
+def run_training(stints: TrainingCoroutine[T], *, seed: int) -> T:
     """Do all stints, and nothing else meanwhile; what comes of them."""
-    with seeded(seed):
+    with fork_rng(seed):
         try:
             stint = next(stints)
             while True:
-                stint = stints.send(alone(stint))
+                stint = stints.send(run_epoch(stint))
         except StopIteration as end:
             found: T = end.value
             return found
 
 
-def alone(stint: Stint[B]) -> Spent:
+def run_epoch(stint: EpochRequest[B]) -> EpochResult:
     """Do a stint."""
     began, losses, halvings = time.perf_counter(), [], 0
-    below = stint.below.known() if stint.below else nullcontext()
-    with below, attached(stint.backbone, stint.delta), training(stint.backbone, again=stint.lesson.checkpointing):
+    below = stint.below.use_cache() if stint.below else nullcontext()
+    with below, attached(stint.backbone, stint.delta), training_mode(stint.backbone, again=stint.lesson.checkpointing):
         for batch in stint.batches:
-            loss, halvings = descend(stint, batch, halvings=halvings)
+            loss, halvings = training_step(stint, batch, halvings=halvings)
             losses.append(loss)
-    return Spent(losses, time.perf_counter() - began)
+    return EpochResult(losses, time.perf_counter() - began)
 
 
 @contextmanager
-def training(backbone: Backbone, *, again: bool) -> Iterator[None]:
+def training_mode(backbone: Backbone, *, again: bool) -> Iterator[None]:
     """Inside, dropout is at work, and what gradients need is kept of every layer or, `again`, computed twice."""
-    with backbone.dropping(), recomputed(backbone) if again else nullcontext():
+    with backbone.checkpoint_dropout(), activation_checkpointing(backbone) if again else nullcontext():
         yield
 
 
-def descend(stint: Stint[B], batch: B, *, halvings: int) -> tuple[float, int]:
+def training_step(stint: EpochRequest[B], batch: B, *, halvings: int) -> tuple[float, int]:
     """One step down the gradient of a batch, through what is attached: its loss, and how often it had to be halved.
 
         ∇ L = Σ_p s_p ∇ L_p
@@ -134,31 +134,33 @@ def descend(stint: Stint[B], batch: B, *, halvings: int) -> tuple[float, int]:
             break
         except torch.OutOfMemoryError as error:
             if len(_parts(stint.lesson, batch, halvings + 1)) == len(parts):
-                raise LearnError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})") from None
-        stint.optimise.forget()
+                raise TrainingError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})") from None
+        stint.optimizer.zero_grad()
         halvings += 1
-    stint.optimise.step()
+    stint.optimizer.step()
     stint.step()
     return loss, halvings
 
 
-def _added(stint: Stint[B], part: B, share: float) -> float:
+def _added(stint: EpochRequest[B], part: B, share: float) -> float:
     """Add the gradient of a part of a batch, whose loss is this share of the batch's."""
     loss = share * stint.loss(stint.lesson.loss(stint.delta, part))
-    value = stint.optimise.checked(loss)
+    value = stint.optimizer.require_finite(loss)
     torch.autograd.backward(loss)
     return value
 
 
-def _parts(lesson: Lesson[B], batch: B, halvings: int) -> list[tuple[B, float]]:
+def _parts(lesson: TrainingObjective[B], batch: B, halvings: int) -> list[tuple[B, float]]:
     parts = [(batch, 1.0)]
     for _ in range(halvings):
-        parts = [(piece, share * own) for part, share in parts for piece, own in (lesson.halves(part) or [(part, 1.0)])]
+        parts = [
+            (piece, share * own) for part, share in parts for piece, own in (lesson.split_batch(part) or [(part, 1.0)])
+        ]
     return parts
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def fork_rng(seed: int) -> Iterator[None]:
     """What is drawn while training, dropout among it, is the same for the same seed; nobody else's numbers change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

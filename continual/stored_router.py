@@ -5,18 +5,20 @@ from collections.abc import Collection, Mapping
 
 from continual.backbone import Backbone
 from continual.errors import BlobError
-from continual.neighbours import named_signatures, read_signature
-from continual.routing import AUTO, Router, Statistics, build_router, calibrate, held_out, rule_names
-from continual.routing.totals import Totals
+from continual.neighbours import read_signature, signature_records
+from continual.routing import AUTO, Router, RoutingStatistics, build_router, calibrate, collect_held_out, rule_names
+from continual.routing.totals import AccumulatedMoments
 from registry import Champion, Registry, StoredSignature
 
 log = logging.getLogger(__name__)
-MOST_WIDE = 256  # tasks; a router in wide features reads some megabytes and takes some hundredths of a second for each
+MAX_RIDGE_CLASSES = (
+    256  # tasks; a router in wide features reads some megabytes and takes some hundredths of a second for each
+)
 
 
-def stored_router(
+def load_router(
     registry: Registry, backbone: Backbone, champions: Mapping[str, Champion], *, kind: str = AUTO
-) -> tuple[Router, Mapping[str, Statistics]] | None:
+) -> tuple[Router, Mapping[str, RoutingStatistics]] | None:
     """The router of those tasks that can be routed to, and the statistics that it was made of; None for none.
 
     champions: the delta that answers for each task; its own signature routes, whichever version serves meanwhile.
@@ -25,30 +27,30 @@ def stored_router(
     layer's features (`mahalanobis`), which every signature holds; settings are then chosen on rows of some tasks.
     """
     deltas = [champion.delta for champion in champions.values()]
-    stored = {found.task: found for found in named_signatures(registry, backbone, deltas=deltas)}
-    some = sorted(stored.values(), key=lambda found: found.digest)[:MOST_WIDE]  # whatever order they came in
+    stored = {found.task: found for found in signature_records(registry, backbone, deltas=deltas)}
+    some = sorted(stored.values(), key=lambda found: found.digest)[:MAX_RIDGE_CLASSES]  # whatever order they came in
     chosen = {found.task for found in some}
     parts = _read(registry, [found for task, found in stored.items() if task in chosen])
     if parts and len(parts) == len(stored):
         return build_router(parts, kind=kind), parts
-    totals = Totals()
+    totals = AccumulatedMoments()
     for task, found in sorted(stored.items()):  # one after the other: of thousands they would not fit into memory
         if own := read_signature(registry, found):
             totals.add(task, own)
     if not totals.tasks:
         return None
     known = {task: part for task, part in parts.items() if task in totals.tasks}
-    rows = held_out([*totals.tasks], known, features="vectors")
+    rows = collect_held_out([*totals.tasks], known, features="pooled")
     names = ("mahalanobis",) if kind == AUTO else rule_names(kind)
-    return calibrate(totals, rows, features="vectors", names=names), known
+    return calibrate(totals, rows, features="pooled", names=names), known
 
 
-def _read(registry: Registry, stored: Collection[StoredSignature]) -> dict[str, Statistics]:
+def _read(registry: Registry, stored: Collection[StoredSignature]) -> dict[str, RoutingStatistics]:
     found = {}
     for own in stored:
         if own.routing is not None:
             try:
-                found[own.task] = Statistics.from_bytes(registry.blobs.get(own.routing))
+                found[own.task] = RoutingStatistics.from_bytes(registry.blobs.get(own.routing))
             except BlobError as error:
                 log.warning("task %s is routed to by its signature alone: %s", own.task, error)
     return found

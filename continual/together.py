@@ -19,22 +19,30 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Bank, Head, Mixed, attached, stack_of
-from continual.errors import LearnError
-from continual.features import Tokens, joined, pad, pool
-from continual.lesson import FromVectors
-from continual.stints import Spent, Stint, Stints, alone, descend, seeded, training
+from continual.deltas import Bank, Head, MixedBatch, attached, stack_deltas
+from continual.errors import TrainingError
+from continual.features import Tokens, concat_tokens, pad, pool
+from continual.lesson import PooledLoss
+from continual.stints import (
+    EpochRequest,
+    EpochResult,
+    TrainingCoroutine,
+    fork_rng,
+    run_epoch,
+    training_mode,
+    training_step,
+)
 
 T = TypeVar("T")
 
 
 @dataclass
-class _Going:
+class _ActiveTraining:
     """Stints, and the one that is being done. stack: a number that those have in common which can lie in one stack."""
 
     name: str
-    stints: Stints[Any]
-    stint: Stint[Any]
+    stints: TrainingCoroutine[Any]
+    stint: EpochRequest[Any]
     stack: int
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -44,9 +52,9 @@ class _Going:
         return self.stint.batches[len(self.losses)]
 
     @property
-    def lesson(self) -> FromVectors[Any]:
-        assert self.stint.lesson.from_vectors is not None
-        return self.stint.lesson.from_vectors
+    def lesson(self) -> PooledLoss[Any]:
+        assert self.stint.lesson.pooled_loss is not None
+        return self.stint.lesson.pooled_loss
 
     @property
     def head(self) -> Head:
@@ -54,58 +62,60 @@ class _Going:
         return self.stint.delta.head
 
 
-def train_together(stints: Mapping[str, Stints[T]], *, seed: int) -> Iterator[tuple[str, T | Exception]]:
+def train_jointly(stints: Mapping[str, TrainingCoroutine[T]], *, seed: int) -> Iterator[tuple[str, T | Exception]]:
     """What comes of each, by name, as soon as it is done: its result, or what it raised.
 
     Stints whose loss does not follow from pooled vectors, or whose delta changes what all rows of a batch have in
     common, are done by themselves, and so is what is left alone. Texts of all others share their batches.
     """
-    going: list[_Going] = []
+    going: list[_ActiveTraining] = []
     stacks: dict[object, int] = {}
 
-    def on(name: str, own: Stints[T], done: Callable[[], Spent] | None = None) -> Iterator[tuple[str, T | Exception]]:
+    def on(
+        name: str, own: TrainingCoroutine[T], done: Callable[[], EpochResult] | None = None
+    ) -> Iterator[tuple[str, T | Exception]]:
         """Bring one to its next stint that can be done together with others, or to its end."""
         try:
             stint = next(own) if done is None else own.send(done())
             while not _shares(stint):
-                stint = own.send(alone(stint))
+                stint = own.send(run_epoch(stint))
         except StopIteration as end:
             yield name, end.value
         except Exception as error:  # its own affair, which the caller is told of
             yield name, error
         else:
-            going.append(_Going(name, own, stint, stacks.setdefault(stint.own.key, len(stacks))))
+            going.append(_ActiveTraining(name, own, stint, stacks.setdefault(stint.layout.structure_key, len(stacks))))
             going.sort(key=lambda one: one.stack)
 
-    with seeded(seed):
+    with fork_rng(seed):
         for name, own in stints.items():
             yield from on(name, own)
         while going:
             if len(going) == 1 and not going[0].losses:
                 one = going.pop()
-                yield from on(one.name, one.stints, partial(alone, one.stint))
+                yield from on(one.name, one.stints, partial(run_epoch, one.stint))
                 continue
             for one, error in _step(going):
                 going.remove(one)
                 yield one.name, error
             for one in [one for one in going if len(one.losses) == len(one.stint.batches)]:
                 going.remove(one)
-                yield from on(one.name, one.stints, partial(Spent, one.losses, one.seconds))
+                yield from on(one.name, one.stints, partial(EpochResult, one.losses, one.seconds))
 
 
-def _shares(stint: Stint[Any]) -> bool:
-    return stint.lesson.from_vectors is not None and Bank.takes(stint.backbone, stint.delta)
+def _shares(stint: EpochRequest[Any]) -> bool:
+    return stint.lesson.pooled_loss is not None and Bank.can_batch(stint.backbone, stint.delta)
 
 
-def _step(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _step(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
     """One step of each training; those whose loss is no number fail, and move nothing."""
     began = time.perf_counter()
-    failed: list[tuple[_Going, LearnError]] | None
+    failed: list[tuple[_ActiveTraining, TrainingError]] | None
     try:
         failed = _at_once(going) if len(going) > 1 and _fit(going) else None
     except torch.OutOfMemoryError:
         for own in going:
-            own.stint.optimise.forget()
+            own.stint.optimizer.zero_grad()
         failed = None
     if failed is None:  # the exception, which holds on to memory, is gone by now
         failed = _one_by_one(going)
@@ -114,53 +124,53 @@ def _step(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
     return failed
 
 
-def _fit(going: Sequence[_Going]) -> bool:
+def _fit(going: Sequence[_ActiveTraining]) -> bool:
     """Whether the backbone has positions for the longest text of all, behind the most tokens that a delta adds."""
     backbone = going[0].stint.backbone
     longest = max(max(own.lesson.tokens(own.batch).lengths) for own in going)
     added = max(own.stint.delta.settings.added_tokens for own in going)
-    return longest + added <= backbone.longest_input + backbone.reserved
+    return longest + added <= backbone.longest_input + backbone.reserved_tokens
 
 
-def _at_once(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _at_once(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
     failed, good = [], []
     backbone = going[0].stint.backbone
     texts = [own.lesson.tokens(own.batch) for own in going]
     again = any(own.stint.lesson.checkpointing for own in going)
-    with attached(backbone, _mixed(going, [*map(len, texts)])), training(backbone, again=again):
+    with attached(backbone, _mixed(going, [*map(len, texts)])), training_mode(backbone, again=again):
         for own, loss in zip(going, _losses(backbone, going, texts), strict=True):
             try:
-                good.append((own, loss, own.stint.optimise.checked(loss)))
-            except LearnError as error:
+                good.append((own, loss, own.stint.optimizer.require_finite(loss)))
+            except TrainingError as error:
                 failed.append((own, error))
         if good:
             torch.autograd.backward([loss for _, loss, _ in good])
     for own, _, value in good:
         own.losses.append(value)
-        own.stint.optimise.step()
+        own.stint.optimizer.step()
         own.stint.step()
     return failed
 
 
-def _one_by_one(going: Sequence[_Going]) -> list[tuple[_Going, LearnError]]:
+def _one_by_one(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
     """The same step where the device's memory does not hold all of it."""
     failed = []
     for own in going:
         try:
             stint = own.stint
-            with attached(stint.backbone, stint.delta), training(stint.backbone, again=stint.lesson.checkpointing):
-                loss, _ = descend(own.stint, own.batch, halvings=0)
+            with attached(stint.backbone, stint.delta), training_mode(stint.backbone, again=stint.lesson.checkpointing):
+                loss, _ = training_step(own.stint, own.batch, halvings=0)
             own.losses.append(loss)
-        except LearnError as error:
+        except TrainingError as error:
             failed.append((own, error))
     return failed
 
 
-def _losses(backbone: Backbone, going: Sequence[_Going], texts: Sequence[Tokens]) -> list[Tensor]:
+def _losses(backbone: Backbone, going: Sequence[_ActiveTraining], texts: Sequence[Tokens]) -> list[Tensor]:
     """The loss of each training's next batch, all from one pass of their texts."""
     counts = [len(own) for own in texts]
-    batch = pad(backbone, joined(texts), range(sum(counts)))
-    with backbone.precision():
+    batch = pad(backbone, concat_tokens(texts), range(sum(counts)))
+    with backbone.autocast():
         hidden = backbone.hidden_states(batch)
     mask, ways = batch["attention_mask"], {own.head.pooling for own in going}
     vectors = {way: torch.split(pool(hidden, mask, way), counts) for way in ways}
@@ -170,12 +180,12 @@ def _losses(backbone: Backbone, going: Sequence[_Going], texts: Sequence[Tokens]
     ]
 
 
-def _mixed(going: Sequence[_Going], counts: Sequence[int]) -> Mixed:
+def _mixed(going: Sequence[_ActiveTraining], counts: Sequence[int]) -> MixedBatch:
     """The mixture of a batch in which `counts` rows of each training follow each other."""
     shares = []
     for _, several in groupby(zip(going, counts, strict=True), key=lambda pair: pair[0].stack):
         members = list(several)
         pools = [torch.stack(same, dim=1) for same in zip(*(own.stint.pools for own, _ in members), strict=True)]
         slots = [slot for slot, (_, count) in enumerate(members) for _ in range(count)]
-        shares.append((stack_of(members[0][0].stint.own, pools), slots))
-    return Mixed(shares, sum(counts))
+        shares.append((stack_deltas(members[0][0].stint.layout, pools), slots))
+    return MixedBatch(shares, sum(counts))

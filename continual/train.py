@@ -9,22 +9,22 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from continual.backbone import Backbone
-from continual.below import Below, below
-from continual.course import Course, Epoch, Point, random_state, set_random_state
-from continual.deltas import Delta, finished, in_pools, laid
-from continual.kinds import Prepared, kind_of_delta
-from continual.lesson import Lesson, lesson_of
-from continual.optimiser import Optimiser
-from continual.stints import Stint, Stints, by_itself
+from continual.below import FrozenLayerCache, frozen_layer_cache
+from continual.course import Epoch, ScoredDelta, TrainingState, get_rng_state, set_rng_state
+from continual.deltas import Delta, finalize, layout_of, pool_values
+from continual.kinds import PreparedRows, kind_of_delta
+from continual.lesson import TrainingObjective, training_objective
+from continual.optimiser import AdamWWithSchedule
+from continual.stints import EpochRequest, TrainingCoroutine, run_training
 from tasks import Budget
 
-Report = Callable[[int, int], None]  # steps done, steps in all
-Keep = Callable[[Course], None]
+StepCallback = Callable[[int, int], None]  # steps done, steps in all
+StateCallback = Callable[[TrainingState], None]
 B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """The delta of the best epoch, its learning curve, and what it took.
 
     seconds: time in training steps alone · examples_per_second: rows through them, None where there were none.
@@ -44,53 +44,57 @@ def train(
     backbone: Backbone,
     start: Delta,
     *,
-    rows: Prepared,
-    validation: Prepared,
+    rows: PreparedRows,
+    validation: PreparedRows,
     budget: Budget,
     metric: str,
     seed: int,
-    report: Report = lambda done, total: None,
-    course: Course | None = None,
-    keep: Keep = lambda course: None,
-) -> Trained:
+    report: StepCallback = lambda done, total: None,
+    course: TrainingState | None = None,
+    keep: StateCallback = lambda course: None,
+) -> TrainingResult:
     """Train a copy of `start` on `rows` for `budget.epochs`, by `follow`."""
     kind = kind_of_delta(start)
-    lesson = lesson_of(backbone, kind, rows, validation=validation, budget=budget, metric=metric, seed=seed)
+    lesson = training_objective(backbone, kind, rows, validation=validation, budget=budget, metric=metric, seed=seed)
     rate = budget.learning_rate
-    return follow(backbone, start, lesson, learning_rate=rate, seed=seed, report=report, course=course, keep=keep)
+    return train_objective(
+        backbone, start, lesson, learning_rate=rate, seed=seed, report=report, course=course, keep=keep
+    )
 
 
-def follow(
+def train_objective(
     backbone: Backbone,
     start: Delta,
-    lesson: Lesson[B],
+    lesson: TrainingObjective[B],
     *,
     learning_rate: float,
     seed: int,
-    report: Report = lambda done, total: None,
-    course: Course | None = None,
-    keep: Keep = lambda course: None,
-) -> Trained:
+    report: StepCallback = lambda done, total: None,
+    course: TrainingState | None = None,
+    keep: StateCallback = lambda course: None,
+) -> TrainingResult:
     """Train a copy of `start` through all epochs of a lesson; neither `start` nor the backbone changes.
 
     Raises LearnError when the loss is no longer a number. See `training` for all else.
     """
-    stints = training(backbone, start, lesson, learning_rate=learning_rate, report=report, course=course, keep=keep)
-    return by_itself(stints, seed=seed)
+    stints = training_steps(
+        backbone, start, lesson, learning_rate=learning_rate, report=report, course=course, keep=keep
+    )
+    return run_training(stints, seed=seed)
 
 
-Training = Stints[Trained]
+Training = TrainingCoroutine[TrainingResult]
 
 
-def training(
+def training_steps(
     backbone: Backbone,
     start: Delta,
-    lesson: Lesson[B],
+    lesson: TrainingObjective[B],
     *,
     learning_rate: float,
-    report: Report = lambda done, total: None,
-    course: Course | None = None,
-    keep: Keep = lambda course: None,
+    report: StepCallback = lambda done, total: None,
+    course: TrainingState | None = None,
+    keep: StateCallback = lambda course: None,
 ) -> Training:
     """The stints in which a copy of `start` learns a lesson, an epoch each; whoever does one sends what it came to.
 
@@ -102,19 +106,19 @@ def training(
     """
     stages = start.settings.stages
     if course is None:
-        kept = finished(backbone, start, stage=0).rounded()
-        best = Point(kept, Epoch(0, None, lesson.score(kept)))
-        course = Course(0, 0, start, {}, (best.epoch,), best, None, 0.0, random_state(backbone.device))
+        kept = finalize(backbone, start, stage=0).quantise_to_float16()
+        best = ScoredDelta(kept, Epoch(0, None, lesson.score(kept)))
+        course = TrainingState(0, 0, start, {}, (best.epoch,), best, None, 0.0, get_rng_state(backbone.device))
         keep(course)
-    set_random_state(course.random, backbone.device)
+    set_rng_state(course.rng_state, backbone.device)
     progress = _Progress(report, done=len(course.curve) - 1, epochs=lesson.epochs)
-    lower = below(backbone, start.settings, lesson.reads if len(lesson.epochs) > 1 else None)
+    lower = frozen_layer_cache(backbone, start.settings, lesson.loss_inputs if len(lesson.epochs) > 1 else None)
     for stage, part in list(enumerate(_shares(lesson.epochs, stages)))[course.stage :]:
         course = yield from _stage(
-            backbone, course.at(stage), replace(lesson, epochs=part), learning_rate, progress, keep, lower
+            backbone, course.at_stage(stage), replace(lesson, epochs=part), learning_rate, progress, keep, lower
         )
-    kept = finished(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
-    return Trained(kept, course.curve, course.seconds, lesson.rows / course.seconds if course.seconds else None)
+    kept = finalize(backbone, course.best.delta, stage=stages - 1)  # stages that did not better it too
+    return TrainingResult(kept, course.curve, course.seconds, lesson.rows / course.seconds if course.seconds else None)
 
 
 def _shares(epochs: Sequence[Sequence[B]], stages: int) -> list[Sequence[Sequence[B]]]:
@@ -125,44 +129,48 @@ def _shares(epochs: Sequence[Sequence[B]], stages: int) -> list[Sequence[Sequenc
 
 def _stage(
     backbone: Backbone,
-    course: Course,
-    lesson: Lesson[B],
+    course: TrainingState,
+    lesson: TrainingObjective[B],
     learning_rate: float,
     progress: "_Progress",
-    keep: Keep,
-    lower: Below | None,
-) -> Stints[Course]:
+    keep: StateCallback,
+    lower: FrozenLayerCache | None,
+) -> TrainingCoroutine[TrainingState]:
     """Train what belongs to a stage for what is left of its epochs; where training stands then."""
     epochs = lesson.epochs
-    delta = course.trained.trainable(backbone.device, course.stage)
-    own, pools = in_pools(laid(backbone, delta))
+    delta = course.current.trainable(backbone.device, course.stage)
+    own, pools = pool_values(layout_of(backbone, delta))
     delta = replace(delta, values=own.values)
     heads = () if delta.head is None else (delta.head.weight, delta.head.bias)
     leaves = [tensor for tensor in (*pools, *heads) if tensor.requires_grad]
     done, steps = (sum(map(len, part)) for part in (epochs[: course.epochs], epochs))
-    optimise = Optimiser(leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.moments)
+    optimise = AdamWWithSchedule(
+        leaves, learning_rate=learning_rate, steps=steps, done=done, moments=course.optimizer_state
+    )
     for batches in epochs[course.epochs :]:
-        spent = yield Stint(backbone, delta, own, pools, batches, lesson, optimise, progress.step, lower)
-        kept = finished(backbone, delta.frozen(), stage=course.stage).rounded()
+        spent = yield EpochRequest(backbone, delta, own, pools, batches, lesson, optimise, progress.step, lower)
+        kept = finalize(backbone, delta.detached(), stage=course.stage).quantise_to_float16()
         loss = sum(spent.losses) / len(spent.losses)
-        point = Point(kept, Epoch(len(course.curve), loss, lesson.score(kept)))
+        point = ScoredDelta(kept, Epoch(len(course.curve), loss, lesson.score(kept)))
         course = replace(
             course,
             epochs=course.epochs + 1,
-            trained=delta,
-            moments=optimise.moments,
+            current=delta,
+            optimizer_state=optimise.state_tensors,
             curve=(*course.curve, point.epoch),
-            best=course.best.or_better(point),
-            of_stage=point.or_better(course.of_stage) if course.of_stage else point,  # of equals the later
+            best=course.best.better_of(point),
+            best_of_stage=point.better_of(course.best_of_stage)
+            if course.best_of_stage
+            else point,  # of equals the later
             seconds=course.seconds + spent.seconds,
-            random=random_state(backbone.device),
+            rng_state=get_rng_state(backbone.device),
         )
         keep(course)
     return course
 
 
 class _Progress:
-    def __init__(self, report: Report, *, done: int, epochs: Sequence[Sequence[B]]) -> None:
+    def __init__(self, report: StepCallback, *, done: int, epochs: Sequence[Sequence[B]]) -> None:
         self._report, self._total, self._done = report, sum(map(len, epochs)), sum(map(len, epochs[:done]))
 
     def step(self) -> None:

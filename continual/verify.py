@@ -7,35 +7,37 @@ from typing import Any, final
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Delta, load_delta
 from continual.errors import ContinualError
-from continual.record import outputs_from_bytes
-from continual.replay import TOLERANCE, replay_differs
-from continual.routing import Statistics
+from continual.record import deserialize_outputs
+from continual.replay import TOLERANCE, probe_difference
+from continual.routing import RoutingStatistics
 from continual.signature import Signature
-from registry import BackboneRecord, Registry, StoredDelta, notes, verify
+from registry import BackboneRecord, Registry, StoredDelta, find_damage, warnings
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerificationReport:
     """problems: damage, a sentence for each · notes: what is worth knowing and no damage."""
 
     problems: list[str]
     notes: list[str]
 
 
-def verify_all(
+def verify_home(
     registry: Registry, *, quick: bool = False, backbone: str | None = None, device: str = "auto"
-) -> Verified:
+) -> VerificationReport:
     """Check rows, blobs, backbones, and what every champion says of fixed inputs.
 
     quick: leave out what needs a backbone · backbone: another name or folder of one of those that are registered.
     """
-    loaded, problems = ({}, []) if quick else load_registered(registry, backbone=backbone, device=device)
+    loaded, problems = ({}, []) if quick else load_registered_backbones(registry, backbone=backbone, device=device)
     looking = _Looking(loaded)
-    problems = [*verify(registry, looking.at), *problems]
-    return Verified(problems, [*notes(registry), *looking.notes()])
+    problems = [*find_damage(registry, looking.at), *problems]
+    return VerificationReport(problems, [*warnings(registry), *looking.notes()])
 
 
-def load_registered(registry: Registry, *, backbone: str | None, device: str) -> tuple[dict[str, Backbone], list[str]]:
+def load_registered_backbones(
+    registry: Registry, *, backbone: str | None, device: str
+) -> tuple[dict[str, Backbone], list[str]]:
     """The registered backbones by fingerprint, and what is wrong with those that are others now or cannot be had."""
     registered = registry.backbones()
     names = ([backbone] if backbone else []) + [record.name for record in registered]
@@ -73,13 +75,13 @@ class _Looking:
         try:
             delta = load_delta(blobs["values"]) if "values" in blobs else None
             if "predictions" in blobs:
-                outputs_from_bytes(blobs["predictions"])
+                deserialize_outputs(blobs["predictions"])
             if "signature" in blobs:
                 Signature.from_bytes(blobs["signature"])
             if "routing" in blobs:
-                Statistics.from_bytes(blobs["routing"])
+                RoutingStatistics.from_bytes(blobs["routing"])
             if delta:
-                yield from misfits(stored, delta, size=len(blobs["values"]))
+                yield from blob_mismatches(stored, delta, size=len(blobs["values"]))
                 if stored.status == "champion" and stored.backbone in self.backbones:
                     yield from self._answers(self.backbones[stored.backbone], delta, blobs.get("replay"))
         except ContinualError as error:
@@ -89,7 +91,7 @@ class _Looking:
         if before is None:
             self.unproved += 1
             return
-        difference = replay_differs(backbone, delta, before)
+        difference = probe_difference(backbone, delta, before)
         self.differences.append(difference)
         if difference > TOLERANCE:
             yield (
@@ -108,7 +110,7 @@ class _Looking:
             yield f"{self.unproved} champions were registered by a release that kept no answers to fixed inputs"
 
 
-def misfits(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator[str]:
+def blob_mismatches(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator[str]:
     """What the blob of a delta, of so many bytes, is otherwise than its row says."""
     said: dict[str, tuple[Any, Any]] = {
         "method": (delta.method, stored.method),

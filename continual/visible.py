@@ -2,20 +2,26 @@
 
 import unicodedata
 
-DOES_SOMETHING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction and other formats, half surrogate pairs, new lines
-HARMLESS = "\n\t\u200d"  # lines, columns, and what joins an emoji of several
+ESCAPED_CATEGORIES = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # control, direction and other formats, half surrogate pairs, new lines
+ALLOWED_CHARACTERS = "\n\t\u200d"  # lines, columns, and what joins an emoji of several
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """`text` with every sign that a terminal or a browser would obey written as its escape.
 
     >>> visible("mood\\x1b[2J")
     'mood\\\\x1b[2J'
     """
     return "".join(
-        sign if sign in HARMLESS or _shows(sign) else sign.encode("unicode_escape").decode() for sign in text
+        sign if sign in ALLOWED_CHARACTERS or _shows(sign) else sign.encode("unicode_escape").decode() for sign in text
     )
 
 
 def _shows(sign: str) -> bool:
-    return unicodedata.category(sign) not in DOES_SOMETHING
+    return unicodedata.category(sign) not in ESCAPED_CATEGORIES

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Watcher:
+class RunCallbacks:
     """What is told of a run while it goes on; every call begins with the task's name, or a strategy's.
 
     noted: what was done to its rows · began: its learning starts · step: so many training steps of so many are done ·
@@ -14,12 +14,12 @@ class Watcher:
     why; it may be tried again.
     """
 
-    noted: Callable[[str, str], None] = lambda task, note: None
-    began: Callable[[str], None] = lambda task: None
-    step: Callable[[str, int, int], None] = lambda task, done, total: None
-    waiting: Callable[[str, str], None] = lambda task, holder: None
-    learned: Callable[[str, str], None] = lambda task, delta: None
-    failed: Callable[[str, str], None] = lambda task, error: None
+    on_note: Callable[[str, str], None] = lambda task, note: None
+    on_start: Callable[[str], None] = lambda task: None
+    on_step: Callable[[str, int, int], None] = lambda task, done, total: None
+    on_wait: Callable[[str, str], None] = lambda task, holder: None
+    on_learned: Callable[[str, str], None] = lambda task, delta: None
+    on_failed: Callable[[str, str], None] = lambda task, error: None
 
 
-SILENT = Watcher()
+NO_CALLBACKS = RunCallbacks()

@@ -6,12 +6,12 @@ migrates, `dump` and `restore` carry all of it in one file.
 """
 
 from registry.access import Role
-from registry.arrivals import ARRIVALS, Arrival, known_as
-from registry.blobs import Blobs, StoredBlob
-from registry.checkpoints import keep_checkpoint, last_checkpoint, last_epoch
-from registry.claims import claim_arrival, claim_next, heartbeat, held, release, release_all
-from registry.collection import GRACE, collect
-from registry.dump import dump
+from registry.arrivals import ARRIVAL_STREAM, Arrival, normalized_backbone_name
+from registry.blobs import BlobStore, StoredBlob
+from registry.checkpoints import checkpoint_epoch, load_checkpoint, save_checkpoint
+from registry.claims import claim_arrival, claim_next, heartbeat, hold_claim, release, release_claims_of
+from registry.collection import GRACE_PERIOD, collect_garbage
+from registry.dump import dump_registry
 from registry.errors import (
     ArchiveError,
     BlobError,
@@ -28,10 +28,18 @@ from registry.errors import (
     TaskNeeded,
     not_found,
 )
-from registry.holders import this_holder
+from registry.holders import current_process_id
 from registry.keys import add_key, key_digest, revoke_key
-from registry.names import BITS, Bits, delta_name, parse_delta, split_bits, with_bits
-from registry.outbox import Pending, identity, is_purged, postpone, settle, take, waiting
+from registry.names import BITS, Bits, delta_name, parse_delta, quantized_name, split_bits
+from registry.outbox import (
+    OutboxMessage,
+    claim_message,
+    delete_sent,
+    is_purged,
+    list_pending,
+    registry_identity,
+    reschedule,
+)
 from registry.promotion import archive_delta, promote_delta
 from registry.records import (
     IMPORTED,
@@ -41,13 +49,13 @@ from registry.records import (
     Contest,
     DataRecord,
     DeltaRecord,
-    Mode,
-    Origin,
+    DeltaStatus,
+    LineageKind,
     Parent,
+    PositionState,
     Score,
+    ScoreMode,
     SignatureRecord,
-    State,
-    Status,
     StepRecord,
     StepScore,
     StoredConfusion,
@@ -62,24 +70,24 @@ from registry.records import (
 )
 from registry.registry import Registry
 from registry.removal import delete_task, purge_task
-from registry.restore import restore
+from registry.restore import restore_registry
 from registry.schema import upgrade
-from registry.secrets import shown
-from registry.strategies import begin_strategy, keep_step, note_strategy_run
-from registry.unit import Unit
-from registry.verify import notes, verify
+from registry.secrets import redact
+from registry.strategies import note_strategy_run, save_strategy_step, start_strategy_run
+from registry.unit import UnitOfWork
+from registry.verify import find_damage, warnings
 
 __all__ = [
-    "ARRIVALS",
+    "ARRIVAL_STREAM",
     "BITS",
-    "GRACE",
+    "GRACE_PERIOD",
     "IMPORTED",
     "ArchiveError",
     "Arrival",
     "BackboneRecord",
     "Bits",
     "BlobError",
-    "Blobs",
+    "BlobStore",
     "Champion",
     "ClaimLost",
     "Comparison",
@@ -87,22 +95,22 @@ __all__ = [
     "DataRecord",
     "DatabaseUnavailable",
     "DeltaRecord",
+    "DeltaStatus",
     "Disconnected",
     "Interrupted",
-    "Mode",
+    "LineageKind",
     "NotFound",
     "NothingToDo",
-    "Origin",
+    "OutboxMessage",
     "Parent",
-    "Pending",
+    "PositionState",
     "Registry",
     "RegistryError",
     "Role",
     "SchemaError",
     "Score",
+    "ScoreMode",
     "SignatureRecord",
-    "State",
-    "Status",
     "StepRecord",
     "StepScore",
     "StoredBlob",
@@ -118,44 +126,44 @@ __all__ = [
     "TaskChanged",
     "TaskNeeded",
     "TaskRecord",
-    "Unit",
+    "UnitOfWork",
     "add_key",
     "archive_delta",
-    "begin_strategy",
+    "checkpoint_epoch",
     "claim_arrival",
+    "claim_message",
     "claim_next",
-    "collect",
+    "collect_garbage",
+    "current_process_id",
+    "delete_sent",
     "delete_task",
     "delta_name",
-    "dump",
+    "dump_registry",
+    "find_damage",
     "heartbeat",
-    "held",
-    "identity",
+    "hold_claim",
     "is_purged",
-    "keep_checkpoint",
-    "keep_step",
     "key_digest",
-    "known_as",
-    "last_checkpoint",
-    "last_epoch",
+    "list_pending",
+    "load_checkpoint",
+    "normalized_backbone_name",
     "not_found",
     "note_strategy_run",
-    "notes",
     "parse_delta",
-    "postpone",
     "promote_delta",
     "purge_task",
+    "quantized_name",
+    "redact",
+    "registry_identity",
     "release",
-    "release_all",
-    "restore",
+    "release_claims_of",
+    "reschedule",
+    "restore_registry",
     "revoke_key",
-    "settle",
-    "shown",
+    "save_checkpoint",
+    "save_strategy_step",
     "split_bits",
-    "take",
-    "this_holder",
+    "start_strategy_run",
     "upgrade",
-    "verify",
-    "waiting",
-    "with_bits",
+    "warnings",
 ]

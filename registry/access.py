@@ -6,10 +6,10 @@ from typing import Literal, get_args
 from sqlalchemy import CheckConstraint, Text, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from registry.base import Base, now, one_of
+from registry.base import Base, check_in, now
 from registry.errors import not_found
-from registry.pages import page
-from registry.shapes import Row, rows
+from registry.pages import paginate
+from registry.shapes import ListingRow, to_dicts
 
 Role = Literal["read", "admin"]  # admin: may also change what is learned and what serves
 
@@ -21,7 +21,7 @@ class ApiKey(Base):
     """
 
     __tablename__ = "api_keys"
-    __table_args__ = (one_of("role", get_args(Role)), CheckConstraint("length(digest) = 64", name="digest"))
+    __table_args__ = (check_in("role", get_args(Role)), CheckConstraint("length(digest) = 64", name="digest"))
 
     name: Mapped[str] = mapped_column(unique=True)
     digest: Mapped[str] = mapped_column(unique=True)
@@ -30,16 +30,16 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
-def keys(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
+def list_keys(session: Session, *, limit: int | None = None, after: str | None = None) -> list[ListingRow]:
     """Rows of `continual keys`: key, role, created_at, revoked_at; in the order in which they were added.
 
     after: the name of the last key of the page before. Raises: NotFound for it.
     """
-    last = None if after is None else (key_row(session, after).id,)
+    last = None if after is None else (get_key(session, after).id,)
     found = select(ApiKey.name.label("key"), ApiKey.role, ApiKey.created_at, ApiKey.revoked_at)
     return [
         row | {moment: row[moment] and row[moment].isoformat() for moment in ("created_at", "revoked_at")}
-        for row in rows(session, page(found, ApiKey.id, limit=limit, after=last))
+        for row in to_dicts(session, paginate(found, ApiKey.id, limit=limit, after=last))
     ]
 
 
@@ -49,7 +49,7 @@ def active_keys(session: Session) -> dict[str, tuple[str, Role]]:
     return {digest: (name, role) for digest, name, role in session.execute(found)}
 
 
-def key_row(session: Session, name: str) -> ApiKey:
+def get_key(session: Session, name: str) -> ApiKey:
     """The key of that name, or NotFound."""
     found = session.scalar(select(ApiKey).where(ApiKey.name == name))
     if found is None:

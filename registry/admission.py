@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.history import note
-from registry.lookups import own_score, serves
+from registry.history import record_event
+from registry.lookups import is_champion, own_score_join
 from registry.measured import ScoreRow
 from registry.records import IMPORTED, Contest, Score
 from registry.tables import Delta, Task
 
-ADVICE = "`continual deltas promote` decides by hand"
+MANUAL_HINT = "`continual deltas promote` decides by hand"
 
 
-def reason_against(new: float | None, *, champion: str, score: float | None, measure: str) -> str | None:
+def rejection_reason(new: float | None, *, champion: str, score: float | None, measure: str) -> str | None:
     """Why a delta of score `new` does not take over from `champion` of `score`; None where it does.
 
     >>> reason_against(0.80, champion="sst2@1", score=0.91, measure="validation accuracy")
@@ -27,7 +27,7 @@ def reason_against(new: float | None, *, champion: str, score: float | None, mea
     return None if new >= score else f"{measure} {new:.4f} is lower than {score:.4f} of {champion}"
 
 
-def reason_after(contest: Contest, *, champion: str, metric: str) -> str | None:
+def rejection_after_contest(contest: Contest, *, champion: str, metric: str) -> str | None:
     """Why a delta does not take over from `champion` after what was measured of both; None where it does.
 
     >>> from registry import Comparison
@@ -36,25 +36,25 @@ def reason_after(contest: Contest, *, champion: str, metric: str) -> str | None:
     'accuracy 0.8000 is lower than 0.9100 of sst2@1 on the validation rows of sst2@1'
     """
     if contest.champion != champion:
-        return f"it was compared with {contest.champion}, and meanwhile {champion} serves. {ADVICE}"
+        return f"it was compared with {contest.champion}, and meanwhile {champion} serves. {MANUAL_HINT}"
     for seen in contest.comparisons:
         if seen.new < seen.old:
             return f"{metric} {seen.new:.4f} is lower than {seen.old:.4f} of {champion} on {seen.rows}"
-    return f"{contest.doubt}. {ADVICE}" if contest.doubt else None
+    return f"{contest.undecided_reason}. {MANUAL_HINT}" if contest.undecided_reason else None
 
 
-def reason_elsewhere(new: float | None, *, rival: str, score: float | None, measure: str) -> str | None:
+def rejection_against_other_backbone(new: float | None, *, rival: str, score: float | None, measure: str) -> str | None:
     """Why a delta of score `new` does not serve in place of `rival`, of another backbone; None where it does.
 
     >>> reason_elsewhere(0.80, rival="sst2@1 on minilm", score=0.91, measure="validation accuracy")
     'worse than sst2@1 on minilm: validation accuracy 0.8000 against 0.9100'
     """
-    if score is None or reason_against(new, champion=rival, score=score, measure=measure) is None:
+    if score is None or rejection_reason(new, champion=rival, score=score, measure=measure) is None:
         return None
     return f"worse than {rival}: {measure} {'unknown' if new is None else f'{new:.4f}'} against {score:.4f}"
 
 
-def admit(
+def register_status(
     session: Session,
     delta: Delta,
     *,
@@ -67,38 +67,38 @@ def admit(
 
     rival: a delta of another backbone, learned from the same rows, in whose place it is to serve.
     """
-    champion, metric = serving(session, delta), delta.task.metric
+    champion, metric = champion_of(session, delta), delta.task.metric
     new, measure = oracle_score(scores, split=split, metric=metric), f"{split} {metric}"
     if champion and contest:
-        delta.reason = reason_after(contest, champion=champion.name, metric=metric)
+        delta.reason = rejection_after_contest(contest, champion=champion.name, metric=metric)
     elif champion:
         score = _stored_score(session, champion, split=split)
-        delta.reason = reason_against(new, champion=champion.name, score=score, measure=measure)
+        delta.reason = rejection_reason(new, champion=champion.name, score=score, measure=measure)
     if rival is not None and delta.reason is None:
         score, name = _stored_score(session, rival, split=split), f"{rival.name} on {rival.backbone.name}"
-        delta.reason = reason_elsewhere(new, rival=name, score=score, measure=measure)
+        delta.reason = rejection_against_other_backbone(new, rival=name, score=score, measure=measure)
     delta.status = "candidate"
     session.add(delta)
     session.flush()
-    note(session, delta, "imported" if delta.warm_start == IMPORTED else "learned", reason=delta.reason)
+    record_event(session, delta, "imported" if delta.warm_start == IMPORTED else "learned", reason=delta.reason)
     if delta.reason is None:
-        let_serve(session, delta)
+        promote(session, delta)
 
 
-def let_serve(session: Session, delta: Delta, *, reason: str | None = None) -> None:
+def promote(session: Session, delta: Delta, *, reason: str | None = None) -> None:
     """Makes `delta` the champion of its task and backbone; the one it succeeds is archived."""
-    champion = serving(session, delta)
+    champion = champion_of(session, delta)
     if champion:
         champion.status, champion.reason = "archived", f"succeeded by {delta.name}"
-        note(session, champion, "succeeded", reason=champion.reason)
+        record_event(session, champion, "succeeded", reason=champion.reason)
         session.flush()  # before the other serves, or the database sees two champions
     delta.status, delta.reason = "champion", None
-    note(session, delta, "promoted", reason=reason)
+    record_event(session, delta, "promoted", reason=reason)
 
 
-def serving(session: Session, delta: Delta) -> Delta | None:
+def champion_of(session: Session, delta: Delta) -> Delta | None:
     """The champion of a delta's task on its backbone."""
-    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, serves())
+    where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, is_champion())
     return session.scalar(select(Delta).where(*where))
 
 
@@ -110,4 +110,4 @@ def oracle_score(scores: Iterable[Score], *, split: str, metric: str) -> float |
 
 def _stored_score(session: Session, delta: Delta, *, split: str) -> float | None:
     values = select(ScoreRow.value).join(Task, Task.id == ScoreRow.task_id)
-    return session.scalar(values.where(ScoreRow.delta_id == delta.id, *own_score(split)))
+    return session.scalar(values.where(ScoreRow.delta_id == delta.id, *own_score_join(split)))

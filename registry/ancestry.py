@@ -9,14 +9,14 @@ from sqlalchemy import CTE, Select, Subquery, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound, not_found
-from registry.lookups import delta_row, public_name, stream_row, task_row
-from registry.pages import checked, page
-from registry.shapes import Row, rows
+from registry.lookups import delta_name_expression, delta_row, stream_row, task_row
+from registry.pages import paginate, validate_limit
+from registry.shapes import ListingRow, to_dicts
 from registry.tables import Backbone, Delta, Lineage, Position, Split, Stream, Task
 from tasks.errors import InputError
 
 
-def lineage(session: Session, delta: str, *, descendants: bool = False, depth: int | None = None) -> list[Row]:
+def lineage(session: Session, delta: str, *, descendants: bool = False, depth: int | None = None) -> list[ListingRow]:
     """Rows of `continual lineage`: delta, parent, kind, weight, score, gain, depth; one per edge, the nearest first.
 
     From the delta to its ancestors, or to its descendants, at most `depth` steps away; own parents and children have
@@ -26,24 +26,27 @@ def lineage(session: Session, delta: str, *, descendants: bool = False, depth: i
     nearest = select(edges.c.id, func.min(edges.c.depth).label("depth")).group_by(edges.c.id).subquery()
     found = _named_edges(nearest.c.depth).join(nearest, nearest.c.id == Lineage.id)
     end = Lineage.parent_id if descendants else Lineage.child_id.desc()
-    return rows(session, found.order_by(nearest.c.depth, end, Lineage.weight.desc(), Lineage.id))
+    return to_dicts(session, found.order_by(nearest.c.depth, end, Lineage.weight.desc(), Lineage.id))
 
 
-def parents(session: Session, stream: str) -> list[Row]:
+def stream_parents(session: Session, stream: str) -> list[ListingRow]:
     """The rows of `lineage` from the deltas that were learned in a stream to their parents. Raises: NotFound."""
     learned = select(Position.delta_id).where(Position.stream_id == stream_row(session, stream).id)
     found = _named_edges(literal(1).label("depth")).where(Lineage.child_id.in_(learned))
-    return rows(session, found.order_by(Lineage.child_id, Lineage.weight.desc(), Lineage.id))
+    return to_dicts(session, found.order_by(Lineage.child_id, Lineage.weight.desc(), Lineage.id))
 
 
-def siblings(session: Session, task: str, *, limit: int | None = None, after: int | None = None) -> list[Row]:
+def siblings(session: Session, task: str, *, limit: int | None = None, after: int | None = None) -> list[ListingRow]:
     """Other tasks' deltas that share a parent with this task's: id, task, delta, parent, kind.
 
     after: the `id` of the last row of the page before. Raises: NotFound.
     """
     wanted, parent, origin = task_row(session, task).id, aliased(Delta), aliased(Task)
     own = select(Lineage.parent_id).join(Delta, Delta.id == Lineage.child_id).where(Delta.task_id == wanted)
-    delta, came_from = public_name(Task, Delta).label("delta"), public_name(origin, parent).label("parent")
+    delta, came_from = (
+        delta_name_expression(Task, Delta).label("delta"),
+        delta_name_expression(origin, parent).label("parent"),
+    )
     found = (
         select(Lineage.id, Task.name.label("task"), delta, came_from, Lineage.kind)
         .join(Delta, Delta.id == Lineage.child_id)
@@ -52,7 +55,7 @@ def siblings(session: Session, task: str, *, limit: int | None = None, after: in
         .join(origin, origin.id == parent.task_id)
         .where(Lineage.parent_id.in_(own), Delta.task_id != wanted)
     )
-    return rows(session, page(found, Lineage.id, limit=limit, after=None if after is None else (after,)))
+    return to_dicts(session, paginate(found, Lineage.id, limit=limit, after=None if after is None else (after,)))
 
 
 def dependents(
@@ -63,7 +66,7 @@ def dependents(
     data: str | None = None,
     limit: int | None = None,
     after: str | None = None,
-) -> list[Row]:
+) -> list[ListingRow]:
     """The deltas that depend on a backbone, a task or data: delta, task, backbone, status, stream, depth.
 
     Those learned on it have depth 0, those that came from them by lineage more. In order of learning.
@@ -78,7 +81,7 @@ def dependents(
     else:
         raise InputError("dependents are of one thing: give a backbone, a task, or the fingerprint of a split.")
     last = None if after is None else (delta_row(session, after).id,)
-    return rows(session, page(found, Delta.id, limit=limit, after=last))
+    return to_dicts(session, paginate(found, Delta.id, limit=limit, after=last))
 
 
 def _edges(start: int, *, descendants: bool, depth: int | None) -> CTE:
@@ -88,14 +91,14 @@ def _edges(start: int, *, descendants: bool, depth: int | None) -> CTE:
     own = first.cte("edges", recursive=True)
     further = select(Lineage.id, other, own.c.depth + 1).join(own, this == own.c.reached)
     if depth is not None:
-        further = further.where(own.c.depth < checked(depth))
+        further = further.where(own.c.depth < validate_limit(depth))
     return own.union(further)  # not `union_all`: a shared ancestor would multiply its own ancestors
 
 
 def _named_edges(depth: Any) -> Select[*tuple[Any, ...]]:
     """Edges with the names of both ends."""
     child, parent, task, origin = aliased(Delta), aliased(Delta), aliased(Task), aliased(Task)
-    names = public_name(task, child).label("delta"), public_name(origin, parent).label("parent")
+    names = delta_name_expression(task, child).label("delta"), delta_name_expression(origin, parent).label("parent")
     return (
         select(*names, Lineage.kind, Lineage.weight, Lineage.score, Lineage.gain, depth)
         .select_from(Lineage)
@@ -139,7 +142,7 @@ def _dependents(depth: Any) -> Select[*tuple[Any, ...]]:
     streams = select(Stream.name).join(Position, Position.stream_id == Stream.id)
     streams = streams.where(Position.delta_id == Delta.id, Position.submitted_at.is_(None))
     first = streams.order_by(Position.id).limit(1).scalar_subquery()
-    names = public_name(Task, Delta).label("delta"), Task.name.label("task"), Backbone.name.label("backbone")
+    names = delta_name_expression(Task, Delta).label("delta"), Task.name.label("task"), Backbone.name.label("backbone")
     return (
         select(*names, Delta.status, first.label("stream"), depth.label("depth"))
         .select_from(Delta)

@@ -16,24 +16,24 @@ from typing import Any, get_args
 from sqlalchemy import ColumnElement, Select, case, delete, func, literal_column, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from registry.base import clock
-from registry.engine import wait_for_others
+from registry.base import database_now
+from registry.engine import lock_name
 from registry.errors import NotFound, NothingToDo
-from registry.names import delta_name, plain_name, split_bits, with_bits
-from registry.pages import page
-from registry.records import State
-from registry.shapes import Row
-from registry.tables import FREE, Checkpoint, Delta, Position, Stream
+from registry.names import delta_name, quantized_name, split_bits, validate_name
+from registry.pages import paginate
+from registry.records import PositionState
+from registry.shapes import ListingRow
+from registry.tables import CLAIMABLE, Checkpoint, Delta, Position, Stream
 from tasks.errors import InputError
 from tasks.spec import Stream as StreamSpec
 
-ARRIVALS = "(arrivals)"  # the stream's name, which no stream file can have
-RETRIES = 1  # how often an arrival that failed is tried again by itself
-HIGHEST = 2**31 - 1  # what a database's integer holds
+ARRIVAL_STREAM = "(arrivals)"  # the stream's name, which no stream file can have
+MAX_RETRIES = 1  # how often an arrival that failed is tried again by itself
+MAX_PRIORITY = 2**31 - 1  # what a database's integer holds
 
-OF_ARRIVALS = select(Stream.id).where(Stream.name == ARRIVALS)
+OF_ARRIVALS = select(Stream.id).where(Stream.name == ARRIVAL_STREAM)
 HELD: ColumnElement[str] = literal_column("'held'")  # as the index on them says it
-OVER = ("learned", "cancelled")
+FINAL_STATES = ("learned", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
     """
     if len(task.tasks) != 1:
         raise InputError(f"stream {task.name!r} has {len(task.tasks)} tasks, and one is submitted at a time. Run it.")
-    if abs(priority) > HIGHEST:
-        raise InputError(f"priority {priority} is out of range: give one from {-HIGHEST} to {HIGHEST}.")
+    if abs(priority) > MAX_PRIORITY:
+        raise InputError(f"priority {priority} is out of range: give one from {-MAX_PRIORITY} to {MAX_PRIORITY}.")
     (entry,), stream = task.tasks, _stream(session)
     spec = task.model_dump(mode="json") | {"folder": str(task.folder.absolute())}
     recipe = sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
@@ -66,47 +66,47 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
     arrival = Position(
         stream_id=stream,
         number=(last or 0) + 1,
-        task_name=plain_name("task", entry.name),
+        task_name=validate_name("task", entry.name),
         recipe=recipe,
         priority=priority,
-        submitted_at=clock(session),
+        submitted_at=database_now(session),
         spec=spec,
-        backbone=known_as(task.backbone) if task.backbone else None,
-        retries=RETRIES,
+        backbone=normalized_backbone_name(task.backbone) if task.backbone else None,
+        retries=MAX_RETRIES,
     )
     session.add(arrival)
     _lend(session, arrival)
     return arrival.number
 
 
-def known_as(backbone: str) -> str:
+def normalized_backbone_name(backbone: str) -> str:
     """The name of a backbone as it holds in every working folder: of a folder the whole path.
 
     Behind it may stand its bits, as in `folder@8bit`.
     """
     folder, bits = split_bits(backbone)
-    return with_bits(str(Path(folder).absolute()), bits) if folder and Path(folder).is_dir() else backbone
+    return quantized_name(str(Path(folder).absolute()), bits) if folder and Path(folder).is_dir() else backbone
 
 
 def arrivals(
     session: Session, *, state: str | None = None, limit: int | None = None, after: int | None = None
-) -> list[Row]:
+) -> list[ListingRow]:
     """Rows of `continual arrivals`: arrival, task, state, priority, delta, error, attempts, holder, backbone,
     submitted_at; in the order in which they were submitted.
 
     after: the number of the last arrival of the page before. Raises: InputError for what is no state.
     """
-    if state not in (None, *get_args(State)):
-        raise InputError(f"no arrival is {state!r}; give one of {', '.join(get_args(State))}.")
+    if state not in (None, *get_args(PositionState)):
+        raise InputError(f"no arrival is {state!r}; give one of {', '.join(get_args(PositionState))}.")
     found = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
     found = found.where(Position.stream_id == OF_ARRIVALS.scalar_subquery())
     if state is not None:
         found = found.where(Position.state == state)
-    listed = page(found, Position.number, limit=limit, after=None if after is None else (after,))
+    listed = paginate(found, Position.number, limit=limit, after=None if after is None else (after,))
     return [_listing(*row) for row in session.execute(listed)]
 
 
-def is_left(session: Session, backbones: Collection[str]) -> bool:
+def has_pending(session: Session, backbones: Collection[str]) -> bool:
     """Whether any arrival may still be learned on a backbone of these names: it waits, or somebody learns it."""
     held = select(Position.id).where(
         Position.stream_id == OF_ARRIVALS.scalar_subquery(),
@@ -117,14 +117,14 @@ def is_left(session: Session, backbones: Collection[str]) -> bool:
     return any(session.scalar(found.limit(1)) is not None for found in (*free, held))
 
 
-def first_free(session: Session, backbones: Collection[str]) -> Position | None:
+def next_for_update(session: Session, backbones: Collection[str]) -> Position | None:
     """The arrival to be learned next on a backbone of these names, locked; nobody waits here for anybody.
 
     A task that is being learned is passed over, and so is one whose arrival somebody else has just locked.
     """
     passed: list[str] = []
     while chosen := _next(session, backbones, passed=passed):
-        locked = select(Position).where(Position.id == chosen.id, text(FREE)).with_for_update(skip_locked=True)
+        locked = select(Position).where(Position.id == chosen.id, text(CLAIMABLE)).with_for_update(skip_locked=True)
         if position := session.scalar(locked.execution_options(populate_existing=True)):
             return position
         passed.append(chosen.task_name)
@@ -148,12 +148,12 @@ def cancel(session: Session, number: int) -> None:
     Raises: NotFound; NothingToDo, where it is learned or cancelled already.
     """
     arrival = arrival_row(session, number)
-    if arrival.state in OVER:
+    if arrival.state in FINAL_STATES:
         raise NothingToDo(f"arrival {number} is {arrival.state} already. Archive or purge what was learned instead.")
-    drop(session, arrival)
+    cancel_and_forget(session, arrival)
 
 
-def drop(session: Session, arrival: Position) -> None:
+def cancel_and_forget(session: Session, arrival: Position) -> None:
     """Cancels an arrival, and forgets how far it came."""
     arrival.state, arrival.retries, arrival.error = "cancelled", 0, None
     arrival.holder = arrival.lease_until = None
@@ -198,10 +198,10 @@ def _stream(session: Session) -> int:
     locked = OF_ARRIVALS.with_for_update(key_share=True)
     found = session.scalar(locked)
     if found is None:
-        wait_for_others(session, ARRIVALS)
+        lock_name(session, ARRIVAL_STREAM)
         found = session.scalar(locked)
     if found is None:
-        begun = Stream(name=ARRIVALS, spec={}, digest="")
+        begun = Stream(name=ARRIVAL_STREAM, spec={}, digest="")
         session.add(begun)
         session.flush()
         found = begun.id
@@ -211,7 +211,7 @@ def _stream(session: Session) -> int:
 def _open_of(arrival: Position) -> tuple[ColumnElement[bool], ...]:
     """What may still be learned of the task of an arrival, be it by `retry`."""
     of_task = (Position.task_name == arrival.task_name, Position.submitted_at.is_not(None))
-    return (*of_task, Position.state.not_in(OVER))
+    return (*of_task, Position.state.not_in(FINAL_STATES))
 
 
 def _lend(session: Session, arrival: Position) -> None:
@@ -224,13 +224,13 @@ def _lend(session: Session, arrival: Position) -> None:
 def _free(backbone: str | None) -> Select[Position]:
     """What may be learned next and asks for this backbone, or for any, in order of their turn."""
     asks: ColumnElement[bool] = Position.backbone.is_(None) if backbone is None else Position.backbone == backbone
-    found = select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), asks, text(FREE))
+    found = select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), asks, text(CLAIMABLE))
     # The backbone is one and the same; named here, a database sees that the index has the rows in this order.
     turn = (Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
     return found.order_by(*turn)
 
 
-def _listing(arrival: Position, version: int | None) -> Row:
+def _listing(arrival: Position, version: int | None) -> ListingRow:
     return {
         "arrival": arrival.number,
         "task": arrival.task_name,

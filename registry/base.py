@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Sessi
 from sqlalchemy.types import TypeDecorator
 
 # Migrations must be able to name every constraint on every database, so none is left to the database's own taste.
-CONVENTION = {
+NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -31,7 +31,7 @@ CONVENTION = {
 
 
 @final
-class Instant(TypeDecorator[datetime]):
+class UtcDateTime(TypeDecorator[datetime]):
     """A moment in UTC; always aware, also where the database drops the zone (SQLite)."""
 
     impl = DateTime(timezone=True)
@@ -49,8 +49,8 @@ class Instant(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """The declarative base of every table; each has an integer identity."""
 
-    metadata = MetaData(naming_convention=CONVENTION)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: Instant, float: Double}
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, float: Double}
 
     id: Mapped[int] = mapped_column(primary_key=True, sort_order=-1)
 
@@ -60,24 +60,24 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def clock(session: Session) -> datetime:
+def database_now(session: Session) -> datetime:
     """This moment by the database's clock: on PostgreSQL the server's, whatever the hosts' own clocks say."""
-    moment: datetime = session.execute(select(func.current_timestamp(type_=Instant()))).scalar_one()
+    moment: datetime = session.execute(select(func.current_timestamp(type_=UtcDateTime()))).scalar_one()
     return moment
 
 
-def refers_to(table: str, *, index: bool = True, unique: bool = False) -> Any:  # its annotation decides on NULL
+def foreign_key(table: str, *, index: bool = True, unique: bool = False) -> Any:  # its annotation decides on NULL
     """A foreign key to `table`; indexed, because every one of them is joined on."""
     return mapped_column(ForeignKey(f"{table}.id"), index=index, unique=unique)
 
 
-def one_of(column: str, allowed: Sequence[str]) -> CheckConstraint:
+def check_in(column: str, allowed: Sequence[str]) -> CheckConstraint:
     """A check that `column` holds one of `allowed`; unlike a database enum it can grow by a plain migration."""
     listed = ", ".join(f"'{value}'" for value in allowed)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def where(name: str, condition: str, *columns: str | ColumnElement[Any] | InstrumentedAttribute[Any]) -> Index:
+def partial_index(name: str, condition: str, *columns: str | ColumnElement[Any] | InstrumentedAttribute[Any]) -> Index:
     """An index on the rows that meet the condition; unique where its `name` begins with uq."""
     met = text(condition)
     return Index(name, *columns, unique=name.startswith("uq"), sqlite_where=met, postgresql_where=met)

@@ -12,13 +12,13 @@ from uuid import uuid4
 import fsspec
 
 from registry.errors import BlobError
-from registry.secrets import shown
+from registry.secrets import redact
 from tasks.errors import InputError
 
-OURS = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
+BLOB_PATH = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
 
 # Stores in which an object is there as a whole or not at all; to rename one there is to copy it and delete the first.
-WHOLE_OR_NOT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
+ATOMIC_PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
@@ -33,7 +33,7 @@ class StoredBlob:
 
 
 @final
-class Blobs:
+class BlobStore:
     """A content-addressed store: `url` is a folder, or any URL of fsspec such as `memory://blobs`.
 
     >>> blobs = Blobs("memory://example")
@@ -47,7 +47,7 @@ class Blobs:
         except ImportError as error:
             raise InputError(_no_driver(url, error)) from error
         except (ValueError, OSError) as error:
-            why = shown(f"blobs cannot be kept at {url}: {error}", url)
+            why = redact(f"blobs cannot be kept at {url}: {error}", url)
             raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
         self.url = url if "://" in url else self._root  # which no current folder changes
         self.protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
@@ -80,12 +80,12 @@ class Blobs:
                 data: bytes = self._files.cat_file(place)
             except FileNotFoundError as error:
                 raise BlobError(
-                    f"blob {digest} is missing: nothing at {shown(place)}. Restore it, or learn the task again."
+                    f"blob {digest} is missing: nothing at {redact(place)}. Restore it, or learn the task again."
                 ) from error
         found = sha256(data).hexdigest()
         if found != digest:
             raise BlobError(
-                f"blob {digest} is damaged: the {len(data)} bytes at {shown(place)} have digest {found}. "
+                f"blob {digest} is damaged: the {len(data)} bytes at {redact(place)} have digest {found}. "
                 "Restore the file, or delete it and learn the task again."
             )
         return data
@@ -96,18 +96,18 @@ class Blobs:
         with _reached("look for", place):
             return bool(self._files.exists(place))
 
-    def find(self, digest: str) -> StoredBlob | None:
+    def stat(self, digest: str) -> StoredBlob | None:
         """What is stored under `digest`, its bytes unread."""
         place = self.path(digest)
         with _reached("look for", place), suppress(FileNotFoundError):
             return StoredBlob(digest, place, int(self._files.size(place)), self._files.modified(place))
         return None
 
-    def every(self) -> Iterator[StoredBlob]:
+    def iterate(self) -> Iterator[StoredBlob]:
         """All that was put here, and drafts whose writers died; other files are nobody's business."""
         with _reached("list", self._root):
             for place, about in self._files.find(self._root, detail=True).items():
-                if ours := OURS.search(place):
+                if ours := BLOB_PATH.search(place):
                     with suppress(FileNotFoundError):  # a draft that was finished meanwhile
                         name, size = "".join(ours.groups("")), int(about["size"])
                         yield StoredBlob(name, place, size, self._files.modified(place))
@@ -120,7 +120,7 @@ class Blobs:
                 return True
         return False
 
-    def clock(self) -> datetime:
+    def store_now(self) -> datetime:
         """This moment by the clock that says when a blob was put."""
         draft = f"{self._root}/00/.{uuid4().hex}"
         self._write(draft, b"")
@@ -140,7 +140,7 @@ class Blobs:
 
     def _write(self, place: str, data: bytes) -> None:
         with _reached("write", place):
-            if self.protocols & WHOLE_OR_NOT:
+            if self.protocols & ATOMIC_PROTOCOLS:
                 self._files.pipe_file(place, data)
             else:
                 self._rename(place, data)
@@ -167,7 +167,7 @@ def _reached(doing: str, place: str) -> Iterator[None]:
         raise
     except Exception as error:  # each store's driver has errors of its own
         raise BlobError(
-            f"could not {doing} {shown(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
+            f"could not {doing} {redact(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
         ) from error
 
 

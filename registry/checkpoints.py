@@ -4,24 +4,24 @@ from typing import TypeVar
 
 from sqlalchemy import Select, delete, select
 
-from registry.collection import sweep
+from registry.collection import delete_unreferenced
 from registry.errors import ClaimLost
 from registry.lookups import position_row
 from registry.registry import Registry
 from registry.tables import Checkpoint, Position, Stream
-from registry.unit import Unit
+from registry.unit import UnitOfWork
 
-Kept = TypeVar("Kept", int, str)
+_Value = TypeVar("_Value", int, str)
 
 
-def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str, epoch: int, data: bytes) -> None:
+def save_checkpoint(registry: Registry, stream: str, *, number: int, holder: str, epoch: int, data: bytes) -> None:
     """Stores what to go on from after `epoch`, in place of what was stored before.
 
     Raises: ClaimLost, where `holder` does not hold the position any more; BlobError, where the bytes cannot be stored.
     """
     digest = registry.blobs.put(data)
 
-    def work(unit: Unit) -> list[str]:
+    def work(unit: UnitOfWork) -> list[str]:
         position = position_row(unit.session, stream, number=number)
         if position.holder != holder:
             raise ClaimLost(f"position {number} of {stream!r} is no longer held by {holder}. Claim it again.")
@@ -34,26 +34,26 @@ def keep_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
             position.attempts = 1
         return [before for before in replaced if before != digest]
 
-    sweep(registry, registry.write(work))
+    delete_unreferenced(registry, registry.write_with_retry(work))
 
 
-def last_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:
+def load_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:
     """What was stored last for a position that is not learned yet; None where nothing was.
 
     Raises: BlobError, where it is missing or damaged.
     """
-    with registry.reading() as session:
+    with registry.read_session() as session:
         digest = session.scalar(_kept(select(Checkpoint.digest), stream, number))
     return None if digest is None else registry.blobs.get(digest)
 
 
-def last_epoch(registry: Registry, stream: str, *, number: int) -> int | None:
+def checkpoint_epoch(registry: Registry, stream: str, *, number: int) -> int | None:
     """The epoch after which a position that is not learned yet was kept last; None where it never was."""
-    with registry.reading() as session:
+    with registry.read_session() as session:
         return session.scalar(_kept(select(Checkpoint.epoch), stream, number))
 
 
-def _kept(question: Select[Kept], stream: str, number: int) -> Select[Kept]:
+def _kept(question: Select[_Value], stream: str, number: int) -> Select[_Value]:
     """What is asked of the checkpoint of a position."""
     of_position = question.join(Position, Position.id == Checkpoint.position_id)
     return of_position.join(Stream, Stream.id == Position.stream_id).where(

@@ -12,18 +12,20 @@ from threading import Event, Thread
 
 from sqlalchemy import select
 
-from registry.arrivals import Arrival, first_free, held_arrivals
-from registry.base import clock
+from registry.arrivals import Arrival, held_arrivals, next_for_update
+from registry.base import database_now
 from registry.errors import RegistryError
-from registry.holders import alive
+from registry.holders import is_alive
 from registry.lookups import position_row, stream_row
 from registry.registry import Registry
 from registry.tables import Position
-from registry.unit import Unit
+from registry.unit import UnitOfWork
 
 HEARTBEAT_SECONDS = 20.0
 LEASE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
-DEATHS = 5  # in a row, with the same arrival in hand and no checkpoint between them: it is not given to a sixth
+MAX_CONSECUTIVE_DEATHS = (
+    5  # in a row, with the same arrival in hand and no checkpoint between them: it is not given to a sixth
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], hol
     Raises: NotFound for the stream.
     """
 
-    def work(unit: Unit) -> int | None:
+    def work(unit: UnitOfWork) -> int | None:
         session = unit.session
         of_stream = (Position.stream_id == stream_row(session, stream).id, Position.state != "learned")
         listed = select(Position.id, Position.number, Position.attempts, Position.state).where(*of_stream)
@@ -52,45 +54,45 @@ def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], hol
                 return number
         return None
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
 def heartbeat(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Says that `holder` is alive; False where it no longer holds the position."""
 
-    def work(unit: Unit) -> bool:
+    def work(unit: UnitOfWork) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
-            position.lease_until = clock(unit.session) + LEASE
+            position.lease_until = database_now(unit.session) + LEASE
         return position is not None
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
 def release(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Gives a held position back to wait; False where `holder` does not hold it."""
 
-    def work(unit: Unit) -> bool:
+    def work(unit: UnitOfWork) -> bool:
         if position := _own(unit, stream, number=number, holder=holder):
             position.attempts -= position.submitted_at is not None  # nobody died of it
             _let_go(position)
         return position is not None
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
-def release_all(registry: Registry, stream: str, *, holder: str) -> list[int]:
+def release_claims_of(registry: Registry, stream: str, *, holder: str) -> list[int]:
     """Gives back to wait whatever `holder`, who is known to be dead, holds of a stream; the numbers."""
 
-    def work(unit: Unit) -> list[int]:
+    def work(unit: UnitOfWork) -> list[int]:
         of_holder = (Position.stream_id == stream_row(unit.session, stream).id, Position.holder == holder)
         found = unit.session.scalars(select(Position).where(*of_holder).order_by(Position.number).with_for_update())
         return [_let_go(position) for position in found]
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
 @contextmanager
-def held(
+def hold_claim(
     registry: Registry, stream: str, *, number: int, holder: str, every: float = HEARTBEAT_SECONDS
 ) -> Iterator[None]:
     """Sends heartbeats every so many seconds while the block runs; leaves the position as the block left it."""
@@ -119,20 +121,20 @@ def claim_arrival(registry: Registry, *, backbones: Collection[str], holder: str
     An arrival whose holder is dead waits again. Which one is taken costs log N, whatever waits, and so does nothing.
     """
 
-    def work(unit: Unit) -> Arrival | None:
+    def work(unit: UnitOfWork) -> Arrival | None:
         _leave_the_dead(unit)
-        position = first_free(unit.session, backbones)
+        position = next_for_update(unit.session, backbones)
         if position is None:
             return None
         position.retries -= position.state == "failed"
         _take(unit, position, holder=holder)
         return Arrival(number=position.number, task=position.task_name, spec=position.spec or {})
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
-def _leave_the_dead(unit: Unit) -> None:
-    moment = clock(unit.session)
+def _leave_the_dead(unit: UnitOfWork) -> None:
+    moment = database_now(unit.session)
     for seen in [position for position in held_arrivals(unit.session) if _free(position, moment)]:
         same = (Position.id == seen.id, Position.holder == seen.holder, Position.lease_until == seen.lease_until)
         dead = unit.session.scalar(
@@ -140,7 +142,7 @@ def _leave_the_dead(unit: Unit) -> None:
         )
         if dead is not None:
             dead.holder = dead.lease_until = None
-            dead.state = "waiting" if dead.attempts < DEATHS else "failed"
+            dead.state = "waiting" if dead.attempts < MAX_CONSECUTIVE_DEATHS else "failed"
             if dead.state == "failed":
                 said = (
                     f"whoever learned it died, {dead.attempts} times and no further than before. Is memory too small?"
@@ -149,9 +151,9 @@ def _leave_the_dead(unit: Unit) -> None:
     unit.session.flush()
 
 
-def _take(unit: Unit, position: Position, *, holder: str) -> bool:
+def _take(unit: UnitOfWork, position: Position, *, holder: str) -> bool:
     """Gives a position that nobody else can write meanwhile to `holder`, where it is free."""
-    moment = clock(unit.session)
+    moment = database_now(unit.session)
     if not _free(position, moment):
         return False
     position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
@@ -166,11 +168,11 @@ def _let_go(position: Position) -> int:
 
 def _free(position: Position, moment: datetime) -> bool:
     if position.state == "held" and position.holder is not None and position.lease_until is not None:
-        return not alive(position.holder, leased=moment <= position.lease_until)
+        return not is_alive(position.holder, leased=moment <= position.lease_until)
     return position.state in ("waiting", "failed")
 
 
-def _own(unit: Unit, stream: str, *, number: int, holder: str) -> Position | None:
+def _own(unit: UnitOfWork, stream: str, *, number: int, holder: str) -> Position | None:
     """The position, where `holder` holds it."""
     position = position_row(unit.session, stream, number=number)
     return position if position.state == "held" and position.holder == holder else None

@@ -9,28 +9,30 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from registry.blobs import StoredBlob
-from registry.named import named_among
+from registry.named import referenced_among
 from registry.registry import Registry
 
-GRACE = timedelta(hours=1)
+GRACE_PERIOD = timedelta(hours=1)
 BATCH = 500  # blobs deleted while others wait to write
 
 
-def collect(registry: Registry, *, older_than: timedelta = GRACE, dry_run: bool = False) -> list[StoredBlob]:
+def collect_garbage(
+    registry: Registry, *, older_than: timedelta = GRACE_PERIOD, dry_run: bool = False
+) -> list[StoredBlob]:
     """Deletes what no row names and nobody has put again for so long; what that was, or with `dry_run` would be.
 
     Age is told by the clock of the place where the blobs are, whatever this host's says.
     """
-    oldest = registry.blobs.clock() - older_than
-    old = [blob for blob in registry.blobs.every() if blob.put_at <= oldest]
+    oldest = registry.blobs.store_now() - older_than
+    old = [blob for blob in registry.blobs.iterate() if blob.put_at <= oldest]
     if dry_run:
         return [blob for batch in _batches(old) for blob in _unnamed(registry, batch)]
     return [blob for batch in _batches(old) for blob in _swept(registry, batch, oldest)]
 
 
-def sweep(registry: Registry, digests: Iterable[str]) -> list[StoredBlob]:
+def delete_unreferenced(registry: Registry, digests: Iterable[str]) -> list[StoredBlob]:
     """Deletes at once those of `digests` that no row names; what that was."""
-    there = [blob for digest in sorted(digests) if (blob := registry.blobs.find(digest))]
+    there = [blob for digest in sorted(digests) if (blob := registry.blobs.stat(digest))]
     return [blob for batch in _batches(there) for blob in _swept(registry, batch, oldest=None)]
 
 
@@ -39,8 +41,8 @@ def _batches(blobs: Sequence[StoredBlob]) -> Iterable[Sequence[StoredBlob]]:
 
 
 def _unnamed(registry: Registry, blobs: Sequence[StoredBlob]) -> list[StoredBlob]:
-    with registry.reading() as session:
-        named = named_among(session, [blob.name for blob in blobs])
+    with registry.read_session() as session:
+        named = referenced_among(session, [blob.name for blob in blobs])
     return [blob for blob in blobs if blob.name not in named]
 
 
@@ -48,8 +50,8 @@ def _swept(registry: Registry, blobs: Sequence[StoredBlob], oldest: datetime | N
     swept = []
     if not (unnamed := {blob.name for blob in _unnamed(registry, blobs)}):
         return []  # nobody has to wait
-    with registry.unit(alone=True) as unit:
-        named = named_among(unit.session, unnamed)
+    with registry.unit_of_work(alone=True) as unit:
+        named = referenced_among(unit.session, unnamed)
         for blob in blobs:
             if blob.name in unnamed - named and registry.blobs.delete(blob, put_before=oldest):
                 swept.append(blob)

@@ -6,8 +6,8 @@ from typing import Any, get_args
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.base import Base, now, one_of, refers_to
-from registry.records import Mode
+from registry.base import Base, check_in, foreign_key, now
+from registry.records import ScoreMode
 from registry.tables import Stream
 
 
@@ -23,7 +23,7 @@ class StrategyRun(Base):
         CheckConstraint("state IS NULL OR finished_at IS NULL", name="finished"),
     )
 
-    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
+    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index begins with it
     strategy: Mapped[str]
     recipe: Mapped[str]
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -52,7 +52,7 @@ class StrategyStep(Base):
         CheckConstraint("seconds >= 0 AND parameters >= 0 AND bytes >= 0", name="size"),
     )
 
-    run_id: Mapped[int] = refers_to("strategy_runs", index=False)  # the unique index begins with it
+    run_id: Mapped[int] = foreign_key("strategy_runs", index=False)  # the unique index begins with it
     number: Mapped[int]
     seconds: Mapped[float]
     parameters: Mapped[int] = mapped_column(BigInteger)
@@ -69,13 +69,13 @@ class StrategyScore(Base):
     __tablename__ = "strategy_scores"
     __table_args__ = (
         UniqueConstraint("step_id", "task", "mode", "metric"),
-        one_of("mode", get_args(Mode)),
+        check_in("mode", get_args(ScoreMode)),
         CheckConstraint("rows >= 0", name="rows"),
     )
 
-    step_id: Mapped[int] = refers_to("strategy_steps", index=False)  # the unique index begins with it
+    step_id: Mapped[int] = foreign_key("strategy_steps", index=False)  # the unique index begins with it
     task: Mapped[str]
-    mode: Mapped[Mode] = mapped_column(Text)
+    mode: Mapped[ScoreMode] = mapped_column(Text)
     metric: Mapped[str]
     value: Mapped[float]
     rows: Mapped[int]

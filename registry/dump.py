@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 
 from registry import schema
 from registry.base import Base, now
-from registry.dumpfile import FORMAT, MANIFEST, Manifest, Rows, blob_entry, table_entry
-from registry.named import named_blobs
+from registry.dumpfile import ARCHIVE_VERSION, MANIFEST, Manifest, TableManifest, blob_entry, table_entry
+from registry.named import referenced_blobs
 from registry.registry import Registry
 from tasks.errors import InputError
 
-AT_ONCE = 1000  # rows
+CHUNK_ROWS = 1000  # rows
 
 
-def dump(registry: Registry, file: Path) -> Manifest:
+def dump_registry(registry: Registry, file: Path) -> Manifest:
     """Writes an archive of the registry, also while others write to it; what it holds.
 
     Raises: InputError, where the file is there already or cannot be written; BlobError, where a blob is damaged.
@@ -30,7 +30,7 @@ def dump(registry: Registry, file: Path) -> Manifest:
         raise InputError(f"{file} is there already. Give a new name, or remove it first.")
     draft = file.with_name(f".{uuid4().hex}.draft")
     try:
-        with registry.reading() as session, ZipFile(draft, "x", ZIP_DEFLATED) as archive:
+        with registry.read_session() as session, ZipFile(draft, "x", ZIP_DEFLATED) as archive:
             manifest = _written(archive, session, registry)
         draft.replace(file)
     except OSError as error:
@@ -42,25 +42,27 @@ def dump(registry: Registry, file: Path) -> Manifest:
 
 def _written(archive: ZipFile, session: Session, registry: Registry) -> Manifest:
     tables = {table.name: _table(archive, session, table) for table in Base.metadata.sorted_tables}
-    digests = sorted({digest for _, digest in named_blobs(session)})
+    digests = sorted({digest for _, digest in referenced_blobs(session)})
     for digest in digests:
         archive.writestr(blob_entry(digest), registry.blobs.get(digest), ZIP_STORED)  # numbers hardly get smaller
-    revision = schema.revision(session.connection())
-    manifest = Manifest(format=FORMAT, revision=str(revision), created_at=now(), tables=tables, blobs=len(digests))
+    revision = schema.current_revision(session.connection())
+    manifest = Manifest(
+        format=ARCHIVE_VERSION, revision=str(revision), created_at=now(), tables=tables, blobs=len(digests)
+    )
     archive.writestr(MANIFEST, manifest.model_dump_json(indent=2))
     return manifest
 
 
-def _table(archive: ZipFile, session: Session, table: Table) -> Rows:
+def _table(archive: ZipFile, session: Session, table: Table) -> TableManifest:
     digest, count = sha256(), 0
-    found = session.execute(select(table).order_by(table.c.id).execution_options(yield_per=AT_ONCE))
+    found = session.execute(select(table).order_by(table.c.id).execution_options(yield_per=CHUNK_ROWS))
     with archive.open(table_entry(table.name), "w", force_zip64=True) as entry:
         for row in found.mappings():
             line = json.dumps(dict(row), default=_said).encode() + b"\n"
             entry.write(line)
             digest.update(line)
             count += 1
-    return Rows(rows=count, sha256=digest.hexdigest())
+    return TableManifest(rows=count, sha256=digest.hexdigest())
 
 
 def _said(value: Any) -> str:

@@ -18,16 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from registry.errors import ArchiveError
 
-FORMAT = 1
+ARCHIVE_VERSION = 1
 MANIFEST = "manifest.json"
-PIECE = 1 << 20  # bytes read at once
-LONGEST_MANIFEST = 1 << 20  # bytes: it has a line for each table
+CHUNK_BYTES = 1 << 20  # bytes read at once
+MAX_MANIFEST_BYTES = 1 << 20  # bytes: it has a line for each table
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
 _UNREADABLE = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)  # what zipfile raises of bad bytes
 
 
-class Rows(BaseModel):
+class TableManifest(BaseModel):
     """How many rows of a table there are, and the digest of their lines."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     format: int = Field(ge=1)
     revision: str
     created_at: datetime
-    tables: dict[str, Rows]
+    tables: dict[str, TableManifest]
     blobs: NonNegativeInt
 
 
@@ -59,7 +59,7 @@ def blob_entry(digest: str) -> str:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...]]]:
+def open_archive(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...]]]:
     """A whole archive, its manifest, and the digests of its blobs; everything in it was read and is as it was written.
 
     Raises: ArchiveError, where the file is none, is newer, was cut off or changed.
@@ -74,7 +74,7 @@ def opened(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...]]]:
         yield archive, manifest, digests
 
 
-def lines(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
+def iter_rows(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
     """The rows of a table."""
     with archive.open(table_entry(table)) as entry:
         for number, line in enumerate(entry, start=1):
@@ -88,11 +88,11 @@ def _manifest(archive: ZipFile) -> Manifest:
     if MANIFEST not in archive.namelist():
         raise ValueError(f"it has no {MANIFEST}")
     with archive.open(MANIFEST) as entry:
-        said = json.loads(entry.read(LONGEST_MANIFEST))
-    if isinstance(said, dict) and isinstance(found := said.get("format"), int) and found > FORMAT:
+        said = json.loads(entry.read(MAX_MANIFEST_BYTES))
+    if isinstance(said, dict) and isinstance(found := said.get("format"), int) and found > ARCHIVE_VERSION:
         raise ArchiveError(
-            f"{archive.filename} is an archive of format {found}, and this release reads formats up to {FORMAT}. "
-            "Install the release that wrote it, or a later one."
+            f"{archive.filename} is an archive of format {found}, and this release reads formats up to "
+            f"{ARCHIVE_VERSION}. Install the release that wrote it, or a later one."
         )
     try:
         return Manifest.model_validate(said)
@@ -122,6 +122,6 @@ def _checked(archive: ZipFile, manifest: Manifest) -> tuple[str, ...]:
 
 def _digest(entry: IO[bytes]) -> str:
     digest = sha256()
-    while piece := entry.read(PIECE):
+    while piece := entry.read(CHUNK_BYTES):
         digest.update(piece)
     return digest.hexdigest()

@@ -15,11 +15,13 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from registry.errors import DatabaseUnavailable, RegistryError
-from registry.secrets import shown
+from registry.secrets import redact
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
-PATIENCE = 100.0  # seconds that a database which was there may be away: a restart costs nobody the lease on a task
+RECONNECT_TIMEOUT = (
+    100.0  # seconds that a database which was there may be away: a restart costs nobody the lease on a task
+)
 RETRY_SECONDS = 0.5
 _WRITES = "registry_writes"
 _ALONE = "alone"
@@ -28,7 +30,7 @@ _DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares,
 log = logging.getLogger(__name__)
 
 
-def connect(url: str) -> Engine:
+def create_engine_for(url: str) -> Engine:
     """An engine for `url`; for SQLite the folder is made, and foreign keys, WAL and waiting are switched on.
 
     A connection that broke is noticed and replaced, a server that is being restarted is waited for. A SQLite file in a
@@ -41,7 +43,7 @@ def connect(url: str) -> Engine:
         _make_folder(parsed)
         engine = create_engine(parsed, pool_pre_ping=True, **_looking_only(parsed))
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
-        wrong = shown(f"the registry's URL {url} cannot be used: {error}", url)
+        wrong = redact(f"the registry's URL {url} cannot be used: {error}", url)
         advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
         raise InputError(f"{wrong}. {advice}") from None  # its cause may quote the URL
     if parsed.get_backend_name() == "sqlite":
@@ -54,42 +56,42 @@ def connect(url: str) -> Engine:
     return engine
 
 
-def in_memory(engine: Engine) -> bool:
+def is_in_memory(engine: Engine) -> bool:
     """Whether the database ends with this process."""
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
 @contextmanager
-def opening(url: str) -> Iterator[None]:
+def translate_connect_errors(url: str) -> Iterator[None]:
     """Raises DatabaseUnavailable where the database at `url` does not answer the first questions, or is none."""
     try:
         yield
     except DBAPIError as error:
-        why = shown(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
+        why = redact(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
         advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
         raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
 
 
-def reader(engine: Engine) -> Engine:
+def snapshot_engine(engine: Engine) -> Engine:
     """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
     if engine.dialect.name == "postgresql":  # where each statement would see its own
         return engine.execution_options(isolation_level="REPEATABLE READ")
     return engine
 
 
-def writer(engine: Engine, *, alone: bool = False) -> Engine:
+def write_engine(engine: Engine, *, alone: bool = False) -> Engine:
     """The same engine and pool, for transactions that write; `alone`: each waits until no other is open."""
     return engine.execution_options(**{_WRITES: _ALONE if alone else True})
 
 
 @contextmanager
-def migrating(engine: Engine) -> Iterator[Connection]:
+def migration_transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction that may alter tables; a second one waits for its end.
 
     SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
     references are not enforced meanwhile, and checked before the transaction ends.
     """
-    with writer(engine, alone=True).connect() as connection:
+    with write_engine(engine, alone=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
         plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
         if sqlite:
@@ -105,13 +107,13 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             plain.close()
 
 
-def wait_for_others(session: Session, name: str) -> None:
+def lock_name(session: Session, name: str) -> None:
     """Waits until nobody else is adding what has this name; to be asked again, it may be there now."""
     if session.get_bind().dialect.name == "postgresql":  # elsewhere nobody else writes
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
-def continue_identities(connection: Connection, tables: Iterable[Table]) -> None:
+def reset_sequences(connection: Connection, tables: Iterable[Table]) -> None:
     """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
     if connection.dialect.name == "postgresql":
         for table in tables:
@@ -135,7 +137,7 @@ class _Patient:
         self._answered = False
 
     def __call__(self, dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + RECONNECT_TIMEOUT
         while True:
             try:
                 connection = dialect.connect(*arguments, **options)

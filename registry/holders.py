@@ -5,18 +5,18 @@ import socket
 from pathlib import Path
 
 
-def this_holder() -> str:
+def current_process_id() -> str:
     """The holder that this process is."""
     return f"{socket.gethostname()}:{os.getpid()}:{_start(os.getpid()) or ''}"
 
 
-def alive(holder: str, *, leased: bool) -> bool:
+def is_alive(holder: str, *, leased: bool) -> bool:
     """Whether `holder` still works: on this host its process is asked, otherwise its lease tells.
 
     This very process is alive, which does not say that what it once held is still being worked on.
     """
     host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
-    if host == socket.gethostname() and pid.isdecimal() and holder != this_holder():
+    if host == socket.gethostname() and pid.isdecimal() and holder != current_process_id():
         return _runs(int(pid), start=start)
     return leased
 

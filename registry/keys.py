@@ -7,12 +7,12 @@ from typing import get_args
 
 from sqlalchemy import select
 
-from registry.access import ApiKey, Role, key_row
+from registry.access import ApiKey, Role, get_key
 from registry.base import now
 from registry.errors import NothingToDo
-from registry.names import plain_name
+from registry.names import validate_name
 from registry.registry import Registry
-from registry.unit import Unit
+from registry.unit import UnitOfWork
 from tasks.errors import InputError
 
 PREFIX = "ck_"  # by which scanners for leaked secrets can tell what they found
@@ -26,17 +26,17 @@ def add_key(registry: Registry, name: str, *, role: Role) -> str:
     """
     if role not in get_args(Role):
         raise InputError(f"a key cannot have the role {role!r}: give one of {', '.join(get_args(Role))}.")
-    plain_name("key", name)
+    validate_name("key", name)
     secret = PREFIX + token_urlsafe(RANDOM_BYTES)
 
-    def work(unit: Unit) -> None:
+    def work(unit: UnitOfWork) -> None:
         known = unit.session.scalar(select(ApiKey).where(ApiKey.name == name))
         if known is not None:
             state = "is there already" if known.revoked_at is None else "was revoked, and its name is kept"
             raise InputError(f"key {name!r} {state}: each key has a name of its own. Give another name.")
         unit.session.add(ApiKey(name=name, digest=key_digest(secret), role=role))
 
-    registry.write(work)
+    registry.write_with_retry(work)
     return secret
 
 
@@ -46,15 +46,15 @@ def revoke_key(registry: Registry, name: str) -> datetime:
     Raises: NotFound for an unknown name; NothingToDo, where it was revoked before.
     """
 
-    def work(unit: Unit) -> datetime:
-        row = key_row(unit.session, name)
+    def work(unit: UnitOfWork) -> datetime:
+        row = get_key(unit.session, name)
         unit.session.refresh(row, with_for_update=True)
         if row.revoked_at is not None:
             raise NothingToDo(f"key {name!r} was revoked at {row.revoked_at.isoformat()}. Nothing was changed.")
         row.revoked_at = moment = now()
         return moment
 
-    return registry.write(work)
+    return registry.write_with_retry(work)
 
 
 def key_digest(secret: str) -> str:

@@ -11,7 +11,7 @@ from registry.records import TaskRecord
 from registry.tables import Delta, Task
 
 
-def known_tasks(session: Session, records: Iterable[TaskRecord]) -> dict[str, Task]:
+def matching_tasks(session: Session, records: Iterable[TaskRecord]) -> dict[str, Task]:
     """The rows of those of the tasks that are known, by name; of one that was purged only the name is.
 
     Raises: TaskChanged, where a kind or metric was another, or a version that serves, or may, answers with a label

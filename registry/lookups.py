@@ -54,7 +54,7 @@ def position_row(session: Session, stream: str, *, number: int) -> Position:
     return found
 
 
-def alone(row: type[ScoreRow] = ScoreRow) -> tuple[ColumnElement[bool], ...]:
+def standalone_score_filter(row: type[ScoreRow] = ScoreRow) -> tuple[ColumnElement[bool], ...]:
     """What a delta's own scores have in common: measured with the task known, in no stream.
 
     Its words are those of the indices on such scores: a database takes one only where it can tell that they are met.
@@ -62,16 +62,16 @@ def alone(row: type[ScoreRow] = ScoreRow) -> tuple[ColumnElement[bool], ...]:
     return (row.mode == literal_column("'oracle'"), row.stream_id.is_(None), row.step == literal_column("0"))
 
 
-def own_score(split: str) -> tuple[ColumnElement[bool], ...]:
+def own_score_join(split: str) -> tuple[ColumnElement[bool], ...]:
     """What picks a delta's one score on `split` by its task's metric with the task known; for a join with tasks."""
-    return (*alone(), ScoreRow.split == split, ScoreRow.metric == Task.metric)
+    return (*standalone_score_filter(), ScoreRow.split == split, ScoreRow.metric == Task.metric)
 
 
-def serves(row: type[Delta] = Delta) -> ColumnElement[bool]:
+def is_champion(row: type[Delta] = Delta) -> ColumnElement[bool]:
     """What champions have in common; in the words of the index on them."""
     return row.status == literal_column("'champion'")
 
 
-def public_name(task: type[Task], delta: type[Delta]) -> ColumnElement[str]:
+def delta_name_expression(task: type[Task], delta: type[Delta]) -> ColumnElement[str]:
     """`delta_name` as the database computes it."""
     return task.name + "@" + cast(delta.version, String)

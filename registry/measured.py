@@ -5,8 +5,8 @@ from typing import get_args
 from sqlalchemy import CheckConstraint, Index, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.base import Base, one_of, refers_to, where
-from registry.records import Mode
+from registry.base import Base, check_in, foreign_key, partial_index
+from registry.records import ScoreMode
 from registry.tables import Delta
 
 ALONE = "mode = 'oracle' AND stream_id IS NULL AND step = 0"  # a delta's own score, with the task known
@@ -18,21 +18,23 @@ class ScoreRow(Base):
     __tablename__ = "scores"
     # Two partial indices, because NULLs are distinct in a unique one and most scores belong to no stream.
     __table_args__ = (
-        one_of("mode", get_args(Mode)),
+        check_in("mode", get_args(ScoreMode)),
         CheckConstraint("rows >= 0", name="rows"),
         CheckConstraint("low <= high", name="interval"),
         Index(None, "step", "id"),
         Index(None, "task_id", "id"),
-        where("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
-        where("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
+        partial_index("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
+        partial_index("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
         *(
-            where(f"uq_scores_{name}", f"stream_id IS {null}", "delta_id", *columns, "mode", "split", "metric", "step")
+            partial_index(
+                f"uq_scores_{name}", f"stream_id IS {null}", "delta_id", *columns, "mode", "split", "metric", "step"
+            )
             for name, columns, null in (("alone", (), "NULL"), ("in_stream", ("stream_id",), "NOT NULL"))
         ),
     )
 
-    delta_id: Mapped[int] = refers_to("deltas")
-    task_id: Mapped[int] = refers_to("tasks", index=False)  # indices above begin with these two
+    delta_id: Mapped[int] = foreign_key("deltas")
+    task_id: Mapped[int] = foreign_key("tasks", index=False)  # indices above begin with these two
     split: Mapped[str]
     metric: Mapped[str]
     value: Mapped[float]
@@ -40,8 +42,8 @@ class ScoreRow(Base):
     low: Mapped[float | None]
     high: Mapped[float | None]
     step: Mapped[int] = mapped_column(default=0)
-    mode: Mapped[Mode] = mapped_column(Text)
-    stream_id: Mapped[int | None] = refers_to("streams", index=False)
+    mode: Mapped[ScoreMode] = mapped_column(Text)
+    stream_id: Mapped[int | None] = foreign_key("streams", index=False)
 
 
 class Confusion(Base):
@@ -53,10 +55,10 @@ class Confusion(Base):
         CheckConstraint("rows > 0", name="rows"),
     )
 
-    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
+    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index begins with it
     step: Mapped[int]
-    delta_id: Mapped[int] = refers_to("deltas")
-    routed_to_id: Mapped[int] = refers_to("deltas")
+    delta_id: Mapped[int] = foreign_key("deltas")
+    routed_to_id: Mapped[int] = foreign_key("deltas")
     rows: Mapped[int]
 
     delta: Mapped[Delta] = relationship(foreign_keys=delta_id, lazy="joined", innerjoin=True)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from registry.compared import StrategyRun
 from registry.tables import Checkpoint, Delta, Position, Signature, Stream
 
-AT_ONCE = 1000  # rows
+CHUNK_SIZE = 1000  # rows
 OF_DELTAS = {
     "values": Delta.digest,
     "predictions": Delta.predictions,
@@ -18,7 +18,7 @@ OF_DELTAS = {
 }
 
 
-def named_blobs(session: Session) -> Iterator[tuple[str, str]]:
+def referenced_blobs(session: Session) -> Iterator[tuple[str, str]]:
     """Every digest that a row names, with whose it is."""
     for delta, digests in blobs_by_delta(session):
         yield from ((f"{delta.name}, its {part}", digest) for part, digest in digests.items())
@@ -29,7 +29,7 @@ def named_blobs(session: Session) -> Iterator[tuple[str, str]]:
 def blobs_by_delta(session: Session) -> Iterator[tuple[Delta, dict[str, str]]]:
     """Every delta with the digests that it names, by what they are of."""
     named = select(Delta, *OF_DELTAS.values()).outerjoin(Signature, Signature.delta_id == Delta.id)
-    for delta, *digests in session.execute(named.order_by(Delta.id).execution_options(yield_per=AT_ONCE)):
+    for delta, *digests in session.execute(named.order_by(Delta.id).execution_options(yield_per=CHUNK_SIZE)):
         yield delta, {part: digest for part, digest in zip(OF_DELTAS, digests, strict=True) if digest is not None}
 
 
@@ -50,7 +50,7 @@ def blobs_by_strategy(session: Session) -> Iterator[tuple[str, str]]:
             yield f"stream {stream}, strategy {strategy}, its state", digest
 
 
-def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:
+def referenced_by(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:
     """The digests that these deltas and positions name."""
     own = select(*OF_DELTAS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)
     for digests in session.execute(own.where(deltas)):
@@ -59,7 +59,7 @@ def blobs_of(session: Session, deltas: ColumnElement[bool], positions: ColumnEle
     yield from session.scalars(begun.where(positions))
 
 
-def named_among(session: Session, digests: Collection[str]) -> set[str]:
+def referenced_among(session: Session, digests: Collection[str]) -> set[str]:
     """Those of `digests` that a row names."""
     columns = (*OF_DELTAS.values(), Checkpoint.digest, StrategyRun.state)
     found = [select(column).where(column.in_(digests)) for column in columns]

@@ -46,7 +46,7 @@ def split_bits(backbone: str) -> tuple[str, Bits | None]:
     return (plain, BITS[ending]) if plain and ending in BITS else (backbone, None)
 
 
-def with_bits(plain: str, bits: Bits | None) -> str:
+def quantized_name(plain: str, bits: Bits | None) -> str:
     """What a backbone is called in so many bits: a name that says how to load it again.
 
     >>> with_bits("minilm", 8), with_bits("minilm", None)
@@ -55,12 +55,12 @@ def with_bits(plain: str, bits: Bits | None) -> str:
     return plain if bits is None else f"{plain}@{bits}bit"
 
 
-def plain_name(what: str, name: str) -> str:
+def validate_name(what: str, name: str) -> str:
     """`name`, if nothing in it could be taken for a delta's version, and every database can hold it.
 
     Raises: InputError, where it is empty, too long, no text, or holds an `@`.
     """
-    if len(name) > LONGEST_NAME or "\0" in name or stored_text(name) != name:
+    if len(name) > LONGEST_NAME or "\0" in name or escape_for_storage(name) != name:
         raise InputError(
             f"a {what} cannot be called {name[:80]!r}: names have at most {LONGEST_NAME} signs, and none is NUL "
             f"or half a surrogate pair. Rename the {what}."
@@ -70,6 +70,6 @@ def plain_name(what: str, name: str) -> str:
     return name
 
 
-def stored_text(text: str) -> str:
+def escape_for_storage(text: str) -> str:
     """`text` as every database can hold it: NUL and half surrogate pairs become their escapes."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -9,22 +9,22 @@ from sqlalchemy.orm import InstrumentedAttribute
 from tasks.errors import InputError
 
 Found = TypeVar("Found", bound=Select[*tuple[Any, ...]])
-FIRST = (0,)  # identities begin at 1
+START_CURSOR = (0,)  # identities begin at 1
 
 
-def page(found: Found, *keys: InstrumentedAttribute[Any], limit: int | None, after: Sequence[Any] | None) -> Found:
+def paginate(found: Found, *keys: InstrumentedAttribute[Any], limit: int | None, after: Sequence[Any] | None) -> Found:
     """`found` in order of `keys`, of which an identity is the last: what comes after `after`, at most `limit` rows.
 
     Raises: InputError for a limit below one.
     """
     # Also the first page of a table is a range of its identities: then no database reads the whole table for it.
-    begin = FIRST if after is None and len(keys) == 1 else after
+    begin = START_CURSOR if after is None and len(keys) == 1 else after
     if begin is not None:
         found = found.where(tuple_(*keys) > tuple(begin) if len(keys) > 1 else keys[0] > begin[0])
-    return found.order_by(*keys).limit(checked(limit))
+    return found.order_by(*keys).limit(validate_limit(limit))
 
 
-def checked(limit: int | None) -> int | None:
+def validate_limit(limit: int | None) -> int | None:
     """`limit`, if it is one. Raises: InputError for a limit below one."""
     if limit is not None and limit < 1:
         raise InputError(f"a page cannot have {limit} rows: give a limit of at least 1, or none for all rows.")

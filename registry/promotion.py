@@ -1,12 +1,12 @@
 """Who serves, decided by hand: what the scores decided may be changed, and the history says why."""
 
-from registry.admission import let_serve
+from registry.admission import promote
 from registry.errors import NothingToDo
-from registry.history import note
+from registry.history import record_event
 from registry.lookups import delta_row
 from registry.registry import Registry
 from registry.tables import Delta
-from registry.unit import Unit
+from registry.unit import UnitOfWork
 
 
 def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
@@ -14,12 +14,12 @@ def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) 
 
     Raises: NotFound, also for one that was purged; NothingToDo, where it serves already.
     """
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         row = _kept(unit, delta)
         if row.status == "champion":
             raise NothingToDo(f"{delta} serves already. Nothing was changed.")
-        let_serve(unit.session, row, reason=reason)
-        unit.tell_champion(row.task)
+        promote(unit.session, row, reason=reason)
+        unit.enqueue_champion_change(row.task)
 
 
 def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
@@ -27,18 +27,18 @@ def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) 
 
     Raises: NotFound, also for one that was purged; NothingToDo, where it is archived already.
     """
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         row = _kept(unit, delta)
         if row.status == "archived":
             raise NothingToDo(f"{delta} is archived already: {row.reason}. Nothing was changed.")
         served = row.status == "champion"
         row.status, row.reason = "archived", f"archived: {reason}" if reason else "archived by hand"
-        note(unit.session, row, "archived", reason=reason)
+        record_event(unit.session, row, "archived", reason=reason)
         if served:
-            unit.tell_champion(row.task)
+            unit.enqueue_champion_change(row.task)
 
 
-def _kept(unit: Unit, name: str) -> Delta:
+def _kept(unit: UnitOfWork, name: str) -> Delta:
     """The row of a delta that still has its values, with its task locked against whoever else decides."""
     row = delta_row(unit.session, name)
     unit.session.refresh(row.task, with_for_update=True)

@@ -8,14 +8,14 @@ from sqlalchemy.orm import Session, aliased
 
 from registry.compared import StrategyRun
 from registry.errors import NotFound
-from registry.lookups import backbone_row, delta_row, own_score, serves, stream_row, task_row
+from registry.lookups import backbone_row, delta_row, is_champion, own_score_join, stream_row, task_row
 from registry.measured import Confusion, ScoreRow
 from registry.names import parse_delta
-from registry.pages import page
+from registry.pages import paginate
 from registry.records import (
     BackboneRecord,
     Champion,
-    Mode,
+    ScoreMode,
     StoredConfusion,
     StoredDelta,
     StoredPosition,
@@ -26,63 +26,63 @@ from registry.records import (
     TaskRecord,
 )
 from registry.shapes import (
-    Row,
+    ListingRow,
     champion,
     delta_listing,
     stored_backbone,
     stored_confusion,
-    stored_delta,
     stored_position,
     stored_score,
     stored_signature,
     stored_strategy,
     stored_stream,
     stored_task,
-    task_listing,
+    task_row_dict,
+    to_delta_record,
 )
 from registry.tables import Backbone, Delta, Position, Signature, Stream, Task
 
-AT_ONCE = 500  # names in one statement
+CHUNK_SIZE = 500  # names in one statement
 
 
-def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[Row]:
+def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[ListingRow]:
     """Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion, score, created_at.
 
     In order of arrival, without those that were purged; the champion is the newest, if several backbones have one.
     after: the name of the last task of the page before. Raises: NotFound for it.
     """
     serving = aliased(Delta)
-    newest = select(func.max(serving.id)).where(serving.task_id == Task.id, serves(serving)).correlate(Task)
+    newest = select(func.max(serving.id)).where(serving.task_id == Task.id, is_champion(serving)).correlate(Task)
     found = (
         select(Task, Delta.version, ScoreRow.value)
         .select_from(Task)
         .outerjoin(Delta, Delta.id == newest.scalar_subquery())
-        .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
+        .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score_join("test")))
         .where(Task.purged_at.is_(None))
     )
     last = None if after is None else (task_row(session, after).id,)
-    return [task_listing(*row) for row in session.execute(page(found, Task.id, limit=limit, after=last))]
+    return [task_row_dict(*row) for row in session.execute(paginate(found, Task.id, limit=limit, after=last))]
 
 
 def deltas(
     session: Session, task: str | None = None, *, limit: int | None = None, after: str | None = None
-) -> list[Row]:
+) -> list[ListingRow]:
     """Rows of `continual deltas`, of one task or of all, in order of learning.
 
     after: the name of the last delta of the page before. Raises: NotFound for it and for the task.
     """
     # Asked for each row of a page: joined, PostgreSQL may read all scores of the deltas before the page to get there.
-    own = select(ScoreRow.value).where(ScoreRow.delta_id == Delta.id, *own_score("test")).correlate(Delta, Task)
+    own = select(ScoreRow.value).where(ScoreRow.delta_id == Delta.id, *own_score_join("test")).correlate(Delta, Task)
     found = select(Delta, own.scalar_subquery()).join(Delta.task)
     if task is not None:
         found = found.where(Delta.task_id == task_row(session, task).id)
     last = None if after is None else (delta_row(session, after).id,)
-    return [delta_listing(*row) for row in session.execute(page(found, Delta.id, limit=limit, after=last))]
+    return [delta_listing(*row) for row in session.execute(paginate(found, Delta.id, limit=limit, after=last))]
 
 
 def delta(session: Session, name: str) -> StoredDelta:
     """The delta of that name, such as sst2@1. Raises: NotFound."""
-    return stored_delta(delta_row(session, name))
+    return to_delta_record(delta_row(session, name))
 
 
 def task(session: Session, name: str) -> TaskRecord:
@@ -112,7 +112,7 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
         select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest)
         .join(Task, Task.id == Delta.task_id)
         .join(arrived, arrived.c.task_id == Delta.task_id)
-        .where(Delta.backbone_id == of, serves())
+        .where(Delta.backbone_id == of, is_champion())
         .order_by(arrived.c.first)
     )
     return tuple(champion(*row) for row in session.execute(found))
@@ -135,9 +135,9 @@ def signatures(
         .order_by(Delta.task_id)
     )
     if deltas is None:
-        return tuple(stored_signature(*row) for row in session.execute(found.where(serves())))
+        return tuple(stored_signature(*row) for row in session.execute(found.where(is_champion())))
     named = sorted(map(parse_delta, deltas))
-    parts = [named[begin : begin + AT_ONCE] for begin in range(0, len(named), AT_ONCE)]
+    parts = [named[begin : begin + CHUNK_SIZE] for begin in range(0, len(named), CHUNK_SIZE)]
     rows = (row for part in parts for row in session.execute(found.where(Task.name.in_([task for task, _ in part]))))
     wanted = set(named)
     return tuple(stored_signature(own, task, version) for own, task, version in rows if (task, version) in wanted)
@@ -159,11 +159,11 @@ def last_version(session: Session, task: str, backbone: str) -> StoredDelta | No
         .join(Delta.task)
         .join(Delta.backbone)
         .where(Task.name == task, Backbone.fingerprint == backbone, Delta.status != "purged")
-        .order_by(case((serves(), 0), else_=1), Delta.version.desc())
+        .order_by(case((is_champion(), 0), else_=1), Delta.version.desc())
         .limit(1)
     )
     row = session.scalar(found)
-    return None if row is None else stored_delta(row)
+    return None if row is None else to_delta_record(row)
 
 
 def stream(session: Session, name: str) -> StoredStream:
@@ -187,7 +187,7 @@ def streams(session: Session, *, limit: int | None = None, after: str | None = N
     """
     last = None if after is None else (stream_row(session, after).id,)
     begun = select(Stream, Backbone).join(Backbone, Backbone.id == Stream.backbone_id)
-    found = session.execute(page(begun, Stream.id, limit=limit, after=last)).all()
+    found = session.execute(paginate(begun, Stream.id, limit=limit, after=last)).all()
     positions = _positions(session, [row.id for row, _ in found])
     return tuple(stored_stream(row, backbone, positions[row.id]) for row, backbone in found)
 
@@ -198,11 +198,11 @@ def last_stream(session: Session) -> str | None:
     return session.scalar(select(Stream.name).where(Stream.id == last.scalar_subquery()))
 
 
-def learned(session: Session, stream: str) -> tuple[StoredDelta, ...]:
+def stream_deltas(session: Session, stream: str) -> tuple[StoredDelta, ...]:
     """The deltas that were learned in a stream, in order of their positions. Raises: NotFound."""
     wanted = stream_row(session, stream).id
     found = select(Delta).join(Position, Position.delta_id == Delta.id).where(Position.stream_id == wanted)
-    return tuple(stored_delta(row) for row in session.scalars(found.order_by(Position.number)))
+    return tuple(to_delta_record(row) for row in session.scalars(found.order_by(Position.number)))
 
 
 def scores(
@@ -212,7 +212,7 @@ def scores(
     delta: str | None = None,
     task: str | None = None,
     learned_in: str | None = None,
-    mode: Mode | None = None,
+    mode: ScoreMode | None = None,
     split: str | None = None,
     step: int | None = None,
     limit: int | None = None,
@@ -242,7 +242,7 @@ def scores(
         of_stream = select(Position.delta_id).where(Position.stream_id == stream_row(session, learned_in).id)
         found = found.where(ScoreRow.delta_id.in_(of_stream))
     last = None if after is None else (after.step, after.id)
-    found = page(found, ScoreRow.step, ScoreRow.id, limit=limit, after=last)
+    found = paginate(found, ScoreRow.step, ScoreRow.id, limit=limit, after=last)
     return tuple(stored_score(*row) for row in session.execute(found))
 
 
@@ -272,10 +272,10 @@ def stream_of(session: Session, delta: str) -> str | None:
     return session.scalar(found.order_by(Position.id).limit(1))
 
 
-def serving(session: Session, task: str) -> tuple[StoredDelta, ...]:
+def task_champions(session: Session, task: str) -> tuple[StoredDelta, ...]:
     """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
-    found = select(Delta).where(Delta.task_id == task_row(session, task).id, serves())
-    return tuple(stored_delta(row) for row in session.scalars(found.order_by(Delta.id)))
+    found = select(Delta).where(Delta.task_id == task_row(session, task).id, is_champion())
+    return tuple(to_delta_record(row) for row in session.scalars(found.order_by(Delta.id)))
 
 
 def _positions(session: Session, streams: Sequence[int]) -> defaultdict[int, list[StoredPosition]]:

@@ -7,19 +7,19 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from registry.errors import NotFound
-from registry.lookups import alone, public_name, stream_row, task_row
+from registry.lookups import delta_name_expression, standalone_score_filter, stream_row, task_row
 from registry.measured import ScoreRow
-from registry.pages import page
-from registry.records import Mode
-from registry.shapes import Row, rows
+from registry.pages import paginate
+from registry.records import ScoreMode
+from registry.shapes import ListingRow, to_dicts
 from registry.tables import Backbone, Delta, Event, Position, Split, Stream, Task
 from tasks.errors import InputError
 
-DELTA = public_name(Task, Delta).label("delta")
-FOLLOWED: tuple[Mode, ...] = ("oracle", "routed")  # the others are not scores of what serves
+DELTA = delta_name_expression(Task, Delta).label("delta")
+REPORTED_MODES: tuple[ScoreMode, ...] = ("oracle", "routed")  # the others are not scores of what serves
 
 
-def best(
+def best_deltas(
     session: Session,
     *,
     task: str | None = None,
@@ -27,7 +27,7 @@ def best(
     split: str = "test",
     limit: int | None = None,
     after: int | None = None,
-) -> list[Row]:
+) -> list[ListingRow]:
     """The best delta of each task by each metric, with the task known: one row for each pair.
 
     id, task, metric, split, delta, backbone, status, score, low, high, rows; of equals the newest, none purged.
@@ -35,15 +35,19 @@ def best(
     Raises: NotFound for the task.
     """
     keys = (ScoreRow.task_id, ScoreRow.metric)
-    pairs = select(*keys).where(*alone(), ScoreRow.split == split).distinct()
+    pairs = select(*keys).where(*standalone_score_filter(), ScoreRow.split == split).distinct()
     if task is not None:
         pairs = pairs.where(ScoreRow.task_id == task_row(session, task).id)
     if metric is not None:
         pairs = pairs.where(ScoreRow.metric == metric)
     last = None if after is None else _place(session, ScoreRow, after, *keys)
-    of, one = page(pairs, *keys, limit=limit, after=last).subquery(), aliased(ScoreRow)
+    of, one = paginate(pairs, *keys, limit=limit, after=last).subquery(), aliased(ScoreRow)
     same = (one.split == split, one.task_id == of.c.task_id, one.metric == of.c.metric)
-    ranked = select(one.id).join(Delta, Delta.id == one.delta_id).where(*alone(one), *same, Delta.status != "purged")
+    ranked = (
+        select(one.id)
+        .join(Delta, Delta.id == one.delta_id)
+        .where(*standalone_score_filter(one), *same, Delta.status != "purged")
+    )
     top = ranked.order_by(one.value.desc(), one.id.desc()).limit(1).correlate(of).scalar_subquery()
     names = (Task.name.label("task"), ScoreRow.metric, ScoreRow.split, DELTA, Backbone.name.label("backbone"))
     values = (ScoreRow.value.label("score"), ScoreRow.low, ScoreRow.high, ScoreRow.rows)
@@ -55,10 +59,10 @@ def best(
         .join(Task, Task.id == ScoreRow.task_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)
     )
-    return rows(session, found.order_by(of.c.task_id, of.c.metric))
+    return to_dicts(session, found.order_by(of.c.task_id, of.c.metric))
 
 
-def history(
+def score_history(
     session: Session,
     task: str,
     *,
@@ -66,7 +70,7 @@ def history(
     split: str = "test",
     limit: int | None = None,
     after: int | None = None,
-) -> list[Row]:
+) -> list[ListingRow]:
     """How the scores of a task went, over its versions and over the streams that it was routed in, as measured.
 
     id, delta, status, metric, split, mode (oracle or routed), stream, step, score, low, high, rows.
@@ -81,19 +85,19 @@ def history(
         .join(Delta, Delta.id == ScoreRow.delta_id)
         .join(Task, Task.id == ScoreRow.task_id)
         .outerjoin(Stream, Stream.id == ScoreRow.stream_id)
-        .where(*where, ScoreRow.mode.in_(FOLLOWED))
+        .where(*where, ScoreRow.mode.in_(REPORTED_MODES))
     )
-    return rows(session, page(found, ScoreRow.id, limit=limit, after=None if after is None else (after,)))
+    return to_dicts(session, paginate(found, ScoreRow.id, limit=limit, after=None if after is None else (after,)))
 
 
-def changes(
+def change_log(
     session: Session,
     *,
     since: datetime | None = None,
     task: str | None = None,
     limit: int | None = None,
     after: int | None = None,
-) -> list[Row]:
+) -> list[ListingRow]:
     """What happened from a moment on, of all tasks or of one: id, at, what, task, delta, reason; oldest first.
 
     after: the `id` of the last row of the page before. Raises: NotFound for the task; InputError for a `since` without
@@ -112,13 +116,13 @@ def changes(
         found = found.where(Event.task_id == task_row(session, task).id)
     keys = (Event.created_at, Event.id)
     last = None if after is None else _place(session, Event, after, *keys)
-    listed = rows(session, page(found, *keys, limit=limit, after=last))
+    listed = to_dicts(session, paginate(found, *keys, limit=limit, after=last))
     return [row | {"at": row["at"].isoformat()} for row in listed]
 
 
-def cost(
+def stream_costs(
     session: Session, stream: str | None = None, *, limit: int | None = None, after: str | None = None
-) -> list[Row]:
+) -> list[ListingRow]:
     """What streams took, one or all: stream, backbone, tasks, learned, failed, retries, seconds, examples, bytes,
     parameters; in the order in which they were begun.
 
@@ -130,7 +134,7 @@ def cost(
     if stream is not None:
         chosen = chosen.where(Stream.id == stream_row(session, stream).id)
     last = None if after is None else (stream_row(session, after).id,)
-    of = page(chosen, Stream.id, limit=limit, after=last).subquery()
+    of = paginate(chosen, Stream.id, limit=limit, after=last).subquery()
     sums = {
         "retries": case((Position.attempts > 1, Position.attempts - 1)),
         "seconds": Delta.seconds,
@@ -150,7 +154,7 @@ def cost(
         .outerjoin(Split, (Split.delta_id == Delta.id) & (Split.split == "train"))
         .group_by(Stream.id, Stream.name, Backbone.name)
     )
-    return rows(session, found.order_by(Stream.id))
+    return to_dicts(session, found.order_by(Stream.id))
 
 
 def _place(

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from registry.errors import NotFound
 
 IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
-State = Literal["waiting", "held", "learned", "failed", "cancelled"]  # the last of arrivals alone
-Status = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
-Origin = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
-What = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]
-Message = Literal["delta", "stream", "champion", "purged"]  # what MLflow is to be told of
-Mode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
+PositionState = Literal["waiting", "held", "learned", "failed", "cancelled"]  # the last of arrivals alone
+DeltaStatus = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
+LineageKind = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
+EventKind = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]
+OutboxTopic = Literal["delta", "stream", "champion", "purged"]  # what MLflow is to be told of
+ScoreMode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class DataRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
+class _DeltaFields:
     """How a delta was made, and the digests of its blobs but for its values."""
 
     task: str
@@ -80,7 +80,7 @@ class _Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaRecord(_Made):
+class DeltaRecord(_DeltaFields):
     """A trained delta: how it was made, and the digests of its blobs, `digest` that of its values.
 
     `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
@@ -92,7 +92,7 @@ class DeltaRecord(_Made):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredDelta(_Made):
+class StoredDelta(_DeltaFields):
     """A delta as the registry holds it, with its task's kind and metric; `reason` says why it does not serve.
 
     `digest` is None of one that was purged.
@@ -101,7 +101,7 @@ class StoredDelta(_Made):
     digest: str | None
     name: str
     version: int
-    status: Status
+    status: DeltaStatus
     reason: str | None
     mlflow_run: str | None
     created_at: datetime
@@ -111,10 +111,10 @@ class StoredDelta(_Made):
     @property
     def values(self) -> str:
         """The digest of its values. Raises: NotFound, where they were purged."""
-        return kept(self.digest, self.name)
+        return require_digest(self.digest, self.name)
 
 
-def kept(digest: str | None, delta: str) -> str:
+def require_digest(digest: str | None, delta: str) -> str:
     """The digest of a delta's values. Raises: NotFound, where they were purged."""
     if digest is None:
         raise NotFound(f"{delta} was purged: nothing but its place in the lineage is kept. Learn its task again.")
@@ -136,7 +136,7 @@ class Contest:
 
     champion: str
     comparisons: tuple[Comparison, ...] = ()
-    doubt: str | None = None
+    undecided_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class Parent:
     """
 
     delta: str
-    kind: Origin
+    kind: LineageKind
     weight: float
     score: float | None = None
     gain: float | None = None
@@ -164,7 +164,7 @@ class Score:
     low: float | None = None
     high: float | None = None
     step: int = 0
-    mode: Mode = "oracle"
+    mode: ScoreMode = "oracle"
     stream: str | None = None
 
 
@@ -231,7 +231,7 @@ class StoredPosition:
     number: int
     task: str
     recipe: str
-    state: State
+    state: PositionState
     delta: str | None
     error: str | None
     holder: str | None
@@ -268,7 +268,7 @@ class StepScore:
     """A value measured on a task's test rows after a step of a strategy."""
 
     task: str
-    mode: Mode
+    mode: ScoreMode
     metric: str
     value: float
     rows: int

@@ -15,36 +15,38 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from registry import access, ancestry, arrivals, queries, questions, schema, streams
-from registry.blobs import Blobs
-from registry.engine import connect, in_memory, opening, reader, writer
+from registry.blobs import BlobStore
+from registry.engine import create_engine_for, is_in_memory, snapshot_engine, translate_connect_errors, write_engine
 from registry.errors import Disconnected, Interrupted, RegistryError
-from registry.known import known_tasks
+from registry.known import matching_tasks
 from registry.records import TaskRecord
-from registry.secrets import shown
-from registry.unit import Unit
+from registry.secrets import redact
+from registry.unit import UnitOfWork
 from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
-REPEATS = 3  # how often a transaction is begun that does not come through
+MAX_ATTEMPTS = 3  # how often a transaction is begun that does not come through
 # PostgreSQL could not put two transactions in an order, or one behind the other, or would not wait longer for one.
-OTHERS_FIRST = ("40001", "40P01", "55P03")
-OTHERS_WRITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # for longer than is waited for them
+SERIALIZATION_SQLSTATES = ("40001", "40P01", "55P03")
+BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # for longer than is waited for them
 
 log = logging.getLogger(__name__)
 
-Given = ParamSpec("Given")
+P = ParamSpec("P")
 Answer = TypeVar("Answer")
 
 
-def asked(question: Callable[Concatenate[Session, Given], Answer]) -> "Callable[Concatenate[Registry, Given], Answer]":
+def as_registry_method(
+    question: Callable[Concatenate[Session, P], Answer],
+) -> "Callable[Concatenate[Registry, P], Answer]":
     """A question to a session as a method of the registry, which opens a session for it."""
 
     @wraps(question)
-    def method(registry: "Registry", /, *given: Given.args, **more: Given.kwargs) -> Answer:
-        for _ in range(REPEATS - 1):
-            with suppress(Disconnected), registry.reading() as session:
+    def method(registry: "Registry", /, *given: P.args, **more: P.kwargs) -> Answer:
+        for _ in range(MAX_ATTEMPTS - 1):
+            with suppress(Disconnected), registry.read_session() as session:
                 return question(session, *given, **more)
-        with registry.reading() as session:
+        with registry.read_session() as session:
             return question(session, *given, **more)
 
     return method
@@ -62,7 +64,7 @@ class Registry:
     []
     """
 
-    def __init__(self, engine: Engine, blobs: Blobs) -> None:
+    def __init__(self, engine: Engine, blobs: BlobStore) -> None:
         self.engine = engine
         self.blobs = blobs
 
@@ -73,10 +75,10 @@ class Registry:
         An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
         InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
         """
-        store, engine = places(url, blobs)
+        store, engine = resolve_stores(url, blobs)
         try:
-            with opening(url):
-                schema.check(engine)
+            with translate_connect_errors(url):
+                schema.ensure_schema(engine)
         except BaseException:
             engine.dispose()
             raise
@@ -87,8 +89,8 @@ class Registry:
 
         Raises: InputError for a registry that is in the memory of this process.
         """
-        if in_memory(self.engine) or "memory" in self.blobs.protocols:
-            where = f"the registry at {shown(str(self.engine.url))} with blobs at {shown(self.blobs.url)}"
+        if is_in_memory(self.engine) or "memory" in self.blobs.protocols:
+            where = f"the registry at {redact(str(self.engine.url))} with blobs at {redact(self.blobs.url)}"
             advice = "Give a file or postgresql://…, and a folder or a store."
             raise InputError(f"{where} is in the memory of this process, where no other can reach it. {advice}")
         url = self.engine.url
@@ -107,27 +109,27 @@ class Registry:
         self.close()
 
     @contextmanager
-    def unit(self, *, alone: bool = False) -> Iterator[Unit]:
+    def unit_of_work(self, *, alone: bool = False) -> Iterator[UnitOfWork]:
         """One transaction: committed where the block ends well, undone on any exception.
 
         Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
         alone: waits until no other unit is open, and lets none begin.
         Raises: RegistryError, where the database refuses what is written.
         """
-        engine = writer(self.engine, alone=alone)
+        engine = write_engine(self.engine, alone=alone)
         with _translated("write to the registry"), Session(engine) as session, session.begin():
-            yield Unit(session, self.blobs)
+            yield UnitOfWork(session, self.blobs)
 
-    def write(self, work: Callable[[Unit], Answer]) -> Answer:
+    def write_with_retry(self, work: Callable[[UnitOfWork], Answer]) -> Answer:
         """What `work` returns in a unit of its own; all of it again where another one, just committed, came first, and
         where the connection broke before it was done.
 
         Raises: Disconnected, where it broke while the unit was committed: then nobody knows whether it was.
         """
-        for left in reversed(range(REPEATS)):
+        for left in reversed(range(MAX_ATTEMPTS)):
             done = False
             try:
-                with self.unit() as unit:
+                with self.unit_of_work() as unit:
                     result = work(unit)
                     unit.session.flush()
                     done = True
@@ -139,32 +141,36 @@ class Registry:
         raise AssertionError("the last repeat returns or raises")
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
+    def read_session(self) -> Iterator[Session]:
         """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(reader(self.engine)) as session, session.begin():
+        with _translated("read the registry"), Session(snapshot_engine(self.engine)) as session, session.begin():
             yield session
 
-    tasks, task = asked(queries.tasks), asked(queries.task)
-    deltas, delta = asked(queries.deltas), asked(queries.delta)
-    backbones, backbone = asked(queries.backbones), asked(queries.backbone)
-    champions, serving = asked(queries.champions), asked(queries.serving)
-    signatures, signature = asked(queries.signatures), asked(queries.signature)
-    last_version = asked(queries.last_version)
-    streams, stream, positions = asked(queries.streams), asked(queries.stream), asked(queries.positions)
-    stream_of, last_stream = asked(queries.stream_of), asked(queries.last_stream)
-    learned = asked(queries.learned)
-    scores, confusions = asked(queries.scores), asked(queries.confusions)
-    strategies = asked(queries.strategies)
+    tasks, task = as_registry_method(queries.tasks), as_registry_method(queries.task)
+    deltas, delta = as_registry_method(queries.deltas), as_registry_method(queries.delta)
+    backbones, backbone = as_registry_method(queries.backbones), as_registry_method(queries.backbone)
+    champions, serving = as_registry_method(queries.champions), as_registry_method(queries.task_champions)
+    signatures, signature = as_registry_method(queries.signatures), as_registry_method(queries.signature)
+    last_version = as_registry_method(queries.last_version)
+    streams, stream, positions = (
+        as_registry_method(queries.streams),
+        as_registry_method(queries.stream),
+        as_registry_method(queries.positions),
+    )
+    stream_of, last_stream = as_registry_method(queries.stream_of), as_registry_method(queries.last_stream)
+    learned = as_registry_method(queries.stream_deltas)
+    scores, confusions = as_registry_method(queries.scores), as_registry_method(queries.confusions)
+    strategies = as_registry_method(queries.strategies)
 
-    lineage, parents = asked(ancestry.lineage), asked(ancestry.parents)
-    siblings, dependents = asked(ancestry.siblings), asked(ancestry.dependents)
+    lineage, parents = as_registry_method(ancestry.lineage), as_registry_method(ancestry.stream_parents)
+    siblings, dependents = as_registry_method(ancestry.siblings), as_registry_method(ancestry.dependents)
 
-    best, history = asked(questions.best), asked(questions.history)
-    changes, cost = asked(questions.changes), asked(questions.cost)
+    best, history = as_registry_method(questions.best_deltas), as_registry_method(questions.score_history)
+    changes, cost = as_registry_method(questions.change_log), as_registry_method(questions.stream_costs)
 
-    keys, active_keys = asked(access.keys), asked(access.active_keys)
+    keys, active_keys = as_registry_method(access.list_keys), as_registry_method(access.active_keys)
 
-    arrivals, arrivals_left = asked(arrivals.arrivals), asked(arrivals.is_left)
+    arrivals, arrivals_left = as_registry_method(arrivals.arrivals), as_registry_method(arrivals.has_pending)
 
     def submit(
         self, task: TaskSpec | Stream, *, priority: int = 0, folder: Path | str = ".", once: bool = False
@@ -176,44 +182,44 @@ class Registry:
         Raises: InputError for a stream of several tasks.
         """
         alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
-        return self.write(lambda unit: arrivals.submit(unit.session, alone, priority=priority, once=once))
+        return self.write_with_retry(lambda unit: arrivals.submit(unit.session, alone, priority=priority, once=once))
 
     def cancel_arrival(self, number: int) -> None:
         """Sees to it that an arrival is not learned; who is learning it stops soon, and registers nothing of it.
 
         Raises: NotFound; NothingToDo, where it is learned or cancelled already.
         """
-        self.write(lambda unit: arrivals.cancel(unit.session, number))
+        self.write_with_retry(lambda unit: arrivals.cancel(unit.session, number))
 
     def retry_arrival(self, number: int) -> None:
         """Lets an arrival that failed or was cancelled wait again, in its old place.
 
         Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
         """
-        self.write(lambda unit: arrivals.retry(unit.session, number))
+        self.write_with_retry(lambda unit: arrivals.retry(unit.session, number))
 
-    def require_same(self, records: Iterable[TaskRecord]) -> None:
+    def check_tasks_unchanged(self, records: Iterable[TaskRecord]) -> None:
         """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""
-        with self.reading() as session:
-            known_tasks(session, records)
+        with self.read_session() as session:
+            matching_tasks(session, records)
 
-    def require_begun_so(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
+    def check_stream_unchanged(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
         """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
-        with self.reading() as session:
-            if known := streams.find(session, stream):
-                streams.require_begun_so(known, entries)
+        with self.read_session() as session:
+            if known := streams.find_stream(session, stream):
+                streams.check_unchanged(known, entries)
 
 
-def places(url: str, blobs: str) -> tuple[Blobs, Engine]:
+def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
     """The store of blobs and the database, not looked into yet.
 
     Raises: InputError for a URL of no known kind, and for a registry that would outlive its blobs.
     """
-    store = Blobs(blobs)
-    engine = connect(url)
-    if "memory" in store.protocols and not in_memory(engine):
+    store = BlobStore(blobs)
+    engine = create_engine_for(url)
+    if "memory" in store.protocols and not is_in_memory(engine):
         raise InputError(
-            f"blobs at {shown(blobs)} end with this process, and a registry that names them would not. "
+            f"blobs at {redact(blobs)} end with this process, and a registry that names them would not. "
             "Give a folder, or a registry in memory too (sqlite://)."
         )
     return store, engine
@@ -235,6 +241,6 @@ def _kind(error: DBAPIError) -> type[RegistryError]:
         return Disconnected
     if isinstance(error, OperationalError) and error.statement is None:  # no connection was made
         return Interrupted
-    first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in OTHERS_FIRST
-    busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in OTHERS_WRITE
+    first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in SERIALIZATION_SQLSTATES
+    busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in BUSY_CODES
     return Interrupted if first or busy else RegistryError

@@ -9,20 +9,20 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from registry.arrivals import drop
-from registry.base import clock, now
-from registry.collection import sweep
+from registry.arrivals import cancel_and_forget
+from registry.base import database_now, now
+from registry.collection import delete_unreferenced
 from registry.compared import StrategyRun
 from registry.errors import NotFound, TaskNeeded
-from registry.history import note
-from registry.holders import alive
+from registry.history import record_event
+from registry.holders import is_alive
 from registry.lookups import task_row
 from registry.measured import Confusion, ScoreRow
-from registry.named import blobs_of
+from registry.named import referenced_by
 from registry.registry import Registry
-from registry.streams import redact
-from registry.tables import Checkpoint, Delta, Event, Lineage, Outbox, Position, Signature, Split, Task
-from registry.unit import Unit
+from registry.streams import redact_tasks
+from registry.tables import Checkpoint, Delta, Event, Lineage, OutboxRow, Position, Signature, Split, Task
+from registry.unit import UnitOfWork
 
 
 def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
@@ -31,11 +31,11 @@ def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> d
     Tombstones stay, one for each version. MLflow is told which of its runs to delete.
     Raises: NotFound, where there is none or it was purged before; TaskNeeded, while it is being learned.
     """
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         row = _there(unit.session, task)
         versions = _versions(unit.session, row)
         digests = _bury(unit, row, versions, reason=reason)
-    return {"versions": len(versions), "blobs": len(sweep(registry, digests))}
+    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry, digests))}
 
 
 def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
@@ -45,14 +45,14 @@ def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> 
     must not come again. Raises: NotFound; TaskNeeded, while it is being learned, or while deltas of other tasks came
     from it and one of its own is not archived.
     """
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         row = _there(unit.session, task)
         versions = _versions(unit.session, row)
         _refuse_needed(unit.session, row, versions)
         digests = _bury(unit, row, versions, reason=reason)
         for version in _unneeded(unit.session, versions):
             _drop(unit.session, version)
-    return {"versions": len(versions), "blobs": len(sweep(registry, digests))}
+    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry, digests))}
 
 
 def _there(session: Session, name: str) -> Task:
@@ -60,9 +60,9 @@ def _there(session: Session, name: str) -> Task:
     session.refresh(task, with_for_update=True)
     if task.purged_at is not None:
         raise NotFound(f"task {name!r} was purged on {task.purged_at:%Y-%m-%d}: nothing but its name is kept.")
-    moment = clock(session)
+    moment = database_now(session)
     for position in session.scalars(select(Position).where(Position.task_name == name, Position.state == "held")):
-        if alive(position.holder or "", leased=position.lease_until is not None and moment <= position.lease_until):
+        if is_alive(position.holder or "", leased=position.lease_until is not None and moment <= position.lease_until):
             raise TaskNeeded(f"task {name!r} is being learned by {position.holder}. Wait for it, or stop it first.")
     return task
 
@@ -85,12 +85,12 @@ def _refuse_needed(session: Session, task: Task, versions: Sequence[Delta]) -> N
         )
 
 
-def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | None) -> set[str]:
+def _bury(unit: UnitOfWork, task: Task, versions: Sequence[Delta], *, reason: str | None) -> set[str]:
     """Leaves tombstones, and tells MLflow; the digests of what they named."""
     session, own = unit.session, Delta.task_id == task.id
     positions = or_(Position.task_id == task.id, Position.task_name == task.name)
     of_task = (select(Delta.id).where(own), select(Position.id).where(positions))
-    digests = set(blobs_of(session, own, positions))
+    digests = set(referenced_by(session, own, positions))
     runs = [version.mlflow_run for version in versions if version.mlflow_run]
     names = [version.name for version in versions]
     confused = or_(*(column.in_(of_task[0]) for column in (Confusion.delta_id, Confusion.routed_to_id)))
@@ -100,40 +100,50 @@ def _bury(unit: Unit, task: Task, versions: Sequence[Delta], *, reason: str | No
     session.execute(delete(Checkpoint).where(Checkpoint.position_id.in_(of_task[1])))
     session.execute(delete(ScoreRow).where(ScoreRow.task_id == task.id))
     session.execute(
-        delete(Outbox).where(Outbox.subject.in_([*names, task.name]), Outbox.message.in_(("delta", "champion")))
+        delete(OutboxRow).where(
+            OutboxRow.subject.in_([*names, task.name]), OutboxRow.message.in_(("delta", "champion"))
+        )
     )
     session.execute(update(Event).where(Event.task_id == task.id).values(reason=None))  # they quote scores
-    for stream in {p.stream for p in session.scalars(select(Position).where(positions, ~ARRIVED))}:
-        redact(stream, {task.name})
-        unit.tell("stream", stream.name)
-    for arrival in session.scalars(select(Position).where(positions, ARRIVED)):
+    for stream in {p.stream for p in session.scalars(select(Position).where(positions, ~IS_ARRIVAL))}:
+        redact_tasks(stream, {task.name})
+        unit.enqueue_message("stream", stream.name)
+    for arrival in session.scalars(select(Position).where(positions, IS_ARRIVAL)):
         arrival.spec = None
         if arrival.state != "learned":
-            drop(session, arrival)
+            cancel_and_forget(session, arrival)
     for run in _drop_compared(session, task.name):
         digests |= {run.state} if run.state else set()
         runs += [run.mlflow_run] if run.mlflow_run else []
     session.execute(update(Position).where(positions).values(error=None))
     # An arrival's is of its file alone: one that still lies in a watched folder is not to be learned again.
-    session.execute(update(Position).where(positions, Position.state == "learned", ~ARRIVED).values(recipe=""))
+    session.execute(update(Position).where(positions, Position.state == "learned", ~IS_ARRIVAL).values(recipe=""))
     for version in versions:
         if version.status != "purged":
             _forget(version)
-            note(session, version, "purged", reason=reason)
+            record_event(session, version, "purged", reason=reason)
     task.labels, task.spec, task.fingerprints, task.rows, task.purged_at = [], {}, {}, {}, now()
     session.flush()
-    unit.tell("purged", task.name, runs=runs)
+    unit.enqueue_message("purged", task.name, runs=runs)
     return digests
 
 
-ARRIVED = Position.submitted_at.is_not(None)
-BLANK: dict[str, Any] = {"settings": {}, "budget": {}, "versions": {}, "labels": [], "tried": [], "bytes": 0, "seed": 0}
-NOTHING = ("digest", "predictions", "replay", "data", "mlflow_run", "reason", "examples_per_second")
+IS_ARRIVAL = Position.submitted_at.is_not(None)
+TOMBSTONE_DEFAULTS: dict[str, Any] = {
+    "settings": {},
+    "budget": {},
+    "versions": {},
+    "labels": [],
+    "tried": [],
+    "bytes": 0,
+    "seed": 0,
+}
+TOMBSTONE_NULLS = ("digest", "predictions", "replay", "data", "mlflow_run", "reason", "examples_per_second")
 
 
 def _forget(version: Delta) -> None:
     version.status = "purged"
-    for column, value in (BLANK | dict.fromkeys(NOTHING)).items():
+    for column, value in (TOMBSTONE_DEFAULTS | dict.fromkeys(TOMBSTONE_NULLS)).items():
         setattr(version, column, value)
 
 

@@ -13,34 +13,34 @@ from sqlalchemy.orm import Session
 
 from registry import schema
 from registry.base import Base
-from registry.blobs import Blobs
-from registry.dumpfile import Manifest, blob_entry, lines, opened
-from registry.engine import continue_identities, migrating
+from registry.blobs import BlobStore
+from registry.dumpfile import Manifest, blob_entry, iter_rows, open_archive
+from registry.engine import migration_transaction, reset_sequences
 from registry.errors import ArchiveError, RegistryError
-from registry.named import named_blobs
-from registry.registry import places
-from registry.secrets import shown
+from registry.named import referenced_blobs
+from registry.registry import resolve_stores
+from registry.secrets import redact
 from tasks.errors import InputError
 
-AT_ONCE = 1000  # rows
+CHUNK_ROWS = 1000  # rows
 
 
-def restore(file: Path, url: str, blobs: str) -> Manifest:
+def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
     """Puts what `dump` wrote into the empty database at `url` and the place `blobs`; what it was.
 
     An archive of an older schema is loaded into that schema, which is then brought to this code's. The file is read and
     checked as a whole before anything is written, and all rows are written in one transaction.
     Raises: ArchiveError for a file that is no whole archive; InputError, where the registry is not empty.
     """
-    with opened(file) as (archive, manifest, digests):
-        schema.refuse_unknown(manifest.revision)
-        store, engine = places(url, blobs)
+    with open_archive(file) as (archive, manifest, digests):
+        schema.require_known_revision(manifest.revision)
+        store, engine = resolve_stores(url, blobs)
         try:
-            with migrating(engine) as connection:
+            with migration_transaction(engine) as connection:
                 _load(connection, archive, manifest)
                 _put(connection, store, archive, digests)
         except SQLAlchemyError as error:
-            why = shown(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
+            why = redact(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
             raise RegistryError(f"{why}. Nothing was written.") from None  # its cause may quote the URL
         finally:
             engine.dispose()
@@ -56,20 +56,20 @@ def _load(connection: Connection, archive: ZipFile, manifest: Manifest) -> None:
             f"{sorted(names)}. Take another copy of it."
         )
     for table in tables:
-        every = _typed(table, lines(archive, table.name))
-        while rows := list(islice(every, AT_ONCE)):
+        every = _typed(table, iter_rows(archive, table.name))
+        while rows := list(islice(every, CHUNK_ROWS)):
             connection.execute(table.insert(), rows)
-    continue_identities(connection, tables)
+    reset_sequences(connection, tables)
     schema.migrate(connection)
 
 
 def _empty_tables(connection: Connection, revision: str) -> Sequence[Table]:
     """The tables of that revision, made where the registry was never in this database; those they refer to first."""
-    found, before = schema.revision(connection), set(inspect(connection).get_table_names())
+    found, before = schema.current_revision(connection), set(inspect(connection).get_table_names())
     if found is None:
         schema.migrate(connection, revision)
         own = set(inspect(connection).get_table_names()) - before - {schema.VERSION_TABLE}
-    elif found == revision == schema.head():
+    elif found == revision == schema.latest_revision():
         own = set(Base.metadata.tables)
     else:
         raise InputError(
@@ -97,9 +97,9 @@ def _typed(table: Table, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, A
             raise ArchiveError(f"a row of {table.name} holds what is no moment: {error}.") from error
 
 
-def _put(connection: Connection, store: Blobs, archive: ZipFile, digests: Sequence[str]) -> None:
+def _put(connection: Connection, store: BlobStore, archive: ZipFile, digests: Sequence[str]) -> None:
     with Session(connection) as session:
-        named = {digest for _, digest in named_blobs(session)}
+        named = {digest for _, digest in referenced_blobs(session)}
     if wrong := sorted(named ^ set(digests)):
         raise ArchiveError(f"blob {wrong[0]} is missing in {archive.filename}, or no row of it names it.")
     for digest in digests:

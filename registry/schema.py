@@ -9,15 +9,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from registry.engine import connect, migrating, opening
+from registry.engine import create_engine_for, migration_transaction, translate_connect_errors
 from registry.errors import RegistryError, SchemaError
-from registry.secrets import shown
+from registry.secrets import redact
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
 
 
-def check(engine: Engine) -> None:
+def ensure_schema(engine: Engine) -> None:
     """Creates the schema in a database that has none; otherwise makes sure that it is this code's.
 
     Raises: SchemaError, where it is older or newer.
@@ -25,10 +25,10 @@ def check(engine: Engine) -> None:
     found = _found(engine)
     if found is None:
         _migrate(engine)
-    elif found != head():
-        refuse_unknown(found)
+    elif found != latest_revision():
+        require_known_revision(found)
         raise SchemaError(
-            f"the registry's schema is at revision {found}, older than this code's {head()}. "
+            f"the registry's schema is at revision {found}, older than this code's {latest_revision()}. "
             "Run `continual db upgrade`."
         )
 
@@ -38,27 +38,27 @@ def upgrade(url: str) -> str:
 
     Raises: SchemaError, where it is newer; DatabaseUnavailable, where it does not answer.
     """
-    engine = connect(url)
+    engine = create_engine_for(url)
     try:
-        with opening(url):
+        with translate_connect_errors(url):
             found = _found(engine)
         if found is not None:
-            refuse_unknown(found)
+            require_known_revision(found)
         _migrate(engine)
         return str(_found(engine))
     except DatabaseError as error:
-        why = shown(f"could not upgrade {url}: {error.orig}", url)
+        why = redact(f"could not upgrade {url}: {error.orig}", url)
         raise RegistryError(f"{why}. Restore the database from a copy.") from None  # its cause may quote the URL
     finally:
         engine.dispose()
 
 
-def revision(connection: Connection) -> str | None:
+def current_revision(connection: Connection) -> str | None:
     """The revision that the database is at; None where the registry was never in it."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
 
-def head() -> str:
+def latest_revision() -> str:
     """The revision of this code's schema."""
     return str(_scripts().get_current_head())
 
@@ -68,12 +68,12 @@ def migrate(connection: Connection, to: str = "head") -> None:
     command.upgrade(configuration(connection), to)
 
 
-def refuse_unknown(found: str) -> None:
+def require_known_revision(found: str) -> None:
     """Raises SchemaError for a revision that this code does not know."""
     if found not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaError(
-            f"the registry's schema is at revision {found}, which this code does not know: its newest is {head()}. "
-            "Install the newer release that wrote it, or use another registry."
+            f"the registry's schema is at revision {found}, which this code does not know: its newest is "
+            f"{latest_revision()}. Install the newer release that wrote it, or use another registry."
         )
 
 
@@ -95,10 +95,10 @@ def _scripts() -> ScriptDirectory:
 
 def _migrate(engine: Engine) -> None:
     # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
-    with migrating(engine) as connection:
+    with migration_transaction(engine) as connection:
         migrate(connection)
 
 
 def _found(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        return revision(connection)
+        return current_revision(connection)

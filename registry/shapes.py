@@ -13,7 +13,7 @@ from registry.records import (
     BackboneRecord,
     Champion,
     DataRecord,
-    Status,
+    DeltaStatus,
     StepRecord,
     StepScore,
     StoredConfusion,
@@ -24,19 +24,19 @@ from registry.records import (
     StoredStrategy,
     StoredStream,
     TaskRecord,
-    kept,
+    require_digest,
 )
 from registry.tables import Backbone, Delta, Position, Signature, Stream, Task
 
-Row = dict[str, Any]  # one object of a `--json` listing
+ListingRow = dict[str, Any]  # one object of a `--json` listing
 
 
-def rows(session: Session, found: Select[*tuple[Any, ...]]) -> list[Row]:
+def to_dicts(session: Session, found: Select[*tuple[Any, ...]]) -> list[ListingRow]:
     """What was selected, by the names that the columns were given."""
     return [dict(row) for row in session.execute(found).mappings()]
 
 
-def task_listing(task: Task, version: int | None, score: float | None) -> Row:
+def task_row_dict(task: Task, version: int | None, score: float | None) -> ListingRow:
     """A row of `continual tasks`; `version` and `score` are its champion's."""
     return {
         "task": task.name,
@@ -50,7 +50,7 @@ def task_listing(task: Task, version: int | None, score: float | None) -> Row:
     }
 
 
-def delta_listing(delta: Delta, score: float | None) -> Row:
+def delta_listing(delta: Delta, score: float | None) -> ListingRow:
     """A row of `continual deltas`; `score` is on the test split with the task known, `reason` why it does not serve."""
     return {
         "delta": delta.name,
@@ -98,11 +98,11 @@ def champion(
 ) -> Champion:
     """The record of a delta that serves."""
     name = delta_name(task, version)
-    values = kept(digest, name)
+    values = require_digest(digest, name)
     return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
-def stored_delta(row: Delta) -> StoredDelta:
+def to_delta_record(row: Delta) -> StoredDelta:
     """The record of a delta."""
     return StoredDelta(
         name=row.name,
@@ -184,7 +184,7 @@ def stored_stream(row: Stream, backbone: Backbone, positions: Sequence[StoredPos
     )
 
 
-def stored_position(row: Position, version: int | None, status: Status | None) -> StoredPosition:
+def stored_position(row: Position, version: int | None, status: DeltaStatus | None) -> StoredPosition:
     """The record of a position; `version` and `status` are those of its delta."""
     return StoredPosition(
         number=row.number,

@@ -3,24 +3,24 @@
 from sqlalchemy import select
 
 from registry.base import now
-from registry.collection import sweep
+from registry.collection import delete_unreferenced
 from registry.compared import StrategyRun, StrategyScore, StrategyStep
 from registry.errors import ClaimLost, NotFound
 from registry.lookups import stream_row
 from registry.records import StepRecord, StoredStrategy, StrategyRecord
 from registry.registry import Registry
 from registry.shapes import stored_strategy
-from registry.unit import Unit
+from registry.unit import UnitOfWork
 
 
-def begin_strategy(registry: Registry, record: StrategyRecord, *, anew: bool = False) -> StoredStrategy:
+def start_strategy_run(registry: Registry, record: StrategyRecord, *, anew: bool = False) -> StoredStrategy:
     """The run of a strategy through a stream, begun now unless it was before.
 
     One that another recipe left unfinished is dropped: nobody goes on with it. anew: one of this recipe too, where what
     it would go on from is damaged. Raises: NotFound for the stream.
     """
 
-    def work(unit: Unit) -> tuple[StoredStrategy, list[str]]:
+    def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
         stream, dropped = stream_row(unit.session, record.stream), []
         of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
         unfinished = select(StrategyRun).where(*of_strategy, StrategyRun.finished_at.is_(None))
@@ -37,12 +37,14 @@ def begin_strategy(registry: Registry, record: StrategyRecord, *, anew: bool = F
             unit.session.flush()
         return stored_strategy(run), dropped
 
-    begun, dropped = registry.write(work)
-    sweep(registry, dropped)
+    begun, dropped = registry.write_with_retry(work)
+    delete_unreferenced(registry, dropped)
     return begun
 
 
-def keep_step(registry: Registry, begun: StoredStrategy, step: StepRecord, *, state: bytes | None) -> StoredStrategy:
+def save_strategy_step(
+    registry: Registry, begun: StoredStrategy, step: StepRecord, *, state: bytes | None
+) -> StoredStrategy:
     """Stores what the next task brought, and what to go on from in place of what was stored before.
 
     state: None after the last task, with which the run is finished.
@@ -50,7 +52,7 @@ def keep_step(registry: Registry, begun: StoredStrategy, step: StepRecord, *, st
     """
     digest = None if state is None else registry.blobs.put(state)
 
-    def work(unit: Unit) -> tuple[StoredStrategy, list[str]]:
+    def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
         run = _run(unit, begun.id)
         if len(run.steps) != len(begun.steps):
             raise ClaimLost(
@@ -65,21 +67,21 @@ def keep_step(registry: Registry, begun: StoredStrategy, step: StepRecord, *, st
         run.state = digest
         if state is None:
             run.finished_at = now()
-            unit.tell("stream", begun.stream)
+            unit.enqueue_message("stream", begun.stream)
         unit.session.flush()
         return stored_strategy(run), [before for before in replaced if before]
 
-    kept, replaced = registry.write(work)
-    sweep(registry, replaced)
+    kept, replaced = registry.write_with_retry(work)
+    delete_unreferenced(registry, replaced)
     return kept
 
 
-def note_strategy_run(unit: Unit, identity: int, mlflow_run: str) -> None:
+def note_strategy_run(unit: UnitOfWork, identity: int, mlflow_run: str) -> None:
     """Notes the MLflow run of a strategy. Raises: NotFound, where a task of it was purged meanwhile."""
     _run(unit, identity).mlflow_run = mlflow_run
 
 
-def _run(unit: Unit, identity: int) -> StrategyRun:
+def _run(unit: UnitOfWork, identity: int) -> StrategyRun:
     found = unit.session.get(StrategyRun, identity, with_for_update=True)
     if found is None:
         raise NotFound(

@@ -9,28 +9,30 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from registry.engine import wait_for_others
+from registry.engine import lock_name
 from registry.errors import StreamChanged
 from registry.lookups import backbone_row
-from registry.names import plain_name
+from registry.names import validate_name
 from registry.tables import Position, Stream
 
-Entry = tuple[str, str]  # a task's name and its recipe's digest
+StreamEntry = tuple[str, str]  # a task's name and its recipe's digest
 
-DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
-ADVICE = "Give the stream another name, or use another --home"
+LOAD_DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
+RENAME_HINT = "Give the stream another name, or use another --home"
 
 
-def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[Entry]) -> bool:
+def begin_stream(
+    session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[StreamEntry]
+) -> bool:
     """Creates the stream, or makes sure that it only grew and appends what is new; whether anything is.
 
     Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
     """
-    plain_name("stream", name)
-    known = select(Stream).where(Stream.name == name).options(DELTAS).with_for_update(of=Stream)
+    validate_name("stream", name)
+    known = select(Stream).where(Stream.name == name).options(LOAD_DELTAS).with_for_update(of=Stream)
     stream = session.scalar(known)
     if stream is None:
-        wait_for_others(session, name)
+        lock_name(session, name)
         stream = session.scalar(known)
     before = stream and (stream.digest, len(stream.positions))
     if stream is None:
@@ -38,39 +40,39 @@ def begin(session: Session, name: str, *, backbone: str, spec: dict[str, Any], e
         session.add(stream)
     elif stream.backbone is None or stream.backbone.fingerprint != backbone:
         begun_on = stream.backbone.fingerprint if stream.backbone else "of any kind, for what arrives"
-        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {ADVICE}.")
+        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {RENAME_HINT}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
-    redact(stream, {position.task_name for position in stream.positions if _purged(position)})
-    begun = require_begun_so(stream, entries)
+    redact_tasks(stream, {position.task_name for position in stream.positions if _purged(position)})
+    begun = check_unchanged(stream, entries)
     for position, (_, recipe) in zip(stream.positions, entries, strict=False):
         position.recipe = recipe  # what is not learned yet may be mended
     for number in range(len(begun), len(entries)):
         task, recipe = entries[number]
-        stream.positions.append(Position(number=number, task_name=plain_name("task", task), recipe=recipe))
+        stream.positions.append(Position(number=number, task_name=validate_name("task", task), recipe=recipe))
     return before != (stream.digest, len(stream.positions))
 
 
-def find(session: Session, name: str) -> Stream | None:
+def find_stream(session: Session, name: str) -> Stream | None:
     """The stream of that name with its positions and their deltas; None where it was never begun."""
-    return session.scalar(select(Stream).where(Stream.name == name).options(DELTAS))
+    return session.scalar(select(Stream).where(Stream.name == name).options(LOAD_DELTAS))
 
 
-def require_begun_so(stream: Stream, entries: Sequence[Entry]) -> list[tuple[str, str | None]]:
+def check_unchanged(stream: Stream, entries: Sequence[StreamEntry]) -> list[tuple[str, str | None]]:
     """The entries that the stream knows; raises StreamChanged where `entries` do not go on from them."""
     begun = [
         (position.task_name, position.recipe if position.delta_id and not _purged(position) else None)
         for position in stream.positions
     ]
-    if change := first_change(begun, entries):
+    if change := first_difference(begun, entries):
         raise StreamChanged(
             f"stream {stream.name!r} changed at {change}. The rows, the seed, the method, the budget or the order of a "
-            f"learned task differ; tasks may only be added at the end. {ADVICE}."
+            f"learned task differ; tasks may only be added at the end. {RENAME_HINT}."
         )
     return begun
 
 
-def redact(stream: Stream, tasks: Collection[str]) -> None:
+def redact_tasks(stream: Stream, tasks: Collection[str]) -> None:
     """Leaves nothing but the names of these tasks in what is stored of the stream's file."""
     entries = stream.spec.get("tasks", [])
     kept = [{"name": entry["name"]} if entry["name"] in tasks else entry for entry in entries]
@@ -83,7 +85,7 @@ def _purged(position: Position) -> bool:
     return position.delta is not None and position.delta.status == "purged"
 
 
-def first_change(known: Sequence[tuple[str, str | None]], given: Sequence[Entry]) -> str | None:
+def first_difference(known: Sequence[tuple[str, str | None]], given: Sequence[StreamEntry]) -> str | None:
     """Where `given` departs from `known`; None where it only goes on. A known recipe of None may be any.
 
     >>> first_change([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])

@@ -6,12 +6,12 @@ from typing import Any, get_args
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.base import Base, now, one_of, refers_to, where
+from registry.base import Base, check_in, foreign_key, now, partial_index
 from registry.names import delta_name
-from registry.records import Message, Origin, State, Status, What, kept
+from registry.records import DeltaStatus, EventKind, LineageKind, OutboxTopic, PositionState, require_digest
 
 # What may be learned next. An arrival that failed has its place behind the others, as often as it is tried again.
-FREE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
+CLAIMABLE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
 
 
 class Backbone(Base):
@@ -53,7 +53,7 @@ class Stream(Base):
     __tablename__ = "streams"
 
     name: Mapped[str] = mapped_column(unique=True)
-    backbone_id: Mapped[int | None] = refers_to("backbones")
+    backbone_id: Mapped[int | None] = foreign_key("backbones")
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     digest: Mapped[str]
     mlflow_run: Mapped[str | None]
@@ -75,24 +75,26 @@ class Position(Base):
     __table_args__ = (
         UniqueConstraint("stream_id", "number"),
         Index(None, "stream_id", "state", "number"),
-        where("uq_positions_held", "state = 'held'", "stream_id", "task_name"),  # a task is learned once at a time
-        one_of("state", get_args(State)),
+        partial_index(
+            "uq_positions_held", "state = 'held'", "stream_id", "task_name"
+        ),  # a task is learned once at a time
+        check_in("state", get_args(PositionState)),
         CheckConstraint("number >= 0", name="number"),
         CheckConstraint("(state = 'held') = (holder IS NOT NULL)", name="held_by_one"),
         CheckConstraint("(state = 'held') = (lease_until IS NOT NULL)", name="leased"),
         CheckConstraint("attempts >= 0", name="attempts"),
     )
 
-    stream_id: Mapped[int] = refers_to("streams", index=False)  # the unique index begins with it
+    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index begins with it
     number: Mapped[int]
-    task_id: Mapped[int | None] = refers_to("tasks")
+    task_id: Mapped[int | None] = foreign_key("tasks")
     task_name: Mapped[str] = mapped_column(index=True)
     recipe: Mapped[str]
-    state: Mapped[State] = mapped_column(Text, default="waiting")
+    state: Mapped[PositionState] = mapped_column(Text, default="waiting")
     holder: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
-    delta_id: Mapped[int | None] = refers_to("deltas")
+    delta_id: Mapped[int | None] = foreign_key("deltas")
     error: Mapped[str | None] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     submitted_at: Mapped[datetime | None]
@@ -106,7 +108,7 @@ class Position(Base):
 
 # In order of their turn: what waits before what failed, of the highest priority first, of equal ones the earlier.
 _turn = (Position.stream_id, Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
-where("ix_positions_free", FREE, *_turn)
+partial_index("ix_positions_free", CLAIMABLE, *_turn)
 
 
 class Delta(Base):
@@ -119,16 +121,16 @@ class Delta(Base):
     __tablename__ = "deltas"
     __table_args__ = (
         UniqueConstraint("task_id", "version"),
-        one_of("status", get_args(Status)),
+        check_in("status", get_args(DeltaStatus)),
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint("(status = 'purged') = (digest IS NULL)", name="purged"),
         CheckConstraint("bytes >= 0 AND parameters >= 0 AND share >= 0", name="size"),
         Index(None, "backbone_id", "id"),
-        where("uq_deltas_champion", "status = 'champion'", "task_id", "backbone_id"),
+        partial_index("uq_deltas_champion", "status = 'champion'", "task_id", "backbone_id"),
     )
 
-    task_id: Mapped[int] = refers_to("tasks", index=False)  # the unique index begins with it
-    backbone_id: Mapped[int] = refers_to("backbones", index=False)  # an index above begins with it
+    task_id: Mapped[int] = foreign_key("tasks", index=False)  # the unique index begins with it
+    backbone_id: Mapped[int] = foreign_key("backbones", index=False)  # an index above begins with it
     version: Mapped[int]
     method: Mapped[str]
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -140,7 +142,7 @@ class Delta(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     labels: Mapped[list[str]] = mapped_column(JSON)
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
-    status: Mapped[Status] = mapped_column(Text)
+    status: Mapped[DeltaStatus] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
     warm_start: Mapped[str]
     seconds: Mapped[float]
@@ -163,7 +165,7 @@ class Delta(Base):
     @property
     def values(self) -> str:
         """The digest of its values. Raises: NotFound, where they were purged."""
-        return kept(self.digest, self.name)
+        return require_digest(self.digest, self.name)
 
 
 class Split(Base):
@@ -176,7 +178,7 @@ class Split(Base):
         CheckConstraint("rows >= 0", name="rows"),
     )
 
-    delta_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
+    delta_id: Mapped[int] = foreign_key("deltas", index=False)  # the unique index begins with it
     split: Mapped[str]
     fingerprint: Mapped[str]
     rows: Mapped[int]
@@ -189,13 +191,13 @@ class Lineage(Base):
     __table_args__ = (
         UniqueConstraint("child_id", "parent_id", "kind"),
         CheckConstraint("parent_id < child_id", name="parent_first"),
-        one_of("kind", get_args(Origin)),
+        check_in("kind", get_args(LineageKind)),
         Index(None, "parent_id", "id"),
     )
 
-    child_id: Mapped[int] = refers_to("deltas", index=False)  # the unique index begins with it
-    parent_id: Mapped[int] = refers_to("deltas", index=False)  # an index above begins with it
-    kind: Mapped[Origin] = mapped_column(Text)
+    child_id: Mapped[int] = foreign_key("deltas", index=False)  # the unique index begins with it
+    parent_id: Mapped[int] = foreign_key("deltas", index=False)  # an index above begins with it
+    kind: Mapped[LineageKind] = mapped_column(Text)
     weight: Mapped[float]
     score: Mapped[float | None]
     gain: Mapped[float | None]
@@ -207,7 +209,7 @@ class Signature(Base):
     __tablename__ = "signatures"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
 
-    delta_id: Mapped[int] = refers_to("deltas", index=False, unique=True)
+    delta_id: Mapped[int] = foreign_key("deltas", index=False, unique=True)
     digest: Mapped[str]
     rows: Mapped[int]
     layer: Mapped[int] = mapped_column(default=-1)
@@ -221,7 +223,7 @@ class Checkpoint(Base):
     __tablename__ = "checkpoints"
     __table_args__ = (CheckConstraint("epoch >= 0", name="epoch"),)
 
-    position_id: Mapped[int] = refers_to("positions", index=False, unique=True)
+    position_id: Mapped[int] = foreign_key("positions", index=False, unique=True)
     epoch: Mapped[int]
     digest: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=now)
@@ -232,19 +234,19 @@ class Event(Base):
 
     __tablename__ = "events"
     __table_args__ = (
-        one_of("what", get_args(What)),
+        check_in("what", get_args(EventKind)),
         Index(None, "created_at", "id"),
         Index(None, "task_id", "created_at", "id"),
     )
 
-    task_id: Mapped[int] = refers_to("tasks", index=False)  # an index above begins with it
-    delta_id: Mapped[int | None] = refers_to("deltas")
-    what: Mapped[What] = mapped_column(Text)
+    task_id: Mapped[int] = foreign_key("tasks", index=False)  # an index above begins with it
+    delta_id: Mapped[int | None] = foreign_key("deltas")
+    what: Mapped[EventKind] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
-class Outbox(Base):
+class OutboxRow(Base):
     """What MLflow has not been told yet; written with what it tells of, deleted once MLflow has it.
 
     subject: the name of a delta, a stream or a task · about: what the sender cannot ask the registry any more ·
@@ -252,9 +254,9 @@ class Outbox(Base):
     """
 
     __tablename__ = "outbox"
-    __table_args__ = (one_of("message", get_args(Message)), CheckConstraint("attempts >= 0", name="attempts"))
+    __table_args__ = (check_in("message", get_args(OutboxTopic)), CheckConstraint("attempts >= 0", name="attempts"))
 
-    message: Mapped[Message] = mapped_column(Text)
+    message: Mapped[OutboxTopic] = mapped_column(Text)
     subject: Mapped[str] = mapped_column(index=True)
     about: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")

@@ -8,36 +8,36 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import streams
-from registry.admission import admit
-from registry.blobs import Blobs
-from registry.engine import wait_for_others
+from registry.admission import register_status
+from registry.blobs import BlobStore
+from registry.engine import lock_name
 from registry.errors import BlobError, ClaimLost, RegistryError
-from registry.known import known_tasks
+from registry.known import matching_tasks
 from registry.lookups import backbone_row, delta_row, position_row, stream_row, task_row
 from registry.measured import Confusion, ScoreRow
-from registry.names import delta_name, plain_name, stored_text
+from registry.names import delta_name, escape_for_storage, validate_name
 from registry.records import (
     BackboneRecord,
     Contest,
     DeltaRecord,
-    Message,
+    OutboxTopic,
     Parent,
     Score,
     SignatureRecord,
     TaskRecord,
 )
-from registry.secrets import shown
-from registry.tables import Backbone, Checkpoint, Delta, Lineage, Outbox, Position, Signature, Split, Stream, Task
+from registry.secrets import redact
+from registry.tables import Backbone, Checkpoint, Delta, Lineage, OutboxRow, Position, Signature, Split, Stream, Task
 
-NOWHERE: Mapping[tuple[str, str], int] = {}
-PLACE = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
+NO_ROUTING: Mapping[tuple[str, str], int] = {}
+SCORE_KEY = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
 
 @final
-class Unit:
+class UnitOfWork:
     """What may be written to the registry; `Registry.unit()` opens one, commits it, and undoes it on any exception."""
 
-    def __init__(self, session: Session, blobs: Blobs) -> None:
+    def __init__(self, session: Session, blobs: BlobStore) -> None:
         self.session = session
         self.blobs = blobs
 
@@ -45,7 +45,7 @@ class Unit:
         """Registers a backbone; nothing happens where its fingerprint is known."""
         known = select(Backbone.id).where(Backbone.fingerprint == record.fingerprint)
         if self.session.scalar(known) is None:
-            wait_for_others(self.session, record.fingerprint)
+            lock_name(self.session, record.fingerprint)
             if self.session.scalar(known) is None:
                 self.session.add(Backbone(**asdict(record)))
 
@@ -54,11 +54,11 @@ class Unit:
 
         Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
         """
-        name = plain_name("task", record.name)
-        task = known_tasks(self.session, [record]).get(record.name)
+        name = validate_name("task", record.name)
+        task = matching_tasks(self.session, [record]).get(record.name)
         if task is None:
-            wait_for_others(self.session, record.name)
-            task = known_tasks(self.session, [record]).get(record.name)
+            lock_name(self.session, record.name)
+            task = matching_tasks(self.session, [record]).get(record.name)
         if task is None:  # one that was purged is learned anew under its old name
             purged = self.session.scalar(select(Task).where(Task.name == record.name))
             task = purged or Task(name=name)
@@ -74,8 +74,8 @@ class Unit:
 
         Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
         """
-        if streams.begin(self.session, name, backbone=backbone, spec=spec, entries=entries):
-            self.tell("stream", name)
+        if streams.begin_stream(self.session, name, backbone=backbone, spec=spec, entries=entries):
+            self.enqueue_message("stream", name)
 
     def add_delta(
         self,
@@ -101,15 +101,15 @@ class Unit:
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
         other = None if rival is None else delta_row(self.session, rival)
-        admit(self.session, delta, scores=scores, split=score_split, contest=contest, rival=other)
+        register_status(self.session, delta, scores=scores, split=score_split, contest=contest, rival=other)
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score, "gain": parent.gain}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
         self._add_splits(delta)
         self._add_scores(delta, scores, new=True)
-        self.tell("delta", delta.name)
+        self.enqueue_message("delta", delta.name)
         if delta.status == "champion":
-            self.tell_champion(delta.task)
+            self.enqueue_champion_change(delta.task)
         self._add_signature(delta, signature)
         return delta.name
 
@@ -117,22 +117,24 @@ class Unit:
         """Raises BlobError where one of these is not stored: it may have been collected since it was put."""
         for digest in digests:
             if digest is not None and not self.blobs.exists(digest):
-                raise BlobError(f"blob {digest} is not stored at {shown(self.blobs.path(digest))}. Put it there first.")
+                raise BlobError(
+                    f"blob {digest} is not stored at {redact(self.blobs.path(digest))}. Put it there first."
+                )
 
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
         """Adds scores to a delta; one measured again in the same place replaces the earlier."""
         added = tuple(scores)
         self._add_scores(delta_row(self.session, delta), added)
         for stream in {score.stream for score in added if score.stream}:
-            self.tell("stream", stream)
+            self.enqueue_message("stream", stream)
 
-    def add_routed(
+    def add_routed_scores(
         self,
         stream: str,
         step: int,
         scores: Mapping[str, Sequence[Score]],
         *,
-        sent: Mapping[tuple[str, str], int] = NOWHERE,
+        sent: Mapping[tuple[str, str], int] = NO_ROUTING,
     ) -> bool:
         """Adds scores of the deltas learned up to position `step` of a stream, routed among just these.
 
@@ -150,7 +152,7 @@ class Unit:
         self._add_confusions(stream_row(self.session, stream).id, step, sent)
         return True
 
-    def finish(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
+    def mark_learned(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
         """Marks a position as learned by `delta`; its checkpoint is not needed any more.
 
         Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already, or the delta is of
@@ -167,26 +169,26 @@ class Unit:
         self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
         self._tell_stream(position, stream)
 
-    def fail(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
+    def mark_failed(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
         """Marks a position as failed, so that it can be taken up again.
 
         Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
-        position.state, position.error = "failed", stored_text(error)
+        position.state, position.error = "failed", escape_for_storage(error)
         position.holder = position.lease_until = None
         self._tell_stream(position, stream)
 
-    def tell(self, message: Message, subject: str, **about: Any) -> None:
+    def enqueue_message(self, message: OutboxTopic, subject: str, **about: Any) -> None:
         """Notes in the outbox what MLflow is to be told: of a delta or a stream by its name, else of a task by its."""
-        self.session.add(Outbox(message=message, subject=subject, about=about))
+        self.session.add(OutboxRow(message=message, subject=subject, about=about))
 
-    def tell_champion(self, task: Task) -> None:
+    def enqueue_champion_change(self, task: Task) -> None:
         """Notes that another version serves a task, or none: that is told of it, and of the streams that learned it."""
-        self.tell("champion", task.name)
+        self.enqueue_message("champion", task.name)
         learned = select(Stream.name).join(Position).where(Position.task_id == task.id, Position.submitted_at.is_(None))
         for stream in self.session.scalars(learned.order_by(Stream.id)):
-            self.tell("stream", stream)
+            self.enqueue_message("stream", stream)
 
     def set_mlflow_run(self, name: str, run: str) -> None:
         """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
@@ -195,7 +197,7 @@ class Unit:
 
     def _tell_stream(self, position: Position, stream: str) -> None:
         if position.submitted_at is None:  # of arrivals, which never end, MLflow is told one by one
-            self.tell("stream", stream)
+            self.enqueue_message("stream", stream)
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)
@@ -218,10 +220,10 @@ class Unit:
             if name not in streams:
                 streams[name] = stream_row(self.session, name).id
             row = ScoreRow(delta_id=delta.id, task_id=delta.task_id, stream_id=streams[name], **values)
-            rows[tuple(getattr(row, key) for key in PLACE)] = row
+            rows[tuple(getattr(row, key) for key in SCORE_KEY)] = row
         if rows and not new:
             places = [
-                and_(*(getattr(ScoreRow, key) == value for key, value in zip(PLACE, p, strict=True))) for p in rows
+                and_(*(getattr(ScoreRow, key) == value for key, value in zip(SCORE_KEY, p, strict=True))) for p in rows
             ]
             self.session.execute(delete(ScoreRow).where(ScoreRow.delta_id == delta.id, or_(*places)))
         self.session.add_all(rows.values())

@@ -5,26 +5,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from sqlalchemy import String, and_, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from registry.base import Base, clock, now
-from registry.blobs import Blobs
-from registry.collection import GRACE
+from registry.base import Base, database_now, now
+from registry.blobs import BlobStore
+from registry.collection import GRACE_PERIOD
 from registry.errors import BlobError
-from registry.lookups import own_score
+from registry.lookups import own_score_join
 from registry.measured import ScoreRow
-from registry.named import blobs_by_delta, blobs_by_position, blobs_by_strategy, named_blobs
+from registry.named import blobs_by_delta, blobs_by_position, blobs_by_strategy, referenced_blobs
 from registry.names import delta_name
 from registry.records import IMPORTED, StoredDelta
 from registry.registry import Registry
-from registry.shapes import stored_delta
-from registry.tables import Backbone, Checkpoint, Delta, Outbox, Position, Stream, Task
+from registry.shapes import to_delta_record
+from registry.tables import Backbone, Checkpoint, Delta, OutboxRow, Position, Stream, Task
 
 # What is wrong with a delta whose blobs, by what they are of, are as they were put.
-Look = Callable[[StoredDelta, Mapping[str, bytes]], Iterable[str]]
+BlobCheck = Callable[[StoredDelta, Mapping[str, bytes]], Iterable[str]]
 
 
-def verify(registry: Registry, look: Look = lambda delta, blobs: ()) -> list[str]:
+def find_damage(registry: Registry, look: BlobCheck = lambda delta, blobs: ()) -> list[str]:
     """One sentence for each thing that is wrong; empty where nothing is. Reads every blob, and lets `look` at it."""
-    with registry.reading() as session:
+    with registry.read_session() as session:
         return [
             *_dangling(session),
             *_rivals(session),
@@ -35,9 +35,9 @@ def verify(registry: Registry, look: Look = lambda delta, blobs: ()) -> list[str
         ]
 
 
-def notes(registry: Registry) -> list[str]:
+def warnings(registry: Registry) -> list[str]:
     """What is no damage and yet worth knowing: a sentence for each."""
-    with registry.reading() as session:
+    with registry.read_session() as session:
         return [*_expired(session), *_left_over(session), *_orphans(session, registry.blobs)]
 
 
@@ -75,7 +75,7 @@ def _unlearned(session: Session) -> Iterator[str]:
 def _unscored(session: Session) -> Iterator[str]:
     """Deltas learned here without a score on the test split with the task known."""
     pairs = select(Task.name, Delta.version).select_from(Delta).join(Task, Task.id == Delta.task_id)
-    measured = pairs.outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score("test")))
+    measured = pairs.outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score_join("test")))
     missing = measured.where(ScoreRow.id.is_(None), Delta.warm_start != IMPORTED, Delta.status != "purged")
     for pair in session.execute(missing.order_by(Delta.id)):
         yield f"{delta_name(*pair)}: no oracle score on the test split"
@@ -86,12 +86,12 @@ def _unknown_messages(session: Session) -> Iterator[str]:
     deltas = select(Task.name + "@" + cast(Delta.version, String)).select_from(Delta).join(Delta.task)
     known = {"delta": deltas, "stream": select(Stream.name), "champion": select(Task.name)}
     for message, names in known.items():
-        lost = select(Outbox.subject).where(Outbox.message == message, Outbox.subject.not_in(names))
-        for subject in session.scalars(lost.order_by(Outbox.id)):
+        lost = select(OutboxRow.subject).where(OutboxRow.message == message, OutboxRow.subject.not_in(names))
+        for subject in session.scalars(lost.order_by(OutboxRow.id)):
             yield f"MLflow is to be told of {message} {subject}, which is not registered"
 
 
-def _damaged(session: Session, blobs: Blobs, look: Look) -> Iterator[str]:
+def _damaged(session: Session, blobs: BlobStore, look: BlobCheck) -> Iterator[str]:
     """Blobs that a row names and that are missing, have other bytes, or are not what the row says."""
     for delta, digests in blobs_by_delta(session):
         found, problems = _got(blobs, {f"{delta.name}, its {part}": digest for part, digest in digests.items()})
@@ -100,12 +100,12 @@ def _damaged(session: Session, blobs: Blobs, look: Look) -> Iterator[str]:
             yield from (f"{owner}: named by what was purged" for owner in found)
         else:
             whole = {owner.rpartition(" ")[2]: data for owner, data in found.items()}
-            yield from (f"{delta.name}: {problem}" for problem in look(stored_delta(delta), whole))
+            yield from (f"{delta.name}: {problem}" for problem in look(to_delta_record(delta), whole))
     for owner, digest in (*blobs_by_position(session), *blobs_by_strategy(session)):
         yield from _got(blobs, {owner: digest})[1]
 
 
-def _got(blobs: Blobs, digests: Mapping[str, str]) -> tuple[dict[str, bytes], list[str]]:
+def _got(blobs: BlobStore, digests: Mapping[str, str]) -> tuple[dict[str, bytes], list[str]]:
     """The bytes by owner, and what is wrong with those that are not there."""
     found, problems = {}, []
     for owner, digest in digests.items():
@@ -118,7 +118,7 @@ def _got(blobs: Blobs, digests: Mapping[str, str]) -> tuple[dict[str, bytes], li
 
 def _expired(session: Session) -> Iterator[str]:
     held = select(Stream.name, Position).join(Stream, Stream.id == Position.stream_id)
-    late = held.where(Position.state == "held", Position.lease_until < clock(session)).order_by(Position.id)
+    late = held.where(Position.state == "held", Position.lease_until < database_now(session)).order_by(Position.id)
     for stream, position in session.execute(late):
         yield (
             f"stream {stream}, position {position.number}: {position.holder} has held {position.task_name} since "
@@ -133,9 +133,9 @@ def _left_over(session: Session) -> Iterator[str]:
         yield f"stream {stream}, position {number}: learned, and its checkpoint is still kept"
 
 
-def _orphans(session: Session, blobs: Blobs) -> Iterator[str]:
+def _orphans(session: Session, blobs: BlobStore) -> Iterator[str]:
     """Blobs that no row names; young ones may be about to be named."""
-    named, young = {digest for _, digest in named_blobs(session)}, now() - GRACE
-    sizes = [blob.bytes for blob in blobs.every() if blob.name not in named and blob.put_at < young]
+    named, young = {digest for _, digest in referenced_blobs(session)}, now() - GRACE_PERIOD
+    sizes = [blob.bytes for blob in blobs.iterate() if blob.name not in named and blob.put_at < young]
     if sizes:
         yield f"{len(sizes)} blobs of {sum(sizes):,} bytes are named by no row; `continual gc` removes them"

@@ -19,11 +19,11 @@ class Column:
     name: str
     values: list[Any]
     feature: Any
-    where: str
+    location: str
 
-    def wrong(self, number: int, said: str) -> DataError:
+    def error_for(self, number: int, said: str) -> DataError:
         """What is wrong with the value of row `number`, counted from 1."""
-        return DataError(f"{self.where}: column {self.name!r}, row {number}: {said}")
+        return DataError(f"{self.location}: column {self.name!r}, row {number}: {said}")
 
     def read(self, parse: Callable[[Any], Value | None], *, allowed: str) -> tuple[Value, ...]:
         """Every value parsed. Raises: DataError for the first one of which `parse` makes nothing."""
@@ -31,7 +31,7 @@ class Column:
         for number, value in enumerate(self.values, 1):
             found = parse(value)
             if found is None:
-                raise self.wrong(number, f"{value!r:.80} is not {allowed}")
+                raise self.error_for(number, f"{value!r:.80} is not {allowed}")
             parsed.append(found)
         return tuple(parsed)
 

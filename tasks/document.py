@@ -13,14 +13,14 @@ from tasks.errors import StreamError
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """The mapping that a YAML file holds, and the tree of nodes it was built from."""
 
     path: Path
     value: dict[Any, Any]
     node: Any
 
-    def line(self, place: Sequence[int | str]) -> int:
+    def line_of(self, place: Sequence[int | str]) -> int:
         """The line (from 1) of the deepest part of `place`, a path of keys and indices, that the file has."""
         node, line = self.node, self.node.start_mark.line
         for step in place:
@@ -31,7 +31,7 @@ class Document:
         return int(line) + 1
 
 
-def parse(path: Path) -> Document:
+def parse_yaml(path: Path) -> YamlDocument:
     """Read the one YAML mapping in `path`.
 
     Raises: StreamError, naming file, line and column, for a file that cannot be read, is not UTF-8, is not YAML,
@@ -55,7 +55,7 @@ def parse(path: Path) -> Document:
     if not isinstance(value, dict):
         line = node.start_mark.line + 1
         raise StreamError(f"{path}:{line}: should be a mapping of keys to values; got a {type(value).__name__}")
-    return Document(path, value, node)
+    return YamlDocument(path, value, node)
 
 
 def _text(path: Path) -> str:

@@ -34,7 +34,7 @@ _UP_TO: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # perce
 Row = tuple[str, str]
 
 
-def docstrings(package: str) -> list[Row]:
+def package_docstrings(package: str) -> list[Row]:
     """(text, area) for every public function, class and method of an installed package, in order of the text's hash.
 
     The text is the docstring's first paragraph, of at least four words; one that several areas share is dropped.
@@ -48,7 +48,7 @@ def docstrings(package: str) -> list[Row]:
     return sorted(((text, min(found)) for text, found in areas.items() if len(found) == 1), key=_rank)
 
 
-def write_demo(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
+def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
     """Write JSON lines for every usable package and a stream file over them; returns the stream file's path.
 
     A package is usable if three areas have at least 25 train rows; its eight largest areas are kept. The same installed
@@ -94,7 +94,7 @@ def _stream(packages: Sequence[str]) -> dict[str, object]:
 def _task_rows(package: str) -> dict[Split, list[Row]]:
     """Rows by split, every area equally capped; nothing if too few areas have enough rows."""
     by_area: dict[str, dict[Split, list[Row]]] = defaultdict(lambda: {split: [] for split in SPLITS})
-    for row in docstrings(package):
+    for row in package_docstrings(package):
         by_area[row[1]][_split(row)].append(row)
     full = [area for area in by_area.values() if len(area["train"]) >= _FEWEST_TRAIN_ROWS]
     kept = sorted(full, key=lambda area: len(area["train"]), reverse=True)[:_AREAS]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from tasks.columns import Table
 from tasks.errors import DataError
-from tasks.rows import Rows, TaskData, Text, carve, sample, shots
-from tasks.source import Origin, present, read_split
+from tasks.rows import LabelledTexts, TaskData, Text, sample, sample_shots, split_off
+from tasks.source import SourceLocation, available_splits, read_split
 from tasks.spec import Split, Stream, TaskSpec
-from tasks.targets import checked_labels, read_targets
+from tasks.targets import read_targets, train_labels
 
-CARVED: dict[Split, float] = {"test": 0.2, "validation": 0.1}  # shares of train, test first, validation of the rest
+CARVED_FRACTIONS: dict[Split, float] = {
+    "test": 0.2,
+    "validation": 0.1,
+}  # shares of train, test first, validation of the rest
 
 
 def load_stream(stream: Stream) -> tuple[TaskData, ...]:
@@ -40,52 +43,54 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
     Raises: DataError, naming task and split: files, columns, texts or targets that are not as they should be, labels
     in validation or test that train lacks, fewer than two labels or numbers, a template without a word for a label.
     """
-    origin = Origin(spec.name, spec.source, folder)
-    splits = {split: _rows(spec, origin, split) for split in present(origin)}
+    origin = SourceLocation(spec.name, spec.source, folder)
+    splits = {split: _rows(spec, origin, split) for split in available_splits(origin)}
     splits, carved = _completed(splits, origin, seed)
-    labels = checked_labels(spec, splits, origin)
+    labels = train_labels(spec, splits, origin)
     splits, limited = _limited(splits, spec, origin, seed)
     notes = (*carved, *limited)
     return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, folder, seed)
 
 
-def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> Rows:
+def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts:
     """The validation rows of one task, as `load_task` gives them; those of its test split are not read.
 
     Raises: DataError, as `load_task` does, but for what is wrong in rows that are not read.
     """
-    origin = Origin(spec.name, spec.source, folder)
-    there = present(origin)
+    origin = SourceLocation(spec.name, spec.source, folder)
+    there = available_splits(origin)
     if "validation" in there:
         found = _rows(spec, origin, "validation")
     else:
-        unread = {split: Rows((), ()) for split in there}
+        unread = {split: LabelledTexts((), ()) for split in there}
         found = _completed(unread | {"train": _rows(spec, origin, "train")}, origin, seed)[0]["validation"]
     return _few(found, spec, "validation", origin, seed)
 
 
-def _rows(spec: TaskSpec, origin: Origin, split: Split) -> Rows:
-    table = Table(read_split(origin, split), origin.at(split))
+def _rows(spec: TaskSpec, origin: SourceLocation, split: Split) -> LabelledTexts:
+    table = Table(read_split(origin, split), origin.split_location(split))
     names = (spec.text,) if isinstance(spec.text, str) else spec.text
     columns = [table.column(name).texts() for name in names]
     texts: tuple[Text, ...] = tuple(zip(*columns, strict=True)) if len(columns) == 2 else columns[0]
-    return Rows(texts, read_targets(spec, table, texts))
+    return LabelledTexts(texts, read_targets(spec, table, texts))
 
 
-def _completed(splits: dict[Split, Rows], origin: Origin, seed: int) -> tuple[dict[Split, Rows], list[str]]:
+def _completed(
+    splits: dict[Split, LabelledTexts], origin: SourceLocation, seed: int
+) -> tuple[dict[Split, LabelledTexts], list[str]]:
     """Carve the absent splits from train."""
     done, notes = dict(splits), []
-    for split, share in CARVED.items():
+    for split, share in CARVED_FRACTIONS.items():
         if split in splits:
             continue
         before = len(done["train"])
-        done["train"], done[split] = carve(
+        done["train"], done[split] = split_off(
             done["train"], max(1, round(share * before)), seed=f"{seed}/{origin.task}/{split}"
         )
         if not done[split]:
             raise DataError(
-                f"{origin.at(split)}: there is no such split, and the {before} rows of train cannot spare any "
-                f"without losing a label; give a {split} split or more rows"
+                f"{origin.split_location(split)}: there is no such split, and the {before} rows of train cannot spare "
+                f"any without losing a label; give a {split} split or more rows"
             )
         notes.append(
             f"{split}: not given; {len(done[split])} of the {before} train rows were held out for it (seed {seed})"
@@ -94,13 +99,13 @@ def _completed(splits: dict[Split, Rows], origin: Origin, seed: int) -> tuple[di
 
 
 def _limited(
-    splits: dict[Split, Rows], spec: TaskSpec, origin: Origin, seed: int
-) -> tuple[dict[Split, Rows], list[str]]:
+    splits: dict[Split, LabelledTexts], spec: TaskSpec, origin: SourceLocation, seed: int
+) -> tuple[dict[Split, LabelledTexts], list[str]]:
     """Take `shots` of train, then at most `rows` of each split."""
     done, notes = dict(splits), []
     if spec.shots is not None:
         per_label = " per label" if done["train"].labels else ""
-        done["train"] = shots(done["train"], spec.shots, seed=f"{seed}/{spec.name}/shots")
+        done["train"] = sample_shots(done["train"], spec.shots, seed=f"{seed}/{spec.name}/shots")
         notes.append(
             f"train: {spec.shots} shots{per_label}, {len(done['train'])} of {len(splits['train'])} rows (seed {seed})"
         )
@@ -112,10 +117,10 @@ def _limited(
     return done, notes
 
 
-def _few(rows: Rows, spec: TaskSpec, split: Split, origin: Origin, seed: int) -> Rows:
+def _few(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:
     """At most as many rows as the task takes of a split."""
     count = spec.rows.get(split, len(rows))
     try:
         return sample(rows, count, seed=f"{seed}/{spec.name}/{split}/rows", keep_labels=split == "train")
     except DataError as error:
-        raise DataError(f"{origin.at(split)}: {error}") from error
+        raise DataError(f"{origin.split_location(split)}: {error}") from error

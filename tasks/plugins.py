@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 @cache
-def declared(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
+def entry_points_in(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """The entry points that installed packages declare in a group, by name; nothing is imported."""
     found = entry_points(group=group)
     return {name: tuple(found.select(name=name)) for name in sorted(found.names)}
 
 
 @final
-class Open(Mapping[str, T], Generic[T]):
+class PluginRegistry(Mapping[str, T], Generic[T]):
     """Things of our own by name, and those that installed packages declare in `group`.
 
     One of a package is imported when it is first looked up. check: what was imported, if it is such a thing, or a
@@ -45,7 +45,7 @@ class Open(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Raises KeyError for an unknown name, and `error` where a package's thing cannot be had."""
-        offers = declared(self._group).get(name, ())
+        offers = entry_points_in(self._group).get(name, ())
         if len(offers) + (name in self._own) > 1:
             raise self._error(
                 f"{name!r} of {self._group} is offered more than once: {', '.join(self._sources(name, offers))}; "
@@ -61,13 +61,13 @@ class Open(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        yield from (name for name in declared(self._group) if name not in self._own)
+        yield from (name for name in entry_points_in(self._group) if name not in self._own)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in declared(self._group)
+        return name in self._own or name in entry_points_in(self._group)
 
     def _load(self, entry: EntryPoint) -> T:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.document import Document
+from tasks.document import YamlDocument
 from tasks.spec import Budget, Source, TaskSpec
 from tasks.template import Template
 
@@ -20,12 +20,12 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
 
-def explain(error: ValidationError, document: Document, root: type[BaseModel]) -> str:
+def validation_message(error: ValidationError, document: YamlDocument, root: type[BaseModel]) -> str:
     """All problems of a document, one line each: `file:line: tasks[2].sorce: unknown key; did you mean 'source'? …`."""
     return "\n".join(_line(document, found, root) for found in error.errors(include_url=False))
 
 
-def unknown_key(place: Sequence[int | str], model: type[BaseModel]) -> str:
+def unknown_key_message(place: Sequence[int | str], model: type[BaseModel]) -> str:
     """Says that the last key of `place` is not one of `model`, which keys are, and which was probably meant."""
     allowed = [name for name in model.model_fields if name not in _NOT_WRITTEN]
     near = difflib.get_close_matches(str(place[-1]), allowed, n=1)
@@ -33,7 +33,7 @@ def unknown_key(place: Sequence[int | str], model: type[BaseModel]) -> str:
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 
 
-def dotted(place: Sequence[int | str]) -> str:
+def dotted_path(place: Sequence[int | str]) -> str:
     """A place in a document as people write it.
 
     >>> dotted(("tasks", 2, "source"))
@@ -43,14 +43,14 @@ def dotted(place: Sequence[int | str]) -> str:
     return "".join(steps).lstrip(".") or "the whole file"
 
 
-def _line(document: Document, found: Any, root: type[BaseModel]) -> str:
+def _line(document: YamlDocument, found: Any, root: type[BaseModel]) -> str:
     place = tuple(step for step in found["loc"] if step != "[key]")
-    return f"{document.path}:{document.line(place)}: {dotted(place)}: {_said(found, place, root)}"
+    return f"{document.path}:{document.line_of(place)}: {dotted_path(place)}: {_said(found, place, root)}"
 
 
 def _said(found: Any, place: tuple[int | str, ...], root: type[BaseModel]) -> str:
     if found["type"] == "extra_forbidden":
-        return unknown_key(place, _parent(place, root))
+        return unknown_key_message(place, _parent(place, root))
     if found["type"] == "missing":
         return "missing; this key is required"
     if found["type"] == "model_type":

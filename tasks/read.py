@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.document import Document, parse
+from tasks.document import YamlDocument, parse_yaml
 from tasks.errors import StreamError
-from tasks.problems import explain, unknown_key
+from tasks.problems import unknown_key_message, validation_message
 from tasks.spec import Stream, TaskFile, TaskSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,10 +20,10 @@ def read_stream(path: str | Path) -> Stream:
 
     Raises: StreamError, one message with a line for every problem: file, line, key, what is wrong, what is allowed.
     """
-    document = parse(Path(path))
+    document = parse_yaml(Path(path))
     if "folder" in document.value:
-        line = document.line(("folder",))
-        raise StreamError(f"{document.path}:{line}: folder: {unknown_key(('folder',), Stream)}")
+        line = document.line_of(("folder",))
+        raise StreamError(f"{document.path}:{line}: folder: {unknown_key_message(('folder',), Stream)}")
     return _validated(document, Stream).model_copy(update={"folder": document.path.parent})
 
 
@@ -32,14 +32,14 @@ def read_task(path: str | Path) -> Stream:
 
     Returns a stream of that one task, named after it. Raises: StreamError, as `read_stream` does.
     """
-    document = parse(Path(path))
+    document = parse_yaml(Path(path))
     file = _validated(document, TaskFile)
     task = TaskSpec(**{name: getattr(file, name) for name in file.model_fields_set & TaskSpec.model_fields.keys()})
     return Stream(name=task.name, backbone=file.backbone, seed=file.seed, tasks=(task,), folder=document.path.parent)
 
 
-def _validated(document: Document, model: type[Model]) -> Model:
+def _validated(document: YamlDocument, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        raise StreamError(explain(error, document, model)) from error
+        raise StreamError(validation_message(error, document, model)) from error

@@ -22,25 +22,25 @@ from tasks.spec import TaskSpec
 Text = str | tuple[str, str]
 
 
-class Quote(NamedTuple):
+class AnswerSpan(NamedTuple):
     """A right answer of a span task; start: where it stands in the passage, in characters, None where it does not."""
 
     text: str
     start: int | None
 
 
-class Wording(NamedTuple):
+class GenerationTarget(NamedTuple):
     """What a generation task should write: the text that is learned, and all that would be right."""
 
     text: str
     references: tuple[str, ...]
 
 
-Target = str | float | tuple[Quote, ...] | Wording  # of classification, regression, span and generation
+Target = str | float | tuple[AnswerSpan, ...] | GenerationTarget  # of classification, regression, span and generation
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledTexts:
     """Texts (or pairs of texts) and what is right for each, in order; without targets where that is not known."""
 
     texts: tuple[Text, ...]
@@ -63,10 +63,10 @@ class Rows:
         """The groups whose proportions are kept when rows are taken: those of the labels, or a single one."""
         return self.labels or ("",) * len(self)
 
-    def take(self, indices: Iterable[int]) -> Rows:
+    def select(self, indices: Iterable[int]) -> LabelledTexts:
         """The rows at `indices`, in the order given."""
         chosen = tuple(indices)
-        return Rows(tuple(self.texts[i] for i in chosen), tuple(self.targets[i] for i in chosen))
+        return LabelledTexts(tuple(self.texts[i] for i in chosen), tuple(self.targets[i] for i in chosen))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,15 +84,15 @@ class TaskData:
 
     spec: TaskSpec
     labels: tuple[str, ...]
-    train: Rows
-    validation: Rows
-    test: Rows
+    train: LabelledTexts
+    validation: LabelledTexts
+    test: LabelledTexts
     notes: tuple[str, ...] = ()
     folder: Path = Path()
     seed: int = 0
 
 
-def carve(rows: Rows, count: int, *, seed: int | str) -> tuple[Rows, Rows]:
+def split_off(rows: LabelledTexts, count: int, *, seed: int | str) -> tuple[LabelledTexts, LabelledTexts]:
     """Split `rows` into (kept, carved), at most `count` of them carved, in the proportions of the labels.
 
     Every label stays in kept (one with a single row is not carved), and equal texts stay on one side, so that nothing
@@ -108,7 +108,7 @@ def carve(rows: Rows, count: int, *, seed: int | str) -> tuple[Rows, Rows]:
         groups[text].append(index)
     strata = rows.strata
     left = Counter(strata)
-    room = Counter(quotas(left, min(count, len(rows)), seed=seed))
+    room = Counter(stratified_quotas(left, min(count, len(rows)), seed=seed))
     carved: set[int] = set()
     for text in sorted(groups, key=lambda text: _digest([seed, text])):
         took = Counter(strata[index] for index in groups[text])
@@ -116,10 +116,10 @@ def carve(rows: Rows, count: int, *, seed: int | str) -> tuple[Rows, Rows]:
             room -= took
             left -= took
             carved.update(groups[text])
-    return rows.take(i for i in range(len(rows)) if i not in carved), rows.take(sorted(carved))
+    return rows.select(i for i in range(len(rows)) if i not in carved), rows.select(sorted(carved))
 
 
-def sample(rows: Rows, count: int, *, seed: int | str, keep_labels: bool = False) -> Rows:
+def sample(rows: LabelledTexts, count: int, *, seed: int | str, keep_labels: bool = False) -> LabelledTexts:
     """At most `count` rows, in their order, in the proportions of the labels; with `keep_labels` none is lost.
 
     Raises: DataError where `keep_labels` asks for more labels than `count`.
@@ -129,15 +129,15 @@ def sample(rows: Rows, count: int, *, seed: int | str, keep_labels: bool = False
     counts = Counter(rows.strata)
     if keep_labels and count < len(counts):
         raise DataError(f"{count} rows cannot keep all {len(counts)} labels; allow at least {len(counts)} rows")
-    return _first(rows, quotas(counts, count, seed=seed, at_least=int(keep_labels)), seed)
+    return _first(rows, stratified_quotas(counts, count, seed=seed, at_least=int(keep_labels)), seed)
 
 
-def shots(rows: Rows, n: int, *, seed: int | str) -> Rows:
+def sample_shots(rows: LabelledTexts, n: int, *, seed: int | str) -> LabelledTexts:
     """`n` rows of every label, in their order; all rows of a label that has fewer. Without labels, `n` rows."""
     return _first(rows, dict.fromkeys(rows.strata, n), seed)
 
 
-def quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: int = 0) -> dict[str, int]:
+def stratified_quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: int = 0) -> dict[str, int]:
     """Share `total` among labels by largest remainder, `at_least` for each; the seed orders equal remainders."""
     exact = {label: total * count / sum(counts.values()) for label, count in counts.items()}
     share = {label: max(at_least, floor(value)) for label, value in exact.items()}
@@ -149,14 +149,14 @@ def quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: 
     return share
 
 
-def _first(rows: Rows, share: Mapping[str, int], seed: int | str) -> Rows:
+def _first(rows: LabelledTexts, share: Mapping[str, int], seed: int | str) -> LabelledTexts:
     """Of every label the rows of lowest rank, as many as its share."""
     ranked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     copies: Counter[tuple[Text, Target]] = Counter()
     for index, (row, stratum) in enumerate(zip(zip(rows.texts, rows.targets, strict=True), rows.strata, strict=True)):
         copies[row] += 1  # equal rows get ranks of their own, or they would be taken together
         ranked[stratum].append((_digest([seed, row, copies[row]]), index))
-    return rows.take(sorted(i for label, found in ranked.items() for _, i in sorted(found)[: share[label]]))
+    return rows.select(sorted(i for label, found in ranked.items() for _, i in sorted(found)[: share[label]]))
 
 
 def _digest(value: object) -> str:

@@ -12,18 +12,18 @@ from typing import Any
 
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
-from tasks.table import header
+from tasks.table import read_csv_header
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceLocation:
     """A task's source, and the folder that its relative paths start from."""
 
     task: str
     source: Source
     folder: Path
 
-    def at(self, split: Split) -> str:
+    def split_location(self, split: Split) -> str:
         """How messages name a split of this task."""
         return f"task {self.task!r}, {split}"
 
@@ -32,12 +32,12 @@ class Origin:
         """Whether the rows are the user's own files, read by a builder of `datasets`."""
         return self.source.path in LOCAL_BUILDERS
 
-    def inside(self, path: str) -> str:
+    def resolve_path(self, path: str) -> str:
         """`path` from the folder; an address is left alone."""
         return path if "://" in path else str((self.folder / path).absolute())
 
 
-def present(origin: Origin) -> tuple[Split, ...]:
+def available_splits(origin: SourceLocation) -> tuple[Split, ...]:
     """Which of our splits the source has.
 
     Raises: DataError where the source cannot be reached, has no train split, or lacks one that `splits` names.
@@ -48,13 +48,13 @@ def present(origin: Origin) -> tuple[Split, ...]:
     for split in absent:
         if split == "train" or split in origin.source.splits:
             raise DataError(
-                f"{origin.at(split)}: the source has no split {names[split]!r}; it has {', '.join(there)}; "
+                f"{origin.split_location(split)}: the source has no split {names[split]!r}; it has {', '.join(there)}; "
                 f"say which one to read, as in splits: {{{split}: {next(iter(there), 'NAME')}}}"
             )
     return tuple(split for split in SPLITS if split not in absent)
 
 
-def read_split(origin: Origin, split: Split) -> Any:
+def read_split(origin: SourceLocation, split: Split) -> Any:
     """The rows of one split, as a `datasets.Dataset`.
 
     Raises: DataError for files that are missing, empty or unreadable, and for a hub that cannot be reached.
@@ -66,11 +66,11 @@ def read_split(origin: Origin, split: Split) -> Any:
     except Exception as error:  # whatever a builder, a parser or the network raises
         raise _failure(origin, split, error) from error
     if len(rows) == 0:
-        raise DataError(f"{origin.at(split)}: the split is empty; give it at least one row")
+        raise DataError(f"{origin.split_location(split)}: the split is empty; give it at least one row")
     return rows
 
 
-def _split_names(origin: Origin) -> Sequence[str]:
+def _split_names(origin: SourceLocation) -> Sequence[str]:
     if origin.source.data_files is not None:
         return list(origin.source.data_files)
     arguments = _hub_arguments(origin)
@@ -81,20 +81,20 @@ def _split_names(origin: Origin) -> Sequence[str]:
         raise _failure(origin, "train", error) from error
 
 
-def _hub_arguments(origin: Origin) -> dict[str, Any]:
+def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
     source = origin.source
-    data_dir = origin.inside(source.data_dir) if source.data_dir and origin.local else source.data_dir
+    data_dir = origin.resolve_path(source.data_dir) if source.data_dir and origin.local else source.data_dir
     own_folder = not origin.local and (origin.folder / source.path).is_dir()
-    path = origin.inside(source.path) if own_folder else source.path
+    path = origin.resolve_path(source.path) if own_folder else source.path
     given = {"data_dir": data_dir, "revision": source.revision, "data_files": source.data_files}
     return {"path": path, "name": source.name} | {key: value for key, value in given.items() if value is not None}
 
 
-def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
+def _local_arguments(origin: SourceLocation, split: Split) -> dict[str, Any]:
     source = origin.source
     arguments: dict[str, Any] = {"path": source.path}
     if source.data_files is None:
-        folder = origin.inside(source.data_dir or ".")
+        folder = origin.resolve_path(source.data_dir or ".")
         arguments["data_dir"] = folder
         files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
     else:
@@ -105,9 +105,9 @@ def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
         from datasets import Features, Value
 
         # Every field is a text as it is written: "NA" and "null" are no gaps, and 007 is not 7.
-        columns = header(files[0], origin.at(split))
+        columns = read_csv_header(files[0], origin.split_location(split))
         for file in files[1:]:
-            header(file, origin.at(split))
+            read_csv_header(file, origin.split_location(split))
         arguments["features"] = Features({name: Value("string") for name in columns})
         arguments["keep_default_na"] = False
     # The cache of `datasets` knows a local file by path and time of change, which a copy or a checkout can repeat over
@@ -116,16 +116,20 @@ def _local_arguments(origin: Origin, split: Split) -> dict[str, Any]:
     return arguments
 
 
-def _found(origin: Origin, split: Split, named: str | list[str]) -> list[str]:
+def _found(origin: SourceLocation, split: Split, named: str | list[str]) -> list[str]:
     """The files, each checked to be there; patterns are filled in."""
     files: list[str] = []
-    for path in map(origin.inside, [named] if isinstance(named, str) else named):
+    for path in map(origin.resolve_path, [named] if isinstance(named, str) else named):
         there = "://" in path or _is_file(path)
         if there and has_magic(path) and "://" not in path:
-            raise DataError(f"{origin.at(split)}: {path} would be read as a pattern; rename it without * ? [ ]")
+            raise DataError(
+                f"{origin.split_location(split)}: {path} would be read as a pattern; rename it without * ? [ ]"
+            )
         matches = [path] if there else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
         if not matches:
-            raise DataError(f"{origin.at(split)}: no file {path}; correct data_files, or put the file there")
+            raise DataError(
+                f"{origin.split_location(split)}: no file {path}; correct data_files, or put the file there"
+            )
         files += matches
     return files
 
@@ -147,7 +151,7 @@ def _content(files: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _failure(origin: Origin, split: Split, error: Exception) -> DataError:
+def _failure(origin: SourceLocation, split: Split, error: Exception) -> DataError:
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if origin.local:
@@ -157,7 +161,7 @@ def _failure(origin: Origin, split: Split, error: Exception) -> DataError:
             f"a hub dataset needs the network (or an earlier download); check path {origin.source.path!r}, name and "
             f"revision, or use your own files with path: {' | '.join(LOCAL_BUILDERS)} and data_files"
         )
-    return DataError(f"{origin.at(split)}: cannot read {origin.source.path!r}: {reason}; {advice}")
+    return DataError(f"{origin.split_location(split)}: cannot read {origin.source.path!r}: {reason}; {advice}")
 
 
 @contextmanager

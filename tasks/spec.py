@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.needs import NEEDS, Kind
+from tasks.needs import KIND_SCHEMAS, Kind
 from tasks.template import Template
-from tasks.written import Written
+from tasks.written import StrictModel
 
 Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
@@ -50,7 +50,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
 
 
-class Source(Written):
+class Source(StrictModel):
     """Where rows come from: arguments of `datasets.load_dataset`.
 
     `splits` says what the source calls a split of ours, `{validation: dev}`; one not named there goes by its
@@ -82,7 +82,7 @@ class Source(Written):
         return self.splits.get(split, split)
 
 
-class Budget(Written):
+class Budget(StrictModel):
     """How much training a task gets; zero epochs is a valid budget (the closed-form head alone)."""
 
     epochs: int = Field(default=3, ge=0)
@@ -97,7 +97,7 @@ class Budget(Written):
     )
 
 
-class Method(Written):
+class Method(StrictModel):
     """The name of a method and its settings, `{name: lora, rank: 8}` or just `lora`.
 
     Which methods and settings exist is checked where methods live.
@@ -123,7 +123,7 @@ class Method(Written):
         return dict(self.model_extra or {})
 
 
-class TaskSpec(Written):
+class TaskSpec(StrictModel):
     """One task: its kind, its rows, its metric, and what it does otherwise than its stream.
 
     What is right stands in the column `label` (classification, regression), `answers` (span) or `target` (generation,
@@ -160,9 +160,11 @@ class TaskSpec(Written):
         kind, key = info.data.get("kind"), info.field_name
         if kind is None:
             return value
-        needs = NEEDS[kind]
-        if value is None and key == needs.column:
-            raise ValueError(f"a {kind} task must name the column of its {needs.holds}, as in `{key}: {key}`")
+        needs = KIND_SCHEMAS[kind]
+        if value is None and key == needs.target_column:
+            raise ValueError(
+                f"a {kind} task must name the column of its {needs.target_description}, as in `{key}: {key}`"
+            )
         if value is not None and key not in needs.keys:
             raise ValueError(f"a {kind} task has no use for {key!r}, only for {', '.join(needs.keys)}; drop it")
         return value
@@ -173,7 +175,7 @@ class TaskSpec(Written):
         kind = info.data.get("kind")
         if kind is None:
             return value
-        metrics = NEEDS[kind].allowed(kind)
+        metrics = KIND_SCHEMAS[kind].allowed(kind)
         if value and value not in metrics:
             raise ValueError(f"a {kind} task is scored by one of {', '.join(metrics)}")
         return value or metrics[0]
@@ -191,7 +193,7 @@ class TaskFile(TaskSpec):
     seed: Seed = 0
 
 
-class Stream(Written):
+class Stream(StrictModel):
     """Tasks in order of arrival, with what they have in common.
 
     `measure_gain`: where a warm start was taken, train from scratch too and report the difference.

@@ -10,7 +10,7 @@ from tasks.errors import DataError
 csv.field_size_limit(sys.maxsize)  # a text may be of any length
 
 
-def header(file: str, where: str) -> list[str]:
+def read_csv_header(file: str, where: str) -> list[str]:
     """The names of a CSV file's columns, each row having been seen to have as many fields.
 
     Raises: DataError, with the line, for a row of another length, and for a file that is empty or not UTF-8.

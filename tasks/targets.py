@@ -8,9 +8,9 @@ from typing import Any
 
 from tasks.columns import Column, Table
 from tasks.errors import DataError
-from tasks.needs import NEEDS, Kind
-from tasks.rows import Quote, Rows, Target, Text, Wording
-from tasks.source import Origin
+from tasks.needs import KIND_SCHEMAS, Kind
+from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, Text
+from tasks.source import SourceLocation
 from tasks.spec import SPLITS, Split, TaskSpec
 
 
@@ -41,11 +41,11 @@ def _label(value: Any, names: list[str] | None) -> str | None:
 
 def _numbers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[float, ...]:
     return _main(spec, table).read(
-        number, allowed="a number; allowed are finite numbers such as 3, 0.5 or 1e-3; mend the row or drop it"
+        parse_number, allowed="a number; allowed are finite numbers such as 3, 0.5 or 1e-3; mend the row or drop it"
     )
 
 
-def number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     """A finite number, also one that a file holds as text, or None for what is not one.
 
     >>> number("1e-3"), number(" 2 "), number(True), number("nan"), number("1,5")
@@ -60,14 +60,14 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _wordings(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[Wording, ...]:
+def _wordings(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[GenerationTarget, ...]:
     targets = _main(spec, table).texts()
     if spec.references is None:
-        return tuple(Wording(target, (target,)) for target in targets)
+        return tuple(GenerationTarget(target, (target,)) for target in targets)
     references = table.column(spec.references).read(
         _texts, allowed="a text or a list of at least one text; mend the row or drop it"
     )
-    return tuple(Wording(*row) for row in zip(targets, references, strict=True))
+    return tuple(GenerationTarget(*row) for row in zip(targets, references, strict=True))
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
@@ -77,7 +77,7 @@ def _texts(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if many else None
 
 
-def _quotes(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[Quote, ...], ...]:
+def _quotes(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[AnswerSpan, ...], ...]:
     column = _main(spec, table)
     answers = column.read(
         _answers,
@@ -90,18 +90,18 @@ def _quotes(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[
     )
 
 
-def _answers(value: Any) -> list[Quote] | None:
+def _answers(value: Any) -> list[AnswerSpan] | None:
     """Answers in SQuAD's form, or a list of texts whose places are not said."""
     match value:
         case {"text": [str(), *_] as found, "answer_start": [int(), *_] as starts} if len(found) == len(starts):
-            return [Quote(text, start) for text, start in zip(found, starts, strict=True)]
+            return [AnswerSpan(text, start) for text, start in zip(found, starts, strict=True)]
         case [str(), *_] | str():
             found = [value] if isinstance(value, str) else value
-            return [Quote(text, None) for text in found] if all(isinstance(text, str) for text in found) else None
+            return [AnswerSpan(text, None) for text in found] if all(isinstance(text, str) for text in found) else None
     return None
 
 
-def _quoted(column: Column, row: int, answers: Sequence[Quote], *, passage: str) -> tuple[Quote, ...]:
+def _quoted(column: Column, row: int, answers: Sequence[AnswerSpan], *, passage: str) -> tuple[AnswerSpan, ...]:
     """The answers with their places. Raises: DataError for one that stands elsewhere, or where none is in the passage.
 
     An answer without a place is taken where it first occurs; the words of one that does not still count as right.
@@ -109,10 +109,12 @@ def _quoted(column: Column, row: int, answers: Sequence[Quote], *, passage: str)
     for text, start in answers:
         if start is not None and not (start >= 0 and text and passage.startswith(text, start)):
             found = passage[max(start, 0) :][: len(text)]
-            raise column.wrong(row, f"at character {start} of the passage stands {found!r:.60}, not {text!r:.60}")
-    placed = [Quote(text, _first(passage, text)) if start is None else Quote(text, start) for text, start in answers]
+            raise column.error_for(row, f"at character {start} of the passage stands {found!r:.60}, not {text!r:.60}")
+    placed = [
+        AnswerSpan(text, _first(passage, text)) if start is None else AnswerSpan(text, start) for text, start in answers
+    ]
     if all(quote.start is None for quote in placed):
-        raise column.wrong(row, f"{placed[0].text!r:.80} does not occur in the passage; mend the row or drop it")
+        raise column.error_for(row, f"{placed[0].text!r:.80} does not occur in the passage; mend the row or drop it")
     return tuple(placed)
 
 
@@ -131,33 +133,39 @@ _READERS: Mapping[Kind, Callable[[TaskSpec, Table, Sequence[Text]], tuple[Target
 
 def _main(spec: TaskSpec, table: Table) -> Column:
     """The column of what is right."""
-    name = getattr(spec, NEEDS[spec.kind].column)
+    name = getattr(spec, KIND_SCHEMAS[spec.kind].target_column)
     assert name is not None  # a spec without it is no spec
     return table.column(name)
 
 
-def checked_labels(spec: TaskSpec, splits: Mapping[Split, Rows], origin: Origin) -> tuple[str, ...]:
+def train_labels(spec: TaskSpec, splits: Mapping[Split, LabelledTexts], origin: SourceLocation) -> tuple[str, ...]:
     """The labels of train, sorted; none for kinds without labels.
 
     Raises: DataError for fewer than two labels, or numbers, labels that train lacks, and labels without a word.
     """
     train = splits["train"]
     if spec.kind == "regression" and len(set(train.targets)) < 2:
-        raise DataError(f"{origin.at('train')}: at least two different numbers are needed; got only {train.targets[0]}")
+        raise DataError(
+            f"{origin.split_location('train')}: at least two different numbers are needed; got only {train.targets[0]}"
+        )
     if spec.kind != "classification":
         return ()
     known = set(train.labels)
     if len(known) < 2:
-        raise DataError(f"{origin.at('train')}: at least two labels are needed; got only {', '.join(map(repr, known))}")
+        raise DataError(
+            f"{origin.split_location('train')}: at least two labels are needed; got only {', '.join(map(repr, known))}"
+        )
     for split in SPLITS:
         if unseen := sorted(set(splits[split].labels) - known):
             listed = ", ".join(map(repr, unseen[:20])) + (f" and {len(unseen) - 20} more" if len(unseen) > 20 else "")
             raise DataError(
-                f"{origin.at(split)}: labels that train does not have: {listed}; add such rows to train or drop these"
+                f"{origin.split_location(split)}: labels that train does not have: {listed}; "
+                "add such rows to train or drop these"
             )
     if spec.template and spec.template.words.keys() != known:
         raise DataError(
-            f"{origin.at('train')}: template.words must have a word for every label and no other; the labels are "
+            f"{origin.split_location('train')}: template.words must have a word for every label and no other; "
+            "the labels are "
             f"{', '.join(sorted(known))}; words are given for {', '.join(sorted(spec.template.words))}"
         )
     return tuple(sorted(known))

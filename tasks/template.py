@@ -12,7 +12,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator
 
-from tasks.written import Written
+from tasks.written import StrictModel
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 _GAP = "\0"  # no text that people write holds it
@@ -20,7 +20,7 @@ _GAP = "\0"  # no text that people write holds it
 Word = Annotated[str, Field(min_length=1)]
 
 
-class Template(Written):
+class Template(StrictModel):
     """`text` is a Jinja2 template of `text` (of a pair also `text_pair`) and `mask`, the gap, which it shows once.
 
     words: the word that stands in the gap for each label.
@@ -52,7 +52,7 @@ class Template(Written):
             raise ValueError("two labels have the same word, so that nothing could tell them apart; change one")
         return value
 
-    def around(self, text: str, text_pair: str = "") -> tuple[str, str]:
+    def split_at_gap(self, text: str, text_pair: str = "") -> tuple[str, str]:
         """What stands before the gap and what stands behind it."""
         before, _, after = _rendered(self.text, text.replace(_GAP, ""), text_pair.replace(_GAP, "")).partition(_GAP)
         return before, after

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_
 from pydantic_core import PydanticCustomError
 
 
-class Written(BaseModel):
+class StrictModel(BaseModel):
     """Frozen; an unknown key is an error, and so is `true` for a number, which pydantic alone reads as 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

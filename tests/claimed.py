@@ -2,9 +2,9 @@
 
 from registry import Registry, claim_next
 
-OFTEN = 100  # no test begins one more often
+CLAIM_ATTEMPTS = 100  # no test begins one more often
 
 
-def claim(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
+def claim_position(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
     """Takes a position that waits, failed, or whose holder is dead; False where it is learned or somebody's."""
-    return claim_next(registry, stream, among={number: OFTEN}, holder=holder) == number
+    return claim_next(registry, stream, among={number: CLAIM_ATTEMPTS}, holder=holder) == number

@@ -13,7 +13,7 @@ from continual.cli import main
 
 
 @dataclass(frozen=True)
-class Ran:
+class CliResult:
     code: int
     out: str
     err: str
@@ -23,22 +23,22 @@ class Ran:
         return json.loads(self.out)
 
 
-Run = Callable[..., Ran]
+CliRunner = Callable[..., CliResult]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
     """Run the command line in this process, with a home of its own and no MLflow server."""
     for name in ("CONTINUAL_REGISTRY_URL", "CONTINUAL_BLOBS_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*words: str) -> Ran:
+    def run(*words: str) -> CliResult:
         monkeypatch.setattr(sys, "argv", ["continual", *words, "--home", str(tmp_path / "home")])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             main()  # always ends so: the command line leaves with its exit code
         captured = capsys.readouterr()
-        return Ran(int(stopped.value.code or 0), captured.out, captured.err)
+        return CliResult(int(stopped.value.code or 0), captured.out, captured.err)
 
     return run

@@ -17,7 +17,7 @@ import torch
 from command_line import cli  # noqa: F401 (fixture)
 from databases import bucket, database, postgres, postgres_url, shared_database  # noqa: F401 (fixtures)
 from tiny import save_backbone, tiny_backbone
-from tiny_models import KINDS
+from tiny_models import TINY_CONFIGS
 
 from continual.backbone import Backbone, load_backbone
 
@@ -63,13 +63,15 @@ def roberta() -> Backbone:
     return backbone_of("roberta")
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=TINY_CONFIGS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every test that asks for it runs once per family."""
     return backbone_of(request.param)
 
 
-@pytest.fixture(scope="session", params=[kind for kind, (_, model, _) in KINDS.items() if not model.endswith("Model")])
+@pytest.fixture(
+    scope="session", params=[kind for kind, (_, model, _) in TINY_CONFIGS.items() if not model.endswith("Model")]
+)
 def writer(request: pytest.FixtureRequest) -> Backbone:
     """Every family with a language model, for tasks that generate."""
     return replace(backbone_of(request.param), generates=True)

@@ -26,20 +26,20 @@ import registry.claims
 import registry.holders
 from continual import Learner, read_stream
 from continual.backbone import Backbone, load_backbone
-from continual.routed import examine_stored, routed_scores
-from continual.settings import Settings
-from continual.watcher import Watcher
-from registry import Registry, verify
+from continual.routed import evaluate_stored, routed_scores
+from continual.settings import Locations
+from continual.watcher import RunCallbacks
+from registry import Registry, find_damage
 from tasks import Stream, load_stream
 
 TASKS = ("animals", "mood", "place", "food")  # of the smoke stream's shape: four small tasks, warm starts, three epochs
 BUDGET = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
 METHOD = {"name": "lora", "rank": 8}
-RESUMED = "resumed"  # the file in which controllers note that they went on from a checkpoint
+RESUME_LOG_MESSAGE = "resumed"  # the file in which controllers note that they went on from a checkpoint
 
 
 @dataclass(frozen=True)
-class World:
+class StreamFixture:
     """What every controller works on: a stream of tiny tasks, and a tiny backbone."""
 
     folder: Path
@@ -48,7 +48,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Home:
+class RegistryLocation:
     """Where one registry is."""
 
     url: str
@@ -60,7 +60,7 @@ class Home:
             yield opened
 
 
-def make_world(folder: Path) -> World:
+def make_world(folder: Path) -> StreamFixture:
     """Write the stream's files and load the backbone, as a user's run would."""
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
@@ -72,7 +72,7 @@ def make_world(folder: Path) -> World:
     backbone = load_backbone(str(saved), device="cpu", dtype="float32")
     stream = read_stream(folder / "stream.yaml")
     load_stream(stream)
-    return World(folder, backbone, stream)
+    return StreamFixture(folder, backbone, stream)
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
@@ -94,14 +94,14 @@ def fork(work: Callable[[], int], log: Path) -> int:
 
 
 def controller(
-    world: World,
-    home: Home,
+    world: StreamFixture,
+    home: RegistryLocation,
     *,
     host: str | None = None,
     hours: int = 0,
     lease: float | None = None,
-    places: Settings | None = None,
-    watcher: Watcher | None = None,
+    places: Locations | None = None,
+    watcher: RunCallbacks | None = None,
 ) -> int:
     """Start a controller that keeps a checkpoint after every epoch; it ends with 0 where all is learned.
 
@@ -109,20 +109,20 @@ def controller(
     """
 
     def work() -> int:
-        continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
-        continual.claiming.WAIT = 0.1
+        continual.checkpoint.MIN_INTERVAL_SECONDS, continual.checkpoint.MAX_OVERHEAD = 0.0, 1e9
+        continual.claiming.POLL_SECONDS = 0.1
         if host:
             _move(host, hours)
         if lease:
             registry.claims.LEASE = timedelta(seconds=lease)
-            registry.claims.held.__wrapped__.__kwdefaults__["every"] = lease / 6
-        noting = watcher or Watcher(noted=note)
+            registry.claims.hold_claim.__wrapped__.__kwdefaults__["every"] = lease / 6
+        noting = watcher or RunCallbacks(on_note=note)
         with home.registry() as opened:
             return 1 if Learner(world.backbone, opened, places).run(world.stream, watcher=noting) else 0
 
     def note(task: str, what: str) -> None:
         if what.startswith("goes on"):
-            with (world.folder / RESUMED).open("a") as lines:
+            with (world.folder / RESUME_LOG_MESSAGE).open("a") as lines:
                 lines.write(f"{task}: {what}\n")
 
     return fork(work, world.folder / "log")
@@ -141,7 +141,7 @@ def _move(host: str, hours: int) -> None:
     registry.holders.socket.gethostname = lambda: host
 
 
-def ended(pid: int, *, within: float) -> int | None:
+def wait_exit_code(pid: int, *, within: float) -> int | None:
     """The exit code of a process, negative where a signal ended it; None where it runs on."""
     end = time.monotonic() + within
     while True:
@@ -157,7 +157,7 @@ Scores = dict[tuple[object, ...], float]
 Known = tuple[dict[str, str], Scores]  # digests by delta, and scores
 
 
-def known(home: Home) -> Known:
+def registry_contents(home: RegistryLocation) -> Known:
     """All that was learned: the digest of every delta, and every score."""
     with home.registry() as opened:
         digests = {row["delta"]: opened.delta(row["delta"]).digest for row in opened.deltas()}
@@ -165,20 +165,20 @@ def known(home: Home) -> Known:
     return digests, scores
 
 
-def wrong_now(home: Home) -> list[str]:
+def invariant_violations(home: RegistryLocation) -> list[str]:
     """What must hold at every moment: `verify` is clean, and no task has two versions."""
     with home.registry() as opened:
         doubles = [row["delta"] for row in opened.deltas() if row["version"] != 1]
-        return [*verify(opened), *(f"{delta}: learned twice" for delta in doubles)]
+        return [*find_damage(opened), *(f"{delta}: learned twice" for delta in doubles)]
 
 
-def wrong_at_last(world: World, home: Home, *, expected: Known | None = None) -> list[str]:
+def final_violations(world: StreamFixture, home: RegistryLocation, *, expected: Known | None = None) -> list[str]:
     """What must hold once the stream is learned: each task once, its routed scores those of the deltas that are there.
 
     expected: what a single undisturbed controller came to; with it, all is the same to the bit.
     """
-    wrong = wrong_now(home)
-    digests, scores = known(home)
+    wrong = invariant_violations(home)
+    digests, scores = registry_contents(home)
     with home.registry() as opened:
         stream, names = opened.stream("core"), [f"{task}@1" for task in TASKS]
         if [position.delta for position in stream.positions] != names:
@@ -187,7 +187,7 @@ def wrong_at_last(world: World, home: Home, *, expected: Known | None = None) ->
         if sorted(row["delta"] for row in opened.deltas()) != sorted(names):
             wrong.append("deltas besides the stream's")
         loaded = load_stream(world.stream)
-        seen = {n: examine_stored(world.backbone, opened, n, data) for n, data in zip(names, loaded, strict=True)}
+        seen = {n: evaluate_stored(world.backbone, opened, n, data) for n, data in zip(names, loaded, strict=True)}
     for step in range(len(names)):
         looked = {name: seen[name] for name in names[: step + 1]}
         measured, _ = routed_scores(looked, stream="core", step=step, abstaining=step == len(names) - 1)

@@ -3,11 +3,11 @@
 import continual.checkpoint
 import continual.claiming
 import continual.engines.worker
-from continual.engines.worker import Given, Worker
+from continual.engines.worker import Worker, WorkerConfig
 
 
-class Keen(Worker):
-    def ready(self, given: Given) -> str:
-        continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
-        continual.claiming.WAIT, continual.engines.worker.PAUSE = 0.05, 0.01
-        return super().ready(given)
+class EagerWorker(Worker):
+    def initialize(self, given: WorkerConfig) -> str:
+        continual.checkpoint.MIN_INTERVAL_SECONDS, continual.checkpoint.MAX_OVERHEAD = 0.0, 1e9
+        continual.claiming.POLL_SECONDS, continual.engines.worker.FLUSH_SECONDS = 0.05, 0.01
+        return super().initialize(given)

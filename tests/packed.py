@@ -12,10 +12,10 @@ from tiny import save_backbone, tiny_backbone
 from transformers.pytorch_utils import Conv1D
 
 from continual.backbone import Backbone, freeze, load_backbone
-from continual.quantised import is_packed
+from continual.quantised import is_quantized
 
 _BERT = {"hidden_size": 64, "intermediate_size": 128}
-WIDE: dict[str, dict[str, Any]] = {
+HIDDEN_SIZE: dict[str, dict[str, Any]] = {
     "bert": _BERT,
     "gpt2": {"n_embd": 64},
     "llama": _BERT,
@@ -25,26 +25,26 @@ WIDE: dict[str, dict[str, Any]] = {
 
 
 @cache
-def plain(kind: str) -> Backbone:
-    return tiny_backbone(kind, **WIDE[kind])
+def float_backbone(kind: str) -> Backbone:
+    return tiny_backbone(kind, **HIDDEN_SIZE[kind])
 
 
 @cache
-def folder(kind: str) -> Path:
-    return save_backbone(plain(kind), Path(mkdtemp(prefix=f"wide-{kind}-")))
+def checkpoint_folder(kind: str) -> Path:
+    return save_backbone(float_backbone(kind), Path(mkdtemp(prefix=f"wide-{kind}-")))
 
 
 @cache
-def packed(kind: str, bits: int, dtype: str = "auto") -> Backbone:
-    return load_backbone(str(folder(kind)), device="cpu", dtype=dtype, bits=bits)
+def quantized_backbone(kind: str, bits: int, dtype: str = "auto") -> Backbone:
+    return load_backbone(str(checkpoint_folder(kind)), device="cpu", dtype=dtype, bits=bits)
 
 
 @cache
-def unpacked(kind: str, bits: int, dtype: str = "bfloat16") -> Backbone:
+def dequantized_backbone(kind: str, bits: int, dtype: str = "bfloat16") -> Backbone:
     """The backbone whose weights are the numbers that the packed ones stand for."""
-    whole = deepcopy(plain(kind).whole)
-    for path, module in packed(kind, bits).whole.named_modules():
-        if isinstance(module, torch.nn.Linear) and is_packed(module.weight):
+    whole = deepcopy(float_backbone(kind).base_module)
+    for path, module in quantized_backbone(kind, bits).base_module.named_modules():
+        if isinstance(module, torch.nn.Linear) and is_quantized(module.weight):
             own: Any = whole.get_submodule(path)
             weight: Any = module.weight
             if bits == 4:
@@ -56,4 +56,4 @@ def unpacked(kind: str, bits: int, dtype: str = "bfloat16") -> Backbone:
             if own.bias is not None:
                 own.bias.data = module.bias.data.float()
     name = f"unpacked-{kind}"
-    return freeze(whole, plain(kind).tokenizer, name=name, device="cpu", dtype=dtype)
+    return freeze(whole, float_backbone(kind).tokenizer, name=name, device="cpu", dtype=dtype)

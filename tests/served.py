@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 
 from continual import Learner, read_stream
-from continual.serve import Limits, Serving, application, listening
-from continual.settings import settings
+from continual.serve import ChampionServer, Limits, bind_socket, create_app
+from continual.settings import resolve_locations
 from registry import Registry, revoke_key
 
 METHODS = {"animals": "lora", "mood": "adapter"}
@@ -25,7 +25,7 @@ BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32
 POLL = 0.05
 
 
-def echo(folder: Path) -> dict[str, object]:
+def echo_task(folder: Path) -> dict[str, object]:
     """A task that writes the first three words of a text again."""
     files = {}
     for seed, (split, n) in enumerate({"train": 24, "validation": 8, "test": 4}.items()):
@@ -46,9 +46,9 @@ def learner(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Two classifications and a generation on one tiny causal backbone."""
     backbone = save_backbone(tiny_backbone("gpt2"), folder / "backbone")
     entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
-    stream = {"name": "served", "budget": BUDGET, "tasks": [*entries, echo(folder)]}
+    stream = {"name": "served", "budget": BUDGET, "tasks": [*entries, echo_task(folder)]}
     (folder / "stream.yaml").write_text(yaml.safe_dump(stream))
-    places = settings(folder / "home", {})
+    places = resolve_locations(folder / "home", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         opened = Registry.open(places.registry, places.blobs)
@@ -63,13 +63,13 @@ class Server:
 
     url: str
     client: httpx.Client
-    serving: Serving
+    serving: ChampionServer
 
 
 @contextmanager
-def answering(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+def running_app(app: FastAPI, *, port: int = 0) -> Iterator[str]:
     """An application in a thread of this process, until the block ends; its address."""
-    with listening("127.0.0.1", port) as at:
+    with bind_socket("127.0.0.1", port) as at:
         own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
         thread.start()
@@ -83,9 +83,9 @@ def answering(app: FastAPI, *, port: int = 0) -> Iterator[str]:
 @contextmanager
 def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
     """A server of one process, this one."""
-    serving = Serving(learner.backbone, learner.registry)
-    app = application(serving, local=local, limits=limits, poll=POLL)
-    with answering(app, port=port) as url, httpx.Client(base_url=url, timeout=60) as client:
+    serving = ChampionServer(learner.backbone, learner.registry)
+    app = create_app(serving, local=local, limits=limits, poll=POLL)
+    with running_app(app, port=port) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield Server(url, client, serving)
 
 
@@ -99,7 +99,7 @@ def ask(served: Server, *rows: dict[str, Any], **more: Any) -> httpx.Response:
     return served.client.post("/v1/predict", json={"rows": rows, **more})
 
 
-def fault(response: httpx.Response, status: int) -> str:
+def error_body(response: httpx.Response, status: int) -> str:
     """What an answer says went wrong, in the one shape that there is."""
     assert response.status_code == status, response.text
     assert response.json().keys() == {"error"}
@@ -109,7 +109,7 @@ def fault(response: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-def until(true: Any, *, seconds: float = 20) -> None:
+def wait_until(true: Any, *, seconds: float = 20) -> None:
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < seconds
@@ -117,7 +117,7 @@ def until(true: Any, *, seconds: float = 20) -> None:
 
 
 @contextmanager
-def away(learner: Learner, task: str) -> Iterator[None]:
+def missing_blob(learner: Learner, task: str) -> Iterator[None]:
     """Without the values of a task's delta."""
     champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
     blob = Path(learner.registry.blobs.path(champions[task].digest))

@@ -8,36 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import FILLERS, WORDS, tiny_model
+from tiny_models import FILLER_WORDS, WORDS, tiny_model
 from torch import Tensor
 
 from continual.backbone import Backbone, freeze
-from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, fresh_values
-from continual.features import Tokens, features
-from continual.kinds.classification import Classification, Labelled
-from tasks import Rows, Text
+from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, init_values
+from continual.features import Tokens, encode
+from continual.kinds.classification import Classification, ClassificationRows
+from tasks import LabelledTexts, Text
 
 
 def text_of(task: str, label: str, draw: random.Random) -> str:
     """Some three to seven words, of which two at least are the label's own."""
     own = WORDS[task][label].split()
-    chosen = [draw.choice(own) for _ in range(draw.randint(2, 4))] + draw.choices(FILLERS, k=draw.randint(1, 3))
+    chosen = [draw.choice(own) for _ in range(draw.randint(2, 4))] + draw.choices(FILLER_WORDS, k=draw.randint(1, 3))
     draw.shuffle(chosen)
     return " ".join(chosen)
 
 
-def rows_of(task: str, n: int, *, seed: int = 0) -> Rows:
+def rows_of(task: str, n: int, *, seed: int = 0) -> LabelledTexts:
     """`n` rows whose labels take turns."""
     draw, labels = random.Random(f"{task}/{seed}"), tuple(WORDS[task])
     turns = tuple(labels[i % len(labels)] for i in range(n))
-    return Rows(tuple(text_of(task, label, draw) for label in turns), turns)
+    return LabelledTexts(tuple(text_of(task, label, draw) for label in turns), turns)
 
 
 def labels_of(task: str) -> tuple[str, ...]:
     return tuple(sorted(WORDS[task]))
 
 
-def prepared(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> Labelled:
+def prepared_rows(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> ClassificationRows:
     """`n` rows of a task, ready for a backbone."""
     return Classification(labels_of(task)).prepare(backbone, rows_of(task, n, seed=seed), max_length=32)
 
@@ -66,13 +66,13 @@ def tiny_backbone(kind: str, *, seed: int = 0, **changes: Any) -> Backbone:
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
     """The backbone as a folder that `load_backbone` reads."""
-    backbone.whole.save_pretrained(folder)
+    backbone.base_module.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     return folder
 
 
 # Settings that a method cannot do without.
-NEEDED: Mapping[str, Mapping[str, Any]] = {
+REQUIRED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "union": {"parts": ["bitfit", {"name": "lora", "rank": 2}]},
     "sequential": {"parts": [{"name": "lora", "rank": 2}, "bitfit"]},
 }
@@ -80,11 +80,11 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
 
 def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
     """A delta that has learned nothing, with a random head."""
-    chosen = METHODS[method].model_validate({**NEEDED.get(method, {}), **settings})
+    chosen = METHODS[method].model_validate({**REQUIRED_SETTINGS.get(method, {}), **settings})
     return _fresh(backbone, method, chosen, labels_of(task), seed=seed)
 
 
-class Trial(MethodSettings):
+class AdHocMethod(MethodSettings):
     """A method that is made in a test, of the edits given."""
 
     chosen: Any
@@ -94,9 +94,9 @@ class Trial(MethodSettings):
         return found
 
 
-def trial_delta(backbone: Backbone, *edits: Edit, seed: int = 0) -> Delta:
+def delta_of_edits(backbone: Backbone, *edits: Edit, seed: int = 0) -> Delta:
     """A delta of these edits, with their fresh values."""
-    return _fresh(backbone, "trial", Trial(chosen=edits), labels_of("mood"), seed=seed)
+    return _fresh(backbone, "trial", AdHocMethod(chosen=edits), labels_of("mood"), seed=seed)
 
 
 def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tuple[str, ...], *, seed: int) -> Delta:
@@ -107,10 +107,10 @@ def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tu
         labels,
         backbone.pooling,
     )
-    return Delta(method, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=seed), head)
+    return Delta(method, settings, backbone.fingerprint, init_values(backbone, settings, seed=seed), head)
 
 
-def moved_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:
+def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:
     """A delta every value of which is away from its start, as after training."""
     delta = fresh_delta(backbone, method, seed=seed, **settings)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -121,4 +121,4 @@ def moved_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: A
 @torch.inference_mode()
 def logits(backbone: Backbone, delta: Delta, tokens: Tokens) -> Tensor:
     """What a delta's head says of each text [N, C]."""
-    return delta.head(features(backbone, tokens, delta=delta))
+    return delta.head(encode(backbone, tokens, delta=delta))

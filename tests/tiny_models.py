@@ -19,12 +19,12 @@ WORDS = {
     "place": {"city": "street tower metro crowd", "sea": "wave coral tide sail"},
     "food": {"sour": "lemon vinegar pickle lime", "sweet": "sugar honey candy cake"},
 }
-FILLERS = ["the", "a", "of", "and", "with", "one"]
+FILLER_WORDS = ["the", "a", "of", "and", "with", "one"]
 
 
 def words() -> list[str]:
     """Every word of every task. Vocabularies are listed, not trained: training breaks ties at random."""
-    return [*FILLERS, *(word for task in WORDS.values() for own in task.values() for word in own.split())]
+    return [*FILLER_WORDS, *(word for task in WORDS.values() for own in task.values() for word in own.split())]
 
 
 def word_pieces() -> PreTrainedTokenizerFast:
@@ -160,7 +160,9 @@ _BART = {
 }
 
 Settings = Mapping[str, Any]
-KINDS: Mapping[str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]] = {  # with the settings of the config
+TINY_CONFIGS: Mapping[
+    str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]
+] = {  # with the settings of the config
     "bert": (word_pieces, "BertModel", _BERT),
     "roberta": (roberta_pieces, "RobertaModel", _ROBERTA),
     "distilbert": (word_pieces, "DistilBertModel", _DISTILBERT),
@@ -180,7 +182,7 @@ KINDS: Mapping[str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]]
 
 def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTrainedTokenizerFast]:
     """A random model and its tokenizer; biases and norms are random too, or they would hide mistakes."""
-    make_tokenizer, name, settings = KINDS[kind]
+    make_tokenizer, name, settings = TINY_CONFIGS[kind]
     tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
     torch.manual_seed(seed)
     config = model_class.config_class(vocab_size=len(tokenizer), **{**settings, **changes})

@@ -12,10 +12,10 @@ from typing import TextIO
 
 from rich.logging import RichHandler
 
-from continual.cli.options import app, err, say
-from continual.cli.visible import Visible
+from continual.cli.options import app, err, print_message
+from continual.cli.visible import EscapingFormatter
 from continual.errors import ContinualError
-from registry import shown
+from registry import redact
 
 # Each adds its commands, in the order in which `continual --help` shows them.
 # isort: split
@@ -68,14 +68,14 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = RichHandler(console=err, show_path=False, show_time=False)
     handler.addFilter(_without_secrets)
-    handler.setFormatter(Visible("%(message)s"))
+    handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app()
     except ContinualError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         # A message is searched and pasted whole.
-        say(shown(str(error)))
+        print_message(redact(str(error)))
         sys.exit(error.exit_code)
 
 
@@ -86,5 +86,5 @@ def _nowhere() -> TextIO:
 
 def _without_secrets(record: logging.LogRecord) -> bool:
     """Libraries log the URLs that they are given."""
-    record.msg, record.args = shown(record.getMessage()), ()
+    record.msg, record.args = redact(record.getMessage()), ()
     return True

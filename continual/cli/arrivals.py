@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import AfterRow, BackboneName, Common, Limit, answer, app, command, group, say
-from continual.watcher import Watcher
+from continual.cli.options import (
+    AfterRow,
+    BackboneName,
+    CommonOptions,
+    Limit,
+    app,
+    command,
+    group,
+    print_message,
+    print_rows,
+)
+from continual.watcher import RunCallbacks
 from tasks import read_task
 
 REGISTRY = "registry"
@@ -20,7 +30,7 @@ Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 
 @command(app)
 def watch(
-    common: Common,
+    common: CommonOptions,
     where: Annotated[str, typer.Argument(metavar="FOLDER|registry", help="Task files dropped there arrive too.")],
     idle: Annotated[
         float | None, typer.Option(min=0, help="End when for so many seconds nothing has been left to learn.")
@@ -31,14 +41,14 @@ def watch(
     folder = None if where == REGISTRY else Path(where)
     with common.learner(backbone) as learner, _told_to_end():
         ended = learner.watch(folder, idle=idle, watcher=_told())
-    answer(common, [{"arrival": number, "error": error} for number, error in ended.items()], title="Learned")
+    print_rows(common, [{"arrival": number, "error": error} for number, error in ended.items()], title="Learned")
     if any(ended.values()):
         raise typer.Exit(1)
 
 
 @group("arrivals")
 def arrivals(
-    common: Common,
+    common: CommonOptions,
     state: Annotated[str | None, typer.Option(help="waiting, held, learned, failed or cancelled.")] = None,
     limit: Limit = None,
     after: AfterRow = None,
@@ -46,12 +56,12 @@ def arrivals(
     """List what was submitted, and what came of it."""
     with common.registry() as registry:
         rows = registry.arrivals(state=state, limit=limit, after=after)
-    answer(common, rows, title="Arrivals", left_out=NOT_SHOWN)
+    print_rows(common, rows, title="Arrivals", left_out=NOT_SHOWN)
 
 
 @command(arrivals)
 def add(
-    common: Common,
+    common: CommonOptions,
     task: Annotated[Path, typer.Argument(help="A task file.")],
     priority: Annotated[int, typer.Option(help="Those of a higher one are learned before others.")] = 0,
 ) -> None:
@@ -62,7 +72,7 @@ def add(
 
 
 @command(arrivals)
-def cancel(common: Common, number: Number) -> None:
+def cancel(common: CommonOptions, number: Number) -> None:
     """See to it that an arrival is not learned; who is learning it stops soon."""
     with common.registry() as registry:
         registry.cancel_arrival(number)
@@ -70,24 +80,24 @@ def cancel(common: Common, number: Number) -> None:
 
 
 @command(arrivals)
-def retry(common: Common, number: Number) -> None:
+def retry(common: CommonOptions, number: Number) -> None:
     """Let an arrival that failed or was cancelled wait again."""
     with common.registry() as registry:
         registry.retry_arrival(number)
     _answer(common, number)
 
 
-def _answer(common: Common, number: int) -> None:
+def _answer(common: CommonOptions, number: int) -> None:
     with common.registry() as registry:
-        answer(common, registry.arrivals(limit=1, after=number - 1), title="Arrival", left_out=NOT_SHOWN)
+        print_rows(common, registry.arrivals(limit=1, after=number - 1), title="Arrival", left_out=NOT_SHOWN)
 
 
-def _told() -> Watcher:
-    return Watcher(
-        noted=lambda task, note: say(f"{task}: {note}"),
-        began=lambda task: say(f"{task}: is being learned"),
-        learned=lambda task, delta: say(f"{task}: {delta} is learned", style="green"),
-        failed=lambda task, error: say(f"{task}: failed: {error}", style="red"),
+def _told() -> RunCallbacks:
+    return RunCallbacks(
+        on_note=lambda task, note: print_message(f"{task}: {note}"),
+        on_start=lambda task: print_message(f"{task}: is being learned"),
+        on_learned=lambda task, delta: print_message(f"{task}: {delta} is learned", style="green"),
+        on_failed=lambda task, error: print_message(f"{task}: failed: {error}", style="red"),
     )
 
 

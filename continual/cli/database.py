@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import Common, answer, app, command
-from registry import dump, restore, upgrade
+from continual.cli.options import CommonOptions, app, command, print_rows
+from registry import dump_registry, restore_registry, upgrade
 from registry.dumpfile import Manifest
 
 db = typer.Typer(help="The registry's database.", no_args_is_help=True)
@@ -14,25 +14,25 @@ app.add_typer(db, name="db")
 
 
 @command(db, name="upgrade")
-def db_upgrade(common: Common) -> None:
+def db_upgrade(common: CommonOptions) -> None:
     """Bring the registry's tables up to this version of the code."""
-    revision = upgrade(common.places.registry)
-    answer(common, [{"revision": revision}], title="Registry")
+    revision = upgrade(common.locations.registry)
+    print_rows(common, [{"revision": revision}], title="Registry")
 
 
 @command(db, name="dump")
-def db_dump(common: Common, file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
+def db_dump(common: CommonOptions, file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
     """Write the whole registry, with all blobs, into one file; also while a stream is running."""
     with common.registry() as registry:
-        manifest = dump(registry, file)
-    answer(common, [_told(file, manifest)], title="Written")
+        manifest = dump_registry(registry, file)
+    print_rows(common, [_told(file, manifest)], title="Written")
 
 
 @command(db, name="restore")
-def db_restore(common: Common, file: Annotated[Path, typer.Argument(help="What `db dump` wrote.")]) -> None:
+def db_restore(common: CommonOptions, file: Annotated[Path, typer.Argument(help="What `db dump` wrote.")]) -> None:
     """Put what `db dump` wrote into an empty registry, in SQLite or PostgreSQL."""
-    manifest = restore(file, common.places.registry, common.places.blobs)
-    answer(common, [_told(file, manifest)], title="Restored")
+    manifest = restore_registry(file, common.locations.registry, common.locations.blobs)
+    print_rows(common, [_told(file, manifest)], title="Restored")
 
 
 def _told(file: Path, manifest: Manifest) -> dict[str, Any]:

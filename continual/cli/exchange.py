@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, Common, answer, app, command, say
+from continual.cli.options import BackboneName, CommonOptions, app, command, print_message, print_rows
 from tasks import read_task
 
 
 @command(app)
 def export(
-    common: Common,
+    common: CommonOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     form: Annotated[str, typer.Option("--format", help="peft, or transformers: the change in the weights.")] = "peft",
@@ -22,12 +22,14 @@ def export(
         own = registry.backbone(registry.delta(delta).backbone).name
     with common.learner(backbone or own) as learner:
         files = learner.export(delta, folder, form=form)
-    answer(common, [{"delta": delta, "format": form, "folder": str(folder), "files": list(files)}], title="Exported")
+    print_rows(
+        common, [{"delta": delta, "format": form, "folder": str(folder), "files": list(files)}], title="Exported"
+    )
 
 
 @command(app, name="import")
 def import_folder(
-    common: Common,
+    common: CommonOptions,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that PEFT or `export` wrote.")],
     task: Annotated[str, typer.Option("--task", help="The task whose next version it becomes.")],
     rows: Annotated[Path | None, typer.Option("--rows", help="The task's file: score it on these rows.")] = None,
@@ -35,8 +37,8 @@ def import_folder(
 ) -> None:
     """Register what PEFT saved as a new version of a task's delta; without rows it has no score."""
     with common.learner(backbone) as learner:
-        name = learner.adopt(folder, task, rows=read_task(rows) if rows else None)
+        name = learner.import_peft(folder, task, rows=read_task(rows) if rows else None)
         stored = learner.registry.delta(name)
-        answer(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")
+        print_rows(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")
     reason = f", a {stored.status}: {stored.reason}" if stored.reason else ", and serves"
-    say(f"{name} is registered{reason}")
+    print_message(f"{name} is registered{reason}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from continual.visible import visible
+from continual.visible import escape_control_characters
 
 Edges = Sequence[Mapping[str, Any]]  # rows of `continual lineage`
 DOT = {"\\": "\\\\", '"': '\\"', "&": "&amp;", "\n": "\\n", "\r": "\\r"}
@@ -54,7 +54,7 @@ def _arrows(edges: Edges, numbers: Mapping[str, int]) -> Iterable[tuple[int, int
 
 
 def _dot(text: str) -> str:
-    return "".join(DOT.get(letter, letter) for letter in visible(text))
+    return "".join(DOT.get(letter, letter) for letter in escape_control_characters(text))
 
 
 def _mermaid(text: str) -> str:

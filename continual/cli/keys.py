@@ -5,22 +5,22 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import AfterName, Common, Limit, answer, command, group, say
+from continual.cli.options import AfterName, CommonOptions, Limit, command, group, print_message, print_rows
 from registry import Role, add_key, revoke_key
 
 KeyName = Annotated[str, typer.Argument(help="The name of a key, such as who or what has it.")]
 
 
 @group("keys")
-def keys(common: Common, limit: Limit = None, after: AfterName = None) -> None:
+def keys(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
     """List the API keys of `continual serve`, those that were revoked too."""
     with common.registry() as registry:
-        answer(common, registry.keys(limit=limit, after=after), title="Keys")
+        print_rows(common, registry.keys(limit=limit, after=after), title="Keys")
 
 
 @command(keys)
 def add(
-    common: Common,
+    common: CommonOptions,
     name: KeyName,
     admin: Annotated[bool, typer.Option("--admin", help="It may also change what is learned and serves.")] = False,
 ) -> None:
@@ -29,15 +29,17 @@ def add(
     with common.registry() as registry:
         secret = add_key(registry, name, role=role)
     if common.json:
-        answer(common, [{"key": name, "role": role, "secret": secret}], title="Added")
+        print_rows(common, [{"key": name, "role": role, "secret": secret}], title="Added")
     else:
         sys.stdout.write(f"{secret}\n")
-    say(f"This is the secret of key {name!r}, role {role}. It is shown only this once; keep it where it is needed.")
+    print_message(
+        f"This is the secret of key {name!r}, role {role}. It is shown only this once; keep it where it is needed."
+    )
 
 
 @command(keys)
-def revoke(common: Common, name: KeyName) -> None:
+def revoke(common: CommonOptions, name: KeyName) -> None:
     """Take a key's rights away, for good."""
     with common.registry() as registry:
         moment = revoke_key(registry, name)
-    answer(common, [{"key": name, "revoked_at": moment.isoformat()}], title="Revoked")
+    print_rows(common, [{"key": name, "revoked_at": moment.isoformat()}], title="Revoked")

@@ -9,37 +9,37 @@ from continual.cli import graph
 from continual.cli.options import (
     AfterName,
     BackboneName,
-    Common,
+    CommonOptions,
     Limit,
     TaskName,
-    answer,
     app,
     command,
     err,
     group,
     out,
-    say,
+    print_message,
+    print_rows,
 )
 from continual.errors import InputError
 
 
 @group("tasks")
-def tasks(common: Common, limit: Limit = None, after: AfterName = None) -> None:
+def tasks(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
     """List the tasks that are registered."""
     with common.registry() as registry:
-        answer(common, registry.tasks(limit=limit, after=after), title="Tasks")
+        print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks")
 
 
 @group("deltas")
-def deltas(common: Common, task: TaskName = None, limit: Limit = None, after: AfterName = None) -> None:
+def deltas(common: CommonOptions, task: TaskName = None, limit: Limit = None, after: AfterName = None) -> None:
     """List the deltas that are registered, a row for each version."""
     with common.registry() as registry:
-        answer(common, registry.deltas(task, limit=limit, after=after), title="Deltas")
+        print_rows(common, registry.deltas(task, limit=limit, after=after), title="Deltas")
 
 
 @command(app)
 def lineage(
-    common: Common,
+    common: CommonOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
     descendants: Annotated[
         bool, typer.Option("--descendants", help="What came from it, not what it came from.")
@@ -56,12 +56,12 @@ def lineage(
     if dot or mermaid:
         sys.stdout.write((graph.dot if dot else graph.mermaid)(edges, of=delta) + "\n")
     else:
-        answer(common, edges, title=f"{'Descendants' if descendants else 'Lineage'} of {delta}")
+        print_rows(common, edges, title=f"{'Descendants' if descendants else 'Lineage'} of {delta}")
 
 
 @command(app)
 def similar(
-    common: Common,
+    common: CommonOptions,
     task: Annotated[str, typer.Argument(help="A learned task.")],
     rows: Annotated[
         bool, typer.Option("--rows", help="Also read the task's rows again, and measure them through each delta.")
@@ -71,34 +71,37 @@ def similar(
     """List the other tasks by how alike they are, by several measures."""
     if rows:
         with common.learner(backbone) as learner:
-            from continual.similar import looked_at
-            from continual.similarity import STORED
+            from continual.similar import compare_through_deltas
+            from continual.similarity import SIGNATURE_MEASURES
 
-            found, left_out = looked_at(learner.registry, learner.backbone, task), ["backbone", *STORED]
+            found, left_out = (
+                compare_through_deltas(learner.registry, learner.backbone, task),
+                ["backbone", *SIGNATURE_MEASURES],
+            )
     else:
         with common.registry() as registry:
             from continual.similar import similar_tasks
 
             found = similar_tasks(registry, task)
         left_out = [] if len({row["backbone"] for row in found}) > 1 else ["backbone"]
-    answer(common, found, title=f"Tasks like {task}", left_out=left_out)
+    print_rows(common, found, title=f"Tasks like {task}", left_out=left_out)
 
 
 @command(app, name="verify")
 def verify_registry(
-    common: Common,
+    common: CommonOptions,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what needs the backbone.")] = False,
     backbone: BackboneName = None,
 ) -> None:
     """Check every row, every blob, the backbones and the champions' answers; exit code 1 where something is wrong."""
     with common.registry() as registry, err.status("verifying"):
-        from continual.verify import verify_all
+        from continual.verify import verify_home
 
-        found = verify_all(registry, quick=quick, backbone=backbone, device=common.device)
+        found = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
     for note in found.notes:
-        say(note)
+        print_message(note)
     if common.json or found.problems:
-        answer(common, [{"problem": problem} for problem in found.problems], title="Problems")
+        print_rows(common, [{"problem": problem} for problem in found.problems], title="Problems")
     else:
         out.print("Every blob and every row is as it was registered.")
     if found.problems:

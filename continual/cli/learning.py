@@ -8,23 +8,35 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import BackboneName, Common, Html, TaskName, answer, app, command, err, out, say, write
+from continual.cli.options import (
+    BackboneName,
+    CommonOptions,
+    Html,
+    TaskName,
+    app,
+    command,
+    err,
+    out,
+    print_json,
+    print_message,
+    print_rows,
+)
 from continual.errors import DeltaError, InputError
-from continual.settings import AT_LEAST, DEFAULT_HOME, FALSE_ABSTENTIONS
+from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
 from registry import Registry
-from tasks import Stream, read_stream, read_task, write_demo
+from tasks import Stream, read_stream, read_task, write_demo_stream
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 
 
 @command(app)
-def demo(common: Common) -> None:
+def demo(common: CommonOptions) -> None:
     """Learn the docstrings of installed packages, one task per package, and show what came of it."""
     with err.status("reading the docstrings of installed packages"):
-        stream = read_stream(write_demo(common.home / "demo"))
+        stream = read_stream(write_demo_stream(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
     _learn_stream(common, stream, None)
-    say(
+    print_message(
         "\nGo on with:\n"
         f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
         f"  continual report demo{option}\n"
@@ -34,7 +46,7 @@ def demo(common: Common) -> None:
 
 @command(app)
 def run(
-    common: Common,
+    common: CommonOptions,
     stream: StreamFile,
     backbone: BackboneName = None,
     check: Annotated[bool, typer.Option("--check", help="Check all tasks and estimate; learn nothing.")] = False,
@@ -70,7 +82,7 @@ def run(
 
 @command(app)
 def learn(
-    common: Common,
+    common: CommonOptions,
     task: Annotated[Path, typer.Argument(help="A task file.")],
     backbone: BackboneName = None,
 ) -> None:
@@ -78,30 +90,32 @@ def learn(
     alone = read_task(task)
     name = alone.tasks[0].name
     with common.learner(backbone or alone.backbone) as learner:
-        from continual.cli.progress import progress
+        from continual.cli.progress import progress_bars
 
-        with progress(err, [name]) as watcher:
+        with progress_bars(err, [name]) as watcher:
             delta = learner.learn(alone, watcher=watcher)
-        answer(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
+        print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
 @command(app)
 def predict(
-    common: Common,
+    common: CommonOptions,
     file: Annotated[str, typer.Argument(help="Lines of text or JSON; - is standard input.")] = "-",
     task: TaskName = None,
     every: Annotated[bool, typer.Option("--all", help="Name every task that is likely enough.")] = False,
-    at_least: Annotated[float, typer.Option(min=0, max=1, help="The probability that --all asks for.")] = AT_LEAST,
+    at_least: Annotated[
+        float, typer.Option(min=0, max=1, help="The probability that --all asks for.")
+    ] = MIN_TASK_PROBABILITY,
     abstain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
-    ] = FALSE_ABSTENTIONS,
+    ] = FALSE_ABSTENTION_RATE,
     router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
     backbone: BackboneName = None,
 ) -> None:
     """Answer lines `{"text": …}`, or plain ones, with JSON lines in the same order."""
-    from continual.cli.lines import read_lines
+    from continual.cli.lines import read_inputs
 
-    texts = read_lines(file)
+    texts = read_inputs(file)
     with common.learner(backbone) as learner:
         found = learner.predict(
             texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
@@ -114,7 +128,7 @@ def predict(
 
 @command(app)
 def report(
-    common: Common,
+    common: CommonOptions,
     stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
     html: Html = None,
 ) -> None:
@@ -124,56 +138,56 @@ def report(
 
 
 @command(app)
-def audit(common: Common, stream: StreamFile, backbone: BackboneName = None) -> None:
+def audit(common: CommonOptions, stream: StreamFile, backbone: BackboneName = None) -> None:
     """Answer all test rows of a stream again; exit code 1 where an answer is not, to the bit, what it was."""
     known = read_stream(stream)
     with common.learner(backbone or known.backbone) as learner:
         from continual.audit import audit_stream
 
         rows = audit_stream(learner.backbone, learner.registry, known)
-    answer(common, [asdict(row) for row in rows], title="Audit")
+    print_rows(common, [asdict(row) for row in rows], title="Audit")
     if not all(row.identical for row in rows):
         raise typer.Exit(1)
 
 
-def _learn_stream(common: Common, stream: Stream, backbone: str | None, **how: Any) -> None:
+def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **how: Any) -> None:
     with common.learner(backbone or stream.backbone) as learner:
-        from continual.cli.progress import progress
+        from continual.cli.progress import progress_bars
 
-        with progress(err, [task.name for task in stream.tasks]) as watcher:
+        with progress_bars(err, [task.name for task in stream.tasks]) as watcher:
             failed = learner.run(stream, watcher=watcher, **how)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
-        say(f"task {name} failed: {error}", style="red")
+        print_message(f"task {name} failed: {error}", style="red")
     if failed:
         raise typer.Exit(1)
 
 
-def _check_stream(common: Common, stream: Stream, backbone: str | None) -> None:
+def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -> None:
     with common.learner(backbone or stream.backbone) as learner:
         from continual.estimate import estimate_stream
 
         rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
     for row in rows:
         for note in row["notes"]:
-            say(f"{row['task']}: {note}")
-    answer(common, rows, title="Every task can be learned; what it would take")
+            print_message(f"{row['task']}: {note}")
+    print_rows(common, rows, title="Every task can be learned; what it would take")
 
 
-def _report(common: Common, registry: Registry, stream: str, *, html: Path | None = None, **more: Any) -> None:
-    from continual.cli.show import show_report
-    from continual.report import report as document_of
+def _report(common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **more: Any) -> None:
+    from continual.cli.show import print_report
+    from continual.report import stream_report as document_of
 
     document = document_of(registry, stream) | more
     if html:
         from continual.page import stream_page, write_page
 
         write_page(html, stream_page(registry, document))
-        say(f"{html} is written")
+        print_message(f"{html} is written")
     if common.json:
-        write(document)
+        print_json(document)
     else:
-        show_report(out, document)
+        print_report(out, document)
 
 
 def _last_stream(registry: Registry) -> str:

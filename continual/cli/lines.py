@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from continual.errors import TextError
+from continual.errors import InputLineError
 from tasks import Text
 
 
-def read_lines(file: str) -> list[Text]:
+def read_inputs(file: str) -> list[Text]:
     """The texts of a file, or of standard input where `file` is `-`; blank lines are passed over.
 
     Raises TextError for a file that cannot be read as UTF-8 and for the first line that is no text, by its number.
@@ -19,11 +19,11 @@ def read_lines(file: str) -> list[Text]:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         lines = data.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{file}: cannot be read as UTF-8 text: {error}") from error
-    return list(parse_lines(lines, file=file))
+        raise InputLineError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    return list(parse_inputs(lines, file=file))
 
 
-def parse_lines(lines: Iterable[str], *, file: str) -> Iterable[Text]:
+def parse_inputs(lines: Iterable[str], *, file: str) -> Iterable[Text]:
     """The text of each line: `{"text": "…"}`, a pair `{"text": ["…", "…"]}`, or the line itself."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -35,10 +35,10 @@ def _parse(line: str, where: str) -> Text:
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TextError(f"{where}: {line[:80]!r} is not JSON ({error}); {allowed}") from None
+        raise InputLineError(f"{where}: {line[:80]!r} is not JSON ({error}); {allowed}") from None
     match value:
         case {"text": str(text)}:
             return text
         case {"text": [str(first), str(second)]}:
             return first, second
-    raise TextError(f"{where}: {line[:80]!r} has no text; {allowed}")
+    raise InputLineError(f"{where}: {line[:80]!r} has no text; {allowed}")

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import Common, answer, app, command, err, say
+from continual.cli.options import CommonOptions, app, command, err, print_message, print_rows
 
 
 @command(app)
 def migrate(
-    common: Common,
+    common: CommonOptions,
     to: Annotated[str, typer.Option("--to", metavar="BACKBONE", help="The new one: a name, a hub id or a folder.")],
     origin: Annotated[
         str | None, typer.Option("--from", metavar="BACKBONE", help="The old one: its registered name or fingerprint.")
@@ -24,21 +24,21 @@ def migrate(
     """Learn on a new backbone what is served on the old one, which goes on serving."""
     wanted = None if tasks is None else [task.strip() for task in tasks.split(",")]
     with common.learner(to) as learner:
-        from continual.moved import foreseen
-        from continual.moves import planned
+        from continual.moved import estimate_migration
+        from continual.moves import plan_migration
 
         if check:
-            migration = planned(learner.backbone, learner.registry, origin=origin, tasks=wanted, name=name)
-            rows = [asdict(row) for row in foreseen(migration)]
-            answer(common, rows, title="What it would take")
+            migration = plan_migration(learner.backbone, learner.registry, origin=origin, tasks=wanted, name=name)
+            rows = [asdict(row) for row in estimate_migration(migration)]
+            print_rows(common, rows, title="What it would take")
             return
-        from continual.cli.progress import progress
+        from continual.cli.progress import progress_bars
 
-        with progress(err, [row["task"] for row in learner.registry.tasks()]) as watcher:
+        with progress_bars(err, [row["task"] for row in learner.registry.tasks()]) as watcher:
             rows = [asdict(row) for row in learner.migrate(origin, wanted, name=name, watcher=watcher)]
-    answer(common, rows, title="Migrated", left_out=["task", "state", "old_score", "new_score"])
+    print_rows(common, rows, title="Migrated", left_out=["task", "state", "old_score", "new_score"])
     failed = [row for row in rows if row["state"] == "failed"]
     for row in failed:
-        say(f"task {row['task']} failed: {row['reason']}", style="red")
+        print_message(f"task {row['task']} failed: {row['reason']}", style="red")
     if failed:
         raise typer.Exit(1)

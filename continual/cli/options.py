@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from continual.errors import InputError
-from continual.settings import DEFAULT_HOME, Settings, settings
-from continual.visible import visible
+from continual.settings import DEFAULT_HOME, Locations, resolve_locations
+from continual.visible import escape_control_characters
 from registry import Registry
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ TaskName = Annotated[str | None, typer.Option("--task", help="The name of a task
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonOptions:
     """The options that every command takes, after its name."""
 
     home: Annotated[Path, typer.Option(help="Folder of the registry, the blobs and MLflow's store.")] = DEFAULT_HOME
@@ -50,24 +50,24 @@ class Common:
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False
 
     @property
-    def places(self) -> Settings:
-        return settings(self.home)
+    def locations(self) -> Locations:
+        return resolve_locations(self.home)
 
     def registry(self) -> Registry:
-        return Registry.open(self.places.registry, self.places.blobs)
+        return Registry.open(self.locations.registry, self.locations.blobs)
 
     @contextmanager
-    def writing(self) -> Iterator[Registry]:
+    def writable_registry(self) -> Iterator[Registry]:
         """The registry, and MLflow told of what is done to it."""
-        from continual.tracking import telling
+        from continual.tracking import background_sender
 
-        with self.registry() as registry, telling(registry, self.places):
+        with self.registry() as registry, background_sender(registry, self.locations):
             yield registry
 
     def learner(self, backbone: str | None) -> "Learner":
         """The registry with the backbone that is named or, where none is, the only one it knows of these bits."""
         name = backbone or self.only_backbone()
-        with err.status(escape(visible(f"loading backbone {name}"))):
+        with err.status(escape(escape_control_characters(f"loading backbone {name}"))):
             from continual.learner import Learner
 
             return Learner.open(name, self.home, device=self.device, dtype=self.dtype, bits=self.bits)
@@ -105,7 +105,7 @@ def group(name: str) -> Callable[[Callable[..., None]], typer.Typer]:
 
 
 def _group(name: str, function: Callable[..., None]) -> typer.Typer:
-    def alone(common: Common, *, context: typer.Context, **arguments: Any) -> None:
+    def alone(common: CommonOptions, *, context: typer.Context, **arguments: Any) -> None:
         if context.invoked_subcommand is None:
             function(common, **arguments)
 
@@ -120,16 +120,16 @@ def _group(name: str, function: Callable[..., None]) -> typer.Typer:
 
 
 def _with_common(function: Callable[..., None]) -> Callable[..., None]:
-    hints = get_type_hints(Common, include_extras=True)
+    hints = get_type_hints(CommonOptions, include_extras=True)
     own = list(inspect.signature(function).parameters.values())[1:]
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(Common)
+        for f in fields(CommonOptions)
     ]
 
     @functools.wraps(function)
     def called(**arguments: Any) -> None:
-        common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+        common = CommonOptions(**{f.name: arguments.pop(f.name) for f in fields(CommonOptions)})
         function(common, **arguments)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
@@ -138,23 +138,25 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def answer(common: Common, rows: list[dict[str, Any]], *, title: str, left_out: Collection[str] = ()) -> None:
+def print_rows(
+    common: CommonOptions, rows: list[dict[str, Any]], *, title: str, left_out: Collection[str] = ()
+) -> None:
     """Rows on standard output: a JSON array with `--json`, a table otherwise, without the columns `left_out`."""
     from continual.cli.show import listing
 
     if common.json:
-        write(rows)
+        print_json(rows)
     else:
-        out.print(visible(title if rows else f"{title}: none"), style="bold", markup=False)
+        out.print(escape_control_characters(title if rows else f"{title}: none"), style="bold", markup=False)
         if rows:
             out.print(listing(rows, left_out=left_out))
 
 
-def say(message: str, *, style: str | None = None) -> None:
+def print_message(message: str, *, style: str | None = None) -> None:
     """A message on standard error, as it is: it is searched and pasted whole."""
-    err.print(visible(message), style=style, markup=False, highlight=False, soft_wrap=True)
+    err.print(escape_control_characters(message), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def write(document: Any) -> None:
+def print_json(document: Any) -> None:
     """A JSON document on standard output."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

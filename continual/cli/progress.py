@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from continual.cli.options import say
-from continual.visible import visible
-from continual.watcher import Watcher
+from continual.cli.options import print_message
+from continual.visible import escape_control_characters
+from continual.watcher import RunCallbacks
 
 
 @contextmanager
-def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
+def progress_bars(console: Console, tasks: Sequence[str]) -> Iterator[RunCallbacks]:
     """A bar per task of a stream while it is learned."""
     columns = (
         TextColumn("{task.description:<24}", markup=False),
@@ -24,7 +24,9 @@ def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
     )
     with Progress(*columns, console=console) as bars:
         rows = {
-            name: bars.add_task(visible(name), total=None, start=False, state="waiting", visible=False)
+            name: bars.add_task(
+                escape_control_characters(name), total=None, start=False, state="waiting", visible=False
+            )
             for name in tasks
         }
 
@@ -38,19 +40,19 @@ def progress(console: Console, tasks: Sequence[str]) -> Iterator[Watcher]:
             bars.stop_task(rows[name])
 
         def waiting(name: str, holder: str) -> None:
-            bars.update(rows[name], state=escape(visible(f"held by {holder}")), visible=True)
+            bars.update(rows[name], state=escape(escape_control_characters(f"held by {holder}")), visible=True)
 
         def learned(name: str, delta: str) -> None:
             bars.update(rows[name], total=1, completed=1)
-            end(name, f"[green]{escape(visible(delta))}")
+            end(name, f"[green]{escape(escape_control_characters(delta))}")
 
-        yield Watcher(
-            noted=lambda name, note: say(f"{name}: {note}"),
-            began=began,
-            step=lambda name, done, total: bars.update(rows[name], completed=done, total=total, state="training"),
-            waiting=lambda name, holder: bars.update(
-                rows[name], state=escape(visible(f"held by {holder}")), visible=True
+        yield RunCallbacks(
+            on_note=lambda name, note: print_message(f"{name}: {note}"),
+            on_start=began,
+            on_step=lambda name, done, total: bars.update(rows[name], completed=done, total=total, state="training"),
+            on_wait=lambda name, holder: bars.update(
+                rows[name], state=escape(escape_control_characters(f"held by {holder}")), visible=True
             ),
-            learned=learned,
-            failed=lambda name, error: end(name, "[red]failed"),
+            on_learned=learned,
+            on_failed=lambda name, error: end(name, "[red]failed"),
         )

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from continual.cli.options import BackboneName, Common, app, command, err, say
+from continual.cli.options import BackboneName, CommonOptions, app, command, err, print_message
 from continual.errors import InputError
-from continual.settings import FALSE_ABSTENTIONS
-from continual.visible import visible
-from registry import known_as
+from continual.settings import FALSE_ABSTENTION_RATE
+from continual.visible import escape_control_characters
+from registry import normalized_backbone_name
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from continual.serve import Recipe
+    from continual.serve import ServerConfig
 
 NEEDED = "serving needs the extra `serve`; install it: pip install 'continual[serve]'"
 RAY_NEEDED = "serving by replicas needs the extra `ray`; install it: pip install 'continual[serve,ray]'"
@@ -25,7 +25,7 @@ RAY_NEEDED = "serving by replicas needs the extra `ray`; install it: pip install
 
 @command(app)
 def serve(
-    common: Common,
+    common: CommonOptions,
     host: Annotated[str, typer.Option(help="The address; one that others reach needs keys (`continual keys`).")] = (
         "127.0.0.1"
     ),
@@ -37,7 +37,7 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="Deltas that lie on the device at once.")] = 256,
     abstain: Annotated[
         float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
-    ] = FALSE_ABSTENTIONS,
+    ] = FALSE_ABSTENTION_RATE,
     router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
     backbone: BackboneName = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Answer by so many processes, through Ray Serve.")] = None,
@@ -47,7 +47,7 @@ def serve(
 ) -> None:
     """Answer over HTTP: every learned task of a backbone, and a page to try it, until it is told to end."""
     try:
-        from continual.serve import Limits, Recipe, is_local, listening
+        from continual.serve import Limits, ServerConfig, bind_socket, is_local
         from continual.serve import serve as answer_on
     except ImportError as error:
         raise InputError(f"{NEEDED} ({error})") from error
@@ -61,44 +61,46 @@ def serve(
                 f"--host {host} can be reached from other machines, and the registry has no key; "
                 "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
             )
-    with listening(host, port) as at:
-        recipe = Recipe(
-            backbone=known_as(backbone or common.only_backbone()),
+    with bind_socket(host, port) as at:
+        recipe = ServerConfig(
+            backbone=normalized_backbone_name(backbone or common.only_backbone()),
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
             bits=common.bits,
-            registry=common.places.registry,
-            blobs=common.places.blobs,
+            registry=common.locations.registry,
+            blobs=common.locations.blobs,
             router=router,
             false_abstentions=abstain,
             slots=slots,
             local=local,
-            limits=Limits(rows=rows, waiting=waiting, seconds=timeout),
+            limits=Limits(rows=rows, max_queued_rows=waiting, seconds=timeout),
             poll=poll,
         )
         found, number = at.getsockname()[:2]
         name = f"{f'[{found}]' if ':' in found else found}:{number}"
         each = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
         with _by_replicas(recipe, replicas, each, address, name) if replicas else _by_itself(recipe) as answering:
-            say(f"serving on http://{name}")
+            print_message(f"serving on http://{name}")
             answer_on(answering, at, grace=timeout)
 
 
 @contextmanager
-def _by_itself(recipe: "Recipe") -> "Iterator[FastAPI]":
-    from continual.serve import application
+def _by_itself(recipe: "ServerConfig") -> "Iterator[FastAPI]":
+    from continual.serve import create_app
 
     with ExitStack() as opened:
-        with err.status(escape(visible(f"loading backbone {recipe.backbone}"))):
-            serving = opened.enter_context(recipe.serving())
-        yield application(serving, local=recipe.local, limits=recipe.limits, poll=recipe.poll)
+        with err.status(escape(escape_control_characters(f"loading backbone {recipe.backbone}"))):
+            serving = opened.enter_context(recipe.open_champions())
+        yield create_app(serving, local=recipe.local, limits=recipe.limits, poll=recipe.poll)
 
 
 def _by_replicas(
-    recipe: "Recipe", count: int, each: dict[str, float], address: str | None, name: str
+    recipe: "ServerConfig", count: int, each: dict[str, float], address: str | None, name: str
 ) -> "AbstractContextManager[FastAPI]":
     try:
-        from continual.serve.replicated import Replicas, replicated
+        from continual.serve.replicated import ReplicaConfig, deploy_replicas
     except ImportError as error:
         raise InputError(f"{RAY_NEEDED} ({error})") from error
-    return replicated(recipe, Replicas(count=count, **each, address=address, name=f"continual {gethostname()} {name}"))
+    return deploy_replicas(
+        recipe, ReplicaConfig(count=count, **each, address=address, name=f"continual {gethostname()} {name}")
+    )

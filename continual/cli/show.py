@@ -8,19 +8,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from continual.comparison import COSTS_EXPLAINED, EXPLAINED, MEASURED, measured
+from continual.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PATHS, measure_values
 from continual.forgetting import mean
-from continual.report import MEASURES, Document, gain
-from continual.visible import visible
+from continual.report import MEASURES, Document, transfer_gain
+from continual.visible import escape_control_characters
 
-SHADES = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
+SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
 # What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
-LEFT_OUT = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
+HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 
 
 def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()) -> Table:
     """A table of the rows of a `--json` listing, without the columns `left_out`."""
-    left_out = {*LEFT_OUT, *left_out, *(("task",) if all(row.get("delta") for row in rows) else ())}
+    left_out = {*HIDDEN_COLUMNS, *left_out, *(("task",) if all(row.get("delta") for row in rows) else ())}
     names = [name for name in rows[0] if name not in left_out]
     texts = [[_text(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
@@ -30,13 +30,15 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: 
     """A table of texts as they are, those of `numeric` columns to the right."""
     table = _table()
     for column, right in zip(columns, numeric, strict=True):
-        table.add_column(escape(visible(column)), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            escape(escape_control_characters(column)), justify="right" if right else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(escape(visible(cell)) for cell in row))
+        table.add_row(*(escape(escape_control_characters(cell)) for cell in row))
     return table
 
 
-def show_report(console: Console, document: Document) -> None:
+def print_report(console: Console, document: Document) -> None:
     """Matrices, measures and what each task cost."""
     tasks = document["tasks"]
     for title, table in (
@@ -49,29 +51,31 @@ def show_report(console: Console, document: Document) -> None:
         console.print(table)
     for pair in document["routed"]["confused"]:
         if pair["advice"]:
-            console.print(visible(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False)
+            console.print(
+                escape_control_characters(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False
+            )
     for task in document["unfinished"]:
-        unlearned = visible(f"{task['task']} is not learned: {task['error'] or task['state']}")
+        unlearned = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
         console.print(unlearned, style="red", markup=False)
 
 
-def show_comparison(console: Console, document: Document) -> None:
+def print_comparison(console: Console, document: Document) -> None:
     """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
     told = document["strategies"]
     if document["purged"]:
-        gone = visible(f"Left out, since they were purged: {', '.join(document['purged'])}")
+        gone = escape_control_characters(f"Left out, since they were purged: {', '.join(document['purged'])}")
         console.print(gone, style="yellow", markup=False)
-    known = [heading for heading, (mode, _) in MEASURED.items() if mode == "oracle"]
-    routed = [heading for heading in MEASURED if heading not in known]
+    known = [heading for heading, (mode, _) in MEASURE_PATHS.items() if mode == "oracle"]
+    routed = [heading for heading in MEASURE_PATHS if heading not in known]
     scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))
     for one in told:
         name = one["strategy"] if one["finished"] else f"{one['strategy']} *"
-        values = {heading: _text(value) for heading, value in zip(MEASURED, measured(one), strict=True)}
+        values = {heading: _text(value) for heading, value in zip(MEASURE_PATHS, measure_values(one), strict=True)}
         counts = (one["parameters"], one["bytes"] and one["bytes"] / 1000, one["seconds"])
         scores.add_row(name, *(values[heading] for heading in known))
         rest.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
     unfinished = "" if all(one["finished"] for one in told) else " · *: not finished"
-    rest.caption = f"{EXPLAINED} · {COSTS_EXPLAINED}{unfinished}"
+    rest.caption = f"{MEASURE_LEGEND} · {COST_LEGEND}{unfinished}"
     for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", rest)):
         console.print(title, style="bold")
         console.print(table)
@@ -96,7 +100,7 @@ def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> T
     for number in range(1, len(tasks) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
-        table.add_row(escape(visible(f"{number} {name}")), *(_shaded(value) for value in row))
+        table.add_row(escape(escape_control_characters(f"{number} {name}")), *(_shaded(value) for value in row))
     return table
 
 
@@ -107,7 +111,7 @@ def _measures(document: Document) -> Table:
         table.add_column(kind, justify="right")
     for key, label in MEASURES.items():
         table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
-    gains = [found for task in document["per_task"] if (found := gain(task)) is not None]
+    gains = [found for task in document["per_task"] if (found := transfer_gain(task)) is not None]
     table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
     return table
 
@@ -121,7 +125,7 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
             f"{_text(task['score_low'])}–{_text(task['score_high'])}",
             _text(task["frozen_score"]),
             ", ".join(parent["delta"] for parent in task["parents"] if parent["weight"]) or "scratch",
-            _text(gain(task)),
+            _text(transfer_gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
             f"{task['seconds']:.0f}",
@@ -145,7 +149,7 @@ def _table() -> Table:
 def _shaded(value: float | None) -> str:
     if value is None:
         return "[dim]–[/]"
-    shade = next((style for least, style in SHADES if value >= least), "red")
+    shade = next((style for least, style in SCORE_COLORS if value >= least), "red")
     return f"[{shade}]{value:.3f}[/]"
 
 

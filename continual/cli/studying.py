@@ -9,15 +9,26 @@ import typer
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from continual.cli.options import BackboneName, Common, Html, answer, app, command, err, out, say, write
+from continual.cli.options import (
+    BackboneName,
+    CommonOptions,
+    Html,
+    app,
+    command,
+    err,
+    out,
+    print_json,
+    print_message,
+    print_rows,
+)
 from continual.errors import InputError, StudyError
-from continual.visible import visible
+from continual.visible import escape_control_characters
 from tasks import Stream, load_stream, read_stream
 
 if TYPE_CHECKING:
-    from continual.studies import Result, Studied, Study
-    from continual.studies.study import Made
-    from continual.studies.trial import Trial
+    from continual.studies import Result, Study, StudyRun
+    from continual.studies.study import ProgressCallback
+    from continual.studies.trial import StudyTrial
 
 MOST_ROWS = 60  # of a table, that a terminal shows
 LARGEST_SEED = 2**32 - 1
@@ -25,7 +36,7 @@ LARGEST_SEED = 2**32 - 1
 
 @command(app)
 def study(
-    common: Common,
+    common: CommonOptions,
     name: Annotated[str | None, typer.Argument(help="A study; without one, they are listed.")] = None,
     stream: Annotated[Path | None, typer.Argument(help="A stream file.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; without it, all of the stream.")] = None,
@@ -37,32 +48,32 @@ def study(
     backbone: BackboneName = None,
 ) -> None:
     """Repeat a study of the field on the tasks of a stream; what was measured before is not measured again."""
-    from continual.studies import STUDIES, Bench, Ledger, carry_out, study_of
+    from continual.studies import STUDIES, TrialRunner, TrialStore, run_study, study_of
 
     if name is None:
         rows = [{"study": own, "shows": kind.shows, "from": kind.paper} for own, kind in STUDIES.items()]
-        answer(common, rows, title="Studies: continual study NAME STREAM.yaml")
+        print_rows(common, rows, title="Studies: continual study NAME STREAM.yaml")
         return
     chosen = study_of(name, dict(_setting(word) for word in settings or ()))
     if stream is None:
         raise StudyError(f"study {name!r} needs a stream file; settings: {', '.join(type(chosen).model_fields)}")
     numbers, known = _seeds(seeds), _only(read_stream(stream), tasks)
     if html is not None:
-        from continual.page import require_writable
+        from continual.page import check_writable
 
-        require_writable(html)
+        check_writable(html)
     with common.learner(backbone or known.backbone) as learner:
-        bench = Bench(learner.backbone, load_stream(known), numbers)
-        ledger = Ledger.of(common.places.home, name, learner.backbone)
+        bench = TrialRunner(learner.backbone, load_stream(known), numbers)
+        ledger = TrialStore.open(common.locations.home, name, learner.backbone)
         with _progress(name) as made:
-            studied = carry_out(chosen, bench, ledger, made=made)
+            studied = run_study(chosen, bench, ledger, made=made)
         about = _about(name, known, chosen, bench)
         _show(common, about, studied)
         if html is not None:
             _write_page(html, about, studied.result)
-        from continual.tracking import tell_study
+        from continual.tracking import log_study
 
-        tell_study(learner.registry, common.places, about, studied.result)
+        log_study(learner.registry, common.locations, about, studied.result)
 
 
 def _about(name: str, stream: Stream, chosen: "Study", bench: Any) -> dict[str, Any]:
@@ -76,21 +87,23 @@ def _about(name: str, stream: Stream, chosen: "Study", bench: Any) -> dict[str, 
     }
 
 
-def _show(common: Common, about: dict[str, Any], studied: "Studied") -> None:
-    trials = [{**one.trial.told(), "outcome": one.outcome} for one in studied.found]
+def _show(common: CommonOptions, about: dict[str, Any], studied: "StudyRun") -> None:
+    trials = [{**one.trial.to_json(), "outcome": one.outcome} for one in studied.found]
     for one in studied.found:
         if one.failed:
-            say(f"{_called(one.trial)} failed and is left out: {one.outcome['failed']}", style="red")
+            print_message(f"{_called(one.trial)} failed and is left out: {one.outcome['failed']}", style="red")
     if common.json:
-        write({**about, "tables": studied.result.told, "metrics": dict(studied.result.metrics), "trials": trials})
+        print_json(
+            {**about, "tables": studied.result.to_json, "metrics": dict(studied.result.metrics), "trials": trials}
+        )
         return
     from continual.cli.show import table_of
 
     for section in studied.result.sections:
         if section.table:
-            out.print(visible(section.title), style="bold", markup=False)
+            out.print(escape_control_characters(section.title), style="bold", markup=False)
             if section.text:
-                out.print(visible(section.text), style="dim", markup=False)
+                out.print(escape_control_characters(section.text), style="dim", markup=False)
             if len(section.table.rows) > MOST_ROWS:
                 out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
             else:
@@ -108,25 +121,25 @@ def _write_page(file: Path, about: dict[str, Any], result: "Result") -> None:
     )
     title, summary = f"{about['study']}: {about['stream']}", summary[0].upper() + summary[1:]
     write_page(file, page(title, result.sections, summary=summary))
-    say(f"{file} is written")
+    print_message(f"{file} is written")
 
 
 @contextmanager
-def _progress(name: str) -> Iterator["Made"]:
+def _progress(name: str) -> Iterator["ProgressCallback"]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bars:
         bar = bars.add_task(name, total=None)
         yield lambda done, total, trial: bars.update(
-            bar, completed=done, total=total, description=visible(_called(trial))
+            bar, completed=done, total=total, description=escape_control_characters(_called(trial))
         )
         bars.update(bar, completed=bars.tasks[bar].total or 0, description=name)
 
 
-def _called(trial: "Trial") -> str:
-    from continual.studies.groups import named
+def _called(trial: "StudyTrial") -> str:
+    from continual.studies.groups import method_label
 
     source = f" from {trial.source.task}" if trial.source else ""
-    return f"{trial.task}{source}, {named(trial.arm.method)}, seed {trial.seed}"
+    return f"{trial.task}{source}, {method_label(trial.candidate.method)}, seed {trial.seed}"
 
 
 def _setting(word: str) -> tuple[str, Any]:

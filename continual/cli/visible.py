@@ -3,12 +3,12 @@
 import logging
 from typing import final
 
-from continual.visible import visible
+from continual.visible import escape_control_characters
 
 
 @final
-class Visible(logging.Formatter):
+class EscapingFormatter(logging.Formatter):
     """Log messages that quote others."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return escape_control_characters(super().format(record))

@@ -2,17 +2,24 @@
 
 from continual.deltas.attach import attached
 from continual.deltas.bank import Bank
-from continual.deltas.blend import blend
-from continual.deltas.delta import Delta, Head, delta_of, load_delta
+from continual.deltas.blend import average_deltas
+from continual.deltas.delta import Delta, Head, delta_from_tensors, load_delta
 from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
-from continual.deltas.laid import Laid, in_pools, laid
+from continual.deltas.laid import DeltaLayout, layout_of, pool_values
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS, method_settings
-from continual.deltas.mixed import Mixed
-from continual.deltas.recomputed import recomputed
-from continual.deltas.stack import Stack, stack_of
+from continual.deltas.mixed import MixedBatch
+from continual.deltas.recomputed import activation_checkpointing
+from continual.deltas.stack import DeltaStack, stack_deltas
 from continual.deltas.subspace import Subspace
-from continual.deltas.values import copyable, finished, fresh_values, penalty, repeatable, steps
+from continual.deltas.values import (
+    can_be_retrained,
+    can_warm_start_from,
+    finalize,
+    init_values,
+    iterate_edits,
+    regularization_loss,
+)
 
 __all__ = [
     "METHODS",
@@ -20,29 +27,29 @@ __all__ = [
     "Bank",
     "Concatenate",
     "Delta",
+    "DeltaLayout",
+    "DeltaStack",
     "Edit",
     "Form",
     "Head",
-    "Laid",
     "MethodSettings",
-    "Mixed",
+    "MixedBatch",
     "Multiply",
     "Reads",
-    "Stack",
     "Subspace",
+    "activation_checkpointing",
     "attached",
-    "blend",
-    "copyable",
-    "delta_of",
-    "finished",
-    "fresh_values",
-    "in_pools",
-    "laid",
+    "average_deltas",
+    "can_be_retrained",
+    "can_warm_start_from",
+    "delta_from_tensors",
+    "finalize",
+    "init_values",
+    "iterate_edits",
+    "layout_of",
     "load_delta",
     "method_settings",
-    "penalty",
-    "recomputed",
-    "repeatable",
-    "stack_of",
-    "steps",
+    "pool_values",
+    "regularization_loss",
+    "stack_deltas",
 ]

@@ -7,7 +7,7 @@ from pydantic import Field
 from continual.deltas.edit import Add, Edit, Reads
 from continual.deltas.forms import Activation, Bottleneck
 from continual.deltas.method import MethodSettings
-from continual.deltas.norms import other_norms
+from continual.deltas.norms import norm_edits
 
 
 class Adapter(MethodSettings):
@@ -26,7 +26,7 @@ class Adapter(MethodSettings):
 
     def edits(self) -> tuple[Edit, ...]:
         form = Bottleneck(self.size, self.initial_scale, self.activation)
-        return (*(Edit(site, form, Reads.OUTPUT, Add()) for site in ("attn.out", "ffn.out")), *other_norms())
+        return (*(Edit(site, form, Reads.OUTPUT, Add()) for site in ("attn.out", "ffn.out")), *norm_edits())
 
 
 class PfeifferAdapter(MethodSettings):

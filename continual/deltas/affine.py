@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineMap:
     """x ↦ x Wᵀ + b with W [E, D], or γ ⊙ x + b with γ [E]; None stands for zero.
 
     An embedding is the same of rows that are all zero but for a one: W is its table transposed.
@@ -15,14 +15,14 @@ class Affine:
     weight: Tensor | None
     bias: Tensor | None
 
-    def plus(self, other: "Affine", *, scale: float = 1.0) -> "Affine":
+    def add(self, other: "AffineMap", *, scale: float = 1.0) -> "AffineMap":
         """x ↦ self(x) + scale · other(x)"""
-        return Affine(_sum(self.weight, other.weight, scale), _sum(self.bias, other.bias, scale))
+        return AffineMap(_sum(self.weight, other.weight, scale), _sum(self.bias, other.bias, scale))
 
-    def times(self, gain: Tensor) -> "Affine":
+    def scale_output(self, gain: Tensor) -> "AffineMap":
         """x ↦ gain ⊙ self(x), with the gain [E]."""
         weight = None if self.weight is None else gain.reshape(-1, *[1] * (self.weight.dim() - 1)) * self.weight
-        return Affine(weight, None if self.bias is None else gain * self.bias)
+        return AffineMap(weight, None if self.bias is None else gain * self.bias)
 
 
 def _sum(own: Tensor | None, other: Tensor | None, scale: float) -> Tensor | None:

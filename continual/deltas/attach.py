@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from continual.backbone import Backbone
-from continual.deltas.attention import before_keys_and_values
-from continual.deltas.change import Change
+from continual.deltas.attention import prepend_keys_values
+from continual.deltas.change import PlacedEdit
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Form, Reads, Values, near
-from continual.deltas.mixed import Mixed
-from continual.deltas.prompts import before_tokens
-from continual.deltas.values import check_fits, steps, values_of
-from continual.sites import Place, with_argument
+from continual.deltas.edit import Form, Reads, Values, to_device_of
+from continual.deltas.mixed import MixedBatch
+from continual.deltas.prompts import prepend_soft_tokens
+from continual.deltas.values import check_compatible, iterate_edits, values_of
+from continual.sites import Place, replace_argument
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
 @contextmanager
-def attached(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[None]:
+def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[None]:
     """Inside, every forward pass of `backbone` goes through `delta`'s edits; outside, it is as it was, to the bit.
 
     Of a mixture, every pass must be of its batch, each row through its own delta. The tensors of deltas never become
@@ -33,62 +33,62 @@ def attached(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[None]:
     Raises DeltaError when the delta is another backbone's, or its tensors are not those that its method has here.
     """
     changes = list(_changes(backbone, delta))
-    prompts: dict[str, list[Change]] = {}
+    prompts: dict[str, list[PlacedEdit]] = {}
     for change in changes:
         if change.place.changes == "tokens":
             prompts.setdefault(change.place.name, []).append(change)
     with ExitStack() as undo:
         for change in changes:
             if change.place.changes == "attention":
-                undo.enter_context(before_keys_and_values(change.place.exit, change))
+                undo.enter_context(prepend_keys_values(change.place.output_module, change))
             elif change.place.changes != "tokens":
                 for handle in _hooks(change):
                     undo.callback(handle.remove)
             elif of_stack := prompts.pop(change.place.name, None):  # a stack reads more tokens once, for all rows
-                undo.enter_context(before_tokens(backbone, of_stack))
+                undo.enter_context(prepend_soft_tokens(backbone, of_stack))
         yield
 
 
-def _changes(backbone: Backbone, delta: Delta | Mixed | None) -> Iterator[Change]:
-    if isinstance(delta, Mixed):
+def _changes(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[PlacedEdit]:
+    if isinstance(delta, MixedBatch):
         yield from delta.changes()
     elif delta is not None:
-        check_fits(backbone, delta)
-        for place, prefix, edit in steps(backbone, delta.settings):
-            yield Change(place, edit, partial(_made, edit.form, values_of(delta.values, prefix), place))
+        check_compatible(backbone, delta)
+        for place, prefix, edit in iterate_edits(backbone, delta.settings):
+            yield PlacedEdit(place, edit, partial(_made, edit.form, values_of(delta.values, prefix), place))
 
 
 def _made(form: Form, values: Values, place: Place, seen: Tensor) -> Tensor:
-    return form(near(values, seen), seen, place)
+    return form(to_device_of(values, seen), seen, place)
 
 
-def _hooks(change: Change) -> Iterator[RemovableHandle]:
+def _hooks(change: PlacedEdit) -> Iterator[RemovableHandle]:
     """Hook a change up to the modules of its place."""
-    place, enter, reads_input = change.place, change.place.enter, change.edit.reads is Reads.INPUT
+    place, enter, reads_input = change.place, change.place.input_module, change.edit.reads is Reads.INPUT
     entered: list[Tensor] = []  # what the first module of several was given, until the last is called
 
     def note(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        entered[:] = [place.entered(args, kwargs)]
+        entered[:] = [place.input_of(args, kwargs)]
 
     def read(own: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
         if not reads_input:
             return own
-        return place.entered(args, kwargs) if enter is place.exit else entered.pop()
+        return place.input_of(args, kwargs) if enter is place.output_module else entered.pop()
 
     def change_output(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         own = output if place.columns is None else output[..., place.columns]
         return _spliced(output, change(own, read(own, args, kwargs)), place.columns)
 
     def change_input(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        own = place.entered(args, kwargs) if enter is place.exit else args[0]
-        return with_argument(module, args, kwargs, place.argument, change(own, read(own, args, kwargs)))
+        own = place.input_of(args, kwargs) if enter is place.output_module else args[0]
+        return replace_argument(module, args, kwargs, place.argument, change(own, read(own, args, kwargs)))
 
-    if reads_input and enter is not place.exit:
+    if reads_input and enter is not place.output_module:
         yield enter.register_forward_pre_hook(note, with_kwargs=True)
     if place.changes == "output":
-        yield place.exit.register_forward_hook(change_output, with_kwargs=True)
+        yield place.output_module.register_forward_hook(change_output, with_kwargs=True)
     else:
-        yield place.exit.register_forward_pre_hook(change_input, with_kwargs=True)
+        yield place.output_module.register_forward_pre_hook(change_input, with_kwargs=True)
         yield from place.by_row()
 
 

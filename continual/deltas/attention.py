@@ -19,20 +19,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from continual.deltas.change import Change, Stretch
+from continual.deltas.change import PlacedEdit, RowRange
 
-NAME = "continual"
+ATTENTION_NAME = "continual"
 
-_FRONTS: WeakKeyDictionary[nn.Module, list[Change]] = WeakKeyDictionary()
+_FRONTS: WeakKeyDictionary[nn.Module, list[PlacedEdit]] = WeakKeyDictionary()
 
 
 @contextmanager
-def before_keys_and_values(module: nn.Module, change: Change) -> Iterator[None]:
+def prepend_keys_values(module: nn.Module, change: PlacedEdit) -> Iterator[None]:
     """Inside, the attention `module` attends to the keys and values of a change, before its own."""
     config: Any = module.config
     before = config._attn_implementation
     _FRONTS.setdefault(module, []).append(change)
-    config._attn_implementation = NAME
+    config._attn_implementation = ATTENTION_NAME
     try:
         yield
     finally:
@@ -63,13 +63,13 @@ def _attend(
     return found
 
 
-def _front(changes: Sequence[Change], key: Tensor) -> tuple[Tensor, Tensor | None]:
+def _front(changes: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | None]:
     """Keys and values [2, B, H, P, d] for before those of the text, and which [B, P] a row has not; None for none."""
     batch, heads, _, width = key.shape
-    own: dict[Stretch, list[Tensor]] = {}
+    own: dict[RowRange, list[Tensor]] = {}
     for change in changes:
-        rows = change.rows or Stretch(0, batch, batch)
-        own.setdefault(rows, []).append(change.make(rows.of(key)))  # [2, P, H · d], or [B, 2, P, H · d]
+        rows = change.rows or RowRange(0, batch, batch)
+        own.setdefault(rows, []).append(change.compute_change(rows.take(key)))  # [2, P, H · d], or [B, 2, P, H · d]
     made = {rows: torch.cat(several, dim=-2) for rows, several in own.items()}
     longest = max(one.shape[-2] for one in made.values())
     front = key.new_zeros(2, batch, heads, longest, width)
@@ -101,5 +101,5 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return mask
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(ATTENTION_NAME, _attend)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)

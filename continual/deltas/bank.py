@@ -10,10 +10,10 @@ import torch
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta
-from continual.deltas.laid import Laid, alike, laid
-from continual.deltas.mixed import Mixed
-from continual.deltas.stack import stack_of
-from continual.deltas.values import steps
+from continual.deltas.laid import DeltaLayout, canonical_layout, layout_of
+from continual.deltas.mixed import MixedBatch
+from continual.deltas.stack import stack_deltas
+from continual.deltas.values import iterate_edits
 from continual.errors import DeltaError
 
 
@@ -26,13 +26,13 @@ class Bank:
     def __init__(self, backbone: Backbone, *, slots: int) -> None:
         self._backbone, self._slots = backbone, slots
         self._held: OrderedDict[str, tuple[int, int]] = OrderedDict()  # shelf and slot; the one used last at the end
-        self._shelves: list[_Shelf] = []
+        self._shelves: list[_StackSlots] = []
         self._numbers: dict[tuple[object, ...], int] = {}
 
     @staticmethod
-    def takes(backbone: Backbone, delta: Delta) -> bool:
+    def can_batch(backbone: Backbone, delta: Delta) -> bool:
         """Whether rows of the delta can be in one batch with others: it changes nothing that all of them share."""
-        return not any(place.common for place, _, _ in steps(backbone, delta.settings))
+        return not any(place.is_shared for place, _, _ in iterate_edits(backbone, delta.settings))
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
@@ -43,7 +43,7 @@ class Bank:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, name: str, delta: Delta, *, beside: Collection[str] = (), backbone: Backbone | None = None) -> None:
+    def put(self, name: str, delta: Delta, *, beside: Collection[str] = (), backbone: Backbone | None = None) -> None:
         """Take a delta in, on the place of the same name's or of the one used longest ago that is not `beside` it.
 
         backbone: the bank's, with edits where this delta has them, if that is elsewhere.
@@ -52,31 +52,31 @@ class Bank:
         and where every other delta is needed.
         """
         backbone = backbone or self._backbone
-        if not self.takes(backbone, delta):
+        if not self.can_batch(backbone, delta):
             raise DeltaError(
                 f"delta {name!r} changes what all rows of a batch have in common; use it for a batch alone"
             )
-        own = alike(laid(backbone, delta))
-        self.drop(name)
+        own = canonical_layout(layout_of(backbone, delta))
+        self.evict(name)
         while len(self._held) >= self._slots:
             oldest = next((held for held in self._held if held not in beside), None)
             if oldest is None:
                 raise DeltaError(
                     f"the bank has {self._slots} slots, all needed at once; give it more, or batches of fewer tasks"
                 )
-            self.drop(oldest)
-        number = self._numbers.setdefault(own.key, len(self._shelves))
+            self.evict(oldest)
+        number = self._numbers.setdefault(own.structure_key, len(self._shelves))
         if number == len(self._shelves):
-            self._shelves.append(_Shelf(own, self._backbone.device))
+            self._shelves.append(_StackSlots(own, self._backbone.device))
         self._held[name] = number, self._shelves[number].put(own)
 
-    def drop(self, name: str) -> None:
+    def evict(self, name: str) -> None:
         """Give up a delta's slot; nothing where it has none."""
         if name in self._held:
             shelf, slot = self._held.pop(name)
             self._shelves[shelf].give_up(slot)
 
-    def mix(self, names: Sequence[str | None]) -> tuple[list[int], Mixed]:
+    def mixed_batch(self, names: Sequence[str | None]) -> tuple[list[int], MixedBatch]:
         """How to order the rows of a batch, and the mixture for them in that order; None is a row without a delta.
 
         It is good until another delta is taken in.
@@ -92,22 +92,22 @@ class Bank:
             shelf, slot = where[row]
             if shelf != last:
                 shares.setdefault(shelf, []).append(slot)
-        return order, Mixed([(self._shelves[shelf].stack, slots) for shelf, slots in shares.items()], len(names))
+        return order, MixedBatch([(self._shelves[shelf].stack, slots) for shelf, slots in shares.items()], len(names))
 
 
-class _Shelf:
+class _StackSlots:
     """A stack whose slots are filled and freed."""
 
-    def __init__(self, like: Laid, device: torch.device) -> None:
+    def __init__(self, like: DeltaLayout, device: torch.device) -> None:
         self._like, self._device = like, device
         self._empty()
 
     def _empty(self) -> None:
         pools = [pool.new_empty((len(pool), 0, *pool.shape[1:]), device=self._device) for pool in self._like.pools()]
-        self.stack, self._size = stack_of(self._like, pools), 0
+        self.stack, self._size = stack_deltas(self._like, pools), 0
         self._free: list[int] = []
 
-    def put(self, own: Laid) -> int:
+    def put(self, own: DeltaLayout) -> int:
         """The slot that now holds these values."""
         if not self._free:
             self._grow(max(self._size, 1))
@@ -125,6 +125,6 @@ class _Shelf:
         grown = [
             torch.cat((pool, pool.new_zeros(len(pool), more, *pool.shape[2:])), dim=1) for pool in self.stack.pools
         ]
-        self.stack = stack_of(self._like, grown)
+        self.stack = stack_deltas(self._like, grown)
         self._free = [*reversed(range(self._size, self._size + more)), *self._free]
         self._size += more

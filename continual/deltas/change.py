@@ -7,12 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from continual.deltas.edit import Edit, InPlace, follows
+from continual.deltas.edit import Edit, InPlaceComposition, implements
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RowRange:
     """Rows of a batch that follow each other: from `begin` to before `end`, of `count` in all."""
 
     begin: int
@@ -22,11 +22,11 @@ class Stretch:
     def __len__(self) -> int:
         return self.end - self.begin
 
-    def of(self, tensor: Tensor) -> Tensor:
+    def take(self, tensor: Tensor) -> Tensor:
         """These rows of what a batch has by rows, by tokens of all rows, or once for all rows."""
         return self._by_row(tensor)[self.begin : self.end]
 
-    def replaced(self, tensor: Tensor, new: Tensor) -> Tensor:
+    def replace_rows(self, tensor: Tensor, new: Tensor) -> Tensor:
         """The tensor with other values for these rows."""
         new = new.to(tensor.dtype)
         if len(self) < self.count:
@@ -44,7 +44,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Change:
+class PlacedEdit:
     """An edit at a place.
 
     make: the change that follows from what is seen there · rows: those that it is for; all where it is None.
@@ -52,19 +52,19 @@ class Change:
 
     place: Place
     edit: Edit
-    make: Callable[[Tensor], Tensor]
-    rows: Stretch | None = None
+    compute_change: Callable[[Tensor], Tensor]
+    rows: RowRange | None = None
 
     def __call__(self, tensor: Tensor, seen: Tensor) -> Tensor:
         """What the edit leaves of a tensor [B, T, d_out], given what it reads [B, T, d_read]."""
         if self.rows is None:
-            return self.edit.compose(tensor, self.make(seen))
-        own, made, compose = self.rows.of(tensor), self.make(self.rows.of(seen)), self.edit.compose
+            return self.edit.compose(tensor, self.compute_change(seen))
+        own, made, compose = self.rows.take(tensor), self.compute_change(self.rows.take(seen)), self.edit.compose
         # What a module has just returned is nobody else's, unless gradients need it.
-        if self._owned(tensor, own) and follows(type(compose), InPlace):
-            cast(InPlace, compose).into(own, made)
+        if self._owned(tensor, own) and implements(type(compose), InPlaceComposition):
+            cast(InPlaceComposition, compose).apply_(own, made)
             return tensor
-        return self.rows.replaced(tensor, compose(own, made))
+        return self.rows.replace_rows(tensor, compose(own, made))
 
     def _owned(self, tensor: Tensor, own: Tensor) -> bool:
         written = self.place.changes == "output" and not torch.is_grad_enabled()

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from continual.deltas.adapter import Adapter, ParallelAdapter
 from continual.deltas.bitfit import BitFit
 from continual.deltas.edit import Edit
-from continual.deltas.method import MethodSettings, settings_of
+from continual.deltas.method import MethodSettings, resolve_settings
 from continual.deltas.prefix import Prefix
 from tasks import Method
 
 
-class Union(MethodSettings):
+class ParallelComposition(MethodSettings):
     """Several methods as one delta, trained together: the edits of all `parts`, in their order.
 
     He et al. (2022), arXiv:2110.04366, section 4.6. In a stream: `{name: union, parts: [{name: bitfit}, …]}`.
@@ -31,10 +31,10 @@ class Union(MethodSettings):
         return self
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(edit for part in self.parts for edit in settings_of(part).edits())
+        return tuple(edit for part in self.parts for edit in resolve_settings(part).edits())
 
 
-class Sequential(MethodSettings):
+class SequentialComposition(MethodSettings):
     """Methods one after the other: each is trained for its share of the epochs, then stays as it is for the next.
 
     In a stream: `{name: sequential, parts: [{name: lora}, {name: adapter}]}`. The edits of a later part are there from
@@ -57,7 +57,7 @@ class Sequential(MethodSettings):
     def _staged(self) -> Iterator[Edit]:
         before = 0
         for part in self.parts:
-            settings = settings_of(part)
+            settings = resolve_settings(part)
             for edit in settings.edits():
                 yield replace(edit, stages=tuple(stage + before for stage in edit.stages))
             before += settings.stages

@@ -9,12 +9,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from continual.deltas.edit import Holds
-from continual.deltas.half import from_stored, rounded, to_stored
+from continual.deltas.edit import HasFrozenValues
+from continual.deltas.half import pack_float16, round_to_float16, unpack_float32
 from continual.deltas.method import MethodSettings
 from continual.deltas.methods import METHODS
 from continual.errors import DeltaError
-from continual.formats import from_blob, to_blob
+from continual.formats import deserialize, serialize
 from continual.hub import Pooling
 
 
@@ -34,7 +34,7 @@ class Head:
     def __call__(self, states: Tensor) -> Tensor:
         return torch.nn.functional.linear(states, self.weight, self.bias)
 
-    def of(self, labels: Sequence[str]) -> "Head | None":
+    def select_labels(self, labels: Sequence[str]) -> "Head | None":
         """The outputs of these labels, of those that it has less their mean, 0 for others; None where it has no two."""
         places = [(i, self.labels.index(label)) for i, label in enumerate(labels) if label in self.labels]
         if len(places) < 2:
@@ -48,7 +48,7 @@ class Head:
 
         return replace(self.map(placed), labels=tuple(labels))
 
-    def ordered(self, labels: Sequence[str]) -> "Head":
+    def reorder_labels(self, labels: Sequence[str]) -> "Head":
         """The same head with its outputs in the order of these labels, which are its own."""
         order = [self.labels.index(label) for label in labels]
         return replace(self.map(lambda tensor: tensor[order]), labels=tuple(labels))
@@ -82,18 +82,18 @@ class Delta:
         head = {"head/weight": self.head.weight, "head/bias": self.head.bias} if self.head else {}
         return {**self.values, **head}
 
-    def stored(self) -> dict[str, Tensor]:
+    def storage_tensors(self) -> dict[str, Tensor]:
         """The same as they are stored: values in float16 where that holds them to the bit, the head as it is."""
-        return replace(self, values={key: to_stored(value) for key, value in self.values.items()}).tensors()
+        return replace(self, values={key: pack_float16(value) for key, value in self.values.items()}).tensors()
 
     @property
     def size(self) -> int:
         """Bytes of all that is stored, without names and settings."""
-        return sum(tensor.nbytes for tensor in self.stored().values())
+        return sum(tensor.nbytes for tensor in self.storage_tensors().values())
 
-    def rounded(self) -> "Delta":
+    def quantise_to_float16(self) -> "Delta":
         """The delta as it is kept: its values in the precision that they are stored in, the head as it is."""
-        return replace(self, values={key: rounded(value) for key, value in self.values.items()})
+        return replace(self, values={key: round_to_float16(value) for key, value in self.values.items()})
 
     @property
     def parameter_count(self) -> int:
@@ -114,7 +114,7 @@ class Delta:
         def learns(key: str) -> bool:
             _, number, name = key.split("/")
             edit = edits[int(number)]
-            return stage in edit.stages and not (isinstance(edit.form, Holds) and edit.form.held(name))
+            return stage in edit.stages and not (isinstance(edit.form, HasFrozenValues) and edit.form.is_frozen(name))
 
         def leaf(tensor: Tensor, *, learning: bool = True) -> Tensor:
             kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
@@ -123,7 +123,7 @@ class Delta:
         values = {key: leaf(value, learning=learns(key)) for key, value in self.values.items()}
         return replace(self, values=values, head=self.head and self.head.map(leaf))
 
-    def frozen(self) -> "Delta":
+    def detached(self) -> "Delta":
         """A copy in memory of its own, without gradients, on the CPU."""
         return self.map(lambda tensor: tensor.detach().to("cpu", copy=True).contiguous())
 
@@ -132,9 +132,9 @@ class Delta:
 
     def to_bytes(self) -> bytes:
         """The delta as a safetensors file; equal deltas give equal bytes."""
-        return to_blob(self.frozen().stored(), self.about())
+        return serialize(self.detached().storage_tensors(), self.metadata())
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """All but the tensors, as JSON."""
         return {
             "method": self.method,
@@ -156,20 +156,20 @@ def load_delta(data: bytes) -> Delta:
     Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a
     method that this version does not know.
     """
-    tensors, about = from_blob(data, what="delta")
+    tensors, about = deserialize(data, what="delta")
     try:
-        return delta_of(tensors, about)
+        return delta_from_tensors(tensors, about)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
 
 
-def delta_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
+def delta_from_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
     """The delta of these tensors, in their order, that `Delta.about` says all else of.
 
     Raises DeltaError for a method that this version does not know; KeyError, TypeError or ValueError for no delta.
     """
-    values = {key: from_stored(tensor) for key, tensor in tensors.items()}
+    values = {key: unpack_float32(tensor) for key, tensor in tensors.items()}
     head, method = _head(values, about), METHODS.get(about["method"])
     if method is None:
         raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")

@@ -9,19 +9,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import Affine
-from continual.deltas.edit import Add, Edit, Identity, Reads, Values
+from continual.deltas.affine import AffineMap
+from continual.deltas.edit import Add, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
 # The hard concrete distribution of Louizos et al. (2018), "Learning Sparse Neural Networks through L0 Regularization",
 # arXiv:1712.01312: a sigmoid of temperature β, stretched to (γ, ζ) and cut to [0, 1]; the numbers are Guo et al.'s.
 BETA, GAMMA, ZETA = 1.0, -1.5, 1.5
-OPEN = 5.0  # log α of fresh gates: nearly all open
+INITIAL_LOG_ALPHA = 5.0  # log α of fresh gates: nearly all open
 
 
 @dataclass(frozen=True)
-class SparseDifference:
+class HardConcreteDiff:
     """x ΔWᵀ with ΔW = z ⊙ w [E, D], the gates z hard concrete of parameters log α; then the largest entries alone.
 
     While values are trained the gates are drawn; otherwise z is the mean gate cut to [0, 1]. The penalty is λ times the
@@ -29,17 +29,17 @@ class SparseDifference:
     places `index` in W's rows one after the other, and `difference`, which a second stage trains.
     """
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
     share: float
     weight: float
 
-    def takes(self, place: Place) -> bool:
-        return place.linear
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         shape = place.weight.shape
-        return {"difference": torch.zeros(shape), "log_alpha": torch.full(shape, OPEN)}
+        return {"difference": torch.zeros(shape), "log_alpha": torch.full(shape, INITIAL_LOG_ALPHA)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(seen, self._change(values, place))
@@ -51,15 +51,15 @@ class SparseDifference:
             return empty.scatter(0, values["index"].long(), values["difference"]).view(shape)
         return _gates(values["log_alpha"]) * values["difference"]
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(self._change(values, place), None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(self._change(values, place), None)
 
     def penalty(self, values: Values) -> Tensor:
         if "index" in values:
             return values["difference"].new_zeros(())
         return self.weight * torch.sigmoid(values["log_alpha"] - BETA * math.log(-GAMMA / ZETA)).sum()
 
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+    def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
         if "index" in values:
             return dict(values)
         change = (_gates(values["log_alpha"].detach()) * values["difference"].detach()).flatten()
@@ -90,5 +90,5 @@ class DiffPruning(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
-        form = SparseDifference(self.share, self.penalty)
+        form = HardConcreteDiff(self.share, self.penalty)
         return tuple(Edit(site, form, Reads.INPUT, Add(), stages=(0, 1)) for site in self.sites)

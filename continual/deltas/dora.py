@@ -9,33 +9,33 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import Affine
-from continual.deltas.edit import Add, Edit, Identity, Reads, Values
-from continual.deltas.forms import LowRank, low_rank_start
+from continual.deltas.affine import AffineMap
+from continual.deltas.edit import Add, Edit, IdentityAtInit, Reads, Values
+from continual.deltas.forms import LowRank, init_low_rank
 from continual.deltas.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.method import MethodSettings
-from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
+from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class Decomposed:
+class WeightDecomposed:
     """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: what W' = g ⊙ (W + s B A) adds to x Wᵀ.
 
     m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g at one. The norm takes no gradient (section 4.3).
     """
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
     rank: int
     scale: float
 
-    def takes(self, place: Place) -> bool:
-        return place.linear
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         magnitude = torch.linalg.vector_norm(place.weight, dim=1).cpu()
-        return {**low_rank_start(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
+        return {**init_low_rank(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         low_rank, gain = self.scale * F.linear(F.linear(seen, values["A"]), values["B"]), self._gain(values, place)
@@ -49,22 +49,22 @@ class Decomposed:
         gain: Tensor = values["magnitude"] / norm
         return gain
 
-    def shared_form(
+    def canonical_form(
         self, values: Values, place: Place, *, scale: float
-    ) -> tuple["Decomposed", dict[str, Tensor]] | None:
+    ) -> tuple["WeightDecomposed", dict[str, Tensor]] | None:
         """With g worked out in the place of m, where nothing is left to scale."""
         if scale != 1:
             return None
-        low_rank, own = LowRank(self.rank).shared_form(values, place, scale=self.scale)
-        return Decomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
+        low_rank, own = LowRank(self.rank).canonical_form(values, place, scale=self.scale)
+        return WeightDecomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).over_rows(values, seen, place)
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).batched_call(values, seen, place)
         return (gain - 1) * F.linear(seen, place.weight) + gain * (self.scale * low_rank)
 
-    def affine(self, values: Values, place: Place) -> Affine:
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
         gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]
-        return Affine((gain - 1) * place.weight + gain * low_rank, None)
+        return AffineMap((gain - 1) * place.weight + gain * low_rank, None)
 
 
 class DoRA(MethodSettings):
@@ -82,10 +82,10 @@ class DoRA(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
-        form = Decomposed(self.rank, self.alpha / self.rank)
+        form = WeightDecomposed(self.rank, self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
         magnitudes = {}
         for module, own in by_module(parts).items():
@@ -96,13 +96,13 @@ class DoRA(MethodSettings):
         return PeftAdapter({**plain.config, "use_dora": True}, {**plain.tensors, **magnitudes})
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
             return None
         sites = layout.sites(adapter.module_names())
         parts = layout.parts(cls(sites=sites))
         magnitudes = {_magnitude(part.module): (part.outputs,) for part in parts}
-        adapter.require(low_rank_shapes(adapter, parts) | magnitudes)
+        adapter.require_tensors(low_rank_shapes(adapter, parts) | magnitudes)
         rank, alpha, values = low_rank_from_peft(adapter, parts)
         for part in parts:
             values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude(part.module)][part.rows].float()
@@ -110,4 +110,4 @@ class DoRA(MethodSettings):
 
 
 def _magnitude(module: str) -> str:
-    return f"{MODULES}{module}.lora_magnitude_vector"
+    return f"{MODULE_PREFIX}{module}.lora_magnitude_vector"

@@ -17,11 +17,11 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from continual.deltas.affine import Affine
+from continual.deltas.affine import AffineMap
 from continual.errors import MethodError
 from continual.sites import Place
 
-Identity = Literal["exact", "near", "none"]  # how nearly fresh values leave a state as it was
+IdentityAtInit = Literal["exact", "near", "none"]  # how nearly fresh values leave a state as it was
 Values = Mapping[str, Tensor]  # the learned tensors of one edit at one place; whole numbers are never trained
 
 
@@ -36,11 +36,11 @@ class Form(Protocol):
     """A pure function of one row's hidden states and learned values: rows with different values can be mixed."""
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityAtInit:
         """How nearly an edit of this form leaves the state as it was, before anything is learned."""
         ...
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Fresh values for a place, of whose hidden states `d_read` dimensions are read."""
         ...
 
@@ -50,43 +50,43 @@ class Form(Protocol):
 
 
 @runtime_checkable
-class Particular(Protocol):
+class PlaceRestricted(Protocol):
     """A form that is not for every place."""
 
-    def takes(self, place: Place) -> bool:
+    def supports(self, place: Place) -> bool:
         """Whether it is for this one."""
         ...
 
 
 @runtime_checkable
-class Shares(Protocol):
+class HasSharedValues(Protocol):
     """A form some of whose values are common to all the places of an edit."""
 
-    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
         """The fresh common values; `__call__` finds them among the place's own."""
         ...
 
 
 @runtime_checkable
-class Finishes(Protocol):
+class HasFinalForm(Protocol):
     """A form whose trained values are replaced by others, that mean the same and are what is kept."""
 
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+    def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
         """What is kept of a place's values, the common ones included; of values that were finished before, the same."""
         ...
 
 
 @runtime_checkable
-class Holds(Protocol):
+class HasFrozenValues(Protocol):
     """A form some of whose values stay as they are while the others are trained."""
 
-    def held(self, name: str) -> bool:
+    def is_frozen(self, name: str) -> bool:
         """Whether the value of this name stays."""
         ...
 
 
 @runtime_checkable
-class Penalised(Protocol):
+class Regularized(Protocol):
     """A form that adds a term to the loss."""
 
     def penalty(self, values: Values) -> Tensor:
@@ -95,37 +95,37 @@ class Penalised(Protocol):
 
 
 @runtime_checkable
-class Blends(Protocol):
+class Averageable(Protocol):
     """A form that can add up what several sets of values change, whatever their sizes."""
 
-    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
         """Values of the form's own size whose change is, as nearly as they can, Σ w times that of each set."""
         ...
 
 
 @runtime_checkable
-class Shareable(Protocol):
+class Canonicalizable(Protocol):
     """A form that can be written in another way, or in another size, that more deltas have in common."""
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> "tuple[Form, dict[str, Tensor]] | None":
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> "tuple[Form, dict[str, Tensor]] | None":
         """A form and values whose change is `scale` times that of these values; None where they stay as they are."""
         ...
 
 
 @runtime_checkable
-class OverRows(Protocol):
+class BatchedForm(Protocol):
     """A form that changes many rows at once, each by its own values; other forms are asked delta by delta."""
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         """The change of each of B rows, seen [B, T, d_read], by values [B, …] of its own."""
         ...
 
 
 @runtime_checkable
-class Merges(Protocol):
+class Mergeable(Protocol):
     """A form that is affine in what it is given, so that weights which do the same can be saved."""
 
-    def affine(self, values: Values, place: Place) -> Affine:
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
         """The map: its weight, of the shape that the place's own has (of an embedding, transposed), and its bias."""
         ...
 
@@ -135,22 +135,22 @@ class Compose(Protocol):
 
 
 @runtime_checkable
-class InPlace(Protocol):
+class InPlaceComposition(Protocol):
     """A way to compose that can put what comes out in the place of the output."""
 
-    def into(self, output: Tensor, change: Tensor) -> None: ...
+    def apply_(self, output: Tensor, change: Tensor) -> None: ...
 
 
 @runtime_checkable
-class MergesInto(Protocol):
+class MergeableComposition(Protocol):
     """A way to compose that makes one affine map of two, where there is one."""
 
-    def merged(self, own: Affine, change: Affine) -> Affine | None:
+    def merged(self, own: AffineMap, change: AffineMap) -> AffineMap | None:
         """What composes the module's own map with the change; None where that is not affine."""
         ...
 
 
-def near(values: Values, seen: Tensor) -> Values:
+def to_device_of(values: Values, seen: Tensor) -> Values:
     """The values on the device of what is seen: that of their module, where the layers are on several."""
     if all(value.device == seen.device for value in values.values()):
         return values
@@ -166,15 +166,15 @@ class Add:
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output + self._scaled(change).to(output.dtype)
 
-    def into(self, output: Tensor, change: Tensor) -> None:
+    def apply_(self, output: Tensor, change: Tensor) -> None:
         """The same in the place of the output."""
         output.add_(self._scaled(change))
 
     def _scaled(self, change: Tensor) -> Tensor:
         return change if self.scale == 1 else self.scale * change
 
-    def merged(self, own: Affine, change: Affine) -> Affine | None:
-        return own.plus(change, scale=self.scale)
+    def merged(self, own: AffineMap, change: AffineMap) -> AffineMap | None:
+        return own.add(change, scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,12 @@ class Multiply:
     def __call__(self, output: Tensor, change: Tensor) -> Tensor:
         return output * change.to(output.dtype)
 
-    def into(self, output: Tensor, change: Tensor) -> None:
+    def apply_(self, output: Tensor, change: Tensor) -> None:
         """The same in the place of the output."""
         output.mul_(change)
 
-    def merged(self, own: Affine, change: Affine) -> Affine | None:
-        return own.times(change.bias) if change.weight is None and change.bias is not None else None
+    def merged(self, own: AffineMap, change: AffineMap) -> AffineMap | None:
+        return own.scale_output(change.bias) if change.weight is None and change.bias is not None else None
 
 
 @dataclass(frozen=True)
@@ -202,19 +202,19 @@ class Concatenate:
 
 
 @cache
-def follows(kind: type, protocol: type) -> bool:
+def implements(kind: type, protocol: type) -> bool:
     """Whether objects of a class have the methods of a protocol, which takes long to find out."""
     return issubclass(kind, protocol)
 
 
-class Choice(Protocol):
+class PlaceFilter(Protocol):
     """Which of the places of a site an edit is put at."""
 
     def __call__(self, places: Sequence[Place]) -> Sequence[Place]: ...
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerFilter:
     """The places of some layers: numbers from 0 at the bottom, or from −1 at the top of each stack."""
 
     numbers: tuple[int, ...]
@@ -233,7 +233,7 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomFilter:
     """A share of the places, at least one, drawn by `seed`: the same on every machine."""
 
     share: float
@@ -260,7 +260,7 @@ class Edit:
     form: Form
     reads: Reads
     compose: Compose
-    choice: Choice | None = None
+    where: PlaceFilter | None = None
     stages: tuple[int, ...] = (0,)
     added_tokens: int = 0
     optional: bool = False

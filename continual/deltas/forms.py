@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import Affine
-from continual.deltas.edit import Identity, Values
+from continual.deltas.affine import AffineMap
+from continual.deltas.edit import IdentityAtInit, Values
 from continual.sites import Place
 
 Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
@@ -22,10 +22,10 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "identity": torch.clone,
 }
 
-SMALLEST = 8  # rank or size of a bottleneck as it is kept beside others: a smaller one is no faster
+MIN_SHARED_SIZE = 8  # rank or size of a bottleneck as it is kept beside others: a smaller one is no faster
 
 
-def low_rank_start(rank: int, d_read: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
+def init_low_rank(rank: int, d_read: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
     """A [R, D] drawn uniformly in ±1/√D, as a linear layer's weight is, and B [E, R] of zeros."""
     bound = 1 / math.sqrt(d_read)
     a = torch.empty(rank, d_read).uniform_(-bound, bound, generator=generator)
@@ -37,44 +37,44 @@ def truncated_normal(shape: tuple[int, ...], scale: float, generator: torch.Gene
     return torch.nn.init.trunc_normal_(torch.empty(shape), std=scale, a=-2 * scale, b=2 * scale, generator=generator)
 
 
-def shared_size(size: int) -> int:
+def round_up_size(size: int) -> int:
     """The size in which deltas of nearly this one are kept side by side: the next power of two, 8 at least."""
-    return max(SMALLEST, 1 << (size - 1).bit_length())
+    return max(MIN_SHARED_SIZE, 1 << (size - 1).bit_length())
 
 
 @dataclass(frozen=True)
 class LowRank:
     """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does. Hu et al. (2022), "LoRA", arXiv:2106.09685."""
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
     rank: int
 
-    def takes(self, place: Place) -> bool:
-        return place.states
+    def supports(self, place: Place) -> bool:
+        return place.is_hidden_state
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return low_rank_start(self.rank, d_read, place.d_out, generator)
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return init_low_rank(self.rank, d_read, place.d_out, generator)
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(F.linear(seen, values["A"]), values["B"])
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(values["B"] @ values["A"], None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(values["B"] @ values["A"], None)
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["LowRank", dict[str, Tensor]]:
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["LowRank", dict[str, Tensor]]:
         """The next rank of SIZES, filled up with zeros, which change nothing."""
-        rank = shared_size(self.rank)
+        rank = round_up_size(self.rank)
         missing = rank - self.rank
         return LowRank(rank), {
             "A": F.pad(values["A"], (0, 0, 0, missing)),
             "B": F.pad(scale * values["B"], (0, missing)),
         }
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.bmm(torch.bmm(seen, values["A"].mT), values["B"].mT)
 
-    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
         """The best approximation of Σ w B A of rank R in the Frobenius norm: Eckart and Young (1936)."""
         wide = torch.cat([weight * own["B"].float() for own, weight in zip(values, weights, strict=True)], dim=1)
         tall = torch.cat([own["A"].float() for own in values])
@@ -100,13 +100,13 @@ class Bottleneck:
     activation: Activation = "gelu"
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityAtInit:
         return "exact" if self.initial_scale is None else "near"
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         biases = {"down_bias": torch.zeros(self.size), "up_bias": torch.zeros(place.d_out)}
         if self.initial_scale is None:
-            start = low_rank_start(self.size, d_read, place.d_out, generator)
+            start = init_low_rank(self.size, d_read, place.d_out, generator)
             return {"down": start["A"], "up": start["B"], **biases}
         down = truncated_normal((self.size, d_read), self.initial_scale, generator)
         return {"down": down, "up": truncated_normal((place.d_out, self.size), self.initial_scale, generator), **biases}
@@ -115,9 +115,9 @@ class Bottleneck:
         inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))
         return F.linear(inner, values["up"], values["up_bias"])
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
         """The next size that others have too, filled up with units whose weights are zero."""
-        size = shared_size(self.size)
+        size = round_up_size(self.size)
         missing = size - self.size
         return Bottleneck(size, None, self.activation), {
             "down": F.pad(values["down"], (0, 0, 0, missing)),
@@ -126,11 +126,11 @@ class Bottleneck:
             "up_bias": scale * values["up_bias"],
         }
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         inner = torch.baddbmm(values["down_bias"].unsqueeze(1), seen, values["down"].mT)
         return torch.baddbmm(values["up_bias"].unsqueeze(1), ACTIVATIONS[self.activation](inner), values["up"].mT)
 
-    def blended(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
         """All units side by side are the weighted sum; the M that change most, by ‖w_down‖ ‖w_up‖, are kept."""
         pairs = list(zip(values, weights, strict=True))
         down, bias = (torch.cat([own[name].float() for own, _ in pairs]) for name in ("down", "down_bias"))
@@ -144,56 +144,56 @@ class Bottleneck:
 class Vector:
     """A vector [E] that does not depend on the hidden state; every entry starts at `initial`."""
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
     initial: float
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"vector": torch.full((place.d_out,), self.initial)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["vector"]
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(None, values["vector"])
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(None, values["vector"])
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Vector", dict[str, Tensor]]:
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Vector", dict[str, Tensor]]:
         return Vector(0.0), {"vector": scale * values["vector"]}
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["vector"].unsqueeze(1)
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseDelta:
     """x ΔWᵀ with ΔW [E, D], starting at zero: the change that another weight makes."""
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
-    def takes(self, place: Place) -> bool:
-        return place.linear
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": torch.zeros(place.weight.shape)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(seen, values["weight"])
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(values["weight"], None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(values["weight"], None)
 
 
 @dataclass(frozen=True)
-class Lookup:
+class EmbeddingDelta:
     """ΔW[i] for the rows i that an embedding looks up, with ΔW [V, E] starting at zero."""
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": torch.zeros(place.weight.shape)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.embedding(seen, values["weight"])
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(values["weight"].T, None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(values["weight"].T, None)

@@ -2,16 +2,16 @@
 
 from pydantic import Field
 
-from continual.deltas.edit import Add, Choice, Drawn, Edit, Layers, Reads
-from continual.deltas.forms import Dense, Lookup, Vector
+from continual.deltas.edit import Add, Edit, LayerFilter, PlaceFilter, RandomFilter, Reads
+from continual.deltas.forms import DenseDelta, EmbeddingDelta, Vector
 from continual.deltas.method import MethodSettings
-from continual.deltas.norms import other_norms
+from continual.deltas.norms import norm_edits
 
 
-def other_projections(choice: Choice | None = None, site: str = "projections") -> tuple[Edit, ...]:
+def dense_edits(choice: PlaceFilter | None = None, site: str = "projections") -> tuple[Edit, ...]:
     """y ← y + x ΔWᵀ + Δb at every projection, or at those of a site."""
     return (
-        Edit(site, Dense(), Reads.INPUT, Add(), choice),
+        Edit(site, DenseDelta(), Reads.INPUT, Add(), choice),
         Edit(site, Vector(0.0), Reads.OUTPUT, Add(), choice),
     )
 
@@ -27,7 +27,7 @@ class Full(MethodSettings):
     """
 
     def edits(self) -> tuple[Edit, ...]:
-        return (Edit("embeddings", Lookup(), Reads.INPUT, Add()), *other_projections(), *other_norms())
+        return (Edit("embeddings", EmbeddingDelta(), Reads.INPUT, Add()), *dense_edits(), *norm_edits())
 
 
 class LastLayer(MethodSettings):
@@ -42,8 +42,8 @@ class LastLayer(MethodSettings):
     count: int = Field(default=1, ge=1, le=1000)
 
     def edits(self) -> tuple[Edit, ...]:
-        top = Layers(tuple(range(-1, -self.count - 1, -1)))
-        return (*other_projections(top), *other_norms(top))
+        top = LayerFilter(tuple(range(-1, -self.count - 1, -1)))
+        return (*dense_edits(top), *norm_edits(top))
 
 
 class Selective(MethodSettings):
@@ -61,8 +61,8 @@ class Selective(MethodSettings):
     seed: int = Field(default=0, ge=0)
 
     def edits(self) -> tuple[Edit, ...]:
-        drawn = Drawn(self.share, self.seed)
-        return tuple(edit for site in self.sites for edit in other_projections(drawn, site))
+        drawn = RandomFilter(self.share, self.seed)
+        return tuple(edit for site in self.sites for edit in dense_edits(drawn, site))
 
 
 class Probe(MethodSettings):

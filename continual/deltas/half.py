@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-LOST = 2**-10  # of a tensor's norm; numbers that float16 has in full range lose at most half of it each
+MAX_RELATIVE_ERROR = 2**-10  # of a tensor's norm; numbers that float16 has in full range lose at most half of it each
 
 
-def rounded(value: Tensor) -> Tensor:
+def round_to_float16(value: Tensor) -> Tensor:
     """The nearest numbers v' that float16 has, in the type of v; v itself unless ‖v − v'‖ < 2⁻¹⁰ ‖v‖.
 
     So values beyond its range, below it, or that are no numbers stay as they are, and so do whole numbers.
@@ -14,10 +14,10 @@ def rounded(value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value
     nearest = value.half().to(value.dtype)
-    return nearest if (value - nearest).norm() < LOST * value.norm() else value
+    return nearest if (value - nearest).norm() < MAX_RELATIVE_ERROR * value.norm() else value
 
 
-def to_stored(value: Tensor) -> Tensor:
+def pack_float16(value: Tensor) -> Tensor:
     """A float32 tensor in float16 where that holds it to the bit; any other as it is."""
     if value.dtype != torch.float32:
         return value
@@ -25,6 +25,6 @@ def to_stored(value: Tensor) -> Tensor:
     return half if torch.equal(half.float(), value) else value
 
 
-def from_stored(value: Tensor) -> Tensor:
+def unpack_float32(value: Tensor) -> Tensor:
     """What `to_stored` was given."""
     return value.float() if value.dtype == torch.float16 else value

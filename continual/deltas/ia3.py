@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from continual.deltas.edit import Edit, Multiply, Reads, Values
 from continual.deltas.forms import Vector
 from continual.deltas.method import MethodSettings
-from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
+from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.errors import ExchangeError
 
 
@@ -28,7 +28,7 @@ class IA3(MethodSettings):
         sites = ("attn.k", "attn.v", "ffn.inner")
         return tuple(Edit(site, Vector(1.0), Reads.OUTPUT, Multiply()) for site in sites)
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         tensors = {}
         for module, own in by_module(parts).items():
             inner = own[0].place.changes == "input"
@@ -40,17 +40,17 @@ class IA3(MethodSettings):
             "peft_type": "IA3",
             "target_modules": list(by_module(parts)),
             "feedforward_modules": list(by_module(part for part in parts if part.place.changes == "input")),
-            "fan_in_fan_out": any(isinstance(part.place.exit, Conv1D) for part in parts),
+            "fan_in_fan_out": any(isinstance(part.place.output_module, Conv1D) for part in parts),
         }
         return PeftAdapter(config, tensors)
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "IA3":
             return None
-        adapter.require_known("feedforward_modules", "init_ia3_weights")
+        adapter.require_supported_config("feedforward_modules", "init_ia3_weights")
         parts = layout.parts(cls())
-        adapter.require({_name(part.module): _shape(part) for part in parts})
+        adapter.require_tensors({_name(part.module): _shape(part) for part in parts})
         values = {
             f"{part.key}/vector": adapter.tensors[_name(part.module)].float().flatten()[part.rows] for part in parts
         }
@@ -62,9 +62,9 @@ class IA3(MethodSettings):
 
 
 def _name(module: str) -> str:
-    return f"{MODULES}{module}.ia3_l"
+    return f"{MODULE_PREFIX}{module}.ia3_l"
 
 
-def _shape(part: Part) -> tuple[int, int]:
+def _shape(part: PlacedModule) -> tuple[int, int]:
     """PEFT scales inputs by a row and outputs by a column."""
     return (1, part.place.d_in) if part.place.changes == "input" else (part.outputs, 1)

@@ -13,33 +13,33 @@ from scipy.linalg import hadamard
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import Affine
-from continual.deltas.edit import Add, Edit, Identity, Reads, Values
+from continual.deltas.affine import AffineMap
+from continual.deltas.edit import Add, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class Projected:
+class FastfoodProjection:
     """x ΔWᵀ with ΔW = λ · P θ: θ [d] common to all places, P the place's own random projection, drawn by `seed`.
 
     P stacks blocks of Fastfood, H G Π H B of size n = 2^⌈log₂ d⌉ (Le et al. 2013), scaled so that ‖P θ‖ ≈ ‖θ‖.
     λ, one number per place, is there where `scaled`: the structure-aware variant (Aghajanyan et al. 2021, section 3.2).
     """
 
-    identity: ClassVar[Identity] = "exact"
+    identity: ClassVar[IdentityAtInit] = "exact"
 
     dimension: int
     scaled: bool
     seed: int
 
-    def takes(self, place: Place) -> bool:
-        return place.linear
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
 
-    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
         return {"theta": torch.zeros(self.dimension)}
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"scale": torch.ones(1)} if self.scaled else {}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
@@ -50,15 +50,15 @@ class Projected:
         change = fastfood(theta, shape.numel(), seed=f"{self.seed}/{place.name}").view(shape)
         return change * values["scale"] if self.scaled else change
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(self._change(values, place), None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(self._change(values, place), None)
 
 
 def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
     """P θ [size] for θ [d], with P the stacked blocks H G Π H B that `seed` draws, ‖P θ‖ ≈ ‖θ‖."""
     n = 1 << max(1, (len(theta) - 1).bit_length())
     blocks = -(-size // n)
-    signs, order, gauss = drawn(blocks, n, seed, theta.device)
+    signs, order, gauss = draw_fastfood_blocks(blocks, n, seed, theta.device)
     mixed = hadamard_transform(F.pad(theta, (0, n - len(theta))) * signs)
     mixed = hadamard_transform(mixed.gather(1, order) * gauss)
     return mixed.flatten()[:size] / math.sqrt(n * size)
@@ -82,7 +82,7 @@ def _hadamard(n: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1024)
 @torch.inference_mode(False)
-def drawn(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Signs, permutations and normal deviates [K, n] of the blocks; kept, since every step needs them again."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(number)
@@ -109,5 +109,5 @@ class Intrinsic(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
-        form = Projected(self.dimension, self.scaled, self.seed)
+        form = FastfoodProjection(self.dimension, self.scaled, self.seed)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)

@@ -9,24 +9,24 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Add, Edit, OverRows, Shareable, Values, follows
-from continual.deltas.values import check_fits, names_of, steps
+from continual.deltas.edit import Add, BatchedForm, Canonicalizable, Edit, Values, implements
+from continual.deltas.values import check_compatible, iterate_edits, value_keys
 from continual.sites import Place
 
-Step = tuple[Place, Edit]
-Names = Mapping[str, str]  # of a step's values: what its form calls them, and what the delta does
+EditStep = tuple[Place, Edit]
+ValueNames = Mapping[str, str]  # of a step's values: what its form calls them, and what the delta does
 
 
 @dataclass(frozen=True)
-class Laid:
+class DeltaLayout:
     """What is done at which place, with which of the delta's values."""
 
-    steps: tuple[Step, ...]
-    names: tuple[Names, ...]
+    steps: tuple[EditStep, ...]
+    names: tuple[ValueNames, ...]
     values: Values
 
     @cached_property
-    def key(self) -> tuple[object, ...]:
+    def structure_key(self) -> tuple[object, ...]:
         """The same for deltas that differ in nothing but the numbers in their values."""
         done = (
             (place.name, edit, tuple(own.items())) for (place, edit), own in zip(self.steps, self.names, strict=True)
@@ -34,13 +34,13 @@ class Laid:
         return (*done, *((key, value.shape, value.dtype) for key, value in self.values.items()))
 
     @cached_property
-    def groups(self) -> tuple[tuple[str, ...], ...]:
+    def pool_groups(self) -> tuple[tuple[str, ...], ...]:
         """The values' keys, those next to each other whose tensors make one pool: of a name, shape and type."""
         at_once = {
             key
             for (_, edit), own in zip(self.steps, self.names, strict=True)
             for key in own.values()
-            if follows(type(edit.form), OverRows)
+            if implements(type(edit.form), BatchedForm)
         }
         found: dict[tuple[object, ...], list[str]] = {}
         for key, value in self.values.items():
@@ -50,18 +50,18 @@ class Laid:
 
     def pools(self) -> list[Tensor]:
         """The values, [L, …] of the L of each group."""
-        return [torch.stack([self.values[key] for key in keys]) for keys in self.groups]
+        return [torch.stack([self.values[key] for key in keys]) for keys in self.pool_groups]
 
 
-def laid(backbone: Backbone, delta: Delta) -> Laid:
+def layout_of(backbone: Backbone, delta: Delta) -> DeltaLayout:
     """The delta as it is. Raises DeltaError where it does not fit the backbone."""
-    check_fits(backbone, delta)
-    found = list(steps(backbone, delta.settings))
-    names = (names_of(delta.values, prefix) for _, prefix, _ in found)
-    return Laid(tuple((place, edit) for place, _, edit in found), tuple(names), delta.values)
+    check_compatible(backbone, delta)
+    found = list(iterate_edits(backbone, delta.settings))
+    names = (value_keys(delta.values, prefix) for _, prefix, _ in found)
+    return DeltaLayout(tuple((place, edit) for place, _, edit in found), tuple(names), delta.values)
 
 
-def in_pools(own: Laid) -> tuple[Laid, list[Tensor]]:
+def pool_values(own: DeltaLayout) -> tuple[DeltaLayout, list[Tensor]]:
     """The same values in the memory of pools, their gradients in that of the pools' gradients.
 
     Both are leaves: what is computed from values, or from pools, adds to the same gradient, and a step that an
@@ -69,7 +69,7 @@ def in_pools(own: Laid) -> tuple[Laid, list[Tensor]]:
     """
     pools = [pool.detach() for pool in own.pools()]
     values: dict[str, Tensor] = {}
-    for keys, pool in zip(own.groups, pools, strict=True):
+    for keys, pool in zip(own.pool_groups, pools, strict=True):
         values |= {key: pool[number] for number, key in enumerate(keys)}
         if own.values[keys[0]].requires_grad:
             pool.grad = torch.zeros_like(pool)
@@ -79,15 +79,15 @@ def in_pools(own: Laid) -> tuple[Laid, list[Tensor]]:
     return replace(own, values={key: values[key] for key in own.values}), pools
 
 
-def alike(own: Laid) -> Laid:
+def canonical_layout(own: DeltaLayout) -> DeltaLayout:
     """The same changes in forms and sizes that most deltas have in common: to be used, not to be trained."""
-    made: list[Step] = []
-    names: list[Names] = []
+    made: list[EditStep] = []
+    names: list[ValueNames] = []
     values: dict[str, Tensor] = {}
     for number, ((place, edit), called) in enumerate(zip(own.steps, own.names, strict=True)):
         scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
         given = {name: own.values[key] for name, key in called.items()}
-        found = edit.form.shared_form(given, place, scale=scale) if isinstance(edit.form, Shareable) else None
+        found = edit.form.canonical_form(given, place, scale=scale) if isinstance(edit.form, Canonicalizable) else None
         if found is None:
             made.append((place, edit))
             names.append(called)
@@ -99,4 +99,4 @@ def alike(own: Laid) -> Laid:
         made.append((place, Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)))
         names.append({name: f"{place.name}/{number}/{name}" for name in shared})
         values |= {f"{place.name}/{number}/{name}": value for name, value in shared.items()}
-    return Laid(tuple(made), tuple(names), values)
+    return DeltaLayout(tuple(made), tuple(names), values)

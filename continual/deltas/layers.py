@@ -7,26 +7,26 @@ from typing import Any
 from torch import nn
 
 from continual.backbone import Backbone
-from continual.families.family import Stack
+from continual.families.family import LayerStack
 
 
-def layers_of(backbone: Backbone) -> list[nn.Module]:
+def encoder_layers(backbone: Backbone) -> list[nn.Module]:
     """The layers that read a text, from below."""
     return _of_stack(backbone, backbone.family.stack)
 
 
-def every_layer(backbone: Backbone) -> list[nn.Module]:
+def all_layers(backbone: Backbone) -> list[nn.Module]:
     """The same and those that write one, where they are others."""
     decoder = backbone.family.decoder
-    return [*layers_of(backbone), *(_of_stack(backbone, decoder) if decoder else ())]
+    return [*encoder_layers(backbone), *(_of_stack(backbone, decoder) if decoder else ())]
 
 
-def _of_stack(backbone: Backbone, stack: Stack) -> list[nn.Module]:
+def _of_stack(backbone: Backbone, stack: LayerStack) -> list[nn.Module]:
     return [backbone.model.get_submodule(stack.layer.format(number)) for number in range(stack.layers)]
 
 
 @contextmanager
-def instead_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Inside, a module does something else; its hooks are called all the same."""
     before = vars(module).get("forward")
     module.forward = forward

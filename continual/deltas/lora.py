@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from continual.deltas.edit import Add, Edit, Reads, Values
 from continual.deltas.forms import LowRank
 from continual.deltas.method import MethodSettings
-from continual.deltas.peft_format import MODULES, Layout, Part, PeftAdapter, by_module
+from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.errors import ExchangeError
 
 
@@ -36,25 +36,25 @@ class LoRA(MethodSettings):
         form, compose = LowRank(self.rank), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         return low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "LORA" or adapter.config.get("use_dora"):
             return None
         sites = layout.sites(adapter.module_names())
         parts = layout.parts(cls(sites=sites))
-        adapter.require(low_rank_shapes(adapter, parts))
+        adapter.require_tensors(low_rank_shapes(adapter, parts))
         rank, alpha, values = low_rank_from_peft(adapter, parts)
         return cls(rank=rank, alpha=alpha, sites=sites), values
 
 
 # With any other of PEFT's starts the weights of the base model are not what they were.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+SUPPORTED_INIT_LORA_WEIGHTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def low_rank_to_peft(parts: Sequence[Part], values: Values, *, rank: int, alpha: float) -> PeftAdapter:
+def low_rank_to_peft(parts: Sequence[PlacedModule], values: Values, *, rank: int, alpha: float) -> PeftAdapter:
     """A and B of every module; of one in several parts, A [nR, D] one below the other and B [E, nR] in blocks."""
     tensors: dict[str, Tensor] = {}
     several: dict[str, int] = {}
@@ -62,8 +62,8 @@ def low_rank_to_peft(parts: Sequence[Part], values: Values, *, rank: int, alpha:
         b = torch.zeros(own[0].outputs, len(own) * rank)
         for number, part in enumerate(own):
             b[part.rows, number * rank : (number + 1) * rank] = values[f"{part.key}/B"]
-        tensors[f"{MODULES}{module}.lora_A.weight"] = torch.cat([values[f"{part.key}/A"] for part in own])
-        tensors[f"{MODULES}{module}.lora_B.weight"] = b
+        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = torch.cat([values[f"{part.key}/A"] for part in own])
+        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b
         several |= {module: len(own)} if len(own) > 1 else {}
     config = {
         "peft_type": "LORA",
@@ -71,7 +71,7 @@ def low_rank_to_peft(parts: Sequence[Part], values: Values, *, rank: int, alpha:
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(isinstance(part.place.exit, Conv1D) for part in parts),
+        "fan_in_fan_out": any(isinstance(part.place.output_module, Conv1D) for part in parts),
         "target_modules": list(by_module(parts)),
         "rank_pattern": {module: n * rank for module, n in several.items()},
         "alpha_pattern": {module: n * alpha for module, n in several.items()},
@@ -79,27 +79,27 @@ def low_rank_to_peft(parts: Sequence[Part], values: Values, *, rank: int, alpha:
     return PeftAdapter(config, tensors)
 
 
-def low_rank_shapes(adapter: PeftAdapter, parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
+def low_rank_shapes(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> dict[str, tuple[int, ...]]:
     """What the tensors of these parts should be, by PEFT's names.
 
     Raises ExchangeError where the adapter is more than a plain low-rank change.
     """
-    adapter.require_known("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights")
-    if (start := adapter.config.get("init_lora_weights")) not in PLAIN_STARTS:
+    adapter.require_supported_config("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights")
+    if (start := adapter.config.get("init_lora_weights")) not in SUPPORTED_INIT_LORA_WEIGHTS:
         raise ExchangeError(f"init_lora_weights {start!r} changed the base model too; save it as a plain LoRA first")
     shapes: dict[str, tuple[int, ...]] = {}
     for module, own in by_module(parts).items():
         rank, _ = _rank_and_scale(adapter.config, module)
-        shapes[f"{MODULES}{module}.lora_A.weight"] = (rank, own[0].place.d_in)
-        shapes[f"{MODULES}{module}.lora_B.weight"] = (own[0].outputs, rank)
+        shapes[f"{MODULE_PREFIX}{module}.lora_A.weight"] = (rank, own[0].place.d_in)
+        shapes[f"{MODULE_PREFIX}{module}.lora_B.weight"] = (own[0].outputs, rank)
     return shapes
 
 
-def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[Part]) -> tuple[int, float, dict[str, Tensor]]:
+def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> tuple[int, float, dict[str, Tensor]]:
     """Rank, alpha and values of the parts; smaller ranks are filled up with zeros, other scales go into B."""
     found = {}
     for module, own in by_module(parts).items():
-        a, b = (adapter.tensors[f"{MODULES}{module}.lora_{name}.weight"].float() for name in "AB")
+        a, b = (adapter.tensors[f"{MODULE_PREFIX}{module}.lora_{name}.weight"].float() for name in "AB")
         for part in own:
             used = (b[part.rows] != 0).any(dim=0) | (len(own) == 1)  # a part of several has blocks of its own
             found[part.key] = (a[used], b[part.rows][:, used], _rank_and_scale(adapter.config, module)[1])

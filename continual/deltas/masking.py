@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import Affine
-from continual.deltas.edit import Add, Edit, Identity, Reads, Values
+from continual.deltas.affine import AffineMap
+from continual.deltas.edit import Add, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
-SPREAD = 0.1  # width of the interval that fresh scores are drawn from
+SCORE_RANGE = 0.1  # width of the interval that fresh scores are drawn from
 
 
 class _Kept(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Kept(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Masked:
+class BinaryMask:
     """x (W ⊙ (M − 1))ᵀ: what dropping the weights where M [E, D] is zero adds to x Wᵀ. M = 1 where the scores are ≥ 0.
 
     A share `dropped` of the fresh scores is below zero. What is kept is M, eight bits to the byte.
@@ -39,15 +39,15 @@ class Masked:
     dropped: float
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityAtInit:
         return "none" if self.dropped else "exact"
 
-    def takes(self, place: Place) -> bool:
-        return place.linear
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = torch.rand(place.weight.shape, generator=generator)
-        return {"scores": SPREAD * (drawn - self.dropped)}
+        return {"scores": SCORE_RANGE * (drawn - self.dropped)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return F.linear(seen, self._change(values, place))
@@ -57,10 +57,10 @@ class Masked:
         mask: Tensor = _unpacked(values["bits"], weight) if "bits" in values else _Kept.apply(values["scores"])  # type: ignore[no-untyped-call]
         return weight * (mask - 1)
 
-    def affine(self, values: Values, place: Place) -> Affine:
-        return Affine(self._change(values, place), None)
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(self._change(values, place), None)
 
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+    def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
         if "bits" in values:
             return dict(values)
         return {"bits": torch.from_numpy(np.packbits((values["scores"] >= 0).cpu().numpy(), axis=1))}
@@ -72,7 +72,7 @@ def _unpacked(bits: Tensor, weight: Tensor) -> Tensor:
     return each.flatten(1)[:, : weight.shape[1]].to(weight.dtype)
 
 
-class Masking(MethodSettings):
+class BinaryMasking(MethodSettings):
     """y = x (M ⊙ W)ᵀ + b with M of zeros and ones learned, W as it was: which weights serve the task.
 
     One bit per weight of the `sites` is kept. Zhao et al. (2020), "Masking as an Efficient Alternative to Finetuning
@@ -86,4 +86,4 @@ class Masking(MethodSettings):
     dropped: float = Field(default=0.0, ge=0, lt=1, description="share of the weights that are dropped at the start")
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(Edit(site, Masked(self.dropped), Reads.INPUT, Add()) for site in self.sites)
+        return tuple(Edit(site, BinaryMask(self.dropped), Reads.INPUT, Add()) for site in self.sites)

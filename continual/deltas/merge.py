@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from continual.backbone import Backbone
-from continual.deltas.affine import Affine
+from continual.deltas.affine import AffineMap
 from continual.deltas.attach import attached
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Edit, Merges, MergesInto, Reads, Values
+from continual.deltas.edit import Edit, Mergeable, MergeableComposition, Reads, Values
 from continual.deltas.method import MethodSettings
-from continual.deltas.values import check_fits, steps, values_of
+from continual.deltas.values import check_compatible, iterate_edits, values_of
 from continual.errors import ExchangeError
-from continual.quantised import quantised_as
+from continual.quantised import quantization_digest
 from continual.sites import Place
 
 TOLERANCE = 1e-3  # of the largest entry of the states: above what float32 sums in another order differ by
@@ -32,7 +32,7 @@ class _Step:
     values: Values
 
 
-def unmergeable(settings: MethodSettings) -> str | None:
+def merge_obstacle(settings: MethodSettings) -> str | None:
     """Why weights cannot do what a method does; None where they can, if the backbone has the biases for it.
 
     >>> from continual.deltas import METHODS
@@ -41,27 +41,27 @@ def unmergeable(settings: MethodSettings) -> str | None:
     "what it does at 'ffn.out' (Bottleneck, Add) is no change of a weight or a bias"
     """
     for edit in settings.edits():
-        if not isinstance(edit.form, Merges) or not isinstance(edit.compose, MergesInto):
+        if not isinstance(edit.form, Mergeable) or not isinstance(edit.compose, MergeableComposition):
             names = f"{type(edit.form).__name__}, {type(edit.compose).__name__}"
             return f"what it does at {edit.site!r} ({names}) is no change of a weight or a bias"
     return None
 
 
 @torch.no_grad()
-def merged(backbone: Backbone, delta: Delta) -> Any:
+def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
     """A copy of the backbone's model, a transformers.PreTrainedModel, whose weights hold the delta's change.
 
     With its language modelling head, where there is one.
 
     Raises DeltaError for another backbone's delta, ExchangeError where weights and biases cannot do what it does.
     """
-    check_fits(backbone, delta)
-    if reason := unmergeable(delta.settings):
+    check_compatible(backbone, delta)
+    if reason := merge_obstacle(delta.settings):
         raise _refused(delta, reason)
-    if quantised_as(backbone.whole) or backbone.split:
+    if quantization_digest(backbone.base_module) or backbone.split:
         raise _refused(delta, "its weights are quantised, or split over devices")
-    own, whole = delta.to(backbone.device), deepcopy(backbone.lm or backbone.model)
-    copied = replace(backbone, model=whole.base_model, lm=whole if backbone.lm else None)
+    own, whole = delta.to(backbone.device), deepcopy(backbone.language_model or backbone.model)
+    copied = replace(backbone, model=whole.base_model, language_model=whole if backbone.language_model else None)
     found = list(_steps(backbone, copied, own))
     for step in found:
         if step.place.changes != "input":
@@ -74,17 +74,17 @@ def merged(backbone: Backbone, delta: Delta) -> Any:
 
 
 def _steps(backbone: Backbone, copied: Backbone, delta: Delta) -> Iterator[_Step]:
-    theirs = steps(copied, delta.settings)
-    for (place, prefix, edit), (target, _, _) in zip(steps(backbone, delta.settings), theirs, strict=True):
+    theirs = iterate_edits(copied, delta.settings)
+    for (place, prefix, edit), (target, _, _) in zip(iterate_edits(backbone, delta.settings), theirs, strict=True):
         yield _Step(place, target, edit, values_of(delta.values, prefix))
 
 
 def _into_output(delta: Delta, step: _Step) -> None:
-    if step.place.changes != "output" or step.place.enter is not step.place.exit:
+    if step.place.changes != "output" or step.place.input_module is not step.place.output_module:
         raise _refused(delta, f"{step.place.name} is not one module with a weight of its own")
     weight, bias = step.copied.weight, step.copied.bias
-    rows = weight.T if isinstance(step.place.enter, nn.Embedding) else weight
-    new_weight, new_bias = _composed(delta, step, Affine(rows, bias))
+    rows = weight.T if isinstance(step.place.input_module, nn.Embedding) else weight
+    new_weight, new_bias = _composed(delta, step, AffineMap(rows, bias))
     rows.copy_(new_weight)
     _set_bias(delta, step, new_bias)
 
@@ -92,7 +92,7 @@ def _into_output(delta: Delta, step: _Step) -> None:
 def _into_input(delta: Delta, step: _Step) -> None:
     """W (γ ⊙ x + a) + b = (W diag γ) x + (W a + b)"""
     weight, bias = step.copied.weight, step.copied.bias
-    gain, shift = _composed(delta, step, Affine(torch.ones_like(weight[0]), None))
+    gain, shift = _composed(delta, step, AffineMap(torch.ones_like(weight[0]), None))
     if shift is not None:
         _set_bias(delta, step, weight @ shift if bias is None else bias + weight @ shift)
     weight *= gain
@@ -106,12 +106,12 @@ def _set_bias(delta: Delta, step: _Step, new: Tensor | None) -> None:
         raise _refused(delta, f"{step.place.name} has no bias in this model to add one to")
 
 
-def _composed(delta: Delta, step: _Step, own: Affine) -> tuple[Tensor, Tensor | None]:
+def _composed(delta: Delta, step: _Step, own: AffineMap) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the map `own` with the change of a step composed to it."""
     form, compose = step.edit.form, step.edit.compose
-    assert isinstance(form, Merges)  # or the method would not be mergeable
-    assert isinstance(compose, MergesInto)
-    change = form.affine(step.values, step.place)
+    assert isinstance(form, Mergeable)  # or the method would not be mergeable
+    assert isinstance(compose, MergeableComposition)
+    change = form.as_affine_map(step.values, step.place)
     other_shape = change.weight is not None and own.weight is not None and change.weight.shape != own.weight.shape
     reads_itself = change.weight is not None and step.edit.reads is Reads.OUTPUT
     found = None if other_shape or reads_itself else compose.merged(own, change)
@@ -136,7 +136,7 @@ def _said(backbone: Backbone, *, of_model: bool) -> Tensor:
     if of_model:
         return backbone.hidden_states(batch)
     written = {"decoder_input_ids": ids} if backbone.family.decoder else {}
-    logits: Tensor = backbone.lm(**batch, **written).logits
+    logits: Tensor = backbone.language_model(**batch, **written).logits
     return logits
 
 

@@ -5,14 +5,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from continual.deltas.edit import Edit, Identity
+from continual.deltas.edit import Edit, IdentityAtInit
 from continual.errors import MethodError
-from tasks import Method, Written
+from tasks import Method, StrictModel
 
-Settings = TypeVar("Settings", bound=Written)
+SettingsT = TypeVar("SettingsT", bound=StrictModel)
 
 
-class MethodSettings(Written, ABC):
+class MethodSettings(StrictModel, ABC):
     """Settings of one method. A subclass adds its fields and says which edits they mean."""
 
     @abstractmethod
@@ -20,7 +20,7 @@ class MethodSettings(Written, ABC):
         """The edits, in the order in which they are applied."""
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityAtInit:
         """How nearly a fresh delta leaves the backbone's output as it was."""
         found = {edit.form.identity for edit in self.edits()}
         return "none" if "none" in found else "near" if "near" in found else "exact"
@@ -36,14 +36,14 @@ class MethodSettings(Written, ABC):
         return sum(edit.added_tokens for edit in self.edits())
 
 
-def settings_of(method: Method) -> MethodSettings:
+def resolve_settings(method: Method) -> MethodSettings:
     """The settings that a part of a composed method names; raises MethodError as `method_settings` does."""
     from continual.deltas.methods import method_settings  # it names the composed methods too
 
     return method_settings(method)
 
 
-def validated(kind: type[Settings], method: Method) -> Settings:
+def validate_settings(kind: type[SettingsT], method: Method) -> SettingsT:
     """The settings of a method as a stream file has them, as a `kind`.
 
     Raises MethodError for a setting that is not known or not allowed, naming those there are.

@@ -10,15 +10,15 @@ from typing import cast
 
 from continual.deltas.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.bitfit import BitFit
-from continual.deltas.composed import AdapterBitFit, MixAndMatch, Sequential, Union
+from continual.deltas.composed import AdapterBitFit, MixAndMatch, ParallelComposition, SequentialComposition
 from continual.deltas.diff_pruning import DiffPruning
 from continual.deltas.dora import DoRA
 from continual.deltas.full import Full, LastLayer, Probe, Selective
 from continual.deltas.ia3 import IA3
 from continual.deltas.intrinsic import Intrinsic
 from continual.deltas.lora import LoRA
-from continual.deltas.masking import Masking
-from continual.deltas.method import MethodSettings, validated
+from continual.deltas.masking import BinaryMasking
+from continual.deltas.method import MethodSettings, validate_settings
 from continual.deltas.multi_head import MultiHeadAdapter
 from continual.deltas.norms import LayerNorm
 from continual.deltas.prefix import Prefix
@@ -26,7 +26,7 @@ from continual.deltas.prompt import Prompt
 from continual.deltas.subspace import Subspace
 from continual.errors import MethodError
 from tasks import Method
-from tasks.plugins import Open
+from tasks.plugins import PluginRegistry
 
 BUILT_IN: Mapping[str, type[MethodSettings]] = {
     "adapter": Adapter,
@@ -41,13 +41,13 @@ BUILT_IN: Mapping[str, type[MethodSettings]] = {
     "last_layer": LastLayer,
     "selective": Selective,
     "diff_pruning": DiffPruning,
-    "masking": Masking,
+    "masking": BinaryMasking,
     "lora": LoRA,
     "dora": DoRA,
     "intrinsic": Intrinsic,
     "subspace": Subspace,
-    "union": Union,
-    "sequential": Sequential,
+    "union": ParallelComposition,
+    "sequential": SequentialComposition,
     "mam": MixAndMatch,
     "adapter_bitfit": AdapterBitFit,
     "full": Full,
@@ -60,7 +60,7 @@ def _settings_class(found: object) -> type[MethodSettings] | str:
     return cast(type[MethodSettings], found) if fits else "a subclass of continual.deltas.MethodSettings with `edits`"
 
 
-METHODS: Mapping[str, type[MethodSettings]] = Open(
+METHODS: Mapping[str, type[MethodSettings]] = PluginRegistry(
     BUILT_IN, "continual.methods", check=_settings_class, error=MethodError
 )
 
@@ -74,4 +74,4 @@ def method_settings(method: Method) -> MethodSettings:
         near = difflib.get_close_matches(method.name, METHODS, n=1)
         hint = f"; did you mean {near[0]!r}" if near else ""
         raise MethodError(f"method {method.name!r} is not known{hint}. Known: {', '.join(METHODS)}")
-    return validated(METHODS[method.name], method)
+    return validate_settings(METHODS[method.name], method)

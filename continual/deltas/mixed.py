@@ -3,24 +3,24 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from continual.deltas.change import Change, Stretch
-from continual.deltas.stack import Stack
+from continual.deltas.change import PlacedEdit, RowRange
+from continual.deltas.stack import DeltaStack
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """Which rows of a batch go through which deltas; rows that no share names go through none.
 
     shares: stacks with the slots of their rows, one per row, rows of one slot together; the rows of the first share
     come first, and so on · count: rows of the batch in all.
     """
 
-    shares: Sequence[tuple[Stack, Sequence[int]]]
+    stacks: Sequence[tuple[DeltaStack, Sequence[int]]]
     count: int
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[PlacedEdit]:
         """All that is done to the batch."""
         begin = 0
-        for stack, slots in self.shares:
-            yield from stack.changes(Stretch(begin, begin + len(slots), self.count), slots)
+        for stack, slots in self.stacks:
+            yield from stack.changes(RowRange(begin, begin + len(slots), self.count), slots)
             begin += len(slots)

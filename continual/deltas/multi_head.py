@@ -7,33 +7,33 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from continual.deltas.edit import Add, Edit, Identity, Reads, Values
+from continual.deltas.edit import Add, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.forms import ACTIVATIONS, Activation, truncated_normal
 from continual.deltas.method import MethodSettings
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class PerHead:
+class PerHeadBottleneck:
     """f(q_h D_hᵀ) U_h for every head h, side by side, with q = x W_qᵀ + b_q the frozen queries and D_h, U_h [M, E / H].
 
     down and up [M, E] hold the D_h and the U_h of the H heads side by side; both start as a truncated normal.
     """
 
-    identity: ClassVar[Identity] = "near"
+    identity: ClassVar[IdentityAtInit] = "near"
 
     size: int
     initial_scale: float
     activation: Activation
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         shape = (self.size, place.d_out)
         return {name: truncated_normal(shape, self.initial_scale, generator) for name in ("down", "up")}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         queries, down, up = (
             tensor.view(*tensor.shape[:-1], place.heads, -1)
-            for tensor in (place.frozen(seen), values["down"], values["up"])
+            for tensor in (place.frozen_forward(seen), values["down"], values["up"])
         )
         inner = ACTIVATIONS[self.activation](torch.einsum("...hd,mhd->...hm", queries, down))
         return torch.einsum("...hm,mhd->...hd", inner, up).flatten(-2)
@@ -56,5 +56,5 @@ class MultiHeadAdapter(MethodSettings):
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:
-        form = PerHead(self.size, self.initial_scale, self.activation)
+        form = PerHeadBottleneck(self.size, self.initial_scale, self.activation)
         return (Edit("attn.heads", form, Reads.INPUT, Add(self.scale)),)

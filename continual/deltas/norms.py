@@ -1,11 +1,11 @@
 """Norms with another gain and bias: on their own a method, and a part of several."""
 
-from continual.deltas.edit import Add, Choice, Edit, Multiply, Reads
+from continual.deltas.edit import Add, Edit, Multiply, PlaceFilter, Reads
 from continual.deltas.forms import Vector
 from continual.deltas.method import MethodSettings
 
 
-def other_norms(choice: Choice | None = None) -> tuple[Edit, ...]:
+def norm_edits(choice: PlaceFilter | None = None) -> tuple[Edit, ...]:
     """y ← m ⊙ y + c after every norm. Of y = γ ⊙ n + β it makes a norm of gain m ⊙ γ and bias m ⊙ β + c."""
     return (
         Edit("norms", Vector(1.0), Reads.OUTPUT, Multiply(), choice),
@@ -23,4 +23,4 @@ class LayerNorm(MethodSettings):
     """
 
     def edits(self) -> tuple[Edit, ...]:
-        return other_norms()
+        return norm_edits()

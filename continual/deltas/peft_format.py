@@ -13,12 +13,12 @@ from continual.deltas.method import MethodSettings
 from continual.errors import ExchangeError
 from continual.sites import Place
 
-PROMPT = "prompt_embeddings"  # the one tensor of prefixes and prompts
-MODULES = "base_model.model."  # stands before the names of the plain model's modules
+PROMPT_TENSOR_NAME = "prompt_embeddings"  # the one tensor of prefixes and prompts
+MODULE_PREFIX = "base_model.model."  # stands before the names of the plain model's modules
 
 
 @dataclass(frozen=True)
-class Part:
+class PlacedModule:
     """One edit at one place.
 
     module: the name in the plain model of the module that is changed · key: what stands before the names of the edit's
@@ -40,18 +40,18 @@ class Part:
         return len(self.place.module_weight)
 
 
-def by_module(parts: Iterable[Part]) -> dict[str, list[Part]]:
+def by_module(parts: Iterable[PlacedModule]) -> dict[str, list[PlacedModule]]:
     """The parts of each module: several where it computes several projections at once."""
-    found: dict[str, list[Part]] = defaultdict(list)
+    found: dict[str, list[PlacedModule]] = defaultdict(list)
     for part in parts:
         found[part.module].append(part)
     return dict(found)
 
 
-class Layout(Protocol):
+class ModuleLayout(Protocol):
     """Where a method's edits are in one backbone."""
 
-    def parts(self, settings: MethodSettings) -> tuple[Part, ...]:
+    def parts(self, settings: MethodSettings) -> tuple[PlacedModule, ...]:
         """Every edit at every place, in order."""
         ...
 
@@ -67,7 +67,7 @@ class PeftAdapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
-    def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def require_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise ExchangeError, with a list, unless the tensors have these names and shapes, and there is no other."""
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         problems = [f"missing: {name} {list(shapes[name])}" for name in sorted(shapes.keys() - found.keys())]
@@ -83,9 +83,9 @@ class PeftAdapter:
                 "import it on the model that it was trained on, changed nowhere else:\n  " + "\n  ".join(problems)
             )
 
-    def require_known(self, *known: str) -> None:
+    def require_supported_config(self, *known: str) -> None:
         """Raise ExchangeError where a setting that is not among the known ones switches something on."""
-        on = {key: value for key, value in self.config.items() if key not in COMMON and key not in known}
+        on = {key: value for key, value in self.config.items() if key not in NEUTRAL_CONFIG_KEYS and key not in known}
         if on := {
             key: value for key, value in on.items() if value is True or (value and isinstance(value, list | dict))
         }:
@@ -94,13 +94,14 @@ class PeftAdapter:
     def module_names(self) -> tuple[str, ...]:
         """The modules of the plain model that have tensors here, in order."""
         found = (
-            re.fullmatch(rf"{re.escape(MODULES)}(.+)\.(?:lora_\w+|ia3_l)(?:\.weight)?", name) for name in self.tensors
+            re.fullmatch(rf"{re.escape(MODULE_PREFIX)}(.+)\.(?:lora_\w+|ia3_l)(?:\.weight)?", name)
+            for name in self.tensors
         )
         return tuple(dict.fromkeys(match[1] for match in found if match))
 
 
 # What says nothing of what an adapter computes beside its tensors.
-COMMON = (
+NEUTRAL_CONFIG_KEYS = (
     "auto_mapping",
     "eva_config",
     "exclude_modules",
@@ -116,7 +117,7 @@ COMMON = (
 class PeftFormat(Protocol):
     """A method that PEFT has a form of."""
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         """The values as PEFT has them; `config` holds what is the method's own.
 
         Raises ExchangeError where PEFT's form cannot say it.
@@ -124,7 +125,7 @@ class PeftFormat(Protocol):
         ...
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         """Settings and values that do the same; None for an adapter of another method.
 
         Raises ExchangeError where the tensors do not fit.

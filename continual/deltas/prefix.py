@@ -9,27 +9,27 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from continual.deltas.edit import Add, Concatenate, Edit, Identity, Reads, Values
+from continual.deltas.edit import Add, Concatenate, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.method import MethodSettings
-from continual.deltas.peft_format import PROMPT, Layout, Part, PeftAdapter
-from continual.deltas.prefix_rows import Reparameterised, Rows
+from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.prefix_rows import PrefixKeyValues, ReparameterizedPrefix
 from continual.errors import ExchangeError
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class Shifted:
+class PositionShift:
     """P [B, T] more than the positions [B, T] seen; RoBERTa's padding tokens keep the one position that they share."""
 
-    identity: ClassVar[Identity] = "none"
+    identity: ClassVar[IdentityAtInit] = "none"
 
     length: int
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        padding = getattr(place.exit, "padding_idx", None)
+        padding = getattr(place.output_module, "padding_idx", None)
         moved = torch.full_like(seen, self.length)
         return moved if padding is None else moved.masked_fill(seen == padding, 0)
 
@@ -51,13 +51,18 @@ class Prefix(MethodSettings):
     initial_scale: float = Field(default=0.02, gt=0, allow_inf_nan=False)
 
     def edits(self) -> tuple[Edit, ...]:
-        plain, network = Rows(self.length, self.initial_scale), Reparameterised(self.length, self.reparameterise)
-        positions = Edit("positions", Shifted(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True)
+        plain, network = (
+            PrefixKeyValues(self.length, self.initial_scale),
+            ReparameterizedPrefix(self.length, self.reparameterise),
+        )
+        positions = Edit(
+            "positions", PositionShift(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True
+        )
         return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()), positions)
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         widths = _widths(parts)
-        attention: Any = parts[0].place.exit
+        attention: Any = parts[0].place.output_module
         heads = getattr(attention.config, "num_key_value_heads", None) or attention.config.num_attention_heads
         config = {
             "peft_type": "PREFIX_TUNING",
@@ -68,27 +73,27 @@ class Prefix(MethodSettings):
             "num_transformer_submodules": 1,
             "prefix_projection": False,
         }
-        return PeftAdapter(config, {PROMPT: torch.cat([values[name] for name in widths], dim=1)})
+        return PeftAdapter(config, {PROMPT_TENSOR_NAME: torch.cat([values[name] for name in widths], dim=1)})
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "PREFIX_TUNING":
             return None
-        adapter.require_known("prefix_projection")  # what it makes is what is saved
+        adapter.require_supported_config("prefix_projection")  # what it makes is what is saved
         settings = cls(length=adapter.config["num_virtual_tokens"])
         widths = _widths(layout.parts(settings))
-        adapter.require({PROMPT: (settings.length, sum(widths.values()))})
-        rows = torch.split(adapter.tensors[PROMPT].float(), list(widths.values()), dim=1)
+        adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, sum(widths.values()))})
+        rows = torch.split(adapter.tensors[PROMPT_TENSOR_NAME].float(), list(widths.values()), dim=1)
         return settings, dict(zip(widths, rows, strict=True))
 
 
-def _widths(parts: Sequence[Part]) -> dict[str, int]:
+def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
     """The values of all layers, in PEFT's order, and how wide each is.
 
     Raises ExchangeError where PEFT's prefix does something else, or nothing: it is put into the cache of a model.
     """
     layers = [part for part in parts if part.place.changes == "attention"]
-    attention: Any = layers[0].place.exit
+    attention: Any = layers[0].place.output_module
     cached = "past_key_values" in inspect.signature(attention.forward).parameters
     sliding = {"full_attention"} != {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
     if not cached or sliding or attention.config.is_encoder_decoder or len(layers) == len(parts):

@@ -9,46 +9,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.edit import Identity, Values
+from continual.deltas.edit import IdentityAtInit, Values
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class Rows:
+class PrefixKeyValues:
     """Keys and values [2, P, E], E the width of an attention's keys, drawn as a normal of deviation `initial_scale`."""
 
-    identity: ClassVar[Identity] = "none"
+    identity: ClassVar[IdentityAtInit] = "none"
 
     length: int
     initial_scale: float
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         shape = (self.length, place.d_out)
         return {name: self.initial_scale * torch.randn(shape, generator=generator) for name in ("key", "value")}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.stack((values["key"], values["value"]))
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["Rows", dict[str, Tensor]]:
-        return Rows(self.length, 0.0), dict(values)
+    def canonical_form(
+        self, values: Values, place: Place, *, scale: float
+    ) -> tuple["PrefixKeyValues", dict[str, Tensor]]:
+        return PrefixKeyValues(self.length, 0.0), dict(values)
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return torch.stack((values["key"], values["value"]), dim=1)
 
 
 @dataclass(frozen=True)
-class Reparameterised:
+class ReparameterizedPrefix:
     """[key, value] = tanh(P' W₁ᵀ + b₁) W₂ᵀ + b₂, with P' [P, D], W₁ [M, D] common to all layers, W₂ [2E, M] not.
 
     Trained so it is steadier; the keys and values that come out are what is kept (Li and Liang 2021, section 4.3).
     """
 
-    identity: ClassVar[Identity] = "none"
+    identity: ClassVar[IdentityAtInit] = "none"
 
     length: int
     size: int
 
-    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
         width = places[0].d_in
         return {
             "rows": torch.randn(self.length, width, generator=generator),
@@ -56,7 +58,7 @@ class Reparameterised:
             "inner_bias": torch.zeros(self.size),
         }
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"outer": _uniform(2 * place.d_out, self.size, generator), "outer_bias": torch.zeros(2 * place.d_out)}
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
@@ -65,11 +67,13 @@ class Reparameterised:
         inner = torch.tanh(F.linear(values["rows"], values["inner"], values["inner_bias"]))
         return torch.stack(F.linear(inner, values["outer"], values["outer_bias"]).chunk(2, dim=1))
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Rows, dict[str, Tensor]] | None:
+    def canonical_form(
+        self, values: Values, place: Place, *, scale: float
+    ) -> tuple[PrefixKeyValues, dict[str, Tensor]] | None:
         """Of values as they are kept, the rows themselves."""
-        return (Rows(self.length, 0.0), dict(values)) if "key" in values else None
+        return (PrefixKeyValues(self.length, 0.0), dict(values)) if "key" in values else None
 
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+    def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
         key, value = self(values, values.get("rows", torch.empty(0)), place)
         return {"key": key.clone(), "value": value.clone()}
 

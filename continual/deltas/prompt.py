@@ -8,23 +8,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from continual.deltas.edit import Concatenate, Edit, Identity, Reads, Values
+from continual.deltas.edit import Concatenate, Edit, IdentityAtInit, Reads, Values
 from continual.deltas.method import MethodSettings
-from continual.deltas.peft_format import PROMPT, Layout, Part, PeftAdapter
+from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
 from continual.errors import ExchangeError
 from continual.sites import Place
 
 
 @dataclass(frozen=True)
-class SoftWords:
+class SoftPrompt:
     """P word vectors [P, E]: a normal of the deviation that the words' own vectors have, or copies of random words."""
 
-    identity: ClassVar[Identity] = "none"
+    identity: ClassVar[IdentityAtInit] = "none"
 
     length: int
     initial: Literal["random", "vocabulary"]
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         words = place.weight.cpu()
         if self.initial == "vocabulary":
             return {"words": words[torch.randint(len(words), (self.length,), generator=generator)].clone()}
@@ -33,10 +33,10 @@ class SoftWords:
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["words"]
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple["SoftWords", dict[str, Tensor]]:
-        return SoftWords(self.length, "random"), dict(values)
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["SoftPrompt", dict[str, Tensor]]:
+        return SoftPrompt(self.length, "random"), dict(values)
 
-    def over_rows(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         return values["words"]
 
 
@@ -54,12 +54,12 @@ class Prompt(MethodSettings):
     initial: Literal["random", "vocabulary"] = "vocabulary"
 
     def edits(self) -> tuple[Edit, ...]:
-        form = SoftWords(self.length, self.initial)
+        form = SoftPrompt(self.length, self.initial)
         return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
 
-    def to_peft(self, parts: Sequence[Part], values: Values) -> PeftAdapter:
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         part = _only(parts)
-        model: Any = part.place.exit
+        model: Any = part.place.output_module
         config = {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": self.length,
@@ -68,21 +68,21 @@ class Prompt(MethodSettings):
             "num_attention_heads": model.config.num_attention_heads,
             "num_transformer_submodules": 1,
         }
-        return PeftAdapter(config, {PROMPT: values[f"{part.key}/words"]})
+        return PeftAdapter(config, {PROMPT_TENSOR_NAME: values[f"{part.key}/words"]})
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: Layout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "PROMPT_TUNING":
             return None
-        adapter.require_known("tokenizer_kwargs")  # of the start, as all that is said of it
+        adapter.require_supported_config("tokenizer_kwargs")  # of the start, as all that is said of it
         settings = cls(length=adapter.config["num_virtual_tokens"])
         part = _only(layout.parts(settings))
-        adapter.require({PROMPT: (settings.length, part.place.d_out)})
-        return settings, {f"{part.key}/words": adapter.tensors[PROMPT].float()}
+        adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, part.place.d_out)})
+        return settings, {f"{part.key}/words": adapter.tensors[PROMPT_TENSOR_NAME].float()}
 
 
-def _only(parts: Sequence[Part]) -> Part:
-    stack: Any = parts[0].place.exit
+def _only(parts: Sequence[PlacedModule]) -> PlacedModule:
+    stack: Any = parts[0].place.output_module
     if stack.config.is_encoder_decoder:
         raise ExchangeError("PEFT has no prompt that is before the encoder of an encoder-decoder alone")
     return parts[0]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from continual.backbone import Backbone
-from continual.deltas.change import Change, Stretch
-from continual.sites import Place, named, with_argument
+from continual.deltas.change import PlacedEdit, RowRange
+from continual.sites import Place, bind_arguments, replace_argument
 
 
 @contextmanager
-def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[None]:
+def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> Iterator[None]:
     """Inside, the stack reads P more tokens, whose vectors the changes make, and returns the states of the others.
 
     A row that has fewer than P does not see what is in front of its own, and its positions begin there.
@@ -26,7 +26,7 @@ def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[Non
 
     def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         nonlocal extended
-        call = named(module, args, kwargs)
+        call = bind_arguments(module, args, kwargs)
         cache = call.get("past_key_values")
         before = 0 if cache is None else cache.get_seq_length()
         extended = before == 0
@@ -45,9 +45,9 @@ def before_tokens(backbone: Backbone, changes: Sequence[Change]) -> Iterator[Non
         return output
 
     with (
-        place.exit.register_forward_pre_hook(extend, with_kwargs=True),
-        place.enter.register_forward_hook(replace),
-        place.exit.register_forward_hook(shorten),
+        place.output_module.register_forward_pre_hook(extend, with_kwargs=True),
+        place.input_module.register_forward_hook(replace),
+        place.output_module.register_forward_hook(shorten),
         _positions_behind(backbone, place, fronts),
     ):
         yield
@@ -59,9 +59,9 @@ class _Fronts:
     longest: P · gaps [B, 1]: how many of the P are not a row's own; None where all rows have as many.
     """
 
-    def __init__(self, changes: Sequence[Change], device: torch.device) -> None:
+    def __init__(self, changes: Sequence[PlacedEdit], device: torch.device) -> None:
         self._device = device
-        self._changes: dict[Stretch | None, list[Change]] = {}
+        self._changes: dict[RowRange | None, list[PlacedEdit]] = {}
         for change in reversed(changes):  # a later edit's stand before those of the ones before it
             self._changes.setdefault(change.rows, []).append(change)
         with torch.no_grad():
@@ -69,15 +69,15 @@ class _Fronts:
         self.longest = max(lengths.values())
         self.gaps = self._gaps(lengths)
 
-    def _of(self, rows: Stretch | None) -> Tensor:
+    def _of(self, rows: RowRange | None) -> Tensor:
         """The vectors [P, E], or [B, P, E] of B rows."""
         made = []
         for change in self._changes[rows]:
             nothing = torch.empty(0, change.place.d_out, device=self._device)
-            made.append(change.make(nothing if rows is None else nothing.expand(len(rows), *nothing.shape)))
+            made.append(change.compute_change(nothing if rows is None else nothing.expand(len(rows), *nothing.shape)))
         return torch.cat(made, dim=-2)
 
-    def _gaps(self, lengths: Mapping[Stretch | None, int]) -> Tensor | None:
+    def _gaps(self, lengths: Mapping[RowRange | None, int]) -> Tensor | None:
         whole = next(iter(lengths))
         if whole is None:
             return None
@@ -128,19 +128,19 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
     if gaps is None or "positions" not in backbone.family.stack.sites:
         yield
         return
-    (place,) = (place for place in backbone.places("positions") if place.name == f"{stack}positions")
+    (place,) = (place for place in backbone.modules_at("positions") if place.name == f"{stack}positions")
     off = torch.zeros_like(gaps)
 
     def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         nonlocal off
-        seen = place.entered(args, kwargs).expand(len(gaps), -1)
+        seen = place.input_of(args, kwargs).expand(len(gaps), -1)
         if seen.shape[1] > fronts.longest:  # a text begins
             first = seen.gather(1, gaps)
             off = first - first.min()
-        return with_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
+        return replace_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
 
     with ExitStack() as undo:
-        undo.enter_context(place.exit.register_forward_pre_hook(move, prepend=True, with_kwargs=True))
+        undo.enter_context(place.output_module.register_forward_pre_hook(move, prepend=True, with_kwargs=True))
         for handle in place.by_row():
             undo.enter_context(handle)
         yield

@@ -7,11 +7,11 @@ from functools import partial
 from torch.utils.checkpoint import checkpoint
 
 from continual.backbone import Backbone
-from continual.deltas.layers import every_layer, instead_of
+from continual.deltas.layers import all_layers, replace_forward
 
 
 @contextmanager
-def recomputed(backbone: Backbone) -> Iterator[None]:
+def activation_checkpointing(backbone: Backbone) -> Iterator[None]:
     """Inside, a layer keeps for the gradient what enters it and nothing else: it is computed twice.
 
     Gradients are the same, and so is what dropout draws. They must be taken inside, and inside what is attached, which
@@ -19,6 +19,6 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
     arXiv:1604.06174.
     """
     with ExitStack() as undo:
-        for layer in every_layer(backbone):
-            undo.enter_context(instead_of(layer, partial(checkpoint, layer.forward, use_reentrant=False)))
+        for layer in all_layers(backbone):
+            undo.enter_context(replace_forward(layer, partial(checkpoint, layer.forward, use_reentrant=False)))
         yield

@@ -12,49 +12,51 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from continual.deltas.change import Change, Stretch
-from continual.deltas.edit import Concatenate, Edit, OverRows, Values, follows, near
-from continual.deltas.laid import Laid, Step
+from continual.deltas.change import PlacedEdit, RowRange
+from continual.deltas.edit import BatchedForm, Concatenate, Edit, Values, implements, to_device_of
+from continual.deltas.laid import DeltaLayout, EditStep
 from continual.sites import Place
 
-TAKEN_AT_ONCE = 1 << 21  # bytes of a batch's values that are taken for all layers together; beyond it, layer by layer
+MAX_GATHER_BYTES = (
+    1 << 21
+)  # bytes of a batch's values that are taken for all layers together; beyond it, layer by layer
 
 
 @dataclass(frozen=True)
-class Stack:
+class DeltaStack:
     """Deltas that differ in nothing but their values.
 
     pools: values that have name and shape in common, [L, S, …] · where: of each step, by name, pool and number in it.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[EditStep, ...]
     pools: tuple[Tensor, ...]
-    where: tuple[Mapping[str, tuple[int, int]], ...]
+    pool_index: tuple[Mapping[str, tuple[int, int]], ...]
 
-    def changes(self, rows: Stretch, slots: Sequence[int]) -> Iterator[Change]:
+    def changes(self, rows: RowRange, slots: Sequence[int]) -> Iterator[PlacedEdit]:
         """What is done to rows whose deltas lie in these slots, one per row, rows of one slot together."""
-        runs = Runs.of(slots, self.pools[0].device if self.pools else None)
+        runs = SlotRuns.of(slots, self.pools[0].device if self.pools else None)
         taken = _Taken(self.pools, runs)
-        for (place, edit), where in zip(self.steps, self.where, strict=True):
+        for (place, edit), where in zip(self.steps, self.pool_index, strict=True):
             form = edit.form
-            if where and len(runs.slots) > 1 and follows(type(form), OverRows):
+            if where and len(runs.slots) > 1 and implements(type(form), BatchedForm):
                 taken.of_all_layers(where)
-                make = partial(_at_once, edit, cast(OverRows, form), partial(taken, where), place, runs)
+                make = partial(_at_once, edit, cast(BatchedForm, form), partial(taken, where), place, runs)
             else:
                 of_slots = [{name: self.pools[p][i, slot] for name, (p, i) in where.items()} for slot in runs.slots]
                 make = partial(_run_by_run, edit, of_slots, place, runs)
-            yield Change(place, edit, make, rows)
+            yield PlacedEdit(place, edit, make, rows)
 
 
-def stack_of(like: Laid, pools: Sequence[Tensor]) -> Stack:
+def stack_deltas(like: DeltaLayout, pools: Sequence[Tensor]) -> DeltaStack:
     """Deltas laid out as this one, whose values are in these pools [L, S, …]."""
-    place_of = {key: (pool, number) for pool, keys in enumerate(like.groups) for number, key in enumerate(keys)}
+    place_of = {key: (pool, number) for pool, keys in enumerate(like.pool_groups) for number, key in enumerate(keys)}
     where = [{name: place_of[key] for name, key in names.items()} for names in like.names]
-    return Stack(like.steps, tuple(pools), tuple(where))
+    return DeltaStack(like.steps, tuple(pools), tuple(where))
 
 
 @dataclass(frozen=True)
-class Runs:
+class SlotRuns:
     """Which rows have which slot: runs of rows of one slot.
 
     slots: of the runs · ends: the rows that begin and end them, one more · index: the slots of what is computed at
@@ -66,14 +68,14 @@ class Runs:
     index: Tensor
 
     @classmethod
-    def of(cls, slots: Sequence[int], device: torch.device | None) -> "Runs":
+    def of(cls, slots: Sequence[int], device: torch.device | None) -> "SlotRuns":
         found = [(slot, len(list(rows))) for slot, rows in groupby(slots)]
         lengths = [length for _, length in found]
         at_once = [slot for slot, _ in found] if len(set(lengths)) == 1 else slots
         index = torch.tensor(at_once, device=device)
         return cls(tuple(slot for slot, _ in found), (0, *accumulate(lengths)), index)
 
-    def of_all(self, slots: int) -> bool:
+    def covers_all_slots(self, slots: int) -> bool:
         """Whether what is computed at once are runs of all slots, in their order."""
         return len(self.index) == len(self.slots) == slots and self.slots == tuple(range(slots))
 
@@ -86,7 +88,7 @@ class Runs:
 class _Taken:
     """The values of what is computed at once: those of all layers, taken beforehand, or of each when it is reached."""
 
-    def __init__(self, pools: Sequence[Tensor], runs: Runs) -> None:
+    def __init__(self, pools: Sequence[Tensor], runs: SlotRuns) -> None:
         self._pools, self._runs = pools, runs
         self._known: dict[int, tuple[Tensor, ...]] = {}
 
@@ -98,9 +100,9 @@ class _Taken:
         index = self._runs.index
         for pool in {pool for pool, _ in where.values()} - self._known.keys():
             values = self._pools[pool]
-            if self._runs.of_all(values.shape[1]):
+            if self._runs.covers_all_slots(values.shape[1]):
                 self._known[pool] = values.unbind()
-            elif values.nbytes // values.shape[1] * len(index) <= TAKEN_AT_ONCE:
+            elif values.nbytes // values.shape[1] * len(index) <= MAX_GATHER_BYTES:
                 self._known[pool] = values.index_select(1, index).unbind()
 
     def _of(self, pool: int, number: int) -> Tensor:
@@ -109,12 +111,14 @@ class _Taken:
         return self._pools[pool][number].index_select(0, self._runs.index)
 
 
-def _at_once(edit: Edit, form: OverRows, taken: Callable[[], Values], place: Place, runs: Runs, seen: Tensor) -> Tensor:
+def _at_once(
+    edit: Edit, form: BatchedForm, taken: Callable[[], Values], place: Place, runs: SlotRuns, seen: Tensor
+) -> Tensor:
     """The change of each row [B, …], of which seen is [B, T, D]."""
     if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
-        return form.over_rows(near(taken(), seen), seen, place).repeat_interleave(runs.length, dim=0)
+        return form.batched_call(to_device_of(taken(), seen), seen, place).repeat_interleave(runs.length, dim=0)
     together = seen if runs.length == 1 and seen.dim() == 3 else seen.reshape(len(runs.index), -1, seen.shape[-1])
-    found = form.over_rows(near(taken(), seen), together, place)
+    found = form.batched_call(to_device_of(taken(), seen), together, place)
     if together is seen:
         return found
     if found.shape[1] == 1 and seen.dim() == 3:  # the same for every token
@@ -122,10 +126,10 @@ def _at_once(edit: Edit, form: OverRows, taken: Callable[[], Values], place: Pla
     return found.expand(-1, together.shape[1], -1).reshape(*seen.shape[:-1], -1)
 
 
-def _run_by_run(edit: Edit, of_slots: Sequence[Values], place: Place, runs: Runs, seen: Tensor) -> Tensor:
+def _run_by_run(edit: Edit, of_slots: Sequence[Values], place: Place, runs: SlotRuns, seen: Tensor) -> Tensor:
     """The same, delta by delta."""
     changes = []
     for values, (begin, end) in zip(of_slots, pairwise(runs.ends), strict=True):
-        own = edit.form(near(values, seen), seen[begin:end], place)
+        own = edit.form(to_device_of(values, seen), seen[begin:end], place)
         changes.append(own.expand(end - begin, *own.shape) if isinstance(edit.compose, Concatenate) else own)
     return changes[0] if len(changes) == 1 else torch.cat(changes)

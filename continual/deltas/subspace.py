@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from continual.deltas.edit import Edit, Finishes, Form, Identity, Shareable, Shares, Values
-from continual.deltas.method import MethodSettings, settings_of
+from continual.deltas.edit import Canonicalizable, Edit, Form, HasFinalForm, HasSharedValues, IdentityAtInit, Values
+from continual.deltas.method import MethodSettings, resolve_settings
 from continual.sites import Place
 from tasks import Method
 
@@ -18,7 +18,7 @@ MEAN, BASIS = "mean.", "basis."
 
 
 @dataclass(frozen=True)
-class InSubspace:
+class SubspaceCoordinates:
     """What `inner` makes of v = mean + Σ_k c_k basis_k, for each of its values v; the coordinates c [K] are common.
 
     Mean and basis are held as they are while c is trained; what is kept is v. Fresh, the basis is random: the deltas
@@ -29,25 +29,25 @@ class InSubspace:
     dimension: int
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityAtInit:
         return self.inner.identity
 
-    def shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
         return {"coordinates": torch.zeros(self.dimension)}
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        mean = self.inner.start(place, d_read, generator)
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        mean = self.inner.init_values(place, d_read, generator)
         k, draw = self.dimension, generator
         basis = {name: torch.randn(k, *v.shape, generator=draw) / math.sqrt(v.numel()) for name, v in mean.items()}
         return _named(MEAN, mean) | _named(BASIS, basis)
 
-    def held(self, name: str) -> bool:
+    def is_frozen(self, name: str) -> bool:
         return name.startswith((MEAN, BASIS))
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return self.inner(self.finished(values, place), seen, place)
+        return self.inner(self.finalize(values, place), seen, place)
 
-    def finished(self, values: Values, place: Place) -> dict[str, Tensor]:
+    def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
         if "coordinates" not in values:
             return dict(values)
         means = {name.removeprefix(MEAN): value for name, value in values.items() if name.startswith(MEAN)}
@@ -56,10 +56,10 @@ class InSubspace:
             for name, mean in means.items()
         }
 
-    def shared_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
         """Of values as they are kept, what `inner` has in common with others."""
         inner = self.inner if "coordinates" not in values else None
-        return inner.shared_form(values, place, scale=scale) if isinstance(inner, Shareable) else None
+        return inner.canonical_form(values, place, scale=scale) if isinstance(inner, Canonicalizable) else None
 
 
 def _named(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,22 +82,22 @@ class Subspace(MethodSettings):
 
     @model_validator(mode="after")
     def _spannable(self) -> Self:
-        if any(isinstance(edit.form, Shares | Finishes) for edit in settings_of(self.of).edits()):
+        if any(isinstance(edit.form, HasSharedValues | HasFinalForm) for edit in resolve_settings(self.of).edits()):
             raise ValueError(
                 f"of: {self.of.name} keeps other values than it trains; use a method such as lora or adapter"
             )
         return self
 
     @property
-    def spanned_by(self) -> MethodSettings:
+    def base_settings(self) -> MethodSettings:
         """The settings of the deltas that span the subspace."""
-        return settings_of(self.of)
+        return resolve_settings(self.of)
 
     def edits(self) -> tuple[Edit, ...]:
-        inner = settings_of(self.of).edits()
-        return tuple(replace(edit, form=InSubspace(edit.form, self.dimension)) for edit in inner)
+        inner = resolve_settings(self.of).edits()
+        return tuple(replace(edit, form=SubspaceCoordinates(edit.form, self.dimension)) for edit in inner)
 
-    def spanned(self, fresh: Values, learned: Sequence[Values]) -> dict[str, Tensor]:
+    def with_basis(self, fresh: Values, learned: Sequence[Values]) -> dict[str, Tensor]:
         """`fresh` values of this method, with the mean and the principal directions of learned ones of method `of`.
 
         Directions beyond one less than the learned deltas are zero, so that their coordinates change nothing.

@@ -10,15 +10,24 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas.delta import Delta
-from continual.deltas.edit import Edit, Finishes, Particular, Penalised, Reads, Shares, Values, follows
+from continual.deltas.edit import (
+    Edit,
+    HasFinalForm,
+    HasSharedValues,
+    PlaceRestricted,
+    Reads,
+    Regularized,
+    Values,
+    implements,
+)
 from continual.deltas.method import MethodSettings
 from continual.errors import DeltaError, MethodError
 from continual.sites import Place
 
-SHARED = "shared"  # stands for the place in the names of values that all places of an edit have in common
+SHARED_PREFIX = "shared"  # stands for the place in the names of values that all places of an edit have in common
 
 
-def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place, str, Edit]]:
+def iterate_edits(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place, str, Edit]]:
     """Every edit, in order, at every place it applies to, with the prefix of its values' names."""
     for number, edit in enumerate(settings.edits()):
         for place in _places(backbone, edit):
@@ -27,26 +36,26 @@ def steps(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place,
 
 def _places(backbone: Backbone, edit: Edit) -> Sequence[Place]:
     try:
-        found = backbone.places(edit.site)
+        found = backbone.modules_at(edit.site)
     except MethodError:  # the family has no such site
         if edit.optional:
             return ()
         raise
-    if isinstance(edit.form, Particular):
+    if isinstance(edit.form, PlaceRestricted):
         _check_takes(backbone, edit.site, edit.form, found)
-    return found if edit.choice is None else edit.choice(found)
+    return found if edit.where is None else edit.where(found)
 
 
-def _check_takes(backbone: Backbone, site: str, form: Particular, places: Sequence[Place]) -> None:
+def _check_takes(backbone: Backbone, site: str, form: PlaceRestricted, places: Sequence[Place]) -> None:
     """Raise MethodError where the form is not for one of the places of a site."""
-    if wrong := [place.name for place in places if not form.takes(place)]:
-        if packed := [place.name for place in places if place.states and not place.readable]:
+    if wrong := [place.name for place in places if not form.supports(place)]:
+        if packed := [place.name for place in places if place.is_hidden_state and not place.has_readable_weight]:
             raise MethodError(
                 f"the method changes the weight of {packed[0]} itself, which is quantised or on the disk; "
                 "use one that leaves it as it is, as lora, adapter and prefix do, or a float32 backbone on one device"
             )
         own = backbone.family.stack.sites
-        fitting = [name for name in own if all(map(form.takes, backbone.places(name)))]
+        fitting = [name for name in own if all(map(form.supports, backbone.modules_at(name)))]
         raise MethodError(
             f"site {site!r} stands for {wrong[0]}, where the method changes nothing; "
             f"give sites among: {', '.join(fitting)}"
@@ -55,20 +64,20 @@ def _check_takes(backbone: Backbone, site: str, form: Particular, places: Sequen
 
 def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
     """The values of one edit at one place by their own names, those that all its places share among them."""
-    return {name: values[key] for name, key in names_of(values, prefix).items()}
+    return {name: values[key] for name, key in value_keys(values, prefix).items()}
 
 
-def names_of(values: Values, prefix: str) -> dict[str, str]:
+def value_keys(values: Values, prefix: str) -> dict[str, str]:
     """The same values' keys, by their own names."""
     found = (prefix, _shared(prefix))
     return {key.rpartition("/")[2]: key for key in values if key.rpartition("/")[0] in found}
 
 
 def _shared(prefix: str) -> str:
-    return f"{SHARED}/{prefix.rpartition('/')[2]}"
+    return f"{SHARED_PREFIX}/{prefix.rpartition('/')[2]}"
 
 
-def fresh_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> dict[str, Tensor]:
+def init_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> dict[str, Tensor]:
     """Values of a delta that has learned nothing yet.
 
     Raises MethodError where the backbone has no place for an edit.
@@ -77,17 +86,17 @@ def fresh_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> 
     values = {}
     for number, edit in enumerate(settings.edits()):
         found = _places(backbone, edit)
-        if isinstance(edit.form, Shares):
-            for name, tensor in edit.form.shared(found, generator).items():
-                values[f"{SHARED}/{number}/{name}"] = tensor
+        if isinstance(edit.form, HasSharedValues):
+            for name, tensor in edit.form.init_shared(found, generator).items():
+                values[f"{SHARED_PREFIX}/{number}/{name}"] = tensor
         for place in found:
             d_read = place.d_in if edit.reads is Reads.INPUT else place.d_out
-            for name, tensor in edit.form.start(place, d_read, generator).items():
+            for name, tensor in edit.form.init_values(place, d_read, generator).items():
                 values[f"{place.name}/{number}/{name}"] = tensor
     return values
 
 
-def finished(backbone: Backbone, delta: Delta, *, stage: int) -> Delta:
+def finalize(backbone: Backbone, delta: Delta, *, stage: int) -> Delta:
     """The delta as it is kept once a stage is over: at each place, values of forms that finish are replaced."""
     return replace(delta, values=_finished(backbone, delta.settings, delta.values, stage))
 
@@ -95,27 +104,27 @@ def finished(backbone: Backbone, delta: Delta, *, stage: int) -> Delta:
 def _finished(backbone: Backbone, settings: MethodSettings, values: Values, stage: int) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     over: set[str] = set()
-    for place, prefix, edit in steps(backbone, settings):
-        if isinstance(edit.form, Finishes) and edit.stages[0] <= stage:
+    for place, prefix, edit in iterate_edits(backbone, settings):
+        if isinstance(edit.form, HasFinalForm) and edit.stages[0] <= stage:
             over |= {prefix, _shared(prefix)}
-            own = edit.form.finished(values_of(values, prefix), place)
+            own = edit.form.finalize(values_of(values, prefix), place)
             kept |= {f"{prefix}/{name}": value for name, value in own.items()}
     return {key: value for key, value in values.items() if key.rpartition("/")[0] not in over} | kept
 
 
-def penalty(backbone: Backbone, delta: Delta) -> Tensor | None:
+def regularization_loss(backbone: Backbone, delta: Delta) -> Tensor | None:
     """What the delta's edits add to the loss, in nats; None where they add nothing."""
-    if not any(follows(type(edit.form), Penalised) for edit in delta.settings.edits()):
+    if not any(implements(type(edit.form), Regularized) for edit in delta.settings.edits()):
         return None
     terms = [
         edit.form.penalty(values_of(delta.values, prefix))
-        for _, prefix, edit in steps(backbone, delta.settings)
-        if isinstance(edit.form, Penalised)
+        for _, prefix, edit in iterate_edits(backbone, delta.settings)
+        if isinstance(edit.form, Regularized)
     ]
     return torch.stack(terms).sum()
 
 
-def check_fits(backbone: Backbone, delta: Delta) -> None:
+def check_compatible(backbone: Backbone, delta: Delta) -> None:
     """Raise DeltaError unless `delta` belongs to `backbone` and has every tensor of its method, and no other."""
     if delta.backbone != backbone.fingerprint:
         raise DeltaError(
@@ -132,7 +141,7 @@ def check_fits(backbone: Backbone, delta: Delta) -> None:
         )
 
 
-def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool:
+def can_warm_start_from(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool:
     """Whether training by `settings` may begin with the values of `delta`.
 
     Its settings must be the same, and its values those of a fresh delta by names and shapes: values that were replaced
@@ -141,7 +150,7 @@ def copyable(backbone: Backbone, delta: Delta, settings: MethodSettings) -> bool
     return delta.settings == settings and _shapes(delta.values) == _allowed(backbone, settings)[0]
 
 
-def repeatable(backbone: Backbone, settings: MethodSettings) -> bool:
+def can_be_retrained(backbone: Backbone, settings: MethodSettings) -> bool:
     """Whether what training by `settings` keeps can be trained again: its values are those that it began with."""
     began, *_, kept = _allowed(backbone, settings)
     return began == kept
@@ -153,9 +162,9 @@ _KNOWN: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, .
 
 def _allowed(backbone: Backbone, settings: MethodSettings) -> tuple[Shapes, ...]:
     """The shapes that values may have here: while they are trained, and as they are kept after each stage."""
-    known, key = _KNOWN.setdefault(backbone.model, {}), (settings, backbone.generates)
+    known, key = _KNOWN.setdefault(backbone.model, {}), (settings, backbone.edits_decoder)
     if key not in known:
-        values = fresh_values(backbone, settings, seed=0)
+        values = init_values(backbone, settings, seed=0)
         shapes = [_shapes(values)]
         for stage in range(settings.stages):
             values = _finished(backbone, settings, values, stage)

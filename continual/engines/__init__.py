@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 from continual.engines.engine import Engine
-from continual.engines.local import LOCAL, Local
+from continual.engines.local import LOCAL_ENGINE, LocalEngine
 from continual.errors import EngineError
 
-__all__ = ["LOCAL", "Engine", "Local", "engine_of"]
+__all__ = ["LOCAL_ENGINE", "Engine", "LocalEngine", "engine_of"]
 
 
 def engine_of(name: str, **options: Any) -> Engine:
@@ -23,16 +23,16 @@ def engine_of(name: str, **options: Any) -> Engine:
     if name == "local":
         if given:
             raise EngineError(f"engine 'local' has no option {', '.join(given)}; leave it out, or give --engine ray")
-        return LOCAL
+        return LOCAL_ENGINE
     if name != "ray":
         raise EngineError(f"engine {name!r} is not known; allowed: local, ray")
     try:
-        from continual.engines.ray import Ray
+        from continual.engines.ray import RayEngine
     except ImportError as error:
         raise EngineError(
             f"engine 'ray' needs the extra `ray`; install it: pip install 'continual[ray]' ({error})"
         ) from error
-    known = [option.name for option in fields(Ray)]
+    known = [option.name for option in fields(RayEngine)]
     if strange := given.keys() - known:
         raise EngineError(f"engine 'ray' has no option {', '.join(sorted(strange))}; allowed: {', '.join(known)}")
-    return Ray(**given)
+    return RayEngine(**given)

@@ -9,26 +9,26 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from continual.claiming import WAIT
-from continual.engines.worker import Said, Worker
-from continual.errors import EngineError, LearnError
-from continual.job import Job
-from continual.measuring import Measuring
-from continual.positions import Learning
-from continual.room import Share
-from registry import StoredPosition, last_epoch, release_all
+from continual.claiming import POLL_SECONDS
+from continual.engines.worker import Worker, WorkerEvent
+from continual.errors import EngineError, TrainingError
+from continual.job import StreamRun
+from continual.measuring import StreamEvaluator
+from continual.positions import PositionLearner
+from continual.room import ResourceRequest
+from registry import StoredPosition, checkpoint_epoch, release_claims_of
 
-DEATHS = 3  # workers that may be lost at one place of a task before the task is taken for the cause
-START = 120.0  # seconds in which the workers that there is room for should have started
-ALONE = 600.0  # seconds that a run waits without any worker for its cluster to have room
+MAX_WORKER_DEATHS = 3  # workers that may be lost at one place of a task before the task is taken for the cause
+STARTUP_TIMEOUT = 120.0  # seconds in which the workers that there is room for should have started
+NO_WORKER_TIMEOUT = 600.0  # seconds that a run waits without any worker for its cluster to have room
 
 log = logging.getLogger(__name__)
 
 
-class Crew:
+class WorkerPool:
     """Actors that learn a job; `given` is a reference to what each of them is given."""
 
-    def __init__(self, job: Job, given: Any, share: Share) -> None:
+    def __init__(self, job: StreamRun, given: Any, share: ResourceRequest) -> None:
         self._job, self._given = job, given
         self._actor = ray.remote(Worker).options(
             num_cpus=share.cpus, num_gpus=share.gpus, memory=share.memory, max_restarts=0
@@ -38,48 +38,55 @@ class Crew:
         self._lost: Counter[tuple[int | None, int | None]] = Counter()  # by position, and how far it was
         self._waited = 0.0  # seconds of hearing since there was a worker last
 
-    def gather(self, count: int) -> None:
+    def start_workers(self, count: int) -> None:
         """Start so many workers, and wait for them. Raises EngineError where one cannot start, or there is no room."""
         for _ in range(count):
             self._start()
-        done, _ = ray.wait([*self._starting], num_returns=count, timeout=START)
-        done = done or ray.wait([*self._starting], timeout=ALONE)[0]
+        done, _ = ray.wait([*self._starting], num_returns=count, timeout=STARTUP_TIMEOUT)
+        done = done or ray.wait([*self._starting], timeout=NO_WORKER_TIMEOUT)[0]
         if not done:
-            raise EngineError(f"the cluster had no room for a worker for {START + ALONE:g} s; others use what it has")
+            raise EngineError(
+                f"the cluster had no room for a worker for {STARTUP_TIMEOUT + NO_WORKER_TIMEOUT:g} s; "
+                "others use what it has"
+            )
         for answer in done:
             try:
                 ray.get(answer)
             except RayError as error:
                 raise EngineError(f"a worker cannot start {_reason(error)}") from error
 
-    def learn(self) -> None:
+    def run_until_done(self) -> None:
         """Let the workers learn, and measure meanwhile, until nothing is left that could become free.
 
         Raises LearnError where no worker is left.
         """
-        measuring = Measuring(self._job)
+        measuring = StreamEvaluator(self._job)
         while True:
-            measuring.look_around()
-            left = self._job.again(self._job.left)
+            measuring.evaluate_available()
+            left = self._job.retry_on_disconnect(self._job.open_positions)
             if not left and not self._working:
                 return
             self._require_worker()
             self._tell_of_others(left)
-            self._hear(WAIT)
+            self._hear(POLL_SECONDS)
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """End all workers; what they hold waits again."""
         working = [*self._working]
         for actor in (*self._starting.values(), *(actor for actor, _ in self._working.values())):
             ray.kill(actor)
         if working:
-            ray.wait(working, num_returns=len(working), timeout=START)  # who is not gone yet may claim something
+            ray.wait(
+                working, num_returns=len(working), timeout=STARTUP_TIMEOUT
+            )  # who is not gone yet may claim something
         for _, holder in self._working.values():
-            self._job.again(partial(release_all, self._job.registry, self._job.stream.name, holder=holder))
+            self._job.retry_on_disconnect(
+                partial(release_claims_of, self._job.registry, self._job.stream.name, holder=holder)
+            )
 
     def _start(self) -> None:
         actor = self._actor.remote()
-        self._starting[actor.ready.remote(self._given)] = actor
+        self._starting[actor.initialize.remote(self._given)] = actor
 
     def _hear(self, seconds: float) -> None:
         """Hear what workers say for so long, or until one of them ends."""
@@ -113,7 +120,7 @@ class Crew:
             ray.kill(actor)
             self._replace(holder, _reason(error))
 
-    def _pass_on(self, said: Said) -> None:
+    def _pass_on(self, said: WorkerEvent) -> None:
         if isinstance(said, logging.LogRecord):
             logging.getLogger(said.name).handle(said)
         elif said:
@@ -123,37 +130,41 @@ class Crew:
     def _replace(self, holder: str, reason: str) -> None:
         """Let what a lost worker held wait again, and start another one where that makes sense."""
         job = self._job
-        positions = job.again(job.positions)
+        positions = job.retry_on_disconnect(job.positions)
         held = [position for position in positions if position.holder == holder]
         log.warning("worker %s is lost %s; it held %s", holder, reason, [p.task for p in held] or "nothing")
         for position in held:
-            place = (position.number, job.again(partial(self._reached, position)))
+            place = (position.number, job.retry_on_disconnect(partial(self._reached, position)))
             self._lost[place] += 1
-            if self._lost[place] >= DEATHS:
-                died = LearnError(f"{DEATHS} workers were lost while they learned it; the last {reason}")
-                Learning(job.backbone, job.registry, job.stream, job.watcher, holder).fail(
+            if self._lost[place] >= MAX_WORKER_DEATHS:
+                died = TrainingError(f"{MAX_WORKER_DEATHS} workers were lost while they learned it; the last {reason}")
+                PositionLearner(job.backbone, job.registry, job.stream, job.watcher, holder).fail(
                     position.number, position.task, died
                 )
-        job.again(partial(release_all, job.registry, job.stream.name, holder=holder))
+        job.retry_on_disconnect(partial(release_claims_of, job.registry, job.stream.name, holder=holder))
         idle = (None, sum(position.delta is not None for position in positions))
         self._lost[idle] += not held
-        if self._lost[idle] < DEATHS and job.again(job.left):
+        if self._lost[idle] < MAX_WORKER_DEATHS and job.retry_on_disconnect(job.open_positions):
             self._start()
 
     def _reached(self, position: StoredPosition) -> int | None:
-        return last_epoch(self._job.registry, self._job.stream.name, number=position.number)
+        return checkpoint_epoch(self._job.registry, self._job.stream.name, number=position.number)
 
     def _require_worker(self) -> None:
         if not self._working and not self._starting:
-            raise LearnError("no worker is left to learn what waits; see the warnings above, and run the stream again")
-        if self._waited > ALONE:
-            raise LearnError(f"the cluster had no room for a worker for {ALONE:g} s; run the stream again when it has")
+            raise TrainingError(
+                "no worker is left to learn what waits; see the warnings above, and run the stream again"
+            )
+        if self._waited > NO_WORKER_TIMEOUT:
+            raise TrainingError(
+                f"the cluster had no room for a worker for {NO_WORKER_TIMEOUT:g} s; run the stream again when it has"
+            )
 
     def _tell_of_others(self, left: list[StoredPosition]) -> None:
         own = {holder for _, holder in self._working.values()}
         for position in left:
             if position.holder and position.holder not in own:
-                self._job.watcher.waiting(position.task, position.holder)
+                self._job.watcher.on_wait(position.task, position.holder)
 
 
 def _reason(error: RayError) -> str:

@@ -4,28 +4,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from continual.claiming import learned_here
+from continual.claiming import learn_claimed_positions
 from continual.engines.engine import Engine
-from continual.job import Job
-from continual.measuring import Measuring
-from registry import this_holder
+from continual.job import StreamRun
+from continual.measuring import StreamEvaluator
+from registry import current_process_id
 
 
-class Local:
+class LocalEngine:
     """Needs nothing but this process."""
 
     @contextmanager
-    def ready(self, job: Job) -> Iterator[Callable[[], None]]:
+    def prepare(self, job: StreamRun) -> Iterator[Callable[[], None]]:
         yield partial(_learn, job)
 
 
-def _learn(job: Job) -> None:
-    measuring = Measuring(job)
-    measuring.look_around()
-    for learned in learned_here(job, this_holder()):
-        measuring.keep(learned)
-        measuring.look_around()
-    measuring.look_around()
+def _learn(job: StreamRun) -> None:
+    measuring = StreamEvaluator(job)
+    measuring.evaluate_available()
+    for learned in learn_claimed_positions(job, current_process_id()):
+        measuring.add_learned(learned)
+        measuring.evaluate_available()
+    measuring.evaluate_available()
 
 
-LOCAL: Engine = Local()
+LOCAL_ENGINE: Engine = LocalEngine()

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import ray
 
-from continual.cluster import connected, nodes
-from continual.engines.crew import Crew
-from continual.engines.worker import Given
+from continual.cluster import node_resources, ray_cluster
+from continual.engines.crew import WorkerPool
+from continual.engines.worker import WorkerConfig
 from continual.errors import EngineError
-from continual.estimate import memory
-from continual.job import Job
-from continual.room import PROCESS, Share
-from continual.shared import Proof, proof
-from registry import known_as
+from continual.estimate import estimate_memory
+from continual.job import StreamRun
+from continual.room import PROCESS_BYTES, ResourceRequest
+from continual.shared import RegistryProbe, publish_probe
+from registry import normalized_backbone_name
 
-ADVICE = (
+NO_ROOM_HINT = (
     "Give smaller --worker-cpus, --worker-gpus or --worker-memory, a smaller batch_size or max_length, "
     "budget: {checkpointing: true}, a backbone in 8 or 4 --bits, or larger nodes"
 )
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ray:
+class RayEngine:
     """Learns on the cluster at `address`, or on the one that runs here, or on one of this machine that ends with it.
 
     workers: how many at most; as many as the nodes hold unless said otherwise, and never more than there are tasks ·
@@ -47,21 +47,21 @@ class Ray:
                 raise EngineError(f"engine 'ray': {name} is {value}; allowed: {least} or more")
 
     @contextmanager
-    def ready(self, job: Job) -> Iterator[Callable[[], None]]:
+    def prepare(self, job: StreamRun) -> Iterator[Callable[[], None]]:
         """See `Engine.ready`."""
         learned = {position.number for position in job.positions() if position.delta}
         share = self._share(job)
-        with proof(job.registry) as known:
+        with publish_probe(job.registry) as known:
             given = _given(job, share, known)
-            with connected(self.address):
-                room = share.require_room(nodes(), 1, what="worker", advice=ADVICE)
-                crew = Crew(job, ray.put(given), share)
+            with ray_cluster(self.address):
+                room = share.require_capacity(node_resources(), 1, what="worker", advice=NO_ROOM_HINT)
+                crew = WorkerPool(job, ray.put(given), share)
                 try:
                     if count := self._count(room, tasks=len(job.loaded.keys() - learned)):
-                        crew.gather(count)
-                    yield crew.learn
+                        crew.start_workers(count)
+                    yield crew.run_until_done
                 finally:
-                    crew.end()
+                    crew.shutdown()
 
     def _count(self, room: int, *, tasks: int) -> int:
         wanted = min(self.workers or room, tasks)
@@ -69,23 +69,23 @@ class Ray:
             log.warning("%d workers are asked for; the cluster has room for %d, and so many learn", wanted, room)
         return min(wanted, room)
 
-    def _share(self, job: Job) -> Share:
+    def _share(self, job: StreamRun) -> ResourceRequest:
         gpus = self.worker_gpus if self.worker_gpus is not None else float(job.backbone.device.type == "cuda")
         if self.worker_memory is not None:
             taken = int(self.worker_memory * (1 << 30))
         else:  # what is learned on a GPU lies in its memory
-            taken = PROCESS + memory(job.backbone, () if gpus else job.loaded.values())
-        return Share(self.worker_cpus, gpus, taken)
+            taken = PROCESS_BYTES + estimate_memory(job.backbone, () if gpus else job.loaded.values())
+        return ResourceRequest(self.worker_cpus, gpus, taken)
 
 
-def _given(job: Job, share: Share, known: Proof) -> Given:
+def _given(job: StreamRun, share: ResourceRequest, known: RegistryProbe) -> WorkerConfig:
     backbone, (registry, blobs) = job.backbone, job.registry.urls()
-    return Given(
+    return WorkerConfig(
         registry=registry,
         blobs=blobs,
-        proof=known,
+        registry_probe=known,
         name=backbone.name,
-        where=known_as(backbone.name),
+        backbone_source=normalized_backbone_name(backbone.name),
         fingerprint=backbone.fingerprint,
         pooling=backbone.pooling,
         device="cuda" if share.gpus else "cpu",
@@ -93,6 +93,6 @@ def _given(job: Job, share: Share, known: Proof) -> Given:
         threads=int(share.cpus),
         stream=job.stream,
         loaded=job.loaded,
-        most=job.most,
-        moved=job.moved,
+        max_attempts=job.max_attempts,
+        migrated_from=job.migrated_from,
     )

@@ -15,23 +15,25 @@ from typing import Any, TypeVar
 import torch
 
 from continual.backbone import Backbone, load_backbone
-from continual.claiming import learned_here
+from continual.claiming import learn_claimed_positions
 from continual.errors import BackboneError, ContinualError, EngineError
 from continual.hub import Pooling
-from continual.job import Job
-from continual.shared import Proof
-from continual.watcher import Watcher
-from registry import Registry, shown, this_holder
+from continual.job import StreamRun
+from continual.shared import RegistryProbe
+from continual.watcher import RunCallbacks
+from registry import Registry, current_process_id, redact
 from tasks import Stream, TaskData
 
-PAUSE = 0.2  # seconds in which what a worker says is gathered
-TOLD = ("noted", "began", "step", "failed")  # of a watcher; the rest is the driver's to tell
-Said = tuple[str, tuple[Any, ...]] | logging.LogRecord | None  # a call of the watcher, a line of the log, the end
+FLUSH_SECONDS = 0.2  # seconds in which what a worker says is gathered
+FORWARDED_CALLBACKS = ("on_note", "on_start", "on_step", "on_failed")  # of a watcher; the rest is the driver's to tell
+WorkerEvent = (
+    tuple[str, tuple[Any, ...]] | logging.LogRecord | None
+)  # a call of the watcher, a line of the log, the end
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Given:
+class WorkerConfig:
     """What a worker needs to do its part of a job.
 
     name: as the registry knows the backbone, `where` as it is loaded · most, moved: as of a job.
@@ -39,9 +41,9 @@ class Given:
 
     registry: str = field(repr=False)  # URLs may hold passwords
     blobs: str = field(repr=False)
-    proof: Proof
+    registry_probe: RegistryProbe
     name: str
-    where: str
+    backbone_source: str
     fingerprint: str
     pooling: Pooling
     device: str
@@ -49,20 +51,22 @@ class Given:
     threads: int
     stream: Stream
     loaded: Mapping[int, TaskData] = field(repr=False)
-    most: Mapping[int, int]
-    moved: Mapping[str, str]
+    max_attempts: Mapping[int, int]
+    migrated_from: Mapping[str, str]
 
-    def job(self, watcher: Watcher) -> Job:
+    def job(self, watcher: RunCallbacks) -> StreamRun:
         """The job as it is seen here. Raises BackboneError, InputError or RegistryError where it cannot be done."""
         registry = Registry.open(self.registry, self.blobs)
-        self.proof.require(registry)
-        return Job(self._backbone(), registry, self.stream, self.loaded, self.most, watcher, self.moved)
+        self.registry_probe.verify(registry)
+        return StreamRun(
+            self._backbone(), registry, self.stream, self.loaded, self.max_attempts, watcher, self.migrated_from
+        )
 
     def _backbone(self) -> Backbone:
-        found = load_backbone(self.where, device=self.device, dtype=self.dtype)
+        found = load_backbone(self.backbone_source, device=self.device, dtype=self.dtype)
         if found.fingerprint != self.fingerprint:
             raise BackboneError(
-                f"backbone {self.where!r} has the fingerprint {found.fingerprint[:12]} here and "
+                f"backbone {self.backbone_source!r} has the fingerprint {found.fingerprint[:12]} here and "
                 f"{self.fingerprint[:12]} where the run was started; have the same weights on all nodes, and save a "
                 "backbone that is in memory only to a folder"
             )
@@ -73,31 +77,31 @@ class Worker:
     """An actor of one process."""
 
     def __init__(self) -> None:
-        self._said: SimpleQueue[Said] = SimpleQueue()
+        self._said: SimpleQueue[WorkerEvent] = SimpleQueue()
 
-    def ready(self, given: Given) -> str:
+    def initialize(self, given: WorkerConfig) -> str:
         """Take in what is needed; the holder that this process is. Raises EngineError with the reason it cannot."""
         torch.set_num_threads(given.threads)
-        told = {what: partial(self._say, what) for what in TOLD}
+        told = {what: partial(self._say, what) for what in FORWARDED_CALLBACKS}
         try:
-            self._job = given.job(Watcher(**told))
+            self._job = given.job(RunCallbacks(**told))
         except ContinualError as error:
-            raise EngineError(shown(f"on {gethostname()}: {type(error).__name__}: {error}")) from None
-        return this_holder()
+            raise EngineError(redact(f"on {gethostname()}: {type(error).__name__}: {error}")) from None
+        return current_process_id()
 
-    def work(self) -> Iterator[list[Said]]:
+    def run(self) -> Iterator[list[WorkerEvent]]:
         """Learn what is free until nothing is left; what is said meanwhile, as it is said."""
         with ThreadPoolExecutor(1, "learning") as thread, _overheard(self._said):
             learning = thread.submit(self._learn)
             learning.add_done_callback(lambda _: self._said.put(None))
             while (said := _gathered(self._said))[-1] is not None:
                 yield said
-                time.sleep(PAUSE)
+                time.sleep(FLUSH_SECONDS)
             yield said[:-1]
             learning.result()
 
     def _learn(self) -> None:
-        for _ in learned_here(self._job, this_holder()):
+        for _ in learn_claimed_positions(self._job, current_process_id()):
             pass
 
     def _say(self, what: str, *about: Any) -> None:
@@ -113,7 +117,7 @@ def _gathered(queue: "SimpleQueue[T]") -> list[T]:
 
 
 @contextmanager
-def _overheard(said: "SimpleQueue[Said]") -> Iterator[None]:
+def _overheard(said: "SimpleQueue[WorkerEvent]") -> Iterator[None]:
     """What our own modules log inside is said as well."""
     handler, names = QueueHandler(said), ("continual", "registry", "tasks")
     for name in names:

@@ -5,29 +5,29 @@ from pathlib import Path
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, load_delta
-from continual.deltas.merge import merged
+from continual.deltas.merge import merge_into_model
 from continual.errors import ExchangeError
-from continual.exchange.folder import Origin, new_folder, write_adapter, write_head
+from continual.exchange.folder import ExportOrigin, create_empty_folder, write_adapter, write_head
 from continual.exchange.peft import to_peft
-from continual.hub import quiet
-from continual.kinds import fitted, kind_of_delta
+from continual.hub import silence_transformers
+from continual.kinds import backbone_for, kind_of_delta
 from continual.kinds.regression import Regression
 from registry import Registry
 
 
-def _write_peft(backbone: Backbone, delta: Delta, folder: Path, origin: Origin) -> None:
+def _write_peft(backbone: Backbone, delta: Delta, folder: Path, origin: ExportOrigin) -> None:
     adapter = to_peft(backbone, delta)
-    write_adapter(new_folder(folder), adapter, origin)
+    write_adapter(create_empty_folder(folder), adapter, origin)
 
 
-def _write_transformers(backbone: Backbone, delta: Delta, folder: Path, origin: Origin) -> None:
-    model = merged(backbone, delta)
-    with quiet():
-        model.save_pretrained(new_folder(folder))
+def _write_transformers(backbone: Backbone, delta: Delta, folder: Path, origin: ExportOrigin) -> None:
+    model = merge_into_model(backbone, delta)
+    with silence_transformers():
+        model.save_pretrained(create_empty_folder(folder))
     backbone.tokenizer.save_pretrained(folder)
 
 
-FORMATS: Mapping[str, Callable[[Backbone, Delta, Path, Origin], None]] = {
+FORMATS: Mapping[str, Callable[[Backbone, Delta, Path, ExportOrigin], None]] = {
     "peft": _write_peft,
     "transformers": _write_transformers,
 }
@@ -49,8 +49,8 @@ def export_delta(
     stored = registry.delta(name)
     delta = load_delta(registry.blobs.get(stored.values))
     kind = kind_of_delta(delta)
-    origin = Origin(backbone=delta.backbone, delta=name, digest=stored.values, kind=dict(delta.kind))
-    FORMATS[form](fitted(backbone, kind), delta, folder, origin)
+    origin = ExportOrigin(backbone=delta.backbone, delta=name, digest=stored.values, kind=dict(delta.kind))
+    FORMATS[form](backbone_for(backbone, kind), delta, folder, origin)
     if delta.head:
-        write_head(folder, kind.in_own_units(delta.head) if isinstance(kind, Regression) else delta.head)
+        write_head(folder, kind.to_task_units(delta.head) if isinstance(kind, Regression) else delta.head)
     return tuple(sorted(file.name for file in folder.iterdir()))

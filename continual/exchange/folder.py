@@ -20,7 +20,7 @@ ADAPTER, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "a
 HEAD, ABOUT_HEAD = "head.safetensors", "head.json"
 
 
-class Origin(BaseModel):
+class ExportOrigin(BaseModel):
     """Where an adapter was exported: its backbone's fingerprint, the delta's name and digest, and what it answers."""
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +31,7 @@ class Origin(BaseModel):
     kind: dict[str, Any] = {}
 
 
-class AboutHead(BaseModel):
+class HeadMetadata(BaseModel):
     """`head.json`: labels by index, and how the vector that the head acts on is made; layer −1 is the last."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class AboutHead(BaseModel):
     layer: Literal[-1] = -1
 
 
-def new_folder(folder: Path) -> Path:
+def create_empty_folder(folder: Path) -> Path:
     """The folder, made where it is not there. Raises ExchangeError unless it is empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,14 +53,14 @@ def new_folder(folder: Path) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, adapter: PeftAdapter, origin: Origin) -> None:
+def write_adapter(folder: Path, adapter: PeftAdapter, origin: ExportOrigin) -> None:
     """The two files that PEFT reads; `origin` goes into the metadata of the tensors, which PEFT ignores."""
     _write_json(folder / CONFIG, adapter.config)
     metadata = {"continual": origin.model_dump_json()}  # one key only: the order of several is one of chance
     save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / ADAPTER, metadata)
 
 
-def read_adapter(folder: Path) -> tuple[PeftAdapter, Origin | None]:
+def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
     """What PEFT wrote, or `write_adapter`; the origin where it says one.
 
     Raises ExchangeError for files that are missing or damaged, and for pickled tensors.
@@ -73,7 +73,7 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, Origin | None]:
     config = _read_json(folder / CONFIG)
     tensors, metadata = _read_tensors(folder / ADAPTER)
     try:
-        origin = Origin.model_validate_json(metadata["continual"]) if "continual" in metadata else None
+        origin = ExportOrigin.model_validate_json(metadata["continual"]) if "continual" in metadata else None
     except ValidationError as error:
         raise _damaged(folder / ADAPTER, error) from error
     return PeftAdapter(config, tensors), origin
@@ -82,7 +82,7 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, Origin | None]:
 def write_head(folder: Path, head: Head) -> None:
     """Weight and bias that act on the raw pooled vector, and what they mean."""
     save_file({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}, folder / HEAD)
-    _write_json(folder / ABOUT_HEAD, AboutHead(labels=head.labels, pooling=head.pooling).model_dump(mode="json"))
+    _write_json(folder / ABOUT_HEAD, HeadMetadata(labels=head.labels, pooling=head.pooling).model_dump(mode="json"))
 
 
 def read_head(folder: Path, *, hidden_size: int) -> Head | None:
@@ -94,7 +94,7 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
         return None
     tensors, _ = _read_tensors(folder / HEAD)
     try:
-        about = AboutHead.model_validate(_read_json(folder / ABOUT_HEAD))
+        about = HeadMetadata.model_validate(_read_json(folder / ABOUT_HEAD))
     except ValidationError as error:
         raise _damaged(folder / ABOUT_HEAD, error) from error
     classes = len(about.labels)

@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from continual.backbone import Backbone
-from continual.contest import contest
+from continual.contest import contest_champion
 from continual.deltas import Delta, Head, MethodSettings
-from continual.deltas.values import check_fits
-from continual.described import signature_of, signature_record
+from continual.deltas.values import check_compatible
+from continual.described import store_signature, task_signature
 from continual.errors import ExchangeError, NotFound
-from continual.evaluate import measure
-from continual.exchange.folder import Origin, read_adapter, read_head
+from continual.evaluate import score_with_interval
+from continual.exchange.folder import ExportOrigin, read_adapter, read_head
 from continual.exchange.peft import from_peft
-from continual.hub import published_name
-from continual.kinds import Kind, Seen, fitted, kind_of, labels_of, read_kind, stored
+from continual.hub import hub_name
+from continual.kinds import (
+    ForwardContext,
+    Kind,
+    answer_labels,
+    backbone_for,
+    kind_from_metadata,
+    kind_metadata,
+    kind_of,
+)
 from continual.kinds.classification import Classification
 from continual.kinds.regression import Regression
-from continual.kinds.template import Templated
-from continual.learn import Task, ready
+from continual.kinds.template import TemplateClassification
+from continual.learn import PreparedTask, prepare_task
 from continual.record import backbone_record, data_record, delta_record, task_record
 from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRecord
 from tasks import Budget, Method, TaskData
@@ -41,22 +49,24 @@ def import_delta(
     known = registry.task(task) if data is None else task_record(data)
     head = read_head(folder, hidden_size=backbone.hidden_size)
     kind = _kind(backbone, known, origin, head=head, data=data)
-    own = fitted(backbone, kind)
+    own = backbone_for(backbone, kind)
     method, settings, values = from_peft(own, adapter)
-    rows = None if data is None else ready(backbone, _learned_so(data, method, settings))
+    rows = None if data is None else prepare_task(backbone, _learned_so(data, method, settings))
     if rows:
         own, kind = rows.backbone, rows.kind
-    delta = Delta(method, settings, backbone.fingerprint, values, _own_head(kind, own, head), stored(kind))
-    check_fits(own, delta)
+    delta = Delta(method, settings, backbone.fingerprint, values, _own_head(kind, own, head), kind_metadata(kind))
+    check_compatible(own, delta)
     if rows and delta.head and not head:
-        start = kind.start(Seen(own, delta, rows.train), Seen(own, delta, rows.validation))
+        start = kind.closed_form_start(
+            ForwardContext(own, delta, rows.train), ForwardContext(own, delta, rows.validation)
+        )
         delta = replace(delta, head=start.head)
-    answered = kind.labels if isinstance(kind, Classification | Templated) else ()
+    answered = kind.labels if isinstance(kind, Classification | TemplateClassification) else ()
     known = replace(known, labels=answered)
     return _register(own, registry, delta, known=known, rows=rows, parents=_parents(registry, origin))
 
 
-def _require_base(backbone: Backbone, base: str | None, origin: Origin | None) -> None:
+def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | None) -> None:
     """Raises ExchangeError for an adapter of another model: by its fingerprint, or else the last part of its name."""
     if origin is not None:
         if origin.backbone != backbone.fingerprint:
@@ -65,7 +75,7 @@ def _require_base(backbone: Backbone, base: str | None, origin: Origin | None) -
                 f"{backbone.fingerprint[:12]}; name the backbone that it was trained on (--backbone)"
             )
         return
-    names = {_last(name) for name in (backbone.name, published_name(backbone.name), backbone.model.name_or_path)}
+    names = {_last(name) for name in (backbone.name, hub_name(backbone.name), backbone.model.name_or_path)}
     if base and _last(base) not in names:
         raise ExchangeError(
             f"the adapter was trained on {base!r}, and the backbone is {backbone.name!r}; name the one that it was "
@@ -79,7 +89,7 @@ def _last(name: str) -> str:
 
 
 def _kind(
-    backbone: Backbone, task: TaskRecord, origin: Origin | None, *, head: Head | None, data: TaskData | None
+    backbone: Backbone, task: TaskRecord, origin: ExportOrigin | None, *, head: Head | None, data: TaskData | None
 ) -> Kind[Any]:
     """What the delta answers: as the rows say it or, without them, the export; a head alone says it of classification.
 
@@ -88,7 +98,7 @@ def _kind(
     if data is not None:
         return kind_of(backbone, data)
     if origin and origin.kind:
-        kind = read_kind(origin.kind)
+        kind = kind_from_metadata(origin.kind)
     elif head and task.kind == "classification":
         labels = tuple(label for label in task.labels if label in head.labels)  # an earlier version may have had fewer
         kind = Classification(labels if len(labels) == len(head.labels) else task.labels)
@@ -97,9 +107,9 @@ def _kind(
             f"the folder has no head (head.safetensors, head.json) that says what a {task.kind} delta answers, and the "
             "registry keeps no rows to make one of; give the task's rows (--rows TASK.yaml)"
         )
-    if kind.scored != task.kind:
-        raise ExchangeError(f"the adapter is of a {kind.scored} task, and {task.name!r} is a {task.kind} task")
-    if head is None and kind.blank(backbone):
+    if kind.metric_kind != task.kind:
+        raise ExchangeError(f"the adapter is of a {kind.metric_kind} task, and {task.name!r} is a {task.kind} task")
+    if head is None and kind.zero_head(backbone):
         raise ExchangeError(
             "the folder has lost its head (head.safetensors, head.json); give the rows (--rows TASK.yaml)"
         )
@@ -111,7 +121,7 @@ def _own_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | 
 
     Raises ExchangeError where it is for other outputs.
     """
-    blank = kind.blank(backbone)
+    blank = kind.zero_head(backbone)
     if blank is None or head is None:
         return blank
     if set(head.labels) != set(blank.labels):
@@ -119,8 +129,8 @@ def _own_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | 
             f"the head is for {list(head.labels)}, and the task has {list(blank.labels)}; "
             "import it as the task that it was trained for"
         )
-    own = head.ordered(blank.labels)
-    return kind.in_standard_units(own) if isinstance(kind, Regression) else own
+    own = head.reorder_labels(blank.labels)
+    return kind.to_standard_units(own) if isinstance(kind, Regression) else own
 
 
 def _learned_so(data: TaskData, method: str, settings: MethodSettings) -> TaskData:
@@ -129,7 +139,7 @@ def _learned_so(data: TaskData, method: str, settings: MethodSettings) -> TaskDa
     return replace(data, spec=data.spec.model_copy(update={"method": own}))
 
 
-def _parents(registry: Registry, origin: Origin | None) -> list[Parent]:
+def _parents(registry: Registry, origin: ExportOrigin | None) -> list[Parent]:
     """The delta that was exported, where this registry has it."""
     try:
         same = origin is not None and registry.delta(origin.delta).digest == origin.digest
@@ -144,15 +154,15 @@ def _register(
     delta: Delta,
     *,
     known: TaskRecord,
-    rows: Task | None,
+    rows: PreparedTask | None,
     parents: Sequence[Parent],
 ) -> str:
     budget = rows.budget if rows else Budget.model_validate(known.spec.get("budget") or {})
     record = delta_record(registry.blobs, backbone, delta, task=known, budget=budget, warm_start=IMPORTED)
     scores = list(_scores(delta, rows)) if rows else []
     own = _signature(registry, rows, delta) if rows else None
-    held = contest(backbone, registry, rows, delta) if rows else None
-    with registry.unit() as unit:
+    held = contest_champion(backbone, registry, rows, delta) if rows else None
+    with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
         if rows:
             unit.add_task(known)
@@ -160,16 +170,16 @@ def _register(
         return unit.add_delta(record, parents=parents, scores=scores, signature=own, contest=held)
 
 
-def _signature(registry: Registry, task: Task, delta: Delta) -> SignatureRecord:
-    rows, held_out, _ = task.seen
-    routing = task.routing(delta, train=rows, held_out=held_out)
-    return signature_record(registry.blobs, task.backbone, signature_of(task.kind, rows), routing)
+def _signature(registry: Registry, task: PreparedTask, delta: Delta) -> SignatureRecord:
+    rows, held_out, _ = task.frozen_views
+    routing = task.routing_statistics(delta, train=rows, held_out=held_out)
+    return store_signature(registry.blobs, task.backbone, task_signature(task.kind, rows), routing)
 
 
-def _scores(delta: Delta, task: Task) -> Iterator[Score]:
+def _scores(delta: Delta, task: PreparedTask) -> Iterator[Score]:
     metric, kind = task.data.spec.metric, task.kind
     for split, rows in (("validation", task.validation), ("test", task.test)):
-        outputs = kind.outputs(Seen(task.backbone, delta, rows), delta.head)
-        answers = labels_of(kind.answers(task.backbone, outputs, rows))
-        found = measure(metric, rows.truth, answers, kind=kind.scored)
+        outputs = kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
+        answers = answer_labels(kind.answers(task.backbone, outputs, rows))
+        found = score_with_interval(metric, rows.truth, answers, kind=kind.metric_kind)
         yield Score(split=split, metric=metric, **asdict(found))

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta, MethodSettings
-from continual.deltas.peft_format import MODULES, Part, PeftAdapter, PeftFormat
-from continual.deltas.values import check_fits, steps
+from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PeftFormat, PlacedModule
+from continual.deltas.values import check_compatible, iterate_edits
 from continual.errors import ExchangeError
 from continual.families import Architecture
-from continual.hub import published_name
+from continual.hub import hub_name
 
 
 @dataclass(frozen=True)
-class BackboneLayout:
+class BackboneModuleLayout:
     """Where edits are in one backbone. within: what stands before the names of its modules in the model of PEFT."""
 
     backbone: Backbone
@@ -29,15 +29,15 @@ class BackboneLayout:
     def _names(self) -> Mapping[int, str]:
         return {id(module): self.within + name for name, module in self.backbone.model.named_modules()}
 
-    def parts(self, settings: MethodSettings) -> tuple[Part, ...]:
-        found = steps(self.backbone, settings)
-        return tuple(Part(self._names[id(place.exit)], key, place) for place, key, _ in found)
+    def parts(self, settings: MethodSettings) -> tuple[PlacedModule, ...]:
+        found = iterate_edits(self.backbone, settings)
+        return tuple(PlacedModule(self._names[id(place.output_module)], key, place) for place, key, _ in found)
 
     def sites(self, modules: Iterable[str]) -> tuple[str, ...]:
-        wanted, every = set(modules), self.backbone.places("projections")
-        found = dict.fromkeys(place.site for place in every if self._names[id(place.exit)] in wanted)
+        wanted, every = set(modules), self.backbone.modules_at("projections")
+        found = dict.fromkeys(place.site for place in every if self._names[id(place.output_module)] in wanted)
         if not found:
-            known = ", ".join(dict.fromkeys(self._names[id(place.exit)] for place in every))
+            known = ", ".join(dict.fromkeys(self._names[id(place.output_module)] for place in every))
             raise ExchangeError(
                 f"no tensor of the adapter is of a projection of backbone {self.backbone.name!r}: its modules are "
                 f"{sorted(wanted)}, and the projections {known}. Import it on the model that it was trained on"
@@ -49,11 +49,11 @@ _TASKS: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_
 
 
 def _within_language_model(backbone: Backbone) -> str:
-    name = next(name for name, module in backbone.lm.named_modules() if module is backbone.model)
+    name = next(name for name, module in backbone.language_model.named_modules() if module is backbone.model)
     return f"{name}." if name else ""
 
 
-def exportable() -> Mapping[str, type[PeftFormat]]:
+def peft_methods() -> Mapping[str, type[PeftFormat]]:
     """The methods that PEFT has a form of, by name."""
     return {name: kind for name, kind in METHODS.items() if issubclass(kind, PeftFormat)}
 
@@ -65,16 +65,20 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
 
     Raises ExchangeError for a method that PEFT has no form of, DeltaError for a delta of another backbone.
     """
-    check_fits(backbone, delta)
+    check_compatible(backbone, delta)
     if not isinstance(delta.settings, PeftFormat):
         raise ExchangeError(
-            f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(exportable())}. "
+            f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. "
             "Where the change is one of the weights, --format transformers writes a plain model"
         )
-    layout = BackboneLayout(backbone) if delta.head else BackboneLayout(backbone, _within_language_model(backbone))
+    layout = (
+        BackboneModuleLayout(backbone)
+        if delta.head
+        else BackboneModuleLayout(backbone, _within_language_model(backbone))
+    )
     own = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
     common = {
-        "base_model_name_or_path": published_name(backbone.name),
+        "base_model_name_or_path": hub_name(backbone.name),
         "inference_mode": True,
         "task_type": "FEATURE_EXTRACTION" if delta.head else _TASKS[backbone.architecture],
     }
@@ -87,8 +91,8 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
     Raises ExchangeError for an adapter that no method here can say, or that does not fit: with the list of tensors.
     """
     prefix = f"{backbone.model.base_model_prefix}."
-    inside = any(tensor.startswith(MODULES + prefix) for tensor in adapter.tensors)
-    layout = BackboneLayout(backbone, prefix if inside else "")
+    inside = any(tensor.startswith(MODULE_PREFIX + prefix) for tensor in adapter.tensors)
+    layout = BackboneModuleLayout(backbone, prefix if inside else "")
     for name, kind in METHODS.items():
         if not issubclass(kind, PeftFormat):
             continue
@@ -101,5 +105,5 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
             return name, *found
     raise ExchangeError(
         f"the adapter is of peft_type {adapter.config.get('peft_type')!r}, for which there is no method here; "
-        f"those that can be imported: {', '.join(exportable())}"
+        f"those that can be imported: {', '.join(peft_methods())}"
     )

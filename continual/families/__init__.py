@@ -6,12 +6,12 @@ from typing import Any
 from continual.errors import BackboneError
 from continual.families.causal import gpt2, llama, opt
 from continual.families.encoders import bert, distilbert, electra, modernbert
-from continual.families.family import Architecture, Family, Table, places
+from continual.families.family import Architecture, Family, FamilyFactory, resolve_places
 from continual.families.seq2seq import bart, t5
 
-__all__ = ["FAMILIES", "Architecture", "Family", "family_of", "places"]
+__all__ = ["FAMILIES", "Architecture", "Family", "family_of", "resolve_places"]
 
-FAMILIES: Mapping[str, Table] = {
+FAMILIES: Mapping[str, FamilyFactory] = {
     "bert": bert,
     "roberta": bert,
     "xlm-roberta": bert,

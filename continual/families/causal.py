@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
-from continual.families.family import Family, Stack
+from continual.families.family import Family, LayerStack
 from continual.sites import Call, Site, embedding, norm, positions, projection, tokens
 
 _GPT2 = "h.{}."
@@ -83,7 +83,7 @@ def _causal(config: Any, sites: dict[str, Site], *, hidden_size: int | None = No
     return Family(
         name=config.model_type,
         architecture="causal",
-        stack=Stack(sites, config.num_hidden_layers, config.num_attention_heads),
+        stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=hidden_size or config.hidden_size,
         positions=config.max_position_embeddings,
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from continual.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
-from continual.families.family import Family, Stack
+from continual.families.family import Family, LayerStack
 from continual.sites import Site, embedding, norm, positions, projection, tokens
 
 _BERT = "encoder.layer.{}."
@@ -76,7 +76,7 @@ def _encoder(config: Any, sites: dict[str, Site], *, unused: int = 0, load: dict
     return Family(
         name=config.model_type,
         architecture="encoder",
-        stack=Stack(sites, config.num_hidden_layers, config.num_attention_heads),
+        stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=config.hidden_size,
         positions=config.max_position_embeddings - unused,
         load=load or {},

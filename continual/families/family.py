@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from continual.errors import MethodError
-from continual.sites import Place, Site, expand, places_of
+from continual.sites import Place, Site, expand_group, places_of
 
 Architecture = Literal["encoder", "causal", "seq2seq"]
 
 
 @dataclass(frozen=True)
-class Stack:
+class LayerStack:
     """A stack of layers: the table of its sites, how many layers it has, and how many heads their attentions have."""
 
     sites: Mapping[str, Site]
@@ -36,17 +36,17 @@ class Family:
 
     name: str
     architecture: Architecture
-    stack: Stack
+    stack: LayerStack
     hidden_size: int
     positions: int | None
-    decoder: Stack | None = None
+    decoder: LayerStack | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
 
 
-Table = Callable[[Any], Family]  # of a transformers configuration
+FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
 
 
-def places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[Place, ...]:
+def resolve_places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[Place, ...]:
     """Every place of `site`, or of the sites of a group, each site from the lowest layer to the highest.
 
     Of an encoder-decoder they are the encoder's, and after them, where the task `generates`, the decoder's.
@@ -62,7 +62,7 @@ def places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[P
             f"other tasks have: {', '.join(family.stack.sites)}"
         )
     every = {name: role for stack in stacks.values() for name, role in stack.sites.items()}
-    names = expand(every, site, family=family.name)
+    names = expand_group(every, site, family=family.name)
     return tuple(
         place
         for prefix, stack in stacks.items()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from continual.families.blocks import attention_roles, feed_forward_roles
-from continual.families.family import Family, Stack
+from continual.families.family import Family, LayerStack
 from continual.sites import Call, Site, embedding, norm, positions, tokens
 
 
@@ -21,8 +21,8 @@ def t5(config: Any) -> Family:
     return Family(
         name=config.model_type,
         architecture="seq2seq",
-        stack=Stack(_t5_sites("encoder", feed_forward=1, gated=gated), config.num_layers, config.num_heads),
-        decoder=Stack(
+        stack=LayerStack(_t5_sites("encoder", feed_forward=1, gated=gated), config.num_layers, config.num_heads),
+        decoder=LayerStack(
             _t5_sites("decoder", feed_forward=2, gated=gated) | cross_sites, config.num_decoder_layers, config.num_heads
         ),
         hidden_size=config.d_model,
@@ -59,8 +59,8 @@ def bart(config: Any) -> Family:
     return Family(
         name=config.model_type,
         architecture="seq2seq",
-        stack=Stack(_bart_sites("encoder"), config.encoder_layers, config.encoder_attention_heads),
-        decoder=Stack(_bart_sites("decoder") | cross_sites, config.decoder_layers, config.decoder_attention_heads),
+        stack=LayerStack(_bart_sites("encoder"), config.encoder_layers, config.encoder_attention_heads),
+        decoder=LayerStack(_bart_sites("decoder") | cross_sites, config.decoder_layers, config.decoder_attention_heads),
         hidden_size=config.d_model,
         positions=config.max_position_embeddings,
     )

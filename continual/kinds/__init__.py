@@ -10,29 +10,40 @@ from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
-from continual.kinds.kind import Answer, Hear, Kind, Outputs, PooledKind, Prepared, Seen, Start, fitted, labels_of
+from continual.kinds.kind import (
+    Answer,
+    ForwardContext,
+    HeadStart,
+    Kind,
+    Outputs,
+    PooledKind,
+    PreparedRows,
+    TokenCallback,
+    answer_labels,
+    backbone_for,
+)
 from continual.kinds.regression import Regression
 from continual.kinds.span import Span
-from continual.kinds.template import Templated
+from continual.kinds.template import TemplateClassification
 from tasks import TaskData, TaskSpec
 
 __all__ = [
     "KINDS",
     "Answer",
-    "Hear",
+    "ForwardContext",
+    "HeadStart",
     "Kind",
     "Outputs",
     "PooledKind",
-    "Prepared",
-    "Seen",
-    "Start",
-    "fitted",
+    "PreparedRows",
+    "TokenCallback",
+    "answer_labels",
+    "backbone_for",
+    "kind_from_metadata",
+    "kind_metadata",
     "kind_of",
     "kind_of_delta",
     "kind_of_spec",
-    "labels_of",
-    "read_kind",
-    "stored",
 ]
 
 KINDS: Mapping[str, type[Kind[Any]]] = {
@@ -40,7 +51,7 @@ KINDS: Mapping[str, type[Kind[Any]]] = {
     "regression": Regression,
     "span": Span,
     "generation": Generation,
-    "template": Templated,
+    "template": TemplateClassification,
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
@@ -52,10 +63,10 @@ def kind_of_spec(spec: TaskSpec) -> type[Kind[Any]]:
 
 def kind_of(backbone: Backbone, data: TaskData) -> Kind[Any]:
     """The kind of a task with its rows."""
-    return kind_of_spec(data.spec).of(backbone, data)
+    return kind_of_spec(data.spec).from_data(backbone, data)
 
 
-def stored(kind: Kind[Any]) -> dict[str, Any]:
+def kind_metadata(kind: Kind[Any]) -> dict[str, Any]:
     """What a delta's file says of its kind."""
     settings = kind.settings()
     return {"name": _NAMES[type(kind)], **settings} if settings else {}
@@ -68,10 +79,10 @@ def kind_of_delta(delta: Delta) -> Kind[Any]:
     """
     if not delta.kind and delta.head is not None:
         return Classification(delta.head.labels)
-    return read_kind(delta.kind)
+    return kind_from_metadata(delta.kind)
 
 
-def read_kind(said: Mapping[str, Any]) -> Kind[Any]:
+def kind_from_metadata(said: Mapping[str, Any]) -> Kind[Any]:
     """The kind that `stored` wrote. Raises DeltaError where this version does not understand it."""
     settings = dict(said)
     try:

@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.features import Tokens, utf8
-from continual.kinds.language import Ids, continuations, filled, losses, no_language_model, padded, read
-from continual.kinds.windows import shortened
-from continual.reading import Reading
+from continual.features import Tokens, replace_surrogates
+from continual.kinds.language import (
+    Ids,
+    forward_continuation_log_prob,
+    language_model_obstacle,
+    model_inputs,
+    pad_batch,
+    pad_ids,
+    token_nll,
+)
+from continual.kinds.windows import truncate_text
+from continual.reading import ForwardRequest
 from tasks import Template, Text
 
 BATCH = 16  # texts: of each of their tokens, a masked model says how probable every word is
 SENTINEL = "<extra_id_0>"  # of T5: stands for a gap in what is read, and before what fills it in what is written
 
 
-Filled = tuple[Ids, tuple[Ids, ...]]
+FilledTemplate = tuple[Ids, tuple[Ids, ...]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,12 @@ class Cloze:
         return prompts, list(chain(*self.endings))
 
 
-def unfit(backbone: Backbone, template: Template, *, max_length: int) -> Iterator[str]:
+def template_obstacle(backbone: Backbone, template: Template, *, max_length: int) -> Iterator[str]:
     """Why a backbone cannot fill the gap of a template with its words, and what to do."""
     encoder = backbone.architecture == "encoder"
-    if not encoder and (reason := no_language_model(backbone, what="a template")):
+    if not encoder and (reason := language_model_obstacle(backbone, what="a template")):
         yield reason
-    elif encoder and (backbone.lm is None or backbone.tokenizer.mask_token_id is None):
+    elif encoder and (backbone.language_model is None or backbone.tokenizer.mask_token_id is None):
         yield (
             f"a template needs a backbone with a language modelling head, and the files of {backbone.name!r} have "
             "none; drop `template`, or use a masked, causal or encoder-decoder language model, such as roberta-base"
@@ -77,52 +85,52 @@ def _longer_words(backbone: Backbone, template: Template) -> Iterator[str]:
             )
 
 
-def cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *, max_length: int) -> Cloze:
+def build_cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *, max_length: int) -> Cloze:
     """The texts in the template, shortened until they fit `max_length` tokens with it, each of a pair to half of it."""
     limit = min(max_length, backbone.longest_input)
     filled = [_fitting(backbone, template, (text,) if isinstance(text, str) else text, limit) for text in texts]
     return Cloze(tuple(prompt for prompt, _ in filled), tuple(endings for _, endings in filled))
 
 
-def _fitting(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> Filled:
+def _fitting(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> FilledTemplate:
     room = limit
     while True:
-        found = _filled(backbone, template, [shortened(backbone, text, room // len(texts)) for text in texts])
+        found = _filled(backbone, template, [truncate_text(backbone, text, room // len(texts)) for text in texts])
         excess = _size(found) - limit
         if excess <= 0 or room <= 0:
             return found
         room -= excess
 
 
-def _size(filled: Filled) -> int:
+def _size(filled: FilledTemplate) -> int:
     """How many tokens are read at once."""
     prompt, endings = filled
     return len(prompt) + max(map(len, endings))
 
 
-def _filled(backbone: Backbone, template: Template, texts: Sequence[str]) -> Filled:
+def _filled(backbone: Backbone, template: Template, texts: Sequence[str]) -> FilledTemplate:
     """The template with these texts: what is read, and what is asked for with each word."""
     tokenizer, words = backbone.tokenizer, template.words.values()
     gap = tokenizer.mask_token or ""
-    before, after = template.around(*(text.replace(gap, "") if gap else text for text in texts))
+    before, after = template.split_at_gap(*(text.replace(gap, "") if gap else text for text in texts))
     if backbone.architecture == "causal":
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        prompt = tuple(tokenizer(utf8(before.rstrip()))["input_ids"]) or (start,)
+        prompt = tuple(tokenizer(replace_surrogates(before.rstrip()))["input_ids"]) or (start,)
         return prompt, tuple(_plain(backbone, f" {word}{after}") for word in words)
     if SENTINEL in tokenizer.get_vocab():
         gap, asked = SENTINEL, f"{SENTINEL} "
     else:
         asked = " "
-    return tuple(tokenizer(utf8(before + gap + after))["input_ids"]), tuple(
+    return tuple(tokenizer(replace_surrogates(before + gap + after))["input_ids"]), tuple(
         _plain(backbone, asked + word) for word in words
     )
 
 
 def _plain(backbone: Backbone, text: str) -> Ids:
-    return tuple(backbone.tokenizer(utf8(text), add_special_tokens=False)["input_ids"])
+    return tuple(backbone.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"])
 
 
-def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
+def answer_word_scores(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
     """How well each word fits into the gap of the chosen texts: log probabilities, up to a constant of the text [B, C].
 
     Words of several tokens are worth the sum of them.
@@ -130,23 +138,23 @@ def fits(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
     own = gaps.take(chosen)
     if backbone.architecture == "encoder":
         return _at_gap(backbone, own.with_words())
-    found, _ = losses(backbone, *own.by_ending())
+    found, _ = token_nll(backbone, *own.by_ending())
     return -found.sum(dim=1).reshape(len(chosen), -1)
 
 
-def read_for_fits(backbone: Backbone, gaps: Cloze) -> Tokens:
+def cloze_inputs(backbone: Backbone, gaps: Cloze) -> Tokens:
     """What the backbone reads to say how well each word fits into the gap of every text."""
     if backbone.architecture == "encoder":
         return Tokens(gaps.prompts, None)
-    return read(backbone, *gaps.by_ending())
+    return model_inputs(backbone, *gaps.by_ending())
 
 
-def fitting(backbone: Backbone, gaps: Cloze) -> Reading[Tensor]:
+def forward_word_scores(backbone: Backbone, gaps: Cloze) -> ForwardRequest[Tensor]:
     """To read the same of all texts, on the CPU: [N, C] or, one after the other, [N · C]."""
     if backbone.architecture == "encoder":
         items, lengths = gaps.with_words(), [len(prompt) for prompt in gaps.prompts]
-        return Reading(items, lengths, _fits_at_gap, torch.tensor, BATCH)
-    return continuations(backbone, *gaps.by_ending())
+        return ForwardRequest(items, lengths, _fits_at_gap, torch.tensor, BATCH)
+    return forward_continuation_log_prob(backbone, *gaps.by_ending())
 
 
 def _fits_at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
@@ -156,8 +164,8 @@ def _fits_at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[l
 
 def _at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> Tensor:
     """The logits [B, C] of each prompt's words in place of its mask, C the most words of a prompt."""
-    batch = padded(backbone, [prompt for prompt, _ in items])
+    batch = pad_batch(backbone, [prompt for prompt, _ in items])
     rows, places = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
-    with backbone.precision():
-        logits: Tensor = backbone.lm(**batch).logits
-    return logits[rows, places].float().gather(1, filled(backbone, [words for _, words in items], 0))
+    with backbone.autocast():
+        logits: Tensor = backbone.language_model(**batch).logits
+    return logits[rows, places].float().gather(1, pad_ids(backbone, [words for _, words in items], 0))

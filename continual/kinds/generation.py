@@ -13,19 +13,27 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, tokenize, utf8
-from continual.kinds.kind import Answer, Hear, Kind, Outputs, Seen, Start, one_class
-from continual.kinds.language import BATCH, Ids, continuations, losses, no_language_model, read, written
-from continual.reading import Reading
-from tasks import Rows, TaskData, TaskSpec, Wording
+from continual.features import Tokens, replace_surrogates, tokenize
+from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, TokenCallback, single_class
+from continual.kinds.language import (
+    BATCH,
+    Ids,
+    forward_continuation_log_prob,
+    generate_greedy,
+    language_model_obstacle,
+    model_inputs,
+    token_nll,
+)
+from continual.reading import ForwardRequest
+from tasks import GenerationTarget, LabelledTexts, TaskData, TaskSpec
 
-NOTHING = -1  # fills up the tokens of shorter answers
+PAD_TOKEN = -1  # fills up the tokens of shorter answers
 
-Written = tuple[Ids, float]  # the tokens of an answer, and the logarithm of their probability
+Generated = tuple[Ids, float]  # the tokens of an answer, and the logarithm of their probability
 
 
 @dataclass(frozen=True)
-class Exchanges:
+class GenerationRows:
     """Rows with what the model reads and what it should write, as tokens. truth: all texts that would be right."""
 
     tokens: Tokens
@@ -36,21 +44,21 @@ class Exchanges:
 
 @final
 @dataclass(frozen=True)
-class Generation(Kind[Exchanges]):
+class Generation(Kind[GenerationRows]):
     """longest: tokens of the longest target among the train rows; no answer is longer."""
 
-    scored: ClassVar[str] = "generation"
+    metric_kind: ClassVar[str] = "generation"
     generates: ClassVar[bool] = True
 
     longest: int
 
     @classmethod
-    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-        if reason := no_language_model(backbone, what="generation"):
+    def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        if reason := language_model_obstacle(backbone, what="generation"):
             yield reason
 
     @classmethod
-    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+    def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
         """No more tokens are written than `max_length`, or half of what the positions of a causal model take."""
         assert data.spec.budget  # what `Stream.resolved` fills in
         most = max(len(_target_ids(backbone, wording.text)) for wording in _wordings(data.train))
@@ -59,68 +67,74 @@ class Generation(Kind[Exchanges]):
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> Exchanges:
+    def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> GenerationRows:
         tail = _separator(backbone)
         if backbone.architecture == "causal":  # text and answer share the positions
             max_length = min(max_length, backbone.longest_input - self.longest - len(tail))
         tokens, wordings = tokenize(backbone, rows.texts, max_length=max_length), _wordings(rows)
-        return Exchanges(
+        return GenerationRows(
             tokens,
             tuple(wording.references for wording in wordings),
             tuple((*ids, *tail) for ids in tokens.ids),
             tuple(_target_ids(backbone, wording.text)[: self.longest] for wording in wordings),
         )
 
-    def classes(self, rows: Exchanges) -> tuple[Tensor, int]:
-        return one_class(rows)
+    def classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
+        return single_class(rows)
 
-    def blank(self, backbone: Backbone) -> Head | None:
+    def zero_head(self, backbone: Backbone) -> Head | None:
         return None
 
-    def start(self, rows: Seen[Exchanges], held_out: Seen[Exchanges]) -> Start:
+    def closed_form_start(
+        self, rows: ForwardContext[GenerationRows], held_out: ForwardContext[GenerationRows]
+    ) -> HeadStart:
         """No head; the quality of a held-out row is the mean log probability of its target's tokens."""
         prompts, targets = held_out.rows.prompts, held_out.rows.targets
-        sums = held_out.read(continuations(held_out.backbone, prompts, targets))
-        return Start(None, sums.double() / torch.tensor([len(target) for target in targets]))
+        sums = held_out.read(forward_continuation_log_prob(held_out.backbone, prompts, targets))
+        return HeadStart(None, sums.double() / torch.tensor([len(target) for target in targets]))
 
-    def carried(self, start: Start, head: Head, held_out: Seen[Exchanges]) -> Start:
+    def with_transferred_head(
+        self, start: HeadStart, head: Head, held_out: ForwardContext[GenerationRows]
+    ) -> HeadStart:
         return start
 
-    def loss(self, backbone: Backbone, delta: Delta, rows: Exchanges, batch: Sequence[int]) -> Tensor:
+    def loss(self, backbone: Backbone, delta: Delta, rows: GenerationRows, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats of the targets' tokens, every token alike."""
-        found, counts = losses(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
+        found, counts = token_nll(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
         return found.sum() / counts.sum()
 
-    def reads(self, backbone: Backbone, rows: Exchanges) -> Tokens:
-        return read(backbone, rows.prompts, rows.targets)
+    def loss_inputs(self, backbone: Backbone, rows: GenerationRows) -> Tokens:
+        return model_inputs(backbone, rows.prompts, rows.targets)
 
-    def weight(self, rows: Exchanges, batch: Sequence[int]) -> float:
+    def loss_weight(self, rows: GenerationRows, batch: Sequence[int]) -> float:
         return sum(len(rows.targets[i]) for i in batch)
 
-    def reading(self, seen: Seen[Exchanges], head: Head | None) -> Reading[list[Written]]:
+    def forward_request(
+        self, seen: ForwardContext[GenerationRows], head: Head | None
+    ) -> ForwardRequest[list[Generated]]:
         prompts = seen.rows.prompts
-        heard = seen.hear or [None] * len(prompts)
+        heard = seen.on_token or [None] * len(prompts)
         items = [_Begun(prompt, self.longest, hear) for prompt, hear in zip(prompts, heard, strict=True)]
-        return Reading(items, [len(prompt) for prompt in prompts], _answered, list, BATCH, self.longest)
+        return ForwardRequest(items, [len(prompt) for prompt in prompts], _answered, list, BATCH, self.longest)
 
-    def outputs_of(self, rows: Exchanges, head: Head | None, found: Sequence[Written]) -> Outputs:
+    def outputs_from(self, rows: GenerationRows, head: Head | None, found: Sequence[Generated]) -> Outputs:
         """tokens [N, longest] and their log_probabilities [N], summed."""
-        tokens = [[*ids, *[NOTHING] * (self.longest - len(ids))] for ids, _ in found]
+        tokens = [[*ids, *[PAD_TOKEN] * (self.longest - len(ids))] for ids, _ in found]
         sure = torch.tensor([log_probability for _, log_probability in found])
         return {"tokens": torch.tensor(tokens, dtype=torch.long).reshape(-1, self.longest), "log_probabilities": sure}
 
-    def answers(self, backbone: Backbone, outputs: Outputs, rows: Exchanges) -> list[Answer]:
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
         """The text written, without special tokens; its score is the probability of all of its tokens."""
-        ids = [[token for token in row if token != NOTHING] for row in outputs["tokens"].tolist()]
+        ids = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]
         scores = outputs["log_probabilities"].exp().tolist()
         return [Answer(_text(backbone, own), score) for own, score in zip(ids, scores, strict=True)]
 
-    def wrong(self, truth: Sequence[Any]) -> list[Any]:
+    def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
         return [""] * len(truth)
 
 
-def _wordings(rows: Rows) -> list[Wording]:
-    return [target for target in rows.targets if isinstance(target, Wording)]
+def _wordings(rows: LabelledTexts) -> list[GenerationTarget]:
+    return [target for target in rows.targets if isinstance(target, GenerationTarget)]
 
 
 def _separator(backbone: Backbone) -> Ids:
@@ -135,8 +149,8 @@ def _target_ids(backbone: Backbone, text: str) -> Ids:
     """The tokens to write, with the end token."""
     tokenizer = backbone.tokenizer
     if backbone.architecture == "causal":
-        return (*tokenizer(utf8(text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-    return tuple(tokenizer(text_target=utf8(text))["input_ids"])
+        return (*tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return tuple(tokenizer(text_target=replace_surrogates(text))["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -145,10 +159,10 @@ class _Begun:
 
     prompt: Ids
     longest: int
-    hear: Hear | None
+    hear: TokenCallback | None
 
 
-def _answered(backbone: Backbone, items: Sequence[_Begun]) -> list[Written]:
+def _answered(backbone: Backbone, items: Sequence[_Begun]) -> list[Generated]:
     """What is written behind prompts, each as long as it may be; no row depends on how long others go on."""
     prompts = [item.prompt for item in items]
 
@@ -158,9 +172,9 @@ def _answered(backbone: Backbone, items: Sequence[_Begun]) -> list[Written]:
                 item.hear(_text(backbone, ids[: item.longest]))
 
     telling = tell if any(item.hear for item in items) else None
-    found = written(backbone, prompts, longest=max(item.longest for item in items), tell=telling)
+    found = generate_greedy(backbone, prompts, longest=max(item.longest for item in items), tell=telling)
     own = [ids[: item.longest] for item, ids in zip(items, found, strict=True)]
-    sums: list[float] = (-losses(backbone, prompts, own)[0].sum(dim=1)).tolist()
+    sums: list[float] = (-token_nll(backbone, prompts, own)[0].sum(dim=1)).tolist()
     return list(zip(own, sums, strict=True))
 
 

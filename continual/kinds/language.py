@@ -13,20 +13,20 @@ from transformers.generation.streamers import BaseStreamer
 
 from continual.backbone import Backbone
 from continual.features import Tokens
-from continual.reading import Reading
+from continual.reading import ForwardRequest
 
 BATCH = 32
-IGNORED = -100  # the number that says of a token that it is not learned
+IGNORE_INDEX = -100  # the number that says of a token that it is not learned
 
 Ids = tuple[int, ...]
-Tell = Callable[[Sequence[Ids]], None]  # is told what is written behind each prompt
+TokenBatchCallback = Callable[[Sequence[Ids]], None]  # is told what is written behind each prompt
 
 
-def no_language_model(backbone: Backbone, *, what: str) -> str | None:
+def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
     """Why a backbone cannot write text, and what to do; None where it can."""
     if backbone.architecture == "encoder":
         reason = "is an encoder, which only reads"
-    elif backbone.lm is None:
+    elif backbone.language_model is None:
         reason = "lacks its language modelling head"
     else:
         return None
@@ -36,63 +36,67 @@ def no_language_model(backbone: Backbone, *, what: str) -> str | None:
     )
 
 
-def losses(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+def token_nll(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     """Minus the log probability of each token of the continuations [B, T], 0 elsewhere, and how many there are [B].
 
     The model reads prompt and continuation, as they are: through whatever is attached.
     """
     score = _causal_logits if backbone.architecture == "causal" else _seq2seq_logits
-    with backbone.precision():
+    with backbone.autocast():
         logits, labels = score(backbone, prompts, continuations)
-    found = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return found, (labels != IGNORED).sum(dim=1)
+    found = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return found, (labels != IGNORE_INDEX).sum(dim=1)
 
 
-def read(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
+def model_inputs(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
     """What the model reads of these, an encoder-decoder with its encoder."""
     if backbone.architecture != "causal":
         return Tokens(tuple(prompts), None)
     return Tokens(tuple((*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)), None)
 
 
-def continuations(backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]) -> Reading[Tensor]:
+def forward_continuation_log_prob(
+    backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]
+) -> ForwardRequest[Tensor]:
     """To read how probable a continuation of each prompt is: the logarithms [N], in nats, on the CPU."""
     whole = backbone.architecture == "causal"  # which reads prompt and continuation as one text
     lengths = [len(prompt) + whole * len(end) for prompt, end in zip(prompts, ends, strict=True)]
     written = 0 if whole else max(map(len, ends), default=0)
-    return Reading(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH, written)
+    return ForwardRequest(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH, written)
 
 
 def _continued(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[float]:
     prompts, ends = zip(*items, strict=True)
-    found: list[float] = (-losses(backbone, prompts, ends)[0].sum(dim=1)).tolist()
+    found: list[float] = (-token_nll(backbone, prompts, ends)[0].sum(dim=1)).tolist()
     return found
 
 
 def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    whole = read(backbone, prompts, continuations).ids
-    labels = [(*[IGNORED] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
-    logits: Tensor = backbone.lm(**padded(backbone, whole), use_cache=False).logits
-    return logits[:, :-1], filled(backbone, labels, IGNORED)[:, 1:]
+    whole = model_inputs(backbone, prompts, continuations).ids
+    labels = [(*[IGNORE_INDEX] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
+    logits: Tensor = backbone.language_model(**pad_batch(backbone, whole), use_cache=False).logits
+    return logits[:, :-1], pad_ids(backbone, labels, IGNORE_INDEX)[:, 1:]
 
 
 def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    labels = filled(backbone, continuations, IGNORED)
-    shifted = backbone.lm.prepare_decoder_input_ids_from_labels(labels)
-    logits: Tensor = backbone.lm(**padded(backbone, prompts), decoder_input_ids=shifted, use_cache=False).logits
+    labels = pad_ids(backbone, continuations, IGNORE_INDEX)
+    shifted = backbone.language_model.prepare_decoder_input_ids_from_labels(labels)
+    logits: Tensor = backbone.language_model(
+        **pad_batch(backbone, prompts), decoder_input_ids=shifted, use_cache=False
+    ).logits
     return logits, labels
 
 
-def padded(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
+def pad_batch(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
     """Ids and mask [B, T] of texts, padded on the right or the left."""
     mask = [(1,) * len(own) for own in ids]
     return {
-        "input_ids": filled(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
-        "attention_mask": filled(backbone, mask, 0, left=left),
+        "input_ids": pad_ids(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
+        "attention_mask": pad_ids(backbone, mask, 0, left=left),
     }
 
 
-def filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
+def pad_ids(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
     """Ids [B, T], those of shorter texts filled up."""
     width = max(map(len, ids))
     rows = [([fill] * (width - len(own)), list(own)) for own in ids]
@@ -100,8 +104,13 @@ def filled(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = Fa
 
 
 @torch.inference_mode()
-def written(
-    backbone: Backbone, prompts: Sequence[Ids], *, longest: int, use_cache: bool = True, tell: Tell | None = None
+def generate_greedy(
+    backbone: Backbone,
+    prompts: Sequence[Ids],
+    *,
+    longest: int,
+    use_cache: bool = True,
+    tell: TokenBatchCallback | None = None,
 ) -> list[Ids]:
     """What the model goes on with, token by token the most probable, up to its end token or `longest` tokens.
 
@@ -121,9 +130,9 @@ def written(
         pad_token_id=backbone.tokenizer.pad_token_id,
     )
     # A causal model goes on at the right edge: texts of one batch must end there together.
-    batch = padded(backbone, prompts, left=causal)
-    with backbone.precision():
-        found = backbone.lm.generate(**batch, generation_config=plain, streamer=tell and _Steps(tell, end))
+    batch = pad_batch(backbone, prompts, left=causal)
+    with backbone.autocast():
+        found = backbone.language_model.generate(**batch, generation_config=plain, streamer=tell and _Steps(tell, end))
     skipped = batch["input_ids"].shape[1] if causal else 1  # the prompt, or the token that starts a decoder
     return [_ended(row, end) for row in found[:, skipped:].tolist()]
 
@@ -136,7 +145,7 @@ def _ended(ids: Sequence[int], end: int) -> Ids:
 class _Steps(BaseStreamer):  # type: ignore[misc]  # transformers' classes are not typed
     """Tells after every token what is written so far."""
 
-    def __init__(self, tell: Tell, end: int) -> None:
+    def __init__(self, tell: TokenBatchCallback, end: int) -> None:
         self._tell, self._end = tell, end
         self._steps: list[list[int]] = []
 

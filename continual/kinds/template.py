@@ -16,15 +16,22 @@ from torch.nn import functional as F
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features import Tokens, tokenize
-from continual.kinds.classification import most_probable, next_label, numbered
-from continual.kinds.cloze import Cloze, cloze, fits, fitting, read_for_fits, unfit
-from continual.kinds.kind import Answer, Kind, Outputs, Seen, Start
-from continual.reading import Reading
-from tasks import Rows, TaskData, TaskSpec, Template
+from continual.kinds.classification import argmax_answers, label_indices, wrong_labels
+from continual.kinds.cloze import (
+    Cloze,
+    answer_word_scores,
+    build_cloze,
+    cloze_inputs,
+    forward_word_scores,
+    template_obstacle,
+)
+from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs
+from continual.reading import ForwardRequest
+from tasks import LabelledTexts, TaskData, TaskSpec, Template
 
 
 @dataclass(frozen=True)
-class Gapped:
+class TemplateRows:
     """Rows with their labels as texts, and as numbers [N], and their texts with a gap."""
 
     tokens: Tokens
@@ -35,10 +42,10 @@ class Gapped:
 
 @final
 @dataclass(frozen=True)
-class Templated(Kind[Gapped]):
+class TemplateClassification(Kind[TemplateRows]):
     """template: with its words in the order of the labels."""
 
-    scored: ClassVar[str] = "classification"
+    metric_kind: ClassVar[str] = "classification"
     generates: ClassVar[bool] = True
 
     template: Template
@@ -48,13 +55,13 @@ class Templated(Kind[Gapped]):
         return tuple(self.template.words)
 
     @classmethod
-    def misfits(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+    def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         assert spec.template  # what makes a task one of this kind
         assert spec.budget  # what `Stream.resolved` fills in
-        yield from unfit(backbone, spec.template, max_length=spec.budget.max_length)
+        yield from template_obstacle(backbone, spec.template, max_length=spec.budget.max_length)
 
     @classmethod
-    def of(cls, backbone: Backbone, data: TaskData) -> Self:
+    def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
         template = data.spec.template
         assert template  # what makes a task one of this kind
         words: Mapping[str, str] = {label: template.words[label] for label in data.labels}
@@ -63,47 +70,49 @@ class Templated(Kind[Gapped]):
     def settings(self) -> dict[str, Any]:
         return {"template": self.template.model_dump(mode="json")}
 
-    def prepare(self, backbone: Backbone, rows: Rows, *, max_length: int) -> Gapped:
-        return Gapped(
+    def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> TemplateRows:
+        return TemplateRows(
             tokenize(backbone, rows.texts, max_length=max_length),
             rows.labels,
-            numbered(rows.labels, self.labels),
-            cloze(backbone, self.template, rows.texts, max_length=max_length),
+            label_indices(rows.labels, self.labels),
+            build_cloze(backbone, self.template, rows.texts, max_length=max_length),
         )
 
-    def classes(self, rows: Gapped) -> tuple[Tensor, int]:
+    def classes(self, rows: TemplateRows) -> tuple[Tensor, int]:
         return rows.classes, len(self.labels)
 
-    def blank(self, backbone: Backbone) -> Head | None:
+    def zero_head(self, backbone: Backbone) -> Head | None:
         return None
 
-    def start(self, rows: Seen[Gapped], held_out: Seen[Gapped]) -> Start:
+    def closed_form_start(
+        self, rows: ForwardContext[TemplateRows], held_out: ForwardContext[TemplateRows]
+    ) -> HeadStart:
         """No head; the quality of a held-out row is whether it is answered rightly."""
         logits = self.outputs(held_out, None)["logits"]
-        return Start(None, (logits.argmax(dim=1) == held_out.rows.classes).double())
+        return HeadStart(None, (logits.argmax(dim=1) == held_out.rows.classes).double())
 
-    def carried(self, start: Start, head: Head, held_out: Seen[Gapped]) -> Start:
+    def with_transferred_head(self, start: HeadStart, head: Head, held_out: ForwardContext[TemplateRows]) -> HeadStart:
         return start
 
-    def loss(self, backbone: Backbone, delta: Delta, rows: Gapped, batch: Sequence[int]) -> Tensor:
+    def loss(self, backbone: Backbone, delta: Delta, rows: TemplateRows, batch: Sequence[int]) -> Tensor:
         """Mean cross entropy in nats over the labels."""
-        return F.cross_entropy(fits(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))
+        return F.cross_entropy(answer_word_scores(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))
 
-    def reads(self, backbone: Backbone, rows: Gapped) -> Tokens:
-        return read_for_fits(backbone, rows.gaps)
+    def loss_inputs(self, backbone: Backbone, rows: TemplateRows) -> Tokens:
+        return cloze_inputs(backbone, rows.gaps)
 
-    def weight(self, rows: Gapped, batch: Sequence[int]) -> float:
+    def loss_weight(self, rows: TemplateRows, batch: Sequence[int]) -> float:
         return len(batch)
 
-    def reading(self, seen: Seen[Gapped], head: Head | None) -> Reading[Tensor]:
-        return fitting(seen.backbone, seen.rows.gaps)
+    def forward_request(self, seen: ForwardContext[TemplateRows], head: Head | None) -> ForwardRequest[Tensor]:
+        return forward_word_scores(seen.backbone, seen.rows.gaps)
 
-    def outputs_of(self, rows: Gapped, head: Head | None, found: Tensor) -> Outputs:
+    def outputs_from(self, rows: TemplateRows, head: Head | None, found: Tensor) -> Outputs:
         """logits [N, C]."""
         return {"logits": found.reshape(-1, len(self.labels))}
 
-    def answers(self, backbone: Backbone, outputs: Outputs, rows: Gapped) -> list[Answer]:
-        return most_probable(outputs, self.labels)
+    def answers(self, backbone: Backbone, outputs: Outputs, rows: TemplateRows) -> list[Answer]:
+        return argmax_answers(outputs, self.labels)
 
-    def wrong(self, truth: Sequence[Any]) -> list[Any]:
-        return next_label(truth, self.labels)
+    def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
+        return wrong_labels(truth, self.labels)

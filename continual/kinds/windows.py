@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.features import Tokens, utf8
-from tasks import Quote, Text
+from continual.features import Tokens, replace_surrogates
+from tasks import AnswerSpan, Text
 
-OVERLAP = 4  # the share of a window that the next one shows again is one in so many
-NOT_PASSAGE = -1
+OVERLAP_DIVISOR = 4  # the share of a window that the next one shows again is one in so many
+NOT_IN_PASSAGE = -1
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Windows:
         return [window for row in rows for window in self.of_rows[row]]
 
 
-def windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Windows:
+def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Windows:
     """Question and passage in windows of at most `max_length` tokens, of which the question keeps up to a third.
 
     A single text is a question without a passage.
@@ -48,14 +48,14 @@ def windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Wi
     of_rows: list[range] = []
     for text in texts:
         question, passage = (text, "") if isinstance(text, str) else text
-        question = shortened(backbone, question, limit // 3)
+        question = truncate_text(backbone, question, limit // 3)
         room = limit - frame - len(_plain(backbone, question)["input_ids"])
         encoded = backbone.tokenizer(
-            utf8(question),
-            utf8(passage),
+            replace_surrogates(question),
+            replace_surrogates(passage),
             truncation="only_second",
             max_length=limit,
-            stride=max(room // OVERLAP, 0),
+            stride=max(room // OVERLAP_DIVISOR, 0),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -69,27 +69,29 @@ def windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Wi
     return Windows(Tokens(tuple(ids), tuple(types) or None), tuple(spans), tuple(of_rows))
 
 
-def shortened(backbone: Backbone, text: str, tokens: int) -> str:
+def truncate_text(backbone: Backbone, text: str, tokens: int) -> str:
     """The beginning of a text that is so many tokens, without any frame."""
     offsets = _plain(backbone, text)["offset_mapping"]
     return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]] if tokens > 0 else ""
 
 
 def _plain(backbone: Backbone, text: str) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = backbone.tokenizer(utf8(text), add_special_tokens=False, return_offsets_mapping=True)
+    found: dict[str, list[Any]] = backbone.tokenizer(
+        replace_surrogates(text), add_special_tokens=False, return_offsets_mapping=True
+    )
     return found
 
 
 def _spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) -> Tensor:
     return torch.tensor(
         [
-            span if sequence == 1 and span[1] > span[0] else (NOT_PASSAGE, NOT_PASSAGE)
+            span if sequence == 1 and span[1] > span[0] else (NOT_IN_PASSAGE, NOT_IN_PASSAGE)
             for span, sequence in zip(offsets, sequences, strict=True)
         ]
     ).reshape(-1, 2)
 
 
-def marked(spans: Tensor, quotes: Sequence[Quote]) -> Tensor:
+def answer_token_masks(spans: Tensor, quotes: Sequence[AnswerSpan]) -> Tensor:
     """Which tokens [T, 2] begin an answer, and which end one."""
     begins, ends = spans.unbind(dim=1)
     marks = torch.zeros(len(spans), 2, dtype=torch.bool)

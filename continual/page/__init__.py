@@ -3,6 +3,6 @@
 from continual.page.document import Section, Table, page
 from continual.page.strategies import strategies_page
 from continual.page.stream import stream_page
-from continual.page.written import require_writable, write_page
+from continual.page.written import check_writable, write_page
 
-__all__ = ["Section", "Table", "page", "require_writable", "strategies_page", "stream_page", "write_page"]
+__all__ = ["Section", "Table", "check_writable", "page", "strategies_page", "stream_page", "write_page"]

@@ -20,7 +20,7 @@ class _Panel:
     points: tuple[tuple[float, float], ...]
 
 
-def curve_panels(curves: Mapping[str, Sequence[float]]) -> Markup:
+def learning_curve_panels(curves: Mapping[str, Sequence[float]]) -> Markup:
     """A panel for each curve, a score after each epoch, epoch 0 first; all panels span as much, so slopes compare."""
     span = max((max(curve) - min(curve) for curve in curves.values()), default=0.0)
     panels = [_panel(name, curve, span=max(span, LEAST_SPAN)) for name, curve in curves.items()]

@@ -36,7 +36,7 @@ class Table:
     def texts(self) -> list[list[str]]:
         """What each cell shows."""
         formats = [self.formats.get(column) for column in self.columns]
-        return [[shown(cell, spec) for cell, spec in zip(row, formats, strict=True)] for row in self.rows]
+        return [[format_cell(cell, spec) for cell, spec in zip(row, formats, strict=True)] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Section:
     table: Table | None = None
     figure: Figure | None = None
     caption: str = ""
-    drawn: Markup | None = None
+    html: Markup | None = None
 
 
 def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
@@ -71,7 +71,7 @@ def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
     return str(render("page.html", title=title, summary=summary, sections=sections, figures=figures))
 
 
-def shown(value: Any, spec: str | None = None) -> str:
+def format_cell(value: Any, spec: str | None = None) -> str:
     """A value as a cell shows it.
 
     >>> shown(0.5), shown(12345), shown(None), shown(0.5, ".0%")

@@ -8,7 +8,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from continual.visible import visible
+from continual.visible import escape_control_characters
 
 PIXELS = 96 / 72  # of a point
 DRAWN = {"svg.fonttype": "none", "svg.hashsalt": "continual"}  # text stays text; the same figure gives the same page
@@ -26,7 +26,7 @@ def inline_svg(figure: Figure, *, label: str, prefix: str) -> Markup:
     with matplotlib.rc_context(DRAWN), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts show the text, not matplotlib's
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(visible(text.getvalue()))
+    root = ElementTree.fromstring(escape_control_characters(text.getvalue()))
     width = float(root.attrib.pop("width").removesuffix("pt")) * PIXELS
     del root.attrib["height"], root.attrib["version"]
     for element in root.iter():
@@ -38,7 +38,7 @@ def inline_svg(figure: Figure, *, label: str, prefix: str) -> Markup:
             element.set("href", f"#{prefix}{element.attrib['href'][1:]}")
         for part in [part for part in element if _local(part.tag) in LEFT_OUT]:
             element.remove(part)
-    root.attrib |= {"role": "img", "aria-label": visible(label), "style": f"--width: {width:.0f}px"}
+    root.attrib |= {"role": "img", "aria-label": escape_control_characters(label), "style": f"--width: {width:.0f}px"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from continual.forgetting import Matrix
+from continual.forgetting import ScoreMatrix
 from continual.page.render import render
 
 LEVELS = 10  # the last of the colours in page.css
@@ -15,7 +15,7 @@ LEAST_RANGE = 0.1  # of a scale: what differs by less looks alike
 
 
 @dataclass(frozen=True)
-class Scale:
+class ColorScale:
     """From which value to which the colours go."""
 
     low: float
@@ -33,7 +33,7 @@ class _Cell:
     level: int
 
 
-def scale_of(*matrices: Matrix) -> Scale:
+def shared_color_scale(*matrices: ScoreMatrix) -> ColorScale:
     """One scale for matrices that are to be compared: from their least value to their greatest.
 
     >>> scale_of([[0.5, None], [0.9, 0.75]])
@@ -41,11 +41,11 @@ def scale_of(*matrices: Matrix) -> Scale:
     """
     found = [value for matrix in matrices for row in matrix for value in row if value is not None] or [1.0]
     high = max(found)
-    return Scale(min(*found, high - LEAST_RANGE), high)
+    return ColorScale(min(*found, high - LEAST_RANGE), high)
 
 
-def heat_table(
-    matrix: Matrix, tasks: Sequence[str], *, scale: Scale, caption: str, corner: str, spec: str = ".2f"
+def heatmap_table(
+    matrix: ScoreMatrix, tasks: Sequence[str], *, scale: ColorScale, caption: str, corner: str, spec: str = ".2f"
 ) -> Markup:
     """A matrix with a row and a column for each task; columns go by number, and what has no value stays blank.
 
@@ -56,5 +56,5 @@ def heat_table(
     return render("heat.html", rows=rows, tasks=tasks, legend=legend, caption=caption, corner=corner, many=MANY)
 
 
-def _cell(value: float, scale: Scale, spec: str) -> _Cell:
+def _cell(value: float, scale: ColorScale, spec: str) -> _Cell:
     return _Cell(format(value, spec), scale.level(value))

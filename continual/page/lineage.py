@@ -9,7 +9,7 @@ from unicodedata import east_asian_width
 from markupsafe import Markup
 
 from continual.page.render import render
-from continual.visible import visible
+from continual.visible import escape_control_characters
 
 Edges = Sequence[Mapping[str, Any]]  # rows of `Registry.parents`, in the order of learning
 
@@ -72,7 +72,7 @@ def _boxes(layers: Sequence[Sequence[str]], edges: Edges) -> dict[str, _Box]:
     """Where each delta stands: as high as what comes to it needs, the layers one beside the other."""
     boxes, x = {}, 1.0
     for layer in layers:
-        texts = {name: _short(visible(name)) for name in layer}
+        texts = {name: _short(escape_control_characters(name)) for name in layer}
         width, y = max(map(_width, texts.values())), TOP
         for name in layer:
             height = LINE * max(1, sum(edge["delta"] == name for edge in edges)) + PADDING

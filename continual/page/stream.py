@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from continual.forgetting import mean
-from continual.page.curves import curve_panels
-from continual.page.document import Section, Table, page, shown
-from continual.page.heat import Scale, heat_table, scale_of
+from continual.page.curves import learning_curve_panels
+from continual.page.document import Section, Table, format_cell, page
+from continual.page.heat import ColorScale, heatmap_table, shared_color_scale
 from continual.page.lineage import lineage_graph
 from continual.page.render import render
-from continual.plots import confused
-from continual.report import MEASURES, Document, gain
+from continual.plots import confusion_shares
+from continual.report import MEASURES, Document, transfer_gain
 from registry import Registry
 
 MEGA, PERCENT = 1e6, 100.0
@@ -45,18 +45,24 @@ def _in_short(document: Document) -> Section:
     parameters, share = mean(task["parameters"] for task in tasks), mean(task["share"] for task in tasks)
     planned = len(tasks) + len(document["unfinished"])
     facts = [
-        _Fact("ACC, task known", shown(oracle["acc"]), "mean score at the end"),
-        _Fact("ACC, task routed", shown(routed["acc"]), "the router chooses the task"),
-        _Fact("Forgetting, routed", shown(routed["forgetting"]), f"task known: {shown(oracle['forgetting'])}"),
-        _Fact("Routing accuracy", shown(routed["routing_accuracy"]), f"share refused: {shown(routed['abstained'])}"),
+        _Fact("ACC, task known", format_cell(oracle["acc"]), "mean score at the end"),
+        _Fact("ACC, task routed", format_cell(routed["acc"]), "the router chooses the task"),
+        _Fact(
+            "Forgetting, routed", format_cell(routed["forgetting"]), f"task known: {format_cell(oracle['forgetting'])}"
+        ),
+        _Fact(
+            "Routing accuracy",
+            format_cell(routed["routing_accuracy"]),
+            f"share refused: {format_cell(routed['abstained'])}",
+        ),
         _Fact("Tasks learned", str(len(tasks)), f"of {planned}"),
-        _Fact("Parameters per task", shown(parameters, ",.0f"), f"{shown(share, '.2%')} of the backbone"),
+        _Fact("Parameters per task", format_cell(parameters, ",.0f"), f"{format_cell(share, '.2%')} of the backbone"),
     ]
-    gains = mean(found for task in tasks if (found := gain(task)) is not None)
+    gains = mean(found for task in tasks if (found := transfer_gain(task)) is not None)
     measures = tuple((label, oracle.get(key), routed.get(key)) for key, label in MEASURES.items())
     table = Table(("measure", "oracle", "routed"), (*measures, ("mean transfer gain over scratch", gains, None)))
     text = "Oracle: the task of each input is known. Routed: the router chooses it."
-    return Section("In short", text, drawn=render("facts.html", facts=facts), table=table, caption="Measures")
+    return Section("In short", text, html=render("facts.html", facts=facts), table=table, caption="Measures")
 
 
 def _unfinished(document: Document) -> Iterator[Section]:
@@ -69,13 +75,13 @@ def _scores(document: Document) -> Iterator[Section]:
     names, oracle, routed = document["tasks"], document["oracle"]["matrix"], document["routed"]["matrix"]
     if not names:
         return
-    scale, after = scale_of(oracle, routed), "after learning"
+    scale, after = shared_color_scale(oracle, routed), "after learning"
     rows = "A row for each task learned, a column for each task scored on its test rows, by number."
     above = "Just above the diagonal: the score before training, from the best earlier delta."
-    heat = heat_table(oracle, names, scale=scale, caption="Score, with the task known", corner=after)
-    yield Section("Scores with the task known", f"{rows} {above}", drawn=heat)
-    heat = heat_table(routed, names, scale=scale, caption="Score, with the task chosen by the router", corner=after)
-    yield Section("Scores with the task routed", f"{rows} A row sent to another task is wrong.", drawn=heat)
+    heat = heatmap_table(oracle, names, scale=scale, caption="Score, with the task known", corner=after)
+    yield Section("Scores with the task known", f"{rows} {above}", html=heat)
+    heat = heatmap_table(routed, names, scale=scale, caption="Score, with the task chosen by the router", corner=after)
+    yield Section("Scores with the task routed", f"{rows} A row sent to another task is wrong.", html=heat)
     columns = ("task", "score", "95 % low", "95 % high", "frozen", "test rows")
     keys = ("task", "score", "score_low", "score_high", "frozen_score", "test_rows")
     table = Table(columns, _cells(document["per_task"], keys))
@@ -90,13 +96,13 @@ def _routing(document: Document) -> Iterator[Section]:
     advised = tuple((p["task"], p["routed_to"], p["share"], p["rows"], p["advice"]) for p in pairs if p["advice"])
     table = Table(("task", "sent to", "share", "rows", "what to do"), advised, {"share": ".1%"})
     measured = [task["score"] is not None for task in document["per_task"]]  # not of what was purged
-    heat = heat_table(
+    heat = heatmap_table(
         [
             [PERCENT * share if share is not None and known else None for share in row]
-            for row, known in zip(confused(pairs, names), measured, strict=True)
+            for row, known in zip(confusion_shares(pairs, names), measured, strict=True)
         ],
         names,
-        scale=Scale(0.0, PERCENT),
+        scale=ColorScale(0.0, PERCENT),
         caption="Percent of each task's test rows that were sent to each task",
         corner="own task",
         spec=".1f",
@@ -106,7 +112,7 @@ def _routing(document: Document) -> Iterator[Section]:
         "After the last task, each input was sent to its likeliest task. Columns go by number.",
         table=table if advised else None,
         caption="Tasks that are confused often",
-        drawn=heat,
+        html=heat,
     )
 
 
@@ -117,7 +123,7 @@ def _curves(registry: Registry, document: Document) -> Iterator[Section]:
         curves.setdefault(names[score.delta], []).append(score.value)
     if trained := {name: curves[name] for name in names.values() if len(curves.get(name, ())) > 1}:
         text = "Score on validation rows before training and after each epoch; the best, larger, was kept."
-        yield Section("Learning curves", f"{text} All panels span the same range.", drawn=curve_panels(trained))
+        yield Section("Learning curves", f"{text} All panels span the same range.", html=learning_curve_panels(trained))
 
 
 def _lineage(registry: Registry, document: Document) -> Iterator[Section]:
@@ -132,11 +138,11 @@ def _lineage(registry: Registry, document: Document) -> Iterator[Section]:
     for edge in edges:
         own = tasks[edge["delta"]]
         how = (edge["delta"], edge["parent"], edge["kind"].replace("_", " "), edge["weight"])
-        rows.append((*how, own["score"], own["scratch_score"], gain(own)))
+        rows.append((*how, own["score"], own["scratch_score"], transfer_gain(own)))
     alone = len(tasks) - len({edge["delta"] for edge in edges})
     text = f"{alone} of {len(tasks)} tasks came from no other. An arrow leads from a delta to what came from it."
     caption = "Warm starts; gain: over training from scratch, where that was trained too"
-    yield Section("Lineage", text, table=Table(columns, tuple(rows)), caption=caption, drawn=lineage_graph(edges))
+    yield Section("Lineage", text, table=Table(columns, tuple(rows)), caption=caption, html=lineage_graph(edges))
 
 
 def _costs(document: Document) -> Iterator[Section]:

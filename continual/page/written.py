@@ -8,7 +8,7 @@ from uuid import uuid4
 from continual.errors import InputError
 
 
-def require_writable(file: Path) -> None:
+def check_writable(file: Path) -> None:
     """Raise InputError unless `write_page` could write a file: what it takes long to make should have a place."""
     try:
         if file.exists() and not file.is_file():
@@ -24,7 +24,7 @@ def write_page(file: Path, html: str) -> None:
 
     Raises InputError where it cannot be written.
     """
-    require_writable(file)
+    check_writable(file)
     try:
         _replace(file, html)
     except OSError as error:

@@ -1,26 +1,26 @@
 """Routing: which task an input belongs to when nobody says."""
 
 from continual.routing.calibrated import Router, build_router, calibrate
-from continual.routing.decision import Decision, Opinion, decide
-from continual.routing.evidence import Evidence, evidence
-from continual.routing.held_out import held_out
+from continual.routing.decision import Decision, Opinion, choose_tasks
+from continual.routing.evidence import FitStatistics, fit_statistics
+from continual.routing.held_out import collect_held_out
 from continual.routing.router import AUTO, ROUTERS, rule_names
-from continual.routing.statistics import Statistics, spread, statistics
+from continual.routing.statistics import RoutingStatistics, compute_statistics, evenly_spaced
 
 __all__ = [
     "AUTO",
     "ROUTERS",
     "Decision",
-    "Evidence",
+    "FitStatistics",
     "Opinion",
     "Router",
-    "Statistics",
+    "RoutingStatistics",
     "build_router",
     "calibrate",
-    "decide",
-    "evidence",
-    "held_out",
+    "choose_tasks",
+    "collect_held_out",
+    "compute_statistics",
+    "evenly_spaced",
+    "fit_statistics",
     "rule_names",
-    "spread",
-    "statistics",
 ]

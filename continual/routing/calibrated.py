@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.frozen import Frozen
-from continual.routing.held_out import Features, HeldOut, fitted, held_out
-from continual.routing.router import AUTO, ROUTERS, Rule, rule_names
-from continual.routing.statistics import Statistics
-from continual.routing.totals import Totals
-from continual.settings import FALSE_ABSTENTIONS
+from continual.frozen import FrozenFeatures
+from continual.routing.held_out import Features, HeldOutRows, collect_held_out, fit_calibration
+from continual.routing.router import AUTO, ROUTERS, RoutingRule, rule_names
+from continual.routing.statistics import RoutingStatistics
+from continual.routing.totals import AccumulatedMoments
+from continual.settings import FALSE_ABSTENTION_RATE
 
-LEAST_SURE = 0.001  # a second look is taken where the router alone would err more often than this
-FEWEST, CANDIDATES = 3, 5  # so many tasks are looked at again
+SECOND_LOOK_PROBABILITY = 0.001  # a second look is taken where the router alone would err more often than this
+MIN_CANDIDATES, CANDIDATES = 3, 5  # so many tasks are looked at again
 
 
 @dataclass(frozen=True)
@@ -38,56 +38,58 @@ class Router:
 
     tasks: tuple[str, ...]
     features: Features
-    rules: tuple[Rule, ...]
+    rules: tuple[RoutingRule, ...]
     weights: tuple[float, ...]
     offsets: Tensor
     scale: Tensor
     candidates: int
     margin: float
-    levels: Tensor
+    familiarity_levels: Tensor
     level_weights: Tensor
 
-    def log_p(self, seen: Frozen) -> Tensor:
+    def log_p(self, seen: FrozenFeatures) -> Tensor:
         """Log probabilities of the tasks [N, K]."""
         features = getattr(seen, self.features).float()
         scores = [rule.scores(features) for rule in self.rules]
         return _log_p(scores, self.weights, self.offsets)
 
-    def known(self, seen: Frozen) -> Tensor:
+    def familiarity(self, seen: FrozenFeatures) -> Tensor:
         """How much each input is like those of any task [N], by frozen features alone."""
         features = getattr(seen, self.features).float()
-        return _standard(torch.stack([rule.known(features) for rule in self.rules], dim=1), self.scale)
+        return _standard(torch.stack([rule.familiarity(features) for rule in self.rules], dim=1), self.scale)
 
-    def threshold(self, false_abstentions: float = FALSE_ABSTENTIONS) -> float:
+    def threshold(self, false_abstentions: float = FALSE_ABSTENTION_RATE) -> float:
         """What known and fit come to together in all but this share of the rows of known tasks."""
         below = int((torch.cumsum(self.level_weights, dim=0) <= false_abstentions).sum())
-        return float(self.levels[below]) if 0 < below < len(self.levels) else -torch.inf
+        return float(self.familiarity_levels[below]) if 0 < below < len(self.familiarity_levels) else -torch.inf
 
 
-def build_router(parts: Mapping[str, Statistics], *, kind: str = AUTO, totals: Totals | None = None) -> Router:
+def build_router(
+    parts: Mapping[str, RoutingStatistics], *, kind: str = AUTO, totals: AccumulatedMoments | None = None
+) -> Router:
     """The router of one task or more: by a rule of `ROUTERS`, or by both of our own together (`auto`).
 
     totals: the sums over some of them, which those over all are made of.
     """
-    sums = totals or Totals()
-    sums.become(parts)
+    sums = totals or AccumulatedMoments()
+    sums.update_to(parts)
     ordered = sums.in_order()
-    rows = held_out([*ordered.tasks], parts, features="wide")
-    return calibrate(ordered, rows, features="wide", names=rule_names(kind))
+    rows = collect_held_out([*ordered.tasks], parts, features="random_features")
+    return calibrate(ordered, rows, features="random_features", names=rule_names(kind))
 
 
-def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Sequence[str]) -> Router:
+def calibrate(totals: AccumulatedMoments, rows: HeldOutRows, *, features: Features, names: Sequence[str]) -> Router:
     """The router of the tasks in `totals` by the rules of these names, its settings chosen on held-out rows.
 
     Without any, as where all was learned by an older release, each rule is taken as it is, and nothing is abstained on.
     """
     rules = [ROUTERS[name](totals, rows) for name in names]
-    if not len(rows.own):
+    if not len(rows.task_index):
         return _plain(totals, rules, features=features)
     scores = [rule.scores(rows.features) for rule in rules]
-    weights, offsets = fitted(scores, rows)
+    weights, offsets = fit_calibration(scores, rows)
     log_p = _log_p(scores, weights, offsets)
-    known = torch.stack([rule.known(rows.features) for rule in rules], dim=1)
+    known = torch.stack([rule.familiarity(rows.features) for rule in rules], dim=1)
     scale = _scale(known, rows.weights)
     together = _standard(known, scale) + rows.fit
     order = together.argsort()
@@ -101,12 +103,12 @@ def calibrate(totals: Totals, rows: HeldOut, *, features: Features, names: Seque
         scale=scale,
         candidates=candidates,
         margin=margin,
-        levels=together[order],
+        familiarity_levels=together[order],
         level_weights=rows.weights[order],
     )
 
 
-def _plain(totals: Totals, rules: Sequence[Rule], *, features: Features) -> Router:
+def _plain(totals: AccumulatedMoments, rules: Sequence[RoutingRule], *, features: Features) -> Router:
     none, tasks = torch.zeros(0), tuple(totals.tasks)
     return Router(
         tasks=tasks,
@@ -117,7 +119,7 @@ def _plain(totals: Totals, rules: Sequence[Rule], *, features: Features) -> Rout
         scale=torch.tensor([[0.0, 1.0]]).expand(len(rules), 2),
         candidates=1,
         margin=0.0,
-        levels=none,
+        familiarity_levels=none,
         level_weights=none,
     )
 
@@ -139,14 +141,14 @@ def _scale(known: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([mean, variance.sqrt().clamp_min(1e-12)], dim=1)
 
 
-def _second_look(log_p: Tensor, rows: HeldOut) -> tuple[int, float]:
+def _second_look(log_p: Tensor, rows: HeldOutRows) -> tuple[int, float]:
     """How many tasks hold the right one for nearly all rows, and the probability above which the best is right."""
-    rank = (log_p > log_p.gather(1, rows.own.unsqueeze(1))).sum(dim=1)
+    rank = (log_p > log_p.gather(1, rows.task_index.unsqueeze(1))).sum(dim=1)
     most = min(CANDIDATES, log_p.shape[1])
     missed = [float((rows.weights * (rank >= k)).sum()) for k in range(1, most + 1)]
-    candidates = next((k for k, miss in enumerate(missed, start=1) if miss <= LEAST_SURE), most)
+    candidates = next((k for k, miss in enumerate(missed, start=1) if miss <= SECOND_LOOK_PROBABILITY), most)
     sure, wrong = log_p.amax(dim=1).exp(), rows.weights * (rank > 0)
     order = sure.argsort(descending=True)
-    errors = torch.cumsum(wrong[order], dim=0) > LEAST_SURE
+    errors = torch.cumsum(wrong[order], dim=0) > SECOND_LOOK_PROBABILITY
     margin = float(sure[order][int(errors.int().argmax())]) if bool(errors.any()) else 0.0
-    return max(candidates, min(FEWEST, most)), margin
+    return max(candidates, min(MIN_CANDIDATES, most)), margin

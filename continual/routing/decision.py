@@ -20,7 +20,7 @@ from torch import Tensor
 
 from continual.routing.calibrated import Router
 
-FIT = 0.5  # nats for a standard deviation
+FIT_WEIGHT = 0.5  # nats for a standard deviation
 A = TypeVar("A", covariant=True)
 B = TypeVar("B")
 
@@ -31,7 +31,7 @@ class Opinion(Generic[A]):
     well they fit it [N]."""
 
     answers: Sequence[A]
-    surely: Tensor
+    excess_log_prob: Tensor
     fit: Tensor
 
 
@@ -52,10 +52,10 @@ class Decision(Generic[A]):
 
 
 # By the number of a task, those of inputs that its delta is to look at, and what it says of them.
-Ask = Callable[[Mapping[int, list[int]]], Mapping[int, Opinion[B]]]
+QueryDeltas = Callable[[Mapping[int, list[int]]], Mapping[int, Opinion[B]]]
 
 
-def decide(router: Router, log_p: Tensor, ask: Ask[B]) -> Decision[B]:
+def choose_tasks(router: Router, log_p: Tensor, ask: QueryDeltas[B]) -> Decision[B]:
     """The task of each input, from what the router says [N, K] and, of all tasks at once, their deltas are asked."""
     unsure = log_p.amax(dim=1).exp() < router.margin
     looked = _looked_at(log_p, unsure, candidates=router.candidates)
@@ -63,9 +63,9 @@ def decide(router: Router, log_p: Tensor, ask: Ask[B]) -> Decision[B]:
     answers: dict[tuple[int, int], B] = {}
     for task, opinion in ask(looked).items():
         inputs = looked[task]
-        surely[inputs, task], fit[inputs, task] = opinion.surely, opinion.fit
+        surely[inputs, task], fit[inputs, task] = opinion.excess_log_prob, opinion.fit
         answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
-    log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (surely + FIT * fit), dim=1)
+    log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (surely + FIT_WEIGHT * fit), dim=1)
     among = torch.full_like(log_p, -torch.inf)
     for task, inputs in looked.items():
         among[inputs, task] = log_p[inputs, task]

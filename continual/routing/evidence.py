@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.signature import shrunk_inverse, signature
+from continual.signature import compute_signature, inverse_shrunk_covariance
 
 SHRINKAGE = 0.1
 _PREFIX = "evidence/"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class FitStatistics:
     """means [C, D] · precision C⁻¹ [D, D] · centre, spread: a and b · sure: mean log probability of the answers to
     held-out rows, in nats · own [H]: fit of the held-out rows that are kept."""
 
@@ -29,35 +29,47 @@ class Evidence:
     precision: Tensor
     centre: Tensor
     spread: Tensor
-    sure: Tensor
-    own: Tensor
+    mean_log_prob: Tensor
+    held_out_fit: Tensor
 
     def fit(self, vectors: Tensor) -> Tensor:
         """fit(x) [N] of the delta's features [N, D], in standard deviations."""
         return (_likelihood(vectors, self.means, self.precision) - self.centre) / self.spread
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{_PREFIX}{name}": tensor for name, tensor in vars(self).items()}
+        return {f"{_PREFIX}{key}": getattr(self, field) for key, field in _FIELDS.items()}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Evidence | None":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "FitStatistics | None":
         """What `tensors` gave; None where there is nothing."""
-        found = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
-        return cls(**found) if found else None
+        if not any(name.startswith(_PREFIX) for name in tensors):
+            return None
+        return cls(**{field: tensors[f"{_PREFIX}{key}"] for key, field in _FIELDS.items()})
 
 
-def evidence(rows: Tensor, classes: Tensor, *, count: int, held_out: Tensor, sure: Tensor) -> Evidence:
+# The names of a blob's tensors, which older releases read too, and the fields that hold them.
+_FIELDS = {
+    "means": "means",
+    "precision": "precision",
+    "centre": "centre",
+    "spread": "spread",
+    "sure": "mean_log_prob",
+    "own": "held_out_fit",
+}
+
+
+def fit_statistics(rows: Tensor, classes: Tensor, *, count: int, held_out: Tensor, sure: Tensor) -> FitStatistics:
     """The evidence of a delta from train rows [N, D] and held-out rows [H, D] in its features.
 
     sure [H]: log probabilities of its answers to the held-out rows, where its kind has any.
     """
-    own = signature(rows, classes, count=count)
+    own = compute_signature(rows, classes, count=count)
     means = own.means.float()
-    precision = shrunk_inverse(own.scatter, own.freedom, SHRINKAGE).float()
+    precision = inverse_shrunk_covariance(own.scatter, own.degrees_of_freedom, SHRINKAGE).float()
     fits = _likelihood(held_out, means, precision)
     centre, spread = fits.mean(), fits.std(correction=0).clamp_min(1e-6)
     surely = sure.mean() if len(sure) else torch.zeros(())
-    return Evidence(means, precision, centre, spread, surely, (fits - centre) / spread)
+    return FitStatistics(means, precision, centre, spread, surely, (fits - centre) / spread)
 
 
 def _likelihood(vectors: Tensor, means: Tensor, precision: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from continual.routing.held_out import HeldOut, loss
-from continual.routing.nearest import Nearest
-from continual.routing.totals import Totals, by_task
-from continual.signature import shrunk, shrunk_inverse
+from continual.routing.held_out import HeldOutRows, calibrated_loss
+from continual.routing.nearest import ClassMeanIndex
+from continual.routing.totals import AccumulatedMoments, max_over_classes
+from continual.signature import inverse_shrunk_covariance, shrink_covariance
 
 SHRINKAGES = (0.03, 0.01, 0.003)
-COMPARED = 20_000  # classes; with more, not every one is compared with every input
+INDEX_THRESHOLD = 20_000  # classes; with more, not every one is compared with every input
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Mahalanobis:
 
     weight: Tensor
     bias: Tensor
-    owner: Tensor
-    totals: Totals
+    task_of_class: Tensor
+    totals: AccumulatedMoments
     shrinkage: float
 
     def scores(self, features: Tensor) -> Tensor:
         """−½ d² [N, K] but for xᵀ C⁻¹ x."""
-        return by_task(self._by_class(features), self.owner)
+        return max_over_classes(self._by_class(features), self.task_of_class)
 
-    def known(self, features: Tensor) -> Tensor:
+    def familiarity(self, features: Tensor) -> Tensor:
         """−½ of the relative distance to the nearest class [N]."""
         square, slope, constant = self._relative
         nearest, x = self._by_class(features).amax(dim=1), features[:, : len(square)]
@@ -53,22 +53,28 @@ class Mahalanobis:
         totals, count, size = self.totals, len(self.totals.tasks), len(self.weight)
         centre = totals.total[:size] / count
         spread = totals.moment[:size, :size] / count - torch.outer(centre, centre)
-        background = shrunk_inverse(spread, 1.0, self.shrinkage)
+        background = inverse_shrunk_covariance(spread, 1.0, self.shrinkage)
         slope = background @ centre
-        square = shrunk_inverse(totals.within, count, self.shrinkage) - background
+        square = inverse_shrunk_covariance(totals.within, count, self.shrinkage) - background
         return square.float(), slope.float(), 0.5 * float(centre @ slope)
 
 
-def mahalanobis(totals: Totals, rows: HeldOut) -> Mahalanobis | Nearest:
+def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | ClassMeanIndex:
     """In the leading features, its shrinkage chosen on held-out rows; by an index where there are very many classes."""
-    if len(totals.owner) > COMPARED and len(totals.within) == len(totals.moment):
-        return Nearest(totals, SHRINKAGES[0])
+    if len(totals.task_of_class) > INDEX_THRESHOLD and len(totals.within) == len(totals.moment):
+        return ClassMeanIndex(totals, SHRINKAGES[0])
     rules = [_solved(totals, shrinkage) for shrinkage in SHRINKAGES]
-    return min(rules, key=lambda rule: loss(rule.scores(rows.features), rows)) if len(rows.own) else rules[0]
+    return (
+        min(rules, key=lambda rule: calibrated_loss(rule.scores(rows.features), rows))
+        if len(rows.task_index)
+        else rules[0]
+    )
 
 
-def _solved(totals: Totals, shrinkage: float) -> Mahalanobis:
+def _solved(totals: AccumulatedMoments, shrinkage: float) -> Mahalanobis:
     means = totals.means[:, : len(totals.within)].double().T
-    weight = torch.cholesky_solve(means, torch.linalg.cholesky(shrunk(totals.within, len(totals.tasks), shrinkage)))
+    weight = torch.cholesky_solve(
+        means, torch.linalg.cholesky(shrink_covariance(totals.within, len(totals.tasks), shrinkage))
+    )
     bias = -0.5 * (weight * means).sum(dim=0)
-    return Mahalanobis(weight.float(), bias.float(), totals.owner, totals, shrinkage)
+    return Mahalanobis(weight.float(), bias.float(), totals.task_of_class, totals, shrinkage)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from continual.errors import RoutingError
-from continual.routing.statistics import Part
-from continual.routing.totals import Totals
-from continual.signature import shrunk_inverse
+from continual.routing.statistics import TaskMoments
+from continual.routing.totals import AccumulatedMoments
+from continual.signature import inverse_shrunk_covariance
 
-PROPOSALS = 8
-PER_CELL, CELLS_LOOKED_AT = 128, 8  # class means in a cell of the index, and cells that are searched for an input
+CANDIDATE_CLASSES = 8
+PER_CELL, PROBED_CELLS = 128, 8  # class means in a cell of the index, and cells that are searched for an input
 DIMENSIONS_A_CODE = 2  # as one of 16 values, by which means are found; with 4 one in ten is missed where tasks crowd
-TRAINED_ON = 100_000  # class means from which cells and codes are learned
+INDEX_TRAINING_ROWS = 100_000  # class means from which cells and codes are learned
 
 
-class Nearest:
+class ClassMeanIndex:
     """The rule of `mahalanobis`, over a set of tasks that changes.
 
     tasks: their names by number; that of a task that was taken out stays, and nothing goes there.
@@ -32,15 +32,15 @@ class Nearest:
     Raises RoutingError where faiss is not installed.
     """
 
-    def __init__(self, totals: Totals, shrinkage: float) -> None:
+    def __init__(self, totals: AccumulatedMoments, shrinkage: float) -> None:
         self.totals, self.shrinkage = totals, shrinkage
         self.tasks = list(totals.tasks)
-        self._means, self._owner, self._size = totals.means, totals.owner, len(totals.owner)
+        self._means, self._owner, self._size = totals.means, totals.task_of_class, len(totals.task_of_class)
         self._measure()
         self._whitener = torch.linalg.cholesky(self._precision.double()).float()
         self._index = _built(self._means @ self._whitener)
 
-    def add(self, name: str, part: Part) -> None:
+    def add(self, name: str, part: TaskMoments) -> None:
         """Count a task in, as the last one."""
         self.totals.add(name, part)
         means = part.means.float()
@@ -52,7 +52,7 @@ class Nearest:
         self._index.add((means @ self._whitener).numpy())
         self._measure()
 
-    def remove(self, name: str, part: Part) -> None:
+    def remove(self, name: str, part: TaskMoments) -> None:
         """Take out a task, given what it was added with."""
         self.totals.remove(name, part)
         self._owner[self._owner == self.tasks.index(name)] = -1
@@ -65,7 +65,7 @@ class Nearest:
         found = last.expand(-1, len(self.tasks)).clone()
         return found.scatter_reduce_(1, owners.clamp_min(0), torch.maximum(closeness, last), "amax")
 
-    def known(self, features: Tensor) -> Tensor:
+    def familiarity(self, features: Tensor) -> Tensor:
         """−½ of the relative distance to the nearest class [N]."""
         _, closeness = self._proposed(features)
         square = ((features @ self._relative) * features).sum(dim=1)
@@ -73,7 +73,7 @@ class Nearest:
 
     def _proposed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The tasks of the nearest classes [N, P] and how near they are: −½ d² but for xᵀ C⁻¹ x."""
-        _, found = self._index.search((features @ self._whitener).numpy(), PROPOSALS)
+        _, found = self._index.search((features @ self._whitener).numpy(), CANDIDATE_CLASSES)
         classes = torch.from_numpy(found)
         owners = torch.where(classes < 0, -1, self._owner[classes.clamp_min(0)])  # a cell may hold too few
         unique, place = torch.unique(classes.clamp_min(0), return_inverse=True)
@@ -87,8 +87,8 @@ class Nearest:
         """The metric of the tasks as they are now."""
         totals, count = self.totals, len(self.totals.tasks)
         centre = totals.total / count
-        own = shrunk_inverse(totals.within, count, self.shrinkage)
-        background = shrunk_inverse(totals.moment / count - torch.outer(centre, centre), 1.0, self.shrinkage)
+        own = inverse_shrunk_covariance(totals.within, count, self.shrinkage)
+        background = inverse_shrunk_covariance(totals.moment / count - torch.outer(centre, centre), 1.0, self.shrinkage)
         slope = background @ centre
         self._precision, self._relative = own.float(), (own - background).float()
         self._slope, self._constant = slope.float(), 0.5 * float(centre @ slope)
@@ -110,8 +110,8 @@ def _built(means: Tensor) -> Any:
         ) from error
     cells, size = max(len(means) // PER_CELL, 1), means.shape[1]
     index = faiss.IndexIVFPQFastScan(faiss.IndexFlatL2(size), size, cells, size // gcd(size, DIMENSIONS_A_CODE), 4)
-    index.cp.niter, index.nprobe = 4, CELLS_LOOKED_AT
+    index.cp.niter, index.nprobe = 4, PROBED_CELLS
     rows = means.numpy()
-    index.train(rows[np.linspace(0, len(rows) - 1, min(len(rows), TRAINED_ON)).round().astype(int)])
+    index.train(rows[np.linspace(0, len(rows) - 1, min(len(rows), INDEX_TRAINING_ROWS)).round().astype(int)])
     index.add(rows)
     return index

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.routing.held_out import HeldOut, loss
-from continual.routing.totals import LEADING, Totals, by_task
+from continual.routing.held_out import HeldOutRows, calibrated_loss
+from continual.routing.totals import LEADING_FEATURES, AccumulatedMoments, max_over_classes
 
 PENALTIES = (1e-4, 1e-3, 1e-2)  # λ
 
@@ -25,28 +25,28 @@ class Ridge:
     owner: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        return by_task(features @ self.weight, self.owner)
+        return max_over_classes(features @ self.weight, self.owner)
 
-    def known(self, features: Tensor) -> Tensor:
+    def familiarity(self, features: Tensor) -> Tensor:
         """The highest output: an input unlike any that was seen has none that is high."""
         return (features @ self.weight).amax(dim=1)
 
 
-def ridge(totals: Totals, rows: HeldOut) -> Ridge:
+def ridge(totals: AccumulatedMoments, rows: HeldOutRows) -> Ridge:
     """λ is chosen in the leading features, whose solution takes a small part of the time of that in all."""
-    size = min(len(totals.moment), LEADING)
+    size = min(len(totals.moment), LEADING_FEATURES)
     few = rows.features[:, :size]
-    if len(rows.own):
-        penalty = min(PENALTIES, key=lambda penalty: loss(_solved(totals, size, penalty).scores(few), rows))
+    if len(rows.task_index):
+        penalty = min(PENALTIES, key=lambda penalty: calibrated_loss(_solved(totals, size, penalty).scores(few), rows))
     else:
         penalty = PENALTIES[0]
     return _solved(totals, len(totals.moment), penalty)
 
 
-def _solved(totals: Totals, size: int, penalty: float) -> Ridge:
+def _solved(totals: AccumulatedMoments, size: int, penalty: float) -> Ridge:
     """By the first `size` features."""
     moment, means = totals.moment[:size, :size].clone(), totals.means[:, :size]
     moment.diagonal().add_(penalty * (float(moment.diagonal().mean()) or 1.0))
     targets = (means * totals.shares.unsqueeze(1)).double().T
     weight = torch.cholesky_solve(targets, torch.linalg.cholesky(moment))
-    return Ridge(weight.float(), totals.owner)
+    return Ridge(weight.float(), totals.task_of_class)

@@ -7,35 +7,35 @@ from typing import Protocol
 from torch import Tensor
 
 from continual.errors import RoutingError
-from continual.routing.held_out import HeldOut
+from continual.routing.held_out import HeldOutRows
 from continual.routing.mahalanobis import mahalanobis
 from continual.routing.ridge import ridge
-from continual.routing.totals import Totals
-from tasks.plugins import Open
+from continual.routing.totals import AccumulatedMoments
+from tasks.plugins import PluginRegistry
 
 
-class Rule(Protocol):
+class RoutingRule(Protocol):
     """A router before calibration. Features are wide and frozen [N, M]; tasks are numbered as in the totals."""
 
     def scores(self, features: Tensor) -> Tensor:
         """How well each input fits each task [N, K], the more the better; only differences within a row count."""
         ...
 
-    def known(self, features: Tensor) -> Tensor:
+    def familiarity(self, features: Tensor) -> Tensor:
         """How much each input [N] is like those of any task, the more the better."""
         ...
 
 
-Fit = Callable[[Totals, HeldOut], Rule]
+RuleFactory = Callable[[AccumulatedMoments, HeldOutRows], RoutingRule]
 """The rule that follows from the sums over tasks, its settings chosen on held-out rows where there are any."""
 
 
-def _checked(found: object) -> Fit | str:
+def _checked(found: object) -> RuleFactory | str:
     return found if callable(found) else "a function of `Totals` and `HeldOut` that gives a `Rule`"
 
 
-OWN, AUTO = ("ridge", "mahalanobis"), "auto"
-ROUTERS = Open[Fit](
+BUILT_IN_RULES, AUTO = ("ridge", "mahalanobis"), "auto"
+ROUTERS = PluginRegistry[RuleFactory](
     {"ridge": ridge, "mahalanobis": mahalanobis}, "continual.routers", check=_checked, error=RoutingError
 )
 """The routers by name, those of installed packages included."""
@@ -47,7 +47,7 @@ def rule_names(router: str) -> tuple[str, ...]:
     Raises RoutingError for a name that nobody offers.
     """
     if router == AUTO:
-        return OWN
+        return BUILT_IN_RULES
     if router not in ROUTERS:
         near = difflib.get_close_matches(router, [AUTO, *ROUTERS], n=1)
         hint = f"; did you mean {near[0]!r}" if near else ""

@@ -11,15 +11,15 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from continual.errors import BlobError
-from continual.formats import from_blob, to_blob
-from continual.frozen import Frozen
-from continual.routing.evidence import Evidence
+from continual.formats import deserialize, serialize
+from continual.frozen import FrozenFeatures
+from continual.routing.evidence import FitStatistics
 
-RANK = 512  # what of a task's scatter is kept exactly: with 256 of 2,048 a router errs measurably more
+SCATTER_RANK = 512  # what of a task's scatter is kept exactly: with 256 of 2,048 a router errs measurably more
 HELD_OUT = 128
 
 
-class Part(Protocol):
+class TaskMoments(Protocol):
     """What a task adds to a router: class sizes n [C], means μ [C, M] and within-class scatter [M, M]."""
 
     @property
@@ -29,11 +29,11 @@ class Part(Protocol):
     @property
     def scatter(self) -> Tensor: ...
     @property
-    def freedom(self) -> int: ...
+    def degrees_of_freedom(self) -> int: ...
 
 
 @dataclass(frozen=True)
-class Statistics:
+class RoutingStatistics:
     """A task in wide features. counts [C] · means [C, M] · factor [R, M] and rest: the scatter is FᵀF + rest · I, its
     R largest principal axes and the mean of all others · held_out: H validation rows · evidence: how its delta
     takes to its own held-out rows, None where it has no delta that was trained here."""
@@ -41,43 +41,46 @@ class Statistics:
     counts: Tensor
     means: Tensor
     factor: Tensor
-    rest: Tensor
-    held_out: Frozen
-    evidence: Evidence | None = None
+    residual_variance: Tensor
+    held_out: FrozenFeatures
+    evidence: FitStatistics | None = None
 
     @property
     def scatter(self) -> Tensor:
         factor = self.factor.float()
         scatter = (factor.T @ factor).double()
-        scatter.diagonal().add_(self.rest)
+        scatter.diagonal().add_(self.residual_variance)
         return scatter
 
     @property
-    def freedom(self) -> int:
+    def degrees_of_freedom(self) -> int:
         """Degrees of freedom of the scatter: rows less classes, at least one."""
         return max(int(self.counts.sum()) - len(self.counts), 1)
 
     def to_bytes(self) -> bytes:
-        own = {name: getattr(self, name) for name in _SUMS}
-        kept = {name: getattr(self.held_out, name) for name in _KEPT}
-        return to_blob({**own, **kept, **(self.evidence.tensors() if self.evidence else {})})
+        sums = {key: getattr(self, field) for key, field in _SUMS.items()}
+        rows = {key: getattr(self.held_out, field) for key, field in _HELD_OUT.items()}
+        return serialize({**sums, **rows, **(self.evidence.tensors() if self.evidence else {})})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Statistics":
+    def from_bytes(cls, data: bytes) -> "RoutingStatistics":
         """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
-        tensors, _ = from_blob(data, what="routing statistics")
-        if missing := sorted({*_SUMS, *_KEPT} - tensors.keys()):
+        tensors, _ = deserialize(data, what="routing statistics")
+        if missing := sorted({*_SUMS, *_HELD_OUT} - tensors.keys()):
             raise BlobError(f"these routing statistics lack {', '.join(missing)}; restore the blob")
-        kept = Frozen(**{name: tensors[name] for name in _KEPT})
-        return cls(**{name: tensors[name] for name in _SUMS}, held_out=kept, evidence=Evidence.of(tensors))
+        rows = FrozenFeatures(**{field: tensors[key] for key, field in _HELD_OUT.items()})
+        sums = {field: tensors[key] for key, field in _SUMS.items()}
+        return cls(**sums, held_out=rows, evidence=FitStatistics.of(tensors))
 
 
-_SUMS, _KEPT = ("counts", "means", "factor", "rest"), ("vectors", "wide")
+# The names of a blob's tensors, which older releases read too, and the fields that hold them.
+_SUMS = {"counts": "counts", "means": "means", "factor": "factor", "rest": "residual_variance"}
+_HELD_OUT = {"vectors": "pooled", "wide": "random_features"}
 
 
-def statistics(
-    wide: Tensor, classes: Tensor, *, count: int, held_out: Frozen, evidence: Evidence | None = None
-) -> Statistics:
+def compute_statistics(
+    wide: Tensor, classes: Tensor, *, count: int, held_out: FrozenFeatures, evidence: FitStatistics | None = None
+) -> RoutingStatistics:
     """Statistics of rows [N, M] whose classes [N] are numbers below `count`, and of held-out rows.
 
     As they are stored: in half precision but for counts and means, whose sums a router is made of.
@@ -85,11 +88,11 @@ def statistics(
     counts = torch.bincount(classes, minlength=count).double()
     means = (torch.zeros(count, wide.shape[1]).index_add_(0, classes, wide) / counts.unsqueeze(1)).float()
     factor, rest = _compressed(wide - means[classes])
-    kept = Frozen(held_out.vectors.half(), held_out.wide.half())
-    return Statistics(counts, means, factor.half(), rest, kept, evidence)
+    kept = FrozenFeatures(held_out.pooled.half(), held_out.random_features.half())
+    return RoutingStatistics(counts, means, factor.half(), rest, kept, evidence)
 
 
-def spread(count: int) -> list[int]:
+def evenly_spaced(count: int) -> list[int]:
     """Which of so many held-out rows are kept: evenly spaced."""
     return torch.linspace(0, max(count - 1, 0), min(count, HELD_OUT)).round().long().tolist()
 
@@ -101,7 +104,7 @@ def _compressed(centred: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = centred.shape
     gram = (centred @ centred.T if rows <= width else centred.T @ centred).double()
-    first = max(len(gram) - RANK, 0)  # the values ascend
+    first = max(len(gram) - SCATTER_RANK, 0)  # the values ascend
     found = eigh(gram.numpy(), subset_by_index=(first, len(gram) - 1), overwrite_a=True)
     values, axes = torch.from_numpy(found[0]).flip(0).clamp_min(0.0), torch.from_numpy(found[1]).flip(1)
     factor = axes.T @ centred.double() if rows <= width else values.sqrt().unsqueeze(1) * axes.T

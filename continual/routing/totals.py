@@ -16,13 +16,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from continual.routing.statistics import Part
+from continual.routing.statistics import TaskMoments
 
-LEADING = 2048  # features, of wide ones, in which distances are taken: more hardly help, and take their cube in time
+LEADING_FEATURES = (
+    2048  # features, of wide ones, in which distances are taken: more hardly help, and take their cube in time
+)
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassMeans:
     """A task's classes: means [C, M], and their shares [C] of the task's rows."""
 
     means: Tensor
@@ -30,7 +32,7 @@ class Classes:
 
 
 @dataclass
-class Totals:
+class AccumulatedMoments:
     """moment G [M, M] · within S [L, L], L = min(M, LEADING) · total m [M] · tasks: their classes, by name.
 
     Empty until the first task is added.
@@ -39,16 +41,16 @@ class Totals:
     moment: Tensor = field(default_factory=partial(torch.zeros, 0, 0))
     within: Tensor = field(default_factory=partial(torch.zeros, 0, 0))
     total: Tensor = field(default_factory=partial(torch.zeros, 0))
-    tasks: dict[str, Classes] = field(default_factory=dict)
+    tasks: dict[str, ClassMeans] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Mapping[str, Part]) -> Self:
+    def of(cls, parts: Mapping[str, TaskMoments]) -> Self:
         """The sums over one task or more."""
         found = cls()
-        found.become(parts)
+        found.update_to(parts)
         return found
 
-    def become(self, parts: Mapping[str, Part]) -> None:
+    def update_to(self, parts: Mapping[str, TaskMoments]) -> None:
         """Add what is new in `parts`, or begin again where something that was added is not in it any more."""
         if self.tasks.keys() - parts.keys():
             self.tasks = {}
@@ -59,24 +61,24 @@ class Totals:
         """The same sums with the tasks by name: what is made of them is the same in whatever order they came."""
         return replace(self, tasks=dict(sorted(self.tasks.items())))
 
-    def add(self, name: str, part: Part) -> None:
+    def add(self, name: str, part: TaskMoments) -> None:
         """Count a task in; the first one begins the sums."""
         if not self.tasks:
             width = part.means.shape[1]
-            sizes = ((width, width), (min(width, LEADING),) * 2, (width,))
+            sizes = ((width, width), (min(width, LEADING_FEATURES),) * 2, (width,))
             self.moment, self.within, self.total = (torch.zeros(size, dtype=torch.float64) for size in sizes)
         self._count(part, 1.0)
-        self.tasks[name] = Classes(part.means.float(), part.counts / part.counts.sum())
+        self.tasks[name] = ClassMeans(part.means.float(), part.counts / part.counts.sum())
 
-    def remove(self, name: str, part: Part) -> None:
+    def remove(self, name: str, part: TaskMoments) -> None:
         """Take out what `add` put in, given the same numbers again."""
         self._count(part, -1.0)
         del self.tasks[name]
 
-    def _count(self, part: Part, sign: float) -> None:
+    def _count(self, part: TaskMoments, sign: float) -> None:
         scatter, means, rows = part.scatter, part.means.double(), part.counts.sum()
         shares = part.counts / rows
-        self.within.add_(scatter[: len(self.within), : len(self.within)], alpha=sign / part.freedom)
+        self.within.add_(scatter[: len(self.within), : len(self.within)], alpha=sign / part.degrees_of_freedom)
         self.moment.add_(scatter, alpha=sign / float(rows)).add_(means.T @ (shares.unsqueeze(1) * means), alpha=sign)
         self.total.add_(shares @ means, alpha=sign)
 
@@ -91,18 +93,18 @@ class Totals:
         return torch.cat([task.shares for task in self.tasks.values()])
 
     @property
-    def owner(self) -> Tensor:
+    def task_of_class(self) -> Tensor:
         """The number of each class's task [C]."""
-        return owners(task.shares for task in self.tasks.values())
+        return task_index_of_classes(task.shares for task in self.tasks.values())
 
 
-def owners(by_task: Iterable[Tensor]) -> Tensor:
+def task_index_of_classes(by_task: Iterable[Tensor]) -> Tensor:
     """The number of its task for every class [C], from one tensor of classes for each task."""
     sizes = torch.tensor([len(classes) for classes in by_task])
     return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
 
-def by_task(scores: Tensor, owner: Tensor) -> Tensor:
+def max_over_classes(scores: Tensor, owner: Tensor) -> Tensor:
     """Of scores [N, C] of classes the highest of each task [N, K]."""
     best = torch.full((len(scores), int(owner[-1]) + 1), -torch.inf, dtype=scores.dtype)
     return best.scatter_reduce_(1, owner.expand(len(scores), -1), scores, "amax")

@@ -10,7 +10,7 @@ from registry import Registry, key_digest
 READ, ADMIN = "read", "admin"
 
 
-class Access:
+class ApiKeyAuth:
     """The keys that are good at this moment; by `refresh`, those of the registry.
 
     open: whether everybody may ask as long as there is no key: of a server that only its own machine can reach.
@@ -25,7 +25,7 @@ class Access:
         """Look at the registry again. Raises RegistryError or DatabaseUnavailable; then all stays as it was."""
         self._roles = {digest: role for digest, (_, role) in self._registry.active_keys().items()}
 
-    def needs(self, role: str) -> Callable[[Request], Awaitable[None]]:
+    def require_role(self, role: str) -> Callable[[Request], Awaitable[None]]:
         """What refuses a request without a key for this role: 401 without a good one, 403 for one of another role."""
 
         async def check(request: Request) -> None:  # else each request would wait for a thread, only to look a key up

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from continual.predict import Prediction
-from continual.serve.desk import Desk
-from continual.serve.faults import described
-from continual.serve.serving import Ask
+from continual.serve.desk import RequestAdmission
+from continual.serve.faults import openapi_error_responses
+from continual.serve.serving import InferenceRequest
 
 
 def _whole(text: str) -> str:
@@ -19,19 +19,19 @@ def _whole(text: str) -> str:
     return text
 
 
-String = Annotated[str, AfterValidator(_whole)]  # JSON may hold strings that no encoding takes
+BoundedString = Annotated[str, AfterValidator(_whole)]  # JSON may hold strings that no encoding takes
 
 
-class Row(BaseModel):
+class PredictRow(BaseModel):
     """A text, or a pair of texts. task: by whose delta it is answered; without it the router chooses."""
 
     model_config = ConfigDict(extra="forbid")
 
-    text: String | tuple[String, String]
-    task: String | None = None
+    text: BoundedString | tuple[BoundedString, BoundedString]
+    task: BoundedString | None = None
 
 
-class Question(BaseModel):
+class PredictRequest(BaseModel):
     """rows: what is to be answered, each by itself · at_least: of routed rows, name all tasks of this probability.
 
     Each task that is named answers the row, so that their number has a bound: a hundred.
@@ -39,25 +39,31 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: Annotated[list[Row], Field(min_length=1)]
+    rows: Annotated[list[PredictRow], Field(min_length=1)]
     at_least: Annotated[float | None, Field(ge=0.01, le=1)] = None
 
 
-class Answered(BaseModel):
+class PredictResponse(BaseModel):
     """One prediction per row, in order; `error` says of a row why it has no answer."""
 
     predictions: list[Prediction]
 
 
-def routes(desk: Desk) -> APIRouter:
+def predict_routes(desk: RequestAdmission) -> APIRouter:
     """The operation, for an application that has this desk."""
     router = APIRouter(tags=["answers"])
 
-    @router.post("/v1/predict", response_model=Answered, responses=described(401, 404, 409, 413, 422, 429, 503, 504))
-    async def predict(question: Question, request: Request) -> Response:
+    @router.post(
+        "/v1/predict",
+        response_model=PredictResponse,
+        responses=openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504),
+    )
+    async def predict(question: PredictRequest, request: Request) -> Response:
         """Answer texts: each by its task's delta, or by that of the task which the router chooses."""
-        found = await desk.answers(request, [Ask(row.text, row.task, question.at_least) for row in question.rows])
-        body = Answered.model_construct(predictions=found).model_dump_json()
+        found = await desk.submit(
+            request, [InferenceRequest(row.text, row.task, question.at_least) for row in question.rows]
+        )
+        body = PredictResponse.model_construct(predictions=found).model_dump_json()
         return Response(body, media_type="application/json")
 
     return router

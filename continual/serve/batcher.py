@@ -13,12 +13,12 @@ from threading import Condition, Thread
 from typing import Generic, Protocol, TypeVar
 
 from continual.errors import Closing, TooBusy, TooLate
-from continual.serve.lanes import Lanes
+from continual.serve.lanes import FairQueue
 
-WEIGHT = 0.2  # of the last batch in the mean speed
+RATE_SMOOTHING = 0.2  # of the last batch in the mean speed
 
 
-class Ask(Protocol):
+class BatchItem(Protocol):
     """What is asked of a batcher. lane: whose turn it waits for · cost: tokens, about."""
 
     @property
@@ -27,11 +27,11 @@ class Ask(Protocol):
     def cost(self) -> int: ...
 
 
-A = TypeVar("A", bound=Ask)
+A = TypeVar("A", bound=BatchItem)
 R = TypeVar("R")
 
 
-class Job(Generic[A, R]):
+class BatchRequest(Generic[A, R]):
     """Asks that came together and are answered together, in order, unless its `answers` are cancelled before."""
 
     def __init__(self, asks: Sequence[A], deadline: float) -> None:
@@ -39,17 +39,17 @@ class Job(Generic[A, R]):
         self._found: dict[int, R] = {}
         self._count = len(asks)
 
-    def found(self, number: int, answer: R | Exception) -> None:
+    def set_result(self, number: int, answer: R | Exception) -> None:
         """Take the answer to one of the asks; an exception is the answer to all."""
         if isinstance(answer, Exception):
-            self.fail(answer)
+            self.set_exception(answer)
             return
         self._found[number] = answer
         if len(self._found) == self._count:
             with suppress(InvalidStateError):  # cancelled meanwhile
                 self.answers.set_result([self._found[i] for i in range(self._count)])
 
-    def fail(self, error: Exception) -> None:
+    def set_exception(self, error: Exception) -> None:
         """Say why there are no answers."""
         with suppress(InvalidStateError):
             self.answers.set_exception(error)
@@ -57,7 +57,7 @@ class Job(Generic[A, R]):
 
 @dataclass(frozen=True)
 class _Waiting(Generic[A, R]):
-    job: Job[A, R]
+    job: BatchRequest[A, R]
     number: int
     ask: A
 
@@ -74,7 +74,7 @@ class _Waiting(Generic[A, R]):
         return self.job.deadline
 
 
-class Batcher(Generic[A, R]):
+class DynamicBatcher(Generic[A, R]):
     """One thread that answers batches of asks by `work`, which gives an answer or an exception for each, in order.
 
     size: what a batch may cost · most: asks that may wait.
@@ -82,7 +82,7 @@ class Batcher(Generic[A, R]):
 
     def __init__(self, work: Callable[[Sequence[A]], Sequence[R | Exception]], *, size: int, most: int) -> None:
         self._work, self._size, self._most = work, size, most
-        self._lanes: Lanes[_Waiting[A, R]] = Lanes()
+        self._lanes: FairQueue[_Waiting[A, R]] = FairQueue()
         self._changed, self._closing = Condition(), False
         self._speed: float | None = None
         self._thread = Thread(target=self._run, name="answers", daemon=True)
@@ -93,24 +93,24 @@ class Batcher(Generic[A, R]):
         return len(self._lanes)
 
     @property
-    def wait(self) -> float:
+    def estimated_wait(self) -> float:
         """How long one more ask would wait, in seconds, by how fast it went until now; 0 as long as none had to."""
         return self._lanes.cost / self._speed if self._speed else 0.0
 
-    def submit(self, asks: Sequence[A], *, seconds: float) -> Job[A, R]:
+    def submit(self, asks: Sequence[A], *, seconds: float) -> BatchRequest[A, R]:
         """Let asks wait for at most so many seconds; all of them, or none.
 
         Raises TooBusy where too many wait already, or they would wait for too long; Closing after `close`.
         """
-        job: Job[A, R] = Job(asks, time.monotonic() + seconds)
+        job: BatchRequest[A, R] = BatchRequest(asks, time.monotonic() + seconds)
         with self._changed:
             if self._closing:
                 raise Closing("the server is closing; ask another one, or this one when it is back")
-            if len(self._lanes) + len(asks) > self._most or self.wait > seconds:
-                again = max(math.ceil(self.wait), 1)
+            if len(self._lanes) + len(asks) > self._most or self.estimated_wait > seconds:
+                again = max(math.ceil(self.estimated_wait), 1)
                 raise TooBusy(
-                    f"{len(self._lanes)} inputs wait, for about {self.wait:.1f} s, and {self._most} inputs may wait, "
-                    f"these for {seconds:g} s; ask again in {again} s, or send fewer at once",
+                    f"{len(self._lanes)} inputs wait, for about {self.estimated_wait:.1f} s, and {self._most} inputs "
+                    f"may wait, these for {seconds:g} s; ask again in {again} s, or send fewer at once",
                     retry_after=again,
                 )
             for number, ask in enumerate(asks):
@@ -134,13 +134,13 @@ class Batcher(Generic[A, R]):
                 answers = [error] * len(asks)
             self._measure(sum(ask.cost for ask in asks), time.monotonic() - began)
             for waiting, answer in zip(batch, answers, strict=True):
-                waiting.job.found(waiting.number, answer)
+                waiting.job.set_result(waiting.number, answer)
 
     def _measure(self, cost: int, seconds: float) -> None:
         """Mind how fast a batch was answered; a small one says little about how fast many are."""
         if 2 * cost >= self._size:
             speed = cost / max(seconds, 1e-6)
-            self._speed = speed if self._speed is None else WEIGHT * speed + (1 - WEIGHT) * self._speed
+            self._speed = speed if self._speed is None else RATE_SMOOTHING * speed + (1 - RATE_SMOOTHING) * self._speed
 
     def _next(self) -> list[_Waiting[A, R]]:
         """What is to be answered next; nothing when that was all, and no more is to come."""
@@ -151,7 +151,9 @@ class Batcher(Generic[A, R]):
                 while len(self._lanes) and cost < self._size:
                     waiting = self._lanes.take()
                     if waiting.deadline < time.monotonic():
-                        waiting.job.fail(TooLate("the inputs waited for longer than they may; send fewer at once"))
+                        waiting.job.set_exception(
+                            TooLate("the inputs waited for longer than they may; send fewer at once")
+                        )
                     if not waiting.job.answers.done():
                         batch.append(waiting)
                         cost += waiting.cost

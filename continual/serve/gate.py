@@ -5,20 +5,20 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from continual.serve.faults import fault
+from continual.serve.faults import error_response
 
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
-Count = Callable[[str, int], None]  # path and status
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+RequestCounter = Callable[[str, int], None]  # path and status
 
 
-class Gate:
+class HostAndSizeMiddleware:
     """Refuses what is too large, and what comes under a name that is not this machine's.
 
     hosts: the names that the server answers to, none for all: a page of another site, whose name was made to lead here,
     must not reach a server that is for this machine alone · bytes: of a body · count: is told of every answer.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...], bytes: int, count: Count) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...], bytes: int, count: RequestCounter) -> None:
         self._app, self._hosts, self._bytes, self._count = app, hosts, bytes, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,10 +44,12 @@ class Gate:
             await send(message)
 
         if self._hosts and host.rpartition(":")[0] not in self._hosts and host not in self._hosts:
-            refusal = fault(400, f"this server answers as {', '.join(self._hosts)}, not as {host!r}", type="InputError")
+            refusal = error_response(
+                400, f"this server answers as {', '.join(self._hosts)}, not as {host!r}", type="InputError"
+            )
             await refusal(scope, receive, counted)
         elif length.isdigit() and int(length) > self._bytes:
-            await fault(413, large, type="TooLarge")(scope, receive, counted)
+            await error_response(413, large, type="TooLarge")(scope, receive, counted)
         else:
             try:
                 await self._app(scope, limited, counted)

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 QUANTUM = 64  # tokens: a short text or two
 
 
-class Work(Protocol):
+class QueueItem(Protocol):
     """What can wait. lane: of whom · cost: what it takes, such as tokens · deadline: when it has to be done."""
 
     @property
@@ -25,7 +25,7 @@ class Work(Protocol):
     def deadline(self) -> float: ...
 
 
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=QueueItem)
 
 
 @dataclass
@@ -34,7 +34,7 @@ class _Lane(Generic[W]):
     credit: int = QUANTUM
 
 
-class Lanes(Generic[W]):
+class FairQueue(Generic[W]):
     """Work by lane. cost: what all that waits would take."""
 
     def __init__(self) -> None:

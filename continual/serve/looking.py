@@ -7,35 +7,37 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from continual.errors import ContinualError
-from continual.serve.access import Access
-from continual.serve.run import yield_to_others
-from continual.serve.serving import Serving
+from continual.serve.access import ApiKeyAuth
+from continual.serve.run import lower_thread_priority
+from continual.serve.serving import ChampionServer
 
 log = logging.getLogger(__name__)
 
 
-class Looking:
+class RegistryPoller:
     """Looks at the registry for new keys and champions: once, and every `poll` seconds while it is `going_on`."""
 
-    def __init__(self, access: Access, serving: Serving, *, poll: float) -> None:
+    def __init__(self, access: ApiKeyAuth, serving: ChampionServer, *, poll: float) -> None:
         self._access, self._serving, self._poll = access, serving, poll
-        self._aside = ThreadPoolExecutor(1, "looks", initializer=yield_to_others)  # a router takes seconds to make
+        self._aside = ThreadPoolExecutor(
+            1, "looks", initializer=lower_thread_priority
+        )  # a router takes seconds to make
 
-    async def once(self) -> bool:
+    async def refresh(self) -> bool:
         """Whether other deltas serve than before. Raises what reading the registry raises."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._access.refresh)  # first: a key is revoked, whatever comes after
         return await loop.run_in_executor(self._aside, self._serving.refresh)
 
-    async def behind(self) -> bool:
+    async def is_stale(self) -> bool:
         """Whether others should serve than do, and keys looked at. Raises what reading the registry raises."""
         await asyncio.to_thread(self._access.refresh)
-        return await asyncio.to_thread(self._serving.behind)
+        return await asyncio.to_thread(self._serving.is_stale)
 
     @asynccontextmanager
-    async def going_on(self) -> AsyncIterator[None]:
+    async def polling(self) -> AsyncIterator[None]:
         """Begin with a look, and look again until the block ends, whatever goes wrong."""
-        await self.once()
+        await self.refresh()
         again = asyncio.create_task(self._again())
         yield
         again.cancel()
@@ -47,7 +49,7 @@ class Looking:
         while True:
             await asyncio.sleep(self._poll)
             try:
-                await self.once()
+                await self.refresh()
             except ContinualError as error:
                 log.warning("the registry could not be looked at, what was there serves on: %s", error)
             except Exception:

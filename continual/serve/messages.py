@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from continual.serve.answering import String
+from continual.serve.answering import BoundedString
 
 
-class Sampling(BaseModel):
+class CompletionOptions(BaseModel):
     """What a client may say besides: answers are the most probable, whatever it says of chance."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: String
+    model: BoundedString
     temperature: Annotated[float, Field(ge=0, le=0)] | None = None
     top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -23,46 +23,46 @@ class Sampling(BaseModel):
     user: str | None = None
 
     @property
-    def most(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
-class Completion(Sampling):
+class CompletionRequest(CompletionOptions):
     """One text to be continued, or several."""
 
-    prompt: String | Annotated[list[String], Field(min_length=1)]
+    prompt: BoundedString | Annotated[list[BoundedString], Field(min_length=1)]
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message."""
 
     type: Literal["text"]
-    text: String
+    text: BoundedString
 
 
 class Message(BaseModel):
     """What a user says: a task's delta has learned to answer texts, and no conversations."""
 
     role: Literal["user"]
-    content: String | Annotated[list[Part], Field(min_length=1)]
+    content: BoundedString | Annotated[list[ContentPart], Field(min_length=1)]
 
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Chat(Sampling):
+class ChatCompletionRequest(CompletionOptions):
     """One message."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
 
 
-class Embeddings(BaseModel):
+class EmbeddingsRequest(BaseModel):
     """Texts whose features are wanted. model: the backbone's name."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: String
-    input: String | Annotated[list[String], Field(min_length=1)]
+    model: BoundedString
+    input: BoundedString | Annotated[list[BoundedString], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None

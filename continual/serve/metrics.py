@@ -7,20 +7,20 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from continual.predict import Prediction
-from continual.residents import resident
-from continual.serve.batcher import Batcher
-from continual.serve.recent import Recent
-from continual.serve.serving import Ask, Embedded, Serving
+from continual.residents import cache_key
+from continual.serve.batcher import DynamicBatcher
+from continual.serve.recent import RollingCounter
+from continual.serve.serving import ChampionServer, Embedding, InferenceRequest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ABSTAINED = ""  # in place of a task, of what belongs to none
 
 
-class Metrics:
+class ServerMetrics:
     """The numbers of one server. recent: how many inputs were answered of late."""
 
     def __init__(self) -> None:
-        self.recent = Recent()
+        self.recent = RollingCounter()
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "continual_requests", "Requests, by operation and status", ["path", "status"], registry=self._registry
@@ -36,19 +36,19 @@ class Metrics:
             registry=self._registry,
         )
 
-    def watch(self, serving: Serving, batcher: Batcher[Ask, Prediction | Embedded]) -> None:
+    def watch(self, serving: ChampionServer, batcher: DynamicBatcher[InferenceRequest, Prediction | Embedding]) -> None:
         """Tell what these hold at the moment of asking, too."""
         self._registry.register(_Held(serving, batcher))
 
-    def requested(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int) -> None:
         """Count a request, by its operation."""
         self._requests.labels(path, str(status)).inc()
 
-    def answered(self, answers: Sequence[Prediction | Embedded], seconds: float) -> None:
+    def count_answers(self, answers: Sequence[Prediction | Embedding], seconds: float) -> None:
         """Count the answers of one request, which took so long."""
         self.recent.add(len(answers))
         for own in answers:
-            if isinstance(own, Embedded):
+            if isinstance(own, Embedding):
                 continue
             outcome = "abstained" if own.abstained else "failed" if own.error else "answered"
             self._rows.labels(own.task or ABSTAINED, outcome).inc()
@@ -60,15 +60,19 @@ class Metrics:
 
 
 class _Held(Collector):
-    def __init__(self, serving: Serving, batcher: Batcher[Ask, Prediction | Embedded]) -> None:
+    def __init__(
+        self, serving: ChampionServer, batcher: DynamicBatcher[InferenceRequest, Prediction | Embedding]
+    ) -> None:
         self._serving, self._batcher = serving, batcher
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("continual_waiting_rows", "Inputs that wait", value=len(self._batcher))
-        yield GaugeMetricFamily("continual_wait_seconds", "How long one more would wait", value=self._batcher.wait)
+        yield GaugeMetricFamily(
+            "continual_wait_seconds", "How long one more would wait", value=self._batcher.estimated_wait
+        )
         places = self._serving.places
         held = GaugeMetricFamily("continual_resident", "Whether a task's delta lies there", labels=["task", "place"])
         for task, champion in self._serving.champions.items():
             for place, names in places.items():
-                held.add_metric([task, place], resident(champion) in names)
+                held.add_metric([task, place], cache_key(champion) in names)
         yield held

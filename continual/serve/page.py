@@ -15,7 +15,7 @@ STYLES = ("page/templates/page.css", "serve/web/page.css")
 SCRIPTS = tuple(f"serve/web/{part}.js" for part in ("page", "answer", "tasks", "load"))
 
 
-def document() -> tuple[str, dict[str, str]]:
+def render_page() -> tuple[str, dict[str, str]]:
     """The page, and the headers that go with it."""
     style, script = ("\n".join(map(_text, parts)) for parts in (STYLES, SCRIPTS))
     page = _text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
@@ -41,10 +41,10 @@ def document() -> tuple[str, dict[str, str]]:
     }
 
 
-def routes() -> APIRouter:
+def page_routes() -> APIRouter:
     """The page, which needs no key: it holds nothing, and asks for a key where the operations do."""
     router = APIRouter()
-    page, headers = document()
+    page, headers = render_page()
 
     @router.get("/", include_in_schema=False)
     async def index() -> Response:

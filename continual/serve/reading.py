@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from continual.report import report as document_of
-from continual.serve.faults import described
+from continual.report import stream_report as document_of
+from continual.serve.faults import openapi_error_responses
 from continual.similar import similar_tasks
 from registry import Registry
 
@@ -14,9 +14,9 @@ Limit = Annotated[int | None, Query(ge=1, le=10_000, description="At most so man
 After = Annotated[str | None, Query(description="The name in the last row of the page before.")]
 
 
-def routes(registry: Registry) -> APIRouter:
+def registry_routes(registry: Registry) -> APIRouter:
     """The operations, on this registry."""
-    router = APIRouter(prefix="/v1", tags=["what was learned"], responses=described(401, 404, 422, 503))
+    router = APIRouter(prefix="/v1", tags=["what was learned"], responses=openapi_error_responses(401, 404, 422, 503))
 
     @router.get("/tasks")
     def tasks(limit: Limit = None, after: After = None) -> Rows:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 SECONDS = 60
 
 
-class Recent:
+class RollingCounter:
     """Counts by the second, of which those of the last minute are kept."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -14,7 +14,7 @@ class Recent:
         self._counts: dict[int, int] = {}
 
     @property
-    def running(self) -> float:
+    def uptime(self) -> float:
         """Seconds since the count began."""
         return self._clock() - self._began
 

@@ -5,16 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from continual.backbone import load_backbone
-from continual.residents import SLOTS
-from continual.serve.application import POLL
+from continual.residents import DEVICE_SLOTS
+from continual.serve.application import POLL_SECONDS
 from continual.serve.desk import Limits
-from continual.serve.serving import Serving
-from continual.settings import FALSE_ABSTENTIONS
+from continual.serve.serving import ChampionServer
+from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ServerConfig:
     """backbone, device, dtype, bits: as of `load_backbone` · registry, blobs: as of `Registry.open` · router,
     false_abstentions, slots: as of `Predictor` · local, limits, poll: as of `application`.
     """
@@ -26,18 +26,18 @@ class Recipe:
     registry: str = field(repr=False)  # URLs may hold passwords
     blobs: str = field(repr=False)
     router: str = "auto"
-    false_abstentions: float = FALSE_ABSTENTIONS
-    slots: int = SLOTS
+    false_abstentions: float = FALSE_ABSTENTION_RATE
+    slots: int = DEVICE_SLOTS
     local: bool = True
     limits: Limits = field(default_factory=Limits)
-    poll: float = POLL
+    poll: float = POLL_SECONDS
 
     @contextmanager
-    def serving(self) -> Iterator[Serving]:
+    def open_champions(self) -> Iterator[ChampionServer]:
         """The champions on the backbone, which is loaded; the registry is open until the block ends."""
         backbone = load_backbone(self.backbone, device=self.device, dtype=self.dtype, bits=self.bits)
         with Registry.open(self.registry, self.blobs) as registry:
-            yield Serving(
+            yield ChampionServer(
                 backbone,
                 registry,
                 router=self.router,

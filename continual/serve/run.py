@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from continual.errors import InputError
 
-LEAST = 19  # the niceness of what may wait
+LOWEST_PRIORITY = 19  # the niceness of what may wait
 
 
 def is_local(host: str) -> bool:
@@ -24,7 +24,7 @@ def is_local(host: str) -> bool:
         return False
 
 
-def listening(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket on a port, 0 for any that is free. Raises InputError where that cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -33,10 +33,10 @@ def listening(host: str, port: int) -> socket.socket:
         raise InputError(f"{host} port {port} cannot be listened on: {error}; give another --host or --port") from error
 
 
-def yield_to_others() -> None:
+def lower_thread_priority() -> None:
     """Let this thread work when no other has anything to do, where threads have priorities of their own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:

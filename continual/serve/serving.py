@@ -8,11 +8,11 @@ from threading import Lock
 
 from continual.backbone import Backbone
 from continual.errors import InputError, NoDelta, WrongKind
-from continual.features import features, tokenize
-from continual.kinds import Hear
+from continual.features import encode, tokenize
+from continual.kinds import TokenCallback
 from continual.predict import Prediction, Predictor
-from continual.residents import SLOTS
-from continual.settings import FALSE_ABSTENTIONS
+from continual.residents import DEVICE_SLOTS
+from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry
 from tasks import Text
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ask:
+class InferenceRequest:
     """A text that is to be answered. task: by whose delta, None where the router chooses · at_least: as `predict`'s ·
     embed: its features in the frozen backbone are wanted, and no answer · hear: who is told of an answer while it is
     written.
@@ -33,7 +33,7 @@ class Ask:
     task: str | None = None
     at_least: float | None = None
     embed: bool = False
-    hear: Hear | None = None
+    on_token: TokenCallback | None = None
 
     @property
     def lane(self) -> str:
@@ -46,14 +46,14 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedding:
     """vector: pooled last hidden states [D] · tokens: how many they are of."""
 
     vector: tuple[float, ...]
     tokens: int
 
 
-class Serving:
+class ChampionServer:
     """The champions on one backbone, by `refresh` those of this moment; `answers` belongs to one thread.
 
     router, false_abstentions, slots: as of `Predictor`.
@@ -65,8 +65,8 @@ class Serving:
         registry: Registry,
         *,
         router: str = "auto",
-        false_abstentions: float = FALSE_ABSTENTIONS,
-        slots: int = SLOTS,
+        false_abstentions: float = FALSE_ABSTENTION_RATE,
+        slots: int = DEVICE_SLOTS,
     ) -> None:
         self.backbone, self.registry = backbone, registry
         self._made = partial(
@@ -80,9 +80,9 @@ class Serving:
     @property
     def places(self) -> Mapping[str, Collection[str]]:
         """Which deltas lie on the device, and which in the host's memory, by what `resident` calls them."""
-        return self._predictor.residents.places() if self._predictor else {"device": (), "memory": ()}
+        return self._predictor.residents.locations() if self._predictor else {"device": (), "memory": ()}
 
-    def behind(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether the registry has other champions than serve. Raises RegistryError or DatabaseUnavailable."""
         return self._found() != self.champions
 
@@ -107,7 +107,7 @@ class Serving:
                 self._predictor, self.champions = predictor, found
                 predictor = self._made(serving=found.values(), before=predictor)
             try:
-                predictor.ready()
+                predictor.build_router()
             except InputError:  # which those who ask without a task are told in full
                 log.warning("no task can be routed to; only inputs that name their task are answered")
             self._predictor, self.champions = predictor, found  # in this order: other threads look at the second first
@@ -116,7 +116,7 @@ class Serving:
     def _found(self) -> dict[str, Champion]:
         return {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
 
-    def require(self, task: str, *, kind: str | None = None) -> None:
+    def check_task(self, task: str, *, kind: str | None = None) -> None:
         """Raises NotFound for a task that nobody knows, NoDelta for one without a delta here, WrongKind."""
         if task not in self.champions:
             self.registry.task(task)
@@ -127,7 +127,7 @@ class Serving:
         if kind is not None and self.kinds[task] != kind:
             raise WrongKind(f"task {task!r} is of kind {self.kinds[task]}, not {kind}; ask it by POST /v1/predict")
 
-    def answers(self, asks: Sequence[Ask]) -> list[Prediction | Embedded | Exception]:
+    def answer_batch(self, asks: Sequence[InferenceRequest]) -> list[Prediction | Embedding | Exception]:
         """What is said to each; all that is asked alike is answered together."""
         alike: dict[object, list[int]] = {}
         for i, ask in enumerate(asks):
@@ -139,7 +139,7 @@ class Serving:
         }
         return [found[i] for i in range(len(asks))]
 
-    def _together(self, asks: Sequence[Ask]) -> Sequence[Prediction | Embedded | Exception]:
+    def _together(self, asks: Sequence[InferenceRequest]) -> Sequence[Prediction | Embedding | Exception]:
         """The answers to asks that are alike; where one brings all of them down, halves are answered alone."""
         texts, predictor = [ask.text for ask in asks], self._predictor
         try:
@@ -147,7 +147,7 @@ class Serving:
                 return self._embedded(texts)
             if predictor is None:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
-            tasks, hear = [ask.task for ask in asks], [ask.hear for ask in asks]
+            tasks, hear = [ask.task for ask in asks], [ask.on_token for ask in asks]
             return predictor.predict(texts, task=tasks, at_least=asks[0].at_least, hear=hear)
         except Exception as error:
             if len(asks) == 1:
@@ -155,7 +155,7 @@ class Serving:
         half = len(asks) // 2
         return [*self._together(asks[:half]), *self._together(asks[half:])]
 
-    def _embedded(self, texts: Sequence[Text]) -> list[Embedded]:
+    def _embedded(self, texts: Sequence[Text]) -> list[Embedding]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)
-        vectors = features(self.backbone, tokens).tolist()
-        return [Embedded(tuple(vector), len(ids)) for vector, ids in zip(vectors, tokens.ids, strict=True)]
+        vectors = encode(self.backbone, tokens).tolist()
+        return [Embedding(tuple(vector), len(ids)) for vector, ids in zip(vectors, tokens.ids, strict=True)]

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from continual.predict import Prediction
-from continual.serve.desk import Desk
-from continual.serve.serving import Ask
+from continual.serve.desk import RequestAdmission
+from continual.serve.serving import InferenceRequest
 
-Told = str | Prediction  # a text as far as it is written, or the answer at last
+StreamEvent = str | Prediction  # a text as far as it is written, or the answer at last
 
 
-async def told(desk: Desk, request: Request, ask: Ask) -> AsyncGenerator[Told]:
+async def stream_answer(desk: RequestAdmission, request: Request, ask: InferenceRequest) -> AsyncGenerator[StreamEvent]:
     """What is written so far, again and again, and the whole answer at last. Raises what `Desk.answers` raises."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
@@ -25,7 +25,7 @@ async def told(desk: Desk, request: Request, ask: Ask) -> AsyncGenerator[Told]:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(queue.put_nowait, text)
 
-    answers = asyncio.create_task(desk.answers(request, [replace(ask, hear=hear)]))
+    answers = asyncio.create_task(desk.submit(request, [replace(ask, on_token=hear)]))
     answers.add_done_callback(lambda _: queue.put_nowait(None))
     try:
         while (text := await queue.get()) is not None:
@@ -36,12 +36,12 @@ async def told(desk: Desk, request: Request, ask: Ask) -> AsyncGenerator[Told]:
         answers.cancel()
 
 
-async def streamed(
-    desk: Desk,
+async def sse_response(
+    desk: RequestAdmission,
     request: Request,
-    ask: Ask,
+    ask: InferenceRequest,
     *,
-    said: Callable[[Told], tuple[str, str | None]],
+    said: Callable[[StreamEvent], tuple[str, str | None]],
     event: Callable[[str, str | None], Any],
 ) -> StreamingResponse:
     """A response of events. said: the text that follows from what is told, and why it ends, None while it does not ·
@@ -49,7 +49,7 @@ async def streamed(
 
     What goes wrong before the first word is raised, since until then there is a status to say so.
     """
-    telling = told(desk, request, ask)
+    telling = stream_answer(desk, request, ask)
     first = said(await anext(telling))
 
     async def events() -> AsyncIterator[str]:

@@ -7,24 +7,41 @@ other task's delta; `deltas` compares what was learned, `labels` the labels' nam
 from collections.abc import Callable, Mapping
 
 from continual.signature import Signature
-from continual.similarity.looked import Look, held_out, leep, logme
-from continual.similarity.stored import alignment, deltas, distance, labels, overlap
+from continual.similarity.looked import TransferView, held_out_quality, leep, logme
+from continual.similarity.stored import (
+    delta_cosine,
+    discriminant_alignment,
+    label_name_similarity,
+    negative_frechet_distance,
+    second_moment_overlap,
+)
 
-__all__ = ["LOOKED", "STORED", "Look", "deltas", "labels", "nearest"]
+__all__ = [
+    "SIGNATURE_MEASURES",
+    "TRANSFERABILITY_MEASURES",
+    "TransferView",
+    "delta_cosine",
+    "label_name_similarity",
+    "rank_by_similarity",
+]
 
-STORED: dict[str, Callable[[Signature, Signature], float]] = {
-    "alignment": alignment,
-    "overlap": overlap,
-    "distance": distance,
+SIGNATURE_MEASURES: dict[str, Callable[[Signature, Signature], float]] = {
+    "alignment": discriminant_alignment,
+    "overlap": second_moment_overlap,
+    "distance": negative_frechet_distance,
 }
-LOOKED: dict[str, Callable[[Look], float | None]] = {"held_out": held_out, "leep": leep, "logme": logme}
+TRANSFERABILITY_MEASURES: dict[str, Callable[[TransferView], float | None]] = {
+    "held_out": held_out_quality,
+    "leep": leep,
+    "logme": logme,
+}
 
 
-def nearest(own: Signature, others: Mapping[str, Signature]) -> list[tuple[str, float]]:
+def rank_by_similarity(own: Signature, others: Mapping[str, Signature]) -> list[tuple[str, float]]:
     """The other tasks and their similarity, the most alike first.
 
     A task with classes is compared by what tells them apart, one without by its rows as a whole.
     """
-    compare = alignment if len(own.counts) > 1 else overlap
+    compare = discriminant_alignment if len(own.counts) > 1 else second_moment_overlap
     alike = [(name, compare(own, other)) for name, other in others.items()]
     return sorted(alike, key=lambda pair: -pair[1])

@@ -15,7 +15,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Look:
+class TransferView:
     """A task's train rows through another task's delta.
 
     vectors [N, D] · classes [N]: the rows' own, below `count` · answers [N, Z]: probabilities that the other's head
@@ -29,7 +29,7 @@ class Look:
     quality: float
 
 
-def leep(look: Look) -> float | None:
+def leep(look: TransferView) -> float | None:
     """The mean log probability of a row's class by the other head's answers alone, in nats.
 
     (1/N) Σ_i log Σ_z P(y_i | z) θ_z(x_i) with the answers θ and P(y | z) = Σ_{i: y_i = y} θ_z(x_i) / Σ_i θ_z(x_i).
@@ -43,7 +43,7 @@ def leep(look: Look) -> float | None:
     return float((theta * given[look.classes]).sum(dim=1).clamp_min(1e-300).log().mean())
 
 
-def logme(look: Look) -> float | None:
+def logme(look: TransferView) -> float | None:
     """The log evidence of a linear model of each class by the features, a row and a class, at its best precisions.
 
     log p(y | F) = ½ (N log β + D log α − N log 2π − β ‖F m − y‖² − α ‖m‖² − log |A|), A = α I + β FᵀF, m = β A⁻¹ Fᵀ y.
@@ -57,7 +57,7 @@ def logme(look: Look) -> float | None:
     return sum(found) / (len(found) * len(targets))
 
 
-def held_out(look: Look) -> float:
+def held_out_quality(look: TransferView) -> float:
     """The mean quality of held-out rows with a head in closed form in the delta's features."""
     return look.quality
 

@@ -14,7 +14,7 @@ from continual.signature import Signature
 Values = Mapping[str, Tensor]
 
 
-def alignment(own: Signature, other: Signature) -> float:
+def discriminant_alignment(own: Signature, other: Signature) -> float:
     """How far the same directions tell the classes of both tasks apart: 0 for none, 1 for exactly the same.
 
     ⟨B_a, B_b⟩ / (‖B_a‖ ‖B_b‖) with the between-class scatter B = Σ_c (n_c / n) (μ_c − μ)(μ_c − μ)ᵀ [D, D]: the
@@ -25,7 +25,7 @@ def alignment(own: Signature, other: Signature) -> float:
     return both / (own_a * own_b) ** 0.5 if own_a and own_b else 0.0
 
 
-def overlap(own: Signature, other: Signature) -> float:
+def second_moment_overlap(own: Signature, other: Signature) -> float:
     """How far the rows of two tasks point in the same directions, whatever their classes: 1 for exactly the same.
 
     ⟨M_a, M_b⟩ / (‖M_a‖ ‖M_b‖) with the second moments M [D, D].
@@ -35,7 +35,7 @@ def overlap(own: Signature, other: Signature) -> float:
     return float((a * b).sum()) / norms if norms else 0.0
 
 
-def distance(own: Signature, other: Signature) -> float:
+def negative_frechet_distance(own: Signature, other: Signature) -> float:
     """Minus the Fréchet distance between the rows of two tasks, as normal distributions.
 
     −(‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)): Dowson and Landau (1982), "The Fréchet distance between
@@ -47,7 +47,7 @@ def distance(own: Signature, other: Signature) -> float:
     return -float((mean_a - mean_b).square().sum() + spread)
 
 
-def labels(own: Tensor | None, other: Tensor | None) -> float | None:
+def label_name_similarity(own: Tensor | None, other: Tensor | None) -> float | None:
     """How near the names [C, D] of a task's labels are to the other's, in frozen features: the mean cosine of each with
     the nearest.
 
@@ -59,7 +59,7 @@ def labels(own: Tensor | None, other: Tensor | None) -> float | None:
     return float(cosines.amax(dim=1).mean())
 
 
-def deltas(own: Values, other: Values) -> float | None:
+def delta_cosine(own: Values, other: Values) -> float | None:
     """The cosine of how far training moved two deltas, over the values that both have.
 
     Vu et al. (2022), "SPoT", arXiv:2110.07904, compare prompts so. None where they have no values of the same names and

@@ -1,15 +1,15 @@
 """Strategies of continual learning that isolated deltas are compared with: for each, one short file."""
 
-from continual.strategies.compare import compare, watched
-from continual.strategies.offered import DEFAULT, STRATEGIES, offered, require_known
+from continual.strategies.compare import compare_strategies, progress_name
+from continual.strategies.offered import DEFAULT, STRATEGIES, build_strategies, check_strategy_names
 from continual.strategies.strategy import Strategy
 
 __all__ = [
     "DEFAULT",
     "STRATEGIES",
     "Strategy",
-    "compare",
-    "offered",
-    "require_known",
-    "watched",
+    "build_strategies",
+    "check_strategy_names",
+    "compare_strategies",
+    "progress_name",
 ]

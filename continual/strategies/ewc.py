@@ -7,15 +7,23 @@ import torch
 from torch import Tensor
 
 from continual.deltas import Delta
-from continual.lesson import Lesson
-from continual.strategies.importance import Importance, importance_of
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step, Strategy, begun, own_lesson, shared, taught
+from continual.lesson import TrainingObjective
+from continual.strategies.importance import FisherImportance, estimate_fisher
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import (
+    Strategy,
+    StrategyContext,
+    StrategyStep,
+    fit,
+    shared_step,
+    starting_delta,
+    task_objective,
+)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Ewc(Strategy):
+class ElasticWeightConsolidation(Strategy):
     """Sequential training with a penalty for moving away from what earlier tasks k left.
 
         loss + λ/2 Σ_k Σ_i F_k,i (θ_i − θ_k,i)²
@@ -29,19 +37,21 @@ class Ewc(Strategy):
     strength: float
     rows: int = 200
 
-    def learn(self, given: Given, state: State, number: int) -> Step:
-        task, start = given.tasks[number], begun(given, number, state.body)
-        lesson = own_lesson(given, number)
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        task, start = given.tasks[number], starting_delta(given, number, state.shared_delta)
+        lesson = task_objective(given, number)
         if state.importance:
-            lesson = held(lesson, state.importance.to(given.backbone.device), strength=self.strength)
-        delta = taught(given, start, lesson, learning_rate=task.budget.learning_rate)
+            lesson = with_ewc_penalty(lesson, state.importance.to(given.backbone.device), strength=self.strength)
+        delta = fit(given, start, lesson, learning_rate=task.budget.learning_rate)
         order = torch.randperm(len(task.train.tokens), generator=torch.Generator().manual_seed(given.seed))
-        own = importance_of(given.backbone, task.kind, delta, task.train, order[: self.rows].tolist())
-        importance = state.importance.joined(own) if state.importance else own
-        return shared(given, state, start, delta, (*state.heads, delta.head), importance=importance)
+        own = estimate_fisher(given.backbone, task.kind, delta, task.train, order[: self.rows].tolist())
+        importance = state.importance.merged_with(own) if state.importance else own
+        return shared_step(given, state, start, delta, (*state.heads, delta.head), importance=importance)
 
 
-def held(lesson: Lesson[list[int]], importance: Importance, *, strength: float) -> Lesson[list[int]]:
+def with_ewc_penalty(
+    lesson: TrainingObjective[list[int]], importance: FisherImportance, *, strength: float
+) -> TrainingObjective[list[int]]:
     """The lesson with the penalty added to the loss of every batch."""
 
     def loss(delta: Delta, batch: list[int]) -> Tensor:

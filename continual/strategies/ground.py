@@ -4,37 +4,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from continual.evaluate import metric_score
-from continual.frozen import Frozen
-from continual.kinds import labels_of
-from continual.learn import Task
-from continual.routing import Statistics, build_router
-from continual.routing.totals import Totals
+from continual.frozen import FrozenFeatures
+from continual.kinds import answer_labels
+from continual.learn import PreparedTask
+from continual.routing import RoutingStatistics, build_router
+from continual.routing.totals import AccumulatedMoments
 
 
 @dataclass(frozen=True)
-class Known:
+class FrozenTask:
     """A task in frozen features. tested: its test rows · frozen: the score of the head in closed form."""
 
-    routing: Statistics
-    tested: Frozen
+    routing: RoutingStatistics
+    tested: FrozenFeatures
     frozen: float
 
 
-class Ground:
+class FrozenBaseline:
     """Taken of each task when it is first asked for, so that a comparison that goes on takes what is still needed."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks, self._totals = tasks, Totals()
-        self._known: dict[int, Known] = {}
+    def __init__(self, tasks: Sequence[PreparedTask]) -> None:
+        self._tasks, self._totals = tasks, AccumulatedMoments()
+        self._known: dict[int, FrozenTask] = {}
         self._right: dict[int, tuple[list[bool], ...]] = {}
 
-    def known(self, number: int) -> Known:
+    def known(self, number: int) -> FrozenTask:
         """The task of that number."""
         if number not in self._known:
             self._known[number] = _known(self._tasks[number])
         return self._known[number]
 
-    def right(self, step: int) -> tuple[list[bool], ...]:
+    def routed_correctly(self, step: int) -> tuple[list[bool], ...]:
         """Which test rows of each task up to a step the router of these tasks sends to their own.
 
         By frozen features alone: the second look of `continual.routing.decision` asks deltas that were learned apart.
@@ -48,10 +48,10 @@ class Ground:
         return self._right[step]
 
 
-def _known(task: Task) -> Known:
-    rows, held_out, tested = task.seen
-    routing = task.routing(None, train=rows, held_out=held_out)
-    outputs = task.kind.outputs(tested, task.kind.start(rows, held_out).head)
-    answers = labels_of(task.kind.answers(task.backbone, outputs, task.test))
-    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.scored)
-    return Known(routing, tested.frozen, score)
+def _known(task: PreparedTask) -> FrozenTask:
+    rows, held_out, tested = task.frozen_views
+    routing = task.routing_statistics(None, train=rows, held_out=held_out)
+    outputs = task.kind.outputs(tested, task.kind.closed_form_start(rows, held_out).head)
+    answers = answer_labels(task.kind.answers(task.backbone, outputs, task.test))
+    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.metric_kind)
+    return FrozenTask(routing, tested.frozen, score)

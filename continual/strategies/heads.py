@@ -8,7 +8,7 @@ import torch
 from continual.deltas import Head
 
 
-def stacked(heads: Sequence[Head | None]) -> Head | None:
+def stack_heads(heads: Sequence[Head | None]) -> Head | None:
     """One head whose outputs are those of all heads, one behind the other; None where there are none."""
     own = [head for head in heads if head]
     if not own:
@@ -17,7 +17,7 @@ def stacked(heads: Sequence[Head | None]) -> Head | None:
     return Head(weight, bias, tuple(label for head in own for label in head.labels), own[0].pooling)
 
 
-def parts(whole: Head | None, like: Sequence[Head | None]) -> tuple[Head | None, ...]:
+def split_head(whole: Head | None, like: Sequence[Head | None]) -> tuple[Head | None, ...]:
     """What `stacked` made one of, each a view of its own rows; `like` says how many those are."""
     ends = accumulate((len(head.labels) if head else 0 for head in like), initial=0)
     return tuple(_rows(whole, begin, head) for begin, head in zip(ends, like, strict=False))

@@ -14,36 +14,36 @@ from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, attached
-from continual.kinds import Kind, Prepared
+from continual.kinds import Kind, PreparedRows
 
 Values = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Importance:
+class FisherImportance:
     """Σ_k F_k (θ − θ_k)² over earlier tasks k, as F (θ − μ)² + rest: fisher F and anchor μ, by the names of values."""
 
     fisher: Values
     anchor: Values
-    rest: float = 0.0
+    constant: float = 0.0
 
     def penalty(self, values: Values) -> Tensor:
         """Σ_k Σ_i F_k,i (θ_i − θ_k,i)², a scalar."""
         terms = [(self.fisher[key] * (values[key] - self.anchor[key]).square()).sum() for key in self.fisher]
-        return torch.stack(terms).sum() + self.rest if terms else torch.zeros(())
+        return torch.stack(terms).sum() + self.constant if terms else torch.zeros(())
 
-    def joined(self, other: "Importance") -> "Importance":
+    def merged_with(self, other: "FisherImportance") -> "FisherImportance":
         """That of the tasks of both."""
-        fisher, anchor, rest = {}, {}, self.rest + other.rest
+        fisher, anchor, rest = {}, {}, self.constant + other.constant
         for key, own in self.fisher.items():
             both = own + other.fisher[key]
             share = torch.where(both > 0, other.fisher[key] / both, 0.5)  # of what matters to neither, any
             apart = other.anchor[key] - self.anchor[key]
             fisher[key], anchor[key] = both, self.anchor[key] + share * apart
             rest += float((own * share * apart.square()).sum())
-        return Importance(fisher, anchor, rest)
+        return FisherImportance(fisher, anchor, rest)
 
-    def to(self, device: torch.device) -> "Importance":
+    def to(self, device: torch.device) -> "FisherImportance":
         fisher, anchor = ({key: own.to(device) for key, own in kept.items()} for kept in (self.fisher, self.anchor))
         return replace(self, fisher=fisher, anchor=anchor)
 
@@ -53,9 +53,9 @@ class Importance:
         return sum(own.nbytes for kept in (self.fisher, self.anchor) for own in kept.values())
 
 
-def importance_of(
-    backbone: Backbone, kind: Kind[Any], delta: Delta, rows: Prepared, chosen: Sequence[int]
-) -> Importance:
+def estimate_fisher(
+    backbone: Backbone, kind: Kind[Any], delta: Delta, rows: PreparedRows, chosen: Sequence[int]
+) -> FisherImportance:
     """What matters to a task that was just learned: the empirical Fisher information at what was learned.
 
         F_i = 1/N Σ_n (∂ log p(y_n | x_n) / ∂θ_i)²
@@ -70,11 +70,11 @@ def importance_of(
         for key, gradient in _gradients(backbone, kind, known, rows, chosen, moving):
             squares[key] += gradient.square()
     fisher = {key: own.cpu() / len(chosen) for key, own in squares.items()}
-    return Importance(fisher, {key: own.detach().cpu() for key, own in moving.items()})
+    return FisherImportance(fisher, {key: own.detach().cpu() for key, own in moving.items()})
 
 
 def _gradients(
-    backbone: Backbone, kind: Kind[Any], delta: Delta, rows: Prepared, chosen: Sequence[int], moving: Values
+    backbone: Backbone, kind: Kind[Any], delta: Delta, rows: PreparedRows, chosen: Sequence[int], moving: Values
 ) -> Iterator[tuple[str, Tensor]]:
     """The gradient of each row's loss by each value; nothing where the row's loss does not depend on it."""
     for row in chosen:

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from continual.deltas import Delta, Head
 from continual.features import shuffled_batches
-from continual.lesson import Lesson, score_of
-from continual.strategies.heads import parts, stacked
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step, Strategy, begun, shared, taught
+from continual.lesson import TrainingObjective, validation_score
+from continual.strategies.heads import split_head, stack_heads
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import Strategy, StrategyContext, StrategyStep, fit, shared_step, starting_delta
 
 Batch = tuple[int, list[int]]  # a task, and rows of it
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Joint(Strategy):
+class JointTraining(Strategy):
     """Multi-task training of one body and a head for each task, batches of all tasks mixed.
 
     The stream's epochs; the epoch is kept whose mean score over all tasks' validation rows is best. With every weight
@@ -28,17 +28,17 @@ class Joint(Strategy):
     Learning", arXiv:1801.10112. Caruana (1997), "Multitask Learning".
     """
 
-    at_once: ClassVar[bool] = True
+    trains_jointly: ClassVar[bool] = True
 
-    def learn(self, given: Given, state: State, number: int) -> Step:
-        starts = [begun(given, i, None) for i in range(len(given.tasks))]
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        starts = [starting_delta(given, i, None) for i in range(len(given.tasks))]
         heads = tuple(start.head for start in starts)
-        start = replace(starts[-1], head=stacked(heads))
-        delta = taught(given, start, mixed(given, heads), learning_rate=given.budget.learning_rate)
-        return shared(given, state, start, delta, parts(delta.head, heads))
+        start = replace(starts[-1], head=stack_heads(heads))
+        delta = fit(given, start, interleaved_objective(given, heads), learning_rate=given.budget.learning_rate)
+        return shared_step(given, state, start, delta, split_head(delta.head, heads))
 
 
-def mixed(given: Given, heads: Sequence[Head | None]) -> Lesson[Batch]:
+def interleaved_objective(given: StrategyContext, heads: Sequence[Head | None]) -> TrainingObjective[Batch]:
     """Batches of one task each, of all tasks in an order that the seed draws."""
     generator = torch.Generator().manual_seed(given.seed)
 
@@ -53,15 +53,19 @@ def mixed(given: Given, heads: Sequence[Head | None]) -> Lesson[Batch]:
     def loss(delta: Delta, batch: Batch) -> Tensor:
         number, rows = batch
         task = given.tasks[number]
-        own = replace(delta, head=parts(delta.head, heads)[number])
+        own = replace(delta, head=split_head(delta.head, heads)[number])
         return task.kind.loss(given.backbone, own, task.train, rows)
 
     def score(delta: Delta) -> float:
-        own = parts(delta.head, heads)
+        own = split_head(delta.head, heads)
         return fmean(
-            score_of(given.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric)
+            validation_score(
+                given.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric
+            )
             for t, head in zip(given.tasks, own, strict=True)
         )
 
     epochs = [epoch() for _ in range(given.budget.epochs)]
-    return Lesson(epochs, given.budget.epochs * sum(len(task.train.tokens) for task in given.tasks), loss, score)
+    return TrainingObjective(
+        epochs, given.budget.epochs * sum(len(task.train.tokens) for task in given.tasks), loss, score
+    )

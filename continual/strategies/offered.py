@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from continual.comparison import ISOLATED
 from continual.errors import InputError
-from continual.settings import EWC_STRENGTH, FULL_RATE, REPLAY_ROWS
-from continual.strategies.ewc import Ewc
-from continual.strategies.joint import Joint
-from continual.strategies.replay import Replay
-from continual.strategies.separate import Separate
-from continual.strategies.sequential import Sequential
+from continual.settings import EWC_STRENGTH, FULL_FINE_TUNING_LR, REPLAY_ROWS
+from continual.strategies.ewc import ElasticWeightConsolidation
+from continual.strategies.joint import JointTraining
+from continual.strategies.replay import ExperienceReplay
+from continual.strategies.separate import IndependentFineTuning
+from continual.strategies.sequential import SequentialFineTuning
 from continual.strategies.strategy import Strategy
 
 LARGEST_RATE = 10  # as of a stream's budget
-EXTRA = ("ewc_full",)  # learned where it is asked for by name
+ON_REQUEST = ("ewc_full",)  # learned where it is asked for by name
 
 
-def offered(
-    *, full_at: float = FULL_RATE, ewc_strength: float = EWC_STRENGTH, replay_rows: int = REPLAY_ROWS
+def build_strategies(
+    *, full_at: float = FULL_FINE_TUNING_LR, ewc_strength: float = EWC_STRENGTH, replay_rows: int = REPLAY_ROWS
 ) -> Mapping[str, Strategy | None]:
     """Every strategy by its name, `isolated` as None.
 
@@ -36,21 +36,21 @@ def offered(
         )
     return {
         ISOLATED: None,
-        "sequential_delta": Sequential(),
-        "ewc": Ewc(strength=ewc_strength),
-        "replay": Replay(rows=replay_rows),
-        "sequential_full": Sequential(full_at=full_at),
-        "separate": Separate(full_at=full_at),
-        "joint": Joint(full_at=full_at),
-        "ewc_full": Ewc(strength=ewc_strength, full_at=full_at),
+        "sequential_delta": SequentialFineTuning(),
+        "ewc": ElasticWeightConsolidation(strength=ewc_strength),
+        "replay": ExperienceReplay(rows=replay_rows),
+        "sequential_full": SequentialFineTuning(full_learning_rate=full_at),
+        "separate": IndependentFineTuning(full_learning_rate=full_at),
+        "joint": JointTraining(full_learning_rate=full_at),
+        "ewc_full": ElasticWeightConsolidation(strength=ewc_strength, full_learning_rate=full_at),
     }
 
 
-STRATEGIES: tuple[str, ...] = tuple(offered())
-DEFAULT: tuple[str, ...] = tuple(name for name in STRATEGIES if name not in EXTRA)
+STRATEGIES: tuple[str, ...] = tuple(build_strategies())
+DEFAULT: tuple[str, ...] = tuple(name for name in STRATEGIES if name not in ON_REQUEST)
 
 
-def require_known(names: Sequence[str]) -> None:
+def check_strategy_names(names: Sequence[str]) -> None:
     """Raises InputError for a strategy that there is not, for one named twice, and for none at all."""
     for name in names:
         if name not in STRATEGIES:

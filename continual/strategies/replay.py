@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from continual.deltas import Delta, Head
-from continual.kinds import Prepared
-from continual.learn import Task
-from continual.lesson import Lesson
-from continual.strategies.heads import parts, stacked
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step, Strategy, begun, own_lesson, shared, taught
-from tasks import Rows
+from continual.kinds import PreparedRows
+from continual.learn import PreparedTask
+from continual.lesson import TrainingObjective
+from continual.strategies.heads import split_head, stack_heads
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import (
+    Strategy,
+    StrategyContext,
+    StrategyStep,
+    fit,
+    shared_step,
+    starting_delta,
+    task_objective,
+)
+from tasks import LabelledTexts
 from tasks.rows import sample
 
 Batch = tuple[list[int], int, list[int]]  # rows of the task, an earlier task, rows of its buffer
@@ -23,7 +31,7 @@ Batch = tuple[list[int], int, list[int]]  # rows of the task, an earlier task, r
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Replay(Strategy):
+class ExperienceReplay(Strategy):
     """Sequential training with a tiny episodic memory: a batch of an earlier task in every step.
 
         loss = (|B| L(B) + |M| L(M)) / (|B| + |M|)
@@ -35,26 +43,29 @@ class Replay(Strategy):
 
     rows: int
 
-    def learn(self, given: Given, state: State, number: int) -> Step:
-        start, rate = begun(given, number, state.body), given.tasks[number].budget.learning_rate
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        start, rate = starting_delta(given, number, state.shared_delta), given.tasks[number].budget.learning_rate
         heads = (*state.heads, start.head)
-        buffers = [buffer(task, self.rows, seed=given.seed) for task in given.tasks[: number + 1]]
-        lesson = replayed(given, own_lesson(given, number), heads, buffers[:number])
-        delta = taught(given, replace(start, head=stacked(heads)), lesson, learning_rate=rate)
-        return shared(given, state, start, delta, parts(delta.head, heads), kept=sum(map(_bytes, buffers)))
+        buffers = [sample_buffer(task, self.rows, seed=given.seed) for task in given.tasks[: number + 1]]
+        lesson = with_replay(given, task_objective(given, number), heads, buffers[:number])
+        delta = fit(given, replace(start, head=stack_heads(heads)), lesson, learning_rate=rate)
+        return shared_step(given, state, start, delta, split_head(delta.head, heads), kept=sum(map(_bytes, buffers)))
 
 
-def buffer(task: Task, rows: int, *, seed: int) -> Rows:
+def sample_buffer(task: PreparedTask, rows: int, *, seed: int) -> LabelledTexts:
     """The train rows of a task that are kept."""
     return sample(task.data.train, max(rows, len(task.data.labels)), seed=seed, keep_labels=True)
 
 
-def replayed(
-    given: Given, lesson: Lesson[list[int]], heads: Sequence[Head | None], buffers: Sequence[Rows]
-) -> Lesson[Batch]:
+def with_replay(
+    given: StrategyContext,
+    lesson: TrainingObjective[list[int]],
+    heads: Sequence[Head | None],
+    buffers: Sequence[LabelledTexts],
+) -> TrainingObjective[Batch]:
     """A task's lesson with a batch of a buffer in every step; `heads` are the earlier tasks' and its own."""
     number, tasks = len(buffers), given.tasks
-    kept: list[Prepared] = [
+    kept: list[PreparedRows] = [
         task.kind.prepare(given.backbone, rows, max_length=task.budget.max_length)
         for task, rows in zip(tasks, buffers, strict=False)
     ]
@@ -69,21 +80,21 @@ def replayed(
 
     def loss(delta: Delta, batch: Batch) -> Tensor:
         own, earlier, again = batch
-        own_parts = parts(delta.head, heads)
+        own_parts = split_head(delta.head, heads)
         new = lesson.loss(replace(delta, head=own_parts[number]), own)
         if not again:
             return new
         old = tasks[earlier].kind.loss(given.backbone, replace(delta, head=own_parts[earlier]), kept[earlier], again)
         return (len(own) * new + len(again) * old) / (len(own) + len(again))
 
-    return Lesson(
+    return TrainingObjective(
         [[with_earlier(batch) for batch in epoch] for epoch in lesson.epochs],
         lesson.rows,
         loss,
-        score=lambda delta: lesson.score(replace(delta, head=parts(delta.head, heads)[number])),
+        score=lambda delta: lesson.score(replace(delta, head=split_head(delta.head, heads)[number])),
     )
 
 
-def _bytes(rows: Rows) -> int:
+def _bytes(rows: LabelledTexts) -> int:
     """What rows take as JSON."""
     return len(json.dumps([rows.texts, rows.targets], ensure_ascii=False).encode(errors="surrogatepass"))

@@ -3,18 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import final
 
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step, Strategy, begun, own_lesson, taught
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import Strategy, StrategyContext, StrategyStep, fit, starting_delta, task_objective
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Separate(Strategy):
+class IndependentFineTuning(Strategy):
     """Fine-tuning of each task alone. Howard and Ruder (2018), arXiv:1801.06146."""
 
-    def learn(self, given: Given, state: State, number: int) -> Step:
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         rate = given.tasks[number].budget.learning_rate
-        delta = taught(given, begun(given, number, None), own_lesson(given, number), learning_rate=rate)
+        delta = fit(given, starting_delta(given, number, None), task_objective(given, number), learning_rate=rate)
         parameters, size = state.parameters + delta.parameter_count, state.size + delta.size
         after = replace(state, parameters=parameters, size=size)
-        return Step(after, {number: delta})
+        return StrategyStep(after, {number: delta})

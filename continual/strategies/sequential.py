@@ -3,20 +3,28 @@
 from dataclasses import dataclass
 from typing import final
 
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step, Strategy, begun, own_lesson, shared, taught
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import (
+    Strategy,
+    StrategyContext,
+    StrategyStep,
+    fit,
+    shared_step,
+    starting_delta,
+    task_objective,
+)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Sequential(Strategy):
+class SequentialFineTuning(Strategy):
     """Fine-tuning: each task goes on from where the one before left the body. Heads of earlier tasks stay as they are.
 
     McCloskey and Cohen (1989), "Catastrophic Interference in Connectionist Networks".
     """
 
-    def learn(self, given: Given, state: State, number: int) -> Step:
-        start = begun(given, number, state.body)
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        start = starting_delta(given, number, state.shared_delta)
         rate = given.tasks[number].budget.learning_rate
-        delta = taught(given, start, own_lesson(given, number), learning_rate=rate)
-        return shared(given, state, start, delta, (*state.heads, delta.head))
+        delta = fit(given, start, task_objective(given, number), learning_rate=rate)
+        return shared_step(given, state, start, delta, (*state.heads, delta.head))

@@ -6,44 +6,44 @@ from typing import Any
 
 from torch import Tensor
 
-from continual.deltas import Delta, Head, delta_of
+from continual.deltas import Delta, Head, delta_from_tensors
 from continual.errors import BlobError
-from continual.formats import from_blob, to_blob
+from continual.formats import deserialize, serialize
 from continual.kinds import Outputs
-from continual.strategies.importance import Importance
+from continual.strategies.importance import FisherImportance
 
 
 @dataclass(frozen=True)
-class State:
+class StrategyState:
     """body: what all tasks share, with the last one's head; None where they share nothing · heads: of the tasks
     learned, in order · outputs: what is said of each task's test rows, by its number · importance: of the weights to
     earlier tasks, None where that is not kept · parameters: that answer all tasks · size: bytes of all that is kept.
     """
 
-    body: Delta | None = None
+    shared_delta: Delta | None = None
     heads: tuple[Head | None, ...] = ()
     outputs: Mapping[int, Outputs] = field(default_factory=dict)
-    importance: Importance | None = None
+    importance: FisherImportance | None = None
     parameters: int = 0
     size: int = 0
 
     def to_bytes(self) -> bytes:
         """The state as a safetensors file."""
-        body, matters = self.body, self.importance
+        body, matters = self.shared_delta, self.importance
         about: dict[str, Any] = {
-            "body": body and {"about": body.about(), "order": [*body.tensors()]},
+            "body": body and {"about": body.metadata(), "order": [*body.tensors()]},
             "heads": [head and {"labels": head.labels, "pooling": head.pooling} for head in self.heads],
             "outputs": {number: [*outputs] for number, outputs in self.outputs.items()},
             # The order of a file's tensors is not kept, and sums over them depend on it.
-            "importance": matters and {"order": [*matters.fisher], "rest": matters.rest},
+            "importance": matters and {"order": [*matters.fisher], "rest": matters.constant},
             "parameters": self.parameters,
             "size": self.size,
         }
-        return to_blob({name: tensor.clone() for name, tensor in self._tensors()}, about)
+        return serialize({name: tensor.clone() for name, tensor in self._tensors()}, about)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        if self.body:
-            yield from ((f"body/{key}", own) for key, own in self.body.stored().items())
+        if self.shared_delta:
+            yield from ((f"body/{key}", own) for key, own in self.shared_delta.storage_tensors().items())
         for number, head in enumerate(self.heads):
             if head:
                 yield from ((f"heads/{number}/weight", head.weight), (f"heads/{number}/bias", head.bias))
@@ -54,9 +54,9 @@ class State:
             yield from ((f"anchor/{key}", own) for key, own in self.importance.anchor.items())
 
 
-def read_state(data: bytes) -> State:
+def load_state(data: bytes) -> StrategyState:
     """What `State.to_bytes` wrote. Raises BlobError for anything else."""
-    tensors, about = from_blob(data, what="state of a strategy")
+    tensors, about = deserialize(data, what="state of a strategy")
 
     def under(prefix: str, keys: list[str]) -> dict[str, Tensor]:
         return {key: tensors[f"{prefix}/{key}"] for key in keys}
@@ -72,8 +72,8 @@ def read_state(data: bytes) -> State:
         importance = None
         if matters:
             fisher, anchor = (under(kept, matters["order"]) for kept in ("fisher", "anchor"))
-            importance = Importance(fisher, anchor, matters["rest"])
-        shared = body and delta_of(under("body", body["order"]), body["about"])
-        return State(shared, heads, outputs, importance, about["parameters"], about["size"])
+            importance = FisherImportance(fisher, anchor, matters["rest"])
+        shared = body and delta_from_tensors(under("body", body["order"]), body["about"])
+        return StrategyState(shared, heads, outputs, importance, about["parameters"], about["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise BlobError(f"this is no state of a strategy ({type(error).__name__}: {error}); compare anew") from error

@@ -9,42 +9,42 @@ import torch
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, Head, method_settings
-from continual.kinds import Seen, stored
-from continual.learn import Task
-from continual.lesson import Lesson, lesson_of
-from continual.strategies.importance import Importance
-from continual.strategies.state import State
-from continual.train import Report, follow
-from continual.warmstart import from_scratch, started
+from continual.kinds import ForwardContext, kind_metadata
+from continual.learn import PreparedTask
+from continual.lesson import TrainingObjective, training_objective
+from continual.strategies.importance import FisherImportance
+from continual.strategies.state import StrategyState
+from continual.train import StepCallback, train_objective
+from continual.warmstart import from_scratch, initial_delta
 from tasks import Budget
 
 B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class Given:
+class StrategyContext:
     """What a strategy learns from: the tasks in order, ready for one body, by one method.
 
     backbone: as all of the tasks need it · budget: the stream's, for what learns all tasks at once.
     """
 
     backbone: Backbone
-    tasks: tuple[Task, ...]
+    tasks: tuple[PreparedTask, ...]
     budget: Budget
     seed: int
-    report: Report = lambda done, total: None
+    report: StepCallback = lambda done, total: None
 
 
 @dataclass(frozen=True)
-class Step:
+class StrategyStep:
     """What learning brought.
 
     state: to go on from, its outputs still to be taken · changed: the deltas of the tasks whose answers may be others
     now, by number · before: the task's delta before its training, in the body that earlier tasks left.
     """
 
-    state: State
-    changed: Mapping[int, Delta]
+    state: StrategyState
+    changed_deltas: Mapping[int, Delta]
     before: Delta | None = None
 
 
@@ -56,32 +56,36 @@ class Strategy(ABC):
     learning rate of each task · at_once: whether all tasks are learned in one step.
     """
 
-    at_once: ClassVar[bool] = False
+    trains_jointly: ClassVar[bool] = False
 
-    full_at: float | None = None
+    full_learning_rate: float | None = None
 
     @abstractmethod
-    def learn(self, given: Given, state: State, number: int) -> Step:
+    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         """Learn the task of that number, or all of them, after those that `state` comes from."""
 
 
-def begun(given: Given, number: int, body: Delta | None) -> Delta:
+def starting_delta(given: StrategyContext, number: int, body: Delta | None) -> Delta:
     """The delta that learning a task begins with: the body as it is, and the head in closed form in its features.
 
     Without a body the method's fresh values, and the head in frozen features: as `continual.learn` begins from scratch.
     """
     task = given.tasks[number]
-    start = task.kind.start(*(Seen(given.backbone, body, rows) for rows in (task.train, task.validation)))
+    start = task.kind.closed_form_start(
+        *(ForwardContext(given.backbone, body, rows) for rows in (task.train, task.validation))
+    )
     if body is not None:
-        return replace(body, head=start.head, kind=stored(task.kind))
+        return replace(body, head=start.head, kind=kind_metadata(task.kind))
     method, settings = task.method.name, method_settings(task.method)
-    return started(given.backbone, task.kind, from_scratch(start), method=method, settings=settings, seed=given.seed)
+    return initial_delta(
+        given.backbone, task.kind, from_scratch(start), method=method, settings=settings, seed=given.seed
+    )
 
 
-def own_lesson(given: Given, number: int) -> Lesson[list[int]]:
+def task_objective(given: StrategyContext, number: int) -> TrainingObjective[list[int]]:
     """What a task alone teaches."""
     task = given.tasks[number]
-    return lesson_of(
+    return training_objective(
         given.backbone,
         task.kind,
         task.train,
@@ -92,35 +96,35 @@ def own_lesson(given: Given, number: int) -> Lesson[list[int]]:
     )
 
 
-def taught(given: Given, start: Delta, lesson: Lesson[B], *, learning_rate: float) -> Delta:
+def fit(given: StrategyContext, start: Delta, lesson: TrainingObjective[B], *, learning_rate: float) -> Delta:
     """The delta of the lesson's best epoch, the start among them."""
-    return follow(
+    return train_objective(
         given.backbone, start, lesson, learning_rate=learning_rate, seed=given.seed, report=given.report
     ).delta
 
 
-def shared(
-    given: Given,
-    state: State,
+def shared_step(
+    given: StrategyContext,
+    state: StrategyState,
     start: Delta,
     body: Delta,
     heads: tuple[Head | None, ...],
     *,
-    importance: Importance | None = None,
+    importance: FisherImportance | None = None,
     kept: int = 0,
-) -> Step:
+) -> StrategyStep:
     """A step of one body for all tasks, which changes the answers of all of them wherever it has changed.
 
     start: what training began with · kept: bytes that are kept besides body, heads and importance.
     """
     number, own = len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
-    deltas = {i: replace(body, head=head, kind=stored(given.tasks[i].kind)) for i, head in enumerate(own)}
+    deltas = {i: replace(body, head=head, kind=kind_metadata(given.tasks[i].kind)) for i, head in enumerate(own)}
     moved = not _equal(start.values, body.values)
     before = dict(enumerate(state.heads))
     changed = {i: delta for i, delta in deltas.items() if moved or i not in before or not _same(own[i], before[i])}
     alone = replace(body, head=None)
     rest = [tensor for head in own if head for tensor in (head.weight, head.bias)]
-    after = State(
+    after = StrategyState(
         deltas[number],
         tuple(own),
         state.outputs,
@@ -128,7 +132,7 @@ def shared(
         parameters=alone.parameter_count + sum(tensor.numel() for tensor in rest),
         size=alone.size + sum(tensor.nbytes for tensor in rest) + (importance.size if importance else 0) + kept,
     )
-    return Step(after, changed, start if state.body else None)
+    return StrategyStep(after, changed, start if state.shared_delta else None)
 
 
 def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

@@ -11,28 +11,28 @@ from pydantic import ValidationError
 
 from continual.errors import StudyError
 from continual.studies.ablation import Ablation
-from continual.studies.bench import Bench
+from continual.studies.bench import TrialRunner
 from continual.studies.combination import Combination
 from continual.studies.convergence import Convergence
 from continual.studies.cost import Cost
 from continual.studies.generalisation import Generalisation
-from continual.studies.ledger import Ledger
+from continual.studies.ledger import TrialStore
 from continual.studies.size import Size
-from continual.studies.study import Result, Studied, Study, carry_out
+from continual.studies.study import Result, Study, StudyRun, run_study
 from continual.studies.templates import Templates
 from continual.studies.transfer import Transfer
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 
 __all__ = [
     "STUDIES",
-    "Bench",
-    "Found",
-    "Ledger",
     "Result",
-    "Studied",
     "Study",
-    "Trial",
-    "carry_out",
+    "StudyRun",
+    "StudyTrial",
+    "TrialResult",
+    "TrialRunner",
+    "TrialStore",
+    "run_study",
     "study_of",
 ]
 

@@ -13,16 +13,16 @@ from typing import Any, ClassVar, final
 from pydantic import SerializeAsAny
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Edit, MethodSettings, steps
-from continual.deltas.edit import Choice
-from continual.deltas.values import SHARED
+from continual.deltas import Delta, Edit, MethodSettings, iterate_edits
+from continual.deltas.edit import PlaceFilter
+from continual.deltas.values import SHARED_PREFIX
 from continual.page import Section, Table
 from continual.plots import gain_map, line_plot
 from continual.sites import Place
-from continual.studies.bench import Bench, outcome, scored
-from continual.studies.groups import average, averaged, lines_of, swept, task_of
+from continual.studies.bench import TrialRunner, summarize, test_score
+from continual.studies.groups import group_lines, mean_of, mean_outcomes, sweep_trials, task_of
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method
 
 SCALES = (1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
@@ -42,33 +42,36 @@ class Ablation(Study):
     scaled: Method = Method(name="adapter")
     scales: tuple[float, ...] = SCALES
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
-        yield from swept(bench, [self.method], rates=[1.0], also={"spans": True})
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+        yield from sweep_trials(bench, [self.method], rates=[1.0], also={"spans": True})
         for scale in self.scales:
             method = Method.model_validate({**self.scaled.model_dump(), "initial_scale": scale})
-            yield from swept(bench, [method], rates=[1.0], also={"initial_scale": scale})
+            yield from sweep_trials(bench, [method], rates=[1.0], also={"initial_scale": scale})
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         task, trained = bench.trained(trial)
-        found = outcome(task, trained)
-        if "spans" not in trial.also:
+        found = summarize(task, trained)
+        if "spans" not in trial.extra:
             return found
         scores = [
-            [scored(task, without(task.backbone, trained.delta, first, last), task.validation) for last in lasts]
+            [
+                test_score(task, ablate_layers(task.backbone, trained.delta, first, last), task.validation)
+                for last in lasts
+            ]
             for first, lasts in _spans(bench.backbone.layers)
         ]
         drops = [[score - trained.score for score in row] for row in scores]
         return {**found, "drops": drops, "drop_of_all": drops[0][-1]}
 
-    def result(self, found: Sequence[Found]) -> Result:
-        spans = [one for one in found if "spans" in one.trial.also]
-        scaled = [one for one in found if "initial_scale" in one.trial.also]
+    def result(self, found: Sequence[TrialResult]) -> Result:
+        spans = [one for one in found if "spans" in one.trial.extra]
+        scaled = [one for one in found if "initial_scale" in one.trial.extra]
         maps = [_map("mean over tasks", spans)] if len({one.trial.task for one in spans}) > 1 else []
         maps += [
             _map(task, [one for one in spans if one.trial.task == task])
             for task in dict.fromkeys(one.trial.task for one in spans)
         ]
-        whole = averaged(spans, "drop_of_all", task_of)
+        whole = mean_outcomes(spans, "drop_of_all", task_of)
         return Result((*maps, *_by_scale(scaled)), {f"drop_of_all.{task}": drop for task, drop in whole.items()})
 
 
@@ -85,16 +88,16 @@ def mean_drops(drops: Sequence[Sequence[Sequence[float]]]) -> list[list[float | 
     """
     sizes = range(len(drops[0]))
     return [
-        [None if last < first else average(own[first][last - first] for own in drops) for last in sizes]
+        [None if last < first else mean_of(own[first][last - first] for own in drops) for last in sizes]
         for first in sizes
     ]
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutsideLayers:
     """The places that another choice takes, but for those of the layers `first` to `last`."""
 
-    choice: Choice | None
+    choice: PlaceFilter | None
     first: int
     last: int
 
@@ -103,7 +106,7 @@ class Outside:
         return [p for p in chosen if p.layer is None or not self.first <= p.layer <= self.last]
 
 
-class Without(MethodSettings):
+class WithoutLayers(MethodSettings):
     """The edits of a method but for those of some layers."""
 
     method: SerializeAsAny[MethodSettings]
@@ -111,14 +114,16 @@ class Without(MethodSettings):
     last: int
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(replace(edit, choice=Outside(edit.choice, self.first, self.last)) for edit in self.method.edits())
+        return tuple(
+            replace(edit, where=OutsideLayers(edit.where, self.first, self.last)) for edit in self.method.edits()
+        )
 
 
-def without(backbone: Backbone, delta: Delta, first: int, last: int) -> Delta:
+def ablate_layers(backbone: Backbone, delta: Delta, first: int, last: int) -> Delta:
     """The delta with its edits of the layers `first` to `last` undone, as if the method had none there."""
-    settings = Without(method=delta.settings, first=first, last=last)
-    left = {prefix for _, prefix, _ in steps(backbone, settings)}
-    values = {key: value for key, value in delta.values.items() if _owner(key) in left or key.startswith(SHARED)}
+    settings = WithoutLayers(method=delta.settings, first=first, last=last)
+    left = {prefix for _, prefix, _ in iterate_edits(backbone, settings)}
+    values = {key: value for key, value in delta.values.items() if _owner(key) in left or key.startswith(SHARED_PREFIX)}
     return replace(delta, settings=settings, values=values)
 
 
@@ -127,7 +132,7 @@ def _owner(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _map(name: str, found: Sequence[Found]) -> Section:
+def _map(name: str, found: Sequence[TrialResult]) -> Section:
     """The mean drops of these trials, as a map and a table."""
     matrix = mean_drops([one.outcome["drops"] for one in found])
     layers, labels = [str(layer) for layer in range(len(matrix))], ("first layer removed", "last layer removed")
@@ -144,13 +149,13 @@ def _map(name: str, found: Sequence[Found]) -> Section:
     )
 
 
-def _by_scale(found: Sequence[Found]) -> list[Section]:
+def _by_scale(found: Sequence[TrialResult]) -> list[Section]:
     if not found:
         return []
-    means = averaged(found, "test", lambda trial: (trial.task, float(trial.also["initial_scale"])))
+    means = mean_outcomes(found, "test", lambda trial: (trial.task, float(trial.extra["initial_scale"])))
     tasks, scales = dict.fromkeys(task for task, _ in means), sorted({scale for _, scale in means})
     across = "initial scale: deviation of the normal that weights are drawn from"
-    figure = line_plot(lines_of(means), title="mean over seeds", across=across, up="test score", logarithmic=True)
+    figure = line_plot(group_lines(means), title="mean over seeds", across=across, up="test score", logarithmic=True)
     rows = tuple((f"{scale:g}", *(means.get((task, scale)) for task in tasks)) for scale in scales)
     table = Table(("initial scale", *tasks), rows)
     return [Section("Initial scale", table=table, figure=figure, caption=f"Test score by {across}, a line each task")]

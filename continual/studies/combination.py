@@ -10,10 +10,20 @@ from pydantic import Field
 
 from continual.page import Section, Table
 from continual.plots import bar_plot
-from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, Rates, average, best_rates, means_table, method_of, named, swept, task_of
+from continual.studies.bench import TrialRunner, summarize
+from continual.studies.groups import (
+    RATES,
+    Rates,
+    best_rates,
+    mean_of,
+    means_table,
+    method_label,
+    method_of,
+    sweep_trials,
+    task_of,
+)
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method
 
 Pair = tuple[Method, Method]
@@ -40,19 +50,21 @@ class Combination(Study):
     )
     rates: Rates = RATES
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
-        methods = {named(method): method for pair in self.pairs for method in ways(pair).values()}
-        return swept(bench, methods.values(), rates=self.rates)
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+        methods = {method_label(method): method for pair in self.pairs for method in pair_variants(pair).values()}
+        return sweep_trials(bench, methods.values(), rates=self.rates)
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
-        return outcome(*bench.trained(trial))
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        return summarize(*bench.trained(trial))
 
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         best = best_rates(found)
         scores = {(one.trial.task, one.trial.seed, method_of(one.trial)): one.outcome["test"] for one in best}
-        compared = {(named(a), named(b)): row for a, b in self.pairs if (row := _compared((a, b), scores))}
+        compared = {
+            (method_label(a), method_label(b)): row for a, b in self.pairs if (row := _compared((a, b), scores))
+        }
         rows = tuple((*pair, *row) for pair, row in compared.items())
-        columns = ("first", "second", *ways(self.pairs[0]), "gain")
+        columns = ("first", "second", *pair_variants(self.pairs[0]), "gain")
         bars = {" and ".join(pair): dict(zip(columns[2:-1], row, strict=False)) for pair, row in compared.items()}
         values, each = ("parameters", "share", "test"), {"task": task_of, "method": method_of}
         return Result(
@@ -74,7 +86,7 @@ class Combination(Study):
 TEXT = "Mean test scores over tasks and seeds. Gain: the best combination less the better of the two alone."
 
 
-def ways(pair: Pair) -> dict[str, Method]:
+def pair_variants(pair: Pair) -> dict[str, Method]:
     """Each alone, both at once, and one after the other.
 
     >>> list(ways((Method(name="lora"), Method(name="bitfit"))))
@@ -96,10 +108,10 @@ def ways(pair: Pair) -> dict[str, Method]:
 
 def _compared(pair: Pair, scores: Mapping[tuple[str, int, str], float]) -> tuple[float, ...] | None:
     """The mean score of each way over the tasks and seeds for which all of them are there, and the gain."""
-    names = [named(method) for method in ways(pair).values()]
+    names = [method_label(method) for method in pair_variants(pair).values()]
     runs = {(task, seed) for task, seed, _ in scores}
     whole = [run for run in sorted(runs) if all((*run, name) in scores for name in names)]
     if not whole:
         return None
-    first, second, *combined = [average(scores[(*run, name)] for run in whole) for name in names]
+    first, second, *combined = [mean_of(scores[(*run, name)] for run in whole) for name in names]
     return first, second, *combined, max(combined) - max(first, second)

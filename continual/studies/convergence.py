@@ -9,17 +9,27 @@ from typing import Any, ClassVar, final
 
 from pydantic import Field
 
-from continual.course import Course
+from continual.course import TrainingState
 from continual.page import Section
 from continual.plots import Line, line_plot
-from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, Rates, average, averaged, best_rates, means_table, method_of, swept, task_of
+from continual.studies.bench import TrialRunner, summarize
+from continual.studies.groups import (
+    RATES,
+    Rates,
+    best_rates,
+    mean_of,
+    mean_outcomes,
+    means_table,
+    method_of,
+    sweep_trials,
+    task_of,
+)
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method
 
 METHODS = ("full", "lora", "adapter", "prefix", "bitfit", "ia3")
-NEARLY = 0.99  # of the final score
+CONVERGED_FRACTION = 0.99  # of the final score
 
 
 @final
@@ -35,13 +45,13 @@ class Convergence(Study):
     rates: Rates = RATES
     epochs: int = Field(default=10, ge=1)
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
-        return swept(bench, self.methods, rates=self.rates, epochs=self.epochs)
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+        return sweep_trials(bench, self.methods, rates=self.rates, epochs=self.epochs)
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         seconds: list[float] = []
 
-        def keep(course: Course) -> None:
+        def keep(course: TrainingState) -> None:
             seconds.append(course.seconds)
 
         task, trained = bench.trained(trial, keep=keep)
@@ -52,22 +62,22 @@ class Convergence(Study):
             "loss": [epoch.loss for epoch in trained.curve],
             "score": [epoch.score for epoch in trained.curve],
         }
-        there = reached(curve["score"])
+        there = convergence_epoch(curve["score"])
         return {
-            **outcome(task, trained),
+            **summarize(task, trained),
             "curve": curve,
             "steps_to_reach": curve["step"][there],
             "seconds_to_reach": seconds[there],
         }
 
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         best = best_rates(found)
         values = ("steps_to_reach", "seconds_to_reach", "validation", "test")
         alone, each = {"method": method_of}, {"task": task_of, "method": method_of}
         return Result(
             (
                 Section(
-                    f"Steps to {NEARLY:.0%} of the final score",
+                    f"Steps to {CONVERGED_FRACTION:.0%} of the final score",
                     "Means over tasks and seeds; measured after every epoch. Zero steps: the start was as good.",
                     table=means_table(best, alone, values),
                 ),
@@ -76,28 +86,28 @@ class Convergence(Study):
                 _figure(best, "score", "second", "validation score"),
                 Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
             ),
-            {f"steps_to_reach.{name}": mean for name, mean in averaged(best, values[0], method_of).items()},
+            {f"steps_to_reach.{name}": mean for name, mean in mean_outcomes(best, values[0], method_of).items()},
         )
 
 
-def reached(scores: Sequence[float]) -> int:
+def convergence_epoch(scores: Sequence[float]) -> int:
     """The first point of a curve that is at 99 % of its last one.
 
     >>> reached([0.5, 0.9, 0.995, 0.98, 1.0])
     2
     """
-    enough = scores[-1] - (1 - NEARLY) * abs(scores[-1])
+    enough = scores[-1] - (1 - CONVERGED_FRACTION) * abs(scores[-1])
     return next(i for i, score in enumerate(scores) if score >= enough)
 
 
-def _figure(found: Sequence[Found], value: str, across: str, up: str) -> Section:
+def _figure(found: Sequence[TrialResult], value: str, across: str, up: str) -> Section:
     title = f"{up.partition(',')[0]} by {across}".capitalize()
     lines = {}
     for name in dict.fromkeys(method_of(one.trial) for one in found):
         curves = [one.outcome["curve"] for one in found if method_of(one.trial) == name]
         points = [i for i, known in enumerate(curves[0][value]) if known is not None]
-        x = points if across == "epoch" else [average(curve[across][i] for curve in curves) for i in points]
-        lines[name] = Line(x, [average(curve[value][i] for curve in curves) for i in points])
+        x = points if across == "epoch" else [mean_of(curve[across][i] for curve in curves) for i in points]
+        lines[name] = Line(x, [mean_of(curve[value][i] for curve in curves) for i in points])
     unit = "second of training" if across == "second" else across
     figure = line_plot(lines, title="mean over tasks and seeds", across=unit, up=up)
     return Section(title, figure=figure, caption=f"{up} by {unit}, a line for each method")

@@ -23,15 +23,15 @@ from pydantic import Field
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import Delta
 from continual.features import sorted_batches
-from continual.kinds import Seen, Start
-from continual.learn import Task, ready, train_from
+from continual.kinds import ForwardContext, HeadStart
+from continual.learn import PreparedTask, prepare_task, train_from_start
 from continual.page import Section
 from continual.plots import line_plot
-from continual.studies.bench import Bench
-from continual.studies.groups import averaged, lines_of, means_table, method_of, swept, task_of
+from continual.studies.bench import TrialRunner
+from continual.studies.groups import group_lines, mean_outcomes, means_table, method_of, sweep_trials, task_of
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
-from continual.train import Trained
+from continual.studies.trial import StudyTrial, TrialResult
+from continual.train import TrainingResult
 from continual.warmstart import from_scratch
 from tasks import Method
 
@@ -53,21 +53,21 @@ class Cost(Study):
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
     steps: int = Field(default=10, ge=1)
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
         for size in self.batch_sizes:
             measured = {"batch_size": size, "steps": self.steps, "machine": _machine(bench.backbone)}
-            yield from swept(bench, self.methods, rates=[1.0], epochs=1, also=measured)
+            yield from sweep_trials(bench, self.methods, rates=[1.0], epochs=1, also=measured)
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         backbone = bench.backbone
         where = (backbone.name, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             return alone.submit(costs, *where, trial, torch.get_num_threads()).result()
 
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         alone = {"method": method_of, "batch size": _size}
         values = ("memory_MiB", "added_MiB", "seconds_per_step", "examples_per_second", "latency_ms")
-        memory = averaged(found, "memory_MiB", lambda trial: f"memory_MiB.{method_of(trial)}.{_size(trial)}")
+        memory = mean_outcomes(found, "memory_MiB", lambda trial: f"memory_MiB.{method_of(trial)}.{_size(trial)}")
         return Result(
             (
                 Section("Cost of each method", TEXT, table=means_table(found, alone, values)),
@@ -89,10 +89,10 @@ FIGURES = {
 }
 
 
-def costs(name: str, device: str, dtype: str, trial: Trial, threads: int) -> Mapping[str, float]:
+def costs(name: str, device: str, dtype: str, trial: StudyTrial, threads: int) -> Mapping[str, float]:
     """What one arm takes, in this process."""
     torch.set_num_threads(threads)
-    size, steps = trial.also["batch_size"], trial.also["steps"]
+    size, steps = trial.extra["batch_size"], trial.extra["steps"]
     backbone = load_backbone(name, device=device, dtype=dtype)
     cuda = backbone.device.type == "cuda"
     _trained(backbone, _few(trial, size, batches=1))  # the first time pays for what is made once
@@ -109,27 +109,27 @@ def costs(name: str, device: str, dtype: str, trial: Trial, threads: int) -> Map
     }
 
 
-def _trained(backbone: Backbone, trial: Trial) -> tuple[Task, Trained]:
+def _trained(backbone: Backbone, trial: StudyTrial) -> tuple[PreparedTask, TrainingResult]:
     """Trained from a head of zeros: so few rows may lack labels, which a closed form cannot do without."""
-    task = ready(backbone, trial.taken)
-    blank = from_scratch(Start(task.kind.blank(task.backbone), torch.empty(0)))
-    return task, train_from(task, blank, seed=trial.seed)
+    task = prepare_task(backbone, trial.selected_rows)
+    blank = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
+    return task, train_from_start(task, blank, seed=trial.seed)
 
 
-def _few(trial: Trial, size: int, *, batches: int) -> Trial:
+def _few(trial: StudyTrial, size: int, *, batches: int) -> StudyTrial:
     """The trial with as many rows as these batches have, or as there are, and no more held-out rows than a batch."""
     data, budget = trial.data, trial.budget.model_copy(update={"batch_size": size})
-    few = data.train.take(range(min(size * batches, len(data.train))))
-    held_out = data.validation.take(range(min(size, len(data.validation))))
+    few = data.train.select(range(min(size * batches, len(data.train))))
+    held_out = data.validation.select(range(min(size, len(data.validation))))
     return replace(trial, data=replace(data, train=few, validation=held_out), budget=budget)
 
 
-def _latency(task: Task, delta: Delta, size: int, *, passes: int) -> float:
+def _latency(task: PreparedTask, delta: Delta, size: int, *, passes: int) -> float:
     """The median time, in seconds, of a pass over the batch of middle length, with the delta in place."""
     batches = list(sorted_batches(task.train.tokens.lengths, size))
-    texts = task.data.train.take(batches[len(batches) // 2])
+    texts = task.data.train.select(batches[len(batches) // 2])
     batch = task.kind.prepare(task.backbone, texts, max_length=task.budget.max_length)
-    seen = Seen(task.backbone, delta, batch)
+    seen = ForwardContext(task.backbone, delta, batch)
     return statistics.median(_seconds(lambda: task.kind.outputs(seen, delta.head)) for _ in range(passes))
 
 
@@ -165,11 +165,11 @@ def _machine(backbone: Backbone) -> str:
     return f"{platform.node()}, {device}, {torch.get_num_threads()} threads"
 
 
-def _size(trial: Trial) -> int:
-    return int(trial.also["batch_size"])
+def _size(trial: StudyTrial) -> int:
+    return int(trial.extra["batch_size"])
 
 
-def _figure(found: Sequence[Found], value: str, up: str) -> Section:
-    lines = lines_of(averaged(found, value, lambda trial: (method_of(trial), _size(trial))))
+def _figure(found: Sequence[TrialResult], value: str, up: str) -> Section:
+    lines = group_lines(mean_outcomes(found, value, lambda trial: (method_of(trial), _size(trial))))
     figure = line_plot(lines, title="mean over tasks and seeds", across="batch size", up=up, logarithmic=True)
     return Section(up.partition(",")[0].capitalize(), figure=figure, caption=f"{up} by batch size, a line each method")

@@ -12,20 +12,20 @@ from pydantic import Field
 
 from continual.page import Section
 from continual.plots import line_plot
-from continual.studies.bench import Bench, outcome, scored
+from continual.studies.bench import TrialRunner, summarize, test_score
 from continual.studies.groups import (
     RATES,
     Rates,
-    averaged,
     best_rates,
-    lines_of,
+    group_lines,
+    mean_outcomes,
     means_table,
     method_of,
-    swept,
+    sweep_trials,
     task_of,
 )
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method
 
 METHODS = ("full", "lora", "adapter", "bitfit", "probe")
@@ -44,21 +44,21 @@ class Generalisation(Study):
     rows: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(100, 300, 1000, 3000), min_length=1)
     rates: Rates = RATES
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
         for count in self.rows:
-            for trial in swept(bench, self.methods, rates=self.rates, rows=count):
+            for trial in sweep_trials(bench, self.methods, rates=self.rates, rows=count):
                 if len(trial.data.labels) <= count <= len(trial.data.train):
                     yield trial
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         task, trained = bench.trained(trial)
-        found, train = outcome(task, trained), scored(task, trained.delta, task.train)
+        found, train = summarize(task, trained), test_score(task, trained.delta, task.train)
         return {**found, "train": train, "gap": train - found["test"]}
 
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         best, values = best_rates(found), ("train", "test", "gap")
         alone, each = {"method": method_of, "rows": _rows}, {"task": task_of, "method": method_of, "rows": _rows}
-        gaps = averaged(best, "gap", lambda trial: (method_of(trial), _rows(trial)))
+        gaps = mean_outcomes(best, "gap", lambda trial: (method_of(trial), _rows(trial)))
         return Result(
             (
                 Section("Gap between train and test", TEXT, table=means_table(best, alone, values)),
@@ -73,13 +73,13 @@ class Generalisation(Study):
 TEXT = "Means over tasks and seeds. The gap is the score on the train rows less that on the test rows."
 
 
-def _rows(trial: Trial) -> int:
+def _rows(trial: StudyTrial) -> int:
     assert trial.rows is not None
     return trial.rows
 
 
-def _figure(found: Sequence[Found], value: str, up: str) -> Section:
-    lines = lines_of(averaged(found, value, lambda trial: (method_of(trial), _rows(trial))))
+def _figure(found: Sequence[TrialResult], value: str, up: str) -> Section:
+    lines = group_lines(mean_outcomes(found, value, lambda trial: (method_of(trial), _rows(trial))))
     figure = line_plot(lines, title="mean over tasks and seeds", across="train rows", up=up, logarithmic=True)
     title = f"{value} by train rows"
     return Section(title.capitalize(), figure=figure, caption=f"{up} by train rows, a line for each method")

@@ -11,9 +11,9 @@ from pydantic import Field
 from continual.forgetting import mean
 from continual.page import Table
 from continual.plots import Line
-from continual.search import Arm
-from continual.studies.bench import Bench
-from continual.studies.trial import Found, Trial
+from continual.search import SearchCandidate
+from continual.studies.bench import TrialRunner
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method, TaskData
 
 Key = TypeVar("Key", bound=Hashable)
@@ -25,21 +25,21 @@ FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f"}
 PERCENTILES = (20, 50, 80)  # those of Houlsby et al. (2019), figure 1
 
 
-def swept(
-    bench: Bench, methods: Iterable[Method], *, rates: Sequence[float], epochs: int | None = None, **more: Any
-) -> Iterator[Trial]:
+def sweep_trials(
+    bench: TrialRunner, methods: Iterable[Method], *, rates: Sequence[float], epochs: int | None = None, **more: Any
+) -> Iterator[StudyTrial]:
     """A trial of every task with every seed by every method at every learning rate."""
     chosen = list(methods)
     for data in bench.tasks:
         for seed in bench.seeds:
             for method in chosen:
                 for rate in rates:
-                    yield asked(data, seed, method, rate=rate, epochs=epochs, **more)
+                    yield make_trial(data, seed, method, rate=rate, epochs=epochs, **more)
 
 
-def asked(
+def make_trial(
     data: TaskData, seed: int, method: Method | None, *, rate: float = 1.0, epochs: int | None = None, **more: Any
-) -> Trial:
+) -> StudyTrial:
     """A trial by a method, or by the task's own, at a multiple of the task's learning rate.
 
     epochs: in place of the task's own.
@@ -48,35 +48,37 @@ def asked(
     assert spec.budget  # what `Stream.resolved` fills in
     assert spec.method
     budget = spec.budget if epochs is None else spec.budget.model_copy(update={"epochs": epochs})
-    return Trial(data, seed, Arm(method or spec.method, rate * budget.learning_rate), budget, **more)
+    return StudyTrial(data, seed, SearchCandidate(method or spec.method, rate * budget.learning_rate), budget, **more)
 
 
-def best_rates(found: Iterable[Found]) -> list[Found]:
+def best_rates(found: Iterable[TrialResult]) -> list[TrialResult]:
     """Of the trials that differ in nothing but the learning rate, the best on validation rows."""
-    best: dict[str, Found] = {}
+    best: dict[str, TrialResult] = {}
     for one in found:
-        key = replace(one.trial, arm=replace(one.trial.arm, learning_rate=0.0)).key
+        key = replace(one.trial, candidate=replace(one.trial.candidate, learning_rate=0.0)).key
         if key not in best or one.outcome["validation"] > best[key].outcome["validation"]:
             best[key] = one
     return list(best.values())
 
 
-def averaged(found: Iterable[Found], value: str, by: Callable[[Trial], Key]) -> dict[Key, float]:
+def mean_outcomes(found: Iterable[TrialResult], value: str, by: Callable[[StudyTrial], Key]) -> dict[Key, float]:
     """The mean outcome of the trials that are the same by `by`, in the order in which they first appear."""
     values: defaultdict[Key, list[float]] = defaultdict(list)
     for one in found:
         values[by(one.trial)].append(one.outcome[value])
-    return {key: average(own) for key, own in values.items()}
+    return {key: mean_of(own) for key, own in values.items()}
 
 
-def means_table(found: Sequence[Found], by: Mapping[str, Callable[[Trial], Any]], values: Sequence[str]) -> Table:
+def means_table(
+    found: Sequence[TrialResult], by: Mapping[str, Callable[[StudyTrial], Any]], values: Sequence[str]
+) -> Table:
     """A row of mean outcomes for the trials that are the same. by: what rows are told apart by, under its heading."""
-    means = [averaged(found, value, lambda trial: tuple(own(trial) for own in by.values())) for value in values]
+    means = [mean_outcomes(found, value, lambda trial: tuple(own(trial) for own in by.values())) for value in values]
     rows = tuple((*key, *(mean[key] for mean in means)) for key in means[0])
     return Table((*by, *(value.replace("_", " ") for value in values)), rows, dict(FORMATS))
 
 
-def lines_of(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
+def group_lines(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
     """A line for each first half of a key, through its second halves in order.
 
     >>> lines_of({("lora", 300): 0.8, ("lora", 100): 0.7})
@@ -89,20 +91,20 @@ def lines_of(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
     return {name: Line([x for x, _ in found], [y for _, y in found]) for name, found in own.items()}
 
 
-def task_of(trial: Trial) -> str:
+def task_of(trial: StudyTrial) -> str:
     return trial.task
 
 
-def method_of(trial: Trial) -> str:
-    return named(trial.arm.method)
+def method_of(trial: StudyTrial) -> str:
+    return method_label(trial.candidate.method)
 
 
-def both_of(trial: Trial) -> tuple[str, str]:
+def task_and_method(trial: StudyTrial) -> tuple[str, str]:
     """Task and method."""
     return task_of(trial), method_of(trial)
 
 
-def average(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
     """The mean of something."""
     found = mean(values)
     assert found is not None
@@ -119,14 +121,14 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def named(method: Method) -> str:
+def method_label(method: Method) -> str:
     """A method as tables and figures call it.
 
     >>> named(Method.model_validate({"name": "union", "parts": ["bitfit", {"name": "lora", "rank": 2}]}))
     'bitfit + lora rank 2'
     """
     settings = dict(method.settings)
-    parts = [named(Method.model_validate(part)) for part in settings.pop("parts", ())]
+    parts = [method_label(Method.model_validate(part)) for part in settings.pop("parts", ())]
     between = {"union": " + ", "sequential": ", then "}.get(method.name, " ")
     shown = between.join(parts) or method.name
     return " ".join((shown, *(f"{key} {_plain(value)}" for key, value in settings.items())))

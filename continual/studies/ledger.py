@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from continual.backbone import Backbone
-from continual.studies.trial import Trial, digest
+from continual.studies.trial import StudyTrial, digest
 
 FOLDER = "studies"
 DIGITS = 12  # of the digest in a file's name
 
 
-class Ledger:
+class TrialStore:
     """The trials of one file; a finished one is on the disk before `add` returns."""
 
     def __init__(self, file: Path) -> None:
@@ -27,19 +27,19 @@ class Ledger:
         self._outcomes = dict(_lines(file.read_bytes())) if file.exists() else {}
 
     @classmethod
-    def of(cls, home: Path, study: str, backbone: Backbone) -> "Ledger":
+    def open(cls, home: Path, study: str, backbone: Backbone) -> "TrialStore":
         """The ledger of a study on a backbone: trials of all streams, tasks and seeds are found again in it."""
         place = digest([backbone.fingerprint, backbone.device.type, str(backbone.dtype)])
         return cls(home / FOLDER / f"{study}-{place[:DIGITS]}.jsonl")
 
-    def find(self, trial: Trial) -> Mapping[str, Any] | None:
+    def get(self, trial: StudyTrial) -> Mapping[str, Any] | None:
         """What came of a trial; None where it is still to be made."""
         return self._outcomes.get(trial.key)
 
-    def add(self, trial: Trial, outcome: Mapping[str, Any]) -> None:
+    def add(self, trial: StudyTrial, outcome: Mapping[str, Any]) -> None:
         """Keep what came of a trial."""
         self._outcomes[trial.key] = outcome
-        line = json.dumps({"key": trial.key, "asked": trial.told(), "outcome": outcome})
+        line = json.dumps({"key": trial.key, "asked": trial.to_json(), "outcome": outcome})
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("ab+") as file:
             # A line that a killed process left unfinished must not swallow this one.

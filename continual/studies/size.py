@@ -10,10 +10,20 @@ from typing import Any, ClassVar, final
 
 from continual.page import Section, Table
 from continual.plots import Line, line_plot
-from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, Rates, averaged, best_rates, both_of, method_of, named, percentiles, swept
+from continual.studies.bench import TrialRunner, summarize
+from continual.studies.groups import (
+    RATES,
+    Rates,
+    best_rates,
+    mean_outcomes,
+    method_label,
+    method_of,
+    percentiles,
+    sweep_trials,
+    task_and_method,
+)
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method
 
 FULL = Method(name="full")
@@ -42,16 +52,19 @@ class Size(Study):
     methods: tuple[Method, ...] = ()
     rates: Rates = RATES
 
-    def trials(self, bench: Bench) -> Iterable[Trial]:
-        return swept(bench, (*(self.methods or _sizes(bench.backbone.layers)), FULL), rates=self.rates)
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+        return sweep_trials(bench, (*(self.methods or _sizes(bench.backbone.layers)), FULL), rates=self.rates)
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
-        return outcome(*bench.trained(trial))
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        return summarize(*bench.trained(trial))
 
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         best = best_rates(found)
-        gaps, sizes = gaps_to_full(averaged(best, "test", both_of)), averaged(best, "parameters", method_of)
-        shares, scores = averaged(best, "share", method_of), averaged(best, "test", both_of)
+        gaps, sizes = (
+            gaps_to_full(mean_outcomes(best, "test", task_and_method)),
+            mean_outcomes(best, "parameters", method_of),
+        )
+        shares, scores = mean_outcomes(best, "share", method_of), mean_outcomes(best, "test", task_and_method)
         spread = {name: percentiles(list(own.values())) for name, own in gaps.items() if own}
         table = Table(
             ("method", "parameters", "share", "20th", "median", "80th", "tasks"),
@@ -92,16 +105,16 @@ def gaps_to_full(scores: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
     """
     gaps: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for (task, method), score in scores.items():
-        if (full := scores.get((task, named(FULL)))) is not None:
+        if (full := scores.get((task, method_label(FULL)))) is not None:
             gaps[method][task] = score - full
     return dict(gaps)
 
 
 def _lines(
-    found: Sequence[Found], sizes: Mapping[str, float], spread: Mapping[str, tuple[float, float, float]]
+    found: Sequence[TrialResult], sizes: Mapping[str, float], spread: Mapping[str, tuple[float, float, float]]
 ) -> dict[str, Line]:
     """A line for each name of a method, through its sizes in order."""
-    families = {method_of(one.trial): one.trial.arm.method.name for one in found}
+    families = {method_of(one.trial): one.trial.candidate.method.name for one in found}
     lines = {}
     for family in dict.fromkeys(families.values()):
         own = sorted((name for name in spread if families[name] == family), key=lambda name: sizes[name])

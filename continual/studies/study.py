@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from continual.checked import misfits
-from continual.errors import LearnError, MethodError, StudyError
+from continual.checked import incompatibilities
+from continual.errors import MethodError, StudyError, TrainingError
 from continual.page import Section, Table
-from continual.studies.bench import Bench
-from continual.studies.ledger import Ledger
-from continual.studies.trial import Found, Trial
-from tasks import Written
+from continual.studies.bench import TrialRunner
+from continual.studies.ledger import TrialStore
+from continual.studies.trial import StudyTrial, TrialResult
+from tasks import StrictModel
 
-Made = Callable[[int, int, Trial], None]  # trials done, trials in all, and the next
+ProgressCallback = Callable[[int, int, StudyTrial], None]  # trials done, trials in all, and the next
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Result:
         return {section.title: section.table for section in self.sections if section.table}
 
     @property
-    def told(self) -> dict[str, list[dict[str, Any]]]:
+    def to_json(self) -> dict[str, list[dict[str, Any]]]:
         """The tables as JSON."""
         return {
             title: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
@@ -42,7 +42,7 @@ class Result:
         return {section.title: section.figure for section in self.sections if section.figure}
 
 
-class Study(Written, ABC):
+class Study(StrictModel, ABC):
     """One study. A subclass adds its settings, says which trials they mean, makes one, and makes a result of all.
 
     shows: what it shows, in a line · paper: where its figure comes from.
@@ -52,27 +52,29 @@ class Study(Written, ABC):
     paper: ClassVar[str]
 
     @abstractmethod
-    def trials(self, bench: Bench) -> Iterable[Trial]:
+    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
         """Everything to be measured. Raises InputError where the tasks are not what the study needs."""
 
     @abstractmethod
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         """What comes of one trial, as JSON."""
 
     @abstractmethod
-    def result(self, found: Sequence[Found]) -> Result:
+    def result(self, found: Sequence[TrialResult]) -> Result:
         """What the trials come to, those that failed left out."""
 
 
 @dataclass(frozen=True)
-class Studied:
+class StudyRun:
     """A study that was carried out: all that was found, and what it came to."""
 
-    found: tuple[Found, ...]
+    found: tuple[TrialResult, ...]
     result: Result
 
 
-def carry_out(study: Study, bench: Bench, ledger: Ledger, *, made: Made = lambda done, total, trial: None) -> Studied:
+def run_study(
+    study: Study, bench: TrialRunner, ledger: TrialStore, *, made: ProgressCallback = lambda done, total, trial: None
+) -> StudyRun:
     """Make the trials that the ledger does not hold, one after the other, and sum all of them up.
 
     A trial whose loss is no longer a number is kept as failed and left out of the result.
@@ -88,26 +90,26 @@ def carry_out(study: Study, bench: Bench, ledger: Ledger, *, made: Made = lambda
     _check(bench, trials)
     for number, trial in enumerate(trials):
         made(number, len(trials), trial)
-        if ledger.find(trial) is None:
+        if ledger.get(trial) is None:
             ledger.add(trial, _measured(study, bench, trial))
-    found = tuple(Found(trial, ledger.find(trial) or {}) for trial in trials)
+    found = tuple(TrialResult(trial, ledger.get(trial) or {}) for trial in trials)
     there = [one for one in found if not one.failed]
     if not there:
-        raise LearnError(f"all {len(found)} trials failed; the first: {found[0].outcome['failed']}")
-    return Studied(found, study.result(there))
+        raise TrainingError(f"all {len(found)} trials failed; the first: {found[0].outcome['failed']}")
+    return StudyRun(found, study.result(there))
 
 
-def _measured(study: Study, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+def _measured(study: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
     try:
         return study.measure(bench, trial)
-    except LearnError as error:
+    except TrainingError as error:
         return {"failed": str(error)}
 
 
-def _check(bench: Bench, trials: Sequence[Trial]) -> None:
+def _check(bench: TrialRunner, trials: Sequence[StudyTrial]) -> None:
     """Raise MethodError, one message, for tasks and methods that do not fit the backbone."""
     asked = [own for trial in trials for own in (trial, trial.source) if own]
-    specs = {(one.task, repr(one.arm.method), repr(one.data.spec.template)): one.spec for one in asked}
-    problems = dict.fromkeys(problem for spec in specs.values() for problem in misfits(bench.backbone, spec))
+    specs = {(one.task, repr(one.candidate.method), repr(one.data.spec.template)): one.spec for one in asked}
+    problems = dict.fromkeys(problem for spec in specs.values() for problem in incompatibilities(bench.backbone, spec))
     if problems:
         raise MethodError("\n".join(problems))

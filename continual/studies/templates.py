@@ -15,10 +15,10 @@ from continual.errors import StudyError
 from continual.forgetting import mean
 from continual.page import Section, Table
 from continual.plots import bar_plot
-from continual.studies.bench import Bench, outcome
-from continual.studies.groups import RATES, Rates, asked, averaged, best_rates
+from continual.studies.bench import TrialRunner, summarize
+from continual.studies.groups import RATES, Rates, best_rates, make_trial, mean_outcomes
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
+from continual.studies.trial import StudyTrial, TrialResult
 from tasks import Method, TaskData
 
 REGIMES = ("zero-shot", "few-shot", "all rows")
@@ -38,7 +38,7 @@ class Templates(Study):
     method: Method | None = None
     rates: Rates = RATES
 
-    def trials(self, bench: Bench) -> Iterator[Trial]:
+    def trials(self, bench: TrialRunner) -> Iterator[StudyTrial]:
         if bare := [data.spec.name for data in bench.tasks if data.spec.template is None]:
             raise StudyError(
                 f"tasks without a template: {', '.join(bare)}. Give each one, as in "
@@ -47,21 +47,21 @@ class Templates(Study):
             )
         for data in bench.tasks:
             for seed in bench.seeds:
-                yield asked(data, seed, self.method, epochs=0, also=_also("zero-shot", data))
+                yield make_trial(data, seed, self.method, epochs=0, also=_also("zero-shot", data))
                 for rate in self.rates:
-                    for own in (data, headed(data)):
+                    for own in (data, without_template(data)):
                         yield from self._regimes(own, seed, rate)
 
-    def _regimes(self, data: TaskData, seed: int, rate: float) -> Iterator[Trial]:
+    def _regimes(self, data: TaskData, seed: int, rate: float) -> Iterator[StudyTrial]:
         few = _also("few-shot", data)
-        yield asked(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, also=few)
-        yield asked(data, seed, self.method, rate=rate, also=_also("all rows", data))
+        yield make_trial(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, also=few)
+        yield make_trial(data, seed, self.method, rate=rate, also=_also("all rows", data))
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
-        return outcome(*bench.trained(trial))
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        return summarize(*bench.trained(trial))
 
-    def result(self, found: Sequence[Found]) -> Result:
-        scores = averaged(best_rates(found), "test", lambda trial: (trial.task, *_regime(trial)))
+    def result(self, found: Sequence[TrialResult]) -> Result:
+        scores = mean_outcomes(best_rates(found), "test", lambda trial: (trial.task, *_regime(trial)))
         tasks = list(dict.fromkeys(task for task, *_ in scores))
         each = [(task, regime, *_both(scores, [task], regime)) for task in tasks for regime in REGIMES]
         means = [(regime, *_both(scores, tasks, regime)) for regime in REGIMES]
@@ -90,7 +90,7 @@ FORMATS = {"gain": "+.3f"}
 TEXT = "Test scores. Gain: with the template less with a head. Zero-shot there is no head to answer with."
 
 
-def headed(data: TaskData) -> TaskData:
+def without_template(data: TaskData) -> TaskData:
     """The task without its template, so that a head answers it."""
     return replace(data, spec=data.spec.model_copy(update={"template": None}))
 
@@ -99,8 +99,8 @@ def _also(regime: str, data: TaskData) -> dict[str, Any]:
     return {"regime": regime, "template": data.spec.template is not None}
 
 
-def _regime(trial: Trial) -> tuple[str, bool]:
-    return trial.also["regime"], trial.also["template"]
+def _regime(trial: StudyTrial) -> tuple[str, bool]:
+    return trial.extra["regime"], trial.extra["template"]
 
 
 def _both(

@@ -22,25 +22,25 @@ from pydantic import Field
 from scipy.stats import spearmanr
 
 from continual.backbone import Backbone
-from continual.deltas import METHODS, Delta, method_settings, repeatable
-from continual.described import signature_of
+from continual.deltas import METHODS, Delta, can_be_retrained, method_settings
+from continual.described import task_signature
 from continual.errors import StudyError
-from continual.forgetting import Matrix
-from continual.kinds import Seen, kind_of_spec
-from continual.learn import Task, train_from
+from continual.forgetting import ScoreMatrix
+from continual.kinds import ForwardContext, kind_of_spec
+from continual.learn import PreparedTask, train_from_start
 from continual.page import Section, Table
 from continual.plots import gain_map
-from continual.search import search_of
-from continual.similar import looks
-from continual.similarity import STORED
-from continual.studies.bench import Bench, scored
-from continual.studies.groups import asked, average
+from continual.search import search_settings
+from continual.similar import transferability_measures
+from continual.similarity import SIGNATURE_MEASURES
+from continual.studies.bench import TrialRunner, test_score
+from continual.studies.groups import make_trial, mean_of
 from continual.studies.study import Result, Study
-from continual.studies.trial import Found, Trial
-from continual.warmstart import Candidate, judge, started
+from continual.studies.trial import StudyTrial, TrialResult
+from continual.warmstart import WarmStartCandidate, evaluate_candidate, initial_delta
 from tasks import Method, TaskData
 
-PLAIN = "probe"  # the method that changes nothing
+LINEAR_PROBE = "probe"  # the method that changes nothing
 
 
 @final
@@ -56,43 +56,48 @@ class Transfer(Study):
     epochs: int = Field(default=10, ge=0)
     method: Method | None = None
 
-    def trials(self, bench: Bench) -> Iterator[Trial]:
+    def trials(self, bench: TrialRunner) -> Iterator[StudyTrial]:
         if len(bench.tasks) < 2:
             raise StudyError(f"transfer is between tasks, and there is {len(bench.tasks)}; give two or more")
-        _require_copies(bench.backbone, [self._target(data, 0).arm.method for data in bench.tasks])
+        _require_copies(bench.backbone, [self._target(data, 0).candidate.method for data in bench.tasks])
         _require_same_layers(bench)
         for seed in bench.seeds:
             yield from (self._target(data, seed) for data in bench.tasks)
             for source in bench.tasks:
-                learned = asked(source, seed, self.method)
+                learned = make_trial(source, seed, self.method)
                 for data in bench.tasks:
                     if data is not source:
                         yield replace(self._target(data, seed), source=learned)
 
-    def _target(self, data: TaskData, seed: int) -> Trial:
-        return asked(data, seed, self.method, epochs=self.epochs, shots=self.shots)
+    def _target(self, data: TaskData, seed: int) -> StudyTrial:
+        return make_trial(data, seed, self.method, epochs=self.epochs, shots=self.shots)
 
-    def measure(self, bench: Bench, trial: Trial) -> Mapping[str, Any]:
+    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         subject = bench.subject(trial)
         task = subject.task
         if trial.source is None:
-            plain = _begun(task, subject.start, PLAIN, seed=trial.seed)
-            return {"plain": scored(task, plain, task.test), "scratch": _learned(task, subject.start, seed=trial.seed)}
-        rows, held_out = (Seen(task.backbone, None, rows) for rows in (task.train, task.validation))
-        neighbour = bench.neighbour(trial.source)
-        source = judge(task.kind, (neighbour, 1.0), delta=neighbour.delta, rows=rows, held_out=held_out)
-        frozen = _begun(task, replace(source, start=source.plain), task.method.name, seed=trial.seed)
+            plain = _begun(task, subject.start, LINEAR_PROBE, seed=trial.seed)
+            return {
+                "plain": test_score(task, plain, task.test),
+                "scratch": _learned(task, subject.start, seed=trial.seed),
+            }
+        rows, held_out = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
+        neighbour = bench.source_delta(trial.source)
+        source = evaluate_candidate(task.kind, (neighbour, 1.0), delta=neighbour.delta, rows=rows, held_out=held_out)
+        frozen = _begun(
+            task, replace(source, start=source.start_without_transferred_head), task.method.name, seed=trial.seed
+        )
         origin = bench.subject(trial.source).task
-        own, other = (signature_of(of.kind, Seen(of.backbone, None, of.train)) for of in (task, origin))
-        stored = {name: measure(own, other) for name, measure in STORED.items()}
+        own, other = (task_signature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
+        stored = {name: measure(own, other) for name, measure in SIGNATURE_MEASURES.items()}
         return {
-            "frozen": scored(task, frozen, task.test),
+            "frozen": test_score(task, frozen, task.test),
             "warm": _learned(task, source, seed=trial.seed),
-            "measures": {**stored, **looks(task, neighbour.delta)},
+            "measures": {**stored, **transferability_measures(task, neighbour.delta)},
         }
 
-    def result(self, found: Sequence[Found]) -> Result:
-        runs = runs_of(found)
+    def result(self, found: Sequence[TrialResult]) -> Result:
+        runs = transfer_runs(found)
         tasks = list(dict.fromkeys(one.trial.task for one in found))
         gains, moved = (_gains(runs, tasks, *of) for of in (("warm", "scratch"), ("frozen", "plain")))
         columns, measures = _EVERY, list(runs[0].measures) if runs else []
@@ -106,7 +111,7 @@ class Transfer(Study):
                 Section("Measures of similarity", MEASURES, table=_judged(runs, measures)),
                 Section("Every run", RUNS, table=Table((*columns, *measures), every)),
             ),
-            {"mean_gain": average(there), "best_gain": max(there), "worst_gain": min(there)} if there else {},
+            {"mean_gain": mean_of(there), "best_gain": max(there), "worst_gain": min(there)} if there else {},
         )
 
 
@@ -119,7 +124,7 @@ FIRST = 3  # sources that a measure may name
 
 
 @dataclass(frozen=True)
-class Run:
+class TransferRun:
     """What one target came to from one source with one seed."""
 
     target: str
@@ -139,43 +144,43 @@ class Run:
 _EVERY = ("target", "source", "seed", "scratch", "plain", "frozen", "warm")
 
 
-def runs_of(found: Sequence[Found]) -> list[Run]:
+def transfer_runs(found: Sequence[TrialResult]) -> list[TransferRun]:
     """Every pair with every seed whose target was also trained from scratch."""
     alone = {(one.trial.task, one.trial.seed): one.outcome for one in found if one.trial.source is None}
     return [
-        Run(one.trial.task, source.task, one.trial.seed, **alone[one.trial.task, one.trial.seed], **one.outcome)
+        TransferRun(one.trial.task, source.task, one.trial.seed, **alone[one.trial.task, one.trial.seed], **one.outcome)
         for one in found
         if (source := one.trial.source) and (one.trial.task, one.trial.seed) in alone
     ]
 
 
-def _begun(task: Task, start: Candidate, method: str, *, seed: int) -> Delta:
+def _begun(task: PreparedTask, start: WarmStartCandidate, method: str, *, seed: int) -> Delta:
     """What training by a method begins with, and what answers without any."""
-    settings = METHODS[PLAIN]() if method == PLAIN else method_settings(task.method)
-    return started(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
+    settings = METHODS[LINEAR_PROBE]() if method == LINEAR_PROBE else method_settings(task.method)
+    return initial_delta(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
 
 
-def _learned(task: Task, start: Candidate, *, seed: int) -> float:
-    return scored(task, train_from(task, start, seed=seed).delta, task.test)
+def _learned(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
+    return test_score(task, train_from_start(task, start, seed=seed).delta, task.test)
 
 
 def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
     """Raise StudyError unless all tasks have one method, whose values another task can begin with."""
     first = methods[0]
-    if search_of(first) or any(method != first for method in methods):
+    if search_settings(first) or any(method != first for method in methods):
         names = ", ".join(sorted({method.name for method in methods}))
         raise StudyError(
             f"transfer copies values between tasks, so that one method must be named for all; the tasks have {names}. "
             "Name it with --set method=lora"
         )
-    if not repeatable(backbone, method_settings(first)):
+    if not can_be_retrained(backbone, method_settings(first)):
         raise StudyError(
             f"what {first.name!r} has learned cannot be trained on, so that no task can start from it; "
             "choose another method, as in --set method=lora"
         )
 
 
-def _require_same_layers(bench: Bench) -> None:
+def _require_same_layers(bench: TrialRunner) -> None:
     """Raise StudyError where tasks of an encoder-decoder use other layers of it, so that values are lacking."""
     generating = [data.spec.name for data in bench.tasks if kind_of_spec(data.spec).generates]
     if bench.backbone.family.decoder and 0 < len(generating) < len(bench.tasks):
@@ -185,22 +190,22 @@ def _require_same_layers(bench: Bench) -> None:
         )
 
 
-def _gains(runs: Sequence[Run], tasks: Sequence[str], new: str, old: str) -> list[list[float | None]]:
+def _gains(runs: Sequence[TransferRun], tasks: Sequence[str], new: str, old: str) -> list[list[float | None]]:
     """For each target (rows) and source (columns) the mean gain over seeds; None where there is none."""
     gains = {pair: own[new] - own[old] for pair, own in _means(runs).items()}
     return [[gains.get((target, source)) for source in tasks] for target in tasks]
 
 
-def _map(title: str, text: str, matrix: Matrix, tasks: Sequence[str]) -> Section:
+def _map(title: str, text: str, matrix: ScoreMatrix, tasks: Sequence[str]) -> Section:
     figure = gain_map(matrix, down=tasks, across=tasks, title=title.lower(), labels=("target", "source"))
     rows = tuple((target, *row) for target, row in zip(tasks, matrix, strict=True))
     table = Table(("target", *tasks), rows, dict.fromkeys(tasks, "+.3f"))
     return Section(title, text, table=table, figure=figure, caption=f"{title}, for each target and source")
 
 
-def _judged(runs: Sequence[Run], measures: Sequence[str]) -> Table:
+def _judged(runs: Sequence[TransferRun], measures: Sequence[str]) -> Table:
     """Every measure, the one of least regret first."""
-    ranked: defaultdict[tuple[str, int], list[Run]] = defaultdict(list)
+    ranked: defaultdict[tuple[str, int], list[TransferRun]] = defaultdict(list)
     for run in runs:
         ranked[run.target, run.seed].append(run)
     rows = []
@@ -212,8 +217,8 @@ def _judged(runs: Sequence[Run], measures: Sequence[str]) -> Table:
         pairs = [(gains, values) for gains, values in known if len(gains) == len(values) > 0]
         if pairs:
             correlations = [found for pair in pairs if (found := rank_correlation(*pair)) is not None]
-            regret = average(regret_at(FIRST, gains, values) for gains, values in pairs)
-            rows.append((name, average(correlations) if correlations else None, regret))
+            regret = mean_of(regret_at(FIRST, gains, values) for gains, values in pairs)
+            rows.append((name, mean_of(correlations) if correlations else None, regret))
     return Table(("measure", "rank correlation", f"regret@{FIRST}"), tuple(sorted(rows, key=lambda row: row[2])))
 
 
@@ -230,7 +235,7 @@ def regret_at(first: int, gains: Sequence[float], values: Sequence[float]) -> fl
     return max(gains) - max(gains[i] for i in order[:first])
 
 
-def _best(runs: Sequence[Run], tasks: Sequence[str]) -> Table:
+def _best(runs: Sequence[TransferRun], tasks: Sequence[str]) -> Table:
     columns = ("target", "plain", "scratch", "best source", "frozen", "warm", "gain")
     rows = []
     for target in tasks:
@@ -243,10 +248,10 @@ def _best(runs: Sequence[Run], tasks: Sequence[str]) -> Table:
     return Table(columns, tuple(rows), {"gain": "+.3f"})
 
 
-def _means(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, float]]:
+def _means(runs: Sequence[TransferRun]) -> dict[tuple[str, str], dict[str, float]]:
     """For each target and source the means over the seeds."""
-    grouped: defaultdict[tuple[str, str], list[Run]] = defaultdict(list)
+    grouped: defaultdict[tuple[str, str], list[TransferRun]] = defaultdict(list)
     for run in runs:
         grouped[run.target, run.source].append(run)
     values = ("scratch", "plain", "frozen", "warm")
-    return {pair: {v: average(getattr(run, v) for run in own) for v in values} for pair, own in grouped.items()}
+    return {pair: {v: mean_of(getattr(run, v) for run in own) for v in values} for pair, own in grouped.items()}

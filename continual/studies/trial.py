@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from continual.search import Arm
+from continual.search import SearchCandidate
 from tasks import Budget, TaskData, TaskSpec
-from tasks.rows import sample, shots
+from tasks.rows import sample, sample_shots
 
-Told = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trial:
+class StudyTrial:
     """A task learned once, and all that its outcome follows from on one backbone.
 
     rows: of train at most so many · shots: so many rows of each label, of validation as of train, as Gao et al. (2021),
@@ -24,12 +24,12 @@ class Trial:
 
     data: TaskData
     seed: int
-    arm: Arm
+    candidate: SearchCandidate
     budget: Budget
     rows: int | None = None
     shots: int | None = None
-    source: "Trial | None" = None
-    also: Mapping[str, Any] = field(default_factory=dict)
+    source: "StudyTrial | None" = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -38,59 +38,59 @@ class Trial:
     @cached_property
     def spec(self) -> TaskSpec:
         """The task as this trial learns it."""
-        budget = self.budget.model_copy(update={"learning_rate": self.arm.learning_rate})
-        own = {"method": self.arm.method, "warm_start": "scratch", "budget": budget}
+        budget = self.budget.model_copy(update={"learning_rate": self.candidate.learning_rate})
+        own = {"method": self.candidate.method, "warm_start": "scratch", "budget": budget}
         return self.data.spec.model_copy(update=own)
 
     @property
-    def taken(self) -> TaskData:
+    def selected_rows(self) -> TaskData:
         """The task with the rows that the trial takes; its test rows are always all of them."""
         train, validation, drawn = self.data.train, self.data.validation, f"{self.seed}/{self.task}"
         if self.rows is not None:
             train = sample(train, self.rows, seed=f"{drawn}/rows", keep_labels=True)
         if self.shots is not None:
-            train = shots(train, self.shots, seed=f"{drawn}/shots")
-            validation = shots(validation, self.shots, seed=f"{drawn}/held out")
+            train = sample_shots(train, self.shots, seed=f"{drawn}/shots")
+            validation = sample_shots(validation, self.shots, seed=f"{drawn}/held out")
         return replace(self.data, spec=self.spec, train=train, validation=validation)
 
     @cached_property
-    def given(self) -> str:
+    def data_digest(self) -> str:
         """SHA-256 of the task's rows and of what decides how they are scored, wherever they lie."""
         data = self.data
         spec = data.spec.model_dump(mode="json", include={"kind", "metric", "template"})
         return digest([spec, data.labels, *(rows.fingerprint for rows in (data.train, data.validation, data.test))])
 
     @property
-    def drawn(self) -> tuple[Any, ...]:
+    def sampling_key(self) -> tuple[Any, ...]:
         """What decides which rows are taken: the same for trials that take the same."""
         few = self.rows is not None or self.shots is not None
-        return self.given, self.rows, self.shots, self.seed if few else None
+        return self.data_digest, self.rows, self.shots, self.seed if few else None
 
-    def told(self) -> Told:
+    def to_json(self) -> JsonObject:
         """What was asked, as JSON."""
         return {
             "task": self.task,
-            "given": self.given,
+            "given": self.data_digest,
             "seed": self.seed,
-            **self.arm.told(),
+            **self.candidate.to_json(),
             "budget": self.budget.model_dump(mode="json", exclude={"learning_rate"}),
             "rows": self.rows,
             "shots": self.shots,
-            "source": self.source and self.source.told(),
-            **self.also,
+            "source": self.source and self.source.to_json(),
+            **self.extra,
         }
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of what was asked, by which its outcome is found again."""
-        return digest(self.told())
+        return digest(self.to_json())
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialResult:
     """A trial and what came of it, as JSON."""
 
-    trial: Trial
+    trial: StudyTrial
     outcome: Mapping[str, Any]
 
     @property

@@ -4,8 +4,8 @@ One run per stream and, nested in it, one per delta; one model per task, whose a
 MLflow must be told is written into the registry's outbox together with what it tells of; senders empty it.
 """
 
-from continual.tracking.sender import Sent, sync, telling, warn_of_rest
-from continual.tracking.studies import tell_study
+from continual.tracking.sender import SendResult, background_sender, flush_outbox, warn_unsent
+from continual.tracking.studies import log_study
 from continual.tracking.ui import serve_ui
 
-__all__ = ["Sent", "serve_ui", "sync", "tell_study", "telling", "warn_of_rest"]
+__all__ = ["SendResult", "background_sender", "flush_outbox", "log_study", "serve_ui", "warn_unsent"]

@@ -2,19 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from continual.tracking.client import Projection
+from continual.tracking.client import MlflowClientContext
 from continual.tracking.registered import (
     CHAMPION,
     EXAMPLE,
-    Reference,
-    answers,
-    free_name,
+    ModelVersionSpec,
+    available_model_name,
     make_model,
-    move,
-    owned,
+    output_columns,
+    ownership_tags,
+    set_aliases,
     version,
 )
-from registry import Pending, StoredDelta, TaskRecord, settle
+from registry import OutboxMessage, StoredDelta, TaskRecord, delete_sent
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DIGITS = 12  # of a fingerprint, in the alias of the champion on one backbone
 
 
-def tell_champion(to: Projection, pending: Pending) -> None:
+def sync_champion(to: MlflowClientContext, pending: OutboxMessage) -> None:
     """Makes what serves a task model versions, and moves the aliases to them.
 
     Raises: NotYet, where a delta that serves has no run.
@@ -31,24 +31,24 @@ def tell_champion(to: Projection, pending: Pending) -> None:
     serving = to.registry.serving(task.name)
     name = task_model(to, task.name)
     if serving:
-        make_model(to, name, owned(to, task=task.name, kind=task.kind, metric=task.metric))
+        make_model(to, name, ownership_tags(to, task=task.name, kind=task.kind, metric=task.metric))
     wanted: dict[str, str] = {}
     for delta in serving:
         number = version(to, name, _reference(task, delta))
         wanted |= {f"{CHAMPION}-{delta.backbone[:DIGITS]}": number, CHAMPION: number}
-    move(to, name, wanted)
-    with to.registry.unit() as unit:
-        settle(unit, pending)
+    set_aliases(to, name, wanted)
+    with to.registry.unit_of_work() as unit:
+        delete_sent(unit, pending)
 
 
-def task_model(to: Projection, task: str) -> str:
+def task_model(to: MlflowClientContext, task: str) -> str:
     """What a task's model is called: as the task, unless another model is."""
-    return free_name(to, task, owned(to, task=task), mark=to.name)
+    return available_model_name(to, task, ownership_tags(to, task=task), mark=to.name)
 
 
-def _reference(task: TaskRecord, delta: StoredDelta) -> Reference:
+def _reference(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
     pair = isinstance(task.spec.get("text"), list)
-    return Reference(
+    return ModelVersionSpec(
         key={"continual.delta": delta.name, "continual.digest": delta.values},
         about={"continual.backbone": delta.backbone, "continual.method": delta.method},
         run=delta.mlflow_run,
@@ -68,4 +68,6 @@ def _signature(*, pair: bool, number: bool) -> "ModelSignature":
 
     texts = Array(DataType.string) if pair else "string"
     given = ColSpec(texts, "text") if pair else ColSpec(texts)
-    return ModelSignature(inputs=Schema([given]), outputs=answers(text=texts, label="double" if number else "string"))
+    return ModelSignature(
+        inputs=Schema([given]), outputs=output_columns(text=texts, label="double" if number else "string")
+    )

@@ -8,8 +8,8 @@ from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from continual.settings import Settings
-from registry import Registry, identity, shown
+from continual.settings import Locations
+from registry import Registry, redact, registry_identity
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,19 +31,19 @@ SETTINGS = {
 }
 
 
-class NotYet(Exception):
+class DependencyPending(Exception):
     """Something else must be told first."""
 
 
 @dataclass(frozen=True)
-class Projection:
+class MlflowClientContext:
     """One connection to MLflow: where the runs go (an experiment's id), and what the registry is called there."""
 
     registry: Registry
     client: "MlflowClient"
     experiment: str
     name: str
-    places: Settings
+    locations: Locations
 
     def key(self, *parts: str) -> str:
         """What a run or a task of this registry is found by: a digest, because names may hold any sign."""
@@ -51,7 +51,7 @@ class Projection:
 
     def tags(self, key: str, *, name: str, **own: str) -> dict[str, str]:
         """The tags of a run: what it shows, and by which it is found again."""
-        where = {"registry": self.name, "registry_url": shown(self.places.registry), "key": key}
+        where = {"registry": self.name, "registry_url": redact(self.locations.registry), "key": key}
         return {"mlflow.runName": name[:LONGEST_NAME]} | {f"continual.{tag}": v for tag, v in (where | own).items()}
 
     def runs(self, tag: str, key: str, *, deleted: bool = False) -> Sequence["Run"]:
@@ -82,13 +82,13 @@ class Projection:
         """Logs metrics by name and step. `at` must not depend on when this is sent: sent twice, they are one."""
         from mlflow.entities import Metric, Param
 
-        points = [Metric(name, value, timestamp=stamp(at), step=step) for (name, step), value in metrics.items()]
+        points = [Metric(name, value, timestamp=to_millis(at), step=step) for (name, step), value in metrics.items()]
         self.client.log_batch(run, params=[Param(k, str(v)[:LONGEST_PARAMETER]) for k, v in parameters.items()])
         for first in range(0, len(points), LARGEST_BATCH):
             self.client.log_batch(run, metrics=points[first : first + LARGEST_BATCH])
 
 
-def connect(registry: Registry, places: Settings) -> Projection:
+def connect(registry: Registry, places: Locations) -> MlflowClientContext:
     """The tracking store that `places` names, with our experiment in it."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -97,23 +97,23 @@ def connect(registry: Registry, places: Settings) -> Projection:
     for name in ("alembic", "mlflow"):  # a new database would be set up aloud
         logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=places.mlflow)
-    return Projection(registry, client, _experiment(client, places), identity(registry), places)
+    return MlflowClientContext(registry, client, _experiment(client, places), registry_identity(registry), places)
 
 
-def stamp(moment: datetime) -> int:
+def to_millis(moment: datetime) -> int:
     """MLflow's time."""
     return int(moment.timestamp() * MILLISECONDS)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 
-def _experiment(client: "MlflowClient", places: Settings) -> str:
+def _experiment(client: "MlflowClient", places: Locations) -> str:
     """The id of our experiment, whose artifacts lie under the home: MLflow's default is the current folder."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found:

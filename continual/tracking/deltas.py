@@ -4,56 +4,67 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from continual.tracking.client import MILLISECONDS, NotYet, Projection, flat, stamp
-from continual.tracking.names import plain
-from registry import Pending, StoredDelta, StoredScore, is_purged, settle
+from continual.tracking.client import MILLISECONDS, DependencyPending, MlflowClientContext, flatten, to_millis
+from continual.tracking.names import escape_name
+from registry import OutboxMessage, StoredDelta, StoredScore, delete_sent, is_purged
 
-SHOWN = ("task", "kind", "method", "settings", "parameters", "share", "bytes", "seed", "warm_start", "version")
+LOGGED_PARAMETERS = (
+    "task",
+    "kind",
+    "method",
+    "settings",
+    "parameters",
+    "share",
+    "bytes",
+    "seed",
+    "warm_start",
+    "version",
+)
 
 
-def tell_delta(to: Projection, pending: Pending) -> None:
+def sync_delta_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
     """Makes the run of a delta, unless it is there, and notes it in the registry.
 
     Raises: NotYet, where its stream has no run.
     """
-    with to.registry.unit() as unit:
+    with to.registry.unit_of_work() as unit:
         if is_purged(unit, pending.subject):  # before MLflow heard of it
-            settle(unit, pending)
+            delete_sent(unit, pending)
             return
     delta = to.registry.delta(pending.subject)
     kept = to.run(delta.mlflow_run)
     run = kept.info.run_id if kept else _run(to, delta)
-    with to.registry.unit() as unit:
-        wanted = settle(unit, pending) and not is_purged(unit, delta.name)
+    with to.registry.unit_of_work() as unit:
+        wanted = delete_sent(unit, pending) and not is_purged(unit, delta.name)
         if wanted:
             unit.set_mlflow_run(delta.name, run)
     if not wanted and kept is None:
         to.client.delete_run(run)
 
 
-def _run(to: Projection, delta: StoredDelta) -> str:
+def _run(to: MlflowClientContext, delta: StoredDelta) -> str:
     """The run of a delta: one that was finished and not noted, else a new one in place of what was begun."""
     key = to.key("delta", delta.name, delta.values)
     for begun in to.runs("key", key):
         if begun.info.status == "FINISHED":
             return str(begun.info.run_id)
         to.client.delete_run(begun.info.run_id)
-    began = stamp(delta.created_at) - int(delta.seconds * MILLISECONDS)
+    began = to_millis(delta.created_at) - int(delta.seconds * MILLISECONDS)
     run: str = to.client.create_run(to.experiment, start_time=began, tags=_tags(to, delta, key)).info.run_id
     scores = [score for score in to.registry.scores(delta=delta.name) if not score.stream]
     metrics = {(_metric(score), score.step): score.value for score in scores}
     to.log(run, _parameters(delta), metrics, at=delta.created_at)
     with TemporaryDirectory() as folder:
-        file = Path(folder) / f"{plain(delta.name)}.safetensors"
+        file = Path(folder) / f"{escape_name(delta.name)}.safetensors"
         file.write_bytes(to.registry.blobs.get(delta.values))
         to.client.log_artifact(run, str(file), "delta")
     if delta.tried:
         to.client.log_dict(run, {"tried": list(delta.tried)}, "tried.json")
-    to.client.set_terminated(run, end_time=stamp(delta.created_at))
+    to.client.set_terminated(run, end_time=to_millis(delta.created_at))
     return run
 
 
-def _tags(to: Projection, delta: StoredDelta, key: str) -> dict[str, str]:
+def _tags(to: MlflowClientContext, delta: StoredDelta, key: str) -> dict[str, str]:
     own = {
         "delta": delta.name,
         "task": delta.task,
@@ -68,12 +79,12 @@ def _tags(to: Projection, delta: StoredDelta, key: str) -> dict[str, str]:
         return to.tags(key, name=delta.name, **own)
     parent = to.run(to.registry.stream(stream).mlflow_run)
     if parent is None:
-        raise NotYet(f"stream {stream!r} has no run yet")
+        raise DependencyPending(f"stream {stream!r} has no run yet")
     return to.tags(key, name=delta.name, stream=stream, **own) | {"mlflow.parentRunId": parent.info.run_id}
 
 
 def _parameters(delta: StoredDelta) -> dict[str, Any]:
-    return flat({name: getattr(delta, name) for name in SHOWN} | {"labels": len(delta.labels)})
+    return flatten({name: getattr(delta, name) for name in LOGGED_PARAMETERS} | {"labels": len(delta.labels)})
 
 
 def _metric(score: StoredScore) -> str:

@@ -13,13 +13,13 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from continual.backbone import Backbone, load_backbone
-from continual.errors import InputError, TextError
+from continual.errors import InputError, InputLineError
 from continual.predict import Prediction, Predictor
 from registry import Champion, NotFound, Registry
-from registry.secrets import HIDDEN
+from registry.secrets import MASK
 from tasks import Text
 
-PLACES = {"registry": "CONTINUAL_REGISTRY_URL", "blobs": "CONTINUAL_BLOBS_URL"}
+LOCATION_ENV = {"registry": "CONTINUAL_REGISTRY_URL", "blobs": "CONTINUAL_BLOBS_URL"}
 
 
 @final
@@ -45,10 +45,10 @@ class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not
         self.task = None if "deltas" in config else pinned[0].task
         self.predictor = Predictor(backbone, registry, serving=pinned, **settings)
         if self.task is not None:
-            self.predictor.load(self.task)
+            self.predictor.load_delta(self.task)
         else:
             with suppress(InputError):  # nothing can be routed, which texts without a task will be told
-                self.predictor.ready()
+                self.predictor.build_router()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One row per text, as `continual predict` answers; `label` and `score` among the columns.
@@ -67,8 +67,8 @@ def _place(config: Mapping[str, Any], name: str) -> str:
 
     Raises InputError where a secret is needed, or nothing is there: a registry must not be made by reading.
     """
-    place, variable, of = os.environ.get(PLACES[name]) or config[name], PLACES[name], _called(config)
-    if HIDDEN in place:
+    place, variable, of = os.environ.get(LOCATION_ENV[name]) or config[name], LOCATION_ENV[name], _called(config)
+    if MASK in place:
         raise InputError(f"the {name} of {of} is at {place}; set {variable} to its whole URL, with secrets")
     file = Path(place.removeprefix("sqlite:///"))
     if ("://" not in place or place.startswith("sqlite:///")) and not file.exists():
@@ -89,7 +89,7 @@ def _pinned(registry: Registry, config: Mapping[str, Any]) -> list[Champion]:
         if own.digest != digest:
             raise NotFound(
                 f"{own.delta} has digest {own.digest} in this registry, and the model is of {digest}: it is another "
-                f"registry. Set {' and '.join(PLACES.values())} to the model's own."
+                f"registry. Set {' and '.join(LOCATION_ENV.values())} to the model's own."
             )
     return found
 
@@ -137,7 +137,7 @@ def _text(given: Any, row: int) -> Text:
         return given
     parts = () if isinstance(given, Mapping) or not isinstance(given, Collection) else tuple(given)
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise TextError(f"row {row} of column `text` is {given!r}; give a text, or a pair of texts")
+        raise InputLineError(f"row {row} of column `text` is {given!r}; give a text, or a pair of texts")
     return str(parts[0]), str(parts[1])
 
 

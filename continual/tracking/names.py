@@ -7,7 +7,7 @@ LONGEST = 160  # bytes; a file's name may have 255, a model's 256
 SHORT = 16  # hexadecimal digits of a digest that stands for the rest of a longer name
 
 
-def plain(name: str) -> str:
+def escape_name(name: str) -> str:
     """`name` with `=` and two digits for each byte of other signs than letters and digits; `quopri` turns it back.
 
     A name that would be too long is cut, and its digest added.

@@ -6,17 +6,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from continual.tracking.champions import task_model
-from continual.tracking.client import Projection
+from continual.tracking.client import MlflowClientContext
 from continual.tracking.registered import find_model, versions
 from continual.tracking.stream_model import stream_model
-from registry import Pending, is_purged, settle
+from registry import OutboxMessage, delete_sent, is_purged
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 
-def tell_purged(to: Projection, pending: Pending) -> None:
+def delete_purged(to: MlflowClientContext, pending: OutboxMessage) -> None:
     """Removes the runs and the model versions of a task's purged deltas, with their artifacts.
 
     They are those that the message names, and those that are found by the task, which the registry may not know of.
@@ -32,16 +32,16 @@ def tell_purged(to: Projection, pending: Pending) -> None:
     for stream in to.registry.streams():
         if task in {position.task for position in stream.positions}:
             _remove_versions(to, stream_model(to, stream.name), lambda version: _named(to, version))
-    with to.registry.unit() as unit:
-        settle(unit, pending)
+    with to.registry.unit_of_work() as unit:
+        delete_sent(unit, pending)
 
 
-def _gone(to: Projection, delta: str) -> bool:
-    with to.registry.unit() as unit:
+def _gone(to: MlflowClientContext, delta: str) -> bool:
+    with to.registry.unit_of_work() as unit:
         return is_purged(unit, delta)
 
 
-def _remove(to: Projection, run: "Run") -> None:
+def _remove(to: MlflowClientContext, run: "Run") -> None:
     _artifacts(to, run.info.artifact_uri).delete_artifacts()
     if run.info.lifecycle_stage == "active":
         to.client.delete_run(run.info.run_id)
@@ -50,7 +50,7 @@ def _remove(to: Projection, run: "Run") -> None:
         store._hard_delete_run(run.info.run_id)
 
 
-def _remove_versions(to: Projection, name: str, named: "Callable[[ModelVersion], Collection[str]]") -> None:
+def _remove_versions(to: MlflowClientContext, name: str, named: "Callable[[ModelVersion], Collection[str]]") -> None:
     """Removes the versions of a model that name purged deltas, and the model where none is left."""
     if find_model(to, name) is None:
         return
@@ -65,7 +65,7 @@ def _remove_versions(to: Projection, name: str, named: "Callable[[ModelVersion],
         to.client.delete_registered_model(name)
 
 
-def _named(to: Projection, version: "ModelVersion") -> Collection[str]:
+def _named(to: MlflowClientContext, version: "ModelVersion") -> Collection[str]:
     """The deltas that a version of a stream's model names, as its files say."""
     from mlflow.models import Model
 
@@ -75,7 +75,7 @@ def _named(to: Projection, version: "ModelVersion") -> Collection[str]:
         return named
 
 
-def _artifacts(to: Projection, place: str) -> Any:
+def _artifacts(to: MlflowClientContext, place: str) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(place, tracking_uri=to.places.mlflow)
+    return get_artifact_repository(place, tracking_uri=to.locations.mlflow)

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from continual.tracking.client import NotYet, Projection
-from continual.tracking.names import ESCAPE, plain
-from registry import shown
+from continual.tracking.client import DependencyPending, MlflowClientContext
+from continual.tracking.names import ESCAPE, escape_name
+from registry import redact
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -23,7 +23,7 @@ EXAMPLE = "A text to be answered."  # never a user's own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class ModelVersionSpec:
     """What a version of a model is of.
 
     key: tags by which it is found again · about: others that it shows · run, folder: where its files are to lie among
@@ -40,19 +40,19 @@ class Reference:
     example: Any
 
 
-def owned(to: Projection, **subject: str) -> dict[str, str]:
+def ownership_tags(to: MlflowClientContext, **subject: str) -> dict[str, str]:
     """The tags that say whose a model is: this registry's, and there that of a task or a stream."""
     return {f"continual.{tag}": value for tag, value in ({"registry": to.name} | subject).items()}
 
 
-def free_name(to: Projection, name: str, own: Mapping[str, str], *, mark: str) -> str:
+def available_model_name(to: MlflowClientContext, name: str, own: Mapping[str, str], *, mark: str) -> str:
     """What a model is called: as what it is of, or marked where another model is called so, here or elsewhere."""
-    wanted = plain(name)
+    wanted = escape_name(name)
     model = find_model(to, wanted)
     return wanted if model is None or own.items() <= model.tags.items() else f"{wanted}{ESCAPE * 2}{mark[:8]}"
 
 
-def find_model(to: Projection, name: str) -> Any:
+def find_model(to: MlflowClientContext, name: str) -> Any:
     """The model of that name, or None."""
     from mlflow.exceptions import MlflowException
 
@@ -64,26 +64,26 @@ def find_model(to: Projection, name: str) -> Any:
         raise
 
 
-def make_model(to: Projection, name: str, tags: Mapping[str, str]) -> None:
+def make_model(to: MlflowClientContext, name: str, tags: Mapping[str, str]) -> None:
     """Has a model of that name, with these tags where it is new."""
     if find_model(to, name) is None:
         to.client.create_registered_model(name, tags=dict(tags))
 
 
-def versions(to: Projection, name: str) -> "Sequence[ModelVersion]":
+def versions(to: MlflowClientContext, name: str) -> "Sequence[ModelVersion]":
     """All versions of a model."""
     found: Sequence[ModelVersion] = to.client.search_model_versions(f"name = '{name}'", max_results=10_000)
     return found
 
 
-def version(to: Projection, name: str, wanted: Reference) -> str:
+def version(to: MlflowClientContext, name: str, wanted: ModelVersionSpec) -> str:
     """The number of a version, which is made where there is none. Raises: NotYet, where its run is not there."""
     for known in versions(to, name):
         if wanted.key.items() <= known.tags.items():
             return str(known.version)
     run = to.run(wanted.run)
     if run is None:
-        raise NotYet(f"what model {name} is of has no run yet")
+        raise DependencyPending(f"what model {name} is of has no run yet")
     with TemporaryDirectory() as folder:
         _save(to, Path(folder) / "model", wanted)
         to.client.log_artifacts(run.info.run_id, str(Path(folder) / "model"), wanted.folder)
@@ -92,7 +92,7 @@ def version(to: Projection, name: str, wanted: Reference) -> str:
     return str(made.version)
 
 
-def move(to: Projection, name: str, wanted: Mapping[str, str]) -> None:
+def set_aliases(to: MlflowClientContext, name: str, wanted: Mapping[str, str]) -> None:
     """Points our aliases at these versions and takes them away where nothing serves; others are left alone."""
     model = find_model(to, name)
     known = {alias: str(version) for alias, version in model.aliases.items()} if model else {}
@@ -104,7 +104,7 @@ def move(to: Projection, name: str, wanted: Mapping[str, str]) -> None:
             to.client.delete_registered_model_alias(name, alias)
 
 
-def answers(*, text: Any, label: Any) -> "Schema":
+def output_columns(*, text: Any, label: Any) -> "Schema":
     """The columns of an answer: those of `Prediction`, with these types of a text and of a label."""
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
@@ -124,7 +124,7 @@ def answers(*, text: Any, label: Any) -> "Schema":
     return Schema([ColSpec(kind, name, required=name in ALWAYS) for name, kind in columns.items()])
 
 
-def _save(to: Projection, folder: Path, wanted: Reference) -> None:
+def _save(to: MlflowClientContext, folder: Path, wanted: ModelVersionSpec) -> None:
     """Write the model: its code, and where to find the deltas; no values, nothing pickled, no secret."""
     import pandas as pd
     from mlflow import pyfunc
@@ -132,8 +132,8 @@ def _save(to: Projection, folder: Path, wanted: Reference) -> None:
     places = {
         "backbone": to.registry.backbone(wanted.backbone).name,
         "fingerprint": wanted.backbone,
-        "registry": shown(to.places.registry),
-        "blobs": shown(to.places.blobs),
+        "registry": redact(to.locations.registry),
+        "blobs": redact(to.locations.blobs),
         "device": "auto",
         "dtype": "auto",
     }

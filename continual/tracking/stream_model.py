@@ -4,17 +4,17 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from continual.settings import FALSE_ABSTENTIONS
-from continual.tracking.client import Projection
+from continual.settings import FALSE_ABSTENTION_RATE
+from continual.tracking.client import MlflowClientContext
 from continual.tracking.registered import (
     CHAMPION,
     EXAMPLE,
-    Reference,
-    answers,
-    free_name,
+    ModelVersionSpec,
+    available_model_name,
     make_model,
-    move,
-    owned,
+    output_columns,
+    ownership_tags,
+    set_aliases,
     version,
 )
 from registry import StoredStream
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENDED = {"learned", "failed"}  # a version for each task on the way would name all that came before, each time
 
 
-def tell_stream_model(to: Projection, stream: StoredStream, run: str) -> None:
+def sync_stream_model(to: MlflowClientContext, stream: StoredStream, run: str) -> None:
     """Makes the deltas that serve a stream's tasks a version, once nothing is left to learn, and moves the alias."""
     if not {position.state for position in stream.positions} <= ENDED:
         return
@@ -35,19 +35,19 @@ def tell_stream_model(to: Projection, stream: StoredStream, run: str) -> None:
     name = stream_model(to, stream.name)
     wanted = {}
     if serving:
-        make_model(to, name, owned(to, stream=stream.name))
+        make_model(to, name, ownership_tags(to, stream=stream.name))
         wanted = {CHAMPION: version(to, name, _reference(stream, serving, run=run))}
-    move(to, name, wanted)
+    set_aliases(to, name, wanted)
 
 
-def stream_model(to: Projection, stream: str) -> str:
+def stream_model(to: MlflowClientContext, stream: str) -> str:
     """What a stream's model is called: as the stream, unless another model is, such as that of a task."""
-    return free_name(to, stream, owned(to, stream=stream), mark=to.key("stream", stream))
+    return available_model_name(to, stream, ownership_tags(to, stream=stream), mark=to.key("stream", stream))
 
 
-def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> Reference:
+def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> ModelVersionSpec:
     digest = sha256(json.dumps(serving, sort_keys=True).encode()).hexdigest()
-    return Reference(
+    return ModelVersionSpec(
         key={"continual.digest": digest},
         about={"continual.backbone": stream.backbone, "continual.deltas": str(len(serving))},
         run=run,
@@ -57,7 +57,7 @@ def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> Re
             "stream": stream.name,
             "deltas": serving,
             "router": "auto",
-            "false_abstentions": FALSE_ABSTENTIONS,
+            "false_abstentions": FALSE_ABSTENTION_RATE,
         },
         signature=_signature(),
         example=EXAMPLE,
@@ -69,4 +69,4 @@ def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType
 
-    return ModelSignature(outputs=answers(text=AnyType(), label=AnyType()))
+    return ModelSignature(outputs=output_columns(text=AnyType(), label=AnyType()))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from continual.settings import Settings
-from continual.tracking.client import MILLISECONDS, Projection, connect, flat
-from registry import Registry, shown
+from continual.settings import Locations
+from continual.tracking.client import MILLISECONDS, MlflowClientContext, connect, flatten
+from registry import Registry, redact
 
 if TYPE_CHECKING:
     from continual.studies import Result
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _NOT_IN_NAMES = re.compile(r"[^\w.\- /]+")  # what MLflow takes no metric's name with
 
 
-def tell_study(registry: Registry, places: Settings, about: Mapping[str, Any], result: "Result") -> None:
+def log_study(registry: Registry, places: Locations, about: Mapping[str, Any], result: "Result") -> None:
     """Log a study as one run, the same for the same settings, tasks and seeds; `about` says which they are.
 
     MLflow being away is said and nothing else: the study's ledger holds all that was measured.
@@ -27,15 +27,15 @@ def tell_study(registry: Registry, places: Settings, about: Mapping[str, Any], r
         _tell(connect(registry, places), about, result)
     except Exception as error:  # MLflow raises what its store, its HTTP client or its database raises
         line = (str(error).splitlines() or [""])[0]
-        told = shown(f"{type(error).__name__}: {line}", places.mlflow, places.registry, places.blobs)
+        told = redact(f"{type(error).__name__}: {line}", places.mlflow, places.registry, places.blobs)
         log.warning(
             "MLflow at %s could not be told of the study; give the command again to tell it: %s",
-            shown(places.mlflow),
+            redact(places.mlflow),
             told,
         )
 
 
-def _tell(to: Projection, about: Mapping[str, Any], result: "Result") -> None:
+def _tell(to: MlflowClientContext, about: Mapping[str, Any], result: "Result") -> None:
     key = to.key("study", json.dumps(about, sort_keys=True))
     own = {name: str(about[name]) for name in ("study", "stream", "backbone")}
     known = next(iter(to.runs("key", key)), None)
@@ -44,9 +44,9 @@ def _tell(to: Projection, about: Mapping[str, Any], result: "Result") -> None:
     )
     name, began = run.info.run_id, datetime.fromtimestamp(run.info.start_time / MILLISECONDS, UTC)
     metrics = {(_NOT_IN_NAMES.sub(" ", metric), 0): value for metric, value in result.metrics.items()}
-    to.log(name, {} if known else flat(about), metrics, at=began)
+    to.log(name, {} if known else flatten(about), metrics, at=began)
     to.client.log_dict(name, dict(about), "study.json")
-    for title, table in result.told.items():
+    for title, table in result.to_json.items():
         to.client.log_dict(name, {"rows": table}, f"{_file(title)}.json")
     for title, figure in result.figures.items():
         to.client.log_figure(name, figure, f"{_file(title)}.png")

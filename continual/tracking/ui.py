@@ -6,19 +6,19 @@ import subprocess
 import sys
 
 from continual.errors import InputError
-from continual.settings import Settings
+from continual.settings import Locations
 from continual.tracking.client import SETTINGS
-from registry import shown
+from registry import redact
 
 
-def serve_ui(places: Settings, *, host: str, port: int) -> int:
+def serve_ui(places: Locations, *, host: str, port: int) -> int:
     """Serve MLflow's pages until interrupted; the exit code of its server.
 
     Raises InputError for a port that cannot be listened on, and where the tracking URI is a server of its own, whose
     pages are already there.
     """
     if places.mlflow.startswith(("http://", "https://")):
-        raise InputError(f"MLflow runs at {shown(places.mlflow)} already; open that address")
+        raise InputError(f"MLflow runs at {redact(places.mlflow)} already; open that address")
     _require_free(host, port)
     # By the environment, not by an argument: the list of processes shows arguments, and the URI may hold a password.
     environment = os.environ | SETTINGS | {"MLFLOW_BACKEND_STORE_URI": places.mlflow}

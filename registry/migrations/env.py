@@ -5,7 +5,7 @@ from typing import Literal
 from alembic import context
 
 from registry import tables  # noqa: F401 (it fills Base.metadata)
-from registry.base import Base, Instant
+from registry.base import Base, UtcDateTime
 from registry.schema import VERSION_TABLE
 
 
@@ -16,7 +16,7 @@ def _ours(name: str | None, kind: str, _parents: object) -> bool:
 
 def _plainly(_kind: str, item: object, _context: object) -> str | Literal[False]:
     # A migration outlives the code beside it, so a drafted one names no type of ours.
-    return "sa.DateTime(timezone=True)" if isinstance(item, Instant) else False
+    return "sa.DateTime(timezone=True)" if isinstance(item, UtcDateTime) else False
 
 
 context.configure(

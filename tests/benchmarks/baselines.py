@@ -19,8 +19,8 @@ from continual.backbone import Backbone
 from continual.evaluate import metric_score
 from continual.features import pad, pool, shuffled_batches, sorted_batches
 from continual.hub import Pooling
-from continual.kinds.classification import Labelled
-from continual.optimiser import Optimiser
+from continual.kinds.classification import ClassificationRows
+from continual.optimiser import AdamWWithSchedule
 from tasks import Budget
 
 RANK = 8
@@ -31,8 +31,8 @@ TARGETS = ["query", "value"]
 class Problem:
     """What an arm is given: rows to learn from, rows to choose the epoch on, and how they are scored."""
 
-    rows: Labelled
-    validation: Labelled
+    rows: ClassificationRows
+    validation: ClassificationRows
     metric: str
     budget: Budget
     seed: int
@@ -43,7 +43,7 @@ class Fitted:
     """An arm after its best epoch: the validation score of every epoch (the start first), and how it answers."""
 
     curve: tuple[float, ...]
-    answers: Callable[[Labelled], list[int]]
+    answers: Callable[[ClassificationRows], list[int]]
 
     @property
     def validation(self) -> float:
@@ -99,7 +99,7 @@ def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
     budget, generator = problem.budget, torch.Generator().manual_seed(problem.seed)
     lengths = problem.rows.tokens.lengths
     epochs = [shuffled_batches(lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
-    optimise = Optimiser(trained.values(), learning_rate=budget.learning_rate, steps=sum(map(len, epochs)))
+    optimise = AdamWWithSchedule(trained.values(), learning_rate=budget.learning_rate, steps=sum(map(len, epochs)))
     curve, best = [_score(backbone, network, problem)], _copy(trained)
     for batches in epochs:
         network.train()
@@ -113,7 +113,7 @@ def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
 
 
 @torch.inference_mode()
-def answers(backbone: Backbone, network: nn.Module, rows: Labelled) -> list[int]:
+def answers(backbone: Backbone, network: nn.Module, rows: ClassificationRows) -> list[int]:
     """The class that the network answers for every row, in eval() mode."""
     network.eval()
     chosen = torch.empty(len(rows.tokens), dtype=torch.long)
@@ -127,12 +127,12 @@ def _score(backbone: Backbone, network: nn.Module, problem: Problem) -> float:
     return metric_score(problem.metric, rows.classes.tolist(), answers(backbone, network, rows))
 
 
-def _loss(backbone: Backbone, network: nn.Module, rows: Labelled, batch: list[int]) -> Tensor:
+def _loss(backbone: Backbone, network: nn.Module, rows: ClassificationRows, batch: list[int]) -> Tensor:
     return F.cross_entropy(_logits(backbone, network, rows, batch), rows.classes[batch].to(backbone.device))
 
 
-def _logits(backbone: Backbone, network: nn.Module, rows: Labelled, batch: list[int]) -> Tensor:
-    with backbone.precision():
+def _logits(backbone: Backbone, network: nn.Module, rows: ClassificationRows, batch: list[int]) -> Tensor:
+    with backbone.autocast():
         logits: Tensor = network(**pad(backbone, rows.tokens, batch))
     return logits.float()
 

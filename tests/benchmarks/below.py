@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from continual.deltas import Delta, Edit, Head, MethodSettings, fresh_values
+from continual.deltas import Delta, Edit, Head, MethodSettings, init_values
 from continual.deltas.adapter import Adapter
-from continual.deltas.edit import Layers
+from continual.deltas.edit import LayerFilter
 from continual.deltas.full import LastLayer, Probe
 from continual.features import Tokens
-from continual.kinds.classification import Classification, Labelled
-from continual.lesson import Lesson, lesson_of
-from continual.train import follow
+from continual.kinds.classification import Classification, ClassificationRows
+from continual.lesson import TrainingObjective, training_objective
+from continual.train import train_objective
 from tasks import Budget
 from tests.benchmarks.mixed import random_bert
 from tests.benchmarks.runs import quieten, say
@@ -38,7 +38,7 @@ class TopAdapter(MethodSettings):
     """Adapters in the two layers at the top."""
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(replace(edit, choice=Layers((-1, -2))) for edit in Adapter().edits())
+        return tuple(replace(edit, choice=LayerFilter((-1, -2))) for edit in Adapter().edits())
 
 
 METHODS: Mapping[str, MethodSettings] = {"adapter": TopAdapter(), "last_layer": LastLayer(count=2), "probe": Probe()}
@@ -50,12 +50,12 @@ class Run:
     losses: tuple[float, ...]
 
 
-def drawn(rows: int, seed: int) -> Labelled:
+def drawn(rows: int, seed: int) -> ClassificationRows:
     """Texts of 5 to 40 tokens, as many of each length."""
     draw = random.Random(seed)
     ids = tuple(tuple(draw.randrange(5, 1000) for _ in range(5 + number % 36)) for number in range(rows))
     classes = torch.tensor([draw.randrange(len(LABELS)) for _ in ids])
-    return Labelled(Tokens(ids, None), tuple(LABELS[i] for i in classes.tolist()), classes)
+    return ClassificationRows(Tokens(ids, None), tuple(LABELS[i] for i in classes.tolist()), classes)
 
 
 def main() -> None:
@@ -70,14 +70,14 @@ def main() -> None:
     budget = Budget(epochs=given.epochs, batch_size=32, learning_rate=1e-4)
     rows, few = drawn(given.rows, 0), drawn(8, 1)
     what: dict[str, Any] = {"validation": few, "budget": budget, "metric": "accuracy", "seed": 0}
-    lesson = lesson_of(backbone, Classification(LABELS), rows, **what)
+    lesson = training_objective(backbone, Classification(LABELS), rows, **what)
 
-    def run(method: str, own: Lesson[list[int]]) -> Run:
+    def run(method: str, own: TrainingObjective[list[int]]) -> Run:
         settings = METHODS[method]
         head = Head(torch.zeros(len(LABELS), given.width), torch.zeros(len(LABELS)), LABELS, "mean")
-        start = Delta(method, settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), head)
+        start = Delta(method, settings, backbone.fingerprint, init_values(backbone, settings, seed=0), head)
         began = time.process_time()
-        curve = follow(backbone, start, own, learning_rate=budget.learning_rate, seed=0).curve
+        curve = train_objective(backbone, start, own, learning_rate=budget.learning_rate, seed=0).curve
         return Run(time.process_time() - began, tuple(epoch.loss for epoch in curve if epoch.loss is not None))
 
     arms = {"with": lesson, "without": replace(lesson, reads=None)}

@@ -31,10 +31,10 @@ import yaml
 import continual.engines.crew
 import continual.positions
 from continual import Learner, read_stream
-from continual.engines.ray import Ray
-from continual.engines.worker import Given, Worker
-from continual.watcher import Watcher
-from registry import Registry, this_holder
+from continual.engines.ray import RayEngine
+from continual.engines.worker import Worker, WorkerConfig
+from continual.watcher import RunCallbacks
+from registry import Registry, current_process_id
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from postgres import running
@@ -49,18 +49,18 @@ def paced(seconds: float) -> type[Worker]:
     """A worker that learns as slowly as that, and notes when it began and ended."""
 
     class Paced(Worker):
-        def ready(self, given: Given) -> str:
-            real = continual.positions.train_together
+        def initialize(self, given: WorkerConfig) -> str:
+            real = continual.positions.train_jointly
 
             def train(stints: Mapping[str, Any], *, seed: int) -> Iterator[tuple[str, Any]]:
                 began = time.perf_counter()
                 done = list(real(stints, seed=seed))
                 time.sleep(max(0.0, began + seconds - time.perf_counter()))
-                self._say("noted", this_holder(), json.dumps((began, time.perf_counter())))
+                self._say("noted", current_process_id(), json.dumps((began, time.perf_counter())))
                 yield from done
 
-            continual.positions.train_together = train
-            return super().ready(given)
+            continual.positions.train_jointly = train
+            return super().initialize(given)
 
     return Paced
 
@@ -93,7 +93,9 @@ def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: floa
         str(backbone), Registry.open(url, str(folder / "blobs")), device="cpu", dtype="float32"
     ) as learner:
         began = time.perf_counter()
-        failed = learner.run(stream, watcher=Watcher(noted=noted), engine=Ray(workers=workers, worker_memory=0.1))
+        failed = learner.run(
+            stream, watcher=RunCallbacks(on_note=noted), engine=RayEngine(workers=workers, worker_memory=0.1)
+        )
         wall = time.perf_counter() - began
     ray.shutdown()
     assert not failed, failed

@@ -16,37 +16,39 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from controllers import RESUMED, make_world
+from controllers import RESUME_LOG_MESSAGE, make_world
 from faults import (
-    Bench,
     Counts,
-    clocks,
-    controllers,
-    damage,
+    FaultScenario,
+    clock_skew,
+    concurrent_controllers,
+    corrupt_blobs,
+    database_restarts,
     disk_full,
     kills,
-    mlflow_away,
-    restarts,
-    undisturbed,
+    mlflow_outage,
+    reference_run,
 )
 from postgres import running
 
 
-def scenarios(bench: Bench, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:
+def scenarios(bench: FaultScenario, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:
     """Every scenario by its name."""
     both = ("sqlite", "postgresql")
     sizes = [300 + 200 * number for number in range(repeats)]
     return {
         "kills": lambda: kills(bench, "sqlite", count),
         "kills_postgresql": lambda: kills(bench, "postgresql", -(-count // 4)),
-        "controllers": lambda: [controllers(bench, kind, n) for kind in both for n in (2, 4)],
-        "controllers_killed": lambda: [controllers(bench, kind, 4, killed=2) for kind in both for _ in range(repeats)],
+        "controllers": lambda: [concurrent_controllers(bench, kind, n) for kind in both for n in (2, 4)],
+        "controllers_killed": lambda: [
+            concurrent_controllers(bench, kind, 4, killed=2) for kind in both for _ in range(repeats)
+        ],
         "disk_full": lambda: disk_full(bench, sizes),
-        "database_restarted": lambda: restarts(bench, 2 * repeats),
-        "damage": lambda: damage(bench),
-        "clocks": lambda: clocks(bench),
-        "mlflow_from_the_start": lambda: mlflow_away(bench, middle=False),
-        "mlflow_in_the_middle": lambda: mlflow_away(bench, middle=True),
+        "database_restarted": lambda: database_restarts(bench, 2 * repeats),
+        "damage": lambda: corrupt_blobs(bench),
+        "clocks": lambda: clock_skew(bench),
+        "mlflow_from_the_start": lambda: mlflow_outage(bench, middle=False),
+        "mlflow_in_the_middle": lambda: mlflow_outage(bench, middle=True),
     }
 
 
@@ -59,14 +61,14 @@ def main() -> None:
     given = options.parse_args()
     with TemporaryDirectory(prefix="continual-faults-") as folder, running() as server:
         world = make_world(Path(folder))
-        expected, seconds = undisturbed(world)
-        bench = Bench(world, server, random.Random(given.seed), expected, seconds)
+        expected, seconds = reference_run(world)
+        bench = FaultScenario(world, server, random.Random(given.seed), expected, seconds)
         found: Counts = {"undisturbed_seconds": round(seconds, 2)}
         for name, scenario in scenarios(bench, given.kills, given.repeats).items():
             if name in (given.only or [name]):
                 print(name, file=sys.stderr, flush=True)
                 found[name] = scenario()
-        resumed = world.folder / RESUMED
+        resumed = world.folder / RESUME_LOG_MESSAGE
         found["resumed_from_a_checkpoint"] = len(resumed.read_text().splitlines()) if resumed.exists() else 0
         found["wrong"] = bench.wrong
         if bench.wrong:

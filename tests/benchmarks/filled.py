@@ -93,7 +93,7 @@ def fill(registry: Registry, size: int, random: Random) -> Filled:
     write = _write_sqlite if registry.engine.dialect.name == "sqlite" else _write_postgresql
     for table, values in rows.items():
         write(registry, table, ({"id": number} | row for number, row in enumerate(values, 1)))
-    with registry.reading() as session:
+    with registry.read_session() as session:
         events = session.execute(text("SELECT COUNT(*) FROM events")).scalar_one()
         mode = "mode = 'oracle' AND split = 'test' AND metric = 'accuracy'"
         best = session.scalars(text(f"SELECT id FROM scores WHERE {mode} LIMIT 1000 OFFSET {2 * size // 3}")).all()
@@ -147,7 +147,7 @@ def register(registry: Registry, filled: Filled, random: Random) -> Callable[[],
             fingerprints={split: f"{name}-{split}" for split in SPLITS},
             rows=dict.fromkeys(SPLITS, 400),
         )
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_task(task)
             return unit.add_delta(
                 delta,

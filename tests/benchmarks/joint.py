@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head, fresh_values, method_settings
-from continual.features import Tokens, pad, pooled
-from continual.lesson import FromVectors, Lesson
-from continual.together import train_together
-from continual.train import Trained, Training, follow, training
+from continual.deltas import Delta, Head, init_values, method_settings
+from continual.features import Tokens, pad, pooled_features
+from continual.lesson import PooledLoss, TrainingObjective
+from continual.together import train_jointly
+from continual.train import Training, TrainingResult, train_objective, training_steps
 from tasks import Method
 from tests.benchmarks.mixed import LORA, random_bert
 from tests.benchmarks.runs import quieten, say
@@ -34,10 +34,10 @@ LABELS, STEPS, RATE = ("a", "b", "c", "d"), 16, 1e-3
 def start_of(backbone: Backbone, seed: int) -> Delta:
     settings, draw = method_settings(Method(name="lora", **LORA)), torch.Generator().manual_seed(seed)
     head = Head(0.02 * torch.randn(4, backbone.hidden_size, generator=draw), torch.zeros(4), LABELS, "mean")
-    return Delta("lora", settings, backbone.fingerprint, fresh_values(backbone, settings, seed=seed), head)
+    return Delta("lora", settings, backbone.fingerprint, init_values(backbone, settings, seed=seed), head)
 
 
-def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Lesson[list[int]]:
+def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> TrainingObjective[list[int]]:
     """Random texts with random labels, STEPS batches of them."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 1000, (STEPS * rows, tokens), generator=draw)
@@ -48,10 +48,12 @@ def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Lesso
 
     def loss(delta: Delta, batch: list[int]) -> Tensor:
         assert delta.head is not None
-        return loss_of(delta.head, pooled(backbone, pad(backbone, texts, batch), "mean"), batch)
+        return loss_of(delta.head, pooled_features(backbone, pad(backbone, texts, batch), "mean"), batch)
 
     batches = [list(range(step * rows, (step + 1) * rows)) for step in range(STEPS)]
-    return Lesson([batches], STEPS * rows, loss, lambda delta: 0.0, from_vectors=FromVectors(texts.take, loss_of))
+    return TrainingObjective(
+        [batches], STEPS * rows, loss, lambda delta: 0.0, pooled_loss=PooledLoss(texts.take, loss_of)
+    )
 
 
 class Ways:
@@ -62,17 +64,17 @@ class Ways:
         self._starts = [start_of(backbone, seed) for seed in range(tasks)]
         self._lessons = [lesson_of(backbone, seed, tokens=tokens, rows=rows) for seed in range(tasks)]
 
-    def one_by_one(self) -> list[Trained]:
+    def one_by_one(self) -> list[TrainingResult]:
         pairs = zip(self._starts, self._lessons, strict=True)
-        return [follow(self._backbone, start, lesson, learning_rate=RATE, seed=0) for start, lesson in pairs]
+        return [train_objective(self._backbone, start, lesson, learning_rate=RATE, seed=0) for start, lesson in pairs]
 
-    def together(self) -> list[Trained]:
+    def together(self) -> list[TrainingResult]:
         pairs = enumerate(zip(self._starts, self._lessons, strict=True))
         begun: dict[str, Training] = {
-            str(n): training(self._backbone, start, lesson, learning_rate=RATE) for n, (start, lesson) in pairs
+            str(n): training_steps(self._backbone, start, lesson, learning_rate=RATE) for n, (start, lesson) in pairs
         }
-        found = dict(train_together(begun, seed=0))
-        return [own for own in (found[name] for name in begun) if isinstance(own, Trained)]
+        found = dict(train_jointly(begun, seed=0))
+        return [own for own in (found[name] for name in begun) if isinstance(own, TrainingResult)]
 
 
 def timed(ways: Ways, device: torch.device, repeats: int) -> dict[str, float]:

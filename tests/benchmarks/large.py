@@ -20,12 +20,12 @@ from torch import Tensor
 
 from continual import Learner
 from continual.backbone import Backbone
-from continual.deltas import attached, fresh_values
+from continual.deltas import attached, init_values
 from continual.deltas.delta import Delta, Head
 from continual.deltas.lora import LoRA
-from continual.features import pad, pooled
+from continual.features import pad, pooled_features
 from continual.features import tokenize as tokens_of
-from continual.stints import training
+from continual.stints import training_mode
 from registry import Registry
 from tasks import Stream, load_stream, read_stream
 from tests.benchmarks.runs import quieten, say
@@ -64,17 +64,17 @@ STEPS = {"plain": False, "checkpointing": True}
 
 def weights(backbone: Backbone) -> int:
     """Bytes of all weights and of what is needed to unpack them."""
-    return sum(tensor.nbytes for tensor in backbone.whole.state_dict().values())
+    return sum(tensor.nbytes for tensor in backbone.base_module.state_dict().values())
 
 
 def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
     """Megabytes that a step's pass keeps for the gradient, and the seconds of a step, the best of three."""
     settings = LoRA()
     head = Head(torch.zeros(2, backbone.hidden_size), torch.zeros(2), ("a", "b"), backbone.pooling)
-    delta = Delta("lora", settings, backbone.fingerprint, fresh_values(backbone, settings, seed=0), head)
+    delta = Delta("lora", settings, backbone.fingerprint, init_values(backbone, settings, seed=0), head)
     learning = delta.trainable(backbone.device)
     batch = pad(backbone, tokens_of(backbone, texts, max_length=128), range(len(texts)))
-    own = {weight.untyped_storage().data_ptr() for weight in backbone.whole.parameters()}
+    own = {weight.untyped_storage().data_ptr() for weight in backbone.base_module.parameters()}
     took, kept = [], dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
     for _ in range(3):
         kept.clear()
         began = time.process_time()
-        with attached(backbone, learning), training(backbone, again=again):
+        with attached(backbone, learning), training_mode(backbone, again=again):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = pooled(backbone, batch, backbone.pooling).square().sum()
+                loss = pooled_features(backbone, batch, backbone.pooling).square().sum()
             torch.autograd.backward(loss)
         took.append(time.process_time() - began)
     entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.layers if again else 0

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import attached, method_settings
-from continual.errors import LearnError
-from continual.evaluate import measure
+from continual.errors import TrainingError
+from continual.evaluate import score_with_interval
 from continual.kinds import kind_of_delta
 from continual.train import train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
@@ -93,7 +93,7 @@ def searched(one: Bench, label: str, rate: float, state: State) -> float:
         try:
             trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
             found: Record = {"validation": trained.score, "curve": [epoch.score for epoch in trained.curve]}
-        except LearnError:
+        except TrainingError:
             found = {"validation": 0.0, "curve": []}
         known = state.add({**about, "stage": "search", "learning_rate": rate, **found})
     return float(known["validation"])
@@ -116,7 +116,7 @@ def final(one: Bench, label: str, rate: float, state: State) -> None:
             "stage": "final",
             "learning_rate": rate,
             "validation": trained.score,
-            "test": measure(metric, test.classes.tolist(), answers).value,
+            "test": score_with_interval(metric, test.classes.tolist(), answers).value,
             "parameters": values,
             "share": values / one.backbone.parameter_count,
             "memory": step_memory(one, label),

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from continual.backbone import Backbone, freeze
-from continual.deltas import Bank, Delta, Head, attached, fresh_values, method_settings
+from continual.deltas import Bank, Delta, Head, attached, init_values, method_settings
 from continual.exchange import to_peft
 from tasks import Method
 from tests.benchmarks.runs import quieten, say
@@ -54,7 +54,7 @@ def learned(backbone: Backbone, method: str, seed: int) -> Delta:
     """A delta whose values are as if it had learned something."""
     settings = method_settings(Method(name=method, **(LORA if method == "lora" else {})))
     draw = torch.Generator().manual_seed(seed)
-    fresh = fresh_values(backbone, settings, seed=seed)
+    fresh = init_values(backbone, settings, seed=seed)
     values = {key: value + 0.02 * torch.randn(value.shape, generator=draw) for key, value in fresh.items()}
     head = Head(torch.randn(2, backbone.hidden_size), torch.zeros(2), ("no", "yes"), "mean")
     return Delta(method, settings, backbone.fingerprint, values, head)
@@ -83,8 +83,8 @@ class Arms:
         self._deltas = {method: [learned(backbone, method, seed) for seed in range(8)] for method in FIVE}
         self._lora, self._five = Bank(backbone, slots=registered), Bank(backbone, slots=registered)
         for number in range(registered):
-            self._lora.hold(str(number), self._delta("lora", number))
-            self._five.hold(str(number), self._delta(FIVE[number % len(FIVE)], number))
+            self._lora.put(str(number), self._delta("lora", number))
+            self._five.put(str(number), self._delta(FIVE[number % len(FIVE)], number))
         self._peft: Any = None
 
     def _delta(self, method: str, number: int) -> Delta:
@@ -102,7 +102,7 @@ class Arms:
         return found
 
     def mixed(self, bank: Bank, tasks: Sequence[int]) -> Tensor:
-        order, mixture = bank.mix([str(task) for task in tasks])
+        order, mixture = bank.mixed_batch([str(task) for task in tasks])
         with attached(self._backbone, mixture):
             found = self._backbone.hidden_states(self._take(order))
         back = torch.empty_like(found)

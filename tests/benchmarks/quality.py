@@ -29,10 +29,10 @@ from torch.nn import functional as F
 
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS
-from continual.errors import LearnError
-from continual.evaluate import measure, metric_score
-from continual.features import features
-from continual.kinds.classification import Labelled
+from continual.errors import TrainingError
+from continual.evaluate import metric_score, score_with_interval
+from continual.features import encode
+from continual.kinds.classification import ClassificationRows
 from continual.train import train
 from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
@@ -47,8 +47,8 @@ Arm = Callable[[Bench, float], Fitted]
 
 
 def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
-    def answers(rows: Labelled) -> list[int]:
-        vectors = features(bench.backbone, rows.tokens)
+    def answers(rows: ClassificationRows) -> list[int]:
+        vectors = encode(bench.backbone, rows.tokens)
         return F.linear(vectors, bench.start.weight, bench.start.bias).argmax(dim=1).tolist()
 
     held_out = bench.validation
@@ -104,7 +104,7 @@ def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
     torch.manual_seed(bench.seed)
     fitted = ARMS[name][0](bench, rate or 0.0)
     test = bench.prepared(bench.data.test)
-    measured = measure(bench.data.spec.metric, test.classes.tolist(), fitted.answers(test))
+    measured = score_with_interval(bench.data.spec.metric, test.classes.tolist(), fitted.answers(test))
     scores = {"test": measured.value, "low": measured.low, "high": measured.high, "test_rows": measured.rows}
     state.add(_record(about, "final", rate, bench, fitted, began) | scores)
 
@@ -118,7 +118,7 @@ def searched(bench: Bench, name: str, rate: float, state: State) -> Record:
     torch.manual_seed(bench.seed)
     try:
         fitted = ARMS[name][0](bench, rate)
-    except LearnError:
+    except TrainingError:
         fitted = Fitted((0.0,), lambda rows: [])
     return state.add(_record(about, "search", rate, bench, fitted, began))
 

@@ -27,7 +27,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import text
 
-from continual.report import report
+from continual.report import stream_report
 from registry import Registry
 from tests.benchmarks.filled import BACKBONES, Filled, fill, register
 from tests.postgres import running
@@ -83,7 +83,7 @@ def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Q
         "last stream": lambda: registry.last_stream(),
         "learned in a stream": lambda: registry.learned(some(streams)),
         "parents in a stream": lambda: registry.parents(some(streams)),
-        "report": lambda: report(registry, some(streams)),
+        "report": lambda: stream_report(registry, some(streams)),
         "scores, some page": scores_after,
         "scores of a delta": lambda: registry.scores(delta=some(deltas), limit=LIMIT),
         "scores of a task": lambda: registry.scores(task=some(tasks), limit=LIMIT),
@@ -110,7 +110,7 @@ def processor_time(registry: Registry) -> Question:
     """The seconds that this process has worked, and the server's process that answers it: what others do is not in."""
     if registry.engine.dialect.name == "sqlite":
         return process_time
-    with registry.reading() as session:
+    with registry.read_session() as session:
         stat = Path(f"/proc/{session.scalar(text('SELECT pg_backend_pid()'))}/stat")
 
     def both() -> float:

@@ -29,16 +29,16 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from continual.backbone import Backbone, load_backbone
-from continual.experts import Asked, opinion
-from continual.features import features, tokenize
-from continual.frozen import frozen
+from continual.experts import DeltaQuery, query_delta
+from continual.features import encode, tokenize
+from continual.frozen import frozen_features
 from continual.learner import Learner
 from continual.predict import Predictor
-from continual.routing import Opinion, decide
-from continual.routing.nearest import Nearest
-from continual.routing.totals import Totals
-from continual.signature import Signature, signature
-from continual.stored_router import stored_router
+from continual.routing import Opinion, choose_tasks
+from continual.routing.nearest import ClassMeanIndex
+from continual.routing.totals import AccumulatedMoments
+from continual.signature import Signature, compute_signature
+from continual.stored_router import load_router
 from tasks import load_stream, read_stream
 from tests.benchmarks.runs import quieten, say
 
@@ -53,7 +53,7 @@ def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
         names = [data.spec.name for data in loaded]
         champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
         wanted = {name: champions[name] for name in names}
-        found = stored_router(learner.registry, learner.backbone, wanted)
+        found = load_router(learner.registry, learner.backbone, wanted)
         assert found is not None
         router, _ = found
         own = [name for data in loaded for name in [data.spec.name] * len(data.test)]
@@ -118,22 +118,22 @@ def _known(learner: Learner, texts: Sequence[str]) -> Tensor:
     """What is held for known [N], as `Predictor` compares it with its threshold."""
     backbone, registry = learner.backbone, learner.registry
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    found = stored_router(registry, backbone, champions)
+    found = load_router(registry, backbone, champions)
     assert found is not None
     router, statistics = found
     predictor = Predictor(backbone, registry)
-    seen = frozen(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
+    seen = frozen_features(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
 
     def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Any]]:
         found = {}
         for number, inputs in looked.items():
             name = router.tasks[number]
             length = int(champions[name].budget["max_length"])
-            asked = Asked([texts[i] for i in inputs], length, statistics[name].evidence)
-            found[number] = opinion(backbone, predictor.load(name), asked)
+            asked = DeltaQuery([texts[i] for i in inputs], length, statistics[name].evidence)
+            found[number] = query_delta(backbone, predictor.load_delta(name), asked)
         return found
 
-    return router.known(seen) + decide(router, router.log_p(seen), ask).fit
+    return router.familiarity(seen) + choose_tasks(router, router.log_p(seen), ask).fit
 
 
 def _longest(champions: dict[str, Any]) -> int:
@@ -148,9 +148,9 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
         centre = torch.randn(size, generator=draw)
         labels = torch.arange(CLASSES).repeat_interleave(4)
         rows = centre + torch.randn(CLASSES, size, generator=draw)[labels] + 0.5 * torch.randn(80, size, generator=draw)
-        return signature(rows, labels, count=CLASSES)
+        return compute_signature(rows, labels, count=CLASSES)
 
-    totals, probes = Totals(), []
+    totals, probes = AccumulatedMoments(), []
     began = time.perf_counter()
     for number in range(tasks):
         part = task()
@@ -159,7 +159,7 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
             probes.append((number, part.means[0].float()))
     say(f"{tasks} tasks summed in {time.perf_counter() - began:.0f} s")
     began = time.perf_counter()
-    rule = Nearest(totals, 0.03)
+    rule = ClassMeanIndex(totals, 0.03)
     built = time.perf_counter() - began
     inputs = torch.stack([row for _, row in probes]) + 0.5 * torch.randn(len(probes), size, generator=draw)
     truth = torch.tensor([number for number, _ in probes])
@@ -168,7 +168,7 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
     )
     pass_times, route_times, add_times, remove_times = [], [], [], []
     for repeat in range(REPEATS):
-        pass_times.append(_timed(lambda: features(backbone, tokens)))
+        pass_times.append(_timed(lambda: encode(backbone, tokens)))
         route_times.append(_timed(lambda: rule.scores(inputs)))
         part, name = task(), f"new {repeat}"
         add_times.append(_timed(lambda name=name, part=part: rule.add(name, part)))
@@ -191,9 +191,9 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _exact(rule: Nearest, inputs: Tensor) -> Tensor:
+def _exact(rule: ClassMeanIndex, inputs: Tensor) -> Tensor:
     """The task of the nearest class mean, comparing all."""
-    means, owner = rule.totals.means, rule.totals.owner
+    means, owner = rule.totals.means, rule.totals.task_of_class
     whitener = torch.linalg.cholesky(rule._precision.double()).float()
     return owner[torch.cdist(inputs @ whitener, means @ whitener).argmin(dim=1)]
 

@@ -14,13 +14,13 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, Head, MethodSettings, fresh_values
-from continual.features import features
-from continual.head import ClosedForm, closed_form
-from continual.hub import locate
-from continual.kinds.classification import Classification, Labelled
-from continual.signature import signature
-from tasks import Budget, Rows, TaskData
+from continual.deltas import Delta, Head, MethodSettings, init_values
+from continual.features import encode
+from continual.head import DiscriminantHead, fit_discriminant
+from continual.hub import resolve_source
+from continual.kinds.classification import Classification, ClassificationRows
+from continual.signature import compute_signature
+from tasks import Budget, LabelledTexts, TaskData
 from tasks.rows import sample
 
 SEARCH_VALIDATION_ROWS = 500
@@ -38,11 +38,11 @@ class Bench:
     seed: int
 
     @cached_property
-    def train(self) -> Labelled:
+    def train(self) -> ClassificationRows:
         return self.prepared(self.data.train)
 
     @cached_property
-    def validation(self) -> Labelled:
+    def validation(self) -> ClassificationRows:
         return self.prepared(self.data.validation)
 
     @cached_property
@@ -54,33 +54,33 @@ class Bench:
         return replace(self, data=replace(data, train=rows, validation=held_out))
 
     @cached_property
-    def start(self) -> ClosedForm:
-        vectors = features(self.backbone, self.train.tokens)
-        seen = signature(vectors, self.train.classes, count=len(self.data.labels))
-        return closed_form(seen, features(self.backbone, self.validation.tokens), self.validation.classes)
+    def start(self) -> DiscriminantHead:
+        vectors = encode(self.backbone, self.train.tokens)
+        seen = compute_signature(vectors, self.train.classes, count=len(self.data.labels))
+        return fit_discriminant(seen, encode(self.backbone, self.validation.tokens), self.validation.classes)
 
     @property
     def checkpoint(self) -> str:
-        return locate(self.backbone.name)
+        return resolve_source(self.backbone.name)
 
     @property
     def budget(self) -> Budget:
         assert self.data.spec.budget is not None  # the stream's tasks are resolved
         return self.data.spec.budget
 
-    def prepared(self, rows: Rows) -> Labelled:
+    def prepared(self, rows: LabelledTexts) -> ClassificationRows:
         return Classification(self.data.labels).prepare(self.backbone, rows, max_length=self.budget.max_length)
 
-    def classes(self, delta: Delta, rows: Labelled) -> list[int]:
+    def classes(self, delta: Delta, rows: ClassificationRows) -> list[int]:
         """The class that a delta answers for every row."""
         assert delta.head is not None
-        found: list[int] = delta.head(features(self.backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
+        found: list[int] = delta.head(encode(self.backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
         return found
 
     def fresh(self, method: str, settings: MethodSettings) -> Delta:
         """An untrained delta with the closed-form head."""
         head = Head(self.start.weight, self.start.bias, self.data.labels, self.backbone.pooling)
-        values = fresh_values(self.backbone, settings, seed=self.seed)
+        values = init_values(self.backbone, settings, seed=self.seed)
         return Delta(method, settings, self.backbone.fingerprint, values, head)
 
     def training(self, learning_rate: float) -> dict[str, Any]:

@@ -34,16 +34,16 @@ import torch
 from sqlalchemy import update
 
 from registry import (
-    ARRIVALS,
+    ARRIVAL_STREAM,
     Arrival,
     Registry,
     claim_arrival,
+    find_damage,
     heartbeat,
-    keep_checkpoint,
-    last_checkpoint,
-    verify,
+    load_checkpoint,
+    save_checkpoint,
 )
-from registry.base import clock
+from registry.base import database_now
 from registry.tables import Position
 from tasks import Source, Stream, TaskSpec
 from tests.benchmarks.simulated import BACKBONE, Measured, Router, percentile, register, signature_of
@@ -111,7 +111,7 @@ class Year:
         if worker.arrival is None:
             self.idle.append(worker)
             return
-        if last_checkpoint(self.registry, ARRIVALS, number=worker.arrival.number):
+        if load_checkpoint(self.registry, ARRIVAL_STREAM, number=worker.arrival.number):
             self.resumed += 1
         seconds = self.given.seconds * math.exp(SPREAD * self.random.gauss(0, 1))
         for share, what in ((0.3, self._beat), (0.5, self._keep), (0.8, self._beat)):
@@ -134,18 +134,18 @@ class Year:
     def _beat(self, worker: Worker, arrival: Arrival) -> None:
         number = arrival.number
         assert self.measured(
-            "heartbeat", lambda: heartbeat(self.registry, ARRIVALS, number=number, holder=worker.holder)
+            "heartbeat", lambda: heartbeat(self.registry, ARRIVAL_STREAM, number=number, holder=worker.holder)
         )
 
     def _keep(self, worker: Worker, arrival: Arrival) -> None:
         number, data = arrival.number, f"{arrival.number} {worker.life} {self.now}".encode()
         keep = {"number": number, "holder": worker.holder, "epoch": 1, "data": data}
-        self.measured("checkpoint", lambda: keep_checkpoint(self.registry, ARRIVALS, **keep))
+        self.measured("checkpoint", lambda: save_checkpoint(self.registry, ARRIVAL_STREAM, **keep))
 
     def _die(self, worker: Worker, arrival: Arrival) -> None:
         self.deaths += 1
-        with self.registry.unit() as unit:  # the database's clock is real: as if the lease had run out
-            late = {"lease_until": clock(unit.session) - timedelta(seconds=1)}
+        with self.registry.unit_of_work() as unit:  # the database's clock is real: as if the lease had run out
+            late = {"lease_until": database_now(unit.session) - timedelta(seconds=1)}
             unit.session.execute(update(Position).where(Position.holder == worker.holder).values(**late))
         worker.life, worker.arrival = worker.life + 1, None
         self._at(self.now + LEASE, self._look)
@@ -195,7 +195,7 @@ def wrong(registry: Registry, total: int) -> list[str]:
     for task, version in deltas:
         by_task[task].append(version)
     problems += [f"{task}: {own}" for task, own in by_task.items() if sorted(own) != list(range(1, len(own) + 1))]
-    return problems + verify(registry)
+    return problems + find_damage(registry)
 
 
 def main() -> None:
@@ -213,7 +213,7 @@ def main() -> None:
         url = {"sqlite": f"sqlite:///{folder}/registry.db"}.get(given.database, given.database)
         url = held.enter_context(running()).url() if url == "postgresql" else url
         registry = held.enter_context(Registry.open(url, f"{folder}/blobs"))
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
         year = Year(registry, given)
         began = perf_counter()

@@ -18,7 +18,7 @@ import psutil
 from continual.backbone import Backbone
 from continual.deltas import Delta
 from continual.record import backbone_record, delta_record
-from continual.settings import settings
+from continual.settings import resolve_locations
 from registry import Registry, TaskRecord
 from tasks import Budget
 from tests.benchmarks.mixed import learned, random_bert
@@ -53,7 +53,7 @@ def random_folder(folder: Path, *, width: int, layers: int) -> str:
 
 
 def opened(home: Path) -> Registry:
-    places = settings(home, {})
+    places = resolve_locations(home, {})
     return Registry.open(places.registry, places.blobs)
 
 
@@ -78,7 +78,7 @@ def register(registry: Registry, backbone: Backbone, task: str, delta: Delta, *,
     )
     budget = Budget(epochs=1, batch_size=16, learning_rate=1e-3, max_length=LONGEST)
     own = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start="scratch")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(record)
         return unit.add_delta(own)

@@ -36,8 +36,8 @@ import numpy as np
 import torch
 
 from continual.backbone import load_backbone
-from continual.serve import Serving
-from continual.serve.serving import Ask
+from continual.serve import ChampionServer
+from continual.serve.serving import InferenceRequest
 from registry import promote_delta
 from tests.benchmarks.load import Question, answers, closed, gamma_arrivals, open_loop, questions, summary
 from tests.benchmarks.runs import quieten, say
@@ -47,35 +47,35 @@ BATCH = 1 << 12  # tokens, as the server's on a CPU
 PROMOTED = 0.2  # seconds from one change of a champion to the next
 TIE = 0.02  # of a probability; in bfloat16 it depends on what else is in the batch
 WARM = 4  # answers after the first one
-_inside: list[Serving] = []  # of the process that answers without HTTP
+_inside: list[ChampionServer] = []  # of the process that answers without HTTP
 
 
 def begin_inside(home: Path, backbone: str, core: int) -> None:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     quieten()
-    _inside.append(Serving(load_backbone(backbone, device="cpu"), opened(home)))
+    _inside.append(ChampionServer(load_backbone(backbone, device="cpu"), opened(home)))
     _inside[0].refresh()
 
 
 def answered_inside(asked: Sequence[Question], seconds: float) -> tuple[int, float, float]:
     """Rows that were answered, in how many seconds, and how many of them on the core."""
-    asks = [Ask(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
+    asks = [InferenceRequest(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
     rows = number = 0
     began, cpu = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
-        batch: list[Ask] = []
+        batch: list[InferenceRequest] = []
         while sum(ask.cost for ask in batch) < BATCH:
             batch.append(asks[number % len(asks)])
             number += 1
-        _inside[0].answers(batch)
+        _inside[0].answer_batch(batch)
         rows += len(batch)
     return rows, time.perf_counter() - began, time.process_time() - cpu
 
 
 def said_inside(asked: Sequence[Question]) -> list[tuple[Any, float]]:
-    asks = [Ask(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
-    return [(answer.label, answer.score) for answer in _inside[0].answers(asks)]  # type: ignore[union-attr, misc]
+    asks = [InferenceRequest(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
+    return [(answer.label, answer.score) for answer in _inside[0].answer_batch(asks)]  # type: ignore[union-attr, misc]
 
 
 def promote(home: Path, tasks: Sequence[str], begun: Event, over: Event) -> None:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from continual.routing.nearest import Nearest
-from continual.routing.totals import Totals
-from continual.signature import Signature, signature
+from continual.routing.nearest import ClassMeanIndex
+from continual.routing.totals import AccumulatedMoments
+from continual.signature import Signature, compute_signature
 from registry import (
-    ARRIVALS,
+    ARRIVAL_STREAM,
     Arrival,
     BackboneRecord,
     DataRecord,
@@ -23,7 +23,7 @@ from registry import (
     Score,
     SignatureRecord,
     TaskRecord,
-    Unit,
+    UnitOfWork,
 )
 
 SIZE, CLASSES, ROWS = 32, 4, 40  # of a signature: hidden size, labels, rows
@@ -65,13 +65,13 @@ class Router:
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
         self.parts: dict[str, Signature] = {}
-        self.rule: Nearest | None = None
+        self.rule: ClassMeanIndex | None = None
 
     def take(self, task: str, own: Signature) -> None:
         before = self.parts.get(task)
         self.parts[task] = own
         if self.rule is None:
-            self.rule = Nearest(Totals.of(self.parts), 0.03) if len(self.parts) >= FIRST else None
+            self.rule = ClassMeanIndex(AccumulatedMoments.of(self.parts), 0.03) if len(self.parts) >= FIRST else None
             return
         rule = self.rule
         if before is not None:
@@ -89,7 +89,7 @@ def signature_of(random: Random) -> Signature:
     draw = torch.Generator().manual_seed(random.getrandbits(32))
     labels = torch.arange(ROWS) % CLASSES
     rows = torch.randn(CLASSES, SIZE, generator=draw)[labels] + 0.5 * torch.randn(ROWS, SIZE, generator=draw)
-    return signature(rows, labels, count=CLASSES)
+    return compute_signature(rows, labels, count=CLASSES)
 
 
 def register(registry: Registry, arrival: Arrival, values: str, own: str, *, holder: str) -> None:
@@ -128,12 +128,12 @@ def register(registry: Registry, arrival: Arrival, values: str, own: str, *, hol
     )
     scores = [Score(split=split, metric="accuracy", value=0.5, rows=40) for split in ("validation", "test")]
 
-    def work(unit: Unit) -> None:
+    def work(unit: UnitOfWork) -> None:
         unit.add_task(task)
         name = unit.add_delta(delta, scores=scores, signature=SignatureRecord(digest=own, rows=ROWS, pooling="mean"))
-        unit.finish(ARRIVALS, arrival.number, delta=name, holder=holder)
+        unit.mark_learned(ARRIVAL_STREAM, arrival.number, delta=name, holder=holder)
 
-    registry.write(work)
+    registry.write_with_retry(work)
 
 
 def percentile(values: list[float], share: int) -> float | None:

@@ -25,11 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS
-from continual.hub import locate
-from continual.kinds import Seen
-from continual.learn import Task, ready
+from continual.hub import resolve_source
+from continual.kinds import ForwardContext
+from continual.learn import PreparedTask, prepare_task
 from continual.train import train
-from continual.warmstart import from_scratch, started
+from continual.warmstart import from_scratch, initial_delta
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora
 
@@ -37,7 +37,7 @@ from tests.benchmarks.baselines import RANK, peft_lora
 class _Rows(Dataset[dict[str, Any]]):
     """The same token ids as ours, as the Trainer wants them."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PreparedTask) -> None:
         self._tokens, self._classes = task.train.tokens, task.train.classes.tolist()
 
     def __len__(self) -> int:
@@ -48,11 +48,13 @@ class _Rows(Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._classes[index]}
 
 
-def ours(backbone: Backbone, task: Task) -> Callable[[], float]:
+def ours(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
     """Seconds of one epoch of our loop, from the closed-form start."""
-    start = task.kind.start(Seen(backbone, None, task.train), Seen(backbone, None, task.validation))
+    start = task.kind.closed_form_start(
+        ForwardContext(backbone, None, task.train), ForwardContext(backbone, None, task.validation)
+    )
     settings = METHODS["lora"].model_validate({"rank": RANK, "sites": ("attn.q", "attn.v")})
-    delta = started(backbone, task.kind, from_scratch(start), method="lora", settings=settings, seed=0)
+    delta = initial_delta(backbone, task.kind, from_scratch(start), method="lora", settings=settings, seed=0)
     budget = task.budget.model_copy(update={"epochs": 1})
 
     def epoch() -> float:
@@ -62,11 +64,11 @@ def ours(backbone: Backbone, task: Task) -> Callable[[], float]:
     return epoch
 
 
-def trainer(backbone: Backbone, task: Task) -> Callable[[], float]:
+def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
     """Seconds of one epoch of transformers' Trainer with PEFT's LoRA."""
 
     def epoch() -> float:
-        network = peft_lora(locate(backbone.name), len(task.data.labels)).classifier
+        network = peft_lora(resolve_source(backbone.name), len(task.data.labels)).classifier
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
@@ -106,7 +108,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     data = load_task(spec.model_copy(update={"rows": rows}), folder=stream.folder, seed=stream.seed)
-    task = ready(backbone, data)
+    task = prepare_task(backbone, data)
     arms = {"ours": ours(backbone, task), "peft_trainer": trainer(backbone, task)}
     rounds = [{name: epoch() for name, epoch in arms.items()} for _ in range(given.repeats + 1)][1:]
     document = {

@@ -28,14 +28,14 @@ import torch
 
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import Head, method_settings
-from continual.described import signature_of
+from continual.described import task_signature
 from continual.evaluate import metric_score
-from continual.kinds import Seen, Start, labels_of
-from continual.learn import Task, attempt, possible_starts, ready, train_from
-from continual.neighbours import nearest_learned
-from continual.positions import learn_one
-from continual.train import Trained
-from continual.warmstart import Candidate, choose, from_scratch
+from continual.kinds import ForwardContext, HeadStart, answer_labels
+from continual.learn import PreparedTask, prepare_task, train_from_start, trial_score, warm_start_candidates
+from continual.neighbours import nearest_tasks
+from continual.positions import learn_task
+from continual.train import TrainingResult
+from continual.warmstart import WarmStartCandidate, choose_start, from_scratch
 from registry import Registry
 from tasks import Stream, load_stream, read_stream
 from tests.benchmarks.runs import quieten, say
@@ -47,21 +47,21 @@ HEAD_SCALE = 0.02  # deviation of a random head's weights, as transformers draws
 class Arm:
     """One way to start: what training came to, its test score, and which test rows it answers rightly."""
 
-    trained: Trained
+    trained: TrainingResult
     score: float
     right: torch.Tensor
 
 
-def compared(backbone: Backbone, registry: Registry, task: Task, *, seed: int) -> dict[str, Any]:
+def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed: int) -> dict[str, Any]:
     """One task by the three starts."""
-    rows, held_out = (Seen(task.backbone, None, part) for part in (task.train, task.validation))
-    own, name, settings = signature_of(task.kind, rows), task.data.spec.name, method_settings(task.method)
-    scratch = from_scratch(task.kind.start(rows, held_out))
+    rows, held_out = (ForwardContext(task.backbone, None, part) for part in (task.train, task.validation))
+    own, name, settings = task_signature(task.kind, rows), task.data.spec.name, method_settings(task.method)
+    scratch = from_scratch(task.kind.closed_form_start(rows, held_out))
     labels = task.data.labels
-    near = nearest_learned(task.backbone, registry, own, task=name, labels=labels, settings=settings)
-    others = possible_starts(task, scratch, near, rows=rows, held_out=held_out)
-    tried = partial(attempt, task, seed=seed)
-    start = choose(task.backbone, "auto", scratch=scratch, others=others, settings=settings, tried=tried)
+    near = nearest_tasks(task.backbone, registry, own, task=name, labels=labels, settings=settings)
+    others = warm_start_candidates(task, scratch, near, rows=rows, held_out=held_out)
+    tried = partial(trial_score, task, seed=seed)
+    start = choose_start(task.backbone, "auto", scratch=scratch, others=others, settings=settings, tried=tried)
     plain = _arm(task, scratch, seed=seed)
     warm = plain if start is scratch else _arm(task, start, seed=seed)
     blind = _arm(task, _random(task, scratch, seed=seed), seed=seed)
@@ -78,24 +78,24 @@ def compared(backbone: Backbone, registry: Registry, task: Task, *, seed: int) -
     }
 
 
-def _arm(task: Task, start: Candidate, *, seed: int) -> Arm:
-    trained = train_from(task, start, seed=seed)
-    kind, seen = task.kind, Seen(task.backbone, trained.delta, task.test)
-    answers = labels_of(kind.answers(task.backbone, kind.outputs(seen, trained.delta.head), task.test))
-    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=kind.scored)
+def _arm(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> Arm:
+    trained = train_from_start(task, start, seed=seed)
+    kind, seen = task.kind, ForwardContext(task.backbone, trained.delta, task.test)
+    answers = answer_labels(kind.answers(task.backbone, kind.outputs(seen, trained.delta.head), task.test))
+    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=kind.metric_kind)
     right = torch.tensor([a == b for a, b in zip(answers, task.test.truth, strict=True)]).double()
     return Arm(trained, score, right)
 
 
-def _random(task: Task, scratch: Candidate, *, seed: int) -> Candidate:
+def _random(task: PreparedTask, scratch: WarmStartCandidate, *, seed: int) -> WarmStartCandidate:
     head, draw = scratch.start.head, torch.Generator().manual_seed(seed)
     assert head is not None
     weight = HEAD_SCALE * torch.randn(head.weight.shape, generator=draw)
     drawn = Head(weight, torch.zeros_like(head.bias), head.labels, head.pooling)
-    return from_scratch(Start(drawn, scratch.start.quality))
+    return from_scratch(HeadStart(drawn, scratch.start.held_out_quality))
 
 
-def _reached(warm: Trained, scratch: Trained) -> float | None:
+def _reached(warm: TrainingResult, scratch: TrainingResult) -> float | None:
     """The share of epochs after which the warm start's validation score is scratch's best one."""
     epochs = len(warm.curve) - 1
     found = [epoch.number for epoch in warm.curve if epoch.score >= scratch.score]
@@ -151,12 +151,12 @@ def measured(backbone: Backbone, stream: Stream, home: Path | None, state: Path 
         for data in load_stream(stream):
             run = done.get((data.spec.name, stream.seed))
             if run is None:
-                run = compared(backbone, registry, ready(backbone, data), seed=stream.seed)
+                run = compared(backbone, registry, prepare_task(backbone, data), seed=stream.seed)
                 if state:
                     with state.open("a") as file:
                         file.write(json.dumps(run) + "\n")
             if home is None:  # a chain: the next may start from this one
-                learn_one(backbone, registry, data, stream)
+                learn_task(backbone, registry, data, stream)
             say(f"{run['task']} seed {run['seed']}: {run['start']} {run['warm']:.3f} scratch {run['scratch']:.3f}")
             yield run
         registry.close()

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import NEEDED, fresh_delta, labels_of, logits, moved_delta, prepared, tiny_backbone
+from tiny import REQUIRED_SETTINGS, fresh_delta, labels_of, logits, perturbed_delta, prepared_rows, tiny_backbone
 from torch import Tensor, nn
 
 from continual.backbone import Backbone, fingerprint
 from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
 from continual.errors import DeltaError, MethodError
-from continual.features import pad, pooled, tokenize
-from continual.train import Trained, train
+from continual.features import pad, pooled_features, tokenize
+from continual.train import TrainingResult, train
 from tasks import Budget, Method
 
 LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
@@ -37,13 +37,13 @@ def hidden(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None = N
         return backbone.hidden_states(batch)
 
 
-def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 0) -> Trained:
+def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 0) -> TrainingResult:
     """Two steps for an epoch, at a rate that moves every tensor."""
     return train(
         backbone,
         fresh_delta(backbone, method, task=task, seed=seed),
-        rows=prepared(backbone, task, 8),
-        validation=prepared(backbone, task, 4, seed=1),
+        rows=prepared_rows(backbone, task, 8),
+        validation=prepared_rows(backbone, task, 4, seed=1),
         budget=Budget(epochs=2, batch_size=4, learning_rate=1e-2),
         metric="accuracy",
         seed=seed,
@@ -61,14 +61,14 @@ def test_a_fresh_delta_changes_nothing_or_nearly(backbone: Backbone, method: str
 
 
 def test_a_learned_delta_changes_the_output(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
-    changed = hidden(backbone, batch, with_values(moved_delta(backbone, method)))
+    changed = hidden(backbone, batch, with_values(perturbed_delta(backbone, method)))
     assert not torch.allclose(changed, hidden(backbone, batch))
 
 
 def test_only_the_delta_takes_gradients(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     gradients: dict[str, Tensor] = {}
-    for stage in range(moved_delta(backbone, method).settings.stages):
-        delta = moved_delta(backbone, method).trainable(torch.device("cpu"), stage)
+    for stage in range(perturbed_delta(backbone, method).settings.stages):
+        delta = perturbed_delta(backbone, method).trainable(torch.device("cpu"), stage)
         assert_only_delta_takes_gradients(backbone, delta, batch)
         gradients |= {name: tensor.grad for name, tensor in delta.tensors().items() if tensor.grad is not None}
     held = {key for key in delta.values if key.rpartition("/")[2].startswith(("basis.", "mean."))}
@@ -87,25 +87,25 @@ def assert_only_delta_takes_gradients(backbone: Backbone, delta: Delta, batch: d
         assert {name: id(parameter) for name, parameter in backbone.model.named_parameters()} == named
         assert list(backbone.model.state_dict()) == keys
         assert [id(module) for module in backbone.model.modules()] == modules
-        delta.head(pooled(backbone, batch, delta.head.pooling)).square().sum().backward()
+        delta.head(pooled_features(backbone, batch, delta.head.pooling)).square().sum().backward()
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
 def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
-    base, delta = hidden(backbone, batch), moved_delta(backbone, method)
+    base, delta = hidden(backbone, batch), perturbed_delta(backbone, method)
     hidden(backbone, batch, delta)
     assert torch.equal(hidden(backbone, batch), base)
     with pytest.raises(IndexError), attached(backbone, delta):
         backbone.hidden_states({**batch, "input_ids": batch["input_ids"] + 10**6})
     assert torch.equal(hidden(backbone, batch), base)
-    assert fingerprint(backbone.whole) == backbone.fingerprint
+    assert fingerprint(backbone.base_module) == backbone.fingerprint
 
 
 def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     base = hidden(backbone, batch)
     with pytest.raises(DeltaError):
-        hidden(backbone, batch, with_one_more(moved_delta(backbone, method)))
+        hidden(backbone, batch, with_one_more(perturbed_delta(backbone, method)))
     assert torch.equal(hidden(backbone, batch), base)
 
 
@@ -114,7 +114,7 @@ def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: st
     plain, inside = types_of_states(low, batch, None), types_of_states(low, batch, delta)
     assert inside == plain
     with attached(backbone, delta), torch.no_grad():
-        exact, found = (pooled(own, batch, "mean") for own in (backbone, low))
+        exact, found = (pooled_features(own, batch, "mean") for own in (backbone, low))
     assert (found - exact).norm() < 0.05 * exact.norm()
 
 
@@ -130,13 +130,13 @@ def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta |
                     types[name] = output.dtype
 
             undo.callback(module.register_forward_hook(note).remove)
-        pooled(backbone, batch, "mean")
+        pooled_features(backbone, batch, "mean")
     return types
 
 
 def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None:
     delta = fresh_delta(backbone, method)
-    if any(edit.choice for edit in delta.settings.edits()):
+    if any(edit.where for edit in delta.settings.edits()):
         pytest.skip(f"{method} chooses among the layers")
     by_layer = [
         {key.split(".", 2)[2] for key in delta.values if key.startswith(f"layer.{n}.")} for n in range(backbone.layers)
@@ -145,7 +145,7 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
 
 
 def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
-    delta, tokens = moved_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
+    delta, tokens = perturbed_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
     back = load_delta(delta.to_bytes())
     assert back.to_bytes() == delta.to_bytes()
     assert back.digest == delta.digest
@@ -155,18 +155,18 @@ def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
 
 
 def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
-    others = [moved_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
+    others = [perturbed_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
     tokens = tokenize(backbone, TEXTS, max_length=32)
     before = [(delta.digest, logits(backbone, delta, tokens)) for delta in others]
     trained(backbone, method)
     for delta, (digest, answers) in zip(others, before, strict=True):
         assert delta.digest == digest
         assert torch.equal(logits(backbone, delta, tokens), answers)
-    assert fingerprint(backbone.whole) == backbone.fingerprint
+    assert fingerprint(backbone.base_module) == backbone.fingerprint
 
 
 def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
-    start, rows = fresh_delta(backbone, method, task="animals"), prepared(backbone, "animals", 18)
+    start, rows = fresh_delta(backbone, method, task="animals"), prepared_rows(backbone, "animals", 18)
     digest = start.digest
     budget = Budget(epochs=5, batch_size=6, learning_rate=2e-2)
     found = train(backbone, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
@@ -187,9 +187,9 @@ def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> N
 
 def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
     """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
-    steep = moved_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
+    steep = perturbed_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
     data = steep.to_bytes()
-    rows, held = prepared(backbone, "mood", 8), prepared(backbone, "mood", 4)
+    rows, held = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
     found = {
         train(backbone, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
@@ -247,14 +247,14 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
 def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: object) -> None:
-    delta = spoil(moved_delta(backbone, method))  # type: ignore[operator]
+    delta = spoil(perturbed_delta(backbone, method))  # type: ignore[operator]
     with pytest.raises(DeltaError, match=SPOILED[spoil]):
         logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
 
 
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
     other = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
-    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, moved_delta(backbone, method)):
+    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, perturbed_delta(backbone, method)):
         pass
 
 
@@ -271,7 +271,7 @@ def test_an_unknown_method_is_refused_naming_the_near_one(method: str) -> None:
 
 
 def test_settings_survive_a_stream_file(method: str) -> None:
-    settings = METHODS[method].model_validate(NEEDED.get(method, {}))
+    settings = METHODS[method].model_validate(REQUIRED_SETTINGS.get(method, {}))
     assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import moved_delta, tiny_backbone
+from tiny import perturbed_delta, tiny_backbone
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import METHODS, Bank, Delta, Mixed, attached
+from continual.deltas import METHODS, Bank, Delta, MixedBatch, attached
 from continual.errors import DeltaError
 from continual.features import pad, tokenize
-from continual.kinds.language import written
+from continual.kinds.language import generate_greedy
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one", "beak of the sea", "one"]
 NAMES = ["second", "first", None, "low", "first", "tokens"]
@@ -29,22 +29,22 @@ def deltas_of(backbone: Backbone, method: str) -> dict[str, Delta]:
     if (method, backbone.family.name) in COMMON:
         pytest.skip(f"{method} changes what all rows of a {backbone.family.name} batch have in common")
     return {
-        "first": moved_delta(backbone, method),
-        "second": moved_delta(backbone, method, seed=1),
-        "low": moved_delta(backbone, "lora", rank=3),
-        "tokens": moved_delta(backbone, "prompt", length=3),
+        "first": perturbed_delta(backbone, method),
+        "second": perturbed_delta(backbone, method, seed=1),
+        "low": perturbed_delta(backbone, "lora", rank=3),
+        "tokens": perturbed_delta(backbone, "prompt", length=3),
     }
 
 
 def bank_of(backbone: Backbone, deltas: dict[str, Delta], *, slots: int = 8) -> Bank:
     bank = Bank(backbone, slots=slots)
     for name, delta in deltas.items():
-        bank.hold(name, delta)
+        bank.put(name, delta)
     return bank
 
 
 @torch.no_grad()
-def states(backbone: Backbone, delta: Delta | Mixed | None, rows: Sequence[int]) -> Tensor:
+def states(backbone: Backbone, delta: Delta | MixedBatch | None, rows: Sequence[int]) -> Tensor:
     """The rows' states [B, T, D], those of padding left out."""
     batch = pad(backbone, tokenize(backbone, TEXTS, max_length=24), rows)
     with attached(backbone, delta):
@@ -54,7 +54,7 @@ def states(backbone: Backbone, delta: Delta | Mixed | None, rows: Sequence[int])
 
 def test_every_row_goes_through_its_own_delta(backbone: Backbone, method: str) -> None:
     deltas = deltas_of(backbone, method)
-    order, mixture = bank_of(backbone, deltas).mix(NAMES)
+    order, mixture = bank_of(backbone, deltas).mixed_batch(NAMES)
     found = states(backbone, mixture, order)
     for place, row in enumerate(order):
         alone = states(backbone, deltas.get(str(NAMES[row])), range(len(TEXTS)))[row]
@@ -63,9 +63,9 @@ def test_every_row_goes_through_its_own_delta(backbone: Backbone, method: str) -
 
 def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
     names = [name for name in METHODS if (name, backbone.family.name) not in COMMON]
-    deltas = {name: moved_delta(backbone, name) for name in names}
+    deltas = {name: perturbed_delta(backbone, name) for name in names}
     rows = [number % len(TEXTS) for number in range(len(names))]
-    order, mixture = bank_of(backbone, deltas, slots=len(names)).mix(names)
+    order, mixture = bank_of(backbone, deltas, slots=len(names)).mixed_batch(names)
     found = states(backbone, mixture, [rows[i] for i in order])
     for place, number in enumerate(order):
         alone = states(backbone, deltas[names[number]], range(len(TEXTS)))[rows[number]]
@@ -75,11 +75,11 @@ def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
 def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -> None:
     deltas, prompts = deltas_of(writer, method), list(tokenize(writer, TEXTS, max_length=14).ids)
 
-    def texts(delta: Delta | Mixed | None, rows: Sequence[int]) -> list[tuple[int, ...]]:
+    def texts(delta: Delta | MixedBatch | None, rows: Sequence[int]) -> list[tuple[int, ...]]:
         with attached(writer, delta):
-            return written(writer, [prompts[row] for row in rows], longest=6)
+            return generate_greedy(writer, [prompts[row] for row in rows], longest=6)
 
-    order, mixture = bank_of(writer, deltas).mix(NAMES)
+    order, mixture = bank_of(writer, deltas).mixed_batch(NAMES)
     found = dict(zip(order, texts(mixture, order), strict=True))
     for row, name in enumerate(NAMES):
         assert found[row] == texts(deltas.get(str(name)), range(len(TEXTS)))[row]
@@ -88,4 +88,4 @@ def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -
 def test_what_all_rows_have_in_common_is_not_mixed() -> None:
     backbone = tiny_backbone("t5")
     with pytest.raises(DeltaError, match="'full' changes what all rows of a batch have in common"):
-        Bank(backbone, slots=2).hold("full", moved_delta(backbone, "full"))
+        Bank(backbone, slots=2).put("full", perturbed_delta(backbone, "full"))

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 import torch
 from conftest import backbone_of
-from tiny import moved_delta
+from tiny import perturbed_delta
 from tiny_models import POSITIONS
 from transformers import BertForMaskedLM
 
 from continual.backbone import Backbone, freeze
 from continual.deltas import Delta
-from continual.experts import Asked, Failed, opinion, opinions
-from continual.kinds import Kind, stored
+from continual.experts import DeltaQuery, FailedAnswer, query_delta, query_deltas
+from continual.kinds import Kind, kind_metadata
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
 from continual.kinds.span import Span
-from continual.kinds.template import Templated
-from continual.residents import Residents
-from continual.routing import Evidence, Opinion, evidence
+from continual.kinds.template import TemplateClassification
+from continual.residents import DeltaCache
+from continual.routing import FitStatistics, Opinion, fit_statistics
 from tasks import Template, Text
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one " * 4, "beak of the sea", "one"]
@@ -33,11 +33,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {"lora": {}, "prompt": {"length": 3},
 
 def of_kind(backbone: Backbone, kind: Kind, method: str, *, seed: int = 0, **settings: Any) -> Delta:
     """A delta as after training, whose head, where the kind has one, says something."""
-    delta, head = moved_delta(backbone, method, seed=seed, **settings), kind.blank(backbone)
+    delta, head = perturbed_delta(backbone, method, seed=seed, **settings), kind.zero_head(backbone)
     if head is not None:
         draw = torch.Generator().manual_seed(seed)
         head = head.map(lambda tensor: torch.randn(tensor.shape, generator=draw))
-    return replace(delta, kind=stored(kind), head=head)
+    return replace(delta, kind=kind_metadata(kind), head=head)
 
 
 def each_method(backbone: Backbone, *kinds: Kind) -> dict[str, Delta]:
@@ -46,17 +46,17 @@ def each_method(backbone: Backbone, *kinds: Kind) -> dict[str, Delta]:
     return {method: of_kind(backbone, kind, method, **settings) for (method, settings), kind in chosen}
 
 
-def some_evidence(backbone: Backbone) -> Evidence:
+def some_evidence(backbone: Backbone) -> FitStatistics:
     draw = torch.Generator().manual_seed(0)
     rows, held_out = (torch.randn(n, backbone.hidden_size, generator=draw) for n in (40, 20))
-    return evidence(rows, torch.arange(40) % 2, count=2, held_out=held_out, sure=torch.randn(20, generator=draw))
+    return fit_statistics(rows, torch.arange(40) % 2, count=2, held_out=held_out, sure=torch.randn(20, generator=draw))
 
 
 @contextmanager
 def counted(backbone: Backbone) -> Iterator[list[int]]:
     """Inside, how often the backbone reads: the rows of every pass."""
     passes: list[int] = []
-    reader = backbone.places("tokens")[0].exit
+    reader = backbone.modules_at("tokens")[0].output_module
     handle = reader.register_forward_hook(lambda module, args, read: passes.append(len(read.last_hidden_state)))
     yield passes
     handle.remove()
@@ -67,18 +67,23 @@ def same(found: Opinion[Any], alone: Opinion[Any]) -> None:
         assert own.label == expected.label
         assert own.score == pytest.approx(expected.score, abs=1e-4)
     torch.testing.assert_close(found.fit, alone.fit, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.surely, alone.surely, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.excess_log_prob, alone.excess_log_prob, rtol=1e-3, atol=1e-3)
 
 
 def compare(
-    backbone: Backbone, deltas: dict[str, Delta], texts: list[Text], *, slots: int = 8, known: Evidence | None = None
+    backbone: Backbone,
+    deltas: dict[str, Delta],
+    texts: list[Text],
+    *,
+    slots: int = 8,
+    known: FitStatistics | None = None,
 ) -> tuple[list[int], list[int]]:
     """Deltas asked together and one by one must say the same: the passes of both."""
-    asked = {name: Asked(texts[number:] + texts[:number], POSITIONS, known) for number, name in enumerate(deltas)}
+    asked = {name: DeltaQuery(texts[number:] + texts[:number], POSITIONS, known) for number, name in enumerate(deltas)}
     with counted(backbone) as separate:
-        alone = {name: opinion(backbone, delta, asked[name]) for name, delta in deltas.items()}
+        alone = {name: query_delta(backbone, delta, asked[name]) for name, delta in deltas.items()}
     with counted(backbone) as shared:
-        found = opinions(backbone, Residents(backbone, deltas.__getitem__, slots=slots), asked)
+        found = query_deltas(backbone, DeltaCache(backbone, deltas.__getitem__, slots=slots), asked)
     for name, expected in alone.items():
         same(found[name], expected)
     return shared, separate
@@ -128,7 +133,7 @@ def masked(bert: Backbone) -> Backbone:
 @pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
 def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
     backbone = masked if name == "masked" else backbone_of(name)
-    deltas = each_method(replace(backbone, generates=True), Templated(FEW), Templated(MORE))
+    deltas = each_method(replace(backbone, generates=True), TemplateClassification(FEW), TemplateClassification(MORE))
     shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
     assert sum(shared) == sum(separate)
     assert len(shared) < len(separate)
@@ -136,13 +141,13 @@ def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
 
 def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alone() -> None:
     backbone = backbone_of("t5")
-    writer, asked = replace(backbone, generates=True), Asked(TEXTS, POSITIONS)
+    writer, asked = replace(backbone, generates=True), DeltaQuery(TEXTS, POSITIONS)
     deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
     compare(backbone, deltas, list(TEXTS))
     for name in ("lora", "full"):
         values = dict(list(deltas[name].values.items())[1:])
         broken = deltas | {name: replace(deltas[name], values=values)}
-        found = opinions(backbone, Residents(backbone, broken.__getitem__), dict.fromkeys(broken, asked))
-        assert all(isinstance(own, Failed) and "missing tensors" in own.error for own in found.pop(name).answers)
+        found = query_deltas(backbone, DeltaCache(backbone, broken.__getitem__), dict.fromkeys(broken, asked))
+        assert all(isinstance(own, FailedAnswer) and "missing tensors" in own.error for own in found.pop(name).answers)
         for other, said in found.items():
-            same(said, opinion(backbone, deltas[other], asked))
+            same(said, query_delta(backbone, deltas[other], asked))

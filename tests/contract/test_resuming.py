@@ -2,28 +2,30 @@
 
 import pytest
 import torch
-from tiny import fresh_delta, prepared
+from tiny import fresh_delta, prepared_rows
 
 from continual.backbone import Backbone
-from continual.course import Course, packed, unpacked
+from continual.course import TrainingState, from_tensors, to_tensors
 from continual.deltas import METHODS, Delta
-from continual.formats import from_blob, to_blob
-from continual.train import Trained, train
+from continual.formats import deserialize, serialize
+from continual.train import TrainingResult, train
 from tasks import Budget
 
 
-def trained(backbone: Backbone, start: Delta, *, epochs: int = 4, course: Course | None = None) -> tuple[Trained, list]:
+def trained(
+    backbone: Backbone, start: Delta, *, epochs: int = 4, course: TrainingState | None = None
+) -> tuple[TrainingResult, list]:
     kept: list[bytes] = []
     found = train(
         backbone,
         start,
-        rows=prepared(backbone, "mood", 12),
-        validation=prepared(backbone, "mood", 6, seed=1),
+        rows=prepared_rows(backbone, "mood", 12),
+        validation=prepared_rows(backbone, "mood", 6, seed=1),
         budget=Budget(epochs=epochs, batch_size=4, learning_rate=1e-2),
         metric="accuracy",
         seed=3,
         course=course,
-        keep=lambda course: kept.append(to_blob(*packed(course))),
+        keep=lambda course: kept.append(serialize(*to_tensors(course))),
     )
     return found, kept
 
@@ -35,7 +37,7 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
     assert len(kept) == 5
     for epoch, data in enumerate(kept):
         torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
-        rest, later = trained(bert, start, course=unpacked(*from_blob(data, what="checkpoint")))
+        rest, later = trained(bert, start, course=from_tensors(*deserialize(data, what="checkpoint")))
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve
         assert len(later) == 4 - epoch, "what is done is not done again"
@@ -44,5 +46,5 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
 
 def _tensors(data: bytes) -> dict[str, bytes]:
     """All that was kept but the seconds."""
-    tensors, about = from_blob(data, what="checkpoint")
+    tensors, about = deserialize(data, what="checkpoint")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"deltas": repr(about["deltas"])}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.frozen import Frozen
-from continual.routing import ROUTERS, Statistics, build_router, statistics
+from continual.frozen import FrozenFeatures
+from continual.routing import ROUTERS, RoutingStatistics, build_router, compute_statistics
 
 WIDTH, TASKS, ROWS = 12, 4, 120
 all_routers = pytest.mark.parametrize("name", list(ROUTERS))
@@ -22,17 +22,17 @@ def rows_of(task: int, *, seed: int, count: int = ROWS) -> tuple[Tensor, Tensor]
     return torch.relu(means[labels] + 0.5 * noise), labels
 
 
-def seen(wide: Tensor) -> Frozen:
-    return Frozen(wide, wide)
+def seen(wide: Tensor) -> FrozenFeatures:
+    return FrozenFeatures(wide, wide)
 
 
 @cache
-def known(task: int) -> Statistics:
+def known(task: int) -> RoutingStatistics:
     (x, y), (held, _) = rows_of(task, seed=1), rows_of(task, seed=2, count=60)
-    return statistics(x, y, count=2, held_out=seen(held))
+    return compute_statistics(x, y, count=2, held_out=seen(held))
 
 
-def parts(*tasks: int) -> dict[str, Statistics]:
+def parts(*tasks: int) -> dict[str, RoutingStatistics]:
     return {str(task): known(task) for task in tasks}
 
 
@@ -65,8 +65,8 @@ def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
 @all_routers
 def test_strangers_are_less_known(name: str) -> None:
     router = build_router(parts(0, 1, 2), kind=name)
-    ours = router.known(seen(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
-    theirs = router.known(seen(rows_of(9, seed=6)[0]))
+    ours = router.familiarity(seen(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
+    theirs = router.familiarity(seen(rows_of(9, seed=6)[0]))
     assert float((ours.median() > theirs).double().mean()) > 0.9
 
 

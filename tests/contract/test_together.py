@@ -4,16 +4,16 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import fresh_delta, moved_delta, prepared
+from tiny import fresh_delta, perturbed_delta, prepared_rows
 from torch import Tensor
 
 from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta
-from continual.errors import LearnError
+from continual.errors import TrainingError
 from continual.kinds import kind_of_delta
-from continual.lesson import Lesson, lesson_of
-from continual.together import train_together
-from continual.train import Trained, Training, follow, training
+from continual.lesson import TrainingObjective, training_objective
+from continual.together import train_jointly
+from continual.train import Training, TrainingResult, train_objective, training_steps
 from tasks import Budget
 
 TASKS = ("animals", "mood", "place")
@@ -28,15 +28,17 @@ def method(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """What dropout draws depends on the batch it is drawn for."""
-    monkeypatch.setattr(Backbone, "dropping", lambda backbone: nullcontext())
+    monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
 
 
-def lesson(backbone: Backbone, start: Delta, task: str, *, rows: int = 8, epochs: int = 2) -> Lesson[list[int]]:
-    return lesson_of(
+def lesson(
+    backbone: Backbone, start: Delta, task: str, *, rows: int = 8, epochs: int = 2
+) -> TrainingObjective[list[int]]:
+    return training_objective(
         backbone,
         kind_of_delta(start),
-        prepared(backbone, task, rows),
-        validation=prepared(backbone, task, 4, seed=1),
+        prepared_rows(backbone, task, rows),
+        validation=prepared_rows(backbone, task, 4, seed=1),
         budget=Budget(epochs=epochs, batch_size=4),
         metric="accuracy",
         seed=0,
@@ -44,11 +46,11 @@ def lesson(backbone: Backbone, start: Delta, task: str, *, rows: int = 8, epochs
 
 
 def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> Training:
-    return training(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2)
+    return training_steps(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2)
 
 
-def together(trainings: dict[str, Training]) -> dict[str, Trained | Exception]:
-    return dict(train_together(trainings, seed=0))
+def together(trainings: dict[str, Training]) -> dict[str, TrainingResult | Exception]:
+    return dict(train_jointly(trainings, seed=0))
 
 
 def same(found: Delta, expected: Delta) -> bool:
@@ -64,8 +66,8 @@ def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
     starts["place"] = fresh_delta(bert, "lora", task="place", rank=3)
     found = together({task: begun(bert, start, task) for task, start in starts.items()})
     for task, start in starts.items():
-        expected = follow(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0)
-        assert isinstance(found[task], Trained)
+        expected = train_objective(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0)
+        assert isinstance(found[task], TrainingResult)
         first, last = ([own.curve[epoch].loss for own in (found[task], expected)] for epoch in (1, 2))
         assert first[0] == pytest.approx(first[1], rel=1e-3)
         assert last[0] == pytest.approx(last[1], rel=2e-2), "AdamW's first steps follow the sign of what is nearly zero"
@@ -79,7 +81,7 @@ def test_families_agree(backbone: Backbone) -> None:
     }
     found = together({task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
     for task, start in starts.items():
-        alone = follow(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
+        alone = train_objective(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
         assert found[task].curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
 
 
@@ -101,10 +103,10 @@ def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPa
 def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
     short, long = fresh_delta(bert, "lora", task="animals"), fresh_delta(bert, "lora", seed=1)
     trainings = {"long": begun(bert, long, "mood", epochs=4), "short": begun(bert, short, "animals", rows=4, epochs=1)}
-    running = train_together(trainings, seed=0)
+    running = train_jointly(trainings, seed=0)
     name, first = next(running)
     assert name == "short"
-    assert isinstance(first, Trained)
+    assert isinstance(first, TrainingResult)
     before = {key: value.clone() for key, value in first.delta.tensors().items()}
     assert [name for name, _ in running] == ["long"]
     assert all(torch.equal(value, before[key]) for key, value in first.delta.tensors().items())
@@ -113,11 +115,11 @@ def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
 def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
     good, bad = (
         fresh_delta(bert, "lora", task="animals"),
-        moved_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),
+        perturbed_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),
     )
     found = together({"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
-    assert isinstance(found["bad"], LearnError)
-    expected = follow(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0)
+    assert isinstance(found["bad"], TrainingError)
+    expected = train_objective(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0)
     assert same(found["good"].delta, expected.delta)
 
 

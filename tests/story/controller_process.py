@@ -14,8 +14,8 @@ import datasets
 import torch
 
 from continual import Learner, read_stream
-from continual.settings import settings
-from continual.watcher import Watcher
+from continual.settings import resolve_locations
+from continual.watcher import RunCallbacks
 from registry import Registry
 
 torch.set_num_threads(1)
@@ -29,8 +29,8 @@ def die(task: str, *_: object) -> None:
 
 def main(backbone: str, home: str, stream: str, at: str = "") -> None:
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
-    deadly = {"step": Watcher(step=die), "learned": Watcher(learned=die), "": Watcher()}
-    places = settings(home, {})
+    deadly = {"step": RunCallbacks(on_step=die), "learned": RunCallbacks(on_learned=die), "": RunCallbacks()}
+    places = resolve_locations(home, {})
     with Learner.open(backbone, Registry.open(places.registry, places.blobs), device="cpu", dtype="float32") as learner:
         print("ready", flush=True)
         sys.stdin.readline()  # so that several can begin at the same moment

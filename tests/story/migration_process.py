@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import datasets
 import torch
-from controllers import ended, fork
+from controllers import fork, wait_exit_code
 
 import continual.checkpoint
 import continual.claiming
 from continual import Learner
 from continual.backbone import load_backbone
-from continual.settings import settings
-from continual.watcher import Watcher
+from continual.settings import resolve_locations
+from continual.watcher import RunCallbacks
 from registry import Registry
 
 LIMIT = 240.0  # seconds
@@ -32,11 +32,11 @@ def main(folder: str, home: str, victim: str, at: str) -> None:
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
     datasets.disable_progress_bars()
-    continual.checkpoint.EVERY, continual.checkpoint.SHARE = 0.0, 1e9
-    continual.claiming.WAIT = 0.05
+    continual.checkpoint.MIN_INTERVAL_SECONDS, continual.checkpoint.MAX_OVERHEAD = 0.0, 1e9
+    continual.claiming.POLL_SECONDS = 0.05
     backbone, places, log = (
         load_backbone(folder, device="cpu", dtype="float32"),
-        settings(home, {}),
+        resolve_locations(home, {}),
         Path(f"{home}.log"),
     )
 
@@ -44,17 +44,17 @@ def main(folder: str, home: str, victim: str, at: str) -> None:
         if (task, str(done)) == (victim, at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def start(watcher: Watcher) -> int:
+    def start(watcher: RunCallbacks) -> int:
         def work() -> int:
             with Learner(backbone, Registry.open(places.registry, places.blobs)) as learner:
                 return int(any(row.state != "learned" for row in learner.migrate(watcher=watcher)))
 
         return fork(work, log)
 
-    print(ended(start(Watcher(step=die)), within=LIMIT), flush=True)
+    print(wait_exit_code(start(RunCallbacks(on_step=die)), within=LIMIT), flush=True)
     sys.stdin.readline()
-    telling = Watcher(noted=lambda task, note: print(task, note, flush=True))
-    for code in [ended(number, within=LIMIT) for number in (start(telling), start(telling))]:
+    telling = RunCallbacks(on_note=lambda task, note: print(task, note, flush=True))
+    for code in [wait_exit_code(number, within=LIMIT) for number in (start(telling), start(telling))]:
         print(code, flush=True)
 
 

@@ -13,7 +13,7 @@ from tiny import rows_of, save_backbone, write_task
 from continual import Learner, read_stream
 from continual.errors import BlobError, NotFound
 from continual.predict import Prediction, Predictor
-from continual.settings import settings
+from continual.settings import resolve_locations
 from registry import Registry
 
 METHODS = {"animals": "lora", "mood": "adapter", "place": "prefix", "food": "ia3"}
@@ -34,7 +34,7 @@ def learned(backbone: Path, folder: Path, entries: Mapping[str, Mapping[str, Any
     tasks = [write_task(folder, task) | own for task, own in entries.items()]
     tasks = [{key: value for key, value in task.items() if value is not None} for task in tasks]
     (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": tasks}))
-    places = settings(folder / "home", {})
+    places = resolve_locations(folder / "home", {})
     registry = Registry.open(places.registry, places.blobs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))

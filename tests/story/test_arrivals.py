@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from databases import registry_url
 from tiny import rows_of, write_task
 
 from continual import Learner
 from continual.errors import InputError
-from continual.watcher import Watcher
-from registry import Registry, verify
+from continual.watcher import RunCallbacks
+from registry import Registry, find_damage
 from tasks import read_task
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,10 @@ BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("continual.arrivals.WAIT", 0.02)
-    monkeypatch.setattr("continual.arrivals.LOOK", 0.0)
-    monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
-    monkeypatch.setattr("continual.checkpoint.SHARE", 1e9)
+    monkeypatch.setattr("continual.arrivals.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("continual.arrivals.CANCEL_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("continual.checkpoint.MAX_OVERHEAD", 1e9)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def outcome(learner: Learner) -> list[tuple[str, str | None]]:
 
 
 def test_a_folder_and_what_is_dropped_there(
-    cli: Run, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cli: CliRunner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Good, missing its rows, half written, and changed; with an urgent task that was submitted besides."""
     folder = tmp_path / "dropped"
@@ -99,19 +99,19 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
         learner.registry.submit(read_task(task_file(tmp_path, "animals", seed=seed)))
     learner.registry.submit(read_task(task_file(tmp_path, "mood")), priority=1)
     began: list[str] = []
-    assert learner.watch(idle=0, watcher=Watcher(began=began.append)) == {3: None, 1: None, 2: None}
+    assert learner.watch(idle=0, watcher=RunCallbacks(on_start=began.append)) == {3: None, 1: None, 2: None}
     assert began == ["mood", "animals", "animals"]
     assert outcome(learner) == [("learned", "animals@1"), ("learned", "animals@2"), ("learned", "mood@1")]
     text = rows_of("mood", 1, seed=9).texts[0]
     assert learner.predict([text], false_abstentions=0)[0].task == "mood"
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 @pytest.mark.parametrize("by", ["heartbeat", "checkpoint"])
 def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
     learner: Learner, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("continual.arrivals.LOOK", 0.0 if by == "heartbeat" else 1e9)
+    monkeypatch.setattr("continual.arrivals.CANCEL_CHECK_SECONDS", 0.0 if by == "heartbeat" else 1e9)
     number = learner.registry.submit(read_task(task_file(tmp_path, "animals")))
     steps: list[float] = []
 
@@ -122,13 +122,13 @@ def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
 
     if by == "checkpoint":
         monkeypatch.setattr("continual.arrivals.heartbeat", lambda *_, **__: True)
-    assert learner.watch(idle=0, watcher=Watcher(step=cancel)) == {}
+    assert learner.watch(idle=0, watcher=RunCallbacks(on_step=cancel)) == {}
     assert len(steps) == 1 if by == "heartbeat" else steps[-1] == 0.5, "at once, or at the end of the first epoch"
     assert (outcome(learner), deltas(learner)) == ([("cancelled", None)], [])
     learner.registry.retry_arrival(number)
     assert learner.watch(idle=0) == {number: None}
     assert outcome(learner) == [("learned", "animals@1")]
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 def test_told_to_end_it_gives_back_what_it_has_and_the_next_goes_on(learner: Learner, tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_told_to_end_it_gives_back_what_it_has_and_the_next_goes_on(learner: Lea
         if done == total:
             signal.raise_signal(signal.SIGINT)
 
-    assert learner.watch(watcher=Watcher(step=end)) == {}
+    assert learner.watch(watcher=RunCallbacks(on_step=end)) == {}
     assert outcome(learner) == [("waiting", None)]
     noted: list[str] = []
-    assert learner.watch(idle=0, watcher=Watcher(noted=lambda _, note: noted.append(note))) == {1: None}
+    assert learner.watch(idle=0, watcher=RunCallbacks(on_note=lambda _, note: noted.append(note))) == {1: None}
     assert "goes on after epoch 1" in noted
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 def test_a_bad_task_fails_alone(learner: Learner, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -188,4 +188,4 @@ def test_three_watchers_of_which_one_is_killed_learn_each_arrival_once(
         assert [row["delta"] for row in rows] == names, "versions follow the arrivals"
         assert sorted(row["delta"] for row in registry.deltas()) == sorted(names)
         assert {row["attempts"] for row in rows} <= {1, 2}, "none was begun a third time"
-        assert verify(registry) == []
+        assert find_damage(registry) == []

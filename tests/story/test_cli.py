@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from tiny import WORDS, write_task
 
 TASKS = ("animals", "mood", "place")
@@ -32,7 +32,7 @@ def write_stream(folder: Path, backbone: Path, **changes: Any) -> Path:
     return file
 
 
-def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_path: Path) -> None:
+def test_a_stream_from_its_file_to_every_listing(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     ran = cli("run", str(stream), "--json")
     assert ran.code == 0, ran.err
     assert ran.json["failed"] == []
@@ -69,7 +69,7 @@ def test_a_stream_from_its_file_to_every_listing(cli: Run, stream: Path, tmp_pat
     assert again.json == ran.json
 
 
-def test_predictions_keep_order_and_shape(cli: Run, stream: Path, tmp_path: Path) -> None:
+def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert cli("run", str(stream)).code == 0
     lines = tmp_path / "lines.txt"
     texts = ["cat purr meow", ["wave coral", "tide sail"], "lovely bright superb"]
@@ -102,7 +102,9 @@ def test_predictions_keep_order_and_shape(cli: Run, stream: Path, tmp_path: Path
     assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in told} == {("mood", False, None)}
 
 
-def test_what_can_be_checked_stops_before_anything_is_learned(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_what_can_be_checked_stops_before_anything_is_learned(
+    cli: CliRunner, tmp_path: Path, bert_folder: Path
+) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[0]["method"] = "lara"
     tasks[1]["label"] = "lable"
@@ -117,7 +119,7 @@ def test_what_can_be_checked_stops_before_anything_is_learned(cli: Run, tmp_path
     assert cli("tasks", "--json").json == []
 
 
-def test_check_estimates_and_learns_nothing(cli: Run, stream: Path) -> None:
+def test_check_estimates_and_learns_nothing(cli: CliRunner, stream: Path) -> None:
     checked = cli("run", str(stream), "--check", "--json")
     assert checked.code == 0
     assert [row["task"] for row in checked.json] == list(TASKS)
@@ -125,7 +127,7 @@ def test_check_estimates_and_learns_nothing(cli: Run, stream: Path) -> None:
     assert cli("deltas", "--json").json == []
 
 
-def test_learning_a_task_again_makes_a_version(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_learning_a_task_again_makes_a_version(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
     file = tmp_path / "mood.yaml"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -134,7 +136,7 @@ def test_learning_a_task_again_makes_a_version(cli: Run, tmp_path: Path, bert_fo
     assert [row["version"] for row in cli("deltas", "--task", "mood", "--json").json] == [1, 2]
 
 
-def test_wrong_words_are_answered_with_what_to_do(cli: Run, stream: Path, tmp_path: Path) -> None:
+def test_wrong_words_are_answered_with_what_to_do(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert "run a" in cli("report").err.lower() or cli("report").code == 2
     assert cli("predict", str(stream)).code == 2
     assert cli("run", str(tmp_path / "none.yaml")).code == 2
@@ -153,7 +155,7 @@ def test_wrong_words_are_answered_with_what_to_do(cli: Run, stream: Path, tmp_pa
     assert "mood" in cli("predict", "--task", "moods", str(bad.with_name("small.yaml"))).err
 
 
-def test_damage_is_found(cli: Run, stream: Path, tmp_path: Path) -> None:
+def test_damage_is_found(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert cli("run", str(stream)).code == 0
     blob = next(path for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
     whole = blob.read_bytes()
@@ -163,7 +165,7 @@ def test_damage_is_found(cli: Run, stream: Path, tmp_path: Path) -> None:
     assert blob.name[-12:] in json.dumps(found.json)
 
 
-def test_a_failing_task_is_told_and_the_others_are_learned(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_failing_task_is_told_and_the_others_are_learned(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[1]["method"] = {"name": "adapter", "size": 2, "initial_scale": 1.0e30}
     ran = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
@@ -176,7 +178,7 @@ def test_a_failing_task_is_told_and_the_others_are_learned(cli: Run, tmp_path: P
     assert all(value is not None for t, row in enumerate(mended.json["routed"]["matrix"]) for value in row[: t + 1])
 
 
-def test_a_delta_goes_out_and_comes_back(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_delta_goes_out_and_comes_back(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
     file, out = tmp_path / "mood.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -197,7 +199,7 @@ def test_a_delta_goes_out_and_comes_back(cli: Run, tmp_path: Path, bert_folder: 
     assert cli("verify").code == 0
 
 
-def test_what_cannot_go_out_or_come_in_is_said(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_what_cannot_go_out_or_come_in_is_said(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}, "method": "bitfit"}
     file, out = tmp_path / "mood.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -212,7 +214,7 @@ def test_what_cannot_go_out_or_come_in_is_said(cli: Run, tmp_path: Path, bert_fo
     assert not out.exists()
 
 
-def test_versions_are_promoted_archived_deleted_and_purged(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_versions_are_promoted_archived_deleted_and_purged(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     for name in ("mood", "place"):
         task = write_task(tmp_path, name) | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -234,7 +236,7 @@ def test_versions_are_promoted_archived_deleted_and_purged(cli: Run, tmp_path: P
     assert cli("verify").code == 0
 
 
-def test_garbage_is_listed_before_it_is_deleted(cli: Run, tmp_path: Path) -> None:
+def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path) -> None:
     assert cli("gc", "--json").json == []
     file = tmp_path / "home" / "blobs" / "ab" / ("c" * 62)
     file.parent.mkdir(parents=True)

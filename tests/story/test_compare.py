@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from conftest import backbone_of
 from mlflow import MlflowClient
 from rich.console import Console
@@ -18,27 +18,27 @@ from tiny_models import WORDS
 
 from continual import Learner, read_stream
 from continual.backbone import Backbone
-from continual.cli.show import show_comparison
-from continual.comparison import finished_runs
+from continual.cli.show import print_comparison
+from continual.comparison import latest_finished_runs
 from continual.deltas import load_delta
-from continual.errors import InputError, LearnError
-from continual.forgetting import measures
+from continual.errors import InputError, TrainingError
+from continual.forgetting import continual_measures
 from continual.page import strategies_page
-from continual.settings import settings
-from continual.strategies import offered
-from continual.strategies.compare import given_to
-from continual.strategies.joint import Joint
-from continual.strategies.sequential import Sequential
-from continual.strategies.state import State
-from continual.strategies.strategy import Given, Step
-from continual.watcher import Watcher
-from registry import Registry, collect, purge_task, verify
+from continual.settings import resolve_locations
+from continual.strategies import build_strategies
+from continual.strategies.compare import strategy_context
+from continual.strategies.joint import JointTraining
+from continual.strategies.sequential import SequentialFineTuning
+from continual.strategies.state import StrategyState
+from continual.strategies.strategy import StrategyContext, StrategyStep
+from continual.watcher import RunCallbacks
+from registry import Registry, collect_garbage, find_damage, purge_task
 from tasks import Stream, load_stream
 
 TASKS = ("mood", "place", "animals")
 BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.02, "max_length": 32}
 NAMES = ("isolated", "sequential_delta", "ewc", "replay", "separate", "joint")
-EVERY = offered(full_at=1e-3, ewc_strength=1000.0)
+EVERY = build_strategies(full_at=1e-3, ewc_strength=1000.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def write_stream(folder: Path, **keys: Any) -> Stream:
 
 def open_home(backbone: Backbone, home: Path) -> Learner:
     """A learner with a registry of its own, so that MLflow is left alone."""
-    places = settings(home, {})
+    places = resolve_locations(home, {})
     return Learner(backbone, Registry.open(places.registry, places.blobs))
 
 
@@ -114,9 +114,9 @@ def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any])
         one, steps = told(document)[name], runs[name].steps
         frozen = [own.value for step in steps for own in step.scores if own.mode == "frozen"]
         assert len(frozen) == 3
-        expected = asdict(measures(one["oracle"]["matrix"], frozen))
+        expected = asdict(continual_measures(one["oracle"]["matrix"], frozen))
         assert {key: one["oracle"][key] for key in expected} == expected
-        routed = asdict(measures(one["routed"]["matrix"]))
+        routed = asdict(continual_measures(one["routed"]["matrix"]))
         assert {key: one["routed"][key] for key in routed} == routed
         assert 0 < one["routed"]["routing_accuracy"] <= 1
         assert one["routed"]["acc"] <= one["oracle"]["acc"]  # a row that went astray is wrong
@@ -145,7 +145,7 @@ def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, 
 def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
     _, stream, document = compared
     found, labels = told(document), 2 + 2 + 3
-    body = sum(value.numel() for value in _first(bert, stream).state.body.values.values())
+    body = sum(value.numel() for value in _first(bert, stream).state.shared_delta.values.values())
     heads = labels * (bert.hidden_size + 1)
     assert found["sequential_delta"]["parameters"] == found["ewc"]["parameters"] == pytest.approx((body + heads) / 3)
     assert found["isolated"]["parameters"] == pytest.approx(body + heads / 3)
@@ -155,10 +155,10 @@ def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: 
     assert found["separate"]["parameters"] > bert.parameter_count
 
 
-def _first(bert: Backbone, stream: Stream, name: str = "sequential_delta") -> Step:
+def _first(bert: Backbone, stream: Stream, name: str = "sequential_delta") -> StrategyStep:
     strategy = EVERY[name]
     assert strategy
-    return strategy.learn(given_to(strategy, bert, stream, load_stream(stream)), State(), 0)
+    return strategy.learn(strategy_context(strategy, bert, stream, load_stream(stream)), StrategyState(), 0)
 
 
 @pytest.mark.parametrize("name", ["sequential_delta", "ewc", "replay"])
@@ -167,18 +167,18 @@ def test_the_first_task_is_learned_as_it_is_alone(
 ) -> None:
     learner, stream, _ = compared
     alone = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").values))
-    assert _first(bert, stream, name).changed[0].digest == alone.digest
+    assert _first(bert, stream, name).changed_deltas[0].digest == alone.digest
 
 
 def test_it_is_kept_and_not_learned_again(
     compared: tuple[Learner, Stream, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, stream, document = compared
-    monkeypatch.setattr(Sequential, "learn", None)
+    monkeypatch.setattr(SequentialFineTuning, "learn", None)
     chosen = {name: EVERY[name] for name in ("sequential_delta", "isolated")}
     again = learner.compare(stream, chosen)
     assert told(again)["sequential_delta"]["oracle"]["matrix"] == told(document)["sequential_delta"]["oracle"]["matrix"]
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
     assert {run.state for run in learner.registry.strategies("core")} == {None}
 
 
@@ -196,7 +196,7 @@ def test_a_comparison_that_was_killed_goes_on(
     assert strategy
     learn, steps = type(strategy).learn, []
 
-    def dies(self: Any, given: Given, state: State, number: int) -> Step:
+    def dies(self: Any, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         steps.append(number)
         if len(steps) == 3:
             raise KeyboardInterrupt
@@ -206,11 +206,11 @@ def test_a_comparison_that_was_killed_goes_on(
     with open_home(bert, tmp_path / "home") as learner:
         with pytest.raises(KeyboardInterrupt):
             learner.compare(stream, {name: strategy})
-        assert collect(learner.registry, dry_run=True) == []
-        assert verify(learner.registry) == []
+        assert collect_garbage(learner.registry, dry_run=True) == []
+        assert find_damage(learner.registry) == []
         found = learner.compare(stream, {name: strategy})
-        assert verify(learner.registry) == []
-        assert not list(learner.registry.blobs.every())  # what it went on from is gone
+        assert find_damage(learner.registry) == []
+        assert not list(learner.registry.blobs.iterate())  # what it went on from is gone
     assert steps == [0, 1, 2, 2]
     for mode in ("oracle", "routed"):
         assert told(found)[name][mode]["matrix"] == told(document)[name][mode]["matrix"]
@@ -219,25 +219,25 @@ def test_a_comparison_that_was_killed_goes_on(
 def test_what_it_goes_on_from_may_be_lost(
     bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), Sequential.learn
+    stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), SequentialFineTuning.learn
 
-    def dies(self: Sequential, given: Given, state: State, number: int) -> Step:
+    def dies(self: SequentialFineTuning, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         if number == 1:
             raise KeyboardInterrupt
         return learn(self, given, state, number)
 
     wanted = {"sequential_delta": EVERY["sequential_delta"]}
     with open_home(bert, tmp_path / "home") as learner:
-        monkeypatch.setattr(Sequential, "learn", dies)
+        monkeypatch.setattr(SequentialFineTuning, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             learner.compare(stream, wanted)
-        monkeypatch.setattr(Sequential, "learn", learn)
+        monkeypatch.setattr(SequentialFineTuning, "learn", learn)
         (run,) = learner.registry.strategies("core")
         Path(learner.registry.blobs.path(run.state or "")).unlink()
         (one,) = learner.compare(stream, wanted)["strategies"]
         assert one["finished"]
         assert "learns from its beginning" in caplog.text
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
 
 
 def test_a_purged_task_takes_what_was_learned_of_it_along(
@@ -251,19 +251,19 @@ def test_a_purged_task_takes_what_was_learned_of_it_along(
         assert len(learner.registry.strategies("core")) == 1
         purge_task(learner.registry, "place")
         assert learner.registry.strategies("core") == ()
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
         again = learner.compare(stream, wanted)
         assert (again["tasks"], again["purged"]) == (["mood", "animals"], ["place"])
         assert {tuple(one["tasks"]) for one in again["strategies"]} == {("mood", "animals")}
         own, report = told(again)["isolated"], learner.report("core")
         assert own["oracle"]["matrix"] == [[before[0][0], before[1][2]], [before[2][0], before[2][2]]]
         frozen = [row["frozen_score"] for row in report["per_task"] if row["task"] != "place"]
-        measured = asdict(measures(own["oracle"]["matrix"], frozen))
+        measured = asdict(continual_measures(own["oracle"]["matrix"], frozen))
         assert measured.items() <= own["oracle"].items(), "the measures are those of what is shown"
         assert own["routed"]["matrix"][1] == [report["routed"]["matrix"][2][i] for i in (0, 2)]
         assert own["bytes"] == sum(row["bytes"] for row in report["per_task"] if row["task"] != "place") / 2
         assert "since they were purged: place." in strategies_page(again)
-        show_comparison(Console(), again)
+        print_comparison(Console(), again)
         assert "since they were purged: place" in capsys.readouterr().out
         for task in ("mood", "animals"):
             purge_task(learner.registry, task)
@@ -277,7 +277,7 @@ def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone,
     with open_home(bert, tmp_path / "home") as learner:
         for known, name in ((fewer, "sequential_delta"), (stream, "replay")):
             learner.compare(known, {name: EVERY[name]})
-            assert [run.strategy for run in finished_runs(learner.registry, "core")] == [name]
+            assert [run.strategy for run in latest_finished_runs(learner.registry, "core")] == [name]
 
 
 def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -
     began: list[str] = []
     with open_home(bert, tmp_path / "home") as learner:
         wanted = {name: EVERY[name] for name in ("isolated", "joint")}
-        learner.compare(named, wanted, watcher=Watcher(began=began.append))
+        learner.compare(named, wanted, watcher=RunCallbacks(on_start=began.append))
     assert began == ["strategy isolated", "joint", "strategy joint"]
 
 
@@ -301,11 +301,11 @@ def test_a_method_that_cannot_go_on_learning_is_refused(
         learner.compare(stream, {name: EVERY[name] for name in ("isolated", "replay")})
 
 
-def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, then one strategy fails and the other is kept, shown, and told to MLflow."""
 
-    def fails(self: Joint, given: Given, state: State, number: int) -> Step:
-        raise LearnError("the training loss became nan")
+    def fails(self: JointTraining, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        raise TrainingError("the training loss became nan")
 
     write_stream(tmp_path, backbone=str(save_backbone(bert, tmp_path / "bert")), budget=BUDGET | {"epochs": 0})
     file, page = str(tmp_path / "stream.yaml"), tmp_path / "page.html"
@@ -316,7 +316,7 @@ def test_the_command(cli: Run, bert: Backbone, tmp_path: Path, monkeypatch: pyte
     assert cli("compare", file, "--full-rate", "0").code == cli("compare", file, "--ewc-strength", "inf").code == 2
     assert cli("compare", file, "--html", str(tmp_path / "none" / "page.html")).code == 2
     assert not (tmp_path / "home").exists(), "nothing was learned"
-    monkeypatch.setattr(Joint, "learn", fails)
+    monkeypatch.setattr(JointTraining, "learn", fails)
     ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
     assert ran.code == 1
     assert [one["strategy"] for one in ran.json["strategies"]] == ["isolated", "replay"]
@@ -346,4 +346,4 @@ def test_tasks_of_several_kinds_share_a_body(tmp_path: Path) -> None:
             assert one["finished"]
             assert None not in one["oracle"]["matrix"][-1]
             assert one["routed"]["acc"] is not None
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import NEEDED, moved_delta
+from tiny import REQUIRED_SETTINGS, perturbed_delta
 
 from continual.backbone import Backbone
-from continual.deltas import MethodSettings, finished
-from continual.deltas.edit import OverRows, follows
-from continual.deltas.laid import Laid, alike, laid
-from continual.deltas.merge import unmergeable
+from continual.deltas import MethodSettings, finalize
+from continual.deltas.edit import BatchedForm, implements
+from continual.deltas.laid import DeltaLayout, canonical_layout, layout_of
+from continual.deltas.merge import merge_obstacle
 from continual.deltas.methods import BUILT_IN
 from continual.exchange import to_peft
-from continual.exchange.peft import exportable
+from continual.exchange.peft import peft_methods
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft", "mixed")
@@ -30,13 +30,14 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def settings_of(method: str) -> MethodSettings:
-    return BUILT_IN[method].model_validate(NEEDED.get(method, {}))
+    return BUILT_IN[method].model_validate(REQUIRED_SETTINGS.get(method, {}))
 
 
-def mixed(own: Laid) -> str:
+def mixed(own: DeltaLayout) -> str:
     """How rows of many deltas of a method are computed in one batch."""
     ways = {
-        not names or follows(type(edit.form), OverRows) for (_, edit), names in zip(own.steps, own.names, strict=True)
+        not names or implements(type(edit.form), BatchedForm)
+        for (_, edit), names in zip(own.steps, own.names, strict=True)
     }
     return "at once" if ways <= {True} else "in part" if True in ways else "by delta"
 
@@ -59,11 +60,11 @@ def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
         ]
         assert row["edits"] == ("<br>".join(edits) or "none")
         assert row["starts"] == settings.identity
-        assert row["mergeable"] == ("no" if unmergeable(settings) else "yes")
-        learned = finished(bert, moved_delta(bert, method), stage=settings.stages - 1)
-        assert row["mixed"] == mixed(alike(laid(bert, learned)))
-    if method in exportable():
-        config = to_peft(bert, moved_delta(bert, method)).config
+        assert row["mergeable"] == ("no" if merge_obstacle(settings) else "yes")
+        learned = finalize(bert, perturbed_delta(bert, method), stage=settings.stages - 1)
+        assert row["mixed"] == mixed(canonical_layout(layout_of(bert, learned)))
+    if method in peft_methods():
+        config = to_peft(bert, perturbed_delta(bert, method)).config
         flags = "".join(f", `{key}`" for key in config if key.startswith("use_"))
         assert row["peft"] == f"`{config['peft_type']}`{flags}"
     else:

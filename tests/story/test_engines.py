@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claimed import claim
-from command_line import Run
+from claimed import claim_position
+from command_line import CliRunner
 from mlflow import MlflowClient
 from test_stream import open_home, write_stream
 
 from continual import Learner
-from continual.checked import begin, check
-from continual.engines import LOCAL, engine_of
-from continual.errors import EngineError, InputError, LearnError
-from continual.estimate import memory
-from continual.job import Job
-from continual.settings import settings
-from continual.watcher import Watcher
-from registry import Registry, keep_checkpoint, verify
+from continual.checked import load_and_check, register_stream
+from continual.engines import LOCAL_ENGINE, engine_of
+from continual.errors import EngineError, InputError, TrainingError
+from continual.estimate import estimate_memory
+from continual.job import StreamRun
+from continual.settings import resolve_locations
+from continual.watcher import RunCallbacks
+from registry import Registry, find_damage, save_checkpoint
 from tasks import Stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
@@ -31,10 +31,10 @@ ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
 import keen  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from continual.engines.crew import Crew  # noqa: E402
-from continual.engines.ray import Ray  # noqa: E402
-from continual.room import Share  # noqa: E402
-from continual.shared import proof  # noqa: E402
+from continual.engines.crew import WorkerPool  # noqa: E402
+from continual.engines.ray import RayEngine  # noqa: E402
+from continual.room import ResourceRequest  # noqa: E402
+from continual.shared import publish_probe  # noqa: E402
 
 TASKS = ("animals", "mood", "place", "food")
 DELTAS = [f"{task}@1" for task in TASKS]
@@ -61,7 +61,7 @@ def cluster(bucket: str) -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("continual.engines.crew.Worker", keen.Keen)
+    monkeypatch.setattr("continual.engines.crew.Worker", keen.EagerWorker)
 
 
 def four_tasks(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
@@ -87,8 +87,8 @@ class Told:
         self.order: list[str] = []
         self._happens = happens
 
-    def watcher(self) -> Watcher:
-        return Watcher(began=self._began, step=self._step, learned=self._learned, noted=self._noted)
+    def watcher(self) -> RunCallbacks:
+        return RunCallbacks(on_start=self._began, on_step=self._step, on_learned=self._learned, on_note=self._noted)
 
     def _began(self, task: str) -> None:
         self.began.append(task)
@@ -112,7 +112,7 @@ def test_a_killed_worker_costs_nothing_but_time(
 ) -> None:
     """In PostgreSQL and a bucket: the very deltas of a local run, each told of once, here and to MLflow."""
     stream = four_tasks(tmp_path, warm_start="scratch")
-    places = replace(settings(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
+    places = replace(resolve_locations(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
     with Learner.open(
         str(bert_folder), Registry.open(postgres_url, places.blobs), device="cpu", dtype="float32"
     ) as one:
@@ -129,13 +129,13 @@ def test_a_killed_worker_costs_nothing_but_time(
         assert Counter(told.began) == {task: 2 if task == "mood" else 1 for task in TASKS}
         assert attempts(learner) == {task: 2 if task == "mood" else 1 for task in TASKS}
         assert [note for note in told.noted if "goes on after epoch" in note], "it goes on from its last checkpoint"
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
         found, report = digests(learner), learner.report("core")
     client = MlflowClient(tracking_uri=places.mlflow)
     runs = client.search_runs([client.get_experiment_by_name("continual").experiment_id])
     assert sorted(run.info.run_name for run in runs) == sorted(["core", *DELTAS]), "MLflow is told once"
     with open_home(bert_folder, tmp_path / "local") as local:
-        assert local.run(stream, engine=LOCAL) == {}
+        assert local.run(stream, engine=LOCAL_ENGINE) == {}
         assert digests(local) == found
         assert local.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
 
@@ -155,7 +155,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     ids=str,
 )
 def test_what_can_never_be_done_is_refused(
-    cluster: Cluster, cli: Run, bert_folder: Path, tmp_path: Path, options: list[str], said: str
+    cluster: Cluster, cli: CliRunner, bert_folder: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     four_tasks(tmp_path)
     ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
@@ -169,48 +169,54 @@ def test_an_unknown_option_is_refused() -> None:
 
 
 def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert Ray(workers=8)._count(4, tasks=9) == 4
+    assert RayEngine(workers=8)._count(4, tasks=9) == 4
     assert "8 workers are asked for; the cluster has room for 4" in caplog.text
-    assert [Ray(workers=2)._count(4, tasks=9), Ray()._count(4, tasks=9), Ray(workers=8)._count(4, tasks=3)] == [2, 4, 3]
+    assert [
+        RayEngine(workers=2)._count(4, tasks=9),
+        RayEngine()._count(4, tasks=9),
+        RayEngine(workers=8)._count(4, tasks=3),
+    ] == [2, 4, 3]
 
 
 def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path: Path) -> None:
     with open_home(bert_folder, tmp_path / "home") as learner:
         plain, less = (
-            check(learner.backbone, learner.registry, four_tasks(tmp_path, budget=BUDGET | {"checkpointing": again}))[0]
+            load_and_check(
+                learner.backbone, learner.registry, four_tasks(tmp_path, budget=BUDGET | {"checkpointing": again})
+            )[0]
             for again in (False, True)
         )
         backbone = learner.backbone
         rows = BUDGET["batch_size"] * min(BUDGET["max_length"], backbone.longest_input)
         spared = (68 * backbone.layers - 68 - 4 * backbone.layers) * rows * backbone.hidden_size
-        assert memory(backbone, [plain]) - memory(backbone, [less]) == spared > 0
-        full = memory(backbone, [])
-        backbone.whole.half()
-        assert memory(backbone, []) == full / 2
+        assert estimate_memory(backbone, [plain]) - estimate_memory(backbone, [less]) == spared > 0
+        full = estimate_memory(backbone, [])
+        backbone.base_module.half()
+        assert estimate_memory(backbone, []) == full / 2
 
 
 def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one run removes at its end, or what is collected, another still finds."""
-    monkeypatch.setattr("continual.shared.AGAIN", 0.01)
-    places = settings(tmp_path, {})
-    with Registry.open(places.registry, places.blobs) as registry, proof(registry) as one:
-        with proof(registry) as other:
-            other.require(registry)
+    monkeypatch.setattr("continual.shared.PROBE_REFRESH_SECONDS", 0.01)
+    places = resolve_locations(tmp_path, {})
+    with Registry.open(places.registry, places.blobs) as registry, publish_probe(registry) as one:
+        with publish_probe(registry) as other:
+            other.verify(registry)
         with pytest.raises(InputError, match="does not hold the blobs"):
-            other.require(registry)
-        registry.blobs.delete(registry.blobs.find(one.probe), put_before=None)  # type: ignore[arg-type]
+            other.verify(registry)
+        registry.blobs.delete(registry.blobs.stat(one.probe), put_before=None)  # type: ignore[arg-type]
         while not registry.blobs.exists(one.probe):
             pass
-        one.require(registry)
+        one.verify(registry)
         with (
             Registry.open(f"sqlite:///{tmp_path}/other.db", places.blobs) as another,
             pytest.raises(InputError, match="another registry here"),
         ):
-            one.require(another)
+            one.verify(another)
 
 
 def test_without_ray_the_extra_is_named(
-    cli: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: CliRunner, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     four_tasks(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "continual.engines.ray", None)
@@ -224,7 +230,7 @@ def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Pa
         Learner.open(str(bert_folder), Registry.open("sqlite://", "memory://engines"), device="cpu") as learner,
         pytest.raises(InputError, match=r"memory of this process"),
     ):
-        learner.run(stream, engine=Ray())
+        learner.run(stream, engine=RayEngine())
 
 
 def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
@@ -233,7 +239,7 @@ def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_fol
     with open_home(bert_folder, tmp_path / "home") as saved:
         learner = Learner(replace(saved.backbone, name=str(tmp_path / "nowhere")), saved.registry)
         with pytest.raises(EngineError, match=r"a worker cannot start.*BackboneError.*nowhere"):
-            learner.run(stream, engine=Ray(workers=1))
+            learner.run(stream, engine=RayEngine(workers=1))
         assert learner.registry.streams() == ()
 
 
@@ -242,18 +248,18 @@ def test_a_task_that_ends_its_workers_fails_after_three_of_them(
 ) -> None:
     """Three at one place; where it got further in between, they are counted anew."""
     stream, started, failed = four_tasks(tmp_path), [], []
-    monkeypatch.setattr(Crew, "_start", lambda crew: started.append(crew))
+    monkeypatch.setattr(WorkerPool, "_start", lambda crew: started.append(crew))
     with open_home(bert_folder, tmp_path / "home") as learner:
-        loaded = check(learner.backbone, learner.registry, stream)
-        begin(learner.backbone, learner.registry, stream, loaded)
-        watcher = Watcher(failed=lambda task, error: failed.append(error))
+        loaded = load_and_check(learner.backbone, learner.registry, stream)
+        register_stream(learner.backbone, learner.registry, stream, loaded)
+        watcher = RunCallbacks(on_failed=lambda task, error: failed.append(error))
         rows = dict(enumerate(loaded))
-        job = Job(learner.backbone, learner.registry, stream, rows, dict.fromkeys(rows, 2), watcher)
-        crew = Crew(job, None, Share(cpus=1, gpus=0, memory=0))
+        job = StreamRun(learner.backbone, learner.registry, stream, rows, dict.fromkeys(rows, 2), watcher)
+        crew = WorkerPool(job, None, ResourceRequest(cpus=1, gpus=0, memory=0))
         for epoch in (None, None, 1, None, None):
-            assert claim(learner.registry, "core", number=1, holder=FAR)
+            assert claim_position(learner.registry, "core", number=1, holder=FAR)
             if epoch:
-                keep_checkpoint(learner.registry, "core", number=1, holder=FAR, epoch=epoch, data=b"so far")
+                save_checkpoint(learner.registry, "core", number=1, holder=FAR, epoch=epoch, data=b"so far")
             assert failed == []
             crew._replace(FAR, "(killed)")
         assert len(started) == 5
@@ -266,22 +272,22 @@ def test_only_hearing_counts_as_waiting_for_room(
 ) -> None:
     """However long measuring took, what has started meanwhile is heard first."""
     stream = four_tasks(tmp_path)
-    monkeypatch.setattr("continual.engines.crew.ALONE", 0.05)
-    monkeypatch.setattr("continual.engines.crew.WAIT", 0.02)
+    monkeypatch.setattr("continual.engines.crew.NO_WORKER_TIMEOUT", 0.05)
+    monkeypatch.setattr("continual.engines.crew.POLL_SECONDS", 0.02)
     monkeypatch.setattr(
         "continual.engines.crew.ray.wait", lambda answers, timeout: time.sleep(timeout) or ([], answers)
     )
-    monkeypatch.setattr("continual.engines.crew.Measuring.look_around", lambda measuring: time.sleep(0.1))
+    monkeypatch.setattr("continual.engines.crew.StreamEvaluator.evaluate_available", lambda measuring: time.sleep(0.1))
     with open_home(bert_folder, tmp_path / "home") as learner:
-        loaded = check(learner.backbone, learner.registry, stream)
-        begin(learner.backbone, learner.registry, stream, loaded)
-        job = Job(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, Watcher())
-        crew = Crew(job, None, Share(cpus=1, gpus=0))
+        loaded = load_and_check(learner.backbone, learner.registry, stream)
+        register_stream(learner.backbone, learner.registry, stream, loaded)
+        job = StreamRun(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, RunCallbacks())
+        crew = WorkerPool(job, None, ResourceRequest(cpus=1, gpus=0))
         heard, hear = [], crew._hear
         monkeypatch.setattr(crew, "_hear", lambda seconds: heard.append(hear(seconds)))
         crew._starting["an answer"] = None
-        with pytest.raises(LearnError, match=r"no room for a worker for 0.05 s"):
-            crew.learn()
+        with pytest.raises(TrainingError, match=r"no room for a worker for 0.05 s"):
+            crew.run_until_done()
         assert heard
 
 
@@ -292,7 +298,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
     stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as learner:
         with pytest.raises(KeyboardInterrupt):
-            learner.run(stream, watcher=Told(stop).watcher(), engine=Ray(workers=1))
+            learner.run(stream, watcher=Told(stop).watcher(), engine=RayEngine(workers=1))
         states = {p.task: (p.state, p.holder) for p in learner.registry.positions("core")}
         assert states["mood"] == states["food"] == ("waiting", None)
         assert learner.run(stream) == {}, "another run goes on"
@@ -303,11 +309,11 @@ def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path,
     stream = four_tasks(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
     told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:
-        assert learner.run(stream, watcher=told.watcher(), engine=Ray()) == {}
+        assert learner.run(stream, watcher=told.watcher(), engine=RayEngine()) == {}
         assert sorted(told.learned) == sorted(DELTAS) == sorted(digests(learner))
         assert told.order.index("learned") >= 2, "two tasks begin at once"
         assert sum(attempts(learner).values()) == len(TASKS) + 1
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
         report = learner.report("core")
         assert report["oracle"]["acc"] > 0.8
         assert report["routed"]["acc"] > 0.6

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import labels_of, logits, moved_delta, rows_of, tiny_backbone, write_task
+from tiny import labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
 from transformers import AutoModel
 
 from continual import Learner
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import DeltaError, ExchangeError, InputError, NotFound
-from continual.features import features, pad, pool, tokenize
+from continual.features import encode, pad, pool, tokenize
 from continual.record import delta_record
-from registry import Registry, Score, verify
+from registry import Registry, Score, find_damage
 from tasks import Budget, Method, Stream, TaskSpec
 
 TEXTS = list(rows_of("mood", 6, seed=7).texts)
@@ -53,14 +53,14 @@ def mood(folder: Path, method: str = "lora", **settings: object) -> Stream:
 def registered(learner: Learner, folder: Path, method: str) -> str:
     """A version of task mood every value of which is away from its start: tiny tasks are learned by their heads."""
     learner.learn(mood(folder))
-    delta = moved_delta(learner.backbone, method)
+    delta = perturbed_delta(learner.backbone, method)
     settings = Budget(max_length=16)
     known = learner.registry.task("mood")
     own = delta_record(
         learner.registry.blobs, learner.backbone, delta, task=known, budget=settings, warm_start="scratch"
     )
     scores = [Score(split=split, metric="accuracy", value=1.0, rows=9) for split in ("validation", "test")]
-    with learner.registry.unit() as unit:
+    with learner.registry.unit_of_work() as unit:
         return unit.add_delta(own, scores=scores)
 
 
@@ -78,7 +78,7 @@ def test_what_is_exported_and_imported_answers_the_same(learner: Learner, tmp_pa
     out = tmp_path / "out"
     files = learner.export("mood@2", out)
     assert files == ("adapter_config.json", "adapter_model.safetensors", "head.json", "head.safetensors")
-    assert learner.adopt(out, "mood") == "mood@3"
+    assert learner.import_peft(out, "mood") == "mood@3"
     torch.testing.assert_close(answers(learner, "mood@3"), answers(learner, "mood@2"), rtol=1e-4, atol=1e-5)
     new = learner.registry.delta("mood@3")
     assert (new.status, new.warm_start, new.method) == ("candidate", "imported", method)
@@ -87,7 +87,7 @@ def test_what_is_exported_and_imported_answers_the_same(learner: Learner, tmp_pa
     (edge,) = learner.registry.lineage("mood@3")
     assert (edge["parent"], edge["kind"], edge["weight"]) == ("mood@2", "import", 1.0)
     assert learner.predict(TEXTS, "mood")[0].delta == "mood@2"
-    assert not verify(learner.registry)
+    assert not find_damage(learner.registry)
 
 
 def test_with_the_rows_it_is_scored_and_can_serve(learner: Learner, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_with_the_rows_it_is_scored_and_can_serve(learner: Learner, tmp_path: Pa
     learner.learn(task)
     learner.export("mood@1", tmp_path / "out")
     before = learner.predict(TEXTS, "mood")
-    assert learner.adopt(tmp_path / "out", "mood", rows=task) == "mood@2"
+    assert learner.import_peft(tmp_path / "out", "mood", rows=task) == "mood@2"
     assert learner.registry.delta("mood@2").status == "champion", "as good on the validation rows"
     after = learner.predict(TEXTS, "mood")
     assert [(p.label, p.delta) for p in after] == [(p.label, "mood@2") for p in before]
@@ -116,7 +116,7 @@ def test_what_is_imported_keeps_every_bit(
     file = tmp_path / "out" / "adapter_model.safetensors"
     values = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     save_file(values, file)
-    name = learner.adopt(tmp_path / "out", "mood", rows=mood(tmp_path) if scored else None)
+    name = learner.import_peft(tmp_path / "out", "mood", rows=mood(tmp_path) if scored else None)
     found = stored(learner, name).values.values()
     assert all(tensor.dtype == torch.float32 for tensor in found)
     theirs = sorted(tensor.float().numpy().tobytes() for tensor in values.values())
@@ -130,8 +130,8 @@ def test_without_a_head_the_rows_make_one(learner: Learner, tmp_path: Path) -> N
     (out / "head.json").unlink()
     (out / "head.safetensors").unlink()
     with pytest.raises(ExchangeError, match=r"no head.*--rows"):
-        learner.adopt(out, "mood")
-    assert learner.adopt(out, "mood", rows=task) == "mood@2"
+        learner.import_peft(out, "mood")
+    assert learner.import_peft(out, "mood", rows=task) == "mood@2"
     (score,) = learner.registry.scores(delta="mood@2", split="test")
     assert score.value > 0.7
 
@@ -142,8 +142,8 @@ def test_a_new_home_learns_of_a_task_by_its_rows_alone(learner: Learner, tmp_pat
     with Registry.open(f"sqlite:///{tmp_path / 'other.db'}", str(tmp_path / "other")) as registry:
         other = Learner(bert, registry)
         with pytest.raises(NotFound, match="mood"):
-            other.adopt(tmp_path / "out", "mood")
-        assert other.adopt(tmp_path / "out", "mood", rows=mood(tmp_path)) == "mood@1"
+            other.import_peft(tmp_path / "out", "mood")
+        assert other.import_peft(tmp_path / "out", "mood", rows=mood(tmp_path)) == "mood@1"
         assert other.predict(TEXTS, false_abstentions=0)[0].task == "mood"
         assert registry.lineage("mood@1") == []
 
@@ -155,12 +155,12 @@ def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(lear
     said = json.loads(about.read_text())
     about.write_text(json.dumps(said | {"labels": said["labels"][::-1]}))
     save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(head).items()}, head)
-    learner.adopt(tmp_path / "out", "mood")
+    learner.import_peft(tmp_path / "out", "mood")
     assert stored(learner, "mood@2").head.labels == labels_of("mood")
     torch.testing.assert_close(answers(learner, "mood@2"), answers(learner, "mood@1"))
     about.write_text(json.dumps(said | {"labels": ["bad", "fine"]}))
     with pytest.raises(ExchangeError, match=r"'fine'.*the task has \['bad', 'good'\]"):
-        learner.adopt(tmp_path / "out", "mood")
+        learner.import_peft(tmp_path / "out", "mood")
 
 
 def test_another_backbone_is_refused(learner: Learner, tmp_path: Path) -> None:
@@ -171,19 +171,19 @@ def test_another_backbone_is_refused(learner: Learner, tmp_path: Path) -> None:
         other.export("mood@1", out)
     learner.export("mood@1", out)
     with pytest.raises(ExchangeError, match=r"exported from backbone .* \(tiny-bert\)"):
-        other.adopt(out, "mood")
+        other.import_peft(out, "mood")
     save_file(load_file(out / "adapter_model.safetensors"), out / "adapter_model.safetensors")  # without our metadata
     named = Learner(replace(other.backbone, name="another"), learner.registry)
     with pytest.raises(ExchangeError, match=r"trained on 'tiny-bert', and the backbone is 'another'"):
-        named.adopt(out, "mood")
+        named.import_peft(out, "mood")
     config = json.loads((out / "adapter_config.json").read_text())
     (out / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    assert named.adopt(out, "mood") == "mood@2", "by shapes alone, as was asked for"
+    assert named.import_peft(out, "mood") == "mood@2", "by shapes alone, as was asked for"
 
 
 def test_rows_of_another_task_are_refused(learner: Learner, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not of 'place'"):
-        learner.adopt(tmp_path, "place", rows=mood(tmp_path))
+        learner.import_peft(tmp_path, "place", rows=mood(tmp_path))
 
 
 def test_a_champion_without_a_signature_is_not_routed_to(learner: Learner, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_champion_without_a_signature_is_not_routed_to(learner: Learner, tmp_p
     learner.export("mood@1", tmp_path / "out")
     twin = Learner(replace(learner.backbone, fingerprint="1" * 64), learner.registry)
     save_file(load_file(tmp_path / "out" / "adapter_model.safetensors"), tmp_path / "out" / "adapter_model.safetensors")
-    assert twin.adopt(tmp_path / "out", "mood") == "mood@2"
+    assert twin.import_peft(tmp_path / "out", "mood") == "mood@2"
     assert learner.registry.delta("mood@2").status == "champion", "the first on its backbone"
     assert twin.predict(TEXTS, "mood")[0].delta == "mood@2"
     with pytest.raises(InputError, match=r"no task on this backbone has a signature.*mood"):
@@ -255,9 +255,9 @@ def test_every_kind_of_task_comes_back(gpt2: Backbone, registry: Registry, tmp_p
     before = learner.predict(TEXTS, name)
     files = learner.export(f"{name}@1", out)
     assert ("head.json" in files) == (name == "regression")
-    assert learner.adopt(out, name) == f"{name}@2"
+    assert learner.import_peft(out, name) == f"{name}@2"
     assert registry.delta(f"{name}@2").status == "candidate"
-    assert learner.adopt(out, name, rows=task) == f"{name}@3"
+    assert learner.import_peft(out, name, rows=task) == f"{name}@3"
     scores = {(s.delta, s.split): s.value for s in registry.scores(task=name, mode="oracle")}
     assert scores[f"{name}@3", "test"] == pytest.approx(scores[f"{name}@1", "test"], rel=1e-4)
     if name != "regression":  # whose score moves with the last bit of its head
@@ -271,7 +271,7 @@ def test_a_regressions_head_answers_in_its_own_units(gpt2: Backbone, registry: R
     learner.learn(other_kind(tmp_path, "regression"))
     learner.export("regression@1", out)
     delta, head = stored(learner, "regression@1"), load_file(out / "head.safetensors")
-    vectors = features(learner.backbone, tokenize(learner.backbone, TEXTS, max_length=24), delta=delta)
+    vectors = encode(learner.backbone, tokenize(learner.backbone, TEXTS, max_length=24), delta=delta)
     found = (vectors @ head["weight"].T + head["bias"]).squeeze(1).tolist()
     assert found == pytest.approx([p.label for p in learner.predict(TEXTS, "regression")], rel=1e-4)
 
@@ -282,11 +282,11 @@ def test_an_adapter_of_another_kind_of_task_is_refused(gpt2: Backbone, registry:
     learner.learn(other_kind(tmp_path, "regression"))
     learner.export("regression@1", out)
     with pytest.raises(ExchangeError, match="is of a regression task, and 'mood' is a classification task"):
-        learner.adopt(out, "mood")
+        learner.import_peft(out, "mood")
     (out / "head.json").unlink()
     (out / "head.safetensors").unlink()
     with pytest.raises(ExchangeError, match="lost its head"):
-        learner.adopt(out, "regression")
+        learner.import_peft(out, "regression")
     save_file(load_file(out / "adapter_model.safetensors"), out / "adapter_model.safetensors")
     with pytest.raises(ExchangeError, match="what a regression delta answers"):
-        learner.adopt(out, "regression")
+        learner.import_peft(out, "regression")

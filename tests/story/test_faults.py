@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claimed import claim
+from claimed import claim_position
 from test_stream import digests, open_home, write_stream
 
 from continual import Learner
 from continual.errors import InputError
-from continual.watcher import Watcher
-from registry import last_checkpoint, this_holder, verify
+from continual.watcher import RunCallbacks
+from registry import current_process_id, find_damage, load_checkpoint
 from registry.tables import Checkpoint as CheckpointRow
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,9 @@ AUTO = {
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("continual.claiming.WAIT", 0.05)
-    monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
-    monkeypatch.setattr("continual.checkpoint.SHARE", 1e9)
+    monkeypatch.setattr("continual.claiming.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("continual.checkpoint.MAX_OVERHEAD", 1e9)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def cut(task: str, step: int) -> Callable[[str, int, int], None]:
 
 def cut_short(learner: Learner, stream: Any, *, task: str, step: int) -> None:
     with pytest.raises(PowerCut):
-        learner.run(stream, watcher=Watcher(step=cut(task, step)))
+        learner.run(stream, watcher=RunCallbacks(on_step=cut(task, step)))
 
 
 def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_what_was_decided_is_not_decided_anew(
         assert other.run(stream) == {}
         expected, report = digests(other), other.report("core")
     cut_short(learner, stream, task="mood", step=6)
-    assert verify(learner.registry) == []
-    monkeypatch.setattr("continual.learn.planned", None)  # not to be called
+    assert find_damage(learner.registry) == []
+    monkeypatch.setattr("continual.learn.plan_task", None)  # not to be called
     noted: list[str] = []
-    assert learner.run(stream, watcher=Watcher(noted=lambda task, note: noted.append(f"{task} {note}"))) == {}
+    assert learner.run(stream, watcher=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
     assert noted == ["mood goes on after epoch 1"]
     assert digests(learner) == expected
     found = learner.report("core")
@@ -100,8 +100,8 @@ def test_what_was_decided_is_not_decided_anew(
         assert found[same] == report[same]
     assert [task["parents"] for task in found["per_task"]] == [task["parents"] for task in report["per_task"]]
     assert learner.registry.delta("mood@1").tried
-    assert last_checkpoint(learner.registry, "core", number=1) is None
-    assert verify(learner.registry) == []
+    assert load_checkpoint(learner.registry, "core", number=1) is None
+    assert find_damage(learner.registry) == []
 
 
 @pytest.mark.parametrize("what", ["damaged", "another recipe"])
@@ -111,11 +111,11 @@ def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
     cut_short(learner, write_stream(tmp_path, tasks=("animals",)), task="animals", step=6)
     changed = {"seed": 1} if what == "another recipe" else {}
     if what == "damaged":
-        with learner.registry.reading() as session:
+        with learner.registry.read_session() as session:
             (digest,) = session.query(CheckpointRow.digest).one()
         place = Path(learner.registry.blobs.path(digest))
         place.write_bytes(place.read_bytes()[:-1])
-        assert ["its checkpoint" in line for line in verify(learner.registry)] == [True]
+        assert ["its checkpoint" in line for line in find_damage(learner.registry)] == [True]
     stream = write_stream(tmp_path, tasks=("animals",), **changed)
     with open_home(bert_folder, tmp_path / "undisturbed") as other:
         assert other.run(stream) == {}
@@ -124,18 +124,18 @@ def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
         assert learner.run(stream) == {}
     assert "is learned from its beginning" in caplog.text
     assert digests(learner) == expected
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr("continual.checkpoint.EVERY", 1000.0)
-    monkeypatch.setattr("continual.checkpoint.keep_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
+    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 1000.0)
+    monkeypatch.setattr("continual.checkpoint.save_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
     assert learner.run(write_stream(tmp_path, tasks=("animals",))) == {}
     assert kept == []
-    monkeypatch.setattr("continual.checkpoint.EVERY", 0.0)
+    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
     assert learner.run(write_stream(tmp_path, tasks=("animals", "mood"))) == {}
     assert kept == [0, 1, 2]
 
@@ -166,7 +166,7 @@ def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp
 
     stream = write_stream(tmp_path)
     order: list[str] = []
-    watcher = Watcher(began=order.append, step=once, failed=lambda task, error: failed.append(error))
+    watcher = RunCallbacks(on_start=order.append, on_step=once, on_failed=lambda task, error: failed.append(error))
     assert learner.run(stream, watcher=watcher) == {}
     assert order == ["animals", "mood", "place", "mood"]
     assert failed == ["OSError: the disk is full"]
@@ -191,17 +191,17 @@ def test_a_free_position_is_taken_though_an_earlier_one_is_held(learner: Learner
     """The stream is measured in its own order, whoever learned what when."""
     stream = write_stream(tmp_path)
     cut_short(learner, stream, task="animals", step=1)
-    assert claim(learner.registry, "core", number=0, holder="elsewhere:1:1")
+    assert claim_position(learner.registry, "core", number=0, holder="elsewhere:1:1")
     order: list[str] = []
 
     def give_back(task: str, holder: str) -> None:
         assert (task, holder) == ("animals", "elsewhere:1:1")
         assert order == ["mood", "place"], "nobody waits while anything is free"
         assert not learner.registry.scores(mode="routed"), "what came before is not there yet"
-        with learner.registry.unit() as unit:
-            unit.fail("core", 0, error="gone", holder=holder)
+        with learner.registry.unit_of_work() as unit:
+            unit.mark_failed("core", 0, error="gone", holder=holder)
 
-    assert learner.run(stream, watcher=Watcher(began=order.append, waiting=give_back), retries=3) == {}
+    assert learner.run(stream, watcher=RunCallbacks(on_start=order.append, on_wait=give_back), retries=3) == {}
     assert order == ["mood", "place", "animals"]
     report = learner.report("core")
     assert report["tasks"] == ["animals", "mood", "place"]
@@ -216,10 +216,10 @@ def test_who_lost_a_task_learns_so_at_the_next_epoch(learner: Learner, tmp_path:
     def lose(task: str, done: int, total: int) -> None:
         steps.append(done)
         if done == 1:
-            with learner.registry.unit() as unit:
-                unit.fail("core", 0, error="taken for dead", holder=this_holder())
+            with learner.registry.unit_of_work() as unit:
+                unit.mark_failed("core", 0, error="taken for dead", holder=current_process_id())
 
-    watcher = Watcher(step=lose)
+    watcher = RunCallbacks(on_step=lose)
     assert learner.run(stream, watcher=watcher, retries=0) == {"animals": "taken for dead"}
     per_epoch = 60 // 16 + 1
     assert steps == list(range(1, per_epoch + 1)), "not trained to the end in vain"

@@ -12,9 +12,9 @@ from tiny import write_task
 
 from continual import Learner, read_stream
 from continual.deltas import Delta
-from continual.settings import settings
-from continual.together import train_together
-from continual.warmstart import started
+from continual.settings import resolve_locations
+from continual.together import train_jointly
+from continual.warmstart import initial_delta
 from registry import Registry
 
 TASKS = ("animals", "mood", "place", "food")
@@ -28,7 +28,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
-    places = settings(tmp_path / "home", {})
+    places = resolve_locations(tmp_path / "home", {})
     registry = Registry.open(places.registry, places.blobs)
     with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
         yield learner
@@ -50,9 +50,9 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(stints: Any, *, seed: int) -> Any:
         found.append(len(stints))
-        return train_together(stints, seed=seed)
+        return train_jointly(stints, seed=seed)
 
-    monkeypatch.setattr("continual.positions.train_together", counted)
+    monkeypatch.setattr("continual.positions.train_jointly", counted)
     return found
 
 
@@ -79,10 +79,10 @@ def test_one_that_fails_takes_no_other_with_it(
     learner: Learner, tmp_path: Path, groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*given: Any, **how: Any) -> Delta:
-        delta = started(*given, **how)
+        delta = initial_delta(*given, **how)
         return delta.map(lambda tensor: tensor * torch.inf) if delta.head and "good" in delta.head.labels else delta
 
-    monkeypatch.setattr("continual.learn.started", broken)
+    monkeypatch.setattr("continual.learn.initial_delta", broken)
     failed = learner.run(read_stream(write_stream(tmp_path, joint=4)), retries=0)
     assert groups == [4]
     assert list(failed) == ["mood"]

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from command_line import Run
+from command_line import CliRunner
 
 from registry import Registry, key_digest
 
 
-def test_a_key_from_its_making_to_its_end(cli: Run, tmp_path: Path) -> None:
+def test_a_key_from_its_making_to_its_end(cli: CliRunner, tmp_path: Path) -> None:
     added = cli("keys", "add", "ci")
     secret = added.out.removesuffix("\n")
     assert (added.code, secret[:3], len(secret.split())) == (0, "ck_", 1)
@@ -33,7 +33,7 @@ def test_a_key_from_its_making_to_its_end(cli: Run, tmp_path: Path) -> None:
         assert made["secret"] not in told
 
 
-def test_wrong_words_exit_with_two(cli: Run) -> None:
+def test_wrong_words_exit_with_two(cli: CliRunner) -> None:
     assert cli("keys", "--json").json == []
     assert cli("keys", "revoke", "ci").code == 2
     assert cli("keys", "add", "ci").code == 0

@@ -12,7 +12,7 @@ import transformers
 import yaml
 from conftest import backbone_of
 from tiny import save_backbone
-from tiny_models import FILLERS, POSITIONS, WORDS, tiny_model, word_pieces
+from tiny_models import FILLER_WORDS, POSITIONS, WORDS, tiny_model, word_pieces
 
 from continual import Learner, read_stream
 from continual.audit import audit_stream
@@ -20,10 +20,10 @@ from continual.backbone import freeze
 from continual.deltas import Delta, load_delta
 from continual.errors import InputError
 from continual.estimate import estimate_stream
-from continual.routing import Statistics
-from continual.settings import settings
+from continual.routing import RoutingStatistics
+from continual.settings import resolve_locations
 from registry import Registry
-from registry.verify import verify
+from registry.verify import find_damage
 from tasks import Stream
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def passage(draw: random.Random) -> Row:
     words.insert(draw.randrange(len(words)), answer)
     context = " ".join(words)
     answers = {"text": [answer], "answer_start": [context.index(answer)]}
-    return {"question": draw.choice(FILLERS), "context": context, "answers": answers}
+    return {"question": draw.choice(FILLER_WORDS), "context": context, "answers": answers}
 
 
 def echo(draw: random.Random) -> Row:
@@ -91,7 +91,7 @@ def write_kinds(folder: Path, *tasks: str, changes: Row | None = None, **keys: A
 
 
 def open_home(backbone: Path, home: Path) -> Learner:
-    places = settings(home, {})
+    places = resolve_locations(home, {})
     registry = Registry.open(places.registry, places.blobs)
     return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
 
@@ -127,7 +127,7 @@ def run(learner: Learner, stream: Stream) -> dict[str, float]:
     report = learner.report(stream.name)
     assert report["oracle"]["forgetting"] in (0.0, None)
     assert all(value is not None for t, row in enumerate(report["routed"]["matrix"]) for value in row[: t + 1])
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
     for audited in audit_stream(learner.backbone, learner.registry, stream):
         assert audited.identical
         assert audited.before == audited.now
@@ -238,12 +238,12 @@ def test_no_template_leaks_into_what_a_router_sees(masked_folder: Path, tmp_path
         plain = {"name": "plain", "template": None}
         run(learner, write_kinds(tmp_path, "cloze", changes=plain, name="plain", budget=BUDGET | {"epochs": 0}))
         found = [
-            Statistics.from_bytes(learner.registry.blobs.get(learner.registry.signature(delta).routing or ""))
+            RoutingStatistics.from_bytes(learner.registry.blobs.get(learner.registry.signature(delta).routing or ""))
             for delta in ("cloze@1", "plain@1")
         ]
     assert torch.equal(found[0].means, found[1].means)
     assert torch.equal(found[0].factor, found[1].factor)
-    assert torch.equal(found[0].held_out.wide, found[1].held_out.wide)
+    assert torch.equal(found[0].held_out.random_features, found[1].held_out.random_features)
 
 
 def test_a_template_that_does_not_suit_the_backbone_is_refused(masked_folder: Path, tmp_path: Path) -> None:
@@ -281,6 +281,6 @@ def test_a_masked_head_is_no_part_of_what_a_backbone_is_known_by(masked_folder: 
     plain = freeze(*tiny_model("bert"), name="plain", device="cpu", dtype="float32")
     assert masked.fingerprint == plain.fingerprint
     assert masked.parameter_count == plain.parameter_count
-    assert masked.lm is not None
-    assert plain.lm is None
+    assert masked.language_model is not None
+    assert plain.language_model is None
     assert masked.longest_input == POSITIONS

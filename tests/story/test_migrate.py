@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
-from claimed import claim
-from command_line import Run
+from claimed import claim_position
+from command_line import CliRunner
 from test_stream import open_home, write_stream
 from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 
 from continual import Learner, read_stream
 from continual.backbone import Backbone
-from continual.errors import InputError, LearnError
-from continual.learn import Task, ready
-from continual.moved import Moved
-from continual.watcher import Watcher
-from registry import archive_delta, promote_delta, release, this_holder, verify
+from continual.errors import InputError, TrainingError
+from continual.learn import PreparedTask, prepare_task
+from continual.moved import MigrationOutcome
+from continual.watcher import RunCallbacks
+from registry import archive_delta, current_process_id, find_damage, promote_delta, release
 from tasks import Stream, TaskData, TaskSpec
 
 TASKS = ("animals", "mood", "place")
@@ -31,7 +31,7 @@ TASKS = ("animals", "mood", "place")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("continual.claiming.WAIT", 0.05)
+        patch.setattr("continual.claiming.POLL_SECONDS", 0.05)
         yield
 
 
@@ -69,7 +69,7 @@ def on_bert(learner: Learner, bert_folder: Path) -> dict[str, tuple[Any, ...]]:
     return {name: (registry.delta(name), registry.signature(name), registry.scores(delta=name)) for name in names}
 
 
-def by_task(rows: list[Moved]) -> dict[str, Moved]:
+def by_task(rows: list[MigrationOutcome]) -> dict[str, MigrationOutcome]:
     return {row.task: row for row in rows}
 
 
@@ -78,7 +78,7 @@ def test_every_task_is_learned_again_beside_the_old_one(
 ) -> None:
     with open_home(roberta_folder, home) as learner:
         before, began = on_bert(learner, bert_folder), list[str]()
-        rows = learner.migrate(watcher=Watcher(began=began.append))
+        rows = learner.migrate(watcher=RunCallbacks(on_start=began.append))
         assert on_bert(learner, bert_folder) == before
         assert began == ["place", "animals", "mood"], "as they were learned"
         assert [(row.old, row.new, row.state) for row in rows] == [
@@ -105,11 +105,11 @@ def test_every_task_is_learned_again_beside_the_old_one(
         report = learner.report(stream)
         assert report["tasks"] == began
         assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
-        assert verify(learner.registry) == []
-        again = learner.migrate(watcher=Watcher(began=began.append))
+        assert find_damage(learner.registry) == []
+        again = learner.migrate(watcher=RunCallbacks(on_start=began.append))
         assert (again, len(began)) == (rows, 3), "what is migrated is not learned again"
     with open_home(bert_folder, home) as old:
-        assert old.run(read_stream(learned / "stream.yaml"), watcher=Watcher(began=began.append)) == {}
+        assert old.run(read_stream(learned / "stream.yaml"), watcher=RunCallbacks(on_start=began.append)) == {}
         assert len(began) == 3
         assert {p.delta for p in old.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
 
@@ -138,7 +138,7 @@ def test_rows_that_are_gone_or_others_leave_their_task_alone(bert_folder: Path, 
         assert old.run(stream) == {}
         archive_delta(old.registry, "mood@1")
         old.export("mood@1", folder / "out")
-        assert old.adopt(folder / "out", "mood") == "mood@2"
+        assert old.import_peft(folder / "out", "mood") == "mood@2"
     with open_home(blind_folder, folder / "own") as learner:
         longer = rows_of("animals", 6, seed=7)
         kept = (folder / "animals/train.jsonl").read_text()
@@ -191,16 +191,16 @@ def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home
         assert others.stdout
         assert others.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
         with open_home(roberta_folder, home) as learner:
-            assert verify(learner.registry) == []
+            assert find_damage(learner.registry) == []
             assert [row["delta"] for row in learner.registry.deltas() if row["version"] > 1] == ["place@2"]
         assert others.communicate("\n")[0] == "0\n0\n", (tmp_path / "home.log").read_text()
     log = (tmp_path / "home.log").read_text()
     assert log.count("animals goes on after epoch 1") == 1
     with open_home(roberta_folder, home) as learner, open_home(roberta_folder, undisturbed) as other:
         assert len(learner.registry.deltas()) == 6, "each is learned once"
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
         began: list[str] = []
-        rows = learner.migrate(watcher=Watcher(began=began.append))
+        rows = learner.migrate(watcher=RunCallbacks(on_start=began.append))
         assert ([row.state for row in rows], began) == (["learned"] * 3, [])
         routed = learner.report(str(learner.registry.last_stream()))["routed"]["matrix"]
         assert all(routed[t][i] is not None for t in range(3) for i in range(t + 1))
@@ -216,14 +216,14 @@ def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path,
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            learner.migrate(tasks=["place"], watcher=Watcher(step=stop))
+            learner.migrate(tasks=["place"], watcher=RunCallbacks(on_step=stop))
         stream = str(learner.registry.last_stream())
-        assert claim(learner.registry, stream, number=0, holder=this_holder())
+        assert claim_position(learner.registry, stream, number=0, holder=current_process_id())
 
         def let_go(task: str, holder: str) -> None:
             release(learner.registry, stream, number=0, holder=holder)
 
-        (row,) = learner.migrate(tasks=["place"], watcher=Watcher(waiting=let_go))
+        (row,) = learner.migrate(tasks=["place"], watcher=RunCallbacks(on_wait=let_go))
         assert row.state == "learned"
 
 
@@ -255,12 +255,12 @@ def test_what_can_be_checked_stops_before_anything_is_learned(
 
 
 def test_on_the_command_line(
-    cli: Run, bert_folder: Path, roberta_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: CliRunner, bert_folder: Path, roberta_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(backbone: Backbone, data: TaskData) -> Task:
+    def failing(backbone: Backbone, data: TaskData) -> PreparedTask:
         if data.spec.name == "place":
-            raise LearnError("the loss is not a number")
-        return ready(backbone, data)
+            raise TrainingError("the loss is not a number")
+        return prepare_task(backbone, data)
 
     content = {
         "name": "small",
@@ -282,10 +282,10 @@ def test_on_the_command_line(
     assert all(row["seconds"] > 0 for row in foreseen)
     assert len(cli("deltas", "--json").json) == 2, "nothing was learned"
     with monkeypatch.context() as patch:
-        patch.setattr("continual.positions.ready", failing)
+        patch.setattr("continual.positions.prepare_task", failing)
         ran = cli("migrate", *new, "--from", str(bert_folder), "--json")
     assert ran.code == 1
-    assert all(set(row) == set(Moved.__dataclass_fields__) for row in ran.json)
+    assert all(set(row) == set(MigrationOutcome.__dataclass_fields__) for row in ran.json)
     assert [(row["task"], row["new"], row["state"]) for row in ran.json] == [
         ("mood", "mood@2", "learned"),
         ("place", None, "failed"),

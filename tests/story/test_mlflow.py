@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from mlflow import MlflowClient, pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from postgres import Server
@@ -28,7 +28,7 @@ def client(home: Path) -> tuple[MlflowClient, str]:
     return found, found.get_experiment_by_name(EXPERIMENT).experiment_id
 
 
-def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_one_run_per_stream_and_one_nested_per_task(cli: CliRunner, stream: Path, tmp_path: Path) -> None:  # noqa: F811
     assert cli("run", str(stream)).code == 0
     mlflow, experiment = client(tmp_path / "home")
     runs = {run.info.run_name: run for run in mlflow.search_runs([experiment])}
@@ -54,7 +54,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: Run, stream: Path, tmp_
 
 
 def test_a_stream_goes_on_without_mlflow_and_sends_later(
-    cli: Run,
+    cli: CliRunner,
     stream: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -76,7 +76,7 @@ TEXTS = ["cat purr meow", "lovely bright superb", "wave coral"]
 
 
 def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
-    cli: Run,
+    cli: CliRunner,
     stream: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -102,7 +102,7 @@ def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
 
 
 def test_a_model_version_is_pinned_to_its_delta(
-    cli: Run,
+    cli: CliRunner,
     tmp_path: Path,
     bert_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,7 +146,7 @@ SECRET = "l0vel4ce"
 
 
 def test_no_password_reaches_mlflow_or_a_message(
-    cli: Run,
+    cli: CliRunner,
     tmp_path: Path,
     bert_folder: Path,
     postgres: Server,
@@ -183,7 +183,7 @@ def test_no_password_reaches_mlflow_or_a_message(
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_port_that_cannot_be_listened_on_is_said(cli: Run) -> None:
+def test_a_port_that_cannot_be_listened_on_is_said(cli: CliRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):
             ran = cli("ui", "--port", str(port))

@@ -19,14 +19,14 @@ from urllib.request import Request, urlopen
 import pandas as pd
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from mlflow import pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from test_cli import stream  # noqa: F401  (a fixture)
 from tiny import rows_of, write_task
 
 from continual import Learner
-from continual.errors import InputError, NotFound, TextError
+from continual.errors import InputError, InputLineError, NotFound
 from continual.predict import Predictor
 
 Rows = list[dict[str, Any]]
@@ -94,7 +94,7 @@ def numbers(found: Any) -> list[float]:
     return [found] if isinstance(found, float) else []
 
 
-def lines(cli: Run, folder: Path, texts: list[Any], *more: str) -> Rows:
+def lines(cli: CliRunner, folder: Path, texts: list[Any], *more: str) -> Rows:
     file = folder / "lines.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     ran = cli("predict", str(file), *more)
@@ -103,7 +103,7 @@ def lines(cli: Run, folder: Path, texts: list[Any], *more: str) -> Rows:
 
 
 def test_a_stream_served_by_mlflow_answers_as_predict_does(
-    cli: Run,
+    cli: CliRunner,
     stream: Path,  # noqa: F811
     bert_folder: Path,
     tmp_path: Path,
@@ -142,7 +142,7 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
                 asked(address, bad)
 
 
-def test_a_version_of_a_streams_model_stays_as_it_was(cli: Run, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_version_of_a_streams_model_stays_as_it_was(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in ("mood", "place")]
     about = {"backbone": str(bert_folder), "budget": {"epochs": 0, "max_length": 16}}
     file, again = tmp_path / "two.yaml", tmp_path / "mood.yaml"
@@ -169,7 +169,7 @@ def test_a_version_of_a_streams_model_stays_as_it_was(cli: Run, tmp_path: Path, 
         first.predict(pd.DataFrame({"text": TEXTS, "task": "mod"}))
     with pytest.raises(InputError, match="give a column `text`"):
         first.predict(pd.DataFrame({"words": TEXTS}))
-    with pytest.raises(TextError, match="row 1 of column `text`"):
+    with pytest.raises(InputLineError, match="row 1 of column `text`"):
         first.predict(["wave", 3])
     with pytest.raises(InputError, match="row 0 of column `task` is 3"):
         first.predict(pd.DataFrame({"text": TEXTS, "task": 3}))

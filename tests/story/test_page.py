@@ -10,11 +10,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from command_line import Run
+from command_line import CliRunner
 from matplotlib.figure import Figure
 
 from continual.page import Section, Table, page, stream_page
-from continual.report import report
+from continual.report import stream_report
 from registry import Registry, upgrade
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -54,7 +54,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def test_report_writes_a_page(cli: Run, home: Path, tmp_path: Path) -> None:
+def test_report_writes_a_page(cli: CliRunner, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("before")
     ran = cli("report", "core", "--json", "--html", str(file))
@@ -72,7 +72,9 @@ def test_report_writes_a_page(cli: Run, home: Path, tmp_path: Path) -> None:
     assert str(file) in plain.err.replace("\n", "")
 
 
-def test_a_file_that_cannot_be_written_stops_before_anything_is_said(cli: Run, home: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_stops_before_anything_is_said(
+    cli: CliRunner, home: Path, tmp_path: Path
+) -> None:
     for place in (tmp_path / "none" / "report.html", tmp_path):
         ran = cli("report", "core", "--json", "--html", str(place))
         assert (ran.code, ran.out) == (2, "")
@@ -119,7 +121,7 @@ def a_figure() -> Figure:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_shows_all_of_it_in_any_width(home: Path, tmp_path: Path, dark: bool) -> None:
     with Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs") as registry:
-        learned = stream_page(registry, report(registry, "core"))
+        learned = stream_page(registry, stream_report(registry, "core"))
     wide = Table(tuple(f"column {i}" for i in range(30)), ((LONG, *range(29)),))
     sections = [Section(LONG, LONG, table=wide, caption=LONG), Section("Figure", figure=a_figure(), caption=LONG)]
     outside = '<!doctype html><body><div style="width: 2000px">too wide</div><script>missing()</script>'

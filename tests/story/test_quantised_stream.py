@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import Ran, Run
+from command_line import CliResult, CliRunner
 from tiny import text_of, write_task
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes (extra `quantized`) is not installed")
-from packed import folder
+from packed import checkpoint_folder
 
 from continual import Learner
-from continual.settings import settings
+from continual.settings import resolve_locations
 from registry import Registry
 from tasks import read_stream
 
@@ -24,7 +24,7 @@ TASKS = {"8": ("mood", "place"), "4": ("mood",)}  # by the bits that they are le
 def write_stream(at: Path, bits: str = "8", **changes: Any) -> Path:
     content = {
         "name": f"in{bits}",
-        "backbone": str(folder("bert")),
+        "backbone": str(checkpoint_folder("bert")),
         "method": {"name": "lora", "rank": 2},
         "budget": {"epochs": 2, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16},
         "tasks": [write_task(at, task) for task in TASKS[bits]],
@@ -35,24 +35,26 @@ def write_stream(at: Path, bits: str = "8", **changes: Any) -> Path:
 
 
 def _registry(at: Path) -> Registry:
-    places = settings(at / "home")
+    places = resolve_locations(at / "home")
     return Registry.open(places.registry, places.blobs)
 
 
-def good(ran: Ran) -> Any:
+def good(ran: CliResult) -> Any:
     assert ran.code == 0, ran.err
     return ran.json
 
 
-def test_a_stream_in_8_and_in_4_bits(cli: Run, tmp_path: Path) -> None:
+def test_a_stream_in_8_and_in_4_bits(cli: CliRunner, tmp_path: Path) -> None:
     asked = tmp_path / "asked.txt"
     asked.write_text("".join(f"{text_of('mood', 'bad', random.Random(i))}\n" for i in range(4)))
     streams = {bits: write_stream(tmp_path, bits) for bits in TASKS}
     for bits, stream in streams.items():
-        with Learner.open(str(folder("bert")), _registry(tmp_path), bits=int(bits)) as learner:  # MLflow takes longest
+        with Learner.open(
+            str(checkpoint_folder("bert")), _registry(tmp_path), bits=int(bits)
+        ) as learner:  # MLflow takes longest
             assert learner.run(read_stream(stream)) == {}
         report = good(cli("report", f"in{bits}", "--json"))
-        assert report["backbone"] == f"{folder('bert')}@{bits}bit"
+        assert report["backbone"] == f"{checkpoint_folder('bert')}@{bits}bit"
         assert min(report["oracle"]["matrix"][-1]) > 0.7
         assert [row["changed"] for row in good(cli("audit", str(stream), "--bits", bits, "--json"))] == [0] * len(
             TASKS[bits]
@@ -66,7 +68,7 @@ def test_a_stream_in_8_and_in_4_bits(cli: Run, tmp_path: Path) -> None:
     told = cli("predict", str(asked))
     assert told.code == 2
     assert "several backbones are registered" in told.err
-    told = cli("predict", str(asked), "--backbone", str(folder("bert")))
+    told = cli("predict", str(asked), "--backbone", str(checkpoint_folder("bert")))
     assert told.code == 2
     assert "nothing has been learned on backbone" in told.err
     told = cli("export", "mood@1", str(tmp_path / "out"), "--format", "transformers", "--bits", "8")
@@ -75,7 +77,7 @@ def test_a_stream_in_8_and_in_4_bits(cli: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "dora", "masking"])
-def test_a_method_that_changes_weights_is_refused_before_training(cli: Run, tmp_path: Path, method: str) -> None:
+def test_a_method_that_changes_weights_is_refused_before_training(cli: CliRunner, tmp_path: Path, method: str) -> None:
     ran = cli("run", str(write_stream(tmp_path, method={"name": method})), "--bits", "8")
     assert ran.code == 2
     assert "changes the weight of layer.0.attn.q itself, which is quantised" in ran.err

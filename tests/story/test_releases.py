@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from claimed import claim
+from claimed import claim_position
 
 from continual import Learner
 from continual.errors import SchemaError
-from continual.verify import verify_all
-from registry import Registry, dump, restore, upgrade, verify
+from continual.verify import verify_home
+from registry import Registry, dump_registry, find_damage, restore_registry, upgrade
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -43,7 +43,7 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
 
 
 def is_sound(registry: Registry) -> None:
-    found = verify_all(registry, device="cpu")
+    found = verify_home(registry, device="cpu")
     assert found.problems == []
     expected = ("has held food since before its lease ended", "2 champions were registered by a release that kept no")
     assert all(any(part in note for note in found.notes) for part in expected)
@@ -56,8 +56,8 @@ def is_sound(registry: Registry) -> None:
 
 def goes_on(registry: Registry) -> None:
     """Whoever comes next takes what was held, failed or waiting."""
-    assert all(claim(registry, "core", number=number, holder="far:1:2") for number in (1, 3, 4))
-    assert verify(registry) == []
+    assert all(claim_position(registry, "core", number=number, holder="far:1:2") for number in (1, 3, 4))
+    assert find_damage(registry) == []
 
 
 def test_it_is_upgraded_and_says_what_it_said(release: Path) -> None:
@@ -74,8 +74,8 @@ def test_it_is_upgraded_and_says_what_it_said(release: Path) -> None:
 def test_it_moves_to_postgresql(release: Path, postgres_url: str) -> None:
     upgrade(f"sqlite:///{release}/home/registry.db")
     with Registry.open(f"sqlite:///{release}/home/registry.db", f"{release}/home/blobs") as registry:
-        dump(registry, release / "archive.zip")
-    restore(release / "archive.zip", postgres_url, f"{release}/other")
+        dump_registry(registry, release / "archive.zip")
+    restore_registry(release / "archive.zip", postgres_url, f"{release}/other")
     with Registry.open(postgres_url, f"{release}/other") as registry:
         is_sound(registry)
         says_what_it_said(registry, release)

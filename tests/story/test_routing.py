@@ -12,10 +12,10 @@ from tiny import rows_of, write_task
 from continual import Learner, read_stream
 from continual.errors import RoutingError
 from continual.features import tokenize
-from continual.frozen import frozen
+from continual.frozen import frozen_features
 from continual.predict import Predictor
-from continual.routing import Statistics
-from continual.settings import settings
+from continual.routing import RoutingStatistics
+from continual.settings import resolve_locations
 from registry import Registry, purge_task
 
 TASKS = ("animals", "mood", "place")
@@ -31,7 +31,7 @@ def write_stream(folder: Path, **changes: Any) -> Path:
 
 
 def open_home(backbone: Path, home: Path) -> Learner:
-    places = settings(home, {})
+    places = resolve_locations(home, {})
     registry = Registry.open(places.registry, places.blobs)
     return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
 
@@ -50,17 +50,17 @@ def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
         yield learner
 
 
-def statistics_of(learner: Learner) -> dict[str, Statistics]:
+def statistics_of(learner: Learner) -> dict[str, RoutingStatistics]:
     stored = learner.registry.signatures(learner.backbone.fingerprint)
-    return {own.task: Statistics.from_bytes(learner.registry.blobs.get(own.routing or "")) for own in stored}
+    return {own.task: RoutingStatistics.from_bytes(learner.registry.blobs.get(own.routing or "")) for own in stored}
 
 
 def test_what_is_kept_is_of_the_texts_alone(learner: Learner) -> None:
     """Held-out rows are the frozen features of the very texts: no template, no task name, nothing beside."""
     for task, kept in statistics_of(learner).items():
         rows = rows_of(task, 20, seed=1)
-        seen = frozen(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
-        torch.testing.assert_close(kept.held_out.wide.float(), seen.wide, rtol=2e-3, atol=2e-3)
+        seen = frozen_features(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
+        torch.testing.assert_close(kept.held_out.random_features.float(), seen.random_features, rtol=2e-3, atol=2e-3)
         assert int(kept.counts.sum()) == 60
 
 

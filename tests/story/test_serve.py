@@ -9,13 +9,13 @@ from threading import Event
 from typing import Any
 
 import pytest
-from served import Server, ask, away, fault, folder, learner, revoke_all, served, server, until  # noqa: F401
+from served import Server, ask, error_body, folder, learner, missing_blob, revoke_all, served, server, wait_until  # noqa: F401
 from tiny import rows_of
 
 from continual import Learner
 from continual.predict import Prediction, Predictor
-from continual.serve import Limits, Serving
-from continual.serve.serving import Ask
+from continual.serve import ChampionServer, Limits
+from continual.serve.serving import InferenceRequest
 from registry import add_key, archive_delta, promote_delta, revoke_key
 
 TASKS = ["animals", "mood"]
@@ -82,9 +82,9 @@ def test_many_clients_at_once_get_their_own_answers(served: Server, texts: list[
 )
 def test_what_cannot_be_answered_is_said(learner: Learner, body: Any, status: int, says: str) -> None:
     with server(learner, limits=Limits(rows=64, tokens=2000, bytes=20_000)) as small:
-        assert says in fault(small.client.post("/v1/predict", json=body), status)
+        assert says in error_body(small.client.post("/v1/predict", json=body), status)
         body = (part for part in [json.dumps(body).encode()])  # in chunks, so that nobody knows its size beforehand
-        assert says in fault(
+        assert says in error_body(
             small.client.post("/v1/predict", content=body, headers={"content-type": "application/json"}), status
         )
 
@@ -92,14 +92,14 @@ def test_what_cannot_be_answered_is_said(learner: Learner, body: Any, status: in
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"rows": [{"text": "\\ud800"}]}'])
 def test_bodies_that_are_none_are_refused(served: Server, body: bytes) -> None:
     sent = served.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
-    fault(sent, 422)
+    error_body(sent, 422)
 
 
 def test_other_paths_and_ways_are_refused_in_the_same_shape(served: Server) -> None:
-    fault(served.client.get("/v1/nothing"), 404)
-    fault(served.client.delete("/v1/predict"), 405)
-    assert "evil.com" in fault(served.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
-    assert "x-request-timeout" in fault(
+    error_body(served.client.get("/v1/nothing"), 404)
+    error_body(served.client.delete("/v1/predict"), 405)
+    assert "evil.com" in error_body(served.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
+    assert "x-request-timeout" in error_body(
         served.client.post("/v1/predict", json={"rows": [{"text": "a"}]}, headers={"x-request-timeout": "soon"}), 422
     )
 
@@ -109,7 +109,7 @@ def test_a_task_that_is_learned_nowhere_here_is_a_conflict(learner: Learner) -> 
         archive_delta(learner.registry, "mood@1")
         try:
             assert own.client.post("/v1/refresh").status_code == 200
-            assert "no delta on backbone" in fault(ask(own, {"text": "a", "task": "mood"}), 409)
+            assert "no delta on backbone" in error_body(ask(own, {"text": "a", "task": "mood"}), 409)
             assert ask(own, {"text": "a", "task": "animals"}).status_code == 200
         finally:
             promote_delta(learner.registry, "mood@1")
@@ -118,9 +118,9 @@ def test_a_task_that_is_learned_nowhere_here_is_a_conflict(learner: Learner) -> 
 def test_a_new_champion_answers_without_a_restart(learner: Learner) -> None:
     with server(learner) as own:
         archive_delta(learner.registry, "mood@1")
-        until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 409)
+        wait_until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 409)
         promote_delta(learner.registry, "mood@1")
-        until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 200)
+        wait_until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 200)
 
 
 def test_one_text_that_cannot_be_answered_costs_the_others_little(
@@ -129,33 +129,35 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
 ) -> None:
     sizes: list[int] = []
 
-    asks = [Ask("red cat" if i != 40 else "bad", embed=True) for i in range(64)]
-    whole = Serving._embedded
+    asks = [InferenceRequest("red cat" if i != 40 else "bad", embed=True) for i in range(64)]
+    whole = ChampionServer._embedded
 
-    def embedded(self: Serving, texts: Any) -> Any:
+    def embedded(self: ChampionServer, texts: Any) -> Any:
         sizes.append(len(texts))
         if "bad" in texts:
             raise RuntimeError("bad")
         return whole(self, texts)
 
-    monkeypatch.setattr(Serving, "_embedded", embedded)
-    found = Serving(learner.backbone, learner.registry).answers(asks)
+    monkeypatch.setattr(ChampionServer, "_embedded", embedded)
+    found = ChampionServer(learner.backbone, learner.registry).answer_batch(asks)
     assert [i for i, answer in enumerate(found) if isinstance(answer, Exception)] == [40]
     assert len(sizes) == 1 + 2 * 6
 
 
 def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner) -> None:
     archive_delta(learner.registry, "mood@1")
-    serving, made = Serving(learner.backbone, learner.registry), Event()
+    serving, made = ChampionServer(learner.backbone, learner.registry), Event()
     serving.refresh()
     promote_delta(learner.registry, "mood@1")
-    real = Predictor.ready
+    real = Predictor.build_router
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(Predictor, "ready", lambda predictor: made.wait(20) and real(predictor))
+        patch.setattr(Predictor, "build_router", lambda predictor: made.wait(20) and real(predictor))
         looking = pool.submit(serving.refresh)
         try:
-            until(lambda: "mood" in serving.champions)
-            named, routed = serving.answers([Ask("a", "mood"), Ask(str(rows_of("animals", 1).texts[0]))])
+            wait_until(lambda: "mood" in serving.champions)
+            named, routed = serving.answer_batch(
+                [InferenceRequest("a", "mood"), InferenceRequest(str(rows_of("animals", 1).texts[0]))]
+            )
             assert not looking.done()
         finally:
             made.set()
@@ -166,7 +168,7 @@ def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner)
 
 
 def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:
-    with away(learner, "mood"), server(learner) as own:
+    with missing_blob(learner, "mood"), server(learner) as own:
         bad, good = ask(own, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
     assert "BlobError" in bad["error"]
     assert (bad["label"], good["error"]) == (None, None)
@@ -181,7 +183,7 @@ def test_what_was_learned_can_be_read(served: Server, learner: Learner) -> None:
     assert get("/v1/report", params={"stream": "served"}).json()["oracle"] == learner.report("served")["oracle"]
     assert [row["stream"] for row in get("/v1/streams").json()] == ["served"]
     assert {row["task"] for row in get("/v1/similar", params={"task": "mood"}).json()} <= {"animals", "echo"}
-    assert "served" in fault(get("/v1/report", params={"stream": "servd"}), 404)
+    assert "served" in error_body(get("/v1/report", params={"stream": "servd"}), 404)
     assert get("/healthz").json() == {"status": "ok"}
     assert get("/readyz").json() == {"status": "ok", "tasks": 3}
 
@@ -205,22 +207,22 @@ def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:
             for secret, status in ((read, 200), (admin, 200), ("ck_wrong", 401)):
                 sent = own.client.post("/v1/predict", json=row, headers={"authorization": f"Bearer {secret}"})
                 assert sent.status_code == status
-            assert "key" in fault(own.client.get("/v1/tasks"), 401)
+            assert "key" in error_body(own.client.get("/v1/tasks"), 401)
             assert own.client.get("/healthz").status_code == 200
-            assert "may only read" in fault(
+            assert "may only read" in error_body(
                 own.client.post("/v1/refresh", headers={"authorization": f"Bearer {read}"}), 403
             )
             assert own.client.post("/v1/refresh", headers={"authorization": f"Bearer {admin}"}).status_code == 200
             revoke_key(learner.registry, "read")
             head = {"authorization": f"Bearer {read}"}
-            until(lambda: own.client.post("/v1/predict", json=row, headers=head).status_code == 401)
+            wait_until(lambda: own.client.post("/v1/predict", json=row, headers=head).status_code == 401)
     finally:
         revoke_all(learner)
 
 
 def test_a_server_for_others_answers_nobody_without_a_key(learner: Learner) -> None:
     with server(learner, local=False) as own:
-        fault(ask(own, {"text": "a"}), 401)
+        error_body(ask(own, {"text": "a"}), 401)
 
 
 def test_nothing_learned_yet_is_no_error(bert_folder: Path, tmp_path: Path) -> None:
@@ -228,6 +230,6 @@ def test_nothing_learned_yet_is_no_error(bert_folder: Path, tmp_path: Path) -> N
         Learner.open(str(bert_folder), tmp_path / "home", device="cpu", dtype="float32") as empty,
         server(empty) as own,
     ):
-        assert "nothing is learned" in fault(own.client.get("/readyz"), 503)
-        assert "nothing is learned" in fault(ask(own, {"text": "a"}), 409)
+        assert "nothing is learned" in error_body(own.client.get("/readyz"), 503)
+        assert "nothing is learned" in error_body(ask(own, {"text": "a"}), 409)
         assert own.client.get("/v1/tasks").json() == []

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import Run
-from served import ask, folder, learner, revoke_all, server, until  # noqa: F401
+from command_line import CliRunner
+from served import ask, folder, learner, revoke_all, server, wait_until  # noqa: F401
 from tiny import rows_of
 
 from continual import Learner
@@ -42,7 +42,7 @@ def test_the_registry_is_looked_at_again_whatever_went_wrong(
             assert failed.wait(20)
             add_key(learner.registry, "stays", role="read")
             revoke_key(learner.registry, "soon gone")
-            until(lambda: own.client.get("/v1/tasks", headers=head).status_code == 401)
+            wait_until(lambda: own.client.get("/v1/tasks", headers=head).status_code == 401)
     finally:
         revoke_all(learner)
 
@@ -58,7 +58,7 @@ def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
                 gone.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
                 gone.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
         assert ask(own, {"text": "a", "task": "mood"}).status_code == 200
-        until(lambda: "continual_waiting_rows 0.0" in own.client.get("/metrics").text)
+        wait_until(lambda: "continual_waiting_rows 0.0" in own.client.get("/metrics").text)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def process(learner: Learner, home: Path, port: int) -> Iterator[subprocess.Pope
         text=True,
     )
     try:
-        until(lambda: running.poll() is not None or ready(port), seconds=120)
+        wait_until(lambda: running.poll() is not None or ready(port), seconds=120)
         assert running.poll() is None, running.communicate()[1]
         yield running
     finally:
@@ -97,7 +97,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner
     with process(learner, folder / "home", port) as running, ThreadPoolExecutor(8) as pool:
         url = f"http://127.0.0.1:{port}/v1/predict"
         sent = [pool.submit(httpx.post, url, json={"rows": rows}, timeout=60) for _ in range(8)]
-        until(lambda: "continual_waiting_rows 0.0" not in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        wait_until(lambda: "continual_waiting_rows 0.0" not in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         running.send_signal(signal.SIGTERM)
         assert [len(one.result().json()["predictions"]) for one in sent] == [1000] * 8
         assert running.wait(30) == 0
@@ -120,7 +120,7 @@ def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Le
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client, ThreadPoolExecutor(4) as pool:
         with process(learner, folder / "home", port) as running:
             found = [pool.submit(patient, number) for number in range(400)]
-            until(lambda: sum(one.done() for one in found) > 20)
+            wait_until(lambda: sum(one.done() for one in found) > 20)
             running.kill()
             left = sum(not one.done() for one in found)
         with server(learner, port=port):
@@ -128,7 +128,7 @@ def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Le
     assert left > 4, "some were asked again"
 
 
-def test_others_need_keys_and_a_port_must_be_free(cli: Run) -> None:
+def test_others_need_keys_and_a_port_must_be_free(cli: CliRunner) -> None:
     assert "continual keys add" in cli("serve", "--host", "0.0.0.0").err
     assert cli("serve", "--host", "0.0.0.0").code == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from openai import NotFoundError, OpenAI, UnprocessableEntityError
-from served import Server, away, fault, folder, learner, served, server  # noqa: F401
+from served import Server, error_body, folder, learner, missing_blob, served, server  # noqa: F401
 from transformers import PreTrainedTokenizerBase
 
 from continual import Learner
-from continual.features import features, tokenize
+from continual.features import encode, tokenize
 from continual.predict import Predictor
 
 
@@ -33,7 +33,7 @@ def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
         with pytest.raises(UnprocessableEntityError, match="temperature"):
             client.completions.create(model="echo", prompt="red cat", temperature=1)
     tokens = tokenize(learner.backbone, ["red cat", "blue dog"], max_length=32)
-    vectors = features(learner.backbone, tokens)
+    vectors = encode(learner.backbone, tokens)
     assert torch.allclose(torch.tensor([one.embedding for one in embedded.data]), vectors, atol=1e-5)
 
 
@@ -62,9 +62,9 @@ def test_answers_are_heard_while_they_are_written(served: Server, learner: Learn
 
 
 def test_a_stream_that_cannot_begin_has_a_status_to_say_so(learner: Learner) -> None:
-    with away(learner, "echo"), server(learner) as own:
+    with missing_blob(learner, "echo"), server(learner) as own:
         sent = own.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
-        assert "BlobError" in fault(sent, 503)
+        assert "BlobError" in error_body(sent, 503)
 
 
 def test_threads_do_not_share_a_tokenizer(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:

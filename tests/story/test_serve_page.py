@@ -24,8 +24,8 @@ from starlette.responses import HTMLResponse
 from tiny import rows_of, write_task
 
 from continual import Learner, read_stream
-from continual.serve import Serving, application, listening
-from continual.settings import settings
+from continual.serve import ChampionServer, bind_socket, create_app
+from continual.settings import resolve_locations
 from registry import Registry, add_key, revoke_key
 
 METHODS = {"animals": "lora", "mood": "ia3"}
@@ -46,7 +46,7 @@ def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Two tasks, of which one was learned twice."""
     folder = tmp_path_factory.mktemp("page")
     entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
-    places = settings(folder / "home", {})
+    places = resolve_locations(folder / "home", {})
     registry = Registry.open(places.registry, places.blobs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -61,9 +61,9 @@ def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @contextmanager
 def served(learner: Learner, *, local: bool) -> Iterator[str]:
     """A server's address, with the driver of these tests beside its page."""
-    app = application(Serving(learner.backbone, learner.registry), local=local)
+    app = create_app(ChampionServer(learner.backbone, learner.registry), local=local)
     app.add_api_route("/driver", lambda: HTMLResponse(DRIVER))
-    with listening("127.0.0.1", 0) as at:
+    with bind_socket("127.0.0.1", 0) as at:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()

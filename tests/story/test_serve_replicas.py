@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
-from command_line import Run
+from command_line import CliRunner
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
-from served import POLL, Server, answering, ask, fault, folder, learner, revoke_all, served, until  # noqa: F401
+from served import POLL, Server, ask, error_body, folder, learner, revoke_all, running_app, served, wait_until  # noqa: F401
 from test_serve import close
 from tiny import rows_of
 
 from continual import Learner
 from continual.errors import InputError
-from continual.serve import Limits, Recipe
+from continual.serve import Limits, ServerConfig
 from registry import add_key, archive_delta, promote_delta
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
@@ -32,8 +32,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
 
-from continual.serve.replicated import Replicas, replicated  # noqa: E402
-from continual.serve.replicated.cluster import fits  # noqa: E402
+from continual.serve.replicated import ReplicaConfig, deploy_replicas  # noqa: E402
+from continual.serve.replicated.cluster import check_capacity  # noqa: E402
 
 TASKS = ("animals", "mood", "echo")
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,9 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def recipe(learner: Learner, folder: Path) -> Recipe:
+def recipe(learner: Learner, folder: Path) -> ServerConfig:
     home = folder / "home"
-    return Recipe(
+    return ServerConfig(
         backbone=str(folder / "backbone"),
         device="cpu",
         dtype="float32",
@@ -66,11 +66,11 @@ def recipe(learner: Learner, folder: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def two(cluster: str, recipe: Recipe, learner: Learner) -> Iterator[Server]:
+def two(cluster: str, recipe: ServerConfig, learner: Learner) -> Iterator[Server]:
     """A face and two replicas, one on each node."""
     with (
-        replicated(recipe, Replicas(count=2, cpus=1, gpus=0, address=cluster, name="two")) as app,
-        answering(app) as url,
+        deploy_replicas(recipe, ReplicaConfig(count=2, cpus=1, gpus=0, address=cluster, name="two")) as app,
+        running_app(app) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         yield Server(url, client, None)  # type: ignore[arg-type]  # who serves is in other processes
@@ -124,16 +124,16 @@ def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served:
     ],
 )
 def test_errors_are_those_of_one_process(two: Server, body: Any, status: int, says: str) -> None:
-    assert says in fault(two.client.post("/v1/predict", json=body), status)
+    assert says in error_body(two.client.post("/v1/predict", json=body), status)
 
 
 def test_hosts_paths_and_times_are_refused_as_by_one_process(two: Server) -> None:
-    fault(two.client.get("/v1/nothing"), 404)
-    fault(two.client.delete("/v1/predict"), 405)
-    assert "evil.com" in fault(two.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
+    error_body(two.client.get("/v1/nothing"), 404)
+    error_body(two.client.delete("/v1/predict"), 405)
+    assert "evil.com" in error_body(two.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
     row = {"rows": [{"text": "a"}]}
     for said in ("soon", "61"):
-        assert "x-request-timeout" in fault(
+        assert "x-request-timeout" in error_body(
             two.client.post("/v1/predict", json=row, headers={"x-request-timeout": said}), 422
         )
 
@@ -160,10 +160,10 @@ def test_a_new_champion_is_taken_up_by_all(two: Server, learner: Learner) -> Non
 
     archive_delta(learner.registry, "mood@1")
     try:
-        until(lambda: statuses() == {409})
+        wait_until(lambda: statuses() == {409})
     finally:
         promote_delta(learner.registry, "mood@1")
-    until(lambda: statuses() == {200})
+    wait_until(lambda: statuses() == {200})
 
 
 def refused(two: Server, path: str) -> bool:
@@ -175,9 +175,9 @@ def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
     heads = {"read": {"authorization": f"Bearer {read}"}, "admin": {"authorization": f"Bearer {admin}"}}
     try:
         for path in ("/v1/tasks", "/metrics", "/v1/load"):
-            until(partial(refused, two, path))
+            wait_until(partial(refused, two, path))
             assert two.client.get(path, headers=heads["read"]).status_code == 200
-        fault(two.client.post("/v1/refresh", headers=heads["read"]), 403)
+        error_body(two.client.post("/v1/refresh", headers=heads["read"]), 403)
         archive_delta(learner.registry, "mood@1")
         assert two.client.post("/v1/refresh", headers=heads["admin"]).status_code == 200
         asked = {"rows": [{"text": "a", "task": "mood"}]}
@@ -186,11 +186,11 @@ def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
     finally:
         promote_delta(learner.registry, "mood@1")
         revoke_all(learner)
-    until(lambda: {two.client.get("/v1/tasks").status_code for _ in range(8)} == {200})
+    wait_until(lambda: {two.client.get("/v1/tasks").status_code for _ in range(8)} == {200})
 
 
 def test_the_load_is_that_of_all(two: Server) -> None:
-    until(lambda: two.client.get("/v1/load").json()["tasks"] == 3)
+    wait_until(lambda: two.client.get("/v1/load").json()["tasks"] == 3)
     load = two.client.get("/v1/load").json()
     assert len(load["inputs_by_second"]) == 60
     assert load["waiting"] == 0
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_is_forgotten(two: Server) -> None:
     for _ in range(20):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{two.url}/v1/predict", json=body, timeout=0.001)
-    until(lambda: two.client.get("/v1/load").json()["waiting"] == 0)
+    wait_until(lambda: two.client.get("/v1/load").json()["waiting"] == 0)
 
 
 def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Server, learner: Learner) -> None:
@@ -215,7 +215,7 @@ def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Serve
             if sent.status_code == 200:
                 found.add(sent.json()["predictions"][0]["label"])
             else:
-                assert "another one answers" in fault(sent, 503)
+                assert "another one answers" in error_body(sent, 503)
         return found
 
     def by_others() -> float:
@@ -225,10 +225,10 @@ def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Serve
         clients = [pool.submit(patient) for _ in range(8)]
         try:
             before = rows_by_replica(two)[victim]["mood"]
-            until(lambda: rows_by_replica(two)[victim]["mood"] > before + 20)
+            wait_until(lambda: rows_by_replica(two)[victim]["mood"] > before + 20)
             others = by_others()
             kill(victim)
-            until(lambda: by_others() > others + 20, seconds=60)
+            wait_until(lambda: by_others() > others + 20, seconds=60)
         finally:
             done.set()
             assert not [client.exception() for client in clients if client.exception()]
@@ -241,19 +241,19 @@ def kill(replica: str) -> None:
 
 
 def test_a_registry_that_replicas_cannot_reach_is_refused(
-    cluster: str, recipe: Recipe, cli: Run, monkeypatch: pytest.MonkeyPatch
+    cluster: str, recipe: ServerConfig, cli: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = Replicas(count=2, cpus=1, gpus=0, address=cluster, name="none")
+    two = ReplicaConfig(count=2, cpus=1, gpus=0, address=cluster, name="none")
     alone = replace(recipe, registry="sqlite://", blobs="memory://blobs")
-    with pytest.raises(InputError, match="in the memory of this process"), replicated(alone, two):
+    with pytest.raises(InputError, match="in the memory of this process"), deploy_replicas(alone, two):
         pass
     names = list[str]()
 
-    def named(recipe: Recipe, replicas: Replicas) -> None:
+    def named(recipe: ServerConfig, replicas: ReplicaConfig) -> None:
         names.append(replicas.name)
         raise InputError("none begins here")
 
-    monkeypatch.setattr("continual.serve.replicated.replicated", named)
+    monkeypatch.setattr("continual.serve.replicated.deploy_replicas", named)
     for host in ("one", "other"):
         monkeypatch.setattr("continual.cli.serving.gethostname", lambda host=host: host)
         cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
@@ -265,6 +265,6 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
     assert "continual[serve,ray]" in ran.err
 
 
-def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: Recipe) -> None:
+def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: ServerConfig) -> None:
     with pytest.raises(InputError, match=r"room for 0 replicas with 3 CPUs.*3 are needed"):
-        fits(Replicas(count=3, cpus=3, gpus=0, address=cluster, name="none"))
+        check_capacity(ReplicaConfig(count=3, cpus=3, gpus=0, address=cluster, name="none"))

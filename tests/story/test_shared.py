@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from mlflow import MlflowClient
-from served import until
+from served import wait_until
 from test_cli import stream  # noqa: F401
 
 from continual.cli import app
-from registry import Registry, verify
+from registry import Registry, find_damage
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMPOSE = DOCS / "examples" / "compose.yaml"
@@ -40,7 +40,7 @@ def tracking(folder: Path, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", *words]
     server = subprocess.Popen(command, env=quiet, start_new_session=True)
     try:
-        until(lambda: server.poll() is not None or answers(port), seconds=120)
+        wait_until(lambda: server.poll() is not None or answers(port), seconds=120)
         assert server.poll() is None
         yield
     finally:
@@ -54,7 +54,7 @@ def answers(port: int) -> bool:
 
 
 def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
-    cli: Run,
+    cli: CliRunner,
     stream: Path,
     postgres_url: str,
     bucket: str,
@@ -73,7 +73,7 @@ def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
     words = ["run", str(stream), "--home", str(tmp_path / "other")]
     with tracking(tmp_path, port):
         other = subprocess.Popen([sys.executable, "-c", "from continual.cli import main; main()", *words])
-        until(lambda: len(cli("deltas", "--json").json) > 0, seconds=120)
+        wait_until(lambda: len(cli("deltas", "--json").json) > 0, seconds=120)
     assert cli("run", str(stream)).code == 0
     assert other.wait(120) == 0
     assert {row["task"] for row in cli("deltas", "--json").json} == TASKS, "each of them once"
@@ -102,7 +102,7 @@ def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
     assert cli("db", "restore", str(tmp_path / "backup.zip")).code == 0
     home = tmp_path / "home"
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as moved:
-        assert verify(moved) == []
+        assert find_damage(moved) == []
     assert cli("predict", str(lines)).out == predicted
 
 

@@ -8,10 +8,10 @@ from conftest import backbone_of
 from test_compare import open_home
 from test_kinds import BUDGET, write_kinds
 
-from continual.similar import looked_at
-from continual.similarity import LOOKED
+from continual.similar import compare_through_deltas
+from continual.similarity import TRANSFERABILITY_MEASURES
 
-READ = (*LOOKED, "labels")
+READ = (*TRANSFERABILITY_MEASURES, "labels")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,13 +27,15 @@ def test_what_a_task_cannot_be_read_through_has_no_measures(tmp_path: Path, capl
     with open_home(backbone_of("t5"), tmp_path / "home") as learner:
         assert learner.run(stream) == {}
         registry, backbone = learner.registry, learner.backbone
-        found = {row["task"]: row for row in looked_at(registry, backbone, "mood")}
+        found = {row["task"]: row for row in compare_through_deltas(registry, backbone, "mood")}
         assert found["warmth"]["held_out"] is not None
         assert found["warmth"]["leep"] is None, "a regression answers with a number"
         assert {found["echo"][measure] for measure in READ} == {None}
-        assert {row["leep"] for row in looked_at(registry, backbone, "warmth")} == {None}, "all rows are of one class"
+        assert {row["leep"] for row in compare_through_deltas(registry, backbone, "warmth")} == {None}, (
+            "all rows are of one class"
+        )
         Path(registry.blobs.path(registry.delta("warmth@1").values)).unlink()
-        damaged = {row["task"]: row for row in looked_at(registry, backbone, "mood")}
+        damaged = {row["task"]: row for row in compare_through_deltas(registry, backbone, "mood")}
         assert damaged["echo"] == found["echo"]
         assert damaged["warmth"].keys() == found["warmth"].keys()
         assert {damaged["warmth"][measure] for measure in ("deltas", *READ)} == {None}

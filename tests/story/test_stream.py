@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from claimed import claim
+from claimed import claim_position
 from tiny import labels_of, logits, rows_of, write_rows, write_task
 
 from continual import Learner, read_stream
 from continual.deltas import load_delta
-from continual.errors import InputError, LearnError, NotFound, StreamChanged
-from continual.learn import ready
-from continual.record import outputs_from_bytes, outputs_to_bytes
-from continual.settings import settings
-from continual.watcher import Watcher
-from registry import Registry, Score, release, this_holder
-from registry.verify import verify
+from continual.errors import InputError, NotFound, StreamChanged, TrainingError
+from continual.learn import prepare_task
+from continual.record import deserialize_outputs, serialize_outputs
+from continual.settings import resolve_locations
+from continual.watcher import RunCallbacks
+from registry import Registry, Score, current_process_id, release
+from registry.verify import find_damage
 from tasks import Stream, TaskSpec, load_stream, read_task
 
 TASKS = ("animals", "mood", "place")
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
-        patch.setattr("continual.claiming.WAIT", 0.05)
+        patch.setattr("continual.claiming.POLL_SECONDS", 0.05)
         yield
 
 
@@ -55,7 +55,7 @@ def write_stream(folder: Path, *, tasks: tuple[str, ...] = TASKS, changes: Any =
 
 def open_home(backbone: Path, home: Path) -> Learner:
     """A learner with a registry of its own, so that MLflow is left alone."""
-    places = settings(home, {})
+    places = resolve_locations(home, {})
     registry = Registry.open(places.registry, places.blobs)
     return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
 
@@ -65,7 +65,7 @@ def rows_in_sql(learner: Learner) -> dict[str, int]:
 
     from registry.base import Base
 
-    with learner.registry.reading() as session:
+    with learner.registry.read_session() as session:
         tables = Base.metadata.sorted_tables
         return {table.name: session.scalar(select(func.count()).select_from(table)) for table in tables}
 
@@ -140,10 +140,10 @@ def test_nothing_is_forgotten_exactly(learner: Learner, folder: Path) -> None:
     for data in load_stream(read_stream(folder / "stream.yaml")):
         stored = learner.registry.delta(f"{data.spec.name}@1")
         delta = load_delta(learner.registry.blobs.get(stored.digest))
-        again = logits(learner.backbone, delta, ready(learner.backbone, data).test.tokens)
+        again = logits(learner.backbone, delta, prepare_task(learner.backbone, data).test.tokens)
         blob = learner.registry.blobs.get(stored.predictions)
-        assert torch.equal(again, outputs_from_bytes(blob)["logits"])
-        assert outputs_to_bytes({"logits": again}) == blob
+        assert torch.equal(again, deserialize_outputs(blob)["logits"])
+        assert serialize_outputs({"logits": again}) == blob
 
 
 def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Path) -> None:
@@ -159,11 +159,11 @@ def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Pat
 def test_running_again_learns_nothing_and_writes_nothing(learner: Learner, folder: Path) -> None:
     before, rows, report = digests(learner), rows_in_sql(learner), learner.report("core")
     seen: list[str] = []
-    watcher = Watcher(began=seen.append, learned=lambda task, delta: seen.append(delta))
+    watcher = RunCallbacks(on_start=seen.append, on_learned=lambda task, delta: seen.append(delta))
     assert learner.run(read_stream(folder / "stream.yaml"), watcher=watcher) == {}
     assert seen == ["animals@1", "mood@1", "place@1"]
     assert (digests(learner), rows_in_sql(learner), learner.report("core")) == (before, rows, report)
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 def test_learning_is_repeatable_to_the_bit(learner: Learner, folder: Path, bert_folder: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, t
     stream = write_stream(tmp_path, changes={"mood": {"method": {"name": "adapter", "size": 2, "initial_scale": 1e30}}})
     failed = empty.run(stream)
     assert list(failed) == ["mood"]
-    assert LearnError.__name__ in failed["mood"]
+    assert TrainingError.__name__ in failed["mood"]
     assert "learning_rate" in failed["mood"]
     assert list(digests(empty)) == ["animals@1", "place@1"]
     assert {row["task"] for row in empty.registry.tasks()} == {"animals", "place"}
@@ -249,7 +249,7 @@ def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, t
     report = empty.report("core")
     assert report["tasks"] == ["animals", "place"]
     assert report["routed"]["acc"] is not None
-    assert verify(empty.registry) == []
+    assert find_damage(empty.registry) == []
 
     before = digests(empty)
     assert list(empty.run(stream)) == ["mood"], "it is tried again, and fails again"
@@ -259,22 +259,22 @@ def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, t
     assert report["tasks"] == list(TASKS)
     assert all(report["routed"]["matrix"][t][i] is not None for t in range(3) for i in range(t + 1))
     assert report["routed"]["forgetting"] is not None
-    assert verify(empty.registry) == []
+    assert find_damage(empty.registry) == []
 
 
 def test_a_failure_while_registering_leaves_nothing_half_done(
     empty: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from registry import Unit
+    from registry import UnitOfWork
 
-    finish = Unit.finish
+    finish = UnitOfWork.mark_learned
 
-    def fail_for_mood(self: Unit, stream: str, number: int, **keys: Any) -> None:
+    def fail_for_mood(self: UnitOfWork, stream: str, number: int, **keys: Any) -> None:
         if number == 1:
             raise OSError("the disk is full")
         finish(self, stream, number, **keys)
 
-    monkeypatch.setattr(Unit, "finish", fail_for_mood)
+    monkeypatch.setattr(UnitOfWork, "mark_learned", fail_for_mood)
     stream = write_stream(tmp_path)
     assert empty.run(stream) == {"mood": "OSError: the disk is full"}
     assert list(digests(empty)) == ["animals@1", "place@1"]
@@ -284,7 +284,7 @@ def test_a_failure_while_registering_leaves_nothing_half_done(
     assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
 
 
-@pytest.mark.parametrize("at", ["began", "step"])
+@pytest.mark.parametrize("at", ["on_start", "on_step"])
 def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, at: str) -> None:
     def stop(task: str, *_: object) -> None:
         if task == "mood":
@@ -292,7 +292,7 @@ def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, at: 
 
     stream = write_stream(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        empty.run(stream, watcher=replace(Watcher(), **{at: stop}))
+        empty.run(stream, watcher=replace(RunCallbacks(), **{at: stop}))
     # A position left to this process, which is alive, would make its next run wait for itself for ever.
     assert [p.state for p in empty.registry.stream("core").positions] == ["learned", "waiting", "waiting"]
     assert empty.run(stream) == {}
@@ -308,12 +308,14 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
 
     def steal(task: str, done: int, total: int) -> None:
         if task == "mood" and not stolen:
-            with empty.registry.unit() as unit:
+            with empty.registry.unit_of_work() as unit:
                 values = {"state": "waiting", "holder": None, "lease_until": None}
                 unit.session.execute(update(Position).where(Position.number == 1).values(**values))
             stolen.append(task)
 
-    assert empty.run(stream, watcher=Watcher(step=steal)) == {}, "what is another's task is not reported as failed"
+    assert empty.run(stream, watcher=RunCallbacks(on_step=steal)) == {}, (
+        "what is another's task is not reported as failed"
+    )
     assert stolen
     assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
 
@@ -342,17 +344,17 @@ def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path)
         assert process.wait(120) == -signal.SIGKILL
         with open_home(bert_folder, tmp_path / "home") as learner:
             assert list(digests(learner)) == done
-            assert verify(learner.registry) == []
+            assert find_damage(learner.registry) == []
             learner.report("core")
     began: list[str] = []
     with open_home(bert_folder, tmp_path / "home") as learner:
         before = digests(learner)
-        assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+        assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
         assert began == ["place"], "what was learned is not trained again"
         assert {name: digests(learner)[name] for name in before} == before
         report, found = learner.report("core"), digests(learner)
         assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
     with open_home(bert_folder, tmp_path / "undisturbed") as other:
         assert other.run(stream) == {}
         assert digests(other) == found
@@ -365,7 +367,7 @@ def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path
     with open_home(bert_folder, tmp_path / "home") as learner:
         began: list[str] = []
         begin(other)
-        assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+        assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
         assert other.stdout
         assert other.wait(120) == 0, other.stdout.read()
         assert sorted(digests(learner)) == ["animals@1", "mood@1", "place@1"]
@@ -373,7 +375,7 @@ def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path
         assert [p.state for p in learner.registry.stream("core").positions] == ["learned"] * 3
         matrix = learner.report("core")["routed"]["matrix"]
         assert all(matrix[t][i] is not None for t in range(3) for i in range(t + 1))
-        assert verify(learner.registry) == []
+        assert find_damage(learner.registry) == []
 
 
 def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: Path) -> None:
@@ -383,14 +385,14 @@ def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        empty.run(stream, watcher=Watcher(step=stop))
-    assert claim(empty.registry, "core", number=0, holder=this_holder())
+        empty.run(stream, watcher=RunCallbacks(on_step=stop))
+    assert claim_position(empty.registry, "core", number=0, holder=current_process_id())
 
     def let_go(task: str, holder: str) -> None:
-        assert (task, holder) == ("animals", this_holder())
+        assert (task, holder) == ("animals", current_process_id())
         release(empty.registry, "core", number=0, holder=holder)
 
-    assert empty.run(stream, watcher=Watcher(waiting=let_go)) == {}
+    assert empty.run(stream, watcher=RunCallbacks(on_wait=let_go)) == {}
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_an_appended_task_is_learned_and_the_others_stay(learner: Learner, folde
     before = digests(learner)
     stream = write_stream(folder, tasks=(*TASKS, "food"), warm_start="nearest", measure_gain=True)
     began: list[str] = []
-    assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
     assert began == ["food"]
     assert {name: digest for name, digest in digests(learner).items() if name != "food@1"} == before
     report = learner.report("core")

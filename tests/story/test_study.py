@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import Run
+from command_line import CliRunner
 from mlflow import MlflowClient
 from tiny import write_task
 
@@ -26,13 +26,13 @@ def stream(tmp_path: Path, bert_folder: Path) -> Path:
     return file
 
 
-def test_studies_are_listed(cli: Run) -> None:
+def test_studies_are_listed(cli: CliRunner) -> None:
     rows = cli("study", "--json").json
     assert [row["study"] for row in rows] == list(STUDIES)
     assert "fig. 1" in cli("study").out
 
 
-def test_a_study_from_its_file_to_its_page(cli: Run, stream: Path, tmp_path: Path) -> None:
+def test_a_study_from_its_file_to_its_page(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     page = tmp_path / "size.html"
     words = ("study", "size", str(stream), "--tasks", "place,mood", "--seeds", "0,1", *SMALL)
     ran = cli(*words, "--json", "--html", str(page))
@@ -66,7 +66,7 @@ def test_a_study_from_its_file_to_its_page(cli: Run, stream: Path, tmp_path: Pat
 
 
 def test_a_study_goes_on_without_mlflow(
-    cli: Run, stream: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cli: CliRunner, stream: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -88,7 +88,7 @@ def test_a_study_goes_on_without_mlflow(
         (("templates", "STREAM"), "tasks without a template: animals, mood, place"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(cli: Run, stream: Path, words: tuple[str, ...], said: str) -> None:
+def test_what_is_wrong_is_said_at_once(cli: CliRunner, stream: Path, words: tuple[str, ...], said: str) -> None:
     ran = cli("study", *(str(stream) if word == "STREAM" else word for word in words))
     assert ran.code == 2
     assert said in ran.err

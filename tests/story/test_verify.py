@@ -13,8 +13,8 @@ from test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401
 from continual import Learner
 from continual.cli import main
 from continual.deltas import load_delta
-from continual.formats import from_blob, to_blob
-from continual.verify import Verified, verify_all
+from continual.formats import deserialize, serialize
+from continual.verify import VerificationReport, verify_home
 from registry.tables import Backbone, Delta
 
 
@@ -41,23 +41,23 @@ def learner(folder: Path, learned: Path) -> Iterator[Learner]:
 def change(learner: Learner, delta: str, **values: Any) -> None:
     """What a tool does that knows nothing of the registry's rules."""
     task, _, version = delta.partition("@")
-    with learner.registry.unit() as unit:
+    with learner.registry.unit_of_work() as unit:
         row = next(d for d in unit.session.query(Delta) if d.name == f"{task}@{version}")
         unit.session.execute(update(Delta).where(Delta.id == row.id).values(**values))
 
 
-def found(learner: Learner, **options: Any) -> Verified:
-    return verify_all(learner.registry, device="cpu", **options)
+def found(learner: Learner, **options: Any) -> VerificationReport:
+    return verify_home(learner.registry, device="cpu", **options)
 
 
 def test_what_was_learned_is_as_it_was(learner: Learner) -> None:
-    assert found(learner) == found(learner, quick=True) == Verified([], [])
+    assert found(learner) == found(learner, quick=True) == VerificationReport([], [])
 
 
 def other_values(learner: Learner) -> dict[str, Any]:
     """A delta that fits everything that its row says, and is another one."""
     delta = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").digest))
-    data = delta.map(lambda tensor: tensor + 0.1).rounded().to_bytes()  # as long as what it replaces
+    data = delta.map(lambda tensor: tensor + 0.1).quantise_to_float16().to_bytes()  # as long as what it replaces
     return {"digest": learner.registry.blobs.put(data)}
 
 
@@ -66,8 +66,8 @@ def of_the_other(learner: Learner) -> dict[str, Any]:
 
 
 def of_a_newer_format(learner: Learner) -> dict[str, Any]:
-    tensors, about = from_blob(learner.registry.blobs.get(learner.registry.delta("mood@1").digest), what="delta")
-    return {"digest": learner.registry.blobs.put(to_blob(tensors, about | {"format": 99}))}
+    tensors, about = deserialize(learner.registry.blobs.get(learner.registry.delta("mood@1").digest), what="delta")
+    return {"digest": learner.registry.blobs.put(serialize(tensors, about | {"format": 99}))}
 
 
 HARM: dict[Callable[[Learner], dict[str, Any]], str] = {
@@ -99,9 +99,9 @@ def test_other_answers_are_found_and_only_with_the_backbone(learner: Learner) ->
 
 def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
     stored = learner.registry.delta("mood@1")
-    tensors, _ = from_blob(learner.registry.blobs.get(stored.replay), what="replay")
+    tensors, _ = deserialize(learner.registry.blobs.get(stored.replay), what="replay")
     near = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    change(learner, "mood@1", replay=learner.registry.blobs.put(to_blob(near)))
+    change(learner, "mood@1", replay=learner.registry.blobs.put(serialize(near)))
     verified = found(learner)
     assert verified.problems == []
     assert "1 of 2 champions answer fixed inputs as when they were registered within rounding" in verified.notes[0]
@@ -115,7 +115,7 @@ def test_a_delta_of_an_older_release_has_nothing_to_compare(learner: Learner) ->
 
 
 def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) -> None:
-    with learner.registry.unit() as unit:
+    with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=f"{folder}/gone"))
     (problem,) = found(learner).problems
     assert f"backbone {folder}/gone ({learner.backbone.fingerprint[:12]}) is not what was registered" in problem
@@ -125,7 +125,7 @@ def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) 
 
 
 def test_another_backbone_under_the_name_is_noticed(learner: Learner, folder: Path, roberta_folder: Path) -> None:
-    with learner.registry.unit() as unit:
+    with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=str(roberta_folder)))
     (problem,) = found(learner).problems
     assert f"{str(roberta_folder)!r} is " in problem
@@ -166,7 +166,7 @@ def test_a_home_is_written_into_a_file_and_put_back(
     code, _, err = db("restore", file, home="other")
     assert (code, "not empty" in err) == (2, True)
     with open_home(folder / "backbone", folder / "other") as restored:
-        assert found(restored) == Verified([], [])
+        assert found(restored) == VerificationReport([], [])
         assert restored.predict(["awful dull"], task="mood")[0].label == "bad"
 
 
@@ -177,7 +177,7 @@ def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pyte
         asked.append(delta.digest)
         return 0.0
 
-    monkeypatch.setattr("continual.verify.replay_differs", counted)
+    monkeypatch.setattr("continual.verify.probe_difference", counted)
     change(learner, "mood@1", status="archived")
     assert found(learner).problems == []
     assert asked == [learner.registry.delta("animals@1").digest]

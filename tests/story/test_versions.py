@@ -12,8 +12,8 @@ from continual.audit import audit_stream
 from continual.backbone import Backbone
 from continual.deltas import load_delta
 from continual.errors import NotFound, TaskChanged
-from continual.watcher import Watcher
-from registry import Registry, archive_delta, collect, promote_delta, purge_task, verify
+from continual.watcher import RunCallbacks
+from registry import Registry, archive_delta, collect_garbage, find_damage, promote_delta, purge_task
 from tasks import Budget, Method, Stream, TaskSpec
 
 CAT, DOG, BIRD = "purr meow whisker", "bark fetch leash", "wing feather nest"
@@ -45,7 +45,7 @@ def animals(
     for number, split in enumerate(SPLITS):
         if split in splits or not splits:
             found = rows_of("animals", 60 if split == "train" else 30, seed=100 * seed + number)
-            rows = found.take(i for i, label in enumerate(found.labels) if label in labels)
+            rows = found.select(i for i, label in enumerate(found.labels) if label in labels)
             turned = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
             write_rows(folder / files[split], rows.texts, [turned[x] if poisoned else x for x in rows.labels])
     spec = TaskSpec.model_validate({"source": {"path": "json", "data_files": files}} | entry)
@@ -63,7 +63,7 @@ def told(learner: Learner) -> list[tuple[str, str]]:
 
     from registry.tables import Delta, Event
 
-    with learner.registry.reading() as session:
+    with learner.registry.read_session() as session:
         rows = session.execute(select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id))
         return [(delta.name, what) for delta, what in rows]
 
@@ -100,7 +100,7 @@ def test_the_same_held_out_rows_are_compared_by_what_is_stored(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner.learn(animals(tmp_path))
-    monkeypatch.setattr("continual.contest.opinion", None)  # nothing is measured again
+    monkeypatch.setattr("continual.contest.query_delta", None)  # nothing is measured again
     learner.learn(animals(tmp_path, "train", seed=1))
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
     learner.learn(animals(tmp_path, "train", poisoned=True, warm_start="scratch"))
@@ -188,12 +188,12 @@ def test_a_new_label_makes_a_version_whose_head_grows(learner: Learner, tmp_path
     assert [p.label for p in learner.predict(texts, false_abstentions=0)] == ["bird", "cat", "dog"]
     with pytest.raises(TaskChanged, match=r"labels \('bird', 'cat', 'dog'\) became \('cat', 'dog'\)"):
         learner.learn(animals(old))
-    assert learner.adopt(tmp_path / "out", "animals") == "animals@3", "an export of before the label came"
+    assert learner.import_peft(tmp_path / "out", "animals") == "animals@3", "an export of before the label came"
     assert learner.registry.delta("animals@3").labels == ("cat", "dog")
     promote_delta(learner.registry, "animals@1")
     assert {p.label for p in learner.predict(texts, false_abstentions=0)} <= {"cat", "dog"}
     assert all(p.delta == "animals@1" for p in learner.predict(texts, false_abstentions=0))
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
 
 
 def test_a_version_with_a_wrong_label_is_taken_back_by_archiving_it(learner: Learner, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, t
     learner.learn(animals(later, labels=("bird", "cat", "dog"), seed=1))
     assert learner.registry.delta("animals@2").status == "champion"
     began: list[str] = []
-    assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
     assert (began, learner.report("both")) == ([], before)
     assert all(row.identical for row in audit_stream(learner.backbone, learner.registry, stream))
 
@@ -268,14 +268,14 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     assert report["oracle"]["acc"] == report["per_task"][1]["score"]
     assert report["per_task"][0]["score"] is None
     began: list[str] = []
-    assert learner.run(stream, watcher=Watcher(began=began.append)) == {}
+    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
     assert began == [], "a purged position stays learned"
     assert [row.delta for row in audit_stream(learner.backbone, learner.registry, stream)] == ["mood@1"]
-    assert verify(learner.registry) == []
+    assert find_damage(learner.registry) == []
     assert no_trace(learner, ("'cat'", "'dog'", "'validation.jsonl'")) == []
     assert learner.learn(animals(tmp_path)) == "animals@2"
     assert learner.registry.lineage("animals@2") == []
-    assert collect(learner.registry) == []
+    assert collect_garbage(learner.registry) == []
 
 
 def test_what_a_later_task_came_from_stays_in_its_lineage(learner: Learner, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def no_trace(learner: Learner, words: Sequence[str]) -> list[str]:
 
     from registry.base import Base
 
-    with learner.registry.reading() as session:
+    with learner.registry.read_session() as session:
         return [
             table.name
             for table in Base.metadata.sorted_tables

@@ -13,13 +13,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
 import torch
-from controllers import ended, fork
+from controllers import fork, wait_exit_code
 
 import continual.arrivals
 import continual.checkpoint
 from continual import Learner
 from continual.backbone import load_backbone
-from continual.watcher import Watcher
+from continual.watcher import RunCallbacks
 from registry import Registry
 
 
@@ -27,7 +27,7 @@ def main(url: str, place: str, backbone: str) -> int:
     torch.set_num_threads(1)
     folder = Path(place)
     datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
-    continual.arrivals.WAIT = continual.checkpoint.EVERY = 0.05
+    continual.arrivals.POLL_SECONDS = continual.checkpoint.MIN_INTERVAL_SECONDS = 0.05
     loaded = load_backbone(backbone, device="cpu", dtype="float32")
     begun: list[str] = []
 
@@ -35,13 +35,13 @@ def main(url: str, place: str, backbone: str) -> int:
         if len(begun) == 2 and done == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def watch(watcher: Watcher) -> int:
+    def watch(watcher: RunCallbacks) -> int:
         with Registry.open(url, str(folder / "home/blobs")) as registry:
             return len([error for error in Learner(loaded, registry).watch(idle=0, watcher=watcher).values() if error])
 
-    watchers = [Watcher(began=begun.append, step=die), Watcher(), Watcher()]
+    watchers = [RunCallbacks(on_start=begun.append, on_step=die), RunCallbacks(), RunCallbacks()]
     pids = [fork(lambda own=own: watch(own), folder / "log") for own in watchers]  # type: ignore[misc]
-    codes = [ended(pid, within=120) for pid in pids]
+    codes = [wait_exit_code(pid, within=120) for pid in pids]
     print(codes, (folder / "log").read_text())
     return 0 if codes == [-signal.SIGKILL, 0, 0] else 1
 

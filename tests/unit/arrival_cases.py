@@ -6,16 +6,16 @@ from socket import gethostname
 from registry_cases import learn_in
 
 from registry import (
-    ARRIVALS,
+    ARRIVAL_STREAM,
     Registry,
     claim_arrival,
-    this_holder,
+    current_process_id,
 )
 from tasks import Source, Stream, TaskSpec
 
 DEAD = f"{gethostname()}:{2**22 + 1}:1"
 FAR = "elsewhere:1:1"
-HERE = this_holder()
+HERE = current_process_id()
 
 
 def task(name: str, *, seed: int = 0, backbone: str | None = None) -> Stream:
@@ -30,14 +30,14 @@ def take(registry: Registry, *, backbone: str = "tiny", holder: str = HERE) -> i
 
 
 def fail(registry: Registry, number: int) -> None:
-    with registry.unit() as unit:
-        unit.fail(ARRIVALS, number, error="boom", holder=HERE)
+    with registry.unit_of_work() as unit:
+        unit.mark_failed(ARRIVAL_STREAM, number, error="boom", holder=HERE)
 
 
 def finish(registry: Registry, number: int, name: str, *, holder: str = HERE) -> str:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         delta = learn_in(unit, registry, name)
-        unit.finish(ARRIVALS, number, delta=delta, holder=holder)
+        unit.mark_learned(ARRIVAL_STREAM, number, delta=delta, holder=holder)
         return delta
 
 

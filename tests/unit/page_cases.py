@@ -28,18 +28,18 @@ def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] 
     for number, task in enumerate(tasks):
         near = [names[number - 1], names[(number - 1) // 2]][: number % 3]
         parents = [Parent(delta=name, kind="warm_start", weight=1 / len(near), score=0.5) for name in near]
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_task(task_record(task))
             record = delta_record(registry, task, warm_start="nearest" if parents else "scratch")
             delta = unit.add_delta(record, parents=parents, scores=_scores(number, len(tasks)))
-            unit.finish("core", number, delta=delta)
-    with registry.unit() as unit:
+            unit.mark_learned("core", number, delta=delta)
+    with registry.unit_of_work() as unit:
         for number, _ in enumerate(unlearned, start=len(tasks)):
-            unit.fail("core", number, error="LearnError: <b>the loss</b> is not a number\nafter 3 steps")
+            unit.mark_failed("core", number, error="LearnError: <b>the loss</b> is not a number\nafter 3 steps")
         if names:
             sent = dict.fromkeys(pairwise(names), 2)
             last = len(names) - 1
-            unit.add_routed("core", last, {name: _routed(last) for name in names}, sent=sent)
+            unit.add_routed_scores("core", last, {name: _routed(last) for name in names}, sent=sent)
     return registry
 
 

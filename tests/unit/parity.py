@@ -85,7 +85,7 @@ def assert_same(found: Found, expected: Found) -> None:
 def module_names(backbone: Backbone, *sites: str) -> dict[str, str]:
     """The names in the model of the modules that sites are of, by the names of the places."""
     names = {id(module): name for name, module in backbone.model.named_modules()}
-    return {place.name: names[id(place.exit)] for site in sites for place in backbone.places(site)}
+    return {place.name: names[id(place.output_module)] for site in sites for place in backbone.modules_at(site)}
 
 
 def other_norms(backbone: Backbone, values: Mapping[str, Tensor], *, first: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claimed import claim
+from claimed import claim_position
 from databases import registry_url
 
 from registry import (
@@ -16,11 +16,11 @@ from registry import (
     Score,
     SignatureRecord,
     TaskRecord,
-    Unit,
+    UnitOfWork,
+    claim_message,
     claim_next,
-    settle,
-    take,
-    this_holder,
+    current_process_id,
+    delete_sent,
 )
 
 BACKBONE = BackboneRecord(fingerprint="f00d", name="tiny", family="bert", hidden_size=8, parameters=100, pooling="mean")
@@ -29,7 +29,7 @@ BACKBONE = BackboneRecord(fingerprint="f00d", name="tiny", family="bert", hidden
 def make_registry(folder: Path) -> Registry:
     """A registry in `folder` that knows one backbone."""
     registry = Registry.open(registry_url(folder), f"{folder}/home/blobs")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_backbone(BACKBONE)
     return registry
 
@@ -59,7 +59,13 @@ def accuracy(value: float, **changed: Any) -> Score:
 
 
 def learn_in(
-    unit: Unit, registry: Registry, task: str, *, score: float = 0.5, parents: Sequence[Parent] = (), **changed: Any
+    unit: UnitOfWork,
+    registry: Registry,
+    task: str,
+    *,
+    score: float = 0.5,
+    parents: Sequence[Parent] = (),
+    **changed: Any,
 ) -> str:
     """Registers `task` and a delta of it that scores `score` on validation and test."""
     unit.add_task(task_record(task))
@@ -72,19 +78,19 @@ def learn_in(
 
 
 def learn(registry: Registry, task: str, *, score: float = 0.5, parents: Sequence[Parent] = (), **changed: Any) -> str:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         return learn_in(unit, registry, task, score=score, parents=parents, **changed)
 
 
 def begin(registry: Registry, *tasks: str, name: str = "core") -> None:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.begin_stream(name, backbone="f00d", spec={"name": name}, entries=[(task, f"r-{task}") for task in tasks])
 
 
 def die_in_a_unit(folder: Path) -> None:
     """Ends the process, as a kill would, when a task, a delta and its rows are written and not committed."""
     registry = make_registry(folder)
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         learn_in(unit, registry, "sst2")
         unit.session.flush()
         os._exit(9)
@@ -94,7 +100,7 @@ def claim_and_stay(folder: Path, start: Any, won: Any) -> None:
     """Waits for the start, claims, tells the outcome, and lives on until the others have claimed too."""
     with make_registry(folder) as registry:
         start.wait()
-        won.put(claim(registry, "core", number=0, holder=this_holder()))
+        won.put(claim_position(registry, "core", number=0, holder=current_process_id()))
         start.wait()
 
 
@@ -103,7 +109,7 @@ def claim_all(folder: Path, start: Any, won: Any, count: int) -> None:
     with make_registry(folder) as registry:
         start.wait()
         among = dict.fromkeys(range(count), 1)
-        found = iter(lambda: claim_next(registry, "core", among=among, holder=this_holder()), None)
+        found = iter(lambda: claim_next(registry, "core", among=among, holder=current_process_id()), None)
         won.put(list(found))
         start.wait()
 
@@ -111,13 +117,13 @@ def claim_all(folder: Path, start: Any, won: Any, count: int) -> None:
 def claim_and_die(folder: Path) -> None:
     """Claims the first position and ends as a kill would."""
     with make_registry(folder) as registry:
-        os._exit(0 if claim(registry, "core", number=0, holder=this_holder()) else 1)
+        os._exit(0 if claim_position(registry, "core", number=0, holder=current_process_id()) else 1)
 
 
 def take_and_die(folder: Path) -> None:
     """Takes the first message and ends as a kill would."""
     with make_registry(folder) as registry:
-        os._exit(0 if take(registry, this_holder()) else 1)
+        os._exit(0 if claim_message(registry, current_process_id()) else 1)
 
 
 def empty_the_outbox(folder: Path, start: Any, taken: Any) -> None:
@@ -125,9 +131,9 @@ def empty_the_outbox(folder: Path, start: Any, taken: Any) -> None:
     mine = []
     with make_registry(folder) as registry:
         start.wait()
-        while pending := take(registry, this_holder()):
-            with registry.unit() as unit:
-                assert settle(unit, pending)
+        while pending := claim_message(registry, current_process_id()):
+            with registry.unit_of_work() as unit:
+                assert delete_sent(unit, pending)
             mine.append(pending.subject)
     taken.put(mine)
 

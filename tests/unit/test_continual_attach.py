@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_backbone, trial_delta
+from tiny import delta_of_edits, tiny_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 
 from continual.backbone import Backbone, fingerprint
 from continual.deltas import Concatenate, Delta, Edit, Multiply, Reads, attached
-from continual.features import features, pad, tokenize
+from continual.features import encode, pad, tokenize
 from continual.sites import Place
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
@@ -28,7 +28,7 @@ class Drawn:
 
     shape: tuple[int, ...]
 
-    def start(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"drawn": torch.randn(*self.shape, place.d_out, generator=generator)}
 
     def __call__(self, values: Any, seen: Tensor, place: Place) -> Tensor:
@@ -57,9 +57,11 @@ def run(backbone: Backbone, delta: Delta | None = None) -> Tensor:
     """Every stack that edits may go to, once; at the texts' own tokens."""
     batch = batch_of(backbone)
     with attached(backbone, delta):
-        if not backbone.generates or backbone.family.decoder is None:
+        if not backbone.edits_decoder or backbone.family.decoder is None:
             return own(backbone.hidden_states(batch), batch)
-        return own(backbone.lm(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits, batch)
+        return own(
+            backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits, batch
+        )
 
 
 def own(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -67,17 +69,17 @@ def own(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def attends(backbone: Backbone) -> Delta:
-    sites = ["attn.kv", *(["cross.kv"] if backbone.generates and backbone.family.decoder else [])]
-    return trial_delta(backbone, *(in_front(site) for site in sites))
+    sites = ["attn.kv", *(["cross.kv"] if backbone.edits_decoder and backbone.family.decoder else [])]
+    return delta_of_edits(backbone, *(in_front(site) for site in sites))
 
 
 @contextmanager
 def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
     """Inside, attention is written out: the scores of the delta's keys stand beside those of the text's, unmasked."""
     drawn = {
-        id(place.exit): delta.values[f"{place.name}/{number}/drawn"]
+        id(place.output_module): delta.values[f"{place.name}/{number}/drawn"]
         for number, edit in enumerate(delta.settings.edits())
-        for place in backbone.places(edit.site)
+        for place in backbone.modules_at(edit.site)
     }
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
@@ -97,7 +99,7 @@ def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
 
     AttentionInterface.register("written_out", attend)
     AttentionMaskInterface.register("written_out", lambda **kwargs: eager_mask(**{**kwargs, **NO_SKIP}))
-    configs = {id(place.exit.config): place.exit.config for place in backbone.places("attn.kv")}
+    configs = {id(place.output_module.config): place.output_module.config for place in backbone.modules_at("attn.kv")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     for config in configs.values():
         config._attn_implementation = "written_out"
@@ -125,7 +127,7 @@ def test_keys_and_values_in_front_share_one_softmax_with_the_texts(whole: Backbo
 def test_keys_and_values_in_front_are_a_cache_that_was_filled(kind: str) -> None:
     backbone = tiny_backbone(kind)
     delta, batch, cache = attends(backbone), batch_of(backbone), DynamicCache()
-    for layer, place in enumerate(backbone.places("attn.kv")):
+    for layer, place in enumerate(backbone.modules_at("attn.kv")):
         key, value = delta.values[f"{place.name}/0/drawn"]
         heads = getattr(backbone.model.config, "num_key_value_heads", 4)
         cache.update(
@@ -142,19 +144,21 @@ def test_keys_and_values_in_front_are_a_cache_that_was_filled(kind: str) -> None
 
 @torch.no_grad()
 def test_tokens_in_front_are_vectors_before_those_of_the_words(whole: Backbone) -> None:
-    delta, batch = trial_delta(whole, TOKENS), batch_of(whole)
-    assert len(whole.places("tokens")) == (2 if whole.family.decoder else 1)
-    for place in whole.places("tokens"):
+    delta, batch = delta_of_edits(whole, TOKENS), batch_of(whole)
+    assert len(whole.modules_at("tokens")) == (2 if whole.family.decoder else 1)
+    for place in whole.modules_at("tokens"):
         front = delta.values[f"{place.name}/0/drawn"].expand(len(TEXTS), -1, -1)
-        vectors = torch.cat((front, place.enter(batch["input_ids"])), dim=1)
+        vectors = torch.cat((front, place.input_module(batch["input_ids"])), dim=1)
         given = {"attention_mask": F.pad(batch["attention_mask"], (PREFIX, 0), value=1), "inputs_embeds": vectors}
         if "token_type_ids" in batch:
             given["token_type_ids"] = F.pad(batch["token_type_ids"], (PREFIX, 0))
-        expected = place.exit(**given).last_hidden_state[:, PREFIX:]
+        expected = place.output_module(**given).last_hidden_state[:, PREFIX:]
         with attached(whole, delta):
-            found = place.exit(**batch).last_hidden_state
+            found = place.output_module(**batch).last_hidden_state
         torch.testing.assert_close(own(found, batch), own(expected, batch), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(own(found, batch), own(place.exit(**batch).last_hidden_state, batch), atol=1e-2)
+        assert not torch.allclose(
+            own(found, batch), own(place.output_module(**batch).last_hidden_state, batch), atol=1e-2
+        )
 
 
 @torch.no_grad()
@@ -162,11 +166,11 @@ def test_a_language_model_says_the_same_of_tokens_in_front(writer: Backbone) -> 
     """The head sees the text's own states only, whether the model is called by place or by name."""
     batch = batch_of(writer)
     targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    with attached(writer, trial_delta(writer, TOKENS)):
-        output = writer.lm(**batch, labels=targets)
+    with attached(writer, delta_of_edits(writer, TOKENS)):
+        output = writer.language_model(**batch, labels=targets)
     assert output.logits.shape[:2] == batch["input_ids"].shape
     assert output.loss.isfinite()
-    assert not torch.allclose(output.logits, writer.lm(**batch, labels=targets).logits, atol=1e-2)
+    assert not torch.allclose(output.logits, writer.language_model(**batch, labels=targets).logits, atol=1e-2)
 
 
 EDITS = {"attention": in_front("attn.kv"), "tokens": TOKENS}
@@ -178,36 +182,36 @@ def edit(request: pytest.FixtureRequest) -> Edit:
 
 
 def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, edit: Edit) -> None:
-    delta = trial_delta(backbone, edit)
+    delta = delta_of_edits(backbone, edit)
     texts = [*TEXTS, "", "purr " * 25]
-    together = features(backbone, tokenize(backbone, texts, max_length=32), delta=delta)
+    together = encode(backbone, tokenize(backbone, texts, max_length=32), delta=delta)
     for text, vector in zip(texts, together, strict=True):
-        alone = features(backbone, tokenize(backbone, [text], max_length=32), delta=delta)[0]
+        alone = encode(backbone, tokenize(backbone, [text], max_length=32), delta=delta)[0]
         torch.testing.assert_close(vector, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_leaving_is_exact_to_the_bit(whole: Backbone, edit: Edit) -> None:
-    before, delta = run(whole), trial_delta(whole, edit)
+    before, delta = run(whole), delta_of_edits(whole, edit)
     assert not torch.equal(run(whole, delta), before)
     with pytest.raises(IndexError), attached(whole, delta):
         whole.hidden_states({"input_ids": torch.full((1, 2), 10**6)})
     assert torch.equal(run(whole), before)
-    assert fingerprint(whole.whole) == whole.fingerprint
+    assert fingerprint(whole.base_module) == whole.fingerprint
 
 
 def test_every_value_in_front_takes_a_gradient(whole: Backbone, edit: Edit) -> None:
-    delta, batch = trial_delta(whole, edit).trainable(torch.device("cpu")), batch_of(whole)
+    delta, batch = delta_of_edits(whole, edit).trainable(torch.device("cpu")), batch_of(whole)
     with attached(whole, delta):
-        if whole.lm is None:
+        if whole.language_model is None:
             own(whole.hidden_states(batch), batch).square().sum().backward()
         else:
-            whole.lm(**batch, labels=batch["input_ids"]).loss.backward()
+            whole.language_model(**batch, labels=batch["input_ids"]).loss.backward()
     assert [key for key, value in delta.values.items() if not value.grad.abs().amax(-1).all()] == []
 
 
 @torch.no_grad()
 def test_two_edits_in_front_are_both_seen(backbone: Backbone, edit: Edit) -> None:
-    one, two = (run(backbone, trial_delta(backbone, *edits)) for edits in ((edit,), (edit, edit)))
+    one, two = (run(backbone, delta_of_edits(backbone, *edits)) for edits in ((edit,), (edit, edit)))
     assert one.shape == two.shape
     assert not torch.allclose(one, two, atol=1e-3)
 
@@ -216,11 +220,11 @@ def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **how:
     start = batch["input_ids"].shape[1] if backbone.architecture == "causal" else 1
     with attached(backbone, delta):
         options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 1, **how}
-        return [row[start:] for row in backbone.lm.generate(**batch, **options).tolist()]
+        return [row[start:] for row in backbone.language_model.generate(**batch, **options).tolist()]
 
 
 def test_a_text_is_continued_with_a_cache_as_without(writer: Backbone, edit: Edit) -> None:
-    delta = trial_delta(writer, edit)
+    delta = delta_of_edits(writer, edit)
     for text in TEXTS:
         batch = pad(writer, tokenize(writer, [text], max_length=16), [0])
         assert generated(writer, delta, batch) == generated(writer, delta, batch, use_cache=False)
@@ -228,7 +232,7 @@ def test_a_text_is_continued_with_a_cache_as_without(writer: Backbone, edit: Edi
 
 def test_a_text_of_a_batch_is_continued_as_alone(writer: Backbone, edit: Edit) -> None:
     """Padding stands on the left of what is continued, and on the right of what is only read."""
-    delta, tokens = trial_delta(writer, edit), tokenize(writer, TEXTS, max_length=16)
+    delta, tokens = delta_of_edits(writer, edit), tokenize(writer, TEXTS, max_length=16)
     alone = [generated(writer, delta, pad(writer, tokens, [i])) for i in range(len(TEXTS))]
     together = pad(writer, tokens, range(len(TEXTS)))
     if writer.architecture == "causal":
@@ -245,14 +249,14 @@ def on_the_left(rows: Tensor, i: int, length: int) -> Tensor:
 
 def test_what_enters_a_module_can_be_changed(backbone: Backbone) -> None:
     """Every inner activation twice as large is the last weight twice as large, its bias apart."""
-    twice = trial_delta(backbone, Edit("ffn.inner", Doubled(), Reads.INPUT, Multiply()))
-    before = [place.weight.clone() for place in backbone.places("ffn.out")]
+    twice = delta_of_edits(backbone, Edit("ffn.inner", Doubled(), Reads.INPUT, Multiply()))
+    before = [place.weight.clone() for place in backbone.modules_at("ffn.out")]
     found = run(backbone, twice)
     with torch.no_grad():
-        for place in backbone.places("ffn.out"):
+        for place in backbone.modules_at("ffn.out"):
             place.weight.mul_(2)
         expected = run(backbone)
-        for place, weight in zip(backbone.places("ffn.out"), before, strict=True):
+        for place, weight in zip(backbone.modules_at("ffn.out"), before, strict=True):
             place.weight.copy_(weight)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

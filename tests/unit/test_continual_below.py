@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 import torch
 from conftest import backbone_of
-from tiny import fresh_delta, prepared, trial_delta
-from tiny_models import KINDS
+from tiny import delta_of_edits, fresh_delta, prepared_rows
+from tiny_models import TINY_CONFIGS
 from torch import Tensor, nn
 
 from continual.backbone import Backbone
-from continual.below import Below, below, states_below
-from continual.course import Course, packed, unpacked
+from continual.below import FrozenLayerCache, compute_states, frozen_layer_cache
+from continual.course import TrainingState, from_tensors, to_tensors
 from continual.deltas import Add, Delta, Edit, Multiply, Reads, attached
-from continual.deltas.edit import Layers
+from continual.deltas.edit import LayerFilter
 from continual.deltas.forms import Bottleneck, Vector
-from continual.deltas.lower import left_out, untouched
-from continual.formats import from_blob, to_blob
+from continual.deltas.lower import count_unedited_layers, skip_first_layers
+from continual.formats import deserialize, serialize
 from continual.kinds import Kind, kind_of_delta
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
 from continual.kinds.regression import Regression
 from continual.kinds.span import Span
-from continual.kinds.template import Templated
-from continual.lesson import Lesson, lesson_of
-from continual.train import Trained, follow
-from tasks import Budget, Quote, Rows, Template, Wording
+from continual.kinds.template import TemplateClassification
+from continual.lesson import TrainingObjective, training_objective
+from continual.train import TrainingResult, train_objective
+from tasks import AnswerSpan, Budget, GenerationTarget, LabelledTexts, Template
 
 ROWS, EPOCHS = 12, 3
 STAGES = {"parts": ["last_layer", {"name": "last_layer", "count": 1}]}
-SKIPPING = [name for name in KINDS if not name.startswith("t5")]
+SKIPPING = [name for name in TINY_CONFIGS if not name.startswith("t5")]
 """Families of which layers can be left out: T5's lowest layer makes the distances of all others."""
 
 
@@ -43,21 +43,21 @@ def some(request: pytest.FixtureRequest) -> Backbone:
 
 @pytest.fixture
 def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backbone, "dropping", lambda backbone: nullcontext())
+    monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
 
 
 def at_the_top(backbone: Backbone) -> Delta:
     """An adapter behind the last feed-forward, and none elsewhere."""
     form = Bottleneck(size=4, activation="gelu", initial_scale=1e-2)
-    return trial_delta(backbone, Edit("ffn.out", form, Reads.OUTPUT, Add(), Layers((-1,))))
+    return delta_of_edits(backbone, Edit("ffn.out", form, Reads.OUTPUT, Add(), LayerFilter((-1,))))
 
 
-def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> Lesson[list[int]]:
-    return lesson_of(
+def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> TrainingObjective[list[int]]:
+    return training_objective(
         backbone,
         kind_of_delta(start),
-        prepared(backbone, "mood", ROWS),
-        validation=prepared(backbone, "mood", 4, seed=1),
+        prepared_rows(backbone, "mood", ROWS),
+        validation=prepared_rows(backbone, "mood", 4, seed=1),
         budget=Budget(epochs=epochs, batch_size=4),
         metric="accuracy",
         seed=0,
@@ -65,48 +65,48 @@ def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> Lesson[
 
 
 def learned(
-    backbone: Backbone, start: Delta, own: Lesson[list[int]], *, course: Course | None = None
-) -> tuple[Trained, Delta, list[bytes]]:
+    backbone: Backbone, start: Delta, own: TrainingObjective[list[int]], *, course: TrainingState | None = None
+) -> tuple[TrainingResult, Delta, list[bytes]]:
     """What training gives; its delta as it is at the end, be that the best or not; all checkpoints."""
     trained, checkpoints = [start], []
 
-    def keep(course: Course) -> None:
-        trained.append(course.trained.frozen())
-        checkpoints.append(to_blob(*packed(course)))
+    def keep(course: TrainingState) -> None:
+        trained.append(course.current.detached())
+        checkpoints.append(serialize(*to_tensors(course)))
 
-    found = follow(backbone, start, own, learning_rate=1e-3, seed=3, course=course, keep=keep)
+    found = train_objective(backbone, start, own, learning_rate=1e-3, seed=3, course=course, keep=keep)
     return found, trained[-1], checkpoints
 
 
 @contextmanager
 def counted(backbone: Backbone, layer: int = 0) -> Iterator[list[int]]:
     """Of how many rows a layer computes the queries, pass by pass, where a model is trained."""
-    (place,) = (place for place in backbone.places("attn.q") if place.name == f"layer.{layer}.attn.q")
+    (place,) = (place for place in backbone.modules_at("attn.q") if place.name == f"layer.{layer}.attn.q")
     passes: list[int] = []
 
     def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if not torch.is_inference_mode_enabled():
             passes.append(len(args[0]))
 
-    with place.enter.register_forward_pre_hook(count):
+    with place.input_module.register_forward_pre_hook(count):
         yield passes
 
 
 def test_it_is_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
     def of(method: str, **settings: Any) -> int:
-        return untouched(bert, fresh_delta(bert, method, **settings).settings)
+        return count_unedited_layers(bert, fresh_delta(bert, method, **settings).settings)
 
     assert [of("probe"), of("last_layer"), of("last_layer", count=2), of("lora")] == [2, 1, 0, 0]
     assert [of("prefix"), of("prompt"), of("full"), of("selective", share=1)] == [0, 0, 0, 0]
-    assert untouched(bert, at_the_top(bert).settings) == 1
+    assert count_unedited_layers(bert, at_the_top(bert).settings) == 1
     everywhere = Edit("norm.embed", Vector(1.0), Reads.OUTPUT, Multiply())
-    assert untouched(bert, trial_delta(bert, everywhere).settings) == 0
+    assert count_unedited_layers(bert, delta_of_edits(bert, everywhere).settings) == 0
 
 
 def test_an_edit_of_a_decoder_is_above_what_reads() -> None:
     bart = replace(backbone_of("bart"), generates=True)
-    assert untouched(bart, at_the_top(bart).settings) == 2
-    assert untouched(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
+    assert count_unedited_layers(bart, at_the_top(bart).settings) == 2
+    assert count_unedited_layers(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
 
 
 @pytest.mark.usefixtures("_without_dropout")
@@ -129,18 +129,18 @@ def test_training_does_not_notice(some: Backbone) -> None:
 
 @pytest.mark.usefixtures("_without_dropout")
 def test_gradients_are_the_same_and_end_at_the_lowest_edit(some: Backbone) -> None:
-    start, rows = at_the_top(some), prepared(some, "mood", ROWS)
-    known, batch, found = states_below(some, rows.tokens, layers=1), [5, 0, 7], []
+    start, rows = at_the_top(some), prepared_rows(some, "mood", ROWS)
+    known, batch, found = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
     assert known is not None
-    (top,) = (place for place in some.places("attn.q") if place.layer == some.layers - 1)
+    (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.layers - 1)
     entering: list[bool] = []
-    for context in (nullcontext(), left_out(some, 1, known)):
+    for context in (nullcontext(), skip_first_layers(some, 1, known)):
         delta = start.trainable(some.device)
-        with context, attached(some, delta), top.enter.register_forward_pre_hook(_noting(entering)):
+        with context, attached(some, delta), top.input_module.register_forward_pre_hook(_noting(entering)):
             torch.autograd.backward(kind_of_delta(delta).loss(some, delta, rows, batch))
         found.append([tensor.grad for tensor in delta.tensors().values()])
     assert entering == [False, False], "no gradient is asked for below the edit"
-    assert all(parameter.grad is None for parameter in some.whole.parameters())
+    assert all(parameter.grad is None for parameter in some.base_module.parameters())
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -157,7 +157,9 @@ def test_what_goes_on_ends_the_same_to_the_bit(bert: Backbone, method: str, sett
     whole, last, checkpoints = learned(bert, start, own)
     for data in checkpoints[:-1]:
         with counted(bert) as passes:
-            rest, last_of_rest, _ = learned(bert, start, own, course=unpacked(*from_blob(data, what="checkpoint")))
+            rest, last_of_rest, _ = learned(
+                bert, start, own, course=from_tensors(*deserialize(data, what="checkpoint"))
+            )
         assert passes == [ROWS]
         assert rest.curve == whole.curve
         assert rest.delta.digest == whole.delta.digest
@@ -165,8 +167,8 @@ def test_what_goes_on_ends_the_same_to_the_bit(bert: Backbone, method: str, sett
 
 
 def test_what_is_drawn_in_every_pass_is_not_kept(bert: Backbone) -> None:
-    rows, before = prepared(bert, "mood", ROWS), torch.get_rng_state()
-    assert states_below(bert, rows.tokens, layers=1) is None, "its configuration has dropout"
+    rows, before = prepared_rows(bert, "mood", ROWS), torch.get_rng_state()
+    assert compute_states(bert, rows.tokens, layers=1) is None, "its configuration has dropout"
     assert torch.equal(torch.get_rng_state(), before)
     start = fresh_delta(bert, "last_layer")
     own = lesson(bert, start)
@@ -175,16 +177,16 @@ def test_what_is_drawn_in_every_pass_is_not_kept(bert: Backbone) -> None:
 
 def test_a_configuration_without_dropout_is_enough() -> None:
     llama = backbone_of("llama")
-    assert states_below(llama, prepared(llama, "mood", ROWS).tokens, layers=1) is not None
+    assert compute_states(llama, prepared_rows(llama, "mood", ROWS).tokens, layers=1) is not None
 
 
 @pytest.mark.usefixtures("_without_dropout")
 def test_states_that_are_too_many_are_not_kept(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = prepared(bert, "mood", ROWS).tokens
+    tokens = prepared_rows(bert, "mood", ROWS).tokens
     size = (1 + sum(len(ids) for ids in {*tokens.ids})) * bert.hidden_size * 4
     for most, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("continual.below.MOST_BYTES", most)
-        assert (states_below(bert, tokens, layers=1) is not None) == there
+        monkeypatch.setattr("continual.below.MAX_CACHE_BYTES", most)
+        assert (compute_states(bert, tokens, layers=1) is not None) == there
     start = at_the_top(bert)
     with counted(bert) as passes:
         learned(bert, start, lesson(bert, start))
@@ -201,13 +203,13 @@ def test_one_epoch_has_nothing_to_gain(bert: Backbone) -> None:
 
 @pytest.mark.usefixtures("_without_dropout")
 def test_a_text_that_is_not_known_is_computed(bert: Backbone) -> None:
-    rows, others = prepared(bert, "mood", ROWS), prepared(bert, "place", 4)
+    rows, others = prepared_rows(bert, "mood", ROWS), prepared_rows(bert, "place", 4)
     delta = fresh_delta(bert, "probe")
     kind = kind_of_delta(delta)
-    found = below(bert, delta.settings, lambda: rows.tokens)
+    found = frozen_layer_cache(bert, delta.settings, lambda: rows.tokens)
     assert found is not None
     expected = kind.loss(bert, delta, others, range(4))
-    with found.known(), counted(bert) as passes:
+    with found.use_cache(), counted(bert) as passes:
         assert torch.equal(kind.loss(bert, delta, others, range(4)), expected)
         kind.loss(bert, delta, rows, range(4))
     assert passes == [4]
@@ -215,11 +217,11 @@ def test_a_text_that_is_not_known_is_computed(bert: Backbone) -> None:
 
 @pytest.mark.usefixtures("_without_dropout")
 def test_the_backbone_is_as_it_was(some: Backbone) -> None:
-    tokens = prepared(some, "mood", 4).tokens
-    modules = [(vars(module).keys(), dict(module._forward_pre_hooks)) for module in some.whole.modules()]
-    with Below(some, 1, lambda: tokens).known():
+    tokens = prepared_rows(some, "mood", 4).tokens
+    modules = [(vars(module).keys(), dict(module._forward_pre_hooks)) for module in some.base_module.modules()]
+    with FrozenLayerCache(some, 1, lambda: tokens).use_cache():
         pass
-    assert [(vars(m).keys(), dict(m._forward_pre_hooks)) for m in some.whole.modules()] == modules
+    assert [(vars(m).keys(), dict(m._forward_pre_hooks)) for m in some.base_module.modules()] == modules
 
 
 @pytest.mark.usefixtures("_without_dropout")
@@ -238,29 +240,29 @@ def test_halves_of_a_batch_are_known_too(bert: Backbone, monkeypatch: pytest.Mon
 
 
 TEXTS = ("purr meow", "wave", "the sea of honey", "one coral")
-WORDINGS = tuple(Wording(text, (text,)) for text in ("cat", "tide sail coral", "a", "of the"))
-QUOTES = tuple((Quote(text.split()[0], 0),) for text in TEXTS)
+WORDINGS = tuple(GenerationTarget(text, (text,)) for text in ("cat", "tide sail coral", "a", "of the"))
+QUOTES = tuple((AnswerSpan(text.split()[0], 0),) for text in TEXTS)
 TEMPLATE = Template(text="{{ text }} the {{ mask }} of", words={"bad": "awful", "good": "superb"})
-EVERY: list[tuple[Kind[Any], Rows, str]] = [
-    (Regression(0.0, 1.0), Rows(TEXTS, (1.0, 2.0, 0.5, 3.0)), "bert"),
-    (Span(12), Rows(tuple(("the", text) for text in TEXTS), QUOTES), "bert"),
-    (Generation(8), Rows(TEXTS, WORDINGS), "llama"),
-    (Generation(8), Rows(TEXTS, WORDINGS), "bart"),
-    (Templated(TEMPLATE), Rows(TEXTS, ("bad", "good", "bad", "good")), "llama"),
-    (Templated(TEMPLATE), Rows(TEXTS, ("bad", "good", "bad", "good")), "bart"),
+EVERY: list[tuple[Kind[Any], LabelledTexts, str]] = [
+    (Regression(0.0, 1.0), LabelledTexts(TEXTS, (1.0, 2.0, 0.5, 3.0)), "bert"),
+    (Span(12), LabelledTexts(tuple(("the", text) for text in TEXTS), QUOTES), "bert"),
+    (Generation(8), LabelledTexts(TEXTS, WORDINGS), "llama"),
+    (Generation(8), LabelledTexts(TEXTS, WORDINGS), "bart"),
+    (TemplateClassification(TEMPLATE), LabelledTexts(TEXTS, ("bad", "good", "bad", "good")), "llama"),
+    (TemplateClassification(TEMPLATE), LabelledTexts(TEXTS, ("bad", "good", "bad", "good")), "bart"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda given: type(given).__name__)
 @pytest.mark.usefixtures("_without_dropout")
-def test_every_kind_says_what_it_reads(kind: Kind[Any], rows: Rows, name: str) -> None:
+def test_every_kind_says_what_it_reads(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
     backbone = replace(backbone_of(name), generates=kind.generates)
-    delta = replace(fresh_delta(backbone, "probe"), head=kind.blank(backbone))
+    delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
     own = kind.prepare(backbone, rows, max_length=32)
     expected = kind.loss(backbone, delta, own, range(4))
-    found = below(backbone, delta.settings, lambda: kind.reads(backbone, own))
+    found = frozen_layer_cache(backbone, delta.settings, lambda: kind.loss_inputs(backbone, own))
     assert found is not None
-    with found.known(), counted(backbone) as passes:
+    with found.use_cache(), counted(backbone) as passes:
         torch.testing.assert_close(kind.loss(backbone, delta, own, range(4)), expected, rtol=1e-5, atol=1e-6)
         kind.loss(backbone, delta, own, [2, 0])
     assert passes == []

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import NEEDED, fresh_delta
+from tiny import REQUIRED_SETTINGS, fresh_delta
 
 from continual.backbone import Backbone
-from continual.deltas import METHODS, Delta, finished
+from continual.deltas import METHODS, Delta, finalize
 
 L, D, F = 2, 32, 48  # layers, width, width of the feed-forward
 SHAPES = [(D, D)] * 4 + [(F, D), (D, F)]  # the projections of a layer
@@ -58,7 +58,7 @@ def test_as_many_values_are_kept_as_the_paper_says(
     bertlike: Backbone, method: str, settings: dict[str, Any], expected: int
 ) -> None:
     delta = fresh_delta(bertlike, method, **settings)
-    assert body_size(finished(bertlike, delta, stage=delta.settings.stages - 1)) == expected
+    assert body_size(finalize(bertlike, delta, stage=delta.settings.stages - 1)) == expected
 
 
 def test_full_has_as_many_values_as_the_backbone(bertlike: Backbone) -> None:
@@ -67,7 +67,7 @@ def test_full_has_as_many_values_as_the_backbone(bertlike: Backbone) -> None:
 
 def test_every_method_is_counted() -> None:
     assert {method for method, _, _ in FORMULAE} | {"full"} == METHODS.keys()
-    assert NEEDED.keys() <= METHODS.keys()
+    assert REQUIRED_SETTINGS.keys() <= METHODS.keys()
 
 
 def test_the_head_is_counted_too(bert: Backbone) -> None:

@@ -7,10 +7,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-from tiny import moved_delta
+from tiny import perturbed_delta
 
 from continual.backbone import Backbone
-from continual.checked import misfits
+from continual.checked import incompatibilities
 from continual.deltas import Delta, load_delta
 from continual.errors import BlobError, DeltaError, MethodError
 from tasks import TaskSpec
@@ -18,7 +18,7 @@ from tasks import TaskSpec
 
 def test_a_site_that_the_family_lacks_is_refused_naming_those_it_has(bert: Backbone) -> None:
     with pytest.raises(MethodError, match=r"attn\.zzz.*attn\.q"):
-        moved_delta(bert, "lora", sites=("attn.zzz",))
+        perturbed_delta(bert, "lora", sites=("attn.zzz",))
 
 
 WEIGHTS = ("selective", "diff_pruning", "masking", "dora", "intrinsic")
@@ -35,18 +35,18 @@ def test_a_site_that_the_method_cannot_change_is_refused_before_training(
     own = {"method": {"name": method, "sites": ["attn.q", site]}, "budget": {}}
     source = {"path": "json", "data_files": {"train": "mood.jsonl"}}
     task = {"name": "mood", "text": "text", "label": "label", "source": source}
-    (said,) = misfits(bert, TaskSpec.model_validate(task | own))
+    (said,) = incompatibilities(bert, TaskSpec.model_validate(task | own))
     assert re.search(rf"site '{site}' stands for .*; give sites among: .*attn\.q, .*ffn\.out", said)
 
 
 def test_places_are_checked_against_the_model(bert: Backbone) -> None:
-    assert [place.name for place in bert.places("attn.q")] == ["layer.0.attn.q", "layer.1.attn.q"]
-    wide = bert.places("ffn.in")[0]
+    assert [place.name for place in bert.modules_at("attn.q")] == ["layer.0.attn.q", "layer.1.attn.q"]
+    wide = bert.modules_at("ffn.in")[0]
     assert (wide.d_in, wide.d_out) == (32, 48)
     model = deepcopy(bert.model)
     del model.encoder.layer[1].attention.self.query
     with pytest.raises(Exception, match=r"encoder\.layer\.1\.attention\.self\.query"):
-        replace(bert, model=model).places("attn.q")
+        replace(bert, model=model).modules_at("attn.q")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def spoiled_file(delta: Delta, *, drop: str | None = None, **about: Any) -> byte
 
 
 def test_the_file_written_here_is_a_delta_when_not_spoiled(bert: Backbone) -> None:
-    delta = moved_delta(bert, "lora")
+    delta = perturbed_delta(bert, "lora")
     assert load_delta(spoiled_file(delta)).digest == delta.digest
 
 
@@ -97,4 +97,4 @@ def test_the_file_written_here_is_a_delta_when_not_spoiled(bert: Backbone) -> No
 )
 def test_a_file_that_is_half_a_delta_is_refused(bert: Backbone, spoil: dict[str, Any]) -> None:
     with pytest.raises(DeltaError):
-        load_delta(spoiled_file(moved_delta(bert, "lora"), **spoil))
+        load_delta(spoiled_file(perturbed_delta(bert, "lora"), **spoil))

@@ -8,23 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as sk
-from tiny import fresh_delta, labels_of, logits, prepared, rows_of
+from tiny import fresh_delta, labels_of, logits, prepared_rows, rows_of
 
 from continual.backbone import Backbone
 from continual.deltas import attached
-from continual.evaluate import measure, metric_score, wilson
-from continual.features import pad, pooled
-from continual.kinds import Seen
+from continual.evaluate import metric_score, score_with_interval, wilson_interval
+from continual.features import pad, pooled_features
+from continual.kinds import ForwardContext
 from continual.kinds.classification import Classification
 from continual.metrics import METRICS
-from tasks import NEEDS
+from tasks import KIND_SCHEMAS
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=40)
 
 
 @pytest.fixture(autouse=True)
 def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("continual.evaluate.RESAMPLES", 200)  # each calls scikit-learn once
+    monkeypatch.setattr("continual.evaluate.BOOTSTRAP_SAMPLES", 200)  # each calls scikit-learn once
 
 
 def noisy(n: int, *, classes: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -37,20 +37,20 @@ def noisy(n: int, *, classes: int = 3, seed: int = 0) -> tuple[list[int], list[i
 @pytest.mark.parametrize(("right", "rows"), [(0, 5), (1, 1), (3, 4), (9, 10), (500, 1000), (1000, 1000)])
 def test_wilson_is_scipys(right: int, rows: int) -> None:
     expected = binomtest(right, rows).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilson_lies_in_the_unit_and_holds_the_share(rows: int, data: st.DataObject) -> None:
     share = data.draw(st.integers(0, rows)) / rows
-    low, high = wilson(share, rows)
+    low, high = wilson_interval(share, rows)
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
 
 
 def test_every_metric_that_a_task_may_name_is_there() -> None:
     assert {kind: set(metrics) for kind, metrics in METRICS.items()} == {
-        kind: set(needs.metrics) for kind, needs in NEEDS.items()
+        kind: set(needs.metrics) for kind, needs in KIND_SCHEMAS.items()
     }
 
 
@@ -74,21 +74,21 @@ def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(60, 2), (200, 3), (300, 20)])
 def test_the_bootstrap_brackets_the_score_and_is_repeatable(metric: str, rows: int, classes: int) -> None:
     truth, answers = noisy(rows, classes=classes)
-    found = measure(metric, truth, answers)
+    found = score_with_interval(metric, truth, answers)
     assert found.value == pytest.approx(metric_score(metric, truth, answers))
     assert found.low < found.value < found.high
     assert found.high - found.low < 4 / rows**0.5
-    assert measure(metric, truth, answers) == found
+    assert score_with_interval(metric, truth, answers) == found
 
 
 def test_the_bootstrap_narrows_with_more_rows() -> None:
-    few, many = (measure("macro_f1", *noisy(n)) for n in (50, 800))
+    few, many = (score_with_interval("macro_f1", *noisy(n)) for n in (50, 800))
     assert many.high - many.low < 0.5 * (few.high - few.low)
 
 
 def test_accuracy_has_wilsons_interval() -> None:
-    found = measure("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
-    assert (found.value, found.rows, (found.low, found.high)) == (0.75, 4, wilson(0.75, 4))
+    found = score_with_interval("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
+    assert (found.value, found.rows, (found.low, found.high)) == (0.75, 4, wilson_interval(0.75, 4))
 
 
 def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
@@ -99,13 +99,15 @@ def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
 
 
 def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone) -> None:
-    delta, rows = fresh_delta(backbone, "adapter"), prepared(backbone, "mood", 7)
+    delta, rows = fresh_delta(backbone, "adapter"), prepared_rows(backbone, "mood", 7)
     found = logits(backbone, delta, rows.tokens)
     with torch.no_grad(), attached(backbone, delta):
-        alone = [delta.head(pooled(backbone, pad(backbone, rows.tokens, [i]), delta.head.pooling)) for i in range(7)]
+        alone = [
+            delta.head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), delta.head.pooling)) for i in range(7)
+        ]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
     kind = Classification(labels_of("mood"))
-    outputs = kind.outputs(Seen(backbone, delta, rows), delta.head)
+    outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
     assert torch.equal(outputs["logits"], found)
     answers = kind.answers(backbone, outputs, rows)
     assert [answer.label for answer in answers] == [kind.labels[i] for i in found.argmax(dim=1).tolist()]

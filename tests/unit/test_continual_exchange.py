@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import moved_delta, save_backbone
+from tiny import perturbed_delta, save_backbone
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -19,8 +19,8 @@ from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta, attached
 from continual.errors import ExchangeError
 from continual.exchange import from_peft, to_peft
-from continual.exchange.folder import ADAPTER, CONFIG, Origin, read_adapter, read_head, write_adapter, write_head
-from continual.exchange.peft import exportable
+from continual.exchange.folder import ADAPTER, CONFIG, ExportOrigin, read_adapter, read_head, write_adapter, write_head
+from continual.exchange.peft import peft_methods
 from continual.features import pad, pool, tokenize
 
 peft = pytest.importorskip("peft")
@@ -52,11 +52,11 @@ def hidden(backbone: Backbone, delta: Delta) -> Tensor:
 @pytest.fixture(params=SETTINGS)
 def delta(request: pytest.FixtureRequest, backbone: Backbone) -> Delta:
     method, settings = SETTINGS[request.param]
-    return moved_delta(backbone, method, **settings)
+    return perturbed_delta(backbone, method, **settings)
 
 
 def write(folder: Path, backbone: Backbone, delta: Delta) -> Path:
-    origin = Origin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
+    origin = ExportOrigin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
     write_adapter(folder, to_peft(backbone, delta), origin)
     write_head(folder, delta.head)
     return folder
@@ -90,7 +90,7 @@ def pefts_states(backbone_folder: Path, folder: Path, batch: Mapping[str, Tensor
 
 
 def test_every_method_that_peft_has_is_tried() -> None:
-    assert {method for method, _ in SETTINGS.values()} == set(exportable())
+    assert {method for method, _ in SETTINGS.values()} == set(peft_methods())
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # as PEFT warns of settings that do not fit
@@ -109,7 +109,7 @@ def test_peft_computes_the_same_states_and_the_head_the_same_logits(
 
 def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path: Path) -> None:
     adapter, origin = read_adapter(write_or_skip(tmp_path, backbone, delta))
-    assert origin == Origin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
+    assert origin == ExportOrigin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
     method, settings, values = from_peft(backbone, adapter)
     assert method == delta.method
     torch.testing.assert_close(
@@ -127,39 +127,39 @@ def test_peft_computes_the_same_words(
     writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Without a head it is the language model that answers, and its decoder's edits go with the others."""
-    delta = replace(moved_delta(writer, method), head=None)
+    delta = replace(perturbed_delta(writer, method), head=None)
     plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
     family = writer.name.removeprefix("tiny-")
     if family in {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(method, set()):
         with pytest.raises(ExchangeError):
             to_peft(writer, delta)
         pytest.skip("PEFT has none for this family")
-    write_adapter(tmp_path, to_peft(writer, delta), Origin(backbone=writer.fingerprint, delta="a@1", digest=""))
-    model = peft.PeftModel.from_pretrained(type(writer.lm).from_pretrained(plain), tmp_path).eval()
+    write_adapter(tmp_path, to_peft(writer, delta), ExportOrigin(backbone=writer.fingerprint, delta="a@1", digest=""))
+    model = peft.PeftModel.from_pretrained(type(writer.language_model).from_pretrained(plain), tmp_path).eval()
     batch = batch_of(writer) | ({"decoder_input_ids": batch_of(writer)["input_ids"]} if writer.family.decoder else {})
     with attached(writer, delta):
-        expected = writer.lm(**batch).logits
+        expected = writer.language_model(**batch).logits
     found, mask = model(**batch).logits[:, -expected.shape[1] :], batch["attention_mask"][..., None]
     torch.testing.assert_close(found * mask, expected * mask, rtol=1e-3, atol=1e-4)
     _, settings, values = from_peft(writer, read_adapter(tmp_path)[0])
     with attached(writer, replace(delta, settings=settings, values=values)):
-        torch.testing.assert_close(writer.lm(**batch).logits * mask, expected * mask, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(writer.language_model(**batch).logits * mask, expected * mask, rtol=1e-3, atol=1e-4)
 
 
 def test_equal_deltas_give_equal_files(bert: Backbone, tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("first", "second"))
     for folder in (first, second):
         folder.mkdir()
-        write(folder, bert, moved_delta(bert, "lora"))
+        write(folder, bert, perturbed_delta(bert, "lora"))
     assert {file.name: file.read_bytes() for file in first.iterdir()} == {
         file.name: file.read_bytes() for file in second.iterdir()
     }
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - exportable().keys()))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - peft_methods().keys()))
 def test_a_method_that_peft_has_not_is_refused_naming_those_it_has(bert: Backbone, method: str) -> None:
     with pytest.raises(ExchangeError, match="lora, dora"):
-        to_peft(bert, moved_delta(bert, method))
+        to_peft(bert, perturbed_delta(bert, method))
 
 
 CONFIGS: Mapping[str, Callable[[], Any]] = {
@@ -202,7 +202,7 @@ def test_what_peft_saved_computes_the_same_here(
     adapter, origin = read_adapter(pefts_own(backbone, tmp_path, CONFIGS[config]()))
     assert origin is None
     method, settings, values = from_peft(backbone, adapter)
-    delta = replace(moved_delta(backbone, method), settings=settings, values=values)
+    delta = replace(perturbed_delta(backbone, method), settings=settings, values=values)
     expected = pefts_states(backbone_folder, tmp_path, batch_of(backbone))
     torch.testing.assert_close(hidden(backbone, delta), expected, rtol=1e-4, atol=1e-5)
 
@@ -292,14 +292,14 @@ HEADS: Mapping[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("spoiled", HEADS)
 def test_a_head_that_does_not_fit_is_refused(bert: Backbone, spoiled: str, tmp_path: Path) -> None:
     changes, message = HEADS[spoiled]
-    file = write(tmp_path, bert, moved_delta(bert, "lora")) / "head.json"
+    file = write(tmp_path, bert, perturbed_delta(bert, "lora")) / "head.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ExchangeError, match=message):
         read_head(tmp_path, hidden_size=32)
 
 
 def test_half_a_head_is_refused_and_none_is_none(bert: Backbone, tmp_path: Path) -> None:
-    write(tmp_path, bert, moved_delta(bert, "lora"))
+    write(tmp_path, bert, perturbed_delta(bert, "lora"))
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(ExchangeError, match=r"head\.safetensors cannot be read"):
         read_head(tmp_path, hidden_size=32)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import moved_delta, tiny_backbone, trial_delta
+from tiny import delta_of_edits, perturbed_delta, tiny_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, ElectraConfig, OPTConfig
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual.backbone import Backbone
 from continual.deltas import Add, Edit, Reads, attached
-from continual.deltas.edit import Layers
+from continual.deltas.edit import LayerFilter
 from continual.deltas.forms import Vector
 from continual.errors import MethodError
 from continual.families import family_of
@@ -43,9 +43,9 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
 def run(backbone: Backbone) -> Tensor:
     """Every stack that edits may go to, once: last hidden states, or logits where a text is written."""
     batch = batch_of(backbone)
-    if not backbone.generates or backbone.family.decoder is None:
+    if not backbone.edits_decoder or backbone.family.decoder is None:
         return backbone.hidden_states(batch)
-    logits: Tensor = backbone.lm(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits
+    logits: Tensor = backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits
     return logits
 
 
@@ -57,13 +57,13 @@ def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor,
     for place in places:
 
         def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], place: Place = place) -> None:
-            seen[place.name] = place.entered(args, kwargs)
+            seen[place.name] = place.input_of(args, kwargs)
 
         def leave(module: nn.Module, args: object, output: Tensor, place: Place = place) -> None:
             found[place.name] = (seen[place.name], output if place.columns is None else output[..., place.columns])
 
-        undo += [place.enter.register_forward_pre_hook(enter, with_kwargs=True)]
-        undo += [place.exit.register_forward_hook(leave)]
+        undo += [place.input_module.register_forward_pre_hook(enter, with_kwargs=True)]
+        undo += [place.output_module.register_forward_hook(leave)]
     with torch.no_grad():
         run(backbone)
     for handle in undo:
@@ -73,10 +73,10 @@ def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor,
 
 def test_every_module_is_reached_by_one_site_of_the_groups(whole: Backbone) -> None:
     reached: dict[int, list[tuple[int, int]]] = {}
-    for place in (place for group in GROUPS for place in whole.places(group)):
-        assert place.enter is place.exit
+    for place in (place for group in GROUPS for place in whole.modules_at(group)):
+        assert place.input_module is place.output_module
         rows = place.weight.shape[0] if place.columns is None else place.columns.stop
-        reached.setdefault(id(place.exit), []).append((rows - place.weight.shape[0], rows))
+        reached.setdefault(id(place.output_module), []).append((rows - place.weight.shape[0], rows))
     left = {name for name, module in owners(whole.model).items() if id(module) not in reached}
     assert left <= NO_SITE
     for name, module in owners(whole.model).items():
@@ -95,14 +95,14 @@ def test_the_places_of_the_groups_hold_every_parameter(whole: Backbone) -> None:
     held = sum(
         place.weight.numel() + (0 if place.bias is None else place.bias.numel())
         for group in GROUPS
-        for place in whole.places(group)
+        for place in whole.modules_at(group)
     )
     own = owners(whole.model)
     assert held == sum(p.numel() for name in own.keys() - NO_SITE for p in own[name].parameters(recurse=False))
 
 
 def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
-    places = whole.places("projections")
+    places = whole.modules_at("projections")
     calls = calls_of(whole, list(places))
     assert calls.keys() == {place.name for place in places}
     for place in places:
@@ -112,20 +112,20 @@ def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
 
 
 def test_an_embedding_is_the_rows_that_enter_it(whole: Backbone) -> None:
-    places = whole.places("embeddings")
+    places = whole.modules_at("embeddings")
     calls = calls_of(whole, list(places))
     for place in places:
         assert place.weight.shape == (place.d_in, place.d_out)
         rows, left = calls[place.name]
-        found = F.embedding(rows, place.weight) * getattr(place.exit, "embed_scale", 1.0)
+        found = F.embedding(rows, place.weight) * getattr(place.output_module, "embed_scale", 1.0)
         torch.testing.assert_close(found.expand_as(left), left)
 
 
 def test_blocks_are_from_the_first_modules_input_to_the_lasts_output(whole: Backbone) -> None:
     blocks = {"attn": "attn.out", "ffn": "ffn.out"} | ({"cross": "cross.out"} if whole.family.decoder else {})
     for block, last in blocks.items():
-        for place, out in zip(whole.places(block), whole.places(last), strict=True):
-            assert (place.exit, place.d_out) == (out.exit, out.d_out)
+        for place, out in zip(whole.modules_at(block), whole.modules_at(last), strict=True):
+            assert (place.output_module, place.d_out) == (out.output_module, out.d_out)
             assert place.d_in == place.d_out == out.d_out
 
 
@@ -135,8 +135,8 @@ def test_what_enters_the_last_of_a_feed_forward_is_gated_where_there_is_a_gate(w
     act = ACT2FN[next(value for name in names if (value := getattr(config, name, None)))]
     gated = "ffn.gate" in whole.family.stack.sites
     sites = ["ffn.in", "ffn.out", *(["ffn.gate"] if gated else [])]
-    calls = calls_of(whole, [place for site in sites for place in whole.places(site)])
-    for place in whole.places("ffn.inner"):
+    calls = calls_of(whole, [place for site in sites for place in whole.modules_at(site)])
+    for place in whole.modules_at("ffn.inner"):
         at = place.name.removesuffix("inner")
         inner = act(calls[f"{at}gate"][1]) * calls[f"{at}in"][1] if gated else act(calls[f"{at}in"][1])
         torch.testing.assert_close(inner, calls[f"{at}out"][0], rtol=1e-4, atol=1e-5)
@@ -152,14 +152,14 @@ def test_queries_keys_and_values_are_what_attention_gets(whole: Backbone, monkey
     AttentionInterface.register("watched", attend)
     AttentionMaskInterface.register("watched", sdpa_mask)
     roles = ["attn", "cross"] if whole.family.decoder else ["attn"]
-    for place in whole.places("attn.kv"):
-        monkeypatch.setattr(place.exit.config, "_attn_implementation", "watched")
+    for place in whole.modules_at("attn.kv"):
+        monkeypatch.setattr(place.output_module.config, "_attn_implementation", "watched")
     sites = {f"{role}.{part}": (role, i) for role in roles for i, part in enumerate("qkv")}
-    calls = calls_of(whole, [place for site in sites for place in whole.places(site)])
+    calls = calls_of(whole, [place for site in sites for place in whole.modules_at(site)])
     normed = {"q", "k"} if "norm.q" in whole.family.stack.sites else set()
     for site, (role, i) in sites.items():
-        for place, whose in zip(whole.places(site), whole.places(f"{role}.kv"), strict=True):
-            made, states = calls[place.name][1], got[id(whose.exit)][i]
+        for place, whose in zip(whole.modules_at(site), whole.modules_at(f"{role}.kv"), strict=True):
+            made, states = calls[place.name][1], got[id(whose.output_module)][i]
             assert made.shape == states.shape
             if site.endswith(".v"):
                 torch.testing.assert_close(states, made)
@@ -175,11 +175,11 @@ def test_gates_are_where_they_should_be(backbone: Backbone) -> None:
 
 
 def test_lora_at_all_projections_is_the_model_with_weights_plus_scaled_ba(whole: Backbone) -> None:
-    delta = moved_delta(whole, "lora", rank=4, alpha=6.0)
-    network = deepcopy(whole.whole)
-    other = replace(whole, model=network.base_model, lm=None if whole.lm is None else network)
+    delta = perturbed_delta(whole, "lora", rank=4, alpha=6.0)
+    network = deepcopy(whole.base_module)
+    other = replace(whole, model=network.base_model, lm=None if whole.language_model is None else network)
     with torch.no_grad():
-        for place in other.places("projections"):
+        for place in other.modules_at("projections"):
             a, b = (delta.values[f"{place.name}/0/{name}"] for name in "AB")
             place.weight.add_(6.0 / 4 * b @ a)
         expected = run(other)
@@ -191,13 +191,13 @@ def test_lora_at_all_projections_is_the_model_with_weights_plus_scaled_ba(whole:
 
 @pytest.mark.parametrize("method", ["lora", "adapter", "bitfit"])
 def test_a_task_that_generates_trains_every_value(writer: Backbone, method: str) -> None:
-    delta, batch = moved_delta(writer, method).trainable(torch.device("cpu")), batch_of(writer)
+    delta, batch = perturbed_delta(writer, method).trainable(torch.device("cpu")), batch_of(writer)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with attached(writer, delta):
-        writer.lm(**batch, labels=labels).loss.backward()
+        writer.language_model(**batch, labels=labels).loss.backward()
     still = {key for key, value in delta.values.items() if value.grad is None or value.grad.abs().max() < 1e-7}
     assert {key.rpartition(".")[2].split("/")[0] for key in still} <= {"k"}  # a key's bias moves all scores alike
-    assert all(parameter.grad is None for parameter in writer.whole.parameters())
+    assert all(parameter.grad is None for parameter in writer.base_module.parameters())
 
 
 SEQ2SEQ = ("t5", "t5-gated", "bart")
@@ -209,24 +209,26 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
     writes = replace(reads, generates=True)
     encoder = [f"layer.{layer}.attn.q" for layer in range(3)]
     decoder = [f"decoder.layer.{layer}.attn.q" for layer in range(2)]
-    assert [place.name for place in reads.places("attn.q")] == encoder
-    assert [place.name for place in writes.places("attn.q")] == encoder + decoder
-    assert [place.name for place in writes.places("cross.kv")] == [f"decoder.layer.{n}.cross.kv" for n in range(2)]
-    assert {place.name for place in reads.places("projections")} < {p.name for p in writes.places("projections")}
-    assert "decoder.layer.1.norm.cross" in {place.name for place in writes.places("norms")}
-    assert "decoder.embed.word" in {place.name for place in writes.places("embeddings")}
+    assert [place.name for place in reads.modules_at("attn.q")] == encoder
+    assert [place.name for place in writes.modules_at("attn.q")] == encoder + decoder
+    assert [place.name for place in writes.modules_at("cross.kv")] == [f"decoder.layer.{n}.cross.kv" for n in range(2)]
+    assert {place.name for place in reads.modules_at("projections")} < {
+        p.name for p in writes.modules_at("projections")
+    }
+    assert "decoder.layer.1.norm.cross" in {place.name for place in writes.modules_at("norms")}
+    assert "decoder.embed.word" in {place.name for place in writes.modules_at("embeddings")}
     with pytest.raises(MethodError, match=r"cross\.q.*decoder.*generates.*attn\.q"):
-        reads.places("cross.q")
+        reads.modules_at("cross.q")
 
 
 def test_layers_are_counted_in_the_stack_that_they_are_of() -> None:
     writes = replace(tiny_backbone("bart"), generates=True)
-    top = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((-1,))))
+    top = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}
-    third = trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((2,))))
+    third = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((2,))))
     assert set(third.values) == {"layer.2.ffn.out/0/vector"}
     with pytest.raises(MethodError, match="0 to 2"):
-        trial_delta(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), Layers((3,))))
+        delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((3,))))
 
 
 @pytest.mark.parametrize("kind", SEQ2SEQ)
@@ -241,7 +243,7 @@ def test_without_generating_only_the_encoder_runs(kind: str) -> None:
 
 def test_dimensions_follow_the_model() -> None:
     def sizes(kind: str, site: str) -> tuple[int, int]:
-        place = tiny_backbone(kind).places(site)[0]
+        place = tiny_backbone(kind).modules_at(site)[0]
         return place.d_in, place.d_out
 
     assert sizes("llama", "attn.q") == (32, 32)
@@ -258,7 +260,7 @@ def test_dimensions_follow_the_model() -> None:
 
 
 def test_the_lowest_layer_of_modernbert_has_no_norm_before_its_attention() -> None:
-    names = [place.name for place in tiny_backbone("modernbert").places("norm.attn")]
+    names = [place.name for place in tiny_backbone("modernbert").modules_at("norm.attn")]
     assert names == ["layer.1.norm.attn", "layer.2.norm.attn"]
 
 

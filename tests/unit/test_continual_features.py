@@ -9,7 +9,7 @@ from tiny_models import POSITIONS
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.features import features, pad, pool, shuffled_batches, sorted_batches, tokenize
+from continual.features import encode, pad, pool, shuffled_batches, sorted_batches, tokenize
 from tasks import Text
 
 PAIR = ("purr meow kitten", "bark")
@@ -44,7 +44,7 @@ def test_inference_takes_every_row_once_by_length(lengths: list[int], size: int)
 
 
 def alone(backbone: Backbone, text: Text) -> Tensor:
-    return features(backbone, tokenize(backbone, [text], max_length=32))[0]
+    return encode(backbone, tokenize(backbone, [text], max_length=32))[0]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -52,14 +52,14 @@ def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, pooling: str) -> 
     from dataclasses import replace
 
     pooled_so = replace(backbone, pooling=pooling)
-    together = features(pooled_so, tokenize(backbone, TEXTS, max_length=32))
+    together = encode(pooled_so, tokenize(backbone, TEXTS, max_length=32))
     assert together.shape == (len(TEXTS), backbone.hidden_size)
     torch.testing.assert_close(together, torch.stack([alone(pooled_so, t) for t in TEXTS]), rtol=0, atol=1e-5)
 
 
 def test_more_rows_than_a_batch_come_back_in_their_order(bert: Backbone) -> None:
     texts = rows_of("animals", 150).texts
-    found = features(bert, tokenize(bert, texts, max_length=32))
+    found = encode(bert, tokenize(bert, texts, max_length=32))
     for i in (0, 63, 64, 149):
         torch.testing.assert_close(found[i], alone(bert, texts[i]), rtol=0, atol=1e-5)
 
@@ -91,14 +91,14 @@ def test_types_tell_the_two_texts_apart_where_the_family_has_them(bert: Backbone
 
 
 def test_the_second_text_and_the_order_of_a_pair_count(backbone: Backbone) -> None:
-    vectors = features(backbone, tokenize(backbone, [PAIR, PAIR[::-1], (PAIR[0], "wave")], max_length=32))
+    vectors = encode(backbone, tokenize(backbone, [PAIR, PAIR[::-1], (PAIR[0], "wave")], max_length=32))
     assert not torch.allclose(vectors[0], vectors[1])
     assert not torch.allclose(vectors[0], vectors[2])
 
 
 def test_pairs_and_single_texts_may_be_mixed(backbone: Backbone) -> None:
     mixed: list[Text] = ["wave", PAIR, "", ("", ""), "tide", ("sail", "")]
-    found = features(backbone, tokenize(backbone, mixed, max_length=32))
+    found = encode(backbone, tokenize(backbone, mixed, max_length=32))
     torch.testing.assert_close(found, torch.stack([alone(backbone, t) for t in mixed]), rtol=0, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_texts_longer_than_the_positions_are_cut(backbone: Backbone, text: Text)
     assert backbone.longest_input == POSITIONS
     tokens = tokenize(backbone, [text, "wave"], max_length=100_000)
     assert tokens.lengths[0] == POSITIONS, "as many tokens as the model takes are read"
-    assert features(backbone, tokens).isfinite().all()
+    assert encode(backbone, tokens).isfinite().all()
 
 
 @pytest.mark.parametrize("text", [LONG, (LONG, "wave")], ids=["one", "pair"])
@@ -120,7 +120,7 @@ def test_texts_longer_than_the_positions_are_cut(backbone: Backbone, text: Text)
 def test_max_length_holds_down_to_the_least_that_a_budget_allows(backbone: Backbone, text: Text, length: int) -> None:
     tokens = tokenize(backbone, [text], max_length=length)
     assert tokens.lengths[0] <= length
-    assert features(backbone, tokens).isfinite().all()
+    assert encode(backbone, tokens).isfinite().all()
 
 
 def test_of_a_pair_the_longer_side_is_cut_first(bert: Backbone) -> None:
@@ -129,13 +129,13 @@ def test_of_a_pair_the_longer_side_is_cut_first(bert: Backbone) -> None:
 
 
 def test_nothing_gives_nothing(backbone: Backbone) -> None:
-    assert features(backbone, tokenize(backbone, [], max_length=32)).shape == (0, backbone.hidden_size)
+    assert encode(backbone, tokenize(backbone, [], max_length=32)).shape == (0, backbone.hidden_size)
 
 
 def test_a_real_backbones_vectors_do_not_depend_on_their_batch(minilm: Backbone) -> None:
     texts: list[Text] = ["my card is lost", "the film was dull", PAIR, LONG]
-    together = features(minilm, tokenize(minilm, texts, max_length=64))
+    together = encode(minilm, tokenize(minilm, texts, max_length=64))
     assert together.shape == (4, 384)
     for text, vector in zip(texts, together, strict=True):
-        expected = features(minilm, tokenize(minilm, [text], max_length=64))[0]
+        expected = encode(minilm, tokenize(minilm, [text], max_length=64))[0]
         torch.testing.assert_close(vector, expected, rtol=0, atol=1e-5)

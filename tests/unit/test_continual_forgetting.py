@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continual.forgetting import Measures, mean, measures
+from continual.forgetting import ContinualMeasures, continual_measures, mean
 
 # Three tasks; the first is forgotten by half and comes back in part, the second gets better.
 BY_HAND = [
@@ -18,7 +18,7 @@ BEFORE = [0.5, 0.1, 0.5]
 
 
 def test_three_tasks_by_hand() -> None:
-    found = measures(BY_HAND, BEFORE)
+    found = continual_measures(BY_HAND, BEFORE)
     assert found.acc == pytest.approx((0.7 + 0.9 + 0.6) / 3)
     assert found.bwt == pytest.approx(((0.7 - 0.9) + (0.9 - 0.8)) / 2)
     assert found.fwt == pytest.approx(((0.3 - 0.1) + (0.4 - 0.5)) / 2)
@@ -28,28 +28,30 @@ def test_three_tasks_by_hand() -> None:
 
 
 def test_forgetting_counts_from_the_best_row_and_bwt_from_the_tasks_own() -> None:
-    found = measures([[0.5, None, None], [0.9, 0.5, None], [0.6, 0.5, 0.5]])
+    found = continual_measures([[0.5, None, None], [0.9, 0.5, None], [0.6, 0.5, 0.5]])
     assert found.forgetting == pytest.approx(((0.9 - 0.6) + 0.0) / 2)
     assert found.bwt == pytest.approx(((0.6 - 0.5) + 0.0) / 2)
 
 
 def test_the_last_row_is_not_in_the_maximum() -> None:
-    assert measures([[0.4, None], [0.9, 0.5]]).forgetting == pytest.approx(-0.5)
+    assert continual_measures([[0.4, None], [0.9, 0.5]]).forgetting == pytest.approx(-0.5)
 
 
 def test_one_task_and_none() -> None:
-    alone = measures([[0.8]], [0.5])
-    assert alone == Measures(acc=0.8, bwt=None, fwt=None, forgetting=None, la=0.8, aia=0.8)
-    assert measures([]) == Measures(None, None, None, None, None, None)
-    assert measures([], []) == measures([])
+    alone = continual_measures([[0.8]], [0.5])
+    assert alone == ContinualMeasures(acc=0.8, bwt=None, fwt=None, forgetting=None, la=0.8, aia=0.8)
+    assert continual_measures([]) == ContinualMeasures(None, None, None, None, None, None)
+    assert continual_measures([], []) == continual_measures([])
 
 
 def test_transfer_is_of_what_was_measured() -> None:
     """What is above the diagonal may be missing, as for a routed task; nothing measured gives nothing."""
-    assert measures(BY_HAND).fwt is None
-    assert measures([[0.9, 0.3, None], [0.5, 0.8, None], [0.7, 0.9, 0.6]], BEFORE).fwt == pytest.approx(0.2)
-    assert measures([[0.9, 0.3, 0.1], [0.5, 0.8, 0.4], [0.7, 0.9, 0.6]], [None, None, 0.1]).fwt == pytest.approx(0.3)
-    assert measures([[0.9, None], [0.9, 0.8]], [0.5, 0.5]).fwt is None
+    assert continual_measures(BY_HAND).fwt is None
+    assert continual_measures([[0.9, 0.3, None], [0.5, 0.8, None], [0.7, 0.9, 0.6]], BEFORE).fwt == pytest.approx(0.2)
+    assert continual_measures(
+        [[0.9, 0.3, 0.1], [0.5, 0.8, 0.4], [0.7, 0.9, 0.6]], [None, None, 0.1]
+    ).fwt == pytest.approx(0.3)
+    assert continual_measures([[0.9, None], [0.9, 0.8]], [0.5, 0.5]).fwt is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_transfer_is_of_what_was_measured() -> None:
 )
 def test_a_matrix_that_is_not_square_is_refused(matrix: Any) -> None:
     with pytest.raises(ValueError, match="as many columns as rows"):
-        measures(matrix)
+        continual_measures(matrix)
 
 
 @pytest.mark.parametrize(("t", "i"), [(0, 0), (1, 0), (1, 1)])
@@ -65,13 +67,13 @@ def test_a_missing_score_is_refused_by_name(t: int, i: int) -> None:
     matrix: list[list[float | None]] = [[0.9, None], [0.7, 0.8]]
     matrix[t][i] = None
     with pytest.raises(ValueError, match=f"task {i + 1} after task {t + 1} is missing"):
-        measures(matrix)
+        continual_measures(matrix)
 
 
 @pytest.mark.parametrize("before", [[0.5], [0.5, 0.5, 0.5]], ids=["short", "long"])
 def test_as_many_scores_before_as_tasks(before: list[float]) -> None:
     with pytest.raises(ValueError, match="before"):
-        measures([[0.9, 0.4], [0.7, 0.8]], before)
+        continual_measures([[0.9, 0.4], [0.7, 0.8]], before)
 
 
 def test_mean_of_nothing_is_nothing() -> None:
@@ -91,15 +93,15 @@ def matrices(draw: st.DrawFn) -> list[list[float]]:
 @given(matrices())
 def test_forgetting_is_at_least_what_is_lost_since_learning(matrix: list[list[float]]) -> None:
     """max_l R[l, i] ≥ R[i, i] for every i < T, so forgetting ≥ −BWT; equal where no score rose in between."""
-    found = measures(matrix)
+    found = continual_measures(matrix)
     assert found.forgetting >= -found.bwt - 1e-12
-    two = measures([row[:2] for row in matrix[:2]])
+    two = continual_measures([row[:2] for row in matrix[:2]])
     assert two.forgetting == pytest.approx(-two.bwt)
 
 
 @given(matrices())
 def test_means_stay_between_the_least_and_the_greatest(matrix: list[list[float]]) -> None:
-    found, size = measures(matrix), len(matrix)
+    found, size = continual_measures(matrix), len(matrix)
     assert min(matrix[-1]) - 1e-12 <= found.acc <= max(matrix[-1]) + 1e-12
     diagonal = [matrix[i][i] for i in range(size)]
     assert min(diagonal) - 1e-12 <= found.la <= max(diagonal) + 1e-12
@@ -111,7 +113,7 @@ def test_means_stay_between_the_least_and_the_greatest(matrix: list[list[float]]
 @given(st.lists(SCORES, min_size=2, max_size=6))
 def test_scores_that_never_change_are_neither_forgotten_nor_gained(scores: list[float]) -> None:
     """Exactly: isolated deltas must show a zero, not something near it."""
-    found = measures([scores] * len(scores), scores)
+    found = continual_measures([scores] * len(scores), scores)
     assert (found.bwt, found.forgetting, found.fwt) == (0.0, 0.0, 0.0)
     assert found.acc == found.la
 
@@ -119,4 +121,4 @@ def test_scores_that_never_change_are_neither_forgotten_nor_gained(scores: list[
 @given(matrices(), st.floats(-5, 5))
 def test_what_stands_above_the_diagonal_bears_on_transfer_alone(matrix: list[list[float]], other: float) -> None:
     changed = [[other if i > t else value for i, value in enumerate(row)] for t, row in enumerate(matrix)]
-    assert measures(changed) == measures(matrix)
+    assert continual_measures(changed) == continual_measures(matrix)

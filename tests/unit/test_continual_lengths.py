@@ -12,15 +12,15 @@ from tiny_models import POSITIONS
 from continual import Learner, read_stream
 from continual.audit import audit_stream
 from continual.backbone import Backbone
-from continual.checked import check
-from continual.deltas import attached, fresh_values
+from continual.checked import load_and_check
+from continual.deltas import attached, init_values
 from continual.errors import InputError, MethodError
-from continual.features import making_room, tokenize
-from continual.kinds import Seen
+from continual.features import reserve_tokens, tokenize
+from continual.kinds import ForwardContext
 from continual.kinds.generation import Generation
-from continual.settings import settings
+from continual.settings import resolve_locations
 from registry import Registry
-from tasks import Rows, Wording
+from tasks import GenerationTarget, LabelledTexts
 
 LONG = "the wave of the coral tide " * 30
 ADDED = {"prompt": 5, "prefix": 5, "mam": 5, "lora": 0}
@@ -35,10 +35,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: str) -> None:
     chosen = fresh_delta(bertlike, method, **({"length": 5} if ADDED[method] else {})).settings
     assert chosen.added_tokens == ADDED[method]
-    roomy = making_room(bertlike, chosen)
+    roomy = reserve_tokens(bertlike, chosen)
     assert roomy.longest_input == bertlike.longest_input - ADDED[method]
     assert tokenize(roomy, [LONG], max_length=100_000).lengths == [roomy.longest_input]
-    assert making_room(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
+    assert reserve_tokens(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
 
 
 def test_parts_add_up(bert: Backbone) -> None:
@@ -49,7 +49,7 @@ def test_parts_add_up(bert: Backbone) -> None:
 
 def test_a_method_that_leaves_no_room_is_refused(bert: Backbone) -> None:
     with pytest.raises(MethodError, match=r"adds 33 tokens.*takes 40.*32 at most"):
-        making_room(bert, fresh_delta(bert, "prompt", length=33).settings)
+        reserve_tokens(bert, fresh_delta(bert, "prompt", length=33).settings)
 
 
 def write_stream(folder: Path, length: int) -> Path:
@@ -70,7 +70,7 @@ def write_stream(folder: Path, length: int) -> Path:
 
 
 def open_home(backbone: Backbone, folder: Path) -> Learner:
-    places = settings(folder / "home", {})
+    places = resolve_locations(folder / "home", {})
     folder = save_backbone(backbone, folder / "backbone")
     return Learner.open(str(folder), Registry.open(places.registry, places.blobs), device="cpu", dtype="float32")
 
@@ -88,7 +88,7 @@ def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Pa
     stream = read_stream(write_stream(tmp_path, length=39))
     with open_home(bert, tmp_path) as learner:
         with pytest.raises(InputError, match=r"mood.*adds 39 tokens[\s\S]*place.*adds 39 tokens"):
-            check(learner.backbone, learner.registry, stream)
+            load_and_check(learner.backbone, learner.registry, stream)
         assert learner.registry.deltas() == []
 
 
@@ -96,12 +96,12 @@ def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
 def test_a_long_text_leaves_room_for_what_is_written(kind: str, method: str) -> None:
     delta = fresh_delta(backbone_of(kind), method, length=10)
-    writer = making_room(replace(backbone_of(kind), generates=True), delta.settings)
-    delta = replace(delta, head=None, values=fresh_values(writer, delta.settings, seed=0))
+    writer = reserve_tokens(replace(backbone_of(kind), generates=True), delta.settings)
+    delta = replace(delta, head=None, values=init_values(writer, delta.settings, seed=0))
     answers = Generation(longest=9)
-    rows = answers.prepare(writer, Rows((LONG,), (Wording(LONG, (LONG,)),)), max_length=100_000)
+    rows = answers.prepare(writer, LabelledTexts((LONG,), (GenerationTarget(LONG, (LONG,)),)), max_length=100_000)
     if writer.architecture == "causal":
         assert len(rows.prompts[0]) + len(rows.targets[0]) + 10 == POSITIONS
     with attached(writer, delta):
         assert answers.loss(writer, delta, rows, [0]).isfinite()
-    assert len(answers.answers(writer, answers.outputs(Seen(writer, delta, rows), None), rows)) == 1
+    assert len(answers.answers(writer, answers.outputs(ForwardContext(writer, delta, rows), None), rows)) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import NEEDED, fresh_delta, moved_delta, trial_delta
+from tiny import REQUIRED_SETTINGS, delta_of_edits, fresh_delta, perturbed_delta
 from torch import Tensor, nn
 
 from continual.backbone import Backbone, fingerprint
@@ -18,11 +18,11 @@ from continual.deltas import (
     Multiply,
     Reads,
     attached,
-    finished,
-    steps,
+    finalize,
+    iterate_edits,
 )
 from continual.deltas.forms import LowRank, Vector
-from continual.deltas.merge import merged, unmergeable
+from continual.deltas.merge import merge_into_model, merge_obstacle
 from continual.errors import DeltaError, ExchangeError
 from continual.features import pad, tokenize
 
@@ -35,37 +35,39 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
 
 def kept(backbone: Backbone, method: str, **settings: Any) -> Delta:
     """A delta as the registry keeps it, away from its start by as much as training moves one."""
-    fresh, moved = (make(backbone, method, **settings) for make in (fresh_delta, moved_delta))
+    fresh, moved = (make(backbone, method, **settings) for make in (fresh_delta, perturbed_delta))
     values = {key: torch.lerp(fresh.values[key], moved.values[key], 0.2) for key in fresh.values}
-    return finished(backbone, replace(moved, values=values), stage=0)
+    return finalize(backbone, replace(moved, values=values), stage=0)
 
 
 @torch.no_grad()
 def assert_merges(backbone: Backbone, delta: Delta) -> None:
-    batch, before = batch_of(backbone), fingerprint(backbone.whole)
-    model = merged(backbone, delta)
+    batch, before = batch_of(backbone), fingerprint(backbone.base_module)
+    model = merge_into_model(backbone, delta)
     whole = replace(backbone, model=model.base_model)
     with attached(backbone, delta):
         expected = backbone.hidden_states(batch)
     assert not torch.allclose(expected, backbone.hidden_states(batch), atol=1e-3) or not delta.values
     torch.testing.assert_close(whole.hidden_states(batch), expected, rtol=1e-5, atol=1e-5)
-    assert fingerprint(backbone.whole) == before
+    assert fingerprint(backbone.base_module) == before
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def assert_merges_or_is_refused(backbone: Backbone, delta: Delta) -> None:
     """Some families lack biases that could hold what a method adds, and BART multiplies its word vectors."""
-    found = list(steps(backbone, delta.settings))
+    found = list(iterate_edits(backbone, delta.settings))
     adding = [place for place, _, edit in found if isinstance(edit.form, Vector) and isinstance(edit.compose, Add)]
     scaled = backbone.family.name == "bart" and any(place.site == "embed.word" for place, _, _ in found)
     if any(place.bias is None for place in adding) or scaled:
         with pytest.raises(ExchangeError, match="answers otherwise" if scaled else "has no bias in this model"):
-            merged(backbone, delta)
+            merge_into_model(backbone, delta)
     else:
         assert_merges(backbone, delta)
 
 
-MERGEABLE = [name for name, kind in METHODS.items() if not unmergeable(kind.model_validate(NEEDED.get(name, {})))]
+MERGEABLE = [
+    name for name, kind in METHODS.items() if not merge_obstacle(kind.model_validate(REQUIRED_SETTINGS.get(name, {})))
+]
 
 
 def test_what_can_be_merged() -> None:
@@ -84,7 +86,7 @@ def test_what_reads_a_scaled_input_is_scaled_too(backbone: Backbone) -> None:
 
 
 def moved_trial(backbone: Backbone, *edits: Edit) -> Delta:
-    delta, generator = trial_delta(backbone, *edits), torch.Generator().manual_seed(3)
+    delta, generator = delta_of_edits(backbone, *edits), torch.Generator().manual_seed(3)
     moved = {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in delta.values.items()}
     return replace(delta, values=moved)
 
@@ -98,7 +100,7 @@ def test_what_is_added_to_an_input_goes_through_the_weight(backbone: Backbone) -
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - set(MERGEABLE)))
 def test_what_is_no_change_of_weights_is_refused(bert: Backbone, method: str) -> None:
     with pytest.raises(ExchangeError, match=f"a {method} delta cannot.*no change of a weight or a bias"):
-        merged(bert, moved_delta(bert, method))
+        merge_into_model(bert, perturbed_delta(bert, method))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_what_is_no_change_of_weights_is_refused(bert: Backbone, method: str) ->
 )
 def test_an_edit_that_weights_cannot_do_is_refused(bert: Backbone, edit: Edit, reason: str) -> None:
     with pytest.raises(ExchangeError, match=reason):
-        merged(bert, moved_trial(bert, edit))
+        merge_into_model(bert, moved_trial(bert, edit))
 
 
 def test_a_bias_that_is_not_there_is_refused(bert: Backbone) -> None:
@@ -122,7 +124,7 @@ def test_a_bias_that_is_not_there_is_refused(bert: Backbone) -> None:
     model.encoder.layer[1].output.dense.bias = None
     without = replace(bert, model=model)
     with pytest.raises(ExchangeError, match=r"layer\.1\.ffn\.out has no bias"):
-        merged(without, moved_delta(without, "bitfit"))
+        merge_into_model(without, perturbed_delta(without, "bitfit"))
     assert_merges(without, kept(without, "lora"))
 
 
@@ -135,9 +137,9 @@ def test_a_module_that_is_not_what_it_seems_is_noticed(bert: Backbone) -> None:
     model.encoder.layer[0].output.dense.__class__ = Doubled
     odd = replace(bert, model=model)
     with pytest.raises(ExchangeError, match="answers otherwise"):
-        merged(odd, moved_delta(odd, "lora"))
+        merge_into_model(odd, perturbed_delta(odd, "lora"))
 
 
 def test_a_delta_of_another_backbone_is_refused(bert: Backbone) -> None:
     with pytest.raises(DeltaError, match="learned on backbone"):
-        merged(bert, replace(moved_delta(bert, "lora"), backbone="0" * 64))
+        merge_into_model(bert, replace(perturbed_delta(bert, "lora"), backbone="0" * 64))

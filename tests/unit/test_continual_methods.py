@@ -16,12 +16,12 @@ from parity import (
     with_weights,
     written_out,
 )
-from tiny import moved_delta
+from tiny import perturbed_delta
 from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
-from continual.deltas import attached, fresh_values
+from continual.deltas import attached, init_values
 from continual.deltas.full import Selective
 
 ALL_LINEAR = ("attn.q", "attn.k", "attn.v", "attn.out", "ffn.in", "ffn.out")
@@ -141,19 +141,19 @@ IN_WEIGHTS: list[tuple[Changed, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("changed", "settings"), IN_WEIGHTS, ids=lambda given: getattr(given, "__name__", ""))
 def test_it_is_the_model_with_other_weights(bertlike: Backbone, changed: Changed, settings: dict[str, Any]) -> None:
-    delta = moved_delta(bertlike, changed.__name__, **settings)
+    delta = perturbed_delta(bertlike, changed.__name__, **settings)
     expected = through_weights(bertlike, delta, lambda values: changed(bertlike, values))
     assert_same(through_delta(bertlike, delta), expected)
 
 
 def test_selective_draws_by_its_seed(bert: Backbone) -> None:
-    drawn = [frozenset(fresh_values(bert, Selective(share=0.5, seed=seed), seed=0)) for seed in (0, 0, 1, 2)]
+    drawn = [frozenset(init_values(bert, Selective(share=0.5, seed=seed), seed=0)) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
 
 
 def test_a_probe_is_the_frozen_model(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "probe")
+    delta = perturbed_delta(bertlike, "probe")
     assert delta.values == {}
     with attached(bertlike, delta):
         assert torch.equal(bertlike.hidden_states(batch_of(bertlike)), with_weights(bertlike, {}))
@@ -246,6 +246,6 @@ LAYER_BY_LAYER: list[tuple[Callable[[Backbone, Values], Tensor], dict[str, Any]]
 def test_it_is_the_model_written_out_with_the_change(
     bertlike: Backbone, hidden: Callable[[Backbone, Values], Tensor], settings: dict[str, Any]
 ) -> None:
-    delta = moved_delta(bertlike, hidden.__name__, **settings)
+    delta = perturbed_delta(bertlike, hidden.__name__, **settings)
     expected = through_equation(bertlike, delta, lambda values: hidden(bertlike, values))
     assert_same(through_delta(bertlike, delta), expected)

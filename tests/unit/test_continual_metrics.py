@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from continual.evaluate import measure, metric_score, wilson
-from continual.metrics import METRICS, word_f1, words_of
+from continual.evaluate import metric_score, score_with_interval, wilson_interval
+from continual.metrics import METRICS, normalize_words, word_f1
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=30)
@@ -63,7 +63,7 @@ def test_word_f1_of_known_pairs(right: str, answer: str, f1: float) -> None:
 
 @given(TEXTS, TEXTS)
 def test_word_f1_is_precision_and_recall(right: str, answer: str) -> None:
-    wanted, given_words = Counter(words_of(right)), Counter(words_of(answer))
+    wanted, given_words = Counter(normalize_words(right)), Counter(normalize_words(answer))
     found = word_f1(right, answer)
     assert found == pytest.approx(word_f1(answer, right))
     if not wanted or not given_words:
@@ -126,18 +126,18 @@ def test_any_text_can_be_scored_and_itself_is_best(metric: str, answers: list[st
 def test_shares_of_rows_have_wilsons_interval_and_others_the_bootstraps() -> None:
     truth = [("x",)] * 20
     answers = ["x"] * 15 + ["y"] * 5
-    exact = measure("exact_match", truth, answers, kind="span")
-    assert (exact.low, exact.high) == wilson(0.75, 20)
-    f1 = measure("f1", truth, answers, kind="span")
+    exact = score_with_interval("exact_match", truth, answers, kind="span")
+    assert (exact.low, exact.high) == wilson_interval(0.75, 20)
+    f1 = score_with_interval("f1", truth, answers, kind="span")
     assert f1.low < f1.value == 0.75 < f1.high
     assert abs((f1.high - f1.low) / 2 - 1.96 * math.sqrt(0.75 * 0.25 / 20)) < 0.08
-    assert measure("f1", truth, answers, kind="span") == f1
+    assert score_with_interval("f1", truth, answers, kind="span") == f1
 
 
 def test_the_interval_of_a_correlation_brackets_it() -> None:
     draw = np.random.default_rng(0)
     truth = draw.normal(size=200)
-    found = measure("pearson", truth.tolist(), (truth + draw.normal(size=200)).tolist(), kind="regression")
+    found = score_with_interval("pearson", truth.tolist(), (truth + draw.normal(size=200)).tolist(), kind="regression")
     low, high = stats.pearsonr(truth, truth + np.random.default_rng(1).normal(size=200)).confidence_interval()
     assert found.low < found.value < found.high
     assert found.high - found.low == pytest.approx(high - low, rel=0.4)

@@ -14,13 +14,13 @@ from page_cases import HOSTILE, Parsed, leaves
 from continual import page as package
 from continual.errors import InputError
 from continual.page import Section, Table, page, write_page
-from continual.page.curves import curve_panels
-from continual.page.document import shown
+from continual.page.curves import learning_curve_panels
+from continual.page.document import format_cell
 from continual.page.figure import inline_svg
-from continual.page.heat import Scale, heat_table, scale_of
+from continual.page.heat import ColorScale, heatmap_table, shared_color_scale
 from continual.page.lineage import lineage_graph
 from continual.page.render import TEMPLATES, render
-from continual.visible import visible
+from continual.visible import escape_control_characters
 
 CSS = (Path(package.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
 
@@ -43,9 +43,9 @@ def whole(text: str) -> str:
         text,
         [
             Section("Table", table=table, caption=text),
-            Section(text, drawn=heat_table([[0.5]], [text], scale=Scale(0, 1), caption=text, corner=text)),
-            Section("Curves", drawn=curve_panels({text: [0.1, 0.2]})),
-            Section("Lineage", drawn=lineage_graph(edges)),
+            Section(text, html=heatmap_table([[0.5]], [text], scale=ColorScale(0, 1), caption=text, corner=text)),
+            Section("Curves", html=learning_curve_panels({text: [0.1, 0.2]})),
+            Section("Lineage", html=lineage_graph(edges)),
             Section("Figure", figure=figure(text="label"), caption=text),
         ],
         summary=text,
@@ -60,10 +60,10 @@ PLAIN = Parsed(whole("plain"))
 def test_any_text_is_text(text: str) -> None:
     found = Parsed(whole(text))
     assert found.tags == PLAIN.tags
-    assert found.inside("h1") == [visible(text)]
-    assert found.inside("title")[0] == visible(text)
-    assert found.of("title") == [visible(text)] * len(PLAIN.of("title"))
-    assert visible(text) in found.of("aria-label")
+    assert found.inside("h1") == [escape_control_characters(text)]
+    assert found.inside("title")[0] == escape_control_characters(text)
+    assert found.of("title") == [escape_control_characters(text)] * len(PLAIN.of("title"))
+    assert escape_control_characters(text) in found.of("aria-label")
     whole(text).encode()
 
 
@@ -105,7 +105,7 @@ def test_numbers_stand_on_the_right() -> None:
         ["c", "1.000", "0", "–", "–"],
     ]
     assert Table(("share",), ((0.0148,),), {"share": ".2%"}).texts == [["1.48%"]]
-    assert shown(float("nan")) == "nan"
+    assert format_cell(float("nan")) == "nan"
     html = page("p", [Section("s", table=table)])
     assert html.count('class="number"') == 3 * (1 + len(rows))
 
@@ -163,11 +163,14 @@ def test_an_image_in_a_figure_is_in_the_page() -> None:
 
 
 def test_a_matrix_is_a_table_whose_cells_are_coloured() -> None:
-    scale = scale_of([[0.5, None], [0.7, 1.0]])
-    assert (scale, [scale.level(value) for value in (0.0, 0.5, 0.75, 1.0, 2.0)]) == (Scale(0.5, 1.0), [0, 0, 5, 10, 10])
-    assert scale_of([[0.9, 0.9]]) == Scale(pytest.approx(0.8), 0.9)
-    assert scale_of([]).high == 1.0
-    html = heat_table([[0.5, None], [0.7, 1.0]], ["a", "b"], scale=scale, caption="Scores", corner="after")
+    scale = shared_color_scale([[0.5, None], [0.7, 1.0]])
+    assert (scale, [scale.level(value) for value in (0.0, 0.5, 0.75, 1.0, 2.0)]) == (
+        ColorScale(0.5, 1.0),
+        [0, 0, 5, 10, 10],
+    )
+    assert shared_color_scale([[0.9, 0.9]]) == ColorScale(pytest.approx(0.8), 0.9)
+    assert shared_color_scale([]).high == 1.0
+    html = heatmap_table([[0.5, None], [0.7, 1.0]], ["a", "b"], scale=scale, caption="Scores", corner="after")
     parsed = Parsed(html)
     assert parsed.inside("td") == ["0.50", "0.70", "1.00"]
     cells = [tag for tag in parsed.tags if tag[0] == "td"]
@@ -234,13 +237,13 @@ def test_long_names_stay_in_their_boxes(name: str) -> None:
 
 
 def test_the_best_epoch_of_a_curve_stands_out() -> None:
-    parsed = Parsed(curve_panels({"a": [0.5, 0.9, 0.7], "b": [0.2, 0.2]}))
+    parsed = Parsed(learning_curve_panels({"a": [0.5, 0.9, 0.7], "b": [0.2, 0.2]}))
     assert parsed.of("r") == ["2", "4", "2", "4", "2"]
     heights = [float(value) for value in parsed.of("cy")]
     assert heights[1] < heights[2] < heights[0]
     assert heights[3] == heights[4]
     assert parsed.of("aria-label")[0] == "a: 0.500 before training, at best 0.900 after epoch 1 of 2"
-    assert Parsed(curve_panels({"a": [0.5]})).of("r") == ["4"]
+    assert Parsed(learning_curve_panels({"a": [0.5]})).of("r") == ["4"]
 
 
 def test_what_a_template_lacks_is_an_error() -> None:

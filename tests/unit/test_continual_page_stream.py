@@ -7,14 +7,14 @@ import pytest
 from page_cases import HOSTILE, Parsed, fill_stream, leaves
 
 from continual.page import stream_page
-from continual.report import report
-from continual.visible import visible
+from continual.report import stream_report
+from continual.visible import escape_control_characters
 from registry import purge_task
 
 
 def paged(folder: Path, *tasks: str, **more: Any) -> tuple[dict[str, Any], Parsed]:
     with fill_stream(folder, tasks, **more) as registry:
-        document = report(registry, "core")
+        document = stream_report(registry, "core")
         html = stream_page(registry, document)
     assert leaves(html) == []
     return document, Parsed(html)
@@ -56,7 +56,7 @@ def test_hostile_names_break_nothing(tmp_path: Path, tmp_path_factory: pytest.Te
     _, plain = paged(tmp_path, *(f"task{i}" for i in range(len(HOSTILE))), unlearned=["left"])
     _, page = paged(tmp_path_factory.mktemp("hostile"), *HOSTILE, unlearned=["<i>left</i>"])
     assert page.tags == plain.tags
-    assert {visible(name) for name in (*HOSTILE, "<i>left</i>")} <= set(page.inside("bdi"))
+    assert {escape_control_characters(name) for name in (*HOSTILE, "<i>left</i>")} <= set(page.inside("bdi"))
 
 
 def test_a_stream_of_which_nothing_is_learned(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_one_task_and_many(tmp_path: Path, tasks: int, dense: bool) -> None:
 def test_a_purged_task_is_blank(tmp_path: Path) -> None:
     with fill_stream(tmp_path, ["sst2", "trec"]) as registry:
         purge_task(registry, "sst2")
-        page = Parsed(stream_page(registry, report(registry, "core")))
+        page = Parsed(stream_page(registry, stream_report(registry, "core")))
     assert page.inside("td") == ["0.45", "0.70", "0.40", "100.0"]
     assert len(page.of("points")) == 1

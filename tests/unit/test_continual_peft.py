@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from parity import Owner, assert_same, batch_of, module_names, through_delta, through_parameters, whole
-from tiny import moved_delta, tiny_backbone
+from tiny import perturbed_delta, tiny_backbone
 from torch import Tensor
 
 from continual.backbone import Backbone
@@ -37,7 +37,7 @@ def assert_pefts(backbone: Backbone, delta: Delta, model: Any, owners: dict[str,
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
     sites = ("attn.q", "attn.v")
-    delta = moved_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
+    delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
     config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], use_dora=method == "dora")
     model = wrapped(bertlike, config)
     owners = {}
@@ -52,7 +52,7 @@ def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
 
 
 def test_ia3_is_pefts(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "ia3")
+    delta = perturbed_delta(bertlike, "ia3")
     inner = r".*layer\.\d+\.output\.dense"
     model = wrapped(bertlike, peft.IA3Config(target_modules=rf".*\.key|.*\.value|{inner}", feedforward_modules=inner))
     owners = {}
@@ -64,7 +64,7 @@ def test_ia3_is_pefts(bertlike: Backbone) -> None:
 
 
 def test_prompt_tuning_is_pefts(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "prompt", length=3)
+    delta = perturbed_delta(bertlike, "prompt", length=3)
     model = wrapped(bertlike, peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     owners = {"tokens/0/words": whole(model.prompt_encoder["default"].embedding.weight)}
     assert_pefts(bertlike, delta, model, owners, added=3)
@@ -77,7 +77,7 @@ def test_prefix_tuning_is_pefts(kind: str) -> None:
     Not so where a token sees but a window before it, as in Qwen2: there PEFT's prefix is out of sight of later tokens.
     """
     backbone = tiny_backbone(kind)
-    delta = moved_delta(backbone, "prefix", length=3)
+    delta = perturbed_delta(backbone, "prefix", length=3)
     model = wrapped(backbone, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     table = model.prompt_encoder["default"].embedding.weight  # [P, keys and values of the lowest layer, …]
     owners: dict[str, Owner] = {}

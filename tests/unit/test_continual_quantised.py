@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import fresh_delta, labels_of, logits, moved_delta, prepared, save_backbone, tiny_backbone
+from tiny import fresh_delta, labels_of, logits, perturbed_delta, prepared_rows, save_backbone, tiny_backbone
 from torch import Tensor
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes (extra `quantized`) is not installed")
-from packed import WIDE, folder, packed, plain, unpacked
+from packed import HIDDEN_SIZE, checkpoint_folder, dequantized_backbone, float_backbone, quantized_backbone
 
 from continual.backbone import Backbone, fingerprint, load_backbone
 from continual.deltas import METHODS, Bank, Delta, attached
-from continual.deltas.merge import merged
+from continual.deltas.merge import merge_into_model
 from continual.errors import BackboneError, ExchangeError, MethodError
 from continual.features import pad
 from continual.kinds.classification import Classification
-from continual.kinds.language import losses, written
+from continual.kinds.language import generate_greedy, token_nll
 from continual.quantised import plain_name
 
 CHANGES_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "dora", "intrinsic"}
-WRITERS = [kind for kind in WIDE if kind != "bert"]
+WRITERS = [kind for kind in HIDDEN_SIZE if kind != "bert"]
 
 
 @pytest.fixture(params=(8, 4))
@@ -32,7 +32,7 @@ def bits(request: pytest.FixtureRequest) -> int:
     return number
 
 
-@pytest.fixture(params=WIDE)
+@pytest.fixture(params=HIDDEN_SIZE)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -44,12 +44,12 @@ def put_on(backbone: Backbone, delta: Delta) -> Delta:
 
 def answered(backbone: Backbone, delta: Delta) -> tuple[Tensor, dict[str, Tensor]]:
     """The states of some texts, and the gradients of the delta's values."""
-    rows = prepared(backbone, "mood", 6)
+    rows = prepared_rows(backbone, "mood", 6)
     learned = put_on(backbone, delta).trainable(backbone.device)
     with attached(backbone, learned):
         loss = Classification(labels_of("mood")).loss(backbone, learned, rows, range(6))
         torch.autograd.backward(loss)
-        with torch.no_grad(), backbone.precision():
+        with torch.no_grad(), backbone.autocast():
             states = backbone.hidden_states(pad(backbone, rows.tokens, range(6)))
     return states.float(), {key: value.grad for key, value in learned.values.items() if value.grad is not None}
 
@@ -60,17 +60,19 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 def test_answers_and_gradients_are_those_of_the_unpacked_weights(kind: str, bits: int) -> None:
     """Packed weights are as far from exact arithmetic as the same weights in bfloat16 are, unpacked."""
-    delta = moved_delta(plain(kind), "lora", rank=2)
-    exact = answered(unpacked(kind, bits, "float32"), delta)
-    found, rounded = (_apart_from(exact, answered(own(kind, bits), delta)) for own in (packed, unpacked))
+    delta = perturbed_delta(float_backbone(kind), "lora", rank=2)
+    exact = answered(dequantized_backbone(kind, bits, "float32"), delta)
+    found, rounded = (
+        _apart_from(exact, answered(own(kind, bits), delta)) for own in (quantized_backbone, dequantized_backbone)
+    )
     assert all(own < 2 * other + 0.01 for own, other in zip(found, rounded, strict=True)), (found, rounded)
 
 
 def test_in_float32_4_bits_are_exact(kind: str) -> None:
-    delta = moved_delta(plain(kind), "lora", rank=2)
-    own, exact = (answered(make(kind, 4, "float32"), delta) for make in (packed, unpacked))
+    delta = perturbed_delta(float_backbone(kind), "lora", rank=2)
+    own, exact = (answered(make(kind, 4, "float32"), delta) for make in (quantized_backbone, dequantized_backbone))
     assert max(_apart_from(exact, own)) < 1e-4
-    assert packed(kind, 4, "float32").fingerprint == packed(kind, 4).fingerprint
+    assert quantized_backbone(kind, 4, "float32").fingerprint == quantized_backbone(kind, 4).fingerprint
 
 
 def _apart_from(exact: tuple[Tensor, dict[str, Tensor]], own: tuple[Tensor, dict[str, Tensor]]) -> tuple[float, float]:
@@ -81,48 +83,57 @@ def _apart_from(exact: tuple[Tensor, dict[str, Tensor]], own: tuple[Tensor, dict
 
 
 def test_what_was_computed_before_does_not_matter(kind: str, bits: int) -> None:
-    backbone = load_backbone(str(folder(kind)), device="cpu", bits=bits)
-    delta = put_on(backbone, moved_delta(plain(kind), "lora", rank=2))
+    backbone = load_backbone(str(checkpoint_folder(kind)), device="cpu", bits=bits)
+    delta = put_on(backbone, perturbed_delta(float_backbone(kind), "lora", rank=2))
     _, first = answered(backbone, delta)
     said = logits(backbone, delta, _tokens(kind))
     _, second = answered(backbone, delta)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert torch.equal(said, logits(backbone, delta, _tokens(kind)))
-    assert backbone.fingerprint == fingerprint(backbone.whole)
+    assert backbone.fingerprint == fingerprint(backbone.base_module)
 
 
 def _tokens(kind: str) -> Any:
-    return prepared(plain(kind), "mood", 5, seed=3).tokens
+    return prepared_rows(float_backbone(kind), "mood", 5, seed=3).tokens
 
 
 def test_it_is_another_backbone_and_always_the_same(kind: str, bits: int) -> None:
-    first = packed(kind, bits)
-    second = load_backbone(f"{folder(kind)}@{bits}bit", device="cpu")
-    assert first.fingerprint == second.fingerprint == fingerprint(first.whole)
-    assert first.name == second.name == f"{folder(kind)}@{bits}bit"
-    assert len({plain(kind).fingerprint, packed(kind, 8).fingerprint, packed(kind, 4).fingerprint}) == 3
+    first = quantized_backbone(kind, bits)
+    second = load_backbone(f"{checkpoint_folder(kind)}@{bits}bit", device="cpu")
+    assert first.fingerprint == second.fingerprint == fingerprint(first.base_module)
+    assert first.name == second.name == f"{checkpoint_folder(kind)}@{bits}bit"
+    assert (
+        len(
+            {
+                float_backbone(kind).fingerprint,
+                quantized_backbone(kind, 8).fingerprint,
+                quantized_backbone(kind, 4).fingerprint,
+            }
+        )
+        == 3
+    )
     assert first.dtype == torch.bfloat16
-    assert first.parameter_count == plain(kind).parameter_count
+    assert first.parameter_count == float_backbone(kind).parameter_count
     embeddings = first.model.get_input_embeddings().weight
-    assert torch.equal(embeddings, plain(kind).model.get_input_embeddings().weight)
+    assert torch.equal(embeddings, float_backbone(kind).model.get_input_embeddings().weight)
 
 
 def test_a_checkpoint_that_is_quantised_already_is_the_same_backbone(kind: str, bits: int, tmp_path: Path) -> None:
-    save_backbone(packed(kind, bits), tmp_path)
+    save_backbone(quantized_backbone(kind, bits), tmp_path)
     loaded = load_backbone(str(tmp_path), device="cpu")
-    assert loaded.fingerprint == packed(kind, bits).fingerprint
+    assert loaded.fingerprint == quantized_backbone(kind, bits).fingerprint
     with pytest.raises(BackboneError, match="quantised already"):
         load_backbone(str(tmp_path), device="cpu", bits=bits)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_works_or_is_refused_before_it_begins(method: str, bits: int) -> None:
-    backbone = packed("bert", bits)
+    backbone = quantized_backbone("bert", bits)
     if method in CHANGES_WEIGHTS:
         with pytest.raises(MethodError, match="quantised"):
             fresh_delta(backbone, method)
         return
-    delta = moved_delta(backbone, method)
+    delta = perturbed_delta(backbone, method)
     _, gradients = answered(backbone, delta)
     learned = {key for key, value in delta.values.items() if value.is_floating_point()}
     assert gradients.keys() == learned or method in ("subspace", "sequential")
@@ -131,20 +142,20 @@ def test_a_method_works_or_is_refused_before_it_begins(method: str, bits: int) -
 
 @pytest.mark.parametrize("method", ["lora", "adapter", "multi_head_adapter", "ia3", "prefix", "prompt"])
 def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
-    backbone, tokens = packed("llama", bits), _tokens("llama")
-    deltas = {"one": moved_delta(backbone, method), "other": moved_delta(backbone, "lora", seed=1)}
+    backbone, tokens = quantized_backbone("llama", bits), _tokens("llama")
+    deltas = {"one": perturbed_delta(backbone, method), "other": perturbed_delta(backbone, "lora", seed=1)}
     bank = Bank(backbone, slots=2)
     for name, delta in deltas.items():
-        bank.hold(name, delta)
+        bank.put(name, delta)
     names = ["one", None, "other", "one", "one"]
-    order, mixture = bank.mix(names)
+    order, mixture = bank.mixed_batch(names)
     batch = pad(backbone, tokens, order)
-    with torch.no_grad(), attached(backbone, mixture), backbone.precision():
+    with torch.no_grad(), attached(backbone, mixture), backbone.autocast():
         together = backbone.hidden_states(batch)
     for place, row in enumerate(order):
         own = {key: value[place : place + 1] for key, value in batch.items()}
         name = names[row]
-        with torch.no_grad(), attached(backbone, deltas[name] if name else None), backbone.precision():
+        with torch.no_grad(), attached(backbone, deltas[name] if name else None), backbone.autocast():
             alone = backbone.hidden_states(own)
         mask = own["attention_mask"].bool()
         assert apart(together[place : place + 1][mask], alone[mask]) < 0.05
@@ -152,22 +163,22 @@ def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_it_writes_and_learns_to_write(kind: str, bits: int) -> None:
-    backbone = replace(packed(kind, bits), generates=True)
-    delta = moved_delta(backbone, "lora", rank=2)
+    backbone = replace(quantized_backbone(kind, bits), generates=True)
+    delta = perturbed_delta(backbone, "lora", rank=2)
     prompts, ends = [tuple(range(5, 11)), (7, 8, 9)], [(12, 13), (14,)]
     with attached(backbone, delta):
-        found = written(backbone, prompts, longest=6)
-        assert found == written(backbone, prompts, longest=6, use_cache=False)
+        found = generate_greedy(backbone, prompts, longest=6)
+        assert found == generate_greedy(backbone, prompts, longest=6, use_cache=False)
     learned = delta.trainable(backbone.device)
     with attached(backbone, learned):
-        torch.autograd.backward(losses(backbone, prompts, ends)[0].sum())
+        torch.autograd.backward(token_nll(backbone, prompts, ends)[0].sum())
     assert all(value.grad is not None and value.grad.any() for value in learned.values.values())
 
 
 def test_its_delta_is_not_folded_into_weights(bits: int) -> None:
-    backbone = packed("bert", bits)
+    backbone = quantized_backbone("bert", bits)
     with pytest.raises(ExchangeError, match="quantised"):
-        merged(backbone, fresh_delta(backbone, "lora"))
+        merge_into_model(backbone, fresh_delta(backbone, "lora"))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +192,7 @@ def test_its_delta_is_not_folded_into_weights(bits: int) -> None:
 )
 def test_what_cannot_be_quantised_is_told_why(name: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(BackboneError, match=said):
-        load_backbone(name.replace("FOLDER", str(folder("bert"))), **options)
+        load_backbone(name.replace("FOLDER", str(checkpoint_folder("bert"))), **options)
 
 
 @pytest.mark.parametrize("missing", ["bitsandbytes", "accelerate"])
@@ -189,7 +200,7 @@ def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.Mon
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(BackboneError, match=rf"pip install 'continual\[quantized\]'.*{missing} is missing"):
-        load_backbone(str(folder("bert")), device="cpu", bits=8)
+        load_backbone(str(checkpoint_folder("bert")), device="cpu", bits=8)
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_8_bits(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Run
+from command_line import CliRunner
 from registry_cases import BACKBONE, begin, learn, learn_in
 from sqlalchemy import inspect, text
 
@@ -29,19 +29,19 @@ EVIL = 'a"]; b -> c; <script>&quot;#`\\'
 def registry(tmp_path: Path) -> Iterator[Registry]:
     """The registry of the command line's home, as a stream of two tasks would leave it."""
     with Registry.open(f"sqlite:///{tmp_path}/home/registry.db", f"{tmp_path}/home/blobs") as opened:
-        with opened.unit() as unit:
+        with opened.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
         for stream in ("helpdesk", "later"):
             begin(opened, "billing", "delivery", name=stream)
         for number, (task, score) in enumerate([("billing", 0.8), ("delivery", 0.9)]):
             parents = [Parent(delta="billing@1", kind="warm_start", weight=1.0)] if number else []
-            with opened.unit() as unit:
+            with opened.unit_of_work() as unit:
                 name = learn_in(unit, opened, task, score=score, parents=parents, data=DATA)
-                unit.finish("helpdesk", number, delta=name)
+                unit.mark_learned("helpdesk", number, delta=name)
         yield opened
 
 
-def test_every_command_of_the_page_answers(cli: Run, registry: Registry) -> None:
+def test_every_command_of_the_page_answers(cli: CliRunner, registry: Registry) -> None:
     assert len(COMMANDS) >= 10
     for words in COMMANDS:
         ran = cli(*words.replace("minilm", BACKBONE.name).split())
@@ -60,7 +60,7 @@ def test_the_pages_python_runs(tmp_path: Path, registry: Registry) -> None:
 
 def test_the_pages_sql_runs(registry: Registry) -> None:
     assert len(QUERIES) == 5
-    with registry.reading() as session:
+    with registry.read_session() as session:
         found = [session.execute(text(query)).all() for query in QUERIES]
     assert found[0] == [("delivery", "delivery@1", 0.9), ("billing", "billing@1", 0.8)]
     assert found[1] == [("helpdesk", 2, 2, 0, 2.0), ("later", 0, 2, 0, 0.0)]
@@ -78,7 +78,7 @@ def test_the_page_has_every_view_and_its_columns(tmp_path: Path, database: str) 
         assert {name for name in tables if f"`{name}`" not in PAGE} == set()
 
 
-def test_json_listings_are_pages_of_objects(cli: Run, registry: Registry) -> None:
+def test_json_listings_are_pages_of_objects(cli: CliRunner, registry: Registry) -> None:
     first = cli("deltas", "--limit", "1", "--json").json
     second = cli("deltas", "--limit", "1", "--after", first[0]["delta"], "--json").json
     assert [row["delta"] for row in first + second] == ["billing@1", "delivery@1"]
@@ -104,13 +104,13 @@ def test_json_listings_are_pages_of_objects(cli: Run, registry: Registry) -> Non
         (("tasks", "--after", "nothing"), "no task is called"),
     ],
 )
-def test_what_cannot_be_answered_is_said(cli: Run, registry: Registry, words: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_answered_is_said(cli: CliRunner, registry: Registry, words: tuple[str, ...], said: str) -> None:
     ran = cli(*words)
     assert (ran.code, ran.out) == (2, "")
     assert said in ran.err
 
 
-def test_nothing_in_a_name_is_obeyed_by_a_picture(cli: Run, registry: Registry) -> None:
+def test_nothing_in_a_name_is_obeyed_by_a_picture(cli: CliRunner, registry: Registry) -> None:
     learn(registry, EVIL, parents=[Parent(delta="billing@1", kind="warm_start", weight=0.5)])
     dot = cli("lineage", f"{EVIL}@1", "--dot").out
     assert 'n0 [label="a\\"]; b -> c; <script>&amp;quot;#`\\\\@1", style=bold];' in dot
@@ -121,7 +121,7 @@ def test_nothing_in_a_name_is_obeyed_by_a_picture(cli: Run, registry: Registry) 
     assert json.loads(cli("lineage", f"{EVIL}@1", "--json").out)[0]["delta"] == f"{EVIL}@1"
 
 
-def test_a_delta_alone_is_a_picture_too(cli: Run, registry: Registry) -> None:
+def test_a_delta_alone_is_a_picture_too(cli: CliRunner, registry: Registry) -> None:
     assert cli("lineage", "billing@1", "--mermaid").out.splitlines()[1] == '  n0["billing@1"]:::asked'
     with pytest.raises(InputError):
         registry.lineage("billing@1", depth=0)

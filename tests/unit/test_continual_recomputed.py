@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import fresh_delta, labels_of, moved_delta, prepared, write_task
+from tiny import fresh_delta, labels_of, perturbed_delta, prepared_rows, write_task
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.checked import recipe
-from continual.deltas import Delta, attached, recomputed
+from continual.checked import recipe_digest
+from continual.deltas import Delta, activation_checkpointing, attached
 from continual.kinds import kind_of_delta
 from continual.kinds.classification import Classification
-from continual.kinds.language import losses
-from continual.lesson import lesson_of
-from continual.stints import training
-from continual.together import train_together
-from continual.train import Trained, follow
-from continual.train import training as begun
+from continual.kinds.language import token_nll
+from continual.lesson import training_objective
+from continual.stints import training_mode
+from continual.together import train_jointly
+from continual.train import TrainingResult, train_objective
+from continual.train import training_steps as begun
 from tasks import Budget, Stream, TaskSpec, load_stream
 
 METHODS = ("lora", "adapter", "prefix", "prompt", "dora", "layer_norm")
@@ -34,9 +34,9 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
         kept += tensor.nbytes
         return tensor
 
-    rows = prepared(backbone, "mood", 6)
+    rows = prepared_rows(backbone, "mood", 6)
     torch.manual_seed(1)
-    with attached(backbone, learned), training(backbone, again=again):
+    with attached(backbone, learned), training_mode(backbone, again=again):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = Classification(labels_of("mood")).loss(backbone, learned, rows, range(6))
         torch.autograd.backward(loss)
@@ -45,24 +45,24 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
-    delta = moved_delta(backbone, method)
+    delta = perturbed_delta(backbone, method)
     (plain, all_kept), (again, kept) = (gradients(backbone, delta, again=again) for again in (False, True))
     assert len(plain) == len(again)
     assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
-    longest = max(prepared(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens
+    longest = max(prepared_rows(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens
     entering = 6 * longest * backbone.model.config.hidden_size * 4 * backbone.layers
     assert kept + entering < 0.6 * all_kept
 
 
 def test_what_is_written_too(writer: Backbone) -> None:
     """Of an encoder-decoder both stacks are computed twice."""
-    delta = moved_delta(writer, "lora")
+    delta = perturbed_delta(writer, "lora")
 
     def found(again: bool) -> list[Tensor]:
         learned = delta.trainable(writer.device)
         torch.manual_seed(1)
-        with attached(writer, learned), training(writer, again=again):
-            torch.autograd.backward(losses(writer, [(5, 6, 7), (8, 9)], [(10, 11), (12,)])[0].sum())
+        with attached(writer, learned), training_mode(writer, again=again):
+            torch.autograd.backward(token_nll(writer, [(5, 6, 7), (8, 9)], [(10, 11), (12,)])[0].sum())
         return [value.grad for value in learned.values.values() if value.grad is not None]
 
     plain, again = found(False), found(True)
@@ -71,19 +71,19 @@ def test_what_is_written_too(writer: Backbone) -> None:
 
 
 def test_the_backbone_is_as_it_was(backbone: Backbone) -> None:
-    modules = dict(backbone.whole.named_modules())
+    modules = dict(backbone.base_module.named_modules())
     before = {name: set(vars(module)) for name, module in modules.items()}
-    with pytest.raises(IndexError), recomputed(backbone):
+    with pytest.raises(IndexError), activation_checkpointing(backbone):
         backbone.model(input_ids=torch.full((1, 2), 10**6))
     assert {name: set(vars(module)) for name, module in modules.items()} == before
 
 
 def lesson(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, rows: int = 8) -> Any:
-    return lesson_of(
+    return training_objective(
         backbone,
         kind_of_delta(start),
-        prepared(backbone, task, rows),
-        validation=prepared(backbone, task, 4, seed=1),
+        prepared_rows(backbone, task, rows),
+        validation=prepared_rows(backbone, task, 4, seed=1),
         budget=Budget(epochs=2, batch_size=4, checkpointing=checkpointing),
         metric="accuracy",
         seed=0,
@@ -91,8 +91,8 @@ def lesson(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, 
 
 
 def same(one: object, other: object) -> bool:
-    assert isinstance(one, Trained)
-    assert isinstance(other, Trained)
+    assert isinstance(one, TrainingResult)
+    assert isinstance(other, TrainingResult)
     pairs = zip(one.delta.tensors().values(), other.delta.tensors().values(), strict=True)
     return all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in pairs)
 
@@ -108,7 +108,7 @@ def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
                     undo.callback(setattr, module, "p", module.p)
                     module.p = rate
             ends = [
-                follow(bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0)
+                train_objective(bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0)
                 for own in (False, True)
             ]
         assert same(*ends)
@@ -132,7 +132,7 @@ def test_several_at_once_end_the_same(backbone: Backbone) -> None:
             )
             for task, start in starts.items()
         }
-        ends.append(dict(train_together(trainings, seed=0)))
+        ends.append(dict(train_jointly(trainings, seed=0)))
     assert all(same(ends[0][task], ends[1][task]) for task in starts)
 
 
@@ -143,7 +143,7 @@ def test_a_stream_that_was_begun_goes_on(tmp_path: Path) -> None:
     def digest(**budget: Any) -> str:
         task = TaskSpec.model_validate(entry)
         (data,) = load_stream(Stream(name="s", tasks=(task,), budget=Budget(**budget), folder=tmp_path))
-        return recipe(data)
+        return recipe_digest(data)
 
     assert digest() == digest(checkpointing=True) == digest(checkpointing=False) != digest(epochs=5)
     assert "checkpointing" not in Budget().model_dump()

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import moved_delta, tiny_backbone
+from tiny import perturbed_delta, tiny_backbone
 
 from continual.backbone import Backbone
 from continual.deltas import METHODS, Delta
 from continual.errors import BlobError, DeltaError
-from continual.formats import from_blob
-from continual.kinds import stored
+from continual.formats import deserialize
+from continual.kinds import kind_metadata
 from continual.kinds.generation import Generation
-from continual.replay import TOLERANCE, replay, replay_differs
+from continual.replay import TOLERANCE, probe_difference, probe_outputs
 
 
 def changed(delta: Delta) -> Delta:
@@ -28,44 +28,44 @@ def changed(delta: Delta) -> Delta:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_delta_is_replayed_to_the_bit_and_its_change_is_noticed(backbone: Backbone, method: str) -> None:
-    delta = moved_delta(backbone, method)
-    said = replay(backbone, delta)
-    assert replay(backbone, delta) == said
-    assert replay_differs(backbone, delta, said) == 0.0
-    assert replay_differs(replace(backbone, dtype=torch.bfloat16), delta, said) == 0.0, "always float32"
+    delta = perturbed_delta(backbone, method)
+    said = probe_outputs(backbone, delta)
+    assert probe_outputs(backbone, delta) == said
+    assert probe_difference(backbone, delta, said) == 0.0
+    assert probe_difference(replace(backbone, dtype=torch.bfloat16), delta, said) == 0.0, "always float32"
     head = delta.head
     assert head
     other = replace(delta, head=replace(head, bias=head.bias + 1))
-    assert replay_differs(backbone, other, said) > TOLERANCE
+    assert probe_difference(backbone, other, said) > TOLERANCE
     if delta.values:
-        assert replay_differs(backbone, changed(delta), said) > TOLERANCE
+        assert probe_difference(backbone, changed(delta), said) > TOLERANCE
 
 
 def test_a_decoder_that_answers_is_replayed_too(writer: Backbone) -> None:
-    kind = stored(Generation(longest=4))
-    delta = replace(moved_delta(writer, "lora"), head=None, kind=kind)
-    said = replay(writer, delta)
-    tensors, _ = from_blob(said, what="replay")
+    kind = kind_metadata(Generation(longest=4))
+    delta = replace(perturbed_delta(writer, "lora"), head=None, kind=kind)
+    said = probe_outputs(writer, delta)
+    tensors, _ = deserialize(said, what="replay")
     assert ("decoder" in tensors) == bool(writer.family.decoder)
-    assert replay_differs(writer, delta, said) == 0.0
-    assert replay_differs(writer, changed(delta), said) > TOLERANCE
+    assert probe_difference(writer, delta, said) == 0.0
+    assert probe_difference(writer, changed(delta), said) > TOLERANCE
 
 
 def test_rounding_is_not_a_change_and_nonsense_is(bert: Backbone) -> None:
-    delta = moved_delta(bert, "lora")
-    said = replay(bert, delta)
+    delta = perturbed_delta(bert, "lora")
+    said = probe_outputs(bert, delta)
     rounded = delta.map(lambda tensor: tensor * (1 + 1e-6))
-    assert 0 < replay_differs(bert, rounded, said) < TOLERANCE
+    assert 0 < probe_difference(bert, rounded, said) < TOLERANCE
     broken = delta.map(lambda tensor: tensor * float("nan"))
-    assert replay_differs(bert, broken, said) == float("inf")
-    assert replay_differs(bert, delta, delta.to_bytes()) == float("inf")
+    assert probe_difference(bert, broken, said) == float("inf")
+    assert probe_difference(bert, delta, delta.to_bytes()) == float("inf")
     with pytest.raises(BlobError, match="not a stored replay"):
-        replay_differs(bert, delta, b"nonsense")
+        probe_difference(bert, delta, b"nonsense")
     with pytest.raises(DeltaError, match="learned on backbone"):
-        replay_differs(tiny_backbone("bert", seed=1), delta, said)
+        probe_difference(tiny_backbone("bert", seed=1), delta, said)
 
 
 def test_the_inputs_are_stored_and_not_drawn_again(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = replay(bert, moved_delta(bert, "lora"))
-    monkeypatch.setattr("continual.replay.LENGTHS", (2, 2))
-    assert replay_differs(bert, moved_delta(bert, "lora"), said) == 0.0
+    said = probe_outputs(bert, perturbed_delta(bert, "lora"))
+    monkeypatch.setattr("continual.replay.PROBE_LENGTHS", (2, 2))
+    assert probe_difference(bert, perturbed_delta(bert, "lora"), said) == 0.0

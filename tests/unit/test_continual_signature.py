@@ -12,8 +12,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.head import SHRINKAGES, SMOOTHING, ClosedForm, closed_form
-from continual.signature import Signature, shrunk_inverse, signature
+from continual.head import LABEL_SMOOTHING, SHRINKAGES, DiscriminantHead, fit_discriminant
+from continual.signature import Signature, compute_signature, inverse_shrunk_covariance
 
 SEEDS = st.integers(0, 10_000)
 
@@ -31,7 +31,7 @@ def sample(
 
 def of(seed: int, **shape: int) -> Signature:
     vectors, labels = sample(seed, **shape)
-    return signature(vectors, labels, count=int(labels.max()) + 1)
+    return compute_signature(vectors, labels, count=int(labels.max()) + 1)
 
 
 def close(found: Tensor, expected: object) -> None:
@@ -41,27 +41,29 @@ def close(found: Tensor, expected: object) -> None:
 @given(SEEDS, st.permutations(range(24)), st.lists(st.integers(0, 24), max_size=4))
 def test_signatures_add_up_whatever_the_order_and_the_cuts(seed: int, order: list[int], cuts: list[int]) -> None:
     vectors, labels = sample(seed)
-    whole = signature(vectors, labels, count=3)
-    parts = [signature(vectors[order[a:b]], labels[order[a:b]], count=3) for a, b in pairwise([0, *sorted(cuts), 24])]
+    whole = compute_signature(vectors, labels, count=3)
+    parts = [
+        compute_signature(vectors[order[a:b]], labels[order[a:b]], count=3) for a, b in pairwise([0, *sorted(cuts), 24])
+    ]
     for name in ("counts", "sums", "moment"):
         close(torch.stack([getattr(part, name) for part in parts]).sum(dim=0), getattr(whole, name))
 
 
 def test_means_and_scatter_are_the_long_way_round() -> None:
     vectors, labels = sample(1)
-    found = signature(vectors, labels, count=3)
+    found = compute_signature(vectors, labels, count=3)
     groups = [vectors[labels == c].double().numpy() for c in range(3)]
     close(found.means, np.stack([group.mean(axis=0) for group in groups]))
     close(found.scatter, sum((len(g) - 1) * np.cov(g, rowvar=False) for g in groups))
-    assert (found.rows, found.freedom) == (24, 21)
+    assert (found.rows, found.degrees_of_freedom) == (24, 21)
     assert {found.counts.dtype, found.sums.dtype, found.moment.dtype} == {torch.float64}
 
 
 def test_scatter_keeps_its_digits_far_from_the_origin() -> None:
     """Second moments cancel where means are large; float64 leaves digits enough for any hidden state."""
     vectors, labels = sample(2)
-    far = signature(vectors.double() + 1000.0, labels, count=3)
-    torch.testing.assert_close(far.scatter, signature(vectors, labels, count=3).scatter, rtol=1e-6, atol=1e-5)
+    far = compute_signature(vectors.double() + 1000.0, labels, count=3)
+    torch.testing.assert_close(far.scatter, compute_signature(vectors, labels, count=3).scatter, rtol=1e-6, atol=1e-5)
 
 
 def test_signature_survives_bytes() -> None:
@@ -74,23 +76,23 @@ def test_signature_survives_bytes() -> None:
 @pytest.mark.parametrize("gamma", [0.01, 0.3, 1.0])
 def test_shrinking_is_sklearns(gamma: float) -> None:
     own = of(4)
-    expected = np.linalg.inv(shrunk_covariance((own.scatter / own.freedom).numpy(), shrinkage=gamma))
-    close(shrunk_inverse(own.scatter, own.freedom, gamma), expected)
+    expected = np.linalg.inv(shrunk_covariance((own.scatter / own.degrees_of_freedom).numpy(), shrinkage=gamma))
+    close(inverse_shrunk_covariance(own.scatter, own.degrees_of_freedom, gamma), expected)
 
 
 def test_a_covariance_of_nothing_is_the_identity() -> None:
-    close(shrunk_inverse(torch.zeros(3, 3, dtype=torch.float64), 1, 0.1), 10 * np.eye(3))
+    close(inverse_shrunk_covariance(torch.zeros(3, 3, dtype=torch.float64), 1, 0.1), 10 * np.eye(3))
 
 
 def only(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
     monkeypatch.setattr("continual.head.SHRINKAGES", (gamma,))
 
 
-def overlapping_head(seed: int, *, per_class: int = 8) -> tuple[ClosedForm, Tensor, Tensor, Tensor, Tensor]:
+def overlapping_head(seed: int, *, per_class: int = 8) -> tuple[DiscriminantHead, Tensor, Tensor, Tensor, Tensor]:
     vectors, labels = sample(seed, per_class=2 * per_class, spread=0.8)
     (x, y), (held, truth) = (vectors[::2], labels[::2]), (vectors[1::2], labels[1::2].clone())
     truth[::5] = (truth[::5] + 1) % 3  # some are labelled otherwise: no head gets them all
-    return closed_form(signature(x, y, count=3), held, truth), x, y, held, truth
+    return fit_discriminant(compute_signature(x, y, count=3), held, truth), x, y, held, truth
 
 
 @pytest.mark.parametrize("gamma", SHRINKAGES)
@@ -101,10 +103,10 @@ def test_closed_form_is_sklearns_linear_discriminant(monkeypatch: pytest.MonkeyP
     draw, labels = torch.Generator().manual_seed(seed), torch.arange(3).repeat(8)
     x = torch.randn(24, 5, generator=draw) + torch.randn(3, 5, generator=draw)[labels]
     held = torch.randn(40, 5, generator=draw)
-    own = signature(x, labels, count=3)
+    own = compute_signature(x, labels, count=3)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=gamma).fit(x.double().numpy(), labels.numpy())
-    close(own.means @ shrunk_inverse(own.scatter, own.rows, gamma), theirs.coef_)
-    head = closed_form(own, held, torch.zeros(40, dtype=torch.long))
+    close(own.means @ inverse_shrunk_covariance(own.scatter, own.rows, gamma), theirs.coef_)
+    head = fit_discriminant(own, held, torch.zeros(40, dtype=torch.long))
     assert head(held).argmax(dim=1).tolist() == theirs.predict(held.double().numpy()).tolist()
 
 
@@ -113,14 +115,14 @@ def test_the_prior_counts_where_it_is_better_on_held_out_rows(monkeypatch: pytes
     only(monkeypatch, 0.1)
     draw = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 180 + [1] * 20)
-    own = signature(torch.randn(200, 2, generator=draw) + labels.unsqueeze(1), labels, count=2)
-    precision = shrunk_inverse(own.scatter, own.freedom, 0.1)
+    own = compute_signature(torch.randn(200, 2, generator=draw) + labels.unsqueeze(1), labels, count=2)
+    precision = inverse_shrunk_covariance(own.scatter, own.degrees_of_freedom, 0.1)
     weight = own.means @ precision
     plain = -0.5 * torch.einsum("cd,cd->c", weight, own.means)
     log_prior = torch.log(torch.tensor([0.9, 0.1], dtype=torch.float64))
 
     def bias_difference(truth: Tensor) -> float:
-        head = closed_form(own, torch.randn(len(truth), 2, generator=draw) + truth.unsqueeze(1), truth)
+        head = fit_discriminant(own, torch.randn(len(truth), 2, generator=draw) + truth.unsqueeze(1), truth)
         temperature = float(weight.norm() / head.weight.double().norm())
         return float((head.bias[0] - head.bias[1]) * temperature)
 
@@ -136,7 +138,7 @@ def test_the_head_is_the_best_of_all_on_held_out_rows(monkeypatch: pytest.Monkey
     alone = []
     for gamma in SHRINKAGES:
         only(monkeypatch, gamma)
-        alone.append(closed_form(signature(x, y, count=3), held, truth))
+        alone.append(fit_discriminant(compute_signature(x, y, count=3), held, truth))
     assert (head.accuracy, -head.loss) == max((one.accuracy, -one.loss) for one in alone)
 
 
@@ -144,7 +146,8 @@ def test_the_temperature_is_the_best_there_is() -> None:
     head, *_, held, truth = overlapping_head(5)
     assert 0.0 < head.accuracy < 1.0
     losses = {
-        t: float(F.cross_entropy(head(held) / t, truth, label_smoothing=SMOOTHING)) for t in (0.8, 0.95, 1.0, 1.05, 1.2)
+        t: float(F.cross_entropy(head(held) / t, truth, label_smoothing=LABEL_SMOOTHING))
+        for t in (0.8, 0.95, 1.0, 1.05, 1.2)
     }
     assert min(losses, key=losses.__getitem__) == 1.0
     assert losses[1.0] == pytest.approx(head.loss, rel=1e-4)
@@ -155,8 +158,8 @@ def test_one_row_per_class_has_no_scatter_in_any_order(seed: int) -> None:
     """What rounding leaves of it must not be inverted: the head is then that of the nearest mean."""
     generator = torch.Generator().manual_seed(seed)
     vectors, order = torch.randn(20, 8, generator=generator), torch.randperm(20, generator=generator)
-    own = signature(vectors[order], order, count=20)
+    own = compute_signature(vectors[order], order, count=20)
     assert not own.scatter.any()
-    head = closed_form(own, vectors, torch.arange(20))
+    head = fit_discriminant(own, vectors, torch.arange(20))
     assert head.accuracy == 1.0
     assert head.weight.abs().max() < 1e4

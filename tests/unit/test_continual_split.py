@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import moved_delta, prepared, save_backbone, tiny_backbone, write_task
+from tiny import perturbed_delta, prepared_rows, save_backbone, tiny_backbone, write_task
 from torch import Tensor
 
 pytest.importorskip("accelerate", reason="accelerate (extra `quantized`) is not installed")
@@ -15,10 +15,10 @@ import continual.devices
 from continual import Learner
 from continual.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Bank, Delta, attached
-from continual.deltas.edit import near
+from continual.deltas.edit import to_device_of
 from continual.errors import BackboneError, MethodError
-from continual.features import features, pad
-from continual.kinds.language import written
+from continual.features import encode, pad
+from continual.kinds.language import generate_greedy
 from tasks import Stream, TaskSpec
 
 # What accelerate is told: a part on the disk is brought to memory only while it computes.
@@ -45,7 +45,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_it_is_the_same_backbone(pair: tuple[Backbone, Backbone]) -> None:
     whole, split = pair
     assert (whole.split, split.split) == (False, True)
-    assert any(weight.is_meta for weight in split.whole.parameters()), "nothing is on the disk"
+    assert any(weight.is_meta for weight in split.base_module.parameters()), "nothing is on the disk"
     assert split.fingerprint == whole.fingerprint
     assert split.parameter_count == whole.parameter_count
 
@@ -54,16 +54,16 @@ def test_it_is_the_same_backbone(pair: tuple[Backbone, Backbone]) -> None:
 def test_every_method_answers_the_same(pair: tuple[Backbone, Backbone], method: str) -> None:
     """But for those that read a weight which is on the disk."""
     whole, split = pair
-    delta, tokens = moved_delta(whole, method), prepared(whole, "mood", 4).tokens
+    delta, tokens = perturbed_delta(whole, method), prepared_rows(whole, "mood", 4).tokens
     if method in READS_WEIGHTS and split.family.name != "t5":  # whose encoder is in memory
         with pytest.raises(MethodError, match="on the disk"):
-            features(split, tokens, delta=delta)
+            encode(split, tokens, delta=delta)
         return
-    assert torch.equal(features(split, tokens, delta=delta), features(whole, tokens, delta=delta))
+    assert torch.equal(encode(split, tokens, delta=delta), encode(whole, tokens, delta=delta))
 
 
 def test_rows_of_many_tasks_answer_the_same(pair: tuple[Backbone, Backbone]) -> None:
-    deltas = {name: moved_delta(pair[0], name) for name in ("lora", "adapter", "prefix", "prompt")}
+    deltas = {name: perturbed_delta(pair[0], name) for name in ("lora", "adapter", "prefix", "prompt")}
     states = [_mixed(own, deltas) for own in pair]
     assert torch.equal(*states)
 
@@ -72,21 +72,23 @@ def test_rows_of_many_tasks_answer_the_same(pair: tuple[Backbone, Backbone]) -> 
 def _mixed(backbone: Backbone, deltas: dict[str, Delta]) -> Tensor:
     bank = Bank(backbone, slots=len(deltas))
     for name, delta in deltas.items():
-        bank.hold(name, delta)
-    order, mixture = bank.mix([*deltas, None, "lora"])
-    batch = pad(backbone, prepared(backbone, "mood", 6).tokens, order)
+        bank.put(name, delta)
+    order, mixture = bank.mixed_batch([*deltas, None, "lora"])
+    batch = pad(backbone, prepared_rows(backbone, "mood", 6).tokens, order)
     with attached(backbone, mixture):
         return backbone.hidden_states(batch)
 
 
 def test_it_writes_the_same(pair: tuple[Backbone, Backbone]) -> None:
-    if pair[0].lm is None:
+    if pair[0].language_model is None:
         pytest.skip("an encoder writes nothing")
     said = []
     for own in pair:
         writer = replace(own, generates=True)
-        with attached(writer, moved_delta(writer, "lora")):
-            said.append([written(writer, [(5, 6, 7), (8, 9)], longest=5, use_cache=cache) for cache in (True, False)])
+        with attached(writer, perturbed_delta(writer, "lora")):
+            said.append(
+                [generate_greedy(writer, [(5, 6, 7), (8, 9)], longest=5, use_cache=cache) for cache in (True, False)]
+            )
     assert said[0] == said[1]
 
 
@@ -106,21 +108,21 @@ def test_it_learns_nothing(pair: tuple[Backbone, Backbone], tmp_path: Path) -> N
 
 
 def _registry(folder: Path) -> Any:
-    from continual.settings import settings
+    from continual.settings import resolve_locations
     from registry import Registry
 
-    places = settings(folder)
+    places = resolve_locations(folder)
     return Registry.open(places.registry, places.blobs)
 
 
 def test_values_go_to_what_is_seen() -> None:
     """PyTorch's device without memory stands in for the second GPU: it refuses to compute with what is elsewhere."""
     backbone = tiny_backbone("llama")
-    delta = moved_delta(backbone, "lora")
+    delta = perturbed_delta(backbone, "lora")
     there = torch.empty(2, 3, backbone.hidden_size, device="meta")
     values = {key.rpartition("/")[2]: value for key, value in delta.values.items() if key.startswith("layer.1.attn.q/")}
-    assert near(values, torch.empty(1)) is values
-    moved = near(values, there)
+    assert to_device_of(values, torch.empty(1)) is values
+    moved = to_device_of(values, there)
     assert {value.device.type for value in moved.values()} == {"meta"}
     backbone.model.layers[1].self_attn.q_proj.to("meta")
     with attached(backbone, delta):

@@ -17,16 +17,16 @@ from parity import (
     written_out,
 )
 from scipy.linalg import hadamard
-from tiny import fresh_delta, moved_delta, prepared
+from tiny import fresh_delta, perturbed_delta, prepared_rows
 from torch import Tensor
 
 from continual.backbone import Backbone
-from continual.deltas import Delta, attached, finished, fresh_values, penalty
-from continual.deltas.diff_pruning import BETA, GAMMA, ZETA, SparseDifference
-from continual.deltas.intrinsic import drawn, fastfood, hadamard_transform
-from continual.deltas.masking import Masked
-from continual.features import pooled
-from continual.optimiser import Optimiser
+from continual.deltas import Delta, attached, finalize, init_values, regularization_loss
+from continual.deltas.diff_pruning import BETA, GAMMA, ZETA, HardConcreteDiff
+from continual.deltas.intrinsic import draw_fastfood_blocks, fastfood, hadamard_transform
+from continual.deltas.masking import BinaryMask
+from continual.features import pooled_features
+from continual.optimiser import AdamWWithSchedule
 from continual.train import train
 from tasks import Budget
 
@@ -55,7 +55,7 @@ def weights(backbone: Backbone) -> dict[str, tuple[str, Tensor]]:
 
 def gated(backbone: Backbone) -> Delta:
     """A diff pruning delta with gates from shut to open."""
-    delta, draw = moved_delta(backbone, "diff_pruning", share=0.1, penalty=0.5), torch.Generator().manual_seed(5)
+    delta, draw = perturbed_delta(backbone, "diff_pruning", share=0.1, penalty=0.5), torch.Generator().manual_seed(5)
     return replace(
         delta,
         values={
@@ -79,7 +79,7 @@ def test_diff_pruning_frozen_is_w_plus_gated_difference(bertlike: Backbone) -> N
 
 
 def test_diff_pruning_trained_draws_hard_concrete_gates(bert: Backbone) -> None:
-    place, form, draw = bert.places("attn.q")[0], SparseDifference(0.1, 0.5), torch.Generator().manual_seed(1)
+    place, form, draw = bert.modules_at("attn.q")[0], HardConcreteDiff(0.1, 0.5), torch.Generator().manual_seed(1)
     difference, log_alpha, seen = (torch.randn(n, 32, generator=draw) for n in (32, 32, 5))
     found = [difference.clone().requires_grad_(), log_alpha.clone().requires_grad_()]
     expected = [difference.clone().requires_grad_(), log_alpha.clone().requires_grad_()]
@@ -100,7 +100,7 @@ def test_diff_prunings_penalty_is_the_expected_number_of_open_gates(bert: Backbo
     delta = gated(bert)
     alphas = torch.cat([v.flatten() for key, v in delta.values.items() if key.endswith("log_alpha")])
     closed_form = torch.sigmoid(alphas - BETA * math.log(-GAMMA / ZETA)).sum()  # Louizos et al. (2018), equation 12
-    found = penalty(bert, delta)
+    found = regularization_loss(bert, delta)
     torch.testing.assert_close(found, 0.5 * closed_form)
     noise = torch.rand(200, len(alphas), generator=torch.Generator().manual_seed(0))
     drawn_open = torch.sigmoid((torch.logit(noise) + alphas) / BETA) * (ZETA - GAMMA) + GAMMA > 0
@@ -109,7 +109,7 @@ def test_diff_prunings_penalty_is_the_expected_number_of_open_gates(bert: Backbo
 
 def test_diff_pruning_keeps_exactly_the_largest_and_trains_those_alone(bertlike: Backbone) -> None:
     delta = gated(bertlike)
-    kept = finished(bertlike, delta, stage=0)
+    kept = finalize(bertlike, delta, stage=0)
     changed = {}
     for place, (name, weight) in weights(bertlike).items():
         change = sparse_change(delta, place)
@@ -120,11 +120,11 @@ def test_diff_pruning_keeps_exactly_the_largest_and_trains_those_alone(bertlike:
         assert kept.values[f"{place}/0/index"].tolist() == pruned.flatten().nonzero().flatten().tolist()
         changed[name] = weight + pruned
     assert_same_output(bertlike, kept, changed)
-    assert finished(bertlike, kept, stage=1).digest == kept.digest
+    assert finalize(bertlike, kept, stage=1).digest == kept.digest
     again = kept.trainable(torch.device("cpu"), stage=1)
     learning = {key.rpartition("/")[2] for key, value in again.values.items() if value.requires_grad}
     assert learning == {"difference"}
-    assert float(penalty(bertlike, again) or 0) == 0
+    assert float(regularization_loss(bertlike, again) or 0) == 0
     assert_same(through_delta(bertlike, kept, stage=1), _through_scattered(bertlike, kept))
 
 
@@ -146,7 +146,7 @@ def _through_scattered(backbone: Backbone, kept: Delta) -> Found:
 
 
 def test_masking_drops_weights_and_passes_gradients_straight_through(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "masking", dropped=0.3)
+    delta = perturbed_delta(bertlike, "masking", dropped=0.3)
     masked = {
         place: (weight * (delta.values[f"{place}/0/scores"] >= 0)).requires_grad_()
         for place, (_, weight) in weights(bertlike).items()
@@ -159,20 +159,20 @@ def test_masking_drops_weights_and_passes_gradients_straight_through(bertlike: B
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 13), (1, 1), (4, 17)], ids=str)
 def test_packed_masks_come_back_at_any_width(bert: Backbone, shape: tuple[int, int]) -> None:
-    place = replace(bert.places("attn.q")[0], enter=torch.nn.Linear(shape[1], shape[0], bias=False))
+    place = replace(bert.modules_at("attn.q")[0], enter=torch.nn.Linear(shape[1], shape[0], bias=False))
     draw = torch.Generator().manual_seed(0)
-    form, scores, seen = Masked(0.5), torch.randn(shape, generator=draw), torch.randn(2, shape[1], generator=draw)
-    kept = form.finished({"scores": scores}, place)
+    form, scores, seen = BinaryMask(0.5), torch.randn(shape, generator=draw), torch.randn(2, shape[1], generator=draw)
+    kept = form.finalize({"scores": scores}, place)
     assert kept["bits"].dtype == torch.uint8
     assert kept["bits"].shape == (shape[0], -(-shape[1] // 8))
     assert np.array_equal(np.unpackbits(kept["bits"].numpy(), axis=1, count=shape[1]), (scores >= 0).numpy())
     assert torch.equal(form(kept, seen, place), form({"scores": scores}, seen, place))
-    assert form.finished(kept, place) == kept
+    assert form.finalize(kept, place) == kept
 
 
 def test_a_finished_mask_answers_to_the_bit(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "masking")
-    kept = finished(bertlike, delta, stage=0)
+    delta = perturbed_delta(bertlike, "masking")
+    kept = finalize(bertlike, delta, stage=0)
     assert torch.equal(hidden(bertlike, kept), hidden(bertlike, delta))
     bits = sum(value.numel() for value in kept.values.values())
     assert 8 * bits == sum(weight.numel() for _, weight in weights(bertlike).values())
@@ -185,7 +185,7 @@ def projection_matrix(dimension: int, size: int, seed: str) -> Tensor:
     """Blocks of H G Π H B below one another, their first columns and rows, over √(n · size) (Le et al. 2013)."""
     n = 2 ** max(1, math.ceil(math.log2(dimension)))
     h = torch.tensor(hadamard(n), dtype=torch.float32)
-    signs, order, gauss = drawn(-(-size // n), n, seed, torch.device("cpu"))
+    signs, order, gauss = draw_fastfood_blocks(-(-size // n), n, seed, torch.device("cpu"))
     blocks = [
         h @ torch.diag(g) @ torch.eye(n)[pi] @ h @ torch.diag(b) for b, pi, g in zip(signs, order, gauss, strict=True)
     ]
@@ -214,7 +214,7 @@ def test_the_hadamard_transform_is_scipys_matrix(n: int) -> None:
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_intrinsic_is_w_plus_a_projection_of_one_vector(bertlike: Backbone, scaled: bool) -> None:
-    delta = moved_delta(bertlike, "intrinsic", dimension=10, scaled=scaled)
+    delta = perturbed_delta(bertlike, "intrinsic", dimension=10, scaled=scaled)
     projected = {p: projection_matrix(10, w.numel(), f"0/{p}") for p, (_, w) in weights(bertlike).items()}
 
     def changed(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -241,12 +241,12 @@ def test_a_projection_made_for_inference_serves_training(bert: Backbone) -> None
 
 
 def test_a_reparameterised_prefix_is_its_network_and_finishes_to_the_bit(bertlike: Backbone) -> None:
-    delta = moved_delta(bertlike, "prefix", length=3, reparameterise=6)
-    kept = finished(bertlike, delta, stage=0)
+    delta = perturbed_delta(bertlike, "prefix", length=3, reparameterise=6)
+    kept = finalize(bertlike, delta, stage=0)
     assert torch.equal(hidden(bertlike, kept), hidden(bertlike, delta))
     assert {key.rpartition("/")[2] for key in kept.values} == {"key", "value"}
     assert (
-        kept.values.keys() == fresh_values(bertlike, fresh_delta(bertlike, "prefix", length=3).settings, seed=0).keys()
+        kept.values.keys() == init_values(bertlike, fresh_delta(bertlike, "prefix", length=3).settings, seed=0).keys()
     )
 
     def rows(layer: int) -> tuple[Tensor, Tensor]:
@@ -266,22 +266,22 @@ def test_a_reparameterised_prefix_is_its_network_and_finishes_to_the_bit(bertlik
 
 def test_a_later_stage_leaves_the_earlier_ones_values_as_they_were(bertlike: Backbone) -> None:
     parts = [{"name": "lora", "rank": 2}, "bitfit"]
-    delta = moved_delta(bertlike, "sequential", parts=parts)
+    delta = perturbed_delta(bertlike, "sequential", parts=parts)
     for stage, number in enumerate((("0",), ("1", "2"))):
         own = delta.trainable(torch.device("cpu"), stage)
         leaves = [tensor for tensor in own.tensors().values() if tensor.requires_grad]
-        optimise = Optimiser(leaves, learning_rate=1e-2, steps=3)
+        optimise = AdamWWithSchedule(leaves, learning_rate=1e-2, steps=3)
         with attached(bertlike, own):
             for _ in range(3):
-                optimise(own.head(pooled(bertlike, batch_of(bertlike), own.head.pooling)).square().sum())
-        moved = {key for key, value in own.frozen().values.items() if not torch.equal(value, delta.values[key])}
+                optimise(own.head(pooled_features(bertlike, batch_of(bertlike), own.head.pooling)).square().sum())
+        moved = {key for key, value in own.detached().values.items() if not torch.equal(value, delta.values[key])}
         assert moved == {key for key in delta.values if key.split("/")[1] in number}
 
 
 def test_what_is_kept_is_finished_whichever_stage_was_best(bert: Backbone) -> None:
     """A mask whose turn has not come is stored as bits too."""
     start = fresh_delta(bert, "sequential", parts=[{"name": "lora", "rank": 2}, "masking"])
-    rows = prepared(bert, "mood", 8)
+    rows = prepared_rows(bert, "mood", 8)
     for epochs in (0, 1):
         budget = Budget(epochs=epochs, batch_size=4, learning_rate=1e-2)
         found = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)

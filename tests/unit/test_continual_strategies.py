@@ -7,24 +7,24 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tiny import fresh_delta, labels_of, moved_delta, prepared, write_task
+from tiny import fresh_delta, labels_of, perturbed_delta, prepared_rows, write_task
 from torch.nn import functional as F
 
 from continual.backbone import Backbone
 from continual.deltas import Delta, attached
 from continual.errors import BlobError, InputError
-from continual.features import pad, pooled
+from continual.features import pad, pooled_features
 from continual.kinds import Kind
 from continual.kinds.classification import Classification
-from continual.strategies import DEFAULT, STRATEGIES, offered, require_known
-from continual.strategies.compare import given_to
-from continual.strategies.ewc import held
-from continual.strategies.heads import parts, stacked
-from continual.strategies.importance import Importance, importance_of
-from continual.strategies.joint import Joint, mixed
-from continual.strategies.replay import Replay, buffer, replayed
-from continual.strategies.state import State, read_state
-from continual.strategies.strategy import Given, begun, own_lesson
+from continual.strategies import DEFAULT, STRATEGIES, build_strategies, check_strategy_names
+from continual.strategies.compare import strategy_context
+from continual.strategies.ewc import with_ewc_penalty
+from continual.strategies.heads import split_head, stack_heads
+from continual.strategies.importance import FisherImportance, estimate_fisher
+from continual.strategies.joint import JointTraining, interleaved_objective
+from continual.strategies.replay import ExperienceReplay, sample_buffer, with_replay
+from continual.strategies.state import StrategyState, load_state
+from continual.strategies.strategy import StrategyContext, starting_delta, task_objective
 from tasks import Stream, load_stream
 
 TASKS = ("animals", "mood", "place")
@@ -38,14 +38,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def given(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Given:
+def given(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> StrategyContext:
     """Three tasks as one delta learns them."""
     folder = tmp_path_factory.mktemp("rows")
     entries = [write_task(folder, task, train=30, validation=6, test=6) for task in TASKS]
     budget = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 32}
     content = {"name": "core", "tasks": entries, "budget": budget, "method": {"name": "lora", "rank": 2}}
     stream = Stream.model_validate(content | {"folder": str(folder)})
-    return given_to(Replay(rows=6), bert, stream, load_stream(stream))
+    return strategy_context(ExperienceReplay(rows=6), bert, stream, load_stream(stream))
 
 
 class _Square:
@@ -60,8 +60,8 @@ KEY = "layer.0.attn.q/0/B"
 
 
 def test_fisher_information_is_the_mean_square_of_each_rows_gradient(bert: Backbone) -> None:
-    delta = moved_delta(bert, "lora", rank=2)
-    found = importance_of(bert, cast(Kind[Any], _Square()), delta, cast(Any, None), [1, 2, 6])
+    delta = perturbed_delta(bert, "lora", rank=2)
+    found = estimate_fisher(bert, cast(Kind[Any], _Square()), delta, cast(Any, None), [1, 2, 6])
     theta = delta.values[KEY]
     assert torch.allclose(found.fisher[KEY], ((theta - 1) ** 2 + (theta - 2) ** 2 + (theta - 6) ** 2) / 3)
     assert torch.equal(found.anchor[KEY], theta)
@@ -70,13 +70,13 @@ def test_fisher_information_is_the_mean_square_of_each_rows_gradient(bert: Backb
 
 
 def test_fisher_information_of_a_classification_is_of_the_rows_own_labels(bert: Backbone) -> None:
-    delta, rows = moved_delta(bert, "lora", rank=2), prepared(bert, "mood", 3)
-    found = importance_of(bert, Classification(labels_of("mood")), delta, rows, range(3))
+    delta, rows = perturbed_delta(bert, "lora", rank=2), prepared_rows(bert, "mood", 3)
+    found = estimate_fisher(bert, Classification(labels_of("mood")), delta, rows, range(3))
     leaf = delta.values[KEY].clone().requires_grad_()
     probe, squares = replace(delta, values={**delta.values, KEY: leaf}), torch.zeros_like(leaf)
     for row in range(3):
         with attached(bert, probe):
-            vector = pooled(bert, pad(bert, rows.tokens, [row]), bert.pooling)
+            vector = pooled_features(bert, pad(bert, rows.tokens, [row]), bert.pooling)
         loss = F.cross_entropy(probe.head(vector), rows.classes[[row]])
         squares += torch.autograd.grad(loss, leaf)[0].square()
     assert squares.any()
@@ -89,57 +89,57 @@ def test_the_penalties_of_all_tasks_are_kept_as_one_square() -> None:
     fishers, anchors = (torch.rand(3, 2, 5, generator=draw) for _ in range(2))
     fishers[0, 0, 0] = fishers[1, 0, 1] = fishers[2, 0, 0] = 0.0
     fishers[:, 1, 4] = 0.0
-    parts_of = [Importance({"w": f}, {"w": a}) for f, a in zip(fishers, anchors, strict=True)]
-    whole = parts_of[0].joined(parts_of[1]).joined(parts_of[2])
+    parts_of = [FisherImportance({"w": f}, {"w": a}) for f, a in zip(fishers, anchors, strict=True)]
+    whole = parts_of[0].merged_with(parts_of[1]).merged_with(parts_of[2])
     for theta in torch.randn(4, 2, 5, generator=draw):
         expected = sum(float((f * (theta - a) ** 2).sum()) for f, a in zip(fishers, anchors, strict=True))
         assert float(whole.penalty({"w": theta})) == pytest.approx(expected, rel=1e-5)
 
 
-def test_ewc_adds_half_its_strength_times_the_penalty(given: Given) -> None:
-    start, lesson = begun(given, 1, None), own_lesson(given, 1)
-    importance = Importance({KEY: torch.full_like(start.values[KEY], 2.0)}, {KEY: start.values[KEY] + 0.5})
+def test_ewc_adds_half_its_strength_times_the_penalty(given: StrategyContext) -> None:
+    start, lesson = starting_delta(given, 1, None), task_objective(given, 1)
+    importance = FisherImportance({KEY: torch.full_like(start.values[KEY], 2.0)}, {KEY: start.values[KEY] + 0.5})
     batch = [0, 1, 2]
     with attached(given.backbone, start):
-        plain, more = lesson.loss(start, batch), held(lesson, importance, strength=3.0).loss(start, batch)
+        plain, more = lesson.loss(start, batch), with_ewc_penalty(lesson, importance, strength=3.0).loss(start, batch)
     assert float(more - plain) == pytest.approx(3.0 / 2 * 2.0 * 0.25 * start.values[KEY].numel(), rel=1e-4)
 
 
 def test_stacked_heads_come_apart_again_and_learn_one_at_a_time(bert: Backbone) -> None:
     own = [fresh_delta(bert, "probe", task=task, seed=n).head for n, task in enumerate(TASKS)]
     heads = [own[0], None, *own[1:]]
-    whole = stacked(heads)
-    for head, part in zip(heads, parts(whole, heads), strict=True):
+    whole = stack_heads(heads)
+    for head, part in zip(heads, split_head(whole, heads), strict=True):
         assert head is part is None or (torch.equal(head.weight, part.weight) and head.labels == part.labels)
     leaf = whole.map(lambda tensor: tensor.clone().requires_grad_())
-    parts(leaf, heads)[2](torch.ones(1, bert.hidden_size)).sum().backward()
+    split_head(leaf, heads)[2](torch.ones(1, bert.hidden_size)).sum().backward()
     begin, end = len(own[0].labels), len(own[0].labels) + len(own[1].labels)
     moved = leaf.weight.grad.any(dim=1).nonzero().flatten().tolist()
     assert moved == list(range(begin, end))
-    assert stacked([None, None]) is None
-    assert parts(None, [None, None]) == (None, None)
+    assert stack_heads([None, None]) is None
+    assert split_head(None, [None, None]) == (None, None)
 
 
-def test_a_buffer_has_the_proportions_of_the_labels_and_follows_from_the_seed(given: Given) -> None:
+def test_a_buffer_has_the_proportions_of_the_labels_and_follows_from_the_seed(given: StrategyContext) -> None:
     task = given.tasks[0]
-    kept = buffer(task, 6, seed=0)
+    kept = sample_buffer(task, 6, seed=0)
     assert Counter(kept.labels) == {"bird": 2, "cat": 2, "dog": 2}
     assert set(kept.texts) <= set(task.data.train.texts)
-    assert buffer(task, 6, seed=0) == kept != buffer(task, 6, seed=1)
-    assert Counter(buffer(task, 1, seed=0).labels) == {"bird": 1, "cat": 1, "dog": 1}  # one of each at least
+    assert sample_buffer(task, 6, seed=0) == kept != sample_buffer(task, 6, seed=1)
+    assert Counter(sample_buffer(task, 1, seed=0).labels) == {"bird": 1, "cat": 1, "dog": 1}  # one of each at least
 
 
-def test_replay_learns_an_earlier_batch_through_its_own_head_in_every_step(given: Given) -> None:
-    start = begun(given, 2, None)
-    heads = [begun(given, i, None).head for i in range(3)]
-    buffers = [buffer(task, 6, seed=0) for task in given.tasks[:2]]
-    plain, again = own_lesson(given, 2), own_lesson(given, 2)
-    lesson = replayed(given, plain, heads, buffers)
+def test_replay_learns_an_earlier_batch_through_its_own_head_in_every_step(given: StrategyContext) -> None:
+    start = starting_delta(given, 2, None)
+    heads = [starting_delta(given, i, None).head for i in range(3)]
+    buffers = [sample_buffer(task, 6, seed=0) for task in given.tasks[:2]]
+    plain, again = task_objective(given, 2), task_objective(given, 2)
+    lesson = with_replay(given, plain, heads, buffers)
     assert [[own for own, _, _ in epoch] for epoch in lesson.epochs] == plain.epochs
     assert {earlier for epoch in lesson.epochs for _, earlier, _ in epoch} == {0, 1}
     assert all(len(rows) == 6 for epoch in lesson.epochs for _, _, rows in epoch)
-    assert replayed(given, again, heads, buffers).epochs == lesson.epochs
-    whole = replace(start, head=stacked(heads))
+    assert with_replay(given, again, heads, buffers).epochs == lesson.epochs
+    whole = replace(start, head=stack_heads(heads))
     own, earlier, rows = lesson.epochs[0][0]
     task = given.tasks[earlier]
     with attached(given.backbone, whole):
@@ -151,38 +151,38 @@ def test_replay_learns_an_earlier_batch_through_its_own_head_in_every_step(given
     assert lesson.score(whole) == plain.score(replace(whole, head=heads[2]))
 
 
-def test_joint_training_sees_every_row_of_every_task_in_every_epoch(given: Given) -> None:
-    lesson = mixed(given, [begun(given, i, None).head for i in range(3)])
+def test_joint_training_sees_every_row_of_every_task_in_every_epoch(given: StrategyContext) -> None:
+    lesson = interleaved_objective(given, [starting_delta(given, i, None).head for i in range(3)])
     for epoch in lesson.epochs:
         seen = Counter((number, row) for number, rows in epoch for row in rows)
         assert seen == {(number, row): 1 for number in range(3) for row in range(30)}
         assert [number for number, _ in epoch] != sorted(number for number, _ in epoch)
     assert lesson.rows == 2 * 3 * 30
-    step = Joint(full_at=None).learn(given, State(), 2)
-    assert step.changed.keys() == {0, 1, 2}
+    step = JointTraining(full_learning_rate=None).learn(given, StrategyState(), 2)
+    assert step.changed_deltas.keys() == {0, 1, 2}
 
 
-def test_a_state_comes_back_as_it_was(given: Given) -> None:
-    every = offered(ewc_strength=10.0)
-    state = State()
+def test_a_state_comes_back_as_it_was(given: StrategyContext) -> None:
+    every = build_strategies(ewc_strength=10.0)
+    state = StrategyState()
     for number in range(2):
         step = every["ewc"].learn(given, state, number)
         state = replace(step.state, outputs={number: {"logits": torch.ones(2, 3)}})
-    again = read_state(state.to_bytes())
+    again = load_state(state.to_bytes())
     assert again.to_bytes() == state.to_bytes()
-    assert again.body.digest == state.body.digest
-    assert [*again.body.values] == [*state.body.values]  # sums over them depend on their order
+    assert again.shared_delta.digest == state.shared_delta.digest
+    assert [*again.shared_delta.values] == [*state.shared_delta.values]  # sums over them depend on their order
     assert [*again.importance.fisher] == [*state.importance.fisher]
-    assert read_state(State().to_bytes()) == State()
+    assert load_state(StrategyState().to_bytes()) == StrategyState()
     with pytest.raises(BlobError, match="compare anew"):
-        read_state(fresh_delta(given.backbone, "lora").to_bytes())
+        load_state(fresh_delta(given.backbone, "lora").to_bytes())
 
 
 def test_strategies_are_named_once_each() -> None:
     assert set(STRATEGIES) - set(DEFAULT) == {"ewc_full"}
-    require_known(["ewc", "joint"])
+    check_strategy_names(["ewc", "joint"])
     with pytest.raises(InputError, match=r"strategy 'reply' is not known; did you mean 'replay'. Known: isolated, "):
-        require_known(["ewc", "reply"])
+        check_strategy_names(["ewc", "reply"])
     for names in ([], ["ewc", "ewc"]):
         with pytest.raises(InputError, match="named once each"):
-            require_known(names)
+            check_strategy_names(names)

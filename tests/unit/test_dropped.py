@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from continual.arrivals import Dropped
+from continual.arrivals import WatchedFolder
 from continual.errors import Interrupted, RegistryError
 from registry import Registry
 
@@ -41,29 +41,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_file_is_read_once_it_has_been_the_same_for_a_second_however_often_it_is_looked_at(
     registry: Registry, folder: Path, clock: list[float]
 ) -> None:
-    dropped, file = Dropped(registry, folder), folder / "sst2.yaml"
+    dropped, file = WatchedFolder(registry, folder), folder / "sst2.yaml"
     for moment in (0.0, 0.5, 0.9):
         clock[0] = moment
-        dropped.submit()
-        assert (registry.arrivals(), dropped.unread) == ([], True)
+        dropped.submit_changed()
+        assert (registry.arrivals(), dropped.has_unsettled_files) == ([], True)
     file.write_text(TASK + "seed: 3\n")
     os.utime(file, ns=(1, 1))
     for moment, arrived in ((1.1, 0), (2.0, 0), (2.1, 1), (9.0, 1)):
         clock[0] = moment
-        dropped.submit()
-        assert (len(registry.arrivals()), dropped.unread) == (arrived, not arrived)
+        dropped.submit_changed()
+        assert (len(registry.arrivals()), dropped.has_unsettled_files) == (arrived, not arrived)
 
 
 def test_a_file_that_the_registry_could_not_take_is_submitted_the_next_time(
     registry: Registry, folder: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dropped = Dropped(registry, folder)
-    dropped.submit()
+    dropped = WatchedFolder(registry, folder)
+    dropped.submit_changed()
     clock[0] = 1.0
     with closing(sqlite3.connect(folder.parent / "home/registry.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Interrupted, match="database is locked"):
-            dropped.submit()
+            dropped.submit_changed()
 
     def full(*_: object, **__: object) -> int:
         raise RegistryError("the disk is full")
@@ -71,7 +71,7 @@ def test_a_file_that_the_registry_could_not_take_is_submitted_the_next_time(
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "submit", full)
         with pytest.raises(RegistryError, match="full"):
-            dropped.submit()
-    assert (registry.arrivals(), dropped.unread) == ([], True)
-    dropped.submit()
-    assert ([row["task"] for row in registry.arrivals()], dropped.unread) == (["sst2"], False)
+            dropped.submit_changed()
+    assert (registry.arrivals(), dropped.has_unsettled_files) == ([], True)
+    dropped.submit_changed()
+    assert ([row["task"] for row in registry.arrivals()], dropped.has_unsettled_files) == (["sst2"], False)

@@ -10,7 +10,7 @@ from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 import pytest
-from claimed import claim
+from claimed import claim_position
 from databases import registry_url
 from registry_cases import accuracy, begin, learn, make_registry
 from sqlalchemy import select
@@ -23,13 +23,13 @@ from registry import (
     RegistryError,
     SchemaError,
     add_key,
-    dump,
-    restore,
+    dump_registry,
+    find_damage,
+    restore_registry,
     revoke_key,
-    verify,
 )
 from registry.base import Base
-from registry.named import named_blobs
+from registry.named import referenced_blobs
 from registry.tables import Checkpoint
 from tasks.errors import InputError
 
@@ -41,23 +41,23 @@ def fill(registry: Registry) -> None:
     )
     learn(registry, "sst2", score=1 / 3, parents=[Parent(delta="sst2@1", kind="warm_start", weight=0.1)], seed=2**60)
     begin(registry, "sst2", "trec", "mnli")
-    with registry.unit() as unit:
-        unit.finish("core", 0, delta="sst2@1")
-        unit.fail("core", 2, error="it said: '; DROP TABLE deltas; --\n\ttwice")
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
+        unit.mark_failed("core", 2, error="it said: '; DROP TABLE deltas; --\n\ttwice")
         unit.add_scores("sst2@1", [accuracy(0.7, stream="core", step=2, mode="routed", low=0.5, high=0.9)])
-    assert claim(registry, "core", number=1, holder="far:1:2")
+    assert claim_position(registry, "core", number=1, holder="far:1:2")
     for key in ("ci", "ops"):
         add_key(registry, key, role="read")
     revoke_key(registry, "ci")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.session.add(Checkpoint(position_id=2, epoch=3, digest=registry.blobs.put(b"checkpoint")))
 
 
 def contents(registry: Registry) -> dict[str, Any]:
     """Every row of every table, and every blob that is named, as Python sees them."""
-    with registry.reading() as session:
+    with registry.read_session() as session:
         rows = {t.name: session.execute(select(t).order_by(t.c.id)).all() for t in Base.metadata.sorted_tables}
-        return rows | {digest: registry.blobs.get(digest) for _, digest in named_blobs(session)}
+        return rows | {digest: registry.blobs.get(digest) for _, digest in referenced_blobs(session)}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     with make_registry(folder) as registry:
         fill(registry)
-        dump(registry, folder / "archive.zip")
+        dump_registry(registry, folder / "archive.zip")
     return folder
 
 
@@ -86,14 +86,14 @@ def test_it_goes_through_both_databases_without_loss(tmp_path: Path, postgres_ur
     with make_registry(tmp_path / "first") as first:
         fill(first)
         before = contents(first)
-        dump(first, tmp_path / "1.zip")
-    restore(tmp_path / "1.zip", postgres_url, str(tmp_path / "second"))
+        dump_registry(first, tmp_path / "1.zip")
+    restore_registry(tmp_path / "1.zip", postgres_url, str(tmp_path / "second"))
     with Registry.open(postgres_url, str(tmp_path / "second")) as second:
         assert contents(second) == before
-        assert verify(second) == []
-        dump(second, tmp_path / "2.zip")
+        assert find_damage(second) == []
+        dump_registry(second, tmp_path / "2.zip")
     last = f"sqlite:///{tmp_path}/third.db", str(tmp_path / "third")
-    restore(tmp_path / "2.zip", *last)
+    restore_registry(tmp_path / "2.zip", *last)
     with Registry.open(*last) as third:
         assert contents(third) == before
     with ZipFile(tmp_path / "1.zip") as one, ZipFile(tmp_path / "2.zip") as two:
@@ -103,13 +103,13 @@ def test_it_goes_through_both_databases_without_loss(tmp_path: Path, postgres_ur
 
 def test_a_restored_registry_goes_on(archive: Path, tmp_path: Path, database: str) -> None:
     """Its identities go on after those that were restored; what was waiting waits."""
-    restore(archive, database, str(tmp_path / "home/blobs"))
+    restore_registry(archive, database, str(tmp_path / "home/blobs"))
     with make_registry(tmp_path) as registry:
         assert learn(registry, "sst2") == "sst2@3"
         assert learn(registry, "new") == "new@1"
         begin(registry, "new", name="other")
-        assert claim(registry, "core", number=2, holder="far:1:3")
-        assert verify(registry) == []
+        assert claim_position(registry, "core", number=2, holder="far:1:3")
+        assert find_damage(registry) == []
 
 
 def test_it_is_one_moment_while_others_write(filled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,30 +123,30 @@ def test_it_is_one_moment_while_others_write(filled: Registry, tmp_path: Path, m
         return real(*arguments, **options)
 
     monkeypatch.setattr(ZipFile, "open", write)
-    dump(filled, tmp_path / "archive.zip")
+    dump_registry(filled, tmp_path / "archive.zip")
     monkeypatch.undo()
     assert len(filled.tasks()) > 1
     target = f"sqlite:///{tmp_path}/other.db", str(tmp_path / "other")
-    restore(tmp_path / "archive.zip", *target)
+    restore_registry(tmp_path / "archive.zip", *target)
     with Registry.open(*target) as restored:
         assert contents(restored) == before
 
 
 def test_a_registry_that_is_not_empty_is_left_as_it_is(filled: Registry, tmp_path: Path) -> None:
     before = contents(filled)
-    dump(filled, tmp_path / "archive.zip")
+    dump_registry(filled, tmp_path / "archive.zip")
     url = registry_url(tmp_path)
     with pytest.raises(InputError, match="the registry is not empty: it has"):
-        restore(tmp_path / "archive.zip", url, str(tmp_path / "home/blobs"))
+        restore_registry(tmp_path / "archive.zip", url, str(tmp_path / "home/blobs"))
     assert contents(filled) == before
 
 
 def test_what_is_there_is_not_written_over(filled: Registry, tmp_path: Path) -> None:
     (tmp_path / "archive.zip").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
-        dump(filled, tmp_path / "archive.zip")
+        dump_registry(filled, tmp_path / "archive.zip")
     with pytest.raises(InputError, match="cannot be written"):
-        dump(filled, tmp_path / "no such folder" / "archive.zip")
+        dump_registry(filled, tmp_path / "no such folder" / "archive.zip")
     assert (tmp_path / "archive.zip").read_text() == "mine"
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_blob_stops_a_dump_which_leaves_nothing(filled: Registry, tmp_
     damaged.write_bytes(b"other")
     (tmp_path / "out").mkdir()
     with pytest.raises(BlobError, match="is damaged"):
-        dump(filled, tmp_path / "out" / "archive.zip")
+        dump_registry(filled, tmp_path / "out" / "archive.zip")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -232,7 +232,7 @@ def test_a_tampered_archive_is_refused_and_leaves_nothing(
     rewritten(archive, lambda found: change(found) and None)
     blobs = tmp_path / "deep" / "blobs"
     with pytest.raises((ArchiveError, SchemaError, RegistryError), match=message):
-        restore(archive, database, str(blobs))
+        restore_registry(archive, database, str(blobs))
     assert not blobs.exists()
     assert not list(tmp_path.rglob("evil"))
     with Registry.open(database, str(blobs)) as registry:
@@ -243,7 +243,7 @@ def test_a_tampered_archive_is_refused_and_leaves_nothing(
 def test_an_archive_that_was_cut_off_is_refused(kept: int, archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:kept])
     with pytest.raises(ArchiveError, match="not a whole archive"):
-        restore(archive, f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs"))
+        restore_registry(archive, f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs"))
     assert not (tmp_path / "new").exists()
 
 
@@ -256,7 +256,7 @@ def test_every_flipped_byte_is_noticed_or_of_no_effect(written: Path, archive: P
         archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         target = f"sqlite:///{tmp_path}/{at}/registry.db", f"{tmp_path}/{at}/blobs"
         try:
-            restore(archive, *target)
+            restore_registry(archive, *target)
         except InputError:
             refused += 1
             assert not (tmp_path / str(at)).exists()
@@ -282,7 +282,7 @@ def test_an_archive_from_before_there_were_keys_and_arrivals_has_none(
 
     rewritten(archive, older)
     target = database, str(tmp_path / "new")
-    restore(archive, *target)
+    restore_registry(archive, *target)
     with Registry.open(*target) as registry, make_registry(written) as before:
         assert contents(registry) == contents(before) | {"api_keys": []}
         assert registry.arrivals() == []
@@ -290,12 +290,12 @@ def test_an_archive_from_before_there_were_keys_and_arrivals_has_none(
 
 def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:
     with Registry.open(f"sqlite:///{tmp_path}/empty.db", str(tmp_path / "none")) as empty:
-        assert dump(empty, tmp_path / "archive.zip").blobs == 0
-    restore(tmp_path / "archive.zip", database, str(tmp_path / "blobs"))
+        assert dump_registry(empty, tmp_path / "archive.zip").blobs == 0
+    restore_registry(tmp_path / "archive.zip", database, str(tmp_path / "blobs"))
     with Registry.open(database, str(tmp_path / "blobs")) as registry:
         assert registry.tasks() == []
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="No such file"):
-        restore(tmp_path / "none.zip", f"sqlite:///{tmp_path}/r.db", str(tmp_path / "blobs"))
+        restore_registry(tmp_path / "none.zip", f"sqlite:///{tmp_path}/r.db", str(tmp_path / "blobs"))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from registry_cases import make_registry
 from sqlalchemy import event, insert, select, text
 
-from registry import ARRIVALS, Registry, keep_checkpoint, known_as, release
-from registry.arrivals import first_free
+from registry import ARRIVAL_STREAM, Registry, normalized_backbone_name, release, save_checkpoint
+from registry.arrivals import next_for_update
 from registry.base import now
-from registry.claims import DEATHS
-from registry.shapes import Row
+from registry.claims import MAX_CONSECUTIVE_DEATHS
+from registry.shapes import ListingRow
 from registry.tables import Position
 
 
@@ -88,7 +88,7 @@ def test_whatever_becomes_of_it_none_is_begun_before_an_earlier_one_of_its_task(
                 registry.submit(task(step[0]), priority=step[1])
 
 
-def _is_next(rows: list[Row], taken: int | None) -> None:
+def _is_next(rows: list[ListingRow], taken: int | None) -> None:
     held = {row["task"] for row in rows if row["state"] == "held"}
     free = [row for row in rows if row["state"] == "waiting" and row["task"] not in held]
     first = min(free, key=lambda row: (-row["priority"], row["arrival"]), default=None)
@@ -101,14 +101,14 @@ def _is_next(rows: list[Row], taken: int | None) -> None:
         assert not [row for row in rows if row["task"] == again["task"] and row["arrival"] > taken]
 
 
-def _becomes(registry: Registry, rows: list[Row], what: str) -> None:
+def _becomes(registry: Registry, rows: list[ListingRow], what: str) -> None:
     """Of the first that this can be said of."""
     said = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(what, ("held",))
     number = next((row["arrival"] for row in rows if row["state"] in said), None)
     if number is None:
         return
     if what == "given back":
-        release(registry, ARRIVALS, number=number, holder=HERE)
+        release(registry, ARRIVAL_STREAM, number=number, holder=HERE)
     elif what == "failed":
         fail(registry, number)
     elif what == "cancelled":
@@ -136,8 +136,8 @@ def test_two_watchers_at_the_same_moment_do_not_take_two_of_one_task(registry: R
         registry.submit(task("sst2", backbone=backbone))
     found: list[int | None] = []
     other = Thread(target=lambda: found.append(take(registry, holder=FAR)))
-    with registry.unit() as unit:
-        position = first_free(unit.session, ["large"])
+    with registry.unit_of_work() as unit:
+        position = next_for_update(unit.session, ["large"])
         assert position is not None
         position.state, position.holder, position.lease_until = "held", HERE, now() + timedelta(hours=1)
         unit.session.flush()
@@ -155,8 +155,8 @@ def test_what_another_has_just_locked_is_passed_over_with_its_task_and_nothing_e
         pytest.skip("SQLite locks no rows: its writers queue")
     for name, priority, backbone in (("mnli", 1, None), ("sst2", 5, "tiny"), ("sst2", 5, None), ("trec", 0, None)):
         registry.submit(task(name, backbone=backbone), priority=priority)
-    with registry.unit() as unit:
-        position = first_free(unit.session, ["tiny"])
+    with registry.unit_of_work() as unit:
+        position = next_for_update(unit.session, ["tiny"])
         assert position is not None
         assert position.number == 2
         assert [take(registry, holder=FAR) for _ in range(3)] == [1, 4, None], "1 was looked at, and is not locked"
@@ -166,7 +166,7 @@ def test_what_another_has_just_locked_is_passed_over_with_its_task_and_nothing_e
 def _wait_until_it_waits(registry: Registry) -> None:
     blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     for _ in range(1000):
-        with registry.reading() as session:
+        with registry.read_session() as session:
             if session.scalar(blocked):
                 return
             session.execute(text("SELECT pg_sleep(0.01)"))
@@ -185,11 +185,11 @@ def test_an_arrival_for_a_backbone_is_left_to_those_who_have_it(registry: Regist
 
 def test_who_is_dead_is_succeeded_but_not_for_ever(registry: Registry) -> None:
     registry.submit(task("sst2"))
-    for _ in range(DEATHS):
+    for _ in range(MAX_CONSECUTIVE_DEATHS):
         assert take(registry, holder=DEAD) == 1
     assert take(registry) is None
     (row,) = registry.arrivals()
-    assert (row["state"], row["attempts"], row["holder"]) == ("failed", DEATHS, None)
+    assert (row["state"], row["attempts"], row["holder"]) == ("failed", MAX_CONSECUTIVE_DEATHS, None)
     assert "died, 5 times" in row["error"]
     assert "`continual arrivals retry 1`" in row["error"]
     registry.retry_arrival(1)
@@ -199,17 +199,17 @@ def test_who_is_dead_is_succeeded_but_not_for_ever(registry: Registry) -> None:
 @pytest.mark.parametrize("between", ["given back", "checkpoint"])
 def test_only_deaths_in_a_row_are_counted(registry: Registry, between: str) -> None:
     registry.submit(task("sst2"))
-    for epoch in range(DEATHS + 1):
+    for epoch in range(MAX_CONSECUTIVE_DEATHS + 1):
         assert take(registry) == 1
         if between == "checkpoint":
-            keep_checkpoint(registry, ARRIVALS, number=1, holder=HERE, epoch=epoch, data=b"state")
-        release(registry, ARRIVALS, number=1, holder=HERE)
+            save_checkpoint(registry, ARRIVAL_STREAM, number=1, holder=HERE, epoch=epoch, data=b"state")
+        release(registry, ARRIVAL_STREAM, number=1, holder=HERE)
         assert registry.arrivals()[0]["attempts"] == 0
-    for _ in range(DEATHS):
+    for _ in range(MAX_CONSECUTIVE_DEATHS):
         assert take(registry, holder=DEAD) == 1
     if between == "checkpoint":
-        keep_checkpoint(registry, ARRIVALS, number=1, holder=DEAD, epoch=DEATHS, data=b"further")
-        for _ in range(DEATHS - 1):
+        save_checkpoint(registry, ARRIVAL_STREAM, number=1, holder=DEAD, epoch=MAX_CONSECUTIVE_DEATHS, data=b"further")
+        for _ in range(MAX_CONSECUTIVE_DEATHS - 1):
             assert take(registry, holder=DEAD) == 1
     assert take(registry) is None
 
@@ -218,10 +218,10 @@ def test_names_that_end_in_bit_are_folders_like_any(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for name in ("rabbit", "llama-8bit", "a@b"):
         (tmp_path / name).mkdir()
-        assert known_as(name) == f"{tmp_path}/{name}"
-        assert known_as(f"{name}@4bit") == f"{tmp_path}/{name}@4bit"
-    assert known_as("rabbit@2bit") == "rabbit@2bit"
-    assert known_as("minilm@8bit") == "minilm@8bit"
+        assert normalized_backbone_name(name) == f"{tmp_path}/{name}"
+        assert normalized_backbone_name(f"{name}@4bit") == f"{tmp_path}/{name}@4bit"
+    assert normalized_backbone_name("rabbit@2bit") == "rabbit@2bit"
+    assert normalized_backbone_name("minilm@8bit") == "minilm@8bit"
 
 
 OTHERS = [("waiting", "large"), ("failed", "large"), ("waiting", None)]
@@ -231,7 +231,7 @@ OTHERS = [("waiting", "large"), ("failed", "large"), ("waiting", None)]
 def test_the_next_is_found_by_the_index(registry: Registry, database: str, others: int) -> None:
     """Whatever waits for other backbones, and whatever was learned."""
     registry.submit(task("sst2"))
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         (first,) = unit.session.scalars(select(Position))
         same = {"stream_id": first.stream_id, "recipe": "", "submitted_at": now(), "retries": 1}
         rows = [
@@ -241,7 +241,7 @@ def test_the_next_is_found_by_the_index(registry: Registry, database: str, other
         if rows:
             unit.session.execute(insert(Position), rows)
     said: list[str] = []
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         if database.startswith("postgresql"):
             unit.session.execute(text("ANALYZE positions"))
         connection = unit.session.connection()
@@ -252,7 +252,7 @@ def test_the_next_is_found_by_the_index(registry: Registry, database: str, other
                 said.extend(map(str, connection.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
 
         event.listen(connection, "before_cursor_execute", look)
-        assert first_free(unit.session, ["tiny"]) is not None
+        assert next_for_update(unit.session, ["tiny"]) is not None
     plan = "\n".join(said)
     assert plan
     if others or database.startswith("sqlite"):

@@ -11,22 +11,22 @@ from registry_cases import begin, learn, make_registry
 from sqlalchemy import select, text
 
 from registry import (
-    ARRIVALS,
+    ARRIVAL_STREAM,
     ClaimLost,
     NotFound,
     NothingToDo,
     Registry,
     TaskNeeded,
     claim_arrival,
-    dump,
+    dump_registry,
+    find_damage,
     heartbeat,
-    keep_checkpoint,
-    last_checkpoint,
+    list_pending,
+    load_checkpoint,
     purge_task,
     release,
-    restore,
-    verify,
-    waiting,
+    restore_registry,
+    save_checkpoint,
 )
 from registry.tables import Position
 from tasks import InputError, Stream
@@ -44,17 +44,17 @@ def registry(tmp_path: Path, database: str) -> Iterator[Registry]:
 def test_what_is_cancelled_is_lost_to_its_holder_and_may_be_tried_again(registry: Registry) -> None:
     registry.submit(task("sst2"))
     assert take(registry) == 1
-    keep = partial(keep_checkpoint, registry, ARRIVALS, number=1, holder=HERE, epoch=1)
+    keep = partial(save_checkpoint, registry, ARRIVAL_STREAM, number=1, holder=HERE, epoch=1)
     keep(data=b"state")
     registry.cancel_arrival(1)
-    assert not heartbeat(registry, ARRIVALS, number=1, holder=HERE)
+    assert not heartbeat(registry, ARRIVAL_STREAM, number=1, holder=HERE)
     with pytest.raises(ClaimLost):
         keep(data=b"late")
     with pytest.raises(ClaimLost):
         finish(registry, 1, "sst2")
-    assert not release(registry, ARRIVALS, number=1, holder=HERE)
+    assert not release(registry, ARRIVAL_STREAM, number=1, holder=HERE)
     assert registry.deltas() == []
-    assert last_checkpoint(registry, ARRIVALS, number=1) is None
+    assert load_checkpoint(registry, ARRIVAL_STREAM, number=1) is None
     assert take(registry) is None
     with pytest.raises(NothingToDo, match="arrival 1 is cancelled already"):
         registry.cancel_arrival(1)
@@ -99,21 +99,21 @@ def test_streams_and_what_mlflow_is_told_know_nothing_of_it(registry: Registry) 
     registry.submit(task("sst2"))
     take(registry)
     finish(registry, 1, "sst2")
-    assert {message.message for message in waiting(registry) if message.subject != "core"} == {"delta", "champion"}
+    assert {message.message for message in list_pending(registry) if message.subject != "core"} == {"delta", "champion"}
     assert registry.last_stream() == "core"
     assert [stream.name for stream in registry.streams()] == ["core"]
     assert registry.stream_of("sst2@1") is None
     with pytest.raises(NotFound, match="continual arrivals"):
-        registry.stream(ARRIVALS)
+        registry.stream(ARRIVAL_STREAM)
     assert [(row["stream"], row["backbone"], row["learned"]) for row in registry.cost()] == [
         ("core", "tiny", 0),
-        (ARRIVALS, None, 1),
+        (ARRIVAL_STREAM, None, 1),
     ]
     assert [row["stream"] for row in registry.dependents(task="sst2")] == [None]
-    with registry.reading() as session:
+    with registry.read_session() as session:
         progress = session.execute(text("SELECT stream, learned, cancelled FROM stream_progress ORDER BY id")).all()
-    assert [tuple(row) for row in progress] == [("core", 0, 0), (ARRIVALS, 1, 0)]
-    assert verify(registry) == []
+    assert [tuple(row) for row in progress] == [("core", 0, 0), (ARRIVAL_STREAM, 1, 0)]
+    assert find_damage(registry) == []
 
 
 def test_a_purged_task_leaves_nothing_of_its_arrivals_and_does_not_come_back(registry: Registry) -> None:
@@ -124,15 +124,15 @@ def test_a_purged_task_leaves_nothing_of_its_arrivals_and_does_not_come_back(reg
     assert take(registry) == 2
     with pytest.raises(TaskNeeded):
         purge_task(registry, "sst2")
-    release(registry, ARRIVALS, number=2, holder=HERE)
+    release(registry, ARRIVAL_STREAM, number=2, holder=HERE)
     purge_task(registry, "sst2")
-    with registry.reading() as session:
+    with registry.read_session() as session:
         assert session.scalars(select(Position.spec)).all() == [None] * 3
     assert states(registry) == ["learned", "cancelled", "cancelled"]
     assert [registry.submit(task("sst2", seed=seed), once=True) for seed in range(3)] == [1, 2, 3]
     with pytest.raises(NotFound, match="was purged: its file is not kept"):
         registry.retry_arrival(2)
-    assert verify(registry) == []
+    assert find_damage(registry) == []
 
 
 def test_it_moves_to_another_database(tmp_path: Path, database: str) -> None:
@@ -140,8 +140,8 @@ def test_it_moves_to_another_database(tmp_path: Path, database: str) -> None:
         for name in ("sst2", "trec"):
             registry.submit(task(name), priority=3)
         before = registry.arrivals()
-        dump(registry, tmp_path / "archive.zip")
-    restore(tmp_path / "archive.zip", registry_url(tmp_path), f"{tmp_path}/home/blobs")
+        dump_registry(registry, tmp_path / "archive.zip")
+    restore_registry(tmp_path / "archive.zip", registry_url(tmp_path), f"{tmp_path}/home/blobs")
     with make_registry(tmp_path) as registry:
         learn(registry, "mnli")
         assert registry.arrivals() == before

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import BlobError, Blobs, Registry
+from registry import BlobError, BlobStore, Registry
 from tasks.errors import InputError
 
 
 @given(data=st.binary(max_size=64))
 def test_what_is_put_is_got(data: bytes) -> None:
-    blobs = Blobs("memory://property")
+    blobs = BlobStore("memory://property")
     assert blobs.put(data) == sha256(data).hexdigest()
     assert blobs.get(blobs.put(data)) == data
 
 
 def test_damage_is_found_at_reading(tmp_path: Path) -> None:
-    blobs = Blobs(str(tmp_path))
+    blobs = BlobStore(str(tmp_path))
     digest = blobs.put(b"delta")
     Path(blobs.path(digest)).write_bytes(b"dexta")
     with pytest.raises(BlobError, match=rf"{digest} is damaged: the 5 bytes at {tmp_path}"):
@@ -29,37 +29,37 @@ def test_damage_is_found_at_reading(tmp_path: Path) -> None:
 
 def test_a_missing_blob_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(BlobError, match=rf"{'0' * 64} is missing: nothing at {tmp_path}/00/0"):
-        Blobs(str(tmp_path)).get("0" * 64)
+        BlobStore(str(tmp_path)).get("0" * 64)
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64])
 def test_only_digests_have_a_path(tmp_path: Path, digest: str) -> None:
     with pytest.raises(BlobError, match="is no digest"):
-        Blobs(str(tmp_path)).path(digest)
+        BlobStore(str(tmp_path)).path(digest)
 
 
 @pytest.mark.parametrize("scheme", ["file://", "memory://"])
 def test_putting_again_renews_the_age_of_what_is_there(tmp_path: Path, scheme: str) -> None:
-    blobs = Blobs(f"{scheme}{tmp_path}")
-    before = blobs.find(blobs.put(b"delta"))
-    moment = blobs.clock()
-    after = blobs.find(blobs.put(b"delta"))
+    blobs = BlobStore(f"{scheme}{tmp_path}")
+    before = blobs.stat(blobs.put(b"delta"))
+    moment = blobs.store_now()
+    after = blobs.stat(blobs.put(b"delta"))
     assert before
     assert after
     assert before.put_at <= moment <= after.put_at
-    assert [*blobs.every()] == [after]
+    assert [*blobs.iterate()] == [after]
 
 
 def test_many_may_put_the_same_at_once(tmp_path: Path) -> None:
-    blobs, data = Blobs(str(tmp_path)), bytes(200_000)
+    blobs, data = BlobStore(str(tmp_path)), bytes(200_000)
     with ThreadPoolExecutor(8) as threads:
-        digests = set(threads.map(lambda _: Blobs(str(tmp_path)).put(data), range(32)))
+        digests = set(threads.map(lambda _: BlobStore(str(tmp_path)).put(data), range(32)))
     assert [blobs.get(digest) for digest in digests] == [data]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [digests.pop()[2:]]
 
 
 def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blobs = Blobs(str(tmp_path))
+    blobs = BlobStore(str(tmp_path))
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -71,7 +71,7 @@ def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_putting_again_mends_what_was_damaged(tmp_path: Path) -> None:
-    blobs = Blobs(str(tmp_path))
+    blobs = BlobStore(str(tmp_path))
     digest = blobs.put(b"whole")
     Path(blobs.path(digest)).write_bytes(b"holes")
     assert blobs.put(b"whole") == digest
@@ -85,25 +85,25 @@ def test_a_missing_driver_is_named_with_its_extra(url: str, extra: str, monkeypa
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     with pytest.raises(InputError, match=rf"Install that package \(pip install 'continual\[{extra}\]'\)"):
-        Blobs(url)
+        BlobStore(url)
 
 
 def test_a_place_of_no_known_kind_is_the_users_to_mend() -> None:
     with pytest.raises(InputError, match=r"cannot be kept at zzz://place.*Give a folder"):
-        Blobs("zzz://place")
+        BlobStore("zzz://place")
 
 
 def test_a_store_that_puts_as_a_whole_needs_no_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    blobs = Blobs("memory://whole")
+    blobs = BlobStore("memory://whole")
     monkeypatch.setattr(blobs._files, "mv", None)
     digest = blobs.put(b"delta")
-    assert [blob.name for blob in blobs.every()] == [digest]
+    assert [blob.name for blob in blobs.iterate()] == [digest]
     assert blobs.get(digest) == b"delta"
 
 
 @pytest.mark.parametrize("doing", ["get", "exists", "put"])
 def test_whatever_a_driver_raises_is_said_with_the_place(doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    blobs = Blobs("memory://away")
+    blobs = BlobStore("memory://away")
     digest = blobs.put(b"delta")
 
     def fail(*_: object, **__: object) -> None:

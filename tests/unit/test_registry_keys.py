@@ -14,7 +14,7 @@ from registry_cases import make_registry
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from registry import NotFound, NothingToDo, Registry, add_key, dump, key_digest, restore, revoke_key
+from registry import NotFound, NothingToDo, Registry, add_key, dump_registry, key_digest, restore_registry, revoke_key
 from registry.access import ApiKey
 from registry.base import Base, now
 from tasks.errors import InputError
@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 def everything(registry: Registry) -> str:
     """All that stands in the registry's tables."""
-    with registry.reading() as session:
+    with registry.read_session() as session:
         return str([session.execute(select(table)).all() for table in Base.metadata.sorted_tables])
 
 
@@ -59,7 +59,7 @@ def test_a_secret_opens_and_stands_nowhere(registry: Registry, tmp_path: Path) -
         key_digest(secrets["ci"]): ("ci", "read"),
         key_digest(secrets["ops"]): ("ops", "admin"),
     }
-    dump(registry, tmp_path / "archive.zip")
+    dump_registry(registry, tmp_path / "archive.zip")
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     held = everything(registry)
     for secret in secrets.values():
@@ -132,9 +132,9 @@ def test_keys_go_with_an_archive_and_stay_revoked(registry: Registry, tmp_path: 
     secret = add_key(registry, "ci", role="admin")
     add_key(registry, "old", role="read")
     revoke_key(registry, "old")
-    dump(registry, tmp_path / "archive.zip")
+    dump_registry(registry, tmp_path / "archive.zip")
     target = f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/other"
-    restore(tmp_path / "archive.zip", *target)
+    restore_registry(tmp_path / "archive.zip", *target)
     with Registry.open(*target) as restored:
         assert restored.active_keys() == {key_digest(secret): ("ci", "admin")}
         assert restored.keys() == registry.keys()
@@ -151,7 +151,7 @@ def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(("read", "admin", "revoke")), st.sampled_from("abc")), max_size=10))
 def test_whatever_is_done_only_what_was_told_and_not_revoked_opens(emptied: Registry, done: list[Any]) -> None:
-    with emptied.unit() as unit:
+    with emptied.unit_of_work() as unit:
         unit.session.execute(text("DELETE FROM api_keys"))
     told: dict[str, tuple[str, str]] = {}
     open_: set[str] = set()

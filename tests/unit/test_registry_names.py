@@ -8,7 +8,7 @@ from databases import registry_url
 from registry_cases import accuracy, begin, learn, make_registry
 
 from continual.cli import main
-from registry import NotFound, Registry, add_key, dump, restore, verify
+from registry import NotFound, Registry, add_key, dump_registry, find_damage, restore_registry
 from tasks.errors import InputError
 
 NAMES = {
@@ -40,9 +40,9 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
         delta = learn(registry, name, labels=labels, settings={name: name}, warm_start="scratch")
         begin(registry, name, "plain", name=name)
         add_key(registry, name, role="read")
-        with registry.unit() as unit:
-            unit.finish(name, 0, delta=delta)
-            unit.fail(name, 1, error=f"{name}\0\ud800")
+        with registry.unit_of_work() as unit:
+            unit.mark_learned(name, 0, delta=delta)
+            unit.mark_failed(name, 1, error=f"{name}\0\ud800")
             unit.add_scores(delta, [accuracy(0.3, stream=name, mode="routed")])
         assert registry.delta(delta).labels == labels
         assert registry.delta(delta).settings == {name: name}
@@ -53,10 +53,10 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
         assert [row["key"] for row in registry.keys(limit=2)] == [name]
         with pytest.raises(NotFound):
             registry.task(name + "%")
-        assert verify(registry) == []
-        dump(registry, tmp_path / "archive.zip")
+        assert find_damage(registry) == []
+        dump_registry(registry, tmp_path / "archive.zip")
     moved = f"sqlite:///{tmp_path}/moved.db", f"{tmp_path}/moved"
-    restore(tmp_path / "archive.zip", *moved)
+    restore_registry(tmp_path / "archive.zip", *moved)
     with Registry.open(*moved) as registry:
         assert registry.delta(delta).labels == labels
     outside = {path.name for path in tmp_path.iterdir()}
@@ -98,8 +98,8 @@ def test_any_name_is_data_to_the_terminal(
         delta = learn(registry, name)
         begin(registry, name, name=name)
         add_key(registry, name, role="read")
-        with registry.unit() as unit:
-            unit.fail(name, 0, error=name)
+        with registry.unit_of_work() as unit:
+            unit.mark_failed(name, 0, error=name)
     assert registry_url(tmp_path).startswith("sqlite")
     shown = ""
     for words in (

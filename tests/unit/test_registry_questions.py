@@ -76,8 +76,8 @@ def filled(folder: Path) -> Iterator[Registry]:
         begin(opened, "late", name="other")
         for number, (task, score) in enumerate([("sst2", 0.5), ("trec", 0.7)]):
             name = learn(opened, task, score=score, parents=[from_("root@1")], data=data("shared"))
-            with opened.unit() as unit:
-                unit.finish("core", number, delta=name)
+            with opened.unit_of_work() as unit:
+                unit.mark_learned("core", number, delta=name)
                 unit.add_scores(name, [accuracy(0.1 + number, mode="routed", stream="core", step=number)])
         learn(opened, "sst2", score=0.4, parents=[from_("sst2@1", "retrained")])
         for key in ("ci", "ops"):
@@ -94,7 +94,7 @@ def from_(delta: str, kind: str = "warm_start") -> Parent:
 
 
 def test_the_best_is_the_best_and_not_the_newest(registry: Registry) -> None:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_scores("sst2@2", [accuracy(0.9, metric="macro_f1"), accuracy(1.0, mode="frozen")])
     found = {(row["task"], row["metric"]): (row["delta"], row["score"]) for row in registry.best()}
     assert found == {
@@ -126,7 +126,7 @@ def test_the_history_of_a_task_goes_over_versions_and_streams(registry: Registry
 
 def test_changes_are_told_from_a_moment_on(registry: Registry) -> None:
     moment = now()
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.session.execute(delete(Event))
         for hours, task in ((-2, 1), (0, 1), (1, 2), (1, 1)):
             unit.session.add(
@@ -155,7 +155,7 @@ def test_siblings_share_a_parent(registry: Registry) -> None:
 
 
 def test_what_a_stream_cost(registry: Registry) -> None:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.session.execute(text("UPDATE positions SET attempts = 3 WHERE number = 1"))
     spent = {"retries": 2, "seconds": 2.0, "examples": 14, "bytes": 12, "parameters": 20}
     assert registry.cost("core") == [
@@ -267,7 +267,7 @@ def reads_all(line: str) -> bool:
 
 def test_views_say_what_the_listings_say(registry: Registry) -> None:
     def view(columns: str, name: str, more: str = "ORDER BY id") -> list[dict[str, Any]]:
-        with registry.reading() as session:
+        with registry.read_session() as session:
             return [dict(row) for row in session.execute(text(f"SELECT {columns} FROM {name} {more}")).mappings()]
 
     columns = ("delta", "task", "version", "method", "parameters", "share", "bytes", "status", "score", "mlflow_run")

@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 import pytest
 from registry_cases import learn, make_registry
 
-from registry import BlobError, Registry, RegistryError, dump, verify
+from registry import BlobError, Registry, RegistryError, dump_registry, find_damage
 
 NOBODY = 65534
 
@@ -54,7 +54,7 @@ def test_everything_can_be_read(folder: Path, tmp_path: Path) -> None:
         with opened(folder) as registry:
             assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
             assert registry.blobs.get(registry.delta("sst2@1").digest) == b"sst2"
-            assert verify(registry) == []
+            assert find_damage(registry) == []
 
     before = sorted(folder.rglob("*"))
     without_rights(folder, look)
@@ -76,7 +76,7 @@ def test_what_a_living_writer_has_not_merged_yet_is_seen(folder: Path) -> None:
 def test_writing_is_refused_with_the_reason(folder: Path) -> None:
     def look() -> None:
         with opened(folder) as registry:
-            with pytest.raises(RegistryError, match="readonly database"), registry.unit() as unit:
+            with pytest.raises(RegistryError, match="readonly database"), registry.unit_of_work() as unit:
                 unit.set_mlflow_run("sst2@1", "run")
             with pytest.raises(BlobError, match=r"could not write .*Permission denied"):
                 registry.blobs.put(b"new")
@@ -87,6 +87,6 @@ def test_writing_is_refused_with_the_reason(folder: Path) -> None:
 def test_it_can_be_dumped(folder: Path) -> None:
     def look() -> None:
         with opened(folder) as registry:
-            dump(registry, Path(mkdtemp()) / "archive.zip")
+            dump_registry(registry, Path(mkdtemp()) / "archive.zip")
 
     without_rights(folder, look)

@@ -7,8 +7,8 @@ import pytest
 from registry_cases import accuracy, begin, learn, make_registry, task_record
 from sqlalchemy import event
 
-from continual.report import report
-from registry import Parent, Registry, waiting
+from continual.report import stream_report
+from registry import Parent, Registry, list_pending
 
 LISTINGS: dict[str, Callable[[Registry], object]] = {
     "tasks": lambda registry: registry.tasks(),
@@ -29,14 +29,16 @@ LISTINGS: dict[str, Callable[[Registry], object]] = {
     "history": lambda registry: registry.history("t0"),
     "changes": lambda registry: registry.changes(),
     "cost": lambda registry: registry.cost(),
-    "report": lambda registry: report(registry, "core"),
-    "known tasks": lambda registry: registry.require_same([task_record(row["task"]) for row in registry.tasks()]),
-    "known stream": lambda registry: registry.require_begun_so(
+    "report": lambda registry: stream_report(registry, "core"),
+    "known tasks": lambda registry: registry.check_tasks_unchanged(
+        [task_record(row["task"]) for row in registry.tasks()]
+    ),
+    "known stream": lambda registry: registry.check_stream_unchanged(
         "core", [(position.task, position.recipe) for position in registry.positions("core")]
     ),
     "serving": lambda registry: registry.serving("t0"),
     "stream_of": lambda registry: registry.stream_of("t0@1"),
-    "waiting": waiting,
+    "waiting": list_pending,
 }
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -64,7 +66,7 @@ def test_listings_have_the_fields_of_the_contract(registry: Registry) -> None:
 def test_a_listed_score_is_the_tasks_own(registry: Registry) -> None:
     learn(registry, "sst2", score=0.75)
     begin(registry, "sst2")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         others = [accuracy(0.1, mode="frozen"), accuracy(0.2, metric="f1"), accuracy(0.3, mode="curve", step=4)]
         unit.add_scores("sst2@1", [*others, accuracy(0.4, mode="routed", stream="core")])
     assert [row["score"] for row in registry.deltas()] == [row["score"] for row in registry.tasks()] == [0.75]
@@ -125,8 +127,8 @@ def learn_next(registry: Registry, number: int) -> None:
     parents = [Parent(delta=f"{task}@1", kind="merged", weight=1.0) for task in tasks[:-1]]
     name = learn(registry, tasks[-1], parents=parents)
     begin(registry, *tasks)
-    with registry.unit() as unit:
-        unit.finish("core", number, delta=name)
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", number, delta=name)
 
 
 def statements(registry: Registry, ask: Callable[[Registry], object]) -> int:

@@ -13,9 +13,9 @@ from databases import registry_url
 from registry_cases import BACKBONE, learn, make_registry, open_together
 from sqlalchemy import inspect, text
 
-from registry import Registry, SchemaError, dump, restore, schema, upgrade, verify
+from registry import Registry, SchemaError, dump_registry, find_damage, restore_registry, schema, upgrade
 from registry.base import Base
-from registry.engine import connect
+from registry.engine import create_engine_for
 from tasks.errors import InputError
 
 both = pytest.mark.usefixtures("database")
@@ -43,7 +43,7 @@ def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
 
 def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
-        plain = connect(f"sqlite:///{tmp_path}/plain.db")
+        plain = create_engine_for(f"sqlite:///{tmp_path}/plain.db")
         Base.metadata.create_all(plain)
         for table in Base.metadata.tables:
             made, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
@@ -65,7 +65,7 @@ def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None
 
 def test_connections_that_meet_in_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
     def touch(name: str) -> None:
-        engine = connect(f"sqlite:///{tmp_path}/{name}.db")
+        engine = create_engine_for(f"sqlite:///{tmp_path}/{name}.db")
         together.wait()
         engine.connect().close()
         engine.dispose()
@@ -92,7 +92,7 @@ def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: 
         make_registry(tmp_path)
     assert upgrade(registry_url(tmp_path)) == "0008"
     with make_registry(tmp_path) as registry:
-        assert verify(registry) == []
+        assert find_damage(registry) == []
         assert inspect(registry.engine).has_table("later")
 
 
@@ -100,16 +100,16 @@ def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Registry.open(f"sqlite:///{tmp_path}/old.db", f"{tmp_path}/old") as registry:
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
         learn(registry, "sst2")
-        dump(registry, tmp_path / "archive.zip")
+        dump_registry(registry, tmp_path / "archive.zip")
     shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
     (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
-    assert restore(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0007"
+    assert restore_registry(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0007"
     with make_registry(tmp_path) as registry:
-        assert verify(registry) == []
+        assert find_damage(registry) == []
         assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
         assert inspect(registry.engine).has_table("later")
 
@@ -118,13 +118,13 @@ def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with make_registry(tmp_path) as registry:
-        dump(registry, tmp_path / "archive.zip")
+        dump_registry(registry, tmp_path / "archive.zip")
     shutil.copytree(schema.MIGRATIONS, tmp_path / "new")
     (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
     monkeypatch.setattr(schema, "MIGRATIONS", tmp_path / "new")
     upgrade(f"sqlite:///{tmp_path}/other.db")
     with pytest.raises(InputError, match=r"revision 0007, and this database has the tables of revision 0008"):
-        restore(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
+        restore_registry(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
 
 
 @both
@@ -144,7 +144,7 @@ def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> Non
 
 @both
 def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
-    engine = connect(registry_url(tmp_path))
+    engine = create_engine_for(registry_url(tmp_path))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import Blobs, Registry, shown, upgrade
+from registry import BlobStore, Registry, redact, upgrade
 from tasks.errors import InputError
 
 SECRET = "l0ve/l@ce"
@@ -27,8 +27,8 @@ SECRET = "l0ve/l@ce"
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url: str, seen: str) -> None:
-    assert shown(url) == seen
-    assert shown(f"cannot reach {url} now") == f"cannot reach {seen} now"
+    assert redact(url) == seen
+    assert redact(f"cannot reach {url} now") == f"cannot reach {seen} now"
 
 
 @pytest.mark.parametrize("url", ["postgresql://ada:{}@db/x", "postgresql:///x?user=ada&password={}", "https://{}@h"])
@@ -37,7 +37,9 @@ def test_what_a_driver_quotes_of_a_url_is_hidden(url: str, secret: str) -> None:
     from urllib.parse import unquote_plus
 
     for form in (secret, unquote_plus(secret)):
-        assert shown(f"bad option near {form} of the string", url.format(secret)) == "bad option near *** of the string"
+        assert (
+            redact(f"bad option near {form} of the string", url.format(secret)) == "bad option near *** of the string"
+        )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_database_that_cannot_be_opened_is_the_users_to_mend_and_its_password_
 
 def test_blobs_that_cannot_be_kept_somewhere_do_not_tell_the_password() -> None:
     with pytest.raises(InputError) as caught:
-        Blobs(f"nowhere://ada:{SECRET}@host/blobs")
+        BlobStore(f"nowhere://ada:{SECRET}@host/blobs")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 

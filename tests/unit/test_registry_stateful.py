@@ -22,11 +22,11 @@ from registry import (
     SignatureRecord,
     TaskNeeded,
     archive_delta,
-    collect,
+    collect_garbage,
     delete_task,
+    find_damage,
     promote_delta,
     purge_task,
-    verify,
 )
 from registry.base import Base
 from registry.tables import Delta, Event, Lineage
@@ -115,11 +115,11 @@ class Machine(RuleBasedStateMachine):
         with self.registry.engine.begin() as connection:
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(table.delete())
-        with self.registry.unit() as unit:
+        with self.registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
 
     def teardown(self) -> None:
-        assert verify(self.registry) == []
+        assert find_damage(self.registry) == []
         self.registry.close()
         self.folder.cleanup()
 
@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
     def _write(
         self, registry: Registry, task: str, score: float, blobs: tuple[str, str, str], parents: tuple[str, ...]
     ) -> str:
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_task(task_record(task))
             name = unit.add_delta(
                 delta_record(registry, task, digest=blobs[0], predictions=blobs[1]),
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         if not (child := os.fork()):
             try:
                 registry = Registry.open(*self.places)
-                with registry.unit() as unit:
+                with registry.unit_of_work() as unit:
                     unit.add_task(task_record(task))
                     unit.add_delta(delta_record(registry, task, digest=blobs[0]), scores=[accuracy(0.9)])
                     unit.session.flush()
@@ -211,10 +211,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        assert collect(self.registry) == [], "nothing is old enough"
-        listed = collect(self.registry, older_than=AT_ONCE, dry_run=True)
+        assert collect_garbage(self.registry) == [], "nothing is old enough"
+        listed = collect_garbage(self.registry, older_than=AT_ONCE, dry_run=True)
         assert {blob.name for blob in listed} == self.model.loose
-        assert collect(self.registry, older_than=AT_ONCE) == listed
+        assert collect_garbage(self.registry, older_than=AT_ONCE) == listed
         self.model.loose = set()
 
     @invariant()
@@ -228,11 +228,11 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_blobs_are_those_that_were_put(self) -> None:
-        assert {blob.name for blob in self.registry.blobs.every()} == self.model.blobs() | self.model.loose
+        assert {blob.name for blob in self.registry.blobs.iterate()} == self.model.blobs() | self.model.loose
 
     @invariant()
     def the_history_tells_the_status(self) -> None:
-        with self.registry.reading() as session:
+        with self.registry.read_session() as session:
             events = session.execute(
                 select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
             )
@@ -244,7 +244,7 @@ class Machine(RuleBasedStateMachine):
         child, parent = aliased(Delta), aliased(Delta)
         edges = select(child, parent).select_from(Lineage)
         edges = edges.join(child, child.id == Lineage.child_id).join(parent, parent.id == Lineage.parent_id)
-        with self.registry.reading() as session:
+        with self.registry.read_session() as session:
             found = {(younger.name, older.name) for younger, older in session.execute(edges)}
         assert found == {(name, parent) for name, version in self.model.versions.items() for parent in version.parents}
 

@@ -12,7 +12,7 @@ import pytest
 from registry_cases import begin, learn_in, make_registry, task_record
 from sqlalchemy import select, text
 
-from registry import Disconnected, Interrupted, Registry, Unit
+from registry import Disconnected, Interrupted, Registry, UnitOfWork
 from registry.tables import Stream
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -25,13 +25,13 @@ def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, datab
     with make_registry(tmp_path) as registry:
         tried: list[str] = []
 
-        def work(unit: Unit) -> None:
+        def work(unit: UnitOfWork) -> None:
             tried.append("begun")
             if unit.session.scalar(select(Stream).where(Stream.name == "core")) is None:
                 unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
 
-        second = Thread(target=registry.write, args=(work,))
-        with registry.unit() as first:
+        second = Thread(target=registry.write_with_retry, args=(work,))
+        with registry.unit_of_work() as first:
             work(first)
             first.session.flush()
             second.start()  # sees no stream, and waits with its own until ours is committed
@@ -40,12 +40,12 @@ def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, datab
         second.join()
         assert len(tried) == 3
         assert [stream.name for stream in registry.streams()] == ["core"]
-        with pytest.raises(Interrupted), registry.unit() as unit:
+        with pytest.raises(Interrupted), registry.unit_of_work() as unit:
             unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
 
 
 def _waits_for_a_lock(registry: Registry) -> bool:
-    with registry.reading() as session:
+    with registry.read_session() as session:
         waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         return bool(session.scalar(waiting))
 
@@ -53,12 +53,15 @@ def _waits_for_a_lock(registry: Registry) -> bool:
 def test_a_database_that_is_away_or_busy_for_long_may_be_asked_again(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.engine.PATIENCE", 0.0)
+    monkeypatch.setattr("registry.engine.RECONNECT_TIMEOUT", 0.0)
     monkeypatch.setattr("registry.engine.RETRY_SECONDS", 0.0)
     monkeypatch.setattr("registry.engine.BUSY_SECONDS", 0)
     with make_registry(tmp_path) as registry, _away(registry) as away:
         away()
-        for asked in (registry.tasks, lambda: registry.write(lambda unit: unit.add_task(task_record("sst2")))):
+        for asked in (
+            registry.tasks,
+            lambda: registry.write_with_retry(lambda unit: unit.add_task(task_record("sst2"))),
+        ):
             if database.startswith("postgresql") or asked != registry.tasks:  # SQLite's readers wait for nobody
                 with pytest.raises(Interrupted, match="Nothing was written"):
                     asked()
@@ -90,19 +93,19 @@ def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: 
         begin(registry, "sst2")
         broken: list[int] = []
 
-        def work(unit: Unit) -> str:
+        def work(unit: UnitOfWork) -> str:
             name = learn_in(unit, registry, "sst2")
             if len(broken) < 2:
                 broken.append(unit.session.scalar(text("SELECT pg_backend_pid()")))
-                with registry.unit() as other:
+                with registry.unit_of_work() as other:
                     other.session.execute(text(f"SELECT pg_terminate_backend({broken[-1]})"))
-            unit.finish("core", 0, delta=name)
+            unit.mark_learned("core", 0, delta=name)
             return name
 
-        assert registry.write(work) == "sst2@1"
+        assert registry.write_with_retry(work) == "sst2@1"
         assert len(set(broken)) == 2
         assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
         broken.clear()
-        with pytest.raises(Disconnected), registry.unit() as unit:
+        with pytest.raises(Disconnected), registry.unit_of_work() as unit:
             work(unit)
         assert len(broken) == 1

@@ -23,7 +23,7 @@ from registry import (
     SignatureRecord,
     StreamChanged,
     TaskChanged,
-    verify,
+    find_damage,
 )
 from tasks.errors import InputError
 
@@ -38,7 +38,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 def test_an_exception_leaves_nothing_of_the_unit(registry: Registry) -> None:
     def interrupted() -> None:
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             learn_in(unit, registry, "sst2")
             raise KeyboardInterrupt
 
@@ -52,7 +52,7 @@ def test_a_kill_leaves_nothing_of_the_unit(tmp_path: Path, registry: Registry) -
     child.start()
     child.join()
     assert child.exitcode == 9
-    assert [*registry.tasks(), *registry.deltas(), *verify(registry)] == []
+    assert [*registry.tasks(), *registry.deltas(), *find_damage(registry)] == []
     assert learn(registry, "sst2") == "sst2@1"
 
 
@@ -83,14 +83,14 @@ def test_a_worse_version_stays_a_candidate_and_says_why(registry: Registry) -> N
 
 def test_a_version_without_a_score_does_not_take_over(registry: Registry) -> None:
     learn(registry, "sst2")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_delta(delta_record(registry, "sst2"), scores=[accuracy(0.9)])
     assert registry.delta("sst2@2").reason == "no validation accuracy, and 0.5000 of sst2@1 serves"
 
 
 def test_a_known_backbone_and_task_are_kept(registry: Registry) -> None:
     learn(registry, "sst2")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_backbone(BACKBONE)
         unit.add_task(task("sst2", rows={"train": 9}))
     assert [row["rows"] for row in registry.tasks()] == [{"train": 9}]
@@ -99,12 +99,15 @@ def test_a_known_backbone_and_task_are_kept(registry: Registry) -> None:
 def test_another_task_under_a_known_name_is_refused(registry: Registry) -> None:
     learn(registry, "sst2")
     changed = task("sst2", labels=("bad", "good"))
-    with pytest.raises(TaskChanged, match=r"labels \('no', 'yes'\) became \('bad', 'good'\)"), registry.unit() as unit:
+    with (
+        pytest.raises(TaskChanged, match=r"labels \('no', 'yes'\) became \('bad', 'good'\)"),
+        registry.unit_of_work() as unit,
+    ):
         unit.add_task(changed)
 
 
 def test_names_leave_the_at_sign_to_versions(registry: Registry) -> None:
-    with pytest.raises(InputError, match="hold no '@'"), registry.unit() as unit:
+    with pytest.raises(InputError, match="hold no '@'"), registry.unit_of_work() as unit:
         unit.add_task(task("sst2@1"))
 
 
@@ -132,7 +135,7 @@ def test_a_delta_needs_its_blobs_and_its_parents(registry: Registry) -> None:
 def test_a_score_measured_again_replaces_the_earlier(registry: Registry) -> None:
     learn(registry, "sst2")
     begin(registry, "sst2")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_scores("sst2@1", [accuracy(0.7), accuracy(0.8), accuracy(0.6, mode="routed", stream="core")])
     assert [score.value for score in registry.scores(mode="oracle", split="test")] == [0.8]
     assert [(score.value, score.delta) for score in registry.scores(stream="core")] == [(0.6, "sst2@1")]
@@ -146,31 +149,31 @@ def test_a_stream_only_grows_at_its_end(registry: Registry) -> None:
         begin(registry, "sst2", "mnli", "trec")
     with pytest.raises(StreamChanged, match=r"nothing is given.*another --home"):
         begin(registry, "sst2")
-    with pytest.raises(StreamChanged, match="was begun on backbone f00d, not beef"), registry.unit() as unit:
+    with pytest.raises(StreamChanged, match="was begun on backbone f00d, not beef"), registry.unit_of_work() as unit:
         unit.begin_stream("core", backbone="beef", spec={}, entries=[])
 
 
 def test_a_position_is_finished_once_and_by_its_own_task(registry: Registry) -> None:
     begin(registry, "sst2", "trec")
     learn(registry, "sst2")
-    with pytest.raises(RegistryError, match="of another one"), registry.unit() as unit:
-        unit.finish("core", 1, delta="sst2@1")
-    with registry.unit() as unit:
-        unit.finish("core", 0, delta="sst2@1")
-        unit.fail("core", 1, error="out of memory")
+    with pytest.raises(RegistryError, match="of another one"), registry.unit_of_work() as unit:
+        unit.mark_learned("core", 1, delta="sst2@1")
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
+        unit.mark_failed("core", 1, error="out of memory")
     first, second = registry.stream("core").positions
     assert (first.state, first.delta, second.state, second.error) == ("learned", "sst2@1", "failed", "out of memory")
-    with pytest.raises(RegistryError, match="learned already"), registry.unit() as unit:
-        unit.finish("core", 0, delta="sst2@1")
-    with pytest.raises(NotFound, match="no position 2"), registry.unit() as unit:
-        unit.fail("core", 2, error="")
+    with pytest.raises(RegistryError, match="learned already"), registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
+    with pytest.raises(NotFound, match="no position 2"), registry.unit_of_work() as unit:
+        unit.mark_failed("core", 2, error="")
 
 
 def test_the_runs_of_mlflow_are_noted(registry: Registry) -> None:
     begin(registry, "sst2")
     learn(registry, "sst2")
-    with registry.unit() as unit:
-        unit.finish("core", 0, delta="sst2@1")
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
         unit.set_mlflow_run("sst2@1", "run-1")
         unit.set_mlflow_run("core", "run-0")
     assert (registry.stream("core").mlflow_run, registry.deltas()[0]["mlflow_run"]) == ("run-0", "run-1")
@@ -201,13 +204,13 @@ def test_the_database_itself_refuses(registry: Registry, statement: str) -> None
     begin(registry, "sst2", "trec")
     with pytest.raises(IntegrityError), registry.engine.begin() as connection:
         connection.execute(text(statement))
-    with pytest.raises(RegistryError, match="could not write"), registry.unit() as unit:
+    with pytest.raises(RegistryError, match="could not write"), registry.unit_of_work() as unit:
         unit.session.execute(text(statement))
 
 
 def test_a_candidate_leaves_the_champions_signature(registry: Registry) -> None:
     for value, content in ((0.9, b"first"), (0.8, b"worse"), (0.95, b"better")):
-        with registry.unit() as unit:
+        with registry.unit_of_work() as unit:
             unit.add_task(task("sst2"))
             unit.add_delta(
                 delta_record(registry, "sst2"),
@@ -226,7 +229,7 @@ def test_what_is_new_may_be_added_by_several_at_once(tmp_path: Path) -> None:
     def add(number: int) -> None:
         with make_registry(tmp_path) as registry:
             together.wait()
-            with registry.unit() as unit:
+            with registry.unit_of_work() as unit:
                 unit.add_backbone(replace(BACKBONE, fingerprint="new"))
                 unit.begin_stream("shared", backbone="new", spec={}, entries=[("shared", "r")])
                 unit.add_task(task("shared"))

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from claimed import claim
+from claimed import claim_position
 from registry_cases import begin, learn, make_registry
 
-from registry import Registry, StoredDelta, notes, verify
+from registry import Registry, StoredDelta, find_damage, warnings
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -20,8 +20,8 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         learn(opened, "sst2", predictions=answers)
         learn(opened, "sst2")
         begin(opened, "sst2")
-        with opened.unit() as unit:
-            unit.finish("core", 0, delta="sst2@1")
+        with opened.unit_of_work() as unit:
+            unit.mark_learned("core", 0, delta="sst2@1")
         yield opened
 
 
@@ -37,7 +37,7 @@ def damage(registry: Registry, *statements: str) -> None:
 
 
 def test_a_sound_registry_has_no_findings(registry: Registry) -> None:
-    assert verify(registry) == []
+    assert find_damage(registry) == []
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[st
     digest = registry.blobs.put(content)
     place = Path(registry.blobs.path(digest))
     place.unlink() if harm == "missing" else place.write_bytes(b"other")
-    found = verify(registry)
+    found = find_damage(registry)
     assert [line.split(": ")[0] for line in found] == owners
     assert all(f"blob {digest} is {harm}" in line for line in found)
 
@@ -85,18 +85,18 @@ def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[st
 )
 def test_bad_rows_are_found(registry: Registry, statement: str, finding: str) -> None:
     damage(registry, statement)
-    assert verify(registry) == [finding]
+    assert find_damage(registry) == [finding]
 
 
 def test_two_champions_are_found(registry: Registry) -> None:
     damage(registry, "DROP INDEX uq_deltas_champion", "UPDATE deltas SET status = 'champion'")
-    assert verify(registry) == ["task sst2: 2 champions on backbone tiny, where one may serve"]
+    assert find_damage(registry) == ["task sst2: 2 champions on backbone tiny, where one may serve"]
 
 
 def test_what_is_no_damage_is_noted(registry: Registry) -> None:
     begin(registry, "sst2", "trec")
-    assert claim(registry, "core", number=1, holder="far:1:2")
-    assert notes(registry) == []
+    assert claim_position(registry, "core", number=1, holder="far:1:2")
+    assert warnings(registry) == []
     old = registry.blobs.put(b"nobody's")
     registry.blobs.put(b"young")
     os.utime(registry.blobs.path(old), (0, 0))
@@ -109,8 +109,8 @@ def test_what_is_no_damage_is_noted(registry: Registry) -> None:
         f"UPDATE positions SET {long_ago} WHERE number = 1",
         f"INSERT INTO checkpoints (position_id, epoch, digest, created_at) VALUES {values}",
     )
-    assert verify(registry) == []
-    assert [note.split(";")[0] for note in notes(registry)] == [
+    assert find_damage(registry) == []
+    assert [note.split(";")[0] for note in warnings(registry)] == [
         "stream core, position 1: far:1:2 has held trec since before its lease ended",
         "stream core, position 0: learned, and its checkpoint is still kept",
         "1 blobs of 8 bytes are named by no row",
@@ -119,7 +119,7 @@ def test_what_is_no_damage_is_noted(registry: Registry) -> None:
 
 def test_what_was_purged_names_no_blobs(registry: Registry) -> None:
     damage(registry, "UPDATE deltas SET status = 'purged', digest = NULL WHERE version = 1")
-    assert "sst2@1, its predictions: named by what was purged" in verify(registry)
+    assert "sst2@1, its predictions: named by what was purged" in find_damage(registry)
 
 
 def test_it_lets_others_look_at_what_is_whole(registry: Registry) -> None:
@@ -130,7 +130,7 @@ def test_it_lets_others_look_at_what_is_whole(registry: Registry) -> None:
         return ["odd"]
 
     Path(registry.blobs.path(registry.delta("sst2@1").predictions or "")).unlink()
-    found = verify(registry, look)
+    found = find_damage(registry, look)
     assert {name: "values" in parts and "predictions" not in parts for name, parts in seen.items()} == dict.fromkeys(
         seen, True
     )

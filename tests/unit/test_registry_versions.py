@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from claimed import claim
+from claimed import claim_position
 from registry_cases import BACKBONE, accuracy, begin, delta_record, learn, make_registry, task_record
 from sqlalchemy import select
 
@@ -20,13 +20,13 @@ from registry import (
     TaskChanged,
     TaskNeeded,
     archive_delta,
+    current_process_id,
     delete_task,
+    find_damage,
     promote_delta,
     purge_task,
-    this_holder,
-    verify,
 )
-from registry.tables import Delta, Event, Outbox, Stream, Task
+from registry.tables import Delta, Event, OutboxRow, Stream, Task
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -42,18 +42,18 @@ def statuses(registry: Registry) -> dict[str, str]:
 
 
 def history(registry: Registry) -> list[tuple[str, str, str | None]]:
-    with registry.reading() as session:
+    with registry.read_session() as session:
         found = select(Delta, Event).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
         return [(delta.name, event.what, event.reason) for delta, event in session.execute(found)]
 
 
 def told(registry: Registry) -> list[tuple[str, str]]:
-    with registry.reading() as session:
-        return [(row.message, row.subject) for row in session.scalars(select(Outbox).order_by(Outbox.id))]
+    with registry.read_session() as session:
+        return [(row.message, row.subject) for row in session.scalars(select(OutboxRow).order_by(OutboxRow.id))]
 
 
 def learn_after(registry: Registry, contest: Contest, *, score: float = 0.9) -> str:
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_task(task_record("sst2"))
         return unit.add_delta(
             delta_record(registry, "sst2"), scores=[accuracy(score, split="validation")], contest=contest
@@ -62,7 +62,7 @@ def learn_after(registry: Registry, contest: Contest, *, score: float = 0.9) -> 
 
 def compared(*pairs: tuple[float, float], doubt: str | None = None, champion: str = "sst2@1") -> Contest:
     found = tuple(Comparison(rows=f"rows {number}", new=new, old=old) for number, (new, old) in enumerate(pairs))
-    return Contest(champion=champion, comparisons=found, doubt=doubt)
+    return Contest(champion=champion, comparisons=found, undecided_reason=doubt)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_on_another_backbone_it_is_compared_with_the_one_it_stands_in_for(
 ) -> None:
     """there: the score of what serves on the other backbone already."""
     learn(registry, "sst2", score=0.5)
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_backbone(replace(BACKBONE, fingerprint="beef", name="other"))
         record = replace(delta_record(registry, "sst2"), backbone="beef")
         if there is not None:
@@ -151,7 +151,7 @@ def test_what_is_so_already_is_said(registry: Registry) -> None:
 
 def test_a_version_without_a_signature_has_that_of_the_one_before(registry: Registry) -> None:
     learn(registry, "sst2")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_delta(delta_record(registry, "sst2", warm_start="imported"))
     assert registry.signature("sst2@2").digest == registry.signature("sst2@1").digest
     promote_delta(registry, "sst2@2")
@@ -161,7 +161,7 @@ def test_a_version_without_a_signature_has_that_of_the_one_before(registry: Regi
 def test_labels_may_be_added_and_old_versions_keep_theirs(registry: Registry) -> None:
     learn(registry, "sst2")
     more = ("maybe", "no", "yes")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_task(task_record("sst2", labels=more))
         unit.add_delta(delta_record(registry, "sst2", labels=more), scores=[accuracy(0.9, split="validation")])
     assert [registry.delta(name).labels for name in ("sst2@1", "sst2@2")] == [("no", "yes"), more]
@@ -196,9 +196,9 @@ def family(registry: Registry) -> Registry:
     learn(registry, "trec", parents=[Parent(delta="sst2@2", kind="warm_start", weight=1.0)])
     spec = {"name": "core", "tasks": [{"name": "sst2", "text": "their column"}, {"name": "trec", "text": "text"}]}
     entries = [("sst2", "r1"), ("trec", "r2")]
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.begin_stream("core", backbone="f00d", spec=spec, entries=entries)
-        unit.finish("core", 1, delta="trec@1")
+        unit.mark_learned("core", 1, delta="trec@1")
         unit.set_mlflow_run("sst2@1", "run-1")
         unit.set_mlflow_run("sst2@2", "run-2")
     return registry
@@ -214,7 +214,7 @@ def test_what_others_came_from_is_not_deleted_while_it_serves(family: Registry) 
     assert statuses(family) == {"sst2@1": "purged", "sst2@2": "purged", "sst2@3": "purged", "trec@1": "champion"}
     edges = [(edge["delta"], edge["parent"]) for edge in family.lineage("trec@1")]
     assert edges == [("trec@1", "sst2@2"), ("sst2@2", "sst2@1")]
-    assert verify(family) == []
+    assert find_damage(family) == []
 
 
 def test_what_nothing_needs_is_deleted_but_for_its_last_number(registry: Registry) -> None:
@@ -224,7 +224,7 @@ def test_what_nothing_needs_is_deleted_but_for_its_last_number(registry: Registr
     assert (statuses(registry), registry.tasks()) == ({"sst2@3": "purged"}, [])
     assert [event[:2] for event in history(registry)][-1] == ("sst2@3", "purged")
     assert learn(registry, "sst2") == "sst2@4"
-    assert verify(registry) == []
+    assert find_damage(registry) == []
 
 
 def test_a_purge_leaves_names_alone(family: Registry) -> None:
@@ -232,10 +232,10 @@ def test_a_purge_leaves_names_alone(family: Registry) -> None:
     assert [row["task"] for row in family.tasks()] == ["trec"]
     for content in (b"one", b"two", b"three", b"answers"):
         digest = family.blobs.put(content)
-        family.blobs.delete(family.blobs.find(digest), put_before=None)  # type: ignore[arg-type]
+        family.blobs.delete(family.blobs.stat(digest), put_before=None)  # type: ignore[arg-type]
     assert family.signatures("f00d")[0].delta == "trec@1", "its signature is the same blob, and stays"
     assert {score.task for score in family.scores()} == {"trec"}
-    with family.reading() as session:
+    with family.read_session() as session:
         task = session.scalar(select(Task).where(Task.name == "sst2"))
         assert task
         assert (task.labels, task.spec, task.fingerprints, task.rows) == ([], {}, {}, {})
@@ -243,7 +243,7 @@ def test_a_purge_leaves_names_alone(family: Registry) -> None:
         stream = session.scalar(select(Stream))
         assert stream
         assert stream.spec["tasks"] == [{"name": "sst2"}, {"name": "trec", "text": "text"}]
-        (purged,) = session.scalars(select(Outbox).where(Outbox.message == "purged"))
+        (purged,) = session.scalars(select(OutboxRow).where(OutboxRow.message == "purged"))
         assert (purged.subject, purged.about) == ("sst2", {"runs": ["run-2", "run-1"]})
     assert [subject for message, subject in told(family) if message in ("delta", "champion")] == ["trec@1", "trec"]
     gone = [event for event in history(family) if event[0].startswith("sst2")]
@@ -257,12 +257,12 @@ def test_a_purge_leaves_names_alone(family: Registry) -> None:
         purge_task(family, "sst2")
     with pytest.raises(NotFound, match="was purged"):
         promote_delta(family, "sst2@1")
-    assert verify(family) == []
+    assert find_damage(family) == []
 
 
 def test_a_purged_name_may_be_learned_again_as_anything(family: Registry) -> None:
     purge_task(family, "sst2")
-    with family.unit() as unit:
+    with family.unit_of_work() as unit:
         unit.add_task(task_record("sst2", kind="regression", metric="pearson", labels=()))
         assert unit.add_delta(delta_record(family, "sst2", labels=())) == "sst2@4"
     assert (family.task("sst2").kind, family.delta("sst2@4").status) == ("regression", "champion")
@@ -270,14 +270,14 @@ def test_a_purged_name_may_be_learned_again_as_anything(family: Registry) -> Non
 
 
 def test_a_stream_goes_on_beside_a_purged_position(family: Registry) -> None:
-    with family.unit() as unit:
-        unit.finish("core", 0, delta="sst2@2")
+    with family.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@2")
     purge_task(family, "sst2")
     first, second = family.positions("core")
     assert (first.state, first.delta, first.purged, first.recipe) == ("learned", "sst2@2", True, "")
     assert not second.purged
     spec = {"name": "core", "tasks": [{"name": "sst2", "text": "their column"}]}
-    with family.unit() as unit:
+    with family.unit_of_work() as unit:
         unit.begin_stream("core", backbone="f00d", spec=spec, entries=[("sst2", ""), ("trec", "r2"), ("new", "r3")])
     assert family.stream("core").spec == {"name": "core", "tasks": [{"name": "sst2"}]}
     assert family.positions("unknown") == ()
@@ -286,7 +286,7 @@ def test_a_stream_goes_on_beside_a_purged_position(family: Registry) -> None:
 def test_a_task_that_is_being_learned_is_not_removed(registry: Registry) -> None:
     learn(registry, "sst2")
     begin(registry, "sst2")
-    assert claim(registry, "core", number=0, holder=this_holder())
+    assert claim_position(registry, "core", number=0, holder=current_process_id())
     for remove in (purge_task, delete_task):
         with pytest.raises(TaskNeeded, match="is being learned by"):
             remove(registry, "sst2")
@@ -297,9 +297,9 @@ def test_only_what_nothing_else_names_is_deleted(registry: Registry) -> None:
     learn(registry, "sst2", digest=shared)
     learn(registry, "trec", digest=shared)
     assert purge_task(registry, "sst2") == {"versions": 1, "blobs": 0}
-    assert verify(registry) == []
+    assert find_damage(registry) == []
     signature = SignatureRecord(digest=registry.blobs.put(b"its own"), rows=1, pooling="mean")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.add_task(task_record("mnli"))
         unit.add_delta(delta_record(registry, "mnli"), signature=signature)
     assert purge_task(registry, "mnli")["blobs"] == 2

@@ -9,8 +9,8 @@ from threading import Event
 import pytest
 
 from continual.errors import Closing, DeltaError, TooBusy, TooLate
-from continual.serve.batcher import Batcher
-from continual.serve.serving import Ask
+from continual.serve.batcher import DynamicBatcher
+from continual.serve.serving import InferenceRequest
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def squares() -> Squares:
     return Squares()
 
 
-Make = Callable[..., Batcher[Number, int]]
+Make = Callable[..., DynamicBatcher[Number, int]]
 
 
 @pytest.fixture
 def make(squares: Squares) -> Iterator[Make]:
-    made: list[Batcher[Number, int]] = []
+    made: list[DynamicBatcher[Number, int]] = []
 
-    def batcher(*, size: int = 1000, most: int = 1000) -> Batcher[Number, int]:
-        made.append(Batcher(squares, size=size, most=most))
+    def batcher(*, size: int = 1000, most: int = 1000) -> DynamicBatcher[Number, int]:
+        made.append(DynamicBatcher(squares, size=size, most=most))
         return made[-1]
 
     yield batcher
@@ -57,7 +57,7 @@ def make(squares: Squares) -> Iterator[Make]:
         own.close()
 
 
-def begun(batcher: Batcher[Number, int], squares: Squares) -> None:
+def begun(batcher: DynamicBatcher[Number, int], squares: Squares) -> None:
     """Have the thread at work, so that what comes now has to wait."""
     batcher.submit([Number(0)], seconds=10)
     assert squares.began.wait(10)
@@ -85,8 +85,8 @@ def test_what_a_long_text_costs_is_found_out_once() -> None:
             Long.encoded += 1
             return super().encode(*args)
 
-    batcher = Batcher[Ask, int](lambda asks: [1 for _ in asks], size=1000, most=1000)
-    batcher.submit([Ask(Long("cat " * 1000))], seconds=10).answers.result(10)
+    batcher = DynamicBatcher[InferenceRequest, int](lambda asks: [1 for _ in asks], size=1000, most=1000)
+    batcher.submit([InferenceRequest(Long("cat " * 1000))], seconds=10).answers.result(10)
     batcher.close()
     assert Long.encoded == 1
 
@@ -116,7 +116,7 @@ def test_work_that_fails_altogether_fails_its_batch_and_the_next_is_answered() -
             raise RuntimeError("broken")
         return [1 for _ in asks]
 
-    batcher = Batcher[Number, int](fails, size=10, most=10)
+    batcher = DynamicBatcher[Number, int](fails, size=10, most=10)
     with pytest.raises(RuntimeError, match="broken"):
         batcher.submit(numbers(0), seconds=10).answers.result(10)
     assert batcher.submit(numbers(1), seconds=10).answers.result(10) == [1]
@@ -182,7 +182,7 @@ def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
         time.sleep(0.05 * len(asks))
         return [0 for _ in asks]
 
-    batcher = Batcher[Number, int](slow, size=10, most=10_000)
+    batcher = DynamicBatcher[Number, int](slow, size=10, most=10_000)
     batcher.submit(numbers(0), seconds=10).answers.result(10)  # from which the speed is known
     waiting = batcher.submit(numbers(*range(200)), seconds=100)
     with pytest.raises(TooBusy, match="may wait") as refused:

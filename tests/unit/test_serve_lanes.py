@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continual.serve.lanes import QUANTUM, Lanes
+from continual.serve.lanes import QUANTUM, FairQueue
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ pieces = st.lists(
 )
 
 
-def taken(lanes: Lanes[Piece], count: int) -> list[Piece]:
+def taken(lanes: FairQueue[Piece], count: int) -> list[Piece]:
     return [lanes.take() for _ in range(count)]
 
 
 @given(pieces)
 def test_all_that_waits_is_taken_once_and_a_lane_keeps_its_order(work: list[Piece]) -> None:
-    lanes: Lanes[Piece] = Lanes()
+    lanes: FairQueue[Piece] = FairQueue()
     for piece in work:
         lanes.put(piece)
     assert (len(lanes), lanes.cost) == (len(work), sum(piece.cost for piece in work))
@@ -44,7 +44,7 @@ def test_all_that_waits_is_taken_once_and_a_lane_keeps_its_order(work: list[Piec
 
 @given(st.lists(st.integers(1, 3 * QUANTUM), min_size=2, max_size=5), st.integers(20, 200))
 def test_lanes_that_wait_share_alike_whatever_their_pieces_cost(costs: list[int], count: int) -> None:
-    lanes: Lanes[Piece] = Lanes()
+    lanes: FairQueue[Piece] = FairQueue()
     for lane, cost in enumerate(costs):
         for _ in range(count):
             lanes.put(Piece(str(lane), cost))
@@ -55,7 +55,7 @@ def test_lanes_that_wait_share_alike_whatever_their_pieces_cost(costs: list[int]
 
 
 def test_a_flood_in_one_lane_keeps_no_other_waiting() -> None:
-    lanes: Lanes[Piece] = Lanes()
+    lanes: FairQueue[Piece] = FairQueue()
     for number in range(1000):
         lanes.put(Piece("flood", 16, number=number))
     lanes.put(Piece("quiet", 16))

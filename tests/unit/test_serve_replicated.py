@@ -15,15 +15,15 @@ from ray.serve.schema import ApplicationStatus
 
 from continual.errors import InputError, RegistryError
 from continual.serve import Limits
-from continual.serve.replicated import Replicas, cluster
-from continual.serve.replicated.face import face
-from continual.serve.replicated.groups import group_of
-from continual.serve.replicated.replica import Answer
-from continual.serve.replicated.turns import Turns
+from continual.serve.replicated import ReplicaConfig, cluster
+from continual.serve.replicated.face import create_gateway
+from continual.serve.replicated.groups import affinity_group
+from continual.serve.replicated.replica import ReplicaResponse
+from continual.serve.replicated.turns import RollingRefresh
 
 
 def group(path: str, body: Any) -> str:
-    return group_of(path, json.dumps(body).encode(), groups=32)
+    return affinity_group(path, json.dumps(body).encode(), groups=32)
 
 
 def rows(*tasks: str | None) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_a_request_is_of_the_group_of_most_of_its_rows() -> None:
 )
 def test_what_names_no_task_is_of_no_group(path: str, body: Any) -> None:
     assert group(path, body) == ""
-    assert group_of(path, b"\xff{", groups=32) == ""
+    assert affinity_group(path, b"\xff{", groups=32) == ""
 
 
 class Handle:
@@ -77,8 +77,8 @@ class Handle:
 
 def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
     async def told() -> list[bool | BaseException]:
-        turns = Turns(handle, poll=1)
-        return await asyncio.gather(turns.once(), turns.once(), return_exceptions=True)
+        turns = RollingRefresh(handle, poll=1)
+        return await asyncio.gather(turns.refresh_all(), turns.refresh_all(), return_exceptions=True)
 
     handle = Handle("a", "b", "c", fails=["b"])
     assert [str(said) for said in asyncio.run(told())] == ["b died"] * 2, "who asked is told, when all had their turn"
@@ -87,7 +87,7 @@ def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
 
 
 def test_where_nobody_is_behind_nothing_changes() -> None:
-    assert asyncio.run(Turns(Handle(), poll=1).once()) is False
+    assert asyncio.run(RollingRefresh(Handle(), poll=1).refresh_all()) is False
 
 
 def test_a_replica_that_hangs_is_not_waited_for() -> None:
@@ -100,7 +100,7 @@ def test_a_replica_that_hangs_is_not_waited_for() -> None:
 
     handle = Hanging("a", "b", "c")
     with pytest.raises(TimeoutError):
-        asyncio.run(Turns(handle, poll=1).once())
+        asyncio.run(RollingRefresh(handle, poll=1).refresh_all())
     assert handle.took == ["a", "c"]
 
 
@@ -124,11 +124,11 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
             return fingerprints
 
     found = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
-    monkeypatch.setattr(cluster, "BEGINS", 0.01)
+    monkeypatch.setattr(cluster, "STARTUP_TIMEOUT", 0.01)
     monkeypatch.setattr(cluster.serve, "run_many", lambda targets, **options: [Ready()])
     monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
     with pytest.raises(InputError, match=said):
-        cluster._begun(object(), Replicas(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+        cluster._begun(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) ->
     class Looked(Handle):
         whole = property(lambda self: SimpleNamespace(remote=self._whole))
 
-        async def _whole(self, told: Any, body: bytes) -> Answer:
-            return Answer("a", 200, [], b'{"changed": false}')
+        async def _whole(self, told: Any, body: bytes) -> ReplicaResponse:
+            return ReplicaResponse("a", 200, [], b'{"changed": false}')
 
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
             return looked if self.asked[0] == "behind" else [True]
 
     async def asked() -> Response:
-        app = face(Looked(), local=False, limits=Limits(), poll=1, groups=16)
+        app = create_gateway(Looked(), local=False, limits=Limits(), poll=1, groups=16)
         async with AsyncClient(transport=ASGITransport(app), base_url="http://face") as client:
             return await client.post("/v1/refresh")
 

@@ -9,11 +9,18 @@ from scipy.linalg import sqrtm
 from sklearn.linear_model import BayesianRidge
 from torch import Tensor
 
-from continual.signature import Signature, signature
-from continual.similarity import LOOKED, STORED, Look, deltas, labels, nearest
+from continual.signature import Signature, compute_signature
+from continual.similarity import (
+    SIGNATURE_MEASURES,
+    TRANSFERABILITY_MEASURES,
+    TransferView,
+    delta_cosine,
+    label_name_similarity,
+    rank_by_similarity,
+)
 
 SEEDS = st.integers(0, 10_000)
-alignment, distance = STORED["alignment"], STORED["distance"]
+alignment, distance = SIGNATURE_MEASURES["alignment"], SIGNATURE_MEASURES["distance"]
 
 
 def rows_of(seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5) -> tuple[Tensor, Tensor]:
@@ -26,11 +33,11 @@ def rows_of(seed: int, *, classes: int = 3, per_class: int = 8, d: int = 5) -> t
 
 def own_of(seed: int, **shape: int) -> Signature:
     vectors, found = rows_of(seed, **shape)
-    return signature(vectors, found, count=int(found.max()) + 1)
+    return compute_signature(vectors, found, count=int(found.max()) + 1)
 
 
 def made(x: Tensor, classes: Tensor) -> Signature:
-    return signature(x, classes, count=2)
+    return compute_signature(x, classes, count=2)
 
 
 @given(SEEDS, SEEDS, st.integers(2, 5), st.integers(2, 5))
@@ -64,7 +71,7 @@ def test_alignment_knows_shifts_and_other_directions() -> None:
 
 def test_nearest_comes_first() -> None:
     own = own_of(1)
-    ranked = nearest(own, {"other": own_of(2), "same": own, "third": own_of(3)})
+    ranked = rank_by_similarity(own, {"other": own_of(2), "same": own, "third": own_of(3)})
     assert ranked[0] == ("same", pytest.approx(1.0))
     assert [s for _, s in ranked] == sorted((s for _, s in ranked), reverse=True)
 
@@ -74,29 +81,29 @@ def test_the_distance_is_that_of_two_normal_distributions() -> None:
     first, second = (np.cov(rows.double().numpy().T, bias=True) for rows in (x, y))
     spread = np.trace(first + second - 2 * sqrtm(first @ second).real)
     expected = float((x.double().mean(0) - y.double().mean(0)).square().sum()) + spread
-    found = distance(signature(x, a, count=3), signature(y, b, count=3))
+    found = distance(compute_signature(x, a, count=3), compute_signature(y, b, count=3))
     assert found == pytest.approx(-expected, rel=1e-6)
     assert distance(own_of(3), own_of(3)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_names_are_compared_each_with_the_nearest() -> None:
     own, other = torch.eye(3)[:2], torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0], [3.0, 0.0, 0.0]])
-    assert labels(own, other) == pytest.approx((1.0 + 0.5**0.5) / 2)
-    assert labels(own, None) is labels(None, own) is None
+    assert label_name_similarity(own, other) == pytest.approx((1.0 + 0.5**0.5) / 2)
+    assert label_name_similarity(own, None) is label_name_similarity(None, own) is None
 
 
 def test_deltas_are_compared_by_the_values_that_both_have() -> None:
     def moved(**values: list[float]) -> dict[str, Tensor]:
         return {key: torch.tensor(value) for key, value in values.items()}
 
-    assert deltas(moved(a=[1.0, 0.0], b=[2.0]), moved(a=[1.0, 1.0], c=[9.0])) == pytest.approx(0.5**0.5)
-    assert deltas(moved(a=[1.0]), moved(a=[1.0, 1.0])) is None, "other shapes"
-    assert deltas(moved(a=[0.0]), moved(a=[1.0])) == 0.0, "nothing was learned"
+    assert delta_cosine(moved(a=[1.0, 0.0], b=[2.0]), moved(a=[1.0, 1.0], c=[9.0])) == pytest.approx(0.5**0.5)
+    assert delta_cosine(moved(a=[1.0]), moved(a=[1.0, 1.0])) is None, "other shapes"
+    assert delta_cosine(moved(a=[0.0]), moved(a=[1.0])) == 0.0, "nothing was learned"
 
 
-def look(seed: int, *, count: int = 3, answers: Tensor | None = None, d: int = 5) -> Look:
+def look(seed: int, *, count: int = 3, answers: Tensor | None = None, d: int = 5) -> TransferView:
     x, y = rows_of(seed, classes=count, d=d)
-    return Look(x, y, count, answers, 0.75)
+    return TransferView(x, y, count, answers, 0.75)
 
 
 @given(SEEDS)
@@ -111,16 +118,19 @@ def test_leep_is_the_sum_of_its_definition(seed: int) -> None:
             same = sum(float(theta[j, z]) for j in range(24) if own.classes[j] == own.classes[i])
             chance += same / float(theta[:, z].sum()) * float(theta[i, z])
         total += np.log(chance)
-    assert LOOKED["leep"](own) == pytest.approx(total / 24, rel=1e-5)
+    assert TRANSFERABILITY_MEASURES["leep"](own) == pytest.approx(total / 24, rel=1e-5)
 
 
 def test_leep_knows_a_head_that_says_all() -> None:
     own = look(1)
-    told = Look(own.vectors, own.classes, 3, torch.eye(3)[own.classes], 0.0)
-    assert LOOKED["leep"](told) == pytest.approx(0.0)
-    assert LOOKED["leep"](own) is None
+    told = TransferView(own.vectors, own.classes, 3, torch.eye(3)[own.classes], 0.0)
+    assert TRANSFERABILITY_MEASURES["leep"](told) == pytest.approx(0.0)
+    assert TRANSFERABILITY_MEASURES["leep"](own) is None
     assert (
-        LOOKED["leep"](Look(own.vectors, torch.zeros(24, dtype=torch.long), 1, torch.eye(3)[own.classes], 0.0)) is None
+        TRANSFERABILITY_MEASURES["leep"](
+            TransferView(own.vectors, torch.zeros(24, dtype=torch.long), 1, torch.eye(3)[own.classes], 0.0)
+        )
+        is None
     )
 
 
@@ -134,14 +144,14 @@ def test_logme_is_the_evidence_that_scikit_learn_finds(d: int) -> None:
         ridge = BayesianRidge(max_iter=1000, tol=1e-10, compute_score=True, fit_intercept=False, **prior)
         ridge.fit(x.double().numpy(), (y == c).double().numpy())
         expected.append(ridge.scores_[-1] / len(x))
-    found = LOOKED["logme"](Look(x, y, 3, None, 0.0))
+    found = TRANSFERABILITY_MEASURES["logme"](TransferView(x, y, 3, None, 0.0))
     assert found == pytest.approx(float(np.mean(expected)), rel=1e-3 if d < len(x) else 5e-2)
 
 
 def test_logme_prefers_features_that_tell_classes_apart() -> None:
     own = look(2)
-    noise = Look(torch.randn(24, 5, generator=torch.Generator().manual_seed(0)), own.classes, 3, None, 0.0)
-    sharp = Look(torch.nn.functional.one_hot(own.classes, 5).float(), own.classes, 3, None, 0.0)
-    assert LOOKED["logme"](sharp) > LOOKED["logme"](noise)
-    assert LOOKED["logme"](Look(own.vectors, own.classes, 1, None, 0.0)) is None
-    assert LOOKED["held_out"](own) == 0.75
+    noise = TransferView(torch.randn(24, 5, generator=torch.Generator().manual_seed(0)), own.classes, 3, None, 0.0)
+    sharp = TransferView(torch.nn.functional.one_hot(own.classes, 5).float(), own.classes, 3, None, 0.0)
+    assert TRANSFERABILITY_MEASURES["logme"](sharp) > TRANSFERABILITY_MEASURES["logme"](noise)
+    assert TRANSFERABILITY_MEASURES["logme"](TransferView(own.vectors, own.classes, 1, None, 0.0)) is None
+    assert TRANSFERABILITY_MEASURES["held_out"](own) == 0.75

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import DataError, load_stream, read_stream, write_demo
-from tasks.installed import docstrings
+from tasks import DataError, load_stream, read_stream, write_demo_stream
+from tasks.installed import package_docstrings
 
 AREAS = ("birds", "boats", "bread", "tests", "_inner")
 
@@ -49,7 +49,7 @@ def escaped(): "An invalid escape \\d is no trouble."
     (tmp_path / "site/demo_one/birds/odd.py").write_text(odd, encoding="utf-8")
     (tmp_path / "site/demo_one/boats/odd.py").write_text('def f(): "This is said in two areas."\n', encoding="utf-8")
     (tmp_path / "site/demo_one/boats/broken.py").write_text("def f(:\n", encoding="utf-8")
-    rows = docstrings("demo_one")
+    rows = package_docstrings("demo_one")
     assert Counter(area for _, area in rows) == {"birds": 83, "boats": 80, "bread": 80}
     texts = {text for text, _ in rows if not text.startswith("About")}
     assert texts == {
@@ -65,7 +65,7 @@ def test_the_demo_is_a_stream_that_loads(
     tmp_path: Path, packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    path = write_demo(tmp_path / "demo", packages=(*packages, "no_such_package"))
+    path = write_demo_stream(tmp_path / "demo", packages=(*packages, "no_such_package"))
     stream = read_stream(path)
     assert (stream.name, stream.backbone, stream.measure_gain) == ("demo", "minilm", True)
     for data in load_stream(stream):
@@ -75,12 +75,12 @@ def test_the_demo_is_a_stream_that_loads(
         assert len(data.train) > len(data.test) > len(data.validation) > 0
     assert capfd.readouterr() == ("", "")
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    write_demo(tmp_path / "demo", packages=packages)
+    write_demo_stream(tmp_path / "demo", packages=packages)
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packages: tuple[str, ...]) -> None:
-    path = write_demo(tmp_path / "demo", packages=("sqlalchemy", packages[0]))
+    path = write_demo_stream(tmp_path / "demo", packages=("sqlalchemy", packages[0]))
     labels = Counter(
         line.rpartition('"label": ')[2] for line in (path.parent / "sqlalchemy.train.jsonl").read_text().splitlines()
     )
@@ -91,7 +91,7 @@ def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packa
 
 def test_too_few_packages(tmp_path: Path, packages: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"two installed packages .* usable of demo_one, nowhere: demo_one"):
-        write_demo(tmp_path / "demo", packages=("demo_one", "nowhere"))
+        write_demo_stream(tmp_path / "demo", packages=("demo_one", "nowhere"))
     assert not (tmp_path / "demo").exists()
     with pytest.raises(DataError, match="no package 'nowhere' is installed"):
-        docstrings("nowhere")
+        package_docstrings("nowhere")

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import DataError, Rows, Text
-from tasks.rows import carve, sample, shots
+from tasks import DataError, LabelledTexts, Text
+from tasks.rows import sample, sample_shots, split_off
 
 TEXTS: st.SearchStrategy[Text] = st.one_of(st.text(max_size=2), st.tuples(st.text(max_size=1), st.text(max_size=1)))
 PAIRS = st.lists(st.tuples(TEXTS, st.sampled_from("abcd")), min_size=1, max_size=40)
 
 
-def rows_of(pairs: list[tuple[Text, str]]) -> Rows:
-    return Rows(tuple(text for text, _ in pairs), tuple(label for _, label in pairs))
+def rows_of(pairs: list[tuple[Text, str]]) -> LabelledTexts:
+    return LabelledTexts(tuple(text for text, _ in pairs), tuple(label for _, label in pairs))
 
 
-def pairs_of(rows: Rows) -> Counter[tuple[Text, str]]:
+def pairs_of(rows: LabelledTexts) -> Counter[tuple[Text, str]]:
     return Counter(zip(rows.texts, rows.labels, strict=True))
 
 
@@ -27,7 +27,7 @@ def pairs_of(rows: Rows) -> Counter[tuple[Text, str]]:
 @given(PAIRS, st.integers(0, 50), st.integers(0, 5))
 def test_carving_parts_the_rows(pairs: list[tuple[Text, str]], count: int, seed: int) -> None:
     rows = rows_of(pairs)
-    kept, carved = carve(rows, count, seed=seed)
+    kept, carved = split_off(rows, count, seed=seed)
     assert pairs_of(kept) + pairs_of(carved) == pairs_of(rows)
     assert len(carved) <= count
     assert set(kept.labels) == set(rows.labels)
@@ -40,7 +40,7 @@ def test_carving_unlike_texts_keeps_proportions(sizes: list[int], seed: int, dat
     labels = [name for name, size in zip("abcd", sizes, strict=False) for _ in range(size)]
     rows = rows_of([(f"text {i}", label) for i, label in enumerate(labels)])
     count = data.draw(st.integers(0, len(rows) // 2))
-    carved = Counter(carve(rows, count, seed=seed)[1].labels)
+    carved = Counter(split_off(rows, count, seed=seed)[1].labels)
     assert carved.total() == count
     for label, size in Counter(labels).items():
         assert abs(carved[label] - count * size / len(rows)) < 1
@@ -68,7 +68,7 @@ def test_sampling(pairs: list[tuple[Text, str]], count: int, seed: int, keep: bo
 @given(PAIRS, st.integers(1, 5), st.integers(0, 5))
 def test_shots_takes_so_many_of_each_label(pairs: list[tuple[Text, str]], n: int, seed: int) -> None:
     rows = rows_of(pairs)
-    taken = shots(rows, n, seed=seed)
+    taken = sample_shots(rows, n, seed=seed)
     assert Counter(taken.labels) == {label: min(n, count) for label, count in Counter(rows.labels).items()}
     assert pairs_of(taken) <= pairs_of(rows)
 
@@ -79,9 +79,9 @@ def test_the_order_of_rows_does_not_matter(pairs: list[tuple[Text, str]], count:
     other = list(pairs)
     mix.shuffle(other)  # type: ignore[attr-defined]
     one, two = rows_of(pairs), rows_of(other)
-    assert pairs_of(carve(one, count, seed=seed)[1]) == pairs_of(carve(two, count, seed=seed)[1])
+    assert pairs_of(split_off(one, count, seed=seed)[1]) == pairs_of(split_off(two, count, seed=seed)[1])
     assert pairs_of(sample(one, count, seed=seed)) == pairs_of(sample(two, count, seed=seed))
-    assert pairs_of(shots(one, count, seed=seed)) == pairs_of(shots(two, count, seed=seed))
+    assert pairs_of(sample_shots(one, count, seed=seed)) == pairs_of(sample_shots(two, count, seed=seed))
 
 
 def test_another_seed_takes_other_rows_and_the_same_seed_the_same() -> None:
@@ -94,8 +94,8 @@ def test_another_seed_takes_other_rows_and_the_same_seed_the_same() -> None:
 
 def test_rows_keep_their_order() -> None:
     rows = rows_of([(f"{i:03}", "ab"[i % 2]) for i in range(50)])
-    kept, carved = carve(rows, 10, seed=0)
-    for part in (kept, carved, sample(rows, 10, seed=0), shots(rows, 5, seed=0)):
+    kept, carved = split_off(rows, 10, seed=0)
+    for part in (kept, carved, sample(rows, 10, seed=0), sample_shots(rows, 5, seed=0)):
         assert list(part.texts) == sorted(str(text) for text in part.texts)
 
 
@@ -105,12 +105,16 @@ def test_a_fingerprint_is_shared_by_equal_rows_only(one: list[tuple[Text, str]],
 
 
 def test_a_fingerprint_tells_a_pair_from_a_text_that_looks_like_one() -> None:
-    alike = [Rows((("a", "b"),), ("x",)), Rows(('["a","b"]',), ("x",)), Rows(("a", "b"), ("x", "x"))]
+    alike = [
+        LabelledTexts((("a", "b"),), ("x",)),
+        LabelledTexts(('["a","b"]',), ("x",)),
+        LabelledTexts(("a", "b"), ("x", "x")),
+    ]
     assert len({rows.fingerprint for rows in alike}) == 3
-    assert Rows(("a", "b"), ("x", "y")).fingerprint != Rows(("b", "a"), ("y", "x")).fingerprint
+    assert LabelledTexts(("a", "b"), ("x", "y")).fingerprint != LabelledTexts(("b", "a"), ("y", "x")).fingerprint
 
 
 def test_rows_want_a_target_for_every_text_or_none() -> None:
-    assert Rows(("a", "b"), ()).labels == ()
+    assert LabelledTexts(("a", "b"), ()).labels == ()
     with pytest.raises(DataError, match="2 texts, 1 targets"):
-        Rows(("a", "b"), ("x",))
+        LabelledTexts(("a", "b"), ("x",))

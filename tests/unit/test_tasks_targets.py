@@ -12,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks import NEEDS, DataError, Quote, Rows, TaskData, TaskSpec, Template, Wording, load_task
-from tasks.rows import carve, sample, shots
-from tasks.targets import number
+from tasks import (
+    KIND_SCHEMAS,
+    AnswerSpan,
+    DataError,
+    GenerationTarget,
+    LabelledTexts,
+    TaskData,
+    TaskSpec,
+    Template,
+    load_task,
+)
+from tasks.rows import sample, sample_shots, split_off
+from tasks.targets import parse_number
 
 KEYS: dict[str, dict[str, Any]] = {
     "classification": {"text": "text", "label": "label"},
@@ -43,10 +53,12 @@ def spec(kind: str, **keys: Any) -> TaskSpec:
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_the_first_metric_of_a_kind_is_its_default(kind: str) -> None:
-    assert spec(kind).metric == NEEDS[kind].metrics[0]  # type: ignore[index]
-    for metric in NEEDS[kind].metrics:  # type: ignore[index]
+    assert spec(kind).metric == KIND_SCHEMAS[kind].metrics[0]  # type: ignore[index]
+    for metric in KIND_SCHEMAS[kind].metrics:  # type: ignore[index]
         assert spec(kind, metric=metric).metric == metric
-    with pytest.raises(ValidationError, match=f"a {kind} task is scored by one of {', '.join(NEEDS[kind].metrics)}"):  # type: ignore[index]
+    with pytest.raises(
+        ValidationError, match=f"a {kind} task is scored by one of {', '.join(KIND_SCHEMAS[kind].metrics)}"
+    ):  # type: ignore[index]
         spec(kind, metric="zzz")
 
 
@@ -79,12 +91,12 @@ def test_numbers_are_read_from_numbers_and_texts(tmp_path: Path) -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_survives_being_written(value: float) -> None:
-    assert number(value) == number(repr(value)) == value
+    assert parse_number(value) == parse_number(repr(value)) == value
 
 
 @pytest.mark.parametrize("value", [None, True, "", "one", "nan", "inf", math.inf, math.nan, [1], "1,5"])
 def test_what_is_no_number(value: object) -> None:
-    assert number(value) is None
+    assert parse_number(value) is None
 
 
 def test_a_row_without_a_number_is_named(tmp_path: Path) -> None:
@@ -105,13 +117,13 @@ def question(answers: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("answers", "found"),
     [
-        (squad(("bob", 8)), (Quote("bob", 8),)),
-        (squad(("bob", 17), ("ann", 0)), (Quote("bob", 17), Quote("ann", 0))),
-        (["bob", "Robert"], (Quote("bob", 8), Quote("Robert", None))),
-        ("ann", (Quote("ann", 0),)),
+        (squad(("bob", 8)), (AnswerSpan("bob", 8),)),
+        (squad(("bob", 17), ("ann", 0)), (AnswerSpan("bob", 17), AnswerSpan("ann", 0))),
+        (["bob", "Robert"], (AnswerSpan("bob", 8), AnswerSpan("Robert", None))),
+        ("ann", (AnswerSpan("ann", 0),)),
     ],
 )
-def test_answers_of_both_forms(tmp_path: Path, answers: Any, found: tuple[Quote, ...]) -> None:
+def test_answers_of_both_forms(tmp_path: Path, answers: Any, found: tuple[AnswerSpan, ...]) -> None:
     data = load(tmp_path, "span", question(answers))
     assert data.train.targets == (found,)
     assert data.train.texts == (("who", "ann met bob, and bob left"),)
@@ -136,9 +148,12 @@ def test_answers_that_will_not_do_are_named(tmp_path: Path, answers: Any, said: 
 
 def test_targets_are_right_themselves_unless_references_are_given(tmp_path: Path) -> None:
     rows = [{"text": "a", "target": "x", "refs": ["y", "z"]}, {"text": "b", "target": "", "refs": ["v"]}]
-    assert load(tmp_path, "generation", rows).train.targets == (Wording("x", ("x",)), Wording("", ("",)))
+    assert load(tmp_path, "generation", rows).train.targets == (
+        GenerationTarget("x", ("x",)),
+        GenerationTarget("", ("",)),
+    )
     found = load(tmp_path, "generation", rows, references="refs").train.targets
-    assert found == (Wording("x", ("y", "z")), Wording("", ("v",)))
+    assert found == (GenerationTarget("x", ("y", "z")), GenerationTarget("", ("v",)))
     with pytest.raises(DataError, match=r"column 'refs', row 1: .*is not a text or a list of at least one text"):
         load(tmp_path, "generation", [{"text": "a", "target": "x", "refs": []}], references="refs")
 
@@ -156,13 +171,13 @@ VALUES = st.lists(st.tuples(st.text(max_size=2), st.floats(allow_nan=False, widt
 
 @given(VALUES, st.integers(0, 20))
 def test_rows_without_labels_are_parted_like_others(pairs: list[tuple[str, float]], count: int) -> None:
-    rows = Rows(tuple(text for text, _ in pairs), tuple(value for _, value in pairs))
-    kept, carved = carve(rows, count, seed=0)
+    rows = LabelledTexts(tuple(text for text, _ in pairs), tuple(value for _, value in pairs))
+    kept, carved = split_off(rows, count, seed=0)
     assert len(kept) + len(carved) == len(rows)
     assert len(carved) <= count
     assert len(kept) >= 1
     assert not set(kept.texts) & set(carved.texts)
-    assert len(sample(rows, count, seed=0)) == len(shots(rows, count, seed=0)) == min(count, len(rows))
+    assert len(sample(rows, count, seed=0)) == len(sample_shots(rows, count, seed=0)) == min(count, len(rows))
 
 
 WORDS = {"bad": "awful", "good": "great"}
@@ -170,7 +185,7 @@ WORDS = {"bad": "awful", "good": "great"}
 
 def test_a_template_shows_texts_and_one_gap() -> None:
     template = Template(text="{{ text | trim }}? {{ mask }}, {{ text_pair }}", words=WORDS)
-    assert template.around(" a {{ b }} ", "c\0") == ("a {{ b }}? ", ", c")
+    assert template.split_at_gap(" a {{ b }} ", "c\0") == ("a {{ b }}? ", ", c")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +207,7 @@ def test_what_is_no_template(text: str, said: str) -> None:
 @given(st.text(), st.text())
 def test_any_text_fits_into_a_template(text: str, pair: str) -> None:
     template = Template(text="{{ text }} / {{ text_pair }} / {{ mask }}.", words=WORDS)
-    before, after = template.around(text, pair)
+    before, after = template.split_at_gap(text, pair)
     assert (before, after) == (f"{text} / {pair} / ".replace("\0", ""), ".")
 
 

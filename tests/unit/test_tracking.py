@@ -16,13 +16,13 @@ from registry_cases import BACKBONE, begin, learn, learn_in, make_registry
 from sqlalchemy import update
 from tracking_cases import client_of, names_of, places_of, runs_of, sync_all, sync_together
 
-from continual.settings import Settings
-from continual.tracking import sync
-from continual.tracking.names import LONGEST, plain
-from registry import Registry, archive_delta, identity, promote_delta, purge_task, waiting
+from continual.settings import Locations
+from continual.tracking import flush_outbox
+from continual.tracking.names import LONGEST, escape_name
+from registry import Registry, archive_delta, list_pending, promote_delta, purge_task, registry_identity
 from registry.base import now
-from registry.outbox import LEASE
-from registry.tables import Delta, Outbox
+from registry.outbox import SEND_LEASE
+from registry.tables import Delta, OutboxRow
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +34,14 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path, empty_mlflow: Path) -> Settings:
+def places(tmp_path: Path, empty_mlflow: Path) -> Locations:
     (tmp_path / "home").mkdir()
     shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow.db")
     return places_of(tmp_path)
 
 
 @pytest.fixture
-def registry(tmp_path: Path, places: Settings) -> Iterator[Registry]:
+def registry(tmp_path: Path, places: Locations) -> Iterator[Registry]:
     with make_registry(tmp_path) as opened:
         yield opened
 
@@ -49,11 +49,11 @@ def registry(tmp_path: Path, places: Settings) -> Iterator[Registry]:
 def learn_stream(registry: Registry, *tasks: str) -> None:
     begin(registry, *tasks)
     for number, task in enumerate(tasks):
-        with registry.unit() as unit:
-            unit.finish("core", number, delta=learn_in(unit, registry, task))
+        with registry.unit_of_work() as unit:
+            unit.mark_learned("core", number, delta=learn_in(unit, registry, task))
 
 
-def test_everything_is_told_once(registry: Registry, places: Settings) -> None:
+def test_everything_is_told_once(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2", "trec")
     assert sync_all(registry, places)
     assert names_of(places) == ["core", "sst2@1", "trec@1"]
@@ -62,15 +62,15 @@ def test_everything_is_told_once(registry: Registry, places: Settings) -> None:
         name: known[name].info.run_id for name in ("sst2@1", "trec@1")
     }
     tags = known["sst2@1"].data.tags
-    assert tags["continual.registry"] == identity(registry)
+    assert tags["continual.registry"] == registry_identity(registry)
     assert tags["continual.digest"] == registry.delta("sst2@1").digest
     assert (tags["continual.task"], tags["continual.stream"]) == ("sst2", "core")
     assert tags["continual.backbone"] == BACKBONE.fingerprint
     assert tags["mlflow.parentRunId"] == known["core"].info.run_id == registry.stream("core").mlflow_run
     assert sync_all(registry, places) == []
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         for message, subject in (("delta", "sst2@1"), ("stream", "core"), ("champion", "sst2")):
-            unit.tell(message, subject)
+            unit.enqueue_message(message, subject)
     assert len(sync_all(registry, places)) == 3
     again = {run.info.run_name: run for run in runs_of(places)}
     assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in known.items()}
@@ -79,7 +79,7 @@ def test_everything_is_told_once(registry: Registry, places: Settings) -> None:
     assert len({(point.step, point.value) for point in history}) == len(history)
 
 
-def test_what_a_search_tried_is_shown(registry: Registry, places: Settings) -> None:
+def test_what_a_search_tried_is_shown(registry: Registry, places: Locations) -> None:
     learn(registry, "sst2", tried=({"method": "lora", "score": 0.5},))
     sync_all(registry, places)
     (run,) = runs_of(places)
@@ -108,17 +108,17 @@ class DyingClient:
 
 
 def test_a_sender_that_is_killed_at_any_call_doubles_nothing(
-    registry: Registry, places: Settings, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, places: Locations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn_stream(registry, "sst2")
     deaths, calls, left = 0, 0, 0
-    while rest := waiting(registry):
+    while rest := list_pending(registry):
         calls, left = calls + 1 if len(rest) == left else 0, len(rest)
-        with registry.unit() as unit:  # its lease has run out
-            unit.session.execute(update(Outbox).values(due_at=now() - LEASE * 2))
+        with registry.unit_of_work() as unit:  # its lease has run out
+            unit.session.execute(update(OutboxRow).values(due_at=now() - SEND_LEASE * 2))
         monkeypatch.setattr("mlflow.MlflowClient", dying(calls))
         try:
-            list(sync(registry, places))
+            list(flush_outbox(registry, places))
         except Killed:
             deaths += 1
         monkeypatch.undo()
@@ -133,7 +133,7 @@ def dying(calls: int) -> Any:
     return lambda **where: DyingClient(MlflowClient(**where), calls)
 
 
-def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Registry, places: Settings) -> None:
+def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Registry, places: Locations) -> None:
     tasks = [f"task{number}" for number in range(3)]
     learn_stream(registry, *tasks)
     spawn = get_context("spawn")
@@ -145,40 +145,40 @@ def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Regist
         errors.get(timeout=150)
     for child in children:
         child.join()
-    list(sync(registry, places))  # what had to wait for another's
-    assert waiting(registry) == ()
+    list(flush_outbox(registry, places))  # what had to wait for another's
+    assert list_pending(registry) == ()
     assert names_of(places) == ["core", *(f"{task}@1" for task in tasks)]
     assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", *tasks]
 
 
 def test_an_mlflow_that_is_away_is_told_later(
-    registry: Registry, places: Settings, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, places: Locations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     learn_stream(registry, "sst2", "trec")
-    count = len(waiting(registry))
-    (sent,) = sync(registry, replace(places, mlflow="http://ada:l0vel4ce@127.0.0.1:9/"))
-    assert sent.away, "one message is enough to know"
-    assert "l0vel4ce" not in f"{sent}{waiting(registry)}"
-    assert len(waiting(registry)) == count - 2, "messages on one stream are one"
+    count = len(list_pending(registry))
+    (sent,) = flush_outbox(registry, replace(places, mlflow="http://ada:l0vel4ce@127.0.0.1:9/"))
+    assert sent.unreachable, "one message is enough to know"
+    assert "l0vel4ce" not in f"{sent}{list_pending(registry)}"
+    assert len(list_pending(registry)) == count - 2, "messages on one stream are one"
     sync_all(registry, places)
     assert names_of(places) == ["core", "sst2@1", "trec@1"]
 
 
-def test_another_mlflow_is_told_anew(registry: Registry, places: Settings, empty_mlflow: Path) -> None:
+def test_another_mlflow_is_told_anew(registry: Registry, places: Locations, empty_mlflow: Path) -> None:
     learn_stream(registry, "sst2")
     sync_all(registry, places)
     shutil.copy(empty_mlflow, places.home / "new.db")
     places = replace(places, mlflow=f"sqlite:///{places.home / 'new.db'}")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         for message, subject in (("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2")):
-            unit.tell(message, subject)
+            unit.enqueue_message(message, subject)
     sync_all(registry, places)
     assert names_of(places) == ["core", "sst2@1"]
     assert client_of(places).get_model_version_by_alias("sst2", "champion")
 
 
-def test_the_alias_follows_who_serves(registry: Registry, places: Settings) -> None:
+def test_the_alias_follows_who_serves(registry: Registry, places: Locations) -> None:
     def champion() -> str:
         return str(client_of(places).get_model_version_by_alias("sst2", "champion").tags["continual.delta"])
 
@@ -192,15 +192,15 @@ def test_the_alias_follows_who_serves(registry: Registry, places: Settings) -> N
     sync_all(registry, places)
     assert champion() == "sst2@3"
     client_of(places).set_registered_model_alias("sst2", "mine", "1")
-    with registry.unit() as unit:
+    with registry.unit_of_work() as unit:
         unit.session.execute(update(Delta).values(status="archived"))
-        unit.tell("champion", "sst2")
+        unit.enqueue_message("champion", "sst2")
     sync_all(registry, places)
     assert client_of(places).get_registered_model("sst2").aliases == {"mine": 1}
 
 
 def test_registries_that_share_an_mlflow_keep_apart(
-    tmp_path: Path, registry: Registry, places: Settings, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, registry: Registry, places: Locations, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     learn_stream(registry, "sst2")
     sync_all(registry, places)
@@ -209,19 +209,19 @@ def test_registries_that_share_an_mlflow_keep_apart(
         learn_stream(other, "sst2")
         assert other.delta("sst2@1").digest == registry.delta("sst2@1").digest
         sync_all(other, replace(places, registry=registry_url(elsewhere)))
-        mark = identity(other)[:8]
+        mark = registry_identity(other)[:8]
     assert names_of(places) == ["core", "core", "sst2@1", "sst2@1"]
     models = {model.name for model in client_of(places).search_registered_models()}
     assert models > {"sst2", f"sst2=={mark}", "core"}
     assert len(models) == 4, "each has a stream of that name"
 
 
-def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings) -> None:
+def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2", "trec")
     sync_all(registry, places)
     purge_task(registry, "sst2")
-    with registry.unit() as unit:
-        unit.tell("delta", "sst2@1")
+    with registry.unit_of_work() as unit:
+        unit.enqueue_message("delta", "sst2@1")
     sync_all(registry, places)
     assert names_of(places) == ["core", "trec@1"]
     models = client_of(places).search_registered_models()
@@ -235,19 +235,19 @@ def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Settings
     assert dumped == [], "not in the bin either"
 
 
-def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places: Settings) -> None:
+def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places: Locations) -> None:
     def champion() -> int | None:
         found: int | None = client_of(places).get_registered_model("core").aliases.get("champion")
         return found
 
     begin(registry, "sst2", "trec")
     learn(registry, "other")
-    with registry.unit() as unit:
-        unit.finish("core", 0, delta=learn_in(unit, registry, "sst2"))
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta=learn_in(unit, registry, "sst2"))
     sync_all(registry, places)
     assert {model.name for model in client_of(places).search_registered_models()} == {"other", "sst2"}, "not ended"
-    with registry.unit() as unit:
-        unit.finish("core", 1, delta=learn_in(unit, registry, "trec"))
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 1, delta=learn_in(unit, registry, "trec"))
     sync_all(registry, places)
     assert champion() == 1
     learn(registry, "sst2", score=0.4)
@@ -268,24 +268,24 @@ def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places
     assert champion() is None
 
 
-def test_a_task_and_a_stream_of_one_name_have_models_of_their_own(registry: Registry, places: Settings) -> None:
+def test_a_task_and_a_stream_of_one_name_have_models_of_their_own(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2")
     sync_all(registry, places)
     learn(registry, "core")
     sync_all(registry, places)
     models = {model.name: model.tags for model in client_of(places).search_registered_models()}
     assert models["core"]["continual.stream"] == "core"
-    assert models[f"core=={identity(registry)[:8]}"]["continual.task"] == "core"
+    assert models[f"core=={registry_identity(registry)[:8]}"]["continual.task"] == "core"
 
 
 HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f%2F $x_$ 日本"
 STREAM = "<b>core</b>/../$\\frac"
 
 
-def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
+def test_names_of_users_are_data(registry: Registry, places: Locations) -> None:
     begin(registry, HOSTILE, name=STREAM)
-    with registry.unit() as unit:
-        unit.finish(STREAM, 0, delta=learn_in(unit, registry, HOSTILE, score=0.5))
+    with registry.unit_of_work() as unit:
+        unit.mark_learned(STREAM, 0, delta=learn_in(unit, registry, HOSTILE, score=0.5))
     sync_all(registry, places)
     assert names_of(places) == sorted([f"{HOSTILE}@1", STREAM])
     client, (run,) = client_of(places), [run for run in runs_of(places) if "continual.delta" in run.data.tags]
@@ -309,6 +309,6 @@ def test_names_of_users_are_data(registry: Registry, places: Settings) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 400, "日本" * 200, "/" * 100])
 def test_a_long_name_is_cut_and_still_its_own(name: str) -> None:
-    assert len(plain(name).encode()) <= LONGEST
-    assert plain(name) != plain(name + "x")
-    assert plain(name) == plain(name)
+    assert len(escape_name(name).encode()) <= LONGEST
+    assert escape_name(name) != escape_name(name + "x")
+    assert escape_name(name) == escape_name(name)

@@ -1,5 +1,5 @@
 """Serving by several replicas, which Ray Serve places, starts again and chooses among. Needs the extra `ray`."""
 
-from continual.serve.replicated.cluster import Replicas, replicated
+from continual.serve.replicated.cluster import ReplicaConfig, deploy_replicas
 
-__all__ = ["Replicas", "replicated"]
+__all__ = ["ReplicaConfig", "deploy_replicas"]

@@ -10,25 +10,25 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from continual.cluster import connected, nodes
+from continual.cluster import node_resources, ray_cluster
 from continual.errors import InputError
-from continual.room import Share
-from continual.serve.recipe import Recipe
-from continual.serve.replicated.face import face
-from continual.serve.replicated.groups import GROUPS
+from continual.room import ResourceRequest
+from continual.serve.recipe import ServerConfig
+from continual.serve.replicated.face import create_gateway
+from continual.serve.replicated.groups import AFFINITY_GROUPS
 from continual.serve.replicated.replica import Replica
-from continual.serve.replicated.turns import LOOK
-from continual.shared import proof
+from continual.serve.replicated.turns import POLL
+from continual.shared import publish_probe
 from registry import Registry
 
-ONGOING = 128  # requests that a replica has in hand; those of its groups go to others then
-PATIENCE = 120.0  # seconds for each look whether a replica lives: a router may be made meanwhile
-BEGINS = 1800.0  # seconds in which all replicas should be ready: a large backbone is read, a router made
-PAUSE = 0.2  # seconds between two looks whether they are
+MAX_ONGOING_REQUESTS = 128  # requests that a replica has in hand; those of its groups go to others then
+DEPLOY_TIMEOUT = 120.0  # seconds for each look whether a replica lives: a router may be made meanwhile
+STARTUP_TIMEOUT = 1800.0  # seconds in which all replicas should be ready: a large backbone is read, a router made
+POLL_SECONDS = 0.2  # seconds between two looks whether they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replicas:
+class ReplicaConfig:
     """How many replicas, and what each is given. cpus, gpus: cores and GPUs of each · address: of a cluster, None for
     one that begins and ends with the replicas · name: of the application, whose replicas another of that name on the
     cluster replaces.
@@ -42,39 +42,39 @@ class Replicas:
 
 
 @contextmanager
-def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
+def deploy_replicas(recipe: ServerConfig, replicas: ReplicaConfig) -> Iterator[FastAPI]:
     """An application that answers by replicas, until the block ends; what is being answered is finished first.
 
     Raises InputError where the cluster is not there or too small, or a replica cannot begin.
     """
     with (
         Registry.open(recipe.registry, recipe.blobs) as registry,
-        proof(registry) as known,
-        connected(replicas.address or "local"),
+        publish_probe(registry) as known,
+        ray_cluster(replicas.address or "local"),
     ):
-        fits(replicas)
+        check_capacity(replicas)
         where, blobs = registry.urls()  # which hold in every working folder
         deployed = serve.deployment(
             num_replicas=replicas.count,
             ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-            max_ongoing_requests=ONGOING,
-            max_queued_requests=recipe.limits.waiting,
+            max_ongoing_requests=MAX_ONGOING_REQUESTS,
+            max_queued_requests=recipe.limits.max_queued_rows,
             max_constructor_retry_count=1,
             graceful_shutdown_timeout_s=recipe.limits.seconds,
             graceful_shutdown_wait_loop_s=0.1,
-            health_check_timeout_s=PATIENCE,
+            health_check_timeout_s=DEPLOY_TIMEOUT,
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )(Replica)
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
             there = replace(recipe, registry=where, blobs=blobs)
             handle = _begun(deployed.bind(there, known, replicas.count), replicas)
-            yield face(
+            yield create_gateway(
                 handle,
                 local=recipe.local,
                 limits=recipe.limits,
                 poll=recipe.poll,
-                groups=GROUPS * replicas.count,
+                groups=AFFINITY_GROUPS * replicas.count,
             )
         finally:
             serve.delete(replicas.name)
@@ -82,22 +82,24 @@ def replicated(recipe: Recipe, replicas: Replicas) -> Iterator[FastAPI]:
                 serve.shutdown()
 
 
-def fits(replicas: Replicas) -> None:
+def check_capacity(replicas: ReplicaConfig) -> None:
     """Raises InputError where the replicas would wait for ever for cores or GPUs."""
     advice = "Give fewer --replicas, smaller --replica-cpus or --replica-gpus, or the --address of a larger cluster"
-    Share(replicas.cpus, replicas.gpus).require_room(nodes(), replicas.count, what="replica", advice=advice)
+    ResourceRequest(replicas.cpus, replicas.gpus).require_capacity(
+        node_resources(), replicas.count, what="replica", advice=advice
+    )
 
 
-def _begun(application: serve.Application, replicas: Replicas) -> Any:
+def _begun(application: serve.Application, replicas: ReplicaConfig) -> Any:
     """The handle of all replicas, when they are ready. Raises InputError where they do not come to be so."""
     target = serve.RunTarget(application, name=replicas.name, route_prefix=None)
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
-    end = time.monotonic() + BEGINS
+    end = time.monotonic() + STARTUP_TIMEOUT
     while (found := serve.status().applications[replicas.name]).status != ApplicationStatus.RUNNING:
         if found.status == ApplicationStatus.DEPLOY_FAILED:
             raise InputError(f"no replica could begin: {_reason(found.message)}")
         _require_before(end, replicas)
-    while len(found := handle.broadcast("fingerprint").results(timeout_s=LOOK)) < replicas.count:
+    while len(found := handle.broadcast("fingerprint").results(timeout_s=POLL)) < replicas.count:
         _require_before(end, replicas)  # the handle hears of replicas one by one
     if len(others := {*found}) > 1:
         raise InputError(
@@ -107,13 +109,13 @@ def _begun(application: serve.Application, replicas: Replicas) -> Any:
     return handle
 
 
-def _require_before(end: float, replicas: Replicas) -> None:
+def _require_before(end: float, replicas: ReplicaConfig) -> None:
     if time.monotonic() > end:
         raise InputError(
-            f"{replicas.count} replicas were not ready within {BEGINS:g} s; see whether others use what the cluster "
-            "has, and give fewer --replicas"
+            f"{replicas.count} replicas were not ready within {STARTUP_TIMEOUT:g} s; see whether others use what "
+            "the cluster has, and give fewer --replicas"
         )
-    time.sleep(PAUSE)
+    time.sleep(POLL_SECONDS)
 
 
 def _reason(message: str) -> str:

@@ -18,15 +18,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from continual.errors import ContinualError, InputError, ReplicaLost, TooBusy, TooLate
-from continual.serve.desk import ClientLeft, Limits, left, patience
-from continual.serve.faults import install
-from continual.serve.gate import LOCAL, Gate
-from continual.serve.replicated.groups import group_of
-from continual.serve.replicated.merged import MERGED
-from continual.serve.replicated.replica import Answer
-from continual.serve.replicated.turns import Turns
+from continual.serve.desk import ClientDisconnected, Limits, request_timeout, wait_for_disconnect
+from continual.serve.faults import install_error_handlers
+from continual.serve.gate import LOCAL_HOSTS, HostAndSizeMiddleware
+from continual.serve.replicated.groups import affinity_group
+from continual.serve.replicated.merged import MERGED_PATHS
+from continual.serve.replicated.replica import ReplicaResponse
+from continual.serve.replicated.turns import RollingRefresh
 
-TOLD = (  # of a request, what a replica is told: all but what belongs to this process
+FORWARDED_HEADERS = (  # of a request, what a replica is told: all but what belongs to this process
     "type",
     "asgi",
     "http_version",
@@ -43,29 +43,31 @@ TOLD = (  # of a request, what a replica is told: all but what belongs to this p
 REFRESH = "/v1/refresh"
 
 
-def face(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
+def create_gateway(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
     """An ASGI application that answers by the replicas behind `handle`.
 
     local, limits, poll: as of `application` · groups: of tasks, each of which goes to a replica of its own if it can.
     """
-    turns = Turns(handle, poll=poll)
+    turns = RollingRefresh(handle, poll=poll)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with turns.going_on():
+        async with turns.polling():
             yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, hosts=LOCAL if local else (), bytes=limits.bytes, count=lambda path, status: None)
-    install(app)
-    app.mount("/", Forward(handle, turns, seconds=limits.seconds, groups=groups))
+    app.add_middleware(
+        HostAndSizeMiddleware, hosts=LOCAL_HOSTS if local else (), bytes=limits.bytes, count=lambda path, status: None
+    )
+    install_error_handlers(app)
+    app.mount("/", ForwardingApp(handle, turns, seconds=limits.seconds, groups=groups))
     return app
 
 
-class Forward:
+class ForwardingApp:
     """Hands requests to replicas, and their answers back as they come."""
 
-    def __init__(self, handle: Any, turns: Turns, *, seconds: float, groups: int) -> None:
+    def __init__(self, handle: Any, turns: RollingRefresh, *, seconds: float, groups: int) -> None:
         self._handle, self._turns, self._seconds, self._groups = handle, turns, seconds, groups
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,17 +76,17 @@ class Forward:
         try:
             body = await request.body()
         except ClientDisconnect as error:
-            raise ClientLeft from error
-        told = {key: scope[key] for key in TOLD if key in scope}
+            raise ClientDisconnected from error
+        told = {key: scope[key] for key in FORWARDED_HEADERS if key in scope}
         path = request.url.path
         with _named():
-            if path in MERGED and request.method == "GET":
+            if path in MERGED_PATHS and request.method == "GET":
                 await (await self._merged(path, told))(scope, receive, send)
                 return
             if path == REFRESH and request.method == "POST":
                 await (await self._refreshed(told, body))(scope, receive, send)
                 return
-            group = group_of(path, body, groups=self._groups)
+            group = affinity_group(path, body, groups=self._groups)
             asked = self._handle.options(stream=True, multiplexed_model_id=group)
             answer = asked.answered.remote(told, body)
             try:
@@ -95,10 +97,10 @@ class Forward:
 
     async def _pass_on(self, request: Request, answer: AsyncIterator[list[Message]], send: Send) -> None:
         try:
-            seconds = patience(request, most=self._seconds)
+            seconds = request_timeout(request, most=self._seconds)
         except InputError:
             seconds = self._seconds  # which the replica refuses
-        leaving = asyncio.create_task(left(request))
+        leaving = asyncio.create_task(wait_for_disconnect(request))
         try:
             await _say(ready := await _next(answer, leaving, seconds), send)
             while _more(ready[-1]):
@@ -108,24 +110,24 @@ class Forward:
 
     async def _refreshed(self, told: dict[str, Any], body: bytes) -> Response:
         """Whether any replica serves others than before, once all have looked; the first says who may ask."""
-        first: Answer = await asyncio.wait_for(self._handle.whole.remote(told, body), self._seconds)
+        first: ReplicaResponse = await asyncio.wait_for(self._handle.whole.remote(told, body), self._seconds)
         if first.status != 200:
             return _response(first)
-        changed = await self._turns.once()
+        changed = await self._turns.refresh_all()
         return JSONResponse({"changed": changed or json.loads(first.body)["changed"]})
 
     async def _merged(self, path: str, told: dict[str, Any]) -> Response:
         """What all replicas say, as one; where one refuses, its refusal."""
         asked = self._handle.broadcast("whole", told, b"")
         found = await asked.results_async(timeout_s=self._seconds, return_exceptions=True)
-        answers = [answer for answer in found if isinstance(answer, Answer)]
+        answers = [answer for answer in found if isinstance(answer, ReplicaResponse)]
         if not answers:
             raise found[0]
         refused = next((answer for answer in answers if answer.status != 200), None)
-        return _response(refused) if refused else _response(replace(answers[0], body=MERGED[path](answers)))
+        return _response(refused) if refused else _response(replace(answers[0], body=MERGED_PATHS[path](answers)))
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: ReplicaResponse) -> Response:
     headers = {key.decode(): value.decode() for key, value in answer.headers if key != b"content-length"}
     return Response(answer.body, answer.status, headers)
 
@@ -151,7 +153,7 @@ async def _next(
         if coming.done():
             return coming.result()
         if leaving.done():
-            raise ClientLeft
+            raise ClientDisconnected
         raise TooLate(f"there was no answer within {seconds:g} s; wait for longer, or send fewer at once")
     finally:
         coming.cancel()

@@ -5,7 +5,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ValidationError
 
-GROUPS = 16  # of tasks for each replica: of many, tasks are spread about evenly
+AFFINITY_GROUPS = 16  # of tasks for each replica: of many, tasks are spread about evenly
 PREDICT, WRITE = "/v1/predict", ("/v1/completions", "/v1/chat/completions")
 
 
@@ -21,7 +21,7 @@ class _Written(BaseModel):
     model: str
 
 
-def group_of(path: str, body: bytes, *, groups: int) -> str:
+def affinity_group(path: str, body: bytes, *, groups: int) -> str:
     """The group of the task that a request names, of most of its rows where it names several; "" where it names none.
 
     A body that cannot be read is of no group: the replica says what is wrong with it.

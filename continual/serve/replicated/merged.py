@@ -7,12 +7,12 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from continual.serve.load import Load
-from continual.serve.replicated.replica import Answer
+from continual.serve.load import LoadStatus
+from continual.serve.replicated.replica import ReplicaResponse
 
 
 class _Labelled(Collector):
-    def __init__(self, answers: Sequence[Answer]) -> None:
+    def __init__(self, answers: Sequence[ReplicaResponse]) -> None:
         self._answers = answers
 
     def collect(self) -> Iterator[Metric]:
@@ -26,18 +26,18 @@ class _Labelled(Collector):
         yield from families.values()
 
 
-def metrics(answers: Sequence[Answer]) -> bytes:
+def merge_metrics(answers: Sequence[ReplicaResponse]) -> bytes:
     """The numbers of each replica, with its name in the label `replica`."""
     registry = CollectorRegistry()
     registry.register(_Labelled(answers))
     return generate_latest(registry)
 
 
-def load(answers: Sequence[Answer]) -> bytes:
+def merge_load(answers: Sequence[ReplicaResponse]) -> bytes:
     """The sums over all replicas; one more input would wait where the wait is shortest."""
-    loads = [Load.model_validate_json(answer.body) for answer in answers]
+    loads = [LoadStatus.model_validate_json(answer.body) for answer in answers]
     return (
-        Load(
+        LoadStatus(
             backbone=loads[0].backbone,
             tasks=min(own.tasks for own in loads),
             waiting=sum(own.waiting for own in loads),
@@ -53,4 +53,7 @@ def load(answers: Sequence[Answer]) -> bytes:
     )
 
 
-MERGED: Mapping[str, Callable[[Sequence[Answer]], bytes]] = {"/metrics": metrics, "/v1/load": load}  # by path
+MERGED_PATHS: Mapping[str, Callable[[Sequence[ReplicaResponse]], bytes]] = {
+    "/metrics": merge_metrics,
+    "/v1/load": merge_load,
+}  # by path

@@ -11,16 +11,16 @@ from ray.serve.schema import ReplicaRank
 from starlette.types import Message, Scope
 
 from continual.errors import RegistryError
-from continual.serve.application import application
-from continual.serve.looking import Looking
-from continual.serve.recipe import Recipe
-from continual.serve.replicated.groups import GROUPS
-from continual.serve.replicated.turns import LOOK
-from continual.shared import Proof
+from continual.serve.application import create_app
+from continual.serve.looking import RegistryPoller
+from continual.serve.recipe import ServerConfig
+from continual.serve.replicated.groups import AFFINITY_GROUPS
+from continual.serve.replicated.turns import POLL
+from continual.shared import RegistryProbe
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReplicaResponse:
     """What a replica answers to a request, whole."""
 
     replica: str
@@ -35,18 +35,18 @@ class Replica:
     Raises InputError, where its node reaches another registry than that of the recipe, or other blobs.
     """
 
-    def __init__(self, recipe: Recipe, proof: Proof, count: int) -> None:
+    def __init__(self, recipe: ServerConfig, proof: RegistryProbe, count: int) -> None:
         """proof: of the registry that is meant · count: how many replicas there are."""
         self._open, self._count = ExitStack(), count
-        serving = self._open.enter_context(recipe.serving())
-        proof.require(serving.registry)
+        serving = self._open.enter_context(recipe.open_champions())
+        proof.verify(serving.registry)
         serving.refresh()
         self._fingerprint = serving.backbone.fingerprint
-        self._app = application(serving, local=recipe.local, limits=recipe.limits)
-        self._looking: Looking = self._app.state.looking
+        self._app = create_app(serving, local=recipe.local, limits=recipe.limits)
+        self._looking: RegistryPoller = self._app.state.looking
         self.name: str = serve.get_replica_context().replica_tag
 
-    async def answered(self, scope: Scope, body: bytes) -> AsyncIterator[list[Message]]:
+    async def stream_response(self, scope: Scope, body: bytes) -> AsyncIterator[list[Message]]:
         """What the application says to a request, as ASGI's messages, as many at a time as there are.
 
         To let go of the iterator is to leave: what still waits is not answered.
@@ -66,10 +66,10 @@ class Replica:
         finally:
             answering.cancel()
 
-    async def whole(self, scope: Scope, body: bytes) -> Answer:
+    async def response(self, scope: Scope, body: bytes) -> ReplicaResponse:
         """The same at once, and who says it."""
-        head, *parts = [message async for ready in self.answered(scope, body) for message in ready]
-        return Answer(self.name, head["status"], head["headers"], b"".join(part["body"] for part in parts))
+        head, *parts = [message async for ready in self.stream_response(scope, body) for message in ready]
+        return ReplicaResponse(self.name, head["status"], head["headers"], b"".join(part["body"] for part in parts))
 
     async def fingerprint(self) -> str:
         """That of the backbone which this replica holds."""
@@ -78,26 +78,26 @@ class Replica:
     async def check_health(self) -> None:
         """To be run is enough: Ray Serve replaces a replica that does not come to it."""
 
-    async def behind(self) -> str | None:
+    async def is_stale(self) -> str | None:
         """The replica's name where other champions should serve than do; keys are those of this moment afterwards.
 
         Raises RegistryError and what reading the registry raises.
         """
         try:
-            return self.name if await asyncio.wait_for(self._looking.behind(), LOOK) else None
+            return self.name if await asyncio.wait_for(self._looking.is_stale(), POLL) else None
         except TimeoutError as error:
-            raise RegistryError(f"the registry did not answer within {LOOK:g} s; see that it can be reached") from error
+            raise RegistryError(f"the registry did not answer within {POLL:g} s; see that it can be reached") from error
 
-    async def take_up(self, name: str) -> bool:
+    async def refresh(self, name: str) -> bool:
         """Serve the champions of this moment, if this is the replica of that name; whether they are others."""
-        return name == self.name and await self._looking.once()
+        return name == self.name and await self._looking.refresh()
 
     async def reconfigure(self, user_config: None, rank: ReplicaRank) -> None:
         """Have Ray Serve send requests of this rank's groups here: at the beginning, and when ranks change."""
-        for group in range(GROUPS):
+        for group in range(AFFINITY_GROUPS):
             await self.group(str(rank.rank + group * self._count))
 
-    @serve.multiplexed(max_num_models_per_replica=GROUPS)  # type: ignore[untyped-decorator]
+    @serve.multiplexed(max_num_models_per_replica=AFFINITY_GROUPS)  # type: ignore[untyped-decorator]
     async def group(self, name: str) -> str:
         """Nothing is to be loaded for a group: its deltas come when they are asked for."""
         return name
