@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from continual.inference.predictor import Prediction
     from continual.learner import Learner
-    from continual.predict import Prediction
     from registry import Registry
     from tasks import Stream, TaskSpec, read_stream, read_task
 
@@ -12,7 +12,7 @@ __all__ = ["Learner", "Prediction", "Registry", "Stream", "TaskSpec", "read_stre
 
 _HOMES = {
     "Learner": "continual.learner",
-    "Prediction": "continual.predict",
+    "Prediction": "continual.inference.predictor",
     "Registry": "registry",
     "Stream": "tasks",
     "TaskSpec": "tasks",

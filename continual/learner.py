@@ -6,26 +6,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
-from continual.arrivals import watch
-from continual.backbone import Backbone, load_backbone
-from continual.checked import load_and_check, require_trainable
-from continual.controller import RETRIES, run_stream
-from continual.devices import DeviceSpec
-from continual.engines import LOCAL_ENGINE, Engine
-from continual.errors import InputError
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.backbones.devices import DeviceSpec
+from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.exchange import export_delta, import_delta
-from continual.migrate import run_migration
-from continual.moved import MigrationOutcome
-from continual.moves import plan_migration
-from continual.positions import learn_task
-from continual.predict import Prediction, Predictor
-from continual.report import Document, stream_report
+from continual.experiments.strategies import DEFAULT, Strategy, build_strategies, compare_strategies
+from continual.inference.predictor import Prediction, Predictor
+from continual.reports.report import Document, stream_report
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, Locations, resolve_locations
-from continual.strategies import DEFAULT, Strategy, build_strategies, compare_strategies
+from continual.streams.arrivals import watch
+from continual.streams.controller import RETRIES, run_stream
+from continual.streams.engine import LOCAL_ENGINE, Engine
+from continual.streams.migration.migrate import run_migration
+from continual.streams.migration.outcome import MigrationOutcome
+from continual.streams.migration.plan import plan_migration
+from continual.streams.positions import learn_task
+from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
-from continual.watcher import NO_CALLBACKS, RunCallbacks
 from registry import Registry
 from tasks import Stream, TaskSpec, Text
+from tasks.errors import InputError
 
 
 @final
@@ -89,7 +89,7 @@ class Learner:
         """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
 
         retries: how often a task that failed is tried again, after the others · engine: where it is learned, in this
-        process or, as `engine_of("ray", workers=8)`, elsewhere.
+        process or, as `resolve_engine("ray", workers=8)`, elsewhere.
         """
         with self._telling():
             return run_stream(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
@@ -120,8 +120,8 @@ class Learner:
     ) -> Document:
         """Learn a stream by other strategies too, as far as that was not done before, and say what came of each.
 
-        strategies: those of `continual.strategies.offered` that are wanted; by default all but `ewc_full`. What
-        failed is listed under `failed`. Raises InputError before anything is learned.
+        strategies: those of `continual.experiments.strategies.catalog` that are wanted; by default all but
+        `ewc_full`. What failed is listed under `failed`. Raises InputError before anything is learned.
         """
         every = build_strategies()
         wanted = {name: every[name] for name in DEFAULT} if strategies is None else strategies

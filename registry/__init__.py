@@ -5,13 +5,7 @@ stream among controllers, `keep_checkpoint` lets one go on where another died, `
 migrates, `dump` and `restore` carry all of it in one file.
 """
 
-from registry.access import Role
-from registry.arrivals import ARRIVAL_STREAM, Arrival, normalized_backbone_name
 from registry.blobs import BlobStore, StoredBlob
-from registry.checkpoints import checkpoint_epoch, load_checkpoint, save_checkpoint
-from registry.claims import claim_arrival, claim_next, heartbeat, hold_claim, release, release_claims_of
-from registry.collection import GRACE_PERIOD, collect_garbage
-from registry.dump import dump_registry
 from registry.errors import (
     ArchiveError,
     BlobError,
@@ -29,9 +23,14 @@ from registry.errors import (
     not_found,
 )
 from registry.holders import current_process_id
-from registry.keys import add_key, key_digest, revoke_key
 from registry.names import BITS, Bits, delta_name, parse_delta, quantized_name, split_bits
-from registry.outbox import (
+from registry.operations.api_keys import add_key, key_digest, revoke_key
+from registry.operations.checkpoints import checkpoint_epoch, load_checkpoint, save_checkpoint
+from registry.operations.claims import claim_arrival, claim_next, heartbeat, hold_claim, release, release_claims_of
+from registry.operations.deletion import delete_task, purge_task
+from registry.operations.dump import dump_registry
+from registry.operations.garbage_collection import GRACE_PERIOD, collect_garbage
+from registry.operations.outbox import (
     OutboxMessage,
     claim_message,
     delete_sent,
@@ -40,7 +39,11 @@ from registry.outbox import (
     registry_identity,
     reschedule,
 )
-from registry.promotion import archive_delta, promote_delta
+from registry.operations.promotion import archive_delta, promote_delta
+from registry.operations.restore import restore_registry
+from registry.operations.strategy_runs import note_strategy_run, save_strategy_step, start_strategy_run
+from registry.operations.verify import find_damage, warnings
+from registry.reads.api_keys import Role
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -68,14 +71,11 @@ from registry.records import (
     StrategyRecord,
     TaskRecord,
 )
+from registry.redaction import redact
 from registry.registry import Registry
-from registry.removal import delete_task, purge_task
-from registry.restore import restore_registry
-from registry.schema import upgrade
-from registry.secrets import redact
-from registry.strategies import note_strategy_run, save_strategy_step, start_strategy_run
-from registry.unit import UnitOfWork
-from registry.verify import find_damage, warnings
+from registry.schema.migrate import upgrade
+from registry.unit_of_work import UnitOfWork
+from registry.writes.arrivals import ARRIVAL_STREAM, Arrival, normalized_backbone_name
 
 __all__ = [
     "ARRIVAL_STREAM",

@@ -12,7 +12,7 @@ from uuid import uuid4
 import fsspec
 
 from registry.errors import BlobError
-from registry.secrets import redact
+from registry.redaction import redact
 from tasks.errors import InputError
 
 BLOB_PATH = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")

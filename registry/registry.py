@@ -14,14 +14,22 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from registry import access, ancestry, arrivals, queries, questions, schema, streams
 from registry.blobs import BlobStore
-from registry.engine import create_engine_for, is_in_memory, snapshot_engine, translate_connect_errors, write_engine
 from registry.errors import Disconnected, Interrupted, RegistryError
-from registry.known import matching_tasks
+from registry.reads import analytics, api_keys, lineage, listings
 from registry.records import TaskRecord
-from registry.secrets import redact
-from registry.unit import UnitOfWork
+from registry.redaction import redact
+from registry.schema import migrate
+from registry.schema.connections import (
+    create_engine_for,
+    is_in_memory,
+    snapshot_engine,
+    translate_connect_errors,
+    write_engine,
+)
+from registry.unit_of_work import UnitOfWork
+from registry.writes import arrivals, streams
+from registry.writes.known_tasks import matching_tasks
 from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
@@ -78,7 +86,7 @@ class Registry:
         store, engine = resolve_stores(url, blobs)
         try:
             with translate_connect_errors(url):
-                schema.ensure_schema(engine)
+                migrate.ensure_schema(engine)
         except BaseException:
             engine.dispose()
             raise
@@ -146,29 +154,29 @@ class Registry:
         with _translated("read the registry"), Session(snapshot_engine(self.engine)) as session, session.begin():
             yield session
 
-    tasks, task = as_registry_method(queries.tasks), as_registry_method(queries.task)
-    deltas, delta = as_registry_method(queries.deltas), as_registry_method(queries.delta)
-    backbones, backbone = as_registry_method(queries.backbones), as_registry_method(queries.backbone)
-    champions, serving = as_registry_method(queries.champions), as_registry_method(queries.task_champions)
-    signatures, signature = as_registry_method(queries.signatures), as_registry_method(queries.signature)
-    last_version = as_registry_method(queries.last_version)
+    tasks, task = as_registry_method(listings.tasks), as_registry_method(listings.task)
+    deltas, delta = as_registry_method(listings.deltas), as_registry_method(listings.delta)
+    backbones, backbone = as_registry_method(listings.backbones), as_registry_method(listings.backbone)
+    champions, serving = as_registry_method(listings.champions), as_registry_method(listings.task_champions)
+    signatures, signature = as_registry_method(listings.signatures), as_registry_method(listings.signature)
+    last_version = as_registry_method(listings.last_version)
     streams, stream, positions = (
-        as_registry_method(queries.streams),
-        as_registry_method(queries.stream),
-        as_registry_method(queries.positions),
+        as_registry_method(listings.streams),
+        as_registry_method(listings.stream),
+        as_registry_method(listings.positions),
     )
-    stream_of, last_stream = as_registry_method(queries.stream_of), as_registry_method(queries.last_stream)
-    learned = as_registry_method(queries.stream_deltas)
-    scores, confusions = as_registry_method(queries.scores), as_registry_method(queries.confusions)
-    strategies = as_registry_method(queries.strategies)
+    stream_of, last_stream = as_registry_method(listings.stream_of), as_registry_method(listings.last_stream)
+    learned = as_registry_method(listings.stream_deltas)
+    scores, confusions = as_registry_method(listings.scores), as_registry_method(listings.confusions)
+    strategies = as_registry_method(listings.strategies)
 
-    lineage, parents = as_registry_method(ancestry.lineage), as_registry_method(ancestry.stream_parents)
-    siblings, dependents = as_registry_method(ancestry.siblings), as_registry_method(ancestry.dependents)
+    parents, siblings = as_registry_method(lineage.stream_parents), as_registry_method(lineage.siblings)
+    dependents, lineage = as_registry_method(lineage.dependents), as_registry_method(lineage.lineage)
 
-    best, history = as_registry_method(questions.best_deltas), as_registry_method(questions.score_history)
-    changes, cost = as_registry_method(questions.change_log), as_registry_method(questions.stream_costs)
+    best, history = as_registry_method(analytics.best_deltas), as_registry_method(analytics.score_history)
+    changes, cost = as_registry_method(analytics.change_log), as_registry_method(analytics.stream_costs)
 
-    keys, active_keys = as_registry_method(access.list_keys), as_registry_method(access.active_keys)
+    keys, active_keys = as_registry_method(api_keys.list_keys), as_registry_method(api_keys.active_keys)
 
     arrivals, arrivals_left = as_registry_method(arrivals.arrivals), as_registry_method(arrivals.has_pending)
 

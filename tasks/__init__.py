@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from tasks.docstring_corpus import write_demo_stream
 from tasks.errors import ContinualError, DataError, InputError, StreamError
-from tasks.installed import write_demo_stream
+from tasks.kind_requirements import KIND_SCHEMAS
 from tasks.load import load_stream, load_task, load_validation
-from tasks.needs import KIND_SCHEMAS
-from tasks.read import read_stream, read_task
 from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, TaskData, Text
 from tasks.spec import Budget, Method, Source, Stream, TaskSpec, WarmStart
+from tasks.stream_file import read_stream, read_task
+from tasks.strict_model import StrictModel
 from tasks.template import Template
-from tasks.written import StrictModel
 
 __all__ = [
     "KIND_SCHEMAS",

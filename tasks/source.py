@@ -10,9 +10,9 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from tasks.csv_check import read_csv_header
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
-from tasks.table import read_csv_header
 
 
 @dataclass(frozen=True)

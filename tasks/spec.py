@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.needs import KIND_SCHEMAS, Kind
+from tasks.kind_requirements import KIND_SCHEMAS, Kind
+from tasks.strict_model import StrictModel
 from tasks.template import Template
-from tasks.written import StrictModel
 
 Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import cli  # noqa: F401 (fixture)
-from databases import bucket, database, postgres, postgres_url, shared_database  # noqa: F401 (fixtures)
-from tiny import save_backbone, tiny_backbone
-from tiny_models import TINY_CONFIGS
 
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
+from tests.helpers.cli import cli  # noqa: F401 (fixture)
+from tests.helpers.databases import bucket, database, postgres, postgres_url, shared_database  # noqa: F401 (fixtures)
+from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_tasks import save_backbone, tiny_backbone
 
 torch.set_num_threads(1)
 gc.disable()  # until all tests are collected: what is made meanwhile stays to the end

@@ -8,54 +8,31 @@ import io
 import logging
 import os
 import sys
-from typing import TextIO
+from typing import TextIO, final
 
 from rich.logging import RichHandler
 
 from continual.cli.options import app, err, print_message
-from continual.cli.visible import EscapingFormatter
-from continual.errors import ContinualError
+from continual.escaping import escape_control_characters
 from registry import redact
+from tasks.errors import ContinualError
 
+# isort: off
 # Each adds its commands, in the order in which `continual --help` shows them.
-# isort: split
-from continual.cli import learning  # noqa: F401
-
-# isort: split
-from continual.cli import migrating  # noqa: F401
-
-# isort: split
-from continual.cli import comparing  # noqa: F401
-
-# isort: split
+from continual.cli import learn  # noqa: F401
+from continual.cli import migrate  # noqa: F401
+from continual.cli import compare  # noqa: F401
 from continual.cli import arrivals  # noqa: F401
-
-# isort: split
-from continual.cli import learned  # noqa: F401
-
-# isort: split
-from continual.cli import serving  # noqa: F401
-
-# isort: split
-from continual.cli import studying  # noqa: F401
-
-# isort: split
+from continual.cli import listings  # noqa: F401
+from continual.cli import serve  # noqa: F401
+from continual.cli import study  # noqa: F401
 from continual.cli import query  # noqa: F401
-
-# isort: split
 from continual.cli import versions  # noqa: F401
-
-# isort: split
 from continual.cli import keys  # noqa: F401
-
-# isort: split
 from continual.cli import exchange  # noqa: F401
-
-# isort: split
-from continual.cli import projection  # noqa: F401
-
-# isort: split
+from continual.cli import mlflow  # noqa: F401
 from continual.cli import database  # noqa: F401
+# isort: on
 
 __all__ = ["app", "main"]
 
@@ -88,3 +65,11 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     """Libraries log the URLs that they are given."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
+
+
+@final
+class EscapingFormatter(logging.Formatter):
+    """Log messages that quote others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_control_characters(super().format(record))

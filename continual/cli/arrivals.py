@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from continual.callbacks import RunCallbacks
 from continual.cli.options import (
     AfterRow,
     BackboneName,
@@ -19,7 +20,6 @@ from continual.cli.options import (
     print_message,
     print_rows,
 )
-from continual.watcher import RunCallbacks
 from tasks import read_task
 
 REGISTRY = "registry"

@@ -7,7 +7,7 @@ import typer
 
 from continual.cli.options import CommonOptions, app, command, print_rows
 from registry import dump_registry, restore_registry, upgrade
-from registry.dumpfile import Manifest
+from registry.operations.archive import Manifest
 
 db = typer.Typer(help="The registry's database.", no_args_is_help=True)
 app.add_typer(db, name="db")

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from continual.errors import InputError
+from continual.escaping import escape_control_characters
 from continual.settings import DEFAULT_HOME, Locations, resolve_locations
-from continual.visible import escape_control_characters
 from registry import Registry
+from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from continual.learner import Learner
@@ -73,7 +73,7 @@ class CommonOptions:
             return Learner.open(name, self.home, device=self.device, dtype=self.dtype, bits=self.bits)
 
     def _may_be(self, name: str) -> bool:
-        from continual.quantised import plain_name
+        from continual.backbones.quantization import plain_name
 
         return self.bits in (None, plain_name(name)[1])
 
@@ -142,7 +142,7 @@ def print_rows(
     common: CommonOptions, rows: list[dict[str, Any]], *, title: str, left_out: Collection[str] = ()
 ) -> None:
     """Rows on standard output: a JSON array with `--json`, a table otherwise, without the columns `left_out`."""
-    from continual.cli.show import listing
+    from continual.cli.tables import listing
 
     if common.json:
         print_json(rows)

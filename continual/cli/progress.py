@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from continual.callbacks import RunCallbacks
 from continual.cli.options import print_message
-from continual.visible import escape_control_characters
-from continual.watcher import RunCallbacks
+from continual.escaping import escape_control_characters
 
 
 @contextmanager

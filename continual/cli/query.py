@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from continual.cli.options import AfterName, AfterRow, CommonOptions, Limit, TaskName, app, command, print_rows
-from continual.errors import InputError
+from tasks.errors import InputError
 
 query = typer.Typer(help="Questions about what was learned; see docs/registry.md.", no_args_is_help=True)
 app.add_typer(query, name="query")

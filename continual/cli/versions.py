@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.learned import deltas, tasks
+from continual.cli.listings import deltas, tasks
 from continual.cli.options import CommonOptions, app, command, print_rows
-from continual.errors import InputError
 from registry import Registry, archive_delta, collect_garbage, delete_task, promote_delta, purge_task
+from tasks.errors import InputError
 
 DeltaName = Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]
 Learned = Annotated[str, typer.Argument(help="A learned task.")]

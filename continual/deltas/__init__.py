@@ -1,17 +1,17 @@
 """Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
 
-from continual.deltas.attach import attached
-from continual.deltas.bank import Bank
-from continual.deltas.blend import average_deltas
+from continual.backbones.layers import activation_checkpointing
+from continual.deltas.averaging import average_deltas
+from continual.deltas.compose import Add, Concatenate, Multiply
 from continual.deltas.delta import Delta, Head, delta_from_tensors, load_delta
-from continual.deltas.edit import Add, Concatenate, Edit, Form, Multiply, Reads
-from continual.deltas.laid import DeltaLayout, layout_of, pool_values
-from continual.deltas.method import MethodSettings
-from continual.deltas.methods import METHODS, method_settings
-from continual.deltas.mixed import MixedBatch
-from continual.deltas.recomputed import activation_checkpointing
-from continual.deltas.stack import DeltaStack, stack_deltas
-from continual.deltas.subspace import Subspace
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.injection.attach import attached
+from continual.deltas.injection.bank import Bank
+from continual.deltas.injection.layout import DeltaLayout, layout_of, pool_values
+from continual.deltas.injection.mixed_batch import DeltaStack, MixedBatch, stack_deltas
+from continual.deltas.method import METHODS, MethodSettings, method_settings
+from continual.deltas.methods.subspace import Subspace
+from continual.deltas.protocols import Form
 from continual.deltas.values import (
     can_be_retrained,
     can_warm_start_from,

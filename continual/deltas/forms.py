@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.deltas.affine import AffineMap
-from continual.deltas.edit import IdentityAtInit, Values
-from continual.sites import Place
+from continual.backbones.sites import Place
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 Activation = Literal["gelu", "relu", "tanh", "silu", "identity"]
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

@@ -1,13 +1,18 @@
 """What every method is: settings that a person writes, and the edits that follow from them."""
 
+import difflib
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from collections.abc import Mapping
+from inspect import isabstract
+from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
-from continual.deltas.edit import Edit, IdentityAtInit
+from continual.deltas.edit import Edit
+from continual.deltas.protocols import IdentityAtInit
 from continual.errors import MethodError
 from tasks import Method, StrictModel
+from tasks.plugins import PluginRegistry
 
 SettingsT = TypeVar("SettingsT", bound=StrictModel)
 
@@ -36,13 +41,6 @@ class MethodSettings(StrictModel, ABC):
         return sum(edit.added_tokens for edit in self.edits())
 
 
-def resolve_settings(method: Method) -> MethodSettings:
-    """The settings that a part of a composed method names; raises MethodError as `method_settings` does."""
-    from continual.deltas.methods import method_settings  # it names the composed methods too
-
-    return method_settings(method)
-
-
 def validate_settings(kind: type[SettingsT], method: Method) -> SettingsT:
     """The settings of a method as a stream file has them, as a `kind`.
 
@@ -54,3 +52,26 @@ def validate_settings(kind: type[SettingsT], method: Method) -> SettingsT:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         fields = (f"{name} (default {field.default!r})" for name, field in kind.model_fields.items())
         raise MethodError(f"method {method.name!r}: {problems}. Settings: {', '.join(fields) or 'none'}") from None
+
+
+def _settings_class(found: object) -> type[MethodSettings] | str:
+    fits = isinstance(found, type) and issubclass(found, MethodSettings) and not isabstract(found)
+    return cast(type[MethodSettings], found) if fits else "a subclass of continual.deltas.MethodSettings with `edits`"
+
+
+BUILT_IN: dict[str, type[MethodSettings]] = {}  # filled by `continual.deltas.methods.catalog`
+METHODS: Mapping[str, type[MethodSettings]] = PluginRegistry(
+    BUILT_IN, "continual.methods", check=_settings_class, error=MethodError
+)
+
+
+def method_settings(method: Method) -> MethodSettings:
+    """The settings of the method that a stream file names.
+
+    Raises MethodError for an unknown method or setting, or a value that is not allowed.
+    """
+    if method.name not in METHODS:
+        near = difflib.get_close_matches(method.name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise MethodError(f"method {method.name!r} is not known{hint}. Known: {', '.join(METHODS)}")
+    return validate_settings(METHODS[method.name], method)

@@ -8,10 +8,10 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from continual.deltas.edit import Values
+from continual.backbones.sites import Place
 from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
-from continual.sites import Place
 
 PROMPT_TENSOR_NAME = "prompt_embeddings"  # the one tensor of prefixes and prompts
 MODULE_PREFIX = "base_model.model."  # stands before the names of the plain model's modules

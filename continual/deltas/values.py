@@ -8,21 +8,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
+from continual.backbones.sites import Place
 from continual.deltas.delta import Delta
-from continual.deltas.edit import (
-    Edit,
-    HasFinalForm,
-    HasSharedValues,
-    PlaceRestricted,
-    Reads,
-    Regularized,
-    Values,
-    implements,
-)
+from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import HasFinalForm, HasSharedValues, PlaceRestricted, Regularized, Values, implements
 from continual.errors import DeltaError, MethodError
-from continual.sites import Place
 
 SHARED_PREFIX = "shared"  # stands for the place in the names of values that all places of an edit have in common
 

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
+from continual.backbones.families import Architecture
+from continual.backbones.hub import hub_name
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PeftFormat, PlacedModule
 from continual.deltas.values import check_compatible, iterate_edits
 from continual.errors import ExchangeError
-from continual.families import Architecture
-from continual.hub import hub_name
 
 
 @dataclass(frozen=True)

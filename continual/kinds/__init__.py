@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification

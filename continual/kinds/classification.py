@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Head
-from continual.features import Tokens, tokenize
-from continual.head import combine_heads, fit_discriminant
+from continual.features.discriminant import combine_heads, fit_discriminant
+from continual.features.signature import compute_signature
+from continual.features.tokens import Tokens, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, PooledKind, zero_head
-from continual.signature import compute_signature
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 
@@ -60,7 +60,7 @@ class Classification(PooledKind[ClassificationRows]):
     def closed_form_start(
         self, rows: ForwardContext[ClassificationRows], held_out: ForwardContext[ClassificationRows]
     ) -> HeadStart:
-        """Linear discriminant weights, see `continual.head`; the quality of a row is whether it is answered rightly."""
+        """Linear discriminant weights; the quality of a row is whether it is answered rightly."""
         own = compute_signature(rows.vectors, rows.rows.classes, count=len(self.labels))
         found = fit_discriminant(own, held_out.vectors, held_out.rows.classes)
         return HeadStart(Head(found.weight, found.bias, self.labels, rows.pooling), found.correct.double())

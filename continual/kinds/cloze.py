@@ -13,9 +13,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
-from continual.features import Tokens, replace_surrogates
-from continual.kinds.language import (
+from continual.backbones.backbone import Backbone
+from continual.features.forward import ForwardRequest
+from continual.features.tokens import Tokens, replace_surrogates
+from continual.kinds.language_model import (
     Ids,
     forward_continuation_log_prob,
     language_model_obstacle,
@@ -25,7 +26,6 @@ from continual.kinds.language import (
     token_nll,
 )
 from continual.kinds.windows import truncate_text
-from continual.reading import ForwardRequest
 from tasks import Template, Text
 
 BATCH = 16  # texts: of each of their tokens, a masked model says how probable every word is

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, replace_surrogates, tokenize
+from continual.features.forward import ForwardRequest
+from continual.features.tokens import Tokens, replace_surrogates, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, TokenCallback, single_class
-from continual.kinds.language import (
+from continual.kinds.language_model import (
     BATCH,
     Ids,
     forward_continuation_log_prob,
@@ -24,7 +25,6 @@ from continual.kinds.language import (
     model_inputs,
     token_nll,
 )
-from continual.reading import ForwardRequest
 from tasks import GenerationTarget, LabelledTexts, TaskData, TaskSpec
 
 PAD_TOKEN = -1  # fills up the tokens of shorter answers

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
+from continual.backbones.hub import Pooling
 from continual.deltas import Delta, Head
-from continual.features import Tokens, forward_pooled, pad, pooled_features
-from continual.frozen import FrozenFeatures, frozen_features
-from continual.hub import Pooling
-from continual.reading import ForwardRequest, run_forward
+from continual.features.forward import ForwardRequest, run_forward
+from continual.features.pooling import forward_pooled, pooled_features
+from continual.features.random_features import FrozenFeatures, frozen_features
+from continual.features.tokens import Tokens, pad
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 TokenCallback = Callable[[str], None]  # is told of an answer, as far as it is written

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Head
-from continual.features import Tokens, tokenize
+from continual.features.signature import Signature, compute_signature
+from continual.features.tokens import Tokens, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, PooledKind, single_class, zero_head
-from continual.signature import Signature, compute_signature
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 RIDGE_PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the features' mean variance

@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, forward_hidden, pad, tokenize
+from continual.features.forward import ForwardRequest, iter_forward
+from continual.features.pooling import forward_hidden
+from continual.features.signature import inverse_shrunk_covariance
+from continual.features.tokens import Tokens, pad, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, single_class, zero_head
 from continual.kinds.windows import NOT_IN_PASSAGE, Windows, answer_token_masks, split_into_windows
-from continual.reading import ForwardRequest, iter_forward
-from continual.signature import inverse_shrunk_covariance
 from tasks import AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
 
 OUTPUTS = ("start", "end")

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Self, final
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
-from continual.features import Tokens, tokenize
+from continual.features.forward import ForwardRequest
+from continual.features.tokens import Tokens, tokenize
 from continual.kinds.classification import argmax_answers, label_indices, wrong_labels
 from continual.kinds.cloze import (
     Cloze,
@@ -26,7 +27,6 @@ from continual.kinds.cloze import (
     template_obstacle,
 )
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs
-from continual.reading import ForwardRequest
 from tasks import LabelledTexts, TaskData, TaskSpec, Template
 
 

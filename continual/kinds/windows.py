@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone
-from continual.features import Tokens, replace_surrogates
+from continual.backbones.backbone import Backbone
+from continual.features.tokens import Tokens, replace_surrogates
 from tasks import AnswerSpan, Text
 
 OVERLAP_DIVISOR = 4  # the share of a window that the next one shows again is one in so many

@@ -1,10 +1,10 @@
 """Routing: which task an input belongs to when nobody says."""
 
-from continual.routing.calibrated import Router, build_router, calibrate
 from continual.routing.decision import Decision, Opinion, choose_tasks
 from continual.routing.evidence import FitStatistics, fit_statistics
 from continual.routing.held_out import collect_held_out
-from continual.routing.router import AUTO, ROUTERS, rule_names
+from continual.routing.router import Router, build_router, calibrate
+from continual.routing.rules import AUTO, ROUTERS, rule_names
 from continual.routing.statistics import RoutingStatistics, compute_statistics, evenly_spaced
 
 __all__ = [

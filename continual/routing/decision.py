@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from continual.routing.calibrated import Router
+from continual.routing.router import Router
 
 FIT_WEIGHT = 0.5  # nats for a standard deviation
 A = TypeVar("A", covariant=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.signature import compute_signature, inverse_shrunk_covariance
+from continual.features.signature import compute_signature, inverse_shrunk_covariance
 
 SHRINKAGE = 0.1
 _PREFIX = "evidence/"

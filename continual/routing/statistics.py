@@ -10,10 +10,10 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from continual.errors import BlobError
-from continual.formats import deserialize, serialize
-from continual.frozen import FrozenFeatures
+from continual.features.random_features import FrozenFeatures
 from continual.routing.evidence import FitStatistics
+from continual.serialization import deserialize, serialize
+from registry.errors import BlobError
 
 SCATTER_RANK = 512  # what of a task's scatter is kept exactly: with 256 of 2,048 a router errs measurably more
 HELD_OUT = 128

@@ -7,14 +7,14 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from continual.serve import answering, health, load, openai, page, reading
-from continual.serve.access import READ, ApiKeyAuth
-from continual.serve.desk import Limits, RequestAdmission
-from continual.serve.faults import install_error_handlers, openapi_error_responses
-from continual.serve.gate import LOCAL_HOSTS, HostAndSizeMiddleware
-from continual.serve.looking import RegistryPoller
-from continual.serve.metrics import ServerMetrics
-from continual.serve.serving import ChampionServer
+from continual.serve.api import openai, page, predict, registry, status
+from continual.serve.core.admission import Limits, RequestAdmission
+from continual.serve.core.auth import READ, ApiKeyAuth
+from continual.serve.core.champions import ChampionServer
+from continual.serve.core.error_responses import install_error_handlers, openapi_error_responses
+from continual.serve.core.metrics import ServerMetrics
+from continual.serve.core.middleware import LOCAL_HOSTS, HostAndSizeMiddleware
+from continual.serve.core.refresh import RegistryPoller
 
 POLL_SECONDS = 2.0  # seconds between two looks at the registry
 
@@ -52,8 +52,8 @@ def create_app(
     )
     install_error_handlers(app)
     app.include_router(page.page_routes())
-    app.include_router(health.health_routes(serving, access, looking, metrics))
-    shown = (answering.predict_routes(desk), openai.openai_routes(desk), reading.registry_routes(serving.registry))
-    for router in (*shown, load.load_routes(desk, metrics.recent)):
+    app.include_router(status.health_routes(serving, access, looking, metrics))
+    shown = (predict.predict_routes(desk), openai.openai_routes(desk), registry.registry_routes(serving.registry))
+    for router in (*shown, status.load_routes(desk, metrics.recent)):
         app.include_router(router, dependencies=[Depends(access.require_role(READ))])
     return app

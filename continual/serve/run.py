@@ -2,18 +2,13 @@
 
 import gc
 import ipaddress
-import os
 import signal
 import socket
-import sys
-import threading
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from continual.errors import InputError
-
-LOWEST_PRIORITY = 19  # the niceness of what may wait
+from tasks.errors import InputError
 
 
 def is_local(host: str) -> bool:
@@ -31,12 +26,6 @@ def bind_socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise InputError(f"{host} port {port} cannot be listened on: {error}; give another --host or --port") from error
-
-
-def lower_thread_priority() -> None:
-    """Let this thread work when no other has anything to do, where threads have priorities of their own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:

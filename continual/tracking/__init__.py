@@ -5,7 +5,7 @@ MLflow must be told is written into the registry's outbox together with what it 
 """
 
 from continual.tracking.sender import SendResult, background_sender, flush_outbox, warn_unsent
-from continual.tracking.studies import log_study
+from continual.tracking.study_runs import log_study
 from continual.tracking.ui import serve_ui
 
 __all__ = ["SendResult", "background_sender", "flush_outbox", "log_study", "serve_ui", "warn_unsent"]

@@ -12,12 +12,13 @@ from weakref import finalize
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from continual.backbone import Backbone, load_backbone
-from continual.errors import InputError, InputLineError
-from continual.predict import Prediction, Predictor
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.errors import InputLineError
+from continual.inference.predictor import Prediction, Predictor
 from registry import Champion, NotFound, Registry
-from registry.secrets import MASK
+from registry.redaction import MASK
 from tasks import Text
+from tasks.errors import InputError
 
 LOCATION_ENV = {"registry": "CONTINUAL_REGISTRY_URL", "blobs": "CONTINUAL_BLOBS_URL"}
 

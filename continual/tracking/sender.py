@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
 
-from continual.errors import ContinualError
 from continual.settings import Locations
-from continual.tracking.champions import sync_champion
+from continual.tracking.champion_models import sync_champion
 from continual.tracking.client import DependencyPending, MlflowClientContext, connect
-from continual.tracking.deltas import sync_delta_run
-from continual.tracking.purged import delete_purged
-from continual.tracking.streams import sync_stream_run
+from continual.tracking.deletion import delete_purged
+from continual.tracking.delta_runs import sync_delta_run
+from continual.tracking.stream_runs import sync_stream_run
 from registry import OutboxMessage, Registry, claim_message, current_process_id, list_pending, redact, reschedule
+from tasks.errors import ContinualError
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 
-from continual.errors import InputError
 from continual.settings import Locations
 from continual.tracking.client import SETTINGS
 from registry import redact
+from tasks.errors import InputError
 
 
 def serve_ui(places: Locations, *, host: str, port: int) -> int:

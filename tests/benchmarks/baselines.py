@@ -1,8 +1,8 @@
 """The arms that our method is compared with: PEFT's LoRA and full fine-tuning, all through one loop.
 
-The loop takes from `continual.train` whatever is not the arm itself: batches, optimiser, schedule, clipping, precision,
-the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
-checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.train`.
+The loop takes from `continual.training.loop` whatever is not the arm itself: batches, optimiser, schedule, clipping,
+precision, the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
+checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.training.loop`.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from continual.backbone import Backbone
-from continual.evaluate import metric_score
-from continual.features import pad, pool, shuffled_batches, sorted_batches
-from continual.hub import Pooling
+from continual.backbones.backbone import Backbone
+from continual.backbones.hub import Pooling
+from continual.features.pooling import pool
+from continual.features.tokens import pad, shuffled_batches, sorted_batches
 from continual.kinds.classification import ClassificationRows
-from continual.optimiser import AdamWWithSchedule
+from continual.metrics import metric_score
+from continual.training.optimizer import AdamWWithSchedule
 from tasks import Budget
 
 RANK = 8
@@ -93,7 +94,7 @@ def full(checkpoint: str, classes: int) -> nn.Module:
 
 
 def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
-    """Train what `network` lets be trained, as `continual.train.train` trains a delta; its best epoch is put back."""
+    """Train what `network` lets be trained, as `train` trains a delta; its best epoch is put back."""
     network.to(backbone.device)
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     budget, generator = problem.budget, torch.Generator().manual_seed(problem.seed)

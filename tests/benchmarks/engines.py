@@ -12,7 +12,6 @@ One JSON document is printed; `overhead` is the mean of that as a share of `seco
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -28,17 +27,15 @@ import ray
 import torch
 import yaml
 
-import continual.engines.crew
-import continual.positions
+import continual.streams.positions
+import continual.streams.ray.worker_pool
 from continual import Learner, read_stream
-from continual.engines.ray import RayEngine
-from continual.engines.worker import Worker, WorkerConfig
-from continual.watcher import RunCallbacks
+from continual.callbacks import RunCallbacks
+from continual.streams.ray.engine import RayEngine
+from continual.streams.ray.worker import Worker, WorkerConfig
 from registry import Registry, current_process_id
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from postgres import running
-from tiny import save_backbone, tiny_backbone, write_task
+from tests.helpers.postgres_server import running
+from tests.helpers.tiny_tasks import save_backbone, tiny_backbone, write_task
 
 TASKS = ("animals", "mood", "place", "food")
 BUDGET = {"epochs": 1, "batch_size": 16, "max_length": 32}
@@ -50,7 +47,7 @@ def paced(seconds: float) -> type[Worker]:
 
     class Paced(Worker):
         def initialize(self, given: WorkerConfig) -> str:
-            real = continual.positions.train_jointly
+            real = continual.streams.positions.train_jointly
 
             def train(stints: Mapping[str, Any], *, seed: int) -> Iterator[tuple[str, Any]]:
                 began = time.perf_counter()
@@ -59,7 +56,7 @@ def paced(seconds: float) -> type[Worker]:
                 self._say("noted", current_process_id(), json.dumps((began, time.perf_counter())))
                 yield from done
 
-            continual.positions.train_jointly = train
+            continual.streams.positions.train_jointly = train
             return super().initialize(given)
 
     return Paced
@@ -87,7 +84,7 @@ def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: floa
             began, ended = json.loads(note)
             spans.setdefault(holder, []).append((began, ended))
 
-    continual.engines.crew.Worker = paced(seconds)  # type: ignore[misc, attr-defined]
+    continual.streams.ray.worker_pool.Worker = paced(seconds)  # type: ignore[misc, attr-defined]
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with Learner.open(
         str(backbone), Registry.open(url, str(folder / "blobs")), device="cpu", dtype="float32"

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from controllers import RESUME_LOG_MESSAGE, make_world
-from faults import (
+from tests.helpers.controller_processes import RESUME_LOG_MESSAGE, make_world
+from tests.helpers.fault_injection import (
     Counts,
     FaultScenario,
     clock_skew,
@@ -29,7 +29,7 @@ from faults import (
     mlflow_outage,
     reference_run,
 )
-from postgres import running
+from tests.helpers.postgres_server import running
 
 
 def scenarios(bench: FaultScenario, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:

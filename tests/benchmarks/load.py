@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 
 from tests.benchmarks.mixed import ZIPF
-from tests.benchmarks.served import sentence
+from tests.benchmarks.server_process import sentence
 
 TOO_LATE = 1.0  # seconds; an answer that took longer is no good one
 

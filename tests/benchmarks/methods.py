@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import attached, method_settings
 from continual.errors import TrainingError
-from continual.evaluate import score_with_interval
 from continual.kinds import kind_of_delta
-from continual.train import train
+from continual.metrics import score_with_interval
+from continual.training.loop import train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
 from tasks.rows import sample
-from tests.benchmarks.runs import Bench, Record, State, chosen_names, mean, quieten, say
+from tests.benchmarks.run_log import Bench, Record, State, chosen_names, mean, quieten, say
 
 SEARCH_TASKS = 2  # those with the fewest tokens
 DENSE = (5e-5, 1e-4, 2e-4, 5e-4)

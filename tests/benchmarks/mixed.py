@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from continual.backbone import Backbone, freeze
+from continual.backbones.backbone import Backbone, freeze
 from continual.deltas import Bank, Delta, Head, attached, init_values, method_settings
 from continual.exchange import to_peft
 from tasks import Method
-from tests.benchmarks.runs import quieten, say
-from tests.tiny_models import word_pieces
+from tests.benchmarks.run_log import quieten, say
+from tests.helpers.tiny_models import word_pieces
 
 FIVE = ("lora", "adapter", "prefix", "ia3", "bitfit")
 LORA = {"rank": 8, "sites": ("attn.q", "attn.v")}

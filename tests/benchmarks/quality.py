@@ -4,8 +4,8 @@
 
 Arms: `closed_form` is the head in closed form on frozen features, without a step; `peft` is PEFT's LoRA (rank 8, query
 and value) with transformers' own classification head; `peft_our_head` the same LoRA with our pooling and the
-closed-form head as its start; `ours` is `continual.train.train` from the closed-form start; `full` trains every weight,
-with transformers' head.
+closed-form head as its start; `ours` is `continual.training.loop.train` from the closed-form start; `full` trains every
+weight, with transformers' head.
 
 Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-up, decay, clipping, precision, seed,
 the checkpoint's own dropout, the best epoch on validation rows (the start is a candidate), and four learning rates to
@@ -27,16 +27,16 @@ from statistics import fmean
 import torch
 from torch.nn import functional as F
 
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import METHODS
 from continual.errors import TrainingError
-from continual.evaluate import metric_score, score_with_interval
-from continual.features import encode
+from continual.features.pooling import encode
 from continual.kinds.classification import ClassificationRows
-from continual.train import train
+from continual.metrics import metric_score, score_with_interval
+from continual.training.loop import train
 from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
-from tests.benchmarks.runs import SEARCH_VALIDATION_ROWS, Bench, Record, State, chosen_names, mean, quieten, say
+from tests.benchmarks.run_log import SEARCH_VALIDATION_ROWS, Bench, Record, State, chosen_names, mean, quieten, say
 
 SEARCH_TASKS = 3  # those with the fewest tokens
 LORA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)

@@ -27,10 +27,10 @@ from typing import Any
 import psycopg
 from sqlalchemy import text
 
-from continual.report import stream_report
+from continual.reports.report import stream_report
 from registry import Registry
-from tests.benchmarks.filled import BACKBONES, Filled, fill, register
-from tests.postgres import running
+from tests.benchmarks.synthetic_registry import BACKBONES, Filled, fill, register
+from tests.helpers.postgres_server import running
 
 LIMIT = 100
 BAR = 50.0  # milliseconds, for one answer and for registering one task
@@ -148,7 +148,10 @@ def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dic
     with Registry.open(url, blobs) as registry:
         began = perf_counter()
         filled = fill(registry, size, random)
-        print(f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - began:.0f} s", file=sys.stderr)
+        print(
+            f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - began:.0f} s",
+            file=sys.stderr,
+        )
         asked = questions(registry, filled, random)
         how: dict[str, Any] = {"seconds": seconds, "processor": processor_time(registry)}
         found = {name: measured(ask, least=2 if name in LINEAR else 5, **how) for name, ask in asked.items()}

@@ -28,19 +28,20 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from continual.backbone import Backbone, load_backbone
-from continual.experts import DeltaQuery, query_delta
-from continual.features import encode, tokenize
-from continual.frozen import frozen_features
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.features.pooling import encode
+from continual.features.random_features import frozen_features
+from continual.features.signature import Signature, compute_signature
+from continual.features.tokens import tokenize
+from continual.inference.opinions import DeltaQuery, query_delta
+from continual.inference.predictor import Predictor
 from continual.learner import Learner
-from continual.predict import Predictor
 from continual.routing import Opinion, choose_tasks
-from continual.routing.nearest import ClassMeanIndex
+from continual.routing.class_index import ClassMeanIndex
+from continual.routing.stored_router import load_router
 from continual.routing.totals import AccumulatedMoments
-from continual.signature import Signature, compute_signature
-from continual.stored_router import load_router
 from tasks import load_stream, read_stream
-from tests.benchmarks.runs import quieten, say
+from tests.benchmarks.run_log import quieten, say
 
 BINS, REPEATS, BATCH, CLASSES = 15, 25, 256, 20
 

@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from continual.backbone import load_backbone
+from continual.backbones.backbone import load_backbone
 from continual.serve import ChampionServer
-from continual.serve.serving import InferenceRequest
+from continual.serve.core.champions import InferenceRequest
 from registry import promote_delta
 from tests.benchmarks.load import Question, answers, closed, gamma_arrivals, open_loop, questions, summary
-from tests.benchmarks.runs import quieten, say
-from tests.benchmarks.served import Served, fill, opened, random_folder, serving
+from tests.benchmarks.run_log import quieten, say
+from tests.benchmarks.server_process import Served, fill, opened, random_folder, serving
 
 BATCH = 1 << 12  # tokens, as the server's on a CPU
 PROMOTED = 0.2  # seconds from one change of a champion to the next

@@ -23,13 +23,13 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.backbones.hub import resolve_source
 from continual.deltas import METHODS
-from continual.hub import resolve_source
 from continual.kinds import ForwardContext
-from continual.learn import PreparedTask, prepare_task
-from continual.train import train
-from continual.warmstart import from_scratch, initial_delta
+from continual.learning.prepared import PreparedTask, prepare_task
+from continual.training.loop import train
+from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora
 

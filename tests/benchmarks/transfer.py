@@ -26,19 +26,20 @@ from typing import Any
 
 import torch
 
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Head, method_settings
-from continual.described import task_signature
-from continual.evaluate import metric_score
+from continual.inference.task_statistics import task_signature
 from continual.kinds import ForwardContext, HeadStart, answer_labels
-from continual.learn import PreparedTask, prepare_task, train_from_start, trial_score, warm_start_candidates
-from continual.neighbours import nearest_tasks
-from continual.positions import learn_task
-from continual.train import TrainingResult
-from continual.warmstart import WarmStartCandidate, choose_start, from_scratch
+from continual.learning.learn import train_from_start, trial_score, warm_start_candidates
+from continual.learning.prepared import PreparedTask, prepare_task
+from continual.metrics import metric_score
+from continual.streams.positions import learn_task
+from continual.training.loop import TrainingResult
+from continual.transfer.neighbours import nearest_tasks
+from continual.transfer.warm_start import WarmStartCandidate, choose_start, from_scratch
 from registry import Registry
 from tasks import Stream, load_stream, read_stream
-from tests.benchmarks.runs import quieten, say
+from tests.benchmarks.run_log import quieten, say
 
 HEAD_SCALE = 0.02  # deviation of a random head's weights, as transformers draws them
 

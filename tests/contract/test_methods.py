@@ -6,15 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import REQUIRED_SETTINGS, fresh_delta, labels_of, logits, perturbed_delta, prepared_rows, tiny_backbone
 from torch import Tensor, nn
 
-from continual.backbone import Backbone, fingerprint
+from continual.backbones.backbone import Backbone
+from continual.backbones.fingerprint import fingerprint
 from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
 from continual.errors import DeltaError, MethodError
-from continual.features import pad, pooled_features, tokenize
-from continual.train import TrainingResult, train
+from continual.features.pooling import pooled_features
+from continual.features.tokens import pad, tokenize
+from continual.training.loop import TrainingResult, train
 from tasks import Budget, Method
+from tests.helpers.tiny_tasks import (
+    REQUIRED_SETTINGS,
+    fresh_delta,
+    labels_of,
+    logits,
+    perturbed_delta,
+    prepared_rows,
+    tiny_backbone,
+)
 
 LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]

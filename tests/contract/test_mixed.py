@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import perturbed_delta, tiny_backbone
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Bank, Delta, MixedBatch, attached
 from continual.errors import DeltaError
-from continual.features import pad, tokenize
-from continual.kinds.language import generate_greedy
+from continual.features.tokens import pad, tokenize
+from continual.kinds.language_model import generate_greedy
+from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one", "beak of the sea", "one"]
 NAMES = ["second", "first", None, "low", "first", "tokens"]

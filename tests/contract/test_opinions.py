@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import backbone_of
-from tiny import perturbed_delta
-from tiny_models import POSITIONS
 from transformers import BertForMaskedLM
 
-from continual.backbone import Backbone, freeze
+from continual.backbones.backbone import Backbone, freeze
 from continual.deltas import Delta
-from continual.experts import DeltaQuery, FailedAnswer, query_delta, query_deltas
+from continual.inference.delta_cache import DeltaCache
+from continual.inference.opinions import DeltaQuery, FailedAnswer, query_delta, query_deltas
 from continual.kinds import Kind, kind_metadata
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
 from continual.kinds.span import Span
 from continual.kinds.template import TemplateClassification
-from continual.residents import DeltaCache
 from continual.routing import FitStatistics, Opinion, fit_statistics
 from tasks import Template, Text
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import POSITIONS
+from tests.helpers.tiny_tasks import perturbed_delta
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one " * 4, "beak of the sea", "one"]
 PASSAGES = [("the", f"{'purr ' * n}coral {'meow ' * (30 - n)}") for n in (0, 7, 29)] + [("of", "wave"), "no passage"]

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tiny import fresh_delta, prepared_rows
 
-from continual.backbone import Backbone
-from continual.course import TrainingState, from_tensors, to_tensors
+from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta
-from continual.formats import deserialize, serialize
-from continual.train import TrainingResult, train
+from continual.serialization import deserialize, serialize
+from continual.training.loop import TrainingResult, train
+from continual.training.state import TrainingState, from_tensors, to_tensors
 from tasks import Budget
+from tests.helpers.tiny_tasks import fresh_delta, prepared_rows
 
 
 def trained(

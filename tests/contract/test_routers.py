@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.frozen import FrozenFeatures
+from continual.features.random_features import FrozenFeatures
 from continual.routing import ROUTERS, RoutingStatistics, build_router, compute_statistics
 
 WIDTH, TASKS, ROWS = 12, 4, 120

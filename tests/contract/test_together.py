@@ -4,17 +4,17 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import fresh_delta, perturbed_delta, prepared_rows
 from torch import Tensor
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta
 from continual.errors import TrainingError
 from continual.kinds import kind_of_delta
-from continual.lesson import TrainingObjective, training_objective
-from continual.together import train_jointly
-from continual.train import Training, TrainingResult, train_objective, training_steps
+from continual.training.joint import train_jointly
+from continual.training.loop import Training, TrainingResult, train_objective, training_steps
+from continual.training.objective import TrainingObjective, training_objective
 from tasks import Budget
+from tests.helpers.tiny_tasks import fresh_delta, perturbed_delta, prepared_rows
 
 TASKS = ("animals", "mood", "place")
 

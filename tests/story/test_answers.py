@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import backbone_of
-from tiny import rows_of, save_backbone, write_task
 
 from continual import Learner, read_stream
-from continual.errors import BlobError, NotFound
-from continual.predict import Prediction, Predictor
+from continual.inference.predictor import Prediction, Predictor
 from continual.settings import resolve_locations
 from registry import Registry
+from registry.errors import BlobError, NotFound
+from tests.conftest import backbone_of
+from tests.helpers.tiny_tasks import rows_of, save_backbone, write_task
 
 METHODS = {"animals": "lora", "mood": "adapter", "place": "prefix", "food": "ia3"}
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}

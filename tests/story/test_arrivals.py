@@ -1,7 +1,6 @@
 """Tasks that keep arriving, as a user sees it: submitted, dropped into a folder, learned, cancelled, tried again."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -11,27 +10,27 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import CliRunner
-from databases import registry_url
-from tiny import rows_of, write_task
 
 from continual import Learner
-from continual.errors import InputError
-from continual.watcher import RunCallbacks
+from continual.callbacks import RunCallbacks
 from registry import Registry, find_damage
 from tasks import read_task
+from tasks.errors import InputError
+from tests.helpers.cli import CliRunner
+from tests.helpers.databases import registry_url
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_tasks import rows_of, write_task
 
-ROOT = Path(__file__).parents[2]
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
 
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("continual.arrivals.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("continual.arrivals.CANCEL_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("continual.checkpoint.MAX_OVERHEAD", 1e9)
+    monkeypatch.setattr("continual.streams.arrivals.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("continual.streams.arrivals.CANCEL_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("continual.learning.checkpoint.MAX_OVERHEAD", 1e9)
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
 def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
     learner: Learner, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("continual.arrivals.CANCEL_CHECK_SECONDS", 0.0 if by == "heartbeat" else 1e9)
+    monkeypatch.setattr("continual.streams.arrivals.CANCEL_CHECK_SECONDS", 0.0 if by == "heartbeat" else 1e9)
     number = learner.registry.submit(read_task(task_file(tmp_path, "animals")))
     steps: list[float] = []
 
@@ -121,7 +120,7 @@ def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
             learner.registry.cancel_arrival(number)
 
     if by == "checkpoint":
-        monkeypatch.setattr("continual.arrivals.heartbeat", lambda *_, **__: True)
+        monkeypatch.setattr("continual.streams.arrivals.heartbeat", lambda *_, **__: True)
     assert learner.watch(idle=0, watcher=RunCallbacks(on_step=cancel)) == {}
     assert len(steps) == 1 if by == "heartbeat" else steps[-1] == 0.5, "at once, or at the end of the first epoch"
     assert (outcome(learner), deltas(learner)) == ([("cancelled", None)], [])
@@ -175,8 +174,8 @@ def test_three_watchers_of_which_one_is_killed_learn_each_arrival_once(
             for task in ("animals", "mood", "place", "food"):
                 registry.submit(read_task(task_file(tmp_path, task, seed=seed)))
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("watcher_processes.py")), postgres_url, tmp_path, bert_folder],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        [sys.executable, "-m", "tests.helpers.processes.arrival_workers", postgres_url, tmp_path, bert_folder],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import CliRunner
-from tiny import WORDS, write_task
+
+from tests.helpers.cli import CliRunner
+from tests.helpers.tiny_models import WORDS
+from tests.helpers.tiny_tasks import write_task
 
 TASKS = ("animals", "mood", "place")
 

@@ -7,33 +7,34 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import CliRunner
-from conftest import backbone_of
 from mlflow import MlflowClient
 from rich.console import Console
-from test_kinds import BUDGET as BUDGETS
-from test_kinds import write_kinds
-from tiny import save_backbone, write_rows, write_task
-from tiny_models import WORDS
 
 from continual import Learner, read_stream
-from continual.backbone import Backbone
-from continual.cli.show import print_comparison
-from continual.comparison import latest_finished_runs
+from continual.backbones.backbone import Backbone
+from continual.callbacks import RunCallbacks
+from continual.cli.tables import print_comparison
 from continual.deltas import load_delta
-from continual.errors import InputError, TrainingError
-from continual.forgetting import continual_measures
-from continual.page import strategies_page
+from continual.errors import TrainingError
+from continual.experiments.strategies import build_strategies
+from continual.experiments.strategies.compare import strategy_context
+from continual.experiments.strategies.fine_tuning import SequentialFineTuning
+from continual.experiments.strategies.joint import JointTraining
+from continual.experiments.strategies.state import StrategyState
+from continual.experiments.strategies.strategy import StrategyContext, StrategyStep
+from continual.reports.comparison import latest_finished_runs
+from continual.reports.html import strategies_page
+from continual.reports.stream_measures import continual_measures
 from continual.settings import resolve_locations
-from continual.strategies import build_strategies
-from continual.strategies.compare import strategy_context
-from continual.strategies.joint import JointTraining
-from continual.strategies.sequential import SequentialFineTuning
-from continual.strategies.state import StrategyState
-from continual.strategies.strategy import StrategyContext, StrategyStep
-from continual.watcher import RunCallbacks
 from registry import Registry, collect_garbage, find_damage, purge_task
 from tasks import Stream, load_stream
+from tasks.errors import InputError
+from tests.conftest import backbone_of
+from tests.helpers.cli import CliRunner
+from tests.helpers.tiny_models import WORDS
+from tests.helpers.tiny_tasks import save_backbone, write_rows, write_task
+from tests.story.test_kinds import BUDGET as BUDGETS
+from tests.story.test_kinds import write_kinds
 
 TASKS = ("mood", "place", "animals")
 BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.02, "max_length": 32}

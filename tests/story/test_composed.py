@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from test_stream import open_home, write_stream
 
 from continual.deltas import load_delta
 from continual.errors import MethodError
+from tests.story.test_stream import open_home, write_stream
 
 FEW = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 32}
 CANDIDATES = [{"name": "lora", "rank": 2}, "bitfit", "ia3"]

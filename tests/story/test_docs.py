@@ -3,21 +3,20 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from tiny import REQUIRED_SETTINGS, perturbed_delta
 
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import MethodSettings, finalize
-from continual.deltas.edit import BatchedForm, implements
-from continual.deltas.laid import DeltaLayout, canonical_layout, layout_of
-from continual.deltas.merge import merge_obstacle
-from continual.deltas.methods import BUILT_IN
+from continual.deltas.injection.layout import DeltaLayout, canonical_layout, layout_of
+from continual.deltas.methods.catalog import BUILT_IN
+from continual.deltas.protocols import BatchedForm, implements
 from continual.exchange import to_peft
+from continual.exchange.merging import merge_obstacle
 from continual.exchange.peft import peft_methods
+from tests.helpers.paths import DOCS
+from tests.helpers.tiny_tasks import REQUIRED_SETTINGS, perturbed_delta
 
-DOCS = Path(__file__).parents[2] / "docs"
 HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft", "mixed")
 COMPOSED = ("union", "sequential")
 

@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claimed import claim_position
-from command_line import CliRunner
 from mlflow import MlflowClient
-from test_stream import open_home, write_stream
 
 from continual import Learner
-from continual.checked import load_and_check, register_stream
-from continual.engines import LOCAL_ENGINE, engine_of
-from continual.errors import EngineError, InputError, TrainingError
-from continual.estimate import estimate_memory
-from continual.job import StreamRun
+from continual.callbacks import RunCallbacks
+from continual.errors import EngineError, TrainingError
 from continual.settings import resolve_locations
-from continual.watcher import RunCallbacks
+from continual.streams.engine import LOCAL_ENGINE, resolve_engine
+from continual.streams.estimate import estimate_memory
+from continual.streams.job import StreamRun
+from continual.streams.preflight import load_and_check, register_stream
 from registry import Registry, find_damage, save_checkpoint
 from tasks import Stream
+from tasks.errors import InputError
+from tests.helpers.claims import claim_position
+from tests.helpers.cli import CliRunner
+from tests.story.test_stream import open_home, write_stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
 
-import keen  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from continual.engines.crew import WorkerPool  # noqa: E402
-from continual.engines.ray import RayEngine  # noqa: E402
-from continual.room import ResourceRequest  # noqa: E402
-from continual.shared import publish_probe  # noqa: E402
+from continual.cluster import ResourceRequest, publish_probe  # noqa: E402
+from continual.streams.ray.engine import RayEngine  # noqa: E402
+from continual.streams.ray.worker_pool import WorkerPool  # noqa: E402
+from tests.helpers import eager_worker  # noqa: E402
 
 TASKS = ("animals", "mood", "place", "food")
 DELTAS = [f"{task}@1" for task in TASKS]
@@ -51,7 +51,7 @@ def cluster(bucket: str) -> Iterator[Cluster]:
         patch.setenv("RAY_worker_niceness", "0")  # as busy as the tests beside them
         found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         found.add_node(**NODE)
-    ray.cloudpickle.register_pickle_by_value(keen)  # the tests' modules are no worker's
+    ray.cloudpickle.register_pickle_by_value(eager_worker)  # the tests' modules are no worker's
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
     yield found
     ray.shutdown()
@@ -61,7 +61,7 @@ def cluster(bucket: str) -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("continual.engines.crew.Worker", keen.EagerWorker)
+    monkeypatch.setattr("continual.streams.ray.worker_pool.Worker", eager_worker.EagerWorker)
 
 
 def four_tasks(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
@@ -124,7 +124,7 @@ def test_a_killed_worker_costs_nothing_but_time(
             os.kill(int(position.holder.split(":")[1]), signal.SIGKILL)
 
         told = Told(kill)
-        assert learner.run(stream, watcher=told.watcher(), engine=engine_of("ray", workers=2)) == {}
+        assert learner.run(stream, watcher=told.watcher(), engine=resolve_engine("ray", workers=2)) == {}
         assert sorted(told.learned) == sorted(DELTAS), "each is learned once"
         assert Counter(told.began) == {task: 2 if task == "mood" else 1 for task in TASKS}
         assert attempts(learner) == {task: 2 if task == "mood" else 1 for task in TASKS}
@@ -165,7 +165,7 @@ def test_what_can_never_be_done_is_refused(
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(EngineError, match=r"no option worker; allowed: address, workers, worker_cpus"):
-        engine_of("ray", worker=3)
+        resolve_engine("ray", worker=3)
 
 
 def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -197,7 +197,7 @@ def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path:
 
 def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one run removes at its end, or what is collected, another still finds."""
-    monkeypatch.setattr("continual.shared.PROBE_REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr("continual.cluster.PROBE_REFRESH_SECONDS", 0.01)
     places = resolve_locations(tmp_path, {})
     with Registry.open(places.registry, places.blobs) as registry, publish_probe(registry) as one:
         with publish_probe(registry) as other:
@@ -219,7 +219,7 @@ def test_without_ray_the_extra_is_named(
     cli: CliRunner, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     four_tasks(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "continual.engines.ray", None)
+    monkeypatch.setitem(__import__("sys").modules, "continual.streams.ray.engine", None)
     ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
     assert (ran.code, "pip install 'continual[ray]'" in ran.err) == (2, True), ran.err
 
@@ -272,12 +272,14 @@ def test_only_hearing_counts_as_waiting_for_room(
 ) -> None:
     """However long measuring took, what has started meanwhile is heard first."""
     stream = four_tasks(tmp_path)
-    monkeypatch.setattr("continual.engines.crew.NO_WORKER_TIMEOUT", 0.05)
-    monkeypatch.setattr("continual.engines.crew.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("continual.streams.ray.worker_pool.NO_WORKER_TIMEOUT", 0.05)
+    monkeypatch.setattr("continual.streams.ray.worker_pool.POLL_SECONDS", 0.02)
     monkeypatch.setattr(
-        "continual.engines.crew.ray.wait", lambda answers, timeout: time.sleep(timeout) or ([], answers)
+        "continual.streams.ray.worker_pool.ray.wait", lambda answers, timeout: time.sleep(timeout) or ([], answers)
     )
-    monkeypatch.setattr("continual.engines.crew.StreamEvaluator.evaluate_available", lambda measuring: time.sleep(0.1))
+    monkeypatch.setattr(
+        "continual.streams.ray.worker_pool.StreamEvaluator.evaluate_available", lambda measuring: time.sleep(0.1)
+    )
     with open_home(bert_folder, tmp_path / "home") as learner:
         loaded = load_and_check(learner.backbone, learner.registry, stream)
         register_stream(learner.backbone, learner.registry, stream, loaded)

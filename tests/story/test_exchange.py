@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
 from transformers import AutoModel
 
 from continual import Learner
-from continual.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Delta, load_delta
-from continual.errors import DeltaError, ExchangeError, InputError, NotFound
-from continual.features import encode, pad, pool, tokenize
-from continual.record import delta_record
+from continual.errors import DeltaError, ExchangeError
+from continual.features.pooling import encode, pool
+from continual.features.tokens import pad, tokenize
+from continual.learning.record import delta_record
 from registry import Registry, Score, find_damage
+from registry.errors import NotFound
 from tasks import Budget, Method, Stream, TaskSpec
+from tasks.errors import InputError
+from tests.helpers.tiny_tasks import labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
 
 TEXTS = list(rows_of("mood", 6, seed=7).texts)
 

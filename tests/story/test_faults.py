@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claimed import claim_position
-from test_stream import digests, open_home, write_stream
 
 from continual import Learner
-from continual.errors import InputError
-from continual.watcher import RunCallbacks
+from continual.callbacks import RunCallbacks
 from registry import current_process_id, find_damage, load_checkpoint
-from registry.tables import Checkpoint as CheckpointRow
+from registry.schema.tables import Checkpoint as CheckpointRow
+from tasks.errors import InputError
+from tests.helpers.claims import claim_position
+from tests.helpers.paths import ROOT
+from tests.story.test_stream import digests, open_home, write_stream
 
-ROOT = Path(__file__).parents[2]
 AUTO = {
     "name": "auto",
     "candidates": [{"name": "lora", "rank": 1}, {"name": "bitfit"}],
@@ -32,9 +32,9 @@ AUTO = {
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("continual.claiming.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("continual.checkpoint.MAX_OVERHEAD", 1e9)
+    monkeypatch.setattr("continual.streams.worker_loop.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("continual.learning.checkpoint.MAX_OVERHEAD", 1e9)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_what_was_decided_is_not_decided_anew(
         expected, report = digests(other), other.report("core")
     cut_short(learner, stream, task="mood", step=6)
     assert find_damage(learner.registry) == []
-    monkeypatch.setattr("continual.learn.plan_task", None)  # not to be called
+    monkeypatch.setattr("continual.learning.learn.plan_task", None)  # not to be called
     noted: list[str] = []
     assert learner.run(stream, watcher=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
     assert noted == ["mood goes on after epoch 1"]
@@ -131,11 +131,11 @@ def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 1000.0)
-    monkeypatch.setattr("continual.checkpoint.save_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
+    monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 1000.0)
+    monkeypatch.setattr("continual.learning.checkpoint.save_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
     assert learner.run(write_stream(tmp_path, tasks=("animals",))) == {}
     assert kept == []
-    monkeypatch.setattr("continual.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
     assert learner.run(write_stream(tmp_path, tasks=("animals", "mood"))) == {}
     assert kept == [0, 1, 2]
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import write_task
 
 from continual import Learner, read_stream
 from continual.deltas import Delta
 from continual.settings import resolve_locations
-from continual.together import train_jointly
-from continual.warmstart import initial_delta
+from continual.training.joint import train_jointly
+from continual.transfer.warm_start import initial_delta
 from registry import Registry
+from tests.helpers.tiny_tasks import write_task
 
 TASKS = ("animals", "mood", "place", "food")
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
@@ -52,7 +52,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(stints))
         return train_jointly(stints, seed=seed)
 
-    monkeypatch.setattr("continual.positions.train_jointly", counted)
+    monkeypatch.setattr("continual.streams.positions.train_jointly", counted)
     return found
 
 
@@ -82,7 +82,7 @@ def test_one_that_fails_takes_no_other_with_it(
         delta = initial_delta(*given, **how)
         return delta.map(lambda tensor: tensor * torch.inf) if delta.head and "good" in delta.head.labels else delta
 
-    monkeypatch.setattr("continual.learn.initial_delta", broken)
+    monkeypatch.setattr("continual.learning.learn.initial_delta", broken)
     failed = learner.run(read_stream(write_stream(tmp_path, joint=4)), retries=0)
     assert groups == [4]
     assert list(failed) == ["mood"]
@@ -98,7 +98,7 @@ def test_stopped_by_hand_it_goes_on(learner: Learner, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("continual.together._losses", stopped)
+        patch.setattr("continual.training.joint._losses", stopped)
         with pytest.raises(KeyboardInterrupt):
             learner.run(stream)
     assert {position.state for position in learner.registry.positions("four")} == {"waiting"}

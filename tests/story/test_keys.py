@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from command_line import CliRunner
-
 from registry import Registry, key_digest
+from tests.helpers.cli import CliRunner
 
 
 def test_a_key_from_its_making_to_its_end(cli: CliRunner, tmp_path: Path) -> None:

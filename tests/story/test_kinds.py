@@ -10,21 +10,21 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import backbone_of
-from tiny import save_backbone
-from tiny_models import FILLER_WORDS, POSITIONS, WORDS, tiny_model, word_pieces
 
 from continual import Learner, read_stream
-from continual.audit import audit_stream
-from continual.backbone import freeze
+from continual.backbones.backbone import freeze
 from continual.deltas import Delta, load_delta
-from continual.errors import InputError
-from continual.estimate import estimate_stream
 from continual.routing import RoutingStatistics
 from continual.settings import resolve_locations
+from continual.streams.audit import audit_stream
+from continual.streams.estimate import estimate_stream
 from registry import Registry
-from registry.verify import find_damage
+from registry.operations.verify import find_damage
 from tasks import Stream
+from tasks.errors import InputError
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import FILLER_WORDS, POSITIONS, WORDS, tiny_model, word_pieces
+from tests.helpers.tiny_tasks import save_backbone
 
 Row = dict[str, Any]
 BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01, "max_length": 36}
@@ -275,7 +275,7 @@ def test_every_kind_can_be_estimated(kind: str, folders: Callable[[str], Path], 
 
 
 def test_a_masked_head_is_no_part_of_what_a_backbone_is_known_by(masked_folder: Path) -> None:
-    from continual.backbone import load_backbone
+    from continual.backbones.backbone import load_backbone
 
     masked = load_backbone(str(masked_folder), device="cpu", dtype="float32")
     plain = freeze(*tiny_model("bert"), name="plain", device="cpu", dtype="float32")

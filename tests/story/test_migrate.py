@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import yaml
-from claimed import claim_position
-from command_line import CliRunner
-from test_stream import open_home, write_stream
-from tiny import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 
 from continual import Learner, read_stream
-from continual.backbone import Backbone
-from continual.errors import InputError, TrainingError
-from continual.learn import PreparedTask, prepare_task
-from continual.moved import MigrationOutcome
-from continual.watcher import RunCallbacks
+from continual.backbones.backbone import Backbone
+from continual.callbacks import RunCallbacks
+from continual.errors import TrainingError
+from continual.learning.prepared import PreparedTask, prepare_task
+from continual.streams.migration.outcome import MigrationOutcome
 from registry import archive_delta, current_process_id, find_damage, promote_delta, release
 from tasks import Stream, TaskData, TaskSpec
+from tasks.errors import InputError
+from tests.helpers.claims import claim_position
+from tests.helpers.cli import CliRunner
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_tasks import rows_of, save_backbone, tiny_backbone, write_rows, write_task
+from tests.story.test_stream import open_home, write_stream
 
 TASKS = ("animals", "mood", "place")
 
@@ -31,7 +33,7 @@ TASKS = ("animals", "mood", "place")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("continual.claiming.POLL_SECONDS", 0.05)
+        patch.setattr("continual.streams.worker_loop.POLL_SECONDS", 0.05)
         yield
 
 
@@ -186,8 +188,10 @@ def test_a_later_version_is_migrated_under_another_name(bert_folder: Path, blind
 
 def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home: Path, tmp_path: Path) -> None:
     undisturbed = Path(shutil.copytree(home, tmp_path / "undisturbed"))
-    words = [str(Path(__file__).with_name("migration_process.py")), str(roberta_folder), str(home), "animals", "6"]
-    with subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as others:
+    words = ["-m", "tests.helpers.processes.migration", str(roberta_folder), str(home), "animals", "6"]
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as others:
         assert others.stdout
         assert others.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
         with open_home(roberta_folder, home) as learner:
@@ -282,7 +286,7 @@ def test_on_the_command_line(
     assert all(row["seconds"] > 0 for row in foreseen)
     assert len(cli("deltas", "--json").json) == 2, "nothing was learned"
     with monkeypatch.context() as patch:
-        patch.setattr("continual.positions.prepare_task", failing)
+        patch.setattr("continual.streams.positions.prepare_task", failing)
         ran = cli("migrate", *new, "--from", str(bert_folder), "--json")
     assert ran.code == 1
     assert all(set(row) == set(MigrationOutcome.__dataclass_fields__) for row in ran.json)

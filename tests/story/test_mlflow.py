@@ -10,15 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from command_line import CliRunner
 from mlflow import MlflowClient, pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
-from postgres import Server
-from test_cli import stream  # noqa: F401  (a fixture)
-from tiny import write_task
 
-from continual.errors import InputError, NotFound
 from registry import Registry, purge_task
+from registry.errors import NotFound
+from tasks.errors import InputError
+from tests.helpers.cli import CliRunner
+from tests.helpers.paths import PROCESSES
+from tests.helpers.postgres_server import Server
+from tests.helpers.tiny_tasks import write_task
+from tests.story.test_cli import stream  # noqa: F401  (a fixture)
 
 EXPERIMENT = "continual"
 
@@ -84,7 +86,7 @@ def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(TEXTS))
     expected = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
-    process = [sys.executable, str(Path(__file__).with_name("model_process.py")), "models:/mood@champion"]
+    process = [sys.executable, str(PROCESSES / "mlflow_model.py"), "models:/mood@champion"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"}
     done = subprocess.run(
         [*process, json.dumps(TEXTS)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -19,15 +19,17 @@ from urllib.request import Request, urlopen
 import pandas as pd
 import pytest
 import yaml
-from command_line import CliRunner
 from mlflow import pyfunc, set_tracking_uri
 from mlflow.exceptions import MlflowException
-from test_cli import stream  # noqa: F401  (a fixture)
-from tiny import rows_of, write_task
 
 from continual import Learner
-from continual.errors import InputError, InputLineError, NotFound
-from continual.predict import Predictor
+from continual.errors import InputLineError
+from continual.inference.predictor import Predictor
+from registry.errors import NotFound
+from tasks.errors import InputError
+from tests.helpers.cli import CliRunner
+from tests.helpers.tiny_tasks import rows_of, write_task
+from tests.story.test_cli import stream  # noqa: F401  (a fixture)
 
 Rows = list[dict[str, Any]]
 

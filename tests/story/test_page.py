@@ -10,14 +10,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from command_line import CliRunner
 from matplotlib.figure import Figure
 
-from continual.page import Section, Table, page, stream_page
-from continual.report import stream_report
+from continual.reports.html import Section, Table, page, stream_page
+from continual.reports.report import stream_report
 from registry import Registry, upgrade
+from tests.helpers.cli import CliRunner
+from tests.helpers.paths import DOCS, FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIDTHS = (360, 1280)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_written_stops_before_anything_is_said(
 
 
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "pages.md").read_text(encoding="utf-8")
+    text = (DOCS / "pages.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(example, {})

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from continual.routing import ROUTERS
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "unified-view.md").read_text(encoding="utf-8")
 # The method that the page builds, without what it then does with it.
 METHOD = re.findall(r"^```python\n(.*?)\n\n\nfrom", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
@@ -85,7 +85,7 @@ def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
 CODE = """
 from continual.deltas import METHODS, method_settings
 from continual.errors import MethodError
-from continual.evaluate import metric_score
+from continual.metrics import metric_score
 from tasks import Method, TaskSpec
 
 print(list(METHODS)[-4:], len(METHODS) == len(set(METHODS)), "theirs" in __import__("sys").modules)

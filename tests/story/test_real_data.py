@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from continual import Learner, Registry, read_stream
-from continual.audit import audit_stream
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
+from continual.streams.audit import audit_stream
 from tasks import Budget
+from tests.helpers.paths import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "streams"
+STREAMS = SHARED / "streams"
 
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no measuring data: {SHARED} is absent")
+pytestmark = pytest.mark.skipif(not STREAMS.is_dir(), reason=f"no measuring data: {STREAMS} is absent")
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def learner(minilm: Backbone, tmp_path: Path) -> Learner:
 
 def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
     """77 intents, no training step: the head in closed form."""
-    core = read_stream(SHARED / "core.yaml")
+    core = read_stream(STREAMS / "core.yaml")
     banking = next(task for task in core.tasks if task.name == "banking77")
     learner.learn(banking.model_copy(update={"budget": Budget(epochs=0)}), folder=core.folder)
     (row,) = learner.registry.deltas("banking77")
@@ -31,7 +32,7 @@ def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
 
 
 def test_four_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
-    smoke = read_stream(SHARED / "smoke.yaml")
+    smoke = read_stream(STREAMS / "smoke.yaml")
     brief = smoke.model_copy(update={"budget": smoke.budget.model_copy(update={"epochs": 1})})
     assert learner.run(brief) == {}
     report = learner.report("smoke")

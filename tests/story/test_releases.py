@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from claimed import claim_position
 
 from continual import Learner
-from continual.errors import SchemaError
-from continual.verify import verify_home
+from continual.learning.verify import verify_home
 from registry import Registry, dump_registry, find_damage, restore_registry, upgrade
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+from registry.errors import SchemaError
+from tests.helpers.claims import claim_position
+from tests.helpers.paths import FIXTURES
 
 
 @pytest.fixture(params=sorted(path.name for path in FIXTURES.glob("home-*.tar.gz")))

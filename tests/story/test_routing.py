@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import rows_of, write_task
 
 from continual import Learner, read_stream
 from continual.errors import RoutingError
-from continual.features import tokenize
-from continual.frozen import frozen_features
-from continual.predict import Predictor
+from continual.features.random_features import frozen_features
+from continual.features.tokens import tokenize
+from continual.inference.predictor import Predictor
 from continual.routing import RoutingStatistics
 from continual.settings import resolve_locations
 from registry import Registry, purge_task
+from tests.helpers.tiny_tasks import rows_of, write_task
 
 TASKS = ("animals", "mood", "place")
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}

@@ -9,14 +9,25 @@ from threading import Event
 from typing import Any
 
 import pytest
-from served import Server, ask, error_body, folder, learner, missing_blob, revoke_all, served, server, wait_until  # noqa: F401
-from tiny import rows_of
 
 from continual import Learner
-from continual.predict import Prediction, Predictor
+from continual.inference.predictor import Prediction, Predictor
 from continual.serve import ChampionServer, Limits
-from continual.serve.serving import InferenceRequest
+from continual.serve.core.champions import InferenceRequest
 from registry import add_key, archive_delta, promote_delta, revoke_key
+from tests.helpers.live_server import (  # noqa: F401
+    Server,
+    ask,
+    error_body,
+    folder,
+    learner,
+    missing_blob,
+    revoke_all,
+    served,
+    server,
+    wait_until,
+)
+from tests.helpers.tiny_tasks import rows_of
 
 TASKS = ["animals", "mood"]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import CliRunner
-from served import ask, folder, learner, revoke_all, server, wait_until  # noqa: F401
-from tiny import rows_of
 
 from continual import Learner
 from registry import add_key, revoke_key
+from tests.helpers.cli import CliRunner
+from tests.helpers.live_server import ask, folder, learner, revoke_all, server, wait_until  # noqa: F401
+from tests.helpers.tiny_tasks import rows_of
 
 
 def test_the_registry_is_looked_at_again_whatever_went_wrong(

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from openai import NotFoundError, OpenAI, UnprocessableEntityError
-from served import Server, error_body, folder, learner, missing_blob, served, server  # noqa: F401
 from transformers import PreTrainedTokenizerBase
 
 from continual import Learner
-from continual.features import encode, tokenize
-from continual.predict import Predictor
+from continual.features.pooling import encode
+from continual.features.tokens import tokenize
+from continual.inference.predictor import Predictor
+from tests.helpers.live_server import Server, error_body, folder, learner, missing_blob, served, server  # noqa: F401
 
 
 def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:

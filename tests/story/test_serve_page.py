@@ -21,12 +21,13 @@ import pytest
 import uvicorn
 import yaml
 from starlette.responses import HTMLResponse
-from tiny import rows_of, write_task
 
 from continual import Learner, read_stream
 from continual.serve import ChampionServer, bind_socket, create_app
 from continual.settings import resolve_locations
 from registry import Registry, add_key, revoke_key
+from tests.helpers.paths import FIXTURES
+from tests.helpers.tiny_tasks import rows_of, write_task
 
 METHODS = {"animals": "lora", "mood": "ia3"}
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
@@ -38,7 +39,7 @@ ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=20000")
 CONTROLS = ["Text", "Second text only for tasks of pairs", "Task", "Ask", "Filter", "animals"]
 CONTROLS += ["Try this task", "Versions", "mood"]  # of the task that is open, and the next
 # Uses the page in each of its frames, and says what came of it in the document that the browser prints.
-DRIVER = (Path(__file__).parents[1] / "fixtures" / "serve_page.html").read_text(encoding="utf-8")
+DRIVER = (FIXTURES / "serve_page.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,29 @@ from typing import Any
 
 import httpx
 import pytest
-from command_line import CliRunner
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
-from served import POLL, Server, ask, error_body, folder, learner, revoke_all, running_app, served, wait_until  # noqa: F401
-from test_serve import close
-from tiny import rows_of
 
 from continual import Learner
-from continual.errors import InputError
 from continual.serve import Limits, ServerConfig
 from registry import add_key, archive_delta, promote_delta
+from tasks.errors import InputError
+from tests.helpers.cli import CliRunner
+from tests.helpers.live_server import (  # noqa: F401
+    POLL,
+    Server,
+    ask,
+    error_body,
+    folder,
+    learner,
+    revoke_all,
+    running_app,
+    served,
+    wait_until,
+)
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_tasks import rows_of
+from tests.story.test_serve import close
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
 
@@ -33,10 +45,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util import list_named_actors  # noqa: E402
 
 from continual.serve.replicated import ReplicaConfig, deploy_replicas  # noqa: E402
-from continual.serve.replicated.cluster import check_capacity  # noqa: E402
+from continual.serve.replicated.deployment import check_capacity  # noqa: E402
 
 TASKS = ("animals", "mood", "echo")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +266,7 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
 
     monkeypatch.setattr("continual.serve.replicated.deploy_replicas", named)
     for host in ("one", "other"):
-        monkeypatch.setattr("continual.cli.serving.gethostname", lambda host=host: host)
+        monkeypatch.setattr("continual.cli.serve.gethostname", lambda host=host: host)
         cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
     assert [name.split()[1] for name in names] == ["one", "other"], "servers of one port on two machines are two"
     assert "would be of replicas" in cli("serve", "--replica-cpus", "2", "--port", "0").err

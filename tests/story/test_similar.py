@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import backbone_of
-from test_compare import open_home
-from test_kinds import BUDGET, write_kinds
 
-from continual.similar import compare_through_deltas
-from continual.similarity import TRANSFERABILITY_MEASURES
+from continual.learning.similar_tasks import compare_through_deltas
+from continual.transfer.transferability import TRANSFERABILITY_MEASURES
+from tests.conftest import backbone_of
+from tests.story.test_compare import open_home
+from tests.story.test_kinds import BUDGET, write_kinds
 
 READ = (*TRANSFERABILITY_MEASURES, "labels")
 

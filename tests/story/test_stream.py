@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from claimed import claim_position
-from tiny import labels_of, logits, rows_of, write_rows, write_task
 
 from continual import Learner, read_stream
+from continual.callbacks import RunCallbacks
 from continual.deltas import load_delta
-from continual.errors import InputError, NotFound, StreamChanged, TrainingError
-from continual.learn import prepare_task
-from continual.record import deserialize_outputs, serialize_outputs
+from continual.errors import TrainingError
+from continual.learning.prepared import prepare_task
+from continual.learning.record import deserialize_outputs, serialize_outputs
 from continual.settings import resolve_locations
-from continual.watcher import RunCallbacks
 from registry import Registry, Score, current_process_id, release
-from registry.verify import find_damage
+from registry.errors import NotFound, StreamChanged
+from registry.operations.verify import find_damage
 from tasks import Stream, TaskSpec, load_stream, read_task
+from tasks.errors import InputError
+from tests.helpers.claims import claim_position
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_tasks import labels_of, logits, rows_of, write_rows, write_task
 
 TASKS = ("animals", "mood", "place")
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
@@ -41,7 +44,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
-        patch.setattr("continual.claiming.POLL_SECONDS", 0.05)
+        patch.setattr("continual.streams.worker_loop.POLL_SECONDS", 0.05)
         yield
 
 
@@ -63,7 +66,7 @@ def open_home(backbone: Path, home: Path) -> Learner:
 def rows_in_sql(learner: Learner) -> dict[str, int]:
     from sqlalchemy import func, select
 
-    from registry.base import Base
+    from registry.schema.base import Base
 
     with learner.registry.read_session() as session:
         tables = Base.metadata.sorted_tables
@@ -302,7 +305,7 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
     """Taken for dead while training, by one that then gives it back: nothing is doubled, the others are learned."""
     from sqlalchemy import update
 
-    from registry.tables import Position
+    from registry.schema.tables import Position
 
     stream, stolen = write_stream(tmp_path), []
 
@@ -322,9 +325,12 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
 
 def child(bert_folder: Path, folder: Path, *at: str) -> "subprocess.Popen[str]":
     arguments = [bert_folder, folder / "home", folder / "stream.yaml", *at]
-    script = Path(__file__).with_name("controller_process.py")
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.helpers.processes.controller", *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

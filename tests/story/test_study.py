@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import CliRunner
 from mlflow import MlflowClient
-from tiny import write_task
 
-from continual.studies import STUDIES
+from continual.experiments.studies import STUDIES
+from tests.helpers.cli import CliRunner
+from tests.helpers.tiny_tasks import write_task
 
 SMALL = ("--set", "methods=[{name: lora, rank: 1}]", "--set", "rates=[1.0]")
 

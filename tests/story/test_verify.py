@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
-from test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
 
 from continual import Learner
 from continual.cli import main
 from continual.deltas import load_delta
-from continual.formats import deserialize, serialize
-from continual.verify import VerificationReport, verify_home
-from registry.tables import Backbone, Delta
+from continual.learning.verify import VerificationReport, verify_home
+from continual.serialization import deserialize, serialize
+from registry.schema.tables import Backbone, Delta
+from tests.story.test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pyte
         asked.append(delta.digest)
         return 0.0
 
-    monkeypatch.setattr("continual.verify.probe_difference", counted)
+    monkeypatch.setattr("continual.learning.verify.probe_difference", counted)
     change(learner, "mood@1", status="archived")
     assert found(learner).problems == []
     assert asked == [learner.registry.delta("animals@1").digest]

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import rows_of, write_rows, write_task
 
 from continual import Learner
-from continual.audit import audit_stream
-from continual.backbone import Backbone
+from continual.backbones.backbone import Backbone
+from continual.callbacks import RunCallbacks
 from continual.deltas import load_delta
-from continual.errors import NotFound, TaskChanged
-from continual.watcher import RunCallbacks
+from continual.streams.audit import audit_stream
 from registry import Registry, archive_delta, collect_garbage, find_damage, promote_delta, purge_task
+from registry.errors import NotFound, TaskChanged
 from tasks import Budget, Method, Stream, TaskSpec
+from tests.helpers.tiny_tasks import rows_of, write_rows, write_task
 
 CAT, DOG, BIRD = "purr meow whisker", "bark fetch leash", "wing feather nest"
 SPLITS = ("train", "validation", "test")
@@ -61,7 +61,7 @@ def told(learner: Learner) -> list[tuple[str, str]]:
     """The history of the task."""
     from sqlalchemy import select
 
-    from registry.tables import Delta, Event
+    from registry.schema.tables import Delta, Event
 
     with learner.registry.read_session() as session:
         rows = session.execute(select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id))
@@ -100,7 +100,7 @@ def test_the_same_held_out_rows_are_compared_by_what_is_stored(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner.learn(animals(tmp_path))
-    monkeypatch.setattr("continual.contest.query_delta", None)  # nothing is measured again
+    monkeypatch.setattr("continual.learning.champion_contest.query_delta", None)  # nothing is measured again
     learner.learn(animals(tmp_path, "train", seed=1))
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
     learner.learn(animals(tmp_path, "train", poisoned=True, warm_start="scratch"))
@@ -305,7 +305,7 @@ def no_trace(learner: Learner, words: Sequence[str]) -> list[str]:
     """The tables in which one of the words stands in a value."""
     from sqlalchemy import select
 
-    from registry.base import Base
+    from registry.schema.base import Base
 
     with learner.registry.read_session() as session:
         return [

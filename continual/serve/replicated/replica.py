@@ -10,13 +10,13 @@ from ray import serve
 from ray.serve.schema import ReplicaRank
 from starlette.types import Message, Scope
 
-from continual.errors import RegistryError
+from continual.cluster import RegistryProbe
 from continual.serve.application import create_app
-from continual.serve.looking import RegistryPoller
-from continual.serve.recipe import ServerConfig
-from continual.serve.replicated.groups import AFFINITY_GROUPS
-from continual.serve.replicated.turns import POLL
-from continual.shared import RegistryProbe
+from continual.serve.config import ServerConfig
+from continual.serve.core.refresh import RegistryPoller
+from continual.serve.replicated.affinity import AFFINITY_GROUPS
+from continual.serve.replicated.rolling_refresh import POLL
+from registry.errors import RegistryError
 
 
 @dataclass(frozen=True)

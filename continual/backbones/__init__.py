@@ -1,0 +1,1 @@
+"""Frozen pretrained transformers: load, quantise, fingerprint; the sites of their modules."""

@@ -1,0 +1,198 @@
+"""Commands that learn, answer and measure."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from continual.cli.options import (
+    BackboneName,
+    CommonOptions,
+    Html,
+    TaskName,
+    app,
+    command,
+    err,
+    out,
+    print_json,
+    print_message,
+    print_rows,
+)
+from continual.errors import DeltaError
+from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
+from registry import Registry
+from tasks import Stream, read_stream, read_task, write_demo_stream
+from tasks.errors import InputError
+
+StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
+
+
+@command(app)
+def demo(common: CommonOptions) -> None:
+    """Learn the docstrings of installed packages, one task per package, and show what came of it."""
+    with err.status("reading the docstrings of installed packages"):
+        stream = read_stream(write_demo_stream(common.home / "demo"))
+    option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
+    _learn_stream(common, stream, None)
+    print_message(
+        "\nGo on with:\n"
+        f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
+        f"  continual report demo{option}\n"
+        f"  continual ui{option}"
+    )
+
+
+@command(app)
+def run(
+    common: CommonOptions,
+    stream: StreamFile,
+    backbone: BackboneName = None,
+    check: Annotated[bool, typer.Option("--check", help="Check all tasks and estimate; learn nothing.")] = False,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a task that failed is tried again, after the others.")
+    ] = 1,
+    engine: Annotated[str, typer.Option(help="Where tasks are learned: local (here) or ray (on a cluster).")] = "local",
+    address: Annotated[str | None, typer.Option(help="ray: the cluster's; without it, this machine's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="ray: how many; without it, as many as fit.")] = None,
+    worker_cpus: Annotated[int | None, typer.Option(min=1, help="ray: cores, and threads, of each worker.")] = None,
+    worker_gpus: Annotated[float | None, typer.Option(min=0, help="ray: GPUs of each, or a part of one.")] = None,
+    worker_memory: Annotated[
+        float | None, typer.Option(min=0, help="ray: GiB of memory of each; without it, what is estimated.")
+    ] = None,
+) -> None:
+    """Learn the tasks of a stream that are not learned yet."""
+    from continual.streams.engine import resolve_engine
+
+    known = read_stream(stream)
+    chosen = resolve_engine(
+        engine,
+        address=address,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        worker_gpus=worker_gpus,
+        worker_memory=worker_memory,
+    )
+    if check:
+        _check_stream(common, known, backbone)
+    else:
+        _learn_stream(common, known, backbone, retries=retries, engine=chosen)
+
+
+@command(app)
+def learn(
+    common: CommonOptions,
+    task: Annotated[Path, typer.Argument(help="A task file.")],
+    backbone: BackboneName = None,
+) -> None:
+    """Learn one task, or learn it again as a new version."""
+    alone = read_task(task)
+    name = alone.tasks[0].name
+    with common.learner(backbone or alone.backbone) as learner:
+        from continual.cli.progress import progress_bars
+
+        with progress_bars(err, [name]) as watcher:
+            delta = learner.learn(alone, watcher=watcher)
+        print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
+
+
+@command(app)
+def predict(
+    common: CommonOptions,
+    file: Annotated[str, typer.Argument(help="Lines of text or JSON; - is standard input.")] = "-",
+    task: TaskName = None,
+    every: Annotated[bool, typer.Option("--all", help="Name every task that is likely enough.")] = False,
+    at_least: Annotated[
+        float, typer.Option(min=0, max=1, help="The probability that --all asks for.")
+    ] = MIN_TASK_PROBABILITY,
+    abstain: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
+    ] = FALSE_ABSTENTION_RATE,
+    router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
+    backbone: BackboneName = None,
+) -> None:
+    """Answer lines `{"text": …}`, or plain ones, with JSON lines in the same order."""
+    from continual.cli.input_lines import read_inputs
+
+    texts = read_inputs(file)
+    with common.learner(backbone) as learner:
+        found = learner.predict(
+            texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
+        )
+        for prediction in found:
+            sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+    if errors := [prediction.error for prediction in found if prediction.error]:
+        raise DeltaError(f"{len(errors)} of {len(found)} inputs have no answer; the first: {errors[0]}")
+
+
+@command(app)
+def report(
+    common: CommonOptions,
+    stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
+    html: Html = None,
+) -> None:
+    """Score matrices and measures of a stream, with the task known and with the task chosen by the router."""
+    with common.registry() as registry:
+        _report(common, registry, stream or _last_stream(registry), html=html)
+
+
+@command(app)
+def audit(common: CommonOptions, stream: StreamFile, backbone: BackboneName = None) -> None:
+    """Answer all test rows of a stream again; exit code 1 where an answer is not, to the bit, what it was."""
+    known = read_stream(stream)
+    with common.learner(backbone or known.backbone) as learner:
+        from continual.streams.audit import audit_stream
+
+        rows = audit_stream(learner.backbone, learner.registry, known)
+    print_rows(common, [asdict(row) for row in rows], title="Audit")
+    if not all(row.identical for row in rows):
+        raise typer.Exit(1)
+
+
+def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **how: Any) -> None:
+    with common.learner(backbone or stream.backbone) as learner:
+        from continual.cli.progress import progress_bars
+
+        with progress_bars(err, [task.name for task in stream.tasks]) as watcher:
+            failed = learner.run(stream, watcher=watcher, **how)
+        _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
+    for name, error in failed.items():
+        print_message(f"task {name} failed: {error}", style="red")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -> None:
+    with common.learner(backbone or stream.backbone) as learner:
+        from continual.streams.estimate import estimate_stream
+
+        rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]
+    for row in rows:
+        for note in row["notes"]:
+            print_message(f"{row['task']}: {note}")
+    print_rows(common, rows, title="Every task can be learned; what it would take")
+
+
+def _report(common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **more: Any) -> None:
+    from continual.cli.tables import print_report
+    from continual.reports.report import stream_report as document_of
+
+    document = document_of(registry, stream) | more
+    if html:
+        from continual.reports.html import stream_page, write_page
+
+        write_page(html, stream_page(registry, document))
+        print_message(f"{html} is written")
+    if common.json:
+        print_json(document)
+    else:
+        print_report(out, document)
+
+
+def _last_stream(registry: Registry) -> str:
+    stream = registry.last_stream()
+    if stream is None:
+        raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")
+    return stream

@@ -1,0 +1,171 @@
+"""What people read in the terminal: listings and reports as tables that fit in eighty columns."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from continual.escaping import escape_control_characters
+from continual.reports.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PATHS, measure_values
+from continual.reports.report import MEASURES, Document, transfer_gain
+from continual.reports.stream_measures import mean
+
+SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
+# What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
+HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
+
+
+def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()) -> Table:
+    """A table of the rows of a `--json` listing, without the columns `left_out`."""
+    left_out = {*HIDDEN_COLUMNS, *left_out, *(("task",) if all(row.get("delta") for row in rows) else ())}
+    names = [name for name in rows[0] if name not in left_out]
+    texts = [[_text(row[name], name) for name in names] for row in rows]
+    return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> Table:
+    """A table of texts as they are, those of `numeric` columns to the right."""
+    table = _table()
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(
+            escape(escape_control_characters(column)), justify="right" if right else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(escape(escape_control_characters(cell)) for cell in row))
+    return table
+
+
+def print_report(console: Console, document: Document) -> None:
+    """Matrices, measures and what each task cost."""
+    tasks = document["tasks"]
+    for title, table in (
+        ("Score of each task, when the task is known", _matrix(document["oracle"]["matrix"], tasks)),
+        ("Score of each task, when the router chooses it", _matrix(document["routed"]["matrix"], tasks)),
+        ("Measures", _measures(document)),
+        ("Tasks", _costs(document["per_task"])),
+    ):
+        console.print(title, style="bold")
+        console.print(table)
+    for pair in document["routed"]["confused"]:
+        if pair["advice"]:
+            console.print(
+                escape_control_characters(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False
+            )
+    for task in document["unfinished"]:
+        unlearned = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
+        console.print(unlearned, style="red", markup=False)
+
+
+def print_comparison(console: Console, document: Document) -> None:
+    """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
+    told = document["strategies"]
+    if document["purged"]:
+        gone = escape_control_characters(f"Left out, since they were purged: {', '.join(document['purged'])}")
+        console.print(gone, style="yellow", markup=False)
+    known = [heading for heading, (mode, _) in MEASURE_PATHS.items() if mode == "oracle"]
+    routed = [heading for heading in MEASURE_PATHS if heading not in known]
+    scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))
+    for one in told:
+        name = one["strategy"] if one["finished"] else f"{one['strategy']} *"
+        values = {heading: _text(value) for heading, value in zip(MEASURE_PATHS, measure_values(one), strict=True)}
+        counts = (one["parameters"], one["bytes"] and one["bytes"] / 1000, one["seconds"])
+        scores.add_row(name, *(values[heading] for heading in known))
+        rest.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
+    unfinished = "" if all(one["finished"] for one in told) else " · *: not finished"
+    rest.caption = f"{MEASURE_LEGEND} · {COST_LEGEND}{unfinished}"
+    for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", rest)):
+        console.print(title, style="bold")
+        console.print(table)
+
+
+def _listed(first: str, columns: Sequence[str]) -> Table:
+    """A table of names with numbers behind them."""
+    table = _table()
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _count(value: float | None) -> str:
+    return _text(None) if value is None else f"{value:,.0f}"
+
+
+def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:
+    table = _table()
+    table.add_column("after learning", no_wrap=True)
+    for number in range(1, len(tasks) + 1):
+        table.add_column(str(number), justify="right")
+    for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
+        table.add_row(escape(escape_control_characters(f"{number} {name}")), *(_shaded(value) for value in row))
+    return table
+
+
+def _measures(document: Document) -> Table:
+    table = _table()
+    table.add_column("")
+    for kind in ("oracle", "routed"):
+        table.add_column(kind, justify="right")
+    for key, label in MEASURES.items():
+        table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
+    gains = [found for task in document["per_task"] if (found := transfer_gain(task)) is not None]
+    table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
+    return table
+
+
+def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    headings = ("delta", "score", "95 % interval", "frozen", "start", "gain", "parameters", "kB", "s")
+    rows = [
+        (
+            task["delta"],
+            _text(task["score"]),
+            f"{_text(task['score_low'])}–{_text(task['score_high'])}",
+            _text(task["frozen_score"]),
+            ", ".join(parent["delta"] for parent in task["parents"] if parent["weight"]) or "scratch",
+            _text(transfer_gain(task)),
+            f"{task['parameters']:,}",
+            f"{task['bytes'] / 1000:,.0f}",
+            f"{task['seconds']:.0f}",
+        )
+        for task in tasks
+    ]
+    table = table_of(headings, rows, numeric=[heading not in ("delta", "start") for heading in headings])
+    shares = [task["share"] for task in tasks]
+    each = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
+    table.caption = (
+        f"{each}frozen: the best without any training · start: the delta whose values were copied · "
+        "gain: over training from scratch, where that was trained too"
+    )
+    return table
+
+
+def _table() -> Table:
+    return Table(caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _shaded(value: float | None) -> str:
+    if value is None:
+        return "[dim]–[/]"
+    shade = next((style for least, style in SCORE_COLORS if value >= least), "red")
+    return f"[{shade}]{value:.3f}[/]"
+
+
+def _text(value: Any, name: str = "") -> str:
+    if value is None:
+        return "–"
+    if name == "share":
+        return f"{value:.2%}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return " ".join(_text(found) for found in value.values())
+    return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

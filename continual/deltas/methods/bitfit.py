@@ -1,0 +1,19 @@
+"""BitFit: only the biases change."""
+
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.forms import Vector
+from continual.deltas.method import MethodSettings
+
+
+class BitFit(MethodSettings):
+    """y ← y + b after every projection and norm: a change of the biases, where the model has them.
+
+    Parameters: one per output of each. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
+
+    >>> [edit.site for edit in BitFit().edits()]
+    ['projections', 'norms']
+    """
+
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(Edit(site, Vector(0.0), Reads.OUTPUT, Add()) for site in ("projections", "norms"))

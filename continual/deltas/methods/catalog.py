@@ -1,0 +1,47 @@
+"""The methods there are. Adding one: a file with its settings and edits, and a line here.
+
+A package of somebody else's adds one by an entry point of group `continual.methods`, which names its settings.
+"""
+
+from continual.deltas.method import BUILT_IN
+from continual.deltas.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
+from continual.deltas.methods.bitfit import BitFit
+from continual.deltas.methods.composite import AdapterBitFit, MixAndMatch, ParallelComposition, SequentialComposition
+from continual.deltas.methods.diff_pruning import DiffPruning
+from continual.deltas.methods.dora import DoRA
+from continual.deltas.methods.full import Full, LastLayer, Probe, Selective
+from continual.deltas.methods.ia3 import IA3
+from continual.deltas.methods.intrinsic import Intrinsic
+from continual.deltas.methods.layer_norm import LayerNorm
+from continual.deltas.methods.lora import LoRA
+from continual.deltas.methods.masking import BinaryMasking
+from continual.deltas.methods.multi_head_adapter import MultiHeadAdapter
+from continual.deltas.methods.prefix import Prefix
+from continual.deltas.methods.prompt import Prompt
+from continual.deltas.methods.subspace import Subspace
+
+BUILT_IN |= {
+    "adapter": Adapter,
+    "adapter_pfeiffer": PfeifferAdapter,
+    "parallel_adapter": ParallelAdapter,
+    "multi_head_adapter": MultiHeadAdapter,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "ia3": IA3,
+    "layer_norm": LayerNorm,
+    "bitfit": BitFit,
+    "last_layer": LastLayer,
+    "selective": Selective,
+    "diff_pruning": DiffPruning,
+    "masking": BinaryMasking,
+    "lora": LoRA,
+    "dora": DoRA,
+    "intrinsic": Intrinsic,
+    "subspace": Subspace,
+    "union": ParallelComposition,
+    "sequential": SequentialComposition,
+    "mam": MixAndMatch,
+    "adapter_bitfit": AdapterBitFit,
+    "full": Full,
+    "probe": Probe,
+}

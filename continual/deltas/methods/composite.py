@@ -1,0 +1,94 @@
+"""Methods made of methods: several at once, or one after the other."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from continual.deltas.edit import Edit
+from continual.deltas.method import MethodSettings, method_settings
+from continual.deltas.methods.adapter import Adapter, ParallelAdapter
+from continual.deltas.methods.bitfit import BitFit
+from continual.deltas.methods.prefix import Prefix
+from tasks import Method
+
+
+class ParallelComposition(MethodSettings):
+    """Several methods as one delta, trained together: the edits of all `parts`, in their order.
+
+    He et al. (2022), arXiv:2110.04366, section 4.6. In a stream: `{name: union, parts: [{name: bitfit}, …]}`.
+
+    >>> len(Union.model_validate({"parts": ["bitfit", {"name": "lora", "rank": 2}]}).edits())
+    3
+    """
+
+    parts: tuple[Method, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.edits()
+        return self
+
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(edit for part in self.parts for edit in method_settings(part).edits())
+
+
+class SequentialComposition(MethodSettings):
+    """Methods one after the other: each is trained for its share of the epochs, then stays as it is for the next.
+
+    In a stream: `{name: sequential, parts: [{name: lora}, {name: adapter}]}`. The edits of a later part are there from
+    the start, fresh and untrained, so a part that begins exactly without effect changes nothing until its turn.
+
+    >>> Sequential.model_validate({"parts": ["lora", "bitfit"]}).stages
+    2
+    """
+
+    parts: tuple[Method, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.edits()
+        return self
+
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(self._staged())
+
+    def _staged(self) -> Iterator[Edit]:
+        before = 0
+        for part in self.parts:
+            settings = method_settings(part)
+            for edit in settings.edits():
+                yield replace(edit, stages=tuple(stage + before for stage in edit.stages))
+            before += settings.stages
+
+
+class MixAndMatch(MethodSettings):
+    """MAM: a short prefix at every attention and a scaled parallel adapter beside every feed-forward.
+
+    Parameters: 2 · length · E + 2 · size · D + D + size per layer. He et al. (2022), arXiv:2110.04366, section 4.6:
+    the best of their combinations.
+
+    >>> [edit.site for edit in MixAndMatch().edits()]
+    ['attn.kv', 'positions', 'ffn']
+    """
+
+    length: int = Field(default=16, ge=1, le=1024)
+    size: int = Field(default=64, ge=1, le=4096)
+    scale: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+
+    def edits(self) -> tuple[Edit, ...]:
+        return Prefix(length=self.length).edits() + ParallelAdapter(size=self.size, scale=self.scale).edits()
+
+
+class AdapterBitFit(MethodSettings):
+    """Adapters and biases together, one of the combinations of Ding et al. (2022), "Delta Tuning", arXiv:2203.06904.
+
+    >>> len(AdapterBitFit(size=8).edits())
+    6
+    """
+
+    size: int = Field(default=64, ge=1, le=4096)
+
+    def edits(self) -> tuple[Edit, ...]:
+        return Adapter(size=self.size).edits() + BitFit().edits()

@@ -1,0 +1,114 @@
+"""DoRA: the direction of a weight changed at low rank, its magnitude freely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.forms import LowRank, init_low_rank
+from continual.deltas.method import MethodSettings
+from continual.deltas.methods.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
+from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+
+
+@dataclass(frozen=True)
+class WeightDecomposed:
+    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: what W' = g ⊙ (W + s B A) adds to x Wᵀ.
+
+    m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g at one. The norm takes no gradient (section 4.3).
+    """
+
+    identity: ClassVar[IdentityAtInit] = "exact"
+
+    rank: int
+    scale: float
+
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        magnitude = torch.linalg.vector_norm(place.weight, dim=1).cpu()
+        return {**init_low_rank(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        low_rank, gain = self.scale * F.linear(F.linear(seen, values["A"]), values["B"]), self._gain(values, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+
+    def _gain(self, values: Values, place: Place) -> Tensor:
+        if "gain" in values:
+            return values["gain"]
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(place.weight + self.scale * values["B"] @ values["A"], dim=-1)
+        gain: Tensor = values["magnitude"] / norm
+        return gain
+
+    def canonical_form(
+        self, values: Values, place: Place, *, scale: float
+    ) -> tuple["WeightDecomposed", dict[str, Tensor]] | None:
+        """With g worked out in the place of m, where nothing is left to scale."""
+        if scale != 1:
+            return None
+        low_rank, own = LowRank(self.rank).canonical_form(values, place, scale=self.scale)
+        return WeightDecomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
+
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).batched_call(values, seen, place)
+        return (gain - 1) * F.linear(seen, place.weight) + gain * (self.scale * low_rank)
+
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]
+        return AffineMap((gain - 1) * place.weight + gain * low_rank, None)
+
+
+class DoRA(MethodSettings):
+    """W' = m ⊙ (W + (alpha / rank) B A) / ‖W + (alpha / rank) B A‖, row by row, at the projections.
+
+    Parameters: rank · (d_in + d_out) + d_out per projection. Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank
+    Adaptation", arXiv:2402.09353.
+
+    >>> DoRA(rank=4).edits()[0].site
+    'projections'
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        form = WeightDecomposed(self.rank, self.alpha / self.rank)
+        return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
+        magnitudes = {}
+        for module, own in by_module(parts).items():
+            magnitude = torch.linalg.vector_norm(own[0].place.module_weight, dim=1).cpu()
+            for part in own:
+                magnitude[part.rows] = values[f"{part.key}/magnitude"]
+            magnitudes[_magnitude(module)] = magnitude
+        return PeftAdapter({**plain.config, "use_dora": True}, {**plain.tensors, **magnitudes})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
+            return None
+        sites = layout.sites(adapter.module_names())
+        parts = layout.parts(cls(sites=sites))
+        magnitudes = {_magnitude(part.module): (part.outputs,) for part in parts}
+        adapter.require_tensors(low_rank_shapes(adapter, parts) | magnitudes)
+        rank, alpha, values = low_rank_from_peft(adapter, parts)
+        for part in parts:
+            values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude(part.module)][part.rows].float()
+        return cls(rank=rank, alpha=alpha, sites=sites), values
+
+
+def _magnitude(module: str) -> str:
+    return f"{MODULE_PREFIX}{module}.lora_magnitude_vector"

@@ -1,0 +1,114 @@
+"""Intrinsic dimension: every weight moved by one small vector, through a random projection that is never stored."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from scipy.linalg import hadamard
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+
+
+@dataclass(frozen=True)
+class FastfoodProjection:
+    """x ΔWᵀ with ΔW = λ · P θ: θ [d] common to all places, P the place's own random projection, drawn by `seed`.
+
+    P stacks blocks of Fastfood, H G Π H B of size n = 2^⌈log₂ d⌉ (Le et al. 2013), scaled so that ‖P θ‖ ≈ ‖θ‖.
+    λ, one number per place, is there where `scaled`: the structure-aware variant (Aghajanyan et al. 2021, section 3.2).
+    """
+
+    identity: ClassVar[IdentityAtInit] = "exact"
+
+    dimension: int
+    scaled: bool
+    seed: int
+
+    def supports(self, place: Place) -> bool:
+        return place.is_linear
+
+    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+        return {"theta": torch.zeros(self.dimension)}
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"scale": torch.ones(1)} if self.scaled else {}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return F.linear(seen, self._change(values, place))
+
+    def _change(self, values: Values, place: Place) -> Tensor:
+        theta, shape = values["theta"], place.weight.shape
+        change = fastfood(theta, shape.numel(), seed=f"{self.seed}/{place.name}").view(shape)
+        return change * values["scale"] if self.scaled else change
+
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        return AffineMap(self._change(values, place), None)
+
+
+def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
+    """P θ [size] for θ [d], with P the stacked blocks H G Π H B that `seed` draws, ‖P θ‖ ≈ ‖θ‖."""
+    n = 1 << max(1, (len(theta) - 1).bit_length())
+    blocks = -(-size // n)
+    signs, order, gauss = draw_fastfood_blocks(blocks, n, seed, theta.device)
+    mixed = hadamard_transform(F.pad(theta, (0, n - len(theta))) * signs)
+    mixed = hadamard_transform(mixed.gather(1, order) * gauss)
+    return mixed.flatten()[:size] / math.sqrt(n * size)
+
+
+def hadamard_transform(rows: Tensor) -> Tensor:
+    """Each of the rows [K, n] times Sylvester's Hadamard matrix H_n, n a power of two: H_ab = H_a ⊗ H_b."""
+    n = rows.shape[1]
+    a = 1 << (n.bit_length() - 1) // 2
+    left, right = _hadamard(a, rows.device), _hadamard(n // a, rows.device)
+    product: Tensor = left @ rows.view(-1, a, n // a) @ right
+    return product.reshape(-1, n)
+
+
+# What is made once may be needed for inference first and for training later, which takes no inference tensors.
+@lru_cache
+@torch.inference_mode(False)
+def _hadamard(n: int, device: torch.device) -> Tensor:
+    return torch.tensor(hadamard(n), dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)
+def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Signs, permutations and normal deviates [K, n] of the blocks; kept, since every step needs them again."""
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(number)
+    signs = torch.randint(0, 2, (blocks, n), generator=generator) * 2.0 - 1
+    order = torch.rand(blocks, n, generator=generator).argsort(dim=1)
+    gauss = torch.randn(blocks, n, generator=generator)
+    return signs.to(device), order.to(device), gauss.to(device)
+
+
+class Intrinsic(MethodSettings):
+    """W + P θ at every projection, with θ of `dimension` numbers for the whole model and P random and fixed.
+
+    Parameters: dimension, and one per projection where `scaled`. Li et al. (2018), "Measuring the Intrinsic Dimension
+    of Objective Landscapes", arXiv:1804.08838; Aghajanyan et al. (2021), "Intrinsic Dimensionality Explains the
+    Effectiveness of Language Model Fine-Tuning", arXiv:2012.13255.
+
+    >>> Intrinsic(dimension=200).edits()[0].site
+    'projections'
+    """
+
+    dimension: int = Field(default=1000, ge=1, le=1_000_000)
+    scaled: bool = True
+    seed: int = Field(default=0, ge=0)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        form = FastfoodProjection(self.dimension, self.scaled, self.seed)
+        return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)

@@ -1,0 +1,90 @@
+"""Prompt tuning: word vectors of the delta's own before those of the text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Concatenate
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.method import MethodSettings
+from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import IdentityAtInit, Values
+from continual.errors import ExchangeError
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """P word vectors [P, E]: a normal of the deviation that the words' own vectors have, or copies of random words."""
+
+    identity: ClassVar[IdentityAtInit] = "none"
+
+    length: int
+    initial: Literal["random", "vocabulary"]
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        words = place.weight.cpu()
+        if self.initial == "vocabulary":
+            return {"words": words[torch.randint(len(words), (self.length,), generator=generator)].clone()}
+        return {"words": words.std() * torch.randn(self.length, place.d_out, generator=generator)}
+
+    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return values["words"]
+
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["SoftPrompt", dict[str, Tensor]]:
+        return SoftPrompt(self.length, "random"), dict(values)
+
+    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+        return values["words"]
+
+
+class Prompt(MethodSettings):
+    """[p₁ … p_P; e(x₁) … e(x_T)] read instead of e(x₁) … e(x_T), the p learned; what comes out is the text's states.
+
+    Parameters: P times the width of a word's vector. Lester et al. (2021), "The Power of Scale for Parameter-Efficient
+    Prompt Tuning", arXiv:2104.08691, who start from the vocabulary.
+
+    >>> Prompt(length=5).edits()[0].site
+    'tokens'
+    """
+
+    length: int = Field(default=16, ge=1, le=256)
+    initial: Literal["random", "vocabulary"] = "vocabulary"
+
+    def edits(self) -> tuple[Edit, ...]:
+        form = SoftPrompt(self.length, self.initial)
+        return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        part = _only(parts)
+        model: Any = part.place.output_module
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": self.length,
+            "token_dim": part.place.d_out,
+            "num_layers": part.place.layers,
+            "num_attention_heads": model.config.num_attention_heads,
+            "num_transformer_submodules": 1,
+        }
+        return PeftAdapter(config, {PROMPT_TENSOR_NAME: values[f"{part.key}/words"]})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        if adapter.config.get("peft_type") != "PROMPT_TUNING":
+            return None
+        adapter.require_supported_config("tokenizer_kwargs")  # of the start, as all that is said of it
+        settings = cls(length=adapter.config["num_virtual_tokens"])
+        part = _only(layout.parts(settings))
+        adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, part.place.d_out)})
+        return settings, {f"{part.key}/words": adapter.tensors[PROMPT_TENSOR_NAME].float()}
+
+
+def _only(parts: Sequence[PlacedModule]) -> PlacedModule:
+    stack: Any = parts[0].place.output_module
+    if stack.config.is_encoder_decoder:
+        raise ExchangeError("PEFT has no prompt that is before the encoder of an encoder-decoder alone")
+    return parts[0]

@@ -1,0 +1,1 @@
+"""Research only, not needed to understand the loop: strategies compared, studies of methods."""

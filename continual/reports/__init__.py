@@ -1,0 +1,1 @@
+"""Reports on a stream, computed from the registry alone."""

@@ -1,0 +1,1 @@
+"""The HTTP server's parts that know no route: batching, admission, authentication, metrics, errors."""

@@ -1,0 +1,1 @@
+"""Learn many tasks in order of arrival: preflight, claims, worker loop, routed scores, audit."""

@@ -1,0 +1,1 @@
+"""Learn the tasks of one backbone again on another one."""

@@ -1,0 +1,1 @@
+"""Learn a stream with the workers of a Ray cluster."""

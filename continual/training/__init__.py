@@ -1,0 +1,1 @@
+"""Train one delta, or several jointly, on a frozen backbone; resume to the bit."""

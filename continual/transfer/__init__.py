@@ -1,0 +1,1 @@
+"""Rank learned tasks for a new one, and choose the delta that it starts from."""

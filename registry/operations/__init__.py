@@ -1,0 +1,1 @@
+"""Operations with transactions of their own: claims, outbox, dump, restore, garbage collection."""

@@ -1,0 +1,71 @@
+"""A whole registry into one file: what its rows were at one moment, and every blob that they name."""
+
+import json
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+from sqlalchemy import Table, select
+from sqlalchemy.orm import Session
+
+from registry.operations.archive import ARCHIVE_VERSION, MANIFEST, Manifest, TableManifest, blob_entry, table_entry
+from registry.reads.blob_references import referenced_blobs
+from registry.registry import Registry
+from registry.schema import migrate
+from registry.schema.base import Base, now
+from tasks.errors import InputError
+
+CHUNK_ROWS = 1000  # rows
+
+
+def dump_registry(registry: Registry, file: Path) -> Manifest:
+    """Writes an archive of the registry, also while others write to it; what it holds.
+
+    Raises: InputError, where the file is there already or cannot be written; BlobError, where a blob is damaged.
+    """
+    if file.exists():
+        raise InputError(f"{file} is there already. Give a new name, or remove it first.")
+    draft = file.with_name(f".{uuid4().hex}.draft")
+    try:
+        with registry.read_session() as session, ZipFile(draft, "x", ZIP_DEFLATED) as archive:
+            manifest = _written(archive, session, registry)
+        draft.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return manifest
+
+
+def _written(archive: ZipFile, session: Session, registry: Registry) -> Manifest:
+    tables = {table.name: _table(archive, session, table) for table in Base.metadata.sorted_tables}
+    digests = sorted({digest for _, digest in referenced_blobs(session)})
+    for digest in digests:
+        archive.writestr(blob_entry(digest), registry.blobs.get(digest), ZIP_STORED)  # numbers hardly get smaller
+    revision = migrate.current_revision(session.connection())
+    manifest = Manifest(
+        format=ARCHIVE_VERSION, revision=str(revision), created_at=now(), tables=tables, blobs=len(digests)
+    )
+    archive.writestr(MANIFEST, manifest.model_dump_json(indent=2))
+    return manifest
+
+
+def _table(archive: ZipFile, session: Session, table: Table) -> TableManifest:
+    digest, count = sha256(), 0
+    found = session.execute(select(table).order_by(table.c.id).execution_options(yield_per=CHUNK_ROWS))
+    with archive.open(table_entry(table.name), "w", force_zip64=True) as entry:
+        for row in found.mappings():
+            line = json.dumps(dict(row), default=_said).encode() + b"\n"
+            entry.write(line)
+            digest.update(line)
+            count += 1
+    return TableManifest(rows=count, sha256=digest.hexdigest())
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"no JSON for {value!r}")

@@ -1,0 +1,223 @@
+"""From live rows to what callers get: frozen records, and the rows of `--json` listings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from registry.names import delta_name
+from registry.records import (
+    BackboneRecord,
+    Champion,
+    DataRecord,
+    DeltaStatus,
+    StepRecord,
+    StepScore,
+    StoredConfusion,
+    StoredDelta,
+    StoredPosition,
+    StoredScore,
+    StoredSignature,
+    StoredStrategy,
+    StoredStream,
+    TaskRecord,
+    require_digest,
+)
+from registry.schema.score_tables import Confusion, ScoreRow
+from registry.schema.strategy_tables import StrategyRun, StrategyStep
+from registry.schema.tables import Backbone, Delta, Position, Signature, Stream, Task
+
+ListingRow = dict[str, Any]  # one object of a `--json` listing
+
+
+def to_dicts(session: Session, found: Select[*tuple[Any, ...]]) -> list[ListingRow]:
+    """What was selected, by the names that the columns were given."""
+    return [dict(row) for row in session.execute(found).mappings()]
+
+
+def task_row_dict(task: Task, version: int | None, score: float | None) -> ListingRow:
+    """A row of `continual tasks`; `version` and `score` are its champion's."""
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "metric": task.metric,
+        "labels": len(task.labels),
+        "rows": task.rows,
+        "champion": None if version is None else delta_name(task.name, version),
+        "score": score,
+        "created_at": task.created_at.isoformat(),
+    }
+
+
+def delta_listing(delta: Delta, score: float | None) -> ListingRow:
+    """A row of `continual deltas`; `score` is on the test split with the task known, `reason` why it does not serve."""
+    return {
+        "delta": delta.name,
+        "task": delta.task.name,
+        "version": delta.version,
+        "method": delta.method,
+        "parameters": delta.parameters,
+        "share": delta.share,
+        "bytes": delta.bytes,
+        "status": delta.status,
+        "reason": delta.reason,
+        "score": score,
+        "mlflow_run": delta.mlflow_run,
+        "created_at": delta.created_at.isoformat(),
+    }
+
+
+def stored_task(row: Task) -> TaskRecord:
+    """The record of a task."""
+    return TaskRecord(
+        name=row.name,
+        kind=row.kind,
+        metric=row.metric,
+        labels=tuple(row.labels),
+        spec=row.spec,
+        fingerprints=row.fingerprints,
+        rows=row.rows,
+    )
+
+
+def stored_backbone(row: Backbone) -> BackboneRecord:
+    """The record of a backbone."""
+    return BackboneRecord(
+        fingerprint=row.fingerprint,
+        name=row.name,
+        family=row.family,
+        hidden_size=row.hidden_size,
+        parameters=row.parameters,
+        pooling=row.pooling,
+    )
+
+
+def champion(
+    task: str, version: int, method: str, settings: dict[str, Any], budget: dict[str, Any], digest: str | None
+) -> Champion:
+    """The record of a delta that serves."""
+    name = delta_name(task, version)
+    values = require_digest(digest, name)
+    return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
+
+
+def to_delta_record(row: Delta) -> StoredDelta:
+    """The record of a delta."""
+    return StoredDelta(
+        name=row.name,
+        version=row.version,
+        status=row.status,
+        reason=row.reason,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        kind=row.task.kind,
+        metric=row.task.metric,
+        data=DataRecord(**row.data) if row.data else None,
+        task=row.task.name,
+        backbone=row.backbone.fingerprint,
+        method=row.method,
+        settings=row.settings,
+        budget=row.budget,
+        digest=row.digest,
+        bytes=row.bytes,
+        parameters=row.parameters,
+        share=row.share,
+        seed=row.seed,
+        labels=tuple(row.labels),
+        versions=row.versions,
+        warm_start=row.warm_start,
+        seconds=row.seconds,
+        examples_per_second=row.examples_per_second,
+        predictions=row.predictions,
+        replay=row.replay,
+        tried=tuple(row.tried),
+    )
+
+
+def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> StoredScore:
+    """The record of a score."""
+    return StoredScore(
+        id=row.id,
+        delta=delta_name(task, version),
+        task=task,
+        stream=stream,
+        split=row.split,
+        metric=row.metric,
+        value=row.value,
+        rows=row.rows,
+        low=row.low,
+        high=row.high,
+        step=row.step,
+        mode=row.mode,
+    )
+
+
+def stored_confusion(row: Confusion) -> StoredConfusion:
+    """The record of rows that went astray."""
+    return StoredConfusion(delta=row.delta.name, routed_to=row.routed_to.name, rows=row.rows, step=row.step)
+
+
+def stored_signature(row: Signature, task: str, version: int) -> StoredSignature:
+    """The record of a delta's signature."""
+    return StoredSignature(
+        task=task,
+        delta=delta_name(task, version),
+        digest=row.digest,
+        rows=row.rows,
+        pooling=row.pooling,
+        layer=row.layer,
+        routing=row.routing,
+    )
+
+
+def stored_stream(row: Stream, backbone: Backbone, positions: Sequence[StoredPosition]) -> StoredStream:
+    """The record of a stream."""
+    return StoredStream(
+        name=row.name,
+        backbone=backbone.fingerprint,
+        spec=row.spec,
+        digest=row.digest,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        positions=tuple(positions),
+    )
+
+
+def stored_position(row: Position, version: int | None, status: DeltaStatus | None) -> StoredPosition:
+    """The record of a position; `version` and `status` are those of its delta."""
+    return StoredPosition(
+        number=row.number,
+        task=row.task_name,
+        recipe=row.recipe,
+        state=row.state,
+        delta=None if version is None else delta_name(row.task_name, version),
+        error=row.error,
+        holder=row.holder,
+        attempts=row.attempts,
+        purged=status == "purged",
+    )
+
+
+def stored_strategy(row: StrategyRun) -> StoredStrategy:
+    """The record of a strategy's run, with its steps in order."""
+    return StoredStrategy(
+        id=row.id,
+        stream=row.stream.name,
+        strategy=row.strategy,
+        recipe=row.recipe,
+        settings=row.settings,
+        tasks=tuple(row.tasks),
+        state=row.state,
+        mlflow_run=row.mlflow_run,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        steps=tuple(map(_stored_step, row.steps)),
+    )
+
+
+def _stored_step(row: StrategyStep) -> StepRecord:
+    scores = tuple(
+        StepScore(task=own.task, mode=own.mode, metric=own.metric, value=own.value, rows=own.rows) for own in row.scores
+    )
+    return StepRecord(number=row.number, seconds=row.seconds, parameters=row.parameters, bytes=row.bytes, scores=scores)

@@ -1,0 +1,81 @@
+"""The tables of what a stream's deltas are compared with: the same tasks, learned by other strategies."""
+
+from datetime import datetime
+from typing import Any, get_args
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from registry.records import ScoreMode
+from registry.schema.base import Base, check_in, foreign_key, now
+from registry.schema.tables import Stream
+
+
+class StrategyRun(Base):
+    """A stream learned by a strategy, of one recipe: its tasks' rows, the seed, the settings.
+
+    tasks: their names, in order · state: a blob to go on from; none before the first step, and once all is learned.
+    """
+
+    __tablename__ = "strategy_runs"
+    __table_args__ = (
+        UniqueConstraint("stream_id", "strategy", "recipe"),
+        CheckConstraint("state IS NULL OR finished_at IS NULL", name="finished"),
+    )
+
+    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index begins with it
+    strategy: Mapped[str]
+    recipe: Mapped[str]
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    tasks: Mapped[list[str]] = mapped_column(JSON)
+    state: Mapped[str | None]
+    mlflow_run: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+    stream: Mapped[Stream] = relationship(lazy="joined", innerjoin=True)
+    steps: Mapped[list["StrategyStep"]] = relationship(
+        order_by="StrategyStep.number", lazy="selectin", cascade="all, delete-orphan"
+    )
+
+
+class StrategyStep(Base):
+    """What a strategy came to after the task at position `number`.
+
+    seconds: what learning it took · parameters: that answer all tasks so far · bytes: of all that is kept of them.
+    """
+
+    __tablename__ = "strategy_steps"
+    __table_args__ = (
+        UniqueConstraint("run_id", "number"),
+        CheckConstraint("number >= 0", name="number"),
+        CheckConstraint("seconds >= 0 AND parameters >= 0 AND bytes >= 0", name="size"),
+    )
+
+    run_id: Mapped[int] = foreign_key("strategy_runs", index=False)  # the unique index begins with it
+    number: Mapped[int]
+    seconds: Mapped[float]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+
+    scores: Mapped[list["StrategyScore"]] = relationship(
+        order_by="StrategyScore.id", lazy="selectin", cascade="all, delete-orphan"
+    )
+
+
+class StrategyScore(Base):
+    """A value measured on a task's test rows after a step."""
+
+    __tablename__ = "strategy_scores"
+    __table_args__ = (
+        UniqueConstraint("step_id", "task", "mode", "metric"),
+        check_in("mode", get_args(ScoreMode)),
+        CheckConstraint("rows >= 0", name="rows"),
+    )
+
+    step_id: Mapped[int] = foreign_key("strategy_steps", index=False)  # the unique index begins with it
+    task: Mapped[str]
+    mode: Mapped[ScoreMode] = mapped_column(Text)
+    metric: Mapped[str]
+    value: Mapped[float]
+    rows: Mapped[int]

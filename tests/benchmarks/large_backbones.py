@@ -1,0 +1,118 @@
+"""What does a backbone cost in float32, in 8 and in 4 bits, and with activation checkpointing?
+
+    python -m tests.benchmarks.large_backbones STREAM.yaml [--tasks trec6] [--epochs 1] > large.json
+
+Each way learns the tasks in a registry of its own, on one device, and is asked the rows of a batch: scores on the test
+rows, the CPU's seconds, and MB of weights, of a step's activations, as autograd keeps them, and of the layers'
+inputs, which checkpointing keeps instead. Matrix products are in bfloat16, save those of `float32`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual import Learner
+from continual.backbones.backbone import Backbone
+from continual.deltas import attached, init_values
+from continual.deltas.delta import Delta, Head
+from continual.deltas.methods.lora import LoRA
+from continual.features.pooling import pooled_features
+from continual.features.tokens import pad
+from continual.features.tokens import tokenize as tokens_of
+from continual.training.steps import training_mode
+from registry import Registry
+from tasks import Stream, load_stream, read_stream
+from tests.benchmarks.run_log import quieten, say
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "8 bits": {"bits": 8},
+    "4 bits": {"bits": 4},
+}
+
+
+def learned(stream: Stream, way: Mapping[str, Any]) -> dict[str, Any]:
+    """What a way to load the backbone of a stream comes to."""
+    with TemporaryDirectory() as home:
+        registry = Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs")
+        began = time.process_time()
+        with Learner.open(stream.backbone or "minilm", registry, **way) as learner:
+            loaded = time.process_time() - began
+            failed = learner.run(stream)
+            if failed:
+                raise SystemExit(str(failed))
+            per_task = learner.report(stream.name)["per_task"]
+            texts = load_stream(stream)[0].train.texts[:32]
+            return {
+                "scores": {row["task"]: row["score"] for row in per_task},
+                "seconds": time.process_time() - began,
+                "load_seconds": loaded,
+                "weights_mb": weights(learner.backbone) / 1e6,
+                **{f"step_{name}": step(learner.backbone, texts, again) for name, again in STEPS.items()},
+            }
+
+
+STEPS = {"plain": False, "checkpointing": True}
+
+
+def weights(backbone: Backbone) -> int:
+    """Bytes of all weights and of what is needed to unpack them."""
+    return sum(tensor.nbytes for tensor in backbone.base_module.state_dict().values())
+
+
+def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
+    """Megabytes that a step's pass keeps for the gradient, and the seconds of a step, the best of three."""
+    settings = LoRA()
+    head = Head(torch.zeros(2, backbone.hidden_size), torch.zeros(2), ("a", "b"), backbone.pooling)
+    delta = Delta("lora", settings, backbone.fingerprint, init_values(backbone, settings, seed=0), head)
+    learning = delta.trainable(backbone.device)
+    batch = pad(backbone, tokens_of(backbone, texts, max_length=128), range(len(texts)))
+    own = {weight.untyped_storage().data_ptr() for weight in backbone.base_module.parameters()}
+    took, kept = [], dict[int, int]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for _ in range(3):
+        kept.clear()
+        began = time.process_time()
+        with attached(backbone, learning), training_mode(backbone, again=again):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = pooled_features(backbone, batch, backbone.pooling).square().sum()
+            torch.autograd.backward(loss)
+        took.append(time.process_time() - began)
+    entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.layers if again else 0
+    return {"mb": (sum(kept.values()) + entering) / 1e6, "seconds": min(took)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", type=Path)
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--epochs", type=int)
+    given = parser.parse_args()
+    quieten()
+    torch.set_num_threads(1)
+    stream = read_stream(given.stream)
+    chosen = tuple(task for task in stream.tasks if given.tasks is None or task.name in given.tasks)
+    budget = stream.budget.model_copy(update={} if given.epochs is None else {"epochs": given.epochs})
+    stream, found = stream.model_copy(update={"tasks": chosen, "budget": budget}), {}
+    for name, way in WAYS.items():
+        found[name] = learned(stream, way)
+        say(f"{name}: {found[name]}")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

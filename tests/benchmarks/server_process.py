@@ -1,0 +1,123 @@
+"""Homes of deltas that nobody learned, and `continual serve` on one of them in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from urllib.error import URLError
+
+import psutil
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Delta
+from continual.learning.record import backbone_record, delta_record
+from continual.settings import resolve_locations
+from registry import Registry, TaskRecord
+from tasks import Budget
+from tests.benchmarks.mixed import learned, random_bert
+from tests.helpers.tiny_models import words
+
+STARTED = 120.0  # seconds that a server may take until it answers
+COMMAND = "from continual.cli import main; main()"
+LONGEST = 32  # tokens that a task's rows are cut at
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs. url: where · process: what it takes of the machine · log: what it said."""
+
+    url: str
+    process: psutil.Process
+    log: Path
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of a core that it used until now."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
+def random_folder(folder: Path, *, width: int, layers: int) -> str:
+    """A random BERT with a small vocabulary, as a backbone is stored."""
+    backbone = random_bert(width, layers)
+    backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def opened(home: Path) -> Registry:
+    places = resolve_locations(home, {})
+    return Registry.open(places.registry, places.blobs)
+
+
+def fill(home: Path, backbone: Backbone, tasks: Sequence[str], *, method: str = "lora", versions: int = 1) -> None:
+    """Registers tasks of two labels, and so many versions of a delta of each, with values that are random."""
+    with opened(home) as registry:
+        for number, task in enumerate(tasks):
+            for version in range(versions):
+                register(registry, backbone, task, learned(backbone, method, number * versions + version))
+
+
+def register(registry: Registry, backbone: Backbone, task: str, delta: Delta, *, kind: str = "classification") -> str:
+    """Writes a task and a delta of it down, as if it had been learned; the name of the delta."""
+    record = TaskRecord(
+        name=task,
+        kind=kind,
+        metric="accuracy" if delta.head else "exact_match",
+        labels=delta.head.labels if delta.head else (),
+        spec={},
+        fingerprints={"train": task},
+        rows={"train": 4},
+    )
+    budget = Budget(epochs=1, batch_size=16, learning_rate=1e-3, max_length=LONGEST)
+    own = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start="scratch")
+    with registry.unit_of_work() as unit:
+        unit.add_backbone(backbone_record(backbone))
+        unit.add_task(record)
+        return unit.add_delta(own)
+
+
+def sentence(draw: Random, length: int = 12) -> str:
+    """A text of so many words that every tokenizer of the tests knows."""
+    return " ".join(draw.choices(words(), k=length))
+
+
+@contextmanager
+def serving(home: Path, backbone: str, *, core: int | None = None, options: Sequence[str] = ()) -> Iterator[Served]:
+    """The server on a free port, answering; it must end by itself when it is told to. core: the one it may use."""
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    command = [sys.executable, "-c", COMMAND, "serve", "--home", str(home), "--backbone", backbone, "--port", "0"]
+    log = home / f"serve-{time.monotonic_ns()}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*pinned, *command, *options], stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    try:
+        yield Served(_answering(process, log), psutil.Process(process.pid), log)
+        process.send_signal(signal.SIGTERM)
+        process.wait(90)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answering(process: subprocess.Popen[bytes], log: Path) -> str:
+    until = time.monotonic() + STARTED
+    while time.monotonic() < until and process.poll() is None:
+        _, found, url = log.read_text().partition("serving on ")
+        if found and url.endswith("\n"):
+            url = url.split()[0]
+            try:
+                with urllib.request.urlopen(f"{url}/readyz"):
+                    return url
+            except URLError:  # not listening to requests yet
+                pass
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()}")

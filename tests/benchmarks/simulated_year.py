@@ -1,0 +1,140 @@
+"""What a simulated year is made of: operations that are timed, a task that was learned, and a router that grows."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from continual.features.signature import Signature, compute_signature
+from continual.routing.class_index import ClassMeanIndex
+from continual.routing.totals import AccumulatedMoments
+from registry import (
+    ARRIVAL_STREAM,
+    Arrival,
+    BackboneRecord,
+    DataRecord,
+    DeltaRecord,
+    Registry,
+    Score,
+    SignatureRecord,
+    TaskRecord,
+    UnitOfWork,
+)
+
+SIZE, CLASSES, ROWS = 32, 4, 40  # of a signature: hidden size, labels, rows
+FIRST = 16  # tasks with which the router's index begins
+BACKBONE = BackboneRecord(
+    fingerprint="f00d", name="tiny", family="bert", hidden_size=SIZE, parameters=100, pooling="mean"
+)
+T = TypeVar("T")
+
+
+@dataclass
+class Measured:
+    """Milliseconds of each operation, with the tenth of the year that it was done in."""
+
+    done: Callable[[], float]
+    times: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def __call__(self, name: str, work: Callable[[], T]) -> T:
+        began = perf_counter()
+        found = work()
+        tenth = min(int(10 * self.done()), 9)
+        self.times[name].append((tenth, 1000 * (perf_counter() - began)))
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Of each operation: how often, p50 and p99 by tenth, and the last tenth's p50 over the second's."""
+        found = {}
+        for name, times in self.times.items():
+            tenths = [[ms for own, ms in times if own == tenth] for tenth in range(10)]
+            p50, p99 = ([percentile(own, share) for own in tenths] for share in (50, 99))
+            growth = p50[9] / p50[1] if p50[9] and p50[1] else None
+            found[name] = {"count": len(times), "p50_ms": p50, "p99_ms": p99, "growth": growth}
+        return found
+
+
+class Router:
+    """The totals and the index of the newest version of each task, as a server keeps them."""
+
+    def __init__(self, measured: Measured) -> None:
+        self.measured = measured
+        self.parts: dict[str, Signature] = {}
+        self.rule: ClassMeanIndex | None = None
+
+    def take(self, task: str, own: Signature) -> None:
+        before = self.parts.get(task)
+        self.parts[task] = own
+        if self.rule is None:
+            self.rule = ClassMeanIndex(AccumulatedMoments.of(self.parts), 0.03) if len(self.parts) >= FIRST else None
+            return
+        rule = self.rule
+        if before is not None:
+            self.measured("router, remove", lambda: rule.remove(task, before))
+        self.measured("router, add", lambda: rule.add(task, own))
+
+    def bytes_per_task(self) -> float | None:
+        if self.rule is None:
+            return None
+        means = sum(task.means.nbytes + task.shares.nbytes for task in self.rule.totals.tasks.values())
+        return (means + self.rule._means.nbytes + self.rule._owner.nbytes) / len(self.parts)
+
+
+def signature_of(random: Random) -> Signature:
+    draw = torch.Generator().manual_seed(random.getrandbits(32))
+    labels = torch.arange(ROWS) % CLASSES
+    rows = torch.randn(CLASSES, SIZE, generator=draw)[labels] + 0.5 * torch.randn(ROWS, SIZE, generator=draw)
+    return compute_signature(rows, labels, count=CLASSES)
+
+
+def register(registry: Registry, arrival: Arrival, values: str, own: str, *, holder: str) -> None:
+    labels, rows = (
+        tuple(f"label {number}" for number in range(CLASSES)),
+        dict.fromkeys(("train", "validation", "test"), 40),
+    )
+    prints = {split: f"{arrival.task}-{arrival.number}-{split}" for split in rows}
+    spec = arrival.spec["tasks"][0]
+    task = TaskRecord(
+        name=arrival.task,
+        kind="classification",
+        metric="accuracy",
+        labels=labels,
+        spec=spec,
+        fingerprints=prints,
+        rows=rows,
+    )
+    delta = DeltaRecord(
+        task=arrival.task,
+        backbone=BACKBONE.fingerprint,
+        method="lora",
+        settings={"rank": 8},
+        budget={"epochs": 3, "max_length": 128},
+        digest=values,
+        bytes=100,
+        parameters=25,
+        share=0.01,
+        seed=0,
+        labels=labels,
+        versions={"torch": "2"},
+        warm_start="scratch",
+        seconds=30.0,
+        examples_per_second=400.0,
+        data=DataRecord(spec=spec, folder="/data", seed=0, fingerprints=prints, rows=rows),
+    )
+    scores = [Score(split=split, metric="accuracy", value=0.5, rows=40) for split in ("validation", "test")]
+
+    def work(unit: UnitOfWork) -> None:
+        unit.add_task(task)
+        name = unit.add_delta(delta, scores=scores, signature=SignatureRecord(digest=own, rows=ROWS, pooling="mean"))
+        unit.mark_learned(ARRIVAL_STREAM, arrival.number, delta=name, holder=holder)
+
+    registry.write_with_retry(work)
+
+
+def percentile(values: list[float], share: int) -> float | None:
+    return round(float(np.percentile(values, share)), 3) if values else None

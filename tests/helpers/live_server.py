@@ -1,0 +1,133 @@
+"""A server over a home of tiny tasks, as fixtures: real HTTP on a free port."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from fastapi import FastAPI
+
+from continual import Learner, read_stream
+from continual.serve import ChampionServer, Limits, bind_socket, create_app
+from continual.settings import resolve_locations
+from registry import Registry, revoke_key
+from tests.helpers.tiny_tasks import rows_of, save_backbone, tiny_backbone, write_rows, write_task
+
+METHODS = {"animals": "lora", "mood": "adapter"}
+BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
+POLL = 0.05
+
+
+def echo_task(folder: Path) -> dict[str, object]:
+    """A task that writes the first three words of a text again."""
+    files = {}
+    for seed, (split, n) in enumerate({"train": 24, "validation": 8, "test": 4}.items()):
+        texts = rows_of("food", n, seed=seed).texts
+        write_rows(folder / f"echo-{split}.jsonl", texts, [" ".join(str(text).split()[:3]) for text in texts])
+        files[split] = f"echo-{split}.jsonl"
+    source = {"path": "json", "data_files": files}
+    return {"name": "echo", "kind": "generation", "text": "text", "target": "label", "source": source}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def learner(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """Two classifications and a generation on one tiny causal backbone."""
+    backbone = save_backbone(tiny_backbone("gpt2"), folder / "backbone")
+    entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
+    stream = {"name": "served", "budget": BUDGET, "tasks": [*entries, echo_task(folder)]}
+    (folder / "stream.yaml").write_text(yaml.safe_dump(stream))
+    places = resolve_locations(folder / "home", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        opened = Registry.open(places.registry, places.blobs)
+        with Learner.open(str(backbone), opened, device="cpu", dtype="float32") as learner:
+            assert learner.run(read_stream(folder / "stream.yaml")) == {}
+            yield learner
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a test asks. url: where it listens."""
+
+    url: str
+    client: httpx.Client
+    serving: ChampionServer
+
+
+@contextmanager
+def running_app(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+    """An application in a thread of this process, until the block ends; its address."""
+    with bind_socket("127.0.0.1", port) as at:
+        own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{at.getsockname()[1]}"
+        finally:
+            own.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
+    """A server of one process, this one."""
+    serving = ChampionServer(learner.backbone, learner.registry)
+    app = create_app(serving, local=local, limits=limits, poll=POLL)
+    with running_app(app, port=port) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield Server(url, client, serving)
+
+
+@pytest.fixture(scope="module")
+def served(learner: Learner) -> Iterator[Server]:
+    with server(learner) as running:
+        yield running
+
+
+def ask(served: Server, *rows: dict[str, Any], **more: Any) -> httpx.Response:
+    return served.client.post("/v1/predict", json={"rows": rows, **more})
+
+
+def error_body(response: httpx.Response, status: int) -> str:
+    """What an answer says went wrong, in the one shape that there is."""
+    assert response.status_code == status, response.text
+    assert response.json().keys() == {"error"}
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in error["message"]
+    return str(error["message"])
+
+
+def wait_until(true: Any, *, seconds: float = 20) -> None:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds
+        time.sleep(POLL)
+
+
+@contextmanager
+def missing_blob(learner: Learner, task: str) -> Iterator[None]:
+    """Without the values of a task's delta."""
+    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    blob = Path(learner.registry.blobs.path(champions[task].digest))
+    moved = blob.rename(blob.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        moved.rename(blob)
+
+
+def revoke_all(learner: Learner) -> None:
+    for name, _ in learner.registry.active_keys().values():
+        revoke_key(learner.registry, name)

@@ -1,0 +1,45 @@
+"""A registry and an MLflow beside it for the tests, and what a child process does with them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from continual.settings import Locations, resolve_locations
+from continual.tracking import flush_outbox
+from registry import Registry
+from tests.helpers.databases import registry_url
+from tests.helpers.registries import make_registry
+
+
+def places_of(folder: Path) -> Locations:
+    return replace(resolve_locations(folder / "home", {}), registry=registry_url(folder))
+
+
+def sync_together(folder: Path, start: Any, errors: Any) -> None:
+    """Waits for the start, then sends all there is, and tells what went wrong."""
+    with make_registry(folder) as registry:
+        start.wait()
+        errors.put([sent.error for sent in flush_outbox(registry, places_of(folder)) if sent.error])
+
+
+def sync_all(registry: Registry, places: Locations) -> list[tuple[str, str]]:
+    """Sends all there is, without an error; what was sent."""
+    sent = list(flush_outbox(registry, places))
+    assert [each.error for each in sent if each.error] == []
+    return [(each.pending.message, each.pending.subject) for each in sent]
+
+
+def client_of(places: Locations) -> MlflowClient:
+    return MlflowClient(tracking_uri=places.mlflow)
+
+
+def runs_of(places: Locations) -> list[Run]:
+    client = client_of(places)
+    return list(client.search_runs([client.get_experiment_by_name("continual").experiment_id]))
+
+
+def names_of(places: Locations) -> list[str]:
+    return sorted(run.info.run_name for run in runs_of(places))

@@ -1,0 +1,194 @@
+"""Tiny random models of every family, and tokenizers that know the words of the tests, made in code."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from continual.backbones.families import family_of
+
+HIDDEN, LAYERS, POSITIONS = 32, 2, 40
+
+# The words of each task and label; no word belongs to two of them.
+WORDS = {
+    "animals": {"cat": "purr meow whisker kitten", "dog": "bark fetch leash puppy", "bird": "wing feather nest beak"},
+    "mood": {"bad": "awful dull broken hate", "good": "lovely bright superb enjoy"},
+    "place": {"city": "street tower metro crowd", "sea": "wave coral tide sail"},
+    "food": {"sour": "lemon vinegar pickle lime", "sweet": "sugar honey candy cake"},
+}
+FILLER_WORDS = ["the", "a", "of", "and", "with", "one"]
+
+
+def words() -> list[str]:
+    """Every word of every task. Vocabularies are listed, not trained: training breaks ties at random."""
+    return [*FILLER_WORDS, *(word for task in WORDS.values() for own in task.values() for word in own.split())]
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """WordPiece with BERT's frame: [CLS] a [SEP], and [CLS] a [SEP] b [SEP] with types 0 and 1."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*special, *dict.fromkeys([*words(), *letters]), *(f"##{letter}" for letter in letters)]
+    core = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.add_special_tokens(special)
+    frame = [("[CLS]", core.token_to_id("[CLS]")), ("[SEP]", core.token_to_id("[SEP]"))]
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=frame
+    )
+    core.decoder = decoders.WordPiece()
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
+def byte_pairs(single: str, pair: str, **special: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a frame for one text and one for two; no types. Special tokens come first."""
+    own = list(dict.fromkeys(special.values()))
+    grown = [(f"Ġ{word}"[:i], f"Ġ{word}"[i]) for word in words() for i in range(1, len(word) + 1)]
+    merges = list(dict.fromkeys(grown))  # letter by letter: a known word after a space is one token
+    pieces = [*own, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(both) for both in merges)]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.add_special_tokens(own)
+    core.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, i) for i, token in enumerate(own)]
+    )
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=POSITIONS,
+        **{f"{name}_token": token for name, token in special.items()},
+    )
+
+
+def roberta_pieces() -> PreTrainedTokenizerFast:
+    """<s> a </s>, and <s> a </s></s> b </s>."""
+    special = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>"}
+    return byte_pairs("<s> $A </s>", "<s> $A </s> </s> $B </s>", **special, mask="<mask>")
+
+
+def gpt2_pieces() -> PreTrainedTokenizerFast:
+    """No frame, and no padding token."""
+    return byte_pairs("$A", "$A $B", bos="<|endoftext|>", eos="<|endoftext|>")
+
+
+def t5_pieces() -> PreTrainedTokenizerFast:
+    """a </s>, and a </s> b </s>."""
+    return byte_pairs("$A </s>", "$A </s> $B </s>", pad="<pad>", eos="</s>", unk="<unk>")
+
+
+_BERT: Mapping[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+    "max_position_embeddings": POSITIONS,
+}
+_ROBERTA = {**_BERT, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
+_DISTILBERT = {
+    "dim": HIDDEN,
+    "n_layers": LAYERS,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "initializer_range": 0.2,
+    "max_position_embeddings": POSITIONS,
+}
+_MODERNBERT = {
+    **_BERT,
+    "num_hidden_layers": LAYERS + 1,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 6,  # shorter than the texts of the tests
+    "norm_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    **{f"{name}_token_id": number for name, number in {"bos": 0, "cls": 0, "pad": 1, "eos": 2, "sep": 2}.items()},
+}
+_GPT2 = {
+    "n_embd": HIDDEN,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_OPT = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+}
+# What OPT-350m has: embeddings and last states of another size than the layers, and norms after them.
+_OPT_NARROW = {**_OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}
+_LLAMA = {**_BERT, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+_QWEN2 = {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+_QWEN3 = {**_LLAMA, "head_dim": 16}
+_T5 = {
+    "d_model": HIDDEN,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": LAYERS + 1,  # transformers' cache fails on a decoder that is the deeper of the two
+    "num_decoder_layers": LAYERS,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
+_BART = {
+    "d_model": HIDDEN,
+    "encoder_layers": LAYERS + 1,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+    "scale_embedding": True,
+}
+
+Settings = Mapping[str, Any]
+TINY_CONFIGS: Mapping[
+    str, tuple[Callable[[], PreTrainedTokenizerFast], str, Settings]
+] = {  # with the settings of the config
+    "bert": (word_pieces, "BertModel", _BERT),
+    "roberta": (roberta_pieces, "RobertaModel", _ROBERTA),
+    "distilbert": (word_pieces, "DistilBertModel", _DISTILBERT),
+    "electra": (word_pieces, "ElectraModel", {**_BERT, "embedding_size": 24}),
+    "modernbert": (roberta_pieces, "ModernBertModel", _MODERNBERT),
+    "gpt2": (gpt2_pieces, "GPT2LMHeadModel", _GPT2),
+    "opt": (roberta_pieces, "OPTForCausalLM", _OPT),
+    "opt-narrow": (roberta_pieces, "OPTForCausalLM", _OPT_NARROW),
+    "llama": (gpt2_pieces, "LlamaForCausalLM", _LLAMA),
+    "qwen2": (gpt2_pieces, "Qwen2ForCausalLM", _QWEN2),
+    "qwen3": (gpt2_pieces, "Qwen3ForCausalLM", _QWEN3),
+    "t5": (t5_pieces, "T5ForConditionalGeneration", _T5),
+    "t5-gated": (t5_pieces, "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": (roberta_pieces, "BartForConditionalGeneration", _BART),
+}
+
+
+def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A random model and its tokenizer; biases and norms are random too, or they would hide mistakes."""
+    make_tokenizer, name, settings = TINY_CONFIGS[kind]
+    tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
+    torch.manual_seed(seed)
+    config = model_class.config_class(vocab_size=len(tokenizer), **{**settings, **changes})
+    model = model_class(config, **family_of(config).load)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # a weight of one dimension is a norm's
+                parameter.copy_(float(name.endswith("weight")) + 0.1 * torch.randn_like(parameter))
+    return model, tokenizer

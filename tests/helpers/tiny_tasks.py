@@ -1,0 +1,125 @@
+"""Tiny random backbones and separable texts: everything a test needs to learn something in a second, made in code."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone, freeze
+from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, init_values
+from continual.features.pooling import encode
+from continual.features.tokens import Tokens
+from continual.kinds.classification import Classification, ClassificationRows
+from tasks import LabelledTexts, Text
+from tests.helpers.tiny_models import FILLER_WORDS, WORDS, tiny_model
+
+
+def text_of(task: str, label: str, draw: random.Random) -> str:
+    """Some three to seven words, of which two at least are the label's own."""
+    own = WORDS[task][label].split()
+    chosen = [draw.choice(own) for _ in range(draw.randint(2, 4))] + draw.choices(FILLER_WORDS, k=draw.randint(1, 3))
+    draw.shuffle(chosen)
+    return " ".join(chosen)
+
+
+def rows_of(task: str, n: int, *, seed: int = 0) -> LabelledTexts:
+    """`n` rows whose labels take turns."""
+    draw, labels = random.Random(f"{task}/{seed}"), tuple(WORDS[task])
+    turns = tuple(labels[i % len(labels)] for i in range(n))
+    return LabelledTexts(tuple(text_of(task, label, draw) for label in turns), turns)
+
+
+def labels_of(task: str) -> tuple[str, ...]:
+    return tuple(sorted(WORDS[task]))
+
+
+def prepared_rows(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> ClassificationRows:
+    """`n` rows of a task, ready for a backbone."""
+    return Classification(labels_of(task)).prepare(backbone, rows_of(task, n, seed=seed), max_length=32)
+
+
+def write_task(folder: Path, task: str, *, train: int = 60, validation: int = 20, test: int = 12) -> dict[str, Any]:
+    """Write a task's rows as JSON lines; the entry of a stream file that reads them."""
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    files = {}
+    for seed, (split, n) in enumerate({"train": train, "validation": validation, "test": test}.items()):
+        rows = rows_of(task, n, seed=seed)
+        write_rows(folder / task / f"{split}.jsonl", rows.texts, rows.labels)
+        files[split] = f"{task}/{split}.jsonl"
+    return {"name": task, "source": {"path": "json", "data_files": files}, "text": "text", "label": "label"}
+
+
+def write_rows(path: Path, texts: Sequence[Text], labels: Sequence[str]) -> None:
+    lines = (json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def tiny_backbone(kind: str, *, seed: int = 0, **changes: Any) -> Backbone:
+    """A random backbone of a family, with changes of its configuration."""
+    model, tokenizer = tiny_model(kind, seed=seed, **changes)
+    return freeze(model, tokenizer, name=f"tiny-{kind}", device="cpu", dtype="float32")
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> Path:
+    """The backbone as a folder that `load_backbone` reads."""
+    backbone.base_module.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    return folder
+
+
+# Settings that a method cannot do without.
+REQUIRED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "union": {"parts": ["bitfit", {"name": "lora", "rank": 2}]},
+    "sequential": {"parts": [{"name": "lora", "rank": 2}, "bitfit"]},
+}
+
+
+def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
+    """A delta that has learned nothing, with a random head."""
+    chosen = METHODS[method].model_validate({**REQUIRED_SETTINGS.get(method, {}), **settings})
+    return _fresh(backbone, method, chosen, labels_of(task), seed=seed)
+
+
+class AdHocMethod(MethodSettings):
+    """A method that is made in a test, of the edits given."""
+
+    chosen: Any
+
+    def edits(self) -> tuple[Edit, ...]:
+        found: tuple[Edit, ...] = self.chosen
+        return found
+
+
+def delta_of_edits(backbone: Backbone, *edits: Edit, seed: int = 0) -> Delta:
+    """A delta of these edits, with their fresh values."""
+    return _fresh(backbone, "trial", AdHocMethod(chosen=edits), labels_of("mood"), seed=seed)
+
+
+def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tuple[str, ...], *, seed: int) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    head = Head(
+        0.1 * torch.randn(len(labels), backbone.hidden_size, generator=generator),
+        0.1 * torch.randn(len(labels), generator=generator),
+        labels,
+        backbone.pooling,
+    )
+    return Delta(method, settings, backbone.fingerprint, init_values(backbone, settings, seed=seed), head)
+
+
+def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:
+    """A delta every value of which is away from its start, as after training."""
+    delta = fresh_delta(backbone, method, seed=seed, **settings)
+    generator = torch.Generator().manual_seed(seed + 1)
+    values = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in delta.values.items()}
+    return replace(delta, values=values)
+
+
+@torch.inference_mode()
+def logits(backbone: Backbone, delta: Delta, tokens: Tokens) -> Tensor:
+    """What a delta's head says of each text [N, C]."""
+    return delta.head(encode(backbone, tokens, delta=delta))

@@ -1,0 +1,156 @@
+"""Activation checkpointing: the same gradients from less memory, and nothing left behind."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Delta, activation_checkpointing, attached
+from continual.kinds import kind_of_delta
+from continual.kinds.classification import Classification
+from continual.kinds.language_model import token_nll
+from continual.streams.preflight import recipe_digest
+from continual.training.joint import train_jointly
+from continual.training.loop import TrainingResult, train_objective
+from continual.training.loop import training_steps as begun
+from continual.training.objective import training_objective
+from continual.training.steps import training_mode
+from tasks import Budget, Stream, TaskSpec, load_stream
+from tests.helpers.tiny_tasks import fresh_delta, labels_of, perturbed_delta, prepared_rows, write_task
+
+METHODS = ("lora", "adapter", "prefix", "prompt", "dora", "layer_norm")
+
+
+def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Tensor], int]:
+    """Of a batch, with dropout; and how many bytes the pass kept for them, what enters the layers left out."""
+    learned, kept = delta.trainable(backbone.device), 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    rows = prepared_rows(backbone, "mood", 6)
+    torch.manual_seed(1)
+    with attached(backbone, learned), training_mode(backbone, again=again):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = Classification(labels_of("mood")).loss(backbone, learned, rows, range(6))
+        torch.autograd.backward(loss)
+    return [tensor.grad for tensor in learned.tensors().values() if tensor.grad is not None], kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
+    delta = perturbed_delta(backbone, method)
+    (plain, all_kept), (again, kept) = (gradients(backbone, delta, again=again) for again in (False, True))
+    assert len(plain) == len(again)
+    assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
+    longest = max(prepared_rows(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens
+    entering = 6 * longest * backbone.model.config.hidden_size * 4 * backbone.layers
+    assert kept + entering < 0.6 * all_kept
+
+
+def test_what_is_written_too(writer: Backbone) -> None:
+    """Of an encoder-decoder both stacks are computed twice."""
+    delta = perturbed_delta(writer, "lora")
+
+    def found(again: bool) -> list[Tensor]:
+        learned = delta.trainable(writer.device)
+        torch.manual_seed(1)
+        with attached(writer, learned), training_mode(writer, again=again):
+            torch.autograd.backward(token_nll(writer, [(5, 6, 7), (8, 9)], [(10, 11), (12,)])[0].sum())
+        return [value.grad for value in learned.values.values() if value.grad is not None]
+
+    plain, again = found(False), found(True)
+    assert plain
+    assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
+
+
+def test_the_backbone_is_as_it_was(backbone: Backbone) -> None:
+    modules = dict(backbone.base_module.named_modules())
+    before = {name: set(vars(module)) for name, module in modules.items()}
+    with pytest.raises(IndexError), activation_checkpointing(backbone):
+        backbone.model(input_ids=torch.full((1, 2), 10**6))
+    assert {name: set(vars(module)) for name, module in modules.items()} == before
+
+
+def lesson(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, rows: int = 8) -> Any:
+    return training_objective(
+        backbone,
+        kind_of_delta(start),
+        prepared_rows(backbone, task, rows),
+        validation=prepared_rows(backbone, task, 4, seed=1),
+        budget=Budget(epochs=2, batch_size=4, checkpointing=checkpointing),
+        metric="accuracy",
+        seed=0,
+    )
+
+
+def same(one: object, other: object) -> bool:
+    assert isinstance(one, TrainingResult)
+    assert isinstance(other, TrainingResult)
+    pairs = zip(one.delta.tensors().values(), other.delta.tensors().values(), strict=True)
+    return all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in pairs)
+
+
+@pytest.mark.parametrize("method", ["lora", "last_layer"])
+def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
+    """Of `last_layer` the layers below are left out meanwhile, where no dropout is at work."""
+    start = fresh_delta(bert, method)
+    for rate in (0.1, 0.0):
+        with ExitStack() as undo:
+            for module in bert.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    undo.callback(setattr, module, "p", module.p)
+                    module.p = rate
+            ends = [
+                train_objective(bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0)
+                for own in (False, True)
+            ]
+        assert same(*ends)
+
+
+def test_several_at_once_end_the_same(backbone: Backbone) -> None:
+    """With batches of different sizes, so that what is computed at once is taken row by row."""
+    starts = {
+        "animals": fresh_delta(backbone, "lora", task="animals"),
+        "mood": fresh_delta(backbone, "lora", seed=1),
+        "place": fresh_delta(backbone, "prefix", task="place", length=2),
+    }
+    ends = []
+    for own in (False, True):
+        trainings = {
+            task: begun(
+                backbone,
+                start,
+                lesson(backbone, start, task, checkpointing=own, rows=6 if task == "mood" else 8),
+                learning_rate=1e-2,
+            )
+            for task, start in starts.items()
+        }
+        ends.append(dict(train_jointly(trainings, seed=0)))
+    assert all(same(ends[0][task], ends[1][task]) for task in starts)
+
+
+def test_a_stream_that_was_begun_goes_on(tmp_path: Path) -> None:
+    """Its digest is the same with, without, and before the option was there."""
+    entry = write_task(tmp_path, "mood")
+
+    def digest(**budget: Any) -> str:
+        task = TaskSpec.model_validate(entry)
+        (data,) = load_stream(Stream(name="s", tasks=(task,), budget=Budget(**budget), folder=tmp_path))
+        return recipe_digest(data)
+
+    assert digest() == digest(checkpointing=True) == digest(checkpointing=False) != digest(epochs=5)
+    assert "checkpointing" not in Budget().model_dump()
+
+
+def test_a_task_may_do_otherwise_than_its_stream(tmp_path: Path) -> None:
+    task = TaskSpec.model_validate({**write_task(tmp_path, "mood"), "budget": {"checkpointing": False}})
+    stream = Stream(name="s", tasks=(task,), budget=Budget(checkpointing=True, epochs=7), folder=tmp_path)
+    (resolved,) = stream.resolved()
+    assert resolved.budget == Budget(epochs=7)

@@ -1,0 +1,145 @@
+"""A backbone that no device holds: its parts elsewhere, its answers the same."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, save_backbone, tiny_backbone, write_task
+
+pytest.importorskip("accelerate", reason="accelerate (extra `quantized`) is not installed")
+
+import continual.backbones.devices
+from continual import Learner
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.deltas import METHODS, Bank, Delta, attached
+from continual.deltas.protocols import to_device_of
+from continual.errors import BackboneError, MethodError
+from continual.features.pooling import encode
+from continual.features.tokens import pad
+from continual.kinds.language_model import generate_greedy
+from tasks import Stream, TaskSpec
+
+# What accelerate is told: a part on the disk is brought to memory only while it computes.
+MAPS: dict[str, dict[str, str | int]] = {
+    "bert": {"embeddings": "cpu", "encoder.layer.0": "disk", "encoder.layer.1": "cpu"},
+    "gpt2": {"transformer.wte": "cpu", "transformer.wpe": "disk", "transformer.h.0": "cpu", "transformer.h.1": "disk",
+             "transformer.ln_f": "disk", "transformer.drop": "cpu", "lm_head": "cpu"},
+    "llama": {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "disk",
+              "model.rotary_emb": "cpu", "lm_head": "cpu"},
+    "t5": {"shared": "cpu", "encoder": "cpu", "decoder.embed_tokens": "cpu", "decoder.block": "disk",
+           "decoder.final_layer_norm": "cpu", "decoder.dropout": "cpu", "lm_head": "cpu"},
+}  # fmt: skip
+READS_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "dora", "intrinsic"}
+
+
+@pytest.fixture(scope="module", params=MAPS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Backbone]:
+    """A backbone that is whole, and the same split."""
+    folder = save_backbone(tiny_backbone(request.param), tmp_path_factory.mktemp(request.param))
+    whole = load_backbone(str(folder), device="cpu", dtype="float32")
+    return whole, load_backbone(str(folder), device=MAPS[request.param], dtype="float32")
+
+
+def test_it_is_the_same_backbone(pair: tuple[Backbone, Backbone]) -> None:
+    whole, split = pair
+    assert (whole.split, split.split) == (False, True)
+    assert any(weight.is_meta for weight in split.base_module.parameters()), "nothing is on the disk"
+    assert split.fingerprint == whole.fingerprint
+    assert split.parameter_count == whole.parameter_count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_the_same(pair: tuple[Backbone, Backbone], method: str) -> None:
+    """But for those that read a weight which is on the disk."""
+    whole, split = pair
+    delta, tokens = perturbed_delta(whole, method), prepared_rows(whole, "mood", 4).tokens
+    if method in READS_WEIGHTS and split.family.name != "t5":  # whose encoder is in memory
+        with pytest.raises(MethodError, match="on the disk"):
+            encode(split, tokens, delta=delta)
+        return
+    assert torch.equal(encode(split, tokens, delta=delta), encode(whole, tokens, delta=delta))
+
+
+def test_rows_of_many_tasks_answer_the_same(pair: tuple[Backbone, Backbone]) -> None:
+    deltas = {name: perturbed_delta(pair[0], name) for name in ("lora", "adapter", "prefix", "prompt")}
+    states = [_mixed(own, deltas) for own in pair]
+    assert torch.equal(*states)
+
+
+@torch.no_grad()
+def _mixed(backbone: Backbone, deltas: dict[str, Delta]) -> Tensor:
+    bank = Bank(backbone, slots=len(deltas))
+    for name, delta in deltas.items():
+        bank.put(name, delta)
+    order, mixture = bank.mixed_batch([*deltas, None, "lora"])
+    batch = pad(backbone, prepared_rows(backbone, "mood", 6).tokens, order)
+    with attached(backbone, mixture):
+        return backbone.hidden_states(batch)
+
+
+def test_it_writes_the_same(pair: tuple[Backbone, Backbone]) -> None:
+    if pair[0].language_model is None:
+        pytest.skip("an encoder writes nothing")
+    said = []
+    for own in pair:
+        writer = replace(own, generates=True)
+        with attached(writer, perturbed_delta(writer, "lora")):
+            said.append(
+                [generate_greedy(writer, [(5, 6, 7), (8, 9)], longest=5, use_cache=cache) for cache in (True, False)]
+            )
+    assert said[0] == said[1]
+
+
+def test_it_learns_nothing(pair: tuple[Backbone, Backbone], tmp_path: Path) -> None:
+    with Learner(pair[1], _registry(tmp_path)) as learner:
+        task = TaskSpec.model_validate(write_task(tmp_path, "mood"))
+        stream = Stream(name="s", tasks=(task,), folder=tmp_path)
+        for learns in (
+            lambda: learner.run(stream),
+            lambda: learner.learn(stream),
+            lambda: learner.compare(stream),
+            lambda: learner.watch(idle=0),
+            lambda: learner.migrate(),
+        ):
+            with pytest.raises(BackboneError, match="split over devices, where it answers and learns nothing"):
+                learns()
+
+
+def _registry(folder: Path) -> Any:
+    from continual.settings import resolve_locations
+    from registry import Registry
+
+    places = resolve_locations(folder)
+    return Registry.open(places.registry, places.blobs)
+
+
+def test_values_go_to_what_is_seen() -> None:
+    """PyTorch's device without memory stands in for the second GPU: it refuses to compute with what is elsewhere."""
+    backbone = tiny_backbone("llama")
+    delta = perturbed_delta(backbone, "lora")
+    there = torch.empty(2, 3, backbone.hidden_size, device="meta")
+    values = {key.rpartition("/")[2]: value for key, value in delta.values.items() if key.startswith("layer.1.attn.q/")}
+    assert to_device_of(values, torch.empty(1)) is values
+    moved = to_device_of(values, there)
+    assert {value.device.type for value in moved.values()} == {"meta"}
+    backbone.model.layers[1].self_attn.q_proj.to("meta")
+    with attached(backbone, delta):
+        assert backbone.model.layers[1].self_attn.q_proj(there).device.type == "meta"
+
+
+def test_split_needs_accelerate(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continual.backbones.devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackboneError, match=r"pip install 'continual\[quantized\]'"):
+        load_backbone(str(bert_folder), device="split")
+
+
+def test_where_one_device_holds_it_nothing_is_split(bert_folder: Path, bert: Backbone) -> None:
+    backbone = load_backbone(str(bert_folder), device="split", dtype="float32")
+    if torch.cuda.device_count() > 1:
+        pytest.skip("there are several devices")
+    assert not backbone.split
+    assert backbone.fingerprint == bert.fingerprint

@@ -1,0 +1,272 @@
+"""Keys and values, tokens and inputs of a delta's own, in every family, against the same computed another way."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import eager_mask
+
+from continual.backbones.backbone import Backbone
+from continual.backbones.fingerprint import fingerprint
+from continual.backbones.sites import Place
+from continual.deltas import Concatenate, Delta, Edit, Multiply, Reads, attached
+from continual.features.pooling import encode
+from continual.features.tokens import pad, tokenize
+from tests.helpers.tiny_tasks import delta_of_edits, tiny_backbone
+
+TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
+PREFIX = 3
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A tensor [shape, d_out] that does not depend on what is seen."""
+
+    shape: tuple[int, ...]
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"drawn": torch.randn(*self.shape, place.d_out, generator=generator)}
+
+    def __call__(self, values: Any, seen: Tensor, place: Place) -> Tensor:
+        return values["drawn"]
+
+
+def in_front(site: str) -> Edit:
+    """Keys and values before those of an attention."""
+    return Edit(site, Drawn((2, PREFIX)), Reads.OUTPUT, Concatenate())
+
+
+TOKENS = Edit("tokens", Drawn((PREFIX,)), Reads.OUTPUT, Concatenate())
+
+
+@pytest.fixture
+def whole(backbone: Backbone) -> Backbone:
+    return replace(backbone, generates=True)
+
+
+def batch_of(backbone: Backbone) -> dict[str, Tensor]:
+    return pad(backbone, tokenize(backbone, TEXTS, max_length=32), range(len(TEXTS)))
+
+
+@torch.no_grad()
+def run(backbone: Backbone, delta: Delta | None = None) -> Tensor:
+    """Every stack that edits may go to, once; at the texts' own tokens."""
+    batch = batch_of(backbone)
+    with attached(backbone, delta):
+        if not backbone.edits_decoder or backbone.family.decoder is None:
+            return own(backbone.hidden_states(batch), batch)
+        return own(
+            backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits, batch
+        )
+
+
+def own(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return states[batch["attention_mask"].bool()]
+
+
+def attends(backbone: Backbone) -> Delta:
+    sites = ["attn.kv", *(["cross.kv"] if backbone.edits_decoder and backbone.family.decoder else [])]
+    return delta_of_edits(backbone, *(in_front(site) for site in sites))
+
+
+@contextmanager
+def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
+    """Inside, attention is written out: the scores of the delta's keys stand beside those of the text's, unmasked."""
+    drawn = {
+        id(place.output_module): delta.values[f"{place.name}/{number}/drawn"]
+        for number, edit in enumerate(delta.settings.edits())
+        for place in backbone.modules_at(edit.site)
+    }
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        group = query.shape[1] // key.shape[1]
+        k, v = (
+            rows.view(PREFIX, -1, key.shape[3]).permute(1, 0, 2).repeat_interleave(group, 0)  # [H, P, d]
+            for rows in drawn[id(module)]
+        )
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+        scores = scale * torch.einsum("bhqd,bhkd->bhqk", query, key)
+        scores = scores + kwargs.get("position_bias", 0.0) + (0.0 if mask is None else mask)
+        front = scale * torch.einsum("bhqd,hpd->bhqp", query, k)
+        shares = torch.cat((scores, front), -1).softmax(-1)
+        text, rest = shares.split((scores.shape[-1], PREFIX), -1)
+        return (text @ value + rest @ v).transpose(1, 2), None
+
+    AttentionInterface.register("written_out", attend)
+    AttentionMaskInterface.register("written_out", lambda **kwargs: eager_mask(**{**kwargs, **NO_SKIP}))
+    configs = {id(place.output_module.config): place.output_module.config for place in backbone.modules_at("attn.kv")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = "written_out"
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+NO_SKIP = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+
+
+def test_keys_and_values_in_front_share_one_softmax_with_the_texts(whole: Backbone) -> None:
+    delta = attends(whole)
+    found = run(whole, delta)
+    with softmax_over_both(whole, delta):
+        expected = run(whole)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, run(whole), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "opt-narrow", "llama", "qwen3"])
+@torch.no_grad()
+def test_keys_and_values_in_front_are_a_cache_that_was_filled(kind: str) -> None:
+    backbone = tiny_backbone(kind)
+    delta, batch, cache = attends(backbone), batch_of(backbone), DynamicCache()
+    for layer, place in enumerate(backbone.modules_at("attn.kv")):
+        key, value = delta.values[f"{place.name}/0/drawn"]
+        heads = getattr(backbone.model.config, "num_key_value_heads", 4)
+        cache.update(
+            *(rows.view(PREFIX, heads, -1).transpose(0, 1).expand(len(TEXTS), -1, -1, -1) for rows in (key, value)),
+            layer,
+        )
+    seen = F.pad(batch["attention_mask"], (PREFIX, 0), value=1)
+    positions = torch.arange(batch["input_ids"].shape[1]).expand(len(TEXTS), -1)
+    expected = backbone.model(
+        input_ids=batch["input_ids"], attention_mask=seen, position_ids=positions, past_key_values=cache
+    ).last_hidden_state
+    torch.testing.assert_close(run(backbone, delta), own(expected, batch), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tokens_in_front_are_vectors_before_those_of_the_words(whole: Backbone) -> None:
+    delta, batch = delta_of_edits(whole, TOKENS), batch_of(whole)
+    assert len(whole.modules_at("tokens")) == (2 if whole.family.decoder else 1)
+    for place in whole.modules_at("tokens"):
+        front = delta.values[f"{place.name}/0/drawn"].expand(len(TEXTS), -1, -1)
+        vectors = torch.cat((front, place.input_module(batch["input_ids"])), dim=1)
+        given = {"attention_mask": F.pad(batch["attention_mask"], (PREFIX, 0), value=1), "inputs_embeds": vectors}
+        if "token_type_ids" in batch:
+            given["token_type_ids"] = F.pad(batch["token_type_ids"], (PREFIX, 0))
+        expected = place.output_module(**given).last_hidden_state[:, PREFIX:]
+        with attached(whole, delta):
+            found = place.output_module(**batch).last_hidden_state
+        torch.testing.assert_close(own(found, batch), own(expected, batch), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(
+            own(found, batch), own(place.output_module(**batch).last_hidden_state, batch), atol=1e-2
+        )
+
+
+@torch.no_grad()
+def test_a_language_model_says_the_same_of_tokens_in_front(writer: Backbone) -> None:
+    """The head sees the text's own states only, whether the model is called by place or by name."""
+    batch = batch_of(writer)
+    targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with attached(writer, delta_of_edits(writer, TOKENS)):
+        output = writer.language_model(**batch, labels=targets)
+    assert output.logits.shape[:2] == batch["input_ids"].shape
+    assert output.loss.isfinite()
+    assert not torch.allclose(output.logits, writer.language_model(**batch, labels=targets).logits, atol=1e-2)
+
+
+EDITS = {"attention": in_front("attn.kv"), "tokens": TOKENS}
+
+
+@pytest.fixture(params=EDITS)
+def edit(request: pytest.FixtureRequest) -> Edit:
+    return EDITS[request.param]
+
+
+def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, edit: Edit) -> None:
+    delta = delta_of_edits(backbone, edit)
+    texts = [*TEXTS, "", "purr " * 25]
+    together = encode(backbone, tokenize(backbone, texts, max_length=32), delta=delta)
+    for text, vector in zip(texts, together, strict=True):
+        alone = encode(backbone, tokenize(backbone, [text], max_length=32), delta=delta)[0]
+        torch.testing.assert_close(vector, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_leaving_is_exact_to_the_bit(whole: Backbone, edit: Edit) -> None:
+    before, delta = run(whole), delta_of_edits(whole, edit)
+    assert not torch.equal(run(whole, delta), before)
+    with pytest.raises(IndexError), attached(whole, delta):
+        whole.hidden_states({"input_ids": torch.full((1, 2), 10**6)})
+    assert torch.equal(run(whole), before)
+    assert fingerprint(whole.base_module) == whole.fingerprint
+
+
+def test_every_value_in_front_takes_a_gradient(whole: Backbone, edit: Edit) -> None:
+    delta, batch = delta_of_edits(whole, edit).trainable(torch.device("cpu")), batch_of(whole)
+    with attached(whole, delta):
+        if whole.language_model is None:
+            own(whole.hidden_states(batch), batch).square().sum().backward()
+        else:
+            whole.language_model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert [key for key, value in delta.values.items() if not value.grad.abs().amax(-1).all()] == []
+
+
+@torch.no_grad()
+def test_two_edits_in_front_are_both_seen(backbone: Backbone, edit: Edit) -> None:
+    one, two = (run(backbone, delta_of_edits(backbone, *edits)) for edits in ((edit,), (edit, edit)))
+    assert one.shape == two.shape
+    assert not torch.allclose(one, two, atol=1e-3)
+
+
+def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **how: Any) -> list[list[int]]:
+    start = batch["input_ids"].shape[1] if backbone.architecture == "causal" else 1
+    with attached(backbone, delta):
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 1, **how}
+        return [row[start:] for row in backbone.language_model.generate(**batch, **options).tolist()]
+
+
+def test_a_text_is_continued_with_a_cache_as_without(writer: Backbone, edit: Edit) -> None:
+    delta = delta_of_edits(writer, edit)
+    for text in TEXTS:
+        batch = pad(writer, tokenize(writer, [text], max_length=16), [0])
+        assert generated(writer, delta, batch) == generated(writer, delta, batch, use_cache=False)
+
+
+def test_a_text_of_a_batch_is_continued_as_alone(writer: Backbone, edit: Edit) -> None:
+    """Padding stands on the left of what is continued, and on the right of what is only read."""
+    delta, tokens = delta_of_edits(writer, edit), tokenize(writer, TEXTS, max_length=16)
+    alone = [generated(writer, delta, pad(writer, tokens, [i])) for i in range(len(TEXTS))]
+    together = pad(writer, tokens, range(len(TEXTS)))
+    if writer.architecture == "causal":
+        for i, length in enumerate(tokens.lengths):
+            together = {key: on_the_left(rows, i, length) for key, rows in together.items()}
+    assert generated(writer, delta, together) == [row for rows in alone for row in rows]
+
+
+def on_the_left(rows: Tensor, i: int, length: int) -> Tensor:
+    moved = rows.clone()
+    moved[i] = rows[i].roll(rows.shape[1] - length)
+    return moved
+
+
+def test_what_enters_a_module_can_be_changed(backbone: Backbone) -> None:
+    """Every inner activation twice as large is the last weight twice as large, its bias apart."""
+    twice = delta_of_edits(backbone, Edit("ffn.inner", Doubled(), Reads.INPUT, Multiply()))
+    before = [place.weight.clone() for place in backbone.modules_at("ffn.out")]
+    found = run(backbone, twice)
+    with torch.no_grad():
+        for place in backbone.modules_at("ffn.out"):
+            place.weight.mul_(2)
+        expected = run(backbone)
+        for place, weight in zip(backbone.modules_at("ffn.out"), before, strict=True):
+            place.weight.copy_(weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Doubled(Drawn):
+    shape: tuple[int, ...] = ()
+
+    def __call__(self, values: Any, seen: Tensor, place: Place) -> Tensor:
+        assert values["drawn"].shape == seen.shape[-1:]
+        return torch.full_like(seen, 2.0)

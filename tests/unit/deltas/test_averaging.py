@@ -1,0 +1,252 @@
+"""Averages of deltas: what they compute, for every method and for low-rank ones of any rank."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import METHODS, Delta, average_deltas, can_warm_start_from
+from continual.deltas.forms import Bottleneck, LowRank
+from continual.features.discriminant import combine_heads
+from continual.features.pooling import encode
+from continual.kinds import ForwardContext
+from continual.kinds.classification import Classification
+from continual.learning.checkpoint import Checkpoint
+from continual.learning.learn import learn_task_coroutine
+from continual.learning.prepared import prepare_task
+from continual.training.steps import run_training
+from continual.transfer.warm_start import (
+    Neighbour,
+    WarmStartCandidate,
+    average_candidate,
+    best_neighbour,
+    evaluate_candidate,
+    from_scratch,
+)
+from registry import Registry
+from tasks import TaskData, TaskSpec
+from tests.helpers.tiny_tasks import fresh_delta, labels_of, perturbed_delta, prepared_rows, rows_of
+
+
+def product(delta: Delta, key: str) -> Tensor:
+    scale = delta.settings.edits()[0].compose.scale
+    return scale * delta.values[f"{key}/B"] @ delta.values[f"{key}/A"]
+
+
+def places(delta: Delta) -> set[str]:
+    return {key.rpartition("/")[0] for key in delta.values}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_delta_averaged_with_itself_is_what_training_may_begin_with(bert: Backbone, method: str) -> None:
+    delta = perturbed_delta(bert, method)
+    found = average_deltas(bert, delta.settings, [delta, delta], [0.25, 0.75])
+    if found is None:
+        assert any(not value.is_floating_point() for value in delta.values.values()) or method in {"masking"}
+        return
+    assert can_warm_start_from(bert, found, delta.settings)
+    assert list(found.values) == list(fresh_delta(bert, method).values)
+    texts = prepared_rows(bert, "mood", 6).tokens
+    if not method.startswith(("adapter", "parallel", "mam", "union", "sequential")):
+        same = encode(bert, texts, delta=found), encode(bert, texts, delta=delta)
+        torch.testing.assert_close(*same, rtol=1e-3, atol=1e-3)
+
+
+def test_low_rank_changes_of_any_rank_add_up_as_well_as_the_rank_allows(bert: Backbone) -> None:
+    one, two = (
+        perturbed_delta(bert, "lora", rank=2, alpha=2.0),
+        perturbed_delta(bert, "lora", rank=3, alpha=6.0, seed=5),
+    )
+    exact = average_deltas(bert, METHODS["lora"](rank=5, alpha=10.0), [one, two], [0.3, 0.7])
+    short = average_deltas(bert, METHODS["lora"](rank=2), [one, two], [0.3, 0.7])
+    assert exact is not None
+    assert short is not None
+    for key in places(one):
+        wanted = 0.3 * product(one, key) + 0.7 * product(two, key)
+        torch.testing.assert_close(product(exact, key), wanted, rtol=1e-4, atol=1e-5)
+        left, sizes, right = torch.linalg.svd(wanted)
+        best = left[:, :2] * sizes[:2] @ right[:2]
+        torch.testing.assert_close(product(replace(short), key) * 1.0, best, rtol=1e-3, atol=1e-4)
+
+
+def test_a_rank_that_no_delta_fills_is_filled_with_zeros(bert: Backbone) -> None:
+    one = perturbed_delta(bert, "lora", rank=1)
+    found = average_deltas(bert, METHODS["lora"](rank=4, alpha=4.0), [one, one], [0.5, 0.5])
+    assert found is not None
+    for key in places(one):
+        assert found.values[f"{key}/A"].shape[0] == 4
+        torch.testing.assert_close(product(found, key), product(one, key), rtol=1e-4, atol=1e-5)
+
+
+def test_bottlenecks_keep_the_units_that_change_most() -> None:
+    large = {"down": 9 * torch.eye(2), "up": torch.eye(2), "down_bias": torch.ones(2), "up_bias": torch.ones(2)}
+    small = {"down": torch.eye(2), "up": torch.eye(2), "down_bias": torch.zeros(2), "up_bias": -torch.ones(2)}
+    found = Bottleneck(2, None).weighted_average([small, large], [0.5, 0.5])
+    torch.testing.assert_close(found["down"], large["down"])
+    torch.testing.assert_close(found["up"], 0.5 * large["up"])
+    torch.testing.assert_close(found["up_bias"], torch.zeros(2))
+    whole = Bottleneck(4, None).weighted_average([small, large], [0.5, 0.5])
+    seen = torch.tensor([[0.3, -0.7]])
+    apart = [Bottleneck(2, None)(own, seen, None) for own in (small, large)]  # type: ignore[arg-type]
+    torch.testing.assert_close(Bottleneck(4, None)(whole, seen, None), sum(apart) / 2)  # type: ignore[arg-type]
+
+
+def test_other_methods_and_other_sites_are_not_averaged(bert: Backbone) -> None:
+    lora, bitfit = perturbed_delta(bert, "lora"), perturbed_delta(bert, "bitfit")
+    assert average_deltas(bert, lora.settings, [lora, bitfit], [0.5, 0.5]) is None
+    elsewhere = perturbed_delta(bert, "lora", sites=("attn.q",))
+    assert average_deltas(bert, lora.settings, [lora, elsewhere], [0.5, 0.5]) is None
+    short = perturbed_delta(bert, "prefix", length=2)
+    assert average_deltas(bert, METHODS["prefix"](length=4), [short, short], [0.5, 0.5]) is None
+
+
+def test_heads_are_averaged_label_by_label(bert: Backbone) -> None:
+    """Whatever order each has its labels in; what answers other labels is left out."""
+    one, two, other = (perturbed_delta(bert, "bitfit", seed=seed) for seed in (1, 2, 3))
+    assert one.head
+    assert two.head
+    assert other.head
+    turned = replace(two, head=two.head.reorder_labels(two.head.labels[::-1]))
+    strange = replace(other, head=replace(other.head, labels=("new", *other.head.labels[1:])))
+    weights = [0.3, 0.2, 0.5]
+    found = average_deltas(bert, one.settings, [one, turned, strange], weights)
+    assert found is not None
+    assert found.head is not None
+    assert found.head.labels == one.head.labels
+    for own in ("weight", "bias"):
+        wanted = 0.6 * getattr(one.head, own) + 0.4 * getattr(two.head, own)
+        torch.testing.assert_close(getattr(found.head, own), wanted)
+
+
+def test_low_rank_is_the_best_of_its_rank() -> None:
+    """No other change of that rank is nearer: Eckart and Young."""
+    draw = torch.Generator().manual_seed(0)
+    sets = [{"A": torch.randn(3, 6, generator=draw), "B": torch.randn(5, 3, generator=draw)} for _ in range(2)]
+    found = LowRank(2).weighted_average(sets, [0.5, 0.5])
+    wanted = sum(own["B"] @ own["A"] for own in sets) / 2
+    error = torch.linalg.matrix_norm(wanted - found["B"] @ found["A"])
+    assert float(error) == pytest.approx(float(torch.linalg.svdvals(wanted)[2:].square().sum().sqrt()), rel=1e-4)
+
+
+def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) -> None:
+    task, seen = Classification(labels_of("mood")), ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
+    scratch = from_scratch(task.closed_form_start(seen, seen))
+
+    def of(name: str, gain: float, *, again: bool = False) -> WarmStartCandidate:
+        delta = perturbed_delta(bert, "lora", seed=len(name))
+        found = evaluate_candidate(
+            task, (Neighbour(name, delta, is_previous_version=again), 1.0), delta=delta, rows=seen, held_out=seen
+        )
+        quality = scratch.start.held_out_quality + gain
+        return replace(found, start=replace(found.start, quality=quality))
+
+    settings, given = METHODS["lora"](), [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)]
+    found = average_candidate(bert, settings, scratch=scratch, others=given)
+    assert found is not None
+    assert [(neighbour.name, pytest.approx(weight)) for neighbour, weight in found[1]] == [("a", 0.75), ("bb", 0.25)]
+    assert average_candidate(bert, settings, scratch=scratch, others=given[1:]) is None, "one alone is no mean"
+    foreign = replace(given[0], delta=perturbed_delta(bert, "bitfit"))
+    among = average_candidate(bert, settings, scratch=scratch, others=[*given, foreign])
+    assert among is not None
+    assert among[1] == found[1], "another method's is left out"
+
+
+def test_a_start_that_cannot_be_made_again_is_chosen_anew(bert: Backbone, tmp_path: Path) -> None:
+    """An average may be of other neighbours on another machine: what was trained from it is of no use then."""
+    about = {"name": "mood", "source": {"path": "none"}, "text": "text", "label": "label", "method": "lora"}
+    budget = {"epochs": 2, "batch_size": 8, "max_length": 32}
+    spec = TaskSpec.model_validate(about | {"warm_start": "merge", "budget": budget})
+    splits = (rows_of("mood", n, seed=seed) for seed, n in enumerate((12, 20, 12)))
+    own = prepare_task(bert, TaskData(spec, labels_of("mood"), *splits))
+    neighbours = tuple(Neighbour(f"{seed}@1", perturbed_delta(bert, "lora", seed=seed)) for seed in (1, 2))
+    kept: list[Checkpoint] = []
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as registry:
+        run_training(learn_task_coroutine(registry, own, seed=0, keep=kept.append), seed=0)
+        plan = replace(kept[1].plan, neighbours=neighbours)
+        gone = replace(kept[1], plan=plan, start=("1@1", "9@1"))
+        anew = run_training(learn_task_coroutine(registry, own, seed=0, checkpoint=gone), seed=0)
+        there = replace(gone, start=anew.start.names)
+        again = run_training(learn_task_coroutine(registry, own, seed=0, checkpoint=there), seed=0)
+    assert anew.start.sources
+    assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
+    assert anew.trained.curve[:2] != kept[1].training_state.curve, "it is trained from its beginning"
+    assert again.trained.curve[:2] == kept[1].training_state.curve, "as one that can be made again is not"
+
+
+def test_two_heads_are_weighed_on_held_out_rows() -> None:
+    draw = torch.Generator().manual_seed(1)
+    classes = torch.arange(200) % 2
+    x = torch.randn(200, 4, generator=draw)
+    x[:, 0] += 2.0 * (2 * classes - 1)
+    zero, along = torch.zeros(2, 4), torch.zeros(2, 4)
+    along[:, 0] = torch.tensor([-1.0, 1.0])
+    noise = torch.randn(2, 4, generator=draw)
+    bias = torch.zeros(2)
+    (weight, _), right = combine_heads((noise, bias), (along, bias), x, classes)
+    assert float(right.mean()) > 0.95
+    assert float((weight[1] - weight[0])[0]) > 0
+    (weight, _), _ = combine_heads((along, bias), (-along, bias), x, classes)
+    assert float((weight[1] - weight[0])[0]) > 0, "a head that is wrong counts nothing"
+    (_, _), same = combine_heads((along, bias), (zero, bias), x, classes)
+    assert bool((same == (x[:, 0].sign() == 2 * classes - 1)).all())
+
+
+def test_weights_that_fit_chance_are_not_taken_for_better() -> None:
+    """Classes that nothing tells apart: what a row is answered with was fitted on others."""
+    shares = []
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        x, classes = torch.randn(40, 6, generator=draw), torch.randint(2, (40,), generator=draw)
+        own, other = ((torch.randn(2, 6, generator=draw), torch.zeros(2)) for _ in range(2))
+        shares.append(float(combine_heads(own, other, x, classes)[1].mean()))
+    assert sum(shares) / len(shares) < 0.51
+    (_, _), alone = combine_heads(own, other, x[:1], classes[:1])
+    assert alone.shape == (1,)
+
+
+def test_a_head_says_of_other_labels_what_it_knows(bert: Backbone) -> None:
+    head = fresh_delta(bert, "lora").head
+    assert head is not None
+    first, second, *_ = head.labels
+    found = head.select_labels(("new", second, first))
+    assert found is not None
+    assert not found.weight[0].any()
+    torch.testing.assert_close(found.weight[1] - found.weight[2], head.weight[1] - head.weight[0])
+    torch.testing.assert_close(found.bias[1] - found.bias[2], head.bias[1] - head.bias[0])
+    assert head.select_labels(("new", first)) is None, "of one label alone nothing is known"
+
+
+def test_a_head_is_carried_only_where_it_helps(bert: Backbone) -> None:
+    task, rows, held = (
+        Classification(labels_of("mood")),
+        prepared_rows(bert, "mood", 12),
+        prepared_rows(bert, "mood", 30, seed=2),
+    )
+    seen, judged = ForwardContext(bert, None, rows), ForwardContext(bert, None, held)
+    start = task.closed_form_start(seen, judged)
+    assert start.head is not None
+    wrong = start.head.map(torch.neg)
+    assert task.with_transferred_head(start, wrong, judged).mean >= start.mean
+    best = task.closed_form_start(judged, judged).head
+    assert best is not None
+    assert task.with_transferred_head(start, best, judged).mean >= start.mean
+    assert task.with_transferred_head(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), judged) is start
+
+
+def test_the_best_neighbour_is_one_learned_delta(bert: Backbone) -> None:
+    seen = ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
+    begin = Classification(labels_of("mood")).closed_form_start(seen, seen)
+
+    def candidate(quality: float, *names: str, again: bool = False) -> WarmStartCandidate:
+        start = replace(begin, quality=torch.full_like(begin.held_out_quality, quality))
+        sources = tuple(
+            (Neighbour(n, fresh_delta(bert, "bitfit"), is_previous_version=again), 1 / len(names)) for n in names
+        )
+        return WarmStartCandidate(start, start, sources)
+
+    good, better = candidate(0.5, "a@1"), candidate(0.6, "b@1")
+    assert best_neighbour([good, better, candidate(0.9, "own@1", again=True), candidate(0.8, "a@1", "b@1")]) is better
+    assert best_neighbour([]) is None

@@ -1,0 +1,91 @@
+"""Methods that PEFT has too, against PEFT: the same outputs and gradients with the same values."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Delta
+from tests.helpers.parity import Owner, assert_same, batch_of, module_names, through_delta, through_parameters, whole
+from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
+
+peft: Any = pytest.importorskip("peft")
+
+# PEFT says that it drops the types of tokens, which are all zero here.
+pytestmark = pytest.mark.filterwarnings("ignore:Token type ids are not supported")
+
+
+def wrapped(backbone: Backbone, config: Any) -> Any:
+    return peft.get_peft_model(deepcopy(backbone.model), config).eval()
+
+
+def assert_pefts(backbone: Backbone, delta: Delta, model: Any, owners: dict[str, Owner], *, added: int = 0) -> None:
+    """`added`: how many tokens more than the text's PEFT gives back."""
+
+    def hidden() -> Tensor:
+        states: Tensor = model(**batch_of(backbone)).last_hidden_state
+        return states[:, added:]
+
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == sum(
+        value.numel() for value in delta.values.values()
+    )
+    assert_same(through_delta(backbone, delta), through_parameters(backbone, hidden, owners, delta))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
+    sites = ("attn.q", "attn.v")
+    delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
+    config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], use_dora=method == "dora")
+    model = wrapped(bertlike, config)
+    owners = {}
+    for number, site in enumerate(sites):
+        for place, name in module_names(bertlike, site).items():
+            module = model.base_model.model.get_submodule(name)
+            parts = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight}
+            if method == "dora":
+                parts["magnitude"] = module.lora_magnitude_vector["default"].weight
+            owners |= {f"{place}/{number}/{part}": whole(parameter) for part, parameter in parts.items()}
+    assert_pefts(bertlike, delta, model, owners)
+
+
+def test_ia3_is_pefts(bertlike: Backbone) -> None:
+    delta = perturbed_delta(bertlike, "ia3")
+    inner = r".*layer\.\d+\.output\.dense"
+    model = wrapped(bertlike, peft.IA3Config(target_modules=rf".*\.key|.*\.value|{inner}", feedforward_modules=inner))
+    owners = {}
+    for number, site in enumerate(("attn.k", "attn.v", "ffn.inner")):
+        for place, name in module_names(bertlike, site).items():
+            parameter = model.base_model.model.get_submodule(name).ia3_l["default"]
+            owners[f"{place}/{number}/vector"] = (parameter, lambda tensor: tensor.view(-1))
+    assert_pefts(bertlike, delta, model, owners)
+
+
+def test_prompt_tuning_is_pefts(bertlike: Backbone) -> None:
+    delta = perturbed_delta(bertlike, "prompt", length=3)
+    model = wrapped(bertlike, peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
+    owners = {"tokens/0/words": whole(model.prompt_encoder["default"].embedding.weight)}
+    assert_pefts(bertlike, delta, model, owners, added=3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen3"])
+def test_prefix_tuning_is_pefts(kind: str) -> None:
+    """Its positions too: PEFT passes keys and values as if they were of tokens before, so the text's begin at P.
+
+    Not so where a token sees but a window before it, as in Qwen2: there PEFT's prefix is out of sight of later tokens.
+    """
+    backbone = tiny_backbone(kind)
+    delta = perturbed_delta(backbone, "prefix", length=3)
+    model = wrapped(backbone, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
+    table = model.prompt_encoder["default"].embedding.weight  # [P, keys and values of the lowest layer, …]
+    owners: dict[str, Owner] = {}
+    for layer in range(backbone.layers):
+        for number, name in enumerate(("key", "value")):
+            part = 2 * layer + number
+            owners[f"layer.{layer}.attn.kv/0/{name}"] = (
+                table,
+                lambda tensor, part=part: tensor.view(3, 2 * backbone.layers, -1)[:, part],
+            )
+    assert_pefts(backbone, delta, model, owners)

@@ -1,0 +1,372 @@
+"""Every study on a tiny backbone: it goes on where it was stopped, and its numbers are those that a hand computes."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.deltas import METHODS
+from continual.errors import MethodError, StudyError, TrainingError
+from continual.experiments.studies import (
+    STUDIES,
+    Study,
+    StudyTrial,
+    TrialResult,
+    TrialRunner,
+    TrialStore,
+    run_study,
+    study_of,
+)
+from continual.experiments.studies.ablation import ablate_layers
+from continual.experiments.studies.aggregation import best_rates, method_label
+from continual.experiments.studies.combination import pair_variants
+from continual.experiments.studies.convergence import convergence_epoch
+from continual.experiments.studies.cost import Cost
+from continual.experiments.studies.size import gaps_to_full
+from continual.experiments.studies.transfer import rank_correlation, regret_at
+from continual.experiments.studies.trial_runner import summarize
+from continual.features.discriminant import fit_discriminant
+from continual.features.pooling import encode
+from continual.features.signature import compute_signature
+from continual.training.method_search import SearchCandidate
+from tasks import Budget, Method, Source, TaskData, TaskSpec, Template
+from tests.conftest import backbone_of
+from tests.helpers.paths import DOCS
+from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, rows_of, save_backbone
+
+LORA = {"name": "lora", "rank": 1}
+WORDS = {"mood": {"bad": "awful", "good": "superb"}, "place": {"city": "street", "sea": "wave"}}
+# Each study as small as it can be.
+SMALL: Mapping[str, dict[str, Any]] = {
+    "size": {"methods": [LORA, {"name": "lora", "rank": 4}], "rates": [0.1, 1.0]},
+    "convergence": {"methods": [LORA], "rates": [1.0], "epochs": 2},
+    "cost": {"methods": [LORA], "batch_sizes": [4], "steps": 2},
+    "generalisation": {"methods": [LORA, "probe"], "rates": [1.0], "rows": [8, 24, 100000]},
+    "transfer": {"shots": 4, "epochs": 1},
+    "ablation": {"scales": [1e-3, 1.0], "method": {"name": "adapter", "size": 2}, "scaled": {"name": "adapter"}},
+    "combination": {"pairs": [[LORA, "bitfit"]], "rates": [1.0]},
+    "templates": {"shots": 4, "few_epochs": 1, "rates": [1.0]},
+}
+
+
+def task_data(name: str, *, template: bool = True, train: int = 30) -> TaskData:
+    words = WORDS[name]
+    spec = TaskSpec(
+        name=name,
+        source=Source(path="json", data_files={"train": "none.jsonl"}),
+        text="text",
+        label="label",
+        template=Template(text="{{ text }} the {{ mask }}", words=words) if template else None,
+        method=Method.model_validate({"name": "lora", "rank": 2}),
+        warm_start="auto",
+        budget=Budget(epochs=1, batch_size=8, learning_rate=1e-2, max_length=16),
+    )
+    splits = (rows_of(name, n, seed=seed) for seed, n in enumerate((train, 12, 12)))
+    return TaskData(spec, tuple(sorted(words)), *splits)
+
+
+@pytest.fixture(scope="module")
+def writer_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """One that a process of its own can load, and that has a language model."""
+    folder = save_backbone(backbone_of("gpt2"), tmp_path_factory.mktemp("gpt2"))
+    return load_backbone(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def bench(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
+    template = getattr(request, "param", "") == "templates"
+    tasks = ("mood",) if getattr(request, "param", "") == "cost" else ("mood", "place")
+    return TrialRunner(writer_backbone, tuple(task_data(name, template=template) for name in tasks), (0,))
+
+
+def counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[StudyTrial]:
+    """The trials that are made from now on. A process of its own is started once for each, which takes seconds."""
+    made: list[StudyTrial] = []
+    costs: dict[str, Mapping[str, Any]] = {}
+    kind, measure = type(study), type(study).measure
+
+    def counting(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        made.append(trial)
+        if not isinstance(study, Cost):
+            return measure(self, bench, trial)
+        if trial.key not in costs:
+            costs[trial.key] = measure(self, bench, trial)
+        return costs[trial.key]
+
+    monkeypatch.setattr(kind, "measure", counting)
+    return made
+
+
+def test_every_study_is_tried_here_and_has_its_section() -> None:
+    page = (DOCS / "studies.md").read_text(encoding="utf-8")
+    assert SMALL.keys() == STUDIES.keys()
+    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == list(STUDIES)
+    assert all(f"continual study {name} " in page for name in STUDIES)
+    for kind in STUDIES.values():
+        assert len(kind.shows) < 90
+        assert "arXiv:" in kind.paper
+
+
+@pytest.mark.parametrize(("name", "bench"), [(name, name) for name in STUDIES], indirect=["bench"])
+def test_a_study_goes_on_where_it_was_stopped(
+    name: str, bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, file = study_of(name, SMALL[name]), tmp_path / "ledger.jsonl"
+    made = counted(study, monkeypatch)
+    first = run_study(study, bench, TrialStore(file))
+    assert len(made) == len(first.found) > 0
+    assert len({one.trial.key for one in first.found}) == len(first.found)
+
+    tables = json.loads(json.dumps(first.result.to_json, allow_nan=False))
+    assert all(tables.values())
+    assert first.result.figures
+    assert all(axes.has_data() for figure in first.result.figures.values() for axes in figure.axes)
+    assert all(isinstance(value, float) for value in first.result.metrics.values())
+
+    made.clear()
+    assert run_study(study, bench, TrialStore(file)).result.to_json == tables
+    assert made == []
+
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines)[:-20])  # killed while it wrote its last line
+    again = run_study(study, bench, TrialStore(file))
+    assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
+    if name not in ("cost", "convergence"):  # whose numbers are times
+        deterministic = [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in first.found]
+        assert [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in again.found] == deterministic
+    made.clear()
+    run_study(study, bench, TrialStore(file))
+    assert made == []
+
+
+def found(
+    task: str, method: Mapping[str, Any], score: float, *, rate: float = 1.0, validation: float = 0.0
+) -> TrialResult:
+    data = replace(task_data("mood"), spec=task_data("mood").spec.model_copy(update={"name": task}))
+    trial = StudyTrial(data, 0, SearchCandidate(Method.model_validate(method), rate), Budget())
+    return TrialResult(trial, {"test": score, "validation": validation, "parameters": 10, "share": 0.1})
+
+
+def test_percentiles_are_of_the_gaps_to_full_fine_tuning() -> None:
+    scores = {"a": (0.8, 0.9), "b": (0.7, 0.6), "c": (0.5, 0.75), "d": (0.9, 0.9)}
+    runs = [found(task, LORA, small) for task, (small, _) in scores.items()]
+    runs += [found(task, {"name": "full"}, full) for task, (_, full) in scores.items()]
+    rows = study_of("size", SMALL["size"]).result(runs).to_json["Score less that of full fine-tuning"]
+    gaps = np.array([-0.1, 0.1, -0.25, 0.0])
+    assert [rows[0][key] for key in ("20th", "median", "80th")] == pytest.approx(np.percentile(gaps, [20, 50, 80]))
+    assert rows[0]["median"] == pytest.approx(-0.05)
+    assert (rows[1]["method"], rows[1]["20th"], rows[1]["80th"]) == ("full", 0.0, 0.0)
+    assert gaps_to_full({("a", "lora"): 0.5}) == {}
+
+
+def test_the_best_rate_is_that_of_the_validation_rows() -> None:
+    runs = [found("a", LORA, 0.9, rate=0.1, validation=0.5), found("a", LORA, 0.4, rate=1.0, validation=0.6)]
+    assert [one.outcome["test"] for one in best_rates([*runs, found("b", LORA, 0.3)])] == [0.4, 0.3]
+
+
+def test_a_curve_that_falls_or_is_negative_has_reached_its_end() -> None:
+    assert convergence_epoch([0.9, 0.5]) == 0
+    assert convergence_epoch([-0.5, -0.2, -0.3]) == 1
+    assert convergence_epoch([0.0, 0.0]) == 0
+
+
+def test_the_gap_is_train_less_test(bench: TrialRunner, tmp_path: Path) -> None:
+    studied = run_study(study_of("generalisation", SMALL["generalisation"]), bench, TrialStore(tmp_path / "l"))
+    assert {one.trial.rows for one in studied.found} == {8, 24}  # no task has the third number
+    one = studied.found[0]
+    subject = bench.subject(one.trial)
+    assert len(subject.task.train.tokens) == 8
+    assert one.outcome["gap"] == pytest.approx(one.outcome["train"] - one.outcome["test"])
+    assert one.outcome["train"] != one.outcome["test"]
+
+
+@pytest.mark.parametrize("method", ["adapter", "lora", "prefix", "bitfit", "full"])
+def test_a_delta_without_all_its_layers_is_the_backbone(method: str, bert: Backbone) -> None:
+    delta, rows = perturbed_delta(bert, method), prepared_rows(bert, "mood", 6)
+    whole = encode(bert, rows.tokens, delta=delta)
+    top = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, 0))
+    none = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, bert.layers - 1))
+    left = {key for key in delta.values if not key.startswith("layer.")}
+    assert ablate_layers(bert, delta, 0, bert.layers - 1).values.keys() == left
+    assert not torch.equal(whole, top)
+    assert torch.equal(none, encode(bert, rows.tokens)) == (not left and method != "prefix")
+
+
+def test_an_adapter_undone_is_one_whose_last_weights_are_zero(bert: Backbone) -> None:
+    delta, rows = perturbed_delta(bert, "adapter_pfeiffer"), prepared_rows(bert, "mood", 6)
+    zero = {k: v * (not (k.startswith("layer.1.") and "/up" in k)) for k, v in delta.values.items()}
+    expected = encode(bert, rows.tokens, delta=replace(delta, values=zero))
+    torch.testing.assert_close(encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 1, 1)), expected)
+
+
+def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    own = TrialRunner.trained
+
+    def counting(self: TrialRunner, trial: StudyTrial, **more: Any) -> Any:
+        trained.append(trial.task)
+        return own(self, trial, **more)
+
+    monkeypatch.setattr(TrialRunner, "trained", counting)
+    twice = replace(bench, seeds=(0, 1))
+    studied = run_study(study_of("transfer", SMALL["transfer"]), twice, TrialStore(tmp_path / "l"))
+    assert sorted(trained) == ["mood", "mood", "place", "place"]  # each source once for each seed
+    runs = studied.result.to_json["Every run"]
+    assert {(run["target"], run["source"], run["seed"]) for run in runs} == {
+        (a, b, seed) for a, b in (("mood", "place"), ("place", "mood")) for seed in (0, 1)
+    }
+    assert all(run[key] is not None for run in runs for key in ("scratch", "plain", "frozen", "warm"))
+    gain = np.mean([run["warm"] - run["scratch"] for run in runs if run["target"] == "mood"])
+    row = studied.result.to_json["Gain over training from scratch"][0]
+    assert (row["mood"], row["place"]) == (None, pytest.approx(gain))
+
+    (one,) = (f for f in studied.found if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
+    task, backbone = twice.subject(one.trial).task, bench.backbone
+    assert [len(rows.tokens) for rows in (task.train, task.validation, task.test)] == [8, 8, 12]
+    delta = twice.source_delta(one.trial.source).delta
+    seen = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
+    head = fit_discriminant(compute_signature(seen[0], task.train.classes, count=2), seen[1], task.validation.classes)
+    right = (seen[2] @ head.weight.T + head.bias).argmax(dim=1) == task.test.classes
+    assert one.outcome["frozen"] == pytest.approx(float(right.double().mean()))
+    assert one.outcome["measures"]["held_out"] == pytest.approx(float(head.correct.double().mean()))
+    judged = studied.result.to_json["Measures of similarity"]
+    assert {row["measure"] for row in judged} <= {*one.outcome["measures"]}
+    assert all(row["regret@3"] == 0.0 for row in judged), "of one source the best is among the first three"
+
+
+def test_a_measure_is_judged_by_what_its_first_three_bring() -> None:
+    gains, values = [0.1, 0.5, 0.2, 0.0, -0.1], [5.0, 1.0, 4.0, 3.0, 2.0]
+    assert regret_at(3, gains, values) == pytest.approx(0.3)
+    assert regret_at(5, gains, values) == 0.0
+    assert rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]) == pytest.approx(0.5)
+    assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
+
+
+def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:
+    pair = (Method.model_validate(LORA), Method(name="bitfit"))
+    assert [method_label(method) for method in pair_variants(pair).values()] == [
+        "lora rank 1",
+        "bitfit",
+        "lora rank 1 + bitfit",
+        "lora rank 1, then bitfit",
+        "bitfit, then lora rank 1",
+    ]
+    assert all(METHODS[method.name].model_validate(method.settings) for method in pair_variants(pair).values())
+
+
+def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:
+    one = StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget())
+    others = (
+        replace(one, seed=1),
+        replace(one, rows=8),
+        replace(one, shots=4),
+        replace(one, source=one),
+        replace(one, also={"a": 1}),
+        replace(one, arm=SearchCandidate(Method(name="lora"), 0.2)),
+        replace(one, budget=Budget(epochs=4)),
+        replace(one, data=replace(one.data, test=rows_of("mood", 3, seed=9))),
+        replace(one, data=replace(one.data, spec=one.data.spec.model_copy(update={"metric": "macro_f1"}))),
+    )
+    assert len({trial.key for trial in (one, *others)}) == len(others) + 1
+    elsewhere = one.data.spec.model_copy(update={"source": Source(path="hub/name")})
+    assert replace(one, data=replace(one.data, spec=elsewhere)).key == one.key
+
+
+def test_a_trial_that_fails_is_kept_and_left_out(
+    bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, file = study_of("size", {"methods": [LORA], "rates": [1.0]}), tmp_path / "l"
+
+    def measure(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        if trial.task == "mood" and trial.candidate.method.name == "lora":
+            raise TrainingError("the training loss became nan")
+        return summarize(*bench.trained(trial))
+
+    monkeypatch.setattr(type(study), "measure", measure)
+    studied = run_study(study, bench, TrialStore(file))
+    assert [one.outcome.get("failed") for one in studied.found].count("the training loss became nan") == 1
+    table = studied.result.to_json["Score less that of full fine-tuning"]
+    assert {row["method"]: row["tasks"] for row in table} == {"full": 2, "lora rank 1": 1}
+    monkeypatch.setattr(type(study), "measure", lambda *_: pytest.fail("it was made before"))
+    run_study(study, bench, TrialStore(file))
+    monkeypatch.setattr(type(study), "measure", lambda *_: (_ for _ in ()).throw(TrainingError("no")))
+    with pytest.raises(TrainingError, match="all 4 trials failed; the first: no"):
+        run_study(study, bench, TrialStore(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("sise", {}, "did you mean 'size'"),
+        ("size", {"zzz": 1}, "zzz = 1.*Settings: methods, rates"),
+        ("transfer", {"shots": 0}, "shots = 0"),
+        ("size", {"rates": []}, "rates = "),
+        ("size", {"rates": [-1.0]}, "rates.0 = -1.0"),
+        ("size", {"rates": [float("inf")]}, "rates.0 = inf"),
+        ("convergence", {"epochs": True}, "epochs = True: should be a number, not true or false"),
+        ("size", {"rates": [1.0, True]}, "rates = .*: should be a number, not true or false"),
+    ],
+)
+def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        study_of(name, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tasks", "error", "said"),
+    [
+        ("generalisation", {"rows": [1000]}, 2, StudyError, "leaves nothing to measure.*mood 30"),
+        ("transfer", {}, 1, StudyError, "there is 1; give two or more"),
+        ("transfer", {"method": "masking"}, 2, StudyError, "cannot be trained on"),
+        ("transfer", {"method": "auto"}, 2, StudyError, "one method must be named"),
+        ("size", {"methods": ["lorra"]}, 1, MethodError, "did you mean 'lora'"),
+        ("size", {"methods": [{"name": "last_layer", "count": 99}]}, 1, MethodError, "are not there"),
+        ("templates", {}, 2, StudyError, "without a template: mood, place.*roberta-base"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_trained(
+    bench: TrialRunner,
+    tmp_path: Path,
+    name: str,
+    settings: dict[str, Any],
+    tasks: int,
+    error: type[Exception],
+    said: str,
+) -> None:
+    few = replace(bench, tasks=bench.tasks[:tasks])
+    with pytest.raises(error, match=said):
+        run_study(study_of(name, settings), few, TrialStore(tmp_path / "l"))
+    assert not (tmp_path / "l").exists()
+
+
+def test_a_template_needs_a_language_model(bert: Backbone, tmp_path: Path) -> None:
+    bench = TrialRunner(bert, (task_data("mood"),), (0,))
+    with pytest.raises(MethodError, match="masked, causal or encoder-decoder language model, such as roberta-base"):
+        run_study(study_of("templates", {}), bench, TrialStore(tmp_path / "l"))
+
+
+def test_tasks_of_an_encoder_decoder_that_cannot_start_from_each_other_are_refused(tmp_path: Path) -> None:
+    bench = TrialRunner(backbone_of("t5"), (task_data("mood"), task_data("place", template=False)), (0,))
+    with pytest.raises(StudyError, match="mood answer with the decoder and the other tasks do not"):
+        run_study(study_of("transfer", {}), bench, TrialStore(tmp_path / "l"))
+
+
+def test_lines_that_are_no_trials_are_passed_over(bench: TrialRunner, tmp_path: Path) -> None:
+    file, trial = (
+        tmp_path / "deep" / "l",
+        StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget()),
+    )
+    TrialStore(file).add(trial, {"test": 0.5})
+    whole = file.read_bytes()
+    file.write_bytes(b'[1]\nnull\n{"key": 1}\n\xff\xfe\n' + whole + b'{"key": "half')
+    ledger = TrialStore(file)
+    assert ledger.get(trial) == {"test": 0.5}
+    ledger.add(replace(trial, seed=1), {"test": 0.6})
+    assert TrialStore(file).get(replace(trial, seed=1)) == {"test": 0.6}

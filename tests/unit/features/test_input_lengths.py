@@ -1,0 +1,108 @@
+"""Methods that add tokens to a text leave less room for it; a text of any length is cut to what is left."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from continual import Learner, read_stream
+from continual.backbones.backbone import Backbone
+from continual.deltas import attached, init_values
+from continual.errors import MethodError
+from continual.features.tokens import reserve_tokens, tokenize
+from continual.kinds import ForwardContext
+from continual.kinds.generation import Generation
+from continual.settings import resolve_locations
+from continual.streams.audit import audit_stream
+from continual.streams.preflight import load_and_check
+from registry import Registry
+from tasks import GenerationTarget, LabelledTexts
+from tasks.errors import InputError
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import POSITIONS
+from tests.helpers.tiny_tasks import fresh_delta, save_backbone, write_task
+
+LONG = "the wave of the coral tide " * 30
+ADDED = {"prompt": 5, "prefix": 5, "mam": 5, "lora": 0}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("method", ADDED)
+def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: str) -> None:
+    chosen = fresh_delta(bertlike, method, **({"length": 5} if ADDED[method] else {})).settings
+    assert chosen.added_tokens == ADDED[method]
+    roomy = reserve_tokens(bertlike, chosen)
+    assert roomy.longest_input == bertlike.longest_input - ADDED[method]
+    assert tokenize(roomy, [LONG], max_length=100_000).lengths == [roomy.longest_input]
+    assert reserve_tokens(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
+
+
+def test_parts_add_up(bert: Backbone) -> None:
+    parts = [{"name": "prompt", "length": 3}, {"name": "prefix", "length": 4}]
+    assert fresh_delta(bert, "union", parts=parts).settings.added_tokens == 7
+    assert fresh_delta(bert, "sequential", parts=parts).settings.added_tokens == 7
+
+
+def test_a_method_that_leaves_no_room_is_refused(bert: Backbone) -> None:
+    with pytest.raises(MethodError, match=r"adds 33 tokens.*takes 40.*32 at most"):
+        reserve_tokens(bert, fresh_delta(bert, "prompt", length=33).settings)
+
+
+def write_stream(folder: Path, length: int) -> Path:
+    """Three tasks with a long text in each split; the second one's delta adds no tokens, its neighbours' do."""
+    budget = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 100_000}
+    methods = {"mood": "prompt", "animals": "lora", "place": "prefix"}
+    entries = []
+    for task, method in methods.items():
+        chosen = {"name": method} if method == "lora" else {"name": method, "length": length}
+        entries.append(write_task(folder, task) | {"method": chosen})
+        for split in ("train", "validation", "test"):
+            path = folder / task / f"{split}.jsonl"
+            first = json.loads(path.read_text().splitlines()[0])
+            path.write_text(path.read_text() + json.dumps({**first, "text": f"{first['text']} {LONG}"}) + "\n")
+    content = {"name": "long", "budget": budget, "warm_start": "auto", "measure_gain": True, "tasks": entries}
+    (folder / "stream.yaml").write_text(json.dumps(content))
+    return folder / "stream.yaml"
+
+
+def open_home(backbone: Backbone, folder: Path) -> Learner:
+    places = resolve_locations(folder / "home", {})
+    folder = save_backbone(backbone, folder / "backbone")
+    return Learner.open(str(folder), Registry.open(places.registry, places.blobs), device="cpu", dtype="float32")
+
+
+def test_long_texts_are_learned_and_answered_by_every_task(bertlike: Backbone, tmp_path: Path) -> None:
+    stream = read_stream(write_stream(tmp_path, length=20))
+    with open_home(bertlike, tmp_path) as learner:
+        assert learner.run(stream) == {}
+        for task in (None, "animals", "mood", "place"):
+            assert len(learner.predict([LONG, "wave"], task=task)) == 2
+        assert all(found.identical for found in audit_stream(learner.backbone, learner.registry, stream))
+
+
+def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Path) -> None:
+    stream = read_stream(write_stream(tmp_path, length=39))
+    with open_home(bert, tmp_path) as learner:
+        with pytest.raises(InputError, match=r"mood.*adds 39 tokens[\s\S]*place.*adds 39 tokens"):
+            load_and_check(learner.backbone, learner.registry, stream)
+        assert learner.registry.deltas() == []
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
+def test_a_long_text_leaves_room_for_what_is_written(kind: str, method: str) -> None:
+    delta = fresh_delta(backbone_of(kind), method, length=10)
+    writer = reserve_tokens(replace(backbone_of(kind), generates=True), delta.settings)
+    delta = replace(delta, head=None, values=init_values(writer, delta.settings, seed=0))
+    answers = Generation(longest=9)
+    rows = answers.prepare(writer, LabelledTexts((LONG,), (GenerationTarget(LONG, (LONG,)),)), max_length=100_000)
+    if writer.architecture == "causal":
+        assert len(rows.prompts[0]) + len(rows.targets[0]) + 10 == POSITIONS
+    with attached(writer, delta):
+        assert answers.loss(writer, delta, rows, [0]).isfinite()
+    assert len(answers.answers(writer, answers.outputs(ForwardContext(writer, delta, rows), None), rows)) == 1

@@ -1,0 +1,66 @@
+"""Language models: what they write and how probable they find it, with a cache and without, in batches and alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import METHODS, attached
+from continual.kinds.language_model import generate_greedy, token_nll
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_tasks import perturbed_delta
+
+WRITERS = [kind for kind in TINY_CONFIGS if backbone_of(kind).architecture != "encoder"]
+TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
+LONGEST = 9
+
+
+@pytest.fixture(params=WRITERS)
+def writer(request: pytest.FixtureRequest) -> Backbone:
+    return replace(backbone_of(request.param), generates=True)
+
+
+def ids_of(backbone: Backbone, texts: list[str]) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in backbone.tokenizer(texts)["input_ids"]]
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_the_cache_changes_no_token(writer: Backbone, method: str | None) -> None:
+    delta = None if method is None else perturbed_delta(writer, method)
+    prompts = ids_of(writer, TEXTS)
+    with attached(writer, delta):
+        cached = generate_greedy(writer, prompts, longest=LONGEST)
+        assert cached == generate_greedy(writer, prompts, longest=LONGEST, use_cache=False)
+        assert cached == [generate_greedy(writer, [prompt], longest=LONGEST)[0] for prompt in prompts]
+    assert all(1 <= len(ids) <= LONGEST for ids in cached)
+
+
+def test_a_delta_changes_what_is_written(writer: Backbone) -> None:
+    prompts = ids_of(writer, TEXTS * 3)
+    with attached(writer, perturbed_delta(writer, "lora")):
+        changed = generate_greedy(writer, prompts, longest=LONGEST)
+    assert changed != generate_greedy(writer, prompts, longest=LONGEST)
+
+
+def test_what_is_written_is_the_most_probable_step_by_step(writer: Backbone) -> None:
+    (prompt,) = ids_of(writer, TEXTS[1:2])
+    (found,) = generate_greedy(writer, [prompt], longest=LONGEST)
+    with torch.no_grad():
+        for step, token in enumerate(found[: LONGEST - 1]):  # BART has the end token forced at the last step
+            others = [(*found[:step], other) for other in range(0, len(writer.tokenizer), 7)]
+            chosen = token_nll(writer, [prompt], [(*found[:step], token)])[0].sum()
+            assert (token_nll(writer, [prompt] * len(others), others)[0].sum(dim=1) >= chosen - 1e-4).all()
+
+
+def test_losses_are_the_models_own(writer: Backbone) -> None:
+    prompts, endings = ids_of(writer, TEXTS), ids_of(writer, ["bark fetch", "sail", "of the street"])
+    with torch.no_grad():
+        found, counts = token_nll(writer, prompts, endings)
+        for i, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
+            whole = prompt + ending if writer.architecture == "causal" else prompt
+            labels = (-100,) * len(prompt) + ending if writer.architecture == "causal" else ending
+            own = writer.language_model(input_ids=torch.tensor([whole]), labels=torch.tensor([labels])).loss
+            torch.testing.assert_close(found[i].sum() / counts[i], own, rtol=1e-4, atol=1e-5)
+    assert counts.tolist() == [len(ending) for ending in endings]

@@ -1,0 +1,172 @@
+"""API keys: a secret is told once and kept by nobody, opens as long as it is not revoked, and goes with an archive."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import IntegrityError
+
+from registry import NotFound, NothingToDo, Registry, add_key, dump_registry, key_digest, restore_registry, revoke_key
+from registry.reads.api_keys import ApiKey
+from registry.schema.base import Base, now
+from tasks.errors import InputError
+from tests.helpers.databases import registry_url
+from tests.helpers.registries import make_registry
+
+ANY_TEXT = st.text(st.characters())
+both = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with make_registry(tmp_path) as opened:
+        yield opened
+
+
+def everything(registry: Registry) -> str:
+    """All that stands in the registry's tables."""
+    with registry.read_session() as session:
+        return str([session.execute(select(table)).all() for table in Base.metadata.sorted_tables])
+
+
+def names(registry: Registry) -> list[str]:
+    listed = registry.keys()
+    return [row["key"] for row in listed]
+
+
+def test_the_digest_is_sha_256() -> None:
+    """The example of FIPS 180-2, appendix B.1; by any other one no stored key would open again."""
+    assert key_digest("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@given(ANY_TEXT, ANY_TEXT)
+@example("\ud800", "\udfff")
+def test_whatever_a_client_sends_has_a_digest_of_its_own(one: str, other: str) -> None:
+    assert (key_digest(one) == key_digest(other)) == (one == other)
+
+
+@both
+def test_a_secret_opens_and_stands_nowhere(registry: Registry, tmp_path: Path) -> None:
+    secrets = {name: add_key(registry, name, role=role) for name, role in (("ci", "read"), ("ops", "admin"))}
+    assert all(secret.startswith("ck_") and len(secret) == 46 for secret in secrets.values())
+    assert registry.active_keys() == {
+        key_digest(secrets["ci"]): ("ci", "read"),
+        key_digest(secrets["ops"]): ("ops", "admin"),
+    }
+    dump_registry(registry, tmp_path / "archive.zip")
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    held = everything(registry)
+    for secret in secrets.values():
+        assert key_digest(secret) in held
+        assert secret[3:] not in held
+        assert not any(secret[3:].encode() in file for file in files)
+    if registry_url(tmp_path).startswith("sqlite"):
+        assert any(key_digest(secrets["ci"]).encode() in file for file in files), "these are the database's files"
+
+
+@both
+def test_a_revoked_key_opens_nothing_and_keeps_its_name(registry: Registry) -> None:
+    first, second = (add_key(registry, name, role="read") for name in ("ci", "ops"))
+    before = now()
+    moment = revoke_key(registry, "ci")
+    assert before <= moment <= now()
+    assert list(registry.active_keys()) == [key_digest(second)]
+    revoked, kept = registry.keys()
+    assert (revoked["key"], revoked["role"], revoked["revoked_at"]) == ("ci", "read", moment.isoformat())
+    assert (kept["key"], kept["revoked_at"]) == ("ops", None)
+    with pytest.raises(NothingToDo, match=r"'ci' was revoked at 20.*\+00:00\. Nothing was changed"):
+        revoke_key(registry, "ci")
+    with pytest.raises(InputError, match="'ci' was revoked, and its name is kept"):
+        add_key(registry, "ci", role="admin")
+    assert key_digest(first) not in registry.active_keys()
+
+
+@both
+def test_wrong_words_are_answered_with_what_to_do(registry: Registry) -> None:
+    with pytest.raises(NotFound, match=r"holds no key yet\. Add one: `continual keys add`"):
+        revoke_key(registry, "ci")
+    add_key(registry, "backup", role="read")
+    with pytest.raises(NotFound, match="nearest known: backup"):
+        revoke_key(registry, "bakcup")
+    with pytest.raises(NotFound, match="nearest known: backup"):
+        registry.keys(after="bakcup")
+    with pytest.raises(InputError, match="'backup' is there already"):
+        add_key(registry, "backup", role="admin")
+    wrong: Any = "root"
+    with pytest.raises(InputError, match="role 'root': give one of read, admin"):
+        add_key(registry, "ops", role=wrong)
+    assert names(registry) == ["backup"]
+
+
+@both
+def test_of_those_who_want_a_name_at_once_one_gets_it(registry: Registry) -> None:
+    def add(_: int) -> str | None:
+        together.wait()
+        try:
+            return add_key(registry, "ci", role="read")
+        except InputError:
+            return None
+
+    together = Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        (told,) = [secret for secret in pool.map(add, range(4)) if secret]
+    assert list(registry.active_keys()) == [key_digest(told)]
+
+
+@both
+@pytest.mark.parametrize("wrong", [{"digest": "ck_in the clear"}, {"role": "root"}], ids=str)
+def test_the_database_itself_refuses(registry: Registry, wrong: dict[str, str]) -> None:
+    values = {"name": "ci", "digest": key_digest("x"), "role": "read", "created_at": now()} | wrong
+    with pytest.raises(IntegrityError, match="ck_api_keys"), registry.engine.begin() as connection:
+        connection.execute(insert(ApiKey).values(values))
+
+
+@both
+def test_keys_go_with_an_archive_and_stay_revoked(registry: Registry, tmp_path: Path) -> None:
+    secret = add_key(registry, "ci", role="admin")
+    add_key(registry, "old", role="read")
+    revoke_key(registry, "old")
+    dump_registry(registry, tmp_path / "archive.zip")
+    target = f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/other"
+    restore_registry(tmp_path / "archive.zip", *target)
+    with Registry.open(*target) as restored:
+        assert restored.active_keys() == {key_digest(secret): ("ci", "admin")}
+        assert restored.keys() == registry.keys()
+        with pytest.raises(NothingToDo):
+            revoke_key(restored, "old")
+
+
+@pytest.fixture(scope="module")
+def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with make_registry(tmp_path_factory.mktemp("keys")) as opened:
+        yield opened
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(("read", "admin", "revoke")), st.sampled_from("abc")), max_size=10))
+def test_whatever_is_done_only_what_was_told_and_not_revoked_opens(emptied: Registry, done: list[Any]) -> None:
+    with emptied.unit_of_work() as unit:
+        unit.session.execute(text("DELETE FROM api_keys"))
+    told: dict[str, tuple[str, str]] = {}
+    open_: set[str] = set()
+    for what, name in done:
+        if what == "revoke" and name in open_:
+            revoke_key(emptied, name)
+            open_.remove(name)
+        elif what == "revoke":
+            with pytest.raises(NothingToDo if name in told else NotFound):
+                revoke_key(emptied, name)
+        elif name in told:
+            with pytest.raises(InputError):
+                add_key(emptied, name, role=what)
+        else:
+            told[name] = (key_digest(add_key(emptied, name, role=what)), what)
+            open_.add(name)
+    assert emptied.active_keys() == {digest: (name, role) for name, (digest, role) in told.items() if name in open_}
+    assert names(emptied) == list(told)

@@ -1,0 +1,160 @@
+"""The migrations make what the tables say, and other schemas are refused."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from registry import Registry, SchemaError, dump_registry, find_damage, restore_registry, upgrade
+from registry.schema import migrate
+from registry.schema.base import Base
+from registry.schema.connections import create_engine_for
+from tasks.errors import InputError
+from tests.helpers.databases import registry_url
+from tests.helpers.registries import BACKBONE, learn, make_registry, open_together
+
+both = pytest.mark.usefixtures("database")
+NEXT = '''"""Adds a table."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    op.create_table("later", sa.Column("id", sa.Integer(), primary_key=True))
+'''
+
+
+@both
+def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        options = {"version_table": migrate.VERSION_TABLE}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+        assert "alembic_version" not in inspect(connection).get_table_names()
+
+
+def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        plain = create_engine_for(f"sqlite:///{tmp_path}/plain.db")
+        Base.metadata.create_all(plain)
+        for table in Base.metadata.tables:
+            made, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
+            assert made == meant
+        plain.dispose()
+
+
+@both
+def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    spawn = get_context("spawn")
+    start = spawn.Barrier(3)
+    children = [spawn.Process(target=open_together, args=(tmp_path, start)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def test_connections_that_meet_in_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+    def touch(name: str) -> None:
+        engine = create_engine_for(f"sqlite:///{tmp_path}/{name}.db")
+        together.wait()
+        engine.connect().close()
+        engine.dispose()
+
+    together = Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        for trial in range(30):
+            list(pool.map(touch, [str(trial)] * 8))
+
+
+def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        pragmas = ("journal_mode", "foreign_keys", "busy_timeout")
+        assert [connection.scalar(text(f"PRAGMA {name}")) for name in pragmas] == ["wal", 1, 30_000]
+
+
+@both
+def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_registry(tmp_path).close()
+    shutil.copytree(migrate.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
+    (tmp_path / "50% new/versions/0008_later.py").write_text(NEXT)
+    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "50% new")
+    with pytest.raises(SchemaError, match=r"revision 0007, older than this code's 0008. Run `continual db upgrade`"):
+        make_registry(tmp_path)
+    assert upgrade(registry_url(tmp_path)) == "0008"
+    with make_registry(tmp_path) as registry:
+        assert find_damage(registry) == []
+        assert inspect(registry.engine).has_table("later")
+
+
+def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry.open(f"sqlite:///{tmp_path}/old.db", f"{tmp_path}/old") as registry:
+        with registry.unit_of_work() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        dump_registry(registry, tmp_path / "archive.zip")
+    shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
+    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
+    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
+    assert restore_registry(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0007"
+    with make_registry(tmp_path) as registry:
+        assert find_damage(registry) == []
+        assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
+        assert inspect(registry.engine).has_table("later")
+
+
+def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_registry(tmp_path) as registry:
+        dump_registry(registry, tmp_path / "archive.zip")
+    shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
+    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
+    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
+    upgrade(f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(InputError, match=r"revision 0007, and this database has the tables of revision 0008"):
+        restore_registry(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
+
+
+@both
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
+        connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0007"):
+        make_registry(tmp_path)
+    with pytest.raises(SchemaError, match="Install the newer release"):
+        upgrade(registry_url(tmp_path))
+
+
+@both
+def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
+    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0007"
+
+
+@both
+def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
+    engine = create_engine_for(registry_url(tmp_path))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
+    engine.dispose()
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "theirs"
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "oracel://here"])
+def test_an_unusable_url_is_the_users_to_mend(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
+        Registry.open(bad, str(tmp_path))

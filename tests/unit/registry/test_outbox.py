@@ -1,0 +1,213 @@
+"""What MLflow must be told is written with what it tells of, and each message is one sender's at a time."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import select, text
+
+from registry import (
+    Registry,
+    claim_message,
+    current_process_id,
+    delete_sent,
+    list_pending,
+    registry_identity,
+    reschedule,
+    upgrade,
+)
+from registry.operations.outbox import LONGEST, SEND_LEASE, SHORTEST
+from registry.schema.base import database_now
+from registry.schema.connections import create_engine_for, migration_transaction
+from registry.schema.migrate import configuration
+from registry.schema.tables import OutboxRow
+from tests.helpers.databases import registry_url
+from tests.helpers.registries import accuracy, begin, empty_the_outbox, learn, learn_in, make_registry, take_and_die
+
+pytestmark = pytest.mark.usefixtures("database")
+
+ME, OTHER = current_process_id(), "elsewhere:1:1"
+DELTA = (
+    "INSERT INTO deltas (id, task_id, backbone_id, version, method, settings, budget, digest, bytes, parameters, "
+    "share, seed, labels, versions, status, warm_start, seconds, mlflow_run, created_at) VALUES ({}, 1, 1, {}, 'lora', "
+    "'{{}}', '{{}}', 'd', 1, 1, 0.1, 0, '[]', '{{}}', '{}', 'scratch', 1.0, {}, CURRENT_TIMESTAMP)"
+)
+OLDER = (
+    "INSERT INTO backbones VALUES (1, 'f00d', 'tiny', 'bert', 8, 100, 'mean', CURRENT_TIMESTAMP)",
+    "INSERT INTO tasks VALUES (1, 'sst2', 'classification', 'accuracy', '[]', '{}', '{}', '{}', CURRENT_TIMESTAMP)",
+    "INSERT INTO streams VALUES (1, 'core', 1, '{}', 'd', 'run', CURRENT_TIMESTAMP)",
+    DELTA.format(1, 1, "champion", "'run'"),
+    DELTA.format(2, 2, "candidate", "NULL"),
+)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with make_registry(tmp_path) as opened:
+        yield opened
+
+
+def told(registry: Registry) -> list[tuple[str, str]]:
+    return [(pending.message, pending.subject) for pending in list_pending(registry)]
+
+
+def tell(registry: Registry, *subjects: str, message: str = "delta") -> None:
+    with registry.unit_of_work() as unit:
+        for subject in subjects:
+            unit.enqueue_message(message, subject)
+
+
+def pass_time(registry: Registry, seconds: float) -> None:
+    """As if so much time had gone by."""
+    with registry.unit_of_work() as unit:
+        for row in unit.session.scalars(select(OutboxRow)):
+            row.due_at -= timedelta(seconds=seconds)
+
+
+def test_every_change_is_told(registry: Registry) -> None:
+    begin(registry, "sst2")
+    with registry.unit_of_work() as unit:
+        learn_in(unit, registry, "sst2")
+        unit.mark_learned("core", 0, delta="sst2@1")
+    assert told(registry) == [("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2"), ("stream", "core")]
+    with registry.unit_of_work() as unit:
+        unit.add_scores("sst2@1", [accuracy(0.4, mode="routed", stream="core"), accuracy(0.4)])
+    assert told(registry)[4:] == [("stream", "core")]
+    learn(registry, "sst2", score=0.1)
+    assert told(registry)[5:] == [("delta", "sst2@2")], "a candidate does not change who serves"
+
+
+def test_what_is_undone_is_not_told(registry: Registry) -> None:
+    with contextlib.suppress(ZeroDivisionError), registry.unit_of_work() as unit:
+        learn_in(unit, registry, "sst2")
+        raise ZeroDivisionError
+    assert told(registry) == []
+
+
+def test_a_message_is_one_senders_until_it_is_settled(registry: Registry) -> None:
+    tell(registry, "a@1", "b@1")
+    first, second = claim_message(registry, ME), claim_message(registry, OTHER)
+    assert first is not None
+    assert second is not None
+    assert (first.subject, second.subject) == ("a@1", "b@1")
+    assert claim_message(registry, ME) is None
+    with registry.unit_of_work() as unit:
+        assert delete_sent(unit, first)
+        assert not delete_sent(unit, first)
+    assert told(registry) == [("delta", "b@1")]
+
+
+def test_messages_on_one_subject_are_sent_in_order(registry: Registry) -> None:
+    tell(registry, "sst2", "sst2", message="purged")
+    first = claim_message(registry, ME)
+    assert first is not None
+    assert claim_message(registry, OTHER) is None, "the second waits for the first"
+    reschedule(registry, first, error="away")
+    assert claim_message(registry, OTHER) is None
+    pass_time(registry, LONGEST)
+    again = claim_message(registry, OTHER)
+    assert again is not None
+    assert again.id == first.id
+
+
+def test_one_look_at_the_registry_answers_all_that_wait(registry: Registry) -> None:
+    tell(registry, "core", "other", "core", message="stream")
+    first = claim_message(registry, ME)
+    assert first is not None
+    tell(registry, "core", message="stream")  # told while the first is being sent: perhaps after the look
+    assert told(registry) == [("stream", "core"), ("stream", "other"), ("stream", "core")]
+    with registry.unit_of_work() as unit:
+        delete_sent(unit, first)
+    assert told(registry) == [("stream", "other"), ("stream", "core")]
+
+
+def test_a_message_that_failed_waits_longer_each_time(registry: Registry) -> None:
+    tell(registry, "a@1")
+    waits = []
+    for attempt in range(1, 13):
+        pending = claim_message(registry, ME, after=0)
+        assert pending is not None
+        assert pending.attempts == attempt
+        reschedule(registry, pending, error=f"away {attempt}")
+        assert claim_message(registry, ME) is None, "not due yet"
+        (left,) = list_pending(registry)
+        assert left.error == f"away {attempt}"
+        with registry.read_session() as session:
+            waits.append((left.due_at - database_now(session)).total_seconds())
+    assert waits[0] == pytest.approx(SHORTEST, abs=1.1)
+    assert waits[3] == pytest.approx(8 * SHORTEST, abs=1.1)
+    assert waits[-1] == pytest.approx(LONGEST, abs=1.1)
+
+
+def test_asking_for_all_takes_each_once(registry: Registry) -> None:
+    tell(registry, "a@1", "b@1")
+    last, seen = 0, []
+    while pending := claim_message(registry, ME, after=last):
+        reschedule(registry, pending, error="away")
+        last = pending.id
+        seen.append(pending.subject)
+    assert seen == ["a@1", "b@1"]
+
+
+def test_a_sender_that_died_here_is_succeeded_at_once(tmp_path: Path, registry: Registry) -> None:
+    tell(registry, "a@1")
+    child = get_context("spawn").Process(target=take_and_die, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert claim_message(registry, ME) is not None
+
+
+@pytest.mark.parametrize("silent", [ME, OTHER], ids=["here", "elsewhere"])
+def test_a_silent_sender_is_succeeded_and_loses_its_message(registry: Registry, silent: str) -> None:
+    tell(registry, "a@1")
+    lost = claim_message(registry, silent)
+    assert lost is not None
+    assert claim_message(registry, ME) is None
+    pass_time(registry, SEND_LEASE.total_seconds() + 1)
+    found = claim_message(registry, ME)
+    assert found is not None
+    reschedule(registry, lost, error="too late")
+    assert list_pending(registry)[0].error is None
+    with registry.unit_of_work() as unit:
+        assert not delete_sent(unit, lost)
+        assert delete_sent(unit, found)
+
+
+def test_several_senders_share_the_messages(tmp_path: Path, registry: Registry) -> None:
+    subjects = [f"task{number}@1" for number in range(40)]
+    tell(registry, *subjects)
+    spawn = get_context("spawn")
+    start, taken = spawn.Barrier(3), spawn.Queue()
+    children = [spawn.Process(target=empty_the_outbox, args=(tmp_path, start, taken)) for _ in range(3)]
+    for child in children:
+        child.start()
+    mine = [taken.get(timeout=90) for _ in children]
+    for child in children:
+        child.join()
+    assert sorted(subject for own in mine for subject in own) == sorted(subjects)
+    assert list_pending(registry) == ()
+
+
+def test_a_registry_has_one_name_for_ever(tmp_path: Path, registry: Registry) -> None:
+    name = registry_identity(registry)
+    with make_registry(tmp_path) as again:
+        assert registry_identity(again) == registry_identity(registry) == name
+
+
+def test_what_an_older_release_had_not_told_is_told(tmp_path: Path) -> None:
+    engine = create_engine_for(registry_url(tmp_path))
+    with migration_transaction(engine) as connection:
+        command.upgrade(configuration(connection), "0002")
+    with engine.begin() as connection:
+        for statement in OLDER:
+            connection.execute(text(statement))
+    engine.dispose()
+    upgrade(registry_url(tmp_path))
+    with Registry.open(registry_url(tmp_path), str(tmp_path / "blobs")) as registry:
+        assert told(registry) == [("stream", "core"), ("delta", "sst2@2"), ("champion", "sst2")]
+        assert claim_message(registry, ME) is not None, "at once"

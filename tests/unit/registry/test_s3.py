@@ -1,0 +1,54 @@
+"""A registry whose blobs are in a bucket: Amazon's own protocol, spoken to a server on loopback."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from registry import BlobError, BlobStore, Registry, collect_garbage, dump_registry, find_damage, restore_registry
+from tests.helpers.databases import registry_url
+from tests.helpers.registries import BACKBONE, learn
+
+
+def test_blobs_are_put_once_got_and_proved(bucket: str) -> None:
+    blobs = BlobStore(f"{bucket}/alone")
+    digest = blobs.put(b"delta")
+    assert blobs.put(b"delta") == digest
+    assert blobs.get(digest) == b"delta"
+    assert [(blob.name, blob.bytes) for blob in blobs.iterate()] == [(digest, 5)]
+    blobs._files.pipe_file(blobs.path(digest), b"dexta")
+    with pytest.raises(BlobError, match="is damaged"):
+        blobs.get(digest)
+    with pytest.raises(BlobError, match=f"{'0' * 64} is missing"):
+        blobs.get("0" * 64)
+    assert not blobs.exists("0" * 64)
+
+
+def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+    with pytest.raises(BlobError, match=r"could not write .*bucket does not exist"):
+        BlobStore("s3://nowhere/blobs").put(b"delta")
+
+
+def test_what_another_puts_is_seen_at_once(bucket: str) -> None:
+    one, other = BlobStore(f"{bucket}/shared"), BlobStore(f"{bucket}/shared")
+    assert list(one.iterate()) == []
+    digest = other.put(b"delta")
+    assert [blob.name for blob in one.iterate()] == [digest]
+    assert one.exists(digest)
+
+
+def test_a_registry_learns_verifies_collects_and_moves(bucket: str, tmp_path: Path) -> None:
+    with Registry.open(registry_url(tmp_path), f"{bucket}/home") as registry:
+        with registry.unit_of_work() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        orphan = registry.blobs.put(b"nobody's")
+        assert find_damage(registry) == []
+        assert [blob.name for blob in collect_garbage(registry, older_than=timedelta(seconds=-5))] == [orphan]
+        assert find_damage(registry) == []
+        dump_registry(registry, tmp_path / "archive.zip")
+    moved = f"sqlite:///{tmp_path}/moved.db", f"{bucket}/moved"
+    restore_registry(tmp_path / "archive.zip", *moved)
+    with Registry.open(*moved) as registry:
+        assert find_damage(registry) == []
+        assert registry.deltas()[0]["delta"] == "sst2@1"

@@ -1,0 +1,327 @@
+"""Routers against the same numbers computed the long way, and what is done with them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis as distance
+from sklearn.covariance import shrunk_covariance
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from continual.features.pooling import encode
+from continual.features.random_features import FrozenFeatures, frozen_features
+from continual.features.signature import Signature, compute_signature
+from continual.features.tokens import tokenize
+from continual.routing import (
+    ROUTERS,
+    Opinion,
+    Router,
+    RoutingStatistics,
+    build_router,
+    choose_tasks,
+    compute_statistics,
+    evenly_spaced,
+    fit_statistics,
+)
+from continual.routing import router as calibration
+from continual.routing.class_index import ClassMeanIndex
+from continual.routing.held_out import SMOOTHING, HeldOutRows, calibrated_loss, fit_calibration
+from continual.routing.mahalanobis import SHRINKAGES
+from continual.routing.ridge import PENALTIES
+from continual.routing.statistics import HELD_OUT, SCATTER_RANK
+from continual.routing.totals import AccumulatedMoments
+from registry.errors import BlobError
+from tests.helpers.tiny_tasks import tiny_backbone
+
+WIDTH = 6
+NO_ROWS = HeldOutRows(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+
+
+def cloud(
+    seed: int, *, rows: int = 60, classes: int = 3, apart: float = 3.0, width: int = WIDTH
+) -> tuple[Tensor, Tensor]:
+    """Rows of classes around means of their own."""
+    draw = torch.Generator().manual_seed(seed)
+    means = apart * torch.randn(classes, width, generator=draw)
+    labels = torch.arange(rows) % classes
+    return means[labels] + torch.randn(rows, width, generator=draw), labels
+
+
+def signed(seed: int, **shape: int) -> Signature:
+    x, y = cloud(seed, **shape)
+    return compute_signature(x, y, count=int(y.max()) + 1)
+
+
+def seen(wide: Tensor) -> FrozenFeatures:
+    return FrozenFeatures(wide[:, :2], wide)
+
+
+def task(seed: int, *, apart: float = 3.0) -> RoutingStatistics:
+    (x, y), held = cloud(seed, rows=90, apart=apart), slice(60, 90)
+    trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held], sure=torch.zeros(0))
+    return compute_statistics(x[:60], y[:60], count=3, held_out=seen(x[held]), evidence=trusted)
+
+
+def close(found: Tensor, expected: object, *, to: float = 1e-5) -> None:
+    torch.testing.assert_close(found.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=to, atol=to)
+
+
+def test_ridge_is_sklearns_with_every_task_counting_the_same() -> None:
+    data = {"a": cloud(1), "b": cloud(2, rows=20, classes=2)}
+    totals = AccumulatedMoments.of(
+        {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
+    )
+    rule = ROUTERS["ridge"](totals, NO_ROWS)
+    x = torch.cat([x for x, _ in data.values()])
+    y = torch.cat([data["a"][1], data["b"][1] + 3])
+    weights = torch.tensor([1 / 60] * 60 + [1 / 20] * 20)
+    penalty = PENALTIES[0] * float(totals.moment.diagonal().mean())
+    theirs = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky")
+    theirs.fit(x.double().numpy(), np.eye(5)[y], sample_weight=weights.double().numpy())
+    probes = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(3))
+    by_class = theirs.predict(probes.double().numpy())
+    close(rule.scores(probes), np.stack([by_class[:, :3].max(1), by_class[:, 3:].max(1)], 1), to=1e-4)
+    close(rule.familiarity(probes), by_class.max(1), to=1e-4)
+
+
+def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inputs() -> None:
+    data = {"a": cloud(6), "b": cloud(7, rows=20, classes=2)}
+    totals = AccumulatedMoments.of(
+        {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
+    )
+    rule = ROUTERS["mahalanobis"](totals, NO_ROWS)
+    means = {name: [x[y == c].double().numpy().mean(0) for c in set(y.tolist())] for name, (x, y) in data.items()}
+    within = [
+        sum((x[y == c].double().numpy() - m).T @ (x[y == c].double().numpy() - m) for c, m in enumerate(means[name]))
+        / (len(x) - len(means[name]))
+        for name, (x, y) in data.items()
+    ]
+    own = np.linalg.inv(shrunk_covariance(sum(within) / 2, shrinkage=SHRINKAGES[0]))
+    centre = np.mean([x.double().numpy().mean(0) for x, _ in data.values()], axis=0)
+    moment = np.mean([(x.double().T @ x.double() / len(x)).numpy() for x, _ in data.values()], axis=0)
+    every = np.linalg.inv(shrunk_covariance(moment - np.outer(centre, centre), shrinkage=SHRINKAGES[0]))
+    probes = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(8))
+    squares = np.array([[min(distance(p, m, own) ** 2 for m in of) for of in means.values()] for p in probes.numpy()])
+    scores = rule.scores(probes)
+    close(scores[:, 0] - scores[:, 1], -0.5 * (squares[:, 0] - squares[:, 1]), to=1e-3)
+    background = np.array([distance(p, centre, every) ** 2 for p in probes.numpy()])
+    close(rule.familiarity(probes), -0.5 * (squares.min(1) - background), to=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
+@settings(deadline=None)
+@given(st.permutations(range(4)))
+def test_the_order_of_arrival_is_of_no_effect(name: str, order: list[int]) -> None:
+    tasks = {f"t{seed}": task(seed) for seed in range(4)}
+    probes = seen(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
+    first = build_router(tasks, kind=name)
+    again = build_router({f"t{seed}": tasks[f"t{seed}"] for seed in order}, kind=name)
+    assert again.tasks == first.tasks
+    close(again.log_p(probes), first.log_p(probes), to=1e-6)
+    close(again.familiarity(probes), first.familiarity(probes), to=1e-6)
+
+
+def test_sums_are_equal_in_any_order_and_taking_out_is_exact() -> None:
+    parts = {f"t{seed}": signed(seed) for seed in range(5)}
+    joint, other = AccumulatedMoments.of(parts), AccumulatedMoments.of(dict(reversed(parts.items())))
+    extra = signed(9, rows=300)
+    joint.add("later", extra)
+    joint.remove("later", extra)
+    assert list(joint.tasks) == list(parts)
+    for name in ("moment", "within", "total"):
+        close(getattr(joint, name), getattr(other, name), to=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
+def test_a_task_that_was_taken_out_and_comes_again_changes_no_answer(name: str) -> None:
+    parts = {f"t{seed}": task(seed) for seed in range(4)}
+    probes = seen(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
+    totals = AccumulatedMoments.of(parts)
+    totals.remove("t1", parts["t1"])
+    totals.add("t1", parts["t1"])
+    again, first = build_router(parts, kind=name, totals=totals), build_router(parts, kind=name)
+    assert again.tasks == first.tasks
+    close(again.log_p(probes), first.log_p(probes), to=1e-6)
+
+
+def test_statistics_keep_the_scatter_but_for_what_is_spread_evenly() -> None:
+    x, y = cloud(3)
+    found, exact = task(3), compute_signature(x, y, count=3)
+    close(compute_statistics(x, y, count=3, held_out=seen(x)).scatter, exact.scatter, to=2e-2)
+    wide = torch.randn(SCATTER_RANK + 200, SCATTER_RANK + 100, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(len(wide), dtype=torch.long)
+    large = compute_statistics(wide, labels, count=1, held_out=seen(wide))
+    assert large.factor.shape == (SCATTER_RANK, SCATTER_RANK + 100)
+    assert len(evenly_spaced(1000)) == len(set(evenly_spaced(1000))) == HELD_OUT
+    assert evenly_spaced(3) == [0, 1, 2]
+    expected = compute_signature(wide, labels, count=1).scatter
+    assert float(large.scatter.trace()) == pytest.approx(float(expected.trace()), rel=1e-3)
+    assert found.degrees_of_freedom == 57
+
+
+def test_statistics_survive_bytes() -> None:
+    own = task(1)
+    back = RoutingStatistics.from_bytes(own.to_bytes())
+    assert back.to_bytes() == own.to_bytes()
+    assert back.evidence is not None
+    assert RoutingStatistics.from_bytes(replace(own, evidence=None).to_bytes()).evidence is None
+    with pytest.raises(BlobError, match="lack counts"):
+        RoutingStatistics.from_bytes(signed(1).to_bytes().replace(b"counts", b"kounts"))
+
+
+def test_weights_are_the_best_there_are_on_held_out_rows() -> None:
+    draw = torch.Generator().manual_seed(0)
+    own = torch.arange(300) % 3
+    scores = [torch.randn(300, 3, generator=draw) + 2 * torch.nn.functional.one_hot(own, 3) for _ in range(2)]
+    rows = HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300))
+
+    def entropy(a: float, b: float) -> float:
+        logits = a * weights[0] * scores[0] + b * weights[1] * scores[1] + offsets
+        return float(torch.nn.functional.cross_entropy(logits, own, label_smoothing=SMOOTHING))
+
+    weights, offsets = fit_calibration(scores, rows)
+    others = ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0))
+    assert all(entropy(1.0, 1.0) < entropy(*factors) for factors in others)
+    assert calibrated_loss(weights[0] * scores[0] + weights[1] * scores[1], rows) < min(
+        calibrated_loss(score, rows) for score in scores
+    )
+
+
+def test_a_task_that_draws_others_inputs_is_held_back() -> None:
+    own = torch.arange(300) % 3
+    scores = torch.nn.functional.one_hot(own, 3) + torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 3
+    (_,), even = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300)))
+    scores[:, 1] += 1.0
+    (weight,), offsets = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300)))
+    assert float(even.abs().max()) < 0.5
+    assert offsets[1] < -0.5
+    assert offsets[1] < offsets[0] - 1
+    assert weight > 0
+
+
+def test_confidences_mean_what_they_say() -> None:
+    """Of inputs that overlap, those with a probability of p belong to the task in about p of the cases."""
+    router = build_router({f"t{seed}": task(seed, apart=0.7) for seed in range(4)})
+    rows = torch.cat([cloud(seed, rows=3000, apart=0.7)[0] for seed in range(4)])
+    sure, chosen = router.log_p(seen(rows)).exp().max(dim=1)
+    right = (chosen == torch.arange(4).repeat_interleave(3000)).double()
+    assert 0.5 < float(right.mean()) < 0.95
+    assert abs(float(sure.mean()) - float(right.mean())) < 0.08
+
+
+def test_the_threshold_refuses_the_share_that_was_asked_for() -> None:
+    parts = {f"t{seed}": task(seed) for seed in range(4)}
+    router = build_router(parts)
+    rows = calibration.collect_held_out([*parts], parts, features="random_features")
+    known = router.familiarity(seen(rows.features)) + rows.fit
+    for share in (0.05, 0.2):
+        assert float((known < router.threshold(share)).double().mean()) == pytest.approx(share, abs=0.02)
+    assert router.threshold(0.0) == -torch.inf
+    far = router.familiarity(seen(torch.full((1, WIDTH), 40.0)))
+    assert float(far) < router.threshold()
+
+
+def test_one_task_takes_everything() -> None:
+    router = build_router({"only": task(1)})
+    assert router.log_p(seen(torch.randn(5, WIDTH))).tolist() == [[0.0]] * 5
+
+
+def test_rows_of_an_older_release_are_routed_without_being_refused() -> None:
+    totals = AccumulatedMoments.of({"a": signed(1), "b": signed(2)})
+    router = calibration.calibrate(totals, NO_ROWS, features="random_features", names=("mahalanobis",))
+    assert router.log_p(seen(cloud(2)[0])).argmax(dim=1).tolist() == [1] * 60
+    assert router.threshold() == -torch.inf
+
+
+def asked(router: Router, log_p: Tensor, surely: dict[int, float]) -> tuple[list[int], dict[int, list[int]]]:
+    """What is decided, and who was asked, where each task is as sure of everything as is said here."""
+    calls: dict[int, list[int]] = {}
+
+    def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[str]]:
+        calls.update(looked)
+        return {
+            number: Opinion(
+                [f"{number} of {i}" for i in inputs],
+                torch.full((len(inputs),), surely.get(number, 0.0)),
+                torch.zeros(len(inputs)),
+            )
+            for number, inputs in looked.items()
+        }
+
+    decision = choose_tasks(router, log_p, ask)
+    chosen = decision.tasks.tolist()
+    assert list(decision.answers) == [f"{number} of {i}" for i, number in enumerate(chosen)]
+    assert decision.confidence.tolist() == pytest.approx(decision.log_p.exp().amax(dim=1).tolist())
+    return chosen, calls
+
+
+def test_only_what_is_unsure_is_looked_at_again() -> None:
+    router = replace(build_router({f"t{seed}": task(seed) for seed in range(3)}), candidates=2, margin=0.8)
+    log_p = torch.tensor([[0.9, 0.06, 0.04], [0.5, 0.4, 0.1], [0.1, 0.3, 0.6]]).log()
+    assert asked(router, log_p, {}) == ([0, 0, 2], {0: [0, 1], 1: [1, 2], 2: [2]})
+    assert asked(router, log_p, {0: -1.0})[0] == [0, 1, 2], "the router is sure of the first, and of the second not"
+    assert asked(router, log_p, {1: 9.0})[0] == [0, 1, 1]
+
+
+def test_a_fit_is_in_standard_deviations_of_held_out_rows() -> None:
+    (x, y), new = cloud(1), torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(5))
+    found = fit_statistics(x[:40], y[:40], count=3, held_out=x[40:], sure=torch.tensor([-0.5, -1.5]))
+    close(found.fit(x[40:]).mean(), 0.0, to=1e-4)
+    close(found.fit(x[40:]).std(correction=0), 1.0, to=1e-4)
+    close(found.held_out_fit, found.fit(x[40:]).double(), to=1e-3)
+    assert float(found.mean_log_prob) == -1.0
+    squares = [min(distance(p, m, found.precision.numpy()) ** 2 for m in found.means.numpy()) for p in new.numpy()]
+    close(found.fit(new), (-0.5 * np.array(squares) - float(found.centre)) / float(found.spread), to=1e-3)
+
+
+def test_frozen_features_are_of_every_layer_and_of_the_text_alone() -> None:
+    backbone = tiny_backbone("bert")
+    tokens = tokenize(backbone, ["purr meow", "wave coral tide", "bark", "lovely bright superb day"], max_length=16)
+    found = frozen_features(backbone, tokens)
+    close(found.pooled, encode(backbone, tokens))
+    assert found.random_features.shape == (4, 2 * (backbone.layers + 1) * backbone.hidden_size)
+    assert bool((found.random_features >= 0).all())
+    alone = frozen_features(backbone, tokens.take([2]))
+    close(alone.random_features[0], found.random_features[2], to=1e-4)
+    close(found.take([3, 1]).random_features, found.random_features[[3, 1]])
+
+
+def test_an_index_finds_what_comparing_all_finds() -> None:
+    """Of 300 tasks: the same tasks and distances, also after some were added and one was taken out."""
+    parts = {f"t{seed}": signed(seed, apart=0.6, width=96) for seed in range(300)}
+    few = dict(list(parts.items())[:280])
+    rule = ClassMeanIndex(AccumulatedMoments.of(few), SHRINKAGES[0])
+    for name in list(parts)[280:]:
+        rule.add(name, parts[name])
+    rule.remove("t7", parts["t7"])
+    left = {name: part for name, part in parts.items() if name != "t7"}
+    exact = ROUTERS["mahalanobis"](AccumulatedMoments.of(left), NO_ROWS)
+    probes, gone = (
+        torch.cat([cloud(seed, apart=0.6, width=96)[0] for seed in (3, 290)]),
+        cloud(7, apart=0.6, width=96)[0],
+    )
+    found, expected = rule.scores(probes), exact.scores(probes)
+    names = [name for name in parts if name in left]
+    same = [rule.tasks[i] for i in found.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
+    assert np.mean([a == b for a, b in zip(*same, strict=True)]) > 0.97
+    agree = torch.tensor([a == b for a, b in zip(*same, strict=True)])
+    close(found.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
+    close(rule.known(probes)[agree], exact.familiarity(probes)[agree], to=1e-3)
+    assert "t7" not in [rule.tasks[i] for i in rule.scores(gone).argmax(1).tolist()]
+
+
+def test_very_many_classes_are_routed_to_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("continual.routing.mahalanobis.INDEX_THRESHOLD", 100)
+    parts = {f"t{seed}": task(seed) for seed in range(60)}
+    totals = AccumulatedMoments.of({f"t{seed}": signed(seed) for seed in range(60)})
+    rows = calibration.collect_held_out([*parts], parts, features="random_features")
+    router = calibration.calibrate(totals, rows, features="random_features", names=("mahalanobis",))
+    assert isinstance(router.rules[0], ClassMeanIndex)
+    found = router.log_p(seen(rows.features)).argmax(dim=1)
+    assert float((found == rows.task_index).double().mean()) > 0.8
+    assert np.isfinite(router.threshold())

@@ -1,0 +1,160 @@
+"""Which group a request is of, and that replicas take up champions in turn."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from httpx import ASGITransport, AsyncClient, Response
+
+pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+
+from ray.serve.schema import ApplicationStatus
+
+from continual.serve import Limits
+from continual.serve.replicated import ReplicaConfig, deployment
+from continual.serve.replicated.affinity import affinity_group
+from continual.serve.replicated.gateway import create_gateway
+from continual.serve.replicated.replica import ReplicaResponse
+from continual.serve.replicated.rolling_refresh import RollingRefresh
+from registry.errors import RegistryError
+from tasks.errors import InputError
+
+
+def group(path: str, body: Any) -> str:
+    return affinity_group(path, json.dumps(body).encode(), groups=32)
+
+
+def rows(*tasks: str | None) -> dict[str, Any]:
+    return {"rows": [{"text": "a"} | ({"task": task} if task else {}) for task in tasks]}
+
+
+def test_a_request_is_of_the_group_of_most_of_its_rows() -> None:
+    mood, place = group("/v1/predict", rows("mood")), group("/v1/predict", rows("place"))
+    assert mood != place
+    assert group("/v1/predict", rows("place", "mood", None, "mood")) == mood
+    assert group("/v1/completions", {"model": "mood"}) == group("/v1/chat/completions", {"model": "mood"}) == mood
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/predict", rows(None)),
+        ("/v1/predict", {"rows": 3}),
+        ("/v1/predict", []),
+        ("/v1/completions", {}),
+        ("/v1/embeddings", {"model": "mood"}),
+        ("/v1/tasks", {}),
+    ],
+)
+def test_what_names_no_task_is_of_no_group(path: str, body: Any) -> None:
+    assert group(path, body) == ""
+    assert affinity_group(path, b"\xff{", groups=32) == ""
+
+
+class Handle:
+    """Replicas that are behind; some of them fail to look."""
+
+    def __init__(self, *behind: str, fails: Sequence[str] = ()) -> None:
+        self.behind, self.fails, self.taking, self.took, self.most = [*behind], fails, 0, list[str](), 0
+
+    def broadcast(self, method: str, *given: str) -> "Handle":
+        self.asked = method, given
+        return self
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        method, given = self.asked
+        if method == "behind":
+            return [*self.behind, None]
+        self.taking, (name,) = self.taking + 1, given
+        self.most = max(self.most, self.taking)
+        await asyncio.sleep(0)
+        self.taking -= 1
+        self.took.append(name)
+        return [RuntimeError(f"{name} died") if name in self.fails else True, False]
+
+
+def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
+    async def told() -> list[bool | BaseException]:
+        turns = RollingRefresh(handle, poll=1)
+        return await asyncio.gather(turns.refresh_all(), turns.refresh_all(), return_exceptions=True)
+
+    handle = Handle("a", "b", "c", fails=["b"])
+    assert [str(said) for said in asyncio.run(told())] == ["b died"] * 2, "who asked is told, when all had their turn"
+    assert handle.took == ["a", "b", "c"] * 2
+    assert handle.most == 1
+
+
+def test_where_nobody_is_behind_nothing_changes() -> None:
+    assert asyncio.run(RollingRefresh(Handle(), poll=1).refresh_all()) is False
+
+
+def test_a_replica_that_hangs_is_not_waited_for() -> None:
+    class Hanging(Handle):
+        async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            if self.asked[0] == "take_up" and self.asked[1] == ("b",):
+                assert timeout_s < float("inf")
+                raise TimeoutError("too long")  # as Ray Serve does then
+            return await super().results_async(timeout_s=timeout_s, return_exceptions=return_exceptions)
+
+    handle = Hanging("a", "b", "c")
+    with pytest.raises(TimeoutError):
+        asyncio.run(RollingRefresh(handle, poll=1).refresh_all())
+    assert handle.took == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("status", "fingerprints", "said"),
+    [
+        ("RUNNING", ["a" * 20, "b" * 20], f"fingerprints {'a' * 12}, {'b' * 12}"),
+        ("DEPLOY_FAILED", [], "no replica could begin: InputError: why"),
+        ("DEPLOYING", [], "2 replicas were not ready within 0.01 s"),
+        ("RUNNING", ["a" * 20], "2 replicas were not ready"),
+    ],
+)
+def test_replicas_that_do_not_come_to_be_ready_are_refused(
+    status: str, fingerprints: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready:
+        def broadcast(self, method: str) -> "Ready":
+            return self
+
+        def results(self, *, timeout_s: float) -> list[str]:
+            return fingerprints
+
+    found = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
+    monkeypatch.setattr(deployment, "STARTUP_TIMEOUT", 0.01)
+    monkeypatch.setattr(deployment.serve, "run_many", lambda targets, **options: [Ready()])
+    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
+    with pytest.raises(InputError, match=said):
+        deployment._begun(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("looked", "status", "says"),
+    [
+        ([None, RegistryError("the database is away")], 503, "the database is away"),
+        ([TimeoutError()], 504, "did not answer in time"),
+        ([None, None], 200, '{"changed":false}'),
+        (["a", None], 200, '{"changed":true}'),
+    ],
+)
+def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) -> None:
+    class Looked(Handle):
+        whole = property(lambda self: SimpleNamespace(remote=self._whole))
+
+        async def _whole(self, told: Any, body: bytes) -> ReplicaResponse:
+            return ReplicaResponse("a", 200, [], b'{"changed": false}')
+
+        async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            return looked if self.asked[0] == "behind" else [True]
+
+    async def asked() -> Response:
+        app = create_gateway(Looked(), local=False, limits=Limits(), poll=1, groups=16)
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://face") as client:
+            return await client.post("/v1/refresh")
+
+    answer = asyncio.run(asked())
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text

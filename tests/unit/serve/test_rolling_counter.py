@@ -1,0 +1,32 @@
+"""What came in each of the last seconds, by a clock that the test turns."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from continual.serve.core.metrics import SECONDS, RollingCounter
+
+steps = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 9)), max_size=40)
+
+
+@given(steps=steps, began=st.floats(0, 1e6), later=st.floats(0, 90))
+def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]], began: float, later: float) -> None:
+    now = began
+    recent = RollingCounter(clock=lambda: now)
+    came = []
+    for wait, count in steps:
+        now += wait
+        recent.add(count)
+        came.append((int(now), count))
+    now += later
+    expected = [sum(n for at, n in came if at == second) for second in range(int(now) - SECONDS, int(now))]
+    assert recent.by_second() == expected
+    assert recent.uptime == now - began
+
+
+def test_what_is_older_is_forgotten() -> None:
+    now = 0.0
+    recent = RollingCounter(clock=lambda: now)
+    for _ in range(10 * SECONDS):
+        now += 1
+        recent.add(1)
+    assert len(recent._counts) <= SECONDS + 1

@@ -1,0 +1,97 @@
+"""The demo corpus, from small packages made here and from one that is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tasks import DataError, load_stream, read_stream, write_demo_stream
+from tasks.docstring_corpus import package_docstrings
+
+AREAS = ("birds", "boats", "bread", "tests", "_inner")
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Two packages that must not be imported, with 80 documented functions in each of their areas."""
+    names = ("demo_one", "demo_two")
+    for name in names:
+        for area in AREAS:
+            folder = tmp_path / "site" / name / area
+            folder.mkdir(parents=True)
+            body = "".join(
+                f'def f{i}():\n    r"""About {area} in {name},\n    number {i}.\n\n    More \\d.\n    """\n'
+                for i in range(80)
+            )
+            (folder / "code.py").write_text(body, encoding="utf-8")
+        (tmp_path / "site" / name / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return names
+
+
+def test_a_text_is_the_first_paragraph_of_a_public_docstring(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    odd = '''
+class Loud:
+    """Makes a great deal of noise."""
+    def shout(self):
+        """Calls out across the water."""
+        def inner(): "Nobody outside can ever call this."
+    def _hush(self): "This is private to the class."
+class _Quiet:
+    def open(self): "A public name inside private walls."
+def short(): "Too short."
+def shared(): "This is said in two areas."
+def escaped(): "An invalid escape \\d is no trouble."
+'''
+    (tmp_path / "site/demo_one/birds/odd.py").write_text(odd, encoding="utf-8")
+    (tmp_path / "site/demo_one/boats/odd.py").write_text('def f(): "This is said in two areas."\n', encoding="utf-8")
+    (tmp_path / "site/demo_one/boats/broken.py").write_text("def f(:\n", encoding="utf-8")
+    rows = package_docstrings("demo_one")
+    assert Counter(area for _, area in rows) == {"birds": 83, "boats": 80, "bread": 80}
+    texts = {text for text, _ in rows if not text.startswith("About")}
+    assert texts == {
+        "Makes a great deal of noise.",
+        "Calls out across the water.",
+        "An invalid escape \\d is no trouble.",
+    }
+    assert ("About boats in demo_one, number 7.", "boats") in rows
+    assert "demo_one" not in sys.modules
+
+
+def test_the_demo_is_a_stream_that_loads(
+    tmp_path: Path, packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = write_demo_stream(tmp_path / "demo", packages=(*packages, "no_such_package"))
+    stream = read_stream(path)
+    assert (stream.name, stream.backbone, stream.measure_gain) == ("demo", "minilm", True)
+    for data in load_stream(stream):
+        assert data.labels == ("birds", "boats", "bread")
+        assert data.notes == ()
+        assert len({*data.train.texts, *data.validation.texts, *data.test.texts}) == 240
+        assert len(data.train) > len(data.test) > len(data.validation) > 0
+    assert capfd.readouterr() == ("", "")
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    write_demo_stream(tmp_path / "demo", packages=packages)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    path = write_demo_stream(tmp_path / "demo", packages=("sqlalchemy", packages[0]))
+    labels = Counter(
+        line.rpartition('"label": ')[2] for line in (path.parent / "sqlalchemy.train.jsonl").read_text().splitlines()
+    )
+    assert labels.total() <= 500
+    assert 3 <= len(labels) <= 8
+    assert min(labels.values()) >= 25
+
+
+def test_too_few_packages(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"two installed packages .* usable of demo_one, nowhere: demo_one"):
+        write_demo_stream(tmp_path / "demo", packages=("demo_one", "nowhere"))
+    assert not (tmp_path / "demo").exists()
+    with pytest.raises(DataError, match="no package 'nowhere' is installed"):
+        package_docstrings("nowhere")

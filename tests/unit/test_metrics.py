@@ -1,0 +1,142 @@
+"""Metrics against other computations of the same, and against values known from elsewhere."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+
+from continual.metrics import METRICS, metric_score, normalize_words, score_with_interval, wilson_interval, word_f1
+
+NUMBERS = st.floats(-1e3, 1e3, width=32)
+PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=30)
+TEXTS = st.text(st.sampled_from("ab cd.,! theÄ"), max_size=20)
+
+ANSWERS = ["the cat sat on the mat", "a dog", "birds fly south", "it is late"]
+REFERENCES = [
+    ("the cat is on the mat", "there is a cat on the mat"),
+    ("a dog",),
+    ("the birds fly north in spring", "birds go south", "birds fly"),
+    ("it is early",),
+]
+
+
+@given(PAIRS)
+def test_correlations_are_numpys_and_of_ranks(pairs: list[tuple[float, float]]) -> None:
+    truth, answers = (list(side) for side in zip(*pairs, strict=True))
+    if np.ptp(truth) < 1e-3 or np.ptp(answers) < 1e-3:
+        return
+    expected = np.corrcoef(truth, answers)[0, 1]
+    assert metric_score("pearson", truth, answers, kind="regression") == pytest.approx(expected, abs=1e-6)
+    ranks = np.corrcoef(stats.rankdata(truth), stats.rankdata(answers))[0, 1]
+    assert metric_score("spearman", truth, answers, kind="regression") == pytest.approx(ranks, abs=1e-9)
+    assert metric_score("r2", truth, answers, kind="regression") == pytest.approx(sk.r2_score(truth, answers))
+
+
+@pytest.mark.parametrize("metric", METRICS["regression"])
+def test_where_nothing_varies_nothing_is_explained(metric: str) -> None:
+    assert metric_score(metric, [2.0, 2.0, 2.0], [1.0, 2.0, 3.0], kind="regression") == 0.0
+    assert metric_score(metric, [1.0, 2.0, 3.0], [2.0, 2.0, 2.0], kind="regression") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "f1"),
+    [
+        ("The Old Man", "old man!", 1.0),
+        ("in 1066", "1066", 2 / 3),
+        ("1066", "the year 1066 of our lord", 2 / 6),
+        ("a b c", "d", 0.0),
+        ("the", "", 1.0),
+        ("cat", "", 0.0),
+        ("cat cat dog", "cat dog dog", 2 / 3),
+    ],
+)
+def test_word_f1_of_known_pairs(right: str, answer: str, f1: float) -> None:
+    assert word_f1(right, answer) == pytest.approx(f1)
+
+
+@given(TEXTS, TEXTS)
+def test_word_f1_is_precision_and_recall(right: str, answer: str) -> None:
+    wanted, given_words = Counter(normalize_words(right)), Counter(normalize_words(answer))
+    found = word_f1(right, answer)
+    assert found == pytest.approx(word_f1(answer, right))
+    if not wanted or not given_words:
+        assert found == float(wanted == given_words)
+        return
+    common = (wanted & given_words).total()
+    precision, recall = common / given_words.total(), common / wanted.total()
+    assert found == pytest.approx(2 * precision * recall / (precision + recall) if common else 0.0)
+
+
+def test_of_several_right_answers_the_nearest_counts() -> None:
+    truth, answers = [("x y", "y z"), ("x",)], ["z", "q"]
+    assert metric_score("f1", truth, answers, kind="span") == pytest.approx((2 / 3 + 0) / 2)
+    assert metric_score("exact_match", [("A cat.", "dog"), ("x",)], ["cat", "y"], kind="span") == 0.5
+    assert metric_score("exact_match", [("A cat.", "dog")], ["cat"], kind="generation") == 0.0
+    assert metric_score("exact_match", [("a", " dog")], ["dog "], kind="generation") == 1.0
+
+
+@pytest.mark.parametrize(("metric", "theirs"), [("chrf", sacrebleu.CHRF()), ("bleu", sacrebleu.BLEU(force=True))])
+def test_corpus_metrics_are_sacrebleus(metric: str, theirs: "sacrebleu.CHRF | sacrebleu.BLEU") -> None:
+    most = max(map(len, REFERENCES))
+    streams = [[refs[i] if i < len(refs) else None for refs in REFERENCES] for i in range(most)]
+    expected = theirs.corpus_score(ANSWERS, streams).score / 100
+    assert metric_score(metric, REFERENCES, ANSWERS, kind="generation") == pytest.approx(expected)
+    assert 0 < expected < 1
+    chosen = np.array([0, 0, 2])
+    again = theirs.corpus_score([ANSWERS[i] for i in chosen], [[stream[i] for i in chosen] for stream in streams])
+    assert METRICS["generation"][metric](REFERENCES, ANSWERS)(chosen) == pytest.approx(again.score / 100)
+
+
+def longest_common(one: list[str], two: list[str]) -> int:
+    table = np.zeros((len(one) + 1, len(two) + 1), dtype=int)
+    for i, a in enumerate(one):
+        for j, b in enumerate(two):
+            table[i + 1, j + 1] = table[i, j] + 1 if a == b else max(table[i, j + 1], table[i + 1, j])
+    return int(table[-1, -1])
+
+
+def test_rouge_l_is_the_longest_common_subsequence() -> None:
+    def score(right: str, answer: str) -> float:
+        common = longest_common(right.split(), answer.split())
+        return 2 * common / (len(right.split()) + len(answer.split()))
+
+    expected = [
+        max(score(right, answer) for right in rights) for rights, answer in zip(REFERENCES, ANSWERS, strict=True)
+    ]
+    assert metric_score("rouge_l", REFERENCES, ANSWERS, kind="generation") == pytest.approx(sum(expected) / 4)
+
+
+@pytest.mark.parametrize("metric", METRICS["generation"])
+@settings(deadline=None, max_examples=25)
+@given(answers=st.lists(TEXTS, min_size=1, max_size=5))
+def test_any_text_can_be_scored_and_itself_is_best(metric: str, answers: list[str]) -> None:
+    value = metric_score(metric, [("the same",)] * len(answers), answers, kind="generation")
+    assert 0 <= value <= 1
+    long = ["one two three four five"] * len(answers)
+    assert metric_score(metric, [(text,) for text in long], long, kind="generation") == pytest.approx(1.0)
+
+
+def test_shares_of_rows_have_wilsons_interval_and_others_the_bootstraps() -> None:
+    truth = [("x",)] * 20
+    answers = ["x"] * 15 + ["y"] * 5
+    exact = score_with_interval("exact_match", truth, answers, kind="span")
+    assert (exact.low, exact.high) == wilson_interval(0.75, 20)
+    f1 = score_with_interval("f1", truth, answers, kind="span")
+    assert f1.low < f1.value == 0.75 < f1.high
+    assert abs((f1.high - f1.low) / 2 - 1.96 * math.sqrt(0.75 * 0.25 / 20)) < 0.08
+    assert score_with_interval("f1", truth, answers, kind="span") == f1
+
+
+def test_the_interval_of_a_correlation_brackets_it() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=200)
+    found = score_with_interval("pearson", truth.tolist(), (truth + draw.normal(size=200)).tolist(), kind="regression")
+    low, high = stats.pearsonr(truth, truth + np.random.default_rng(1).normal(size=200)).confidence_interval()
+    assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(high - low, rel=0.4)

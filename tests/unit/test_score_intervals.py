@@ -1,0 +1,114 @@
+"""Scores and their intervals against scikit-learn and formulae written a second time."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn import metrics as sk
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import attached
+from continual.features.pooling import pooled_features
+from continual.features.tokens import pad
+from continual.kinds import ForwardContext
+from continual.kinds.classification import Classification
+from continual.metrics import METRICS, metric_score, score_with_interval, wilson_interval
+from tasks import KIND_SCHEMAS
+from tests.helpers.tiny_tasks import fresh_delta, labels_of, logits, prepared_rows, rows_of
+
+ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=40)
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("continual.metrics.BOOTSTRAP_SAMPLES", 200)  # each calls scikit-learn once
+
+
+def noisy(n: int, *, classes: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Answers of which about seven in ten are right."""
+    draw = random.Random(seed)
+    truth = [draw.randrange(classes) for _ in range(n)]
+    return truth, [t if draw.random() < 0.7 else draw.randrange(classes) for t in truth]
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 5), (1, 1), (3, 4), (9, 10), (500, 1000), (1000, 1000)])
+def test_wilson_is_scipys(right: int, rows: int) -> None:
+    expected = binomtest(right, rows).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson_interval(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_lies_in_the_unit_and_holds_the_share(rows: int, data: st.DataObject) -> None:
+    share = data.draw(st.integers(0, rows)) / rows
+    low, high = wilson_interval(share, rows)
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+
+
+def test_every_metric_that_a_task_may_name_is_there() -> None:
+    assert {kind: set(metrics) for kind, metrics in METRICS.items()} == {
+        kind: set(needs.metrics) for kind, needs in KIND_SCHEMAS.items()
+    }
+
+
+@given(ANSWERS)
+def test_metrics_are_sklearns(pairs: list[tuple[int, int]]) -> None:
+    truth, answers = map(list, zip(*pairs, strict=True))
+    kept = [a if a in truth else truth[0] for a in answers]  # every class answered is one of the rows'
+    assert metric_score("accuracy", truth, kept) == sk.accuracy_score(truth, kept)
+    assert metric_score("macro_f1", truth, kept) == pytest.approx(sk.f1_score(truth, kept, average="macro"))
+    assert metric_score("mcc", truth, kept) == pytest.approx(sk.matthews_corrcoef(truth, kept))
+
+
+@pytest.mark.parametrize("metric", METRICS["classification"])
+def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
+    truth = [0, 1, 2, 0, 1, 2]
+    assert metric_score(metric, truth, truth) == 1.0
+    assert metric_score(metric, truth, [(label + 1) % 3 for label in truth]) <= 0.0
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "mcc"])
+@pytest.mark.parametrize(("rows", "classes"), [(60, 2), (200, 3), (300, 20)])
+def test_the_bootstrap_brackets_the_score_and_is_repeatable(metric: str, rows: int, classes: int) -> None:
+    truth, answers = noisy(rows, classes=classes)
+    found = score_with_interval(metric, truth, answers)
+    assert found.value == pytest.approx(metric_score(metric, truth, answers))
+    assert found.low < found.value < found.high
+    assert found.high - found.low < 4 / rows**0.5
+    assert score_with_interval(metric, truth, answers) == found
+
+
+def test_the_bootstrap_narrows_with_more_rows() -> None:
+    few, many = (score_with_interval("macro_f1", *noisy(n)) for n in (50, 800))
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+
+
+def test_accuracy_has_wilsons_interval() -> None:
+    found = score_with_interval("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
+    assert (found.value, found.rows, (found.low, found.high)) == (0.75, 4, wilson_interval(0.75, 4))
+
+
+def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
+    rows = rows_of("animals", 6)
+    found = Classification(labels_of("animals")).prepare(bert, rows, max_length=32)
+    assert [labels_of("animals")[i] for i in found.classes.tolist()] == list(rows.labels) == list(found.truth)
+    assert len(found.tokens) == 6
+
+
+def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone) -> None:
+    delta, rows = fresh_delta(backbone, "adapter"), prepared_rows(backbone, "mood", 7)
+    found = logits(backbone, delta, rows.tokens)
+    with torch.no_grad(), attached(backbone, delta):
+        alone = [
+            delta.head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), delta.head.pooling)) for i in range(7)
+        ]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    kind = Classification(labels_of("mood"))
+    outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
+    assert torch.equal(outputs["logits"], found)
+    answers = kind.answers(backbone, outputs, rows)
+    assert [answer.label for answer in answers] == [kind.labels[i] for i in found.argmax(dim=1).tolist()]
+    assert [answer.score for answer in answers] == pytest.approx(torch.softmax(found, dim=1).amax(dim=1).tolist())

@@ -1,0 +1,273 @@
+"""Layers below the lowest edit: computed once for all epochs, and training does not notice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Add, Delta, Edit, Multiply, Reads, attached
+from continual.deltas.edit import LayerFilter
+from continual.deltas.forms import Bottleneck, Vector
+from continual.kinds import Kind, kind_of_delta
+from continual.kinds.classification import Classification
+from continual.kinds.generation import Generation
+from continual.kinds.regression import Regression
+from continual.kinds.span import Span
+from continual.kinds.template import TemplateClassification
+from continual.serialization import deserialize, serialize
+from continual.training.frozen_layers import (
+    FrozenLayerCache,
+    compute_states,
+    count_unedited_layers,
+    frozen_layer_cache,
+    skip_first_layers,
+)
+from continual.training.loop import TrainingResult, train_objective
+from continual.training.objective import TrainingObjective, training_objective
+from continual.training.state import TrainingState, from_tensors, to_tensors
+from tasks import AnswerSpan, Budget, GenerationTarget, LabelledTexts, Template
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_tasks import delta_of_edits, fresh_delta, prepared_rows
+
+ROWS, EPOCHS = 12, 3
+STAGES = {"parts": ["last_layer", {"name": "last_layer", "count": 1}]}
+SKIPPING = [name for name in TINY_CONFIGS if not name.startswith("t5")]
+"""Families of which layers can be left out: T5's lowest layer makes the distances of all others."""
+
+
+@pytest.fixture(params=SKIPPING)
+def some(request: pytest.FixtureRequest) -> Backbone:
+    return backbone_of(request.param)
+
+
+@pytest.fixture
+def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
+
+
+def at_the_top(backbone: Backbone) -> Delta:
+    """An adapter behind the last feed-forward, and none elsewhere."""
+    form = Bottleneck(size=4, activation="gelu", initial_scale=1e-2)
+    return delta_of_edits(backbone, Edit("ffn.out", form, Reads.OUTPUT, Add(), LayerFilter((-1,))))
+
+
+def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> TrainingObjective[list[int]]:
+    return training_objective(
+        backbone,
+        kind_of_delta(start),
+        prepared_rows(backbone, "mood", ROWS),
+        validation=prepared_rows(backbone, "mood", 4, seed=1),
+        budget=Budget(epochs=epochs, batch_size=4),
+        metric="accuracy",
+        seed=0,
+    )
+
+
+def learned(
+    backbone: Backbone, start: Delta, own: TrainingObjective[list[int]], *, course: TrainingState | None = None
+) -> tuple[TrainingResult, Delta, list[bytes]]:
+    """What training gives; its delta as it is at the end, be that the best or not; all checkpoints."""
+    trained, checkpoints = [start], []
+
+    def keep(course: TrainingState) -> None:
+        trained.append(course.current.detached())
+        checkpoints.append(serialize(*to_tensors(course)))
+
+    found = train_objective(backbone, start, own, learning_rate=1e-3, seed=3, course=course, keep=keep)
+    return found, trained[-1], checkpoints
+
+
+@contextmanager
+def counted(backbone: Backbone, layer: int = 0) -> Iterator[list[int]]:
+    """Of how many rows a layer computes the queries, pass by pass, where a model is trained."""
+    (place,) = (place for place in backbone.modules_at("attn.q") if place.name == f"layer.{layer}.attn.q")
+    passes: list[int] = []
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not torch.is_inference_mode_enabled():
+            passes.append(len(args[0]))
+
+    with place.input_module.register_forward_pre_hook(count):
+        yield passes
+
+
+def test_it_is_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
+    def of(method: str, **settings: Any) -> int:
+        return count_unedited_layers(bert, fresh_delta(bert, method, **settings).settings)
+
+    assert [of("probe"), of("last_layer"), of("last_layer", count=2), of("lora")] == [2, 1, 0, 0]
+    assert [of("prefix"), of("prompt"), of("full"), of("selective", share=1)] == [0, 0, 0, 0]
+    assert count_unedited_layers(bert, at_the_top(bert).settings) == 1
+    everywhere = Edit("norm.embed", Vector(1.0), Reads.OUTPUT, Multiply())
+    assert count_unedited_layers(bert, delta_of_edits(bert, everywhere).settings) == 0
+
+
+def test_an_edit_of_a_decoder_is_above_what_reads() -> None:
+    bart = replace(backbone_of("bart"), generates=True)
+    assert count_unedited_layers(bart, at_the_top(bart).settings) == 2
+    assert count_unedited_layers(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_training_does_not_notice(some: Backbone) -> None:
+    """States of a text differ by rounding from batch to batch, so that all that follows does."""
+    for start in (at_the_top(some), fresh_delta(some, "probe")):
+        own = lesson(some, start)
+        with counted(some) as passes:
+            found, last, _ = learned(some, start, own)
+        assert passes == [ROWS], "one pass before all epochs"
+        with counted(some) as passes:
+            expected, last_computed, _ = learned(some, start, replace(own, reads=None))
+        assert sum(passes) == EPOCHS * ROWS
+        assert [epoch.loss for epoch in found.curve[1:]] == pytest.approx(
+            [epoch.loss for epoch in expected.curve[1:]], abs=1e-6
+        )
+        for one, other in zip(last.tensors().values(), last_computed.tensors().values(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_gradients_are_the_same_and_end_at_the_lowest_edit(some: Backbone) -> None:
+    start, rows = at_the_top(some), prepared_rows(some, "mood", ROWS)
+    known, batch, found = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
+    assert known is not None
+    (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.layers - 1)
+    entering: list[bool] = []
+    for context in (nullcontext(), skip_first_layers(some, 1, known)):
+        delta = start.trainable(some.device)
+        with context, attached(some, delta), top.input_module.register_forward_pre_hook(_noting(entering)):
+            torch.autograd.backward(kind_of_delta(delta).loss(some, delta, rows, batch))
+        found.append([tensor.grad for tensor in delta.tensors().values()])
+    assert entering == [False, False], "no gradient is asked for below the edit"
+    assert all(parameter.grad is None for parameter in some.base_module.parameters())
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def _noting(entering: list[bool]) -> Any:
+    return lambda module, args: entering.append(args[0].requires_grad)
+
+
+@pytest.mark.usefixtures("_without_dropout")
+@pytest.mark.parametrize(("method", "settings"), [("last_layer", {}), ("probe", {}), ("sequential", STAGES)])
+def test_what_goes_on_ends_the_same_to_the_bit(bert: Backbone, method: str, settings: dict[str, Any]) -> None:
+    start = fresh_delta(bert, method, **settings)
+    own = lesson(bert, start)
+    whole, last, checkpoints = learned(bert, start, own)
+    for data in checkpoints[:-1]:
+        with counted(bert) as passes:
+            rest, last_of_rest, _ = learned(
+                bert, start, own, course=from_tensors(*deserialize(data, what="checkpoint"))
+            )
+        assert passes == [ROWS]
+        assert rest.curve == whole.curve
+        assert rest.delta.digest == whole.delta.digest
+        assert last_of_rest.digest == last.digest
+
+
+def test_what_is_drawn_in_every_pass_is_not_kept(bert: Backbone) -> None:
+    rows, before = prepared_rows(bert, "mood", ROWS), torch.get_rng_state()
+    assert compute_states(bert, rows.tokens, layers=1) is None, "its configuration has dropout"
+    assert torch.equal(torch.get_rng_state(), before)
+    start = fresh_delta(bert, "last_layer")
+    own = lesson(bert, start)
+    assert learned(bert, start, own)[1].digest == learned(bert, start, replace(own, reads=None))[1].digest
+
+
+def test_a_configuration_without_dropout_is_enough() -> None:
+    llama = backbone_of("llama")
+    assert compute_states(llama, prepared_rows(llama, "mood", ROWS).tokens, layers=1) is not None
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_states_that_are_too_many_are_not_kept(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = prepared_rows(bert, "mood", ROWS).tokens
+    size = (1 + sum(len(ids) for ids in {*tokens.ids})) * bert.hidden_size * 4
+    for most, there in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("continual.training.frozen_layers.MAX_CACHE_BYTES", most)
+        assert (compute_states(bert, tokens, layers=1) is not None) == there
+    start = at_the_top(bert)
+    with counted(bert) as passes:
+        learned(bert, start, lesson(bert, start))
+    assert sum(passes) == EPOCHS * ROWS
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_one_epoch_has_nothing_to_gain(bert: Backbone) -> None:
+    start = at_the_top(bert)
+    with counted(bert) as passes:
+        learned(bert, start, lesson(bert, start, epochs=1))
+    assert passes == [4, 4, 4]
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_a_text_that_is_not_known_is_computed(bert: Backbone) -> None:
+    rows, others = prepared_rows(bert, "mood", ROWS), prepared_rows(bert, "place", 4)
+    delta = fresh_delta(bert, "probe")
+    kind = kind_of_delta(delta)
+    found = frozen_layer_cache(bert, delta.settings, lambda: rows.tokens)
+    assert found is not None
+    expected = kind.loss(bert, delta, others, range(4))
+    with found.use_cache(), counted(bert) as passes:
+        assert torch.equal(kind.loss(bert, delta, others, range(4)), expected)
+        kind.loss(bert, delta, rows, range(4))
+    assert passes == [4]
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_the_backbone_is_as_it_was(some: Backbone) -> None:
+    tokens = prepared_rows(some, "mood", 4).tokens
+    modules = [(vars(module).keys(), dict(module._forward_pre_hooks)) for module in some.base_module.modules()]
+    with FrozenLayerCache(some, 1, lambda: tokens).use_cache():
+        pass
+    assert [(vars(m).keys(), dict(m._forward_pre_hooks)) for m in some.base_module.modules()] == modules
+
+
+@pytest.mark.usefixtures("_without_dropout")
+def test_halves_of_a_batch_are_known_too(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, real = at_the_top(bert), Classification.loss_of
+
+    def small(*given: Any) -> Tensor:
+        if len(given[-1]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given)
+
+    monkeypatch.setattr(Classification, "loss_of", small)
+    with counted(bert) as passes:
+        learned(bert, start, lesson(bert, start))
+    assert passes == [ROWS]
+
+
+TEXTS = ("purr meow", "wave", "the sea of honey", "one coral")
+WORDINGS = tuple(GenerationTarget(text, (text,)) for text in ("cat", "tide sail coral", "a", "of the"))
+QUOTES = tuple((AnswerSpan(text.split()[0], 0),) for text in TEXTS)
+TEMPLATE = Template(text="{{ text }} the {{ mask }} of", words={"bad": "awful", "good": "superb"})
+EVERY: list[tuple[Kind[Any], LabelledTexts, str]] = [
+    (Regression(0.0, 1.0), LabelledTexts(TEXTS, (1.0, 2.0, 0.5, 3.0)), "bert"),
+    (Span(12), LabelledTexts(tuple(("the", text) for text in TEXTS), QUOTES), "bert"),
+    (Generation(8), LabelledTexts(TEXTS, WORDINGS), "llama"),
+    (Generation(8), LabelledTexts(TEXTS, WORDINGS), "bart"),
+    (TemplateClassification(TEMPLATE), LabelledTexts(TEXTS, ("bad", "good", "bad", "good")), "llama"),
+    (TemplateClassification(TEMPLATE), LabelledTexts(TEXTS, ("bad", "good", "bad", "good")), "bart"),
+]
+
+
+@pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda given: type(given).__name__)
+@pytest.mark.usefixtures("_without_dropout")
+def test_every_kind_says_what_it_reads(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
+    backbone = replace(backbone_of(name), generates=kind.generates)
+    delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
+    own = kind.prepare(backbone, rows, max_length=32)
+    expected = kind.loss(backbone, delta, own, range(4))
+    found = frozen_layer_cache(backbone, delta.settings, lambda: kind.loss_inputs(backbone, own))
+    assert found is not None
+    with found.use_cache(), counted(backbone) as passes:
+        torch.testing.assert_close(kind.loss(backbone, delta, own, range(4)), expected, rtol=1e-5, atol=1e-6)
+        kind.loss(backbone, delta, own, [2, 0])
+    assert passes == []

@@ -1,0 +1,69 @@
+"""Successive halving leaves the best arm, looks at each of them, and stays within the parameters allowed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import method_settings
+from continual.errors import MethodError
+from continual.training.method_search import (
+    SearchCandidate,
+    SearchSettings,
+    search_candidates,
+    search_settings,
+    successive_halving,
+)
+from tasks import Budget, Method
+
+
+def arm(number: int) -> SearchCandidate:
+    return SearchCandidate(Method(name="lora"), float(number))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=20, unique=True), st.integers(1, 5000))
+def test_scores_that_do_not_depend_on_rows_leave_the_best(scores: list[int], rows: int) -> None:
+    tried: list[int] = []
+
+    def score(one: SearchCandidate, share: int) -> float:
+        tried.append(share)
+        return scores[int(one.learning_rate)]
+
+    best, trials = successive_halving([arm(i) for i in range(len(scores))], rows, score)
+    assert scores[int(best.learning_rate)] == max(scores)
+    assert [trial.rows for trial in trials] == tried == sorted(tried)
+    assert all(1 <= share <= rows for share in tried)
+
+
+def test_the_better_half_goes_on_with_twice_the_rows_and_of_equals_the_earlier() -> None:
+    best, trials = successive_halving([arm(i) for i in range(5)], 800, lambda one, rows: 0.5)
+    assert [(trial.arm.learning_rate, trial.rows) for trial in trials] == [
+        *((number, 100) for number in range(5)),
+        *((number, 200) for number in range(3)),
+        *((number, 400) for number in range(2)),
+    ]
+    assert best.learning_rate == 0
+
+
+def test_an_only_arm_is_not_tried() -> None:
+    assert successive_halving([arm(7)], 100, lambda one, rows: 1 / 0) == (arm(7), [])
+
+
+def test_arms_are_candidates_within_the_share_at_each_rate(bert: Backbone) -> None:
+    large, small = Method.model_validate({"name": "lora", "rank": 32}), Method(name="ia3")
+    search = SearchSettings(share=0.05, candidates=(large, small), rates=(1.0, 2.0))
+    found = search_candidates(bert, search, Budget(learning_rate=1e-3))
+    assert [(one.method.name, one.learning_rate) for one in found] == [("ia3", 1e-3), ("ia3", 2e-3)]
+    with pytest.raises(MethodError, match=r"no candidate has at most .* lora .*, ia3 .*Raise `share`"):
+        search_candidates(bert, SearchSettings(share=1e-6, candidates=(large, small)), Budget())
+
+
+def test_auto_is_a_search_and_a_name_is_not() -> None:
+    assert search_settings(Method(name="lora")) is None
+    assert search_settings(Method.model_validate({"name": "auto", "share": 0.5})) == SearchSettings(share=0.5)
+    with pytest.raises(MethodError, match=r"zzz = 1.*Settings: share .*candidates .*rates"):
+        search_settings(Method.model_validate({"name": "auto", "zzz": 1}))
+    with pytest.raises(MethodError, match="share = True: should be a number, not true or false"):
+        search_settings(Method.model_validate({"name": "auto", "share": True}))
+    with pytest.raises(MethodError, match="rank = True: should be a number, not true or false"):
+        method_settings(Method.model_validate({"name": "lora", "rank": True}))

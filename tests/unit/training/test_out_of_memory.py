@@ -1,0 +1,110 @@
+"""A device whose memory is too small: batches in parts, with the gradients of the whole."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Delta
+from continual.errors import TrainingError
+from continual.kinds import kind_metadata, kind_of_delta
+from continual.kinds.classification import Classification
+from continual.kinds.generation import Generation
+from continual.training.joint import train_jointly
+from continual.training.loop import TrainingResult, train_objective, training_steps
+from continual.training.objective import TrainingObjective, training_objective
+from tasks import Budget, GenerationTarget, LabelledTexts
+from tests.helpers.tiny_tasks import fresh_delta, prepared_rows
+
+
+@pytest.fixture(autouse=True)
+def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dropout draws depends on the batch it is drawn for."""
+    monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
+
+
+def classification(backbone: Backbone, start: Delta, *, batch_size: int) -> TrainingObjective[list[int]]:
+    return training_objective(
+        backbone,
+        kind_of_delta(start),
+        prepared_rows(backbone, "mood", 10),
+        validation=prepared_rows(backbone, "mood", 4, seed=1),
+        budget=Budget(epochs=2, batch_size=batch_size),
+        metric="accuracy",
+        seed=0,
+    )
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, kind: type[Any], method: str, *, rows: int) -> list[int]:
+    """No batch of more rows than this fits; the sizes of those that did."""
+    real, fitted = getattr(kind, method), []
+
+    def loss(*given: Any) -> Tensor:
+        if len(given[-1]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        fitted.append(len(given[-1]))
+        found: Tensor = real(*given)
+        return found
+
+    monkeypatch.setattr(kind, method, loss)
+    return fitted
+
+
+def losses(trained: TrainingResult) -> list[float]:
+    return [epoch.loss for epoch in trained.curve if epoch.loss is not None]
+
+
+def test_a_batch_in_parts_is_the_same_step(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = fresh_delta(bert, "adapter")
+    lesson = classification(bert, start, batch_size=7)
+    whole = train_objective(bert, start, lesson, learning_rate=1e-2, seed=0)
+    fitted = small_memory(monkeypatch, Classification, "loss_of", rows=2)
+    parts = train_objective(bert, start, lesson, learning_rate=1e-2, seed=0)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-3)
+    assert set(fitted) == {1, 2}
+
+
+def test_parts_of_texts_count_by_their_tokens(monkeypatch: pytest.MonkeyPatch, writer: Backbone) -> None:
+    kind = Generation(8)
+    texts = ("purr meow", "wave", "the sea of honey", "one")
+    wanted = tuple(
+        GenerationTarget(text, (text,)) for text in ("cat", "tide sail coral wave tide", "a", "of the and with one")
+    )
+    rows = kind.prepare(writer, LabelledTexts(texts, wanted), max_length=16)
+    start = replace(fresh_delta(writer, "lora"), head=None, kind=kind_metadata(kind))
+    lesson = training_objective(
+        writer, kind, rows, validation=rows, budget=Budget(epochs=1, batch_size=4), metric="exact_match", seed=0
+    )
+    whole = train_objective(writer, start, lesson, learning_rate=1e-2, seed=0)
+    small_memory(monkeypatch, Generation, "loss", rows=1)
+    assert losses(train_objective(writer, start, lesson, learning_rate=1e-2, seed=0)) == pytest.approx(
+        losses(whole), rel=1e-3
+    )
+
+
+def test_a_row_that_does_not_fit_is_said(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = fresh_delta(bert, "lora")
+    small_memory(monkeypatch, Classification, "loss_of", rows=0)
+    with pytest.raises(TrainingError, match=r"memory does not hold a training step of one row.*Tried to allocate 20"):
+        train_objective(bert, start, classification(bert, start, batch_size=4), learning_rate=1e-2, seed=0)
+
+
+def test_tasks_that_do_not_fit_together_are_trained_by_themselves(
+    bert: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = {"first": fresh_delta(bert, "lora"), "second": fresh_delta(bert, "lora", seed=1)}
+    lessons = {name: classification(bert, start, batch_size=4) for name, start in starts.items()}
+    alone = {name: train_objective(bert, starts[name], lessons[name], learning_rate=1e-2, seed=0) for name in starts}
+
+    def too_much(*given: Any) -> list[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("continual.training.joint._losses", too_much)
+    begun = {name: training_steps(bert, starts[name], lessons[name], learning_rate=1e-2) for name in starts}
+    for name, found in train_jointly(begun, seed=0):
+        assert isinstance(found, TrainingResult)
+        assert losses(found) == pytest.approx(losses(alone[name]), rel=1e-3)
