@@ -50,7 +50,7 @@ def _reference(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
     pair = isinstance(task.spec.get("text"), list)
     return ModelVersionSpec(
         key={"continual.delta": delta.name, "continual.digest": delta.values},
-        about={"continual.backbones.backbone": delta.backbone, "continual.method": delta.method},
+        about={"continual.backbone": delta.backbone, "continual.method": delta.method},
         run=delta.mlflow_run,
         folder="model",
         backbone=delta.backbone,

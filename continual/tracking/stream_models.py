@@ -49,7 +49,7 @@ def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> Mo
     digest = sha256(json.dumps(serving, sort_keys=True).encode()).hexdigest()
     return ModelVersionSpec(
         key={"continual.digest": digest},
-        about={"continual.backbones.backbone": stream.backbone, "continual.deltas": str(len(serving))},
+        about={"continual.backbone": stream.backbone, "continual.deltas": str(len(serving))},
         run=run,
         folder=f"model/{digest}",
         backbone=stream.backbone,

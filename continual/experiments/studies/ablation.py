@@ -44,10 +44,10 @@ class Ablation(Study):
     scales: tuple[float, ...] = SCALES
 
     def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        yield from sweep_trials(bench, [self.method], rates=[1.0], also={"spans": True})
+        yield from sweep_trials(bench, [self.method], rates=[1.0], extra={"spans": True})
         for scale in self.scales:
             method = Method.model_validate({**self.scaled.model_dump(), "initial_scale": scale})
-            yield from sweep_trials(bench, [method], rates=[1.0], also={"initial_scale": scale})
+            yield from sweep_trials(bench, [method], rates=[1.0], extra={"initial_scale": scale})
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         task, trained = bench.trained(trial)

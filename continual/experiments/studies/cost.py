@@ -65,7 +65,7 @@ class Cost(Study):
     def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
         for size in self.batch_sizes:
             measured = {"batch_size": size, "steps": self.steps, "machine": _machine(bench.backbone)}
-            yield from sweep_trials(bench, self.methods, rates=[1.0], epochs=1, also=measured)
+            yield from sweep_trials(bench, self.methods, rates=[1.0], epochs=1, extra=measured)
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         backbone = bench.backbone

@@ -48,15 +48,15 @@ class Templates(Study):
             )
         for data in bench.tasks:
             for seed in bench.seeds:
-                yield make_trial(data, seed, self.method, epochs=0, also=_also("zero-shot", data))
+                yield make_trial(data, seed, self.method, epochs=0, extra=_also("zero-shot", data))
                 for rate in self.rates:
                     for own in (data, without_template(data)):
                         yield from self._regimes(own, seed, rate)
 
     def _regimes(self, data: TaskData, seed: int, rate: float) -> Iterator[StudyTrial]:
         few = _also("few-shot", data)
-        yield make_trial(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, also=few)
-        yield make_trial(data, seed, self.method, rate=rate, also=_also("all rows", data))
+        yield make_trial(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, extra=few)
+        yield make_trial(data, seed, self.method, rate=rate, extra=_also("all rows", data))
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         return summarize(*bench.trained(trial))

@@ -107,7 +107,7 @@ class WorkerPool:
         except RayError as error:
             log.warning("a worker cannot start %s", _reason(error))
         else:
-            self._working[actor.work.options(num_returns="streaming").remote()] = (actor, holder)
+            self._working[actor.run.options(num_returns="streaming").remote()] = (actor, holder)
 
     def _listen(self, sayings: Any) -> None:
         try:

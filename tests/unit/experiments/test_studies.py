@@ -268,7 +268,7 @@ def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:
         replace(one, rows=8),
         replace(one, shots=4),
         replace(one, source=one),
-        replace(one, also={"a": 1}),
+        replace(one, extra={"a": 1}),
         replace(one, arm=SearchCandidate(Method(name="lora"), 0.2)),
         replace(one, budget=Budget(epochs=4)),
         replace(one, data=replace(one.data, test=rows_of("mood", 3, seed=9))),

@@ -65,7 +65,7 @@ def test_everything_is_told_once(registry: Registry, places: Locations) -> None:
     assert tags["continual.registry"] == registry_identity(registry)
     assert tags["continual.digest"] == registry.delta("sst2@1").digest
     assert (tags["continual.task"], tags["continual.stream"]) == ("sst2", "core")
-    assert tags["continual.backbones.backbone"] == BACKBONE.fingerprint
+    assert tags["continual.backbone"] == BACKBONE.fingerprint
     assert tags["mlflow.parentRunId"] == known["core"].info.run_id == registry.stream("core").mlflow_run
     assert sync_all(registry, places) == []
     with registry.unit_of_work() as unit:
