@@ -1,4 +1,9 @@
-"""Deltas: what one task changes in the frozen backbone, and how it is put there and taken away."""
+"""Deltas: the small change of a frozen backbone that one task owns, and its exact application and removal.
+
+A method (`method`, `methods`) is a tuple of edits (`edit`); each edit is a form (`protocols`, `forms`) at a site, what
+it reads, and a composition (`compose`). A delta (`delta`) holds the learned values of the edits (`values`) and a head;
+`injection` applies one delta, or many in a mixed batch, to a backbone.
+"""
 
 from continual.backbones.layers import activation_checkpointing
 from continual.deltas.averaging import average_deltas

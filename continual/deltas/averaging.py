@@ -1,8 +1,10 @@
-"""One delta of several: what they change, on average.
+"""Average several deltas of one method into one.
 
-A form that knows how its values add up says so (`Blends`): the sum of low-rank changes is cut back to one rank, so
-deltas of any rank can take part. All other values are averaged entry by entry: Wortsman et al. (2022), "Model soups"
-(arXiv:2203.05482).
+    Δ = Σ_k w_k Δ_k,  Σ_k w_k = 1
+
+A form with `weighted_average` (`Averageable`) averages the changes themselves: the sum of low-rank changes is truncated
+to one rank, so deltas of any rank can take part. All other values are averaged entry by entry, as in Wortsman et al.
+(2022), "Model soups" (arXiv:2203.05482).
 """
 
 from collections.abc import Sequence
@@ -21,54 +23,65 @@ from continual.deltas.values import init_values, iterate_edits, values_of
 def average_deltas(
     backbone: Backbone, settings: MethodSettings, deltas: Sequence[Delta], weights: Sequence[float]
 ) -> Delta | None:
-    """The average of deltas by weights that sum to one, as values with which training by `settings` may begin.
+    """Return the weighted average of deltas, as values from which training by `settings` can start.
 
-    None where their values cannot be added: of another method, at other sites, or of sizes that no form evens out.
+    Args:
+        backbone: the deltas' backbone.
+        settings: settings of the average; the ranks and scales of the deltas may differ from them.
+        deltas: at least one; method, backbone and kind of the average are those of the first.
+        weights: one per delta; they sum to one.
+
+    Returns:
+        None where the values cannot be averaged: other keys (another method or other sites), other sizes that no form
+        can convert, or integers.
     """
-    wanted, pairs = init_values(backbone, settings, seed=0), list(zip(deltas, weights, strict=True))
-    if any(delta.values.keys() != wanted.keys() for delta in deltas):
+    fresh, pairs = init_values(backbone, settings, seed=0), list(zip(deltas, weights, strict=True))
+    if any(delta.values.keys() != fresh.keys() for delta in deltas):
         return None
     values: dict[str, Tensor] = {}
     for _, prefix, edit in iterate_edits(backbone, settings):
         if isinstance(edit.form, Averageable):
             number = int(prefix.rpartition("/")[2])
             scaled = [w * _scale(delta.settings, number) / _scale(settings, number) for delta, w in pairs]
-            own = edit.form.weighted_average([values_of(delta.values, prefix) for delta in deltas], scaled)
-            values |= {f"{prefix}/{name}": value for name, value in own.items()}
-    for key in wanted.keys() - values.keys():
-        found = [delta.values[key] for delta in deltas]
-        if len({value.shape for value in found}) > 1 or not found[0].is_floating_point():
+            average = edit.form.weighted_average([values_of(delta.values, prefix) for delta in deltas], scaled)
+            values |= {f"{prefix}/{name}": value for name, value in average.items()}
+    for key in fresh.keys() - values.keys():
+        tensors = [delta.values[key] for delta in deltas]
+        if len({tensor.shape for tensor in tensors}) > 1 or not tensors[0].is_floating_point():
             return None
-        values[key] = weighted_mean(found, weights)
-    if any(values[key].shape != fresh.shape for key, fresh in wanted.items()):
+        values[key] = weighted_mean(tensors, weights)
+    if any(values[key].shape != value.shape for key, value in fresh.items()):
         return None
     first = deltas[0]
-    ordered = {key: values[key] for key in wanted}
-    return Delta(first.method, settings, first.backbone, ordered, _head(deltas, weights), first.kind)
+    ordered = {key: values[key] for key in fresh}
+    return Delta(first.method, settings, first.backbone, ordered, _average_heads(deltas, weights), first.kind)
 
 
 def _scale(settings: MethodSettings, number: int) -> float:
-    """By how much the change of an edit is multiplied before it is added."""
+    """Return the factor by which the change of an edit is multiplied before it is added."""
     compose = settings.edits()[number].compose
     return compose.scale if isinstance(compose, Add) else 1.0
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ_k w_k tensor_k"""
+    """Compute Σ_k w_k tensor_k [...] in float32, of tensors [...] of one shape."""
     return torch.stack([weight * tensor.float() for tensor, weight in zip(tensors, weights, strict=True)]).sum(dim=0)
 
 
-def _head(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | None:
-    """The average of the heads that have the same outputs as the first, in its order; None where that has none."""
+def _average_heads(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | None:
+    """Average the heads with the first head's labels and pooling, in its order; None where the first has no head.
+
+    The weights of the deltas that take part are rescaled to sum to one.
+    """
     first = deltas[0].head
     if first is None:
         return None
-    same = [
+    pairs = [
         (delta.head.reorder_labels(first.labels), weight)
         for delta, weight in zip(deltas, weights, strict=True)
         if delta.head and (set(delta.head.labels), delta.head.pooling) == (set(first.labels), first.pooling)
     ]
-    heads, shares = [head for head, _ in same], [weight / sum(w for _, w in same) for _, weight in same]
+    heads, shares = [head for head, _ in pairs], [weight / sum(w for _, w in pairs) for _, weight in pairs]
     weight, bias = (
         weighted_mean([head.weight for head in heads], shares),
         weighted_mean([head.bias for head in heads], shares),

@@ -1,4 +1,4 @@
-"""What one task owns: the values of its edits, and its head."""
+"""Deltas and heads: the learned tensors that one task owns, and the file in which they are stored."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,18 @@ from continual.deltas.protocols import HasFrozenValues
 from continual.errors import DeltaError
 from continual.serialization import deserialize, serialize
 
-MAX_RELATIVE_ERROR = 2**-10  # of a tensor's norm; numbers that float16 has in full range lose at most half of it each
+MAX_RELATIVE_ERROR = 2**-10  # of a tensor's norm; numbers in float16's full range lose at most half of it each
 
 
 @dataclass(frozen=True)
 class Head:
     """A linear head on the pooled vector, or on each token's state: outputs [..., C] = states [..., D] Wᵀ + b.
 
-    weight [C, D] · bias [C] · labels: the names of the C outputs by index, of a classification its labels · pooling:
-    how the vector is pooled of the last layer.
+    Attributes:
+        weight: W [C, D].
+        bias: b [C].
+        labels: names of the C outputs, by index; of a classification its labels.
+        pooling: pooling of the last layer's states into one vector.
     """
 
     weight: Tensor
@@ -32,42 +35,51 @@ class Head:
     pooling: Pooling
 
     def __call__(self, states: Tensor) -> Tensor:
+        """Compute outputs [..., C] from states [..., D]."""
         return torch.nn.functional.linear(states, self.weight, self.bias)
 
     def select_labels(self, labels: Sequence[str]) -> "Head | None":
-        """The outputs of these labels, of those that it has less their mean, 0 for others; None where it has no two."""
-        places = [(i, self.labels.index(label)) for i, label in enumerate(labels) if label in self.labels]
-        if len(places) < 2:
+        """Return a head for `labels`: outputs of known labels less their mean, zero for new ones.
+
+        None where the head has fewer than two of the labels, since a mean over one leaves nothing.
+        """
+        pairs = [(i, self.labels.index(label)) for i, label in enumerate(labels) if label in self.labels]
+        if len(pairs) < 2:
             return None
-        to, own = ([pair[side] for pair in places] for side in (0, 1))
+        targets, sources = ([pair[side] for pair in pairs] for side in (0, 1))
 
-        def placed(tensor: Tensor) -> Tensor:
-            found = tensor.new_zeros(len(labels), *tensor.shape[1:])
-            found[to] = tensor[own] - tensor[own].mean(dim=0)
-            return found
+        def select(tensor: Tensor) -> Tensor:
+            selected = tensor.new_zeros(len(labels), *tensor.shape[1:])
+            selected[targets] = tensor[sources] - tensor[sources].mean(dim=0)
+            return selected
 
-        return replace(self.map(placed), labels=tuple(labels))
+        return replace(self.map(select), labels=tuple(labels))
 
     def reorder_labels(self, labels: Sequence[str]) -> "Head":
-        """The same head with its outputs in the order of these labels, which are its own."""
+        """Return the head with its outputs in the order of `labels`, a permutation of its own."""
         order = [self.labels.index(label) for label in labels]
         return replace(self.map(lambda tensor: tensor[order]), labels=tuple(labels))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Head":
-        """The same head with `change` applied to weight and bias."""
+        """Return the head with `change` applied to weight [C, D] and bias [C]."""
         return replace(self, weight=change(self.weight), bias=change(self.bias))
 
     def to(self, device: torch.device) -> "Head":
+        """Return the head on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The edits and the head of one task, for one backbone.
+    """The edits' values and the head of one task, for one backbone.
 
-    values: learned tensors by `place/number of the edit/name`, e.g. `layer.0.attn.q/0/A` · head: None where the
-    language model itself answers · kind: what is answered, as `continual.kinds` writes and reads it; empty for a
-    classification by the head.
+    Attributes:
+        method: name of the method in `METHODS`.
+        settings: settings of the method, from which its edits follow.
+        backbone: fingerprint of the backbone.
+        values: learned tensors by `place/number of the edit/name`, such as `layer.0.attn.q/0/A`.
+        head: None where the language model itself answers.
+        kind: the kind of task, as `continual.kinds` reads and writes it; empty for a classification by the head.
     """
 
     method: str
@@ -78,64 +90,66 @@ class Delta:
     kind: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the delta by its name in the file."""
+        """Return all tensors by their names in the file: the values, `head/weight` [C, D] and `head/bias` [C]."""
         head = {"head/weight": self.head.weight, "head/bias": self.head.bias} if self.head else {}
         return {**self.values, **head}
 
     def storage_tensors(self) -> dict[str, Tensor]:
-        """The same as they are stored: values in float16 where that holds them to the bit, the head as it is."""
+        """Return all tensors as they are stored: values in float16 where that is exact, the head unchanged."""
         return replace(self, values={key: pack_float16(value) for key, value in self.values.items()}).tensors()
 
     @property
     def size(self) -> int:
-        """Bytes of all that is stored, without names and settings."""
+        """Bytes of the stored tensors, without names and settings."""
         return sum(tensor.nbytes for tensor in self.storage_tensors().values())
 
     def quantise_to_float16(self) -> "Delta":
-        """The delta as it is kept: its values in the precision that they are stored in, the head as it is."""
+        """Return the delta with its values rounded to the precision of storage; the head is unchanged."""
         return replace(self, values={key: round_to_float16(value) for key, value in self.values.items()})
 
     @property
     def parameter_count(self) -> int:
+        """Number of entries of all tensors, the head's included."""
         return sum(tensor.numel() for tensor in self.tensors().values())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Delta":
-        """The same delta with `change` applied to every tensor."""
+        """Return the delta with `change` applied to every tensor [...]."""
         values = {key: change(value) for key, value in self.values.items()}
         return replace(self, values=values, head=self.head and self.head.map(change))
 
     def trainable(self, device: torch.device, stage: int = 0) -> "Delta":
-        """A copy on `device` whose tensors are leaves that take gradients: the head's and those of a stage's edits.
+        """Return a copy in float32 on `device` whose trained tensors are leaves that require gradients.
 
-        Whole numbers never do.
+        Trained are the head and the values of the edits of `stage`, without frozen values and integer tensors.
         """
         edits = self.settings.edits()
 
-        def learns(key: str) -> bool:
+        def is_trained(key: str) -> bool:
             _, number, name = key.split("/")
             edit = edits[int(number)]
             return stage in edit.stages and not (isinstance(edit.form, HasFrozenValues) and edit.form.is_frozen(name))
 
-        def leaf(tensor: Tensor, *, learning: bool = True) -> Tensor:
-            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            return tensor.detach().to(device, kind, copy=True).requires_grad_(learning and tensor.is_floating_point())
+        def leaf(tensor: Tensor, *, trained: bool = True) -> Tensor:
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(device, dtype, copy=True).requires_grad_(trained and tensor.is_floating_point())
 
-        values = {key: leaf(value, learning=learns(key)) for key, value in self.values.items()}
+        values = {key: leaf(value, trained=is_trained(key)) for key, value in self.values.items()}
         return replace(self, values=values, head=self.head and self.head.map(leaf))
 
     def detached(self) -> "Delta":
-        """A copy in memory of its own, without gradients, on the CPU."""
+        """Return a copy in memory of its own, without gradients, on the CPU."""
         return self.map(lambda tensor: tensor.detach().to("cpu", copy=True).contiguous())
 
     def to(self, device: torch.device) -> "Delta":
+        """Return the delta on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def to_bytes(self) -> bytes:
-        """The delta as a safetensors file; equal deltas give equal bytes."""
+        """Return the delta as a safetensors file; equal deltas give equal bytes."""
         return serialize(self.detached().storage_tensors(), self.metadata())
 
     def metadata(self) -> dict[str, Any]:
-        """All but the tensors, as JSON."""
+        """Return everything but the tensors, as JSON."""
         return {
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
@@ -153,42 +167,49 @@ class Delta:
 def load_delta(data: bytes) -> Delta:
     """Read a delta back from `to_bytes()`.
 
-    Raises BlobError when the bytes are no tensors or of a newer format, DeltaError when they are no delta, or of a
-    method that this version does not know.
+    Raises:
+        BlobError: the bytes are no tensors, or of a newer format.
+        DeltaError: they are no delta, or of a method that this version does not have.
     """
-    tensors, about = deserialize(data, what="delta")
+    tensors, metadata = deserialize(data, what="delta")
     try:
-        return delta_from_tensors(tensors, about)
+        return delta_from_tensors(tensors, metadata)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DeltaError(f"these {len(data)} bytes are not a stored delta ({reason}); restore the blob") from error
 
 
-def delta_from_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Delta:
-    """The delta of these tensors, in their order, that `Delta.about` says all else of.
+def delta_from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Delta:
+    """Build a delta from the tensors and the metadata of its file; the order of the tensors is preserved.
 
-    Raises DeltaError for a method that this version does not know; KeyError, TypeError or ValueError for no delta.
+    Args:
+        tensors: as `Delta.storage_tensors` gives them, of any shapes.
+        metadata: as `Delta.metadata` gives it.
+
+    Raises:
+        DeltaError: the method is not one of this version.
+        KeyError, TypeError, ValueError: tensors and metadata are no delta.
     """
     values = {key: unpack_float32(tensor) for key, tensor in tensors.items()}
-    head, method = _head(values, about), METHODS.get(about["method"])
+    head, method = _pop_head(values, metadata), METHODS.get(metadata["method"])
     if method is None:
-        raise DeltaError(f"the delta is of method {about['method']!r}; known: {', '.join(METHODS)}")
-    settings, kind = method.model_validate(about["settings"]), dict(about.get("kind", {}))
-    return Delta(about["method"], settings, about["backbone"], values, head, kind)
+        raise DeltaError(f"the delta is of method {metadata['method']!r}; known: {', '.join(METHODS)}")
+    settings, kind = method.model_validate(metadata["settings"]), dict(metadata.get("kind", {}))
+    return Delta(metadata["method"], settings, metadata["backbone"], values, head, kind)
 
 
-def _head(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Head | None:
-    """Take the head out of a file's tensors; one without labels has none."""
-    if "labels" not in about and "kind" in about:
+def _pop_head(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Head | None:
+    """Remove the head from a file's tensors and return it; metadata of a kind without labels have none."""
+    if "labels" not in metadata and "kind" in metadata:
         return None
-    pooling = TypeAdapter(Pooling).validate_python(about["pooling"])
-    return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(about["labels"]), pooling)
+    pooling = TypeAdapter(Pooling).validate_python(metadata["pooling"])
+    return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(metadata["labels"]), pooling)
 
 
 def round_to_float16(value: Tensor) -> Tensor:
-    """The nearest numbers v' that float16 has, in the type of v; v itself unless ‖v − v'‖ < 2⁻¹⁰ ‖v‖.
+    """Round v [...] to the nearest float16 numbers v', in v's dtype, if ‖v − v'‖ < 2⁻¹⁰ ‖v‖; else return v.
 
-    So values beyond its range, below it, or that are no numbers stay as they are, and so do whole numbers.
+    So tensors with values beyond float16's range, below it, or NaN stay as they are, and so do integers.
     """
     if not value.is_floating_point():
         return value
@@ -197,7 +218,7 @@ def round_to_float16(value: Tensor) -> Tensor:
 
 
 def pack_float16(value: Tensor) -> Tensor:
-    """A float32 tensor in float16 where that holds it to the bit; any other as it is."""
+    """Return a float32 tensor [...] in float16 where that is exact; any other tensor unchanged."""
     if value.dtype != torch.float32:
         return value
     half = value.half()
@@ -205,5 +226,5 @@ def pack_float16(value: Tensor) -> Tensor:
 
 
 def unpack_float32(value: Tensor) -> Tensor:
-    """What `to_stored` was given."""
+    """Return a float16 tensor [...] in float32, the inverse of `pack_float16`; any other tensor unchanged."""
     return value.float() if value.dtype == torch.float16 else value

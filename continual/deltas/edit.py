@@ -1,10 +1,17 @@
-"""One change at one site: what function, of what, put together how.
+"""One edit: a change of one representation, described along the four axes of the unified view.
 
-After He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv:2110.04366): a method
-is the function that changes a hidden state, what it reads, which state it modifies, and how the two are composed.
-With x what enters a site and y what leaves it,
+He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv:2110.04366), describe every
+method by four independent choices. With x the input of a site and y its output, an edit is
 
     y  ←  compose(y, form(values, x or y))
+
+    site      the representation that is modified           `continual.backbones.sites`
+    form      the function that computes the change         `continual.deltas.protocols`, `continual.deltas.forms`
+    reads     its input: x (parallel) or y (sequential)     `Reads`, here
+    compose   the operation that joins output and change    `continual.deltas.compose`
+
+A method is a tuple of such edits (`continual.deltas.method`). LoRA, for example, is
+`Edit("projections", LowRank(8), Reads.INPUT, Add(1.0))`: y ← y + x Aᵀ Bᵀ at every projection.
 """
 
 import hashlib
@@ -20,45 +27,63 @@ from continual.errors import MethodError
 
 
 class Reads(Enum):
-    """What an edit's function is given: what enters the site (parallel), or what leaves it (sequential)."""
+    """The input of an edit's form: the input of the site (parallel), or its output (sequential)."""
 
     INPUT = "input"
     OUTPUT = "output"
 
 
 class PlaceFilter(Protocol):
-    """Which of the places of a site an edit is put at."""
+    """A choice of some of the places of a site."""
 
-    def __call__(self, places: Sequence[Place]) -> Sequence[Place]: ...
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        """Return the chosen places, in their order."""
+        ...
 
 
 @dataclass(frozen=True)
 class LayerFilter:
-    """The places of some layers: numbers from 0 at the bottom, or from −1 at the top of each stack."""
+    """The places of some layers.
+
+    Attributes:
+        numbers: layers, counted from 0 at the bottom or from −1 at the top of each stack.
+    """
 
     numbers: tuple[int, ...]
 
     def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
-        layers = max(place.layers for place in places)
+        """Return the places of these layers.
+
+        Raises:
+            MethodError: a layer is not there.
+        """
+        layers = max(place.num_layers for place in places)
         if outside := [number for number in self.numbers if not -layers <= number < layers]:
             raise MethodError(
                 f"layers {outside} are not there: the backbone has {layers}, numbered 0 to {layers - 1} from below "
                 f"or -1 to {-layers} from above"
             )
-        return [place for place in places if place.layer is not None and self._among(place.layer, place.layers)]
+        return [place for place in places if place.layer is not None and self._includes(place.layer, place.num_layers)]
 
-    def _among(self, layer: int, layers: int) -> bool:
+    def _includes(self, layer: int, layers: int) -> bool:
         return layer in self.numbers or layer - layers in self.numbers
 
 
 @dataclass(frozen=True)
 class RandomFilter:
-    """A share of the places, at least one, drawn by `seed`: the same on every machine."""
+    """A random share of the places, at least one; the draw is the same on every machine.
+
+    Attributes:
+        share: fraction of the places, in (0, 1].
+        seed: seed of the draw.
+    """
 
     share: float
     seed: int
 
     def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        """Return the places drawn, in their order."""
+
         def rank(place: Place) -> str:
             return hashlib.sha256(f"{self.seed}/{place.name}".encode()).hexdigest()
 
@@ -70,9 +95,16 @@ class RandomFilter:
 class Edit:
     """One change at every place of a site, or of a group of sites.
 
-    choice: which of the places; all where it is None · stages: when it is trained, all else fixed; a form that
-    finishes does so after the first of them · added_tokens: how many tokens longer it makes an input, as far as
-    positions go · optional: whether a family that lacks the site does without the edit.
+    Attributes:
+        site: the site or group of sites, such as `attn.q` or `projections`.
+        form: the function that computes the change.
+        reads: the form's input: the site's input or its output.
+        compose: the operation that joins output and change.
+        where: the choice among the site's places; all of them where it is None.
+        stages: the stages of training in which the edit is trained, all else fixed; a form with final values
+            (`HasFinalForm`) takes them after the first of these stages.
+        added_tokens: how many positions of the backbone the edit takes from the text.
+        optional: whether the edit is left out on a family without the site; otherwise that is an error.
     """
 
     site: str

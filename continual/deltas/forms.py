@@ -1,4 +1,8 @@
-"""The functions that several methods apply. Shapes: D dimensions read, E changed, R rank, M bottleneck size."""
+"""Forms that several methods use: low rank, bottleneck, vector, dense.
+
+Shapes: D dimensions read (`d_read`), E changed (`place.d_out`), R rank, M bottleneck size, V rows of an embedding,
+B rows of a batch, T tokens.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,48 +25,55 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "identity": torch.clone,
 }
 
-MIN_SHARED_SIZE = 8  # rank or size of a bottleneck as it is kept beside others: a smaller one is no faster
+MIN_SHARED_SIZE = 8  # least rank or bottleneck size in a stack of deltas: a smaller one is no faster
 
 
 def init_low_rank(rank: int, d_read: int, d_out: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """A [R, D] drawn uniformly in ±1/√D, as a linear layer's weight is, and B [E, R] of zeros."""
+    """Draw A [R, D] uniformly in ±1/√D, as a linear layer's weight is, and set B [E, R] to zero."""
     bound = 1 / math.sqrt(d_read)
     a = torch.empty(rank, d_read).uniform_(-bound, bound, generator=generator)
     return {"A": a, "B": torch.zeros(d_out, rank)}
 
 
 def truncated_normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
-    """A normal of deviation `scale`, truncated at two deviations."""
+    """Draw a tensor of this shape from a normal of deviation `scale`, truncated at two deviations."""
     return torch.nn.init.trunc_normal_(torch.empty(shape), std=scale, a=-2 * scale, b=2 * scale, generator=generator)
 
 
 def round_up_size(size: int) -> int:
-    """The size in which deltas of nearly this one are kept side by side: the next power of two, 8 at least."""
+    """Return the next power of two, at least 8: the size in which deltas of similar sizes are stacked."""
     return max(MIN_SHARED_SIZE, 1 << (size - 1).bit_length())
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does. Hu et al. (2022), "LoRA", arXiv:2106.09685."""
+    """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does.
+
+    Hu et al. (2022), "LoRA", arXiv:2106.09685.
+    """
 
     identity: ClassVar[IdentityAtInit] = "exact"
 
     rank: int
 
     def supports(self, place: Place) -> bool:
+        """Accept places that read and change hidden states."""
         return place.is_hidden_state
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return A [R, D], drawn, and B [E, R], zero."""
         return init_low_rank(self.rank, d_read, place.d_out, generator)
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return F.linear(F.linear(seen, values["A"]), values["B"])
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(F.linear(inputs, values["A"]), values["B"])
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight B A [E, D]."""
         return AffineMap(values["B"] @ values["A"], None)
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["LowRank", dict[str, Tensor]]:
-        """The next rank of SIZES, filled up with zeros, which change nothing."""
+        """Return A and scale · B of the rank of `round_up_size`, padded with zeros, which change nothing."""
         rank = round_up_size(self.rank)
         missing = rank - self.rank
         return LowRank(rank), {
@@ -70,16 +81,27 @@ class LowRank:
             "B": F.pad(scale * values["B"], (0, missing)),
         }
 
-    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return torch.bmm(torch.bmm(seen, values["A"].mT), values["B"].mT)
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [B, T, E] of `inputs` [B, T, D] by A [B, R, D] and B [B, E, R]."""
+        return torch.bmm(torch.bmm(inputs, values["A"].mT), values["B"].mT)
 
     def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """The best approximation of Σ w B A of rank R in the Frobenius norm: Eckart and Young (1936)."""
-        wide = torch.cat([weight * own["B"].float() for own, weight in zip(values, weights, strict=True)], dim=1)
-        tall = torch.cat([own["A"].float() for own in values])
+        """Return the best approximation of Σ_k w_k B_k A_k of rank R in the Frobenius norm.
+
+        Eckart and Young (1936). The SVD is taken of the small core between the QR factors of [w_k B_k]_k and [A_k]_k.
+
+        Args:
+            values: A [R_k, D] and B [E, R_k] of each set; ranks may differ.
+            weights: one per set.
+
+        Returns:
+            A [R, D] and B [E, R], each with the square roots of the singular values; padded with zeros where Σ R_k < R.
+        """
+        wide = torch.cat([weight * part["B"].float() for part, weight in zip(values, weights, strict=True)], dim=1)
+        tall = torch.cat([part["A"].float() for part in values])
         (q, upper), (p, lower) = torch.linalg.qr(wide), torch.linalg.qr(tall.T)
-        left, sizes, right = torch.linalg.svd(upper @ lower.T)
-        root = sizes[: self.rank].sqrt()
+        left, singular_values, right = torch.linalg.svd(upper @ lower.T)
+        root = singular_values[: self.rank].sqrt()
         a, b = root.unsqueeze(1) * (right[: self.rank] @ p.T), (q @ left[:, : self.rank]) * root
         missing = self.rank - len(root)
         return {"A": F.pad(a, (0, 0, 0, missing)), "B": F.pad(b, (0, missing))}
@@ -89,9 +111,13 @@ class LowRank:
 class Bottleneck:
     """f(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M]: 2MD + D + M parameters where E = D.
 
-    Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Biases start at zero,
-    weights as a normal of deviation `initial_scale`, truncated at two deviations: nearly, not exactly, no change.
-    Without a scale they start as LoRA's do, W_up at zero.
+    Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Biases start at zero.
+
+    Attributes:
+        size: M.
+        initial_scale: deviation of the normal, truncated at two deviations, from which the weights are drawn: nearly,
+            not exactly, no change. Where it is None they start as LoRA's do, W_up at zero.
+        activation: f.
     """
 
     size: int
@@ -100,9 +126,11 @@ class Bottleneck:
 
     @property
     def identity(self) -> IdentityAtInit:
+        """Exact where W_up starts at zero, else near."""
         return "exact" if self.initial_scale is None else "near"
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return down [M, D] and up [E, M], drawn, and down_bias [M] and up_bias [E], zero."""
         biases = {"down_bias": torch.zeros(self.size), "up_bias": torch.zeros(place.d_out)}
         if self.initial_scale is None:
             start = init_low_rank(self.size, d_read, place.d_out, generator)
@@ -110,12 +138,13 @@ class Bottleneck:
         down = truncated_normal((self.size, d_read), self.initial_scale, generator)
         return {"down": down, "up": truncated_normal((place.d_out, self.size), self.initial_scale, generator), **biases}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        inner = ACTIVATIONS[self.activation](F.linear(seen, values["down"], values["down_bias"]))
-        return F.linear(inner, values["up"], values["up_bias"])
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        hidden = ACTIVATIONS[self.activation](F.linear(inputs, values["down"], values["down_bias"]))
+        return F.linear(hidden, values["up"], values["up_bias"])
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
-        """The next size that others have too, filled up with units whose weights are zero."""
+        """Return the values in the size of `round_up_size`, padded with units whose weights are zero; up is scaled."""
         size = round_up_size(self.size)
         missing = size - self.size
         return Bottleneck(size, None, self.activation), {
@@ -125,74 +154,101 @@ class Bottleneck:
             "up_bias": scale * values["up_bias"],
         }
 
-    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        inner = torch.baddbmm(values["down_bias"].unsqueeze(1), seen, values["down"].mT)
-        return torch.baddbmm(values["up_bias"].unsqueeze(1), ACTIVATIONS[self.activation](inner), values["up"].mT)
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [B, T, E] of `inputs` [B, T, D] by values [B, …]."""
+        hidden = torch.baddbmm(values["down_bias"].unsqueeze(1), inputs, values["down"].mT)
+        return torch.baddbmm(values["up_bias"].unsqueeze(1), ACTIVATIONS[self.activation](hidden), values["up"].mT)
 
     def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """All units side by side are the weighted sum; the M that change most, by ‖w_down‖ ‖w_up‖, are kept."""
+        """Return the M units that change most of all sets' units, up-weights multiplied by the set's weight.
+
+        All units side by side are exactly the weighted sum; those with the largest ‖w_down‖ ‖w_up‖ are selected.
+
+        Args:
+            values: down [M_k, D], up [E, M_k], down_bias [M_k] and up_bias [E] of each set; sizes may differ.
+            weights: one per set.
+
+        Returns:
+            Values of this form's shapes; fewer units where there are fewer than M.
+        """
         pairs = list(zip(values, weights, strict=True))
-        down, bias = (torch.cat([own[name].float() for own, _ in pairs]) for name in ("down", "down_bias"))
-        up = torch.cat([weight * own["up"].float() for own, weight in pairs], dim=1)
-        kept = (down.norm(dim=1) * up.norm(dim=0)).argsort(descending=True, stable=True)[: self.size].sort().values
-        up_bias = torch.stack([weight * own["up_bias"].float() for own, weight in pairs]).sum(dim=0)
-        return {"down": down[kept], "up": up[:, kept], "down_bias": bias[kept], "up_bias": up_bias}
+        down, bias = (torch.cat([part[name].float() for part, _ in pairs]) for name in ("down", "down_bias"))
+        up = torch.cat([weight * part["up"].float() for part, weight in pairs], dim=1)
+        size_of_change = down.norm(dim=1) * up.norm(dim=0)
+        units = size_of_change.argsort(descending=True, stable=True)[: self.size].sort().values
+        up_bias = torch.stack([weight * part["up_bias"].float() for part, weight in pairs]).sum(dim=0)
+        return {"down": down[units], "up": up[:, units], "down_bias": bias[units], "up_bias": up_bias}
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector [E] that does not depend on the hidden state; every entry starts at `initial`."""
+    """A vector [E] that does not depend on the hidden state; every entry starts at `initial`.
+
+    The edit starts as the identity where `initial` is neutral: 0 for `Add`, 1 for `Multiply`.
+    """
 
     identity: ClassVar[IdentityAtInit] = "exact"
 
     initial: float
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the vector [E]."""
         return {"vector": torch.full((place.d_out,), self.initial)}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Return the vector [E]; `inputs` [..., D] is not read."""
         return values["vector"]
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the bias [E]."""
         return AffineMap(None, values["vector"])
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Vector", dict[str, Tensor]]:
+        """Return scale · vector [E]."""
         return Vector(0.0), {"vector": scale * values["vector"]}
 
-    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Return each row's vector [B, 1, E], the same for every token."""
         return values["vector"].unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """x ΔWᵀ with ΔW [E, D], starting at zero: the change that another weight makes."""
+    """x ΔWᵀ with ΔW [E, D], starting at zero: an unrestricted change of a weight."""
 
     identity: ClassVar[IdentityAtInit] = "exact"
 
     def supports(self, place: Place) -> bool:
+        """Accept linear layers whose weight can be read."""
         return place.is_linear
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ΔW [E, D], zero."""
         return {"weight": torch.zeros(place.weight.shape)}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return F.linear(seen, values["weight"])
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(inputs, values["weight"])
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight ΔW [E, D]."""
         return AffineMap(values["weight"], None)
 
 
 @dataclass(frozen=True)
 class EmbeddingDelta:
-    """ΔW[i] for the rows i that an embedding looks up, with ΔW [V, E] starting at zero."""
+    """ΔW[i] for the row indices i that an embedding looks up, with ΔW [V, E] starting at zero."""
 
     identity: ClassVar[IdentityAtInit] = "exact"
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ΔW [V, E], zero."""
         return {"weight": torch.zeros(place.weight.shape)}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return F.embedding(seen, values["weight"])
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Look up the change [..., E] of row indices [...]."""
+        return F.embedding(inputs, values["weight"])
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight ΔWᵀ [E, V] of one-hot rows."""
         return AffineMap(values["weight"].T, None)

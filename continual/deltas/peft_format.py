@@ -1,4 +1,8 @@
-"""What PEFT makes of methods, the common part: what it calls a method's tensors stands in the method's own file."""
+"""PEFT's adapter format, without the parts of single methods: adapters, their checks, and the placement of edits.
+
+The names of a method's tensors and settings in PEFT (Mangrulkar et al. 2022) are in the method's own file: a method
+with a PEFT equivalent satisfies `PeftFormat`. Reading and writing of folders is in `continual.exchange`.
+"""
 
 import re
 from collections import defaultdict
@@ -19,10 +23,12 @@ MODULE_PREFIX = "base_model.model."  # stands before the names of the plain mode
 
 @dataclass(frozen=True)
 class PlacedModule:
-    """One edit at one place.
+    """One edit at one place, with the name of its module in the plain model.
 
-    module: the name in the plain model of the module that is changed · key: what stands before the names of the edit's
-    values there, `layer.0.attn.q/0`.
+    Attributes:
+        module: name in the plain model of the module that is changed, such as `encoder.layer.0.attention.self.query`.
+        key: prefix of the edit's value keys at the place, such as `layer.0.attn.q/0`.
+        place: the place.
     """
 
     module: str
@@ -31,51 +37,60 @@ class PlacedModule:
 
     @property
     def rows(self) -> slice:
-        """Which of the module's outputs it changes."""
+        """The outputs of the module that the edit changes."""
         return self.place.columns or slice(None)
 
     @property
     def outputs(self) -> int:
-        """How many outputs the module has."""
+        """Number of outputs of the whole module."""
         return len(self.place.module_weight)
 
 
 def by_module(parts: Iterable[PlacedModule]) -> dict[str, list[PlacedModule]]:
-    """The parts of each module: several where it computes several projections at once."""
-    found: dict[str, list[PlacedModule]] = defaultdict(list)
+    """Group parts by module: several where one module computes several projections at once."""
+    groups: dict[str, list[PlacedModule]] = defaultdict(list)
     for part in parts:
-        found[part.module].append(part)
-    return dict(found)
+        groups[part.module].append(part)
+    return dict(groups)
 
 
 class ModuleLayout(Protocol):
-    """Where a method's edits are in one backbone."""
+    """The modules of one backbone at which a method's edits are."""
 
     def parts(self, settings: MethodSettings) -> tuple[PlacedModule, ...]:
-        """Every edit at every place, in order."""
+        """Return every edit at every place, in order."""
         ...
 
     def sites(self, modules: Iterable[str]) -> tuple[str, ...]:
-        """The sites that projections of these names play, `projections` where it is all of them."""
+        """Return the sites of the projections with these module names; `projections` where it is all of them."""
         ...
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A folder of PEFT's: the object in `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
+    """An adapter as PEFT saves it.
+
+    Attributes:
+        config: the object in `adapter_config.json`.
+        tensors: the tensors of `adapter_model.safetensors` by name; their shapes depend on the method.
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     def require_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise ExchangeError, with a list, unless the tensors have these names and shapes, and there is no other."""
-        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        problems = [f"missing: {name} {list(shapes[name])}" for name in sorted(shapes.keys() - found.keys())]
-        problems += [f"of no place: {name} {list(found[name])}" for name in sorted(found.keys() - shapes.keys())]
+        """Raise ExchangeError unless the tensors have exactly these names and shapes; the message lists all problems.
+
+        Raises:
+            ExchangeError: missing, unexpected or misshapen tensors.
+        """
+        actual = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        problems = [f"missing: {name} {list(shapes[name])}" for name in sorted(shapes.keys() - actual.keys())]
+        problems += [f"of no place: {name} {list(actual[name])}" for name in sorted(actual.keys() - shapes.keys())]
         problems += [
-            f"other shape: {name} {list(found[name])}, not {list(shapes[name])}"
-            for name in sorted(shapes.keys() & found.keys())
-            if found[name] != shapes[name]
+            f"other shape: {name} {list(actual[name])}, not {list(shapes[name])}"
+            for name in sorted(shapes.keys() & actual.keys())
+            if actual[name] != shapes[name]
         ]
         if problems:
             raise ExchangeError(
@@ -83,24 +98,37 @@ class PeftAdapter:
                 "import it on the model that it was trained on, changed nowhere else:\n  " + "\n  ".join(problems)
             )
 
-    def require_supported_config(self, *known: str) -> None:
-        """Raise ExchangeError where a setting that is not among the known ones switches something on."""
-        on = {key: value for key, value in self.config.items() if key not in NEUTRAL_CONFIG_KEYS and key not in known}
-        if on := {
-            key: value for key, value in on.items() if value is True or (value and isinstance(value, list | dict))
-        }:
-            raise ExchangeError(f"the adapter needs what is not known here: {on}; only its plain form can be imported")
+    def require_supported_config(self, *supported: str) -> None:
+        """Raise ExchangeError if a setting outside `supported` and `NEUTRAL_CONFIG_KEYS` switches a feature on.
+
+        Args:
+            supported: config keys that the caller interprets.
+
+        Raises:
+            ExchangeError: another key is True, or a list or object that is not empty.
+        """
+        active = {
+            key: value
+            for key, value in self.config.items()
+            if key not in NEUTRAL_CONFIG_KEYS
+            and key not in supported
+            and (value is True or (value and isinstance(value, list | dict)))
+        }
+        if active:
+            raise ExchangeError(
+                f"the adapter needs what is not known here: {active}; only its plain form can be imported"
+            )
 
     def module_names(self) -> tuple[str, ...]:
-        """The modules of the plain model that have tensors here, in order."""
-        found = (
+        """Return the modules of the plain model that have LoRA or (IA)³ tensors here, in order."""
+        matches = (
             re.fullmatch(rf"{re.escape(MODULE_PREFIX)}(.+)\.(?:lora_\w+|ia3_l)(?:\.weight)?", name)
             for name in self.tensors
         )
-        return tuple(dict.fromkeys(match[1] for match in found if match))
+        return tuple(dict.fromkeys(match[1] for match in matches if match))
 
 
-# What says nothing of what an adapter computes beside its tensors.
+# Config keys without effect on the function that an adapter's tensors compute.
 NEUTRAL_CONFIG_KEYS = (
     "auto_mapping",
     "eva_config",
@@ -115,19 +143,36 @@ NEUTRAL_CONFIG_KEYS = (
 
 @runtime_checkable
 class PeftFormat(Protocol):
-    """A method that PEFT has a form of."""
+    """A method with an equivalent in PEFT."""
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
-        """The values as PEFT has them; `config` holds what is the method's own.
+        """Convert values to PEFT's tensors and settings.
 
-        Raises ExchangeError where PEFT's form cannot say it.
+        Args:
+            parts: every edit of the method at every place.
+            values: all values of a delta by key, of the shapes of the method's forms.
+
+        Returns:
+            An adapter whose `config` has the method's own settings only, without those common to all adapters.
+
+        Raises:
+            ExchangeError: PEFT's equivalent cannot express the values.
         """
         ...
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
-        """Settings and values that do the same; None for an adapter of another method.
+        """Convert an adapter to settings and values with the same effect.
 
-        Raises ExchangeError where the tensors do not fit.
+        Args:
+            adapter: config and tensors of any method of PEFT's.
+            layout: the modules of the backbone.
+
+        Returns:
+            Settings and values by key, in float32 and of the shapes of the method's forms; None for an adapter of
+            another method.
+
+        Raises:
+            ExchangeError: the tensors or settings do not fit.
         """
         ...
