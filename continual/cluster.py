@@ -110,7 +110,7 @@ class RegistryProbe:
     """
 
     identity: str
-    probe: str
+    blob_digest: str
 
     def verify(self, registry: Registry) -> None:
         """Raises InputError where this is another registry, or other blobs lie beside it."""
@@ -120,7 +120,7 @@ class RegistryProbe:
                 f"{at} is another registry here than where the command was given; put it where all nodes reach it: "
                 "PostgreSQL, or a file system that they share"
             )
-        if not registry.blobs.exists(self.probe):
+        if not registry.blobs.exists(self.blob_digest):
             raise InputError(
                 f"{redact(registry.blobs.url)} does not hold the blobs of the registry at {at} here; put them where "
                 "all nodes reach them: an object store (CONTINUAL_BLOBS_URL), or a file system that they share"

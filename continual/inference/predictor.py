@@ -84,8 +84,8 @@ class Predictor:
         self._backbone, self._registry = backbone, registry
         found = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in found}
-        self.residents: DeltaCache = (
-            before.residents if before else DeltaCache(backbone, registry_loader(registry), slots=slots)
+        self.delta_cache: DeltaCache = (
+            before.delta_cache if before else DeltaCache(backbone, registry_loader(registry), slots=slots)
         )
         rule_names(router)  # whether there is such a router
         self._kind, self._false_abstentions = router, false_abstentions
@@ -144,7 +144,7 @@ class Predictor:
 
     def load_delta(self, task: str) -> Delta:
         """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
-        return self.residents.get(cache_key(self._champion(task)))
+        return self.delta_cache.get(cache_key(self._champion(task)))
 
     def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
         router, statistics = self._routing = self._routing or self._router()
@@ -229,7 +229,7 @@ class Predictor:
     def _asked(self, asked: Mapping[str, DeltaQuery]) -> dict[str, Opinion[Answer | FailedAnswer]]:
         """What the deltas of tasks say, by task."""
         names = {task: cache_key(self._champions[task]) for task in asked}
-        found = query_deltas(self._backbone, self.residents, {names[task]: own for task, own in asked.items()})
+        found = query_deltas(self._backbone, self.delta_cache, {names[task]: own for task, own in asked.items()})
         return {task: found[name] for task, name in names.items()}
 
     def _longest(self, task: str) -> int:

@@ -35,7 +35,7 @@ class ClassMeanIndex:
     def __init__(self, totals: AccumulatedMoments, shrinkage: float) -> None:
         self.totals, self.shrinkage = totals, shrinkage
         self.tasks = list(totals.tasks)
-        self._means, self._owner, self._size = totals.means, totals.task_of_class, len(totals.task_of_class)
+        self._means, self._task_of_class, self._size = totals.means, totals.task_of_class, len(totals.task_of_class)
         self._measure()
         self._whitener = torch.linalg.cholesky(self._precision.double()).float()
         self._index = _built(self._means @ self._whitener)
@@ -46,7 +46,7 @@ class ClassMeanIndex:
         means = part.means.float()
         self._make_room(len(means))
         new = slice(self._size, self._size + len(means))
-        self._means[new], self._owner[new] = means, len(self.tasks)
+        self._means[new], self._task_of_class[new] = means, len(self.tasks)
         self._size += len(means)
         self.tasks.append(name)
         self._index.add((means @ self._whitener).numpy())
@@ -55,7 +55,7 @@ class ClassMeanIndex:
     def remove(self, name: str, part: TaskMoments) -> None:
         """Take out a task, given what it was added with."""
         self.totals.remove(name, part)
-        self._owner[self._owner == self.tasks.index(name)] = -1
+        self._task_of_class[self._task_of_class == self.tasks.index(name)] = -1
         self._measure()
 
     def scores(self, features: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ClassMeanIndex:
         """The tasks of the nearest classes [N, P] and how near they are: −½ d² but for xᵀ C⁻¹ x."""
         _, found = self._index.search((features @ self._whitener).numpy(), CANDIDATE_CLASSES)
         classes = torch.from_numpy(found)
-        owners = torch.where(classes < 0, -1, self._owner[classes.clamp_min(0)])  # a cell may hold too few
+        owners = torch.where(classes < 0, -1, self._task_of_class[classes.clamp_min(0)])  # a cell may hold too few
         unique, place = torch.unique(classes.clamp_min(0), return_inverse=True)
         means = self._means[unique]
         weight = means @ self._precision
@@ -97,7 +97,7 @@ class ClassMeanIndex:
         if self._size + more > len(self._means):
             room = max(len(self._means), more)
             self._means = torch.cat([self._means, self._means.new_empty(room, self._means.shape[1])])
-            self._owner = torch.cat([self._owner, self._owner.new_full((room,), -1)])
+            self._task_of_class = torch.cat([self._task_of_class, self._task_of_class.new_full((room,), -1)])
 
 
 def _built(means: Tensor) -> Any:

@@ -36,11 +36,11 @@ class FitStatistics:
         """fit(x) [N] of the delta's features [N, D], in standard deviations."""
         return (_likelihood(vectors, self.means, self.precision) - self.centre) / self.spread
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         return {f"{_PREFIX}{key}": getattr(self, field) for key, field in _FIELDS.items()}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "FitStatistics | None":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FitStatistics | None":
         """What `tensors` gave; None where there is nothing."""
         if not any(name.startswith(_PREFIX) for name in tensors):
             return None

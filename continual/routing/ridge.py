@@ -22,10 +22,10 @@ class Ridge:
     """weight W [M, C] · owner [C]: the number of each class's task."""
 
     weight: Tensor
-    owner: Tensor
+    task_of_class: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        return max_over_classes(features @ self.weight, self.owner)
+        return max_over_classes(features @ self.weight, self.task_of_class)
 
     def familiarity(self, features: Tensor) -> Tensor:
         """The highest output: an input unlike any that was seen has none that is high."""

@@ -73,7 +73,7 @@ def build_router(
     """
     sums = totals or AccumulatedMoments()
     sums.update_to(parts)
-    ordered = sums.in_order()
+    ordered = sums.sorted_by_name()
     rows = collect_held_out([*ordered.tasks], parts, features="random_features")
     return calibrate(ordered, rows, features="random_features", names=rule_names(kind))
 

@@ -60,7 +60,7 @@ class RoutingStatistics:
     def to_bytes(self) -> bytes:
         sums = {key: getattr(self, field) for key, field in _SUMS.items()}
         rows = {key: getattr(self.held_out, field) for key, field in _HELD_OUT.items()}
-        return serialize({**sums, **rows, **(self.evidence.tensors() if self.evidence else {})})
+        return serialize({**sums, **rows, **(self.evidence.to_tensors() if self.evidence else {})})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RoutingStatistics":
@@ -70,7 +70,7 @@ class RoutingStatistics:
             raise BlobError(f"these routing statistics lack {', '.join(missing)}; restore the blob")
         rows = FrozenFeatures(**{field: tensors[key] for key, field in _HELD_OUT.items()})
         sums = {field: tensors[key] for key, field in _SUMS.items()}
-        return cls(**sums, held_out=rows, evidence=FitStatistics.of(tensors))
+        return cls(**sums, held_out=rows, evidence=FitStatistics.from_tensors(tensors))
 
 
 # The names of a blob's tensors, which older releases read too, and the fields that hold them.

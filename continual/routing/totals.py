@@ -44,7 +44,7 @@ class AccumulatedMoments:
     tasks: dict[str, ClassMeans] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Mapping[str, TaskMoments]) -> Self:
+    def from_tasks(cls, parts: Mapping[str, TaskMoments]) -> Self:
         """The sums over one task or more."""
         found = cls()
         found.update_to(parts)
@@ -57,7 +57,7 @@ class AccumulatedMoments:
         for name in [name for name in parts if name not in self.tasks]:
             self.add(name, parts[name])
 
-    def in_order(self) -> Self:
+    def sorted_by_name(self) -> Self:
         """The same sums with the tasks by name: what is made of them is the same in whatever order they came."""
         return replace(self, tasks=dict(sorted(self.tasks.items())))
 

@@ -71,7 +71,7 @@ class Router:
         before = self.parts.get(task)
         self.parts[task] = own
         if self.rule is None:
-            self.rule = ClassMeanIndex(AccumulatedMoments.of(self.parts), 0.03) if len(self.parts) >= FIRST else None
+            self.rule = ClassMeanIndex(AccumulatedMoments.from_tasks(self.parts), 0.03) if len(self.parts) >= FIRST else None
             return
         rule = self.rule
         if before is not None:
@@ -82,7 +82,7 @@ class Router:
         if self.rule is None:
             return None
         means = sum(task.means.nbytes + task.shares.nbytes for task in self.rule.totals.tasks.values())
-        return (means + self.rule._means.nbytes + self.rule._owner.nbytes) / len(self.parts)
+        return (means + self.rule._means.nbytes + self.rule._task_of_class.nbytes) / len(self.parts)
 
 
 def signature_of(random: Random) -> Signature:

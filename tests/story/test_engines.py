@@ -169,12 +169,12 @@ def test_an_unknown_option_is_refused() -> None:
 
 
 def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert RayEngine(workers=8)._count(4, tasks=9) == 4
+    assert RayEngine(workers=8)._worker_count(4, tasks=9) == 4
     assert "8 workers are asked for; the cluster has room for 4" in caplog.text
     assert [
-        RayEngine(workers=2)._count(4, tasks=9),
-        RayEngine()._count(4, tasks=9),
-        RayEngine(workers=8)._count(4, tasks=3),
+        RayEngine(workers=2)._worker_count(4, tasks=9),
+        RayEngine()._worker_count(4, tasks=9),
+        RayEngine(workers=8)._worker_count(4, tasks=3),
     ] == [2, 4, 3]
 
 
@@ -188,7 +188,7 @@ def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path:
         )
         backbone = learner.backbone
         rows = BUDGET["batch_size"] * min(BUDGET["max_length"], backbone.longest_input)
-        spared = (68 * backbone.layers - 68 - 4 * backbone.layers) * rows * backbone.hidden_size
+        spared = (68 * backbone.num_layers - 68 - 4 * backbone.num_layers) * rows * backbone.hidden_size
         assert estimate_memory(backbone, [plain]) - estimate_memory(backbone, [less]) == spared > 0
         full = estimate_memory(backbone, [])
         backbone.base_module.half()
@@ -204,8 +204,8 @@ def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytes
             other.verify(registry)
         with pytest.raises(InputError, match="does not hold the blobs"):
             other.verify(registry)
-        registry.blobs.delete(registry.blobs.stat(one.probe), put_before=None)  # type: ignore[arg-type]
-        while not registry.blobs.exists(one.probe):
+        registry.blobs.delete(registry.blobs.stat(one.blob_digest), put_before=None)  # type: ignore[arg-type]
+        while not registry.blobs.exists(one.blob_digest):
             pass
         one.verify(registry)
         with (
@@ -285,7 +285,7 @@ def test_only_hearing_counts_as_waiting_for_room(
         register_stream(learner.backbone, learner.registry, stream, loaded)
         job = StreamRun(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, RunCallbacks())
         crew = WorkerPool(job, None, ResourceRequest(cpus=1, gpus=0))
-        heard, hear = [], crew._hear
+        heard, hear = [], crew._receive_events
         monkeypatch.setattr(crew, "_hear", lambda seconds: heard.append(hear(seconds)))
         crew._starting["an answer"] = None
         with pytest.raises(TrainingError, match=r"no room for a worker for 0.05 s"):

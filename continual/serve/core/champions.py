@@ -82,7 +82,7 @@ class ChampionServer:
     @property
     def places(self) -> Mapping[str, Collection[str]]:
         """Which deltas lie on the device, and which in the host's memory, by what `resident` calls them."""
-        return self._predictor.residents.locations() if self._predictor else {"device": (), "memory": ()}
+        return self._predictor.delta_cache.locations() if self._predictor else {"device": (), "memory": ()}
 
     def is_stale(self) -> bool:
         """Whether the registry has other champions than serve. Raises RegistryError or DatabaseUnavailable."""

@@ -73,7 +73,7 @@ def close(found: Tensor, expected: object, *, to: float = 1e-5) -> None:
 
 def test_ridge_is_sklearns_with_every_task_counting_the_same() -> None:
     data = {"a": cloud(1), "b": cloud(2, rows=20, classes=2)}
-    totals = AccumulatedMoments.of(
+    totals = AccumulatedMoments.from_tasks(
         {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
     )
     rule = ROUTERS["ridge"](totals, NO_ROWS)
@@ -91,7 +91,7 @@ def test_ridge_is_sklearns_with_every_task_counting_the_same() -> None:
 
 def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inputs() -> None:
     data = {"a": cloud(6), "b": cloud(7, rows=20, classes=2)}
-    totals = AccumulatedMoments.of(
+    totals = AccumulatedMoments.from_tasks(
         {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
     )
     rule = ROUTERS["mahalanobis"](totals, NO_ROWS)
@@ -128,7 +128,7 @@ def test_the_order_of_arrival_is_of_no_effect(name: str, order: list[int]) -> No
 
 def test_sums_are_equal_in_any_order_and_taking_out_is_exact() -> None:
     parts = {f"t{seed}": signed(seed) for seed in range(5)}
-    joint, other = AccumulatedMoments.of(parts), AccumulatedMoments.of(dict(reversed(parts.items())))
+    joint, other = AccumulatedMoments.from_tasks(parts), AccumulatedMoments.from_tasks(dict(reversed(parts.items())))
     extra = signed(9, rows=300)
     joint.add("later", extra)
     joint.remove("later", extra)
@@ -141,7 +141,7 @@ def test_sums_are_equal_in_any_order_and_taking_out_is_exact() -> None:
 def test_a_task_that_was_taken_out_and_comes_again_changes_no_answer(name: str) -> None:
     parts = {f"t{seed}": task(seed) for seed in range(4)}
     probes = seen(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
-    totals = AccumulatedMoments.of(parts)
+    totals = AccumulatedMoments.from_tasks(parts)
     totals.remove("t1", parts["t1"])
     totals.add("t1", parts["t1"])
     again, first = build_router(parts, kind=name, totals=totals), build_router(parts, kind=name)
@@ -232,7 +232,7 @@ def test_one_task_takes_everything() -> None:
 
 
 def test_rows_of_an_older_release_are_routed_without_being_refused() -> None:
-    totals = AccumulatedMoments.of({"a": signed(1), "b": signed(2)})
+    totals = AccumulatedMoments.from_tasks({"a": signed(1), "b": signed(2)})
     router = calibration.calibrate(totals, NO_ROWS, features="random_features", names=("mahalanobis",))
     assert router.log_p(seen(cloud(2)[0])).argmax(dim=1).tolist() == [1] * 60
     assert router.threshold() == -torch.inf
@@ -284,7 +284,7 @@ def test_frozen_features_are_of_every_layer_and_of_the_text_alone() -> None:
     tokens = tokenize(backbone, ["purr meow", "wave coral tide", "bark", "lovely bright superb day"], max_length=16)
     found = frozen_features(backbone, tokens)
     close(found.pooled, encode(backbone, tokens))
-    assert found.random_features.shape == (4, 2 * (backbone.layers + 1) * backbone.hidden_size)
+    assert found.random_features.shape == (4, 2 * (backbone.num_layers + 1) * backbone.hidden_size)
     assert bool((found.random_features >= 0).all())
     alone = frozen_features(backbone, tokens.take([2]))
     close(alone.random_features[0], found.random_features[2], to=1e-4)
@@ -295,12 +295,12 @@ def test_an_index_finds_what_comparing_all_finds() -> None:
     """Of 300 tasks: the same tasks and distances, also after some were added and one was taken out."""
     parts = {f"t{seed}": signed(seed, apart=0.6, width=96) for seed in range(300)}
     few = dict(list(parts.items())[:280])
-    rule = ClassMeanIndex(AccumulatedMoments.of(few), SHRINKAGES[0])
+    rule = ClassMeanIndex(AccumulatedMoments.from_tasks(few), SHRINKAGES[0])
     for name in list(parts)[280:]:
         rule.add(name, parts[name])
     rule.remove("t7", parts["t7"])
     left = {name: part for name, part in parts.items() if name != "t7"}
-    exact = ROUTERS["mahalanobis"](AccumulatedMoments.of(left), NO_ROWS)
+    exact = ROUTERS["mahalanobis"](AccumulatedMoments.from_tasks(left), NO_ROWS)
     probes, gone = (
         torch.cat([cloud(seed, apart=0.6, width=96)[0] for seed in (3, 290)]),
         cloud(7, apart=0.6, width=96)[0],
@@ -318,7 +318,7 @@ def test_an_index_finds_what_comparing_all_finds() -> None:
 def test_very_many_classes_are_routed_to_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("continual.routing.mahalanobis.INDEX_THRESHOLD", 100)
     parts = {f"t{seed}": task(seed) for seed in range(60)}
-    totals = AccumulatedMoments.of({f"t{seed}": signed(seed) for seed in range(60)})
+    totals = AccumulatedMoments.from_tasks({f"t{seed}": signed(seed) for seed in range(60)})
     rows = calibration.collect_held_out([*parts], parts, features="random_features")
     router = calibration.calibrate(totals, rows, features="random_features", names=("mahalanobis",))
     assert isinstance(router.rules[0], ClassMeanIndex)
