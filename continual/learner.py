@@ -43,7 +43,7 @@ class Learner:
         """`places` says where MLflow is; without it MLflow is told nothing."""
         self.backbone = backbone
         self.registry = registry
-        self.places = places
+        self.locations = places
 
     @classmethod
     def open(
@@ -179,7 +179,7 @@ class Learner:
             return import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
 
     def _telling(self) -> AbstractContextManager[None]:
-        return background_sender(self.registry, self.places) if self.places else nullcontext()
+        return background_sender(self.registry, self.locations) if self.locations else nullcontext()
 
     def predict(
         self,

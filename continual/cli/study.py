@@ -89,8 +89,8 @@ def _about(name: str, stream: Stream, chosen: "Study", bench: Any) -> dict[str, 
 
 
 def _show(common: CommonOptions, about: dict[str, Any], studied: "StudyRun") -> None:
-    trials = [{**one.trial.to_json(), "outcome": one.outcome} for one in studied.found]
-    for one in studied.found:
+    trials = [{**one.trial.to_json(), "outcome": one.outcome} for one in studied.results]
+    for one in studied.results:
         if one.failed:
             print_message(f"{_called(one.trial)} failed and is left out: {one.outcome['failed']}", style="red")
     if common.json:

@@ -44,15 +44,15 @@ class EvaluatedTask:
     frozen_test_features: FrozenFeatures
     truth: Sequence[Any]
     own_opinion: Opinion[Answer]
-    wrong: Sequence[Any]
-    ask: QueryDelta
+    misrouted_answers: Sequence[Any]
+    query: QueryDelta
     opinion_cache: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     def opinion_of(self, delta: str, other: "EvaluatedTask", rows: Sequence[int]) -> Opinion[None]:
         """What the delta of another task says of these rows, but for its answers."""
         new = [row for row in rows if (delta, row) not in self.opinion_cache]
         if new:
-            said = other.ask([self.texts[row] for row in new])
+            said = other.query([self.texts[row] for row in new])
             pairs = zip(said.excess_log_prob.tolist(), said.fit.tolist(), strict=True)
             self.opinion_cache.update({(delta, row): pair for row, pair in zip(new, pairs, strict=True)})
         surely, fit = torch.tensor([self.opinion_cache[delta, row] for row in rows]).T
@@ -160,7 +160,7 @@ def routed_scores(
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         sent.update((delta, other) for other in chosen if other != delta)
         right = [other == delta for other in chosen]
-        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.wrong, right)
+        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.misrouted_answers, right)
         found = {
             task.metric: score_with_interval(task.metric, task.truth, answers, kind=task.kind),
             "routing_accuracy": proportion_with_interval(right),

@@ -8,11 +8,11 @@ from continual.tracking.registered_models import (
     EXAMPLE,
     ModelVersionSpec,
     available_model_name,
-    make_model,
+    ensure_model,
     output_columns,
     ownership_tags,
     set_aliases,
-    version,
+    ensure_version,
 )
 from registry import OutboxMessage, StoredDelta, TaskRecord, delete_sent
 
@@ -31,10 +31,10 @@ def sync_champion(to: MlflowClientContext, pending: OutboxMessage) -> None:
     serving = to.registry.serving(task.name)
     name = task_model(to, task.name)
     if serving:
-        make_model(to, name, ownership_tags(to, task=task.name, kind=task.kind, metric=task.metric))
+        ensure_model(to, name, ownership_tags(to, task=task.name, kind=task.kind, metric=task.metric))
     wanted: dict[str, str] = {}
     for delta in serving:
-        number = version(to, name, _reference(task, delta))
+        number = ensure_version(to, name, _reference(task, delta))
         wanted |= {f"{CHAMPION}-{delta.backbone[:DIGITS]}": number, CHAMPION: number}
     set_aliases(to, name, wanted)
     with to.registry.unit_of_work() as unit:
@@ -49,8 +49,8 @@ def task_model(to: MlflowClientContext, task: str) -> str:
 def _reference(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
     pair = isinstance(task.spec.get("text"), list)
     return ModelVersionSpec(
-        key={"continual.delta": delta.name, "continual.digest": delta.values},
-        about={"continual.backbone": delta.backbone, "continual.method": delta.method},
+        identity_tags={"continual.delta": delta.name, "continual.digest": delta.values},
+        extra_tags={"continual.backbone": delta.backbone, "continual.method": delta.method},
         run=delta.mlflow_run,
         folder="model",
         backbone=delta.backbone,

@@ -34,7 +34,7 @@ LONGEST = 160  # bytes; a file's name may have 255, a model's 256
 SHORT = 16  # hexadecimal digits of a digest that stands for the rest of a longer name
 
 
-class DependencyPending(Exception):
+class DependencyPendingError(Exception):
     """Something else must be told first."""
 
 
@@ -52,12 +52,12 @@ class MlflowClientContext:
         """What a run or a task of this registry is found by: a digest, because names may hold any sign."""
         return sha256("\n".join((self.name, *parts)).encode(errors="surrogatepass")).hexdigest()
 
-    def tags(self, key: str, *, name: str, **own: str) -> dict[str, str]:
+    def run_tags(self, key: str, *, name: str, **own: str) -> dict[str, str]:
         """The tags of a run: what it shows, and by which it is found again."""
         where = {"registry": self.name, "registry_url": redact(self.locations.registry), "key": key}
         return {"mlflow.runName": name[:LONGEST_NAME]} | {f"continual.{tag}": v for tag, v in (where | own).items()}
 
-    def runs(self, tag: str, key: str, *, deleted: bool = False) -> Sequence["Run"]:
+    def find_runs(self, tag: str, key: str, *, deleted: bool = False) -> Sequence["Run"]:
         """The runs whose tag is `key`, a digest; with `deleted`, those in MLflow's bin too."""
         from mlflow.entities import ViewType
 
@@ -65,7 +65,7 @@ class MlflowClientContext:
         found: Sequence[Run] = self.client.search_runs([self.experiment], f"tags.`continual.{tag}` = '{key}'", view)
         return found
 
-    def run(self, identity: str | None) -> "Run | None":
+    def active_run(self, identity: str | None) -> "Run | None":
         """The run of that id; None where MLflow does not have it any more, or is another MLflow."""
         from mlflow.exceptions import MlflowException
 

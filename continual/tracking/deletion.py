@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from continual.tracking.champion_models import task_model
 from continual.tracking.client import MlflowClientContext
-from continual.tracking.registered_models import find_model, versions
+from continual.tracking.registered_models import find_model, list_versions
 from continual.tracking.stream_models import stream_model
 from registry import OutboxMessage, delete_sent, is_purged
 
@@ -23,8 +23,8 @@ def delete_purged(to: MlflowClientContext, pending: OutboxMessage) -> None:
     Of the models of streams, the versions go that name such a delta.
     """
     task = pending.subject.partition("@")[0]
-    named = [run for run in map(to.run, pending.about.get("runs", [])) if run]
-    all_of_task = to.runs("task_key", to.key("task", task), deleted=True)
+    named = [run for run in map(to.active_run, pending.about.get("runs", [])) if run]
+    all_of_task = to.find_runs("task_key", to.key("task", task), deleted=True)
     found = [run for run in all_of_task if _gone(to, run.data.tags["continual.delta"])]
     for run in {run.info.run_id: run for run in (*named, *found)}.values():
         _remove(to, run)
@@ -54,7 +54,7 @@ def _remove_versions(to: MlflowClientContext, name: str, named: "Callable[[Model
     """Removes the versions of a model that name purged deltas, and the model where none is left."""
     if find_model(to, name) is None:
         return
-    known = versions(to, name)
+    known = list_versions(to, name)
     gone = [version for version in known if any(_gone(to, delta) for delta in named(version))]
     for version in gone:
         _artifacts(to, version.source).delete_artifacts()

@@ -6,7 +6,7 @@ from typing import Any
 
 from continual.tracking.client import (
     MILLISECONDS,
-    DependencyPending,
+    DependencyPendingError,
     MlflowClientContext,
     escape_name,
     flatten,
@@ -38,7 +38,7 @@ def sync_delta_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
             delete_sent(unit, pending)
             return
     delta = to.registry.delta(pending.subject)
-    kept = to.run(delta.mlflow_run)
+    kept = to.active_run(delta.mlflow_run)
     run = kept.info.run_id if kept else _run(to, delta)
     with to.registry.unit_of_work() as unit:
         wanted = delete_sent(unit, pending) and not is_purged(unit, delta.name)
@@ -51,7 +51,7 @@ def sync_delta_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
 def _run(to: MlflowClientContext, delta: StoredDelta) -> str:
     """The run of a delta: one that was finished and not noted, else a new one in place of what was begun."""
     key = to.key("delta", delta.name, delta.values)
-    for begun in to.runs("key", key):
+    for begun in to.find_runs("key", key):
         if begun.info.status == "FINISHED":
             return str(begun.info.run_id)
         to.client.delete_run(begun.info.run_id)
@@ -82,11 +82,11 @@ def _tags(to: MlflowClientContext, delta: StoredDelta, key: str) -> dict[str, st
     }
     stream = to.registry.stream_of(delta.name)
     if stream is None:
-        return to.tags(key, name=delta.name, **own)
-    parent = to.run(to.registry.stream(stream).mlflow_run)
+        return to.run_tags(key, name=delta.name, **own)
+    parent = to.active_run(to.registry.stream(stream).mlflow_run)
     if parent is None:
-        raise DependencyPending(f"stream {stream!r} has no run yet")
-    return to.tags(key, name=delta.name, stream=stream, **own) | {"mlflow.parentRunId": parent.info.run_id}
+        raise DependencyPendingError(f"stream {stream!r} has no run yet")
+    return to.run_tags(key, name=delta.name, stream=stream, **own) | {"mlflow.parentRunId": parent.info.run_id}
 
 
 def _parameters(delta: StoredDelta) -> dict[str, Any]:

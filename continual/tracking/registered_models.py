@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from continual.tracking.client import ESCAPE, DependencyPending, MlflowClientContext, escape_name
+from continual.tracking.client import ESCAPE, DependencyPendingError, MlflowClientContext, escape_name
 from registry import redact
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class ModelVersionSpec:
     those of a run of MLflow's · config: which deltas of which backbone · example: a column `text`.
     """
 
-    key: Mapping[str, str]
-    about: Mapping[str, str]
+    identity_tags: Mapping[str, str]
+    extra_tags: Mapping[str, str]
     run: str | None
     folder: str
     backbone: str
@@ -63,30 +63,30 @@ def find_model(to: MlflowClientContext, name: str) -> Any:
         raise
 
 
-def make_model(to: MlflowClientContext, name: str, tags: Mapping[str, str]) -> None:
+def ensure_model(to: MlflowClientContext, name: str, tags: Mapping[str, str]) -> None:
     """Has a model of that name, with these tags where it is new."""
     if find_model(to, name) is None:
         to.client.create_registered_model(name, tags=dict(tags))
 
 
-def versions(to: MlflowClientContext, name: str) -> "Sequence[ModelVersion]":
+def list_versions(to: MlflowClientContext, name: str) -> "Sequence[ModelVersion]":
     """All versions of a model."""
     found: Sequence[ModelVersion] = to.client.search_model_versions(f"name = '{name}'", max_results=10_000)
     return found
 
 
-def version(to: MlflowClientContext, name: str, wanted: ModelVersionSpec) -> str:
+def ensure_version(to: MlflowClientContext, name: str, wanted: ModelVersionSpec) -> str:
     """The number of a version, which is made where there is none. Raises: NotYet, where its run is not there."""
-    for known in versions(to, name):
-        if wanted.key.items() <= known.tags.items():
+    for known in list_versions(to, name):
+        if wanted.identity_tags.items() <= known.tags.items():
             return str(known.version)
-    run = to.run(wanted.run)
+    run = to.active_run(wanted.run)
     if run is None:
-        raise DependencyPending(f"what model {name} is of has no run yet")
+        raise DependencyPendingError(f"what model {name} is of has no run yet")
     with TemporaryDirectory() as folder:
         _save(to, Path(folder) / "model", wanted)
         to.client.log_artifacts(run.info.run_id, str(Path(folder) / "model"), wanted.folder)
-    tags, source = {**wanted.key, **wanted.about}, f"{run.info.artifact_uri}/{wanted.folder}"
+    tags, source = {**wanted.identity_tags, **wanted.extra_tags}, f"{run.info.artifact_uri}/{wanted.folder}"
     made = to.client.create_model_version(name, source, run.info.run_id, tags=tags, await_creation_for=60)
     return str(made.version)
 

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from continual.settings import Locations
 from continual.tracking.champion_models import sync_champion
-from continual.tracking.client import DependencyPending, MlflowClientContext, connect
+from continual.tracking.client import DependencyPendingError, MlflowClientContext, connect
 from continual.tracking.deletion import delete_purged
 from continual.tracking.delta_runs import sync_delta_run
 from continual.tracking.stream_runs import sync_stream_run
@@ -46,7 +46,7 @@ class OutboxSender:
     """One sender of the outbox: it connects when there is something to send, and again after a failure."""
 
     def __init__(self, registry: Registry, places: Locations) -> None:
-        self.registry, self.places = registry, places
+        self.registry, self.locations = registry, places
         self._projection: MlflowClientContext | None = None
 
     def send(self, *, after: int | None = None) -> SendResult | None:
@@ -55,7 +55,7 @@ class OutboxSender:
         if pending is None:
             return None
         try:
-            self._projection = self._projection or connect(self.registry, self.places)
+            self._projection = self._projection or connect(self.registry, self.locations)
         except Exception as error:  # MLflow raises what its store, its HTTP client or its database raises
             return self._failed(pending, error, away=True)
         try:
@@ -67,8 +67,8 @@ class OutboxSender:
 
     def _failed(self, pending: OutboxMessage, error: Exception, *, away: bool = False) -> SendResult:
         line = (str(error).splitlines() or [""])[0]
-        told = line if isinstance(error, DependencyPending) else f"{type(error).__name__}: {line}"
-        told = redact(told, self.places.mlflow, self.places.registry, self.places.blobs)
+        told = line if isinstance(error, DependencyPendingError) else f"{type(error).__name__}: {line}"
+        told = redact(told, self.locations.mlflow, self.locations.registry, self.locations.blobs)
         reschedule(self.registry, pending, error=told)
         return SendResult(pending, told, away)
 

@@ -11,11 +11,11 @@ from continual.tracking.registered_models import (
     EXAMPLE,
     ModelVersionSpec,
     available_model_name,
-    make_model,
+    ensure_model,
     output_columns,
     ownership_tags,
     set_aliases,
-    version,
+    ensure_version,
 )
 from registry import StoredStream
 
@@ -35,8 +35,8 @@ def sync_stream_model(to: MlflowClientContext, stream: StoredStream, run: str) -
     name = stream_model(to, stream.name)
     wanted = {}
     if serving:
-        make_model(to, name, ownership_tags(to, stream=stream.name))
-        wanted = {CHAMPION: version(to, name, _reference(stream, serving, run=run))}
+        ensure_model(to, name, ownership_tags(to, stream=stream.name))
+        wanted = {CHAMPION: ensure_version(to, name, _reference(stream, serving, run=run))}
     set_aliases(to, name, wanted)
 
 
@@ -48,8 +48,8 @@ def stream_model(to: MlflowClientContext, stream: str) -> str:
 def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> ModelVersionSpec:
     digest = sha256(json.dumps(serving, sort_keys=True).encode()).hexdigest()
     return ModelVersionSpec(
-        key={"continual.digest": digest},
-        about={"continual.backbone": stream.backbone, "continual.deltas": str(len(serving))},
+        identity_tags={"continual.digest": digest},
+        extra_tags={"continual.backbone": stream.backbone, "continual.deltas": str(len(serving))},
         run=run,
         folder=f"model/{digest}",
         backbone=stream.backbone,

@@ -19,7 +19,7 @@ def sync_strategy_runs(to: MlflowClientContext, stream: str, run: str) -> None:
     document = comparison(to.registry, stream, runs, isolated=True)
     told = {one["strategy"]: one for one in document["strategies"]}
     for strategy in runs:
-        if to.run(strategy.mlflow_run) is None:
+        if to.active_run(strategy.mlflow_run) is None:
             own = _strategy_run(to, strategy, told[strategy.strategy], parent=run)
             with to.registry.unit_of_work() as unit:
                 note_strategy_run(unit, strategy.id, own)
@@ -30,11 +30,11 @@ def sync_strategy_runs(to: MlflowClientContext, stream: str, run: str) -> None:
 def _strategy_run(to: MlflowClientContext, strategy: StoredStrategy, told: Document, *, parent: str) -> str:
     """The run of a strategy: one that was finished and not noted, else a new one in place of what was begun."""
     key = to.key("strategy", strategy.stream, strategy.strategy, strategy.recipe)
-    for begun in to.runs("key", key):
+    for begun in to.find_runs("key", key):
         if begun.info.status == "FINISHED":
             return str(begun.info.run_id)
         to.client.delete_run(begun.info.run_id)
-    tags = to.tags(key, name=strategy.strategy, strategy=strategy.strategy, stream=strategy.stream)
+    tags = to.run_tags(key, name=strategy.strategy, strategy=strategy.strategy, stream=strategy.stream)
     run: str = to.client.create_run(to.experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
     at = strategy.finished_at or strategy.created_at
     to.log(run, flatten(strategy.settings), _strategy_metrics(told), at=at)
@@ -68,8 +68,8 @@ def sync_stream_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
 def _stream_run(to: MlflowClientContext, stream: StoredStream) -> str:
     key = to.key("stream", stream.name)
     own = {"stream": stream.name, "backbone": stream.backbone}
-    known = to.run(stream.mlflow_run) or next(iter(to.runs("key", key)), None)
-    tags = to.tags(key, name=stream.name, **own)
+    known = to.active_run(stream.mlflow_run) or next(iter(to.find_runs("key", key)), None)
+    tags = to.run_tags(key, name=stream.name, **own)
     found = known or to.client.create_run(to.experiment, tags=tags)
     settings = flatten({name: value for name, value in stream.spec.items() if name != "tasks"})
     missing = {name: value for name, value in settings.items() if name not in found.data.params}

@@ -38,9 +38,9 @@ def log_study(registry: Registry, places: Locations, about: Mapping[str, Any], r
 def _tell(to: MlflowClientContext, about: Mapping[str, Any], result: "Result") -> None:
     key = to.key("study", json.dumps(about, sort_keys=True))
     own = {name: str(about[name]) for name in ("study", "stream", "backbone")}
-    known = next(iter(to.runs("key", key)), None)
+    known = next(iter(to.find_runs("key", key)), None)
     run = known or to.client.create_run(
-        to.experiment, tags=to.tags(key, name=f"{about['study']}: {about['stream']}", **own)
+        to.experiment, tags=to.run_tags(key, name=f"{about['study']}: {about['stream']}", **own)
     )
     name, began = run.info.run_id, datetime.fromtimestamp(run.info.start_time / MILLISECONDS, UTC)
     metrics = {(_NOT_IN_NAMES.sub(" ", metric), 0): value for metric, value in result.metrics.items()}

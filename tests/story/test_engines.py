@@ -263,7 +263,7 @@ def test_a_task_that_ends_its_workers_fails_after_three_of_them(
             assert failed == []
             crew._replace(FAR, "(killed)")
         assert len(started) == 5
-        assert failed == ["LearnError: 3 workers were lost while they learned it; the last (killed)"]
+        assert failed == ["TrainingError: 3 workers were lost while they learned it; the last (killed)"]
         assert [p.state for p in job.positions()] == ["waiting", "failed", "waiting", "waiting"]
 
 
@@ -286,7 +286,7 @@ def test_only_hearing_counts_as_waiting_for_room(
         job = StreamRun(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, RunCallbacks())
         crew = WorkerPool(job, None, ResourceRequest(cpus=1, gpus=0))
         heard, hear = [], crew._receive_events
-        monkeypatch.setattr(crew, "_hear", lambda seconds: heard.append(hear(seconds)))
+        monkeypatch.setattr(crew, "_receive_events", lambda seconds: heard.append(hear(seconds)))
         crew._starting["an answer"] = None
         with pytest.raises(TrainingError, match=r"no room for a worker for 0.05 s"):
             crew.run_until_done()

@@ -50,7 +50,7 @@ class Ablation(Study):
             yield from sweep_trials(bench, [method], rates=[1.0], extra={"initial_scale": scale})
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        task, trained = bench.trained(trial)
+        task, trained = bench.train(trial)
         found = summarize(task, trained)
         if "spans" not in trial.extra:
             return found
@@ -59,7 +59,7 @@ class Ablation(Study):
                 test_score(task, ablate_layers(task.backbone, trained.delta, first, last), task.validation)
                 for last in lasts
             ]
-            for first, lasts in _spans(bench.backbone.layers)
+            for first, lasts in _spans(bench.backbone.num_layers)
         ]
         drops = [[score - trained.score for score in row] for row in scores]
         return {**found, "drops": drops, "drop_of_all": drops[0][-1]}

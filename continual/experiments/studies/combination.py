@@ -56,7 +56,7 @@ class Combination(Study):
         return sweep_trials(bench, methods.values(), rates=self.rates)
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.trained(trial))
+        return summarize(*bench.train(trial))
 
     def result(self, found: Sequence[TrialResult]) -> Result:
         best = best_rates(found)

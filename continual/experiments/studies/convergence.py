@@ -55,7 +55,7 @@ class Convergence(Study):
         def keep(course: TrainingState) -> None:
             seconds.append(course.seconds)
 
-        task, trained = bench.trained(trial, keep=keep)
+        task, trained = bench.train(trial, keep=keep)
         steps = -(-len(task.train.tokens) // task.budget.batch_size)
         curve: dict[str, list[Any]] = {
             "step": [steps * epoch.number for epoch in trained.curve],

@@ -35,12 +35,11 @@ from continual.experiments.studies.trial import StudyTrial, TrialResult
 from continual.experiments.studies.trial_runner import TrialRunner
 from continual.features.tokens import sorted_batches
 from continual.kinds import ForwardContext, HeadStart
-from continual.learning.learn import train_from_start
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.reports.html import Section
 from continual.reports.html.study_result import Result
 from continual.reports.plots import line_plot
-from continual.training.loop import TrainingResult
+from continual.training.training_run import TrainingResult
 from continual.transfer.warm_start import from_scratch
 from tasks import Method
 
@@ -122,7 +121,7 @@ def _trained(backbone: Backbone, trial: StudyTrial) -> tuple[PreparedTask, Train
     """Trained from a head of zeros: so few rows may lack labels, which a closed form cannot do without."""
     task = prepare_task(backbone, trial.selected_rows)
     blank = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
-    return task, train_from_start(task, blank, seed=trial.seed)
+    return task, task.training_run(blank, seed=trial.seed).run()
 
 
 def _few(trial: StudyTrial, size: int, *, batches: int) -> StudyTrial:

@@ -52,7 +52,7 @@ class Generalisation(Study):
                     yield trial
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        task, trained = bench.trained(trial)
+        task, trained = bench.train(trial)
         found, train = summarize(task, trained), test_score(task, trained.delta, task.train)
         return {**found, "train": train, "gap": train - found["test"]}
 

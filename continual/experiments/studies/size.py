@@ -54,10 +54,10 @@ class Size(Study):
     rates: Rates = RATES
 
     def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        return sweep_trials(bench, (*(self.methods or _sizes(bench.backbone.layers)), FULL), rates=self.rates)
+        return sweep_trials(bench, (*(self.methods or _sizes(bench.backbone.num_layers)), FULL), rates=self.rates)
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.trained(trial))
+        return summarize(*bench.train(trial))
 
     def result(self, found: Sequence[TrialResult]) -> Result:
         best = best_rates(found)

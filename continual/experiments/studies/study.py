@@ -42,7 +42,7 @@ class Study(StrictModel, ABC):
 class StudyRun:
     """A study that was carried out: all that was found, and what it came to."""
 
-    found: tuple[TrialResult, ...]
+    results: tuple[TrialResult, ...]
     result: Result
 
 

@@ -59,7 +59,7 @@ class Templates(Study):
         yield make_trial(data, seed, self.method, rate=rate, extra=_also("all rows", data))
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.trained(trial))
+        return summarize(*bench.train(trial))
 
     def result(self, found: Sequence[TrialResult]) -> Result:
         scores = mean_outcomes(best_rates(found), "test", lambda trial: (trial.task, *_regime(trial)))

@@ -30,7 +30,6 @@ from continual.experiments.studies.trial import StudyTrial, TrialResult
 from continual.experiments.studies.trial_runner import TrialRunner, test_score
 from continual.inference.task_statistics import task_signature
 from continual.kinds import ForwardContext, kind_of_spec
-from continual.learning.learn import train_from_start
 from continual.learning.prepared import PreparedTask
 from continual.learning.similar_tasks import transferability_measures
 from continual.reports.html import Section, Table
@@ -76,7 +75,7 @@ class Transfer(Study):
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         subject = bench.subject(trial)
-        task = subject.task
+        task = subject.ttrial_task
         if trial.source is None:
             plain = _begun(task, subject.start, LINEAR_PROBE, seed=trial.seed)
             return {
@@ -90,7 +89,7 @@ class Transfer(Study):
             task, replace(source, start=source.start_without_transferred_head), task.method.name, seed=trial.seed
         )
         origin = bench.subject(trial.source).task
-        own, other = (task_signature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
+        own, other = (ttrial_tasknature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
         stored = {name: measure(own, other) for name, measure in SIGNATURE_MEASURES.items()}
         return {
             "frozen": test_score(task, frozen, task.test),
@@ -163,7 +162,7 @@ def _begun(task: PreparedTask, start: WarmStartCandidate, method: str, *, seed: 
 
 
 def _learned(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
-    return test_score(task, train_from_start(task, start, seed=seed).delta, task.test)
+    return test_score(task, task.training_run(start, seed=seed).run().delta, task.test)
 
 
 def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:

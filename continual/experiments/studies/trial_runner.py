@@ -8,11 +8,11 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.experiments.studies.trial import StudyTrial
 from continual.kinds import ForwardContext, PreparedRows
-from continual.learning.learn import search_method, train_from_start
+from continual.learning.learn import search_method
 from continual.learning.prepared import PreparedTask, prepare_task
-from continual.training.loop import StateCallback, TrainingResult
 from continual.training.method_search import candidate_settings
 from continual.training.objective import validation_score
+from continual.training.training_run import StateCallback, TrainingResult
 from continual.transfer.warm_start import Neighbour, WarmStartCandidate, from_scratch
 from tasks import TaskData
 
@@ -35,7 +35,7 @@ class TrialRunner:
     _subjects: dict[tuple[Any, ...], TrialTask] = field(default_factory=dict, init=False, repr=False)
     _sources: dict[str, Delta] = field(default_factory=dict, init=False, repr=False)
 
-    def subject(self, trial: StudyTrial) -> TrialTask:
+    def trial_task(self, trial: StudyTrial) -> TrialTask:
         """What a trial begins with; the same rows are made ready, and their start worked out, once."""
         room = max(
             settings.added_tokens for settings in candidate_settings(trial.candidate.method)
@@ -52,18 +52,19 @@ class TrialRunner:
         )
         return TrialTask(task, known.start)
 
-    def trained(
+    def train(
         self, trial: StudyTrial, *, keep: StateCallback = lambda course: None
     ) -> tuple[PreparedTask, TrainingResult]:
         """A trial's task as it was trained from scratch, by the method that a search finds where it asks for one."""
-        subject = self.subject(trial)
+        subject = self.trial_task(trial)
         arm, _ = search_method(subject.task, subject.start, seed=trial.seed)
         task = subject.task.with_candidate(arm)
-        return task, train_from_start(task, subject.start, seed=trial.seed, keep=keep)
+        run = replace(task.training_run(subject.start, seed=trial.seed), on_state=keep)
+        return task, run.run()
 
     def source_delta(self, source: StudyTrial) -> Neighbour:
         """The delta of a trial that others start from, which is trained once."""
-        if source.key not in self._sources:
+        if source.key not in self._sources:train
             self._sources[source.key] = self.trained(source)[1].delta
         return Neighbour(source.task, self._sources[source.key])
 

@@ -55,13 +55,13 @@ class RayEngine:
                 room = share.require_capacity(node_resources(), 1, what="worker", advice=NO_ROOM_HINT)
                 crew = WorkerPool(job, ray.put(given), share)
                 try:
-                    if count := self._count(room, tasks=len(job.loaded.keys() - learned)):
+                    if count := self._worker_count(room, tasks=len(job.loaded.keys() - learned)):
                         crew.start_workers(count)
                     yield crew.run_until_done
                 finally:
                     crew.shutdown()
 
-    def _count(self, room: int, *, tasks: int) -> int:
+    def _worker_count(self, room: int, *, tasks: int) -> int:
         wanted = min(self.workers or room, tasks)
         if wanted > room:
             log.warning("%d workers are asked for; the cluster has room for %d, and so many learn", wanted, room)

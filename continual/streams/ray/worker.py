@@ -55,7 +55,7 @@ class WorkerConfig:
     max_attempts: Mapping[int, int]
     migrated_from: Mapping[str, str]
 
-    def job(self, watcher: RunCallbacks) -> StreamRun:
+    def stream_run(self, watcher: RunCallbacks) -> StreamRun:
         """The job as it is seen here. Raises BackboneError, InputError or RegistryError where it cannot be done."""
         registry = Registry.open(self.registry, self.blobs)
         self.registry_probe.verify(registry)
@@ -85,7 +85,7 @@ class Worker:
         torch.set_num_threads(given.threads)
         told = {what: partial(self._say, what) for what in FORWARDED_CALLBACKS}
         try:
-            self._job = given.job(RunCallbacks(**told))
+            self._job = given.stream_run(RunCallbacks(**told))
         except ContinualError as error:
             raise EngineError(redact(f"on {gethostname()}: {type(error).__name__}: {error}")) from None
         return current_process_id()

@@ -68,7 +68,7 @@ class WorkerPool:
                 return
             self._require_worker()
             self._tell_of_others(left)
-            self._hear(POLL_SECONDS)
+            self._receive_events(POLL_SECONDS)
 
     def shutdown(self) -> None:
         """End all workers; what they hold waits again."""
@@ -88,7 +88,7 @@ class WorkerPool:
         actor = self._actor.remote()
         self._starting[actor.initialize.remote(self._given)] = actor
 
-    def _hear(self, seconds: float) -> None:
+    def _receive_events(self, seconds: float) -> None:
         """Hear what workers say for so long, or until one of them ends."""
         began, count = time.monotonic(), len(self._working)
         while len(self._working) == count and (rest := began + seconds - time.monotonic()) > 0:

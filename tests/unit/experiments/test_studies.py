@@ -121,8 +121,8 @@ def test_a_study_goes_on_where_it_was_stopped(
     study, file = study_of(name, SMALL[name]), tmp_path / "ledger.jsonl"
     made = counted(study, monkeypatch)
     first = run_study(study, bench, TrialStore(file))
-    assert len(made) == len(first.found) > 0
-    assert len({one.trial.key for one in first.found}) == len(first.found)
+    assert len(made) == len(first.results) > 0
+    assert len({one.trial.key for one in first.results}) == len(first.results)
 
     tables = json.loads(json.dumps(first.result.to_json, allow_nan=False))
     assert all(tables.values())
@@ -139,8 +139,8 @@ def test_a_study_goes_on_where_it_was_stopped(
     again = run_study(study, bench, TrialStore(file))
     assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
     if name not in ("cost", "convergence"):  # whose numbers are times
-        deterministic = [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in first.found]
-        assert [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in again.found] == deterministic
+        deterministic = [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in first.results]
+        assert [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in again.results] == deterministic
     made.clear()
     run_study(study, bench, TrialStore(file))
     assert made == []
@@ -179,9 +179,9 @@ def test_a_curve_that_falls_or_is_negative_has_reached_its_end() -> None:
 
 def test_the_gap_is_train_less_test(bench: TrialRunner, tmp_path: Path) -> None:
     studied = run_study(study_of("generalisation", SMALL["generalisation"]), bench, TrialStore(tmp_path / "l"))
-    assert {one.trial.rows for one in studied.found} == {8, 24}  # no task has the third number
-    one = studied.found[0]
-    subject = bench.subject(one.trial)
+    assert {one.trial.rows for one in studied.results} == {8, 24}  # no task has the third number
+    one = studied.results[0]
+    subject = bench.trial_task(one.trial)
     assert len(subject.task.train.tokens) == 8
     assert one.outcome["gap"] == pytest.approx(one.outcome["train"] - one.outcome["test"])
     assert one.outcome["train"] != one.outcome["test"]
@@ -192,9 +192,9 @@ def test_a_delta_without_all_its_layers_is_the_backbone(method: str, bert: Backb
     delta, rows = perturbed_delta(bert, method), prepared_rows(bert, "mood", 6)
     whole = encode(bert, rows.tokens, delta=delta)
     top = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, 0))
-    none = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, bert.layers - 1))
+    none = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, bert.num_layers - 1))
     left = {key for key in delta.values if not key.startswith("layer.")}
-    assert ablate_layers(bert, delta, 0, bert.layers - 1).values.keys() == left
+    assert ablate_layers(bert, delta, 0, bert.num_layers - 1).values.keys() == left
     assert not torch.equal(whole, top)
     assert torch.equal(none, encode(bert, rows.tokens)) == (not left and method != "prefix")
 
@@ -208,13 +208,13 @@ def test_an_adapter_undone_is_one_whose_last_weights_are_zero(bert: Backbone) ->
 
 def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
-    own = TrialRunner.trained
+    own = TrialRunner.train
 
     def counting(self: TrialRunner, trial: StudyTrial, **more: Any) -> Any:
         trained.append(trial.task)
         return own(self, trial, **more)
 
-    monkeypatch.setattr(TrialRunner, "trained", counting)
+    monkeypatch.setattr(TrialRunner, "train", counting)
     twice = replace(bench, seeds=(0, 1))
     studied = run_study(study_of("transfer", SMALL["transfer"]), twice, TrialStore(tmp_path / "l"))
     assert sorted(trained) == ["mood", "mood", "place", "place"]  # each source once for each seed
@@ -227,8 +227,8 @@ def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkey
     row = studied.result.to_json["Gain over training from scratch"][0]
     assert (row["mood"], row["place"]) == (None, pytest.approx(gain))
 
-    (one,) = (f for f in studied.found if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
-    task, backbone = twice.subject(one.trial).task, bench.backbone
+    (one,) = (f for f in studied.results if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
+    task, backbone = twice.trial_task(one.trial).task, bench.backbone
     assert [len(rows.tokens) for rows in (task.train, task.validation, task.test)] == [8, 8, 12]
     delta = twice.source_delta(one.trial.source).delta
     seen = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
@@ -269,7 +269,7 @@ def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:
         replace(one, shots=4),
         replace(one, source=one),
         replace(one, extra={"a": 1}),
-        replace(one, arm=SearchCandidate(Method(name="lora"), 0.2)),
+        replace(one, candidate=SearchCandidate(Method(name="lora"), 0.2)),
         replace(one, budget=Budget(epochs=4)),
         replace(one, data=replace(one.data, test=rows_of("mood", 3, seed=9))),
         replace(one, data=replace(one.data, spec=one.data.spec.model_copy(update={"metric": "macro_f1"}))),
@@ -287,11 +287,11 @@ def test_a_trial_that_fails_is_kept_and_left_out(
     def measure(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         if trial.task == "mood" and trial.candidate.method.name == "lora":
             raise TrainingError("the training loss became nan")
-        return summarize(*bench.trained(trial))
+        return summarize(*bench.train(trial))
 
     monkeypatch.setattr(type(study), "measure", measure)
     studied = run_study(study, bench, TrialStore(file))
-    assert [one.outcome.get("failed") for one in studied.found].count("the training loss became nan") == 1
+    assert [one.outcome.get("failed") for one in studied.results].count("the training loss became nan") == 1
     table = studied.result.to_json["Score less that of full fine-tuning"]
     assert {row["method"]: row["tasks"] for row in table} == {"full": 2, "lora rank 1": 1}
     monkeypatch.setattr(type(study), "measure", lambda *_: pytest.fail("it was made before"))
