@@ -74,8 +74,8 @@ class Transfer(Study):
         return make_trial(data, seed, self.method, epochs=self.epochs, shots=self.shots)
 
     def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        subject = bench.subject(trial)
-        task = subject.ttrial_task
+        subject = bench.trial_task(trial)
+        task = subject.task
         if trial.source is None:
             plain = _begun(task, subject.start, LINEAR_PROBE, seed=trial.seed)
             return {
@@ -88,8 +88,8 @@ class Transfer(Study):
         frozen = _begun(
             task, replace(source, start=source.start_without_transferred_head), task.method.name, seed=trial.seed
         )
-        origin = bench.subject(trial.source).task
-        own, other = (ttrial_tasknature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
+        origin = bench.trial_task(trial.source).task
+        own, other = (task_signature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
         stored = {name: measure(own, other) for name, measure in SIGNATURE_MEASURES.items()}
         return {
             "frozen": test_score(task, frozen, task.test),

@@ -64,8 +64,8 @@ class TrialRunner:
 
     def source_delta(self, source: StudyTrial) -> Neighbour:
         """The delta of a trial that others start from, which is trained once."""
-        if source.key not in self._sources:train
-            self._sources[source.key] = self.trained(source)[1].delta
+        if source.key not in self._sources:
+            self._sources[source.key] = self.train(source)[1].delta
         return Neighbour(source.task, self._sources[source.key])
 
 
