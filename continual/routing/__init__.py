@@ -1,4 +1,4 @@
-"""Routing: which task an input belongs to when nobody says."""
+"""Routing: choose the task that an input belongs to where none is named."""
 
 from continual.routing.decision import Decision, Opinion, choose_tasks
 from continual.routing.evidence import FitStatistics, fit_statistics

@@ -1,11 +1,11 @@
-"""From probabilities to a decision: the deltas of the likeliest tasks look again where the router is not sure.
+"""Choose tasks from the router's probabilities and, where it is unsure, from the deltas of its likeliest tasks.
 
     log p(t | x) ← log p(t | x) + log p(ŷ_t | x, t) − E_t[log p(ŷ_t | x, t)] + ½ fit_t(x)
 
-for the tasks looked at, where ŷ_t is what the task's delta answers and E_t the mean over held-out rows of the task: the
-probability of task and answer together, a delta that is always sure being no more believed than one that never is.
-fit_t(x) is how well the input fits the delta's own features, in standard deviations of the task's rows; that of the
-delta which is chosen also decides whether the input belongs to any task.
+for the candidate tasks, where ŷ_t is the answer of the task's delta and E_t the mean over held-out rows of the task:
+the joint probability of task and answer, normalised so that a delta which is always sure counts no more than one which
+never is. fit_t(x) is how well the input fits the delta's own features, in standard deviations of the task's rows; the
+fit to the chosen delta also decides whether the input belongs to any task.
 
 Shapes: N inputs, K tasks.
 """
@@ -27,8 +27,13 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Opinion(Generic[A]):
-    """What a task's delta says of inputs: its answers, how much surer it is of them than usual [N], in nats, and how
-    well they fit it [N]."""
+    """Answers of one task's delta to N inputs, with the evidence that the inputs belong to that task.
+
+    Attributes:
+        answers: One answer per input.
+        excess_log_prob: Log-probability [N] of each answer less its mean on held-out rows of the task, in nats.
+        fit: Fit [N] of each input to the delta's features, in standard deviations of the task's rows.
+    """
 
     answers: Sequence[A]
     excess_log_prob: Tensor
@@ -37,8 +42,14 @@ class Opinion(Generic[A]):
 
 @dataclass(frozen=True)
 class Decision(Generic[A]):
-    """tasks [N]: the number of the one that is chosen · log_p [N, K] · fit [N]: to the chosen task's delta ·
-    answers: of that delta."""
+    """The chosen task of each of N inputs, with its delta's answer.
+
+    Attributes:
+        tasks: Numbers [N] of the chosen tasks.
+        log_p: Log-probabilities [N, K] of all tasks.
+        fit: Fit [N] of each input to the chosen task's delta.
+        answers: Answers of the chosen tasks' deltas.
+    """
 
     tasks: Tensor
     log_p: Tensor
@@ -47,38 +58,47 @@ class Decision(Generic[A]):
 
     @property
     def confidence(self) -> Tensor:
-        """The probability [N] of the task that is chosen."""
+        """Probability [N] of the chosen task."""
         return self.log_p.gather(1, self.tasks.unsqueeze(1)).squeeze(1).exp()
 
 
-# By the number of a task, those of inputs that its delta is to look at, and what it says of them.
 QueryDeltas = Callable[[Mapping[int, list[int]]], Mapping[int, Opinion[B]]]
+"""From the input numbers for each task number to the opinions of the tasks' deltas on those inputs."""
 
 
-def choose_tasks(router: Router, log_p: Tensor, ask: QueryDeltas[B]) -> Decision[B]:
-    """The task of each input, from what the router says [N, K] and, of all tasks at once, their deltas are asked."""
+def choose_tasks(router: Router, log_p: Tensor, query: QueryDeltas[B]) -> Decision[B]:
+    """Choose the task of each input from the router's log-probabilities and the deltas' opinions.
+
+    Args:
+        router: Sets how many candidates are queried, and below which probability.
+        log_p: The router's log-probabilities [N, K].
+        query: Called once, with the inputs of all candidate tasks.
+
+    Returns:
+        The chosen tasks, with the answers of their deltas.
+    """
     unsure = log_p.amax(dim=1).exp() < router.margin
-    looked = _looked_at(log_p, unsure, candidates=router.candidates)
-    surely, fit = torch.zeros_like(log_p), torch.zeros_like(log_p)
+    inputs_of_task = _candidate_inputs(log_p, unsure, candidates=router.candidates)
+    excess, fit = torch.zeros_like(log_p), torch.zeros_like(log_p)
     answers: dict[tuple[int, int], B] = {}
-    for task, opinion in ask(looked).items():
-        inputs = looked[task]
-        surely[inputs, task], fit[inputs, task] = opinion.excess_log_prob, opinion.fit
+    for task, opinion in query(inputs_of_task).items():
+        inputs = inputs_of_task[task]
+        excess[inputs, task], fit[inputs, task] = opinion.excess_log_prob, opinion.fit
         answers |= {(i, task): answer for i, answer in zip(inputs, opinion.answers, strict=True)}
-    log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (surely + FIT_WEIGHT * fit), dim=1)
-    among = torch.full_like(log_p, -torch.inf)
-    for task, inputs in looked.items():
-        among[inputs, task] = log_p[inputs, task]
-    tasks = among.argmax(dim=1)
-    chosen = fit.gather(1, tasks.unsqueeze(1)).squeeze(1)
-    return Decision(tasks, log_p, chosen, tuple(answers[i, task] for i, task in enumerate(tasks.tolist())))
+    log_p = torch.log_softmax(log_p + unsure.unsqueeze(1) * (excess + FIT_WEIGHT * fit), dim=1)
+    candidate_log_p = torch.full_like(log_p, -torch.inf)
+    for task, inputs in inputs_of_task.items():
+        candidate_log_p[inputs, task] = log_p[inputs, task]
+    tasks = candidate_log_p.argmax(dim=1)
+    chosen_fit = fit.gather(1, tasks.unsqueeze(1)).squeeze(1)
+    return Decision(tasks, log_p, chosen_fit, tuple(answers[i, task] for i, task in enumerate(tasks.tolist())))
 
 
-def _looked_at(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:
-    """The inputs that each task's delta looks at: those of which it is the likeliest task, or nearly so."""
-    order = log_p.topk(candidates, dim=1).indices.tolist()
-    looked: dict[int, list[int]] = defaultdict(list)
-    for i, (likely, doubt) in enumerate(zip(order, unsure.tolist(), strict=True)):
-        for task in likely if doubt else likely[:1]:
-            looked[task].append(i)
-    return looked
+def _candidate_inputs(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:
+    """Return the inputs for which each task is a candidate: its likeliest or, where `unsure` [N], among the first."""
+    ranked = log_p.topk(candidates, dim=1).indices.tolist()
+    inputs_of_task: dict[int, list[int]] = defaultdict(list)
+    for i, (likeliest, is_unsure) in enumerate(zip(ranked, unsure.tolist(), strict=True)):
+        for task in likeliest if is_unsure else likeliest[:1]:
+            inputs_of_task[task].append(i)
+    return inputs_of_task

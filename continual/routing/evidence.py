@@ -1,11 +1,12 @@
-"""What a task's delta itself says of an input: how sure it is of its answer, and how well its features fit.
+"""Evidence from a task's delta that an input is the task's: confidence of its answer, and fit of its features.
 
     fit(x) = (−½ min_c (x − μ_c)ᵀ C⁻¹ (x − μ_c) − a) / b
 
 with class means μ and shared shrunk covariance C in the delta's own features, and a, b the mean and the standard
-deviation of that on held-out rows of the task: 0 for an input like those, far below for one of another kind.
+deviation of the numerator's first term on held-out rows of the task: 0 for an input like those, far below for one of
+another kind.
 
-Shapes: C classes, D hidden size, N rows.
+Shapes: C classes, D hidden size, N rows, H held-out rows.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,16 @@ _PREFIX = "evidence/"
 
 @dataclass(frozen=True)
 class FitStatistics:
-    """means [C, D] · precision C⁻¹ [D, D] · centre, spread: a and b · sure: mean log probability of the answers to
-    held-out rows, in nats · own [H]: fit of the held-out rows that are kept."""
+    """Statistics of a task's rows in the features of its own delta.
+
+    Attributes:
+        means: Class means [C, D].
+        precision: Inverse C⁻¹ [D, D] of the shared shrunk covariance.
+        centre: Mean a of the unnormalised fit on held-out rows, a scalar.
+        spread: Its standard deviation b, a scalar.
+        mean_log_prob: Mean log-probability of the answers to held-out rows in nats, a scalar.
+        held_out_fit: Fit [H] of the stored held-out rows.
+    """
 
     means: Tensor
     precision: Tensor
@@ -33,21 +42,22 @@ class FitStatistics:
     held_out_fit: Tensor
 
     def fit(self, vectors: Tensor) -> Tensor:
-        """fit(x) [N] of the delta's features [N, D], in standard deviations."""
-        return (_likelihood(vectors, self.means, self.precision) - self.centre) / self.spread
+        """Compute the fit [N] of vectors [N, D] in the delta's features, in standard deviations."""
+        return (_log_density(vectors, self.means, self.precision) - self.centre) / self.spread
 
     def to_tensors(self) -> dict[str, Tensor]:
+        """Return the statistics under the names they have in a blob."""
         return {f"{_PREFIX}{key}": getattr(self, field) for key, field in _FIELDS.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FitStatistics | None":
-        """What `tensors` gave; None where there is nothing."""
+        """Restore the statistics from a blob's tensors; None where the blob holds none."""
         if not any(name.startswith(_PREFIX) for name in tensors):
             return None
         return cls(**{field: tensors[f"{_PREFIX}{key}"] for key, field in _FIELDS.items()})
 
 
-# The names of a blob's tensors, which older releases read too, and the fields that hold them.
+# Names of a blob's tensors, which older releases read too, and the fields that hold them.
 _FIELDS = {
     "means": "means",
     "precision": "precision",
@@ -58,21 +68,29 @@ _FIELDS = {
 }
 
 
-def fit_statistics(rows: Tensor, classes: Tensor, *, count: int, held_out: Tensor, sure: Tensor) -> FitStatistics:
-    """The evidence of a delta from train rows [N, D] and held-out rows [H, D] in its features.
+def fit_statistics(rows: Tensor, classes: Tensor, *, count: int, held_out: Tensor, log_probs: Tensor) -> FitStatistics:
+    """Compute the statistics of a task's rows in the features of its delta.
 
-    sure [H]: log probabilities of its answers to the held-out rows, where its kind has any.
+    Args:
+        rows: Train rows [N, D].
+        classes: Their classes [N], numbers below `count`.
+        count: Number of classes C.
+        held_out: Held-out rows [H, D].
+        log_probs: Log-probabilities [H] of the delta's answers to the held-out rows; empty for kinds without any.
+
+    Returns:
+        Class means, precision, and the distribution of fit and confidence on the held-out rows.
     """
-    own = compute_signature(rows, classes, count=count)
-    means = own.means.float()
-    precision = inverse_shrunk_covariance(own.scatter, own.degrees_of_freedom, SHRINKAGE).float()
-    fits = _likelihood(held_out, means, precision)
-    centre, spread = fits.mean(), fits.std(correction=0).clamp_min(1e-6)
-    surely = sure.mean() if len(sure) else torch.zeros(())
-    return FitStatistics(means, precision, centre, spread, surely, (fits - centre) / spread)
+    signature = compute_signature(rows, classes, count=count)
+    means = signature.means.float()
+    precision = inverse_shrunk_covariance(signature.scatter, signature.degrees_of_freedom, SHRINKAGE).float()
+    densities = _log_density(held_out, means, precision)
+    centre, spread = densities.mean(), densities.std(correction=0).clamp_min(1e-6)
+    mean_log_prob = log_probs.mean() if len(log_probs) else torch.zeros(())
+    return FitStatistics(means, precision, centre, spread, mean_log_prob, (densities - centre) / spread)
 
 
-def _likelihood(vectors: Tensor, means: Tensor, precision: Tensor) -> Tensor:
-    """−½ of the squared distance to the nearest mean [N]."""
+def _log_density(vectors: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """Compute −½ of the squared distance to the nearest mean [N]: a log-density up to a constant."""
     whitener = torch.linalg.cholesky(precision)
     return -0.5 * torch.cdist(vectors @ whitener, means @ whitener).square().amin(dim=1)

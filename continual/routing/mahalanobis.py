@@ -1,12 +1,13 @@
-"""The task whose nearest class mean is nearest, in one metric that all tasks share.
+"""Route to the task with the nearest class mean, by a Mahalanobis distance that all tasks share.
 
     d²(x, t) = min over classes c of t of (x − μ_c)ᵀ C⁻¹ (x − μ_c)
 
 μ are class means in the L leading features, and C the within-class covariance of all tasks there, shrunk: Lee et al.
-(2018), "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (arXiv:1807.03888). What is like no task
-is told by how much nearer x is to a class than to all inputs together, d² − (x − μ₀)ᵀ C₀⁻¹ (x − μ₀) with their mean μ₀
-and covariance C₀: Ren et al. (2021), "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"
-(arXiv:2106.09022).
+(2018), "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (arXiv:1807.03888). Inputs of no task are
+recognised by the relative distance d² − (x − μ₀)ᵀ C₀⁻¹ (x − μ₀), with the mean μ₀ and covariance C₀ of all inputs
+together: Ren et al. (2021), "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection" (arXiv:2106.09022).
+
+Shapes: N inputs, M width of features, L leading features, C classes of all tasks, K tasks.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,15 @@ INDEX_THRESHOLD = 20_000  # classes; with more, not every one is compared with e
 
 @dataclass(frozen=True)
 class Mahalanobis:
-    """weight [L, C], bias [C]: of −½ d², but for what is the same of all classes · totals, shrinkage: its origin."""
+    """A linear discriminant for each class: −½ d² = xᵀ w_c + b_c, up to a term that all classes share.
+
+    Attributes:
+        weight: w = C⁻¹ μ [L, C].
+        bias: b = −½ μᵀ C⁻¹ μ [C].
+        task_of_class: Number [C] of each class's task.
+        totals: Sums over tasks that the rule is solved from.
+        shrinkage: Shrinkage of the covariance.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -35,35 +44,43 @@ class Mahalanobis:
     shrinkage: float
 
     def scores(self, features: Tensor) -> Tensor:
-        """−½ d² [N, K] but for xᵀ C⁻¹ x."""
-        return max_over_classes(self._by_class(features), self.task_of_class)
+        """Compute −½ d² [N, K] of features [N, M], without the term xᵀ C⁻¹ x that all tasks share."""
+        return max_over_classes(self._class_scores(features), self.task_of_class)
 
     def familiarity(self, features: Tensor) -> Tensor:
-        """−½ of the relative distance to the nearest class [N]."""
+        """Compute −½ of the relative distance [N] of features [N, M] to their nearest class."""
         square, slope, constant = self._relative
-        nearest, x = self._by_class(features).amax(dim=1), features[:, : len(square)]
+        nearest, x = self._class_scores(features).amax(dim=1), features[:, : len(square)]
         return nearest - 0.5 * ((x @ square) * x).sum(dim=1) - x @ slope + constant
 
-    def _by_class(self, features: Tensor) -> Tensor:
+    def _class_scores(self, features: Tensor) -> Tensor:
         return features[:, : len(self.weight)] @ self.weight + self.bias
 
     @cached_property
     def _relative(self) -> tuple[Tensor, Tensor, float]:
         """C⁻¹ − C₀⁻¹ [L, L], C₀⁻¹ μ₀ [L] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
-        totals, count, size = self.totals, len(self.totals.tasks), len(self.weight)
-        centre = totals.total[:size] / count
-        spread = totals.moment[:size, :size] / count - torch.outer(centre, centre)
+        totals, num_tasks, size = self.totals, len(self.totals.tasks), len(self.weight)
+        centre = totals.total[:size] / num_tasks
+        spread = totals.moment[:size, :size] / num_tasks - torch.outer(centre, centre)
         background = inverse_shrunk_covariance(spread, 1.0, self.shrinkage)
         slope = background @ centre
-        square = inverse_shrunk_covariance(totals.within, count, self.shrinkage) - background
+        square = inverse_shrunk_covariance(totals.within, num_tasks, self.shrinkage) - background
         return square.float(), slope.float(), 0.5 * float(centre @ slope)
 
 
 def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | ClassMeanIndex:
-    """In the leading features, its shrinkage chosen on held-out rows; by an index where there are very many classes."""
+    """Solve the rule, with the shrinkage that is best on held-out rows; use an index for very many classes.
+
+    Args:
+        totals: Sums over tasks.
+        rows: Held-out rows [H, M]; without any the first of `SHRINKAGES` is taken.
+
+    Returns:
+        The exact rule, or the index where there are more than `INDEX_THRESHOLD` classes of features M ≤ L.
+    """
     if len(totals.task_of_class) > INDEX_THRESHOLD and len(totals.within) == len(totals.moment):
         return ClassMeanIndex(totals, SHRINKAGES[0])
-    rules = [_solved(totals, shrinkage) for shrinkage in SHRINKAGES]
+    rules = [_solve(totals, shrinkage) for shrinkage in SHRINKAGES]
     return (
         min(rules, key=lambda rule: calibrated_loss(rule.scores(rows.features), rows))
         if len(rows.task_index)
@@ -71,7 +88,7 @@ def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | 
     )
 
 
-def _solved(totals: AccumulatedMoments, shrinkage: float) -> Mahalanobis:
+def _solve(totals: AccumulatedMoments, shrinkage: float) -> Mahalanobis:
     means = totals.means[:, : len(totals.within)].double().T
     weight = torch.cholesky_solve(
         means, torch.linalg.cholesky(shrink_covariance(totals.within, len(totals.tasks), shrinkage))

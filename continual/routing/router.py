@@ -1,12 +1,12 @@
-"""One or more rules as one router whose numbers mean something: probabilities of tasks, and "none of them".
+"""Calibrate one or more rules into a router: probabilities of tasks, and a threshold for inputs of no task.
 
     log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)
 
-The settings of each rule, the weights w ≥ 0 and offsets b, how many tasks are worth a second look and when, and below
-which value an input belongs to no task are chosen on the tasks' held-out rows; every task counts the same. Nothing here
-looks at a train row or at an input of no task.
+The settings of each rule, the weights w ≥ 0 and offsets b, how many candidates the deltas are queried for and when, and
+the threshold of abstention are chosen on the tasks' held-out rows; every task counts the same. No train row and no
+input of an unknown task is used.
 
-Shapes: N inputs, H held-out rows of all tasks, K tasks, R rules.
+Shapes: N inputs, H held-out rows of all tasks, M width of features, K tasks, R rules.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,25 @@ from continual.routing.statistics import RoutingStatistics
 from continual.routing.totals import AccumulatedMoments
 from continual.settings import FALSE_ABSTENTION_RATE
 
-SECOND_LOOK_PROBABILITY = 0.001  # a second look is taken where the router alone would err more often than this
-MIN_CANDIDATES, CANDIDATES = 3, 5  # so many tasks are looked at again
+SECOND_LOOK_PROBABILITY = 0.001  # deltas are queried where the router alone would err more often than this
+MIN_CANDIDATES, CANDIDATES = 3, 5  # bounds of the number of tasks whose deltas are queried
 
 
 @dataclass(frozen=True)
 class Router:
-    """The tasks that are known, in order, and how to tell them apart.
+    """A calibrated router among K tasks.
 
-    features: those that are looked at · rules with their weights, offsets [K] · scale [R, 2]: mean and standard
-    deviation of what each holds for known · candidates: how many tasks are looked at again where the best has a
-    probability below `margin` · levels [H], ascending: known and fit together of held-out rows, which count
-    `level_weights`.
+    Attributes:
+        tasks: Names of the tasks, in the order of their numbers.
+        features: Attribute of `FrozenFeatures` that the rules read.
+        rules: R rules.
+        weights: R weights w of the rules' scores.
+        offsets: Offsets b [K] of the tasks.
+        scale: Mean and standard deviation [R, 2] of each rule's familiarity on held-out rows.
+        candidates: How many tasks' deltas are queried where the likeliest has a probability below `margin`.
+        margin: A probability; 0 where no delta needs to be queried.
+        familiarity_levels: Familiarity plus fit [H] of the held-out rows, ascending.
+        level_weights: Weights [H] of those rows, 1 in all.
     """
 
     tasks: tuple[str, ...]
@@ -47,19 +54,26 @@ class Router:
     familiarity_levels: Tensor
     level_weights: Tensor
 
-    def log_p(self, seen: FrozenFeatures) -> Tensor:
-        """Log probabilities of the tasks [N, K]."""
-        features = getattr(seen, self.features).float()
+    def log_p(self, frozen: FrozenFeatures) -> Tensor:
+        """Compute the log-probabilities [N, K] of the tasks from frozen features of N inputs."""
+        features = getattr(frozen, self.features).float()
         scores = [rule.scores(features) for rule in self.rules]
         return _log_p(scores, self.weights, self.offsets)
 
-    def familiarity(self, seen: FrozenFeatures) -> Tensor:
-        """How much each input is like those of any task [N], by frozen features alone."""
-        features = getattr(seen, self.features).float()
-        return _standard(torch.stack([rule.familiarity(features) for rule in self.rules], dim=1), self.scale)
+    def familiarity(self, frozen: FrozenFeatures) -> Tensor:
+        """Compute how much each of N inputs resembles the tasks' rows [N], from frozen features alone."""
+        features = getattr(frozen, self.features).float()
+        return _standardize(torch.stack([rule.familiarity(features) for rule in self.rules], dim=1), self.scale)
 
     def threshold(self, false_abstentions: float = FALSE_ABSTENTION_RATE) -> float:
-        """What known and fit come to together in all but this share of the rows of known tasks."""
+        """Return the familiarity plus fit below which an input belongs to no task.
+
+        Args:
+            false_abstentions: Share of the held-out rows that lie below; every task counts the same.
+
+        Returns:
+            The threshold, or −∞ where no row may lie below or there are no held-out rows.
+        """
         below = int((torch.cumsum(self.level_weights, dim=0) <= false_abstentions).sum())
         return float(self.familiarity_levels[below]) if 0 < below < len(self.familiarity_levels) else -torch.inf
 
@@ -67,9 +81,18 @@ class Router:
 def build_router(
     parts: Mapping[str, RoutingStatistics], *, kind: str = AUTO, totals: AccumulatedMoments | None = None
 ) -> Router:
-    """The router of one task or more: by a rule of `ROUTERS`, or by both of our own together (`auto`).
+    """Build a calibrated router of at least one task.
 
-    totals: the sums over some of them, which those over all are made of.
+    Args:
+        parts: Statistics by task name.
+        kind: Name of a rule of `ROUTERS`, or `auto` for all built-in rules together.
+        totals: Sums over some of the tasks, to be extended in place to all of them; empty where not given.
+
+    Returns:
+        The router, with its tasks sorted by name.
+
+    Raises:
+        RoutingError: There is no such rule.
     """
     sums = totals or AccumulatedMoments()
     sums.update_to(parts)
@@ -79,20 +102,30 @@ def build_router(
 
 
 def calibrate(totals: AccumulatedMoments, rows: HeldOutRows, *, features: Features, names: Sequence[str]) -> Router:
-    """The router of the tasks in `totals` by the rules of these names, its settings chosen on held-out rows.
+    """Build a router of the tasks in `totals`, its settings chosen on held-out rows.
 
-    Without any, as where all was learned by an older release, each rule is taken as it is, and nothing is abstained on.
+    Without held-out rows, as where all tasks were learned by an older release, the rules keep their default settings
+    and the router never abstains.
+
+    Args:
+        totals: Sums over the tasks.
+        rows: Held-out rows [H, M], whose task numbers follow the order of `totals`.
+        features: Attribute of `FrozenFeatures` that `totals` and `rows` were taken from.
+        names: Names of rules in `ROUTERS`.
+
+    Returns:
+        The router.
     """
     rules = [ROUTERS[name](totals, rows) for name in names]
     if not len(rows.task_index):
-        return _plain(totals, rules, features=features)
+        return _uncalibrated(totals, rules, features=features)
     scores = [rule.scores(rows.features) for rule in rules]
     weights, offsets = fit_calibration(scores, rows)
     log_p = _log_p(scores, weights, offsets)
-    known = torch.stack([rule.familiarity(rows.features) for rule in rules], dim=1)
-    scale = _scale(known, rows.weights)
-    together = _standard(known, scale) + rows.fit
-    order = together.argsort()
+    familiarity = torch.stack([rule.familiarity(rows.features) for rule in rules], dim=1)
+    scale = _mean_and_deviation(familiarity, rows.weights)
+    levels = _standardize(familiarity, scale) + rows.fit
+    order = levels.argsort()
     candidates, margin = _second_look(log_p, rows)
     return Router(
         tasks=tuple(totals.tasks),
@@ -103,13 +136,13 @@ def calibrate(totals: AccumulatedMoments, rows: HeldOutRows, *, features: Featur
         scale=scale,
         candidates=candidates,
         margin=margin,
-        familiarity_levels=together[order],
+        familiarity_levels=levels[order],
         level_weights=rows.weights[order],
     )
 
 
-def _plain(totals: AccumulatedMoments, rules: Sequence[RoutingRule], *, features: Features) -> Router:
-    none, tasks = torch.zeros(0), tuple(totals.tasks)
+def _uncalibrated(totals: AccumulatedMoments, rules: Sequence[RoutingRule], *, features: Features) -> Router:
+    empty, tasks = torch.zeros(0), tuple(totals.tasks)
     return Router(
         tasks=tasks,
         features=features,
@@ -119,8 +152,8 @@ def _plain(totals: AccumulatedMoments, rules: Sequence[RoutingRule], *, features
         scale=torch.tensor([[0.0, 1.0]]).expand(len(rules), 2),
         candidates=1,
         margin=0.0,
-        familiarity_levels=none,
-        level_weights=none,
+        familiarity_levels=empty,
+        level_weights=empty,
     )
 
 
@@ -129,26 +162,33 @@ def _log_p(scores: Sequence[Tensor], weights: Sequence[float], offsets: Tensor) 
     return torch.log_softmax(torch.stack(weighted).sum(dim=0) + offsets, dim=1)
 
 
-def _standard(known: Tensor, scale: Tensor) -> Tensor:
-    """The sum [N] of what the rules hold for known [N, R], each in its own standard deviations."""
-    return ((known - scale[:, 0]) / scale[:, 1]).sum(dim=1)
+def _standardize(familiarity: Tensor, scale: Tensor) -> Tensor:
+    """Return the sum [N] of the rules' familiarity [N, R], each in its own standard deviations."""
+    return ((familiarity - scale[:, 0]) / scale[:, 1]).sum(dim=1)
 
 
-def _scale(known: Tensor, weights: Tensor) -> Tensor:
-    """Mean and standard deviation [R, 2] of what the rules hold for known."""
-    mean = (known * weights.unsqueeze(1)).sum(dim=0)
-    variance = ((known - mean).square() * weights.unsqueeze(1)).sum(dim=0)
+def _mean_and_deviation(familiarity: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean and standard deviation [R, 2] of familiarity [H, R]."""
+    mean = (familiarity * weights.unsqueeze(1)).sum(dim=0)
+    variance = ((familiarity - mean).square() * weights.unsqueeze(1)).sum(dim=0)
     return torch.stack([mean, variance.sqrt().clamp_min(1e-12)], dim=1)
 
 
 def _second_look(log_p: Tensor, rows: HeldOutRows) -> tuple[int, float]:
-    """How many tasks hold the right one for nearly all rows, and the probability above which the best is right."""
+    """Return how many tasks include the right one for nearly all rows, and the probability above which the best is it.
+
+    Args:
+        log_p: Log-probabilities [H, K] of the held-out rows.
+        rows: The held-out rows.
+    """
     rank = (log_p > log_p.gather(1, rows.task_index.unsqueeze(1))).sum(dim=1)
-    most = min(CANDIDATES, log_p.shape[1])
-    missed = [float((rows.weights * (rank >= k)).sum()) for k in range(1, most + 1)]
-    candidates = next((k for k, miss in enumerate(missed, start=1) if miss <= SECOND_LOOK_PROBABILITY), most)
-    sure, wrong = log_p.amax(dim=1).exp(), rows.weights * (rank > 0)
-    order = sure.argsort(descending=True)
-    errors = torch.cumsum(wrong[order], dim=0) > SECOND_LOOK_PROBABILITY
-    margin = float(sure[order][int(errors.int().argmax())]) if bool(errors.any()) else 0.0
-    return max(candidates, min(MIN_CANDIDATES, most)), margin
+    max_candidates = min(CANDIDATES, log_p.shape[1])
+    miss_rates = [float((rows.weights * (rank >= k)).sum()) for k in range(1, max_candidates + 1)]
+    candidates = next(
+        (k for k, rate in enumerate(miss_rates, start=1) if rate <= SECOND_LOOK_PROBABILITY), max_candidates
+    )
+    confidence, error_weights = log_p.amax(dim=1).exp(), rows.weights * (rank > 0)
+    order = confidence.argsort(descending=True)
+    too_many_errors = torch.cumsum(error_weights[order], dim=0) > SECOND_LOOK_PROBABILITY
+    margin = float(confidence[order][int(too_many_errors.int().argmax())]) if bool(too_many_errors.any()) else 0.0
+    return max(candidates, min(MIN_CANDIDATES, max_candidates)), margin

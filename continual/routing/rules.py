@@ -1,4 +1,4 @@
-"""What every router is: a rule, made of the tasks' statistics alone, that scores each task for an input."""
+"""The interface of routing rules, which score every task for an input, and the catalogue of rules."""
 
 import difflib
 from collections.abc import Callable
@@ -15,19 +15,22 @@ from tasks.plugins import PluginRegistry
 
 
 class RoutingRule(Protocol):
-    """A router before calibration. Features are wide and frozen [N, M]; tasks are numbered as in the totals."""
+    """A router before calibration; it is made of the tasks' statistics alone.
+
+    Shapes: N inputs, M width of the frozen features, K tasks, numbered as in the totals.
+    """
 
     def scores(self, features: Tensor) -> Tensor:
-        """How well each input fits each task [N, K], the more the better; only differences within a row count."""
+        """Score each task for each input [N, K] from features [N, M]; only differences within a row count."""
         ...
 
     def familiarity(self, features: Tensor) -> Tensor:
-        """How much each input [N] is like those of any task, the more the better."""
+        """Compute how much each input resembles rows of any task [N] from features [N, M]; higher is closer."""
         ...
 
 
 RuleFactory = Callable[[AccumulatedMoments, HeldOutRows], RoutingRule]
-"""The rule that follows from the sums over tasks, its settings chosen on held-out rows where there are any."""
+"""Makes a rule from the sums over tasks, its settings chosen on held-out rows where there are any."""
 
 
 def _checked(found: object) -> RuleFactory | str:
@@ -42,9 +45,10 @@ ROUTERS = PluginRegistry[RuleFactory](
 
 
 def rule_names(router: str) -> tuple[str, ...]:
-    """The rules that a router is made of: of `auto` both of our own.
+    """Return the names of the rules that a router combines: all built-in ones for `auto`, else the one named.
 
-    Raises RoutingError for a name that nobody offers.
+    Raises:
+        RoutingError: No rule has that name.
     """
     if router == AUTO:
         return BUILT_IN_RULES

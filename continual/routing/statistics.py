@@ -1,6 +1,6 @@
-"""What a router needs to know of one task: class means and scatter in wide frozen features, and a few held-out rows.
+"""Statistics of one task for routing: class means and scatter in wide frozen features, and a few held-out rows.
 
-Shapes: C classes, M width, R rank, H held-out rows, D hidden size.
+Shapes: C classes, M width of features, R rank, H held-out rows, D hidden size, N rows.
 """
 
 from dataclasses import dataclass
@@ -15,28 +15,46 @@ from continual.routing.evidence import FitStatistics
 from continual.serialization import deserialize, serialize
 from registry.errors import BlobError
 
-SCATTER_RANK = 512  # what of a task's scatter is kept exactly: with 256 of 2,048 a router errs measurably more
-HELD_OUT = 128
+SCATTER_RANK = 512  # principal axes of a task's scatter: with 256 of 2,048 a router errs measurably more
+HELD_OUT = 128  # rows of a task
 
 
 class TaskMoments(Protocol):
-    """What a task adds to a router: class sizes n [C], means μ [C, M] and within-class scatter [M, M]."""
+    """The moments of one task that routing sums are made of; signatures have them too."""
 
     @property
-    def counts(self) -> Tensor: ...
+    def counts(self) -> Tensor:
+        """Class sizes n [C]."""
+        ...
+
     @property
-    def means(self) -> Tensor: ...
+    def means(self) -> Tensor:
+        """Class means μ [C, M]."""
+        ...
+
     @property
-    def scatter(self) -> Tensor: ...
+    def scatter(self) -> Tensor:
+        """Within-class scatter [M, M]."""
+        ...
+
     @property
-    def degrees_of_freedom(self) -> int: ...
+    def degrees_of_freedom(self) -> int:
+        """Degrees of freedom of the scatter."""
+        ...
 
 
 @dataclass(frozen=True)
 class RoutingStatistics:
-    """A task in wide features. counts [C] · means [C, M] · factor [R, M] and rest: the scatter is FᵀF + rest · I, its
-    R largest principal axes and the mean of all others · held_out: H validation rows · evidence: how its delta
-    takes to its own held-out rows, None where it has no delta that was trained here."""
+    """One task in wide frozen features, with its scatter FᵀF + residual_variance · I in low rank.
+
+    Attributes:
+        counts: Class sizes [C].
+        means: Class means [C, M].
+        factor: F [R, M], the largest principal axes of the scatter.
+        residual_variance: Mean variance along all other axes, a scalar.
+        held_out: H validation rows, pooled [H, D] and in random features [H, M].
+        evidence: Statistics of the task in its delta's features, None without a delta that was trained here.
+    """
 
     counts: Tensor
     means: Tensor
@@ -47,6 +65,7 @@ class RoutingStatistics:
 
     @property
     def scatter(self) -> Tensor:
+        """Within-class scatter [M, M] in float64."""
         factor = self.factor.float()
         scatter = (factor.T @ factor).double()
         scatter.diagonal().add_(self.residual_variance)
@@ -58,13 +77,18 @@ class RoutingStatistics:
         return max(int(self.counts.sum()) - len(self.counts), 1)
 
     def to_bytes(self) -> bytes:
+        """Serialize the statistics as a blob."""
         sums = {key: getattr(self, field) for key, field in _SUMS.items()}
         rows = {key: getattr(self.held_out, field) for key, field in _HELD_OUT.items()}
         return serialize({**sums, **rows, **(self.evidence.to_tensors() if self.evidence else {})})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RoutingStatistics":
-        """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+        """Restore statistics from a blob that `to_bytes` wrote.
+
+        Raises:
+            BlobError: The blob holds something else, or has a newer format.
+        """
         tensors, _ = deserialize(data, what="routing statistics")
         if missing := sorted({*_SUMS, *_HELD_OUT} - tensors.keys()):
             raise BlobError(f"these routing statistics lack {', '.join(missing)}; restore the blob")
@@ -73,40 +97,51 @@ class RoutingStatistics:
         return cls(**sums, held_out=rows, evidence=FitStatistics.from_tensors(tensors))
 
 
-# The names of a blob's tensors, which older releases read too, and the fields that hold them.
+# Names of a blob's tensors, which older releases read too, and the fields that hold them.
 _SUMS = {"counts": "counts", "means": "means", "factor": "factor", "rest": "residual_variance"}
 _HELD_OUT = {"vectors": "pooled", "wide": "random_features"}
 
 
 def compute_statistics(
-    wide: Tensor, classes: Tensor, *, count: int, held_out: FrozenFeatures, evidence: FitStatistics | None = None
+    features: Tensor, classes: Tensor, *, count: int, held_out: FrozenFeatures, evidence: FitStatistics | None = None
 ) -> RoutingStatistics:
-    """Statistics of rows [N, M] whose classes [N] are numbers below `count`, and of held-out rows.
+    """Compute the routing statistics of one task.
 
-    As they are stored: in half precision but for counts and means, whose sums a router is made of.
+    They are rounded as a blob stores them: half precision for all but counts and means, whose sums a router is solved
+    from.
+
+    Args:
+        features: Rows [N, M] in random features.
+        classes: Their classes [N], numbers below `count`.
+        count: Number of classes C.
+        held_out: H held-out rows.
+        evidence: Statistics of the task in its delta's features.
+
+    Returns:
+        The statistics.
     """
     counts = torch.bincount(classes, minlength=count).double()
-    means = (torch.zeros(count, wide.shape[1]).index_add_(0, classes, wide) / counts.unsqueeze(1)).float()
-    factor, rest = _compressed(wide - means[classes])
-    kept = FrozenFeatures(held_out.pooled.half(), held_out.random_features.half())
-    return RoutingStatistics(counts, means, factor.half(), rest, kept, evidence)
+    means = (torch.zeros(count, features.shape[1]).index_add_(0, classes, features) / counts.unsqueeze(1)).float()
+    factor, residual = _compress(features - means[classes])
+    half_rows = FrozenFeatures(held_out.pooled.half(), held_out.random_features.half())
+    return RoutingStatistics(counts, means, factor.half(), residual, half_rows, evidence)
 
 
 def evenly_spaced(count: int) -> list[int]:
-    """Which of so many held-out rows are kept: evenly spaced."""
+    """Return the indices, evenly spaced, of at most `HELD_OUT` of `count` held-out rows."""
     return torch.linspace(0, max(count - 1, 0), min(count, HELD_OUT)).round().long().tolist()
 
 
-def _compressed(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """The R largest principal axes [R, M] of rows [N, M], each as long as its singular value, and what is left.
+def _compress(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the R largest principal axes [R, M] of rows [N, M], scaled by singular values, and the residual variance.
 
-    What is left of the sum of squares is spread evenly over all directions.
+    The sum of squares outside these axes is spread evenly over all M directions.
     """
     rows, width = centred.shape
     gram = (centred @ centred.T if rows <= width else centred.T @ centred).double()
-    first = max(len(gram) - SCATTER_RANK, 0)  # the values ascend
-    found = eigh(gram.numpy(), subset_by_index=(first, len(gram) - 1), overwrite_a=True)
-    values, axes = torch.from_numpy(found[0]).flip(0).clamp_min(0.0), torch.from_numpy(found[1]).flip(1)
+    first = max(len(gram) - SCATTER_RANK, 0)  # eigenvalues ascend
+    eigenvalues, eigenvectors = eigh(gram.numpy(), subset_by_index=(first, len(gram) - 1), overwrite_a=True)
+    values, axes = torch.from_numpy(eigenvalues).flip(0).clamp_min(0.0), torch.from_numpy(eigenvectors).flip(1)
     factor = axes.T @ centred.double() if rows <= width else values.sqrt().unsqueeze(1) * axes.T
-    rest = (centred.double().square().sum() - factor.square().sum()).clamp_min(0.0) / width
-    return factor, rest
+    residual = (centred.double().square().sum() - factor.square().sum()).clamp_min(0.0) / width
+    return factor, residual

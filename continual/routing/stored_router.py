@@ -1,4 +1,4 @@
-"""The router of what a registry holds."""
+"""Build a router from the routing statistics and signatures that a registry holds."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -11,46 +11,54 @@ from registry import Champion, Registry, StoredSignature
 from registry.errors import BlobError
 
 log = logging.getLogger(__name__)
-MAX_RIDGE_CLASSES = (
-    256  # tasks; a router in wide features reads some megabytes and takes some hundredths of a second for each
-)
+# Each task's routing statistics are some megabytes, and take some hundredths of a second.
+MAX_TASKS_IN_RANDOM_FEATURES = 256
 
 
 def load_router(
     registry: Registry, backbone: Backbone, champions: Mapping[str, Champion], *, kind: str = AUTO
 ) -> tuple[Router, Mapping[str, RoutingStatistics]] | None:
-    """The router of those tasks that can be routed to, and the statistics that it was made of; None for none.
+    """Build the router of all tasks that have a signature.
 
-    champions: the delta that answers for each task; its own signature routes, whichever version serves meanwhile.
+    Where there are very many tasks, or an older release learned some, the router compares distances to class means in
+    the last layer's features (`mahalanobis`), which every signature holds; its settings are then chosen on held-out
+    rows of the tasks that have routing statistics.
 
-    Of very many tasks, and where an older release learned some, it is by the distance to class means in the last
-    layer's features (`mahalanobis`), which every signature holds; settings are then chosen on rows of some tasks.
+    Args:
+        registry: Holds the signatures and their blobs.
+        backbone: The backbone that the signatures were computed with.
+        champions: The delta that answers for each task; that version's signature is used.
+        kind: Name of a rule of `ROUTERS`, or `auto`.
+
+    Returns:
+        The router and the routing statistics it was built from; None where no task has a signature.
     """
     deltas = [champion.delta for champion in champions.values()]
-    stored = {found.task: found for found in signature_records(registry, backbone, deltas=deltas)}
-    some = sorted(stored.values(), key=lambda found: found.digest)[:MAX_RIDGE_CLASSES]  # whatever order they came in
-    chosen = {found.task for found in some}
-    parts = _read(registry, [found for task, found in stored.items() if task in chosen])
+    stored = {record.task: record for record in signature_records(registry, backbone, deltas=deltas)}
+    # Chosen by digest, so that the choice does not depend on the order of arrival.
+    subset = sorted(stored.values(), key=lambda record: record.digest)[:MAX_TASKS_IN_RANDOM_FEATURES]
+    subset_tasks = {record.task for record in subset}
+    parts = _read_statistics(registry, [record for task, record in stored.items() if task in subset_tasks])
     if parts and len(parts) == len(stored):
         return build_router(parts, kind=kind), parts
     totals = AccumulatedMoments()
-    for task, found in sorted(stored.items()):  # one after the other: of thousands they would not fit into memory
-        if own := read_signature(registry, found):
-            totals.add(task, own)
+    for task, record in sorted(stored.items()):  # one after the other: thousands would not fit into memory
+        if signature := read_signature(registry, record):
+            totals.add(task, signature)
     if not totals.tasks:
         return None
-    known = {task: part for task, part in parts.items() if task in totals.tasks}
-    rows = collect_held_out([*totals.tasks], known, features="pooled")
+    routable = {task: part for task, part in parts.items() if task in totals.tasks}
+    rows = collect_held_out([*totals.tasks], routable, features="pooled")
     names = ("mahalanobis",) if kind == AUTO else rule_names(kind)
-    return calibrate(totals, rows, features="pooled", names=names), known
+    return calibrate(totals, rows, features="pooled", names=names), routable
 
 
-def _read(registry: Registry, stored: Collection[StoredSignature]) -> dict[str, RoutingStatistics]:
-    found = {}
-    for own in stored:
-        if own.routing is not None:
+def _read_statistics(registry: Registry, records: Collection[StoredSignature]) -> dict[str, RoutingStatistics]:
+    statistics = {}
+    for record in records:
+        if record.routing is not None:
             try:
-                found[own.task] = RoutingStatistics.from_bytes(registry.blobs.get(own.routing))
+                statistics[record.task] = RoutingStatistics.from_bytes(registry.blobs.get(record.routing))
             except BlobError as error:
-                log.warning("task %s is routed to by its signature alone: %s", own.task, error)
-    return found
+                log.warning("task %s is routed to by its signature alone: %s", record.task, error)
+    return statistics

@@ -49,7 +49,9 @@ def each_method(backbone: Backbone, *kinds: Kind) -> dict[str, Delta]:
 def some_evidence(backbone: Backbone) -> FitStatistics:
     draw = torch.Generator().manual_seed(0)
     rows, held_out = (torch.randn(n, backbone.hidden_size, generator=draw) for n in (40, 20))
-    return fit_statistics(rows, torch.arange(40) % 2, count=2, held_out=held_out, sure=torch.randn(20, generator=draw))
+    return fit_statistics(
+        rows, torch.arange(40) % 2, count=2, held_out=held_out, log_probs=torch.randn(20, generator=draw)
+    )
 
 
 @contextmanager

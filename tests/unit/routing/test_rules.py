@@ -63,7 +63,7 @@ def seen(wide: Tensor) -> FrozenFeatures:
 
 def task(seed: int, *, apart: float = 3.0) -> RoutingStatistics:
     (x, y), held = cloud(seed, rows=90, apart=apart), slice(60, 90)
-    trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held], sure=torch.zeros(0))
+    trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held], log_probs=torch.zeros(0))
     return compute_statistics(x[:60], y[:60], count=3, held_out=seen(x[held]), evidence=trusted)
 
 
@@ -270,7 +270,7 @@ def test_only_what_is_unsure_is_looked_at_again() -> None:
 
 def test_a_fit_is_in_standard_deviations_of_held_out_rows() -> None:
     (x, y), new = cloud(1), torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(5))
-    found = fit_statistics(x[:40], y[:40], count=3, held_out=x[40:], sure=torch.tensor([-0.5, -1.5]))
+    found = fit_statistics(x[:40], y[:40], count=3, held_out=x[40:], log_probs=torch.tensor([-0.5, -1.5]))
     close(found.fit(x[40:]).mean(), 0.0, to=1e-4)
     close(found.fit(x[40:]).std(correction=0), 1.0, to=1e-4)
     close(found.held_out_fit, found.fit(x[40:]).double(), to=1e-3)
