@@ -1,4 +1,4 @@
-"""Continual multi-task learning: one frozen transformer, one small delta per task, a registry that remembers."""
+"""Continual multi-task learning: one frozen transformer, one small delta per task, a SQL registry."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner", "Prediction", "Registry", "Stream", "TaskSpec", "read_stream", "read_task"]
 
-_HOMES = {
+_MODULES = {
     "Learner": "continual.learner",
     "Prediction": "continual.inference.predictor",
     "Registry": "registry",
@@ -22,9 +22,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for: `continual deltas` need not wait for PyTorch."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that commands like `continual deltas` start without PyTorch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'continual' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

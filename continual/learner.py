@@ -1,4 +1,4 @@
-"""The whole system behind one object, for use from Python."""
+"""The `Learner`: the library's main entry point from Python."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +30,12 @@ from tasks.errors import InputError
 
 @final
 class Learner:
-    """A frozen backbone, the registry of what was learned on it, and MLflow beside it.
+    """A frozen backbone, the registry of tasks and deltas learned on it, and optionally MLflow.
+
+    Attributes:
+        backbone: The frozen backbone.
+        registry: The registry.
+        locations: Where MLflow is; None leaves MLflow alone.
 
     >>> from continual import Learner                                                            # doctest: +SKIP
     >>> with Learner.open(backbone="minilm", registry="my-home") as learner:                     # doctest: +SKIP
@@ -39,11 +44,11 @@ class Learner:
     'lost_card'
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry, places: Locations | None = None) -> None:
-        """`places` says where MLflow is; without it MLflow is told nothing."""
+    def __init__(self, backbone: Backbone, registry: Registry, locations: Locations | None = None) -> None:
+        """Combine a loaded backbone and an open registry; without `locations` nothing is sent to MLflow."""
         self.backbone = backbone
         self.registry = registry
-        self.locations = places
+        self.locations = locations
 
     @classmethod
     def open(
@@ -55,60 +60,88 @@ class Learner:
         dtype: str = "auto",
         bits: int | None = None,
     ) -> Self:
-        """Load a backbone by name, hub id or folder, and open a registry or the home folder that holds one.
+        """Load a backbone, and open a registry or the home folder that holds one.
 
-        device, bits: as of `load_backbone`. What is learned in a home goes to its MLflow too; with a registry of its
-        own, MLflow is left alone.
-        Raises BackboneError, SchemaError or RegistryError where one of the two cannot be had.
+        What is learned in a home folder is sent to its MLflow too; with a registry object, MLflow is left alone.
+
+        Args:
+            backbone: The name, hub id or folder of the backbone.
+            registry: An open registry, or the home folder.
+            device: As in `load_backbone`.
+            dtype: As in `load_backbone`.
+            bits: As in `load_backbone`.
+
+        Raises:
+            BackboneError: The backbone cannot be loaded.
+            InputError: `registry` is a URL.
+            RegistryError: The registry cannot be opened.
+            SchemaError: The registry's schema is not the expected one.
         """
         if "://" in str(registry):
             raise InputError(f"registry {registry!r} is a URL; give a folder, or Registry.open(url, blobs)")
         loaded = load_backbone(backbone, device=device, dtype=dtype, bits=bits)
         if isinstance(registry, Registry):
             return cls(loaded, registry)
-        places = resolve_locations(registry)
-        return cls(loaded, Registry.open(places.registry, places.blobs), places)
+        locations = resolve_locations(registry)
+        return cls(loaded, Registry.open(locations.registry, locations.blobs), locations)
 
     def close(self) -> None:
+        """Close the registry."""
         self.registry.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def run(
         self,
         stream: Stream,
         *,
-        watcher: RunCallbacks = NO_CALLBACKS,
+        callbacks: RunCallbacks = NO_CALLBACKS,
         retries: int = RETRIES,
         engine: Engine = LOCAL_ENGINE,
     ) -> dict[str, str]:
-        """Learn what a stream has not learned yet; the tasks that failed, by name, with what went wrong.
+        """Learn the tasks of a stream that are not learned yet; return the errors of failed tasks by name.
 
-        retries: how often a task that failed is tried again, after the others · engine: where it is learned, in this
-        process or, as `resolve_engine("ray", workers=8)`, elsewhere.
+        Args:
+            stream: The tasks in order of arrival.
+            callbacks: Called as learning goes on.
+            retries: Further attempts at a task that failed, made after the other tasks.
+            engine: Where the tasks are learned: in this process or, with `resolve_engine("ray", workers=8)`, elsewhere.
+
+        Raises:
+            InputError: The stream cannot be learned as it is; nothing has been learned.
         """
-        with self._telling():
-            return run_stream(self.backbone, self.registry, stream, watcher=watcher, retries=retries, engine=engine)
+        with self._mlflow_sender():
+            return run_stream(self.backbone, self.registry, stream, callbacks=callbacks, retries=retries, engine=engine)
 
     def watch(
-        self, folder: Path | str | None = None, *, idle: float | None = None, watcher: RunCallbacks = NO_CALLBACKS
+        self, folder: Path | str | None = None, *, idle: float | None = None, callbacks: RunCallbacks = NO_CALLBACKS
     ) -> dict[int, str | None]:
-        """Learn what is submitted to the registry (`Registry.submit`) as it arrives, by priority, for ever.
+        """Learn tasks submitted to the registry (`Registry.submit`) as they arrive, by priority.
 
-        folder: task files that are dropped there are submitted too · idle: end when for so many seconds nothing has
-        been left to learn. By the number of each arrival that ended here, what went wrong, None where it was learned.
+        Args:
+            folder: Task files in this folder are submitted too.
+            idle: Return when there has been nothing to learn for this many seconds; None never returns.
+            callbacks: Called as learning goes on.
+
+        Returns:
+            By arrival number, the error of every arrival that ended here; None where it was learned.
+
+        Raises:
+            InputError: `folder` is not a folder, or nothing can be trained on the backbone.
         """
-        with self._telling():
+        with self._mlflow_sender():
             return watch(
                 self.backbone,
                 self.registry,
                 folder=None if folder is None else Path(folder),
                 idle=idle,
-                watcher=watcher,
+                callbacks=callbacks,
             )
 
     def compare(
@@ -116,30 +149,50 @@ class Learner:
         stream: Stream,
         strategies: Mapping[str, Strategy | None] | None = None,
         *,
-        watcher: RunCallbacks = NO_CALLBACKS,
+        callbacks: RunCallbacks = NO_CALLBACKS,
     ) -> Document:
-        """Learn a stream by other strategies too, as far as that was not done before, and say what came of each.
+        """Learn a stream by other strategies too, where that is not done yet, and return the comparison.
 
-        strategies: those of `continual.experiments.strategies.catalog` that are wanted; by default all but
-        `ewc_full`. What failed is listed under `failed`. Raises InputError before anything is learned.
+        Args:
+            stream: The tasks in order of arrival.
+            strategies: Strategies by name, from `continual.experiments.strategies.catalog`; None takes all but
+                `ewc_full`.
+            callbacks: Called as learning goes on.
+
+        Returns:
+            The comparison as JSON; strategies that failed are listed under `failed`.
+
+        Raises:
+            InputError: The stream cannot be compared; nothing has been learned.
         """
-        every = build_strategies()
-        wanted = {name: every[name] for name in DEFAULT} if strategies is None else strategies
-        with self._telling():
-            return compare_strategies(self.backbone, self.registry, stream, wanted, watcher=watcher)
+        available = build_strategies()
+        chosen = {name: available[name] for name in DEFAULT} if strategies is None else strategies
+        with self._mlflow_sender():
+            return compare_strategies(self.backbone, self.registry, stream, chosen, watcher=callbacks)
 
-    def learn(self, task: TaskSpec | Stream, *, folder: Path | str = ".", watcher: RunCallbacks = NO_CALLBACKS) -> str:
-        """Learn one task, again if it is known, and return the name of its new delta, such as `sst2@1`.
+    def learn(
+        self, task: TaskSpec | Stream, *, folder: Path | str = ".", callbacks: RunCallbacks = NO_CALLBACKS
+    ) -> str:
+        """Learn one task, as a new version if it was learned before, and return its delta's name.
 
-        `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives.
-        Raises InputError before anything is learned, LearnError when training fails.
+        Args:
+            task: A specification, or what `read_task` returns.
+            folder: The folder that relative data files of a specification start from.
+            callbacks: Called as learning goes on.
+
+        Returns:
+            The name of the new delta, such as `sst2@1`.
+
+        Raises:
+            InputError: The task cannot be learned as it is; nothing has been learned.
+            TrainingError: Training failed.
         """
         require_trainable(self.backbone)
-        alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
-        (data,) = load_and_check(self.backbone, self.registry, alone, alone=True)
-        with self._telling():
-            delta = learn_task(self.backbone, self.registry, data, alone, watcher=watcher)
-            watcher.on_learned(data.spec.name, delta)
+        single = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
+        (data,) = load_and_check(self.backbone, self.registry, single, alone=True)
+        with self._mlflow_sender():
+            delta = learn_task(self.backbone, self.registry, data, single, watcher=callbacks)
+            callbacks.on_learned(data.spec.name, delta)
         return delta
 
     def migrate(
@@ -148,37 +201,56 @@ class Learner:
         tasks: Collection[str] | None = None,
         *,
         name: str | None = None,
-        watcher: RunCallbacks = NO_CALLBACKS,
+        callbacks: RunCallbacks = NO_CALLBACKS,
     ) -> list[MigrationOutcome]:
-        """Learn on this backbone what is served on another one, as far as that was not done; what came of each task.
+        """Learn the tasks served on another backbone again on this one; return the outcome of each.
 
-        origin: the name or fingerprint of the other one, where several could be meant · tasks, name: as of `planned`.
-        Raises InputError before anything is learned.
+        Args:
+            origin: The name or fingerprint of the other backbone; needed where there are several.
+            tasks: The names of the tasks to migrate; None migrates all.
+            name: The name of the migration's stream, to migrate a later version of a task too; see `plan_migration`.
+            callbacks: Called as learning goes on.
+
+        Raises:
+            InputError: The tasks cannot be migrated; nothing has been learned.
         """
         migration = plan_migration(self.backbone, self.registry, origin=origin, tasks=tasks, name=name)
-        with self._telling():
-            return run_migration(migration, watcher)
+        with self._mlflow_sender():
+            return run_migration(migration, callbacks)
 
     def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
-        """Write a delta as PEFT's folder (`peft`), or merged into a model (`transformers`); the names of the files.
+        """Write a delta in PEFT's format, or merged into a full model; return the names of the files.
 
-        Raises NotFound, or ExchangeError where the format has no form of the delta's method.
+        Args:
+            delta: The name of the delta.
+            folder: The folder to write.
+            form: `peft`, or `transformers` for a model with the delta merged into its weights.
+
+        Raises:
+            NotFound: The delta is not registered.
+            ExchangeError: The format cannot express the delta's method.
         """
         return export_delta(self.backbone, self.registry, delta, folder=Path(folder), form=form)
 
     def import_peft(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
-        """Register what PEFT saved in a folder as the next version of a task's delta, and return its name.
+        """Register an adapter saved by PEFT as the next version of a task's delta; return its name.
 
-        `rows`, what `read_task` gives for the task, are what it is scored on; without them it has no score.
-        Raises NotFound for the task, ExchangeError for a folder that does not fit.
+        Args:
+            folder: The folder that PEFT wrote.
+            task: The name of a learned task.
+            rows: What `read_task` returns for the task, whose rows the delta is scored on; None leaves it unscored.
+
+        Raises:
+            NotFound: The task is not registered.
+            ExchangeError: The folder does not fit the backbone or the task.
         """
         if rows is not None and rows.name != task:
             raise InputError(f"the rows are of task {rows.name!r}, not of {task!r}; give the file of the task itself")
         data = None if rows is None else load_and_check(self.backbone, self.registry, rows, alone=True)[0]
-        with self._telling():
+        with self._mlflow_sender():
             return import_delta(self.backbone, self.registry, Path(folder), task=task, data=data)
 
-    def _telling(self) -> AbstractContextManager[None]:
+    def _mlflow_sender(self) -> AbstractContextManager[None]:
         return background_sender(self.registry, self.locations) if self.locations else nullcontext()
 
     def predict(
@@ -190,14 +262,21 @@ class Learner:
         false_abstentions: float = FALSE_ABSTENTION_RATE,
         at_least: float | None = None,
     ) -> list[Prediction]:
-        """One prediction per text, in order; without `task` the router chooses, or says that it is none of the tasks.
+        """Predict one answer per text, in order; without `task` the router chooses the task or abstains.
 
-        task: of all texts, or of each · router, false_abstentions: as of `Predictor` · at_least: name every task of
-        this probability, with its answer.
+        Args:
+            texts: N texts, or pairs of texts.
+            task: The task of all texts, or of each; None lets the router choose.
+            router: The name of the router, as in `Predictor`.
+            false_abstentions: The share of known tasks' inputs that may be refused, as in `Predictor`.
+            at_least: Also list every task of at least this probability, with its answer.
+
+        Returns:
+            N predictions.
         """
         predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
         return predictor.predict(texts, task=task, at_least=at_least)
 
     def report(self, stream: str) -> Document:
-        """Score matrices and measures of a stream, oracle and routed."""
+        """Return the score matrices and measures of a stream, oracle and routed, as JSON."""
         return stream_report(self.registry, stream)

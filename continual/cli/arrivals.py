@@ -40,7 +40,7 @@ def watch(
     """Learn what arrives, until it is told to end (Ctrl-C, SIGTERM)."""
     folder = None if where == REGISTRY else Path(where)
     with common.learner(backbone) as learner, _told_to_end():
-        ended = learner.watch(folder, idle=idle, watcher=_told())
+        ended = learner.watch(folder, idle=idle, callbacks=_told())
     print_rows(common, [{"arrival": number, "error": error} for number, error in ended.items()], title="Learned")
     if any(ended.values()):
         raise typer.Exit(1)

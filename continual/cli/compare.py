@@ -42,7 +42,7 @@ def compare(
         check_writable(html)
     bars = [*map(progress_name, names), *(task.name for task in known.tasks)]
     with common.learner(backbone or known.backbone) as learner, progress_bars(err, bars) as watcher:
-        document = learner.compare(known, {name: every[name] for name in names}, watcher=watcher)
+        document = learner.compare(known, {name: every[name] for name in names}, callbacks=watcher)
     if html:
         from continual.reports.html import strategies_page, write_page
 

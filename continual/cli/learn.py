@@ -94,7 +94,7 @@ def learn(
         from continual.cli.progress import progress_bars
 
         with progress_bars(err, [name]) as watcher:
-            delta = learner.learn(alone, watcher=watcher)
+            delta = learner.learn(alone, callbacks=watcher)
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
@@ -156,7 +156,7 @@ def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, *
         from continual.cli.progress import progress_bars
 
         with progress_bars(err, [task.name for task in stream.tasks]) as watcher:
-            failed = learner.run(stream, watcher=watcher, **how)
+            failed = learner.run(stream, callbacks=watcher, **how)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
         print_message(f"task {name} failed: {error}", style="red")

@@ -35,7 +35,7 @@ def migrate(
         from continual.cli.progress import progress_bars
 
         with progress_bars(err, [row["task"] for row in learner.registry.tasks()]) as watcher:
-            rows = [asdict(row) for row in learner.migrate(origin, wanted, name=name, watcher=watcher)]
+            rows = [asdict(row) for row in learner.migrate(origin, wanted, name=name, callbacks=watcher)]
     print_rows(common, rows, title="Migrated", left_out=["task", "state", "old_score", "new_score"])
     failed = [row for row in rows if row["state"] == "failed"]
     for row in failed:

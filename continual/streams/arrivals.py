@@ -1,8 +1,8 @@
-"""Tasks that keep arriving: a watcher learns what was submitted, by priority and then in order of arrival.
+"""Learn submitted tasks as they arrive, by priority and then in order of arrival.
 
-Any number of watchers may share a registry: each arrival is a position that one of them holds, with heartbeats and
-checkpoints as in a stream. A task that fails fails its own arrival. What is learned serves and routes at once; the
-matrices that a stream is measured by are not: a stream that never ends has no last row.
+Any number of watchers may share a registry: each arrival is a position that one of them claims, with heartbeats and
+checkpoints as in a stream. A task that fails marks only its own arrival as failed. What is learned serves and routes at
+once, but no score matrices are computed: a stream that never ends has no last row.
 """
 
 import logging
@@ -35,10 +35,10 @@ from registry.errors import ClaimLost, Interrupted, RegistryError
 from tasks import Stream, read_task
 from tasks.errors import ContinualError, InputError
 
-POLL_SECONDS = 1.0  # seconds between looks for what has arrived
-CANCEL_CHECK_SECONDS = 5.0  # seconds of training between looks whether an arrival was cancelled
+POLL_SECONDS = 1.0  # seconds between two looks for new arrivals
+CANCEL_CHECK_SECONDS = 5.0  # seconds of training between two checks whether the arrival was cancelled
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
-FileStat = tuple[int, int, int]  # what changes when a file does: moment, size, and which file it is
+FileStat = tuple[int, int, int]  # modification time in ns, size in bytes, inode
 
 log = logging.getLogger(__name__)
 
@@ -49,154 +49,178 @@ def watch(
     *,
     folder: Path | None = None,
     idle: float | None = None,
-    watcher: RunCallbacks = NO_CALLBACKS,
+    callbacks: RunCallbacks = NO_CALLBACKS,
 ) -> dict[int, str | None]:
-    """Learn what arrives for this backbone or for any; by the number of an arrival, what went wrong, None if nothing.
+    """Learn arrivals for this backbone, or for any backbone, until idle or interrupted.
 
-    It ends when it is interrupted (KeyboardInterrupt): what is being learned then waits again.
+    KeyboardInterrupt ends it: the arrival that is being learned then waits again.
 
-    folder: task files that are dropped there arrive too, each once it is whole, and again when it has changed ·
-    idle: end when for so many seconds nothing has been left to learn; without it, never.
-    Raises InputError for a folder that is none.
+    Args:
+        backbone: The frozen backbone; arrivals that name another one are left alone.
+        registry: The registry that the arrivals are submitted to.
+        folder: Task files in this folder are submitted too, each once it is completely written, and again after
+            a change.
+        idle: Return when there has been nothing to learn for this many seconds; None never returns.
+        callbacks: Called as learning goes on.
+
+    Returns:
+        By arrival number, the error of every arrival that ended here; None where it was learned.
+
+    Raises:
+        InputError: `folder` is not a folder, or nothing can be trained on the backbone.
     """
     require_trainable(backbone)
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder} is no folder to watch; make it, or watch the registry alone (`registry`)")
-    return ArrivalWorker(backbone, registry, folder, watcher).run(idle)
+    return ArrivalWorker(backbone, registry, folder, callbacks).run(idle)
 
 
 @final
 class ArrivalWorker:
-    """One process that watches. holding: the arrival that it has claimed, until it is learned, failed or given back."""
+    """A process that claims arrivals and learns them one after the other.
 
-    def __init__(self, backbone: Backbone, registry: Registry, folder: Path | None, watcher: RunCallbacks) -> None:
-        self.backbone, self.registry, self.watcher = backbone, registry, watcher
-        plain, bits = plain_name(backbone.name)
-        names = {plain, normalized_backbone_name(plain), hub_name(plain)}
+    Attributes:
+        names: Names and fingerprint under which an arrival may ask for this backbone.
+        watched_folder: The folder whose task files are submitted, or None.
+        holder: The identity of this process in claims.
+        claimed_number: The claimed arrival until it is learned, failed or released; 0 without a claim.
+        outcomes: By arrival number, the error, or None where it was learned.
+    """
+
+    def __init__(self, backbone: Backbone, registry: Registry, folder: Path | None, callbacks: RunCallbacks) -> None:
+        self.backbone, self.registry, self.callbacks = backbone, registry, callbacks
+        unquantized_name, bits = plain_name(backbone.name)
+        names = {unquantized_name, normalized_backbone_name(unquantized_name), hub_name(unquantized_name)}
         self.names = {backbone.fingerprint, *(quantized_name(name, bits) for name in names)}
-        self.dropped = None if folder is None else WatchedFolder(registry, folder)
-        self.holder, self.holding = current_process_id(), 0
-        told = replace(watcher, on_step=self._step, on_failed=self._failed)
-        self.learning = PositionLearner(
-            backbone, registry, Stream.model_construct(name=ARRIVAL_STREAM), told, self.holder
+        self.watched_folder = None if folder is None else WatchedFolder(registry, folder)
+        self.holder = current_process_id()
+        self.claimed_number = 0
+        notify_and_check = replace(callbacks, on_step=self._on_step, on_failed=self._on_failed)
+        self.position_learner = PositionLearner(
+            backbone, registry, Stream.model_construct(name=ARRIVAL_STREAM), notify_and_check, self.holder
         )
-        self.ended: dict[int, str | None] = {}
-        self.look_at = 0.0
+        self.outcomes: dict[int, str | None] = {}
+        self.next_claim_check = 0.0
 
     def run(self, idle: float | None) -> dict[int, str | None]:
+        """Learn arrivals until idle or interrupted, release what is still claimed, and return the outcomes."""
         try:
-            self._until(idle)
+            self._run_until_idle(idle)
         except KeyboardInterrupt:
             log.info("told to end")
         finally:
-            with suppress(RegistryError):  # else it is taken over once this process is gone
-                self._give_back()
-        return self.ended
+            with suppress(RegistryError):  # otherwise it is taken over once this process has ended
+                self._release_claim()
+        return self.outcomes
 
-    def _until(self, idle: float | None) -> None:
-        busy = time.monotonic()
+    def _run_until_idle(self, idle: float | None) -> None:
+        last_active = time.monotonic()
         while True:
             try:
-                if self._round():
-                    busy = time.monotonic()
+                if self._learn_next():
+                    last_active = time.monotonic()
                     continue
-                if self._may_get_more():
-                    busy = time.monotonic()
-                elif idle is not None and time.monotonic() - busy >= idle:
+                if self._has_more_to_come():
+                    last_active = time.monotonic()
+                elif idle is not None and time.monotonic() - last_active >= idle:
                     return
-            except Interrupted as error:  # the database is away, or others were quicker, again and again
+            except Interrupted as error:  # the database is unreachable, or other watchers were quicker many times
                 log.warning("arrivals: %s", error)
-                busy = time.monotonic()
+                last_active = time.monotonic()
             time.sleep(POLL_SECONDS)
 
-    def _round(self) -> bool:
-        """Look at the folder, and learn the arrival whose turn it is; whether there was one."""
-        self._give_back()  # what could not be, while the database was away
-        if self.dropped:
-            self.dropped.submit_changed()
+    def _learn_next(self) -> bool:
+        """Submit changed task files and learn the next arrival; return whether there was one."""
+        self._release_claim()  # a claim that could not be released while the database was unreachable
+        if self.watched_folder:
+            self.watched_folder.submit_changed()
         arrival = claim_arrival(self.registry, backbones=self.names, holder=self.holder)
         if arrival is not None:
-            self.holding = arrival.number
-            self._learn(arrival)
-            self.holding = 0
+            self.claimed_number = arrival.number
+            self._learn_arrival(arrival)
+            self.claimed_number = 0
         return arrival is not None
 
-    def _may_get_more(self) -> bool:
-        return self.registry.arrivals_left(self.names) or bool(self.dropped and self.dropped.has_unsettled_files)
+    def _has_more_to_come(self) -> bool:
+        return self.registry.arrivals_left(self.names) or bool(
+            self.watched_folder and self.watched_folder.has_unsettled_files
+        )
 
-    def _learn(self, arrival: Arrival) -> None:
+    def _learn_arrival(self, arrival: Arrival) -> None:
         try:
-            with hold_claim(
-                self.registry, ARRIVAL_STREAM, number=arrival.number, holder=self.holder
-            ):  # rows may come from afar
-                task = Stream.model_validate(arrival.spec)
-                (data,) = load_and_check(self.backbone, self.registry, task, alone=True)
+            # Rows may be downloaded, which takes time: heartbeats keep the claim meanwhile.
+            with hold_claim(self.registry, ARRIVAL_STREAM, number=arrival.number, holder=self.holder):
+                stream = Stream.model_validate(arrival.spec)
+                (data,) = load_and_check(self.backbone, self.registry, stream, alone=True)
         except Interrupted:
             raise
         except Exception as error:
             if not isinstance(error, ContinualError):
                 log.error("task %s cannot be read", arrival.task, exc_info=True)
-            self.learning.fail(arrival.number, arrival.task, error)
+            self.position_learner.fail(arrival.number, arrival.task, error)
             return
-        learning = replace(self.learning, stream=task.model_copy(update={"name": ARRIVAL_STREAM}))
-        for delta in learning.learn_positions({arrival.number: data}):
-            self.ended[arrival.number] = None
-            self.watcher.on_learned(arrival.task, delta)
+        position_learner = replace(self.position_learner, stream=stream.model_copy(update={"name": ARRIVAL_STREAM}))
+        for delta in position_learner.learn_positions({arrival.number: data}):
+            self.outcomes[arrival.number] = None
+            self.callbacks.on_learned(arrival.task, delta)
 
-    def _step(self, task: str, done: int, total: int) -> None:
-        """Tell of a step of training, and end it where the arrival is no longer ours."""
-        self.watcher.on_step(task, done, total)
-        if time.monotonic() < self.look_at:
+    def _on_step(self, task: str, done: int, total: int) -> None:
+        """Report a training step; stop the training where the claim on the arrival was lost."""
+        self.callbacks.on_step(task, done, total)
+        if time.monotonic() < self.next_claim_check:
             return
         lost = False
-        with suppress(RegistryError):  # whoever is away is asked again
-            lost = not heartbeat(self.registry, ARRIVAL_STREAM, number=self.holding, holder=self.holder)
-        self.look_at = time.monotonic() + CANCEL_CHECK_SECONDS
+        with suppress(RegistryError):  # an unreachable registry is tried again at the next check
+            lost = not heartbeat(self.registry, ARRIVAL_STREAM, number=self.claimed_number, holder=self.holder)
+        self.next_claim_check = time.monotonic() + CANCEL_CHECK_SECONDS
         if lost:
             raise ClaimLost(
-                f"arrival {self.holding} was cancelled, or another has taken it over; nothing of it is kept"
+                f"arrival {self.claimed_number} was cancelled, or another has taken it over; nothing of it is kept"
             )
 
-    def _failed(self, task: str, error: str) -> None:
-        self.ended[self.holding] = error
-        self.watcher.on_failed(task, error)
+    def _on_failed(self, task: str, error: str) -> None:
+        self.outcomes[self.claimed_number] = error
+        self.callbacks.on_failed(task, error)
 
-    def _give_back(self) -> None:
-        if self.holding:
-            release(self.registry, ARRIVAL_STREAM, number=self.holding, holder=self.holder)
-            self.holding = 0
+    def _release_claim(self) -> None:
+        if self.claimed_number:
+            release(self.registry, ARRIVAL_STREAM, number=self.claimed_number, holder=self.holder)
+            self.claimed_number = 0
 
 
 @final
 class WatchedFolder:
-    """The task files in a folder; of each, how it looked, since when, and how it looked when it was read."""
+    """The task files of a folder: their state, since when it is unchanged, and the state last submitted."""
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry, self.folder = registry, folder
-        self._seen: dict[Path, tuple[FileStat, float]] = {}
-        self._read: dict[Path, FileStat] = {}
+        self._observed: dict[Path, tuple[FileStat, float]] = {}
+        self._submitted: dict[Path, FileStat] = {}
 
     @property
     def has_unsettled_files(self) -> bool:
-        """Whether one of them may still be being written."""
-        return any(self._read.get(path) != look for path, (look, _) in self._seen.items())
+        """True while a file has changed and may still be in the middle of being written."""
+        return any(self._submitted.get(path) != stat for path, (stat, _) in self._observed.items())
 
     def submit_changed(self) -> None:
-        """Submit what has changed since it was last read, and not for a while; say once what is no task.
+        """Submit every file that changed since it was last read and has been stable for a while.
 
-        Raises RegistryError where the registry takes none: it is submitted the next time.
+        A file that holds no valid task is reported once, until it changes.
+
+        Raises:
+            RegistryError: The registry cannot be written; the file is submitted at the next call.
         """
-        moment, before = time.monotonic(), self._seen
-        unseen = (None, moment)
-        self._seen = {
-            path: (look, since if look == known else moment)
-            for path, look in self._files().items()
-            for known, since in [before.get(path, unseen)]
+        now, observed_before = time.monotonic(), self._observed
+        new_file = (None, now)
+        self._observed = {
+            path: (stat, since if stat == previous_stat else now)
+            for path, stat in self._stat_task_files().items()
+            for previous_stat, since in [observed_before.get(path, new_file)]
         }
-        for path, (look, since) in sorted(self._seen.items()):
-            if self._read.get(path) != look and moment - since >= POLL_SECONDS:
+        for path, (stat, since) in sorted(self._observed.items()):
+            if self._submitted.get(path) != stat and now - since >= POLL_SECONDS:
                 self._submit(path)
-                self._read[path] = look
+                self._submitted[path] = stat
 
     def _submit(self, path: Path) -> None:
         try:
@@ -206,15 +230,17 @@ class WatchedFolder:
         else:
             log.info("%s is arrival %d", path.name, number)
 
-    def _files(self) -> Mapping[Path, FileStat]:
-        found = {}
+    def _stat_task_files(self) -> Mapping[Path, FileStat]:
+        stats = {}
         try:
             for path in self.folder.iterdir():
-                if path.suffix in TASK_FILE_SUFFIXES and not path.name.startswith("."):  # such as an editor's drafts
+                if path.suffix in TASK_FILE_SUFFIXES and not path.name.startswith(
+                    "."
+                ):  # hidden files, such as an editor's drafts
                     with suppress(FileNotFoundError):
-                        said = path.stat()
-                        found[path] = (said.st_mtime_ns, said.st_size, said.st_ino)
+                        status = path.stat()
+                        stats[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         except OSError as error:
             log.warning("%s cannot be looked into: %s", self.folder, error)
-            return {path: look for path, (look, _) in self._seen.items()}
-        return found
+            return {path: stat for path, (stat, _) in self._observed.items()}
+        return stats

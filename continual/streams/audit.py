@@ -1,4 +1,4 @@
-"""Proof that nothing was forgotten: every stored answer given again."""
+"""Audit for forgetting: recompute every stored test prediction and compare it with the stored bits."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,15 @@ from tasks import Stream
 
 @dataclass(frozen=True)
 class AuditResult:
-    """A delta's answers to its test rows now and when it was learned.
+    """Comparison of a delta's recomputed test predictions with those stored when it was learned.
 
-    rows: their number · changed: how many of them are answered otherwise in any bit · before, now: the scores.
+    Attributes:
+        task: The task.
+        delta: The name of its delta.
+        rows: The number of test rows.
+        changed: The number of rows whose outputs differ in any bit.
+        before: The score of the stored outputs.
+        now: The score of the recomputed outputs.
     """
 
     task: str
@@ -31,17 +37,21 @@ class AuditResult:
 
     @property
     def identical(self) -> bool:
+        """True where every output is bit-identical."""
         return self.changed == 0
 
 
 def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[AuditResult]:
-    """Run every learned delta of a stream over its task's test rows again and compare what it says with what is stored.
+    """Recompute the test predictions of a stream's learned deltas and compare them with the stored ones.
 
-    It is the same to the bit on the kind of machine, libraries and number of threads that learned them.
-    Raises NotFound for a stream that was never run, InputError where its rows are no longer those that were learned.
+    They are bit-identical on the kind of machine, library versions and number of threads that learned them.
+
+    Raises:
+        NotFound: The stream was never run.
+        InputError: The rows are no longer those that the deltas were learned from.
     """
     deltas = {position.task: position.delta for position in registry.stream(stream.name).positions}
-    found = []
+    results = []
     for data in load_and_check(backbone, registry, stream):
         name = deltas.get(data.spec.name)
         stored = registry.delta(name) if name else None
@@ -51,16 +61,16 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
         before = deserialize_outputs(registry.blobs.get(stored.predictions))
         now = task.kind.outputs(ForwardContext(task.backbone, delta, task.test), delta.head)
         scores = [_score(task, outputs) for outputs in (before, now)]
-        found.append(AuditResult(stored.task, stored.name, len(data.test), _changed(before, now), *scores))
-    return found
+        results.append(AuditResult(stored.task, stored.name, len(data.test), _count_changed_rows(before, now), *scores))
+    return results
 
 
-def _changed(before: Outputs, now: Outputs) -> int:
-    """How many rows differ; all of them where not even their shapes are alike."""
-    rows = len(next(iter(now.values())))
+def _count_changed_rows(before: Outputs, now: Outputs) -> int:
+    """Return how many rows differ in any bit; all of them where the shapes differ."""
+    row_count = len(next(iter(now.values())))
     if any(name not in before or before[name].shape != tensor.shape for name, tensor in now.items()):
-        return rows
-    differs = [(before[name] != tensor).reshape(rows, -1).any(dim=1) for name, tensor in now.items()]
+        return row_count
+    differs = [(before[name] != tensor).reshape(row_count, -1).any(dim=1) for name, tensor in now.items()]
     return int(torch.stack(differs).any(dim=0).sum())
 
 

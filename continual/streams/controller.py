@@ -1,8 +1,8 @@
-"""The story of a stream: every task in order of arrival, each learned once, whatever happens in between.
+"""Run a stream: learn every task once, in order of arrival, and survive failures in between.
 
-The registry holds the state. Whoever learns claims the next position that is free, learns its task, and registers task,
-delta and scores in one unit of work; killed anywhere, it leaves the position to the next one, which goes on from its
-last checkpoint. An engine says where that is done: here, or by workers of a cluster.
+The registry holds the state. A worker claims the next free position, learns its task, and registers task, delta and
+scores in one unit of work; killed anywhere, it leaves the position to the next worker, which resumes from its last
+checkpoint. An engine decides where that happens: in this process, or in the workers of a cluster.
 """
 
 from continual.backbones.backbone import Backbone
@@ -14,7 +14,7 @@ from registry import Registry
 from tasks import Stream
 from tasks.errors import InputError
 
-RETRIES = 1  # how often a task that failed is tried again
+RETRIES = 1  # further attempts at a task that failed
 
 
 def run_stream(
@@ -22,30 +22,38 @@ def run_stream(
     registry: Registry,
     stream: Stream,
     *,
-    watcher: RunCallbacks = NO_CALLBACKS,
+    callbacks: RunCallbacks = NO_CALLBACKS,
     retries: int = RETRIES,
     engine: Engine = LOCAL_ENGINE,
 ) -> dict[str, str]:
-    """Learn what the stream has not learned yet; the tasks that failed, by name, with what went wrong.
+    """Learn the tasks of a stream that are not learned yet; return the errors of failed tasks by name.
 
-    retries: how often a task that failed is tried again, after the others.
-    Raises InputError before anything is learned, as `check` does, where the stream was begun otherwise, or where the
-    engine could not learn it.
+    Args:
+        backbone: The frozen backbone.
+        registry: Where the stream's progress and deltas are stored.
+        stream: The tasks in order of arrival.
+        callbacks: Called as learning goes on.
+        retries: Further attempts at a task that failed, made after the other tasks.
+        engine: Where the tasks are learned.
+
+    Raises:
+        InputError: Before anything is learned: a check of `load_and_check` fails, the stream was begun with other
+            settings, `retries` is negative, or the engine cannot run the stream.
     """
     if retries < 0:
         raise InputError(f"a task cannot be tried again {retries} times; retries are 0 or more")
     require_trainable(backbone)
-    loaded = load_and_check(backbone, registry, stream)
+    tasks = load_and_check(backbone, registry, stream)
     numbers = {task.name: number for number, task in enumerate(stream.tasks)}
-    rows = {numbers[data.spec.name]: data for data in loaded}
+    rows_by_position = {numbers[data.spec.name]: data for data in tasks}
     attempts = {position.number: position.attempts for position in registry.positions(stream.name)}
-    most = {number: attempts.get(number, 0) + 1 + retries for number in rows}
-    job = StreamRun(backbone, registry, stream, rows, most, watcher)
-    with engine.prepare(job) as learn:
-        register_stream(backbone, registry, stream, loaded)
+    max_attempts = {number: attempts.get(number, 0) + 1 + retries for number in rows_by_position}
+    run = StreamRun(backbone, registry, stream, rows_by_position, max_attempts, callbacks)
+    with engine.prepare(run) as learn:
+        register_stream(backbone, registry, stream, tasks)
         learn()
     return {
         position.task: position.error or ""
-        for position in job.retry_on_disconnect(job.positions)
+        for position in run.retry_on_disconnect(run.positions)
         if position.state == "failed"
     }

@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""Engines: where the tasks of a stream are learned, in this process or in the workers of a cluster."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,46 +14,55 @@ from registry import current_process_id
 
 
 class Engine(Protocol):
-    """Learns what is left of a stream, and measures it as it is learned."""
+    """Learns the open positions of a stream, and evaluates the stream as it is learned."""
 
-    def prepare(self, job: StreamRun) -> AbstractContextManager[Callable[[], None]]:
-        """All that it needs, while the block runs, and the function that learns once the stream has begun.
+    def prepare(self, run: StreamRun) -> AbstractContextManager[Callable[[], None]]:
+        """Acquire what the engine needs while the block runs, and yield the function that learns.
 
-        The function returns when nothing is left that could become free; stopped by hand, or by an error, what is not
-        learned waits again. Raises InputError where it could never learn this stream, before anything is written.
+        The function returns when no position is left that could become free. When it is interrupted or fails, the
+        positions that are not learned wait again.
+
+        Raises:
+            InputError: The engine could never learn this stream; nothing has been written.
         """
         ...
 
 
 class LocalEngine:
-    """Needs nothing but this process."""
+    """Learns in this process, one position after the other."""
 
     @contextmanager
-    def prepare(self, job: StreamRun) -> Iterator[Callable[[], None]]:
-        yield partial(_learn, job)
+    def prepare(self, run: StreamRun) -> Iterator[Callable[[], None]]:
+        """See `Engine.prepare`; nothing needs to be acquired."""
+        yield partial(_learn, run)
 
 
-def _learn(job: StreamRun) -> None:
-    measuring = StreamEvaluator(job)
-    measuring.evaluate_available()
-    for learned in learn_claimed_positions(job, current_process_id()):
-        measuring.add_learned(learned)
-        measuring.evaluate_available()
-    measuring.evaluate_available()
+def _learn(run: StreamRun) -> None:
+    evaluator = StreamEvaluator(run)
+    evaluator.evaluate_available()
+    for learned_by_delta in learn_claimed_positions(run, current_process_id()):
+        evaluator.add_learned(learned_by_delta)
+        evaluator.evaluate_available()
+    evaluator.evaluate_available()
 
 
 LOCAL_ENGINE: Engine = LocalEngine()
 
 
 def resolve_engine(name: str, **options: Any) -> Engine:
-    """The engine of this name; `ray` takes the options of `RayEngine`, None for its own choice.
+    """Return the engine of this name.
 
-    Raises EngineError for a name that is not known, an option that the engine lacks, and a package that is missing.
+    Args:
+        name: `local` or `ray`.
+        options: Fields of `RayEngine`; None leaves a field at its default.
+
+    Raises:
+        EngineError: The name or an option is unknown, or a package that the engine needs is not installed.
     """
-    given = {option: value for option, value in options.items() if value is not None}
+    settings = {option: value for option, value in options.items() if value is not None}
     if name == "local":
-        if given:
-            raise EngineError(f"engine 'local' has no option {', '.join(given)}; leave it out, or give --engine ray")
+        if settings:
+            raise EngineError(f"engine 'local' has no option {', '.join(settings)}; leave it out, or give --engine ray")
         return LOCAL_ENGINE
     if name != "ray":
         raise EngineError(f"engine {name!r} is not known; allowed: local, ray")
@@ -63,7 +72,7 @@ def resolve_engine(name: str, **options: Any) -> Engine:
         raise EngineError(
             f"engine 'ray' needs the extra `ray`; install it: pip install 'continual[ray]' ({error})"
         ) from error
-    known = [option.name for option in fields(RayEngine)]
-    if strange := given.keys() - known:
-        raise EngineError(f"engine 'ray' has no option {', '.join(sorted(strange))}; allowed: {', '.join(known)}")
-    return RayEngine(**given)
+    allowed = [option.name for option in fields(RayEngine)]
+    if unknown := settings.keys() - allowed:
+        raise EngineError(f"engine 'ray' has no option {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
+    return RayEngine(**settings)

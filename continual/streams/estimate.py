@@ -1,4 +1,4 @@
-"""What learning a stream would take, before it is learned."""
+"""Estimate the time, size and memory that learning a stream would take."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +22,17 @@ from tasks import Stream, TaskData
 
 @dataclass(frozen=True)
 class LearningEstimate:
-    """What a task would take: seconds of learning, parameters and bytes of its delta; notes on its rows."""
+    """The estimated cost of learning one task.
+
+    Attributes:
+        task: The task.
+        train_rows: The number of train rows.
+        labels: The number of labels.
+        parameters: The number of values of its delta.
+        bytes: The size of the stored delta.
+        seconds: The time that learning takes.
+        notes: Remarks on how its rows were loaded.
+    """
 
     task: str
     train_rows: int
@@ -34,99 +44,113 @@ class LearningEstimate:
 
 
 def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[LearningEstimate]:
-    """Check every task of a stream as a run would, and estimate what each would take.
+    """Check every task of a stream as a run would, and estimate the cost of learning each.
 
-    Raises InputError, naming what to mend.
+    Raises:
+        InputError: A task cannot be learned; the message names what to correct.
     """
     require_trainable(backbone)
-    known = len(registry.champions(backbone.fingerprint))
+    earlier = len(registry.champions(backbone.fingerprint))
     loaded = load_and_check(backbone, registry, stream)
-    return [estimate_task(prepare_task(backbone, data), earlier=known + i) for i, data in enumerate(loaded)]
+    return [estimate_task(prepare_task(backbone, data), earlier=earlier + i) for i, data in enumerate(loaded)]
 
 
 def estimate_task(task: PreparedTask, *, earlier: int) -> LearningEstimate:
-    """Time one training step and one batch of inference on the task's own rows, and multiply.
+    """Time one training step and one inference batch on the task's own rows, and extrapolate.
 
-    earlier: how many tasks there are to start from, each of which costs a pass over the rows.
+    Args:
+        task: The prepared task.
+        earlier: The number of learned tasks that could be started from; each costs a pass over the rows.
     """
     backbone, kind = task.backbone, task.kind
-    batch = _typical(task.train.tokens.lengths, task.budget.batch_size)
-    some = kind.prepare(backbone, task.data.train.select(batch), max_length=task.budget.max_length)
-    delta = _zero(task)
-    kept = finalize(backbone, delta, stage=delta.settings.stages - 1).quantise_to_float16()
-    learned = delta.trainable(backbone.device)
-    every = range(len(batch))
+    batch = _middle_batch(task.train.tokens.lengths, task.budget.batch_size)
+    sample = kind.prepare(backbone, task.data.train.select(batch), max_length=task.budget.max_length)
+    delta = _untrained_delta(task)
+    stored_delta = finalize(backbone, delta, stage=delta.settings.stages - 1).quantise_to_float16()
+    trainable_delta = delta.trainable(backbone.device)
+    row_indices = range(len(batch))
     with (
-        attached(backbone, learned),
+        attached(backbone, trainable_delta),
         activation_checkpointing(backbone) if task.budget.checkpointing else nullcontext(),
     ):
-        step = _seconds(lambda: torch.autograd.backward(kind.loss(backbone, learned, some, every))) / len(batch)
-    look = _seconds(lambda: encode(backbone, some.tokens)) / len(batch)
-    answer = _seconds(lambda: kind.outputs(ForwardContext(backbone, delta, some), delta.head)) / len(batch)
-    held_out, test, rows = len(task.data.validation), len(task.data.test), len(task.data.train)
-    looks = (rows + held_out) * (1 + min(earlier, MAX_NEIGHBOURS)) + test
-    answers = held_out * (1 + task.budget.epochs) + 3 * test
+        step_seconds = _time_second_call(
+            lambda: torch.autograd.backward(kind.loss(backbone, trainable_delta, sample, row_indices))
+        ) / len(batch)
+    encode_seconds = _time_second_call(lambda: encode(backbone, sample.tokens)) / len(batch)
+    predict_seconds = _time_second_call(
+        lambda: kind.outputs(ForwardContext(backbone, delta, sample), delta.head)
+    ) / len(batch)
+    validation_rows, test_rows, train_rows = len(task.data.validation), len(task.data.test), len(task.data.train)
+    encoded_rows = (train_rows + validation_rows) * (1 + min(earlier, MAX_NEIGHBOURS)) + test_rows
+    predicted_rows = validation_rows * (1 + task.budget.epochs) + 3 * test_rows
     return LearningEstimate(
         task=task.data.spec.name,
-        train_rows=rows,
+        train_rows=train_rows,
         labels=len(task.data.labels),
-        parameters=kept.parameter_count,
-        bytes=kept.size,
-        seconds=step * rows * task.budget.epochs + look * looks + answer * answers,
+        parameters=stored_delta.parameter_count,
+        bytes=stored_delta.size,
+        seconds=step_seconds * train_rows * task.budget.epochs
+        + encode_seconds * encoded_rows
+        + predict_seconds * predicted_rows,
         notes=task.data.notes,
     )
 
 
 def estimate_memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
-    """About how many bytes learning any one of these tasks takes, those of the process itself left out.
+    """Estimate the bytes that learning any one of these tasks takes, without those of the process itself.
 
         W + 16 max V + max(68 B T D L)
 
-    for the W bytes of the backbone's weights, packed ones as they are, the V values of a delta with their gradient and
-    the two moments of AdamW, and what L layers keep for the gradient of B rows of T tokens: 34 B T D values' bytes at
-    16 bits, twice that at 32; the attention's probabilities are not kept. With `checkpointing` that is 68 B T D + 4 B T
-    D L: one layer's, and what enters each. Korthikanti et al. (2022), "Reducing Activation Recomputation in Large
-    Transformer Models", equation 1.
+    W: bytes of the backbone's weights, packed ones as they are. V: values of a delta, with their gradient and the two
+    moments of AdamW. 68 B T D L: what L layers keep for the gradient of B rows of T tokens in D dimensions: 34 B T D
+    values' bytes at 16 bits, twice that at 32; the attention's probabilities are not kept. With `checkpointing` that is
+    68 B T D + 4 B T D L: one layer's, and the input of each.
+
+    Korthikanti et al. (2022), "Reducing Activation Recomputation in Large Transformer Models", equation 1.
     """
-    values, kept = 0, 0
+    max_values, max_activations = 0, 0
     for data in tasks:
         assert data.spec.method  # what `Stream.resolved` fills in
         assert data.spec.budget
-        budget, layers = data.spec.budget, backbone.layers
-        values = max(values, *(_size(backbone, settings) for settings in candidate_settings(data.spec.method)))
-        rows = budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input)
-        kept = max(kept, rows * backbone.hidden_size * (68 + 4 * layers if budget.checkpointing else 68 * layers))
-    weights: int = sum(weight.numel() * weight.element_size() for weight in backbone.base_module.parameters())
-    return weights + 16 * values + kept
+        budget, layers = data.spec.budget, backbone.num_layers
+        max_values = max(
+            max_values, *(_value_count(backbone, settings) for settings in candidate_settings(data.spec.method))
+        )
+        tokens = budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input)
+        max_activations = max(
+            max_activations, tokens * backbone.hidden_size * (68 + 4 * layers if budget.checkpointing else 68 * layers)
+        )
+    weight_bytes: int = sum(weight.numel() * weight.element_size() for weight in backbone.base_module.parameters())
+    return weight_bytes + 16 * max_values + max_activations
 
 
-def _zero(task: PreparedTask) -> Delta:
-    """A delta of the task's method and size that has learned nothing."""
-    settings = max(candidate_settings(task.method), key=lambda settings: _size(task.backbone, settings))
-    blank = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
-    return initial_delta(task.backbone, task.kind, blank, method=task.method.name, settings=settings, seed=0)
+def _untrained_delta(task: PreparedTask) -> Delta:
+    """Initialize a delta of the task's method, of its largest candidate size, with a zero head."""
+    settings = max(candidate_settings(task.method), key=lambda settings: _value_count(task.backbone, settings))
+    zero_start = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
+    return initial_delta(task.backbone, task.kind, zero_start, method=task.method.name, settings=settings, seed=0)
 
 
-def _size(backbone: Backbone, settings: MethodSettings) -> int:
+def _value_count(backbone: Backbone, settings: MethodSettings) -> int:
     return sum(value.numel() for value in init_values(backbone, settings, seed=0).values())
 
 
-def _typical(lengths: list[int], size: int) -> list[int]:
-    """The batch of middle length."""
+def _middle_batch(lengths: list[int], size: int) -> list[int]:
+    """Return the row indices of the batch of median length."""
     batches = list(sorted_batches(lengths, size))
     return batches[len(batches) // 2]
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    work()  # the first time pays for what is made once
-    _finished()
-    began = time.perf_counter()
+def _time_second_call(work: Callable[[], object]) -> float:
+    work()  # the first call pays for allocations and caches
+    _synchronize()
+    started_at = time.perf_counter()
     work()
-    _finished()
-    return time.perf_counter() - began
+    _synchronize()
+    return time.perf_counter() - started_at
 
 
-def _finished() -> None:
-    """Wait for a GPU, which works on after it was told what to do."""
+def _synchronize() -> None:
+    """Wait for the GPU: its kernels run asynchronously."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""A stream is measured in its own order, as far as nothing before is still to be learned, by whomever."""
+"""Compute routed scores position by position; stop at the first position that is not learned yet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -11,51 +11,55 @@ from registry import StoredPosition
 
 
 class StreamEvaluator:
-    """One process's measuring of one stream, and the telling of what anybody has learned."""
+    """Evaluates one stream in one process, and reports every learned delta to the callbacks once."""
 
-    def __init__(self, job: StreamRun) -> None:
-        self._job = job
-        self._examined: dict[str, Callable[[], EvaluatedTask]] = {}  # by delta
-        self._totals = AccumulatedMoments()
-        self._measured: dict[int, list[str]] = {}  # by step, the deltas that it was measured with
-        self._told: set[str] = set()  # the deltas that the watcher knows of
+    def __init__(self, run: StreamRun) -> None:
+        self._run = run
+        self._evaluated_tasks: dict[str, Callable[[], EvaluatedTask]] = {}  # by delta
+        self._moments = AccumulatedMoments()
+        self._evaluated_steps: dict[int, list[str]] = {}  # by step, the deltas it was evaluated with
+        self._announced: set[str] = set()  # deltas reported to the callbacks
 
     def add_learned(self, learned: Mapping[str, LearnedTask]) -> None:
-        """Have at hand what was learned in this process, by its delta; all else is read from the registry."""
-        for delta, found in learned.items():
-            self._examined[delta] = cache(partial(evaluate_learned, found))
+        """Keep tasks learned in this process, by their deltas; others are read from the registry."""
+        for delta, learned_task in learned.items():
+            self._evaluated_tasks[delta] = cache(partial(evaluate_learned, learned_task))
 
     def evaluate_available(self) -> None:
-        """Measure what can be measured, and tell of what anybody has learned."""
-        self._job.retry_on_disconnect(self._look_around)
+        """Add the routed scores that can be computed now, and report deltas that any process learned."""
+        self._run.retry_on_disconnect(self._evaluate_and_announce)
 
-    def _look_around(self) -> None:
-        while not self._measure(self._job.measurable_positions()):
+    def _evaluate_and_announce(self) -> None:
+        while not self._evaluate_in_order(self._run.measurable_positions()):
             pass
-        for position in self._job.positions():
-            if position.delta and position.delta not in self._told:
-                self._told.add(position.delta)
-                self._job.watcher.on_learned(position.task, position.delta)
+        for position in self._run.positions():
+            if position.delta and position.delta not in self._announced:
+                self._announced.add(position.delta)
+                self._run.callbacks.on_learned(position.task, position.delta)
 
-    def _measure(self, positions: Sequence[StoredPosition]) -> bool:
-        """Measure the stream in its order, up to what is still to be learned; False where it has changed meanwhile."""
-        job, examined = self._job, dict[str, Callable[[], EvaluatedTask]]()
+    def _evaluate_in_order(self, positions: Sequence[StoredPosition]) -> bool:
+        """Evaluate up to the first position that is not learned; False where the stream changed meanwhile."""
+        run, evaluated_tasks = self._run, dict[str, Callable[[], EvaluatedTask]]()
         for position in positions:
             step = position.number
             if position.state in ("waiting", "held"):
                 break
             if position.delta:
-                stored = partial(evaluate_stored, job.backbone, job.registry, position.delta, job.loaded[step])
-                examined[position.delta] = self._examined.setdefault(position.delta, cache(stored))
-                if self._measured.get(step) != [*examined]:
+                load_evaluated_task = partial(
+                    evaluate_stored, run.backbone, run.registry, position.delta, run.loaded[step]
+                )
+                evaluated_tasks[position.delta] = self._evaluated_tasks.setdefault(
+                    position.delta, cache(load_evaluated_task)
+                )
+                if self._evaluated_steps.get(step) != [*evaluated_tasks]:
                     if not add_missing_routed_scores(
-                        job.registry,
-                        examined,
-                        stream=job.stream.name,
+                        run.registry,
+                        evaluated_tasks,
+                        stream=run.stream.name,
                         step=step,
                         last=position is positions[-1],
-                        totals=self._totals,
+                        totals=self._moments,
                     ):
                         return False
-                    self._measured[step] = [*examined]
+                    self._evaluated_steps[step] = [*evaluated_tasks]
         return True

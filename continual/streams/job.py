@@ -1,4 +1,4 @@
-"""A stream that is being learned, as every process that has a part in it sees it."""
+"""A run of a stream, as every process that takes part in it sees it."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,10 +18,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StreamRun:
-    """One run through one stream.
+    """One run of one stream.
 
-    loaded: rows by position, without what was purged · most: how often learning each position may have been begun ·
-    moved: by task, the delta of another backbone whose recipe and rows it is learned by.
+    Attributes:
+        backbone: The frozen backbone.
+        registry: Where positions are claimed and deltas registered.
+        stream: The stream.
+        loaded: The rows by position, without positions that were purged.
+        max_attempts: By position, how often learning it may have been started in all.
+        callbacks: Called as learning goes on.
+        migrated_from: By task, the delta of another backbone whose recipe and rows are learned again.
     """
 
     backbone: Backbone
@@ -29,23 +35,23 @@ class StreamRun:
     stream: Stream
     loaded: Mapping[int, TaskData]
     max_attempts: Mapping[int, int]
-    watcher: RunCallbacks
+    callbacks: RunCallbacks
     migrated_from: Mapping[str, str] = field(default_factory=dict)
 
     def positions(self) -> list[StoredPosition]:
-        """Those of this run: the file of another controller may name more tasks."""
-        return [position for position in self._kept() if position.number in self.loaded]
+        """Return the positions of this run; another controller's stream file may name more tasks."""
+        return [position for position in self._unpurged_positions() if position.number in self.loaded]
 
     def measurable_positions(self) -> list[StoredPosition]:
-        """Those up to the first whose rows are not at hand."""
-        return [*takewhile(lambda position: position.number in self.loaded, self._kept())]
+        """Return the positions up to the first whose rows are not loaded."""
+        return [*takewhile(lambda position: position.number in self.loaded, self._unpurged_positions())]
 
     def open_positions(self) -> list[StoredPosition]:
-        """The positions that are still to be learned, by whomever."""
+        """Return the positions that are still to be learned, here or in another process."""
         return [position for position in self.positions() if self._is_open(position)]
 
     def retry_on_disconnect(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done anew where the connection breaks: how far everything is, the registry knows."""
+        """Call `work`, retrying while the database connection is lost (`work` must be idempotent)."""
         while True:
             try:
                 return work()
@@ -53,8 +59,8 @@ class StreamRun:
                 log.warning("stream %s: %s", self.stream.name, error)
 
     def _is_open(self, position: StoredPosition) -> bool:
-        again = position.state == "failed" and position.attempts < self.max_attempts[position.number]
-        return again or position.state in ("waiting", "held")
+        can_retry = position.state == "failed" and position.attempts < self.max_attempts[position.number]
+        return can_retry or position.state in ("waiting", "held")
 
-    def _kept(self) -> list[StoredPosition]:
+    def _unpurged_positions(self) -> list[StoredPosition]:
         return [position for position in self.registry.positions(self.stream.name) if not position.purged]

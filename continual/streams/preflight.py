@@ -1,4 +1,4 @@
-"""A stream before it is learned: all that can be checked is checked, and that it begins is written down."""
+"""Check a stream before anything is learned, and register that it begins."""
 
 import hashlib
 import json
@@ -18,7 +18,11 @@ from tasks.errors import InputError
 
 
 def require_trainable(backbone: Backbone) -> None:
-    """Raises BackboneError for a backbone that answers, and that nothing is learned on."""
+    """Raise an error for a backbone that can only be used for inference.
+
+    Raises:
+        BackboneError: The backbone is split over several devices.
+    """
     if backbone.split:
         raise BackboneError(
             f"backbone {backbone.name!r} is split over devices, where it answers and learns nothing; learn on one "
@@ -29,26 +33,35 @@ def require_trainable(backbone: Backbone) -> None:
 def load_and_check(
     backbone: Backbone, registry: Registry, stream: Stream, *, alone: bool = False
 ) -> tuple[TaskData, ...]:
-    """Load the rows of every task and check all that can be checked before training; nothing is written.
+    """Load the rows of every task and make all checks that need no training; nothing is written.
 
-    A task that was purged since the stream learned it is left out: its rows may be gone as well.
-    alone: the stream is a lone task, which no stream of its name has to do with.
+    A task that was purged after the stream learned it is left out: its rows may be deleted as well.
 
-    Raises InputError, one message with what is to be mended in all of the tasks: files, columns, labels, methods,
-    warm starts, sites that the backbone lacks, and tasks that the registry knows with other labels.
+    Args:
+        backbone: The frozen backbone.
+        registry: The registry.
+        stream: The stream.
+        alone: The stream is a single task outside any stored stream, so that it is not compared with one of its name.
+
+    Raises:
+        InputError: One message names all that is to be corrected in all tasks: files, columns, labels, methods, warm
+            starts, sites that the backbone lacks, and tasks that the registry has with other labels.
     """
     positions = () if alone else registry.positions(stream.name)
-    purged, learned = ({p.task for p in positions if p.delta and p.purged == gone} for gone in (True, False))
-    kept = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
+    purged, learned = (
+        {position.task for position in positions if position.delta and position.purged == is_purged}
+        for is_purged in (True, False)
+    )
+    remaining = stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name not in purged)})
     problems: list[InputError] = [
-        MethodError(problem) for spec in kept.resolved() for problem in incompatibilities(backbone, spec)
+        MethodError(problem) for spec in remaining.resolved() for problem in incompatibilities(backbone, spec)
     ]
     loaded: tuple[TaskData, ...] = ()
     try:
-        loaded = load_stream(kept)
+        loaded = load_stream(remaining)
         registry.check_tasks_unchanged(task_record(data) for data in loaded if data.spec.name not in learned)
         if not alone:
-            registry.check_stream_unchanged(stream.name, _entries(stream, loaded))
+            registry.check_stream_unchanged(stream.name, _stream_entries(stream, loaded))
     except InputError as error:
         problems.append(error)
     raise_problems(problems)
@@ -56,7 +69,11 @@ def load_and_check(
 
 
 def raise_problems(problems: Sequence[InputError]) -> None:
-    """Raises the problem, where there is one, and of several one InputError that says all."""
+    """Raise the only problem as it is, or one error with the messages of several; do nothing without any.
+
+    Raises:
+        InputError: There is a problem.
+    """
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -64,49 +81,60 @@ def raise_problems(problems: Sequence[InputError]) -> None:
 
 
 def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-    """What of a task's kind and method is not offered on this backbone."""
+    """Yield one message per reason why this backbone cannot learn the task."""
     try:
         assert spec.method  # what `Stream.resolved` fills in
         assert spec.budget
         kind = kind_of_spec(spec)
-        fitting = reserve_tokens(replace(backbone, edits_decoder=kind.generates), *candidate_settings(spec.method))
-        yield from (f"task {spec.name!r}: {misfit}" for misfit in kind.incompatibilities(fitting, spec))
+        prepared_backbone = reserve_tokens(
+            replace(backbone, edits_decoder=kind.generates), *candidate_settings(spec.method)
+        )
+        yield from (f"task {spec.name!r}: {problem}" for problem in kind.incompatibilities(prepared_backbone, spec))
         for settings in candidate_settings(spec.method):
-            list(iterate_edits(fitting, settings))  # looks for every site
+            list(
+                iterate_edits(prepared_backbone, settings)
+            )  # resolves every site, and raises for one that the backbone lacks
         if search := search_settings(spec.method):
-            search_candidates(fitting, search, spec.budget)
+            search_candidates(prepared_backbone, search, spec.budget)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
 
 
 def register_stream(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
-    """Write down that a stream begins, or that it goes on. Raises StreamChanged where it was begun otherwise."""
+    """Register that a stream begins or continues on a backbone.
 
-    def work(unit: UnitOfWork) -> None:
+    Raises:
+        StreamChanged: The stream was begun with other tasks or settings.
+    """
+
+    def write(unit: UnitOfWork) -> None:
         unit.add_backbone(backbone_record(backbone))
         unit.begin_stream(
             stream.name,
             backbone=backbone.fingerprint,
             spec=stream.model_dump(mode="json"),
-            entries=_entries(stream, loaded),
+            entries=_stream_entries(stream, loaded),
         )
 
-    registry.write_with_retry(work)
+    registry.write_with_retry(write)
 
 
-def _entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
-    """What the registry knows a stream's positions by; of a task that was purged nothing but its name."""
-    recipes = {data.spec.name: recipe_digest(data) for data in loaded}
-    return [(task.name, recipes.get(task.name, "")) for task in stream.tasks]
+def _stream_entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[str, str]]:
+    """Return the task name and recipe digest of every position; an empty digest for a purged task."""
+    digests = {data.spec.name: recipe_digest(data) for data in loaded}
+    return [(task.name, digests.get(task.name, "")) for task in stream.tasks]
 
 
 def recipe_digest(data: TaskData) -> str:
-    """Digest of all that decides what is learned from a task: its spec, its rows, the seed.
+    """Compute a digest of all that determines what is learned from a task: its spec, its rows, the seed.
 
-    Left out are where the rows lie, how many tasks may be trained beside it, and how memory is saved.
+    Left out are the location of the rows, the number of jointly trained tasks, and activation checkpointing.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
     """
     spec = data.spec.model_dump(mode="json", exclude={"source"})
     for key in ("joint", "checkpointing"):
         (spec["budget"] or {}).pop(key, None)
-    said = [spec, task_record(data).fingerprints, data.seed]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    recipe = [spec, task_record(data).fingerprints, data.seed]
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

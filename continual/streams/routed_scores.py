@@ -1,4 +1,4 @@
-"""How a stream's tasks fare when nobody says which task an input belongs to."""
+"""Score a stream's tasks with the router choosing the task of each input."""
 
 import logging
 from collections import Counter
@@ -25,16 +25,25 @@ from registry.errors import BlobError
 from tasks import TaskData, Text
 
 log = logging.getLogger(__name__)
-RoutingCounts = Mapping[tuple[str, str], int]  # how many test rows of a delta went to another
+RoutingCounts = Mapping[tuple[str, str], int]  # number of test rows by their delta and the delta they were routed to
 QueryDelta = Callable[[Sequence[Text]], Opinion[Answer]]
 
 
 @dataclass(frozen=True)
 class EvaluatedTask:
-    """A learned task's test rows, what is right, and what its own delta says of them.
+    """A learned task's test rows, their ground truth, and its own delta's predictions for them.
 
-    tested: the rows through the frozen backbone · wrong: what is worth nothing as an answer · ask: what its delta says
-    of other texts · heard: what other deltas said of single rows, by delta and row, asked once.
+    Attributes:
+        metric: The name of the task's metric.
+        kind: The kind of metric, as `score_with_interval` takes it.
+        routing: The statistics that routers are built from.
+        texts: The texts of the N test rows.
+        frozen_test_features: The frozen features of the test rows.
+        truth: The correct answers, N.
+        own_opinion: The answers of the task's own delta and how well the rows fit it, N.
+        misrouted_answers: For each row an answer that scores as wrong, N.
+        query: Evaluates the task's delta on other texts.
+        opinion_cache: Excess log-probability and fit of single rows under other deltas, by delta and row.
     """
 
     metric: str
@@ -49,38 +58,58 @@ class EvaluatedTask:
     opinion_cache: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     def opinion_of(self, delta: str, other: "EvaluatedTask", rows: Sequence[int]) -> Opinion[None]:
-        """What the delta of another task says of these rows, but for its answers."""
-        new = [row for row in rows if (delta, row) not in self.opinion_cache]
-        if new:
-            said = other.query([self.texts[row] for row in new])
-            pairs = zip(said.excess_log_prob.tolist(), said.fit.tolist(), strict=True)
-            self.opinion_cache.update({(delta, row): pair for row, pair in zip(new, pairs, strict=True)})
-        surely, fit = torch.tensor([self.opinion_cache[delta, row] for row in rows]).T
-        return Opinion([None] * len(rows), surely, fit)
+        """Return the log-probability and fit of `rows` under another task's delta, cached per row.
+
+        Args:
+            delta: The name of the other delta.
+            other: The evaluated task of that delta.
+            rows: Indices of test rows of this task.
+
+        Returns:
+            Tensors of len(rows) values; the answers are None.
+        """
+        missing = [row for row in rows if (delta, row) not in self.opinion_cache]
+        if missing:
+            opinion = other.query([self.texts[row] for row in missing])
+            values_per_row = zip(opinion.excess_log_prob.tolist(), opinion.fit.tolist(), strict=True)
+            self.opinion_cache.update(
+                {(delta, row): values for row, values in zip(missing, values_per_row, strict=True)}
+            )
+        log_prob, fit = torch.tensor([self.opinion_cache[delta, row] for row in rows]).T
+        return Opinion([None] * len(rows), log_prob, fit)
 
 
 def evaluate_learned(learned: LearnedTask) -> EvaluatedTask:
-    """What routing needs of a task that was just learned."""
-    return _examined(
+    """Return the evaluation data of a task learned in this process."""
+    return _evaluated_task(
         learned.task, learned.trained.delta, learned.routing, learned.frozen_test_features, learned.opinion
     )
 
 
 def evaluate_stored(backbone: Backbone, registry: Registry, delta: str, data: TaskData) -> EvaluatedTask:
-    """The same of a task learned before: its answers and statistics from the registry, its features taken again."""
+    """Rebuild the evaluation data of a task learned earlier.
+
+    Its predictions and statistics are read from the registry; its frozen features are computed again.
+
+    Args:
+        backbone: The frozen backbone.
+        registry: The registry.
+        delta: The name of the task's delta.
+        data: The task's rows.
+    """
     task, stored, blobs = prepare_task(backbone, data), registry.delta(delta), registry.blobs
-    learned = load_delta(blobs.get(stored.values))
-    routing = _stored_statistics(registry, delta) or _statistics(task, learned)
-    told = ForwardContext(task.backbone, learned, task.test)
+    delta_values = load_delta(blobs.get(stored.values))
+    routing = _stored_statistics(registry, delta) or _compute_statistics(task, delta_values)
+    context = ForwardContext(task.backbone, delta_values, task.test)
     try:
         outputs = deserialize_outputs(blobs.get(stored.predictions)) if stored.predictions else None
     except BlobError as error:
         log.warning("%s answers its test rows again: %s", delta, error)
         outputs = None
     if outputs is None:
-        outputs = task.kind.outputs(told, learned.head)
-    own = opinion_from_outputs(task.kind, told, outputs, evidence=routing.evidence)
-    return _examined(task, learned, routing, ForwardContext(task.backbone, None, task.test).frozen, own)
+        outputs = task.kind.outputs(context, delta_values.head)
+    opinion = opinion_from_outputs(task.kind, context, outputs, evidence=routing.evidence)
+    return _evaluated_task(task, delta_values, routing, ForwardContext(task.backbone, None, task.test).frozen, opinion)
 
 
 def _stored_statistics(registry: Registry, delta: str) -> RoutingStatistics | None:
@@ -92,102 +121,138 @@ def _stored_statistics(registry: Registry, delta: str) -> RoutingStatistics | No
         return None
 
 
-def _statistics(task: PreparedTask, delta: Delta) -> RoutingStatistics:
-    """Those of a task that an older release learned."""
-    rows, held_out, _ = task.frozen_views
-    return task.routing_statistics(delta, train=rows, held_out=held_out)
+def _compute_statistics(task: PreparedTask, delta: Delta) -> RoutingStatistics:
+    """Compute the statistics of a task that an older release learned and stored without them."""
+    train, held_out, _ = task.frozen_views
+    return task.routing_statistics(delta, train=train, held_out=held_out)
 
 
-def _examined(
-    task: PreparedTask, delta: Delta, routing: RoutingStatistics, tested: FrozenFeatures, own: Opinion[Answer]
+def _evaluated_task(
+    task: PreparedTask,
+    delta: Delta,
+    routing: RoutingStatistics,
+    frozen_test_features: FrozenFeatures,
+    opinion: Opinion[Answer],
 ) -> EvaluatedTask:
-    length = task.budget.max_length
+    max_length = task.budget.max_length
     return EvaluatedTask(
         task.data.spec.metric,
         task.kind.metric_kind,
         routing,
         task.data.test.texts,
-        tested,
+        frozen_test_features,
         task.test.truth,
-        own,
+        opinion,
         task.kind.misrouted_answers(task.test.truth),
-        lambda texts: query_delta(task.backbone, delta, DeltaQuery(texts, length, routing.evidence)),
+        lambda texts: query_delta(task.backbone, delta, DeltaQuery(texts, max_length, routing.evidence)),
     )
 
 
 def add_missing_routed_scores(
     registry: Registry,
-    examined: Mapping[str, Callable[[], EvaluatedTask]],
+    tasks_by_delta: Mapping[str, Callable[[], EvaluatedTask]],
     *,
     stream: str,
     step: int,
     last: bool,
     totals: AccumulatedMoments,
 ) -> bool:
-    """Measure the tasks learned up to position `step` of a stream, by their deltas, unless the registry has it all.
+    """Compute and store the routed scores of one step of a stream, unless all of them are stored.
 
-    last: whether it is the stream's last position, where abstentions are counted too · totals: of earlier positions.
-    False where these are not all any more: another controller has learned one meanwhile.
+    Args:
+        registry: The registry.
+        tasks_by_delta: The tasks learned up to this step, by delta; each is loaded when it is called.
+        stream: The name of the stream.
+        step: The position up to which the stream is learned.
+        last: The step is the stream's last one, where abstentions are counted too.
+        totals: Moments accumulated over earlier steps.
+
+    Returns:
+        False where `tasks_by_delta` is out of date: another controller has learned a task meanwhile.
     """
     stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
-    if stored >= examined.keys():
+    if stored >= tasks_by_delta.keys():
         return True
-    looked = {delta: look() for delta, look in examined.items()}
-    found, sent = routed_scores(looked, stream=stream, step=step, abstaining=last, totals=totals)
-    return registry.write_with_retry(lambda unit: unit.add_routed_scores(stream, step, found, sent=sent))
+    loaded = {delta: load() for delta, load in tasks_by_delta.items()}
+    scores, counts = routed_scores(loaded, stream=stream, step=step, abstaining=last, totals=totals)
+    return registry.write_with_retry(lambda unit: unit.add_routed_scores(stream, step, scores, confusions=counts))
 
 
 def routed_scores(
-    examined: Mapping[str, EvaluatedTask],
+    tasks_by_delta: Mapping[str, EvaluatedTask],
     *,
     stream: str,
     step: int,
     abstaining: bool = True,
     totals: AccumulatedMoments | None = None,
 ) -> tuple[dict[str, list[Score]], RoutingCounts]:
-    """Score and routing accuracy of every delta's test rows, routed among the tasks of all of them.
+    """Score every delta's test rows with each row routed among all these tasks.
 
-    A row that goes to another task counts as a wrong answer, even where both tasks have a label of that name; the
-    router is forced to choose. abstaining: count as well how often it would not.
+    A row that is routed to another task counts as a wrong answer, even where both tasks have a label of that name; the
+    router is forced to choose.
+
+    Args:
+        tasks_by_delta: The tasks, by delta.
+        stream: The name of the stream.
+        step: The position up to which the stream is learned.
+        abstaining: Also compute the share of rows for which the router would abstain.
+        totals: Moments accumulated over earlier steps.
+
+    Returns:
+        The scores by delta, and the number of rows routed from each delta to each other one.
     """
-    router = build_router({delta: task.routing for delta, task in examined.items()}, totals=totals)
+    router = build_router({delta: task.routing for delta, task in tasks_by_delta.items()}, totals=totals)
     scores: dict[str, list[Score]] = {}
-    sent: Counter[tuple[str, str]] = Counter()
-    for delta, task in examined.items():
+    counts: Counter[tuple[str, str]] = Counter()
+    for delta, task in tasks_by_delta.items():
         decision = choose_tasks(
-            router, router.log_p(task.frozen_test_features), partial(_ask, examined, router.tasks, delta)
+            router, router.log_p(task.frozen_test_features), partial(_opinions, tasks_by_delta, router.tasks, delta)
         )
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
-        sent.update((delta, other) for other in chosen if other != delta)
-        right = [other == delta for other in chosen]
-        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.misrouted_answers, right)
-        found = {
+        counts.update((delta, destination) for destination in chosen if destination != delta)
+        is_correct = [destination == delta for destination in chosen]
+        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.misrouted_answers, is_correct)
+        values = {
             task.metric: score_with_interval(task.metric, task.truth, answers, kind=task.kind),
-            "routing_accuracy": proportion_with_interval(right),
+            "routing_accuracy": proportion_with_interval(is_correct),
         }
         if abstaining:
-            known = router.familiarity(task.frozen_test_features) + decision.fit
-            found["abstained"] = proportion_with_interval((known < router.threshold()).tolist())
+            familiarity = router.familiarity(task.frozen_test_features) + decision.fit
+            values["abstained"] = proportion_with_interval((familiarity < router.threshold()).tolist())
         scores[delta] = [
             Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(measured))
-            for metric, measured in found.items()
+            for metric, measured in values.items()
         ]
-    return scores, sent
+    return scores, counts
 
 
-def answers_after_routing(own: Sequence[Any], wrong: Sequence[Any], right: Sequence[bool]) -> list[Any]:
-    """The answers that rows get: their own task's, or a wrong one where the router did not choose that task."""
-    return [mine if ours else other for ours, mine, other in zip(right, own, wrong, strict=True)]
+def answers_after_routing(
+    own_answers: Sequence[Any], wrong_answers: Sequence[Any], routed_correctly: Sequence[bool]
+) -> list[Any]:
+    """Return each row's own answer, or its wrong one where the router did not choose its task.
+
+    Args:
+        own_answers: The answers of the rows' own task.
+        wrong_answers: Answers that score as wrong.
+        routed_correctly: True for rows whose own task the router chose.
+    """
+    return [
+        own_answer if is_own_task else wrong_answer
+        for is_own_task, own_answer, wrong_answer in zip(routed_correctly, own_answers, wrong_answers, strict=True)
+    ]
 
 
-def _ask(
-    examined: Mapping[str, EvaluatedTask], deltas: Sequence[str], delta: str, looked: Mapping[int, list[int]]
+def _opinions(
+    tasks_by_delta: Mapping[str, EvaluatedTask],
+    deltas: Sequence[str],
+    delta: str,
+    rows_by_number: Mapping[int, list[int]],
 ) -> dict[int, Opinion[None]]:
-    """What the deltas of these numbers say of test rows of `delta`."""
-    task = examined[delta]
+    """Return the opinions of the numbered deltas on the given test rows of `delta`."""
+    task = tasks_by_delta[delta]
     return {
         number: Opinion([None] * len(rows), task.own_opinion.excess_log_prob[rows], task.own_opinion.fit[rows])
         if deltas[number] == delta
-        else task.opinion_of(deltas[number], examined[deltas[number]], rows)
-        for number, rows in looked.items()
+        else task.opinion_of(deltas[number], tasks_by_delta[deltas[number]], rows)
+        for number, rows in rows_by_number.items()
     }

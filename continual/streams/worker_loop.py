@@ -1,4 +1,4 @@
-"""One process's part in learning a stream: it claims what is free, and learns it, until nothing is left to learn."""
+"""Claim free positions of a stream and learn them, until no position is left to learn."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,45 +9,51 @@ from continual.streams.job import StreamRun
 from continual.streams.positions import PositionLearner
 from registry import claim_next
 
-POLL_SECONDS = 1.0  # seconds between looks at positions that other controllers hold
+POLL_SECONDS = 1.0  # seconds between two looks at positions that other controllers hold
 
 
-def learn_claimed_positions(job: StreamRun, holder: str) -> Iterator[Mapping[str, LearnedTask]]:
-    """Claim and learn in the name of `holder`; after each round what it brought, by its delta.
+def learn_claimed_positions(run: StreamRun, holder: str) -> Iterator[Mapping[str, LearnedTask]]:
+    """Claim and learn positions in the name of `holder`, and yield what each round learned, by delta.
 
-    That is nothing where all that is left is held by others; it ends where nothing is left that could become free.
+    A round yields nothing where all open positions are held by others. The iterator ends when no position is left that
+    could become free.
     """
-    learning = PositionLearner(job.backbone, job.registry, job.stream, job.watcher, holder, job.migrated_from)
+    learner = PositionLearner(run.backbone, run.registry, run.stream, run.callbacks, holder, run.migrated_from)
     while True:
-        found = job.retry_on_disconnect(partial(_round, job, learning))
-        if found is None:
-            left = job.retry_on_disconnect(job.open_positions)
-            if not left:
+        learned = run.retry_on_disconnect(partial(_learn_next, run, learner))
+        if learned is None:
+            open_positions = run.retry_on_disconnect(run.open_positions)
+            if not open_positions:
                 return
-            for position in left:
-                job.watcher.on_wait(position.task, position.holder or "")
+            for position in open_positions:
+                run.callbacks.on_wait(position.task, position.holder or "")
             time.sleep(POLL_SECONDS)
-        yield found or {}
+        yield learned or {}
 
 
-def _round(job: StreamRun, learning: PositionLearner) -> dict[str, LearnedTask] | None:
-    """Learn the next position that is free, with what is learned beside it; None where none is free."""
-    number = claim_next(job.registry, job.stream.name, among=job.max_attempts, holder=learning.holder)
+def _learn_next(run: StreamRun, learner: PositionLearner) -> dict[str, LearnedTask] | None:
+    """Learn the next free position and those learned jointly with it; None where none is free."""
+    number = claim_next(run.registry, run.stream.name, max_attempts=run.max_attempts, holder=learner.holder)
     if number is None:
         return None
-    return learning.learn_positions({n: job.loaded[n] for n in (number, *_beside(job, number, holder=learning.holder))})
+    return learner.learn_positions(
+        {
+            position: run.loaded[position]
+            for position in (number, *_claim_joint_positions(run, number, holder=learner.holder))
+        }
+    )
 
 
-def _beside(job: StreamRun, number: int, *, holder: str) -> Iterator[int]:
-    """Further positions that are free and that are learned together with this one."""
-    for _ in range(_joint(job, number) - 1):
-        among = {other: most for other, most in job.max_attempts.items() if _joint(job, other) > 1}
-        further = claim_next(job.registry, job.stream.name, among=among, holder=holder)
-        if further is None:
+def _claim_joint_positions(run: StreamRun, number: int, *, holder: str) -> Iterator[int]:
+    """Claim further free positions that may be learned jointly with this one, up to its limit."""
+    for _ in range(_joint_limit(run, number) - 1):
+        among = {candidate: limit for candidate, limit in run.max_attempts.items() if _joint_limit(run, candidate) > 1}
+        claimed = claim_next(run.registry, run.stream.name, max_attempts=among, holder=holder)
+        if claimed is None:
             return
-        yield further
+        yield claimed
 
 
-def _joint(job: StreamRun, number: int) -> int:
-    budget = job.loaded[number].spec.budget
+def _joint_limit(run: StreamRun, number: int) -> int:
+    budget = run.loaded[number].spec.budget
     return budget.joint if budget else 1

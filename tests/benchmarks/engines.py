@@ -91,7 +91,7 @@ def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: floa
     ) as learner:
         began = time.perf_counter()
         failed = learner.run(
-            stream, watcher=RunCallbacks(on_note=noted), engine=RayEngine(workers=workers, worker_memory=0.1)
+            stream, callbacks=RunCallbacks(on_note=noted), engine=RayEngine(workers=workers, worker_memory=0.1)
         )
         wall = time.perf_counter() - began
     ray.shutdown()

@@ -118,7 +118,7 @@ def controller(
             registry.operations.claims.hold_claim.__wrapped__.__kwdefaults__["every"] = lease / 6
         noting = watcher or RunCallbacks(on_note=note)
         with home.registry() as opened:
-            return 1 if Learner(world.backbone, opened, places).run(world.stream, watcher=noting) else 0
+            return 1 if Learner(world.backbone, opened, places).run(world.stream, callbacks=noting) else 0
 
     def note(task: str, what: str) -> None:
         if what.startswith("goes on"):

@@ -98,7 +98,7 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
         learner.registry.submit(read_task(task_file(tmp_path, "animals", seed=seed)))
     learner.registry.submit(read_task(task_file(tmp_path, "mood")), priority=1)
     began: list[str] = []
-    assert learner.watch(idle=0, watcher=RunCallbacks(on_start=began.append)) == {3: None, 1: None, 2: None}
+    assert learner.watch(idle=0, callbacks=RunCallbacks(on_start=began.append)) == {3: None, 1: None, 2: None}
     assert began == ["mood", "animals", "animals"]
     assert outcome(learner) == [("learned", "animals@1"), ("learned", "animals@2"), ("learned", "mood@1")]
     text = rows_of("mood", 1, seed=9).texts[0]
@@ -121,7 +121,7 @@ def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
 
     if by == "checkpoint":
         monkeypatch.setattr("continual.streams.arrivals.heartbeat", lambda *_, **__: True)
-    assert learner.watch(idle=0, watcher=RunCallbacks(on_step=cancel)) == {}
+    assert learner.watch(idle=0, callbacks=RunCallbacks(on_step=cancel)) == {}
     assert len(steps) == 1 if by == "heartbeat" else steps[-1] == 0.5, "at once, or at the end of the first epoch"
     assert (outcome(learner), deltas(learner)) == ([("cancelled", None)], [])
     learner.registry.retry_arrival(number)
@@ -137,10 +137,10 @@ def test_told_to_end_it_gives_back_what_it_has_and_the_next_goes_on(learner: Lea
         if done == total:
             signal.raise_signal(signal.SIGINT)
 
-    assert learner.watch(watcher=RunCallbacks(on_step=end)) == {}
+    assert learner.watch(callbacks=RunCallbacks(on_step=end)) == {}
     assert outcome(learner) == [("waiting", None)]
     noted: list[str] = []
-    assert learner.watch(idle=0, watcher=RunCallbacks(on_note=lambda _, note: noted.append(note))) == {1: None}
+    assert learner.watch(idle=0, callbacks=RunCallbacks(on_note=lambda _, note: noted.append(note))) == {1: None}
     assert "goes on after epoch 1" in noted
     assert find_damage(learner.registry) == []
 

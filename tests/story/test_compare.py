@@ -287,7 +287,7 @@ def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -
     began: list[str] = []
     with open_home(bert, tmp_path / "home") as learner:
         wanted = {name: EVERY[name] for name in ("isolated", "joint")}
-        learner.compare(named, wanted, watcher=RunCallbacks(on_start=began.append))
+        learner.compare(named, wanted, callbacks=RunCallbacks(on_start=began.append))
     assert began == ["strategy isolated", "joint", "strategy joint"]
 
 

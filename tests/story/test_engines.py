@@ -124,7 +124,7 @@ def test_a_killed_worker_costs_nothing_but_time(
             os.kill(int(position.holder.split(":")[1]), signal.SIGKILL)
 
         told = Told(kill)
-        assert learner.run(stream, watcher=told.watcher(), engine=resolve_engine("ray", workers=2)) == {}
+        assert learner.run(stream, callbacks=told.watcher(), engine=resolve_engine("ray", workers=2)) == {}
         assert sorted(told.learned) == sorted(DELTAS), "each is learned once"
         assert Counter(told.began) == {task: 2 if task == "mood" else 1 for task in TASKS}
         assert attempts(learner) == {task: 2 if task == "mood" else 1 for task in TASKS}
@@ -300,7 +300,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
     stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as learner:
         with pytest.raises(KeyboardInterrupt):
-            learner.run(stream, watcher=Told(stop).watcher(), engine=RayEngine(workers=1))
+            learner.run(stream, callbacks=Told(stop).watcher(), engine=RayEngine(workers=1))
         states = {p.task: (p.state, p.holder) for p in learner.registry.positions("core")}
         assert states["mood"] == states["food"] == ("waiting", None)
         assert learner.run(stream) == {}, "another run goes on"
@@ -311,7 +311,7 @@ def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path,
     stream = four_tasks(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
     told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:
-        assert learner.run(stream, watcher=told.watcher(), engine=RayEngine()) == {}
+        assert learner.run(stream, callbacks=told.watcher(), engine=RayEngine()) == {}
         assert sorted(told.learned) == sorted(DELTAS) == sorted(digests(learner))
         assert told.order.index("learned") >= 2, "two tasks begin at once"
         assert sum(attempts(learner).values()) == len(TASKS) + 1

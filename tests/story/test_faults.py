@@ -57,7 +57,7 @@ def cut(task: str, step: int) -> Callable[[str, int, int], None]:
 
 def cut_short(learner: Learner, stream: Any, *, task: str, step: int) -> None:
     with pytest.raises(PowerCut):
-        learner.run(stream, watcher=RunCallbacks(on_step=cut(task, step)))
+        learner.run(stream, callbacks=RunCallbacks(on_step=cut(task, step)))
 
 
 def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_was_decided_is_not_decided_anew(
     assert find_damage(learner.registry) == []
     monkeypatch.setattr("continual.learning.learn.plan_task", None)  # not to be called
     noted: list[str] = []
-    assert learner.run(stream, watcher=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
+    assert learner.run(stream, callbacks=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
     assert noted == ["mood goes on after epoch 1"]
     assert digests(learner) == expected
     found = learner.report("core")
@@ -167,7 +167,7 @@ def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp
     stream = write_stream(tmp_path)
     order: list[str] = []
     watcher = RunCallbacks(on_start=order.append, on_step=once, on_failed=lambda task, error: failed.append(error))
-    assert learner.run(stream, watcher=watcher) == {}
+    assert learner.run(stream, callbacks=watcher) == {}
     assert order == ["animals", "mood", "place", "mood"]
     assert failed == ["OSError: the disk is full"]
     assert [p.attempts for p in learner.registry.positions("core")] == [1, 2, 1]
@@ -201,7 +201,7 @@ def test_a_free_position_is_taken_though_an_earlier_one_is_held(learner: Learner
         with learner.registry.unit_of_work() as unit:
             unit.mark_failed("core", 0, error="gone", holder=holder)
 
-    assert learner.run(stream, watcher=RunCallbacks(on_start=order.append, on_wait=give_back), retries=3) == {}
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=order.append, on_wait=give_back), retries=3) == {}
     assert order == ["mood", "place", "animals"]
     report = learner.report("core")
     assert report["tasks"] == ["animals", "mood", "place"]
@@ -220,6 +220,6 @@ def test_who_lost_a_task_learns_so_at_the_next_epoch(learner: Learner, tmp_path:
                 unit.mark_failed("core", 0, error="taken for dead", holder=current_process_id())
 
     watcher = RunCallbacks(on_step=lose)
-    assert learner.run(stream, watcher=watcher, retries=0) == {"animals": "taken for dead"}
+    assert learner.run(stream, callbacks=watcher, retries=0) == {"animals": "taken for dead"}
     per_epoch = 60 // 16 + 1
     assert steps == list(range(1, per_epoch + 1)), "not trained to the end in vain"

@@ -80,7 +80,7 @@ def test_every_task_is_learned_again_beside_the_old_one(
 ) -> None:
     with open_home(roberta_folder, home) as learner:
         before, began = on_bert(learner, bert_folder), list[str]()
-        rows = learner.migrate(watcher=RunCallbacks(on_start=began.append))
+        rows = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
         assert on_bert(learner, bert_folder) == before
         assert began == ["place", "animals", "mood"], "as they were learned"
         assert [(row.old, row.new, row.state) for row in rows] == [
@@ -108,10 +108,10 @@ def test_every_task_is_learned_again_beside_the_old_one(
         assert report["tasks"] == began
         assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
         assert find_damage(learner.registry) == []
-        again = learner.migrate(watcher=RunCallbacks(on_start=began.append))
+        again = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
         assert (again, len(began)) == (rows, 3), "what is migrated is not learned again"
     with open_home(bert_folder, home) as old:
-        assert old.run(read_stream(learned / "stream.yaml"), watcher=RunCallbacks(on_start=began.append)) == {}
+        assert old.run(read_stream(learned / "stream.yaml"), callbacks=RunCallbacks(on_start=began.append)) == {}
         assert len(began) == 3
         assert {p.delta for p in old.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
 
@@ -204,7 +204,7 @@ def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home
         assert len(learner.registry.deltas()) == 6, "each is learned once"
         assert find_damage(learner.registry) == []
         began: list[str] = []
-        rows = learner.migrate(watcher=RunCallbacks(on_start=began.append))
+        rows = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
         assert ([row.state for row in rows], began) == (["learned"] * 3, [])
         routed = learner.report(str(learner.registry.last_stream()))["routed"]["matrix"]
         assert all(routed[t][i] is not None for t in range(3) for i in range(t + 1))
@@ -220,14 +220,14 @@ def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path,
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            learner.migrate(tasks=["place"], watcher=RunCallbacks(on_step=stop))
+            learner.migrate(tasks=["place"], callbacks=RunCallbacks(on_step=stop))
         stream = str(learner.registry.last_stream())
         assert claim_position(learner.registry, stream, number=0, holder=current_process_id())
 
         def let_go(task: str, holder: str) -> None:
             release(learner.registry, stream, number=0, holder=holder)
 
-        (row,) = learner.migrate(tasks=["place"], watcher=RunCallbacks(on_wait=let_go))
+        (row,) = learner.migrate(tasks=["place"], callbacks=RunCallbacks(on_wait=let_go))
         assert row.state == "learned"
 
 

@@ -163,7 +163,7 @@ def test_running_again_learns_nothing_and_writes_nothing(learner: Learner, folde
     before, rows, report = digests(learner), rows_in_sql(learner), learner.report("core")
     seen: list[str] = []
     watcher = RunCallbacks(on_start=seen.append, on_learned=lambda task, delta: seen.append(delta))
-    assert learner.run(read_stream(folder / "stream.yaml"), watcher=watcher) == {}
+    assert learner.run(read_stream(folder / "stream.yaml"), callbacks=watcher) == {}
     assert seen == ["animals@1", "mood@1", "place@1"]
     assert (digests(learner), rows_in_sql(learner), learner.report("core")) == (before, rows, report)
     assert find_damage(learner.registry) == []
@@ -295,7 +295,7 @@ def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, at: 
 
     stream = write_stream(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        empty.run(stream, watcher=replace(RunCallbacks(), **{at: stop}))
+        empty.run(stream, callbacks=replace(RunCallbacks(), **{at: stop}))
     # A position left to this process, which is alive, would make its next run wait for itself for ever.
     assert [p.state for p in empty.registry.stream("core").positions] == ["learned", "waiting", "waiting"]
     assert empty.run(stream) == {}
@@ -316,7 +316,7 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
                 unit.session.execute(update(Position).where(Position.number == 1).values(**values))
             stolen.append(task)
 
-    assert empty.run(stream, watcher=RunCallbacks(on_step=steal)) == {}, (
+    assert empty.run(stream, callbacks=RunCallbacks(on_step=steal)) == {}, (
         "what is another's task is not reported as failed"
     )
     assert stolen
@@ -355,7 +355,7 @@ def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path)
     began: list[str] = []
     with open_home(bert_folder, tmp_path / "home") as learner:
         before = digests(learner)
-        assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
+        assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
         assert began == ["place"], "what was learned is not trained again"
         assert {name: digests(learner)[name] for name in before} == before
         report, found = learner.report("core"), digests(learner)
@@ -373,7 +373,7 @@ def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path
     with open_home(bert_folder, tmp_path / "home") as learner:
         began: list[str] = []
         begin(other)
-        assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
+        assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
         assert other.stdout
         assert other.wait(120) == 0, other.stdout.read()
         assert sorted(digests(learner)) == ["animals@1", "mood@1", "place@1"]
@@ -391,14 +391,14 @@ def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        empty.run(stream, watcher=RunCallbacks(on_step=stop))
+        empty.run(stream, callbacks=RunCallbacks(on_step=stop))
     assert claim_position(empty.registry, "core", number=0, holder=current_process_id())
 
     def let_go(task: str, holder: str) -> None:
         assert (task, holder) == ("animals", current_process_id())
         release(empty.registry, "core", number=0, holder=holder)
 
-    assert empty.run(stream, watcher=RunCallbacks(on_wait=let_go)) == {}
+    assert empty.run(stream, callbacks=RunCallbacks(on_wait=let_go)) == {}
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_an_appended_task_is_learned_and_the_others_stay(learner: Learner, folde
     before = digests(learner)
     stream = write_stream(folder, tasks=(*TASKS, "food"), warm_start="nearest", measure_gain=True)
     began: list[str] = []
-    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
     assert began == ["food"]
     assert {name: digest for name, digest in digests(learner).items() if name != "food@1"} == before
     report = learner.report("core")

@@ -221,7 +221,7 @@ def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, t
     learner.learn(animals(later, labels=("bird", "cat", "dog"), seed=1))
     assert learner.registry.delta("animals@2").status == "champion"
     began: list[str] = []
-    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
     assert (began, learner.report("both")) == ([], before)
     assert all(row.identical for row in audit_stream(learner.backbone, learner.registry, stream))
 
@@ -268,7 +268,7 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     assert report["oracle"]["acc"] == report["per_task"][1]["score"]
     assert report["per_task"][0]["score"] is None
     began: list[str] = []
-    assert learner.run(stream, watcher=RunCallbacks(on_start=began.append)) == {}
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
     assert began == [], "a purged position stays learned"
     assert [row.delta for row in audit_stream(learner.backbone, learner.registry, stream)] == ["mood@1"]
     assert find_damage(learner.registry) == []

@@ -144,7 +144,7 @@ class _Comparison:
         """Learn what is left to learn by a strategy."""
         self.watcher.on_start(progress_name(name))
         if strategy is None:
-            if failed := run_stream(self.backbone, self.registry, self.stream, watcher=self.watcher):
+            if failed := run_stream(self.backbone, self.registry, self.stream, callbacks=self.watcher):
                 raise ContinualError("; ".join(f"task {task}: {error}" for task, error in failed.items()))
         else:
             self._follow(name, strategy)
@@ -166,7 +166,7 @@ class _Comparison:
             state = load_state(self.registry.blobs.get(begun.state)) if begun.state else state
         except BlobError as error:
             log.warning("strategy %s of %s learns from its beginning: %s", name, self.stream.name, error)
-            begun = start_strategy_run(self.registry, record, anew=True)
+            begun = start_strategy_run(self.registry, record, restart=True)
         for number in range(count - 1 if strategy.trains_jointly else len(begun.steps), count):
             begun, state = self._step(begun, strategy, self._reporting(given, name, number), state, number)
 

@@ -1,4 +1,4 @@
-"""What a migration came to, task by task, and before it what it would take."""
+"""The outcome of a migration for each task, and beforehand its estimated cost."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +13,19 @@ MigrationState = Literal["waiting", "learned", "failed", "left"]
 
 @dataclass(frozen=True)
 class MigrationOutcome:
-    """What came of a task: what serves it on the old backbone, what it was learned as on the new one, and what serves.
+    """The outcome of migrating one task.
 
-    validation: the scores that decided · score: those on test rows · serves: on the new backbone, None where none does.
+    Attributes:
+        task: The task.
+        state: `waiting`, `learned` or `failed`; `left` where the task is not migrated.
+        old: The delta that serves the task on the old backbone.
+        old_validation: The old delta's score on validation rows, on which the comparison is based.
+        old_score: The old delta's score on test rows.
+        new: The delta learned on the new backbone, or None.
+        new_validation: The new delta's score on validation rows.
+        new_score: The new delta's score on test rows.
+        serves: The delta that serves on the new backbone, or None.
+        reason: Why the task failed, is not migrated, or is served by the delta that serves it.
     """
 
     task: str
@@ -32,7 +42,18 @@ class MigrationOutcome:
 
 @dataclass(frozen=True)
 class MigrationEstimate:
-    """What a task would take: seconds of learning, parameters of its delta; reason: why it is not to be learned."""
+    """The estimated cost of migrating one task.
+
+    Attributes:
+        task: The task.
+        state: As in `MigrationOutcome`.
+        old: The delta that serves the task on the old backbone.
+        new: The delta learned on the new backbone, or None.
+        train_rows: The number of train rows; None where the task need not be learned, as for the next two.
+        parameters: The number of values of the new delta.
+        seconds: The time that learning takes.
+        reason: Why the task is not to be learned.
+    """
 
     task: str
     state: MigrationState
@@ -45,63 +66,63 @@ class MigrationEstimate:
 
 
 def migration_outcomes(migration: Migration) -> list[MigrationOutcome]:
-    """What has come of every task so far."""
-    registry, begun = migration.registry, {position.task: position for position in migration.positions}
-    serves = {own.task: own.delta for own in registry.champions(migration.backbone.fingerprint)}
-    return [_outcome(migration, own, begun.get(own.task), serves.get(own.task)) for own in migration.tasks]
+    """Return the outcome of every task so far, in the order of the migration."""
+    registry, positions = migration.registry, {position.task: position for position in migration.positions}
+    serves = {champion.task: champion.delta for champion in registry.champions(migration.backbone.fingerprint)}
+    return [_outcome(migration, task, positions.get(task.task), serves.get(task.task)) for task in migration.tasks]
 
 
 def _outcome(
-    migration: Migration, own: TaskMigration, position: StoredPosition | None, serves: str | None
+    migration: Migration, task: TaskMigration, position: StoredPosition | None, serves: str | None
 ) -> MigrationOutcome:
-    registry, new = migration.registry, position.delta if position and not own.skip_reason else None
-    before, after = _scores(registry, own.old.name), _scores(registry, new) if new else {}
-    state: MigrationState = "left" if own.skip_reason else "learned" if new else "waiting"
-    reason = own.skip_reason
+    registry, new = migration.registry, position.delta if position and not task.skip_reason else None
+    old_scores, new_scores = _scores(registry, task.old.name), _scores(registry, new) if new else {}
+    state: MigrationState = "left" if task.skip_reason else "learned" if new else "waiting"
+    reason = task.skip_reason
     if new and not (reason := registry.delta(new).reason):
-        worse = "validation" in before and after["validation"] < before["validation"]
-        reason = "promoted by hand" if worse else f"no worse than {own.old.name} on {migration.origin.name}"
+        is_worse = "validation" in old_scores and new_scores["validation"] < old_scores["validation"]
+        reason = "promoted by hand" if is_worse else f"no worse than {task.old.name} on {migration.origin.name}"
     elif position and position.state == "failed":
         state, reason = "failed", position.error
     return MigrationOutcome(
-        task=own.task,
+        task=task.task,
         state=state,
-        old=own.old.name,
-        old_validation=before.get("validation"),
-        old_score=before.get("test"),
+        old=task.old.name,
+        old_validation=old_scores.get("validation"),
+        old_score=old_scores.get("test"),
         new=new,
-        new_validation=after.get("validation"),
-        new_score=after.get("test"),
+        new_validation=new_scores.get("validation"),
+        new_score=new_scores.get("test"),
         serves=serves,
         reason=reason,
     )
 
 
 def _scores(registry: Registry, delta: str) -> dict[str, float]:
-    """The delta's own scores by split, with the task known."""
+    """Return the delta's oracle scores by split, measured when it was learned."""
     metric = registry.delta(delta).metric
-    found = [score for score in registry.scores(delta=delta, mode="oracle") if score.stream is None]
-    return {score.split: score.value for score in found if score.metric == metric and not score.step}
+    scores = [score for score in registry.scores(delta=delta, mode="oracle") if score.stream is None]
+    return {score.split: score.value for score in scores if score.metric == metric and not score.step}
 
 
 def estimate_migration(migration: Migration) -> list[MigrationEstimate]:
-    """What is still to be learned, what it would take, and what is not to be learned, and why; nothing is written."""
+    """Estimate the cost of every task that is still to be learned; nothing is written."""
     earlier = len(migration.registry.champions(migration.backbone.fingerprint))
-    found = []
-    for own in migration_outcomes(migration):
-        to_learn = migration.loaded.get(own.task) if own.state in ("waiting", "failed") else None
-        cost = estimate_task(prepare_task(migration.backbone, to_learn), earlier=earlier) if to_learn else None
+    estimates = []
+    for outcome in migration_outcomes(migration):
+        rows = migration.loaded.get(outcome.task) if outcome.state in ("waiting", "failed") else None
+        cost = estimate_task(prepare_task(migration.backbone, rows), earlier=earlier) if rows else None
         earlier += cost is not None
-        found.append(
+        estimates.append(
             MigrationEstimate(
-                task=own.task,
-                state=own.state,
-                old=own.old,
-                new=own.new,
+                task=outcome.task,
+                state=outcome.state,
+                old=outcome.old,
+                new=outcome.new,
                 train_rows=cost.train_rows if cost else None,
                 parameters=cost.parameters if cost else None,
                 seconds=cost.seconds if cost else None,
-                reason=own.reason,
+                reason=outcome.reason,
             )
         )
-    return found
+    return estimates

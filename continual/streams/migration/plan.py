@@ -1,7 +1,7 @@
-"""What is to move to a new backbone: the deltas that serve on the old one, with the rows and recipes they came from.
+"""Plan a migration to a new backbone: the deltas that serve on the old one, their rows and recipes.
 
-The registry keeps no rows, but it knows where each delta's came from. They are read again there, and must be what they
-were to the row; what can be checked on the new backbone is checked of every task before any is learned.
+The registry stores no rows, but knows where each delta's rows came from. They are read again from there, and must be
+identical row for row; all checks on the new backbone are made for every task before any is learned.
 """
 
 import re
@@ -20,15 +20,18 @@ from registry import BackboneRecord, Registry, StoredDelta, StoredPosition, not_
 from tasks import TaskData, TaskSpec, load_task
 from tasks.errors import DataError, InputError
 
-FINGERPRINT_DIGITS = 8  # of the new backbone's fingerprint, in the name of a migration
+FINGERPRINT_DIGITS = 8  # digits of the new backbone's fingerprint in the name of a migration's stream
 
 
 @dataclass(frozen=True)
 class TaskMigration:
-    """A task on its way from one backbone to another.
+    """One task of a migration.
 
-    old: what serves it on the old one · new: what it was learned as on the new one, if it was · data: its rows and its
-    recipe, None where the rows are not to be had · left: why it is left as it is.
+    Attributes:
+        old: The delta that serves the task on the old backbone.
+        new: The delta learned on the new backbone, or None.
+        data: The task's rows and recipe; None where the rows cannot be read.
+        skip_reason: Why the task is not migrated, or None.
     """
 
     old: StoredDelta
@@ -38,12 +41,21 @@ class TaskMigration:
 
     @property
     def task(self) -> str:
+        """The name of the task."""
         return self.old.task
 
 
 @dataclass(frozen=True)
 class Migration:
-    """Tasks on their way from one backbone to another, and the stream that knows how far each has come."""
+    """A migration from one backbone to another, and the stream that holds its progress.
+
+    Attributes:
+        backbone: The new backbone.
+        registry: The registry of both backbones.
+        origin: The old backbone.
+        stream: The name of the migration's stream.
+        tasks: The tasks, in the order in which they were learned on the old backbone.
+    """
 
     backbone: Backbone
     registry: Registry
@@ -53,11 +65,12 @@ class Migration:
 
     @property
     def loaded(self) -> dict[str, TaskData]:
-        """The rows of every task that has any, by its name."""
-        return {own.task: own.data for own in self.tasks if own.data}
+        """The rows by task, for the tasks that have any."""
+        return {task.task: task.data for task in self.tasks if task.data}
 
     @property
     def positions(self) -> tuple[StoredPosition, ...]:
+        """The positions of the migration's stream."""
         return self.registry.positions(self.stream)
 
 
@@ -69,79 +82,114 @@ def plan_migration(
     tasks: Collection[str] | None = None,
     name: str | None = None,
 ) -> Migration:
-    """What a migration to `backbone` would learn; nothing is written.
+    """Plan the migration of deltas to `backbone`; nothing is written.
 
-    origin: the old backbone, where several could be meant · tasks: those that are meant, without them all · name: of
-    the stream, if not `migrate-OLD-to-NEW` and some digits of the new fingerprint.
+    Args:
+        backbone: The new backbone.
+        registry: The registry of both backbones.
+        origin: The name or fingerprint of the old backbone; needed where deltas serve on several others.
+        tasks: The names of the tasks to migrate; None migrates all.
+        name: The name of the migration's stream; by default `migrate-OLD-to-NEW-` and the first digits of the new
+            fingerprint.
 
-    Raises InputError where nothing is to be migrated, the new backbone cannot take one of the tasks, or the name is
-    that of another stream.
+    Raises:
+        InputError: Nothing is to be migrated, the new backbone cannot learn one of the tasks, or `name` is the name of
+            another stream.
+        NotFound: The old backbone or a task is not registered.
     """
     require_trainable(backbone)
     old = source_backbone(backbone, registry, origin)
     stream = (
-        name or f"migrate-{_plain(old.name)}-to-{_plain(backbone.name)}-{backbone.fingerprint[:FINGERPRINT_DIGITS]}"
+        name
+        or f"migrate-{_stream_name_part(old.name)}-to-{_stream_name_part(backbone.name)}-{backbone.fingerprint[:FINGERPRINT_DIGITS]}"
     )
-    begun = {position.task: position for position in registry.positions(stream)}
-    if begun and registry.stream(stream).spec.get("from") != old.name:
+    positions = {position.task: position for position in registry.positions(stream)}
+    if positions and registry.stream(stream).spec.get("from") != old.name:
         raise InputError(f"stream {stream!r} is not that of a migration from {old.name!r}; give another --name")
-    moves = tuple(
-        task_migration(registry, own, begun.get(own.task)) for own in champions_to_migrate(registry, old, tasks)
+    migrations = tuple(
+        task_migration(registry, champion, positions.get(champion.task))
+        for champion in champions_to_migrate(registry, old, tasks)
     )
-    if all(own.skip_reason for own in moves):
-        raise InputError("\n".join(["nothing to migrate:", *(f"{own.old.name}: {own.skip_reason}" for own in moves)]))
-    check_migratable(backbone, registry, [own.data for own in moves if own.data and not own.new])
-    return Migration(backbone, registry, old, stream, moves)
+    if all(move.skip_reason for move in migrations):
+        raise InputError(
+            "\n".join(["nothing to migrate:", *(f"{move.old.name}: {move.skip_reason}" for move in migrations)])
+        )
+    check_migratable(backbone, registry, [move.data for move in migrations if move.data and not move.new])
+    return Migration(backbone, registry, old, stream, migrations)
 
 
-def _plain(name: str) -> str:
-    """A backbone's name, or the last part of its path, as a stream can be called."""
+def _stream_name_part(name: str) -> str:
+    """Return a backbone's name, or the last part of its path, in characters allowed in a stream's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.rstrip("/").rpartition("/")[2])[:40]
 
 
 def source_backbone(backbone: Backbone, registry: Registry, name: str | None) -> BackboneRecord:
-    """The backbone to move from, by its name or fingerprint or, without one, the only other that something serves on.
+    """Return the backbone to migrate from.
 
-    Raises InputError where there is none or it is the new one, NotFound for a name that is not registered.
+    Args:
+        backbone: The new backbone.
+        registry: The registry.
+        name: The old backbone's name or fingerprint; None takes the only other backbone that deltas serve on.
+
+    Raises:
+        InputError: There is no such backbone, there are several, or it is the new one.
+        NotFound: `name` is not registered.
     """
-    known = registry.backbones()
+    registered = registry.backbones()
     if name is None:
-        others = [own for own in known if own.fingerprint != backbone.fingerprint]
-        found = [own for own in others if registry.champions(own.fingerprint)]
-    elif not (found := [own for own in known if name in (own.name, own.fingerprint)]):
-        raise not_found("backbone", name, known=[own.name for own in known])
-    if not found:
+        candidates = [
+            record
+            for record in registered
+            if record.fingerprint != backbone.fingerprint and registry.champions(record.fingerprint)
+        ]
+    elif not (candidates := [record for record in registered if name in (record.name, record.fingerprint)]):
+        raise not_found("backbone", name, known_names=[record.name for record in registered])
+    if not candidates:
         raise InputError(f"nothing to migrate: no delta serves on a backbone other than {backbone.name!r}")
-    if len(found) > 1:
-        several = ", ".join(f"{own.name} ({own.fingerprint})" for own in found)
+    if len(candidates) > 1:
+        several = ", ".join(f"{record.name} ({record.fingerprint})" for record in candidates)
         raise InputError(f"several backbones can be meant; choose one by its fingerprint with --from: {several}")
-    if found[0].fingerprint == backbone.fingerprint:
+    if candidates[0].fingerprint == backbone.fingerprint:
         raise InputError(f"{backbone.name!r} is the backbone to move from; name another one with --to")
-    return found[0]
+    return candidates[0]
 
 
 def champions_to_migrate(
     registry: Registry, origin: BackboneRecord, tasks: Collection[str] | None
 ) -> list[StoredDelta]:
-    """The deltas that serve on the old backbone, of these tasks or all, in the order in which they were learned.
+    """Return the deltas that serve on the old backbone, in the order in which they were learned.
 
-    Raises InputError where there is none, NotFound for a task that none serves.
+    Args:
+        registry: The registry.
+        origin: The old backbone.
+        tasks: The names of the tasks; None takes all.
+
+    Raises:
+        InputError: No delta serves on the old backbone.
+        NotFound: No delta serves one of `tasks`.
     """
-    found = [registry.delta(champion.delta) for champion in registry.champions(origin.fingerprint)]
-    if not found:
+    champions = [registry.delta(champion.delta) for champion in registry.champions(origin.fingerprint)]
+    if not champions:
         raise InputError(f"nothing to migrate: no delta serves on backbone {origin.name!r}")
     for task in tasks or ():
-        if task not in {own.task for own in found}:
-            raise not_found("task", task, known=[own.task for own in found])
-    return sorted((own for own in found if tasks is None or own.task in tasks), key=lambda own: own.created_at)
+        if task not in {delta.task for delta in champions}:
+            raise not_found("task", task, known_names=[delta.task for delta in champions])
+    chosen = [delta for delta in champions if tasks is None or delta.task in tasks]
+    return sorted(chosen, key=lambda delta: delta.created_at)
 
 
 def task_migration(registry: Registry, old: StoredDelta, position: StoredPosition | None) -> TaskMigration:
-    """How far the task of `old` has come; `position`: its place in the stream of the migration, if it has one."""
+    """Return how far the migration of one task has come.
+
+    Args:
+        registry: The registry.
+        old: The delta that serves the task on the old backbone.
+        position: The task's position in the migration's stream, if it has one.
+    """
     new = position.delta if position else None
     if new and old.name not in {edge["parent"] for edge in registry.lineage(new, depth=1)}:
-        again = f"it was migrated before as {new}, from an earlier version; migrate it under another --name"
-        return TaskMigration(old, skip_reason=again)
+        reason = f"it was migrated before as {new}, from an earlier version; migrate it under another --name"
+        return TaskMigration(old, skip_reason=reason)
     try:
         return TaskMigration(old, new, reload_rows(old))
     except (DataError, ValidationError) as error:
@@ -149,23 +197,32 @@ def task_migration(registry: Registry, old: StoredDelta, position: StoredPositio
 
 
 def reload_rows(old: StoredDelta) -> TaskData:
-    """The rows that a delta was learned from, read again, with its recipe. Raises DataError where they are others."""
+    """Load the rows that a delta was learned from again, with its recipe.
+
+    Raises:
+        DataError: The source of the rows is unknown, or the rows have changed.
+    """
     if old.data is None or old.data.folder is None:
         raise DataError(f"where the rows of {old.name} came from is not known, as of one that was imported")
-    found = load_task(TaskSpec.model_validate(old.data.spec), folder=Path(old.data.folder), seed=old.data.seed)
-    splits = {"train": found.train, "validation": found.validation, "test": found.test}
+    data = load_task(TaskSpec.model_validate(old.data.spec), folder=Path(old.data.folder), seed=old.data.seed)
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
     train, validation, test = (matching_recorded_rows(rows, old.data, split) for split, rows in splits.items())
     if train is None or validation is None or test is None:
         raise DataError(f"task {old.task!r}: the rows are others than those that {old.name} was learned from")
-    return replace(found, labels=old.labels, train=train, validation=validation, test=test)
+    return replace(data, labels=old.labels, train=train, validation=validation, test=test)
 
 
 def check_migratable(backbone: Backbone, registry: Registry, loaded: Collection[TaskData]) -> None:
-    """Raises InputError, one message for all tasks, where the new backbone or the registry cannot take one."""
+    """Raise one error for all tasks that cannot be learned on the new backbone.
+
+    Raises:
+        InputError: The new backbone lacks something that a task needs, or the registry has the task with other labels.
+    """
     problems: list[InputError] = []
     for data in loaded:
         problems += [
-            MethodError(problem) for problem in (*incompatibilities(backbone, data.spec), *_cut(backbone, data))
+            MethodError(problem)
+            for problem in (*incompatibilities(backbone, data.spec), *_truncation_problems(backbone, data))
         ]
         try:
             registry.check_tasks_unchanged([task_record(data)])
@@ -174,8 +231,8 @@ def check_migratable(backbone: Backbone, registry: Registry, loaded: Collection[
     raise_problems(problems)
 
 
-def _cut(backbone: Backbone, data: TaskData) -> Iterator[str]:
-    """A task that was compared on whole texts would lose the ends of them without a word."""
+def _truncation_problems(backbone: Backbone, data: TaskData) -> Iterator[str]:
+    """Yield a message where texts that the old backbone read whole would be silently truncated."""
     assert data.spec.budget  # what `Stream.resolved` filled in
     if (length := data.spec.budget.max_length) > backbone.longest_input:
         yield (

@@ -1,4 +1,4 @@
-"""The engine that learns by the workers of a Ray cluster, one task each, and measures here."""
+"""An engine that learns in the workers of a Ray cluster, one task per worker, and evaluates here."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,11 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Learns on the cluster at `address`, or on the one that runs here, or on one of this machine that ends with it.
+    """Learns on the workers of a Ray cluster.
 
-    workers: how many at most; as many as the nodes hold unless said otherwise, and never more than there are tasks ·
-    worker_cpus: cores of each, and its threads · worker_gpus: of each, 1 where the driver has one · worker_memory: GiB
-    of its node's memory that are set aside for each, estimated unless said otherwise.
+    Attributes:
+        address: The address of the cluster; None takes the one that runs on this machine, or starts one that ends with
+            the run.
+        workers: The maximal number of workers; None takes as many as fit. There are never more than tasks.
+        worker_cpus: Cores, and threads, of each worker.
+        worker_gpus: GPUs of each worker; None takes 1 where the driver's backbone is on a GPU, else 0.
+        worker_memory: GiB of the node's memory reserved for each worker; None takes an estimate.
     """
 
     address: str | None = None
@@ -45,52 +49,56 @@ class RayEngine:
                 raise EngineError(f"engine 'ray': {name} is {value}; allowed: {least} or more")
 
     @contextmanager
-    def prepare(self, job: StreamRun) -> Iterator[Callable[[], None]]:
-        """See `Engine.ready`."""
-        learned = {position.number for position in job.positions() if position.delta}
-        share = self._share(job)
-        with publish_probe(job.registry) as known:
-            given = _given(job, share, known)
+    def prepare(self, run: StreamRun) -> Iterator[Callable[[], None]]:
+        """Connect to the cluster, start the workers, and yield the function that learns; see `Engine.prepare`.
+
+        Raises:
+            EngineError: The cluster cannot be reached, has no room for a worker, or a worker cannot start.
+        """
+        learned = {position.number for position in run.positions() if position.delta}
+        request = self._worker_request(run)
+        with publish_probe(run.registry) as probe:
+            config = _worker_config(run, request, probe)
             with ray_cluster(self.address):
-                room = share.require_capacity(node_resources(), 1, what="worker", advice=NO_ROOM_HINT)
-                crew = WorkerPool(job, ray.put(given), share)
+                capacity = request.require_capacity(node_resources(), 1, what="worker", advice=NO_ROOM_HINT)
+                pool = WorkerPool(run, ray.put(config), request)
                 try:
-                    if count := self._worker_count(room, tasks=len(job.loaded.keys() - learned)):
-                        crew.start_workers(count)
-                    yield crew.run_until_done
+                    if count := self._worker_count(capacity, tasks=len(run.loaded.keys() - learned)):
+                        pool.start_workers(count)
+                    yield pool.run_until_done
                 finally:
-                    crew.shutdown()
+                    pool.shutdown()
 
-    def _worker_count(self, room: int, *, tasks: int) -> int:
-        wanted = min(self.workers or room, tasks)
-        if wanted > room:
-            log.warning("%d workers are asked for; the cluster has room for %d, and so many learn", wanted, room)
-        return min(wanted, room)
+    def _worker_count(self, capacity: int, *, tasks: int) -> int:
+        count = min(self.workers or capacity, tasks)
+        if count > capacity:
+            log.warning("%d workers are asked for; the cluster has room for %d, and so many learn", count, capacity)
+        return min(count, capacity)
 
-    def _share(self, job: StreamRun) -> ResourceRequest:
-        gpus = self.worker_gpus if self.worker_gpus is not None else float(job.backbone.device.type == "cuda")
+    def _worker_request(self, run: StreamRun) -> ResourceRequest:
+        gpus = self.worker_gpus if self.worker_gpus is not None else float(run.backbone.device.type == "cuda")
         if self.worker_memory is not None:
-            taken = int(self.worker_memory * (1 << 30))
-        else:  # what is learned on a GPU lies in its memory
-            taken = PROCESS_BYTES + estimate_memory(job.backbone, () if gpus else job.loaded.values())
-        return ResourceRequest(self.worker_cpus, gpus, taken)
+            memory = int(self.worker_memory * (1 << 30))
+        else:  # on a GPU, weights and activations are in its memory
+            memory = PROCESS_BYTES + estimate_memory(run.backbone, () if gpus else run.loaded.values())
+        return ResourceRequest(self.worker_cpus, gpus, memory)
 
 
-def _given(job: StreamRun, share: ResourceRequest, known: RegistryProbe) -> WorkerConfig:
-    backbone, (registry, blobs) = job.backbone, job.registry.urls()
+def _worker_config(run: StreamRun, request: ResourceRequest, probe: RegistryProbe) -> WorkerConfig:
+    backbone, (registry, blobs) = run.backbone, run.registry.urls()
     return WorkerConfig(
         registry=registry,
         blobs=blobs,
-        registry_probe=known,
+        registry_probe=probe,
         name=backbone.name,
         backbone_source=normalized_backbone_name(backbone.name),
         fingerprint=backbone.fingerprint,
         pooling=backbone.pooling,
-        device="cuda" if share.gpus else "cpu",
+        device="cuda" if request.gpus else "cpu",
         dtype=str(backbone.dtype).removeprefix("torch."),
-        threads=int(share.cpus),
-        stream=job.stream,
-        loaded=job.loaded,
-        max_attempts=job.max_attempts,
-        migrated_from=job.migrated_from,
+        threads=int(request.cpus),
+        stream=run.stream,
+        loaded=run.loaded,
+        max_attempts=run.max_attempts,
+        migrated_from=run.migrated_from,
     )

@@ -34,7 +34,7 @@ def main(backbone: str, home: str, stream: str, at: str = "") -> None:
     with Learner.open(backbone, Registry.open(places.registry, places.blobs), device="cpu", dtype="float32") as learner:
         print("ready", flush=True)
         sys.stdin.readline()  # so that several can begin at the same moment
-        failed = learner.run(read_stream(stream), watcher=deadly[at])
+        failed = learner.run(read_stream(stream), callbacks=deadly[at])
     print(failed or "done", flush=True)
 
 

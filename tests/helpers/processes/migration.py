@@ -46,7 +46,7 @@ def main(folder: str, home: str, victim: str, at: str) -> None:
     def start(watcher: RunCallbacks) -> int:
         def work() -> int:
             with Learner(backbone, Registry.open(places.registry, places.blobs)) as learner:
-                return int(any(row.state != "learned" for row in learner.migrate(watcher=watcher)))
+                return int(any(row.state != "learned" for row in learner.migrate(callbacks=watcher)))
 
         return fork(work, log)
 
