@@ -28,21 +28,21 @@ from dataclasses import dataclass
 
 import torch
 
-from continual.routing.totals import by_task
+from continual.routing.totals import max_over_classes
 
 @dataclass(frozen=True)
 class NearestMean:
     means: torch.Tensor
-    owner: torch.Tensor
+    task_of_class: torch.Tensor
 
     def scores(self, features):
-        return by_task(-torch.cdist(features, self.means).square(), self.owner)
+        return max_over_classes(-torch.cdist(features, self.means).square(), self.task_of_class)
 
-    def known(self, features):
+    def familiarity(self, features):
         return self.scores(features).amax(dim=1)
 
 def nearest_mean(totals, rows):
-    return NearestMean(totals.means, totals.owner)
+    return NearestMean(totals.means, totals.task_of_class)
 """
 
 
