@@ -102,13 +102,13 @@ class Backbone:
         It is what the positions take, else what the tokenizer says, else LONGEST_INPUT.
         """
         return (
-            self.family.positions or min(self.tokenizer.model_max_length, DEFAULT_MAX_TOKENS)
+            self.family.max_positions or min(self.tokenizer.model_max_length, DEFAULT_MAX_TOKENS)
         ) - self.reserved_tokens
 
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
         """How many layers read a text; the decoder's of an encoder-decoder are not counted."""
-        return self.family.stack.layers
+        return self.family.stack.num_layers
 
     def modules_at(self, site: str) -> tuple[Place, ...]:
         """The places of a site or of a group of sites; see `families.places`."""
@@ -197,7 +197,7 @@ def _load_model(where: str, config: Any, family: Family, spread: DeviceMap, bits
         model, missing = load(AutoModelForMaskedLM, {})
         if not missing:
             return model, missing
-    return load(_AUTO_MODEL[family.architecture], family.load)
+    return load(_AUTO_MODEL[family.architecture], family.load_arguments)
 
 
 def _from_pretrained(

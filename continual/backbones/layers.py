@@ -24,7 +24,7 @@ def all_layers(backbone: Backbone) -> list[nn.Module]:
 
 
 def _of_stack(backbone: Backbone, stack: LayerStack) -> list[nn.Module]:
-    return [backbone.model.get_submodule(stack.layer.format(number)) for number in range(stack.layers)]
+    return [backbone.model.get_submodule(stack.layer_path.format(number)) for number in range(stack.num_layers)]
 
 
 @contextmanager

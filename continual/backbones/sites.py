@@ -35,14 +35,14 @@ class Site:
     not that argument · common: whether what comes out is the same for all rows of a batch.
     """
 
-    enter: str
-    exit: str
+    input_path: str
+    output_path: str
     changes: Changes = "output"
     group: Group = ""
     part: tuple[int, int] = (0, 1)
     argument: str = ""
-    seen: Callable[[Call], Tensor] | None = None
-    common: bool = False
+    read_input: Callable[[Call], Tensor] | None = None
+    is_shared: bool = False
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -56,7 +56,7 @@ def norm(path: str) -> Site:
 
 def embedding(path: str, rows: Callable[[Call], Tensor] | None = None, *, common: bool = False) -> Site:
     """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings", seen=rows, common=common)
+    return Site(path, path, "output", "embeddings", read_input=rows, is_shared=common)
 
 
 def block(enter: str, exit: str) -> Site:
@@ -76,7 +76,7 @@ def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Sit
 
 def positions(path: str, argument: str = "", seen: Callable[[Call], Tensor] | None = None) -> Site:
     """Where tokens stand: the whole numbers that a position embedding or a rotary embedding is given."""
-    return Site(path, path, "input", argument=argument, seen=seen)
+    return Site(path, path, "input", argument=argument, read_input=seen)
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -102,27 +102,27 @@ class Place:
     name: str
     site: str
     layer: int | None
-    layers: int
+    num_layers: int
     input_module: nn.Module
     output_module: nn.Module
     changes: Changes
     d_in: int
     d_out: int
     columns: slice | None = None
-    heads: int = 1
+    num_heads: int = 1
     argument: str = ""
-    read_positions: Callable[[Call], Tensor] | None = None
+    read_input: Callable[[Call], Tensor] | None = None
     is_shared: bool = False
 
     def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
-        if self.read_positions is None and not self.argument:
+        if self.read_input is None and not self.argument:
             given: Tensor = args[0]
             return given
         call = bind_arguments(self.input_module, args, kwargs)
-        return call[self.argument] if self.read_positions is None else self.read_positions(call)
+        return call[self.argument] if self.read_input is None else self.read_input(call)
 
-    def by_row(self) -> Iterator[RemovableHandle]:
+    def allow_positions_per_row(self) -> Iterator[RemovableHandle]:
         """A hook by which a module that takes positions [T] may be given [B, T], and returns [B, T, D] all the same."""
 
         def without_one_more(module: nn.Module, args: Sequence[Any], output: Any) -> Any:
@@ -196,8 +196,8 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, pre
 
     Raises BackboneError where a module is not where it should be.
     """
-    for layer in range(layers) if "{}" in site.exit else (None,):
-        enter, exit = (_module(model, name, path.format(layer)) for path in (site.enter, site.exit))
+    for layer in range(layers) if "{}" in site.output_path else (None,):
+        enter, exit = (_module(model, name, path.format(layer)) for path in (site.input_path, site.output_path))
         if isinstance(enter, nn.Identity):
             continue
         where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
@@ -213,10 +213,10 @@ def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, pre
             d_in,
             d_out,
             columns=columns,
-            heads=heads,
+            num_heads=heads,
             argument=site.argument,
-            read_positions=site.seen,
-            is_shared=site.common,
+            read_input=site.read_input,
+            is_shared=site.is_shared,
         )
 
 

@@ -25,7 +25,7 @@ class ForwardRequest(Generic[R]):
     lengths: Sequence[int]
     forward: Callable[[Backbone, Sequence[Any]], Sequence[Any]]
     gather: Callable[[list[Any]], R]
-    size: int
+    batch_size: int
     max_new_tokens: int = 0
 
 
@@ -103,7 +103,7 @@ def _batches(
         names, written, length = names | {name}, max(written, reading.max_new_tokens), reading.lengths[number]
         width = length + written if backbone.architecture == "causal" else max(length, written)
         wide = width + max(added[name] for name in names) > backbone.longest_input
-        if batch and (len(batch) == reading.size or len(names) > slots or wide):
+        if batch and (len(batch) == reading.batch_size or len(names) > slots or wide):
             yield batch
             batch, names, written = [], {name}, reading.max_new_tokens
         batch.append((name, reading, number))

@@ -65,7 +65,7 @@ def opinion_from_outputs(
             if kind.metric_kind == PROBABILISTIC_KIND
             else surely
         )
-        fit = evidence.fit((read or seen.read)(seen.texts))
+        fit = evidence.fit((read or seen.run)(seen.pooled_request))
     return Opinion(answers, surely, fit)
 
 
@@ -107,7 +107,7 @@ class _DeltaQueryPlan:
     @property
     def readings(self) -> dict[ForwardRequest[Any], None]:
         """All that is read of the rows."""
-        return dict.fromkeys((self.reading,) if self.evidence is None else (self.reading, self.seen.texts))
+        return dict.fromkeys((self.reading,) if self.evidence is None else (self.reading, self.seen.pooled_request))
 
     def mixes(self) -> bool:
         """Whether its rows can be in one batch with those of others."""
@@ -117,7 +117,7 @@ class _DeltaQueryPlan:
         """What it says. known: what has been read already."""
 
         def read(reading: ForwardRequest[Any]) -> Any:
-            return known[reading] if reading in known else self.seen.read(reading)
+            return known[reading] if reading in known else self.seen.run(reading)
 
         outputs = self.kind.outputs_from(self.seen.rows, self.delta.head, read(self.reading))
         return opinion_from_outputs(self.kind, self.seen, outputs, evidence=self.evidence, read=read)

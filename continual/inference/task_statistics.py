@@ -22,7 +22,7 @@ PROBABILISTIC_KIND = (
 
 def task_signature(kind: Kind[Any], train: ForwardContext[Any]) -> Signature:
     """A task's signature, from its train rows through the frozen backbone."""
-    classes, count = kind.classes(train.rows)
+    classes, count = kind.signature_classes(train.rows)
     return compute_signature(train.vectors, classes, count=count)
 
 
@@ -39,7 +39,7 @@ def compute_routing_statistics(
 
     Of the validation rows some are kept to choose a router's settings on; the others count like train rows.
     """
-    classes, count = kind.classes(train.rows)
+    classes, count = kind.signature_classes(train.rows)
     kept = evenly_spaced(len(data.validation))
     others = sorted(set(range(len(data.validation))) - set(kept))
     few, few_kept = (
@@ -48,7 +48,7 @@ def compute_routing_statistics(
     )
     return compute_statistics(
         torch.cat([train.frozen.random_features, held_out.frozen.random_features[others]]),
-        torch.cat([classes, kind.classes(held_out.rows)[0][others]]),
+        torch.cat([classes, kind.signature_classes(held_out.rows)[0][others]]),
         count=count,
         held_out=held_out.frozen.take(kept),
         evidence=_evidence(kind, *(ForwardContext(train.backbone, delta, rows) for rows in (few, few_kept)))
@@ -76,8 +76,8 @@ def _evidence(kind: Kind[Any], rows: ForwardContext[Any], held_out: ForwardConte
         outputs = kind.outputs(held_out, held_out.delta.head)
         answers = kind.answers(held_out.backbone, outputs, held_out.rows)
         sure = answer_log_probabilities(answers)
-    classes, count = kind.classes(rows.rows)
-    return fit_statistics(rows.vectors, classes, count=count, held_out=held_out.vectors, sure=sure)
+    classes, count = kind.signature_classes(rows.rows)
+    return fit_statistics(rows.vectors, classes, count=count, held_out=held_out.vectors, log_probs=sure)
 
 
 def answer_log_probabilities(answers: Sequence[Answer]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Classification: a linear head on the pooled vector, which starts in closed form."""
+"""Classification: a linear head on the pooled vector, started as a linear discriminant in closed form."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
@@ -19,7 +19,13 @@ from tasks import LabelledTexts, TaskData, TaskSpec
 
 @dataclass(frozen=True)
 class ClassificationRows:
-    """Rows with their labels as texts, and as numbers [N]."""
+    """N tokenized rows with their labels.
+
+    Attributes:
+        tokens: Tokens of the texts.
+        truth: The labels as texts; empty for rows without targets.
+        classes: The labels as indices [N].
+    """
 
     tokens: Tokens
     truth: tuple[str, ...]
@@ -29,7 +35,11 @@ class ClassificationRows:
 @final
 @dataclass(frozen=True)
 class Classification(PooledKind[ClassificationRows]):
-    """labels: the C labels, by number."""
+    """Classification into C labels.
+
+    Attributes:
+        labels: The C labels by index.
+    """
 
     metric_kind: ClassVar[str] = "classification"
     generates: ClassVar[bool] = False
@@ -38,76 +48,84 @@ class Classification(PooledKind[ClassificationRows]):
 
     @classmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        """Yield nothing: every backbone has pooled vectors."""
         yield from ()
 
     @classmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
+        """Take the labels of the task."""
         return cls(data.labels)
 
     def settings(self) -> dict[str, Any]:
+        """Return nothing: the head has the labels."""
         return {}
 
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> ClassificationRows:
+        """Tokenize the texts and look up the labels' indices."""
         tokens = tokenize(backbone, rows.texts, max_length=max_length)
         return ClassificationRows(tokens, rows.labels, label_indices(rows.labels, self.labels))
 
-    def classes(self, rows: ClassificationRows) -> tuple[Tensor, int]:
+    def signature_classes(self, rows: ClassificationRows) -> tuple[Tensor, int]:
+        """Return the label indices [N] and C."""
         return rows.classes, len(self.labels)
 
     def zero_head(self, backbone: Backbone) -> Head | None:
+        """Return a head of zeros with C outputs."""
         return zero_head(backbone, self.labels)
 
     def closed_form_start(
         self, rows: ForwardContext[ClassificationRows], held_out: ForwardContext[ClassificationRows]
     ) -> HeadStart:
-        """Linear discriminant weights; the quality of a row is whether it is answered rightly."""
-        own = compute_signature(rows.vectors, rows.rows.classes, count=len(self.labels))
-        found = fit_discriminant(own, held_out.vectors, held_out.rows.classes)
-        return HeadStart(Head(found.weight, found.bias, self.labels, rows.pooling), found.correct.double())
+        """Fit a linear discriminant; the quality of a held-out row is 1 where its answer is right, else 0."""
+        signature = compute_signature(rows.vectors, rows.rows.classes, count=len(self.labels))
+        fit = fit_discriminant(signature, held_out.vectors, held_out.rows.classes)
+        return HeadStart(Head(fit.weight, fit.bias, self.labels, rows.pooling), fit.correct.double())
 
     def with_transferred_head(
         self, start: HeadStart, head: Head, held_out: ForwardContext[ClassificationRows]
     ) -> HeadStart:
-        """The weighted sum of both heads, of the other the outputs of labels that both tasks have; see `combined`."""
+        """Add a weighted sum of the other head's outputs for the labels that both tasks have; see `combine_heads`."""
         assert start.head is not None
-        other = head.select_labels(self.labels)
-        if other is None or head.pooling != start.head.pooling:
+        transferred = head.select_labels(self.labels)
+        if transferred is None or head.pooling != start.head.pooling:
             return start
-        first, second = ((head.weight.cpu(), head.bias.cpu()) for head in (start.head, other))
-        (weight, bias), correct = combine_heads(first, second, held_out.vectors, held_out.rows.classes)
-        better = float(correct.mean()) > start.mean
-        return HeadStart(replace(start.head, weight=weight, bias=bias), correct) if better else start
+        pair = [(each.weight.cpu(), each.bias.cpu()) for each in (start.head, transferred)]
+        (weight, bias), correct = combine_heads(*pair, held_out.vectors, held_out.rows.classes)
+        is_better = float(correct.mean()) > start.mean_quality
+        return HeadStart(replace(start.head, weight=weight, bias=bias), correct) if is_better else start
 
-    def loss_of(self, head: Head, vectors: Tensor, rows: ClassificationRows, batch: Sequence[int]) -> Tensor:
-        """Mean cross entropy in nats."""
+    def head_loss(self, head: Head, vectors: Tensor, rows: ClassificationRows, batch: Sequence[int]) -> Tensor:
+        """Compute the mean cross entropy, in nats, of the pooled vectors [B, D]: a scalar."""
         return F.cross_entropy(head(vectors), rows.classes[batch].to(vectors.device))
 
     @torch.inference_mode()
-    def outputs_from(self, rows: ClassificationRows, head: Head | None, found: Tensor) -> Outputs:
-        """logits [N, C]."""
+    def outputs_from(self, rows: ClassificationRows, head: Head | None, result: Tensor) -> Outputs:
+        """Apply the head to the pooled vectors [N, D]: `logits` [N, C]."""
         assert head is not None
-        return {"logits": head(found.to(head.weight.device)).cpu()}
+        return {"logits": head(result.to(head.weight.device)).cpu()}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: ClassificationRows) -> list[Answer]:
+        """Return the most probable label of each row."""
         return argmax_answers(outputs, self.labels)
 
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
+        """Return a wrong label for each row."""
         return wrong_labels(truth, self.labels)
 
 
-def label_indices(found: Sequence[str], labels: Sequence[str]) -> Tensor:
-    """The numbers [N] of labels."""
-    number: Mapping[str, int] = {label: i for i, label in enumerate(labels)}
-    return torch.tensor([number[label] for label in found], dtype=torch.long)
+def label_indices(row_labels: Sequence[str], labels: Sequence[str]) -> Tensor:
+    """Return the index in `labels` [N] of each row's label."""
+    index = {label: i for i, label in enumerate(labels)}
+    return torch.tensor([index[label] for label in row_labels], dtype=torch.long)
 
 
 def argmax_answers(outputs: Outputs, labels: Sequence[str]) -> list[Answer]:
-    """The label of the highest of a row's logits [N, C], and its probability."""
+    """Return the label of the highest of each row's `logits` [N, C], with its softmax probability."""
     scores, classes = torch.softmax(outputs["logits"], dim=1).max(dim=1)
     return [Answer(labels[i], score) for i, score in zip(classes.tolist(), scores.tolist(), strict=True)]
 
 
 def wrong_labels(truth: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """For each row the label after the right one."""
+    """Return a wrong label for each row: the one after the right label, cyclically."""
     following = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
     return [following[label] for label in truth]

@@ -1,9 +1,9 @@
-"""Texts with a gap, as a language model reads them, and how well each of several words fits into it.
+"""Texts with a gap for a language model, and the scores of candidate words in it.
 
-A masked model is asked for the word in place of its mask. A causal one reads what stands before the gap and is asked
-for the word and what follows; an encoder-decoder reads all of it and is asked for the word.
+A masked model predicts the word in place of its mask token. A causal model reads the text before the gap and scores the
+word with the text behind it. An encoder-decoder reads the whole text and scores the word in its decoder.
 
-Shapes: B texts, C words.
+Shapes: N texts, B texts of a batch, C words.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,36 +28,42 @@ from continual.kinds.language_model import (
 from continual.kinds.windows import truncate_text
 from tasks import Template, Text
 
-BATCH = 16  # texts: of each of their tokens, a masked model says how probable every word is
-SENTINEL = "<extra_id_0>"  # of T5: stands for a gap in what is read, and before what fills it in what is written
+BATCH = 16  # texts; small, as a masked model returns logits over the vocabulary for each of their tokens
+SENTINEL = "<extra_id_0>"  # of T5: stands for the gap in the encoder's input, and before its filling in the decoder's
 
-
-FilledTemplate = tuple[Ids, tuple[Ids, ...]]
+FilledTemplate = tuple[Ids, tuple[Ids, ...]]  # the prompt, and the continuation with each word
 
 
 @dataclass(frozen=True)
 class Cloze:
-    """prompts: what is read · endings: for each text what is asked for with each word."""
+    """N texts with a gap, tokenized.
+
+    Attributes:
+        prompts: Input of each text: with the gap, or for a causal model the text before it.
+        continuations: For each text and each of the C words, the tokens whose probability scores the word.
+    """
 
     prompts: tuple[Ids, ...]
-    endings: tuple[tuple[Ids, ...], ...]
+    continuations: tuple[tuple[Ids, ...], ...]
 
-    def take(self, chosen: Sequence[int]) -> "Cloze":
-        """The chosen texts."""
-        return Cloze(tuple(self.prompts[i] for i in chosen), tuple(self.endings[i] for i in chosen))
+    def take(self, indices: Sequence[int]) -> "Cloze":
+        """Select texts by index."""
+        return Cloze(tuple(self.prompts[i] for i in indices), tuple(self.continuations[i] for i in indices))
 
-    def with_words(self) -> list[tuple[Ids, Ids]]:
-        """Each prompt with its words, where all are single tokens."""
-        return [(prompt, tuple(chain(*own))) for prompt, own in zip(self.prompts, self.endings, strict=True)]
+    def prompt_word_pairs(self) -> list[tuple[Ids, Ids]]:
+        """Return each prompt with its C words, where every word is one token."""
+        pairs = zip(self.prompts, self.continuations, strict=True)
+        return [(prompt, tuple(chain(*words))) for prompt, words in pairs]
 
-    def by_ending(self) -> tuple[list[Ids], list[Ids]]:
-        """Each prompt C times, and its endings."""
-        prompts = [prompt for prompt, own in zip(self.prompts, self.endings, strict=True) for _ in own]
-        return prompts, list(chain(*self.endings))
+    def prompt_continuation_pairs(self) -> tuple[list[Ids], list[Ids]]:
+        """Return N · C prompts and their continuations: each prompt is repeated for each of its words."""
+        pairs = zip(self.prompts, self.continuations, strict=True)
+        prompts = [prompt for prompt, words in pairs for _ in words]
+        return prompts, list(chain(*self.continuations))
 
 
 def template_obstacle(backbone: Backbone, template: Template, *, max_length: int) -> Iterator[str]:
-    """Why a backbone cannot fill the gap of a template with its words, and what to do."""
+    """Yield why a backbone cannot fill the gap of a template with its words, and what to do."""
     encoder = backbone.architecture == "encoder"
     if not encoder and (reason := language_model_obstacle(backbone, what="a template")):
         yield reason
@@ -68,104 +74,119 @@ def template_obstacle(backbone: Backbone, template: Template, *, max_length: int
         )
     else:
         if encoder:
-            yield from _longer_words(backbone, template)
-        alone, limit = _size(_filled(backbone, template, ("", ""))), min(max_length, backbone.longest_input)
+            yield from _multi_token_words(backbone, template)
+        alone, limit = _token_count(_fill(backbone, template, ("", ""))), min(max_length, backbone.longest_input)
         if alone >= limit:
             yield f"template.text: alone it is {alone} tokens, of {limit} that are read; shorten it or raise max_length"
 
 
-def _longer_words(backbone: Backbone, template: Template) -> Iterator[str]:
-    """A masked model says of one token how probable it is, not of several."""
+def _multi_token_words(backbone: Backbone, template: Template) -> Iterator[str]:
+    """One message per word of several tokens: a masked model predicts one token for its mask."""
     for word in template.words.values():
-        if len(pieces := _plain(backbone, f" {word}")) != 1:
-            shown = ", ".join(backbone.tokenizer.convert_ids_to_tokens(pieces))
+        if len(ids := _encode(backbone, f" {word}")) != 1:
+            pieces = ", ".join(backbone.tokenizer.convert_ids_to_tokens(ids))
             yield (
-                f"template.words: {word!r} is {len(pieces)} tokens of {backbone.name!r} ({shown}); "
+                f"template.words: {word!r} is {len(ids)} tokens of {backbone.name!r} ({pieces}); "
                 "choose a word that is one token"
             )
 
 
 def build_cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *, max_length: int) -> Cloze:
-    """The texts in the template, shortened until they fit `max_length` tokens with it, each of a pair to half of it."""
+    """Put texts into a template and tokenize them.
+
+    Args:
+        backbone: The backbone whose tokenizer is used.
+        template: The template with its C words.
+        texts: N texts or pairs.
+        max_length: Largest number of tokens with the template. A longer text is truncated, of a pair each to half.
+    """
     limit = min(max_length, backbone.longest_input)
-    filled = [_fitting(backbone, template, (text,) if isinstance(text, str) else text, limit) for text in texts]
-    return Cloze(tuple(prompt for prompt, _ in filled), tuple(endings for _, endings in filled))
+    filled = [_fill_within(backbone, template, (text,) if isinstance(text, str) else text, limit) for text in texts]
+    return Cloze(tuple(prompt for prompt, _ in filled), tuple(continuations for _, continuations in filled))
 
 
-def _fitting(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> FilledTemplate:
-    room = limit
+def _fill_within(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> FilledTemplate:
+    """Fill the template, with the texts truncated until it has `limit` tokens at most."""
+    text_tokens = limit
     while True:
-        found = _filled(backbone, template, [truncate_text(backbone, text, room // len(texts)) for text in texts])
-        excess = _size(found) - limit
-        if excess <= 0 or room <= 0:
-            return found
-        room -= excess
+        max_tokens = text_tokens // len(texts)
+        filled = _fill(backbone, template, [truncate_text(backbone, text, max_tokens) for text in texts])
+        excess = _token_count(filled) - limit
+        if excess <= 0 or text_tokens <= 0:
+            return filled
+        text_tokens -= excess
 
 
-def _size(filled: FilledTemplate) -> int:
-    """How many tokens are read at once."""
-    prompt, endings = filled
-    return len(prompt) + max(map(len, endings))
+def _token_count(filled: FilledTemplate) -> int:
+    """Tokens of the prompt with its longest continuation."""
+    prompt, continuations = filled
+    return len(prompt) + max(map(len, continuations))
 
 
-def _filled(backbone: Backbone, template: Template, texts: Sequence[str]) -> FilledTemplate:
-    """The template with these texts: what is read, and what is asked for with each word."""
+def _fill(backbone: Backbone, template: Template, texts: Sequence[str]) -> FilledTemplate:
+    """The prompt with these texts, and its continuation with each word."""
     tokenizer, words = backbone.tokenizer, template.words.values()
     gap = tokenizer.mask_token or ""
     before, after = template.split_at_gap(*(text.replace(gap, "") if gap else text for text in texts))
     if backbone.architecture == "causal":
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         prompt = tuple(tokenizer(replace_surrogates(before.rstrip()))["input_ids"]) or (start,)
-        return prompt, tuple(_plain(backbone, f" {word}{after}") for word in words)
+        return prompt, tuple(_encode(backbone, f" {word}{after}") for word in words)
+    prefix = " "
     if SENTINEL in tokenizer.get_vocab():
-        gap, asked = SENTINEL, f"{SENTINEL} "
-    else:
-        asked = " "
-    return tuple(tokenizer(replace_surrogates(before + gap + after))["input_ids"]), tuple(
-        _plain(backbone, asked + word) for word in words
-    )
+        gap, prefix = SENTINEL, f"{SENTINEL} "
+    prompt = tuple(tokenizer(replace_surrogates(before + gap + after))["input_ids"])
+    return prompt, tuple(_encode(backbone, prefix + word) for word in words)
 
 
-def _plain(backbone: Backbone, text: str) -> Ids:
+def _encode(backbone: Backbone, text: str) -> Ids:
+    """The tokens of a text without special tokens."""
     return tuple(backbone.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"])
 
 
-def answer_word_scores(backbone: Backbone, gaps: Cloze, chosen: Sequence[int]) -> Tensor:
-    """How well each word fits into the gap of the chosen texts: log probabilities, up to a constant of the text [B, C].
+def answer_word_scores(backbone: Backbone, cloze: Cloze, batch: Sequence[int]) -> Tensor:
+    """Score each word in the gap of the texts of a batch, through the backbone as it is now.
 
-    Words of several tokens are worth the sum of them.
+    Args:
+        backbone: The backbone.
+        cloze: N texts with C words each.
+        batch: Indices of B texts.
+
+    Returns:
+        Log probabilities [B, C], up to a constant per text. A word of several tokens has the sum of theirs.
     """
-    own = gaps.take(chosen)
+    chosen = cloze.take(batch)
     if backbone.architecture == "encoder":
-        return _at_gap(backbone, own.with_words())
-    found, _ = token_nll(backbone, *own.by_ending())
-    return -found.sum(dim=1).reshape(len(chosen), -1)
+        return _mask_logits(backbone, chosen.prompt_word_pairs())
+    nll, _ = token_nll(backbone, *chosen.prompt_continuation_pairs())
+    return -nll.sum(dim=1).reshape(len(batch), -1)
 
 
-def cloze_inputs(backbone: Backbone, gaps: Cloze) -> Tokens:
-    """What the backbone reads to say how well each word fits into the gap of every text."""
+def cloze_inputs(backbone: Backbone, cloze: Cloze) -> Tokens:
+    """Return the inputs of the backbone for `answer_word_scores` of all texts."""
     if backbone.architecture == "encoder":
-        return Tokens(gaps.prompts, None)
-    return model_inputs(backbone, *gaps.by_ending())
+        return Tokens(cloze.prompts, None)
+    return model_inputs(backbone, *cloze.prompt_continuation_pairs())
 
 
-def forward_word_scores(backbone: Backbone, gaps: Cloze) -> ForwardRequest[Tensor]:
-    """To read the same of all texts, on the CPU: [N, C] or, one after the other, [N · C]."""
+def forward_word_scores(backbone: Backbone, cloze: Cloze) -> ForwardRequest[Tensor]:
+    """Request the words' scores of all texts, on the CPU: [N, C] of a masked model, [N · C] of any other."""
     if backbone.architecture == "encoder":
-        items, lengths = gaps.with_words(), [len(prompt) for prompt in gaps.prompts]
-        return ForwardRequest(items, lengths, _fits_at_gap, torch.tensor, BATCH)
-    return forward_continuation_log_prob(backbone, *gaps.by_ending())
+        items, lengths = cloze.prompt_word_pairs(), [len(prompt) for prompt in cloze.prompts]
+        return ForwardRequest(items, lengths, _mask_word_scores, torch.tensor, BATCH)
+    return forward_continuation_log_prob(backbone, *cloze.prompt_continuation_pairs())
 
 
-def _fits_at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
-    found = _at_gap(backbone, items).tolist()
-    return [own[: len(words)] for own, (_, words) in zip(found, items, strict=True)]
+def _mask_word_scores(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[list[float]]:
+    """The scores of each item's words; items of one batch may have different numbers of words."""
+    scores = _mask_logits(backbone, items).tolist()
+    return [row[: len(words)] for row, (_, words) in zip(scores, items, strict=True)]
 
 
-def _at_gap(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> Tensor:
-    """The logits [B, C] of each prompt's words in place of its mask, C the most words of a prompt."""
+def _mask_logits(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> Tensor:
+    """The logits [B, C] of each prompt's words in place of its mask, C the largest number of words of a prompt."""
     batch = pad_batch(backbone, [prompt for prompt, _ in items])
-    rows, places = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
+    rows, columns = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
     with backbone.autocast():
         logits: Tensor = backbone.language_model(**batch).logits
-    return logits[rows, places].float().gather(1, pad_ids(backbone, [words for _, words in items], 0))
+    return logits[rows, columns].float().gather(1, pad_ids(backbone, [words for _, words in items], 0))

@@ -34,7 +34,14 @@ Generated = tuple[Ids, float]  # the tokens of an answer, and the logarithm of t
 
 @dataclass(frozen=True)
 class GenerationRows:
-    """Rows with what the model reads and what it should write, as tokens. truth: all texts that would be right."""
+    """N tokenized rows with their prompts and targets.
+
+    Attributes:
+        tokens: Tokens of the texts.
+        truth: All reference texts of each row; empty for rows without targets.
+        prompts: Input of the model for each row: the text, and of a causal model a separator.
+        targets: Tokens to write for each row, the end token included; empty for rows without targets.
+    """
 
     tokens: Tokens
     truth: tuple[tuple[str, ...], ...]
@@ -45,7 +52,11 @@ class GenerationRows:
 @final
 @dataclass(frozen=True)
 class Generation(Kind[GenerationRows]):
-    """longest: tokens of the longest target among the train rows; no answer is longer."""
+    """Generation of a text.
+
+    Attributes:
+        longest: Tokens of the longest target among the train rows; no answer is longer.
+    """
 
     metric_kind: ClassVar[str] = "generation"
     generates: ClassVar[bool] = True
@@ -54,91 +65,103 @@ class Generation(Kind[GenerationRows]):
 
     @classmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
+        """Yield why the backbone writes no text: it is an encoder, or lacks its language modelling head."""
         if reason := language_model_obstacle(backbone, what="generation"):
             yield reason
 
     @classmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
-        """No more tokens are written than `max_length`, or half of what the positions of a causal model take."""
-        assert data.spec.budget  # what `Stream.resolved` fills in
-        most = max(len(_target_ids(backbone, wording.text)) for wording in _wordings(data.train))
-        return cls(min(most, data.spec.budget.max_length, backbone.longest_input // 2))
+        """Measure the longest target, up to `max_length` tokens or half of the positions of the backbone."""
+        assert data.spec.budget  # filled in by `Stream.resolved`
+        longest = max(len(_target_ids(backbone, target.text)) for target in _targets(data.train))
+        return cls(min(longest, data.spec.budget.max_length, backbone.longest_input // 2))
 
     def settings(self) -> dict[str, Any]:
+        """Return the longest answer."""
         return asdict(self)
 
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> GenerationRows:
-        tail = _separator(backbone)
+        """Tokenize texts and targets; a causal model's text leaves room for the longest answer."""
+        separator = _separator(backbone)
         if backbone.architecture == "causal":  # text and answer share the positions
-            max_length = min(max_length, backbone.longest_input - self.longest - len(tail))
-        tokens, wordings = tokenize(backbone, rows.texts, max_length=max_length), _wordings(rows)
+            max_length = min(max_length, backbone.longest_input - self.longest - len(separator))
+        tokens, targets = tokenize(backbone, rows.texts, max_length=max_length), _targets(rows)
         return GenerationRows(
             tokens,
-            tuple(wording.references for wording in wordings),
-            tuple((*ids, *tail) for ids in tokens.ids),
-            tuple(_target_ids(backbone, wording.text)[: self.longest] for wording in wordings),
+            tuple(target.references for target in targets),
+            tuple((*ids, *separator) for ids in tokens.ids),
+            tuple(_target_ids(backbone, target.text)[: self.longest] for target in targets),
         )
 
-    def classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
+    def signature_classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
+        """Return one class for all rows."""
         return single_class(rows)
 
     def zero_head(self, backbone: Backbone) -> Head | None:
+        """Return None: the language model's own head answers."""
         return None
 
     def closed_form_start(
         self, rows: ForwardContext[GenerationRows], held_out: ForwardContext[GenerationRows]
     ) -> HeadStart:
-        """No head; the quality of a held-out row is the mean log probability of its target's tokens."""
+        """Return no head; the quality of a held-out row is the mean log probability of its target's tokens."""
         prompts, targets = held_out.rows.prompts, held_out.rows.targets
-        sums = held_out.read(forward_continuation_log_prob(held_out.backbone, prompts, targets))
-        return HeadStart(None, sums.double() / torch.tensor([len(target) for target in targets]))
+        log_probs = held_out.run(forward_continuation_log_prob(held_out.backbone, prompts, targets))
+        return HeadStart(None, log_probs.double() / torch.tensor([len(target) for target in targets]))
 
     def with_transferred_head(
         self, start: HeadStart, head: Head, held_out: ForwardContext[GenerationRows]
     ) -> HeadStart:
+        """Return the start: there is no head."""
         return start
 
     def loss(self, backbone: Backbone, delta: Delta, rows: GenerationRows, batch: Sequence[int]) -> Tensor:
-        """Mean cross entropy in nats of the targets' tokens, every token alike."""
-        found, counts = token_nll(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
-        return found.sum() / counts.sum()
+        """Compute the mean cross entropy of all target tokens of the batch, in nats: a scalar."""
+        nll, counts = token_nll(backbone, [rows.prompts[i] for i in batch], [rows.targets[i] for i in batch])
+        return nll.sum() / counts.sum()
 
     def loss_inputs(self, backbone: Backbone, rows: GenerationRows) -> Tokens:
+        """Return the prompts, of a causal model with their targets."""
         return model_inputs(backbone, rows.prompts, rows.targets)
 
     def loss_weight(self, rows: GenerationRows, batch: Sequence[int]) -> float:
+        """Return the number of target tokens of the batch."""
         return sum(len(rows.targets[i]) for i in batch)
 
     def forward_request(
-        self, seen: ForwardContext[GenerationRows], head: Head | None
+        self, context: ForwardContext[GenerationRows], head: Head | None
     ) -> ForwardRequest[list[Generated]]:
-        prompts = seen.rows.prompts
-        heard = seen.on_token or [None] * len(prompts)
-        items = [_Begun(prompt, self.longest, hear) for prompt, hear in zip(prompts, heard, strict=True)]
-        return ForwardRequest(items, [len(prompt) for prompt in prompts], _answered, list, BATCH, self.longest)
+        """Request the generated answers, with calls to `context.on_token` while they are written."""
+        prompts = context.rows.prompts
+        callbacks = context.on_token or [None] * len(prompts)
+        items = [
+            _GenerationItem(prompt, self.longest, on_token) for prompt, on_token in zip(prompts, callbacks, strict=True)
+        ]
+        return ForwardRequest(items, [len(prompt) for prompt in prompts], _generate, list, BATCH, self.longest)
 
-    def outputs_from(self, rows: GenerationRows, head: Head | None, found: Sequence[Generated]) -> Outputs:
-        """tokens [N, longest] and their log_probabilities [N], summed."""
-        tokens = [[*ids, *[PAD_TOKEN] * (self.longest - len(ids))] for ids, _ in found]
-        sure = torch.tensor([log_probability for _, log_probability in found])
-        return {"tokens": torch.tensor(tokens, dtype=torch.long).reshape(-1, self.longest), "log_probabilities": sure}
+    def outputs_from(self, rows: GenerationRows, head: Head | None, result: Sequence[Generated]) -> Outputs:
+        """Stack the answers: `tokens` [N, longest], padded with PAD_TOKEN, and summed `log_probabilities` [N]."""
+        padded = [[*ids, *[PAD_TOKEN] * (self.longest - len(ids))] for ids, _ in result]
+        tokens = torch.tensor(padded, dtype=torch.long).reshape(-1, self.longest)
+        return {"tokens": tokens, "log_probabilities": torch.tensor([log_prob for _, log_prob in result])}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
-        """The text written, without special tokens; its score is the probability of all of its tokens."""
-        ids = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]
+        """Decode the texts, without special tokens; the score is the probability of all tokens together."""
+        answers = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]
         scores = outputs["log_probabilities"].exp().tolist()
-        return [Answer(_text(backbone, own), score) for own, score in zip(ids, scores, strict=True)]
+        return [Answer(_decode(backbone, ids), score) for ids, score in zip(answers, scores, strict=True)]
 
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
+        """Return empty texts."""
         return [""] * len(truth)
 
 
-def _wordings(rows: LabelledTexts) -> list[GenerationTarget]:
+def _targets(rows: LabelledTexts) -> list[GenerationTarget]:
     return [target for target in rows.targets if isinstance(target, GenerationTarget)]
 
 
 def _separator(backbone: Backbone) -> Ids:
-    """What stands between a text and its answer; an encoder-decoder keeps them apart by itself."""
+    """The tokens between a text and its answer; an encoder-decoder needs none."""
     if backbone.architecture != "causal":
         return ()
     ids = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
@@ -154,31 +177,35 @@ def _target_ids(backbone: Backbone, text: str) -> Ids:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A prompt, how many tokens its answer may have, and who is told of it while it is written."""
+class _GenerationItem:
+    """A prompt, the largest number of tokens of its answer, and the callback for the text so far."""
 
     prompt: Ids
-    longest: int
-    hear: TokenCallback | None
+    max_new_tokens: int
+    on_token: TokenCallback | None
 
 
-def _answered(backbone: Backbone, items: Sequence[_Begun]) -> list[Generated]:
-    """What is written behind prompts, each as long as it may be; no row depends on how long others go on."""
+def _generate(backbone: Backbone, items: Sequence[_GenerationItem]) -> list[Generated]:
+    """Answer prompts, each up to its own length; no row depends on how long the others go on."""
     prompts = [item.prompt for item in items]
 
-    def tell(so_far: Sequence[Ids]) -> None:
-        for item, ids in zip(items, so_far, strict=True):
-            if item.hear:
-                item.hear(_text(backbone, ids[: item.longest]))
+    def call_back(continuations: Sequence[Ids]) -> None:
+        for item, ids in zip(items, continuations, strict=True):
+            if item.on_token:
+                item.on_token(_decode(backbone, ids[: item.max_new_tokens]))
 
-    telling = tell if any(item.hear for item in items) else None
-    found = generate_greedy(backbone, prompts, longest=max(item.longest for item in items), tell=telling)
-    own = [ids[: item.longest] for item, ids in zip(items, found, strict=True)]
-    sums: list[float] = (-token_nll(backbone, prompts, own)[0].sum(dim=1)).tolist()
-    return list(zip(own, sums, strict=True))
+    continuations = generate_greedy(
+        backbone,
+        prompts,
+        max_new_tokens=max(item.max_new_tokens for item in items),
+        on_tokens=call_back if any(item.on_token for item in items) else None,
+    )
+    answers = [ids[: item.max_new_tokens] for item, ids in zip(items, continuations, strict=True)]
+    log_probs: list[float] = (-token_nll(backbone, prompts, answers)[0].sum(dim=1)).tolist()
+    return list(zip(answers, log_probs, strict=True))
 
 
-def _text(backbone: Backbone, ids: Sequence[int]) -> str:
-    """What tokens say, without special ones."""
+def _decode(backbone: Backbone, ids: Sequence[int]) -> str:
+    """The text of tokens, without special ones."""
     text: str = backbone.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.strip()

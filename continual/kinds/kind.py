@@ -1,13 +1,23 @@
-"""What every kind of task is: how its rows are read, how a delta starts and learns, how it answers.
+"""The contract of a task kind: how its rows are prepared, how a delta starts and trains, how it answers.
 
-Shapes: N rows, B rows of a batch, D hidden size.
+`Kind` is the base class. A kind that answers from the pooled vector of a text derives from `PooledKind`, which fills in
+the forward passes and leaves the head and its loss; any other derives from `Kind` itself.
+
+The calls of one task, in order:
+
+    incompatibilities → from_data → prepare           before training
+    closed_form_start → with_transferred_head         the start of the head, judged on held-out rows
+    loss_inputs, loss, loss_weight                    training
+    forward_request → outputs_from → answers          evaluation and inference
+
+Shapes: N rows, B rows of a batch, T tokens, D hidden size.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,20 +31,20 @@ from continual.features.random_features import FrozenFeatures, frozen_features
 from continual.features.tokens import Tokens, pad
 from tasks import LabelledTexts, TaskData, TaskSpec
 
-TokenCallback = Callable[[str], None]  # is told of an answer, as far as it is written
-Outputs = Mapping[str, Tensor]  # what a delta says of N rows, to the bit: tensors whose first dimension is N
+TokenCallback = Callable[[str], None]  # called with the text of an answer so far, after every token that is written
+Outputs = Mapping[str, Tensor]  # raw outputs for N rows, compared bit by bit: tensors whose first dimension is N
 
 
 class PreparedRows(Protocol):
-    """Rows ready for a backbone. truth: what is right for each, as the metrics want it; nothing where it is not known.
-
-    Each kind adds what it needs besides.
-    """
+    """Tokenized rows with their targets; each kind adds the fields that its loss needs."""
 
     @property
-    def tokens(self) -> Tokens: ...
+    def tokens(self) -> Tokens:
+        """Tokens of the N plain texts, without any template: the input of the frozen features and of the signature."""
+
     @property
-    def truth(self) -> Sequence[Any]: ...
+    def truth(self) -> Sequence[Any]:
+        """Targets of the N rows in the form that the metrics take; empty for rows without targets."""
 
 
 P = TypeVar("P", bound=PreparedRows)
@@ -43,7 +53,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Answer:
-    """label: the answer, a text or a number · score: its probability, None where a kind has none."""
+    """The answer to one row.
+
+    Attributes:
+        label: The answer, a text or a number.
+        score: Its probability; None for a kind without probabilities.
+    """
 
     label: str | float
     score: float | None
@@ -51,10 +66,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class ForwardContext(Generic[P]):
-    """Rows as they are through a delta's edits or, without one, through the frozen backbone.
+    """Prepared rows, with the backbone and the delta that they are forwarded through.
 
-    known: what `frozen` gave for these rows, where that was asked before · hear: for each row who is told of its answer
-    while it is written, None for nobody; nothing where nobody is.
+    Attributes:
+        backbone: The frozen backbone.
+        delta: The delta to attach; None for the backbone alone.
+        rows: The N prepared rows.
+        cached_frozen: The value of `frozen` for these rows where an earlier pass computed it, else None.
+        on_token: One callback per row for answers that are written token by token, None for a row without one; empty
+            where no row has one.
     """
 
     backbone: Backbone
@@ -65,46 +85,59 @@ class ForwardContext(Generic[P]):
 
     @property
     def pooling(self) -> Pooling:
+        """Pooling of the delta's head, or of the backbone without one."""
         return self.delta.head.pooling if self.delta and self.delta.head else self.backbone.pooling
 
     @cached_property
-    def texts(self) -> ForwardRequest[Tensor]:
-        """What is to be read for `vectors`."""
+    def pooled_request(self) -> ForwardRequest[Tensor]:
+        """The request that yields `vectors`; one object, so that `run` recognises it."""
         return forward_pooled(self.backbone, self.rows.tokens, self.pooling)
 
     @cached_property
     def vectors(self) -> Tensor:
         """Pooled vectors [N, D], on the CPU."""
-        return run_forward(self.backbone, self.delta, self.texts) if self.delta else self.frozen.pooled
+        return run_forward(self.backbone, self.delta, self.pooled_request) if self.delta else self.frozen.pooled
 
     @cached_property
     def frozen(self) -> FrozenFeatures:
-        """The texts themselves through the frozen backbone, whatever a template or a delta makes of them."""
+        """Features of the plain texts in the frozen backbone, without the delta and without a template."""
         return self.cached_frozen or frozen_features(self.backbone, self.rows.tokens)
 
-    def read(self, reading: ForwardRequest[R]) -> R:
-        """What is read of these rows; their vectors only once."""
-        found: Any = self.vectors if reading is self.texts else run_forward(self.backbone, self.delta, reading)
-        whole: R = found
-        return whole
+    def run(self, request: ForwardRequest[R]) -> R:
+        """Run a request on these rows; `pooled_request` is run once and cached."""
+        if request is self.pooled_request:
+            return cast(R, self.vectors)
+        return run_forward(self.backbone, self.delta, request)
 
 
 @dataclass(frozen=True)
 class HeadStart:
-    """How well a task would begin: its head, and the quality of each held-out row's answer [N], more is better."""
+    """A candidate for the start of a head, with its quality on held-out rows.
+
+    Attributes:
+        head: The head; None for a kind without heads.
+        held_out_quality: Quality of the answer to each held-out row [N], comparable within one kind, higher is better.
+    """
 
     head: Head | None
     held_out_quality: Tensor
 
     @property
-    def mean(self) -> float:
+    def mean_quality(self) -> float:
+        """Mean of the held-out rows' qualities."""
         return float(self.held_out_quality.double().mean())
 
 
 class Kind(ABC, Generic[P]):
-    """A kind of task, as one task has it. A subclass is a frozen dataclass of what answering needs besides a delta.
+    """A kind of task, fitted to one task: everything but the delta that answering its rows needs.
 
-    scored: whose metrics it is scored by · generates: whether an encoder-decoder answers with its decoder.
+    A subclass is a frozen dataclass, generic in its type of prepared rows. Its fields are the values that it takes from
+    the task's train rows (labels, longest answer, mean and deviation), and are validated by pydantic when a delta's
+    file is read.
+
+    Attributes:
+        metric_kind: Key in `continual.metrics.METRICS` of the metrics that score this kind.
+        generates: Whether an encoder-decoder answers with its decoder, so that edits go to the decoder as well.
     """
 
     metric_kind: ClassVar[str]
@@ -113,109 +146,187 @@ class Kind(ABC, Generic[P]):
     @classmethod
     @abstractmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-        """Why the backbone cannot take such a task, and what to do; nothing where it can."""
+        """Yield one message per reason why the backbone cannot learn the task; nothing where it can.
+
+        A message says what is wrong and what to do. It depends on the spec alone: no row is loaded yet.
+        """
 
     @classmethod
     @abstractmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
-        """The kind with what it takes from a task's spec and train rows."""
+        """Fit the kind's fields to a task's spec and train rows."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What a delta's file says of the kind, as JSON; nothing where the labels of its head say it all."""
+        """Return the fields as JSON for the delta's file; empty where the head's labels suffice to rebuild the kind.
+
+        `continual.kinds.kind_from_metadata` passes them back to the constructor.
+        """
 
     @abstractmethod
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> P:
-        """Rows, with or without targets, ready for a backbone; texts are cut at `max_length` tokens."""
+        """Tokenize rows and convert their targets.
+
+        Args:
+            backbone: The backbone whose tokenizer is used.
+            rows: N texts, with a target each or with none at all (inference).
+            max_length: Largest number of tokens of an input; longer texts are truncated.
+        """
 
     @abstractmethod
-    def classes(self, rows: P) -> tuple[Tensor, int]:
-        """The class [N] of each row in the task's signature, and how many there are."""
+    def signature_classes(self, rows: P) -> tuple[Tensor, int]:
+        """Return the class [N] of each row in the task's signature, and the number of classes.
+
+        A kind without classes returns `single_class(rows)`.
+        """
 
     @abstractmethod
     def zero_head(self, backbone: Backbone) -> Head | None:
-        """A head of zeros; None for a kind without heads."""
+        """Return a head of zeros, or None for a kind without heads."""
 
     @abstractmethod
     def closed_form_start(self, rows: ForwardContext[P], held_out: ForwardContext[P]) -> HeadStart:
-        """The head to begin with in the features of these rows, judged on the held-out ones."""
+        """Fit a head in closed form and judge it on held-out rows.
+
+        Args:
+            rows: Train rows through the delta whose features the head is fitted in, or through the frozen backbone.
+            held_out: Held-out rows through the same delta; hyperparameters such as shrinkage are chosen on them.
+
+        Returns:
+            The head, or None for a kind without heads, with the quality of each held-out row. The quality is used to
+            compare warm-start candidates, also for a kind without heads.
+        """
 
     @abstractmethod
     def with_transferred_head(self, start: HeadStart, head: Head, held_out: ForwardContext[P]) -> HeadStart:
-        """The start with what the head of another task adds to it, in whose features the held-out rows are seen.
+        """Combine a start with the head of another task, where the held-out rows become better by it.
 
-        The same where that is nothing.
+        Args:
+            start: The closed-form start in the features of the other task's delta.
+            head: The other task's head.
+            held_out: Held-out rows through the other task's delta.
+
+        Returns:
+            The combined start, or `start` itself where the head does not help or the kind cannot use it.
         """
 
     @abstractmethod
     def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
-        """The loss of the chosen rows through the delta that is attached, a scalar."""
+        """Compute the loss of a batch through the backbone as it is now: the caller has attached the delta.
+
+        Args:
+            backbone: The backbone, with the delta attached.
+            delta: The attached delta, whose head is used.
+            rows: All prepared rows.
+            batch: Indices of the B rows of the batch.
+
+        Returns:
+            A scalar with gradient, the mean over `loss_weight(rows, batch)` units.
+        """
 
     @abstractmethod
     def loss_inputs(self, backbone: Backbone, rows: P) -> Tokens:
-        """What the backbone reads for the loss of all rows, an encoder-decoder with its encoder."""
+        """Return the token sequences that `loss` forwards for all rows (of an encoder-decoder, the encoder's).
+
+        Training caches the states of the layers below the lowest edit for them. They may be more than N, such as the
+        windows of long passages.
+        """
 
     @abstractmethod
     def loss_weight(self, rows: P, batch: Sequence[int]) -> float:
-        """What the loss is a mean over: how many rows are chosen, or how much there is in them."""
+        """Return the number of units that `loss` is a mean over: the rows, or the target tokens, of the batch.
+
+        It weights the micro-batches of a batch that does not fit the memory at once.
+        """
 
     @abstractmethod
-    def forward_request(self, seen: ForwardContext[P], head: Head | None) -> ForwardRequest[Any]:
-        """What has to be read of the rows to answer them."""
+    def forward_request(self, context: ForwardContext[P], head: Head | None) -> ForwardRequest[Any]:
+        """Return the forward passes that answering the rows needs; they may share batches with other tasks' rows."""
 
     @abstractmethod
-    def outputs_from(self, rows: P, head: Head | None, found: Any) -> Outputs:
-        """What a head says of all rows, on the CPU, given what was read of them."""
+    def outputs_from(self, rows: P, head: Head | None, result: Any) -> Outputs:
+        """Compute the outputs of all rows from the result of `forward_request`.
 
-    def outputs(self, seen: ForwardContext[P], head: Head | None) -> Outputs:
-        """The same of rows that are read now, through one delta."""
-        return self.outputs_from(seen.rows, head, seen.read(self.forward_request(seen, head)))
+        Args:
+            rows: The N rows of the request.
+            head: The delta's head, or None.
+            result: The gathered result of the request.
+
+        Returns:
+            Tensors on the CPU whose first dimension is N. They are stored to prove that a task's predictions have not
+            changed by a bit.
+        """
+
+    def outputs(self, context: ForwardContext[P], head: Head | None) -> Outputs:
+        """Forward the rows through one delta and compute their outputs, as `outputs_from` does."""
+        return self.outputs_from(context.rows, head, context.run(self.forward_request(context, head)))
 
     @abstractmethod
     def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:
-        """The answer that follows for each row."""
+        """Convert outputs to the answer of each row."""
 
     @abstractmethod
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
-        """For each row an answer that is worth nothing: what a row is given that was sent to another task."""
+        """Return for each target an answer without value, by which a row routed to another task is scored.
+
+        It must be of the type that the metrics take: a wrong label, an empty text, the mean of the train rows.
+        """
 
 
 class PooledKind(Kind[P]):
-    """A kind that answers a text from its pooled vector alone, so that one pass can serve rows of several tasks."""
+    """A kind that answers a text from its pooled vector alone.
+
+    One pass can then serve rows of several tasks, and the signature, the router and the head share the same vectors.
+    """
 
     @abstractmethod
-    def loss_of(self, head: Head, vectors: Tensor, rows: P, batch: Sequence[int]) -> Tensor:
-        """The loss of the chosen rows, whose vectors are [B, D], a scalar."""
+    def head_loss(self, head: Head, vectors: Tensor, rows: P, batch: Sequence[int]) -> Tensor:
+        """Compute the loss of a batch from its pooled vectors.
+
+        Args:
+            head: The head to train.
+            vectors: Pooled vectors [B, D] of the batch.
+            rows: All prepared rows.
+            batch: Indices of the B rows of the batch.
+
+        Returns:
+            A scalar, the mean over the rows of the batch.
+        """
 
     def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
+        """Pool the batch [B, D] through the attached delta and return its `head_loss`, a scalar."""
         assert delta.head is not None
         vectors = pooled_features(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
-        return self.loss_of(delta.head, vectors, rows, batch)
+        return self.head_loss(delta.head, vectors, rows, batch)
 
     def loss_inputs(self, backbone: Backbone, rows: P) -> Tokens:
+        """Return the rows' own tokens."""
         return rows.tokens
 
     def loss_weight(self, rows: P, batch: Sequence[int]) -> float:
+        """Return the number of rows of the batch."""
         return len(batch)
 
-    def forward_request(self, seen: ForwardContext[P], head: Head | None) -> ForwardRequest[Tensor]:
-        return seen.texts
+    def forward_request(self, context: ForwardContext[P], head: Head | None) -> ForwardRequest[Tensor]:
+        """Request the pooled vectors [N, D]."""
+        return context.pooled_request
 
 
 def answer_labels(answers: Sequence[Answer]) -> list[Any]:
+    """Return the labels of answers, as the metrics take them."""
     return [answer.label for answer in answers]
 
 
 def backbone_for(backbone: Backbone, kind: Kind[Any]) -> Backbone:
-    """The backbone with edits where a kind needs them: in the decoder too, where that answers."""
+    """Return the backbone with `edits_decoder` set as the kind needs it."""
     return replace(backbone, edits_decoder=kind.generates)
 
 
 def zero_head(backbone: Backbone, labels: tuple[str, ...]) -> Head:
-    """A head of zeros with these outputs."""
+    """Return a head of zeros, weight [C, D] and bias [C], with C = len(labels) outputs."""
     return Head(torch.zeros(len(labels), backbone.hidden_size), torch.zeros(len(labels)), labels, backbone.pooling)
 
 
 def single_class(rows: PreparedRows) -> tuple[Tensor, int]:
-    """The classes of a kind that has none: its signature is that of all rows together."""
+    """Return class 0 for each row [N], and the count 1: the signature classes of a kind without classes."""
     return torch.zeros(len(rows.tokens), dtype=torch.long), 1

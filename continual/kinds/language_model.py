@@ -1,4 +1,4 @@
-"""What the frozen language model says of texts that go on: how probable a continuation is, and which one it writes.
+"""Continuations by the frozen language model: log probabilities of given ones, and greedy generation.
 
 Shapes: B texts, T tokens, V vocabulary.
 """
@@ -16,14 +16,19 @@ from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens
 
 BATCH = 32
-IGNORE_INDEX = -100  # the number that says of a token that it is not learned
+IGNORE_INDEX = -100  # label of a token that has no loss
 
 Ids = tuple[int, ...]
-TokenBatchCallback = Callable[[Sequence[Ids]], None]  # is told what is written behind each prompt
+TokenBatchCallback = Callable[[Sequence[Ids]], None]  # called with the tokens written so far behind each prompt
 
 
 def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
-    """Why a backbone cannot write text, and what to do; None where it can."""
+    """Return why a backbone cannot write text, and what to do, or None where it can.
+
+    Args:
+        backbone: The backbone.
+        what: The subject of the message, such as "generation".
+    """
     if backbone.architecture == "encoder":
         reason = "is an encoder, which only reads"
     elif backbone.language_model is None:
@@ -37,59 +42,65 @@ def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
 
 
 def token_nll(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Minus the log probability of each token of the continuations [B, T], 0 elsewhere, and how many there are [B].
+    """Compute the negative log likelihood of continuations through the backbone as it is now, token by token.
 
-    The model reads prompt and continuation, as they are: through whatever is attached.
+    Returns:
+        −log p of each token of the continuations [B, T], in nats, 0 elsewhere; and the number of tokens of each [B].
     """
-    score = _causal_logits if backbone.architecture == "causal" else _seq2seq_logits
+    logits_and_labels = _causal_logits if backbone.architecture == "causal" else _seq2seq_logits
     with backbone.autocast():
-        logits, labels = score(backbone, prompts, continuations)
-    found = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return found, (labels != IGNORE_INDEX).sum(dim=1)
+        logits, labels = logits_and_labels(backbone, prompts, continuations)
+    nll = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return nll, (labels != IGNORE_INDEX).sum(dim=1)
 
 
 def model_inputs(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
-    """What the model reads of these, an encoder-decoder with its encoder."""
+    """Return the input of `token_nll` for each pair: prompt and continuation, or the prompt of an encoder-decoder."""
     if backbone.architecture != "causal":
         return Tokens(tuple(prompts), None)
-    return Tokens(tuple((*prompt, *end) for prompt, end in zip(prompts, continuations, strict=True)), None)
+    pairs = zip(prompts, continuations, strict=True)
+    return Tokens(tuple((*prompt, *continuation) for prompt, continuation in pairs), None)
 
 
 def forward_continuation_log_prob(
-    backbone: Backbone, prompts: Sequence[Ids], ends: Sequence[Ids]
+    backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]
 ) -> ForwardRequest[Tensor]:
-    """To read how probable a continuation of each prompt is: the logarithms [N], in nats, on the CPU."""
-    whole = backbone.architecture == "causal"  # which reads prompt and continuation as one text
-    lengths = [len(prompt) + whole * len(end) for prompt, end in zip(prompts, ends, strict=True)]
-    written = 0 if whole else max(map(len, ends), default=0)
-    return ForwardRequest(list(zip(prompts, ends, strict=True)), lengths, _continued, torch.tensor, BATCH, written)
+    """Request the log probability of one continuation of each prompt: [N], in nats, on the CPU."""
+    one_input = backbone.architecture == "causal"  # prompt and continuation are one sequence
+    pairs = list(zip(prompts, continuations, strict=True))
+    lengths = [len(prompt) + one_input * len(continuation) for prompt, continuation in pairs]
+    max_new_tokens = 0 if one_input else max(map(len, continuations), default=0)
+    return ForwardRequest(pairs, lengths, _continuation_log_probs, torch.tensor, BATCH, max_new_tokens)
 
 
-def _continued(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> list[float]:
-    prompts, ends = zip(*items, strict=True)
-    found: list[float] = (-token_nll(backbone, prompts, ends)[0].sum(dim=1)).tolist()
-    return found
+def _continuation_log_probs(backbone: Backbone, pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
+    prompts, continuations = zip(*pairs, strict=True)
+    log_probs: list[float] = (-token_nll(backbone, prompts, continuations)[0].sum(dim=1)).tolist()
+    return log_probs
 
 
 def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    whole = model_inputs(backbone, prompts, continuations).ids
-    labels = [(*[IGNORE_INDEX] * len(prompt), *end) for prompt, end in zip(prompts, continuations, strict=True)]
-    logits: Tensor = backbone.language_model(**pad_batch(backbone, whole), use_cache=False).logits
+    """Logits [B, T, V] and labels [B, T] of the next tokens."""
+    inputs = model_inputs(backbone, prompts, continuations).ids
+    pairs = zip(prompts, continuations, strict=True)
+    labels = [(*[IGNORE_INDEX] * len(prompt), *continuation) for prompt, continuation in pairs]
+    logits: Tensor = backbone.language_model(**pad_batch(backbone, inputs), use_cache=False).logits
     return logits[:, :-1], pad_ids(backbone, labels, IGNORE_INDEX)[:, 1:]
 
 
 def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Logits [B, T, V] and labels [B, T] of the decoder."""
     labels = pad_ids(backbone, continuations, IGNORE_INDEX)
-    shifted = backbone.language_model.prepare_decoder_input_ids_from_labels(labels)
+    decoder_input_ids = backbone.language_model.prepare_decoder_input_ids_from_labels(labels)
     logits: Tensor = backbone.language_model(
-        **pad_batch(backbone, prompts), decoder_input_ids=shifted, use_cache=False
+        **pad_batch(backbone, prompts), decoder_input_ids=decoder_input_ids, use_cache=False
     ).logits
     return logits, labels
 
 
 def pad_batch(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
-    """Ids and mask [B, T] of texts, padded on the right or the left."""
-    mask = [(1,) * len(own) for own in ids]
+    """Pad texts to the model's arguments `input_ids` and `attention_mask`, each [B, T]; `left` pads on the left."""
+    mask = [(1,) * len(row) for row in ids]
     return {
         "input_ids": pad_ids(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
         "attention_mask": pad_ids(backbone, mask, 0, left=left),
@@ -97,10 +108,10 @@ def pad_batch(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> 
 
 
 def pad_ids(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
-    """Ids [B, T], those of shorter texts filled up."""
+    """Pad rows of ids with `fill` to one tensor [B, T] on the backbone's device; `left` pads on the left."""
     width = max(map(len, ids))
-    rows = [([fill] * (width - len(own)), list(own)) for own in ids]
-    return torch.tensor([gap + own if left else own + gap for gap, own in rows], device=backbone.device)
+    rows = [([fill] * (width - len(row)), list(row)) for row in ids]
+    return torch.tensor([padding + row if left else row + padding for padding, row in rows], device=backbone.device)
 
 
 @torch.inference_mode()
@@ -108,18 +119,25 @@ def generate_greedy(
     backbone: Backbone,
     prompts: Sequence[Ids],
     *,
-    longest: int,
+    max_new_tokens: int,
     use_cache: bool = True,
-    tell: TokenBatchCallback | None = None,
+    on_tokens: TokenBatchCallback | None = None,
 ) -> list[Ids]:
-    """What the model goes on with, token by token the most probable, up to its end token or `longest` tokens.
+    """Continue prompts with the most probable token each time, up to and including the end token.
 
-    use_cache: whether keys and values of earlier tokens are kept or computed again; the tokens are the same · tell: is
-    told what is written so far, after every token.
+    Args:
+        backbone: The backbone, through whatever delta is attached.
+        prompts: Tokens of the B prompts.
+        max_new_tokens: Largest number of tokens of a continuation.
+        use_cache: Whether keys and values of earlier tokens are kept, or computed again; the tokens are the same.
+        on_tokens: Called after every token with the continuations so far.
+
+    Returns:
+        The continuation of each prompt.
     """
     end, causal = backbone.tokenizer.eos_token_id, backbone.architecture == "causal"
-    plain = GenerationConfig(
-        max_new_tokens=longest,
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
@@ -131,29 +149,30 @@ def generate_greedy(
     )
     # A causal model goes on at the right edge: texts of one batch must end there together.
     batch = pad_batch(backbone, prompts, left=causal)
+    streamer = on_tokens and _CallbackStreamer(on_tokens, end)
     with backbone.autocast():
-        found = backbone.language_model.generate(**batch, generation_config=plain, streamer=tell and _Steps(tell, end))
+        generated = backbone.language_model.generate(**batch, generation_config=greedy, streamer=streamer)
     skipped = batch["input_ids"].shape[1] if causal else 1  # the prompt, or the token that starts a decoder
-    return [_ended(row, end) for row in found[:, skipped:].tolist()]
+    return [_until_end(row, end) for row in generated[:, skipped:].tolist()]
 
 
-def _ended(ids: Sequence[int], end: int) -> Ids:
-    """The tokens up to the first end token, which belongs to them."""
+def _until_end(ids: Sequence[int], end: int) -> Ids:
+    """The tokens up to the first end token, which is included."""
     return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
 
 
-class _Steps(BaseStreamer):  # type: ignore[misc]  # transformers' classes are not typed
-    """Tells after every token what is written so far."""
+class _CallbackStreamer(BaseStreamer):  # type: ignore[misc]  # transformers' classes are not typed
+    """Calls back after every token with the continuations so far."""
 
-    def __init__(self, tell: TokenBatchCallback, end: int) -> None:
-        self._tell, self._end = tell, end
+    def __init__(self, on_tokens: TokenBatchCallback, end: int) -> None:
+        self._on_tokens, self._end_token = on_tokens, end
         self._steps: list[list[int]] = []
 
     def put(self, value: Tensor) -> None:
-        """Take the prompts [B, T], and then one token of each row [B]."""
+        """Take the prompts [B, T] first, then one token of each row [B] at a time."""
         if value.dim() == 1:
             self._steps.append(value.tolist())
-            self._tell([_ended(ids, self._end) for ids in zip(*self._steps, strict=True)])
+            self._on_tokens([_until_end(ids, self._end_token) for ids in zip(*self._steps, strict=True)])
 
     def end(self) -> None:
-        """Nothing more is written."""
+        """Ignore the end of the generation."""

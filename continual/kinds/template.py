@@ -32,18 +32,29 @@ from tasks import LabelledTexts, TaskData, TaskSpec, Template
 
 @dataclass(frozen=True)
 class TemplateRows:
-    """Rows with their labels as texts, and as numbers [N], and their texts with a gap."""
+    """N tokenized rows with their labels and filled templates.
+
+    Attributes:
+        tokens: Tokens of the plain texts, without the template.
+        truth: The labels as texts; empty for rows without targets.
+        classes: The labels as indices [N].
+        cloze: The texts in the template, with the gap and the tokens of each label's word.
+    """
 
     tokens: Tokens
     truth: tuple[str, ...]
     classes: Tensor
-    gaps: Cloze
+    cloze: Cloze
 
 
 @final
 @dataclass(frozen=True)
 class TemplateClassification(Kind[TemplateRows]):
-    """template: with its words in the order of the labels."""
+    """Classification into C labels by the word that a language model puts into the gap of a template.
+
+    Attributes:
+        template: The template, with its words in the order of the task's labels.
+    """
 
     metric_kind: ClassVar[str] = "classification"
     generates: ClassVar[bool] = True
@@ -52,25 +63,30 @@ class TemplateClassification(Kind[TemplateRows]):
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The C labels by index."""
         return tuple(self.template.words)
 
     @classmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-        assert spec.template  # what makes a task one of this kind
-        assert spec.budget  # what `Stream.resolved` fills in
+        """Yield why the backbone cannot fill the gap: no language model, words of several tokens, no room for text."""
+        assert spec.template  # a spec with a template is of this kind
+        assert spec.budget  # filled in by `Stream.resolved`
         yield from template_obstacle(backbone, spec.template, max_length=spec.budget.max_length)
 
     @classmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
+        """Take the template of the task and order its words by label."""
         template = data.spec.template
-        assert template  # what makes a task one of this kind
+        assert template  # a spec with a template is of this kind
         words: Mapping[str, str] = {label: template.words[label] for label in data.labels}
         return cls(template.model_copy(update={"words": words}))
 
     def settings(self) -> dict[str, Any]:
+        """Return the template."""
         return {"template": self.template.model_dump(mode="json")}
 
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> TemplateRows:
+        """Tokenize the texts, plain and in the template."""
         return TemplateRows(
             tokenize(backbone, rows.texts, max_length=max_length),
             rows.labels,
@@ -78,41 +94,50 @@ class TemplateClassification(Kind[TemplateRows]):
             build_cloze(backbone, self.template, rows.texts, max_length=max_length),
         )
 
-    def classes(self, rows: TemplateRows) -> tuple[Tensor, int]:
+    def signature_classes(self, rows: TemplateRows) -> tuple[Tensor, int]:
+        """Return the label indices [N] and C."""
         return rows.classes, len(self.labels)
 
     def zero_head(self, backbone: Backbone) -> Head | None:
+        """Return None: the language model's own head answers."""
         return None
 
     def closed_form_start(
         self, rows: ForwardContext[TemplateRows], held_out: ForwardContext[TemplateRows]
     ) -> HeadStart:
-        """No head; the quality of a held-out row is whether it is answered rightly."""
+        """Return no head; the quality of a held-out row is 1 where its zero-shot answer is right, else 0."""
         logits = self.outputs(held_out, None)["logits"]
         return HeadStart(None, (logits.argmax(dim=1) == held_out.rows.classes).double())
 
     def with_transferred_head(self, start: HeadStart, head: Head, held_out: ForwardContext[TemplateRows]) -> HeadStart:
+        """Return the start: there is no head."""
         return start
 
     def loss(self, backbone: Backbone, delta: Delta, rows: TemplateRows, batch: Sequence[int]) -> Tensor:
-        """Mean cross entropy in nats over the labels."""
-        return F.cross_entropy(answer_word_scores(backbone, rows.gaps, batch), rows.classes[batch].to(backbone.device))
+        """Compute the mean cross entropy over the labels, in nats: a scalar."""
+        scores = answer_word_scores(backbone, rows.cloze, batch)
+        return F.cross_entropy(scores, rows.classes[batch].to(backbone.device))
 
     def loss_inputs(self, backbone: Backbone, rows: TemplateRows) -> Tokens:
-        return cloze_inputs(backbone, rows.gaps)
+        """Return the filled templates."""
+        return cloze_inputs(backbone, rows.cloze)
 
     def loss_weight(self, rows: TemplateRows, batch: Sequence[int]) -> float:
+        """Return the number of rows of the batch."""
         return len(batch)
 
-    def forward_request(self, seen: ForwardContext[TemplateRows], head: Head | None) -> ForwardRequest[Tensor]:
-        return forward_word_scores(seen.backbone, seen.rows.gaps)
+    def forward_request(self, context: ForwardContext[TemplateRows], head: Head | None) -> ForwardRequest[Tensor]:
+        """Request the score of each label's word in each text's gap."""
+        return forward_word_scores(context.backbone, context.rows.cloze)
 
-    def outputs_from(self, rows: TemplateRows, head: Head | None, found: Tensor) -> Outputs:
-        """logits [N, C]."""
-        return {"logits": found.reshape(-1, len(self.labels))}
+    def outputs_from(self, rows: TemplateRows, head: Head | None, result: Tensor) -> Outputs:
+        """Reshape the words' scores, [N, C] or [N · C], to `logits` [N, C]."""
+        return {"logits": result.reshape(-1, len(self.labels))}
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: TemplateRows) -> list[Answer]:
+        """Return the label of the most probable word for each row."""
         return argmax_answers(outputs, self.labels)
 
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
+        """Return a wrong label for each row."""
         return wrong_labels(truth, self.labels)

@@ -1,4 +1,4 @@
-"""Passages in windows: overlapping pieces, each read behind its question, that together show the whole passage.
+"""Split a passage into overlapping windows, each read behind its question, that together cover it.
 
 Shapes: T tokens of one window.
 """
@@ -14,75 +14,85 @@ from continual.backbones.backbone import Backbone
 from continual.features.tokens import Tokens, replace_surrogates
 from tasks import AnswerSpan, Text
 
-OVERLAP_DIVISOR = 4  # the share of a window that the next one shows again is one in so many
+OVERLAP_DIVISOR = 4  # one part in so many of a window is repeated at the beginning of the next one
 NOT_IN_PASSAGE = -1
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of N passages, one after the other.
+    """The windows of N passages, one passage after the other.
 
-    tokens: of every window · spans: for each, where its tokens stand in the passage, in characters [T, 2], NOT_PASSAGE
-    for those of the question and the frame · of_rows: the numbers of each row's windows.
+    Attributes:
+        tokens: Tokens of every window.
+        spans: For each window, begin and end of its tokens in the passage, in characters [T, 2]; NOT_IN_PASSAGE for
+            tokens of the question and special tokens.
+        row_windows: The indices of each row's windows.
     """
 
     tokens: Tokens
     spans: tuple[Tensor, ...]
-    of_rows: tuple[range, ...]
+    row_windows: tuple[range, ...]
 
-    def of(self, rows: Sequence[int]) -> list[int]:
-        """The windows of the chosen rows, one row after the other."""
-        return [window for row in rows for window in self.of_rows[row]]
+    def window_indices(self, rows: Sequence[int]) -> list[int]:
+        """Return the indices of the windows of the given rows, one row after the other."""
+        return [window for row in rows for window in self.row_windows[row]]
 
 
 def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Windows:
-    """Question and passage in windows of at most `max_length` tokens, of which the question keeps up to a third.
+    """Tokenize questions and passages into windows.
 
-    A single text is a question without a passage.
+    Args:
+        backbone: The backbone whose tokenizer is used.
+        texts: Pairs of question and passage; a single text is a question without a passage.
+        max_length: Largest number of tokens of a window. The question takes a third of it at most.
     """
     limit = min(max_length, backbone.longest_input)
-    frame = backbone.tokenizer.num_special_tokens_to_add(pair=True)
+    special_tokens = backbone.tokenizer.num_special_tokens_to_add(pair=True)
     ids: list[tuple[int, ...]] = []
     types: list[tuple[int, ...]] = []
     spans: list[Tensor] = []
-    of_rows: list[range] = []
+    row_windows: list[range] = []
     for text in texts:
         question, passage = (text, "") if isinstance(text, str) else text
         question = truncate_text(backbone, question, limit // 3)
-        room = limit - frame - len(_plain(backbone, question)["input_ids"])
+        passage_tokens = limit - special_tokens - len(_encode_with_offsets(backbone, question)["input_ids"])
         encoded = backbone.tokenizer(
             replace_surrogates(question),
             replace_surrogates(passage),
             truncation="only_second",
             max_length=limit,
-            stride=max(room // OVERLAP_DIVISOR, 0),
+            stride=max(passage_tokens // OVERLAP_DIVISOR, 0),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        of_rows.append(range(len(ids), len(ids) + len(encoded["input_ids"])))
+        row_windows.append(range(len(ids), len(ids) + len(encoded["input_ids"])))
         ids += map(tuple, encoded["input_ids"])
         if "embed.type" in backbone.family.stack.sites:
             types += map(tuple, encoded.get("token_type_ids", ()))
         spans += [
-            _spans(offsets, encoded.sequence_ids(window)) for window, offsets in enumerate(encoded["offset_mapping"])
+            _passage_spans(offsets, encoded.sequence_ids(window))
+            for window, offsets in enumerate(encoded["offset_mapping"])
         ]
-    return Windows(Tokens(tuple(ids), tuple(types) or None), tuple(spans), tuple(of_rows))
+    return Windows(Tokens(tuple(ids), tuple(types) or None), tuple(spans), tuple(row_windows))
 
 
-def truncate_text(backbone: Backbone, text: str, tokens: int) -> str:
-    """The beginning of a text that is so many tokens, without any frame."""
-    offsets = _plain(backbone, text)["offset_mapping"]
-    return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]] if tokens > 0 else ""
+def truncate_text(backbone: Backbone, text: str, max_tokens: int) -> str:
+    """Return the beginning of a text that is at most `max_tokens` tokens, special tokens not counted."""
+    offsets = _encode_with_offsets(backbone, text)["offset_mapping"]
+    if len(offsets) <= max_tokens:
+        return text
+    return text[: offsets[max_tokens - 1][1]] if max_tokens > 0 else ""
 
 
-def _plain(backbone: Backbone, text: str) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = backbone.tokenizer(
+def _encode_with_offsets(backbone: Backbone, text: str) -> dict[str, list[Any]]:
+    encoded: dict[str, list[Any]] = backbone.tokenizer(
         replace_surrogates(text), add_special_tokens=False, return_offsets_mapping=True
     )
-    return found
+    return encoded
 
 
-def _spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) -> Tensor:
+def _passage_spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) -> Tensor:
+    """The spans [T, 2] of one window; `sequences` is 1 for tokens of the passage."""
     return torch.tensor(
         [
             span if sequence == 1 and span[1] > span[0] else (NOT_IN_PASSAGE, NOT_IN_PASSAGE)
@@ -91,12 +101,20 @@ def _spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) 
     ).reshape(-1, 2)
 
 
-def answer_token_masks(spans: Tensor, quotes: Sequence[AnswerSpan]) -> Tensor:
-    """Which tokens [T, 2] begin an answer, and which end one."""
+def answer_token_masks(spans: Tensor, answers: Sequence[AnswerSpan]) -> Tensor:
+    """Mark the tokens of a window that begin an answer (column 0) and that end one (column 1).
+
+    Args:
+        spans: Begin and end of the window's tokens in the passage [T, 2], in characters.
+        answers: The right answers; those without a start are left out.
+
+    Returns:
+        A mask [T, 2].
+    """
     begins, ends = spans.unbind(dim=1)
-    marks = torch.zeros(len(spans), 2, dtype=torch.bool)
-    for text, start in quotes:
+    mask = torch.zeros(len(spans), 2, dtype=torch.bool)
+    for text, start in answers:
         if start is not None:
-            marks[:, 0] |= (begins <= start) & (start < ends)
-            marks[:, 1] |= (begins < start + len(text)) & (start + len(text) <= ends)
-    return marks
+            mask[:, 0] |= (begins <= start) & (start < ends)
+            mask[:, 1] |= (begins < start + len(text)) & (start + len(text) <= ends)
+    return mask

@@ -91,7 +91,7 @@ def evaluate_candidate(
 def best_neighbour(others: Sequence[WarmStartCandidate]) -> WarmStartCandidate | None:
     """The learned delta of another task in whose features this one would start best; averages are not learned."""
     single = [other for other in others if len(other.sources) == 1 and not other.is_retraining]
-    return max(single, key=lambda candidate: candidate.start_without_transferred_head.mean, default=None)
+    return max(single, key=lambda candidate: candidate.start_without_transferred_head.mean_quality, default=None)
 
 
 def average_candidate(
@@ -102,7 +102,7 @@ def average_candidate(
     None where fewer than two of them do, or where they cannot be averaged.
     """
     same = [own for own in others if not own.is_retraining and own.delta and type(own.delta.settings) is type(settings)]
-    gains = [(other, other.start.mean - scratch.start.mean) for other in same]
+    gains = [(other, other.start.mean_quality - scratch.start.mean_quality) for other in same]
     useful = [(other, gain) for other, gain in gains if gain > 0]
     if len(useful) < 2:
         return None
@@ -137,7 +137,7 @@ def choose_start(
         return copies[0]
     if kind == "merge":
         return max(copies, key=lambda copy: len(copy.sources))  # of equals the first
-    best = max(copies, key=lambda candidate: candidate.start.mean)
+    best = max(copies, key=lambda candidate: candidate.start.mean_quality)
     if not _clearly_better(best.start.held_out_quality, scratch.start.held_out_quality):
         return scratch
     return best if tried(best) > tried(scratch) + MIN_TRIAL_GAIN else scratch

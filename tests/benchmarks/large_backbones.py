@@ -87,12 +87,12 @@ def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
     for _ in range(3):
         kept.clear()
         began = time.process_time()
-        with attached(backbone, learning), training_mode(backbone, again=again):
+        with attached(backbone, learning), training_mode(backbone, recompute=again):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss = pooled_features(backbone, batch, backbone.pooling).square().sum()
             torch.autograd.backward(loss)
         took.append(time.process_time() - began)
-    entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.layers if again else 0
+    entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.num_layers if again else 0
     return {"mb": (sum(kept.values()) + entering) / 1e6, "seconds": min(took)}
 
 

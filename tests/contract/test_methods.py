@@ -14,7 +14,7 @@ from continual.deltas import METHODS, Delta, attached, load_delta, method_settin
 from continual.errors import DeltaError, MethodError
 from continual.features.pooling import pooled_features
 from continual.features.tokens import pad, tokenize
-from continual.training.loop import TrainingResult, train
+from continual.training.training_run import TrainingResult, train
 from tasks import Budget, Method
 from tests.helpers.tiny_tasks import (
     REQUIRED_SETTINGS,
@@ -149,7 +149,8 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
     if any(edit.where for edit in delta.settings.edits()):
         pytest.skip(f"{method} chooses among the layers")
     by_layer = [
-        {key.split(".", 2)[2] for key in delta.values if key.startswith(f"layer.{n}.")} for n in range(backbone.layers)
+        {key.split(".", 2)[2] for key in delta.values if key.startswith(f"layer.{n}.")}
+        for n in range(backbone.num_layers)
     ]
     assert {key.split("/")[0] for key in by_layer[1] ^ by_layer[0]} <= LEFT_OUT.get(backbone.family.name, set())
 

@@ -77,7 +77,7 @@ def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -
 
     def texts(delta: Delta | MixedBatch | None, rows: Sequence[int]) -> list[tuple[int, ...]]:
         with attached(writer, delta):
-            return generate_greedy(writer, [prompts[row] for row in rows], longest=6)
+            return generate_greedy(writer, [prompts[row] for row in rows], max_new_tokens=6)
 
     order, mixture = bank_of(writer, deltas).mixed_batch(NAMES)
     found = dict(zip(order, texts(mixture, order), strict=True))

@@ -93,7 +93,7 @@ def compare(
 
 def test_answers_are_written_together(writer: Backbone) -> None:
     deltas = each_method(writer, Generation(3), Generation(12), Generation(7))
-    shared, separate = compare(replace(writer, generates=False), deltas, list(TEXTS))
+    shared, separate = compare(replace(writer, edits_decoder=False), deltas, list(TEXTS))
     assert max(shared) > len(TEXTS), "rows of several tasks are in one pass"
     assert len(shared) < len(separate)
 
@@ -101,7 +101,7 @@ def test_answers_are_written_together(writer: Backbone) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 @pytest.mark.parametrize("slots", [1, 2])
 def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
-    writer = replace(backbone_of(name), generates=True)
+    writer = replace(backbone_of(name), edits_decoder=True)
     deltas = each_method(writer, Generation(5), Generation(9))
     compare(backbone_of(name), deltas, list(TEXTS), slots=slots, known=some_evidence(writer))
 
@@ -109,7 +109,7 @@ def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
 def test_what_is_written_together_fits_the_positions(name: str) -> None:
     """A long text of which little is written, a short one of which much is, and many tokens of a delta's own."""
-    writer = replace(backbone_of(name), generates=True)
+    writer = replace(backbone_of(name), edits_decoder=True)
     deltas = {
         "reads": of_kind(writer, Generation(2), "lora"),
         "writes": of_kind(writer, Generation(POSITIONS // 2), "lora", seed=1),
@@ -135,7 +135,7 @@ def masked(bert: Backbone) -> Backbone:
 @pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
 def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
     backbone = masked if name == "masked" else backbone_of(name)
-    deltas = each_method(replace(backbone, generates=True), TemplateClassification(FEW), TemplateClassification(MORE))
+    deltas = each_method(replace(backbone, edits_decoder=True), TemplateClassification(FEW), TemplateClassification(MORE))
     shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
     assert sum(shared) == sum(separate)
     assert len(shared) < len(separate)
@@ -143,7 +143,7 @@ def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
 
 def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alone() -> None:
     backbone = backbone_of("t5")
-    writer, asked = replace(backbone, generates=True), DeltaQuery(TEXTS, POSITIONS)
+    writer, asked = replace(backbone, edits_decoder=True), DeltaQuery(TEXTS, POSITIONS)
     deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
     compare(backbone, deltas, list(TEXTS))
     for name in ("lora", "full"):

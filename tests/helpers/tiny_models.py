@@ -186,7 +186,7 @@ def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTra
     tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
     torch.manual_seed(seed)
     config = model_class.config_class(vocab_size=len(tokenizer), **{**settings, **changes})
-    model = model_class(config, **family_of(config).load)
+    model = model_class(config, **family_of(config).load_arguments)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # a weight of one dimension is a norm's

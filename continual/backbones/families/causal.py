@@ -85,5 +85,5 @@ def _causal(config: Any, sites: dict[str, Site], *, hidden_size: int | None = No
         architecture="causal",
         stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=hidden_size or config.hidden_size,
-        positions=config.max_position_embeddings,
+        max_positions=config.max_position_embeddings,
     )

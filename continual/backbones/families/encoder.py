@@ -78,6 +78,6 @@ def _encoder(config: Any, sites: dict[str, Site], *, unused: int = 0, load: dict
         architecture="encoder",
         stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=config.hidden_size,
-        positions=config.max_position_embeddings - unused,
-        load=load or {},
+        max_positions=config.max_position_embeddings - unused,
+        load_arguments=load or {},
     )

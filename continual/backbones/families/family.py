@@ -15,13 +15,13 @@ class LayerStack:
     """A stack of layers: the table of its sites, how many layers it has, and how many heads their attentions have."""
 
     sites: Mapping[str, Site]
-    layers: int
-    heads: int
+    num_layers: int
+    num_heads: int
 
     @property
-    def layer(self) -> str:
+    def layer_path(self) -> str:
         """The path of its layers, `{}` standing for the number: where the modules of every role of a layer are."""
-        path = next(site.exit for site in self.sites.values() if "{}" in site.exit)
+        path = next(site.output_path for site in self.sites.values() if "{}" in site.output_path)
         return path[: path.index("{}") + len("{}")]
 
 
@@ -38,9 +38,9 @@ class Family:
     architecture: Architecture
     stack: LayerStack
     hidden_size: int
-    positions: int | None
+    max_positions: int | None
     decoder: LayerStack | None = None
-    load: Mapping[str, Any] = field(default_factory=dict)
+    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
@@ -68,5 +68,5 @@ def resolve_places(model: Any, family: Family, site: str, *, generates: bool) ->
         for prefix, stack in stacks.items()
         for name in names
         if name in stack.sites
-        for place in places_of(model, name, stack.sites[name], layers=stack.layers, heads=stack.heads, prefix=prefix)
+        for place in places_of(model, name, stack.sites[name], layers=stack.num_layers, heads=stack.num_heads, prefix=prefix)
     )

@@ -26,7 +26,7 @@ def t5(config: Any) -> Family:
             _t5_sites("decoder", feed_forward=2, gated=gated) | cross_sites, config.num_decoder_layers, config.num_heads
         ),
         hidden_size=config.d_model,
-        positions=None,
+        max_positions=None,
     )
 
 
@@ -62,7 +62,7 @@ def bart(config: Any) -> Family:
         stack=LayerStack(_bart_sites("encoder"), config.encoder_layers, config.encoder_attention_heads),
         decoder=LayerStack(_bart_sites("decoder") | cross_sites, config.decoder_layers, config.decoder_attention_heads),
         hidden_size=config.d_model,
-        positions=config.max_position_embeddings,
+        max_positions=config.max_position_embeddings,
     )
 
 

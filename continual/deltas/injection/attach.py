@@ -1,4 +1,7 @@
-"""The one piece of code that touches a backbone."""
+"""Attach a delta to a backbone for the duration of a `with` block: the one piece of code that hooks a model.
+
+Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of what an edit reads and changes.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,75 +29,80 @@ Kwargs = dict[str, Any]
 
 @contextmanager
 def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[None]:
-    """Inside, every forward pass of `backbone` goes through `delta`'s edits; outside, it is as it was, to the bit.
+    """Route every forward pass inside the block through a delta's edits; afterwards the model is as it was, bit by bit.
 
-    Of a mixture, every pass must be of its batch, each row through its own delta. The tensors of deltas never become
-    part of the model: `backbone.model.parameters()` stays the same inside. `None` is the plain backbone.
+    The tensors of deltas never become part of the model: `backbone.model.parameters()` is the same inside.
 
-    Raises DeltaError when the delta is another backbone's, or its tensors are not those that its method has here.
+    Args:
+        backbone: the model that is hooked.
+        delta: one delta for all rows; or a mixed batch, each row through its own delta, where every forward pass must
+            be of its B rows; None for the plain backbone.
+
+    Raises:
+        DeltaError: the delta is another backbone's, or its tensors are not exactly those of its method here.
     """
-    changes = list(_changes(backbone, delta))
+    edits = list(_placed_edits(backbone, delta))
     prompts: dict[str, list[PlacedEdit]] = {}
-    for change in changes:
-        if change.place.changes == "tokens":
-            prompts.setdefault(change.place.name, []).append(change)
+    for edit in edits:
+        if edit.place.changes == "tokens":
+            prompts.setdefault(edit.place.name, []).append(edit)
     with ExitStack() as undo:
-        for change in changes:
-            if change.place.changes == "attention":
-                undo.enter_context(prepend_keys_values(change.place.output_module, change))
-            elif change.place.changes != "tokens":
-                for handle in _hooks(change):
+        for edit in edits:
+            if edit.place.changes == "attention":
+                undo.enter_context(prepend_keys_values(edit.place.output_module, edit))
+            elif edit.place.changes != "tokens":
+                for handle in _hook_modules(edit):
                     undo.callback(handle.remove)
-            elif of_stack := prompts.pop(change.place.name, None):  # a stack reads more tokens once, for all rows
+            elif of_stack := prompts.pop(edit.place.name, None):  # a stack is extended once, for all its prompts
                 undo.enter_context(prepend_soft_tokens(backbone, of_stack))
         yield
 
 
-def _changes(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[PlacedEdit]:
+def _placed_edits(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[PlacedEdit]:
     if isinstance(delta, MixedBatch):
-        yield from delta.changes()
+        yield from delta.placed_edits()
     elif delta is not None:
         check_compatible(backbone, delta)
         for place, prefix, edit in iterate_edits(backbone, delta.settings):
-            yield PlacedEdit(place, edit, partial(_made, edit.form, values_of(delta.values, prefix), place))
+            yield PlacedEdit(place, edit, partial(_compute_change, edit.form, values_of(delta.values, prefix), place))
 
 
-def _made(form: Form, values: Values, place: Place, seen: Tensor) -> Tensor:
-    return form(to_device_of(values, seen), seen, place)
+def _compute_change(form: Form, values: Values, place: Place, inputs: Tensor) -> Tensor:
+    return form(to_device_of(values, inputs), inputs, place)
 
 
-def _hooks(change: PlacedEdit) -> Iterator[RemovableHandle]:
-    """Hook a change up to the modules of its place."""
-    place, enter, reads_input = change.place, change.place.input_module, change.edit.reads is Reads.INPUT
-    entered: list[Tensor] = []  # what the first module of several was given, until the last is called
+def _hook_modules(edit: PlacedEdit) -> Iterator[RemovableHandle]:
+    """Register the hooks of an edit on the modules of its place."""
+    place, enter, reads_input = edit.place, edit.place.input_module, edit.edit.reads is Reads.INPUT
+    block_inputs: list[Tensor] = []  # input of the first module of a block, until its last module is called
 
-    def note(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        entered[:] = [place.input_of(args, kwargs)]
+    def record_input(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        block_inputs[:] = [place.input_of(args, kwargs)]
 
-    def read(own: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
+    def read(changed: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
         if not reads_input:
-            return own
-        return place.input_of(args, kwargs) if enter is place.output_module else entered.pop()
+            return changed
+        return place.input_of(args, kwargs) if enter is place.output_module else block_inputs.pop()
 
     def change_output(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-        own = output if place.columns is None else output[..., place.columns]
-        return _spliced(output, change(own, read(own, args, kwargs)), place.columns)
+        part = output if place.columns is None else output[..., place.columns]
+        return _replace_columns(output, edit(part, read(part, args, kwargs)), place.columns)
 
     def change_input(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        own = place.input_of(args, kwargs) if enter is place.output_module else args[0]
-        return replace_argument(module, args, kwargs, place.argument, change(own, read(own, args, kwargs)))
+        argument = place.input_of(args, kwargs) if enter is place.output_module else args[0]
+        return replace_argument(module, args, kwargs, place.argument, edit(argument, read(argument, args, kwargs)))
 
     if reads_input and enter is not place.output_module:
-        yield enter.register_forward_pre_hook(note, with_kwargs=True)
+        yield enter.register_forward_pre_hook(record_input, with_kwargs=True)
     if place.changes == "output":
         yield place.output_module.register_forward_hook(change_output, with_kwargs=True)
     else:
         yield place.output_module.register_forward_pre_hook(change_input, with_kwargs=True)
-        yield from place.by_row()
+        yield from place.allow_positions_per_row()
 
 
-def _spliced(output: Tensor, own: Tensor, columns: slice | None) -> Tensor:
-    """The output with the place's own columns replaced."""
+def _replace_columns(output: Tensor, part: Tensor, columns: slice | None) -> Tensor:
+    """Return the output [..., E] with `part` [..., d_out] in place of the columns."""
     if columns is None:
-        return own
-    return torch.cat((output[..., : columns.start], own.to(output.dtype), output[..., columns.stop :]), dim=-1)
+        return part
+    return torch.cat((output[..., : columns.start], part.to(output.dtype), output[..., columns.stop :]), dim=-1)

@@ -141,6 +141,6 @@ def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Ite
 
     with ExitStack() as undo:
         undo.enter_context(place.output_module.register_forward_pre_hook(move, prepend=True, with_kwargs=True))
-        for handle in place.by_row():
+        for handle in place.allow_positions_per_row():
             undo.enter_context(handle)
         yield

@@ -34,7 +34,7 @@ class PerHeadBottleneck:
 
     def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
         queries, down, up = (
-            tensor.view(*tensor.shape[:-1], place.heads, -1)
+            tensor.view(*tensor.shape[:-1], place.num_heads, -1)
             for tensor in (place.frozen_forward(seen), values["down"], values["up"])
         )
         inner = ACTIVATIONS[self.activation](torch.einsum("...hd,mhd->...hm", queries, down))

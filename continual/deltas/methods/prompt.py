@@ -66,7 +66,7 @@ class Prompt(MethodSettings):
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": self.length,
             "token_dim": part.place.d_out,
-            "num_layers": part.place.layers,
+            "num_layers": part.place.num_layers,
             "num_attention_heads": model.config.num_attention_heads,
             "num_transformer_submodules": 1,
         }

@@ -15,10 +15,9 @@ from continual.kinds.classification import Classification
 from continual.kinds.language_model import token_nll
 from continual.streams.preflight import recipe_digest
 from continual.training.joint import train_jointly
-from continual.training.loop import TrainingResult, train_objective
-from continual.training.loop import training_steps as begun
 from continual.training.objective import training_objective
 from continual.training.steps import training_mode
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Budget, Stream, TaskSpec, load_stream
 from tests.helpers.tiny_tasks import fresh_delta, labels_of, perturbed_delta, prepared_rows, write_task
 
@@ -36,7 +35,7 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
 
     rows = prepared_rows(backbone, "mood", 6)
     torch.manual_seed(1)
-    with attached(backbone, learned), training_mode(backbone, again=again):
+    with attached(backbone, learned), training_mode(backbone, recompute=again):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = Classification(labels_of("mood")).loss(backbone, learned, rows, range(6))
         torch.autograd.backward(loss)
@@ -46,11 +45,11 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
     delta = perturbed_delta(backbone, method)
-    (plain, all_kept), (again, kept) = (gradients(backbone, delta, again=again) for again in (False, True))
+    (plain, all_kept), (again, kept) = (gradients(backbone, delta, recompute=again) for again in (False, True))
     assert len(plain) == len(again)
     assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
     longest = max(prepared_rows(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens
-    entering = 6 * longest * backbone.model.config.hidden_size * 4 * backbone.layers
+    entering = 6 * longest * backbone.model.config.hidden_size * 4 * backbone.num_layers
     assert kept + entering < 0.6 * all_kept
 
 
@@ -61,7 +60,7 @@ def test_what_is_written_too(writer: Backbone) -> None:
     def found(again: bool) -> list[Tensor]:
         learned = delta.trainable(writer.device)
         torch.manual_seed(1)
-        with attached(writer, learned), training_mode(writer, again=again):
+        with attached(writer, learned), training_mode(writer, recompute=again):
             torch.autograd.backward(token_nll(writer, [(5, 6, 7), (8, 9)], [(10, 11), (12,)])[0].sum())
         return [value.grad for value in learned.values.values() if value.grad is not None]
 
@@ -108,7 +107,9 @@ def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
                     undo.callback(setattr, module, "p", module.p)
                     module.p = rate
             ends = [
-                train_objective(bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0)
+                TrainingRun(
+                    bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0
+                ).run()
                 for own in (False, True)
             ]
         assert same(*ends)
@@ -124,11 +125,12 @@ def test_several_at_once_end_the_same(backbone: Backbone) -> None:
     ends = []
     for own in (False, True):
         trainings = {
-            task: begun(
+            task: TrainingRun(
                 backbone,
                 start,
                 lesson(backbone, start, task, checkpointing=own, rows=6 if task == "mood" else 8),
                 learning_rate=1e-2,
+                seed=0,
             )
             for task, start in starts.items()
         }

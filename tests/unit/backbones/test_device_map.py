@@ -86,10 +86,13 @@ def test_it_writes_the_same(pair: tuple[Backbone, Backbone]) -> None:
         pytest.skip("an encoder writes nothing")
     said = []
     for own in pair:
-        writer = replace(own, generates=True)
+        writer = replace(own, edits_decoder=True)
         with attached(writer, perturbed_delta(writer, "lora")):
             said.append(
-                [generate_greedy(writer, [(5, 6, 7), (8, 9)], longest=5, use_cache=cache) for cache in (True, False)]
+                [
+                    generate_greedy(writer, [(5, 6, 7), (8, 9)], max_new_tokens=5, use_cache=cache)
+                    for cache in (True, False)
+                ]
             )
     assert said[0] == said[1]
 

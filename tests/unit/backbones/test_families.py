@@ -33,7 +33,7 @@ NO_SITE = {"lm_head", "shared"}
 @pytest.fixture
 def whole(backbone: Backbone) -> Backbone:
     """The backbone with all its places: for tasks that generate, where it can."""
-    return replace(backbone, generates=True)
+    return replace(backbone, edits_decoder=True)
 
 
 def batch_of(backbone: Backbone) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ def test_gates_are_where_they_should_be(backbone: Backbone) -> None:
 def test_lora_at_all_projections_is_the_model_with_weights_plus_scaled_ba(whole: Backbone) -> None:
     delta = perturbed_delta(whole, "lora", rank=4, alpha=6.0)
     network = deepcopy(whole.base_module)
-    other = replace(whole, model=network.base_model, lm=None if whole.language_model is None else network)
+    other = replace(whole, model=network.base_model, language_model=None if whole.language_model is None else network)
     with torch.no_grad():
         for place in other.modules_at("projections"):
             a, b = (delta.values[f"{place.name}/0/{name}"] for name in "AB")
@@ -206,7 +206,7 @@ SEQ2SEQ = ("t5", "t5-gated", "bart")
 @pytest.mark.parametrize("kind", SEQ2SEQ)
 def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None:
     reads = tiny_backbone(kind)
-    writes = replace(reads, generates=True)
+    writes = replace(reads, edits_decoder=True)
     encoder = [f"layer.{layer}.attn.q" for layer in range(3)]
     decoder = [f"decoder.layer.{layer}.attn.q" for layer in range(2)]
     assert [place.name for place in reads.modules_at("attn.q")] == encoder
@@ -222,7 +222,7 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
 
 
 def test_layers_are_counted_in_the_stack_that_they_are_of() -> None:
-    writes = replace(tiny_backbone("bart"), generates=True)
+    writes = replace(tiny_backbone("bart"), edits_decoder=True)
     top = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}
     third = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((2,))))

@@ -178,12 +178,12 @@ def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_it_writes_and_learns_to_write(kind: str, bits: int) -> None:
-    backbone = replace(quantized_backbone(kind, bits), generates=True)
+    backbone = replace(quantized_backbone(kind, bits), edits_decoder=True)
     delta = perturbed_delta(backbone, "lora", rank=2)
     prompts, ends = [tuple(range(5, 11)), (7, 8, 9)], [(12, 13), (14,)]
     with attached(backbone, delta):
-        found = generate_greedy(backbone, prompts, longest=6)
-        assert found == generate_greedy(backbone, prompts, longest=6, use_cache=False)
+        found = generate_greedy(backbone, prompts, max_new_tokens=6)
+        assert found == generate_greedy(backbone, prompts, max_new_tokens=6, use_cache=False)
     learned = delta.trainable(backbone.device)
     with attached(backbone, learned):
         torch.autograd.backward(token_nll(backbone, prompts, ends)[0].sum())

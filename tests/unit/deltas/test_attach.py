@@ -47,7 +47,7 @@ TOKENS = Edit("tokens", Drawn((PREFIX,)), Reads.OUTPUT, Concatenate())
 
 @pytest.fixture
 def whole(backbone: Backbone) -> Backbone:
-    return replace(backbone, generates=True)
+    return replace(backbone, edits_decoder=True)
 
 
 def batch_of(backbone: Backbone) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from continual.features.pooling import encode
 from continual.kinds import ForwardContext
 from continual.kinds.classification import Classification
 from continual.learning.checkpoint import Checkpoint
-from continual.learning.learn import learn_task_coroutine
+from continual.learning.learn import LearningRun
 from continual.learning.prepared import prepare_task
 from continual.training.steps import run_training
 from continual.transfer.warm_start import (
@@ -164,12 +164,12 @@ def test_a_start_that_cannot_be_made_again_is_chosen_anew(bert: Backbone, tmp_pa
     neighbours = tuple(Neighbour(f"{seed}@1", perturbed_delta(bert, "lora", seed=seed)) for seed in (1, 2))
     kept: list[Checkpoint] = []
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as registry:
-        run_training(learn_task_coroutine(registry, own, seed=0, keep=kept.append), seed=0)
+        run_training(LearningRun(registry, own, seed=0, on_checkpoint=kept.append), seed=0)
         plan = replace(kept[1].plan, neighbours=neighbours)
         gone = replace(kept[1], plan=plan, start=("1@1", "9@1"))
-        anew = run_training(learn_task_coroutine(registry, own, seed=0, checkpoint=gone), seed=0)
+        anew = run_training(LearningRun(registry, own, seed=0, resume_from=gone), seed=0)
         there = replace(gone, start=anew.start.names)
-        again = run_training(learn_task_coroutine(registry, own, seed=0, checkpoint=there), seed=0)
+        again = run_training(LearningRun(registry, own, seed=0, resume_from=there), seed=0)
     assert anew.start.sources
     assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
     assert anew.trained.curve[:2] != kept[1].training_state.curve, "it is trained from its beginning"
@@ -229,10 +229,10 @@ def test_a_head_is_carried_only_where_it_helps(bert: Backbone) -> None:
     start = task.closed_form_start(seen, judged)
     assert start.head is not None
     wrong = start.head.map(torch.neg)
-    assert task.with_transferred_head(start, wrong, judged).mean >= start.mean
+    assert task.with_transferred_head(start, wrong, judged).mean_quality >= start.mean_quality
     best = task.closed_form_start(judged, judged).head
     assert best is not None
-    assert task.with_transferred_head(start, best, judged).mean >= start.mean
+    assert task.with_transferred_head(start, best, judged).mean_quality >= start.mean_quality
     assert task.with_transferred_head(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), judged) is start
 
 

@@ -97,7 +97,7 @@ def layer_norm(backbone: Backbone, values: Values) -> dict[str, Tensor]:
 
 def last_layer(backbone: Backbone, values: Values) -> dict[str, Tensor]:
     changed = plus_full(backbone, values, first=0) | other_norms(backbone, values, first=2)
-    top = f"encoder.layer.{backbone.layers - 1}."
+    top = f"encoder.layer.{backbone.num_layers - 1}."
     assert changed.keys() == {name for name, _ in backbone.model.named_parameters() if name.startswith(top)}
     return changed
 

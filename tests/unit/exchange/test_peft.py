@@ -81,11 +81,11 @@ def test_prefix_tuning_is_pefts(kind: str) -> None:
     model = wrapped(backbone, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     table = model.prompt_encoder["default"].embedding.weight  # [P, keys and values of the lowest layer, …]
     owners: dict[str, Owner] = {}
-    for layer in range(backbone.layers):
+    for layer in range(backbone.num_layers):
         for number, name in enumerate(("key", "value")):
             part = 2 * layer + number
             owners[f"layer.{layer}.attn.kv/0/{name}"] = (
                 table,
-                lambda tensor, part=part: tensor.view(3, 2 * backbone.layers, -1)[:, part],
+                lambda tensor, part=part: tensor.view(3, 2 * backbone.num_layers, -1)[:, part],
             )
     assert_pefts(backbone, delta, model, owners)

@@ -97,7 +97,7 @@ def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
 def test_a_long_text_leaves_room_for_what_is_written(kind: str, method: str) -> None:
     delta = fresh_delta(backbone_of(kind), method, length=10)
-    writer = reserve_tokens(replace(backbone_of(kind), generates=True), delta.settings)
+    writer = reserve_tokens(replace(backbone_of(kind), edits_decoder=True), delta.settings)
     delta = replace(delta, head=None, values=init_values(writer, delta.settings, seed=0))
     answers = Generation(longest=9)
     rows = answers.prepare(writer, LabelledTexts((LONG,), (GenerationTarget(LONG, (LONG,)),)), max_length=100_000)

@@ -97,7 +97,7 @@ def test_a_regression_does_not_depend_on_the_unit(bert: Backbone, unit: float) -
     answers = [answer.label for answer in kind.answers(bert, kind.outputs(seen, start.head), rows)]
     errors = [((answer - number) / deviation) ** 2 for answer, number in zip(answers, numbers, strict=True)]
     assert sum(errors) / 30 < 0.5
-    assert -start.mean == pytest.approx(sum(errors) / 30, rel=1e-3)
+    assert -start.mean_quality == pytest.approx(sum(errors) / 30, rel=1e-3)
     delta = replace(fresh_delta(bert, "lora"), kind=kind_metadata(kind), head=start.head)
     with torch.no_grad(), attached(bert, delta):
         assert kind.loss(bert, delta, rows, range(30)).item() == pytest.approx(sum(errors) / 30, rel=1e-3)
@@ -110,10 +110,10 @@ def test_a_regression_does_not_depend_on_the_unit(bert: Backbone, unit: float) -
 def test_windows_show_the_whole_passage(name: str, passage: str, question: str, length: int) -> None:
     backbone = backbone_of(name)
     found = split_into_windows(backbone, [("the", "wave"), (question, passage)], max_length=length)
-    assert [w for own in found.of_rows for w in own] == list(range(len(found.spans)))
-    assert all(found.of_rows)
+    assert [w for own in found.row_windows for w in own] == list(range(len(found.spans)))
+    assert all(found.row_windows)
     assert all(len(ids) == len(span) <= length for ids, span in zip(found.tokens.ids, found.spans, strict=True))
-    pieces = [span for w in found.of_rows[1] for span in found.spans[w].tolist() if span[0] != NOT_IN_PASSAGE]
+    pieces = [span for w in found.row_windows[1] for span in found.spans[w].tolist() if span[0] != NOT_IN_PASSAGE]
     seen = {i for begin, end in pieces for i in range(begin, end)}
     assert seen >= {i for i, letter in enumerate(passage) if letter.isalnum() and letter.isascii()}
 
@@ -131,7 +131,7 @@ def test_marks_are_where_the_answers_stand(name: str) -> None:
         targets.append((AnswerSpan(answer, start), AnswerSpan("nowhere", None)))
     rows = Span(30).prepare(backbone, LabelledTexts(tuple(texts), tuple(targets)), max_length=24)
     assert rows.truth[0] == (targets[0][0].text, "nowhere")
-    for row, own in enumerate(rows.windows.of_rows):
+    for row, own in enumerate(rows.windows.row_windows):
         (answer, start), passage = targets[row][0], rows.passages[row]
         begins = {
             int(rows.windows.spans[w][t, 0]) for w in own for t in rows.answer_token_masks[w][:, 0].nonzero().flatten()
@@ -151,7 +151,7 @@ def test_a_span_is_the_most_probable_and_its_loss_is_shared_by_all_windows(bert:
     rows = kind.prepare(
         bert, LabelledTexts((("the", passage),), ((AnswerSpan("coral", passage.index("coral")),),)), max_length=20
     )
-    own = rows.windows.of_rows[0]
+    own = rows.windows.row_windows[0]
     assert len(own) == 3
     torch.manual_seed(0)
     head = Head(torch.randn(2, bert.hidden_size), torch.randn(2), ("start", "end"), "mean")
@@ -190,7 +190,7 @@ def test_a_passage_without_a_marked_token_teaches_nothing(bert: Backbone) -> Non
 
 
 def writer(name: str) -> Backbone:
-    return replace(backbone_of(name), generates=True)
+    return replace(backbone_of(name), edits_decoder=True)
 
 
 def through(backbone: Backbone, kind: Kind) -> Delta:
@@ -247,14 +247,14 @@ def masked(bert: Backbone) -> Backbone:
 def test_a_masked_model_is_asked_for_a_words_token(masked: Backbone) -> None:
     kind = TemplateClassification(TEMPLATE)
     rows = kind.prepare(masked, LabelledTexts(("purr [MASK] meow", "wave " * 50), ("bad", "good")), max_length=16)
-    assert all(len(ids) <= 16 and ids.count(masked.tokenizer.mask_token_id) == 1 for ids in rows.gaps.prompts)
-    assert masked.tokenizer.decode(rows.gaps.prompts[0]) == "[CLS] purr meow the [MASK] of [SEP]"
-    assert masked.tokenizer.decode(rows.gaps.prompts[1]).endswith("wave the [MASK] of [SEP]")
+    assert all(len(ids) <= 16 and ids.count(masked.tokenizer.mask_token_id) == 1 for ids in rows.cloze.prompts)
+    assert masked.tokenizer.decode(rows.cloze.prompts[0]) == "[CLS] purr meow the [MASK] of [SEP]"
+    assert masked.tokenizer.decode(rows.cloze.prompts[1]).endswith("wave the [MASK] of [SEP]")
     delta = through(masked, kind)
     logits = kind.outputs(ForwardContext(masked, delta, rows), None)["logits"]
     words = masked.tokenizer.convert_tokens_to_ids(["awful", "superb"])
     with torch.no_grad(), attached(masked, delta):
-        for ids, found in zip(rows.gaps.prompts, logits, strict=True):
+        for ids, found in zip(rows.cloze.prompts, logits, strict=True):
             own = masked.language_model(torch.tensor([ids])).logits[0, ids.index(masked.tokenizer.mask_token_id), words]
             torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
 
@@ -271,10 +271,10 @@ def test_a_writer_is_asked_how_probable_a_word_is(name: str) -> None:
     tail = " of" if backbone.architecture == "causal" else ""
     plain = [backbone.tokenizer(f" {word}{tail}", add_special_tokens=False) for word in ("dull broken", "superb")]
     endings = [tuple(encoded["input_ids"]) for encoded in plain]
-    assert rows.gaps.endings == (tuple(endings), tuple(endings))
-    assert all(len(prompt) <= 20 for prompt in rows.gaps.prompts)
+    assert rows.cloze.continuations == (tuple(endings), tuple(endings))
+    assert all(len(prompt) <= 20 for prompt in rows.cloze.prompts)
     with torch.no_grad(), attached(backbone, delta):
-        for prompt, found in zip(rows.gaps.prompts, logits, strict=True):
+        for prompt, found in zip(rows.cloze.prompts, logits, strict=True):
             for ending, score in zip(endings, found, strict=True):
                 if backbone.architecture == "causal":
                     states = backbone.language_model(torch.tensor([[*prompt, *ending]])).logits[0, len(prompt) - 1 : -1]
@@ -287,7 +287,7 @@ def test_a_writer_is_asked_how_probable_a_word_is(name: str) -> None:
 def test_a_pair_is_shortened_on_both_sides(masked: Backbone) -> None:
     kind = TemplateClassification(Template(text="{{ text }} the {{ mask }} of {{ text_pair }}", words=TEMPLATE.words))
     rows = kind.prepare(masked, LabelledTexts((("wave " * 40, "purr " * 40),), ()), max_length=20)
-    shown = masked.tokenizer.decode(rows.gaps.prompts[0])
-    assert len(rows.gaps.prompts[0]) <= 20
+    shown = masked.tokenizer.decode(rows.cloze.prompts[0])
+    assert len(rows.cloze.prompts[0]) <= 20
     assert shown.count("wave") == shown.count("purr") > 4
     assert len(rows.tokens) == len(prepared_rows(masked, "mood", 1).tokens)

@@ -19,7 +19,7 @@ LONGEST = 9
 
 @pytest.fixture(params=WRITERS)
 def writer(request: pytest.FixtureRequest) -> Backbone:
-    return replace(backbone_of(request.param), generates=True)
+    return replace(backbone_of(request.param), edits_decoder=True)
 
 
 def ids_of(backbone: Backbone, texts: list[str]) -> list[tuple[int, ...]]:
@@ -31,22 +31,22 @@ def test_the_cache_changes_no_token(writer: Backbone, method: str | None) -> Non
     delta = None if method is None else perturbed_delta(writer, method)
     prompts = ids_of(writer, TEXTS)
     with attached(writer, delta):
-        cached = generate_greedy(writer, prompts, longest=LONGEST)
-        assert cached == generate_greedy(writer, prompts, longest=LONGEST, use_cache=False)
-        assert cached == [generate_greedy(writer, [prompt], longest=LONGEST)[0] for prompt in prompts]
+        cached = generate_greedy(writer, prompts, max_new_tokens=LONGEST)
+        assert cached == generate_greedy(writer, prompts, max_new_tokens=LONGEST, use_cache=False)
+        assert cached == [generate_greedy(writer, [prompt], max_new_tokens=LONGEST)[0] for prompt in prompts]
     assert all(1 <= len(ids) <= LONGEST for ids in cached)
 
 
 def test_a_delta_changes_what_is_written(writer: Backbone) -> None:
     prompts = ids_of(writer, TEXTS * 3)
     with attached(writer, perturbed_delta(writer, "lora")):
-        changed = generate_greedy(writer, prompts, longest=LONGEST)
-    assert changed != generate_greedy(writer, prompts, longest=LONGEST)
+        changed = generate_greedy(writer, prompts, max_new_tokens=LONGEST)
+    assert changed != generate_greedy(writer, prompts, max_new_tokens=LONGEST)
 
 
 def test_what_is_written_is_the_most_probable_step_by_step(writer: Backbone) -> None:
     (prompt,) = ids_of(writer, TEXTS[1:2])
-    (found,) = generate_greedy(writer, [prompt], longest=LONGEST)
+    (found,) = generate_greedy(writer, [prompt], max_new_tokens=LONGEST)
     with torch.no_grad():
         for step, token in enumerate(found[: LONGEST - 1]):  # BART has the end token forced at the last step
             others = [(*found[:step], other) for other in range(0, len(writer.tokenizer), 7)]

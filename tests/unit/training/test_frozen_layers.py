@@ -27,9 +27,9 @@ from continual.training.frozen_layers import (
     frozen_layer_cache,
     skip_first_layers,
 )
-from continual.training.loop import TrainingResult, train_objective
 from continual.training.objective import TrainingObjective, training_objective
 from continual.training.state import TrainingState, from_tensors, to_tensors
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import AnswerSpan, Budget, GenerationTarget, LabelledTexts, Template
 from tests.conftest import backbone_of
 from tests.helpers.tiny_models import TINY_CONFIGS
@@ -79,7 +79,7 @@ def learned(
         trained.append(course.current.detached())
         checkpoints.append(serialize(*to_tensors(course)))
 
-    found = train_objective(backbone, start, own, learning_rate=1e-3, seed=3, course=course, keep=keep)
+    found = TrainingRun(backbone, start, own, learning_rate=1e-3, seed=3, resume_from=course, on_state=keep).run()
     return found, trained[-1], checkpoints
 
 
@@ -109,7 +109,7 @@ def test_it_is_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
 
 
 def test_an_edit_of_a_decoder_is_above_what_reads() -> None:
-    bart = replace(backbone_of("bart"), generates=True)
+    bart = replace(backbone_of("bart"), edits_decoder=True)
     assert count_unedited_layers(bart, at_the_top(bart).settings) == 2
     assert count_unedited_layers(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
 
@@ -137,7 +137,7 @@ def test_gradients_are_the_same_and_end_at_the_lowest_edit(some: Backbone) -> No
     start, rows = at_the_top(some), prepared_rows(some, "mood", ROWS)
     known, batch, found = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
     assert known is not None
-    (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.layers - 1)
+    (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.num_layers - 1)
     entering: list[bool] = []
     for context in (nullcontext(), skip_first_layers(some, 1, known)):
         delta = start.trainable(some.device)
@@ -231,14 +231,14 @@ def test_the_backbone_is_as_it_was(some: Backbone) -> None:
 
 @pytest.mark.usefixtures("_without_dropout")
 def test_halves_of_a_batch_are_known_too(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, real = at_the_top(bert), Classification.loss_of
+    start, real = at_the_top(bert), Classification.head_loss
 
     def small(*given: Any) -> Tensor:
         if len(given[-1]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*given)
 
-    monkeypatch.setattr(Classification, "loss_of", small)
+    monkeypatch.setattr(Classification, "head_loss", small)
     with counted(bert) as passes:
         learned(bert, start, lesson(bert, start))
     assert passes == [ROWS]
@@ -261,7 +261,7 @@ EVERY: list[tuple[Kind[Any], LabelledTexts, str]] = [
 @pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda given: type(given).__name__)
 @pytest.mark.usefixtures("_without_dropout")
 def test_every_kind_says_what_it_reads(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
-    backbone = replace(backbone_of(name), generates=kind.generates)
+    backbone = replace(backbone_of(name), edits_decoder=kind.generates)
     delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
     own = kind.prepare(backbone, rows, max_length=32)
     expected = kind.loss(backbone, delta, own, range(4))

@@ -15,8 +15,8 @@ from continual.kinds import kind_metadata, kind_of_delta
 from continual.kinds.classification import Classification
 from continual.kinds.generation import Generation
 from continual.training.joint import train_jointly
-from continual.training.loop import TrainingResult, train_objective, training_steps
 from continual.training.objective import TrainingObjective, training_objective
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Budget, GenerationTarget, LabelledTexts
 from tests.helpers.tiny_tasks import fresh_delta, prepared_rows
 
@@ -61,9 +61,9 @@ def losses(trained: TrainingResult) -> list[float]:
 def test_a_batch_in_parts_is_the_same_step(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     start = fresh_delta(bert, "adapter")
     lesson = classification(bert, start, batch_size=7)
-    whole = train_objective(bert, start, lesson, learning_rate=1e-2, seed=0)
-    fitted = small_memory(monkeypatch, Classification, "loss_of", rows=2)
-    parts = train_objective(bert, start, lesson, learning_rate=1e-2, seed=0)
+    whole = TrainingRun(bert, start, lesson, learning_rate=1e-2, seed=0).run()
+    fitted = small_memory(monkeypatch, Classification, "head_loss", rows=2)
+    parts = TrainingRun(bert, start, lesson, learning_rate=1e-2, seed=0).run()
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-3)
     assert set(fitted) == {1, 2}
 
@@ -79,18 +79,18 @@ def test_parts_of_texts_count_by_their_tokens(monkeypatch: pytest.MonkeyPatch, w
     lesson = training_objective(
         writer, kind, rows, validation=rows, budget=Budget(epochs=1, batch_size=4), metric="exact_match", seed=0
     )
-    whole = train_objective(writer, start, lesson, learning_rate=1e-2, seed=0)
+    whole = TrainingRun(writer, start, lesson, learning_rate=1e-2, seed=0).run()
     small_memory(monkeypatch, Generation, "loss", rows=1)
-    assert losses(train_objective(writer, start, lesson, learning_rate=1e-2, seed=0)) == pytest.approx(
+    assert losses(TrainingRun(writer, start, lesson, learning_rate=1e-2, seed=0).run()) == pytest.approx(
         losses(whole), rel=1e-3
     )
 
 
 def test_a_row_that_does_not_fit_is_said(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     start = fresh_delta(bert, "lora")
-    small_memory(monkeypatch, Classification, "loss_of", rows=0)
+    small_memory(monkeypatch, Classification, "head_loss", rows=0)
     with pytest.raises(TrainingError, match=r"memory does not hold a training step of one row.*Tried to allocate 20"):
-        train_objective(bert, start, classification(bert, start, batch_size=4), learning_rate=1e-2, seed=0)
+        TrainingRun(bert, start, classification(bert, start, batch_size=4), learning_rate=1e-2, seed=0).run()
 
 
 def test_tasks_that_do_not_fit_together_are_trained_by_themselves(
@@ -98,13 +98,13 @@ def test_tasks_that_do_not_fit_together_are_trained_by_themselves(
 ) -> None:
     starts = {"first": fresh_delta(bert, "lora"), "second": fresh_delta(bert, "lora", seed=1)}
     lessons = {name: classification(bert, start, batch_size=4) for name, start in starts.items()}
-    alone = {name: train_objective(bert, starts[name], lessons[name], learning_rate=1e-2, seed=0) for name in starts}
+    alone = {name: TrainingRun(bert, starts[name], lessons[name], learning_rate=1e-2, seed=0).run() for name in starts}
 
     def too_much(*given: Any) -> list[Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("continual.training.joint._losses", too_much)
-    begun = {name: training_steps(bert, starts[name], lessons[name], learning_rate=1e-2) for name in starts}
+    begun = {name: TrainingRun(bert, starts[name], lessons[name], learning_rate=1e-2, seed=0) for name in starts}
     for name, found in train_jointly(begun, seed=0):
         assert isinstance(found, TrainingResult)
         assert losses(found) == pytest.approx(losses(alone[name]), rel=1e-3)
