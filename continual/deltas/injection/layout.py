@@ -1,4 +1,10 @@
-"""A delta laid out by what is done where, with values that are alike next to each other."""
+"""The layout of a delta: its edits at their places, and its values grouped into pools of equal shape.
+
+Pools serve two purposes: an optimiser takes one step on a few large tensors instead of on many small ones
+(`pool_values`), and deltas of one structure can be stacked for a mixed batch (`continual.deltas.injection.bank`).
+
+Shapes: L values of equal name, shape and type in one delta, usually one per layer.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +22,18 @@ from continual.deltas.protocols import BatchedForm, Canonicalizable, Values, imp
 from continual.deltas.values import check_compatible, iterate_edits, value_keys
 
 EditStep = tuple[Place, Edit]
-ValueNames = Mapping[str, str]  # of a step's values: what its form calls them, and what the delta does
+ValueNames = Mapping[str, str]  # of one step's values: name in the form → key in the delta
 
 
 @dataclass(frozen=True)
 class DeltaLayout:
-    """What is done at which place, with which of the delta's values."""
+    """The edits of a delta at their places, with their values.
+
+    Attributes:
+        steps: every edit at every place, in order.
+        names: of each step, the keys of its values by their names in the form.
+        values: the delta's values by key.
+    """
 
     steps: tuple[EditStep, ...]
     names: tuple[ValueNames, ...]
@@ -29,76 +41,98 @@ class DeltaLayout:
 
     @cached_property
     def structure_key(self) -> tuple[object, ...]:
-        """The same for deltas that differ in nothing but the numbers in their values."""
-        done = (
-            (place.name, edit, tuple(own.items())) for (place, edit), own in zip(self.steps, self.names, strict=True)
+        """Hashable key, equal for deltas that differ in the numbers in their values only."""
+        steps = (
+            (place.name, edit, tuple(names.items()))
+            for (place, edit), names in zip(self.steps, self.names, strict=True)
         )
-        return (*done, *((key, value.shape, value.dtype) for key, value in self.values.items()))
+        return (*steps, *((key, value.shape, value.dtype) for key, value in self.values.items()))
 
     @cached_property
     def pool_groups(self) -> tuple[tuple[str, ...], ...]:
-        """The values' keys, those next to each other whose tensors make one pool: of a name, shape and type."""
-        at_once = {
+        """Keys of the values by pool: values of equal name, shape, type, training and use by a `BatchedForm`."""
+        batched_keys = {
             key
-            for (_, edit), own in zip(self.steps, self.names, strict=True)
-            for key in own.values()
+            for (_, edit), names in zip(self.steps, self.names, strict=True)
+            for key in names.values()
             if implements(type(edit.form), BatchedForm)
         }
-        found: dict[tuple[object, ...], list[str]] = {}
+        groups: dict[tuple[object, ...], list[str]] = {}
         for key, value in self.values.items():
-            alike = (key.rpartition("/")[2], value.shape, value.dtype, value.requires_grad, key in at_once)
-            found.setdefault(alike, []).append(key)
-        return tuple(tuple(keys) for keys in found.values())
+            group = (key.rpartition("/")[2], value.shape, value.dtype, value.requires_grad, key in batched_keys)
+            groups.setdefault(group, []).append(key)
+        return tuple(tuple(keys) for keys in groups.values())
 
     def pools(self) -> list[Tensor]:
-        """The values, [L, …] of the L of each group."""
+        """Stack the values of each group to [L, …]."""
         return [torch.stack([self.values[key] for key in keys]) for keys in self.pool_groups]
 
 
 def layout_of(backbone: Backbone, delta: Delta) -> DeltaLayout:
-    """The delta as it is. Raises DeltaError where it does not fit the backbone."""
-    check_compatible(backbone, delta)
-    found = list(iterate_edits(backbone, delta.settings))
-    names = (value_keys(delta.values, prefix) for _, prefix, _ in found)
-    return DeltaLayout(tuple((place, edit) for place, _, edit in found), tuple(names), delta.values)
+    """Return the layout of a delta, with its own forms and values.
 
-
-def pool_values(own: DeltaLayout) -> tuple[DeltaLayout, list[Tensor]]:
-    """The same values in the memory of pools, their gradients in that of the pools' gradients.
-
-    Both are leaves: what is computed from values, or from pools, adds to the same gradient, and a step that an
-    optimiser takes with a few pools is taken by all the values.
+    Raises:
+        DeltaError: the delta does not fit the backbone.
     """
-    pools = [pool.detach() for pool in own.pools()]
+    check_compatible(backbone, delta)
+    edits = list(iterate_edits(backbone, delta.settings))
+    names = (value_keys(delta.values, prefix) for _, prefix, _ in edits)
+    return DeltaLayout(tuple((place, edit) for place, _, edit in edits), tuple(names), delta.values)
+
+
+def pool_values(layout: DeltaLayout) -> tuple[DeltaLayout, list[Tensor]]:
+    """Move the values into the memory of pools, and their gradients into the memory of the pools' gradients.
+
+    Values and pools are both leaves: a loss computed from either adds to the same gradient, and an optimiser's step on
+    a few pools is a step on all values.
+
+    Returns:
+        The layout with values that are views into the pools; and the pools, [L, …] each, where trained values have a
+        gradient of zeros.
+    """
+    pools = [pool.detach() for pool in layout.pools()]
     values: dict[str, Tensor] = {}
-    for keys, pool in zip(own.pool_groups, pools, strict=True):
+    for keys, pool in zip(layout.pool_groups, pools, strict=True):
         values |= {key: pool[number] for number, key in enumerate(keys)}
-        if own.values[keys[0]].requires_grad:
+        if layout.values[keys[0]].requires_grad:
             pool.grad = torch.zeros_like(pool)
             for number, key in enumerate(keys):
                 values[key].requires_grad_().grad = pool.grad[number]
             pool.requires_grad_()
-    return replace(own, values={key: values[key] for key in own.values}), pools
+    return replace(layout, values={key: values[key] for key in layout.values}), pools
 
 
-def canonical_layout(own: DeltaLayout) -> DeltaLayout:
-    """The same changes in forms and sizes that most deltas have in common: to be used, not to be trained."""
-    made: list[EditStep] = []
+def canonical_layout(layout: DeltaLayout) -> DeltaLayout:
+    """Rewrite a delta in forms and sizes that most deltas have in common, for inference only.
+
+    The changes are the same. Scales go into the values, and what only concerns training (stages, filters) is dropped,
+    so that more deltas have one structure.
+    """
+    steps: list[EditStep] = []
     names: list[ValueNames] = []
     values: dict[str, Tensor] = {}
-    for number, ((place, edit), called) in enumerate(zip(own.steps, own.names, strict=True)):
-        scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
-        given = {name: own.values[key] for name, key in called.items()}
-        found = edit.form.canonical_form(given, place, scale=scale) if isinstance(edit.form, Canonicalizable) else None
-        if found is None:
-            made.append((place, edit))
-            names.append(called)
-            values |= {key: own.values[key] for key in called.values()}
+    for number, ((place, edit), keys) in enumerate(zip(layout.steps, layout.names, strict=True)):
+        canonical = _canonical_step(place, edit, {name: layout.values[key] for name, key in keys.items()})
+        if canonical is None:
+            steps.append((place, edit))
+            names.append(keys)
+            values |= {key: layout.values[key] for key in keys.values()}
             continue
-        form, shared = found
-        compose = Add() if isinstance(edit.compose, Add) else edit.compose
-        # What is left out says how a delta is trained, not what it does.
-        made.append((place, Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens)))
-        names.append({name: f"{place.name}/{number}/{name}" for name in shared})
-        values |= {f"{place.name}/{number}/{name}": value for name, value in shared.items()}
-    return DeltaLayout(tuple(made), tuple(names), values)
+        canonical_edit, step_values = canonical
+        steps.append((place, canonical_edit))
+        names.append({name: f"{place.name}/{number}/{name}" for name in step_values})
+        values |= {f"{place.name}/{number}/{name}": value for name, value in step_values.items()}
+    return DeltaLayout(tuple(steps), tuple(names), values)
+
+
+def _canonical_step(place: Place, edit: Edit, values: Values) -> tuple[Edit, Values] | None:
+    """Return the canonical edit and its values, the scale of an addition moved into the values; None for none."""
+    if not isinstance(edit.form, Canonicalizable):
+        return None
+    scale = edit.compose.scale if isinstance(edit.compose, Add) else 1
+    canonical = edit.form.canonical_form(values, place, scale=scale)
+    if canonical is None:
+        return None
+    form, canonical_values = canonical
+    compose = Add() if isinstance(edit.compose, Add) else edit.compose
+    return Edit(edit.site, form, edit.reads, compose, added_tokens=edit.added_tokens), canonical_values

@@ -1,4 +1,10 @@
-"""One batch of rows of many tasks, each through its own delta."""
+"""Mixed batches: rows of many tasks in one forward pass, each row through its own delta.
+
+Deltas of one structure lie stacked in the slots of a `DeltaStack`. A form that is a `BatchedForm` is computed once for
+all rows of a stack, with values gathered by slot; any other form once per run of rows of one slot.
+
+Shapes: L values of equal shape in one delta (one per layer, usually), S slots of a stack, B rows of a batch, T tokens.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,67 +22,82 @@ from continual.deltas.injection.layout import DeltaLayout, EditStep
 from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 from continual.deltas.protocols import BatchedForm, Values, implements, to_device_of
 
-MAX_GATHER_BYTES = 1 << 21  # of a batch's values, taken for all layers together; beyond it, layer by layer
+MAX_GATHER_BYTES = 1 << 21  # of one pool's values of a batch gathered for all layers together; above it, per layer
+
+PoolIndex = Mapping[str, tuple[int, int]]  # of one step: value name → (pool, index in the pool's first dimension)
 
 
 @dataclass(frozen=True)
 class DeltaStack:
-    """Deltas that differ in nothing but their values.
+    """Deltas of one structure, which differ in their values only.
 
-    pools: values that have name and shape in common, [L, S, …] · where: of each step, by name, pool and number in it.
+    Attributes:
+        steps: the edits at their places, in order.
+        pools: values with name and shape in common, [L, S, …] each.
+        pool_index: of each step, pool and index in it of each value, by name.
     """
 
     steps: tuple[EditStep, ...]
     pools: tuple[Tensor, ...]
-    pool_index: tuple[Mapping[str, tuple[int, int]], ...]
+    pool_index: tuple[PoolIndex, ...]
 
-    def changes(self, rows: RowRange, slots: Sequence[int]) -> Iterator[PlacedEdit]:
-        """What is done to rows whose deltas lie in these slots, one per row, rows of one slot together."""
+    def placed_edits(self, rows: RowRange, slots: Sequence[int]) -> Iterator[PlacedEdit]:
+        """Yield the edits of consecutive rows of a batch.
+
+        Args:
+            rows: the rows.
+            slots: the slot of each row's delta; rows of one slot are adjacent.
+        """
         runs = SlotRuns.of(slots, self.pools[0].device if self.pools else None)
-        taken = _Taken(self.pools, runs)
-        for (place, edit), where in zip(self.steps, self.pool_index, strict=True):
+        gathered = _GatheredValues(self.pools, runs)
+        for (place, edit), index in zip(self.steps, self.pool_index, strict=True):
             form = edit.form
-            if where and len(runs.slots) > 1 and implements(type(form), BatchedForm):
-                taken.of_all_layers(where)
-                make = partial(_at_once, edit, cast(BatchedForm, form), partial(taken, where), place, runs)
+            if index and len(runs.slots) > 1 and implements(type(form), BatchedForm):
+                gathered.prefetch(index)
+                batched = cast(BatchedForm, form)
+                compute_change = partial(_batched_change, edit, batched, partial(gathered, index), place, runs)
             else:
-                of_slots = [{name: self.pools[p][i, slot] for name, (p, i) in where.items()} for slot in runs.slots]
-                make = partial(_run_by_run, edit, of_slots, place, runs)
-            yield PlacedEdit(place, edit, make, rows)
+                run_values = [{name: self.pools[p][i, slot] for name, (p, i) in index.items()} for slot in runs.slots]
+                compute_change = partial(_change_run_by_run, edit, run_values, place, runs)
+            yield PlacedEdit(place, edit, compute_change, rows)
 
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """Which rows of a batch go through which deltas; rows that no share names go through none.
+    """The assignment of a batch's rows to deltas.
 
-    shares: stacks with the slots of their rows, one per row, rows of one slot together; the rows of the first share
-    come first, and so on · count: rows of the batch in all.
+    Attributes:
+        stacks: stacks with the slot of each of their rows, rows of one slot adjacent; the rows of the first stack come
+            first in the batch, and so on. Rows after those of all stacks have no delta.
+        count: B, the number of rows of the batch.
     """
 
     stacks: Sequence[tuple[DeltaStack, Sequence[int]]]
     count: int
 
-    def changes(self) -> Iterator[PlacedEdit]:
-        """All that is done to the batch."""
+    def placed_edits(self) -> Iterator[PlacedEdit]:
+        """Yield all edits of the batch."""
         begin = 0
         for stack, slots in self.stacks:
-            yield from stack.changes(RowRange(begin, begin + len(slots), self.count), slots)
+            yield from stack.placed_edits(RowRange(begin, begin + len(slots), self.count), slots)
             begin += len(slots)
 
 
-def stack_deltas(like: DeltaLayout, pools: Sequence[Tensor]) -> DeltaStack:
-    """Deltas laid out as this one, whose values are in these pools [L, S, …]."""
-    place_of = {key: (pool, number) for pool, keys in enumerate(like.pool_groups) for number, key in enumerate(keys)}
-    where = [{name: place_of[key] for name, key in names.items()} for names in like.names]
-    return DeltaStack(like.steps, tuple(pools), tuple(where))
+def stack_deltas(layout: DeltaLayout, pools: Sequence[Tensor]) -> DeltaStack:
+    """Return the stack of deltas with one layout, whose values are in `pools` [L, S, …], in its groups' order."""
+    place_of = {key: (pool, number) for pool, keys in enumerate(layout.pool_groups) for number, key in enumerate(keys)}
+    pool_index = [{name: place_of[key] for name, key in names.items()} for names in layout.names]
+    return DeltaStack(layout.steps, tuple(pools), tuple(pool_index))
 
 
 @dataclass(frozen=True)
 class SlotRuns:
-    """Which rows have which slot: runs of rows of one slot.
+    """Runs of adjacent rows with one slot.
 
-    slots: of the runs · ends: the rows that begin and end them, one more · index: the slots of what is computed at
-    once, which are runs where all of them are as long, else rows.
+    Attributes:
+        slots: slot of each run.
+        ends: first row of each run, and at last the number of rows.
+        index: slots to gather for one batched call: one per run where all runs have equal length, else one per row.
     """
 
     slots: tuple[int, ...]
@@ -85,67 +106,71 @@ class SlotRuns:
 
     @classmethod
     def of(cls, slots: Sequence[int], device: torch.device | None) -> "SlotRuns":
-        found = [(slot, len(list(rows))) for slot, rows in groupby(slots)]
-        lengths = [length for _, length in found]
-        at_once = [slot for slot, _ in found] if len(set(lengths)) == 1 else slots
-        index = torch.tensor(at_once, device=device)
-        return cls(tuple(slot for slot, _ in found), (0, *accumulate(lengths)), index)
+        """Find the runs in the slots of a batch's rows; `index` is on `device`."""
+        runs = [(slot, len(list(rows))) for slot, rows in groupby(slots)]
+        lengths = [length for _, length in runs]
+        index = torch.tensor([slot for slot, _ in runs] if len(set(lengths)) == 1 else slots, device=device)
+        return cls(tuple(slot for slot, _ in runs), (0, *accumulate(lengths)), index)
 
     def covers_all_slots(self, slots: int) -> bool:
-        """Whether what is computed at once are runs of all slots, in their order."""
+        """Return whether the gathered values are those of all `slots` slots in order, so nothing need be copied."""
         return len(self.index) == len(self.slots) == slots and self.slots == tuple(range(slots))
 
     @property
     def length(self) -> int:
-        """How many rows are computed at once with the same values."""
+        """Number of rows per gathered slot."""
         return self.ends[-1] // len(self.index)
 
 
-class _Taken:
-    """The values of what is computed at once: those of all layers, taken beforehand, or of each when it is reached."""
+class _GatheredValues:
+    """The values of a batched call: of all layers gathered beforehand, or of each layer when it is reached."""
 
     def __init__(self, pools: Sequence[Tensor], runs: SlotRuns) -> None:
         self._pools, self._runs = pools, runs
-        self._known: dict[int, tuple[Tensor, ...]] = {}
+        self._prefetched: dict[int, tuple[Tensor, ...]] = {}
 
-    def __call__(self, where: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
-        return {name: self._of(pool, number) for name, (pool, number) in where.items()}
+    def __call__(self, index: PoolIndex) -> dict[str, Tensor]:
+        return {name: self._gather(pool, number) for name, (pool, number) in index.items()}
 
-    def of_all_layers(self, where: Mapping[str, tuple[int, int]]) -> None:
-        """Take the pools named, where they are small: not within a layer, which may be computed twice."""
-        index = self._runs.index
-        for pool in {pool for pool, _ in where.values()} - self._known.keys():
+    def prefetch(self, index: PoolIndex) -> None:
+        """Gather whole pools where they are small; not within a layer, which may be computed twice."""
+        slots = self._runs.index
+        for pool in {pool for pool, _ in index.values()} - self._prefetched.keys():
             values = self._pools[pool]
             if self._runs.covers_all_slots(values.shape[1]):
-                self._known[pool] = values.unbind()
-            elif values.nbytes // values.shape[1] * len(index) <= MAX_GATHER_BYTES:
-                self._known[pool] = values.index_select(1, index).unbind()
+                self._prefetched[pool] = values.unbind()
+            elif values.nbytes // values.shape[1] * len(slots) <= MAX_GATHER_BYTES:
+                self._prefetched[pool] = values.index_select(1, slots).unbind()
 
-    def _of(self, pool: int, number: int) -> Tensor:
-        if pool in self._known:
-            return self._known[pool][number]
+    def _gather(self, pool: int, number: int) -> Tensor:
+        if pool in self._prefetched:
+            return self._prefetched[pool][number]
         return self._pools[pool][number].index_select(0, self._runs.index)
 
 
-def _at_once(
-    edit: Edit, form: BatchedForm, taken: Callable[[], Values], place: Place, runs: SlotRuns, seen: Tensor
+def _batched_change(
+    edit: Edit, form: BatchedForm, values: Callable[[], Values], place: Place, runs: SlotRuns, inputs: Tensor
 ) -> Tensor:
-    """The change of each row [B, …], of which seen is [B, T, D]."""
-    if isinstance(edit.compose, Concatenate):  # what does not depend on what is seen
-        return form.batched_call(to_device_of(taken(), seen), seen, place).repeat_interleave(runs.length, dim=0)
-    together = seen if runs.length == 1 and seen.dim() == 3 else seen.reshape(len(runs.index), -1, seen.shape[-1])
-    found = form.batched_call(to_device_of(taken(), seen), together, place)
-    if together is seen:
-        return found
-    if found.shape[1] == 1 and seen.dim() == 3:  # the same for every token
-        return found.repeat_interleave(runs.length, dim=0)
-    return found.expand(-1, together.shape[1], -1).reshape(*seen.shape[:-1], -1)
+    """Compute the change [B, …] of inputs [B, …, D] in one call, each row by its own values."""
+    if isinstance(edit.compose, Concatenate):  # the change does not depend on the inputs
+        return form.batched_call(to_device_of(values(), inputs), inputs, place).repeat_interleave(runs.length, dim=0)
+    by_slot = (
+        inputs if runs.length == 1 and inputs.dim() == 3 else inputs.reshape(len(runs.index), -1, inputs.shape[-1])
+    )
+    change = form.batched_call(to_device_of(values(), inputs), by_slot, place)
+    if by_slot is inputs:
+        return change
+    if change.shape[1] == 1 and inputs.dim() == 3:  # the same for every token
+        return change.repeat_interleave(runs.length, dim=0)
+    return change.expand(-1, by_slot.shape[1], -1).reshape(*inputs.shape[:-1], -1)
 
 
-def _run_by_run(edit: Edit, of_slots: Sequence[Values], place: Place, runs: SlotRuns, seen: Tensor) -> Tensor:
-    """The same, delta by delta."""
+def _change_run_by_run(
+    edit: Edit, run_values: Sequence[Values], place: Place, runs: SlotRuns, inputs: Tensor
+) -> Tensor:
+    """Compute the change [B, …] of inputs [B, …, D], one call per run of rows with the same values."""
     changes = []
-    for values, (begin, end) in zip(of_slots, pairwise(runs.ends), strict=True):
-        own = edit.form(to_device_of(values, seen), seen[begin:end], place)
-        changes.append(own.expand(end - begin, *own.shape) if isinstance(edit.compose, Concatenate) else own)
+    for values, (begin, end) in zip(run_values, pairwise(runs.ends), strict=True):
+        change = edit.form(to_device_of(values, inputs), inputs[begin:end], place)
+        changes.append(change.expand(end - begin, *change.shape) if isinstance(edit.compose, Concatenate) else change)
     return changes[0] if len(changes) == 1 else torch.cat(changes)

@@ -1,4 +1,7 @@
-"""What is done to a batch at one place: by which edit, with whose values, to which of its rows."""
+"""An edit bound to a place, to values and to rows of a batch: the function that a hook applies.
+
+Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of what an edit reads and changes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +18,13 @@ from continual.deltas.protocols import implements
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows of a batch that follow each other: from `begin` to before `end`, of `count` in all."""
+    """Consecutive rows of a batch.
+
+    Attributes:
+        begin: first row.
+        end: row after the last.
+        count: B, the number of rows of the whole batch.
+    """
 
     begin: int
     end: int
@@ -25,11 +34,23 @@ class RowRange:
         return self.end - self.begin
 
     def take(self, tensor: Tensor) -> Tensor:
-        """These rows of what a batch has by rows, by tokens of all rows, or once for all rows."""
+        """Select these rows, [end − begin, …].
+
+        Args:
+            tensor: [B, …] by row; [B · T, …] by token of all rows; or [1, …] or [T], the same for all rows.
+        """
         return self._by_row(tensor)[self.begin : self.end]
 
     def replace_rows(self, tensor: Tensor, new: Tensor) -> Tensor:
-        """The tensor with other values for these rows."""
+        """Return the tensor with these rows replaced, in its dtype.
+
+        Args:
+            tensor: [B, …], [B · T, …], [1, …] or [T], as for `take`.
+            new: [end − begin, …].
+
+        Returns:
+            A tensor of the same shape, or [B, …] where the rows were the same and now differ.
+        """
         new = new.to(tensor.dtype)
         if len(self) < self.count:
             rows = self._by_row(tensor)
@@ -37,7 +58,7 @@ class RowRange:
         return new.reshape(tensor.shape) if new.numel() == tensor.numel() else new
 
     def _by_row(self, tensor: Tensor) -> Tensor:
-        """[B, …] of [B, …]; of [1, …] or, of positions, [T], where all rows have the same; of [B · T, …]."""
+        """View as [B, …] a tensor [B, …], [1, …], positions [T] common to all rows, or [B · T, …]."""
         if tensor.dim() == 1:
             return tensor.expand(self.count, -1)
         if tensor.shape[0] in (1, self.count):
@@ -47,9 +68,13 @@ class RowRange:
 
 @dataclass(frozen=True)
 class PlacedEdit:
-    """An edit at a place.
+    """An edit at a place, with values.
 
-    make: the change that follows from what is seen there · rows: those that it is for; all where it is None.
+    Attributes:
+        place: the place.
+        edit: the edit.
+        compute_change: the form with its values: inputs [B, T, d_read] → change [B, T, d_out].
+        rows: the rows that are changed; None for all.
     """
 
     place: Place
@@ -57,19 +82,31 @@ class PlacedEdit:
     compute_change: Callable[[Tensor], Tensor]
     rows: RowRange | None = None
 
-    def __call__(self, tensor: Tensor, seen: Tensor) -> Tensor:
-        """What the edit leaves of a tensor [B, T, d_out], given what it reads [B, T, d_read]."""
-        if self.rows is None:
-            return self.edit.compose(tensor, self.compute_change(seen))
-        own, made, compose = self.rows.take(tensor), self.compute_change(self.rows.take(seen)), self.edit.compose
-        # What a module has just returned is nobody else's, unless gradients need it.
-        if self._owned(tensor, own) and implements(type(compose), InPlaceComposition):
-            cast(InPlaceComposition, compose).apply_(own, made)
-            return tensor
-        return self.rows.replace_rows(tensor, compose(own, made))
+    def __call__(self, tensor: Tensor, inputs: Tensor) -> Tensor:
+        """Apply the edit to a tensor; without gradients the tensor may be changed in place.
 
-    def _owned(self, tensor: Tensor, own: Tensor) -> bool:
-        written = self.place.changes == "output" and not torch.is_grad_enabled()
+        Args:
+            tensor: the representation that is modified, [B, T, d_out].
+            inputs: what the form reads, [B, T, d_read].
+
+        Returns:
+            The new representation, [B, T, d_out].
+        """
+        if self.rows is None:
+            return self.edit.compose(tensor, self.compute_change(inputs))
+        part, change = self.rows.take(tensor), self.compute_change(self.rows.take(inputs))
+        compose = self.edit.compose
+        # Nobody else holds a module's fresh output, unless gradients need it.
+        if self._can_overwrite(tensor, part) and implements(type(compose), InPlaceComposition):
+            cast(InPlaceComposition, compose).apply_(part, change)
+            return tensor
+        return self.rows.replace_rows(tensor, compose(part, change))
+
+    def _can_overwrite(self, tensor: Tensor, part: Tensor) -> bool:
+        """Return whether `part` is memory of `tensor`, a module's output that no gradient needs."""
         return (
-            written and own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and own.is_contiguous()
+            self.place.changes == "output"
+            and not torch.is_grad_enabled()
+            and part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            and part.is_contiguous()
         )

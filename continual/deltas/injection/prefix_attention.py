@@ -1,10 +1,11 @@
-"""Keys and values of a delta's own before those of the text, in any model whose attention transformers dispatches.
+"""Prefix attention: learned keys and values before those of the text, in any model with dispatched attention.
 
-Transformers look their attention function up by a name in the configuration. Inside `before_keys_and_values` that name
-is ours: a function that puts the delta's keys and values in front, shows them to every query, and calls SDPA.
-The generation cache never holds them, since it is filled before the function is called.
+Transformers looks attention functions up by a name in the model's configuration (`AttentionInterface`). Inside
+`prepend_keys_values` that name is `ATTENTION_NAME`: a function that concatenates the delta's keys and values, extends
+the mask so that every query attends to them, and calls SDPA. The generation cache never holds them, since it is filled
+before the function is called.
 
-Shapes: B rows, H heads, T tokens, P the most keys that are put before a row, d the size of a head.
+Shapes: B rows, H heads, T tokens of the text, Q queries, P the longest prefix of any row, d the size of a head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +24,27 @@ from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 
 ATTENTION_NAME = "continual"
 
-_FRONTS: WeakKeyDictionary[nn.Module, list[PlacedEdit]] = WeakKeyDictionary()
+_PREFIXES: WeakKeyDictionary[nn.Module, list[PlacedEdit]] = WeakKeyDictionary()
 
 
 @contextmanager
-def prepend_keys_values(module: nn.Module, change: PlacedEdit) -> Iterator[None]:
-    """Inside, the attention `module` attends to the keys and values of a change, before its own."""
+def prepend_keys_values(module: nn.Module, edit: PlacedEdit) -> Iterator[None]:
+    """Prepend the keys and values that an edit computes to those of an attention, inside the block.
+
+    Args:
+        module: the attention.
+        edit: its change is [2, P', H · d], keys and values of a prefix of P' vectors, or [B', 2, P', H · d] for a
+            prefix of its own for each of the edit's B' rows.
+    """
     config: Any = module.config
-    before = config._attn_implementation
-    _FRONTS.setdefault(module, []).append(change)
+    implementation = config._attn_implementation
+    _PREFIXES.setdefault(module, []).append(edit)
     config._attn_implementation = ATTENTION_NAME
     try:
         yield
     finally:
-        config._attn_implementation = before
-        _FRONTS[module].remove(change)
+        config._attn_implementation = implementation
+        _PREFIXES[module].remove(edit)
 
 
 def _attend(
@@ -50,56 +57,70 @@ def _attend(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if changes := _FRONTS.get(module):
-        front, hidden = _front(changes, key)
-        added, text = front.shape[3], key.shape[2]
-        attention_mask = _longer(attention_mask, hidden, added=added, text=text)
-        key, value = (torch.cat((own, given), dim=2) for own, given in zip(front, (key, value), strict=True))
+    """SDPA with the module's prefixes; query [B, H, Q, d], key and value [B, H, T, d], mask [B, 1, Q, T]."""
+    if edits := _PREFIXES.get(module):
+        prefix, padding = _prefix(edits, key)
+        prefix_length, text_length = prefix.shape[3], key.shape[2]
+        attention_mask = _extend_mask(attention_mask, padding, prefix_length=prefix_length, text_length=text_length)
+        key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, (key, value), strict=True))
         if position_bias is not None:
-            position_bias = F.pad(position_bias, (added, 0))
-    found: tuple[Tensor, None] = sdpa_attention_forward(
+            position_bias = F.pad(position_bias, (prefix_length, 0))
+    output: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
     )
-    return found
+    return output
 
 
-def _front(changes: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Keys and values [2, B, H, P, d] for before those of the text, and which [B, P] a row has not; None for none."""
+def _prefix(edits: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute the prefixes of all rows, left-aligned and padded to the longest.
+
+    Args:
+        edits: the edits at one attention; those of the same rows are concatenated.
+        key: the text's keys [B, H, T, d].
+
+    Returns:
+        Keys and values [2, B, H, P, d]; and a mask [B, P] that is True at padding, None where there is none.
+    """
     batch, heads, _, width = key.shape
-    own: dict[RowRange, list[Tensor]] = {}
-    for change in changes:
-        rows = change.rows or RowRange(0, batch, batch)
-        own.setdefault(rows, []).append(change.compute_change(rows.take(key)))  # [2, P, H · d], or [B, 2, P, H · d]
-    made = {rows: torch.cat(several, dim=-2) for rows, several in own.items()}
-    longest = max(one.shape[-2] for one in made.values())
-    front = key.new_zeros(2, batch, heads, longest, width)
-    hidden = torch.ones(batch, longest, dtype=torch.bool, device=key.device)
-    for rows, one in made.items():
-        place = slice(rows.begin, rows.end), slice(one.shape[-2])
-        by_head = one.reshape(*one.shape[:-1], heads, width).transpose(-2, -3).to(key.dtype)
-        front[:, place[0], :, place[1]] = by_head.transpose(0, 1) if by_head.dim() == 5 else by_head.unsqueeze(1)
-        hidden[place] = False
-    everywhere = sum(len(rows) * one.shape[-2] for rows, one in made.items()) == batch * longest
-    return front, None if everywhere else hidden
+    changes: dict[RowRange, list[Tensor]] = {}
+    for edit in edits:
+        rows = edit.rows or RowRange(0, batch, batch)
+        changes.setdefault(rows, []).append(edit.compute_change(rows.take(key)))  # [2, P, H · d], or [B, 2, P, H · d]
+    prefixes = {rows: torch.cat(of_rows, dim=-2) for rows, of_rows in changes.items()}
+    longest = max(prefix.shape[-2] for prefix in prefixes.values())
+    padded = key.new_zeros(2, batch, heads, longest, width)
+    padding = torch.ones(batch, longest, dtype=torch.bool, device=key.device)
+    for rows, prefix in prefixes.items():
+        batch_rows, columns = slice(rows.begin, rows.end), slice(prefix.shape[-2])
+        by_head = prefix.reshape(*prefix.shape[:-1], heads, width).transpose(-2, -3).to(key.dtype)
+        padded[:, batch_rows, :, columns] = by_head.transpose(0, 1) if by_head.dim() == 5 else by_head.unsqueeze(1)
+        padding[batch_rows, columns] = False
+    is_full = sum(len(rows) * prefix.shape[-2] for rows, prefix in prefixes.items()) == batch * longest
+    return padded, None if is_full else padding
 
 
-def _longer(mask: Tensor | None, hidden: Tensor | None, *, added: int, text: int) -> Tensor | None:
-    """The mask [B, 1, queries, P + T] of one [B, 1, queries, T]; none where every query sees everything."""
-    if hidden is None:
-        return mask if mask is None else F.pad(mask, (added, 0), value=0.0 if mask.is_floating_point() else True)
+def _extend_mask(mask: Tensor | None, padding: Tensor | None, *, prefix_length: int, text_length: int) -> Tensor | None:
+    """Extend an attention mask [B, 1, Q, T] to [B, 1, Q, P + T], prefixes visible to every query but for padding.
+
+    The mask is boolean, or added to the scores; None, before and after, where every query attends to everything.
+    """
+    if padding is None:
+        return (
+            mask if mask is None else F.pad(mask, (prefix_length, 0), value=0.0 if mask.is_floating_point() else True)
+        )
     if mask is None:
-        return F.pad(~hidden, (0, text), value=True)[:, None, None]
-    seen = (~hidden)[:, None, None].expand(-1, -1, mask.shape[2], -1)
+        return F.pad(~padding, (0, text_length), value=True)[:, None, None]
+    visible = (~padding)[:, None, None].expand(-1, -1, mask.shape[2], -1)
     if mask.is_floating_point():
-        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
-    return torch.cat((seen, mask.expand(len(hidden), -1, -1, -1)), dim=3)
+        visible = torch.zeros_like(visible, dtype=mask.dtype).masked_fill(~visible, torch.finfo(mask.dtype).min)
+    return torch.cat((visible, mask.expand(len(padding), -1, -1, -1)), dim=3)
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # SDPA's mask is left out where causality alone says the same; with keys in front it no longer does.
+def _make_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    # SDPA leaves the mask out where its causal default is equivalent; with keys in front it no longer is.
     mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
     return mask
 
 
 AttentionInterface.register(ATTENTION_NAME, _attend)
-AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+AttentionMaskInterface.register(ATTENTION_NAME, _make_mask)

@@ -67,7 +67,7 @@ def test_an_empty_stack_takes_no_memory(bert: Backbone) -> None:
     bank = Bank(bert, slots=4)
     for number, method in enumerate(("lora", "lora", "lora", "ia3", "bitfit", "adapter", "prefix")):
         bank.put(str(number), perturbed_delta(bert, method, seed=number))
-    sizes = [sum(pool.shape[1] for pool in shelf.stack.pools[:1]) for shelf in bank._shelves]
+    sizes = [sum(pool.shape[1] for pool in stack_slots.stack.pools[:1]) for stack_slots in bank._stacks]
     assert sizes == [0, 1, 1, 1, 1], "the three of the first stack have made room"
     bank.put("0", perturbed_delta(bert, "lora"))
     assert close(states(bert, bank, ["0"] * 4), alone(bert, [perturbed_delta(bert, "lora")] * 4))
@@ -139,7 +139,7 @@ class Shelf:
 def test_a_delta_is_read_once_while_memory_holds_it(bert: Backbone) -> None:
     shelf = Shelf(bert)
     size = sum(tensor.nbytes for tensor in shelf.deltas["0"].tensors().values())
-    residents = DeltaCache(bert, shelf, kept=2 * size)
+    residents = DeltaCache(bert, shelf, max_bytes=2 * size)
     for name in ("0", "1", "0", "2", "0", "1"):
         assert residents.get(name) is shelf.deltas[name]
     assert shelf.read == ["0", "1", "2", "1"], "the one used longest ago went when a third came"
