@@ -1,4 +1,7 @@
-"""Adapters: small bottleneck networks between the layers, after a projection or beside a block."""
+"""Adapters: small bottleneck networks after a projection or beside a block.
+
+Shapes: D width of a hidden state, M size of a bottleneck.
+"""
 
 from typing import Literal
 
@@ -14,8 +17,13 @@ from continual.deltas.methods.layer_norm import norm_edits
 class Adapter(MethodSettings):
     """y ← y + W_up f(W_down y + b_down) + b_up after the last projection of attention and of feed-forward.
 
-    The sum stands before dropout, residual and norm, and the norms are trained too.
+    The sum is computed before dropout, residual and norm; the norms are trained too.
     Parameters: 2MD + D + M per adapter and 2D per norm. Houlsby et al. (2019), arXiv:1902.00751.
+
+    Attributes:
+        size: M.
+        initial_scale: deviation of the normal from which the weights are drawn.
+        activation: f.
 
     >>> [edit.site for edit in Adapter(size=16).edits()]
     ['attn.out', 'ffn.out', 'norms', 'norms']
@@ -26,15 +34,21 @@ class Adapter(MethodSettings):
     activation: Activation = "gelu"
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return two sequential bottlenecks per layer, and the edits of the norms."""
         form = Bottleneck(self.size, self.initial_scale, self.activation)
         return (*(Edit(site, form, Reads.OUTPUT, Add()) for site in ("attn.out", "ffn.out")), *norm_edits())
 
 
 class PfeifferAdapter(MethodSettings):
-    """y ← y + W_up f(W_down y + b_down) + b_up after the last projection of feed-forward only; norms stay.
+    """y ← y + W_up f(W_down y + b_down) + b_up after the last projection of the feed-forward only; norms are frozen.
 
-    Parameters: 2MD + D + M per layer. Pfeiffer et al. (2021), "AdapterFusion", arXiv:2005.00247, who chose this of all
-    places and orders on held-out data.
+    Parameters: 2MD + D + M per layer. Pfeiffer et al. (2021), "AdapterFusion", arXiv:2005.00247, who selected this
+    among all places and orders on held-out data.
+
+    Attributes:
+        size: M.
+        initial_scale: deviation of the normal from which the weights are drawn.
+        activation: f.
 
     >>> [edit.site for edit in PfeifferAdapter().edits()]
     ['ffn.out']
@@ -45,15 +59,23 @@ class PfeifferAdapter(MethodSettings):
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one sequential bottleneck per layer."""
         return (Edit("ffn.out", Bottleneck(self.size, self.initial_scale, self.activation), Reads.OUTPUT, Add()),)
 
 
 class ParallelAdapter(MethodSettings):
-    """y ← y + s · (W_up f(W_down x + b_down) + b_up) beside a whole block: x enters it, y leaves it.
+    """y ← y + s · (W_up f(W_down x + b_down) + b_up) beside a whole block with input x and output y.
 
     Parameters: 2MD + D + M per block. He et al. (2022), arXiv:2110.04366: beside the feed-forward and scaled by 4 it is
-    the best single method of theirs, and starts as LoRA does, without effect; unscaled it is the adapter of Zhu et al.
-    (2021), arXiv:2104.08154.
+    their best single method, and starts without effect, as LoRA does. Unscaled it is the adapter of Zhu et al. (2021),
+    arXiv:2104.08154.
+
+    Attributes:
+        size: M.
+        scale: s.
+        blocks: the blocks of each layer with an adapter.
+        initial_scale: deviation of the normal from which the weights are drawn; None for W_up = 0, no change.
+        activation: f.
 
     >>> ParallelAdapter(blocks=("attn", "ffn"), scale=1).edits()[0].site
     'attn'
@@ -66,5 +88,6 @@ class ParallelAdapter(MethodSettings):
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one parallel bottleneck per block."""
         form = Bottleneck(self.size, self.initial_scale, self.activation)
         return tuple(Edit(block, form, Reads.INPUT, Add(self.scale)) for block in self.blocks)

@@ -1,4 +1,4 @@
-"""BitFit: only the biases change."""
+"""BitFit: only biases are changed."""
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
@@ -7,13 +7,14 @@ from continual.deltas.method import MethodSettings
 
 
 class BitFit(MethodSettings):
-    """y ← y + b after every projection and norm: a change of the biases, where the model has them.
+    """y ← y + b after every projection and norm: a change of its bias, or a new bias where it has none.
 
-    Parameters: one per output of each. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
+    Parameters: one per output of each module. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
 
     >>> [edit.site for edit in BitFit().edits()]
     ['projections', 'norms']
     """
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one added vector per projection and per norm."""
         return tuple(Edit(site, Vector(0.0), Reads.OUTPUT, Add()) for site in ("projections", "norms"))

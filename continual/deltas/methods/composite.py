@@ -1,4 +1,4 @@
-"""Methods made of methods: several at once, or one after the other."""
+"""Methods composed of other methods: trained together, or one after the other."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,59 +15,72 @@ from tasks import Method
 
 
 class ParallelComposition(MethodSettings):
-    """Several methods as one delta, trained together: the edits of all `parts`, in their order.
+    """Several methods as one delta, trained together: the edits of all parts, in their order.
 
     He et al. (2022), arXiv:2110.04366, section 4.6. In a stream: `{name: union, parts: [{name: bitfit}, …]}`.
 
-    >>> len(Union.model_validate({"parts": ["bitfit", {"name": "lora", "rank": 2}]}).edits())
+    Attributes:
+        parts: the methods with their settings.
+
+    >>> len(ParallelComposition.model_validate({"parts": ["bitfit", {"name": "lora", "rank": 2}]}).edits())
     3
     """
 
     parts: tuple[Method, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_parts(self) -> Self:
         self.edits()
         return self
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the edits of all parts."""
         return tuple(edit for part in self.parts for edit in method_settings(part).edits())
 
 
 class SequentialComposition(MethodSettings):
-    """Methods one after the other: each is trained for its share of the epochs, then stays as it is for the next.
+    """Methods one after the other: each is trained for its share of the epochs, then frozen for the next.
 
-    In a stream: `{name: sequential, parts: [{name: lora}, {name: adapter}]}`. The edits of a later part are there from
-    the start, fresh and untrained, so a part that begins exactly without effect changes nothing until its turn.
+    In a stream: `{name: sequential, parts: [{name: lora}, {name: adapter}]}`. The edits of later parts are attached
+    from the start, with fresh values, so a part whose `identity` is exact changes nothing before its stage.
 
-    >>> Sequential.model_validate({"parts": ["lora", "bitfit"]}).stages
+    Attributes:
+        parts: the methods with their settings, in the order of training.
+
+    >>> SequentialComposition.model_validate({"parts": ["lora", "bitfit"]}).stages
     2
     """
 
     parts: tuple[Method, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_parts(self) -> Self:
         self.edits()
         return self
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(self._staged())
+        """Return the edits of all parts, each in the stages of its part."""
+        return tuple(self._staged_edits())
 
-    def _staged(self) -> Iterator[Edit]:
-        before = 0
+    def _staged_edits(self) -> Iterator[Edit]:
+        first_stage = 0
         for part in self.parts:
             settings = method_settings(part)
             for edit in settings.edits():
-                yield replace(edit, stages=tuple(stage + before for stage in edit.stages))
-            before += settings.stages
+                yield replace(edit, stages=tuple(first_stage + stage for stage in edit.stages))
+            first_stage += settings.stages
 
 
 class MixAndMatch(MethodSettings):
     """MAM: a short prefix at every attention and a scaled parallel adapter beside every feed-forward.
 
-    Parameters: 2 · length · E + 2 · size · D + D + size per layer. He et al. (2022), arXiv:2110.04366, section 4.6:
-    the best of their combinations.
+    Parameters: 2 · length · E + 2 · size · D + D + size per layer, E the width of its keys, D of a hidden state.
+    He et al. (2022), arXiv:2110.04366, section 4.6: the best of their combinations.
+
+    Attributes:
+        length: number of prefix vectors.
+        size: bottleneck size of the adapters.
+        scale: factor of the adapters' change.
 
     >>> [edit.site for edit in MixAndMatch().edits()]
     ['attn.kv', 'positions', 'ffn']
@@ -78,11 +91,15 @@ class MixAndMatch(MethodSettings):
     scale: float = Field(default=4.0, gt=0, allow_inf_nan=False)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the edits of the prefix and of the parallel adapter."""
         return Prefix(length=self.length).edits() + ParallelAdapter(size=self.size, scale=self.scale).edits()
 
 
 class AdapterBitFit(MethodSettings):
     """Adapters and biases together, one of the combinations of Ding et al. (2022), "Delta Tuning", arXiv:2203.06904.
+
+    Attributes:
+        size: bottleneck size of the adapters.
 
     >>> len(AdapterBitFit(size=8).edits())
     6
@@ -91,4 +108,5 @@ class AdapterBitFit(MethodSettings):
     size: int = Field(default=64, ge=1, le=4096)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the edits of the adapter and of BitFit."""
         return Adapter(size=self.size).edits() + BitFit().edits()

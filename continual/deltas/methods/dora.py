@@ -1,4 +1,7 @@
-"""DoRA: the direction of a weight changed at low rank, its magnitude freely."""
+"""DoRA: a low-rank change of a weight's direction, and a free change of its magnitude.
+
+Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +24,14 @@ from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 @dataclass(frozen=True)
 class WeightDecomposed:
-    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: what W' = g ⊙ (W + s B A) adds to x Wᵀ.
+    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: the difference of W' = g ⊙ (W + s B A) to x Wᵀ.
 
-    m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g at one. The norm takes no gradient (section 4.3).
+    m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g starts at one. No gradient flows through the norm
+    (section 4.3).
+
+    Attributes:
+        rank: R.
+        scale: s.
     """
 
     identity: ClassVar[IdentityAtInit] = "exact"
@@ -32,15 +40,18 @@ class WeightDecomposed:
     scale: float
 
     def supports(self, place: Place) -> bool:
+        """Accept linear layers whose weight can be read."""
         return place.is_linear
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return A [R, D], drawn, B [E, R], zero, and magnitude [E], the norms of W's rows."""
         magnitude = torch.linalg.vector_norm(place.weight, dim=1).cpu()
         return {**init_low_rank(self.rank, d_read, place.d_out, generator), "magnitude": magnitude}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        low_rank, gain = self.scale * F.linear(F.linear(seen, values["A"]), values["B"]), self._gain(values, place)
-        return (gain - 1) * F.linear(seen, place.weight) + gain * low_rank
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        low_rank, gain = self.scale * F.linear(F.linear(inputs, values["A"]), values["B"]), self._gain(values, place)
+        return (gain - 1) * F.linear(inputs, place.weight) + gain * low_rank
 
     def _gain(self, values: Values, place: Place) -> Tensor:
         if "gain" in values:
@@ -53,17 +64,19 @@ class WeightDecomposed:
     def canonical_form(
         self, values: Values, place: Place, *, scale: float
     ) -> tuple["WeightDecomposed", dict[str, Tensor]] | None:
-        """With g worked out in the place of m, where nothing is left to scale."""
+        """Return A and s · B of the rank of `round_up_size`, and g [E] precomputed; None unless `scale` is one."""
         if scale != 1:
             return None
-        low_rank, own = LowRank(self.rank).canonical_form(values, place, scale=self.scale)
-        return WeightDecomposed(low_rank.rank, 1.0), {**own, "gain": self._gain(values, place)}
+        low_rank, low_rank_values = LowRank(self.rank).canonical_form(values, place, scale=self.scale)
+        return WeightDecomposed(low_rank.rank, 1.0), {**low_rank_values, "gain": self._gain(values, place)}
 
-    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).batched_call(values, seen, place)
-        return (gain - 1) * F.linear(seen, place.weight) + gain * (self.scale * low_rank)
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [B, T, E] of `inputs` [B, T, D] by values [B, …]."""
+        gain, low_rank = self._gain(values, place).unsqueeze(1), LowRank(self.rank).batched_call(values, inputs, place)
+        return (gain - 1) * F.linear(inputs, place.weight) + gain * (self.scale * low_rank)
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight W' − W [E, D]."""
         gain, low_rank = self._gain(values, place)[:, None], self.scale * values["B"] @ values["A"]
         return AffineMap((gain - 1) * place.weight + gain * low_rank, None)
 
@@ -74,6 +87,11 @@ class DoRA(MethodSettings):
     Parameters: rank · (d_in + d_out) + d_out per projection. Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank
     Adaptation", arXiv:2402.09353.
 
+    Attributes:
+        rank: rank of A and B.
+        alpha: numerator of the scale.
+        sites: sites or groups of linear layers.
+
     >>> DoRA(rank=4).edits()[0].site
     'projections'
     """
@@ -83,32 +101,35 @@ class DoRA(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one weight-decomposed edit per site."""
         form = WeightDecomposed(self.rank, self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's LoRA tensors and a `lora_magnitude_vector` [outputs] per module."""
         plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
         magnitudes = {}
-        for module, own in by_module(parts).items():
-            magnitude = torch.linalg.vector_norm(own[0].place.module_weight, dim=1).cpu()
-            for part in own:
+        for module, module_parts in by_module(parts).items():
+            magnitude = torch.linalg.vector_norm(module_parts[0].place.module_weight, dim=1).cpu()
+            for part in module_parts:
                 magnitude[part.rows] = values[f"{part.key}/magnitude"]
-            magnitudes[_magnitude(module)] = magnitude
+            magnitudes[_magnitude_name(module)] = magnitude
         return PeftAdapter({**plain.config, "use_dora": True}, {**plain.tensors, **magnitudes})
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a LoRA adapter with `use_dora`; None for any other."""
         if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
             return None
         sites = layout.sites(adapter.module_names())
         parts = layout.parts(cls(sites=sites))
-        magnitudes = {_magnitude(part.module): (part.outputs,) for part in parts}
+        magnitudes = {_magnitude_name(part.module): (part.outputs,) for part in parts}
         adapter.require_tensors(low_rank_shapes(adapter, parts) | magnitudes)
         rank, alpha, values = low_rank_from_peft(adapter, parts)
         for part in parts:
-            values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude(part.module)][part.rows].float()
+            values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude_name(part.module)][part.rows].float()
         return cls(rank=rank, alpha=alpha, sites=sites), values
 
 
-def _magnitude(module: str) -> str:
+def _magnitude_name(module: str) -> str:
     return f"{MODULE_PREFIX}{module}.lora_magnitude_vector"

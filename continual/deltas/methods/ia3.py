@@ -1,4 +1,4 @@
-"""(IA)³: keys, values and the feed-forward's inner states, each dimension scaled."""
+"""(IA)³: keys, values and the feed-forward's inner states, each dimension scaled by a learned factor."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -27,17 +27,19 @@ class IA3(MethodSettings):
     """
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one factor vector for keys, values and inner states of each layer."""
         sites = ("attn.k", "attn.v", "ffn.inner")
         return tuple(Edit(site, Vector(1.0), Reads.OUTPUT, Multiply()) for site in sites)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to one `ia3_l` per module: [1, d_in] of scaled inputs, [outputs, 1] of scaled outputs."""
         tensors = {}
-        for module, own in by_module(parts).items():
-            inner = own[0].place.changes == "input"
-            factors = torch.ones(own[0].place.d_in if inner else own[0].outputs)
-            for part in own:
+        for module, module_parts in by_module(parts).items():
+            first = module_parts[0]
+            factors = torch.ones(first.place.d_in if first.place.changes == "input" else first.outputs)
+            for part in module_parts:
                 factors[part.rows] = values[f"{part.key}/vector"]
-            tensors[_name(module)] = factors.reshape(_shape(own[0]))
+            tensors[_tensor_name(module)] = factors.reshape(_tensor_shape(first))
         config = {
             "peft_type": "IA3",
             "target_modules": list(by_module(parts)),
@@ -48,25 +50,31 @@ class IA3(MethodSettings):
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert an IA3 adapter; None for one of another type.
+
+        Raises:
+            ExchangeError: other tensors or settings, or factors of outputs that are neither keys nor values.
+        """
         if adapter.config.get("peft_type") != "IA3":
             return None
         adapter.require_supported_config("feedforward_modules", "init_ia3_weights")
         parts = layout.parts(cls())
-        adapter.require_tensors({_name(part.module): _shape(part) for part in parts})
+        adapter.require_tensors({_tensor_name(part.module): _tensor_shape(part) for part in parts})
         values = {
-            f"{part.key}/vector": adapter.tensors[_name(part.module)].float().flatten()[part.rows] for part in parts
+            f"{part.key}/vector": adapter.tensors[_tensor_name(part.module)].float().flatten()[part.rows]
+            for part in parts
         }
-        if others := [
-            name for name, own in cls().to_peft(parts, values).tensors.items() if (own != adapter.tensors[name]).any()
-        ]:
-            raise ExchangeError(f"factors of other outputs than keys and values are not one: {', '.join(others)}")
+        # A module with several projections has factors for outputs that no part covers; ours are one there.
+        restored = cls().to_peft(parts, values).tensors
+        if differing := [name for name, tensor in restored.items() if (tensor != adapter.tensors[name]).any()]:
+            raise ExchangeError(f"factors of other outputs than keys and values are not one: {', '.join(differing)}")
         return cls(), values
 
 
-def _name(module: str) -> str:
+def _tensor_name(module: str) -> str:
     return f"{MODULE_PREFIX}{module}.ia3_l"
 
 
-def _shape(part: PlacedModule) -> tuple[int, int]:
-    """PEFT scales inputs by a row and outputs by a column."""
+def _tensor_shape(part: PlacedModule) -> tuple[int, int]:
+    """Return PEFT's shape: a row for factors of inputs, a column for factors of outputs."""
     return (1, part.place.d_in) if part.place.changes == "input" else (part.outputs, 1)

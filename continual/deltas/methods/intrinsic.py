@@ -1,4 +1,7 @@
-"""Intrinsic dimension: every weight moved by one small vector, through a random projection that is never stored."""
+"""Intrinsic dimension: one small vector changes all weights, through a random projection that is never stored.
+
+Shapes: W [E, D] the weight of a projection, d the intrinsic dimension, K blocks of size n.
+"""
 
 import hashlib
 import math
@@ -22,10 +25,15 @@ from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 @dataclass(frozen=True)
 class FastfoodProjection:
-    """x ΔWᵀ with ΔW = λ · P θ: θ [d] common to all places, P the place's own random projection, drawn by `seed`.
+    """x ΔWᵀ with ΔW = λ · P θ: θ [d] common to all places, P a random projection for each place.
 
     P stacks blocks of Fastfood, H G Π H B of size n = 2^⌈log₂ d⌉ (Le et al. 2013), scaled so that ‖P θ‖ ≈ ‖θ‖.
-    λ, one number per place, is there where `scaled`: the structure-aware variant (Aghajanyan et al. 2021, section 3.2).
+
+    Attributes:
+        dimension: d.
+        scaled: whether λ, one number per place, is trained: the structure-aware variant (Aghajanyan et al. 2021,
+            section 3.2); otherwise it is one.
+        seed: seed of all projections.
     """
 
     identity: ClassVar[IdentityAtInit] = "exact"
@@ -35,16 +43,20 @@ class FastfoodProjection:
     seed: int
 
     def supports(self, place: Place) -> bool:
+        """Accept linear layers whose weight can be read."""
         return place.is_linear
 
     def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return θ [d], zero."""
         return {"theta": torch.zeros(self.dimension)}
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the place's λ [1], one, where it is trained."""
         return {"scale": torch.ones(1)} if self.scaled else {}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return F.linear(seen, self._change(values, place))
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(inputs, self._change(values, place))
 
     def _change(self, values: Values, place: Place) -> Tensor:
         theta, shape = values["theta"], place.weight.shape
@@ -52,11 +64,20 @@ class FastfoodProjection:
         return change * values["scale"] if self.scaled else change
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight ΔW [E, D]."""
         return AffineMap(self._change(values, place), None)
 
 
 def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
-    """P θ [size] for θ [d], with P the stacked blocks H G Π H B that `seed` draws, ‖P θ‖ ≈ ‖θ‖."""
+    """Compute P θ [size] for θ [d], with P the stacked random blocks H G Π H B, so that ‖P θ‖ ≈ ‖θ‖.
+
+    Le et al. (2013), "Fastfood: Approximating Kernel Expansions in Loglinear Time".
+
+    Args:
+        theta: θ [d].
+        size: number of entries of the result.
+        seed: determines the signs B, the permutations Π and the normal deviates G.
+    """
     n = 1 << max(1, (len(theta) - 1).bit_length())
     blocks = -(-size // n)
     signs, order, gauss = draw_fastfood_blocks(blocks, n, seed, theta.device)
@@ -66,7 +87,10 @@ def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
 
 
 def hadamard_transform(rows: Tensor) -> Tensor:
-    """Each of the rows [K, n] times Sylvester's Hadamard matrix H_n, n a power of two: H_ab = H_a ⊗ H_b."""
+    """Multiply each of the rows [K, n] by Sylvester's Hadamard matrix H_n, n a power of two.
+
+    H_ab = H_a ⊗ H_b, so two products with matrices of size √n replace one of size n.
+    """
     n = rows.shape[1]
     a = 1 << (n.bit_length() - 1) // 2
     left, right = _hadamard(a, rows.device), _hadamard(n // a, rows.device)
@@ -74,7 +98,7 @@ def hadamard_transform(rows: Tensor) -> Tensor:
     return product.reshape(-1, n)
 
 
-# What is made once may be needed for inference first and for training later, which takes no inference tensors.
+# Cached tensors may be made for inference first and used for training later, where inference tensors are an error.
 @lru_cache
 @torch.inference_mode(False)
 def _hadamard(n: int, device: torch.device) -> Tensor:
@@ -84,9 +108,16 @@ def _hadamard(n: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=1024)
 @torch.inference_mode(False)
 def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Signs, permutations and normal deviates [K, n] of the blocks; kept, since every step needs them again."""
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(number)
+    """Draw the signs, permutations and normal deviates of K blocks, [K, n] each; cached, as every step needs them.
+
+    Args:
+        blocks: K.
+        n: size of a block.
+        seed: any text.
+        device: where the tensors are put; the draw is the same on every device.
+    """
+    seed_number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed_number)
     signs = torch.randint(0, 2, (blocks, n), generator=generator) * 2.0 - 1
     order = torch.rand(blocks, n, generator=generator).argsort(dim=1)
     gauss = torch.randn(blocks, n, generator=generator)
@@ -94,11 +125,17 @@ def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -
 
 
 class Intrinsic(MethodSettings):
-    """W + P θ at every projection, with θ of `dimension` numbers for the whole model and P random and fixed.
+    """W + P θ at every projection, with θ [dimension] common to the whole model and P random and fixed.
 
     Parameters: dimension, and one per projection where `scaled`. Li et al. (2018), "Measuring the Intrinsic Dimension
     of Objective Landscapes", arXiv:1804.08838; Aghajanyan et al. (2021), "Intrinsic Dimensionality Explains the
     Effectiveness of Language Model Fine-Tuning", arXiv:2012.13255.
+
+    Attributes:
+        dimension: number of entries of θ.
+        scaled: whether each projection also has a trained factor λ.
+        seed: seed of the random projections.
+        sites: sites or groups of linear layers.
 
     >>> Intrinsic(dimension=200).edits()[0].site
     'projections'
@@ -110,5 +147,6 @@ class Intrinsic(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one projected change per site."""
         form = FastfoodProjection(self.dimension, self.scaled, self.seed)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)

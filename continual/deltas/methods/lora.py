@@ -1,4 +1,7 @@
-"""LoRA: a low-rank change of projections."""
+"""LoRA: a low-rank change of projections, and its tensors in PEFT.
+
+Shapes: D inputs and E outputs of a module, R rank, n parts (projections) in one module.
+"""
 
 import math
 import re
@@ -24,7 +27,13 @@ class LoRA(MethodSettings):
     """y ← y + (alpha / rank) · x Aᵀ Bᵀ at every projection of the blocks, or at the `sites` named.
 
     Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685, edit query and value only;
-    Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that it takes every projection to reach full fine-tuning.
+    Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that full fine-tuning is only
+    reached with every projection.
+
+    Attributes:
+        rank: R.
+        alpha: numerator of the scale.
+        sites: sites or groups of linear layers.
 
     >>> [edit.site for edit in LoRA(rank=4, sites=("attn.q", "attn.v")).edits()]
     ['attn.q', 'attn.v']
@@ -35,14 +44,21 @@ class LoRA(MethodSettings):
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one low-rank edit per site."""
         form, compose = LowRank(self.rank), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's LoRA tensors, as `low_rank_to_peft` describes."""
         return low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a LoRA adapter without `use_dora`; None for any other.
+
+        Raises:
+            ExchangeError: other tensors or settings.
+        """
         if adapter.config.get("peft_type") != "LORA" or adapter.config.get("use_dora"):
             return None
         sites = layout.sites(adapter.module_names())
@@ -52,21 +68,32 @@ class LoRA(MethodSettings):
         return cls(rank=rank, alpha=alpha, sites=sites), values
 
 
-# With any other of PEFT's starts the weights of the base model are not what they were.
+# PEFT's other initializations change the weights of the base model.
 SUPPORTED_INIT_LORA_WEIGHTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def low_rank_to_peft(parts: Sequence[PlacedModule], values: Values, *, rank: int, alpha: float) -> PeftAdapter:
-    """A and B of every module; of one in several parts, A [nR, D] one below the other and B [E, nR] in blocks."""
+    """Convert A [R, D] and B [d_out, R] of every part to PEFT's tensors, one pair per module.
+
+    A module of n parts gets the parts' A, one below the other [nR, D], and a B [E, nR] with one block per part.
+
+    Args:
+        parts: every edit at every place.
+        values: `A` and `B` of each part, by key.
+        rank: R.
+        alpha: numerator of the scale.
+    """
     tensors: dict[str, Tensor] = {}
-    several: dict[str, int] = {}
-    for module, own in by_module(parts).items():
-        b = torch.zeros(own[0].outputs, len(own) * rank)
-        for number, part in enumerate(own):
+    part_counts: dict[str, int] = {}  # of modules with several parts
+    for module, module_parts in by_module(parts).items():
+        b = torch.zeros(module_parts[0].outputs, len(module_parts) * rank)
+        for number, part in enumerate(module_parts):
             b[part.rows, number * rank : (number + 1) * rank] = values[f"{part.key}/B"]
-        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = torch.cat([values[f"{part.key}/A"] for part in own])
+        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = torch.cat(
+            [values[f"{part.key}/A"] for part in module_parts]
+        )
         tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b
-        several |= {module: len(own)} if len(own) > 1 else {}
+        part_counts |= {module: len(module_parts)} if len(module_parts) > 1 else {}
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -75,47 +102,58 @@ def low_rank_to_peft(parts: Sequence[PlacedModule], values: Values, *, rank: int
         "bias": "none",
         "fan_in_fan_out": any(isinstance(part.place.output_module, Conv1D) for part in parts),
         "target_modules": list(by_module(parts)),
-        "rank_pattern": {module: n * rank for module, n in several.items()},
-        "alpha_pattern": {module: n * alpha for module, n in several.items()},
+        "rank_pattern": {module: n * rank for module, n in part_counts.items()},
+        "alpha_pattern": {module: n * alpha for module, n in part_counts.items()},
     }
     return PeftAdapter(config, tensors)
 
 
 def low_rank_shapes(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> dict[str, tuple[int, ...]]:
-    """What the tensors of these parts should be, by PEFT's names.
+    """Return the shapes that the tensors of these parts must have, by PEFT's names: A [R, D] and B [E, R].
 
-    Raises ExchangeError where the adapter is more than a plain low-rank change.
+    Raises:
+        ExchangeError: the adapter is more than a plain low-rank change.
     """
     adapter.require_supported_config("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights")
-    if (start := adapter.config.get("init_lora_weights")) not in SUPPORTED_INIT_LORA_WEIGHTS:
-        raise ExchangeError(f"init_lora_weights {start!r} changed the base model too; save it as a plain LoRA first")
+    if (init := adapter.config.get("init_lora_weights")) not in SUPPORTED_INIT_LORA_WEIGHTS:
+        raise ExchangeError(f"init_lora_weights {init!r} changed the base model too; save it as a plain LoRA first")
     shapes: dict[str, tuple[int, ...]] = {}
-    for module, own in by_module(parts).items():
+    for module, module_parts in by_module(parts).items():
         rank, _ = _rank_and_scale(adapter.config, module)
-        shapes[f"{MODULE_PREFIX}{module}.lora_A.weight"] = (rank, own[0].place.d_in)
-        shapes[f"{MODULE_PREFIX}{module}.lora_B.weight"] = (own[0].outputs, rank)
+        shapes[f"{MODULE_PREFIX}{module}.lora_A.weight"] = (rank, module_parts[0].place.d_in)
+        shapes[f"{MODULE_PREFIX}{module}.lora_B.weight"] = (module_parts[0].outputs, rank)
     return shapes
 
 
 def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> tuple[int, float, dict[str, Tensor]]:
-    """Rank, alpha and values of the parts; smaller ranks are filled up with zeros, other scales go into B."""
-    found = {}
-    for module, own in by_module(parts).items():
+    """Convert PEFT's tensors to one rank and scale for all parts.
+
+    Smaller ranks are padded with zeros, and B is rescaled where a module's scale differs from the first one's.
+
+    Args:
+        adapter: with tensors of the shapes of `low_rank_shapes`.
+        parts: every edit at every place.
+
+    Returns:
+        Rank R, alpha, and the values A [R, D] and B [d_out, R] of each part, by key.
+    """
+    low_rank = {}
+    for module, module_parts in by_module(parts).items():
         a, b = (adapter.tensors[f"{MODULE_PREFIX}{module}.lora_{name}.weight"].float() for name in "AB")
-        for part in own:
-            used = (b[part.rows] != 0).any(dim=0) | (len(own) == 1)  # a part of several has blocks of its own
-            found[part.key] = (a[used], b[part.rows][:, used], _rank_and_scale(adapter.config, module)[1])
-    rank = max(1, *(len(a) for a, _, _ in found.values()))
-    scale = next(iter(found.values()))[2]
+        for part in module_parts:
+            used = (b[part.rows] != 0).any(dim=0) | (len(module_parts) == 1)  # each of several parts uses its own block
+            low_rank[part.key] = (a[used], b[part.rows][:, used], _rank_and_scale(adapter.config, module)[1])
+    rank = max(1, *(len(a) for a, _, _ in low_rank.values()))
+    scale = next(iter(low_rank.values()))[2]
     values = {}
-    for key, (a, b, own_scale) in found.items():
+    for key, (a, b, part_scale) in low_rank.items():
         values[f"{key}/A"] = F.pad(a, (0, 0, 0, rank - len(a)))
-        values[f"{key}/B"] = F.pad(b * (own_scale / scale), (0, rank - len(a)))
+        values[f"{key}/B"] = F.pad(b * (part_scale / scale), (0, rank - len(a)))
     return rank, scale * rank, values
 
 
 def _rank_and_scale(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """As PEFT finds them: by the first pattern that the end of the module's name matches, else the common ones."""
+    """Return the first pattern's that matches the end of the module's name, as in PEFT, else the common ones."""
     ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
     key = next((key for key in (*ranks, *alphas) if re.match(rf"(.*\.)?({key})$", module)), module)
     rank, alpha = int(ranks.get(key, config["r"])), float(alphas.get(key, config["lora_alpha"]))

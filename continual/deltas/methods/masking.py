@@ -1,4 +1,7 @@
-"""Masking: weights kept or dropped, each by a bit that is learned."""
+"""Binary masking: every weight is kept or dropped, by a learned bit.
+
+Shapes: W [E, D] the weight of a projection.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +21,8 @@ from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 SCORE_RANGE = 0.1  # width of the interval that fresh scores are drawn from
 
 
-class _Kept(torch.autograd.Function):
-    """1 where a score is at least zero, 0 elsewhere; the gradient passes straight through (Bengio et al. 2013)."""
+class _StraightThroughMask(torch.autograd.Function):
+    """1 where a score is at least zero, 0 elsewhere; the gradient is passed unchanged (Bengio et al. 2013)."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
@@ -32,54 +35,72 @@ class _Kept(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class BinaryMask:
-    """x (W ⊙ (M − 1))ᵀ: what dropping the weights where M [E, D] is zero adds to x Wᵀ. M = 1 where the scores are ≥ 0.
+    """x (W ⊙ (M − 1))ᵀ: the change of x Wᵀ by dropping the weights where M [E, D] is zero; M = 1 where scores ≥ 0.
 
-    A share `dropped` of the fresh scores is below zero. What is kept is M, eight bits to the byte.
+    Final values are M, eight bits to the byte.
+
+    Attributes:
+        dropped: fraction of the fresh scores below zero, in [0, 1).
     """
 
     dropped: float
 
     @property
     def identity(self) -> IdentityAtInit:
+        """Exact where no weight is dropped at the start, else none."""
         return "none" if self.dropped else "exact"
 
     def supports(self, place: Place) -> bool:
+        """Accept linear layers whose weight can be read."""
         return place.is_linear
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw scores [E, D] uniformly from an interval of width `SCORE_RANGE`."""
         drawn = torch.rand(place.weight.shape, generator=generator)
         return {"scores": SCORE_RANGE * (drawn - self.dropped)}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return F.linear(seen, self._change(values, place))
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(inputs, self._change(values, place))
 
     def _change(self, values: Values, place: Place) -> Tensor:
         weight = place.weight
-        mask: Tensor = _unpacked(values["bits"], weight) if "bits" in values else _Kept.apply(values["scores"])  # type: ignore[no-untyped-call]
+        mask: Tensor
+        if "bits" in values:
+            mask = _unpack_bits(values["bits"], weight)
+        else:
+            mask = _StraightThroughMask.apply(values["scores"])  # type: ignore[no-untyped-call]
         return weight * (mask - 1)
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight W ⊙ (M − 1) [E, D]."""
         return AffineMap(self._change(values, place), None)
 
     def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
+        """Return the mask as bits [E, ⌈D / 8⌉] (uint8)."""
         if "bits" in values:
             return dict(values)
         return {"bits": torch.from_numpy(np.packbits((values["scores"] >= 0).cpu().numpy(), axis=1))}
 
 
-def _unpacked(bits: Tensor, weight: Tensor) -> Tensor:
-    places = torch.arange(7, -1, -1, device=bits.device)
-    each = (bits.unsqueeze(-1) >> places) & 1
-    return each.flatten(1)[:, : weight.shape[1]].to(weight.dtype)
+def _unpack_bits(bits: Tensor, weight: Tensor) -> Tensor:
+    """Return the mask [E, D] of packed bits [E, ⌈D / 8⌉], in the dtype of the weight [E, D]."""
+    shifts = torch.arange(7, -1, -1, device=bits.device)
+    mask = (bits.unsqueeze(-1) >> shifts) & 1
+    return mask.flatten(1)[:, : weight.shape[1]].to(weight.dtype)
 
 
 class BinaryMasking(MethodSettings):
-    """y = x (M ⊙ W)ᵀ + b with M of zeros and ones learned, W as it was: which weights serve the task.
+    """y = x (M ⊙ W)ᵀ + b with a learned binary mask M and W frozen: a selection of the weights that serve the task.
 
-    One bit per weight of the `sites` is kept. Zhao et al. (2020), "Masking as an Efficient Alternative to Finetuning
-    for Pretrained Language Models", arXiv:2004.12406.
+    Final parameters: one bit per weight of the sites. Zhao et al. (2020), "Masking as an Efficient Alternative to
+    Finetuning for Pretrained Language Models", arXiv:2004.12406.
 
-    >>> Masking(sites=("attn.q",)).edits()[0].site
+    Attributes:
+        sites: sites or groups of linear layers.
+        dropped: fraction of the weights that are dropped at the start.
+
+    >>> BinaryMasking(sites=("attn.q",)).edits()[0].site
     'attn.q'
     """
 
@@ -87,4 +108,5 @@ class BinaryMasking(MethodSettings):
     dropped: float = Field(default=0.0, ge=0, lt=1, description="share of the weights that are dropped at the start")
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one mask per site."""
         return tuple(Edit(site, BinaryMask(self.dropped), Reads.INPUT, Add()) for site in self.sites)

@@ -1,4 +1,7 @@
-"""The multi-head parallel adapter: a bottleneck of its own for each head of an attention."""
+"""The multi-head parallel adapter: a separate bottleneck for each head of an attention.
+
+Shapes: H heads, E the width of all heads, M size of a bottleneck.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,6 +23,11 @@ class PerHeadBottleneck:
     """f(q_h D_hᵀ) U_h for every head h, side by side, with q = x W_qᵀ + b_q the frozen queries and D_h, U_h [M, E / H].
 
     down and up [M, E] hold the D_h and the U_h of the H heads side by side; both start as a truncated normal.
+
+    Attributes:
+        size: M.
+        initial_scale: deviation of the normal.
+        activation: f.
     """
 
     identity: ClassVar[IdentityAtInit] = "near"
@@ -29,24 +37,32 @@ class PerHeadBottleneck:
     activation: Activation
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return down and up [M, E], drawn."""
         shape = (self.size, place.d_out)
         return {name: truncated_normal(shape, self.initial_scale, generator) for name in ("down", "up")}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of the heads from the states `inputs` [..., D] that the queries are made of."""
         queries, down, up = (
             tensor.view(*tensor.shape[:-1], place.num_heads, -1)
-            for tensor in (place.frozen_forward(seen), values["down"], values["up"])
+            for tensor in (place.frozen_forward(inputs), values["down"], values["up"])
         )
-        inner = ACTIVATIONS[self.activation](torch.einsum("...hd,mhd->...hm", queries, down))
-        return torch.einsum("...hm,mhd->...hd", inner, up).flatten(-2)
+        hidden = ACTIVATIONS[self.activation](torch.einsum("...hd,mhd->...hm", queries, down))
+        return torch.einsum("...hm,mhd->...hd", hidden, up).flatten(-2)
 
 
 class MultiHeadAdapter(MethodSettings):
-    """o_h ← o_h + s · f(q_h D_hᵀ) U_h, o_h what head h of an attention returns and q_h its query, at every layer.
+    """o_h ← o_h + s · f(q_h D_hᵀ) U_h, with o_h the output of head h of an attention and q_h its query, at every layer.
 
-    It is prefix tuning without the softmax and its gate: D_h stands where the prefix's keys do, U_h where its values
-    do, and the M rows cost what M prefix tokens do. Parameters: 2 · size · E per layer, E the width of all heads.
-    He et al. (2022), arXiv:2110.04366, sections 3.3 and 4.4: the best of theirs at 0.1 % of the parameters.
+    It is prefix tuning without the softmax and its gate: D_h corresponds to the prefix's keys, U_h to its values, and M
+    rows cost as much as M prefix tokens. Parameters: 2 · size · E per layer, E the width of all heads.
+    He et al. (2022), arXiv:2110.04366, sections 3.3 and 4.4: their best method at 0.1 % of the parameters.
+
+    Attributes:
+        size: M, rows of D_h and U_h.
+        scale: s.
+        initial_scale: deviation of the normal from which D_h and U_h are drawn.
+        activation: f.
 
     >>> MultiHeadAdapter(size=8).edits()[0].site
     'attn.heads'
@@ -58,5 +74,6 @@ class MultiHeadAdapter(MethodSettings):
     activation: Activation = "relu"
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one per-head bottleneck at every attention."""
         form = PerHeadBottleneck(self.size, self.initial_scale, self.activation)
         return (Edit("attn.heads", form, Reads.INPUT, Add(self.scale)),)

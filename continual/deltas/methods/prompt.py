@@ -1,4 +1,7 @@
-"""Prompt tuning: word vectors of the delta's own before those of the text."""
+"""Prompt tuning: learned word vectors before those of the text.
+
+Shapes: P learned vectors, E the width of a word's vector, B rows of a batch, T tokens of the text.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +22,13 @@ from continual.errors import ExchangeError
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """P word vectors [P, E]: a normal of the deviation that the words' own vectors have, or copies of random words."""
+    """P word vectors [P, E], which do not depend on the text.
+
+    Attributes:
+        length: P.
+        initial: `vocabulary` to start as copies of random words, `random` to start as a normal with the deviation of
+            the vocabulary's vectors.
+    """
 
     identity: ClassVar[IdentityAtInit] = "none"
 
@@ -27,26 +36,34 @@ class SoftPrompt:
     initial: Literal["random", "vocabulary"]
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        words = place.weight.cpu()
+        """Return words [P, E], drawn."""
+        vocabulary = place.weight.cpu()
         if self.initial == "vocabulary":
-            return {"words": words[torch.randint(len(words), (self.length,), generator=generator)].clone()}
-        return {"words": words.std() * torch.randn(self.length, place.d_out, generator=generator)}
+            return {"words": vocabulary[torch.randint(len(vocabulary), (self.length,), generator=generator)].clone()}
+        return {"words": vocabulary.std() * torch.randn(self.length, place.d_out, generator=generator)}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Return words [P, E]; `inputs` is not read."""
         return values["words"]
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["SoftPrompt", dict[str, Tensor]]:
+        """Return the form without its initialization, and the same words [P, E]; `scale` has no effect."""
         return SoftPrompt(self.length, "random"), dict(values)
 
-    def batched_call(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Return each row's words [B, P, E]."""
         return values["words"]
 
 
 class Prompt(MethodSettings):
-    """[p₁ … p_P; e(x₁) … e(x_T)] read instead of e(x₁) … e(x_T), the p learned; what comes out is the text's states.
+    """Embeddings [p₁ … p_P; e(x₁) … e(x_T)] instead of e(x₁) … e(x_T), with learned p; outputs are the text's states.
 
     Parameters: P times the width of a word's vector. Lester et al. (2021), "The Power of Scale for Parameter-Efficient
     Prompt Tuning", arXiv:2104.08691, who start from the vocabulary.
+
+    Attributes:
+        length: P.
+        initial: start of the vectors, from random words of the vocabulary or from a normal.
 
     >>> Prompt(length=5).edits()[0].site
     'tokens'
@@ -56,11 +73,17 @@ class Prompt(MethodSettings):
     initial: Literal["random", "vocabulary"] = "vocabulary"
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return one prompt before the tokens of the stack."""
         form = SoftPrompt(self.length, self.initial)
         return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
-        part = _only(parts)
+        """Convert to one tensor `prompt_embeddings` [P, E].
+
+        Raises:
+            ExchangeError: the model is an encoder-decoder.
+        """
+        part = _single_part(parts)
         model: Any = part.place.output_module
         config = {
             "peft_type": "PROMPT_TUNING",
@@ -74,16 +97,21 @@ class Prompt(MethodSettings):
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a PROMPT_TUNING adapter; None for one of another type.
+
+        Raises:
+            ExchangeError: other tensors or settings, or the model is an encoder-decoder.
+        """
         if adapter.config.get("peft_type") != "PROMPT_TUNING":
             return None
-        adapter.require_supported_config("tokenizer_kwargs")  # of the start, as all that is said of it
+        adapter.require_supported_config("tokenizer_kwargs")  # it concerns initialization only
         settings = cls(length=adapter.config["num_virtual_tokens"])
-        part = _only(layout.parts(settings))
+        part = _single_part(layout.parts(settings))
         adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, part.place.d_out)})
         return settings, {f"{part.key}/words": adapter.tensors[PROMPT_TENSOR_NAME].float()}
 
 
-def _only(parts: Sequence[PlacedModule]) -> PlacedModule:
+def _single_part(parts: Sequence[PlacedModule]) -> PlacedModule:
     stack: Any = parts[0].place.output_module
     if stack.config.is_encoder_decoder:
         raise ExchangeError("PEFT has no prompt that is before the encoder of an encoder-decoder alone")

@@ -1,4 +1,4 @@
-"""The subspace that learned deltas span: a new one is a point in it, and only its coordinates are trained."""
+"""Subspace tuning: a new delta is a point in the subspace spanned by learned ones; its coordinates are trained."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,14 @@ MEAN, BASIS = "mean.", "basis."
 
 @dataclass(frozen=True)
 class SubspaceCoordinates:
-    """What `inner` makes of v = mean + Σ_k c_k basis_k, for each of its values v; the coordinates c [K] are common.
+    """Another form applied to v = mean + Σ_k c_k basis_k, for each of its values v, with common coordinates c [K].
 
-    Mean and basis are held as they are while c is trained; what is kept is v. Fresh, the basis is random: the deltas
-    that are to span it replace it.
+    Mean [...] and basis [K, ...] are frozen while c is trained; the final values are v [...]. A fresh basis is random,
+    until `Subspace.with_basis` replaces it by the directions of learned deltas.
+
+    Attributes:
+        inner: the form.
+        dimension: K.
     """
 
     inner: Form
@@ -31,24 +35,32 @@ class SubspaceCoordinates:
 
     @property
     def identity(self) -> IdentityAtInit:
+        """The inner form's."""
         return self.inner.identity
 
     def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the coordinates c [K], zero."""
         return {"coordinates": torch.zeros(self.dimension)}
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return mean [...] and basis [K, ...] of each of the inner form's values, the means as it draws them."""
         mean = self.inner.init_values(place, d_read, generator)
-        k, draw = self.dimension, generator
-        basis = {name: torch.randn(k, *v.shape, generator=draw) / math.sqrt(v.numel()) for name, v in mean.items()}
-        return _named(MEAN, mean) | _named(BASIS, basis)
+        basis = {
+            name: torch.randn(self.dimension, *value.shape, generator=generator) / math.sqrt(value.numel())
+            for name, value in mean.items()
+        }
+        return _prefixed(MEAN, mean) | _prefixed(BASIS, basis)
 
     def is_frozen(self, name: str) -> bool:
+        """Freeze means and bases."""
         return name.startswith((MEAN, BASIS))
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
-        return self.inner(self.finalize(values, place), seen, place)
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the inner form's change [..., E] of `inputs` [..., D]."""
+        return self.inner(self.finalize(values, place), inputs, place)
 
     def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:
+        """Compute the inner form's values v [...]."""
         if "coordinates" not in values:
             return dict(values)
         means = {name.removeprefix(MEAN): value for name, value in values.items() if name.startswith(MEAN)}
@@ -58,21 +70,25 @@ class SubspaceCoordinates:
         }
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
-        """Of values as they are kept, what `inner` has in common with others."""
+        """Return the inner form's canonical form of final values; None while the coordinates are trained."""
         inner = self.inner if "coordinates" not in values else None
         return inner.canonical_form(values, place, scale=scale) if isinstance(inner, Canonicalizable) else None
 
 
-def _named(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: value for name, value in values.items()}
 
 
 class Subspace(MethodSettings):
-    """v = v̄ + U c: the values of method `of` in the subspace of those that were learned, with c [dimension] trained.
+    """v = v̄ + U c: the values of another method in the subspace of its learned values, with trained c [dimension].
 
-    v̄ is the mean of the learned deltas of the very same settings, U their first principal directions. Qin et al.
-    (2021), "Exploring Universal Intrinsic Task Subspace via Prompt Tuning", arXiv:2110.07867, whose auto-encoder is
-    linear here. In a stream: `{name: subspace, of: {name: lora, rank: 8}, dimension: 16}`.
+    v̄ is the mean of the learned deltas with the same settings, U their first principal directions. Qin et al. (2021),
+    "Exploring Universal Intrinsic Task Subspace via Prompt Tuning", arXiv:2110.07867, whose auto-encoder is linear
+    here. In a stream: `{name: subspace, of: {name: lora, rank: 8}, dimension: 16}`.
+
+    Attributes:
+        of: the other method, one whose final values are the trained ones.
+        dimension: number of coordinates.
 
     >>> Subspace.model_validate({"of": "lora", "dimension": 4}).edits()[0].site
     'projections'
@@ -82,7 +98,7 @@ class Subspace(MethodSettings):
     dimension: int = Field(default=16, ge=1, le=4096)
 
     @model_validator(mode="after")
-    def _spannable(self) -> Self:
+    def _check_method(self) -> Self:
         if any(isinstance(edit.form, HasSharedValues | HasFinalForm) for edit in method_settings(self.of).edits()):
             raise ValueError(
                 f"of: {self.of.name} keeps other values than it trains; use a method such as lora or adapter"
@@ -91,31 +107,42 @@ class Subspace(MethodSettings):
 
     @property
     def base_settings(self) -> MethodSettings:
-        """The settings of the deltas that span the subspace."""
+        """Settings of the deltas that span the subspace."""
         return method_settings(self.of)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the other method's edits, in coordinates of the subspace."""
         inner = method_settings(self.of).edits()
         return tuple(replace(edit, form=SubspaceCoordinates(edit.form, self.dimension)) for edit in inner)
 
     def with_basis(self, fresh: Values, learned: Sequence[Values]) -> dict[str, Tensor]:
-        """`fresh` values of this method, with the mean and the principal directions of learned ones of method `of`.
+        """Return fresh values with mean and basis replaced by those of learned values, from a PCA.
 
-        Directions beyond one less than the learned deltas are zero, so that their coordinates change nothing.
+        N learned deltas have N − 1 principal directions; further ones are zero, so their coordinates have no effect.
+
+        Args:
+            fresh: values of this method by key: means [...], bases [dimension, ...] and coordinates [dimension].
+            learned: values [...] of deltas of the other method by key, at least one set.
+
+        Returns:
+            Values of this method by key, of the shapes of `fresh`. A direction has the length of the learned values'
+            standard deviation along it.
         """
-        names = list(learned[0])
-        rows = torch.stack([torch.cat([values[name].flatten() for name in names]) for values in learned])
+        keys = list(learned[0])
+        rows = torch.stack([torch.cat([values[key].flatten() for key in keys]) for values in learned])
         mean = rows.mean(dim=0)
         _, sizes, directions = torch.linalg.svd(rows - mean, full_matrices=False)
         scaled = (directions * sizes.unsqueeze(1) / len(rows) ** 0.5)[: min(self.dimension, len(rows) - 1)]
         basis = torch.zeros(self.dimension, len(mean))
         basis[: len(scaled)] = scaled
-        return {**fresh, **_placed(MEAN, names, learned[0], mean), **_placed(BASIS, names, learned[0], basis)}
+        return {**fresh, **_unflatten(MEAN, learned[0], mean), **_unflatten(BASIS, learned[0], basis)}
 
 
-def _placed(prefix: str, names: Sequence[str], like: Values, numbers: Tensor) -> dict[str, Tensor]:
-    """Numbers [..., n], one after the other for the values named, as values of their shapes."""
-    parts = torch.split(numbers, [like[name].numel() for name in names], dim=-1)
-    shaped = (part.reshape(*numbers.shape[:-1], *like[name].shape) for name, part in zip(names, parts, strict=True))
-    keys = (name.rpartition("/") for name in names)
-    return {f"{place}/{prefix}{own}": part.clone() for (place, _, own), part in zip(keys, shaped, strict=True)}
+def _unflatten(prefix: str, like: Values, flat: Tensor) -> dict[str, Tensor]:
+    """Split [..., n] into values of the shapes of `like`, [..., *shape], and put `prefix` before their names."""
+    parts = torch.split(flat, [value.numel() for value in like.values()], dim=-1)
+    values = {}
+    for (key, value), part in zip(like.items(), parts, strict=True):
+        place, _, name = key.rpartition("/")
+        values[f"{place}/{prefix}{name}"] = part.reshape(*flat.shape[:-1], *value.shape).clone()
+    return values
