@@ -1,1 +1,1 @@
-"""Answer inputs with the deltas that serve, routed to their tasks where no task is named."""
+"""Inference: answer inputs with the serving deltas, routed to their tasks where no task is named."""

@@ -1,4 +1,4 @@
-"""Deltas as they are needed: all of them in the registry, those used last in memory, fewer still on the device."""
+"""A two-level LRU cache of deltas: all are in the registry, some in host memory, fewer still on the device."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -13,79 +13,91 @@ HOST_CACHE_BYTES = 1 << 30  # bytes of deltas in the host's memory
 
 
 def cache_key(champion: Champion) -> str:
-    """What a champion is called here: by its digest too, since a deleted task may come back with other values."""
+    """Return a champion's key: name and digest, since a deleted task may be learned again with other values."""
     return f"{champion.delta} {champion.digest}"
 
 
 def registry_loader(registry: Registry) -> Callable[[str], Delta]:
-    """How to read what `resident` names from a registry. Raises BlobError."""
-    return lambda name: load_delta(registry.blobs.get(name.rpartition(" ")[-1]))
+    """Return a function that loads a delta from the registry by its `cache_key`; it may raise BlobError."""
+    return lambda key: load_delta(registry.blobs.get(key.rpartition(" ")[-1]))
 
 
 class DeltaCache:
-    """The deltas that a process answers with, each read by its name when it is first needed.
+    """The deltas that a process answers with, each loaded when it is first needed.
 
-    slots: of the bank on the device · kept: bytes in the host's memory, where those used longest ago make room.
-    On a device of its own memory, the host's copies are pinned, so that they are copied while something is computed.
+    For a device with memory of its own the host's copies are pinned, so that copying overlaps with computation.
+
+    Args:
+        backbone: The backbone that the deltas are attached to.
+        load: Loads a delta by its key.
+        slots: Number of deltas on the device.
+        max_bytes: Bytes of deltas in host memory; the least recently used are evicted, the last one excepted.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        read: Callable[[str], Delta],
+        load: Callable[[str], Delta],
         *,
         slots: int = DEVICE_SLOTS,
-        kept: int = HOST_CACHE_BYTES,
+        max_bytes: int = HOST_CACHE_BYTES,
     ) -> None:
-        self._backbone, self._read, self._kept = backbone, read, kept
+        self._backbone, self._load, self._max_bytes = backbone, load, max_bytes
         self.slots = slots
         self._bank = Bank(backbone, slots=slots)
-        self._known: OrderedDict[str, Delta] = OrderedDict()
-        self._size = 0
-        self._coming: dict[str, Future[Delta]] = {}
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="deltas")
+        self._deltas: OrderedDict[str, Delta] = OrderedDict()
+        self._bytes = 0
+        self._pending: dict[str, Future[Delta]] = {}
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="deltas")
 
     def get(self, name: str) -> Delta:
-        """A delta in the host's memory. Raises what reading it raises; it is tried anew when it is asked for again."""
-        if coming := self._coming.pop(name, None):
-            self._keep(name, coming.result())
-        elif name not in self._known:
-            self._keep(name, self._fetched(name))
-        self._known.move_to_end(name)
-        return self._known[name]
+        """Return a delta in host memory; errors of loading are raised, and the next call tries again."""
+        if future := self._pending.pop(name, None):
+            self._insert(name, future.result())
+        elif name not in self._deltas:
+            self._insert(name, self._load_pinned(name))
+        self._deltas.move_to_end(name)
+        return self._deltas[name]
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Begin to read what is not in memory yet; meanwhile, something else can be computed."""
+        """Start to load the deltas that are not in host memory, in a background thread."""
         for name in names:
-            if name not in self._known and name not in self._coming:
-                self._coming[name] = self._reader.submit(self._fetched, name)
+            if name not in self._deltas and name not in self._pending:
+                self._pending[name] = self._executor.submit(self._load_pinned, name)
 
     def put_on_device(
         self, name: str, delta: Delta, *, beside: Collection[str], backbone: Backbone | None = None
     ) -> None:
-        """Have a delta of this name on the device, beside these. Raises what `Bank.hold` raises."""
+        """Copy a delta to the device unless it is there; raise what `Bank.put` raises.
+
+        Args:
+            name: Key of the delta.
+            delta: The delta.
+            beside: Keys that must stay on the device.
+            backbone: The backbone as this delta sees it, where that differs from the cache's.
+        """
         if name not in self._bank:
             self._bank.put(name, delta, beside=beside, backbone=backbone)
 
     def mixed_batch(self, names: Sequence[str]) -> tuple[list[int], MixedBatch]:
-        """As `Bank.mix`, of deltas that are held."""
+        """Return `Bank.mixed_batch` for rows whose deltas, one key per row, are on the device."""
         return self._bank.mixed_batch(names)
 
     def locations(self) -> dict[str, frozenset[str]]:
-        """Which deltas lie on the device, and which in the host's memory."""
-        return {"device": frozenset(self._bank), "memory": frozenset([*self._known])}
+        """Return the keys of the deltas on the `device` and in host `memory`."""
+        return {"device": frozenset(self._bank), "memory": frozenset([*self._deltas])}
 
-    def _fetched(self, name: str) -> Delta:
-        delta = self._read(name)
+    def _load_pinned(self, name: str) -> Delta:
+        delta = self._load(name)
         return delta.map(lambda tensor: tensor.pin_memory()) if self._backbone.device.type == "cuda" else delta
 
-    def _keep(self, name: str, delta: Delta) -> None:
-        self._known[name] = delta
-        self._size += _size(delta)
-        while self._size > self._kept and len(self._known) > 1:
-            _, oldest = self._known.popitem(last=False)
-            self._size -= _size(oldest)
+    def _insert(self, name: str, delta: Delta) -> None:
+        self._deltas[name] = delta
+        self._bytes += _num_bytes(delta)
+        while self._bytes > self._max_bytes and len(self._deltas) > 1:
+            _, oldest = self._deltas.popitem(last=False)
+            self._bytes -= _num_bytes(oldest)
 
 
-def _size(delta: Delta) -> int:
+def _num_bytes(delta: Delta) -> int:
     return sum(tensor.nbytes for tensor in delta.tensors().values())

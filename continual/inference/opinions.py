@@ -1,4 +1,4 @@
-"""What learned deltas say of inputs, each asked as one of several that might answer."""
+"""Forward texts through learned deltas for their answers and for the evidence that the texts belong to the tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +18,19 @@ from continual.routing import FitStatistics, Opinion
 from tasks import LabelledTexts, Text
 from tasks.errors import ContinualError
 
-ReadForward = Callable[[ForwardRequest[Any]], Any]
+RunForward = Callable[[ForwardRequest[Any]], Any]
 
 
 @dataclass(frozen=True)
 class DeltaQuery:
-    """Texts that a delta is to look at, cut at `max_length` tokens.
+    """Texts for one delta.
 
-    evidence: what it is to be compared with; without it nothing is said of surely and fit · frozen: the same texts, cut
-    alike, through the frozen backbone; a delta that changes nothing there needs no pass of its own · hear: as `Seen`'s.
+    Attributes:
+        texts: N texts.
+        max_length: Tokens that a text is truncated to.
+        evidence: Statistics that confidence and fit are compared with; without them both are 0.
+        frozen: The same texts, truncated alike, in frozen features; saves a pass for a delta without values.
+        on_token: One callback per text for answers that are written token by token; empty where no text has one.
     """
 
     texts: Sequence[Text]
@@ -38,130 +42,147 @@ class DeltaQuery:
 
 @dataclass(frozen=True)
 class FailedAnswer:
-    """In the place of an answer, why there is none."""
+    """Stands for an answer that could not be computed; `error` is the reason."""
 
     error: str
 
 
-def query_delta(backbone: Backbone, delta: Delta, asked: DeltaQuery) -> Opinion[Answer]:
-    """What a delta answers to each text, how surely, and how well the texts fit it."""
-    return _expert(backbone, delta, asked).opinion({})
+def query_delta(backbone: Backbone, delta: Delta, query: DeltaQuery) -> Opinion[Answer]:
+    """Compute a delta's answers to N texts, with their excess log-probability [N] and fit [N]."""
+    return _plan(backbone, delta, query).opinion({})
 
 
 def opinion_from_outputs(
     kind: Kind[Any],
-    seen: ForwardContext[Any],
+    context: ForwardContext[Any],
     outputs: Outputs,
     *,
     evidence: FitStatistics | None,
-    read: ReadForward | None = None,
+    run: RunForward | None = None,
 ) -> Opinion[Answer]:
-    """The same of rows that a delta has answered already. read: how more is read of them, where it is not now."""
-    answers = kind.answers(seen.backbone, outputs, seen.rows)
-    surely = fit = torch.zeros(len(answers))
+    """Compute the opinion on rows whose outputs are there already.
+
+    Args:
+        kind: Kind of the delta's task.
+        context: The N rows, with the backbone and the delta.
+        outputs: The delta's outputs for the rows, tensors whose first dimension is N.
+        evidence: Statistics that confidence and fit are compared with; without them both are 0.
+        run: Runs the request of pooled vectors; by default the context does.
+
+    Returns:
+        Answers, excess log-probability [N] (0 for kinds without probabilities) and fit [N].
+    """
+    answers = kind.answers(context.backbone, outputs, context.rows)
+    excess_log_prob = fit = torch.zeros(len(answers))
     if evidence is not None:
-        surely = (
-            answer_log_probabilities(answers) - evidence.mean_log_prob
-            if kind.metric_kind == PROBABILISTIC_KIND
-            else surely
-        )
-        fit = evidence.fit((read or seen.run)(seen.pooled_request))
-    return Opinion(answers, surely, fit)
+        if kind.metric_kind == PROBABILISTIC_KIND:
+            excess_log_prob = answer_log_probabilities(answers) - evidence.mean_log_prob
+        fit = evidence.fit((run or context.run)(context.pooled_request))
+    return Opinion(answers, excess_log_prob, fit)
 
 
 def query_deltas(
-    backbone: Backbone, residents: DeltaCache, asked: Mapping[str, DeltaQuery]
+    backbone: Backbone, cache: DeltaCache, queries: Mapping[str, DeltaQuery]
 ) -> dict[str, Opinion[Answer | FailedAnswer]]:
-    """What deltas say, by their names: those that are read in the same way in batches of rows of all of them.
+    """Compute the opinions of many deltas; requests of the same forward function share mixed batches.
 
-    The texts of a delta that cannot be read or put on the device fail, and no others.
+    Args:
+        backbone: The frozen backbone.
+        cache: Where deltas are loaded from.
+        queries: The texts for each delta, by its key in the cache.
+
+    Returns:
+        Opinions by the same keys. A delta that cannot be loaded or put on the device fails its own texts only.
     """
-    experts: dict[str, _DeltaQueryPlan] = {}
-    failed: dict[str, ContinualError] = {}
-    residents.prefetch(asked)
-    for name, own in asked.items():
+    plans: dict[str, _QueryPlan] = {}
+    errors: dict[str, ContinualError] = {}
+    cache.prefetch(queries)
+    for name, query in queries.items():
         try:
-            experts[name] = _expert(backbone, residents.get(name), own)
+            plans[name] = _plan(backbone, cache.get(name), query)
         except ContinualError as error:
-            failed[name] = error
-    known = _read_together(backbone, residents, experts, failed)
-    found: dict[str, Opinion[Answer | FailedAnswer]] = {}
-    for name, own in asked.items():
+            errors[name] = error
+    results = _run_mixed(backbone, cache, plans, errors)
+    opinions: dict[str, Opinion[Answer | FailedAnswer]] = {}
+    for name, query in queries.items():
         try:
-            found[name] = _failed(own, failed[name]) if name in failed else experts[name].opinion(known)
+            opinions[name] = _failed_opinion(query, errors[name]) if name in errors else plans[name].opinion(results)
         except ContinualError as error:
-            found[name] = _failed(own, error)
-    return found
+            opinions[name] = _failed_opinion(query, error)
+    return opinions
 
 
 @dataclass(frozen=True)
-class _DeltaQueryPlan:
-    """A delta that is asked. reading: what is read of the rows for its answers."""
+class _QueryPlan:
+    """A query with its loaded delta; `answer_request` is the forward request that the answers need."""
 
     delta: Delta
     kind: Kind[Any]
-    seen: ForwardContext[Any]
-    reading: ForwardRequest[Any]
+    context: ForwardContext[Any]
+    answer_request: ForwardRequest[Any]
     evidence: FitStatistics | None
 
     @property
-    def readings(self) -> dict[ForwardRequest[Any], None]:
-        """All that is read of the rows."""
-        return dict.fromkeys((self.reading,) if self.evidence is None else (self.reading, self.seen.pooled_request))
+    def requests(self) -> dict[ForwardRequest[Any], None]:
+        """All requests without repetition, in order."""
+        return dict.fromkeys(
+            (self.answer_request,) if self.evidence is None else (self.answer_request, self.context.pooled_request)
+        )
 
-    def mixes(self) -> bool:
-        """Whether its rows can be in one batch with those of others."""
-        return self.seen.delta is not None and Bank.can_batch(self.seen.backbone, self.seen.delta)
+    def can_mix(self) -> bool:
+        """Return whether the rows can share a batch with rows of other deltas."""
+        return self.context.delta is not None and Bank.can_batch(self.context.backbone, self.context.delta)
 
-    def opinion(self, known: Mapping[ForwardRequest[Any], Any]) -> Opinion[Any]:
-        """What it says. known: what has been read already."""
+    def opinion(self, results: Mapping[ForwardRequest[Any], Any]) -> Opinion[Any]:
+        """Compute the opinion; requests that are not among `results` are run now."""
 
-        def read(reading: ForwardRequest[Any]) -> Any:
-            return known[reading] if reading in known else self.seen.run(reading)
+        def run(request: ForwardRequest[Any]) -> Any:
+            return results[request] if request in results else self.context.run(request)
 
-        outputs = self.kind.outputs_from(self.seen.rows, self.delta.head, read(self.reading))
-        return opinion_from_outputs(self.kind, self.seen, outputs, evidence=self.evidence, read=read)
+        outputs = self.kind.outputs_from(self.context.rows, self.delta.head, run(self.answer_request))
+        return opinion_from_outputs(self.kind, self.context, outputs, evidence=self.evidence, run=run)
 
 
-def _expert(backbone: Backbone, delta: Delta, asked: DeltaQuery) -> _DeltaQueryPlan:
+def _plan(backbone: Backbone, delta: Delta, query: DeltaQuery) -> _QueryPlan:
     kind = kind_of_delta(delta)
     backbone = backbone_for(reserve_tokens(backbone, delta.settings), kind)
-    rows = kind.prepare(backbone, LabelledTexts(tuple(asked.texts), ()), max_length=asked.max_length)
-    unchanged = asked.frozen is not None and not delta.values
-    through = ForwardContext(backbone, delta, rows, on_token=asked.on_token)
-    seen = ForwardContext(backbone, None, rows, asked.frozen) if unchanged else through
-    return _DeltaQueryPlan(delta, kind, seen, kind.forward_request(seen, delta.head), asked.evidence)
+    rows = kind.prepare(backbone, LabelledTexts(tuple(query.texts), ()), max_length=query.max_length)
+    if query.frozen is not None and not delta.values:  # a head alone: the frozen features are the delta's
+        context = ForwardContext(backbone, None, rows, query.frozen)
+    else:
+        context = ForwardContext(backbone, delta, rows, on_token=query.on_token)
+    return _QueryPlan(delta, kind, context, kind.forward_request(context, delta.head), query.evidence)
 
 
-def _failed(asked: DeltaQuery, error: ContinualError) -> Opinion[Answer | FailedAnswer]:
-    nothing = torch.zeros(len(asked.texts))
-    return Opinion([FailedAnswer(f"{type(error).__name__}: {error}")] * len(asked.texts), nothing, nothing)
+def _failed_opinion(query: DeltaQuery, error: ContinualError) -> Opinion[Answer | FailedAnswer]:
+    zeros = torch.zeros(len(query.texts))
+    return Opinion([FailedAnswer(f"{type(error).__name__}: {error}")] * len(query.texts), zeros, zeros)
 
 
-def _read_together(
-    backbone: Backbone, residents: DeltaCache, experts: Mapping[str, _DeltaQueryPlan], failed: dict[str, ContinualError]
+def _run_mixed(
+    backbone: Backbone, cache: DeltaCache, plans: Mapping[str, _QueryPlan], errors: dict[str, ContinualError]
 ) -> dict[ForwardRequest[Any], Any]:
-    """What can be read in batches of rows of several deltas. failed: takes those that cannot be put on the device."""
-    ways: dict[object, list[NamedRequest]] = {}
-    for name, expert in experts.items():
-        if expert.mixes():
-            for reading in expert.readings:
-                ways.setdefault(reading.forward, []).append((name, reading))
+    """Run the requests that can share batches; add to `errors` the deltas that cannot be put on the device."""
+    by_forward: dict[object, list[NamedRequest]] = {}
+    for name, plan in plans.items():
+        if plan.can_mix():
+            for request in plan.requests:
+                by_forward.setdefault(request.forward, []).append((name, request))
 
     def mix(names: Sequence[str]) -> tuple[list[int], MixedBatch]:
         needed = set(names)
-        for name in needed - failed.keys():
-            own = experts[name]
+        for name in needed - errors.keys():
+            plan = plans[name]
             try:
-                residents.put_on_device(name, own.delta, beside=needed, backbone=own.seen.backbone)
+                cache.put_on_device(name, plan.delta, beside=needed, backbone=plan.context.backbone)
             except ContinualError as error:
-                failed[name] = error
-        rows = [i for i, name in enumerate(names) if name not in failed]
-        order, mixture = residents.mixed_batch([names[i] for i in rows])
+                errors[name] = error
+        rows = [i for i, name in enumerate(names) if name not in errors]
+        order, mixture = cache.mixed_batch([names[i] for i in rows])
         return [rows[i] for i in order], mixture
 
-    added = {name: expert.delta.settings.added_tokens for name, expert in experts.items()}
+    added = {name: plan.delta.settings.added_tokens for name, plan in plans.items()}
     whole = replace(backbone, edits_decoder=True)  # some deltas of a mixture may change a decoder
-    shared = [readings for readings in ways.values() if len({name for name, _ in readings}) > 1]
-    parts = [run_mixed_forward(whole, readings, mix, slots=residents.slots, added=added) for readings in shared]
-    return {reading: found for part in parts for reading, found in part.items()}
+    shared = [requests for requests in by_forward.values() if len({name for name, _ in requests}) > 1]
+    parts = [run_mixed_forward(whole, requests, mix, slots=cache.slots, added=added) for requests in shared]
+    return {request: result for part in parts for request, result in part.items()}

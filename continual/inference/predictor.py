@@ -1,4 +1,4 @@
-"""Answer inputs with what has been learned, each by its task's delta, whether or not its task is named."""
+"""Predict: answer each input with its task's delta, and choose the task by the router where none is named."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +18,19 @@ from tasks import Text
 from tasks.errors import InputError
 
 _Routing = tuple[Router, Mapping[str, RoutingStatistics]]
-ABSTAIN_CANDIDATES = 3  # tasks that are named of an input that belongs to none
+ABSTAIN_CANDIDATES = 3  # nearest tasks that are named for an input of no task
 
 
 @dataclass(frozen=True)
 class TaskCandidate:
-    """A task that an input may belong to, with the router's probability, and what its delta answers if it was asked.
+    """A task that an input may belong to.
 
-    delta without a label: the delta could not be read.
+    Attributes:
+        task: Name of the task.
+        confidence: The router's probability of the task.
+        label: Answer of the task's delta; None where it was not queried or could not be loaded.
+        score: Probability of the answer; None for kinds without probabilities.
+        delta: Name of the delta; None where it was not queried.
     """
 
     task: str
@@ -37,13 +42,19 @@ class TaskCandidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: the label, by whose delta, and how sure.
+    """The answer to one input.
 
-    label: the answer, of a regression a number, else a text · score: its probability, a fraction, None for a number ·
-    routed: whether the router chose the task · confidence: the probability of that task among those that are known,
-    None where the task was given · abstained: whether the input is like those of no task; then nothing is answered ·
-    possible: of such an input the nearest tasks; where all were asked for, all tasks that are likely enough · error:
-    why there is no answer, though the task is known: its delta could not be read, or put on the device.
+    Attributes:
+        text: The input.
+        task: The named or the chosen task; None where the router abstained.
+        label: The answer, a number for a regression and a text for any other kind.
+        score: Probability of the answer, a fraction; None for kinds without probabilities.
+        routed: True where the router chose the task.
+        confidence: The router's probability of the task among all learned ones; None where the task was named.
+        abstained: True where the input resembles the rows of no task; there is no answer then.
+        delta: Name of the delta that answered.
+        possible: The nearest tasks of an input that was abstained on, or every task above the probability `at_least`.
+        error: Why there is no answer of a chosen or named task: its delta could not be loaded or put on the device.
     """
 
     text: Text
@@ -59,15 +70,21 @@ class Prediction:
 
 
 class Predictor:
-    """The champions of a registry on one backbone, as they were when it was made; each is loaded when first needed.
+    """The champions of a registry on one backbone, as they are when it is constructed; deltas are loaded lazily.
 
-    serving: the deltas that answer, where they are not the champions · router: a name of `ROUTERS`, or `auto` ·
-    false_abstentions: of the inputs of known tasks, the share that may be taken for those of none; 0 for no abstaining
-    · slots: how many deltas lie on the device at once · before: a predictor that this one takes over from, with its
-    deltas in memory and, until this one is `ready`, its router, if all tasks of that are here; only one of the two may
-    answer at a time.
+    Args:
+        backbone: The frozen backbone.
+        registry: Where deltas and routing statistics are loaded from.
+        serving: The deltas that answer; by default the registry's champions.
+        router: Name of a rule of `ROUTERS`, or `auto`.
+        false_abstentions: Share of the inputs of known tasks that may be abstained on; 0 never abstains.
+        slots: Number of deltas on the device.
+        previous: A predictor to replace. Its delta cache is shared, and its router used until `build_router` is called,
+            if all tasks of that router are served here too. Only one of the two may predict at a time.
 
-    Raises InputError where nothing has been learned on the backbone, RoutingError where there is no such router.
+    Raises:
+        InputError: Nothing has been learned on the backbone.
+        RoutingError: There is no such router.
     """
 
     def __init__(
@@ -79,17 +96,17 @@ class Predictor:
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTION_RATE,
         slots: int = DEVICE_SLOTS,
-        before: "Predictor | None" = None,
+        previous: "Predictor | None" = None,
     ) -> None:
         self._backbone, self._registry = backbone, registry
-        found = registry.champions(backbone.fingerprint) if serving is None else serving
-        self._champions = {champion.task: champion for champion in found}
+        champions = registry.champions(backbone.fingerprint) if serving is None else serving
+        self._champions = {champion.task: champion for champion in champions}
         self.delta_cache: DeltaCache = (
-            before.delta_cache if before else DeltaCache(backbone, registry_loader(registry), slots=slots)
+            previous.delta_cache if previous else DeltaCache(backbone, registry_loader(registry), slots=slots)
         )
-        rule_names(router)  # whether there is such a router
-        self._kind, self._false_abstentions = router, false_abstentions
-        self._routing: _Routing | None = before._routing if before else None
+        rule_names(router)  # raises where there is no such router
+        self._router_kind, self._false_abstentions = router, false_abstentions
+        self._routing: _Routing | None = previous._routing if previous else None
         if self._routing and not self._champions.keys() >= set(self._routing[0].tasks):
             self._routing = None
         if not self._champions:
@@ -104,121 +121,141 @@ class Predictor:
         *,
         task: str | Sequence[str | None] | None = None,
         at_least: float | None = None,
-        hear: Sequence[TokenCallback | None] = (),
+        on_token: Sequence[TokenCallback | None] = (),
     ) -> list[Prediction]:
-        """One prediction per text, in order; without a task the router chooses, and may say that it is none.
+        """Predict one answer per text, in order; where no task is named the router chooses one or abstains.
 
-        task: of all texts, or of each, None where the router is to choose · at_least: name every task that has this
-        probability, with its answer · hear: for each text who is told of its answer while it is written, where its task
-        is named and one that generates. Raises NotFound for a task that has no delta on this backbone, BlobError where
-        that of the one task of all texts cannot be read.
+        Args:
+            texts: N texts.
+            task: Task of all texts, or of each; None where the router chooses.
+            at_least: Also answer by every task that has this probability.
+            on_token: One callback per text for answers that are written token by token, used where a task is named.
+
+        Returns:
+            N predictions.
+
+        Raises:
+            NotFound: A task has no delta on this backbone.
+            BlobError: The delta of the one task of all texts cannot be read.
         """
         if task is None or isinstance(task, str):
             if task is not None:
                 self.load_delta(task)
             task = [task] * len(texts)
-        told: dict[str, list[int]] = {}
+        rows_of_task: dict[str, list[int]] = {}
         for i, name in enumerate(task):
             if name is not None:
-                told.setdefault(self._champion(name).task, []).append(i)
-        heard = hear or [None] * len(texts)
-        answers = self._asked(
+                rows_of_task.setdefault(self._champion(name).task, []).append(i)
+        callbacks = on_token or [None] * len(texts)
+        opinions = self._query(
             {
-                name: DeltaQuery([texts[i] for i in rows], self._longest(name), on_token=[heard[i] for i in rows])
-                for name, rows in told.items()
+                name: DeltaQuery(
+                    [texts[i] for i in rows], self._max_length(name), on_token=[callbacks[i] for i in rows]
+                )
+                for name, rows in rows_of_task.items()
             }
         )
-        found = {
-            i: self._answered(texts[i], name, answer, confidence=None)
-            for name, rows in told.items()
-            for i, answer in zip(rows, answers[name].answers, strict=True)
+        predictions = {
+            i: self._prediction(texts[i], name, answer, confidence=None)
+            for name, rows in rows_of_task.items()
+            for i, answer in zip(rows, opinions[name].answers, strict=True)
         }
-        if untold := [i for i, name in enumerate(task) if name is None]:
-            routed = self._routed([texts[i] for i in untold], at_least=at_least)
-            found |= dict(zip(untold, routed, strict=True))
-        return [found[i] for i in range(len(texts))]
+        if unnamed := [i for i, name in enumerate(task) if name is None]:
+            routed = self._predict_routed([texts[i] for i in unnamed], at_least=at_least)
+            predictions |= dict(zip(unnamed, routed, strict=True))
+        return [predictions[i] for i in range(len(texts))]
 
     def build_router(self) -> None:
-        """Have the router made now, not when it is first needed. Raises InputError where no task can be routed to."""
-        self._routing = self._router()
+        """Build the router now instead of at its first use; raise InputError where no task can be routed to."""
+        self._routing = self._load_router()
 
     def load_delta(self, task: str) -> Delta:
-        """A task's delta, which is read when it is first asked for. Raises NotFound, or BlobError."""
+        """Return a task's delta, from the cache or the registry.
+
+        Raises:
+            NotFound: The task has no delta on this backbone.
+            BlobError: The delta cannot be read.
+        """
         return self.delta_cache.get(cache_key(self._champion(task)))
 
-    def _routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
-        router, statistics = self._routing = self._routing or self._router()
-        longest = max(map(self._longest, self._champions))
-        seen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=longest))
+    def _predict_routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
+        router, statistics = self._routing = self._routing or self._load_router()
+        max_length = max(map(self._max_length, self._champions))
+        frozen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=max_length))
 
-        def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | FailedAnswer]]:
-            asked = {}
-            for number, inputs in looked.items():
+        def query(inputs_of_task: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | FailedAnswer]]:
+            queries = {}
+            for number, inputs in inputs_of_task.items():
                 name = router.tasks[number]
-                length, known = self._longest(name), statistics.get(name)
-                shared = seen.take(inputs) if length == longest else None
-                evidence = known.evidence if known else None
-                asked[name] = DeltaQuery([texts[i] for i in inputs], length, evidence, shared)
-            found = self._asked(asked)
-            return {number: found[router.tasks[number]] for number in looked}
+                length, task_statistics = self._max_length(name), statistics.get(name)
+                reusable = frozen.take(inputs) if length == max_length else None  # only where truncated alike
+                evidence = task_statistics.evidence if task_statistics else None
+                queries[name] = DeltaQuery([texts[i] for i in inputs], length, evidence, reusable)
+            opinions = self._query(queries)
+            return {number: opinions[router.tasks[number]] for number in inputs_of_task}
 
-        decision = choose_tasks(router, router.log_p(seen), ask)
-        sure, like = decision.confidence.tolist(), (router.familiarity(seen) + decision.fit).tolist()
+        decision = choose_tasks(router, router.log_p(frozen), query)
+        confidences, levels = decision.confidence.tolist(), (router.familiarity(frozen) + decision.fit).tolist()
         threshold = router.threshold(self._false_abstentions)
-        chosen = zip(texts, decision.tasks.tolist(), decision.answers, sure, like, strict=True)
-        found = [
-            self._answered(text, router.tasks[number], answer, confidence=confidence)
-            if known >= threshold
+        chosen = zip(texts, decision.tasks.tolist(), decision.answers, confidences, levels, strict=True)
+        predictions = [
+            self._prediction(text, router.tasks[number], answer, confidence=confidence)
+            if level >= threshold
             else Prediction(text, None, None, None, True, confidence, True, None)
-            for text, number, answer, confidence, known in chosen
+            for text, number, answer, confidence, level in chosen
         ]
-        return self._with_possible(found, router, decision, at_least=at_least)
+        return self._with_candidates(predictions, router, decision, at_least=at_least)
 
-    def _with_possible(
+    def _with_candidates(
         self,
-        found: list[Prediction],
+        predictions: list[Prediction],
         router: Router,
         decision: Decision[Answer | FailedAnswer],
         *,
         at_least: float | None,
     ) -> list[Prediction]:
-        """The same with the nearest tasks of inputs that belong to none, or all tasks above a probability."""
-        probabilities = decision.log_p.exp()
-        likeliest = probabilities.sort(dim=1, descending=True)
-        near = [
+        """Add the nearest tasks of inputs that were abstained on, and answers of all tasks above a probability."""
+        ranked = decision.log_p.exp().sort(dim=1, descending=True)
+        candidates = [
             [(router.tasks[number], p) for number, p in zip(numbers, row, strict=True)]
-            for numbers, row in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+            for numbers, row in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
-        rows: dict[str, list[int]] = {}
-        for i, prediction in enumerate(found):
+        rows_of_task: dict[str, list[int]] = {}
+        for i, prediction in enumerate(predictions):
             if at_least is not None and not prediction.abstained:
-                for name, p in near[i]:
+                for name, p in candidates[i]:
                     if p >= at_least:
-                        rows.setdefault(name, []).append(i)
-        asked = {name: DeltaQuery([found[i].text for i in own], self._longest(name)) for name, own in rows.items()}
-        opinions_of = self._asked(asked)
+                        rows_of_task.setdefault(name, []).append(i)
+        opinions = self._query(
+            {
+                name: DeltaQuery([predictions[i].text for i in rows], self._max_length(name))
+                for name, rows in rows_of_task.items()
+            }
+        )
         answers = {
             (i, name): answer
-            for name, own in rows.items()
-            for i, answer in zip(own, opinions_of[name].answers, strict=True)
+            for name, rows in rows_of_task.items()
+            for i, answer in zip(rows, opinions[name].answers, strict=True)
         }
         return [
             replace(
                 prediction,
-                possible=tuple(TaskCandidate(name, p) for name, p in near[i][:ABSTAIN_CANDIDATES])
+                possible=tuple(TaskCandidate(name, p) for name, p in candidates[i][:ABSTAIN_CANDIDATES])
                 if prediction.abstained
-                else tuple(self._possible(name, p, answers[i, name]) for name, p in near[i] if (i, name) in answers),
+                else tuple(
+                    self._candidate(name, p, answers[i, name]) for name, p in candidates[i] if (i, name) in answers
+                ),
             )
-            for i, prediction in enumerate(found)
+            for i, prediction in enumerate(predictions)
         ]
 
-    def _possible(self, task: str, confidence: float, answer: Answer | FailedAnswer) -> TaskCandidate:
+    def _candidate(self, task: str, confidence: float, answer: Answer | FailedAnswer) -> TaskCandidate:
         delta = self._champions[task].delta
         if isinstance(answer, FailedAnswer):
             return TaskCandidate(task, confidence, delta=delta)
         return TaskCandidate(task, confidence, answer.label, answer.score, delta)
 
-    def _answered(
+    def _prediction(
         self, text: Text, task: str, answer: Answer | FailedAnswer, *, confidence: float | None
     ) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None
@@ -226,26 +263,28 @@ class Predictor:
             return Prediction(text, task, None, None, routed, confidence, False, delta, error=answer.error)
         return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
 
-    def _asked(self, asked: Mapping[str, DeltaQuery]) -> dict[str, Opinion[Answer | FailedAnswer]]:
-        """What the deltas of tasks say, by task."""
-        names = {task: cache_key(self._champions[task]) for task in asked}
-        found = query_deltas(self._backbone, self.delta_cache, {names[task]: own for task, own in asked.items()})
-        return {task: found[name] for task, name in names.items()}
+    def _query(self, queries: Mapping[str, DeltaQuery]) -> dict[str, Opinion[Answer | FailedAnswer]]:
+        """Query the deltas of tasks; both mappings are keyed by task."""
+        keys = {task: cache_key(self._champions[task]) for task in queries}
+        opinions = query_deltas(
+            self._backbone, self.delta_cache, {keys[task]: query for task, query in queries.items()}
+        )
+        return {task: opinions[key] for task, key in keys.items()}
 
-    def _longest(self, task: str) -> int:
-        """How many tokens of a text the task's rows were cut at."""
+    def _max_length(self, task: str) -> int:
+        """Return the number of tokens that the task's texts were truncated to in training."""
         return int(self._champions[task].budget["max_length"])
 
-    def _router(self) -> _Routing:
-        found = load_router(self._registry, self._backbone, self._champions, kind=self._kind)
-        if found is None:
+    def _load_router(self) -> _Routing:
+        routing = load_router(self._registry, self._backbone, self._champions, kind=self._router_kind)
+        if routing is None:
             raise InputError(
                 "no task on this backbone has a signature, so nothing can be routed; name the task of the inputs "
                 f"(--task): {', '.join(self._champions)}"
             )
-        return found
+        return routing
 
     def _champion(self, task: str) -> Champion:
         if task not in self._champions:
-            raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known=self._champions)
+            raise not_found(f"task learned on backbone {self._backbone.name!r}", task, known_names=self._champions)
         return self._champions[task]

@@ -102,7 +102,7 @@ def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, t
     whole = before.predict(texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.registry.blobs, "get", lambda digest: pytest.fail("a delta is read again"))
-        after = Predictor(learner.backbone, learner.registry, before=before)
+        after = Predictor(learner.backbone, learner.registry, previous=before)
         found = after.predict(texts, task=[prediction.task or "mood" for prediction in whole])
     assert all(b.abstained or b.label == a.label for b, a in zip(whole, found, strict=True))
 
@@ -112,7 +112,7 @@ def test_a_delta_of_the_same_name_with_other_values_is_another(learner: Learner,
     before = Predictor(learner.backbone, learner.registry)
     before.predict(texts, task="mood")
     deleted_and_learned_again = replace(champions["mood"], digest=champions["food"].digest)
-    after = Predictor(learner.backbone, learner.registry, serving=[deleted_and_learned_again], before=before)
+    after = Predictor(learner.backbone, learner.registry, serving=[deleted_and_learned_again], previous=before)
     wanted = before.predict(texts, task="food")
     assert [found.label for found in after.predict(texts, task="mood")] == [own.label for own in wanted]
 

@@ -41,7 +41,7 @@ def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
 def test_answers_are_heard_while_they_are_written(served: Server, learner: Learner) -> None:
     heard: list[str] = []
     predictor = Predictor(learner.backbone, learner.registry)
-    (wanted,) = predictor.predict(["red cat"], task=["echo"], hear=[heard.append])
+    (wanted,) = predictor.predict(["red cat"], task=["echo"], on_token=[heard.append])
     assert len(heard) > 2
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
     assert heard[-1] == wanted.label

@@ -1,9 +1,9 @@
-"""What a process answers with: the champions of a registry, looked at again from time to time."""
+"""Answers by a registry's champions on one backbone, which can be refreshed while it answers."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from threading import Lock
 
 from continual.backbones.backbone import Backbone
@@ -18,17 +18,22 @@ from registry import Champion, Registry
 from tasks import Text
 from tasks.errors import InputError
 
-BYTES_PER_TOKEN = 4  # about, of texts in words
-EMBEDDINGS, ROUTED = "@embeddings", "@routed"  # lanes; no task's name holds an @
+BYTES_PER_TOKEN = 4  # about, for texts in words
+EMBEDDINGS, ROUTED = "@embeddings", "@routed"  # lanes; no task's name contains an @
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """A text that is to be answered. task: by whose delta, None where the router chooses · at_least: as `predict`'s ·
-    embed: its features in the frozen backbone are wanted, and no answer · hear: who is told of an answer while it is
-    written.
+    """One text to answer or to embed.
+
+    Attributes:
+        text: A text, or a pair of texts.
+        task: The task whose delta answers; None lets the router choose.
+        at_least: As for `Predictor.predict`.
+        embed: Return the text's features in the frozen backbone instead of an answer.
+        on_token: Called with the answer so far while it is generated.
     """
 
     text: Text
@@ -39,26 +44,46 @@ class InferenceRequest:
 
     @property
     def lane(self) -> str:
+        """The queue lane: one per named task, one for routed texts and one for embeddings."""
         return EMBEDDINGS if self.embed else self.task or ROUTED
 
     @cached_property
-    def cost(self) -> int:  # looked at in every turn of a lane, and texts may be long
+    def cost(self) -> int:
+        """The approximate number of tokens; cached, since the queue reads it often and texts may be long."""
         parts = (self.text,) if isinstance(self.text, str) else self.text
         return 2 + sum(len(part.encode("utf-8", "replace")) for part in parts) // BYTES_PER_TOKEN
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """vector: pooled last hidden states [D] · tokens: how many they are of."""
+    """The frozen features of one text.
+
+    Attributes:
+        vector: Pooled last hidden states, [D].
+        tokens: Number of tokens that were pooled.
+    """
 
     vector: tuple[float, ...]
     tokens: int
 
 
 class ChampionServer:
-    """The champions on one backbone, by `refresh` those of this moment; `answers` belongs to one thread.
+    """The champions on one backbone; `refresh` updates them from the registry.
 
-    router, false_abstentions, slots: as of `Predictor`.
+    Only one thread may call `answer_batch`; everything else may be called from any thread.
+
+    Args:
+        backbone: The frozen backbone.
+        registry: The registry whose champions answer.
+        router: As for `Predictor`.
+        false_abstentions: As for `Predictor`.
+        slots: As for `Predictor`.
+
+    Attributes:
+        backbone: The frozen backbone.
+        registry: The registry whose champions answer.
+        champions: The champions that answer, by task.
+        kinds: The kind of each registered task, by task.
     """
 
     def __init__(
@@ -71,9 +96,7 @@ class ChampionServer:
         slots: int = DEVICE_SLOTS,
     ) -> None:
         self.backbone, self.registry = backbone, registry
-        self._made = partial(
-            Predictor, backbone, registry, router=router, false_abstentions=false_abstentions, slots=slots
-        )
+        self._router, self._false_abstentions, self._slots = router, false_abstentions, slots
         self._refreshing = Lock()
         self._predictor: Predictor | None = None
         self.champions: Mapping[str, Champion] = {}
@@ -81,45 +104,78 @@ class ChampionServer:
 
     @property
     def places(self) -> Mapping[str, Collection[str]]:
-        """Which deltas lie on the device, and which in the host's memory, by what `resident` calls them."""
+        """The cache keys of the deltas on the `device` and in the host's `memory`."""
         return self._predictor.delta_cache.locations() if self._predictor else {"device": (), "memory": ()}
 
     def is_stale(self) -> bool:
-        """Whether the registry has other champions than serve. Raises RegistryError or DatabaseUnavailable."""
-        return self._found() != self.champions
+        """Return whether the registry has other champions than those that answer.
+
+        Raises:
+            RegistryError: The registry cannot be read.
+            DatabaseUnavailable: The database cannot be reached.
+        """
+        return self._read_champions() != self.champions
 
     def refresh(self) -> bool:
-        """Look at the registry again; whether other deltas serve than before. What is being answered is not disturbed.
+        """Answer with the registry's champions of this moment; return whether they changed.
 
-        Tasks that are named are answered by the new deltas at once. A router of many tasks takes seconds to make:
-        until then the one before goes on, unless a task of its is gone.
-        Raises RegistryError or DatabaseUnavailable; then all stays as it was.
+        A batch that is being answered is not disturbed. Inputs that name their task are answered by the new deltas at
+        once. Building a router of many tasks takes seconds: until then the one before goes on, unless one of its tasks
+        is gone. If reading fails, everything stays as it was.
+
+        Raises:
+            RegistryError: The registry cannot be read.
+            DatabaseUnavailable: The database cannot be reached.
         """
         with self._refreshing:
-            found = self._found()
-            if found == self.champions:
+            champions = self._read_champions()
+            if champions == self.champions:
                 return False
-            if found.keys() - self.kinds.keys():  # a task's kind never changes
+            if champions.keys() - self.kinds.keys():  # a task's kind never changes
                 self.kinds = {row["task"]: row["kind"] for row in self.registry.tasks()}
-            if not found:
-                self._predictor, self.champions = None, found
-                return True
-            before, predictor = self._predictor, self._made(serving=found.values(), before=self._predictor)
-            if before and found.keys() >= self.champions.keys():
-                self._predictor, self.champions = predictor, found
-                predictor = self._made(serving=found.values(), before=predictor)
-            try:
-                predictor.build_router()
-            except InputError:  # which those who ask without a task are told in full
-                log.warning("no task can be routed to; only inputs that name their task are answered")
-            self._predictor, self.champions = predictor, found  # in this order: other threads look at the second first
+            if champions:
+                self._replace_predictor(champions)
+            else:
+                self._predictor, self.champions = None, champions
             return True
 
-    def _found(self) -> dict[str, Champion]:
-        return {own.task: own for own in self.registry.champions(self.backbone.fingerprint)}
+    def _replace_predictor(self, champions: Mapping[str, Champion]) -> None:
+        previous, predictor = self._predictor, self._make_predictor(champions, self._predictor)
+        if previous and champions.keys() >= self.champions.keys():
+            self._predictor, self.champions = predictor, champions
+            predictor = self._make_predictor(champions, predictor)
+        try:
+            predictor.build_router()
+        except InputError:  # requests without a task are answered with the full reason
+            log.warning("no task can be routed to; only inputs that name their task are answered")
+        self._predictor, self.champions = predictor, champions  # in this order: other threads read `champions` first
+
+    def _make_predictor(self, champions: Mapping[str, Champion], previous: Predictor | None) -> Predictor:
+        return Predictor(
+            self.backbone,
+            self.registry,
+            serving=champions.values(),
+            router=self._router,
+            false_abstentions=self._false_abstentions,
+            slots=self._slots,
+            previous=previous,
+        )
+
+    def _read_champions(self) -> dict[str, Champion]:
+        return {champion.task: champion for champion in self.registry.champions(self.backbone.fingerprint)}
 
     def check_task(self, task: str, *, kind: str | None = None) -> None:
-        """Raises NotFound for a task that nobody knows, NoDelta for one without a delta here, WrongKind."""
+        """Raise an error if a task cannot be answered here.
+
+        Args:
+            task: The task's name.
+            kind: The kind that the task must have; None for any.
+
+        Raises:
+            NotFound: The task is not registered.
+            NoDelta: The task has no champion on this backbone.
+            WrongKind: The task is of another kind.
+        """
         if task not in self.champions:
             self.registry.task(task)
             raise NoDelta(
@@ -129,35 +185,38 @@ class ChampionServer:
         if kind is not None and self.kinds[task] != kind:
             raise WrongKind(f"task {task!r} is of kind {self.kinds[task]}, not {kind}; ask it by POST /v1/predict")
 
-    def answer_batch(self, asks: Sequence[InferenceRequest]) -> list[Prediction | Embedding | Exception]:
-        """What is said to each; all that is asked alike is answered together."""
-        alike: dict[object, list[int]] = {}
-        for i, ask in enumerate(asks):
-            alike.setdefault((ask.embed, ask.task is None, ask.at_least), []).append(i)
-        found = {
-            i: answer
-            for rows in alike.values()
-            for i, answer in zip(rows, self._together([asks[i] for i in rows]), strict=True)
-        }
-        return [found[i] for i in range(len(asks))]
+    def answer_batch(self, requests: Sequence[InferenceRequest]) -> list[Prediction | Embedding | Exception]:
+        """Return the answer to each request, or the exception that it caused, in order.
 
-    def _together(self, asks: Sequence[InferenceRequest]) -> Sequence[Prediction | Embedding | Exception]:
-        """The answers to asks that are alike; where one brings all of them down, halves are answered alone."""
-        texts, predictor = [ask.text for ask in asks], self._predictor
+        Requests of one sort (embedding, with a task, without one at the same `at_least`) are answered together.
+        """
+        groups: dict[object, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault((request.embed, request.task is None, request.at_least), []).append(i)
+        answers = {
+            i: answer
+            for indices in groups.values()
+            for i, answer in zip(indices, self._answer_group([requests[i] for i in indices]), strict=True)
+        }
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer_group(self, requests: Sequence[InferenceRequest]) -> Sequence[Prediction | Embedding | Exception]:
+        """Answer requests of one sort; if they fail, bisect, so that only the request at fault fails."""
+        texts, predictor = [request.text for request in requests], self._predictor
         try:
-            if asks[0].embed:
-                return self._embedded(texts)
+            if requests[0].embed:
+                return self._embed(texts)
             if predictor is None:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
-            tasks, hear = [ask.task for ask in asks], [ask.on_token for ask in asks]
-            return predictor.predict(texts, task=tasks, at_least=asks[0].at_least, hear=hear)
+            tasks, callbacks = [request.task for request in requests], [request.on_token for request in requests]
+            return predictor.predict(texts, task=tasks, at_least=requests[0].at_least, on_token=callbacks)
         except Exception as error:
-            if len(asks) == 1:
+            if len(requests) == 1:
                 return [error]
-        half = len(asks) // 2
-        return [*self._together(asks[:half]), *self._together(asks[half:])]
+        half = len(requests) // 2
+        return [*self._answer_group(requests[:half]), *self._answer_group(requests[half:])]
 
-    def _embedded(self, texts: Sequence[Text]) -> list[Embedding]:
+    def _embed(self, texts: Sequence[Text]) -> list[Embedding]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)
         vectors = encode(self.backbone, tokens).tolist()
         return [Embedding(tuple(vector), len(ids)) for vector, ids in zip(vectors, tokens.ids, strict=True)]
