@@ -1,7 +1,7 @@
-"""Whether a new version of a task may succeed the one that serves: both answer the validation rows of both.
+"""Compare a new version of a task with the champion: both answer the validation rows of both.
 
-The registry knows where a version's rows came from, not what they were. Those of the champion are read again there, and
-count only where they are what they were; test rows are not read.
+The registry stores where a version's rows came from, not the rows. The champion's are read again from there, and count
+only where their digest is unchanged; test rows are not read.
 """
 
 import logging
@@ -25,21 +25,23 @@ log = logging.getLogger(__name__)
 
 
 def contest_champion(backbone: Backbone, registry: Registry, task: PreparedTask, delta: Delta) -> Contest | None:
-    """What `delta`, newly learned as `task`, and the champion answer of the validation rows of both.
+    """Score a newly learned delta and the champion on the validation rows of both.
 
-    None where there is no champion, or both have the same validation rows: the scores that are stored say it all then.
+    Returns:
+        The scores; None where there is no champion, or both have the same validation rows: then the stored scores
+        suffice.
     """
     champion = registry.last_version(task.data.spec.name, backbone.fingerprint)
     if champion is None or champion.status != "champion" or _same_rows(champion, task):
         return None
     try:
-        old = load_delta(registry.blobs.get(champion.values))
+        old_delta = load_delta(registry.blobs.get(champion.values))
     except (BlobError, DeltaError) as error:
         log.warning("task %s: %s cannot be asked: %s", task.data.spec.name, champion.name, error)
         return Contest(champion=champion.name, undecided_reason=f"the values of {champion.name} cannot be read")
-    rivals = ((delta, task.budget.max_length), (old, int(champion.budget["max_length"])))
+    rivals = ((delta, task.budget.max_length), (old_delta, int(champion.budget["max_length"])))
 
-    def compared(rows: LabelledTexts, said: str) -> Comparison:
+    def compare(rows: LabelledTexts, name: str) -> Comparison:
         metric, kind, texts = task.data.spec.metric, task.kind, rows.texts
         truth = kind.prepare(task.backbone, rows, max_length=task.budget.max_length).truth
         new, old = (
@@ -51,16 +53,16 @@ def contest_champion(backbone: Backbone, registry: Registry, task: PreparedTask,
             )
             for rival, length in rivals
         )
-        return Comparison(rows=said, new=new, old=old)
+        return Comparison(rows=name, new=new, old=old)
 
-    found = [compared(task.data.validation, "the new validation rows")]
-    said = f"the validation rows of {champion.name}"
+    comparisons = [compare(task.data.validation, "the new validation rows")]
+    champion_rows = f"the validation rows of {champion.name}"
     rows = reload_validation_rows(champion.data, otherwise=task.data.folder) if champion.data else None
     if rows is not None:
-        found.append(compared(rows, said))
-    unseen = rows is None and not (champion.data is None and champion.warm_start == IMPORTED)
-    doubt = f"{said} cannot be read again as they were" if unseen else None
-    return Contest(champion=champion.name, comparisons=tuple(found), undecided_reason=doubt)
+        comparisons.append(compare(rows, champion_rows))
+    unavailable = rows is None and not (champion.data is None and champion.warm_start == IMPORTED)
+    reason = f"{champion_rows} cannot be read again as they were" if unavailable else None
+    return Contest(champion=champion.name, comparisons=tuple(comparisons), undecided_reason=reason)
 
 
 def _same_rows(champion: StoredDelta, task: PreparedTask) -> bool:
@@ -68,21 +70,25 @@ def _same_rows(champion: StoredDelta, task: PreparedTask) -> bool:
 
 
 def reload_validation_rows(data: DataRecord, *, otherwise: Path) -> LabelledTexts | None:
-    """The validation rows that a version was learned with; None where they are not to be had, or others by now.
+    """Read the validation rows of a version again, without rows that were appended since.
 
-    Rows that were added behind them are left out. Files are looked for where they were or, where that folder is gone,
-    `otherwise`.
+    Args:
+        data: Where the version's rows came from.
+        otherwise: The folder of relative files, where the recorded folder is gone.
+
+    Returns:
+        The rows; None where they cannot be read or have changed.
     """
     folder = Path(data.folder) if data.folder and Path(data.folder).is_dir() else otherwise
     try:
-        found = load_validation(TaskSpec.model_validate(data.spec), folder=folder, seed=data.seed)
+        rows = load_validation(TaskSpec.model_validate(data.spec), folder=folder, seed=data.seed)
     except (DataError, ValidationError) as error:
         log.warning("the rows of an earlier version cannot be read again: %s", error)
         return None
-    return matching_recorded_rows(found, data, "validation")
+    return matching_recorded_rows(rows, data, "validation")
 
 
-def matching_recorded_rows(found: LabelledTexts, data: DataRecord, split: str) -> LabelledTexts | None:
-    """The rows of a split that a version was learned from, without what was added behind; None for other rows."""
-    rows = found.select(range(min(len(found), data.rows[split])))
-    return rows if rows.fingerprint == data.fingerprints[split] else None
+def matching_recorded_rows(rows: LabelledTexts, data: DataRecord, split: str) -> LabelledTexts | None:
+    """Return the rows of a split as recorded, without rows appended since; None where they have changed."""
+    recorded = rows.select(range(min(len(rows), data.rows[split])))
+    return recorded if recorded.fingerprint == data.fingerprints[split] else None

@@ -1,4 +1,4 @@
-"""How far learning a task has come, kept in the registry for whoever takes the task over."""
+"""Checkpoints of a task being learned, in the registry, from which another process can resume it."""
 
 import logging
 import time
@@ -13,18 +13,21 @@ from continual.transfer.warm_start import Neighbour
 from registry import Registry, load_checkpoint, save_checkpoint
 from registry.errors import BlobError, ClaimLost, NotFound, RegistryError
 
-MIN_INTERVAL_SECONDS = 10.0  # seconds of learning that may be lost
-MAX_OVERHEAD = 0.02  # most of the time that keeping may take: large deltas are kept less often
+MIN_INTERVAL_SECONDS = 10.0  # of learning, which a crash may lose
+MAX_OVERHEAD = 0.02  # the largest share of the time that saving may take: large deltas are saved less often
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """What is decided of a task before it is trained, and is not decided anew where another goes on.
+    """The decisions that precede the training of a task; a process that resumes it does not take them anew.
 
-    arm: its method and learning rate · tried: what a search for them looked at · spanning: the deltas that span the
-    subspace it is learned in · neighbours: those that may be a start.
+    Attributes:
+        candidate: The method and the learning rate.
+        search_trials: The trials of the search for them.
+        subspace_deltas: The deltas that span the subspace in which the task is learned.
+        neighbours: The learned deltas that may be a start.
     """
 
     candidate: SearchCandidate
@@ -35,7 +38,14 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What learning a task can go on from. start: the neighbours it began with, none from scratch · seconds: so far."""
+    """A point from which learning a task can be resumed.
+
+    Attributes:
+        plan: The decisions that preceded training.
+        start: The names of the deltas that the start was made of; none for scratch.
+        training_state: The state of the training.
+        seconds: The time of learning so far.
+    """
 
     plan: TaskPlan
     start: tuple[str, ...]
@@ -44,29 +54,30 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Keeps the checkpoints of a position that `holder` holds, in the registry, where enough time has passed."""
+    """Saves the checkpoints of a claimed position in the registry, when enough time has passed since the last."""
 
     def __init__(self, registry: Registry, stream: str, *, number: int, holder: str, recipe: str) -> None:
         self._registry, self._stream, self._number, self._holder = registry, stream, number, holder
         self._recipe, self._due = recipe, time.perf_counter() + MIN_INTERVAL_SECONDS
 
     def load_latest(self) -> Checkpoint | None:
-        """The last checkpoint that was kept, by whomever; None, with a warning, where it is of no use."""
+        """Load the last checkpoint of any holder; None, with a warning, where it cannot be used."""
         try:
             stored = load_checkpoint(self._registry, self._stream, number=self._number)
-            return None if stored is None else _read(stored, recipe=self._recipe, registry=self._registry)
+            return None if stored is None else _deserialize(stored, recipe=self._recipe, registry=self._registry)
         except (BlobError, DeltaError, NotFound, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("position %d of %s is learned from its beginning: %s", self._number, self._stream, reason)
             return None
 
     def __call__(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, where it is due.
+        """Save a checkpoint where one is due; a failure to save is logged, and training goes on.
 
-        One that cannot be kept stops no training; ClaimLost, raised where another has taken the position over, does.
+        Raises:
+            ClaimLost: Another holder has taken the position over.
         """
-        began = time.perf_counter()
-        if began < self._due:
+        started = time.perf_counter()
+        if started < self._due:
             return
         try:
             save_checkpoint(
@@ -75,44 +86,47 @@ class CheckpointWriter:
                 number=self._number,
                 holder=self._holder,
                 epoch=len(checkpoint.training_state.curve) - 1,
-                data=_written(checkpoint, recipe=self._recipe),
+                data=_serialize(checkpoint, recipe=self._recipe),
             )
         except ClaimLost:
             raise
         except RegistryError as error:
             log.warning("no checkpoint of position %d of %s, learning goes on: %s", self._number, self._stream, error)
         ended = time.perf_counter()
-        self._due = ended + max(MIN_INTERVAL_SECONDS, (ended - began) / MAX_OVERHEAD)
+        self._due = ended + max(MIN_INTERVAL_SECONDS, (ended - started) / MAX_OVERHEAD)
 
 
-def _written(checkpoint: Checkpoint, *, recipe: str) -> bytes:
-    tensors, course = to_tensors(checkpoint.training_state)
+def _serialize(checkpoint: Checkpoint, *, recipe: str) -> bytes:
+    tensors, state = to_tensors(checkpoint.training_state)
     plan = checkpoint.plan
-    about = {
+    metadata = {
         "recipe": recipe,
         "arm": plan.candidate.to_json(),
-        "tried": [trial.told() for trial in plan.search_trials],
+        "tried": [trial.to_json() for trial in plan.search_trials],
         "spanning": [neighbour.name for neighbour in plan.subspace_deltas],
         "neighbours": [(neighbour.name, neighbour.is_previous_version) for neighbour in plan.neighbours],
         "start": checkpoint.start,
         "seconds": checkpoint.seconds,
-        "course": course,
+        "course": state,
     }
-    return serialize(tensors, about)
+    return serialize(tensors, metadata)
 
 
-def _read(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
-    """The checkpoint that was written.
+def _deserialize(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
+    """Read what `_serialize` wrote.
 
-    Raises ValueError for one of another recipe, NotFound or BlobError where a delta that it names is gone.
+    Raises:
+        ValueError: The checkpoint is of another recipe.
+        NotFound, BlobError: A delta that it names is gone.
     """
-    tensors, about = deserialize(data, what="checkpoint")
-    if about["recipe"] != recipe:
+    tensors, metadata = deserialize(data, what="checkpoint")
+    if metadata["recipe"] != recipe:
         raise ValueError("its checkpoint is of another recipe")
 
-    tried = tuple(map(SearchTrial.read, about["tried"]))
-    spanning = tuple(load_neighbour(registry, name) for name in about["spanning"])
-    neighbours = tuple(load_neighbour(registry, name, again=again) for name, again in about["neighbours"])
-    plan = TaskPlan(SearchCandidate.from_json(about["arm"]), tried, spanning, neighbours)
-    start = (about["start"],) if isinstance(about["start"], str) else tuple(about["start"] or ())  # as 0.1.0 wrote it
-    return Checkpoint(plan, start, from_tensors(tensors, about["course"]), about["seconds"])
+    trials = tuple(map(SearchTrial.from_json, metadata["tried"]))
+    basis = tuple(load_neighbour(registry, name) for name in metadata["spanning"])
+    neighbours = tuple(load_neighbour(registry, name, again=again) for name, again in metadata["neighbours"])
+    plan = TaskPlan(SearchCandidate.from_json(metadata["arm"]), trials, basis, neighbours)
+    start = metadata["start"]
+    names = (start,) if isinstance(start, str) else tuple(start or ())  # release 0.1.0 wrote one name, or null
+    return Checkpoint(plan, names, from_tensors(tensors, metadata["course"]), metadata["seconds"])

@@ -1,9 +1,10 @@
-"""What a delta says of fixed inputs: kept when it is registered, and asked for again by `continual verify`.
+"""Outputs of a delta for fixed inputs: stored when it is registered, computed again by `continual verify`.
 
-The inputs are no user's: tokens of the backbone's vocabulary, drawn once and stored with the answer, so that neither
-the way of drawing nor the tokenizer has to stay as it is. All is computed in float32, whatever the delta learned in.
+The inputs are random tokens of the backbone's vocabulary, drawn once and stored with the outputs, so that neither the
+generator nor the tokenizer has to stay as it is. All is computed in float32, in whatever type the delta was learned.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,41 +19,49 @@ from continual.features.tokens import Tokens, pad, reserve_tokens
 from continual.kinds import backbone_for, kind_of_delta
 from continual.serialization import deserialize, serialize
 
-PROBE_LENGTHS = (3, 8, 5, 8)  # tokens of each input; every backbone takes so many
+PROBE_LENGTHS = (3, 8, 5, 8)  # tokens of each input; few enough for every backbone
 # Of the largest number stored. Sums in another order differ by some units of float32's last place for each layer;
 # a delta that was changed, or another library's mistake, by far more.
 TOLERANCE = 1e-3
 
 
 def probe_outputs(backbone: Backbone, delta: Delta) -> bytes:
-    """What the delta says of fixed inputs now, with the inputs, as a blob."""
-    tokens = _drawn(backbone)
+    """Compute a delta's outputs for fixed inputs; return inputs and outputs as a blob."""
+    tokens = _random_tokens(backbone)
     ids = torch.tensor([[*row, *[-1] * (max(PROBE_LENGTHS) - len(row))] for row in tokens.ids])
-    return serialize({"ids": ids, **_said(backbone, delta, tokens)})
+    return serialize({"ids": ids, **_outputs(backbone, delta, tokens)})
 
 
 def probe_difference(backbone: Backbone, delta: Delta, stored: bytes) -> float:
-    """By how much what the delta says of the stored inputs differs from what it said: a share of the largest number.
+    """Compute how far a delta's outputs for the stored inputs differ from the stored outputs.
 
-    Zero is the same to the bit. Infinity, where not even the shapes are alike.
-    Raises BlobError for what is no replay, DeltaError for a delta that does not fit the backbone.
+        max |stored − computed| / max |stored|
+
+    Returns:
+        0 for equal outputs to the bit, infinity for outputs of other shapes or that are not finite.
+
+    Raises:
+        BlobError: `stored` is not what `probe_outputs` returned.
+        DeltaError: The delta does not fit the backbone.
     """
     before, _ = deserialize(stored, what="replay")
     rows = before.pop("ids", torch.zeros(0, 0, dtype=torch.long)).tolist()
-    now = _said(backbone, delta, _tokens(backbone, [[i for i in row if i >= 0] for row in rows])) if rows else {}
-    if not now or {key: t.shape for key, t in now.items()} != {key: t.shape for key, t in before.items()}:
+    inputs = _tokens(backbone, [[token for token in row if token >= 0] for row in rows])
+    computed = _outputs(backbone, delta, inputs) if rows else {}
+    shapes, stored_shapes = ({key: tensor.shape for key, tensor in part.items()} for part in (computed, before))
+    if not computed or shapes != stored_shapes:
         return float("inf")
-    return max(_difference(before[key], now[key]) for key in now)
+    return max(_relative_difference(before[key], computed[key]) for key in computed)
 
 
-def _difference(before: Tensor, now: Tensor) -> float:
-    if torch.equal(before, now):
+def _relative_difference(stored: Tensor, computed: Tensor) -> float:
+    if torch.equal(stored, computed):
         return 0.0
-    share = float((before - now).abs().max() / before.abs().max())
-    return share if share == share else float("inf")  # what is no number any more is as wrong as can be
+    difference = float((stored - computed).abs().max() / stored.abs().max())
+    return float("inf") if math.isnan(difference) else difference
 
 
-def _drawn(backbone: Backbone) -> Tokens:
+def _random_tokens(backbone: Backbone) -> Tokens:
     draw, special = random.Random(0), set(backbone.tokenizer.all_special_ids)
     count = min(len(backbone.tokenizer), backbone.model.get_input_embeddings().num_embeddings)
     vocabulary = [number for number in range(count) if number not in special]
@@ -65,17 +74,19 @@ def _tokens(backbone: Backbone, rows: list[list[int]]) -> Tokens:
 
 
 @torch.inference_mode()
-def _said(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, Tensor]:
-    """Pooled vectors [N, D] through the delta; its head's outputs [N, C], or the vectors of a decoder that answers."""
-    own = replace(backbone_for(reserve_tokens(backbone, delta.settings), kind_of_delta(delta)), dtype=torch.float32)
-    batch = pad(own, tokens, range(len(tokens)))
-    with attached(own, delta.to(own.device)):
-        vectors = pooled_features(own, batch, delta.head.pooling if delta.head else own.pooling)
-        said = {"vectors": vectors}
-        if own.edits_decoder and own.family.decoder:
-            ask = {"decoder_input_ids": batch["input_ids"], "output_hidden_states": True, "use_cache": False}
-            states = own.language_model(**batch, **ask).decoder_hidden_states[-1]
-            said["decoder"] = pool(states, batch["attention_mask"], "mean")
+def _outputs(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, Tensor]:
+    """Pooled vectors [N, D] through the delta, its head's outputs [N, C], and a decoder's pooled states [N, D]."""
+    reference = replace(
+        backbone_for(reserve_tokens(backbone, delta.settings), kind_of_delta(delta)), dtype=torch.float32
+    )
+    batch = pad(reference, tokens, range(len(tokens)))
+    with attached(reference, delta.to(reference.device)):
+        vectors = pooled_features(reference, batch, delta.head.pooling if delta.head else reference.pooling)
+        outputs = {"vectors": vectors}
+        if reference.edits_decoder and reference.family.decoder:
+            arguments = {"decoder_input_ids": batch["input_ids"], "output_hidden_states": True, "use_cache": False}
+            states = reference.language_model(**batch, **arguments).decoder_hidden_states[-1]
+            outputs["decoder"] = pool(states, batch["attention_mask"], "mean")
     if delta.head:
-        said["outputs"] = delta.head.to(own.device)(vectors)
-    return {name: tensor.float().cpu() for name, tensor in said.items()}
+        outputs["outputs"] = delta.head.to(reference.device)(vectors)
+    return {name: tensor.float().cpu() for name, tensor in outputs.items()}

@@ -1,8 +1,8 @@
-"""The story of one task: from its rows to a delta that the registry remembers.
+"""Learn one task: from its rows to a delta, scores and statistics, ready to be registered.
 
-rows → signature in frozen features → the method, where it is to be chosen → neighbours ranked → a start chosen on
-held-out rows, or what the task learned before → training → scores. Nothing is written here: `record` writes all of it
-in one unit of work, so a task that fails, or is killed, leaves no trace but a checkpoint to go on from.
+signature in frozen features → method, searched where it is `auto` → neighbours ranked → start chosen on the validation
+rows, scratch among the candidates → training → scores. Nothing is written here: `register_learned` writes all of it in
+one unit of work, so that a task that fails, or is killed, leaves no trace but a checkpoint to resume from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,23 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from continual.deltas import method_settings
+from continual.deltas import Delta, Head, method_settings
 from continual.features.random_features import FrozenFeatures
 from continual.features.signature import Signature
 from continual.inference.opinions import opinion_from_outputs
 from continual.inference.task_statistics import task_signature
-from continual.kinds import (
-    Answer,
-    ForwardContext,
-    HeadStart,
-    Outputs,
-    answer_labels,
-)
+from continual.kinds import Answer, ForwardContext, HeadStart, Outputs, answer_labels
 from continual.learning.checkpoint import Checkpoint, TaskPlan
 from continual.learning.prepared import PreparedTask
 from continual.metrics import score_with_interval
 from continual.routing import Opinion, RoutingStatistics
-from continual.training.loop import StateCallback, StepCallback, Training, TrainingResult, training_steps
 from continual.training.method_search import (
     SearchCandidate,
     SearchTrial,
@@ -34,9 +27,9 @@ from continual.training.method_search import (
     search_settings,
     successive_halving,
 )
-from continual.training.objective import training_objective
 from continual.training.state import TrainingState
-from continual.training.steps import Stopwatch, TrainingCoroutine, run_training
+from continual.training.steps import Stopwatch, TrainingCoroutine
+from continual.training.training_run import StepCallback, TrainingResult
 from continual.transfer.neighbours import nearest_tasks, previous_version, subspace_deltas
 from continual.transfer.warm_start import (
     TRIAL_BATCHES,
@@ -47,19 +40,27 @@ from continual.transfer.warm_start import (
     choose_start,
     evaluate_candidate,
     from_scratch,
-    initial_delta,
 )
 from registry import Registry, Score, ScoreMode
-from tasks.rows import sample
 
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """All that learning a task brought.
+    """All that learning a task produced.
 
-    own: the task's signature in frozen features · routing: what a router needs to know of it · tested: its test rows
-    through the frozen backbone · outputs, opinion: what the delta says of them · seconds: all but what `measure_gain`
-    adds · tried: by a method search.
+    Attributes:
+        task: The task, with the method and learning rate that were chosen.
+        start: The start that was chosen.
+        scratch: The start from scratch, for comparison.
+        trained: The delta, the learning curve, the cost.
+        signature: The task's statistics in frozen features.
+        routing: The statistics that a router needs.
+        scores: All scores, the learning curve among them.
+        frozen_test_features: The test rows through the frozen backbone.
+        outputs: The delta's outputs for the test rows.
+        opinion: The delta's answers to the test rows, and how well the rows fit the delta.
+        seconds: The time of learning, without what `measure_gain` adds.
+        search_trials: The trials of the method search; empty where the method was named.
     """
 
     task: PreparedTask
@@ -76,90 +77,108 @@ class LearnedTask:
     search_trials: tuple[SearchTrial, ...]
 
 
-def learn_task_coroutine(
-    registry: Registry,
-    task: PreparedTask,
-    *,
-    seed: int,
-    measure_gain: bool = False,
-    report: StepCallback = lambda done, total: None,
-    checkpoint: Checkpoint | None = None,
-    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> TrainingCoroutine[LearnedTask]:
-    """The stints in which one task is learned on top of what the registry holds, and what it came to.
+@dataclass(frozen=True)
+class LearningRun:
+    """One task learned end to end on top of the registry's contents; a `Trainable`.
 
-    measure_gain: where a warm start was taken, train from scratch as well, and keep that score beside the delta's own ·
-    keep: is shown how far learning has come, before the first epoch and after each · checkpoint: go on from there.
-
-    Raises LearnError when training fails.
+    Attributes:
+        registry: Read for neighbours and earlier versions; nothing is written.
+        task: The prepared task.
+        seed: The seed of all random numbers.
+        measure_gain: Whether to train from scratch as well where a warm start was taken, for its score.
+        on_step: Called after each training step.
+        on_checkpoint: Called before the first epoch and after each.
+        resume_from: A checkpoint of the same task, interrupted.
     """
-    clock = Stopwatch(checkpoint.seconds if checkpoint else 0.0)
-    backbone, kind = task.backbone, task.kind
-    rows, held_out, tested = task.frozen_views
-    own = task_signature(kind, rows)
-    begin = kind.closed_form_start(rows, held_out)
-    plan = checkpoint.plan if checkpoint else plan_task(registry, task, own, begin, seed=seed)
-    task = task.with_candidate(plan.candidate)
-    settings, scratch = method_settings(task.method), from_scratch(begin, plan.subspace_deltas)
-    others = warm_start_candidates(task, scratch, plan.neighbours, rows=rows, held_out=held_out)
-    starts = {candidate.names: candidate for candidate in (scratch, *others)}
-    if checkpoint and checkpoint.start in starts:
-        start, course = starts[checkpoint.start], checkpoint.training_state
-    else:  # an average may be another one on another machine
-        tried, course = partial(trial_score, task, seed=seed), None
-        start = choose_start(backbone, task.warm_start, scratch=scratch, others=others, settings=settings, tried=tried)
 
-    def reached(course: TrainingState) -> None:
-        keep(Checkpoint(plan, start.names, course, clock.seconds))
+    registry: Registry
+    task: PreparedTask
+    seed: int
+    measure_gain: bool = False
+    on_step: StepCallback = lambda done, total: None
+    on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
+    resume_from: Checkpoint | None = None
 
-    trained = yield from clock.timed(
-        training_from_start(task, start, seed=seed, report=report, course=course, keep=reached)
-    )
+    def epochs(self) -> TrainingCoroutine[LearnedTask]:
+        """Yield the epochs to train; return the learned task.
 
-    told = ForwardContext(backbone, trained.delta, task.test)
-    outputs = kind.outputs(told, trained.delta.head)
-    routing = task.routing_statistics(trained.delta, train=rows, held_out=held_out)
-    scores = [
-        *_curve(task, trained),
-        _score(task, "oracle", outputs),
-        _score(task, "frozen", kind.outputs(tested, scratch.start.head)),
-    ]
-    if best := best_neighbour(others):  # without training: the forward transfer
-        scores.append(
-            _score(
-                task,
-                "neighbour",
-                kind.outputs(ForwardContext(backbone, best.delta, task.test), best.start_without_transferred_head.head),
-            )
+        Raises:
+            TrainingError: Training failed.
+        """
+        stopwatch = Stopwatch(self.resume_from.seconds if self.resume_from else 0.0)
+        train, held_out, test = self.task.frozen_views
+        signature = task_signature(self.task.kind, train)
+        head_start = self.task.kind.closed_form_start(train, held_out)
+        plan = self.resume_from.plan if self.resume_from else self._plan(signature, head_start)
+        task = self.task.with_candidate(plan.candidate)
+        scratch = from_scratch(head_start, plan.subspace_deltas)
+        candidates = warm_start_candidates(task, scratch, plan.neighbours, train=train, held_out=held_out)
+        start, state = self._choose_start(task, scratch, candidates)
+
+        def on_state(state: TrainingState) -> None:
+            self.on_checkpoint(Checkpoint(plan, start.names, state, stopwatch.seconds))
+
+        run = replace(task.training_run(start, seed=self.seed), on_step=self.on_step)
+        trained = yield from stopwatch.timed(replace(run, on_state=on_state, resume_from=state).epochs())
+
+        view = ForwardContext(task.backbone, trained.delta, task.test)
+        outputs = task.kind.outputs(view, trained.delta.head)
+        routing = task.routing_statistics(trained.delta, train=train, held_out=held_out)
+        frozen_outputs = task.kind.outputs(test, scratch.start.head)
+        scores = [*_curve(task, trained), _score(task, "oracle", outputs), _score(task, "frozen", frozen_outputs)]
+        if best := best_neighbour(candidates):  # untrained: the forward transfer
+            head = best.start_without_transferred_head.head
+            scores.append(_score(task, "neighbour", _test_outputs(task, best.delta, head)))
+        seconds = stopwatch.seconds
+        if self.measure_gain and start is not scratch:
+            run = replace(task.training_run(scratch, seed=self.seed), on_step=self.on_step)
+            delta = (yield from run.epochs()).delta
+            scores.append(_score(task, "scratch", _test_outputs(task, delta, delta.head)))
+        opinion = opinion_from_outputs(task.kind, view, outputs, evidence=routing.evidence)
+        return LearnedTask(
+            task=task,
+            start=start,
+            scratch=scratch,
+            trained=trained,
+            signature=signature,
+            routing=routing,
+            scores=tuple(scores),
+            frozen_test_features=test.frozen,
+            outputs=outputs,
+            opinion=opinion,
+            seconds=seconds,
+            search_trials=plan.search_trials,
         )
-    seconds = clock.seconds
-    if measure_gain and start is not scratch:
-        alone = (yield from training_from_start(task, scratch, seed=seed, report=report)).delta
-        scores.append(_score(task, "scratch", kind.outputs(ForwardContext(backbone, alone, task.test), alone.head)))
-    opinion = opinion_from_outputs(kind, told, outputs, evidence=routing.evidence)
-    return LearnedTask(
-        task,
-        start,
-        scratch,
-        trained,
-        own,
-        routing,
-        tuple(scores),
-        tested.frozen,
-        outputs,
-        opinion,
-        seconds,
-        plan.search_trials,
-    )
 
+    def _plan(self, signature: Signature, head_start: HeadStart) -> TaskPlan:
+        """Decide what precedes training: method and learning rate, and which learned deltas may be a start."""
+        task, registry = self.task, self.registry
+        candidate, trials = search_method(task, from_scratch(head_start), seed=self.seed)
+        name, settings = task.data.spec.name, method_settings(candidate.method)
+        previous = () if task.warm_start == "scratch" else previous_version(task.backbone, registry, task.data)
+        nearest = nearest_tasks(
+            task.backbone, registry, signature, task=name, labels=task.data.labels, settings=settings
+        )
+        basis = subspace_deltas(task.backbone, registry, settings, task=name)
+        return TaskPlan(candidate, trials, basis, (*previous, *nearest))
 
-def plan_task(registry: Registry, task: PreparedTask, own: Signature, begin: HeadStart, *, seed: int) -> TaskPlan:
-    """What is decided before a task is trained: method and learning rate, and which learned deltas it looks at."""
-    best, tried = search_method(task, from_scratch(begin), seed=seed)
-    name, settings = task.data.spec.name, method_settings(best.method)
-    before = () if task.warm_start == "scratch" else previous_version(task.backbone, registry, task.data)
-    near = nearest_tasks(task.backbone, registry, own, task=name, labels=task.data.labels, settings=settings)
-    return TaskPlan(best, tried, subspace_deltas(task.backbone, registry, settings, task=name), (*before, *near))
+    def _choose_start(
+        self, task: PreparedTask, scratch: WarmStartCandidate, candidates: Sequence[WarmStartCandidate]
+    ) -> tuple[WarmStartCandidate, TrainingState | None]:
+        """The start, and the state of its training where that is resumed."""
+        starts = {candidate.names: candidate for candidate in (scratch, *candidates)}
+        if self.resume_from and self.resume_from.start in starts:
+            return starts[self.resume_from.start], self.resume_from.training_state
+        # Another machine may have averaged other candidates; then the start is chosen anew.
+        start = choose_start(
+            task.backbone,
+            task.warm_start,
+            scratch=scratch,
+            others=candidates,
+            settings=method_settings(task.method),
+            tried=partial(trial_score, task, seed=self.seed),
+        )
+        return start, None
 
 
 def warm_start_candidates(
@@ -167,96 +186,75 @@ def warm_start_candidates(
     scratch: WarmStartCandidate,
     neighbours: Sequence[Neighbour],
     *,
-    rows: ForwardContext[Any],
+    train: ForwardContext[Any],
     held_out: ForwardContext[Any],
 ) -> list[WarmStartCandidate]:
-    """Every neighbour as a start, and the average of those that are of use."""
+    """Evaluate every neighbour as a start on the validation rows, and the average of those that help."""
     kind, settings = task.kind, method_settings(task.method)
-    found = [
-        evaluate_candidate(kind, (near, 1.0), delta=near.delta, rows=rows, held_out=held_out) for near in neighbours
+    candidates = [
+        evaluate_candidate(kind, (neighbour, 1.0), delta=neighbour.delta, rows=train, held_out=held_out)
+        for neighbour in neighbours
     ]
     averaging = task.warm_start in ("merge", "auto")
-    if averaging and (mixed := average_candidate(task.backbone, settings, scratch=scratch, others=found)):
-        delta, sources = mixed
-        found.append(evaluate_candidate(kind, *sources, delta=delta, rows=rows, held_out=held_out))
-    return found
+    if averaging and (average := average_candidate(task.backbone, settings, scratch=scratch, others=candidates)):
+        delta, sources = average
+        candidates.append(evaluate_candidate(kind, *sources, delta=delta, rows=train, held_out=held_out))
+    return candidates
 
 
 def search_method(
     task: PreparedTask, scratch: WarmStartCandidate, *, seed: int
 ) -> tuple[SearchCandidate, tuple[SearchTrial, ...]]:
-    """The method and learning rate that a search finds for a task, and what was tried.
+    """Search a method and learning rate for `method: auto`; a task that names its method keeps it.
 
-    A task that names its method keeps what it says.
+    Returns:
+        The candidate, and the trials of the search.
     """
     search = search_settings(task.method)
     if search is None:
         return SearchCandidate(task.method, task.budget.learning_rate), ()
 
-    def score(arm: SearchCandidate, count: int) -> float:
-        return train_from_start(_on_few(task.with_candidate(arm), count, seed=seed), scratch, seed=seed).score
+    def score(candidate: SearchCandidate, count: int) -> float:
+        few = task.with_candidate(candidate).with_train_rows(count, seed=seed)
+        return few.training_run(scratch, seed=seed).run().score
 
-    best, tried = successive_halving(search_candidates(task.backbone, search, task.budget), len(task.data.train), score)
-    return best, tuple(tried)
-
-
-def _on_few(task: PreparedTask, count: int, *, seed: int) -> PreparedTask:
-    """The task with so many of its train rows."""
-    few = sample(task.data.train, max(count, len(task.data.labels)), seed=seed, keep_labels=True)
-    return replace(task, train=task.kind.prepare(task.backbone, few, max_length=task.budget.max_length))
+    candidates = search_candidates(task.backbone, search, task.budget)
+    best, trials = successive_halving(candidates, len(task.data.train), score)
+    return best, tuple(trials)
 
 
 def trial_score(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
-    """The score on held-out rows after one epoch of a few rows."""
-    few = _on_few(task, TRIAL_BATCHES * task.budget.batch_size, seed=seed)
+    """Return the validation score of a start after one epoch of a few rows."""
+    few = task.with_train_rows(TRIAL_BATCHES * task.budget.batch_size, seed=seed)
     budget = task.budget.model_copy(update={"epochs": min(task.budget.epochs, 1)})
-    return train_from_start(replace(few, budget=budget), start, seed=seed).score
+    return replace(few, budget=budget).training_run(start, seed=seed).run().score
 
 
-def train_from_start(
-    task: PreparedTask, start: WarmStartCandidate, *, seed: int, keep: StateCallback = lambda course: None
-) -> TrainingResult:
-    """Train the task's method within its budget from a start, by itself."""
-    return run_training(training_from_start(task, start, seed=seed, keep=keep), seed=seed)
-
-
-def training_from_start(
-    task: PreparedTask,
-    start: WarmStartCandidate,
-    *,
-    seed: int,
-    report: StepCallback = lambda done, total: None,
-    course: TrainingState | None = None,
-    keep: StateCallback = lambda course: None,
-) -> Training:
-    """The stints of that, or of going on with it from where it was kept."""
-    method, settings = task.method.name, method_settings(task.method)
-    delta = initial_delta(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
-    lesson = training_objective(
-        task.backbone,
-        task.kind,
-        task.train,
-        validation=task.validation,
-        budget=task.budget,
-        metric=task.data.spec.metric,
-        seed=seed,
-    )
-    rate = task.budget.learning_rate
-    return training_steps(task.backbone, delta, lesson, learning_rate=rate, report=report, course=course, keep=keep)
+def _test_outputs(task: PreparedTask, delta: Delta | None, head: Head | None) -> Outputs:
+    return task.kind.outputs(ForwardContext(task.backbone, delta, task.test), head)
 
 
 def _score(task: PreparedTask, mode: ScoreMode, outputs: Outputs) -> Score:
-    """The score of what was said of the test rows."""
+    """The score of outputs for the test rows."""
     metric, answers = task.data.spec.metric, task.kind.answers(task.backbone, outputs, task.test)
-    found = score_with_interval(metric, task.test.truth, answer_labels(answers), kind=task.kind.metric_kind)
-    return Score(split="test", metric=metric, mode=mode, **asdict(found))
+    score = score_with_interval(metric, task.test.truth, answer_labels(answers), kind=task.kind.metric_kind)
+    return Score(split="test", metric=metric, mode=mode, **asdict(score))
 
 
 def _curve(task: PreparedTask, trained: TrainingResult) -> Iterator[Score]:
-    """The learning curve, and its best point as the delta's own score on the validation rows."""
-    metric, rows, seen = task.data.spec.metric, len(task.data.validation), len(task.data.train)
-    yield Score(split="validation", metric=metric, value=trained.score, rows=rows)
+    """The learning curve, and its best point as the delta's score on the validation rows."""
+    metric, validation_rows, train_rows = task.data.spec.metric, len(task.data.validation), len(task.data.train)
+    yield Score(split="validation", metric=metric, value=trained.score, rows=validation_rows)
     for epoch in trained.curve:
-        yield Score(split="validation", metric=metric, value=epoch.score, rows=rows, step=epoch.number, mode="curve")
+        yield Score(
+            split="validation",
+            metric=metric,
+            value=epoch.score,
+            rows=validation_rows,
+            step=epoch.number,
+            mode="curve",
+        )
         if epoch.loss is not None:
-            yield Score(split="train", metric="loss", value=epoch.loss, rows=seen, step=epoch.number, mode="curve")
+            yield Score(
+                split="train", metric="loss", value=epoch.loss, rows=train_rows, step=epoch.number, mode="curve"
+            )

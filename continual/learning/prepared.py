@@ -5,20 +5,33 @@ from functools import partial
 from typing import Any
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta
+from continual.deltas import Delta, method_settings
 from continual.features.tokens import reserve_tokens
 from continual.inference.task_statistics import compute_routing_statistics
 from continual.kinds import ForwardContext, Kind, PreparedRows, backbone_for, kind_of
 from continual.routing import RoutingStatistics
 from continual.training.method_search import SearchCandidate, candidate_settings
+from continual.training.objective import training_objective
+from continual.training.training_run import TrainingRun
+from continual.transfer.warm_start import WarmStartCandidate, initial_delta
 from tasks import Budget, Method, TaskData, WarmStart
+from tasks.rows import sample
 
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A task whose rows are ready for the backbone, and how it is to be learned.
+    """A task whose rows are tokenized for a backbone, and the settings by which it is learned.
 
-    backbone: as the task's kind needs it.
+    Attributes:
+        backbone: The backbone as the task's kind needs it (`backbone_for`).
+        data: The spec and the rows.
+        kind: The task kind: loss, outputs, answers.
+        train: The tokenized train rows.
+        validation: The tokenized validation rows.
+        test: The tokenized test rows.
+        method: The method; `auto` for a search.
+        warm_start: How the start is chosen.
+        budget: Epochs, batch size, learning rate, length.
     """
 
     backbone: Backbone
@@ -33,7 +46,7 @@ class PreparedTask:
 
     @property
     def frozen_views(self) -> tuple[ForwardContext[Any], ForwardContext[Any], ForwardContext[Any]]:
-        """Its train, validation and test rows through the frozen backbone."""
+        """The train, validation and test rows through the frozen backbone."""
         train, validation, test = (
             ForwardContext(self.backbone, None, rows) for rows in (self.train, self.validation, self.test)
         )
@@ -42,20 +55,51 @@ class PreparedTask:
     def routing_statistics(
         self, delta: Delta | None, *, train: ForwardContext[Any], held_out: ForwardContext[Any]
     ) -> RoutingStatistics:
-        """What a router needs to know of it, of its rows as `seen` and of some of them through its delta, if any."""
+        """Compute the statistics that a router needs of the task.
+
+        Args:
+            delta: The task's delta, whose fit to some of the rows is measured too; None leaves that out.
+            train: The train rows through the frozen backbone.
+            held_out: The validation rows through the frozen backbone.
+        """
         length = self.budget.max_length
         return compute_routing_statistics(
             self.kind, self.data, delta, train=train, held_out=held_out, max_length=length
         )
 
-    def with_candidate(self, arm: SearchCandidate) -> "PreparedTask":
-        """The task as it is learned by this method at this learning rate."""
-        budget = self.budget.model_copy(update={"learning_rate": arm.learning_rate})
-        return replace(self, method=arm.method, budget=budget)
+    def with_candidate(self, candidate: SearchCandidate) -> "PreparedTask":
+        """Return the task with a candidate's method and learning rate."""
+        budget = self.budget.model_copy(update={"learning_rate": candidate.learning_rate})
+        return replace(self, method=candidate.method, budget=budget)
+
+    def with_train_rows(self, count: int, *, seed: int) -> "PreparedTask":
+        """Return the task with a sample of `count` train rows, at least one per label."""
+        rows = sample(self.data.train, max(count, len(self.data.labels)), seed=seed, keep_labels=True)
+        return replace(self, train=self.kind.prepare(self.backbone, rows, max_length=self.budget.max_length))
+
+    def training_run(self, start: WarmStartCandidate, *, seed: int) -> TrainingRun[list[int]]:
+        """Return the training of the task's method from a start, within the budget."""
+        settings = method_settings(self.method)
+        delta = initial_delta(self.backbone, self.kind, start, method=self.method.name, settings=settings, seed=seed)
+        objective = training_objective(
+            self.backbone,
+            self.kind,
+            self.train,
+            validation=self.validation,
+            budget=self.budget,
+            metric=self.data.spec.metric,
+            seed=seed,
+        )
+        return TrainingRun(self.backbone, delta, objective, learning_rate=self.budget.learning_rate, seed=seed)
 
 
 def prepare_task(backbone: Backbone, data: TaskData) -> PreparedTask:
-    """Tokenize the rows of a task whose spec has been filled in from its stream."""
+    """Tokenize the rows of a task whose spec has been completed from its stream (`Stream.resolved`).
+
+    Raises:
+        MethodError: The method does not exist, or leaves too few tokens for a text.
+        ValueError: The spec lacks a method, a warm start or a budget.
+    """
     spec = data.spec
     if not (spec.method and spec.warm_start and spec.budget):
         raise ValueError(f"task {spec.name!r} lacks a method, warm start or budget; take it from Stream.resolved()")

@@ -1,4 +1,4 @@
-"""How what was learned is written down in the registry: never a row, always enough to prove what was learned."""
+"""Register a learned task: its digests, scores and lineage, never a row of its data."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -25,11 +25,8 @@ from registry import (
 )
 from tasks import Budget, TaskData
 
-LINEAGE_KINDS: dict[str, LineageKind] = {
-    "retrained": "retrained",
-    "nearest": "warm_start",
-    "merge": "merged",
-}  # by kind of start
+# By kind of warm start.
+LINEAGE_KINDS: dict[str, LineageKind] = {"retrained": "retrained", "nearest": "warm_start", "merge": "merged"}
 PACKAGE_VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
 
 
@@ -38,46 +35,60 @@ def register_learned(
     backbone: Backbone,
     learned: LearnedTask,
     *,
-    also: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
-    moved: str | None = None,
+    in_same_unit: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
+    migrated_from: str | None = None,
 ) -> str:
-    """Write a learned task down in one unit of work, and whatever `also` writes; the name of the new delta.
+    """Register a learned task in one unit of work; return the name of the new delta.
 
-    Where another version serves, both answer held-out rows first, and the registry decides by what they said.
-    moved: the delta of another backbone that was learned from the same rows, whose recipe it is; it serves only where
-    it is no worse than that one either.
+    Where another version serves, both answer validation rows first, and the registry decides by their scores.
 
-    Raises TaskChanged where the registry knows a task of this name with other labels.
+    Args:
+        registry: The registry.
+        backbone: The backbone on which the task was learned.
+        learned: The learned task.
+        in_same_unit: Writes more in the same unit of work; called with the unit and the delta's name.
+        migrated_from: The delta of another backbone that was learned from the same rows by the same recipe; the new
+            delta serves only where it is no worse than that one either.
+
+    Raises:
+        TaskChanged: The registry holds a task of this name with other labels.
     """
-    start, own, data = learned.start, learned.signature, learned.task.data
+    start, data = learned.start, learned.task.data
     delta = _learned_record(registry.blobs, backbone, learned)
-    signature = store_signature(registry.blobs, backbone, own, learned.routing)
-    gain = start.start.mean - learned.scratch.start.mean
+    signature = store_signature(registry.blobs, backbone, learned.signature, learned.routing)
+    gain = start.start.mean_quality - learned.scratch.start.mean_quality
     parents = [
-        Parent(delta=neighbour.name, kind=LINEAGE_KINDS[start.kind], weight=weight, score=start.start.mean, gain=gain)
+        Parent(
+            delta=neighbour.name,
+            kind=LINEAGE_KINDS[start.kind],
+            weight=weight,
+            score=start.start.mean_quality,
+            gain=gain,
+        )
         for neighbour, weight in start.sources
     ]
     parents += [
-        Parent(delta=n.name, kind="subspace", weight=1 / len(start.subspace_deltas)) for n in start.subspace_deltas
+        Parent(delta=neighbour.name, kind="subspace", weight=1 / len(start.subspace_deltas))
+        for neighbour in start.subspace_deltas
     ]
-    if moved:
-        parents.append(Parent(delta=moved, kind="retrained", weight=0.0))  # its recipe, and none of its values
-    held = contest_champion(backbone, registry, learned.task, learned.trained.delta)
+    if migrated_from:
+        parents.append(Parent(delta=migrated_from, kind="retrained", weight=0.0))  # its recipe, none of its values
+    contest = contest_champion(backbone, registry, learned.task, learned.trained.delta)
 
     def work(unit: UnitOfWork) -> str:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(task_record(data))
         name = unit.add_delta(
-            delta, parents=parents, scores=learned.scores, signature=signature, contest=held, rival=moved
+            delta, parents=parents, scores=learned.scores, signature=signature, contest=contest, rival=migrated_from
         )
-        also(unit, name)
+        in_same_unit(unit, name)
         return name
 
     return registry.write_with_retry(work)
 
 
 def backbone_record(backbone: Backbone) -> BackboneRecord:
-    """What the registry keeps of a backbone: how to know it again, not its weights."""
+    """Return the registry's record of a backbone: its fingerprint and shape, not its weights."""
     return BackboneRecord(
         fingerprint=backbone.fingerprint,
         name=backbone.name,
@@ -89,7 +100,7 @@ def backbone_record(backbone: Backbone) -> BackboneRecord:
 
 
 def task_record(data: TaskData) -> TaskRecord:
-    """What the registry keeps of a task: never its rows, only their digests and number."""
+    """Return the registry's record of a task: the digests and numbers of its rows, never the rows."""
     spec, splits = data.spec, {"train": data.train, "validation": data.validation, "test": data.test}
     return TaskRecord(
         name=spec.name,
@@ -103,14 +114,14 @@ def task_record(data: TaskData) -> TaskRecord:
 
 
 def data_record(data: TaskData) -> DataRecord:
-    """Where a version's rows came from, so that its validation rows can be read again."""
-    known = task_record(data)
+    """Return where a version's rows came from, so that its validation rows can be read again."""
+    task = task_record(data)
     folder = str(data.folder.absolute())
-    return DataRecord(spec=known.spec, folder=folder, seed=data.seed, fingerprints=known.fingerprints, rows=known.rows)
+    return DataRecord(spec=task.spec, folder=folder, seed=data.seed, fingerprints=task.fingerprints, rows=task.rows)
 
 
 def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) -> DeltaRecord:
-    plain = delta_record(
+    record = delta_record(
         blobs,
         backbone,
         learned.trained.delta,
@@ -119,12 +130,12 @@ def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) 
         warm_start=learned.start.kind,
     )
     return replace(
-        plain,
+        record,
         seed=learned.task.data.seed,
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
         predictions=blobs.put(serialize_outputs(learned.outputs)),
-        tried=tuple(trial.told() for trial in learned.search_trials),
+        tried=tuple(trial.to_json() for trial in learned.search_trials),
         data=data_record(learned.task.data),
     )
 
@@ -132,16 +143,16 @@ def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) 
 def delta_record(
     blobs: BlobStore, backbone: Backbone, delta: Delta, *, task: TaskRecord, budget: Budget, warm_start: str
 ) -> DeltaRecord:
-    """What the registry keeps of a delta, which is stored as a blob; without what its training took."""
-    stored = delta.to_bytes()
+    """Store a delta as a blob and return the registry's record of it, without the cost of its training."""
+    data = delta.to_bytes()
     return DeltaRecord(
         task=task.name,
         backbone=backbone.fingerprint,
         method=delta.method,
         settings=delta.settings.model_dump(mode="json"),
         budget=budget.model_dump(mode="json"),
-        digest=blobs.put(stored),
-        bytes=len(stored),
+        digest=blobs.put(data),
+        bytes=len(data),
         parameters=delta.parameter_count,
         share=delta.parameter_count / backbone.parameter_count,
         seed=0,
@@ -155,10 +166,14 @@ def delta_record(
 
 
 def serialize_outputs(outputs: Outputs) -> bytes:
-    """What a delta says of the test rows as it is stored; the same, to the bit, gives the same bytes."""
+    """Serialize a delta's outputs for the test rows; equal outputs, to the bit, give equal bytes."""
     return serialize(outputs)
 
 
 def deserialize_outputs(data: bytes) -> Outputs:
-    """What `outputs_to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+    """Read what `serialize_outputs` wrote.
+
+    Raises:
+        BlobError: The bytes are something else, or of a newer format.
+    """
     return deserialize(data, what="answer")[0]

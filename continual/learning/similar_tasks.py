@@ -1,4 +1,4 @@
-"""Which tasks are like a task, by every measure: what `continual similar` lists."""
+"""Rank the learned tasks by their similarity to a task, with every measure: the rows of `continual similar`."""
 
 import logging
 from pathlib import Path
@@ -28,9 +28,10 @@ Row = dict[str, Any]
 
 
 def similar_tasks(registry: Registry, task: str) -> list[Row]:
-    """The other tasks, the most alike first: the similarity that ranks them, and every measure that needs no row.
+    """List the other tasks, the most similar first, with the measures that need signatures alone.
 
-    Raises NotFound for a task without a signature.
+    Raises:
+        NotFound: The task has no signature.
     """
     rows: list[Row] = []
     learned: set[str] = set()
@@ -38,36 +39,41 @@ def similar_tasks(registry: Registry, task: str) -> list[Row]:
         signatures = stored_signatures(registry, backbone)
         learned |= signatures.keys()
         if task in signatures:
-            own = signatures.pop(task)
+            signature = signatures.pop(task)
             rows += [
                 {
                     "task": name,
                     "similarity": similarity,
                     "backbone": backbone.name,
-                    **{measure: compare(own, signatures[name]) for measure, compare in SIGNATURE_MEASURES.items()},
+                    **{
+                        measure: compare(signature, signatures[name]) for measure, compare in SIGNATURE_MEASURES.items()
+                    },
                 }
-                for name, similarity in rank_by_similarity(own, signatures)
+                for name, similarity in rank_by_similarity(signature, signatures)
             ]
     if task not in learned:
-        raise not_found("task with a signature", task, known=learned)
+        raise not_found("task with a signature", task, known_names=learned)
     return rows
 
 
 def compare_through_deltas(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
-    """The same on one backbone, and the measures that read the task's rows through each of the others' deltas.
+    """List the tasks of one backbone with all measures, also those that read the task's rows through other deltas.
 
-    None for those of a delta that the task's rows cannot be read through, or that is damaged.
-    Raises NotFound as `similar_tasks` does, InputError for a task whose rows cannot be read again.
+    A measure is None for a delta that cannot read the task's rows, or that is damaged.
+
+    Raises:
+        NotFound: The task has no signature.
+        InputError: The task's rows cannot be read again.
     """
     rows = [row for row in similar_tasks(registry, task) if row["backbone"] == backbone.name]
-    own, champions = _read_again(registry, backbone, task), _champions(registry, backbone.fingerprint)
-    moved = {name: _moved(own.backbone, *champion) for name, champion in champions.items()}
+    prepared, champions = _reload_task(registry, backbone, task), _champions(registry, backbone.fingerprint)
+    changes = {name: _learned_change(prepared.backbone, *champion) for name, champion in champions.items()}
     for row in rows:
-        other = row["task"]
-        row["deltas"] = delta_cosine(moved[task], moved[other]) if {task, other} <= moved.keys() else None
-        readable = other in champions and is_readable(own.backbone, champions[other][0])
+        name = row["task"]
+        row["deltas"] = delta_cosine(changes[task], changes[name]) if {task, name} <= changes.keys() else None
+        readable = name in champions and is_readable(prepared.backbone, champions[name][0])
         row |= (
-            transferability_measures(own, champions[other][0])
+            transferability_measures(prepared, champions[name][0])
             if readable
             else dict.fromkeys((*TRANSFERABILITY_MEASURES, "labels"))
         )
@@ -75,45 +81,47 @@ def compare_through_deltas(registry: Registry, backbone: Backbone, task: str) ->
 
 
 def transferability_measures(task: PreparedTask, delta: Delta) -> dict[str, float | None]:
-    """The measures of a delta for a task whose rows are ready: by its features, its head and its labels' names."""
+    """Compute how well another task's delta would serve a task, by its features, its head and its labels' names."""
     rows, held_out = (ForwardContext(task.backbone, delta, part) for part in (task.train, task.validation))
-    quality = task.kind.closed_form_start(rows, held_out).mean
-    classes, count = task.kind.classes(task.train)
-    head = delta.head if not delta.kind else None  # that of a classification
+    quality = task.kind.closed_form_start(rows, held_out).mean_quality
+    classes, count = task.kind.signature_classes(task.train)
+    head = delta.head if not delta.kind else None  # a classification's head
     answers = torch.softmax(head(rows.vectors), dim=1) if head else None
-    look = TransferView(rows.vectors, classes, count, answers, quality)
-    names = [encode_labels(task.backbone, found) for found in (task.data.labels, head.labels if head else ())]
+    view = TransferView(rows.vectors, classes, count, answers, quality)
+    names = [encode_labels(task.backbone, labels) for labels in (task.data.labels, head.labels if head else ())]
     return {
-        **{name: measure(look) for name, measure in TRANSFERABILITY_MEASURES.items()},
+        **{name: measure(view) for name, measure in TRANSFERABILITY_MEASURES.items()},
         "labels": label_name_similarity(*names),
     }
 
 
 def _champions(registry: Registry, fingerprint: str) -> dict[str, tuple[Delta, int]]:
-    """The deltas that serve, and their seeds, by task; without those that cannot be read, which are warned of."""
-    found = {}
+    """The champions and their seeds, by task; those that cannot be read are logged and left out."""
+    champions = {}
     for champion in registry.champions(fingerprint):
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
-            found[champion.task] = delta, registry.delta(champion.delta).seed
+            champions[champion.task] = delta, registry.delta(champion.delta).seed
         except (BlobError, DeltaError) as error:
             log.warning("delta %s cannot be compared: %s", champion.delta, error)
-    return found
+    return champions
 
 
-def _moved(backbone: Backbone, delta: Delta, seed: int) -> dict[str, Tensor]:
-    """How far each value of a delta is from a fresh one."""
+def _learned_change(backbone: Backbone, delta: Delta, seed: int) -> dict[str, Tensor]:
+    """The values of a delta less those that it was initialised with."""
     fresh = init_values(backbone, delta.settings, seed=seed)
     return {
-        key: value - fresh[key] for key, value in delta.values.items() if key in fresh and _alike(value, fresh[key])
+        key: value - fresh[key]
+        for key, value in delta.values.items()
+        if key in fresh and _same_shape(value, fresh[key])
     }
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.is_floating_point()
+def _same_shape(value: Tensor, initial: Tensor) -> bool:
+    return value.shape == initial.shape and value.is_floating_point()
 
 
-def _read_again(registry: Registry, backbone: Backbone, task: str) -> PreparedTask:
+def _reload_task(registry: Registry, backbone: Backbone, task: str) -> PreparedTask:
     last = registry.last_version(task, backbone.fingerprint)
     if last is None or last.data is None or last.data.folder is None:
         raise InputError(

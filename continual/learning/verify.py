@@ -1,4 +1,4 @@
-"""What is wrong with what was learned: blobs that are not what their rows say, backbones and answers that changed."""
+"""Verify a registry: blobs against rows, backbones against fingerprints, champions' outputs for fixed inputs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,12 @@ from tasks.errors import ContinualError
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """problems: damage, a sentence for each · notes: what is worth knowing and no damage."""
+    """The result of a verification.
+
+    Attributes:
+        problems: One sentence per damage.
+        notes: Remarks that are no damage.
+    """
 
     problems: list[str]
     notes: list[str]
@@ -25,37 +30,41 @@ class VerificationReport:
 def verify_home(
     registry: Registry, *, quick: bool = False, backbone: str | None = None, device: str = "auto"
 ) -> VerificationReport:
-    """Check rows, blobs, backbones, and what every champion says of fixed inputs.
+    """Check rows, blobs, backbones, and every champion's outputs for fixed inputs.
 
-    quick: leave out what needs a backbone · backbone: another name or folder of one of those that are registered.
+    Args:
+        registry: The registry.
+        quick: Whether to leave out what needs a backbone.
+        backbone: Another name or folder of a registered backbone.
+        device: The device of the backbones.
     """
     loaded, problems = ({}, []) if quick else load_registered_backbones(registry, backbone=backbone, device=device)
-    looking = _Looking(loaded)
-    problems = [*find_damage(registry, looking.at), *problems]
-    return VerificationReport(problems, [*warnings(registry), *looking.notes()])
+    check = _BlobChecker(loaded)
+    problems = [*find_damage(registry, check.check_delta), *problems]
+    return VerificationReport(problems, [*warnings(registry), *check.notes()])
 
 
 def load_registered_backbones(
     registry: Registry, *, backbone: str | None, device: str
 ) -> tuple[dict[str, Backbone], list[str]]:
-    """The registered backbones by fingerprint, and what is wrong with those that are others now or cannot be had."""
+    """Load the registered backbones; return them by fingerprint, and a problem for each that changed or is missing."""
     registered = registry.backbones()
     names = ([backbone] if backbone else []) + [record.name for record in registered]
     loaded: dict[str, Backbone] = {}
     failed: dict[str, str] = {}
     for name in dict.fromkeys(names):
         if all(record.fingerprint in loaded for record in registered if record.name == name) and name != backbone:
-            continue  # the one that was given is it
+            continue  # it is the one that was given
         try:
-            found = load_backbone(name, device=device)
-            loaded[found.fingerprint] = found
-            failed[name] = f"{name!r} is {found.fingerprint[:12]} now"
+            candidate = load_backbone(name, device=device)
+            loaded[candidate.fingerprint] = candidate
+            failed[name] = f"{name!r} is {candidate.fingerprint[:12]} now"
         except ContinualError as error:
             failed[name] = str(error)
-    return loaded, [_lost(record, failed) for record in registered if record.fingerprint not in loaded]
+    return loaded, [_missing_backbone(record, failed) for record in registered if record.fingerprint not in loaded]
 
 
-def _lost(record: BackboneRecord, failed: Mapping[str, str]) -> str:
+def _missing_backbone(record: BackboneRecord, failed: Mapping[str, str]) -> str:
     return (
         f"backbone {record.name} ({record.fingerprint[:12]}) is not what was registered, or not there: "
         f"{failed[record.name]}. Say where it is (--backbone), or leave backbones out (--quick)."
@@ -64,14 +73,14 @@ def _lost(record: BackboneRecord, failed: Mapping[str, str]) -> str:
 
 @final
 @dataclass
-class _Looking:
-    """Looks at one delta after the other, and counts what its answers are."""
+class _BlobChecker:
+    """Checks the blobs of one delta after another, and collects how far outputs differ from the stored ones."""
 
     backbones: Mapping[str, Backbone]
     differences: list[float] = field(default_factory=list)
     unproved: int = 0
 
-    def at(self, stored: StoredDelta, blobs: Mapping[str, bytes]) -> Iterator[str]:
+    def check_delta(self, stored: StoredDelta, blobs: Mapping[str, bytes]) -> Iterator[str]:
         try:
             delta = load_delta(blobs["values"]) if "values" in blobs else None
             if "predictions" in blobs:
@@ -83,11 +92,11 @@ class _Looking:
             if delta:
                 yield from blob_mismatches(stored, delta, size=len(blobs["values"]))
                 if stored.status == "champion" and stored.backbone in self.backbones:
-                    yield from self._answers(self.backbones[stored.backbone], delta, blobs.get("replay"))
+                    yield from self._check_outputs(self.backbones[stored.backbone], delta, blobs.get("replay"))
         except ContinualError as error:
             yield str(error)
 
-    def _answers(self, backbone: Backbone, delta: Delta, before: bytes | None) -> Iterator[str]:
+    def _check_outputs(self, backbone: Backbone, delta: Delta, before: bytes | None) -> Iterator[str]:
         if before is None:
             self.unproved += 1
             return
@@ -100,19 +109,19 @@ class _Looking:
             )
 
     def notes(self) -> Iterator[str]:
-        near = [difference for difference in self.differences if 0 < difference <= TOLERANCE]
-        if near:
+        rounding = [difference for difference in self.differences if 0 < difference <= TOLERANCE]
+        if rounding:
             yield (
-                f"{len(near)} of {len(self.differences)} champions answer fixed inputs as when they were registered "
-                f"within rounding ({max(near):.1e} at most), not to the bit: another machine, or other libraries"
+                f"{len(rounding)} of {len(self.differences)} champions answer fixed inputs as when they were registered "
+                f"within rounding ({max(rounding):.1e} at most), not to the bit: another machine, or other libraries"
             )
         if self.unproved:
             yield f"{self.unproved} champions were registered by a release that kept no answers to fixed inputs"
 
 
 def blob_mismatches(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator[str]:
-    """What the blob of a delta, of so many bytes, is otherwise than its row says."""
-    said: dict[str, tuple[Any, Any]] = {
+    """Yield one message per field in which a delta's blob, of `size` bytes, differs from its row."""
+    fields: dict[str, tuple[Any, Any]] = {
         "method": (delta.method, stored.method),
         "settings": (delta.settings, _settings(stored)),
         "backbone": (delta.backbone, stored.backbone),
@@ -120,14 +129,14 @@ def blob_mismatches(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator
         "bytes": (size, stored.bytes),
     }
     if delta.head and not delta.kind:
-        said["labels"] = (delta.head.labels, stored.labels)
-    for what, (found, expected) in said.items():
-        if found != expected:
-            yield f"its {what} are {found!r} in the blob and {expected!r} in the row"
+        fields["labels"] = (delta.head.labels, stored.labels)
+    for name, (actual, expected) in fields.items():
+        if actual != expected:
+            yield f"its {name} are {actual!r} in the blob and {expected!r} in the row"
 
 
 def _settings(stored: StoredDelta) -> Any:
-    """The settings as this release has them: what an older one left out by its default."""
+    """The settings with this release's defaults for what an older one did not store."""
     try:
         return METHODS[stored.method].model_validate(stored.settings)
     except (KeyError, ValueError):

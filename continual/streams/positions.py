@@ -1,6 +1,6 @@
-"""Positions of a stream that one process holds: their tasks are learned and written down, or let go.
+"""Learn the positions of a stream that this process holds, and register each when it is done.
 
-Killed anywhere, a position is left to whoever claims it next, who goes on from its last checkpoint.
+Killed anywhere, a position is left to the next controller that claims it, which resumes from its last checkpoint.
 """
 
 import logging
@@ -12,7 +12,7 @@ from functools import partial
 from continual.backbones.backbone import Backbone
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.learning.checkpoint import Checkpoint, CheckpointWriter
-from continual.learning.learn import LearnedTask, learn_task_coroutine
+from continual.learning.learn import LearnedTask, LearningRun
 from continual.learning.prepared import prepare_task
 from continual.learning.record import register_learned
 from continual.streams.preflight import recipe_digest
@@ -26,148 +26,159 @@ from tasks.errors import ContinualError
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _TaskRun:
+    """A task of a stream to be learned; a `Trainable`, so that its rows are tokenized only when its turn comes."""
+
+    backbone: Backbone
+    registry: Registry
+    data: TaskData
+    stream: Stream
+    callbacks: RunCallbacks
+    resume_from: Checkpoint | None = None
+    on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
+
+    def epochs(self) -> TrainingCoroutine[LearnedTask]:
+        name = self.data.spec.name
+        for note in self.data.notes:
+            self.callbacks.on_note(name, note)
+        self.callbacks.on_start(name)
+        if self.resume_from:
+            self.callbacks.on_note(name, f"goes on after epoch {len(self.resume_from.training_state.curve) - 1}")
+        run = LearningRun(
+            self.registry,
+            prepare_task(self.backbone, self.data),
+            seed=self.data.seed,
+            measure_gain=self.stream.measure_gain,
+            on_step=partial(self.callbacks.on_step, name),
+            on_checkpoint=self.on_checkpoint,
+            resume_from=self.resume_from,
+        )
+        return (yield from run.epochs())
+
+
 def learn_task(
     backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, watcher: RunCallbacks = NO_CALLBACKS
 ) -> str:
-    """Learn one task as its stream says and write it down; the name of its delta."""
-    learned = run_training(_learning_of(backbone, registry, data, stream, watcher=watcher), seed=data.seed)
-    return _written(backbone, registry, learned, watcher=watcher)
+    """Learn one task with the stream's settings and register it; return the name of its delta."""
+    learned = run_training(_TaskRun(backbone, registry, data, stream, watcher), seed=data.seed)
+    return _register(backbone, registry, learned, callbacks=watcher)
 
 
 @dataclass(frozen=True)
 class PositionLearner:
-    """How the positions of a stream are learned here, and in whose name they are held.
+    """Learns positions of one stream, claimed in the name of one holder.
 
-    moved: by task, the delta of another backbone whose recipe and rows it is learned by, as in `record`.
+    Attributes:
+        backbone: The frozen backbone.
+        registry: Where positions are claimed and deltas registered.
+        stream: The stream.
+        callbacks: Called as learning goes on.
+        holder: The name under which the positions are claimed.
+        migrated_from: By task, the delta of another backbone whose recipe and rows are learned again.
     """
 
     backbone: Backbone
     registry: Registry
     stream: Stream
-    watcher: RunCallbacks
+    callbacks: RunCallbacks
     holder: str
     migrated_from: Mapping[str, str] = field(default_factory=dict)
 
     def learn_positions(self, tasks: Mapping[int, TaskData]) -> dict[str, LearnedTask]:
-        """Learn the tasks of these positions, which `holder` holds, side by side; what was learned, by its delta.
+        """Learn the tasks of these claimed positions jointly, and register each when it is done.
 
-        Each is written down when it is done. One that fails is marked so, with what went wrong; one that another
-        has taken over meanwhile is left to it; stopped by hand, all that are not done wait again.
+        A task that fails is marked so, with the reason; one that another controller took over is left to it. When the
+        run is interrupted, the positions that are not done become free again.
+
+        Returns:
+            The learned tasks, by the names of their deltas.
         """
-        found: dict[str, LearnedTask] = {}
-        left = {str(number): number for number in tasks}
-        with ExitStack() as holding:
+        learned_tasks: dict[str, LearnedTask] = {}
+        unfinished = {str(number): number for number in tasks}
+        with ExitStack() as claims:
             for number in tasks:
-                holding.enter_context(hold_claim(self.registry, self.stream.name, number=number, holder=self.holder))
+                claims.enter_context(hold_claim(self.registry, self.stream.name, number=number, holder=self.holder))
             try:
-                begun = {name: self._begun(number, tasks[number]) for name, number in left.items()}
-                for name, learned in train_jointly(begun, seed=next(iter(tasks.values())).seed):
-                    number = left.pop(name)
-                    if delta := self._done(number, tasks[number].spec.name, learned):
-                        found[delta[0]] = delta[1]
-            except BaseException:  # stopped by hand: the next run may go on at once
-                for number in left.values():
+                runs = {name: self._task_run(number, tasks[number]) for name, number in unfinished.items()}
+                for name, result in train_jointly(runs, seed=next(iter(tasks.values())).seed):
+                    number = unfinished.pop(name)
+                    if registered := self._finish(number, tasks[number].spec.name, result):
+                        delta, learned = registered
+                        learned_tasks[delta] = learned
+            except BaseException:  # interrupted: the next run may resume at once
+                for number in unfinished.values():
                     release(self.registry, self.stream.name, number=number, holder=self.holder)
                 raise
-        return found
-
-    def _begun(self, number: int, data: TaskData) -> TrainingCoroutine[LearnedTask]:
-        made_by = recipe_digest(data)
-        keeper = CheckpointWriter(self.registry, self.stream.name, number=number, holder=self.holder, recipe=made_by)
-        return _learning_of(
-            self.backbone,
-            self.registry,
-            data,
-            self.stream,
-            watcher=self.watcher,
-            checkpoint=keeper.load_latest(),
-            keep=keeper,
-        )
-
-    def _done(self, number: int, name: str, found: LearnedTask | Exception) -> tuple[str, LearnedTask] | None:
-        """Write down what came of a task; its delta, where there is one."""
-
-        def also(unit: UnitOfWork, delta: str) -> None:
-            unit.mark_learned(self.stream.name, number, delta=delta, holder=self.holder)
-
-        try:
-            if isinstance(found, Exception):
-                raise found
-            delta = _written(
-                self.backbone,
-                self.registry,
-                found,
-                watcher=self.watcher,
-                also=also,
-                moved=self.migrated_from.get(name),
-            )
-            return delta, found
-        except ClaimLost as lost:  # taken for dead, and taken over: it is the other's task to report on
-            log.warning("task %s: %s", name, lost)
-        except Exception as error:  # one task's failure does not end the stream: registry and caller are told
-            if not isinstance(error, ContinualError):  # a fault of the program: where it happened must be seen
-                log.error("task %s failed", name, exc_info=True)
-            self.fail(number, name, error)
-        return None
+        return learned_tasks
 
     def fail(self, number: int, name: str, error: Exception) -> None:
-        """Mark a position as failed, and tell the watcher."""
-        said = redact(f"{type(error).__name__}: {error}")
+        """Mark a position as failed, and notify the callbacks."""
+        reason = redact(f"{type(error).__name__}: {error}")
 
         def work(unit: UnitOfWork) -> None:
-            unit.mark_failed(self.stream.name, number, error=said, holder=self.holder)
+            unit.mark_failed(self.stream.name, number, error=reason, holder=self.holder)
 
         try:
             self.registry.write_with_retry(work)
         except ClaimLost as lost:
-            log.warning("task %s: %s (here it failed: %s)", name, lost, said)
+            log.warning("task %s: %s (here it failed: %s)", name, lost, reason)
         else:
-            self.watcher.on_failed(name, said)
+            self.callbacks.on_failed(name, reason)
 
-
-def _learning_of(
-    backbone: Backbone,
-    registry: Registry,
-    data: TaskData,
-    stream: Stream,
-    *,
-    watcher: RunCallbacks,
-    checkpoint: Checkpoint | None = None,
-    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-) -> TrainingCoroutine[LearnedTask]:
-    """The stints in which one task is learned as its stream says; keep, checkpoint: as in `learning`."""
-    name = data.spec.name
-    for note in data.notes:
-        watcher.on_note(name, note)
-    watcher.on_start(name)
-    if checkpoint:
-        watcher.on_note(name, f"goes on after epoch {len(checkpoint.training_state.curve) - 1}")
-    return (
-        yield from learn_task_coroutine(
-            registry,
-            prepare_task(backbone, data),
-            seed=data.seed,
-            measure_gain=stream.measure_gain,
-            report=partial(watcher.on_step, name),
-            checkpoint=checkpoint,
-            keep=keep,
+    def _task_run(self, number: int, data: TaskData) -> _TaskRun:
+        recipe = recipe_digest(data)
+        writer = CheckpointWriter(self.registry, self.stream.name, number=number, holder=self.holder, recipe=recipe)
+        return _TaskRun(
+            self.backbone,
+            self.registry,
+            data,
+            self.stream,
+            self.callbacks,
+            resume_from=writer.load_latest(),
+            on_checkpoint=writer,
         )
-    )
+
+    def _finish(self, number: int, name: str, result: LearnedTask | Exception) -> tuple[str, LearnedTask] | None:
+        """Register a learned task, or mark its position as failed; return the delta's name and the task."""
+
+        def mark_learned(unit: UnitOfWork, delta: str) -> None:
+            unit.mark_learned(self.stream.name, number, delta=delta, holder=self.holder)
+
+        try:
+            if isinstance(result, Exception):
+                raise result
+            delta = _register(
+                self.backbone,
+                self.registry,
+                result,
+                callbacks=self.callbacks,
+                in_same_unit=mark_learned,
+                migrated_from=self.migrated_from.get(name),
+            )
+            return delta, result
+        except ClaimLost as lost:  # taken over by another controller, which reports on it
+            log.warning("task %s: %s", name, lost)
+        except Exception as error:  # one task's failure does not end the stream: it is recorded and reported
+            if not isinstance(error, ContinualError):  # a bug: the traceback must be visible
+                log.error("task %s failed", name, exc_info=True)
+            self.fail(number, name, error)
+        return None
 
 
-def _written(
+def _register(
     backbone: Backbone,
     registry: Registry,
     learned: LearnedTask,
     *,
-    watcher: RunCallbacks,
-    also: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
-    moved: str | None = None,
+    callbacks: RunCallbacks,
+    in_same_unit: Callable[[UnitOfWork, str], None] = lambda unit, delta: None,
+    migrated_from: str | None = None,
 ) -> str:
-    """Write a learned task down; the name of its delta."""
-    delta = register_learned(registry, backbone, learned, also=also, moved=moved)
+    """Register a learned task; return the name of its delta."""
+    delta = register_learned(registry, backbone, learned, in_same_unit=in_same_unit, migrated_from=migrated_from)
     stored = registry.delta(delta)
     if stored.version > 1:
-        serves = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
-        watcher.on_note(learned.task.data.spec.name, f"was learned before; {delta} {serves}")
+        outcome = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"
+        callbacks.on_note(learned.task.data.spec.name, f"was learned before; {delta} {outcome}")
     return delta

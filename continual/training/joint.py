@@ -1,9 +1,9 @@
-"""Several deltas trained at once: one pass of the backbone for a batch of each.
+"""Train several deltas at once: one forward pass of the backbone for a batch of each.
 
     ∇ Σ_i L_i = (∇ L_1, …, ∇ L_n)
 
 since the loss L_i of a task depends on its own rows and its own delta alone: every delta gets the gradient that it
-would get by itself. Each has an optimiser of its own, so those that wait do not move, and each ends when it is done.
+would get by itself. Each has its own optimizer, so a delta that waits does not move, and each ends when it is done.
 
 Shapes: B rows of all tasks, T tokens, D hidden size.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from continual.training.objective import PooledLoss
 from continual.training.steps import (
     EpochRequest,
     EpochResult,
+    Trainable,
     TrainingCoroutine,
     fork_rng,
     run_epoch,
@@ -38,155 +39,172 @@ T = TypeVar("T")
 
 
 @dataclass
-class _ActiveTraining:
-    """Stints, and the one that is being done. stack: a number that those have in common which can lie in one stack."""
+class _ActiveTraining(Generic[T]):
+    """A training whose current epoch shares its batches with others.
+
+    Attributes:
+        name: The name by which the caller knows it.
+        coroutine: Yields its epochs.
+        request: Its current epoch.
+        stack: A number that trainings have in common whose deltas can be stacked.
+        losses: The losses of the epoch's batches so far.
+        seconds: Its share of the time of those steps.
+    """
 
     name: str
-    stints: TrainingCoroutine[Any]
-    stint: EpochRequest[Any]
+    coroutine: TrainingCoroutine[T]
+    request: EpochRequest[Any]
     stack: int
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def batch(self) -> Any:
-        return self.stint.batches[len(self.losses)]
+        return self.request.batches[len(self.losses)]
 
     @property
-    def lesson(self) -> PooledLoss[Any]:
-        assert self.stint.lesson.pooled_loss is not None
-        return self.stint.lesson.pooled_loss
+    def pooled_loss(self) -> PooledLoss[Any]:
+        assert self.request.objective.pooled_loss is not None
+        return self.request.objective.pooled_loss
 
     @property
     def head(self) -> Head:
-        assert self.stint.delta.head is not None
-        return self.stint.delta.head
+        assert self.request.delta.head is not None
+        return self.request.delta.head
 
 
-def train_jointly(stints: Mapping[str, TrainingCoroutine[T]], *, seed: int) -> Iterator[tuple[str, T | Exception]]:
-    """What comes of each, by name, as soon as it is done: its result, or what it raised.
+def train_jointly(runs: Mapping[str, Trainable[T]], *, seed: int) -> Iterator[tuple[str, T | Exception]]:
+    """Train several runs at once, with random numbers drawn from the seed.
 
-    Stints whose loss does not follow from pooled vectors, or whose delta changes what all rows of a batch have in
-    common, are done by themselves, and so is what is left alone. Texts of all others share their batches.
+    A run whose loss is no function of pooled vectors, or whose delta changes a module that all rows of a batch share,
+    is trained by itself, and so is the last one left. The texts of all others share their batches.
+
+    Yields:
+        The name of a run and its result, or the exception that it raised, as soon as it ends.
     """
-    going: list[_ActiveTraining] = []
+    active: list[_ActiveTraining[T]] = []
     stacks: dict[object, int] = {}
 
-    def on(
-        name: str, own: TrainingCoroutine[T], done: Callable[[], EpochResult] | None = None
+    def advance(
+        name: str, coroutine: TrainingCoroutine[T], epoch: Callable[[], EpochResult] | None = None
     ) -> Iterator[tuple[str, T | Exception]]:
-        """Bring one to its next stint that can be done together with others, or to its end."""
+        """Go on to the next epoch that can share batches, or to the end."""
         try:
-            stint = next(own) if done is None else own.send(done())
-            while not _shares(stint):
-                stint = own.send(run_epoch(stint))
+            request = next(coroutine) if epoch is None else coroutine.send(epoch())
+            while not _can_share_batches(request):
+                request = coroutine.send(run_epoch(request))
         except StopIteration as end:
             yield name, end.value
-        except Exception as error:  # its own affair, which the caller is told of
+        except Exception as error:  # ends this run alone; the caller gets it
             yield name, error
         else:
-            going.append(_ActiveTraining(name, own, stint, stacks.setdefault(stint.layout.structure_key, len(stacks))))
-            going.sort(key=lambda one: one.stack)
+            stack = stacks.setdefault(request.layout.structure_key, len(stacks))
+            active.append(_ActiveTraining(name, coroutine, request, stack))
+            active.sort(key=lambda training: training.stack)
 
     with fork_rng(seed):
-        for name, own in stints.items():
-            yield from on(name, own)
-        while going:
-            if len(going) == 1 and not going[0].losses:
-                one = going.pop()
-                yield from on(one.name, one.stints, partial(run_epoch, one.stint))
+        for name, run in runs.items():
+            yield from advance(name, run.epochs())
+        while active:
+            if len(active) == 1 and not active[0].losses:
+                last = active.pop()
+                yield from advance(last.name, last.coroutine, partial(run_epoch, last.request))
                 continue
-            for one, error in _step(going):
-                going.remove(one)
-                yield one.name, error
-            for one in [one for one in going if len(one.losses) == len(one.stint.batches)]:
-                going.remove(one)
-                yield from on(one.name, one.stints, partial(EpochResult, one.losses, one.seconds))
+            for training, error in _step(active):
+                active.remove(training)
+                yield training.name, error
+            for training in [training for training in active if len(training.losses) == len(training.request.batches)]:
+                active.remove(training)
+                result = partial(EpochResult, training.losses, training.seconds)
+                yield from advance(training.name, training.coroutine, result)
 
 
-def _shares(stint: EpochRequest[Any]) -> bool:
-    return stint.lesson.pooled_loss is not None and Bank.can_batch(stint.backbone, stint.delta)
+def _can_share_batches(request: EpochRequest[Any]) -> bool:
+    return request.objective.pooled_loss is not None and Bank.can_batch(request.backbone, request.delta)
 
 
-def _step(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
-    """One step of each training; those whose loss is no number fail, and move nothing."""
-    began = time.perf_counter()
-    failed: list[tuple[_ActiveTraining, TrainingError]] | None
+def _step(active: Sequence[_ActiveTraining[T]]) -> list[tuple[_ActiveTraining[T], TrainingError]]:
+    """Take one step of each training; return those whose loss is not finite, which change nothing."""
+    started = time.perf_counter()
+    failed: list[tuple[_ActiveTraining[T], TrainingError]] | None
     try:
-        failed = _at_once(going) if len(going) > 1 and _fit(going) else None
+        failed = _shared_step(active) if len(active) > 1 and _fits_positions(active) else None
     except torch.OutOfMemoryError:
-        for own in going:
-            own.stint.optimizer.zero_grad()
+        for training in active:
+            training.request.optimizer.zero_grad()
         failed = None
-    if failed is None:  # the exception, which holds on to memory, is gone by now
-        failed = _one_by_one(going)
-    for own in going:
-        own.seconds += (time.perf_counter() - began) / len(going)
+    if failed is None:  # outside the handler: its exception would hold on to memory
+        failed = _separate_steps(active)
+    for training in active:
+        training.seconds += (time.perf_counter() - started) / len(active)
     return failed
 
 
-def _fit(going: Sequence[_ActiveTraining]) -> bool:
-    """Whether the backbone has positions for the longest text of all, behind the most tokens that a delta adds."""
-    backbone = going[0].stint.backbone
-    longest = max(max(own.lesson.tokens(own.batch).lengths) for own in going)
-    added = max(own.stint.delta.settings.added_tokens for own in going)
+def _fits_positions(active: Sequence[_ActiveTraining[T]]) -> bool:
+    """Whether the backbone has positions for the longest text behind the most tokens that a delta adds."""
+    backbone = active[0].request.backbone
+    longest = max(max(training.pooled_loss.tokens(training.batch).lengths) for training in active)
+    added = max(training.request.delta.settings.added_tokens for training in active)
     return longest + added <= backbone.longest_input + backbone.reserved_tokens
 
 
-def _at_once(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
-    failed, good = [], []
-    backbone = going[0].stint.backbone
-    texts = [own.lesson.tokens(own.batch) for own in going]
-    again = any(own.stint.lesson.checkpointing for own in going)
-    with attached(backbone, _mixed(going, [*map(len, texts)])), training_mode(backbone, again=again):
-        for own, loss in zip(going, _losses(backbone, going, texts), strict=True):
+def _shared_step(active: Sequence[_ActiveTraining[T]]) -> list[tuple[_ActiveTraining[T], TrainingError]]:
+    failed, finite = [], []
+    backbone = active[0].request.backbone
+    texts = [training.pooled_loss.tokens(training.batch) for training in active]
+    recompute = any(training.request.objective.checkpointing for training in active)
+    with attached(backbone, _mixed_batch(active, [*map(len, texts)])), training_mode(backbone, recompute=recompute):
+        for training, loss in zip(active, _losses(backbone, active, texts), strict=True):
             try:
-                good.append((own, loss, own.stint.optimizer.require_finite(loss)))
+                finite.append((training, loss, training.request.optimizer.require_finite(loss)))
             except TrainingError as error:
-                failed.append((own, error))
-        if good:
-            torch.autograd.backward([loss for _, loss, _ in good])
-    for own, _, value in good:
-        own.losses.append(value)
-        own.stint.optimizer.step()
-        own.stint.step()
+                failed.append((training, error))
+        if finite:
+            torch.autograd.backward([loss for _, loss, _ in finite])
+    for training, _, value in finite:
+        training.losses.append(value)
+        training.request.optimizer.step()
+        training.request.on_step()
     return failed
 
 
-def _one_by_one(going: Sequence[_ActiveTraining]) -> list[tuple[_ActiveTraining, TrainingError]]:
-    """The same step where the device's memory does not hold all of it."""
+def _separate_steps(active: Sequence[_ActiveTraining[T]]) -> list[tuple[_ActiveTraining[T], TrainingError]]:
+    """The same step, one delta after another, where the device's memory does not hold all rows."""
     failed = []
-    for own in going:
+    for training in active:
+        request = training.request
+        recompute = request.objective.checkpointing
         try:
-            stint = own.stint
-            with attached(stint.backbone, stint.delta), training_mode(stint.backbone, again=stint.lesson.checkpointing):
-                loss, _ = training_step(own.stint, own.batch, halvings=0)
-            own.losses.append(loss)
+            with attached(request.backbone, request.delta), training_mode(request.backbone, recompute=recompute):
+                loss, _ = training_step(request, training.batch, halvings=0)
+            training.losses.append(loss)
         except TrainingError as error:
-            failed.append((own, error))
+            failed.append((training, error))
     return failed
 
 
-def _losses(backbone: Backbone, going: Sequence[_ActiveTraining], texts: Sequence[Tokens]) -> list[Tensor]:
-    """The loss of each training's next batch, all from one pass of their texts."""
-    counts = [len(own) for own in texts]
+def _losses(backbone: Backbone, active: Sequence[_ActiveTraining[T]], texts: Sequence[Tokens]) -> list[Tensor]:
+    """The loss of each training's next batch, a scalar, all from one forward pass."""
+    counts = [len(tokens) for tokens in texts]
     batch = pad(backbone, concat_tokens(texts), range(sum(counts)))
     with backbone.autocast():
         hidden = backbone.hidden_states(batch)
-    mask, ways = batch["attention_mask"], {own.head.pooling for own in going}
-    vectors = {way: torch.split(pool(hidden, mask, way), counts) for way in ways}
+    mask, poolings = batch["attention_mask"], {training.head.pooling for training in active}
+    vectors = {pooling: torch.split(pool(hidden, mask, pooling), counts) for pooling in poolings}
     return [
-        own.stint.loss(own.lesson.loss(own.head, vectors[own.head.pooling][number], own.batch))
-        for number, own in enumerate(going)
+        training.request.regularized(
+            training.pooled_loss.loss(training.head, vectors[training.head.pooling][index], training.batch)
+        )
+        for index, training in enumerate(active)
     ]
 
 
-def _mixed(going: Sequence[_ActiveTraining], counts: Sequence[int]) -> MixedBatch:
-    """The mixture of a batch in which `counts` rows of each training follow each other."""
-    shares = []
-    for _, several in groupby(zip(going, counts, strict=True), key=lambda pair: pair[0].stack):
-        members = list(several)
-        pools = [torch.stack(same, dim=1) for same in zip(*(own.stint.pools for own, _ in members), strict=True)]
+def _mixed_batch(active: Sequence[_ActiveTraining[T]], counts: Sequence[int]) -> MixedBatch:
+    """The mixed batch in which `counts` rows of each training follow one another."""
+    stacks = []
+    for _, group in groupby(zip(active, counts, strict=True), key=lambda pair: pair[0].stack):
+        members = list(group)
+        pools = [torch.stack(pool, dim=1) for pool in zip(*(t.request.pools for t, _ in members), strict=True)]
         slots = [slot for slot, (_, count) in enumerate(members) for _ in range(count)]
-        shares.append((stack_deltas(members[0][0].stint.layout, pools), slots))
-    return MixedBatch(shares, sum(counts))
+        stacks.append((stack_deltas(members[0][0].request.layout, pools), slots))
+    return MixedBatch(stacks, sum(counts))

@@ -1,7 +1,7 @@
-"""`method: auto`: which method, of what size and at what learning rate, by successive halving on held-out rows.
+"""`method: auto`: choose method, size and learning rate by successive halving on the validation rows.
 
-All candidates are trained on a few of the rows; the better half goes on with twice as many, until one is left, which is
-then trained as if it had been named. Jamieson and Talwalkar (2016), "Non-stochastic Best Arm Identification and
+All candidates are trained on a few of the train rows; the better half goes on with twice as many, until one is
+left, which is then trained as if it had been named. Jamieson and Talwalkar (2016), "Non-stochastic Best Arm Identification and
 Hyperparameter Optimization", arXiv:1502.07943; the resource is rows, so that every candidate sees a whole schedule.
 """
 
@@ -35,8 +35,10 @@ CANDIDATES: tuple[Method, ...] = tuple(
 class SearchSettings(StrictModel):
     """Settings of `method: auto`.
 
-    share: most parameters a delta may have without its head, a fraction of the backbone's · candidates: methods to
-    choose from · rates: multiples of the budget's learning rate that each is tried at.
+    Attributes:
+        share: The most parameters that a delta may have without its head, as a fraction of the backbone's.
+        candidates: The methods to choose from.
+        rates: The multiples of the budget's learning rate at which each method is tried.
     """
 
     share: float = Field(default=0.02, gt=0, le=1)
@@ -46,87 +48,97 @@ class SearchSettings(StrictModel):
 
 @dataclass(frozen=True)
 class SearchCandidate:
-    """One candidate: a method and the learning rate it is tried at."""
+    """A method, and the learning rate at which it is tried."""
 
     method: Method
     learning_rate: float
 
     def to_json(self) -> dict[str, Any]:
-        """The arm as it is written down."""
+        """Return the candidate as JSON."""
         return {"method": self.method.model_dump(mode="json"), "learning_rate": self.learning_rate}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "SearchCandidate":
-        """The arm that was written down."""
-        return cls(Method.model_validate(told["method"]), told["learning_rate"])
+    def from_json(cls, stored: Mapping[str, Any]) -> "SearchCandidate":
+        """Read what `to_json` returned."""
+        return cls(Method.model_validate(stored["method"]), stored["learning_rate"])
 
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """What was found of an arm: the train rows it had, and the validation score it reached."""
+    """A candidate's result: the train rows that it had, and its validation score."""
 
-    arm: SearchCandidate
+    candidate: SearchCandidate
     rows: int
     score: float
 
-    def told(self) -> dict[str, Any]:
-        """The trial as it is written down."""
-        return {**self.arm.to_json(), "rows": self.rows, "score": self.score}
+    def to_json(self) -> dict[str, Any]:
+        """Return the trial as JSON."""
+        return {**self.candidate.to_json(), "rows": self.rows, "score": self.score}
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "SearchTrial":
-        """The trial that was written down."""
-        return cls(SearchCandidate.from_json(told), told["rows"], told["score"])
+    def from_json(cls, stored: Mapping[str, Any]) -> "SearchTrial":
+        """Read what `to_json` returned."""
+        return cls(SearchCandidate.from_json(stored), stored["rows"], stored["score"])
 
 
 def search_settings(method: Method) -> SearchSettings | None:
-    """The search that a stream file asks for with `method: auto`; None where it names a method.
+    """Return the settings of `method: auto`; None for a method that is named.
 
-    Raises MethodError for a setting that is not known or not allowed.
+    Raises:
+        MethodError: A setting is not known or not allowed.
     """
     return validate_settings(SearchSettings, method) if method.name == AUTO else None
 
 
 def candidate_settings(method: Method) -> tuple[MethodSettings, ...]:
-    """The settings that a task may be learned with: of the method named, or of each candidate of a search.
+    """Return the settings that a task may be learned with: of the named method, or of each candidate of a search.
 
-    Raises MethodError as `method_settings` and `search_of` do.
+    Raises:
+        MethodError: A method or setting is not known or not allowed.
     """
     search = search_settings(method)
     return tuple(method_settings(candidate) for candidate in (search.candidates if search else (method,)))
 
 
 def search_candidates(backbone: Backbone, search: SearchSettings, budget: Budget) -> list[SearchCandidate]:
-    """The arms that fit the backbone and the share of parameters.
+    """Return the candidates that fit the backbone and the share of parameters, at each learning rate.
 
-    Raises MethodError where none does.
+    Raises:
+        MethodError: None fits.
     """
-    most, found, sizes = search.share * backbone.parameter_count, [], {}
+    max_parameters, candidates, sizes = search.share * backbone.parameter_count, [], {}
     for method in search.candidates:
         parameters = sum(value.numel() for value in init_values(backbone, method_settings(method), seed=0).values())
         sizes[str(method.name)] = parameters
-        if parameters <= most:
-            found += [SearchCandidate(method, rate * budget.learning_rate) for rate in search.rates]
-    if not found:
+        if parameters <= max_parameters:
+            candidates += [SearchCandidate(method, rate * budget.learning_rate) for rate in search.rates]
+    if not candidates:
         raise MethodError(
-            f"method {AUTO!r}: no candidate has at most {most:,.0f} parameters (share: {search.share}); they have "
-            f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}. Raise `share` or name smaller candidates"
+            f"method {AUTO!r}: no candidate has at most {max_parameters:,.0f} parameters (share: {search.share}); they "
+            f"have {', '.join(f'{name} {size:,}' for name, size in sizes.items())}. Raise `share` or name smaller "
+            "candidates"
         )
-    return found
+    return candidates
 
 
 def successive_halving(
-    arms: Sequence[SearchCandidate], rows: int, score: Callable[[SearchCandidate, int], float]
+    candidates: Sequence[SearchCandidate], rows: int, score: Callable[[SearchCandidate, int], float]
 ) -> tuple[SearchCandidate, list[SearchTrial]]:
-    """The arm that is left, and all that was tried; `score` trains an arm on so many rows and scores it on others.
+    """Train all candidates on few rows, and the better half again on twice as many, until one is left.
 
-    Of equal scores the earlier arm goes on.
+    Args:
+        candidates: At least one; of equal scores the earlier goes on.
+        rows: The train rows there are.
+        score: Trains a candidate on so many rows and returns its validation score.
+
+    Returns:
+        The candidate that is left, and all trials.
     """
-    left, trials, rungs = list(arms), [], ceil(log2(len(arms)))
+    remaining, trials, rungs = list(candidates), [], ceil(log2(len(candidates)))
     for rung in range(rungs):
         share = max(1, rows // 2 ** (rungs - rung))
-        found = [SearchTrial(arm, share, score(arm, share)) for arm in left]
-        trials += found
-        ranked = sorted(found, key=lambda trial: -trial.score)  # stable: of equals the earlier
-        left = [trial.arm for trial in ranked[: ceil(len(left) / 2)]]
-    return left[0], trials
+        rung_trials = [SearchTrial(candidate, share, score(candidate, share)) for candidate in remaining]
+        trials += rung_trials
+        ranked = sorted(rung_trials, key=lambda trial: -trial.score)  # stable: of equals the earlier
+        remaining = [trial.candidate for trial in ranked[: ceil(len(remaining) / 2)]]
+    return remaining[0], trials

@@ -1,4 +1,4 @@
-"""What a delta learns from: batches, what is lost on one of them, and how well a delta does."""
+"""The objective of a training: batches, the loss of a batch, and the validation score of a delta."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,12 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class PooledLoss(Generic[B]):
-    """How the loss of a batch follows from its texts' pooled vectors. tokens: the texts · loss: given [B, D]."""
+    """A loss that depends on the texts only through their pooled vectors, so that tasks can share a forward pass.
+
+    Attributes:
+        tokens: The tokenized texts of a batch.
+        loss: The loss, a scalar in nats, of a head, the texts' pooled vectors [B, D] and the batch.
+    """
 
     tokens: Callable[[B], Tokens]
     loss: Callable[[Head, Tensor, B], Tensor]
@@ -28,13 +33,17 @@ class PooledLoss(Generic[B]):
 
 @dataclass(frozen=True)
 class TrainingObjective(Generic[B]):
-    """What a delta learns from.
+    """What a training minimises and how its epochs are scored; B is the type of a batch.
 
-    epochs: the batches of each, of `rows` rows in all · loss: of a batch through the delta that is attached, in nats ·
-    score: of a delta as it would be kept, on validation rows · halves: a batch in two, with the share of its loss that
-    each has, nothing where it has one row · from_vectors: where the loss follows from its texts' vectors · reads: what
-    the backbone reads in an epoch, where that is the same in all · checkpointing: whether layers are computed twice to
-    keep less of them for the gradient.
+    Attributes:
+        epochs: The batches of each epoch.
+        rows: Rows in all epochs together.
+        loss: The loss of a batch, a scalar in nats, through the delta that is attached to the backbone.
+        score: The validation score of a delta as it would be stored; higher is better.
+        split_batch: The halves of a batch, each with its share of the batch's loss; empty for a single row.
+        pooled_loss: The loss as a function of pooled vectors, where it is one.
+        loss_inputs: The texts that an epoch reads, where all epochs read the same ones.
+        checkpointing: Whether activations are recomputed in the backward pass to save memory.
     """
 
     epochs: Sequence[Sequence[B]]
@@ -57,13 +66,13 @@ def training_objective(
     metric: str,
     seed: int,
 ) -> TrainingObjective[list[int]]:
-    """The rows of one task, in batches of like length that the seed draws."""
+    """Build the objective of one task; a batch is a list of row indices, of similar length, drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
-    from_vectors: PooledLoss[list[int]] | None = None
+    pooled_loss: PooledLoss[list[int]] | None = None
     if isinstance(kind, PooledKind):
-        from_vectors = PooledLoss(
-            rows.tokens.take, lambda head, vectors, batch: kind.loss_of(head, vectors, rows, batch)
+        pooled_loss = PooledLoss(
+            rows.tokens.take, lambda head, vectors, batch: kind.head_loss(head, vectors, rows, batch)
         )
     return TrainingObjective(
         epochs,
@@ -71,22 +80,22 @@ def training_objective(
         loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
         score=lambda delta: validation_score(backbone, kind, delta, rows=validation, metric=metric),
         split_batch=partial(_halves, kind, rows),
-        pooled_loss=from_vectors,
+        pooled_loss=pooled_loss,
         loss_inputs=partial(kind.loss_inputs, backbone, rows),
         checkpointing=budget.checkpointing,
     )
 
 
-def _halves(kind: Kind[Any], rows: PreparedRows, batch: list[int]) -> Sequence[tuple[list[int], float]]:
-    if len(batch) < 2:
-        return ()
-    parts = batch[: len(batch) // 2], batch[len(batch) // 2 :]
-    weights = [kind.loss_weight(rows, part) for part in parts]
-    return [(part, weight / sum(weights)) for part, weight in zip(parts, weights, strict=True)]
-
-
 def validation_score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: PreparedRows, metric: str) -> float:
-    """The metric of what a delta answers to rows."""
+    """Compute the metric of a delta's answers to `rows`."""
     outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
     answers = answer_labels(kind.answers(backbone, outputs, rows))
     return metric_score(metric, rows.truth, answers, kind=kind.metric_kind)
+
+
+def _halves(kind: Kind[Any], rows: PreparedRows, batch: list[int]) -> Sequence[tuple[list[int], float]]:
+    if len(batch) < 2:
+        return ()
+    halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+    weights = [kind.loss_weight(rows, half) for half in halves]
+    return [(half, weight / sum(weights)) for half, weight in zip(halves, weights, strict=True)]

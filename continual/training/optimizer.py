@@ -1,4 +1,4 @@
-"""How a step down the gradient is taken: AdamW, warm-up and decay, gradients clipped."""
+"""AdamW with linear warm-up and decay, and clipped gradients."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,19 @@ from torch import Tensor
 
 from continual.errors import TrainingError
 
-WARMUP_FRACTION = 0.1  # share of the steps in which the learning rate rises
+WARMUP_FRACTION = 0.1  # of the steps: the learning rate rises
 MAX_GRAD_NORM = 1.0
 
 
 class AdamWWithSchedule:
-    """AdamW without weight decay, whose learning rate rises for a tenth of the steps and falls linearly to zero.
+    """AdamW without weight decay; the learning rate rises for a tenth of the steps, then falls linearly to zero.
 
-    done, moments: how far an earlier one came and what it then held, to go on as it would have.
+    Args:
+        tensors: The leaves to train, of any shape.
+        learning_rate: The peak of the schedule.
+        steps: Steps of the whole schedule.
+        done: Steps taken before, by an earlier optimizer that this one continues.
+        state: `state_tensors` of that earlier optimizer.
     """
 
     def __init__(
@@ -25,22 +30,23 @@ class AdamWWithSchedule:
         learning_rate: float,
         steps: int,
         done: int = 0,
-        moments: Mapping[str, Tensor] | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._tensors, self._rate, self._steps = list(tensors), learning_rate, steps
-        self._rise = max(math.ceil(WARMUP_FRACTION * steps), 1)
+        self._tensors, self._learning_rate, self._steps = list(tensors), learning_rate, steps
+        self._warmup_steps = max(math.ceil(WARMUP_FRACTION * steps), 1)
         self._adamw = torch.optim.AdamW(self._tensors, lr=learning_rate, weight_decay=0.0)
         self.done = done
-        for key, value in (moments or {}).items():
-            number, name = key.split("/")
-            tensor = self._tensors[int(number)]
-            own = "cpu" if name == "step" else tensor.device  # where AdamW itself keeps it
-            self._adamw.state[tensor][name] = value.to(own, copy=True)
+        for key, value in (state or {}).items():
+            index, name = key.split("/")
+            tensor = self._tensors[int(index)]
+            device = "cpu" if name == "step" else tensor.device  # where AdamW itself keeps it
+            self._adamw.state[tensor][name] = value.to(device, copy=True)
 
     def __call__(self, loss: Tensor) -> float:
-        """One step down the gradient of `loss`; the loss as a number.
+        """Take one step down the gradient of a scalar loss; return the loss.
 
-        Raises LearnError for a loss that is not finite, before anything is changed by it.
+        Raises:
+            TrainingError: The loss is not finite; nothing is changed.
         """
         value = self.require_finite(loss)
         torch.autograd.backward(loss)
@@ -48,31 +54,36 @@ class AdamWWithSchedule:
         return value
 
     def require_finite(self, loss: Tensor) -> float:
-        """The loss as a number. Raises LearnError where it is none."""
+        """Return a scalar loss as a number.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(f"the training loss became {value} at step {self.done}; try a lower learning_rate")
         return value
 
     def zero_grad(self) -> None:
-        """Take no gradient into account that was computed since the last step."""
-        self._adamw.zero_grad(set_to_none=False)  # where gradients lie is for who made the tensors to say
+        """Discard the gradients computed since the last step."""
+        self._adamw.zero_grad(set_to_none=False)  # gradients may be views of memory that others allocated
 
     def step(self) -> None:
-        """Go down the gradients that there are, and forget them."""
+        """Clip the gradients, take one step, and zero them."""
         torch.nn.utils.clip_grad_norm_(self._tensors, MAX_GRAD_NORM)
         for group in self._adamw.param_groups:
-            group["lr"] = self._rate * self._share()
+            group["lr"] = self._learning_rate * self._schedule()
         self._adamw.step()
         self.zero_grad()
         self.done += 1
 
     @property
     def state_tensors(self) -> dict[str, Tensor]:
-        """What AdamW remembers of each tensor, by its number; still in use, so the next step changes it."""
-        known = ((number, self._adamw.state.get(tensor, {})) for number, tensor in enumerate(self._tensors))
-        return {f"{number}/{name}": value for number, state in known for name, value in state.items()}
+        """AdamW's state by `index of the tensor/name`; not copied, so the next step changes it."""
+        states = ((index, self._adamw.state.get(tensor, {})) for index, tensor in enumerate(self._tensors))
+        return {f"{index}/{name}": value for index, state in states for name, value in state.items()}
 
-    def _share(self) -> float:
-        """The share of the learning rate at which the next step is taken."""
-        return min((self.done + 1) / self._rise, max(self._steps - self.done, 0) / max(self._steps - self._rise, 1))
+    def _schedule(self) -> float:
+        """The fraction of the learning rate at which the next step is taken."""
+        rise = (self.done + 1) / self._warmup_steps
+        return min(rise, max(self._steps - self.done, 0) / max(self._steps - self._warmup_steps, 1))

@@ -1,20 +1,21 @@
-"""Learning in stints: what is to be trained next is said by one, and done by another.
+"""A training as a coroutine: it yields one `EpochRequest` per epoch and is sent back an `EpochResult`.
 
-Who learns knows epochs, scores and checkpoints, and yields stints; who does them, by themselves here, with those of
-others in `together`, knows batches, gradients and memory, and sends what they came to.
+The coroutine (`TrainingRun.epochs`) knows epochs, scores and checkpoints. A scheduler, `run_training` for one training
+or `train_jointly` for several whose tasks share batches, knows batches, gradients and memory.
 """
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta, DeltaLayout, activation_checkpointing, attached, regularization_loss
+from continual.backbones.layers import activation_checkpointing
+from continual.deltas import Delta, DeltaLayout, attached, regularization_loss
 from continual.errors import TrainingError
 from continual.training.frozen_layers import FrozenLayerCache
 from continual.training.objective import TrainingObjective
@@ -22,6 +23,7 @@ from continual.training.optimizer import AdamWWithSchedule
 
 B = TypeVar("B")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 OUT_OF_MEMORY = (
     "the device's memory does not hold a training step of one row; use budget: {checkpointing: true}, a shorter "
@@ -31,10 +33,18 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class EpochRequest(Generic[B]):
-    """Batches that a delta is to learn from, with a step of its optimiser after each.
+    """The batches of one epoch, and all that a scheduler needs to train on them.
 
-    own, pools: where the delta's values lie, which are views of the pools · below: the layers that none of its edits
-    reaches, where what they make of the texts is kept from one stint to the next.
+    Attributes:
+        backbone: The frozen backbone.
+        delta: The delta to train; its values are views of `pools`.
+        layout: Which value lies where in the pools.
+        pools: The leaves to train: values of one name and shape stacked over layers, [L, ...].
+        batches: The batches, one optimizer step each.
+        objective: The loss of a batch.
+        optimizer: The optimizer of the pools and the head.
+        on_step: Called after each step.
+        frozen_layers: Cached states of the layers below the lowest edit, where they are the same in every epoch.
     """
 
     backbone: Backbone
@@ -42,126 +52,157 @@ class EpochRequest(Generic[B]):
     layout: DeltaLayout
     pools: Sequence[Tensor]
     batches: Sequence[B]
-    lesson: TrainingObjective[B]
+    objective: TrainingObjective[B]
     optimizer: AdamWWithSchedule
-    step: Callable[[], None]
-    below: FrozenLayerCache | None
+    on_step: Callable[[], None]
+    frozen_layers: FrozenLayerCache | None
 
-    def loss(self, loss: Tensor) -> Tensor:
-        """The loss of a batch with what the delta's edits add to it."""
-        extra = regularization_loss(self.backbone, self.delta)
-        return loss if extra is None else loss + extra
+    def regularized(self, loss: Tensor) -> Tensor:
+        """Add the regularization terms of the delta's edits to a scalar loss."""
+        penalty = regularization_loss(self.backbone, self.delta)
+        return loss if penalty is None else loss + penalty
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What a stint came to: the loss of each batch, and the seconds it took."""
+    """The loss of each batch of an epoch, in nats, and the seconds that its steps took."""
 
     losses: Sequence[float]
     seconds: float
 
 
-TrainingCoroutine = Generator[EpochRequest[Any], EpochResult, T]  # what is learned in stints, and what comes of it
+TrainingCoroutine = Generator[EpochRequest[Any], EpochResult, T]
+"""Yields the epochs to train, is sent their results, and returns a T."""
+
+
+class Trainable(Protocol[T_co]):
+    """What a scheduler trains: one delta (`TrainingRun`), or one task end to end (`LearningRun`)."""
+
+    def epochs(self) -> Generator[EpochRequest[Any], EpochResult, T_co]:
+        """Yield the epochs to train; return the result."""
+        ...
 
 
 class Stopwatch:
-    """The seconds of what is learned, those of others left out: from `seconds` on."""
+    """Counts the seconds of one training, without those that a scheduler spends on others.
+
+    Args:
+        seconds: Seconds counted before, by the run that this one resumes.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._before, self._since = seconds, time.perf_counter()
 
     @property
     def seconds(self) -> float:
+        """Seconds so far."""
         return self._before + time.perf_counter() - self._since
 
-    def timed(self, stints: TrainingCoroutine[T]) -> TrainingCoroutine[T]:
-        """The same stints, of which those seconds count that were spent on them."""
+    def timed(self, coroutine: TrainingCoroutine[T]) -> TrainingCoroutine[T]:
+        """Yield from a coroutine; each epoch counts with the seconds that its result reports."""
         try:
-            stint = next(stints)
+            request = next(coroutine)
             while True:
                 self._before = self.seconds
-                spent = yield stint
-                self._before, self._since = self._before + spent.seconds, time.perf_counter()
-                stint = stints.send(spent)
+                result = yield request
+                self._before, self._since = self._before + result.seconds, time.perf_counter()
+                request = coroutine.send(result)
         except StopIteration as end:
-            found: T = end.value
-            return found
+            value: T = end.value
+            return value
 
 
-def run_training(stints: TrainingCoroutine[T], *, seed: int) -> T:
-    """Do all stints, and nothing else meanwhile; what comes of them."""
+def run_training(run: Trainable[T], *, seed: int) -> T:
+    """Train all epochs of one run, one after another, with random numbers drawn from the seed."""
+    coroutine = run.epochs()
     with fork_rng(seed):
         try:
-            stint = next(stints)
+            request = next(coroutine)
             while True:
-                stint = stints.send(run_epoch(stint))
+                request = coroutine.send(run_epoch(request))
         except StopIteration as end:
-            found: T = end.value
-            return found
+            value: T = end.value
+            return value
 
 
-def run_epoch(stint: EpochRequest[B]) -> EpochResult:
-    """Do a stint."""
-    began, losses, halvings = time.perf_counter(), [], 0
-    below = stint.below.use_cache() if stint.below else nullcontext()
-    with below, attached(stint.backbone, stint.delta), training_mode(stint.backbone, again=stint.lesson.checkpointing):
-        for batch in stint.batches:
-            loss, halvings = training_step(stint, batch, halvings=halvings)
+def run_epoch(request: EpochRequest[B]) -> EpochResult:
+    """Train one epoch of one delta.
+
+    Raises:
+        TrainingError: A loss is not finite, or the device's memory does not hold a step of a single row.
+    """
+    started, losses, halvings = time.perf_counter(), [], 0
+    cache = request.frozen_layers.use_cache() if request.frozen_layers else nullcontext()
+    recompute = request.objective.checkpointing
+    with cache, attached(request.backbone, request.delta), training_mode(request.backbone, recompute=recompute):
+        for batch in request.batches:
+            loss, halvings = training_step(request, batch, halvings=halvings)
             losses.append(loss)
-    return EpochResult(losses, time.perf_counter() - began)
+    return EpochResult(losses, time.perf_counter() - started)
 
 
 @contextmanager
-def training_mode(backbone: Backbone, *, again: bool) -> Iterator[None]:
-    """Inside, dropout is at work, and what gradients need is kept of every layer or, `again`, computed twice."""
-    with backbone.checkpoint_dropout(), activation_checkpointing(backbone) if again else nullcontext():
+def training_mode(backbone: Backbone, *, recompute: bool) -> Iterator[None]:
+    """Enable the checkpoint's dropout and, with `recompute`, activation checkpointing inside the block."""
+    with backbone.checkpoint_dropout(), activation_checkpointing(backbone) if recompute else nullcontext():
         yield
 
 
-def training_step(stint: EpochRequest[B], batch: B, *, halvings: int) -> tuple[float, int]:
-    """One step down the gradient of a batch, through what is attached: its loss, and how often it had to be halved.
+def training_step(request: EpochRequest[B], batch: B, *, halvings: int) -> tuple[float, int]:
+    """Take one optimizer step on a batch, halving it until the device's memory holds each part.
 
         ∇ L = Σ_p s_p ∇ L_p
 
-    for the parts p of a batch and the shares s_p that they have of its loss: where the device's memory does not hold a
-    batch, it is halved, again and again, and the gradients of its parts are added up. Raises LearnError where not even
-    single rows fit.
+    for the parts p of the batch and their shares s_p of its loss.
+
+    Args:
+        request: The epoch; its delta is attached to the backbone.
+        batch: The batch.
+        halvings: How often the batch is halved at first.
+
+    Returns:
+        The loss in nats, and how often the batch had to be halved.
+
+    Raises:
+        TrainingError: The loss is not finite, or not even single rows fit into memory.
     """
     while True:
-        parts = _parts(stint.lesson, batch, halvings)
+        parts = _parts(request.objective, batch, halvings)
         try:
-            loss = sum(_added(stint, part, share) for part, share in parts)
+            loss = sum(_backward(request, part, share) for part, share in parts)
             break
         except torch.OutOfMemoryError as error:
-            if len(_parts(stint.lesson, batch, halvings + 1)) == len(parts):
+            if len(_parts(request.objective, batch, halvings + 1)) == len(parts):
                 raise TrainingError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})") from None
-        stint.optimizer.zero_grad()
+        request.optimizer.zero_grad()
         halvings += 1
-    stint.optimizer.step()
-    stint.step()
+    request.optimizer.step()
+    request.on_step()
     return loss, halvings
 
 
-def _added(stint: EpochRequest[B], part: B, share: float) -> float:
-    """Add the gradient of a part of a batch, whose loss is this share of the batch's."""
-    loss = share * stint.loss(stint.lesson.loss(stint.delta, part))
-    value = stint.optimizer.require_finite(loss)
+def _backward(request: EpochRequest[B], part: B, share: float) -> float:
+    """Add the gradient of a part of a batch that has this share of the batch's loss."""
+    loss = share * request.regularized(request.objective.loss(request.delta, part))
+    value = request.optimizer.require_finite(loss)
     torch.autograd.backward(loss)
     return value
 
 
-def _parts(lesson: TrainingObjective[B], batch: B, halvings: int) -> list[tuple[B, float]]:
+def _parts(objective: TrainingObjective[B], batch: B, halvings: int) -> list[tuple[B, float]]:
     parts = [(batch, 1.0)]
     for _ in range(halvings):
         parts = [
-            (piece, share * own) for part, share in parts for piece, own in (lesson.split_batch(part) or [(part, 1.0)])
+            (half, share * half_share)
+            for part, share in parts
+            for half, half_share in (objective.split_batch(part) or [(part, 1.0)])
         ]
     return parts
 
 
 @contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
-    """What is drawn while training, dropout among it, is the same for the same seed; nobody else's numbers change."""
+    """Seed PyTorch's random numbers, dropout's among them, inside the block; restore their state after it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

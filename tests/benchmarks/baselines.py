@@ -1,8 +1,8 @@
 """The arms that our method is compared with: PEFT's LoRA and full fine-tuning, all through one loop.
 
-The loop takes from `continual.training.loop` whatever is not the arm itself: batches, optimiser, schedule, clipping,
+The loop takes from `continual.training.training_run` whatever is not the arm itself: batches, optimiser, schedule, clipping,
 precision, the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
-checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.training.loop`.
+checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.training.training_run`.
 """
 
 from collections.abc import Callable

@@ -25,8 +25,8 @@ from continual.deltas.methods.adapter import Adapter
 from continual.deltas.methods.full import LastLayer, Probe
 from continual.features.tokens import Tokens
 from continual.kinds.classification import Classification, ClassificationRows
-from continual.training.loop import train_objective
 from continual.training.objective import TrainingObjective, training_objective
+from continual.training.training_run import TrainingRun
 from tasks import Budget
 from tests.benchmarks.mixed import random_bert
 from tests.benchmarks.run_log import quieten, say
@@ -77,7 +77,7 @@ def main() -> None:
         head = Head(torch.zeros(len(LABELS), given.width), torch.zeros(len(LABELS)), LABELS, "mean")
         start = Delta(method, settings, backbone.fingerprint, init_values(backbone, settings, seed=0), head)
         began = time.process_time()
-        curve = train_objective(backbone, start, own, learning_rate=budget.learning_rate, seed=0).curve
+        curve = TrainingRun(backbone, start, own, learning_rate=budget.learning_rate, seed=0).run().curve
         return Run(time.process_time() - began, tuple(epoch.loss for epoch in curve if epoch.loss is not None))
 
     arms = {"with": lesson, "without": replace(lesson, reads=None)}

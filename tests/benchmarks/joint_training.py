@@ -23,8 +23,8 @@ from continual.deltas import Delta, Head, init_values, method_settings
 from continual.features.pooling import pooled_features
 from continual.features.tokens import Tokens, pad
 from continual.training.joint import train_jointly
-from continual.training.loop import Training, TrainingResult, train_objective, training_steps
 from continual.training.objective import PooledLoss, TrainingObjective
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Method
 from tests.benchmarks.mixed import LORA, random_bert
 from tests.benchmarks.run_log import quieten, say
@@ -67,12 +67,13 @@ class Ways:
 
     def one_by_one(self) -> list[TrainingResult]:
         pairs = zip(self._starts, self._lessons, strict=True)
-        return [train_objective(self._backbone, start, lesson, learning_rate=RATE, seed=0) for start, lesson in pairs]
+        return [TrainingRun(self._backbone, start, lesson, learning_rate=RATE, seed=0).run() for start, lesson in pairs]
 
     def together(self) -> list[TrainingResult]:
         pairs = enumerate(zip(self._starts, self._lessons, strict=True))
-        begun: dict[str, Training] = {
-            str(n): training_steps(self._backbone, start, lesson, learning_rate=RATE) for n, (start, lesson) in pairs
+        begun: dict[str, TrainingRun[list[int]]] = {
+            str(n): TrainingRun(self._backbone, start, lesson, learning_rate=RATE, seed=0)
+            for n, (start, lesson) in pairs
         }
         found = dict(train_jointly(begun, seed=0))
         return [own for own in (found[name] for name in begun) if isinstance(own, TrainingResult)]

@@ -29,7 +29,7 @@ from continual.deltas import attached, method_settings
 from continual.errors import TrainingError
 from continual.kinds import kind_of_delta
 from continual.metrics import score_with_interval
-from continual.training.loop import train
+from continual.training.training_run import train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
 from tasks.rows import sample
 from tests.benchmarks.run_log import Bench, Record, State, chosen_names, mean, quieten, say

@@ -4,7 +4,7 @@
 
 Arms: `closed_form` is the head in closed form on frozen features, without a step; `peft` is PEFT's LoRA (rank 8, query
 and value) with transformers' own classification head; `peft_our_head` the same LoRA with our pooling and the
-closed-form head as its start; `ours` is `continual.training.loop.train` from the closed-form start; `full` trains every
+closed-form head as its start; `ours` is `continual.training.training_run.train` from the closed-form start; `full` trains every
 weight, with transformers' head.
 
 Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-up, decay, clipping, precision, seed,
@@ -33,7 +33,7 @@ from continual.errors import TrainingError
 from continual.features.pooling import encode
 from continual.kinds.classification import ClassificationRows
 from continual.metrics import metric_score, score_with_interval
-from continual.training.loop import train
+from continual.training.training_run import train
 from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
 from tests.benchmarks.run_log import SEARCH_VALIDATION_ROWS, Bench, Record, State, chosen_names, mean, quieten, say

@@ -71,7 +71,9 @@ class Router:
         before = self.parts.get(task)
         self.parts[task] = own
         if self.rule is None:
-            self.rule = ClassMeanIndex(AccumulatedMoments.from_tasks(self.parts), 0.03) if len(self.parts) >= FIRST else None
+            self.rule = (
+                ClassMeanIndex(AccumulatedMoments.from_tasks(self.parts), 0.03) if len(self.parts) >= FIRST else None
+            )
             return
         rule = self.rule
         if before is not None:

@@ -28,7 +28,7 @@ from continual.backbones.hub import resolve_source
 from continual.deltas import METHODS
 from continual.kinds import ForwardContext
 from continual.learning.prepared import PreparedTask, prepare_task
-from continual.training.loop import train
+from continual.training.training_run import train
 from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora

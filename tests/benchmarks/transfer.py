@@ -30,11 +30,11 @@ from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Head, method_settings
 from continual.inference.task_statistics import task_signature
 from continual.kinds import ForwardContext, HeadStart, answer_labels
-from continual.learning.learn import train_from_start, trial_score, warm_start_candidates
+from continual.learning.learn import trial_score, warm_start_candidates
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.metrics import metric_score
 from continual.streams.positions import learn_task
-from continual.training.loop import TrainingResult
+from continual.training.training_run import TrainingResult
 from continual.transfer.neighbours import nearest_tasks
 from continual.transfer.warm_start import WarmStartCandidate, choose_start, from_scratch
 from registry import Registry
@@ -60,7 +60,7 @@ def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed
     scratch = from_scratch(task.kind.closed_form_start(rows, held_out))
     labels = task.data.labels
     near = nearest_tasks(task.backbone, registry, own, task=name, labels=labels, settings=settings)
-    others = warm_start_candidates(task, scratch, near, rows=rows, held_out=held_out)
+    others = warm_start_candidates(task, scratch, near, train=rows, held_out=held_out)
     tried = partial(trial_score, task, seed=seed)
     start = choose_start(task.backbone, "auto", scratch=scratch, others=others, settings=settings, tried=tried)
     plain = _arm(task, scratch, seed=seed)
@@ -80,7 +80,7 @@ def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed
 
 
 def _arm(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> Arm:
-    trained = train_from_start(task, start, seed=seed)
+    trained = task.training_run(start, seed=seed).run()
     kind, seen = task.kind, ForwardContext(task.backbone, trained.delta, task.test)
     answers = answer_labels(kind.answers(task.backbone, kind.outputs(seen, trained.delta.head), task.test))
     score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=kind.metric_kind)

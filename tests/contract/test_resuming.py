@@ -5,29 +5,38 @@ import torch
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta
+from continual.kinds import kind_of_delta
 from continual.serialization import deserialize, serialize
-from continual.training.loop import TrainingResult, train
+from continual.training.objective import training_objective
 from continual.training.state import TrainingState, from_tensors, to_tensors
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Budget
 from tests.helpers.tiny_tasks import fresh_delta, prepared_rows
 
 
 def trained(
-    backbone: Backbone, start: Delta, *, epochs: int = 4, course: TrainingState | None = None
-) -> tuple[TrainingResult, list]:
-    kept: list[bytes] = []
-    found = train(
+    backbone: Backbone, start: Delta, *, epochs: int = 4, resume_from: TrainingState | None = None
+) -> tuple[TrainingResult, list[bytes]]:
+    checkpoints: list[bytes] = []
+    objective = training_objective(
         backbone,
-        start,
-        rows=prepared_rows(backbone, "mood", 12),
+        kind_of_delta(start),
+        prepared_rows(backbone, "mood", 12),
         validation=prepared_rows(backbone, "mood", 6, seed=1),
-        budget=Budget(epochs=epochs, batch_size=4, learning_rate=1e-2),
+        budget=Budget(epochs=epochs, batch_size=4),
         metric="accuracy",
         seed=3,
-        course=course,
-        keep=lambda course: kept.append(serialize(*to_tensors(course))),
     )
-    return found, kept
+    run = TrainingRun(
+        backbone,
+        start,
+        objective,
+        learning_rate=1e-2,
+        seed=3,
+        on_state=lambda state: checkpoints.append(serialize(*to_tensors(state))),
+        resume_from=resume_from,
+    )
+    return run.run(), checkpoints
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -37,7 +46,7 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
     assert len(kept) == 5
     for epoch, data in enumerate(kept):
         torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
-        rest, later = trained(bert, start, course=from_tensors(*deserialize(data, what="checkpoint")))
+        rest, later = trained(bert, start, resume_from=from_tensors(*deserialize(data, what="checkpoint")))
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve
         assert len(later) == 4 - epoch, "what is done is not done again"

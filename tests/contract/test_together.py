@@ -11,8 +11,8 @@ from continual.deltas import METHODS, Delta
 from continual.errors import TrainingError
 from continual.kinds import kind_of_delta
 from continual.training.joint import train_jointly
-from continual.training.loop import Training, TrainingResult, train_objective, training_steps
 from continual.training.objective import TrainingObjective, training_objective
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Budget
 from tests.helpers.tiny_tasks import fresh_delta, perturbed_delta, prepared_rows
 
@@ -45,11 +45,11 @@ def lesson(
     )
 
 
-def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> Training:
-    return training_steps(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2)
+def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> TrainingRun[list[int]]:
+    return TrainingRun(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2, seed=0)
 
 
-def together(trainings: dict[str, Training]) -> dict[str, TrainingResult | Exception]:
+def together(trainings: dict[str, TrainingRun[list[int]]]) -> dict[str, TrainingResult | Exception]:
     return dict(train_jointly(trainings, seed=0))
 
 
@@ -66,7 +66,7 @@ def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
     starts["place"] = fresh_delta(bert, "lora", task="place", rank=3)
     found = together({task: begun(bert, start, task) for task, start in starts.items()})
     for task, start in starts.items():
-        expected = train_objective(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0)
+        expected = TrainingRun(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0).run()
         assert isinstance(found[task], TrainingResult)
         first, last = ([own.curve[epoch].loss for own in (found[task], expected)] for epoch in (1, 2))
         assert first[0] == pytest.approx(first[1], rel=1e-3)
@@ -81,7 +81,7 @@ def test_families_agree(backbone: Backbone) -> None:
     }
     found = together({task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
     for task, start in starts.items():
-        alone = train_objective(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0)
+        alone = TrainingRun(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0).run()
         assert found[task].curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
     )
     found = together({"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
     assert isinstance(found["bad"], TrainingError)
-    expected = train_objective(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0)
+    expected = TrainingRun(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0).run()
     assert same(found["good"].delta, expected.delta)
 
 

@@ -38,7 +38,7 @@ def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] 
         if names:
             sent = dict.fromkeys(pairwise(names), 2)
             last = len(names) - 1
-            unit.add_routed_scores("core", last, {name: _routed(last) for name in names}, sent=sent)
+            unit.add_routed_scores("core", last, {name: _routed(last) for name in names}, confusions=sent)
     return registry
 
 

@@ -108,7 +108,7 @@ def claim_all(folder: Path, start: Any, won: Any, count: int) -> None:
     with make_registry(folder) as registry:
         start.wait()
         among = dict.fromkeys(range(count), 1)
-        found = iter(lambda: claim_next(registry, "core", among=among, holder=current_process_id()), None)
+        found = iter(lambda: claim_next(registry, "core", max_attempts=among, holder=current_process_id()), None)
         won.put(list(found))
         start.wait()
 

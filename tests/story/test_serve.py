@@ -141,7 +141,7 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
     sizes: list[int] = []
 
     asks = [InferenceRequest("red cat" if i != 40 else "bad", embed=True) for i in range(64)]
-    whole = ChampionServer._embedded
+    whole = ChampionServer._embed
 
     def embedded(self: ChampionServer, texts: Any) -> Any:
         sizes.append(len(texts))
@@ -149,7 +149,7 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
             raise RuntimeError("bad")
         return whole(self, texts)
 
-    monkeypatch.setattr(ChampionServer, "_embedded", embedded)
+    monkeypatch.setattr(ChampionServer, "_embed", embedded)
     found = ChampionServer(learner.backbone, learner.registry).answer_batch(asks)
     assert [i for i, answer in enumerate(found) if isinstance(answer, Exception)] == [40]
     assert len(sizes) == 1 + 2 * 6

@@ -13,8 +13,8 @@ from continual.experiments.strategies.fisher import FisherImportance
 from continual.experiments.strategies.state import StrategyState
 from continual.kinds import ForwardContext, kind_metadata
 from continual.learning.prepared import PreparedTask
-from continual.training.loop import StepCallback, train_objective
 from continual.training.objective import TrainingObjective, training_objective
+from continual.training.training_run import StepCallback, TrainingRun
 from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import Budget
 
@@ -98,9 +98,8 @@ def task_objective(given: StrategyContext, number: int) -> TrainingObjective[lis
 
 def fit(given: StrategyContext, start: Delta, lesson: TrainingObjective[B], *, learning_rate: float) -> Delta:
     """The delta of the lesson's best epoch, the start among them."""
-    return train_objective(
-        given.backbone, start, lesson, learning_rate=learning_rate, seed=given.seed, report=given.report
-    ).delta
+    run = TrainingRun(given.backbone, start, lesson, learning_rate, given.seed, on_step=given.report)
+    return run.run().delta
 
 
 def shared_step(

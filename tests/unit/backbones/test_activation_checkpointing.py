@@ -45,7 +45,7 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
     delta = perturbed_delta(backbone, method)
-    (plain, all_kept), (again, kept) = (gradients(backbone, delta, recompute=again) for again in (False, True))
+    (plain, all_kept), (again, kept) = (gradients(backbone, delta, again=again) for again in (False, True))
     assert len(plain) == len(again)
     assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
     longest = max(prepared_rows(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens

@@ -10,9 +10,11 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta, load_delta
 from continual.deltas.delta import pack_float16, round_to_float16, unpack_float32
+from continual.kinds import kind_of_delta
 from continual.serialization import serialize
-from continual.training.loop import TrainingResult, train
+from continual.training.objective import training_objective
 from continual.training.state import TrainingState
+from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Budget
 from tests.helpers.tiny_tasks import fresh_delta, logits, perturbed_delta, prepared_rows
 
@@ -84,18 +86,17 @@ def test_a_file_has_half_the_bytes(bert: Backbone) -> None:
 
 
 def trained(backbone: Backbone, start: Delta, *, epochs: int) -> tuple[TrainingResult, list[TrainingState]]:
-    courses: list[TrainingState] = []
-    found = train(
+    states: list[TrainingState] = []
+    objective = training_objective(
         backbone,
-        start,
-        rows=prepared_rows(backbone, "mood", 12),
+        kind_of_delta(start),
+        prepared_rows(backbone, "mood", 12),
         validation=prepared_rows(backbone, "mood", 6, seed=1),
-        budget=Budget(epochs=epochs, batch_size=4, learning_rate=1e-2),
+        budget=Budget(epochs=epochs, batch_size=4),
         metric="accuracy",
         seed=3,
-        keep=courses.append,
     )
-    return found, courses
+    return TrainingRun(backbone, start, objective, learning_rate=1e-2, seed=3, on_state=states.append).run(), states
 
 
 LATE = {"parts": [{"name": "lora", "rank": 2}, {"name": "prefix", "length": 3, "reparameterise": 6}]}

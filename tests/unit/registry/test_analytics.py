@@ -47,8 +47,8 @@ WHOLE: dict[str, Ask] = {
     "parents": lambda registry: registry.parents("core"),
     "signature": lambda registry: registry.signature("sst2@1"),
     "delta": lambda registry: registry.delta("sst2@1"),
-    "known tasks": lambda registry: registry.require_same([task_record("sst2"), task_record("trec")]),
-    "known stream": lambda registry: registry.require_begun_so("core", [("sst2", "r-sst2"), ("trec", "r-trec")]),
+    "known tasks": lambda registry: registry.check_tasks_unchanged([task_record("sst2"), task_record("trec")]),
+    "known stream": lambda registry: registry.check_stream_unchanged("core", [("sst2", "r-sst2"), ("trec", "r-trec")]),
 }
 GROWING = ("tasks", "deltas", "lineage", "scores", "splits", "events", "streams", "positions", "signatures")
 

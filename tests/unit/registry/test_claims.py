@@ -75,14 +75,14 @@ def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path, regist
 
 def test_a_reused_process_number_is_not_the_holder() -> None:
     host, pid, start = current_process_id().rsplit(":", 2)
-    assert not is_alive(f"{host}:{pid}:{int(start or 0) + 1}", leased=True) or not start
-    assert not is_alive(f"{gethostname()}:{2**22 + 1}:1", leased=True)
+    assert not is_alive(f"{host}:{pid}:{int(start or 0) + 1}", lease_valid=True) or not start
+    assert not is_alive(f"{gethostname()}:{2**22 + 1}:1", lease_valid=True)
 
 
 def test_a_process_is_not_told_from_its_own_earlier_runs_but_by_the_lease() -> None:
     """What a run could not give back, for want of a database, must not keep this process waiting for itself."""
-    assert is_alive(current_process_id(), leased=True)
-    assert not is_alive(current_process_id(), leased=False)
+    assert is_alive(current_process_id(), lease_valid=True)
+    assert not is_alive(current_process_id(), lease_valid=False)
 
 
 def test_another_host_is_judged_by_its_heartbeat(registry: Registry) -> None:
@@ -129,7 +129,7 @@ def test_heartbeats_are_sent_while_a_position_is_held(registry: Registry) -> Non
     holder = current_process_id()
     claim_position(registry, "core", number=0, holder=holder)
     silence(registry, 1000)
-    with hold_claim(registry, "core", number=0, holder=holder, every=0.01):
+    with hold_claim(registry, "core", number=0, holder=holder, interval=0.01):
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and _silent(registry):
             time.sleep(0.01)
@@ -151,21 +151,23 @@ ANY = dict.fromkeys(range(3), 2)  # every position, each begun twice at most
 def test_the_next_that_is_free_is_taken(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec", "mnli")
-        assert [claim_next(registry, "core", among=ANY, holder=FAR) for _ in range(4)] == [0, 1, 2, None]
+        assert [claim_next(registry, "core", max_attempts=ANY, holder=FAR) for _ in range(4)] == [0, 1, 2, None]
         assert release(registry, "core", number=1, holder=FAR)
-        assert claim_next(registry, "core", among={0: 2, 2: 2}, holder=FAR) is None, "1 is not asked for"
-        assert claim_next(registry, "core", among=ANY, holder=FAR) == 1
+        assert claim_next(registry, "core", max_attempts={0: 2, 2: 2}, holder=FAR) is None, "1 is not asked for"
+        assert claim_next(registry, "core", max_attempts=ANY, holder=FAR) == 1
         silence(registry, 130)
-        assert claim_next(registry, "core", among=ANY, holder=current_process_id()) == 0, "its holder has been silent"
+        assert claim_next(registry, "core", max_attempts=ANY, holder=current_process_id()) == 0, (
+            "its holder has been silent"
+        )
         with pytest.raises(NotFound):
-            claim_next(registry, "cora", among=ANY, holder=FAR)
+            claim_next(registry, "cora", max_attempts=ANY, holder=FAR)
 
 
 def test_what_failed_comes_after_the_others_and_not_for_ever(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec")
         found = []
-        while (number := claim_next(registry, "core", among=ANY, holder=FAR)) is not None:
+        while (number := claim_next(registry, "core", max_attempts=ANY, holder=FAR)) is not None:
             found.append(number)
             with registry.unit_of_work() as unit:
                 unit.mark_failed("core", number, error="boom", holder=FAR)
@@ -180,7 +182,7 @@ def test_nobody_waits_for_who_looks_at_a_position(tmp_path: Path, database: str)
         begin(registry, "sst2", "trec")
         with registry.unit_of_work() as unit:
             position_row(unit.session, "core", number=0)  # locked until the unit ends
-            assert claim_next(registry, "core", among=ANY, holder=FAR) == 1
+            assert claim_next(registry, "core", max_attempts=ANY, holder=FAR) == 1
 
 
 def test_many_processes_share_a_stream_without_a_double(tmp_path: Path) -> None:

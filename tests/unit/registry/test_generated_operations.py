@@ -1,4 +1,4 @@
-"""The examples in the registry's docstrings run."""
+"""The examples in the docstrings of `registry` and `tasks` run."""
 
 import doctest
 import importlib
@@ -6,8 +6,24 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["admission", "blobs", "keys", "names", "registry", "streams"])
-def test_examples_run(name: str) -> None:
-    failed, tried = doctest.testmod(importlib.import_module(f"registry.{name}"))
+MODULES = (
+    "registry.blobs",
+    "registry.names",
+    "registry.operations.api_keys",
+    "registry.redaction",
+    "registry.registry",
+    "registry.writes.champion_rules",
+    "registry.writes.streams",
+    "tasks.rows",
+    "tasks.spec",
+    "tasks.targets",
+    "tasks.template",
+    "tasks.validation_messages",
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(module))
     assert failed == 0
     assert tried > 0

@@ -20,7 +20,7 @@ from registry import (
     reschedule,
     upgrade,
 )
-from registry.operations.outbox import LONGEST, SEND_LEASE, SHORTEST
+from registry.operations.outbox import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, SEND_LEASE
 from registry.schema.base import database_now
 from registry.schema.connections import create_engine_for, migration_transaction
 from registry.schema.migrate import configuration
@@ -108,7 +108,7 @@ def test_messages_on_one_subject_are_sent_in_order(registry: Registry) -> None:
     assert claim_message(registry, OTHER) is None, "the second waits for the first"
     reschedule(registry, first, error="away")
     assert claim_message(registry, OTHER) is None
-    pass_time(registry, LONGEST)
+    pass_time(registry, MAX_RETRY_SECONDS)
     again = claim_message(registry, OTHER)
     assert again is not None
     assert again.id == first.id
@@ -138,9 +138,9 @@ def test_a_message_that_failed_waits_longer_each_time(registry: Registry) -> Non
         assert left.error == f"away {attempt}"
         with registry.read_session() as session:
             waits.append((left.due_at - database_now(session)).total_seconds())
-    assert waits[0] == pytest.approx(SHORTEST, abs=1.1)
-    assert waits[3] == pytest.approx(8 * SHORTEST, abs=1.1)
-    assert waits[-1] == pytest.approx(LONGEST, abs=1.1)
+    assert waits[0] == pytest.approx(MIN_RETRY_SECONDS, abs=1.1)
+    assert waits[3] == pytest.approx(8 * MIN_RETRY_SECONDS, abs=1.1)
+    assert waits[-1] == pytest.approx(MAX_RETRY_SECONDS, abs=1.1)
 
 
 def test_asking_for_all_takes_each_once(registry: Registry) -> None:

@@ -47,8 +47,8 @@ Make = Callable[..., DynamicBatcher[Number, int]]
 def make(squares: Squares) -> Iterator[Make]:
     made: list[DynamicBatcher[Number, int]] = []
 
-    def batcher(*, size: int = 1000, most: int = 1000) -> DynamicBatcher[Number, int]:
-        made.append(DynamicBatcher(squares, size=size, most=most))
+    def batcher(*, batch_cost: int = 1000, max_waiting: int = 1000) -> DynamicBatcher[Number, int]:
+        made.append(DynamicBatcher(squares, batch_cost=batch_cost, max_waiting=max_waiting))
         return made[-1]
 
     yield batcher
@@ -85,14 +85,14 @@ def test_what_a_long_text_costs_is_found_out_once() -> None:
             Long.encoded += 1
             return super().encode(*args)
 
-    batcher = DynamicBatcher[InferenceRequest, int](lambda asks: [1 for _ in asks], size=1000, most=1000)
+    batcher = DynamicBatcher[InferenceRequest, int](lambda asks: [1 for _ in asks], batch_cost=1000, max_waiting=1000)
     batcher.submit([InferenceRequest(Long("cat " * 1000))], seconds=10).answers.result(10)
     batcher.close()
     assert Long.encoded == 1
 
 
 def test_a_batch_is_no_larger_than_it_may_be(make: Make, squares: Squares) -> None:
-    batcher = make(size=20)
+    batcher = make(batch_cost=20)
     begun(batcher, squares)
     job = batcher.submit(numbers(*range(5)), seconds=10)
     squares.may.set()
@@ -116,7 +116,7 @@ def test_work_that_fails_altogether_fails_its_batch_and_the_next_is_answered() -
             raise RuntimeError("broken")
         return [1 for _ in asks]
 
-    batcher = DynamicBatcher[Number, int](fails, size=10, most=10)
+    batcher = DynamicBatcher[Number, int](fails, batch_cost=10, max_waiting=10)
     with pytest.raises(RuntimeError, match="broken"):
         batcher.submit(numbers(0), seconds=10).answers.result(10)
     assert batcher.submit(numbers(1), seconds=10).answers.result(10) == [1]
@@ -157,7 +157,7 @@ def test_what_waited_for_too_long_is_not_answered(make: Make, squares: Squares) 
 
 
 def test_of_one_lane_the_nearest_deadline_comes_first(make: Make, squares: Squares) -> None:
-    batcher = make(size=10)
+    batcher = make(batch_cost=10)
     begun(batcher, squares)
     slow, fast = (batcher.submit(numbers(value), seconds=seconds) for value, seconds in ((1, 100), (2, 10)))
     squares.may.set()
@@ -166,7 +166,7 @@ def test_of_one_lane_the_nearest_deadline_comes_first(make: Make, squares: Squar
 
 
 def test_no_more_may_wait_than_is_allowed(make: Make, squares: Squares) -> None:
-    batcher = make(most=3)
+    batcher = make(max_waiting=3)
     begun(batcher, squares)
     kept = batcher.submit(numbers(1, 2), seconds=10)
     with pytest.raises(TooBusy, match="2 inputs wait") as refused:
@@ -182,7 +182,7 @@ def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
         time.sleep(0.05 * len(asks))
         return [0 for _ in asks]
 
-    batcher = DynamicBatcher[Number, int](slow, size=10, most=10_000)
+    batcher = DynamicBatcher[Number, int](slow, batch_cost=10, max_waiting=10_000)
     batcher.submit(numbers(0), seconds=10).answers.result(10)  # from which the speed is known
     waiting = batcher.submit(numbers(*range(200)), seconds=100)
     with pytest.raises(TooBusy, match="may wait") as refused:
@@ -193,7 +193,7 @@ def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
 
 
 def test_what_was_accepted_is_finished(make: Make, squares: Squares) -> None:
-    batcher = make(size=10)
+    batcher = make(batch_cost=10)
     begun(batcher, squares)
     job = batcher.submit(numbers(1, 2, 3), seconds=10)
     squares.may.set()

@@ -66,7 +66,7 @@ class Handle:
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
         method, given = self.asked
-        if method == "behind":
+        if method == "is_stale":
             return [*self.behind, None]
         self.taking, (name,) = self.taking + 1, given
         self.most = max(self.most, self.taking)
@@ -94,7 +94,7 @@ def test_where_nobody_is_behind_nothing_changes() -> None:
 def test_a_replica_that_hangs_is_not_waited_for() -> None:
     class Hanging(Handle):
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-            if self.asked[0] == "take_up" and self.asked[1] == ("b",):
+            if self.asked[0] == "refresh" and self.asked[1] == ("b",):
                 assert timeout_s < float("inf")
                 raise TimeoutError("too long")  # as Ray Serve does then
             return await super().results_async(timeout_s=timeout_s, return_exceptions=return_exceptions)
@@ -129,7 +129,7 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
     monkeypatch.setattr(deployment.serve, "run_many", lambda targets, **options: [Ready()])
     monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
     with pytest.raises(InputError, match=said):
-        deployment._begun(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+        deployment._start(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
 )
 def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) -> None:
     class Looked(Handle):
-        whole = property(lambda self: SimpleNamespace(remote=self._whole))
+        response = property(lambda self: SimpleNamespace(remote=self._response))
 
-        async def _whole(self, told: Any, body: bytes) -> ReplicaResponse:
+        async def _response(self, told: Any, body: bytes) -> ReplicaResponse:
             return ReplicaResponse("a", 200, [], b'{"changed": false}')
 
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-            return looked if self.asked[0] == "behind" else [True]
+            return looked if self.asked[0] == "is_stale" else [True]
 
     async def asked() -> Response:
         app = create_gateway(Looked(), local=False, limits=Limits(), poll=1, groups=16)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continual.serve.core.metrics import SECONDS, RollingCounter
+from continual.serve.core.metrics import WINDOW_SECONDS, RollingCounter
 
 steps = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 9)), max_size=40)
 
@@ -18,7 +18,7 @@ def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]
         recent.add(count)
         came.append((int(now), count))
     now += later
-    expected = [sum(n for at, n in came if at == second) for second in range(int(now) - SECONDS, int(now))]
+    expected = [sum(n for at, n in came if at == second) for second in range(int(now) - WINDOW_SECONDS, int(now))]
     assert recent.by_second() == expected
     assert recent.uptime == now - began
 
@@ -26,7 +26,7 @@ def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]
 def test_what_is_older_is_forgotten() -> None:
     now = 0.0
     recent = RollingCounter(clock=lambda: now)
-    for _ in range(10 * SECONDS):
+    for _ in range(10 * WINDOW_SECONDS):
         now += 1
         recent.add(1)
-    assert len(recent._counts) <= SECONDS + 1
+    assert len(recent._counts) <= WINDOW_SECONDS + 1

@@ -37,7 +37,7 @@ def test_scores_that_do_not_depend_on_rows_leave_the_best(scores: list[int], row
 
 def test_the_better_half_goes_on_with_twice_the_rows_and_of_equals_the_earlier() -> None:
     best, trials = successive_halving([arm(i) for i in range(5)], 800, lambda one, rows: 0.5)
-    assert [(trial.arm.learning_rate, trial.rows) for trial in trials] == [
+    assert [(trial.candidate.learning_rate, trial.rows) for trial in trials] == [
         *((number, 100) for number in range(5)),
         *((number, 200) for number in range(3)),
         *((number, 400) for number in range(2)),

@@ -15,8 +15,8 @@ from continual.deltas.methods.diff_pruning import BETA, GAMMA, ZETA, HardConcret
 from continual.deltas.methods.intrinsic import draw_fastfood_blocks, fastfood, hadamard_transform
 from continual.deltas.methods.masking import BinaryMask
 from continual.features.pooling import pooled_features
-from continual.training.loop import train
 from continual.training.optimizer import AdamWWithSchedule
+from continual.training.training_run import train
 from tasks import Budget
 from tests.helpers.parity import (
     Found,
