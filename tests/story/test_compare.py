@@ -321,7 +321,7 @@ def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch
     ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
     assert ran.code == 1
     assert [one["strategy"] for one in ran.json["strategies"]] == ["isolated", "replay"]
-    assert ran.json["failed"] == [{"strategy": "joint", "error": "LearnError: the training loss became nan"}]
+    assert ran.json["failed"] == [{"strategy": "joint", "error": "TrainingError: the training loss became nan"}]
     assert "strategy joint failed" in ran.err
     assert "replay" in page.read_text(encoding="utf-8")
     mlflow = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}")

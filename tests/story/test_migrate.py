@@ -294,7 +294,7 @@ def test_on_the_command_line(
         ("mood", "mood@2", "learned"),
         ("place", None, "failed"),
     ]
-    assert "task place failed: LearnError: the loss is not a number" in ran.err
+    assert "task place failed: TrainingError: the loss is not a number" in ran.err
     again = cli("migrate", *new, "--tasks", "place", "--json")
     assert (again.code, [row["new"] for row in again.json]) == (0, ["place@2"])
     if ran.json[0]["serves"] is None:

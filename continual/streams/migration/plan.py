@@ -99,10 +99,7 @@ def plan_migration(
     """
     require_trainable(backbone)
     old = source_backbone(backbone, registry, origin)
-    stream = (
-        name
-        or f"migrate-{_stream_name_part(old.name)}-to-{_stream_name_part(backbone.name)}-{backbone.fingerprint[:FINGERPRINT_DIGITS]}"
-    )
+    stream = name or _default_stream_name(old, backbone)
     positions = {position.task: position for position in registry.positions(stream)}
     if positions and registry.stream(stream).spec.get("from") != old.name:
         raise InputError(f"stream {stream!r} is not that of a migration from {old.name!r}; give another --name")
@@ -110,12 +107,17 @@ def plan_migration(
         task_migration(registry, champion, positions.get(champion.task))
         for champion in champions_to_migrate(registry, old, tasks)
     )
-    if all(move.skip_reason for move in migrations):
+    if all(task.skip_reason for task in migrations):
         raise InputError(
-            "\n".join(["nothing to migrate:", *(f"{move.old.name}: {move.skip_reason}" for move in migrations)])
+            "\n".join(["nothing to migrate:", *(f"{task.old.name}: {task.skip_reason}" for task in migrations)])
         )
-    check_migratable(backbone, registry, [move.data for move in migrations if move.data and not move.new])
+    check_migratable(backbone, registry, [task.data for task in migrations if task.data and not task.new])
     return Migration(backbone, registry, old, stream, migrations)
+
+
+def _default_stream_name(old: BackboneRecord, new: Backbone) -> str:
+    digits = new.fingerprint[:FINGERPRINT_DIGITS]
+    return f"migrate-{_stream_name_part(old.name)}-to-{_stream_name_part(new.name)}-{digits}"
 
 
 def _stream_name_part(name: str) -> str:
