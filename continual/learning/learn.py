@@ -174,9 +174,9 @@ class LearningRun:
             task.backbone,
             task.warm_start,
             scratch=scratch,
-            others=candidates,
+            candidates=candidates,
             settings=method_settings(task.method),
-            tried=partial(trial_score, task, seed=self.seed),
+            trial_score=partial(trial_score, task, seed=self.seed),
         )
         return start, None
 
@@ -196,7 +196,7 @@ def warm_start_candidates(
         for neighbour in neighbours
     ]
     averaging = task.warm_start in ("merge", "auto")
-    if averaging and (average := average_candidate(task.backbone, settings, scratch=scratch, others=candidates)):
+    if averaging and (average := average_candidate(task.backbone, settings, scratch=scratch, candidates=candidates)):
         delta, sources = average
         candidates.append(evaluate_candidate(kind, *sources, delta=delta, rows=train, held_out=held_out))
     return candidates

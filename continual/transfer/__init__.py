@@ -1,1 +1,1 @@
-"""Rank learned tasks for a new one, and choose the delta that it starts from."""
+"""Transfer: rank learned tasks by similarity to a new one, and choose the delta that it starts from."""

@@ -1,4 +1,4 @@
-"""Which learned tasks are alike, from the registry's signatures."""
+"""Load the deltas that a new task may start from: of similar tasks, of its own last version, of a subspace's basis."""
 
 import logging
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from continual.features.signature import Signature
 from continual.features.stored_signatures import stored_signatures
 from continual.features.tokens import tokenize
 from continual.kinds import kind_of_delta
-from continual.transfer.similarity import label_name_similarity as compare_labels
-from continual.transfer.similarity import rank_by_similarity
+from continual.transfer.similarity import label_name_similarity, rank_by_similarity
 from continual.transfer.warm_start import MAX_NEIGHBOURS, Neighbour
 from registry import DataRecord, Registry
 from registry.errors import BlobError
@@ -22,67 +21,79 @@ from tasks import TaskData
 
 log = logging.getLogger(__name__)
 SHORTLIST = 16  # tasks whose labels' names are compared
-MAX_LABELS, MAX_LABEL_TOKENS = 64, 32  # of a task that are compared, and tokens of a name
+MAX_LABELS, MAX_LABEL_TOKENS = 64, 32  # labels of a task that are compared, and tokens of a name
 
 
 def nearest_tasks(
     backbone: Backbone,
     registry: Registry,
-    own: Signature,
+    signature: Signature,
     *,
     task: str,
     labels: Sequence[str],
     settings: MethodSettings,
 ) -> list[Neighbour]:
-    """The learned tasks other than `task` that are most like it, with their champions' deltas.
+    """Return the learned tasks most similar to a new one, with their champions' deltas.
 
-    Its signature `own` says which are looked at, and of those the names of its labels, where it has any, which come
-    first; but before all others come those learned by the same method and settings, since only they can be copied.
+    Tasks learned by the same method and settings come first, since only their deltas can be copied. A shortlist is
+    taken by signature, and ordered by the labels' names where the new task has labels.
+
+    Args:
+        backbone: The frozen backbone.
+        registry: Holds the champions and their signatures.
+        signature: Signature of the new task.
+        task: Its name; earlier versions of the task are left out.
+        labels: Its labels; empty for kinds without.
+        settings: Method and settings that it is learned by.
+
+    Returns:
+        At most `MAX_NEIGHBOURS` tasks, without those whose deltas cannot be read.
     """
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
     signatures = stored_signatures(registry, backbone)
-    kind = settings.model_dump(mode="json")
+    stored_settings = settings.model_dump(mode="json")
     ranked = rank_by_similarity(
-        own, {name: signatures[name] for name in champions if name in signatures and name != task}
+        signature, {name: signatures[name] for name in champions if name in signatures and name != task}
     )
-    copied_first = sorted(ranked, key=lambda pair: champions[pair[0]].settings != kind)
-    names = _by_labels(backbone, registry, labels, [name for name, _ in copied_first[:SHORTLIST]])
-    names.sort(key=lambda name: champions[name].settings != kind)
-    found = []
+    copyable_first = sorted(ranked, key=lambda pair: champions[pair[0]].settings != stored_settings)
+    names = _sort_by_labels(backbone, registry, labels, [name for name, _ in copyable_first[:SHORTLIST]])
+    names.sort(key=lambda name: champions[name].settings != stored_settings)
+    neighbours = []
     for name in names[:MAX_NEIGHBOURS]:
         champion = champions[name]
         try:
             delta = load_delta(registry.blobs.get(champion.digest))
             if is_readable(backbone, delta):
-                found.append(Neighbour(champion.delta, delta))
+                neighbours.append(Neighbour(champion.delta, delta))
         except (BlobError, DeltaError) as error:  # another task's damage must not stop this one
             log.warning("delta %s cannot be a start: %s", champion.delta, error)
-    return found
+    return neighbours
 
 
-def _by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], tasks: list[str]) -> list[str]:
-    """The tasks whose labels have the names nearest to these first; of equals, and without labels, as they were."""
+def _sort_by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], tasks: list[str]) -> list[str]:
+    """Sort tasks by the similarity of their labels' names to `labels`; keep the order of ties and without labels."""
     if not labels:
         return tasks
-    own, near = encode_labels(backbone, labels), {}
+    target, similarities = encode_labels(backbone, labels), {}
     for task in tasks:
-        found = compare_labels(own, encode_labels(backbone, registry.task(task).labels))
-        near[task] = -1.0 if found is None else found
-    return sorted(tasks, key=lambda task: -near[task])
+        similarity = label_name_similarity(target, encode_labels(backbone, registry.task(task).labels))
+        similarities[task] = -1.0 if similarity is None else similarity
+    return sorted(tasks, key=lambda task: -similarities[task])
 
 
 def encode_labels(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
-    """The names of labels in frozen features [C, D], of many the first; None where there are none."""
+    """Encode the names of the first `MAX_LABELS` labels in frozen features [C, D]; None where there are none."""
     return encode(backbone, tokenize(backbone, labels[:MAX_LABELS], max_length=MAX_LABEL_TOKENS)) if labels else None
 
 
 def previous_version(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
-    """The last version of the task itself, of those that serve or else of all; nothing where it cannot be a start.
+    """Return the last version of the task itself, preferably one that serves; empty where it cannot be a start.
 
-    Neither can one that may have been trained on rows that are held out now, since another seed draws others.
+    A version drawn with another seed and other held-out rows is no start: it may have been trained on rows that are
+    held out now.
     """
     last = registry.last_version(data.spec.name, backbone.fingerprint)
-    if last is None or (last.data and last.data.seed != data.seed and not _held_out_alike(last.data, data)):
+    if last is None or (last.data and last.data.seed != data.seed and not _same_held_out_rows(last.data, data)):
         return ()
     try:
         delta = load_delta(registry.blobs.get(last.values))
@@ -92,46 +103,51 @@ def previous_version(backbone: Backbone, registry: Registry, data: TaskData) -> 
     return (Neighbour(last.name, delta, is_previous_version=True),) if is_readable(backbone, delta) else ()
 
 
-def _held_out_alike(before: DataRecord, now: TaskData) -> bool:
-    held_out = {"validation": now.validation.fingerprint, "test": now.test.fingerprint}
-    return all(before.fingerprints[split] == fingerprint for split, fingerprint in held_out.items())
+def _same_held_out_rows(previous: DataRecord, current: TaskData) -> bool:
+    fingerprints = {"validation": current.validation.fingerprint, "test": current.test.fingerprint}
+    return all(previous.fingerprints[split] == fingerprint for split, fingerprint in fingerprints.items())
 
 
 def subspace_deltas(
     backbone: Backbone, registry: Registry, settings: MethodSettings, *, task: str
 ) -> tuple[Neighbour, ...]:
-    """The deltas of other tasks that span the subspace in which a method learns; none for a method without one.
+    """Return the deltas of other tasks that span a method's subspace; empty for a method without one.
 
-    Raises LearnError where fewer than two such deltas have been learned.
+    Raises:
+        TrainingError: Fewer than two such deltas have been learned.
     """
     if not isinstance(settings, Subspace):
         return ()
-    kind, name = settings.base_settings.model_dump(mode="json"), settings.of.name
-    found = [
+    base_settings, method = settings.base_settings.model_dump(mode="json"), settings.of.name
+    basis = [
         Neighbour(champion.delta, load_delta(registry.blobs.get(champion.digest)))
         for champion in registry.champions(backbone.fingerprint)
-        if (champion.method, champion.settings) == (name, kind) and champion.task != task
+        if (champion.method, champion.settings) == (method, base_settings) and champion.task != task
     ]
-    if len(found) < 2:
+    if len(basis) < 2:
         raise TrainingError(
-            f"a subspace is spanned by at least two learned deltas of method {name!r} with settings {kind}; the "
-            f"registry holds {len(found)} of other tasks on backbone {backbone.name!r}. Learn such tasks first"
+            f"a subspace is spanned by at least two learned deltas of method {method!r} with settings {base_settings}; "
+            f"the registry holds {len(basis)} of other tasks on backbone {backbone.name!r}. Learn such tasks first"
         )
-    return tuple(found)
+    return tuple(basis)
 
 
-def load_neighbour(registry: Registry, name: str, *, again: bool = False) -> Neighbour:
-    """A delta that an earlier learning came upon.
+def load_neighbour(registry: Registry, name: str, *, is_previous_version: bool = False) -> Neighbour:
+    """Load a delta by the name that a checkpoint recorded.
 
-    Raises NotFound or BlobError where it is gone, DeltaError where it cannot be read.
+    Raises:
+        NotFound: The delta is no longer registered.
+        BlobError: Its values are gone.
+        DeltaError: Its values cannot be read.
     """
-    return Neighbour(name, load_delta(registry.blobs.get(registry.delta(name).values)), is_previous_version=again)
+    delta = load_delta(registry.blobs.get(registry.delta(name).values))
+    return Neighbour(name, delta, is_previous_version=is_previous_version)
 
 
 def is_readable(backbone: Backbone, delta: Delta) -> bool:
-    """Whether rows made ready for `backbone` can be read through a delta.
+    """Return whether rows prepared for `backbone` can be forwarded through a delta.
 
-    Its edits must be those of the same layers, and it must add no more tokens than there is room for.
+    Its edits must be in the same layers, and it must add no more tokens than the backbone has reserved.
     """
     return (
         kind_of_delta(delta).generates == backbone.edits_decoder

@@ -1,7 +1,9 @@
-"""How alike two tasks are: published measures, behind two interfaces.
+"""Measures of how similar two tasks are: from their signatures, their labels' names, or their learned deltas.
 
-The signatures of both tasks are enough for those of `STORED`; those of `LOOKED` need the task's own rows, through the
-other task's delta; `deltas` compares what was learned, `labels` the labels' names. `nearest` ranks tasks.
+`SIGNATURE_MEASURES` lists those that need signatures alone; `rank_by_similarity` orders tasks by one of them. Measures
+that need the task's rows are in `transferability`. Higher means more similar for all.
+
+Shapes: C classes, D dimensions.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,82 +17,37 @@ from continual.features.signature import Signature
 Values = Mapping[str, Tensor]
 
 
-def discriminant_alignment(own: Signature, other: Signature) -> float:
-    """How far the same directions tell the classes of both tasks apart: 0 for none, 1 for exactly the same.
+def discriminant_alignment(a: Signature, b: Signature) -> float:
+    """Compare the directions that separate the classes of two tasks: 0 for none in common, 1 for exactly the same.
 
     ⟨B_a, B_b⟩ / (‖B_a‖ ‖B_b‖) with the between-class scatter B = Σ_c (n_c / n) (μ_c − μ)(μ_c − μ)ᵀ [D, D]: the
     alignment of the two tasks' kernels. Cristianini et al. (2001), "On Kernel-Target Alignment".
     """
-    f, g = _between(own), _between(other)
-    both, own_a, own_b = (float((x @ y.T).square().sum()) for x, y in ((f, g), (f, f), (g, g)))
-    return both / (own_a * own_b) ** 0.5 if own_a and own_b else 0.0
+    f, g = _between_class_factor(a), _between_class_factor(b)
+    product, square_a, square_b = (float((x @ y.T).square().sum()) for x, y in ((f, g), (f, f), (g, g)))
+    return product / (square_a * square_b) ** 0.5 if square_a and square_b else 0.0
 
 
-def second_moment_overlap(own: Signature, other: Signature) -> float:
-    """How far the rows of two tasks point in the same directions, whatever their classes: 1 for exactly the same.
+def second_moment_overlap(a: Signature, b: Signature) -> float:
+    """Compare the directions in which rows of two tasks point, regardless of classes: 1 for exactly the same.
 
     ⟨M_a, M_b⟩ / (‖M_a‖ ‖M_b‖) with the second moments M [D, D].
     """
-    a, b = own.moment, other.moment
-    norms = float(a.norm() * b.norm())
-    return float((a * b).sum()) / norms if norms else 0.0
+    norms = float(a.moment.norm() * b.moment.norm())
+    return float((a.moment * b.moment).sum()) / norms if norms else 0.0
 
 
-def negative_frechet_distance(own: Signature, other: Signature) -> float:
-    """Minus the Fréchet distance between the rows of two tasks, as normal distributions.
+def negative_frechet_distance(a: Signature, b: Signature) -> float:
+    """Compute minus the Fréchet distance between the rows of two tasks, taken as normal distributions.
 
     −(‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)): Dowson and Landau (1982), "The Fréchet distance between
     multivariate normal distributions".
     """
-    (mean_a, a), (mean_b, b) = _normal(own), _normal(other)
-    root = _root(a)
-    spread = a.trace() + b.trace() - 2 * torch.linalg.eigvalsh(root @ b @ root).clamp_min(0).sqrt().sum()
+    (mean_a, covariance_a), (mean_b, covariance_b) = _mean_and_covariance(a), _mean_and_covariance(b)
+    root = _matrix_root(covariance_a)
+    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp_min(0).sqrt().sum()
+    spread = covariance_a.trace() + covariance_b.trace() - 2 * cross
     return -float((mean_a - mean_b).square().sum() + spread)
-
-
-def label_name_similarity(own: Tensor | None, other: Tensor | None) -> float | None:
-    """How near the names [C, D] of a task's labels are to the other's, in frozen features: the mean cosine of each with
-    the nearest.
-
-    None where one of the two has no labels.
-    """
-    if own is None or other is None:
-        return None
-    cosines = F.normalize(own.double(), dim=1) @ F.normalize(other.double(), dim=1).T
-    return float(cosines.amax(dim=1).mean())
-
-
-def delta_cosine(own: Values, other: Values) -> float | None:
-    """The cosine of how far training moved two deltas, over the values that both have.
-
-    Vu et al. (2022), "SPoT", arXiv:2110.07904, compare prompts so. None where they have no values of the same names and
-    shapes, as by different methods.
-    """
-    same = [key for key in own if key in other and own[key].shape == other[key].shape]
-    if not same:
-        return None
-    x, y = (torch.cat([values[key].double().flatten() for key in same]) for values in (own, other))
-    norms = float(x.norm() * y.norm())
-    return float(x @ y) / norms if norms else 0.0
-
-
-def _between(signature: Signature) -> Tensor:
-    """A factor F [C, D] of the between-class scatter: B = Fᵀ F."""
-    share = signature.counts / signature.counts.sum()
-    centre = share @ signature.means
-    return torch.sqrt(share).unsqueeze(1) * (signature.means - centre)
-
-
-def _normal(signature: Signature) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D] of all rows together."""
-    mean = signature.sums.sum(dim=0) / signature.rows
-    return mean, signature.moment / signature.rows - torch.outer(mean, mean)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, axes = torch.linalg.eigh(matrix)
-    root: Tensor = (axes * values.clamp_min(0).sqrt()) @ axes.T
-    return root
 
 
 SIGNATURE_MEASURES: dict[str, Callable[[Signature, Signature], float]] = {
@@ -100,11 +57,66 @@ SIGNATURE_MEASURES: dict[str, Callable[[Signature, Signature], float]] = {
 }
 
 
-def rank_by_similarity(own: Signature, others: Mapping[str, Signature]) -> list[tuple[str, float]]:
-    """The other tasks and their similarity, the most alike first.
+def rank_by_similarity(target: Signature, sources: Mapping[str, Signature]) -> list[tuple[str, float]]:
+    """Return the source tasks with their similarity to the target, the most similar first.
 
-    A task with classes is compared by what tells them apart, one without by its rows as a whole.
+    Targets with classes are compared by `discriminant_alignment`, others by `second_moment_overlap`.
     """
-    compare = discriminant_alignment if len(own.counts) > 1 else second_moment_overlap
-    alike = [(name, compare(own, other)) for name, other in others.items()]
-    return sorted(alike, key=lambda pair: -pair[1])
+    compare = discriminant_alignment if len(target.counts) > 1 else second_moment_overlap
+    similarities = [(name, compare(target, source)) for name, source in sources.items()]
+    return sorted(similarities, key=lambda pair: -pair[1])
+
+
+def label_name_similarity(target: Tensor | None, source: Tensor | None) -> float | None:
+    """Compute the mean cosine of each target label's name with the nearest source label's name.
+
+    Args:
+        target: Names of the target's labels in frozen features [C, D]; None where it has no labels.
+        source: Names of the source's labels in frozen features [C, D]; None where it has no labels.
+
+    Returns:
+        The mean cosine, or None where one of the two tasks has no labels.
+    """
+    if target is None or source is None:
+        return None
+    cosines = F.normalize(target.double(), dim=1) @ F.normalize(source.double(), dim=1).T
+    return float(cosines.amax(dim=1).mean())
+
+
+def delta_cosine(a: Values, b: Values) -> float | None:
+    """Compute the cosine between the changes that training made to two deltas.
+
+    Vu et al. (2022), "SPoT", arXiv:2110.07904, compare prompts so.
+
+    Args:
+        a: Changes by name of the value, of any shape.
+        b: Changes of the other delta.
+
+    Returns:
+        The cosine over the values that agree in name and shape; None where none do, as between most methods.
+    """
+    common = [key for key in a if key in b and a[key].shape == b[key].shape]
+    if not common:
+        return None
+    x, y = (torch.cat([values[key].double().flatten() for key in common]) for values in (a, b))
+    norms = float(x.norm() * y.norm())
+    return float(x @ y) / norms if norms else 0.0
+
+
+def _between_class_factor(signature: Signature) -> Tensor:
+    """Return a factor F [C, D] of the between-class scatter: B = Fᵀ F."""
+    share = signature.counts / signature.counts.sum()
+    centre = share @ signature.means
+    return torch.sqrt(share).unsqueeze(1) * (signature.means - centre)
+
+
+def _mean_and_covariance(signature: Signature) -> tuple[Tensor, Tensor]:
+    """Return mean [D] and covariance [D, D] of all rows together."""
+    mean = signature.sums.sum(dim=0) / signature.rows
+    return mean, signature.moment / signature.rows - torch.outer(mean, mean)
+
+
+def _matrix_root(matrix: Tensor) -> Tensor:
+    values, axes = torch.linalg.eigh(matrix)
+    root: Tensor = (axes * values.clamp_min(0).sqrt()) @ axes.T
+    return root

@@ -1,6 +1,6 @@
-"""Where a new delta's values come from: nothing, or the delta of a task that is alike.
+"""Choose where a new delta's values come from: scratch, a similar task's delta, or an average of several.
 
-Each candidate is judged before any training: how a task of this kind would start in its features, on held-out rows.
+Each candidate is judged before any training, by a closed-form head in its features on held-out rows.
 """
 
 import math
@@ -15,18 +15,19 @@ from continual.deltas import Delta, MethodSettings, Subspace, average_deltas, ca
 from continual.kinds import ForwardContext, HeadStart, Kind, kind_metadata
 
 MAX_NEIGHBOURS = 3
-MIN_GAIN_STANDARD_ERRORS = (
-    1.0  # standard errors by which a warm start must beat scratch on held-out rows, before any training
-)
-TRIAL_BATCHES = 20  # batches at most in which a start is tried
-MIN_TRIAL_GAIN = 0.005  # of the score by which it must beat scratch then
+MIN_GAIN_STANDARD_ERRORS = 1.0  # by which a warm start must beat scratch on held-out rows, before any training
+TRIAL_BATCHES = 20  # largest number of batches that a start is trained on to compare it with scratch
+MIN_TRIAL_GAIN = 0.005  # of the score, by which it must beat scratch after the trial
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A learned task that is alike: the name of its delta, and the delta.
+    """A learned delta that a new task may start from.
 
-    again: it is the task itself, as it was learned before.
+    Attributes:
+        name: Name of the delta.
+        delta: The delta.
+        is_previous_version: True where it is an earlier version of the same task.
     """
 
     name: str
@@ -34,16 +35,19 @@ class Neighbour:
     is_previous_version: bool = False
 
 
-WeightedNeighbour = tuple[Neighbour, float]  # and its weight
+WeightedNeighbour = tuple[Neighbour, float]
 
 
 @dataclass(frozen=True)
 class WarmStartCandidate:
     """A possible start: from the deltas of neighbours or, without any, from scratch.
 
-    sources: the neighbours whose values are averaged, and their weights, which sum to one · delta: what that gives ·
-    start: the head to begin with, judged on held-out rows · plain: the same without what heads of neighbours say ·
-    spanned: the deltas that span the subspace in which the method learns, where it is one that does.
+    Attributes:
+        start: The head to begin with, judged on held-out rows.
+        start_without_transferred_head: The head fitted in closed form, without what heads of neighbours add.
+        sources: The neighbours whose values are averaged, and their weights, which sum to one.
+        delta: The copied or averaged delta; None for scratch.
+        subspace_deltas: The deltas that span the subspace in which the method learns, for such a method.
     """
 
     start: HeadStart
@@ -54,23 +58,25 @@ class WarmStartCandidate:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the source deltas."""
         return tuple(neighbour.name for neighbour, _ in self.sources)
 
     @property
     def is_retraining(self) -> bool:
+        """Whether a source is an earlier version of the same task."""
         return any(neighbour.is_previous_version for neighbour, _ in self.sources)
 
     @property
     def kind(self) -> Literal["scratch", "retrained", "nearest", "merge"]:
-        """What the registry calls such a start."""
+        """The registry's name for such a start."""
         if self.is_retraining:
             return "retrained"
         return "merge" if len(self.sources) > 1 else "nearest" if self.sources else "scratch"
 
 
-def from_scratch(start: HeadStart, spanned: tuple[Neighbour, ...] = ()) -> WarmStartCandidate:
-    """The start that has nothing to do with any other task."""
-    return WarmStartCandidate(start, start, subspace_deltas=spanned)
+def from_scratch(start: HeadStart, subspace_deltas: tuple[Neighbour, ...] = ()) -> WarmStartCandidate:
+    """Return the candidate that takes no values from another task."""
+    return WarmStartCandidate(start, start, subspace_deltas=subspace_deltas)
 
 
 def evaluate_candidate(
@@ -80,36 +86,66 @@ def evaluate_candidate(
     rows: ForwardContext[Any],
     held_out: ForwardContext[Any],
 ) -> WarmStartCandidate:
-    """How the task would start in the features of a delta; `rows` and `held_out` are seen without it."""
-    own, judged = (ForwardContext(seen.backbone, delta, seen.rows) for seen in (rows, held_out))
-    plain = kind.closed_form_start(own, judged)
+    """Judge on held-out rows how a task would start in the features of a delta.
+
+    Args:
+        kind: Kind of the new task.
+        sources: The neighbours that the delta is made of, with their weights.
+        delta: The copied or averaged delta.
+        rows: Train rows of the new task; their context's own delta is not used.
+        held_out: Held-out rows of the new task, likewise.
+
+    Returns:
+        The candidate, with the transferred head where that is better.
+    """
+    train, judged = (ForwardContext(context.backbone, delta, context.rows) for context in (rows, held_out))
+    closed_form = kind.closed_form_start(train, judged)
     return WarmStartCandidate(
-        kind.with_transferred_head(plain, delta.head, judged) if delta.head else plain, plain, sources, delta
+        kind.with_transferred_head(closed_form, delta.head, judged) if delta.head else closed_form,
+        closed_form,
+        sources,
+        delta,
     )
 
 
-def best_neighbour(others: Sequence[WarmStartCandidate]) -> WarmStartCandidate | None:
-    """The learned delta of another task in whose features this one would start best; averages are not learned."""
-    single = [other for other in others if len(other.sources) == 1 and not other.is_retraining]
+def best_neighbour(candidates: Sequence[WarmStartCandidate]) -> WarmStartCandidate | None:
+    """Return the one delta of another task in whose features the task starts best; averages are left out."""
+    single = [candidate for candidate in candidates if len(candidate.sources) == 1 and not candidate.is_retraining]
     return max(single, key=lambda candidate: candidate.start_without_transferred_head.mean_quality, default=None)
 
 
 def average_candidate(
-    backbone: Backbone, settings: MethodSettings, *, scratch: WarmStartCandidate, others: Sequence[WarmStartCandidate]
+    backbone: Backbone,
+    settings: MethodSettings,
+    *,
+    scratch: WarmStartCandidate,
+    candidates: Sequence[WarmStartCandidate],
 ) -> tuple[Delta, tuple[WeightedNeighbour, ...]] | None:
-    """The average of the neighbours of this method that are of use, weighted by what each brings on held-out rows.
+    """Average the neighbours of the same method that beat scratch, weighted by their gain on held-out rows.
 
-    None where fewer than two of them do, or where they cannot be averaged.
+    Args:
+        backbone: The frozen backbone.
+        settings: Method and settings of the average.
+        scratch: The candidate that gains are measured against.
+        candidates: Candidates of one neighbour each.
+
+    Returns:
+        The average with its sources; None where fewer than two are of use, or where they cannot be averaged.
     """
-    same = [own for own in others if not own.is_retraining and own.delta and type(own.delta.settings) is type(settings)]
-    gains = [(other, other.start.mean_quality - scratch.start.mean_quality) for other in same]
-    useful = [(other, gain) for other, gain in gains if gain > 0]
+    same_method = [
+        candidate
+        for candidate in candidates
+        if not candidate.is_retraining and candidate.delta and type(candidate.delta.settings) is type(settings)
+    ]
+    gains = [(candidate, candidate.start.mean_quality - scratch.start.mean_quality) for candidate in same_method]
+    useful = [(candidate, gain) for candidate, gain in gains if gain > 0]
     if len(useful) < 2:
         return None
     total = sum(gain for _, gain in useful)
-    sources = tuple((neighbour, gain / total) for other, gain in useful for neighbour, _ in other.sources)
-    found = average_deltas(backbone, settings, [neighbour.delta for neighbour, _ in sources], [w for _, w in sources])
-    return (found, sources) if found else None
+    sources = tuple((neighbour, gain / total) for candidate, gain in useful for neighbour, _ in candidate.sources)
+    deltas, weights = [neighbour.delta for neighbour, _ in sources], [weight for _, weight in sources]
+    average = average_deltas(backbone, settings, deltas, weights)
+    return (average, sources) if average else None
 
 
 def choose_start(
@@ -117,34 +153,48 @@ def choose_start(
     kind: str,
     *,
     scratch: WarmStartCandidate,
-    others: Sequence[WarmStartCandidate],
+    candidates: Sequence[WarmStartCandidate],
     settings: MethodSettings,
-    tried: Callable[[WarmStartCandidate], float],
+    trial_score: Callable[[WarmStartCandidate], float],
 ) -> WarmStartCandidate:
-    """The start to take: `others` are neighbours in order of similarity, an average of several after them.
+    """Choose the start of a task by its `warm_start` setting.
 
-    scratch: always from scratch · else from what the task itself learned before, where that can be copied, so that it
-    goes on learning · nearest: from the first neighbour whose delta can be copied · merge: from the average ·
-    auto: from the one of them that answers held-out rows best, where it is better than scratch by more than chance,
-    and still is after both were tried: `tried` gives the score on held-out rows after a few steps.
+    Every setting but `scratch` prefers an earlier version of the same task, where it can be copied, so that the task
+    goes on learning.
+
+    Args:
+        backbone: The frozen backbone.
+        kind: `scratch`; `nearest`, the first candidate that can be copied; `merge`, the average; or `auto`, the best of
+            them on held-out rows if it beats scratch by more than chance, before training and after a short trial.
+        scratch: The candidate without sources.
+        candidates: Single neighbours in order of similarity, then an average of several.
+        settings: Method and settings of the new delta.
+        trial_score: Trains a candidate for a few steps and returns its score on held-out rows; called for `auto` alone.
+
+    Returns:
+        The chosen candidate, `scratch` where no candidate can be copied.
     """
-    copies = [other for other in others if other.delta and can_warm_start_from(backbone, other.delta, settings)]
-    if kind == "scratch" or not copies:
+    copyable = [
+        candidate
+        for candidate in candidates
+        if candidate.delta and can_warm_start_from(backbone, candidate.delta, settings)
+    ]
+    if kind == "scratch" or not copyable:
         return scratch
-    if before := [copy for copy in copies if copy.is_retraining]:
-        return before[0]
+    if retraining := [candidate for candidate in copyable if candidate.is_retraining]:
+        return retraining[0]
     if kind == "nearest":
-        return copies[0]
+        return copyable[0]
     if kind == "merge":
-        return max(copies, key=lambda copy: len(copy.sources))  # of equals the first
-    best = max(copies, key=lambda candidate: candidate.start.mean_quality)
+        return max(copyable, key=lambda candidate: len(candidate.sources))  # of equals the first
+    best = max(copyable, key=lambda candidate: candidate.start.mean_quality)
     if not _clearly_better(best.start.held_out_quality, scratch.start.held_out_quality):
         return scratch
-    return best if tried(best) > tried(scratch) + MIN_TRIAL_GAIN else scratch
+    return best if trial_score(best) > trial_score(scratch) + MIN_TRIAL_GAIN else scratch
 
 
 def _clearly_better(new: Tensor, old: Tensor) -> bool:
-    """Whether the mean gain over the same rows is more than chance: few held-out rows are no evidence."""
+    """Return whether the mean gain [N] over the same rows is more than chance: few held-out rows are no evidence."""
     gain = new.double() - old.double()
     return bool(gain.mean() > MIN_GAIN_STANDARD_ERRORS * gain.std(correction=0) / math.sqrt(len(gain)))
 
@@ -152,7 +202,16 @@ def _clearly_better(new: Tensor, old: Tensor) -> bool:
 def initial_delta(
     backbone: Backbone, kind: Kind[Any], start: WarmStartCandidate, *, method: str, settings: MethodSettings, seed: int
 ) -> Delta:
-    """The delta that training begins with: the candidate's values, and its head."""
+    """Return the delta that training begins with: a copy of the candidate's values, and its head.
+
+    Args:
+        backbone: The frozen backbone.
+        kind: Kind of the task.
+        start: The chosen candidate.
+        method: Name of the method.
+        settings: Its settings.
+        seed: Seed of the random values of a start from scratch.
+    """
     values: Mapping[str, Tensor]
     if start.delta:
         values = {key: value.clone() for key, value in start.delta.values.items()}

@@ -144,12 +144,12 @@ def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) 
         return replace(found, start=replace(found.start, quality=quality))
 
     settings, given = METHODS["lora"](), [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)]
-    found = average_candidate(bert, settings, scratch=scratch, others=given)
+    found = average_candidate(bert, settings, scratch=scratch, candidates=given)
     assert found is not None
     assert [(neighbour.name, pytest.approx(weight)) for neighbour, weight in found[1]] == [("a", 0.75), ("bb", 0.25)]
-    assert average_candidate(bert, settings, scratch=scratch, others=given[1:]) is None, "one alone is no mean"
+    assert average_candidate(bert, settings, scratch=scratch, candidates=given[1:]) is None, "one alone is no mean"
     foreign = replace(given[0], delta=perturbed_delta(bert, "bitfit"))
-    among = average_candidate(bert, settings, scratch=scratch, others=[*given, foreign])
+    among = average_candidate(bert, settings, scratch=scratch, candidates=[*given, foreign])
     assert among is not None
     assert among[1] == found[1], "another method's is left out"
 

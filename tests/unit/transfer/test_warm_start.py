@@ -46,7 +46,7 @@ def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: 
         evaluate_candidate(task, (Neighbour("x@1", delta), 1.0), delta=delta, rows=seen, held_out=seen), start=begin
     )
     chosen = choose_start(
-        bert, kind, scratch=worse, others=[other], settings=delta.settings, tried=lambda start: float(start is other)
+        bert, kind, scratch=worse, candidates=[other], settings=delta.settings, trial_score=lambda start: float(start is other)
     )
     assert (chosen is other) == (method == "lora")
     start = initial_delta(bert, task, chosen, method=method, settings=delta.settings, seed=0)
