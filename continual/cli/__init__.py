@@ -1,7 +1,7 @@
-"""The command line: `continual demo | run | learn | predict | report | tasks | deltas | lineage | similar | …`.
+"""The command line: `continual demo | run | learn | predict | report | tasks | deltas | …`.
 
 Standard output holds the answer, one JSON document with `--json`; progress and messages go to standard error.
-Exit codes: 0 done · 2 something that could be checked before anything was learned · 1 a task failed while running.
+Exit codes: 0 done · 2 an error that could be checked before anything was learned · 1 a task failed while running.
 """
 
 import io
@@ -18,7 +18,7 @@ from registry import redact
 from tasks.errors import ContinualError
 
 # isort: off
-# Each adds its commands, in the order in which `continual --help` shows them.
+# Each module adds its commands; this is their order in `continual --help`.
 from continual.cli import learn  # noqa: F401
 from continual.cli import migrate  # noqa: F401
 from continual.cli import compare  # noqa: F401
@@ -38,38 +38,39 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; every known error becomes one message and its exit code."""
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    """Run the command line; a `ContinualError` becomes one message and its exit code."""
+    sys.stdout, sys.stderr = sys.stdout or _null_stream(), sys.stderr or _null_stream()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale; half a surrogate pair is its JSON escape
+        if isinstance(stream, io.TextIOWrapper):  # UTF-8 in every locale; half a surrogate pair becomes its JSON escape
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = RichHandler(console=err, show_path=False, show_time=False)
-    handler.addFilter(_without_secrets)
+    handler.addFilter(_redact_record)
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app()
     except ContinualError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        # A message is searched and pasted whole.
+        # Unwrapped: people search for messages and paste them.
         print_message(redact(str(error)))
         sys.exit(error.exit_code)
 
 
-def _nowhere() -> TextIO:
-    """In place of a stream that was closed before the program began (`>&-`), which Python leaves out."""
+def _null_stream() -> TextIO:
+    """Replace a standard stream that is None, since it was closed before the program began (`>&-`)."""
     return open(os.devnull, "w", encoding="utf-8")
 
 
-def _without_secrets(record: logging.LogRecord) -> bool:
-    """Libraries log the URLs that they are given."""
+def _redact_record(record: logging.LogRecord) -> bool:
+    """Redact passwords: libraries log the URLs that they open."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
 
 
 @final
 class EscapingFormatter(logging.Formatter):
-    """Log messages that quote others."""
+    """A log formatter that escapes control characters, which quoted texts and names may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format a record with control characters escaped."""
         return escape_control_characters(super().format(record))

@@ -23,7 +23,7 @@ from continual.cli.options import (
 from tasks import read_task
 
 REGISTRY = "registry"
-NOT_SHOWN = ("holder", "backbone", "submitted_at")
+HIDDEN_COLUMNS = ("holder", "backbone", "submitted_at")
 
 Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 
@@ -31,68 +31,75 @@ Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 @command(app)
 def watch(
     common: CommonOptions,
-    where: Annotated[str, typer.Argument(metavar="FOLDER|registry", help="Task files dropped there arrive too.")],
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|registry", help="A folder whose task files are submitted, or `registry` for none."
+        ),
+    ],
     idle: Annotated[
-        float | None, typer.Option(min=0, help="End when for so many seconds nothing has been left to learn.")
+        float | None, typer.Option(min=0, help="End after so many seconds without an arrival to learn.")
     ] = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Learn what arrives, until it is told to end (Ctrl-C, SIGTERM)."""
+    """Learn submitted tasks as they arrive, until Ctrl-C or SIGTERM."""
     folder = None if where == REGISTRY else Path(where)
-    with common.learner(backbone) as learner, _told_to_end():
-        ended = learner.watch(folder, idle=idle, callbacks=_told())
-    print_rows(common, [{"arrival": number, "error": error} for number, error in ended.items()], title="Learned")
-    if any(ended.values()):
+    with common.learner(backbone) as learner, _interrupt_on_sigterm():
+        errors = learner.watch(folder, idle=idle, callbacks=_message_callbacks())
+    print_rows(common, [{"arrival": number, "error": error} for number, error in errors.items()], title="Learned")
+    if any(errors.values()):
         raise typer.Exit(1)
 
 
 @group("arrivals")
 def arrivals(
     common: CommonOptions,
-    state: Annotated[str | None, typer.Option(help="waiting, held, learned, failed or cancelled.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only those that are waiting, held, learned, failed or cancelled.")
+    ] = None,
     limit: Limit = None,
     after: AfterRow = None,
 ) -> None:
-    """List what was submitted, and what came of it."""
+    """List submitted tasks and their states."""
     with common.registry() as registry:
         rows = registry.arrivals(state=state, limit=limit, after=after)
-    print_rows(common, rows, title="Arrivals", left_out=NOT_SHOWN)
+    print_rows(common, rows, title="Arrivals", hidden=HIDDEN_COLUMNS)
 
 
 @command(arrivals)
 def add(
     common: CommonOptions,
     task: Annotated[Path, typer.Argument(help="A task file.")],
-    priority: Annotated[int, typer.Option(help="Those of a higher one are learned before others.")] = 0,
+    priority: Annotated[int, typer.Option(help="Higher priorities are learned first.")] = 0,
 ) -> None:
-    """Submit a task, again if it is known."""
-    alone = read_task(task)
+    """Submit a task; a task that was learned before is learned again."""
+    stream = read_task(task)
     with common.registry() as registry:
-        _answer(common, registry.submit(alone, priority=priority))
+        _print_arrival(common, registry.submit(stream, priority=priority))
 
 
 @command(arrivals)
 def cancel(common: CommonOptions, number: Number) -> None:
-    """See to it that an arrival is not learned; who is learning it stops soon."""
+    """Cancel an arrival; a process that is learning it stops soon."""
     with common.registry() as registry:
         registry.cancel_arrival(number)
-    _answer(common, number)
+    _print_arrival(common, number)
 
 
 @command(arrivals)
 def retry(common: CommonOptions, number: Number) -> None:
-    """Let an arrival that failed or was cancelled wait again."""
+    """Put an arrival that failed or was cancelled back in the queue."""
     with common.registry() as registry:
         registry.retry_arrival(number)
-    _answer(common, number)
+    _print_arrival(common, number)
 
 
-def _answer(common: CommonOptions, number: int) -> None:
+def _print_arrival(common: CommonOptions, number: int) -> None:
     with common.registry() as registry:
-        print_rows(common, registry.arrivals(limit=1, after=number - 1), title="Arrival", left_out=NOT_SHOWN)
+        print_rows(common, registry.arrivals(limit=1, after=number - 1), title="Arrival", hidden=HIDDEN_COLUMNS)
 
 
-def _told() -> RunCallbacks:
+def _message_callbacks() -> RunCallbacks:
     return RunCallbacks(
         on_note=lambda task, note: print_message(f"{task}: {note}"),
         on_start=lambda task: print_message(f"{task}: is being learned"),
@@ -102,10 +109,10 @@ def _told() -> RunCallbacks:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM ends a watch as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, as Ctrl-C does, until the block ends."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""The command that learns a stream by other strategies too."""
+"""The command that compares strategies of continual learning on a stream."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,34 +15,34 @@ def compare(
     common: CommonOptions,
     stream: Annotated[Path, typer.Argument(help="A stream file.")],
     strategies: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Their names; without it, all but ewc_full.")
+        str | None, typer.Option(metavar="A,B,…", help="Names of strategies; by default all but ewc_full.")
     ] = None,
     full_rate: Annotated[
-        float, typer.Option(help="The learning rate of strategies that train every weight.")
+        float, typer.Option(help="Learning rate of strategies that train every weight.")
     ] = FULL_FINE_TUNING_LR,
-    ewc_strength: Annotated[float, typer.Option(help="What EWC's penalty counts.")] = EWC_STRENGTH,
+    ewc_strength: Annotated[float, typer.Option(help="Weight of EWC's penalty in the loss.")] = EWC_STRENGTH,
     replay_rows: Annotated[
-        int, typer.Option(min=1, help="Train rows of each earlier task that replay keeps.")
+        int, typer.Option(min=1, help="Training rows of each earlier task that replay stores.")
     ] = REPLAY_ROWS,
     html: Html = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Learn a stream by other strategies of continual learning too, and show what comes of each."""
+    """Learn a stream by several strategies of continual learning and compare their measures and costs."""
     from continual.cli.progress import progress_bars
     from continual.cli.tables import print_comparison
     from continual.experiments.strategies import DEFAULT, build_strategies, check_strategy_names, progress_name
 
-    known = read_stream(stream)
+    loaded = read_stream(stream)
     names = DEFAULT if strategies is None else tuple(name.strip() for name in strategies.split(","))
     check_strategy_names(names)
-    every = build_strategies(full_at=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
+    available = build_strategies(full_at=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
     if html:
         from continual.reports.html import check_writable
 
         check_writable(html)
-    bars = [*map(progress_name, names), *(task.name for task in known.tasks)]
-    with common.learner(backbone or known.backbone) as learner, progress_bars(err, bars) as watcher:
-        document = learner.compare(known, {name: every[name] for name in names}, callbacks=watcher)
+    bars = [*map(progress_name, names), *(task.name for task in loaded.tasks)]
+    with common.learner(backbone or loaded.backbone) as learner, progress_bars(err, bars) as callbacks:
+        document = learner.compare(loaded, {name: available[name] for name in names}, callbacks=callbacks)
     if html:
         from continual.reports.html import strategies_page, write_page
 

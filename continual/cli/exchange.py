@@ -1,4 +1,4 @@
-"""Commands that show what was learned to other tools, or take from them."""
+"""Commands that export deltas to other tools and import them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,18 @@ def export(
     common: CommonOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    form: Annotated[str, typer.Option("--format", help="peft, or transformers: the change in the weights.")] = "peft",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="peft: an adapter for PEFT; transformers: a whole model with the change in its weights."
+        ),
+    ] = "peft",
     backbone: BackboneName = None,
 ) -> None:
-    """Write a delta as a folder that PEFT or transformers load without this package."""
+    """Export a delta as a folder that PEFT or transformers load without this package."""
     with common.registry() as registry:
-        own = registry.backbone(registry.delta(delta).backbone).name
-    with common.learner(backbone or own) as learner:
+        trained_on = registry.backbone(registry.delta(delta).backbone).name
+    with common.learner(backbone or trained_on) as learner:
         files = learner.export(delta, folder, form=form)
     print_rows(
         common, [{"delta": delta, "format": form, "folder": str(folder), "files": list(files)}], title="Exported"
@@ -31,11 +36,13 @@ def export(
 def import_folder(
     common: CommonOptions,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that PEFT or `export` wrote.")],
-    task: Annotated[str, typer.Option("--task", help="The task whose next version it becomes.")],
-    rows: Annotated[Path | None, typer.Option("--rows", help="The task's file: score it on these rows.")] = None,
+    task: Annotated[str, typer.Option("--task", help="The task that gets the delta as its next version.")],
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="The task's file: score the delta on its rows; else it has no score.")
+    ] = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Register what PEFT saved as a new version of a task's delta; without rows it has no score."""
+    """Register an adapter that PEFT saved as a new version of a task's delta."""
     with common.learner(backbone) as learner:
         name = learner.import_peft(folder, task, rows=read_task(rows) if rows else None)
         stored = learner.registry.delta(name)

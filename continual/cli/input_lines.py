@@ -11,9 +11,10 @@ from tasks import Text
 
 
 def read_inputs(file: str) -> list[Text]:
-    """The texts of a file, or of standard input where `file` is `-`; blank lines are passed over.
+    """Return the texts of a file, or of standard input if `file` is `-`; blank lines are skipped.
 
-    Raises TextError for a file that cannot be read as UTF-8 and for the first line that is no text, by its number.
+    Raises:
+        InputLineError: The file cannot be read as UTF-8, or a line has no text; the message has its number.
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -24,7 +25,15 @@ def read_inputs(file: str) -> list[Text]:
 
 
 def parse_inputs(lines: Iterable[str], *, file: str) -> Iterable[Text]:
-    """The text of each line: `{"text": "…"}`, a pair `{"text": ["…", "…"]}`, or the line itself."""
+    """Yield the text of each line: `{"text": "…"}`, a pair `{"text": ["…", "…"]}`, or the line itself.
+
+    Args:
+        lines: The lines; blank ones are skipped.
+        file: The file's name, for messages.
+
+    Raises:
+        InputLineError: A line has no text.
+    """
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _parse(line, f"{file}:{number}") if line.lstrip().startswith("{") else line.rstrip("\r")

@@ -8,12 +8,12 @@ import typer
 from continual.cli.options import AfterName, CommonOptions, Limit, command, group, print_message, print_rows
 from registry import Role, add_key, revoke_key
 
-KeyName = Annotated[str, typer.Argument(help="The name of a key, such as who or what has it.")]
+KeyName = Annotated[str, typer.Argument(help="The name of a key, such as its user or program.")]
 
 
 @group("keys")
 def keys(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
-    """List the API keys of `continual serve`, those that were revoked too."""
+    """List the API keys of `continual serve`, including revoked ones."""
     with common.registry() as registry:
         print_rows(common, registry.keys(limit=limit, after=after), title="Keys")
 
@@ -22,9 +22,11 @@ def keys(common: CommonOptions, limit: Limit = None, after: AfterName = None) ->
 def add(
     common: CommonOptions,
     name: KeyName,
-    admin: Annotated[bool, typer.Option("--admin", help="It may also change what is learned and serves.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="The key may also call operations that change the server (/v1/refresh).")
+    ] = False,
 ) -> None:
-    """Add a key and print its secret, this once: only a digest of it is kept."""
+    """Add a key and print its secret, which cannot be shown again: only its digest is stored."""
     role: Role = "admin" if admin else "read"
     with common.registry() as registry:
         secret = add_key(registry, name, role=role)
@@ -39,7 +41,7 @@ def add(
 
 @command(keys)
 def revoke(common: CommonOptions, name: KeyName) -> None:
-    """Take a key's rights away, for good."""
+    """Revoke a key for good."""
     with common.registry() as registry:
-        moment = revoke_key(registry, name)
-    print_rows(common, [{"key": name, "revoked_at": moment.isoformat()}], title="Revoked")
+        revoked_at = revoke_key(registry, name)
+    print_rows(common, [{"key": name, "revoked_at": revoked_at.isoformat()}], title="Revoked")

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from continual.cli.options import (
+    AbstentionRate,
     BackboneName,
     CommonOptions,
     Html,
+    RouterName,
     TaskName,
     app,
     command,
@@ -32,7 +34,7 @@ StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 
 @command(app)
 def demo(common: CommonOptions) -> None:
-    """Learn the docstrings of installed packages, one task per package, and show what came of it."""
+    """Learn the docstrings of installed packages, one task per package, and show the report."""
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo_stream(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
@@ -50,24 +52,32 @@ def run(
     common: CommonOptions,
     stream: StreamFile,
     backbone: BackboneName = None,
-    check: Annotated[bool, typer.Option("--check", help="Check all tasks and estimate; learn nothing.")] = False,
-    retries: Annotated[
-        int, typer.Option(min=0, help="How often a task that failed is tried again, after the others.")
-    ] = 1,
-    engine: Annotated[str, typer.Option(help="Where tasks are learned: local (here) or ray (on a cluster).")] = "local",
-    address: Annotated[str | None, typer.Option(help="ray: the cluster's; without it, this machine's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="ray: how many; without it, as many as fit.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check all tasks and estimate their costs; learn nothing.")
+    ] = False,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed task is tried again, after the others.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="Where tasks are learned: local (this process) or ray (a cluster).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="ray: address of the cluster; by default a new one on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="ray: number of workers; by default as many as fit.")
+    ] = None,
     worker_cpus: Annotated[int | None, typer.Option(min=1, help="ray: cores, and threads, of each worker.")] = None,
-    worker_gpus: Annotated[float | None, typer.Option(min=0, help="ray: GPUs of each, or a part of one.")] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="ray: GPUs of each worker; a fraction shares one.")
+    ] = None,
     worker_memory: Annotated[
-        float | None, typer.Option(min=0, help="ray: GiB of memory of each; without it, what is estimated.")
+        float | None, typer.Option(min=0, help="ray: GiB of memory of each worker; by default an estimate.")
     ] = None,
 ) -> None:
-    """Learn the tasks of a stream that are not learned yet."""
+    """Learn the tasks of a stream that are not learned yet, and report."""
     from continual.streams.engine import resolve_engine
 
-    known = read_stream(stream)
-    chosen = resolve_engine(
+    loaded = read_stream(stream)
+    resolved = resolve_engine(
         engine,
         address=address,
         workers=workers,
@@ -76,9 +86,9 @@ def run(
         worker_memory=worker_memory,
     )
     if check:
-        _check_stream(common, known, backbone)
+        _check_stream(common, loaded, backbone)
     else:
-        _learn_stream(common, known, backbone, retries=retries, engine=chosen)
+        _learn_stream(common, loaded, backbone, retries=retries, engine=resolved)
 
 
 @command(app)
@@ -87,76 +97,77 @@ def learn(
     task: Annotated[Path, typer.Argument(help="A task file.")],
     backbone: BackboneName = None,
 ) -> None:
-    """Learn one task, or learn it again as a new version."""
-    alone = read_task(task)
-    name = alone.tasks[0].name
-    with common.learner(backbone or alone.backbone) as learner:
+    """Learn one task; if it was learned before, as a new version."""
+    stream = read_task(task)
+    name = stream.tasks[0].name
+    with common.learner(backbone or stream.backbone) as learner:
         from continual.cli.progress import progress_bars
 
-        with progress_bars(err, [name]) as watcher:
-            delta = learner.learn(alone, callbacks=watcher)
+        with progress_bars(err, [name]) as callbacks:
+            delta = learner.learn(stream, callbacks=callbacks)
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
 @command(app)
 def predict(
     common: CommonOptions,
-    file: Annotated[str, typer.Argument(help="Lines of text or JSON; - is standard input.")] = "-",
+    file: Annotated[str, typer.Argument(help="A file of plain or JSON lines; - is standard input.")] = "-",
     task: TaskName = None,
-    every: Annotated[bool, typer.Option("--all", help="Name every task that is likely enough.")] = False,
-    at_least: Annotated[
-        float, typer.Option(min=0, max=1, help="The probability that --all asks for.")
-    ] = MIN_TASK_PROBABILITY,
-    abstain: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
-    ] = FALSE_ABSTENTION_RATE,
-    router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
+    every: Annotated[
+        bool, typer.Option("--all", help="List every task of at least the probability --at-least, with its answer.")
+    ] = False,
+    at_least: Annotated[float, typer.Option(min=0, max=1, help="Least probability for --all.")] = MIN_TASK_PROBABILITY,
+    abstain: AbstentionRate = FALSE_ABSTENTION_RATE,
+    router: RouterName = "auto",
     backbone: BackboneName = None,
 ) -> None:
-    """Answer lines `{"text": …}`, or plain ones, with JSON lines in the same order."""
+    """Answer texts by the named task, or by the router's choice; JSON lines in the order of the inputs.
+
+    Input lines are plain text, `{"text": "…"}`, or a pair `{"text": ["…", "…"]}`.
+    """
     from continual.cli.input_lines import read_inputs
 
     texts = read_inputs(file)
     with common.learner(backbone) as learner:
-        found = learner.predict(
+        predictions = learner.predict(
             texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
         )
-        for prediction in found:
+        for prediction in predictions:
             sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-    if errors := [prediction.error for prediction in found if prediction.error]:
-        raise DeltaError(f"{len(errors)} of {len(found)} inputs have no answer; the first: {errors[0]}")
+    if errors := [prediction.error for prediction in predictions if prediction.error]:
+        raise DeltaError(f"{len(errors)} of {len(predictions)} inputs have no answer; the first: {errors[0]}")
 
 
 @command(app)
 def report(
     common: CommonOptions,
-    stream: Annotated[str | None, typer.Argument(help="The name of a stream; without it, the last one begun.")] = None,
+    stream: Annotated[str | None, typer.Argument(help="The name of a stream; by default the one begun last.")] = None,
     html: Html = None,
 ) -> None:
-    """Score matrices and measures of a stream, with the task known and with the task chosen by the router."""
+    """Report a stream's score matrices and measures, with the task known and with the task routed."""
     with common.registry() as registry:
         _report(common, registry, stream or _last_stream(registry), html=html)
 
 
 @command(app)
 def audit(common: CommonOptions, stream: StreamFile, backbone: BackboneName = None) -> None:
-    """Answer all test rows of a stream again; exit code 1 where an answer is not, to the bit, what it was."""
-    known = read_stream(stream)
-    with common.learner(backbone or known.backbone) as learner:
+    """Predict all test rows of a stream again; exit code 1 if a prediction is not bit-identical."""
+    loaded = read_stream(stream)
+    with common.learner(backbone or loaded.backbone) as learner:
         from continual.streams.audit import audit_stream
 
-        rows = audit_stream(learner.backbone, learner.registry, known)
+        rows = audit_stream(learner.backbone, learner.registry, loaded)
     print_rows(common, [asdict(row) for row in rows], title="Audit")
     if not all(row.identical for row in rows):
         raise typer.Exit(1)
 
 
-def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **how: Any) -> None:
+def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
     with common.learner(backbone or stream.backbone) as learner:
         from continual.cli.progress import progress_bars
 
-        with progress_bars(err, [task.name for task in stream.tasks]) as watcher:
-            failed = learner.run(stream, callbacks=watcher, **how)
+        with progress_bars(err, [task.name for task in stream.tasks]) as callbacks:
+            failed = learner.run(stream, callbacks=callbacks, **options)
         _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
     for name, error in failed.items():
         print_message(f"task {name} failed: {error}", style="red")
@@ -175,11 +186,11 @@ def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -
     print_rows(common, rows, title="Every task can be learned; what it would take")
 
 
-def _report(common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **more: Any) -> None:
+def _report(common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **extra: Any) -> None:
     from continual.cli.tables import print_report
-    from continual.reports.report import stream_report as document_of
+    from continual.reports.report import stream_report
 
-    document = document_of(registry, stream) | more
+    document = stream_report(registry, stream) | extra
     if html:
         from continual.reports.html import stream_page, write_page
 

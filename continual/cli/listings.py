@@ -1,4 +1,4 @@
-"""Commands that ask what has been learned."""
+"""Commands that list and check the registry's contents."""
 
 import sys
 from typing import Annotated
@@ -25,14 +25,14 @@ from tasks.errors import InputError
 
 @group("tasks")
 def tasks(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
-    """List the tasks that are registered."""
+    """List the registered tasks."""
     with common.registry() as registry:
         print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks")
 
 
 @group("deltas")
 def deltas(common: CommonOptions, task: TaskName = None, limit: Limit = None, after: AfterName = None) -> None:
-    """List the deltas that are registered, a row for each version."""
+    """List the registered deltas, one row per version."""
     with common.registry() as registry:
         print_rows(common, registry.deltas(task, limit=limit, after=after), title="Deltas")
 
@@ -42,13 +42,13 @@ def lineage(
     common: CommonOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
     descendants: Annotated[
-        bool, typer.Option("--descendants", help="What came from it, not what it came from.")
+        bool, typer.Option("--descendants", help="List the deltas that came from this one instead.")
     ] = False,
-    depth: Annotated[int | None, typer.Option(min=1, help="At most so many steps away.")] = None,
-    dot: Annotated[bool, typer.Option("--dot", help="A picture, for Graphviz.")] = False,
-    mermaid: Annotated[bool, typer.Option("--mermaid", help="A picture, for Mermaid.")] = False,
+    depth: Annotated[int | None, typer.Option(min=1, help="Steps at most from the delta.")] = None,
+    dot: Annotated[bool, typer.Option("--dot", help="Print a graph for Graphviz.")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a graph for Mermaid.")] = False,
 ) -> None:
-    """List the deltas that a delta came from, how, and with what weight; or those that came from it."""
+    """List the deltas that a delta came from, with the kind and weight of each step."""
     if dot + mermaid + common.json > 1:
         raise InputError("--dot, --mermaid and --json are three answers: give one of them.")
     with common.registry() as registry:
@@ -64,45 +64,43 @@ def similar(
     common: CommonOptions,
     task: Annotated[str, typer.Argument(help="A learned task.")],
     rows: Annotated[
-        bool, typer.Option("--rows", help="Also read the task's rows again, and measure them through each delta.")
+        bool, typer.Option("--rows", help="Also read the task's rows and score them through each task's delta.")
     ] = False,
     backbone: BackboneName = None,
 ) -> None:
-    """List the other tasks by how alike they are, by several measures."""
+    """List the other tasks by their similarity to a task, by several measures."""
     if rows:
         with common.learner(backbone) as learner:
             from continual.learning.similar_tasks import compare_through_deltas
             from continual.transfer.similarity import SIGNATURE_MEASURES
 
-            found, left_out = (
-                compare_through_deltas(learner.registry, learner.backbone, task),
-                ["backbone", *SIGNATURE_MEASURES],
-            )
+            neighbours = compare_through_deltas(learner.registry, learner.backbone, task)
+            hidden = ["backbone", *SIGNATURE_MEASURES]
     else:
         with common.registry() as registry:
             from continual.learning.similar_tasks import similar_tasks
 
-            found = similar_tasks(registry, task)
-        left_out = [] if len({row["backbone"] for row in found}) > 1 else ["backbone"]
-    print_rows(common, found, title=f"Tasks like {task}", left_out=left_out)
+            neighbours = similar_tasks(registry, task)
+        hidden = [] if len({row["backbone"] for row in neighbours}) > 1 else ["backbone"]
+    print_rows(common, neighbours, title=f"Tasks like {task}", hidden=hidden)
 
 
 @command(app, name="verify")
 def verify_registry(
     common: CommonOptions,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what needs the backbone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip checks that load the backbone.")] = False,
     backbone: BackboneName = None,
 ) -> None:
-    """Check every row, every blob, the backbones and the champions' answers; exit code 1 where something is wrong."""
+    """Check every row, every blob, the backbones and the champions' predictions; exit code 1 on a problem."""
     with common.registry() as registry, err.status("verifying"):
         from continual.learning.verify import verify_home
 
-        found = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
-    for note in found.notes:
+        result = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
+    for note in result.notes:
         print_message(note)
-    if common.json or found.problems:
-        print_rows(common, [{"problem": problem} for problem in found.problems], title="Problems")
+    if common.json or result.problems:
+        print_rows(common, [{"problem": problem} for problem in result.problems], title="Problems")
     else:
         out.print("Every blob and every row is as it was registered.")
-    if found.problems:
+    if result.problems:
         raise typer.Exit(1)

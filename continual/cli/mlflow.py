@@ -1,4 +1,4 @@
-"""Commands on MLflow, which shows what the registry knows."""
+"""Commands on MLflow, which mirrors the registry."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -11,7 +11,7 @@ from registry import list_pending
 
 @group("mlflow")
 def mlflow(common: CommonOptions) -> None:
-    """List what MLflow has not been told yet, with why the last attempt failed."""
+    """List the messages that were not sent to MLflow yet, with the error of the last attempt."""
     with common.registry() as registry:
         rows = [asdict(pending) | {"due_at": pending.due_at.isoformat()} for pending in list_pending(registry)]
     print_rows(common, rows, title="Not told to MLflow yet")
@@ -19,11 +19,11 @@ def mlflow(common: CommonOptions) -> None:
 
 @command(mlflow)
 def sync(common: CommonOptions) -> None:
-    """Tell MLflow all that it missed; exit code 1 where something could not be told."""
-    from continual.tracking import flush_outbox as sync_mlflow
+    """Send MLflow all messages that it missed; exit code 1 if one cannot be sent."""
+    from continual.tracking import flush_outbox
 
     with common.registry() as registry:
-        sent = list(sync_mlflow(registry, common.locations))
+        sent = list(flush_outbox(registry, common.locations))
     rows = [{"message": s.pending.message, "subject": s.pending.subject, "error": s.error} for s in sent]
     print_rows(common, rows, title="Told to MLflow")
     if any(row["error"] for row in rows):
@@ -36,11 +36,10 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:
-    """Serve MLflow's pages on what was learned, after sending MLflow what it missed."""
-    from continual.tracking import flush_outbox as sync_mlflow
-    from continual.tracking import serve_ui, warn_unsent
+    """Send MLflow all messages that it missed, and serve its web interface."""
+    from continual.tracking import flush_outbox, serve_ui, warn_unsent
 
     with common.registry() as registry:
-        list(sync_mlflow(registry, common.locations))
+        list(flush_outbox(registry, common.locations))
         warn_unsent(registry, common.locations)
     raise typer.Exit(serve_ui(common.locations, host=host, port=port))

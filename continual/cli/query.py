@@ -1,4 +1,4 @@
-"""`continual query`: what people ask of what was learned."""
+"""`continual query`: common queries on the registry."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -8,11 +8,13 @@ import typer
 from continual.cli.options import AfterName, AfterRow, CommonOptions, Limit, TaskName, app, command, print_rows
 from tasks.errors import InputError
 
-query = typer.Typer(help="Questions about what was learned; see docs/registry.md.", no_args_is_help=True)
+query = typer.Typer(help="Query scores, changes, costs and provenance; see docs/registry.md.", no_args_is_help=True)
 app.add_typer(query, name="query")
 
-Metric = Annotated[str | None, typer.Option("--metric", help="A metric, such as accuracy.")]
-Split = Annotated[str, typer.Option("--split", help="train, validation or test: where the scores were measured.")]
+Metric = Annotated[str | None, typer.Option("--metric", help="Only scores by this metric, such as accuracy.")]
+Split = Annotated[
+    str, typer.Option("--split", help="The split on which scores were measured: train, validation or test.")
+]
 Task = Annotated[str, typer.Argument(help="A learned task.")]
 
 
@@ -25,7 +27,7 @@ def best(
     limit: Limit = None,
     after: AfterRow = None,
 ) -> None:
-    """The best delta of each task by each metric, whether or not it serves."""
+    """List the best delta of each task by each metric, champion or not."""
     with common.registry() as registry:
         rows = registry.best(task=task, metric=metric, split=split, limit=limit, after=after)
     print_rows(common, rows, title="Best deltas")
@@ -34,15 +36,17 @@ def best(
 @command(query)
 def changes(
     common: CommonOptions,
-    since: Annotated[str | None, typer.Option(help="A day or a time as in 2026-01-31T12:00; UTC unless said.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A day or a time, such as 2026-01-31T12:00; UTC unless it has an offset.")
+    ] = None,
     task: TaskName = None,
     limit: Limit = None,
     after: AfterRow = None,
 ) -> None:
-    """What was learned, promoted, archived or purged, oldest first."""
-    moment = None if since is None else _moment(since)
+    """List when deltas were learned, promoted, archived or purged, oldest first."""
+    start = None if since is None else _parse_time(since)
     with common.registry() as registry:
-        print_rows(common, registry.changes(since=moment, task=task, limit=limit, after=after), title="Changes")
+        print_rows(common, registry.changes(since=start, task=task, limit=limit, after=after), title="Changes")
 
 
 @command(query)
@@ -54,7 +58,7 @@ def history(
     limit: Limit = None,
     after: AfterRow = None,
 ) -> None:
-    """How the scores of a task went, over its versions and while a stream went on."""
+    """List the scores of a task, over its versions and over the positions of streams."""
     with common.registry() as registry:
         rows = registry.history(task, metric=metric, split=split, limit=limit, after=after)
     print_rows(common, rows, title=f"Scores of {task}")
@@ -62,7 +66,7 @@ def history(
 
 @command(query)
 def siblings(common: CommonOptions, task: Task, limit: Limit = None, after: AfterRow = None) -> None:
-    """Deltas of other tasks that came from the same parents."""
+    """List the deltas of other tasks that came from the same parents."""
     with common.registry() as registry:
         print_rows(common, registry.siblings(task, limit=limit, after=after), title=f"Siblings of {task}")
 
@@ -70,11 +74,11 @@ def siblings(common: CommonOptions, task: Task, limit: Limit = None, after: Afte
 @command(query)
 def cost(
     common: CommonOptions,
-    stream: Annotated[str | None, typer.Argument(help="A stream; without it, all.")] = None,
+    stream: Annotated[str | None, typer.Argument(help="A stream; by default all.")] = None,
     limit: Limit = None,
     after: AfterName = None,
 ) -> None:
-    """What streams took: seconds of learning, examples, bytes, parameters, retries."""
+    """List the costs of streams: seconds of training, examples, bytes, parameters, retries."""
     with common.registry() as registry:
         print_rows(common, registry.cost(stream, limit=limit, after=after), title="Costs")
 
@@ -82,23 +86,23 @@ def cost(
 @command(query)
 def dependents(
     common: CommonOptions,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="Its fingerprint or name.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="The backbone's fingerprint or name.")] = None,
     task: TaskName = None,
-    data: Annotated[str | None, typer.Option("--data", help="The fingerprint of a split of a task.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="The fingerprint of a split of a task's data.")] = None,
     limit: Limit = None,
     after: AfterName = None,
 ) -> None:
-    """The deltas that were learned on a backbone, from a task or from data, and all that came from them."""
+    """List the deltas learned on a backbone, from a task or from data, and all their descendants."""
     with common.registry() as registry:
         rows = registry.dependents(backbone=backbone, task=task, data=data, limit=limit, after=after)
     print_rows(common, rows, title="Dependents")
 
 
-def _moment(said: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(said)
+        moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise InputError(
-            f"--since {said!r} is no time: {error}. Write 2026-01-31 or 2026-01-31T12:00+00:00."
+            f"--since {text!r} is no time: {error}. Write 2026-01-31 or 2026-01-31T12:00+00:00."
         ) from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

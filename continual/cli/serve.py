@@ -1,4 +1,4 @@
-"""The command that serves what was learned."""
+"""The command that serves learned tasks over HTTP."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from continual.cli.options import BackboneName, CommonOptions, app, command, err, print_message
+from continual.cli.options import (
+    AbstentionRate,
+    BackboneName,
+    CommonOptions,
+    RouterName,
+    app,
+    command,
+    err,
+    print_message,
+)
 from continual.escaping import escape_control_characters
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import normalized_backbone_name
@@ -19,50 +28,52 @@ if TYPE_CHECKING:
 
     from continual.serve import ServerConfig
 
-NEEDED = "serving needs the extra `serve`; install it: pip install 'continual[serve]'"
-RAY_NEEDED = "serving by replicas needs the extra `ray`; install it: pip install 'continual[serve,ray]'"
+SERVE_EXTRA_MISSING = "serving needs the extra `serve`; install it: pip install 'continual[serve]'"
+RAY_EXTRA_MISSING = "serving by replicas needs the extra `ray`; install it: pip install 'continual[serve,ray]'"
 
 
 @command(app)
 def serve(
     common: CommonOptions,
-    host: Annotated[str, typer.Option(help="The address; one that others reach needs keys (`continual keys`).")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
-    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks for new champions.")] = 2.0,
-    rows: Annotated[int, typer.Option(min=1, help="Inputs that one request may hold.")] = 1024,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that other machines reach needs keys (`continual keys`).")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks for new champions and keys.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=1, help="Inputs at most in one request.")] = 1024,
     waiting: Annotated[int, typer.Option(min=1, help="Inputs of all requests that may wait.")] = 8192,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
-    slots: Annotated[int, typer.Option(min=1, help="Deltas that lie on the device at once.")] = 256,
-    abstain: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of known tasks' inputs that may be refused; 0 refuses none.")
-    ] = FALSE_ABSTENTION_RATE,
-    router: Annotated[str, typer.Option(help="auto, ridge, mahalanobis, or one of an installed package.")] = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Deltas on the device at once.")] = 256,
+    abstain: AbstentionRate = FALSE_ABSTENTION_RATE,
+    router: RouterName = "auto",
     backbone: BackboneName = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Answer by so many processes, through Ray Serve.")] = None,
-    address: Annotated[str | None, typer.Option(help="The Ray cluster of the replicas; else this machine.")] = None,
-    replica_cpus: Annotated[float | None, typer.Option(min=0.1, help="Cores of each replica; else 1.")] = None,
-    replica_gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each replica, or parts; else 0.")] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answer by so many replicas, through Ray Serve; by default in one process."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the replicas' Ray cluster; by default a new one on this machine.")
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(min=0.1, help="CPU cores of each replica; by default 1.")
+    ] = None,
+    replica_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each replica; a fraction shares one; by default 0.")
+    ] = None,
 ) -> None:
-    """Answer over HTTP: every learned task of a backbone, and a page to try it, until it is told to end."""
+    """Serve every learned task of a backbone over HTTP, with a web page, until Ctrl-C or SIGTERM."""
     try:
         from continual.serve import Limits, ServerConfig, bind_socket, is_local
-        from continual.serve import serve as answer_on
+        from continual.serve import serve as serve_app
     except ImportError as error:
-        raise InputError(f"{NEEDED} ({error})") from error
-    of_replicas = {"--address": address, "--replica-cpus": replica_cpus, "--replica-gpus": replica_gpus}
-    if replicas is None and (alone := [option for option, value in of_replicas.items() if value is not None]):
-        raise InputError(f"{', '.join(alone)} would be of replicas, and there are none; give --replicas N too")
+        raise InputError(f"{SERVE_EXTRA_MISSING} ({error})") from error
+    replica_options = {"--address": address, "--replica-cpus": replica_cpus, "--replica-gpus": replica_gpus}
+    if replicas is None:
+        _refuse_replica_options(replica_options)
     local = is_local(host)
-    with common.registry() as registry:
-        if not local and not registry.active_keys():
-            raise InputError(
-                f"--host {host} can be reached from other machines, and the registry has no key; "
-                "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
-            )
-    with bind_socket(host, port) as at:
-        recipe = ServerConfig(
+    _check_keys(common, host, local=local)
+    with bind_socket(host, port) as listener:
+        config = ServerConfig(
             backbone=normalized_backbone_name(backbone or common.only_backbone()),
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
@@ -76,31 +87,44 @@ def serve(
             limits=Limits(rows=rows, max_queued_rows=waiting, seconds=timeout),
             poll=poll,
         )
-        found, number = at.getsockname()[:2]
-        name = f"{f'[{found}]' if ':' in found else found}:{number}"
-        each = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
-        with _by_replicas(recipe, replicas, each, address, name) if replicas else _by_itself(recipe) as answering:
-            print_message(f"serving on http://{name}")
-            answer_on(answering, at, grace=timeout)
+        bound_host, bound_port = listener.getsockname()[:2]
+        netloc = f"{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
+        resources = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
+        with _replicated(config, replicas, resources, address, netloc) if replicas else _single(config) as application:
+            print_message(f"serving on http://{netloc}")
+            serve_app(application, listener, grace=timeout)
+
+
+def _refuse_replica_options(options: dict[str, str | float | None]) -> None:
+    if used := [option for option, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(used)} would be of replicas, and there are none; give --replicas N too")
+
+
+def _check_keys(common: CommonOptions, host: str, *, local: bool) -> None:
+    with common.registry() as registry:
+        if not local and not registry.active_keys():
+            raise InputError(
+                f"--host {host} can be reached from other machines, and the registry has no key; "
+                "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
+            )
 
 
 @contextmanager
-def _by_itself(recipe: "ServerConfig") -> "Iterator[FastAPI]":
+def _single(config: "ServerConfig") -> "Iterator[FastAPI]":
     from continual.serve import create_app
 
-    with ExitStack() as opened:
-        with err.status(escape(escape_control_characters(f"loading backbone {recipe.backbone}"))):
-            serving = opened.enter_context(recipe.open_champions())
-        yield create_app(serving, local=recipe.local, limits=recipe.limits, poll=recipe.poll)
+    with ExitStack() as resources:
+        with err.status(escape(escape_control_characters(f"loading backbone {config.backbone}"))):
+            server = resources.enter_context(config.open_champions())
+        yield create_app(server, local=config.local, limits=config.limits, poll=config.poll)
 
 
-def _by_replicas(
-    recipe: "ServerConfig", count: int, each: dict[str, float], address: str | None, name: str
+def _replicated(
+    config: "ServerConfig", count: int, resources: dict[str, float], address: str | None, netloc: str
 ) -> "AbstractContextManager[FastAPI]":
     try:
         from continual.serve.replicated import ReplicaConfig, deploy_replicas
     except ImportError as error:
-        raise InputError(f"{RAY_NEEDED} ({error})") from error
-    return deploy_replicas(
-        recipe, ReplicaConfig(count=count, **each, address=address, name=f"continual {gethostname()} {name}")
-    )
+        raise InputError(f"{RAY_EXTRA_MISSING} ({error})") from error
+    name = f"continual {gethostname()} {netloc}"  # also tells servers of one port on several machines apart
+    return deploy_replicas(config, ReplicaConfig(count=count, **resources, address=address, name=name))

@@ -1,4 +1,4 @@
-"""`continual study`: the field's studies on one's own tasks."""
+"""`continual study`: repeat published studies on one's own tasks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,97 +31,98 @@ if TYPE_CHECKING:
     from continual.experiments.studies.study import ProgressCallback
     from continual.experiments.studies.trial import StudyTrial
 
-MOST_ROWS = 60  # of a table, that a terminal shows
-LARGEST_SEED = 2**32 - 1
+MAX_TABLE_ROWS = 60  # longer tables are not printed in the terminal
+MAX_SEED = 2**32 - 1
 
 
 @command(app)
 def study(
     common: CommonOptions,
-    name: Annotated[str | None, typer.Argument(help="A study; without one, they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The name of a study; without it, all are listed.")] = None,
     stream: Annotated[Path | None, typer.Argument(help="A stream file.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; without it, all of the stream.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, by commas: every trial is made with each.")] = "0",
+    tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; by default all of the stream.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, by commas; every trial is run with each.")] = "0",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the study, as in --set shots=8; the value is YAML.")
     ] = None,
     html: Html = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Repeat a study of the field on the tasks of a stream; what was measured before is not measured again."""
+    """Repeat a published study on the tasks of a stream; trials that were run before are not run again."""
     from continual.experiments.studies import STUDIES, TrialRunner, TrialStore, run_study, study_of
 
     if name is None:
-        rows = [{"study": own, "shows": kind.shows, "from": kind.paper} for own, kind in STUDIES.items()]
+        rows = [{"study": key, "shows": kind.shows, "from": kind.paper} for key, kind in STUDIES.items()]
         print_rows(common, rows, title="Studies: continual study NAME STREAM.yaml")
         return
-    chosen = study_of(name, dict(_setting(word) for word in settings or ()))
+    configured = study_of(name, dict(_parse_setting(setting) for setting in settings or ()))
     if stream is None:
-        raise StudyError(f"study {name!r} needs a stream file; settings: {', '.join(type(chosen).model_fields)}")
-    numbers, known = _seeds(seeds), _only(read_stream(stream), tasks)
+        raise StudyError(f"study {name!r} needs a stream file; settings: {', '.join(type(configured).model_fields)}")
+    seed_numbers, selected = _parse_seeds(seeds), _select_tasks(read_stream(stream), tasks)
     if html is not None:
         from continual.reports.html import check_writable
 
         check_writable(html)
-    with common.learner(backbone or known.backbone) as learner:
-        bench = TrialRunner(learner.backbone, load_stream(known), numbers)
-        ledger = TrialStore.open(common.locations.home, name, learner.backbone)
+    with common.learner(backbone or selected.backbone) as learner:
+        runner = TrialRunner(learner.backbone, load_stream(selected), seed_numbers)
+        store = TrialStore.open(common.locations.home, name, learner.backbone)
         with _progress(name) as made:
-            studied = run_study(chosen, bench, ledger, made=made)
-        about = _about(name, known, chosen, bench)
-        _show(common, about, studied)
+            study_run = run_study(configured, runner, store, made=made)
+        summary = _summary(name, selected, configured, runner)
+        _print_study(common, summary, study_run)
         if html is not None:
-            _write_page(html, about, studied.result)
+            _write_page(html, summary, study_run.result)
         from continual.tracking import log_study
 
-        log_study(learner.registry, common.locations, about, studied.result)
+        log_study(learner.registry, common.locations, summary, study_run.result)
 
 
-def _about(name: str, stream: Stream, chosen: "Study", bench: Any) -> dict[str, Any]:
+def _summary(name: str, stream: Stream, configured: "Study", runner: Any) -> dict[str, Any]:
     return {
         "study": name,
         "stream": stream.name,
-        "backbone": bench.backbone.name,
+        "backbone": runner.backbone.name,
         "tasks": [task.name for task in stream.tasks],
-        "seeds": list(bench.seeds),
-        "settings": chosen.model_dump(mode="json"),
+        "seeds": list(runner.seeds),
+        "settings": configured.model_dump(mode="json"),
     }
 
 
-def _show(common: CommonOptions, about: dict[str, Any], studied: "StudyRun") -> None:
-    trials = [{**one.trial.to_json(), "outcome": one.outcome} for one in studied.results]
-    for one in studied.results:
-        if one.failed:
-            print_message(f"{_called(one.trial)} failed and is left out: {one.outcome['failed']}", style="red")
+def _print_study(common: CommonOptions, summary: dict[str, Any], study_run: "StudyRun") -> None:
+    trials = [{**outcome.trial.to_json(), "outcome": outcome.outcome} for outcome in study_run.results]
+    for outcome in study_run.results:
+        if outcome.failed:
+            message = f"{_describe(outcome.trial)} failed and is left out: {outcome.outcome['failed']}"
+            print_message(message, style="red")
     if common.json:
         print_json(
-            {**about, "tables": studied.result.to_json, "metrics": dict(studied.result.metrics), "trials": trials}
+            {**summary, "tables": study_run.result.to_json, "metrics": dict(study_run.result.metrics), "trials": trials}
         )
         return
     from continual.cli.tables import table_of
 
-    for section in studied.result.sections:
+    for section in study_run.result.sections:
         if section.table:
             out.print(escape_control_characters(section.title), style="bold", markup=False)
             if section.text:
                 out.print(escape_control_characters(section.text), style="dim", markup=False)
-            if len(section.table.rows) > MOST_ROWS:
+            if len(section.table.rows) > MAX_TABLE_ROWS:
                 out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
             else:
                 out.print(table_of(section.table.columns, section.table.texts, numeric=section.table.numeric))
 
 
-def _write_page(file: Path, about: dict[str, Any], result: "Result") -> None:
+def _write_page(file: Path, summary: dict[str, Any], result: "Result") -> None:
     from continual.experiments.studies import STUDIES
     from continual.reports.html import page, write_page
 
-    kind = STUDIES[about["study"]]
-    summary = (
-        f"{kind.shows} (after {kind.paper}). Backbone {about['backbone']}, tasks {', '.join(about['tasks'])}, "
-        f"seeds {', '.join(map(str, about['seeds']))}."
+    kind = STUDIES[summary["study"]]
+    text = (
+        f"{kind.shows} (after {kind.paper}). Backbone {summary['backbone']}, tasks {', '.join(summary['tasks'])}, "
+        f"seeds {', '.join(map(str, summary['seeds']))}."
     )
-    title, summary = f"{about['study']}: {about['stream']}", summary[0].upper() + summary[1:]
-    write_page(file, page(title, result.sections, summary=summary))
+    title, text = f"{summary['study']}: {summary['stream']}", text[0].upper() + text[1:]
+    write_page(file, page(title, result.sections, summary=text))
     print_message(f"{file} is written")
 
 
@@ -131,40 +132,42 @@ def _progress(name: str) -> Iterator["ProgressCallback"]:
     with Progress(*columns, console=err) as bars:
         bar = bars.add_task(name, total=None)
         yield lambda done, total, trial: bars.update(
-            bar, completed=done, total=total, description=escape_control_characters(_called(trial))
+            bar, completed=done, total=total, description=escape_control_characters(_describe(trial))
         )
         bars.update(bar, completed=bars.tasks[bar].total or 0, description=name)
 
 
-def _called(trial: "StudyTrial") -> str:
+def _describe(trial: "StudyTrial") -> str:
     from continual.experiments.studies.aggregation import method_label
 
     source = f" from {trial.source.task}" if trial.source else ""
     return f"{trial.task}{source}, {method_label(trial.candidate.method)}, seed {trial.seed}"
 
 
-def _setting(word: str) -> tuple[str, Any]:
-    name, sign, value = word.partition("=")
+def _parse_setting(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
     try:
         if sign and name:
             return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise StudyError(f"--set {word!r}: the value is no YAML ({error}); write --set NAME=VALUE") from error
-    raise StudyError(f"--set {word!r} is no setting; write --set NAME=VALUE, as in --set 'methods=[lora, bitfit]'")
+        raise StudyError(f"--set {text!r}: the value is no YAML ({error}); write --set NAME=VALUE") from error
+    raise StudyError(f"--set {text!r} is no setting; write --set NAME=VALUE, as in --set 'methods=[lora, bitfit]'")
 
 
-def _seeds(words: str) -> tuple[int, ...]:
-    found = [word.strip() for word in words.split(",")]
-    if not all(word.isdecimal() and int(word) <= LARGEST_SEED for word in found):
-        raise StudyError(f"--seeds {words!r} are no seeds; write whole numbers from 0 to {LARGEST_SEED}, as in 0,1,2")
-    return tuple(dict.fromkeys(map(int, found)))
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) <= MAX_SEED for word in words):
+        raise StudyError(f"--seeds {text!r} are no seeds; write whole numbers from 0 to {MAX_SEED}, as in 0,1,2")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
-def _only(stream: Stream, names: str | None) -> Stream:
-    """The stream with the named tasks alone, in the order of the stream."""
+def _select_tasks(stream: Stream, names: str | None) -> Stream:
+    """Return the stream with only the named tasks, in the order of the stream."""
     if names is None:
         return stream
-    wanted, there = {name.strip() for name in names.split(",")}, [task.name for task in stream.tasks]
-    if unknown := sorted(wanted - set(there)):
-        raise InputError(f"--tasks: {', '.join(map(repr, unknown))} are not in the stream; it has {', '.join(there)}")
-    return stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name in wanted)})
+    selected, available = {name.strip() for name in names.split(",")}, [task.name for task in stream.tasks]
+    if unknown := sorted(selected - set(available)):
+        raise InputError(
+            f"--tasks: {', '.join(map(repr, unknown))} are not in the stream; it has {', '.join(available)}"
+        )
+    return stream.model_copy(update={"tasks": tuple(task for task in stream.tasks if task.name in selected)})

@@ -1,4 +1,4 @@
-"""What people read in the terminal: listings and reports as tables that fit in eighty columns."""
+"""Tables for the terminal: listings, reports and comparisons that fit in eighty columns."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,21 +13,32 @@ from continual.reports.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PA
 from continual.reports.report import MEASURES, Document, transfer_gain
 from continual.reports.stream_measures import mean
 
-SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))
-# What `--json` has and a terminal has no room for: said by another column, or of use to scripts alone.
+SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
+# Columns that only `--json` shows: other columns imply them, or only scripts need them.
 HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
 
 
-def listing(rows: Sequence[Mapping[str, Any]], *, left_out: Collection[str] = ()) -> Table:
-    """A table of the rows of a `--json` listing, without the columns `left_out`."""
-    left_out = {*HIDDEN_COLUMNS, *left_out, *(("task",) if all(row.get("delta") for row in rows) else ())}
-    names = [name for name in rows[0] if name not in left_out]
+def listing(rows: Sequence[Mapping[str, Any]], *, hidden: Collection[str] = ()) -> Table:
+    """Return a table of the rows of a `--json` listing.
+
+    Args:
+        rows: The rows, at least one, all with the same keys.
+        hidden: Columns to leave out beside `HIDDEN_COLUMNS`.
+    """
+    hidden = {*HIDDEN_COLUMNS, *hidden, *(("task",) if all(row.get("delta") for row in rows) else ())}
+    names = [name for name in rows[0] if name not in hidden]
     texts = [[_text(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool]) -> Table:
-    """A table of texts as they are, those of `numeric` columns to the right."""
+    """Return a table of plain texts, with markup and control characters escaped.
+
+    Args:
+        columns: The headings.
+        rows: The cells of each row.
+        numeric: For each column, whether to align it to the right.
+    """
     table = _table()
     for column, right in zip(columns, numeric, strict=True):
         table.add_column(
@@ -39,7 +50,7 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: 
 
 
 def print_report(console: Console, document: Document) -> None:
-    """Matrices, measures and what each task cost."""
+    """Print a stream's report: score matrices, measures, and the cost of each task."""
     tasks = document["tasks"]
     for title, table in (
         ("Score of each task, when the task is known", _matrix(document["oracle"]["matrix"], tasks)),
@@ -55,36 +66,35 @@ def print_report(console: Console, document: Document) -> None:
                 escape_control_characters(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False
             )
     for task in document["unfinished"]:
-        unlearned = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
-        console.print(unlearned, style="red", markup=False)
+        message = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
+        console.print(message, style="red", markup=False)
 
 
 def print_comparison(console: Console, document: Document) -> None:
-    """A row for each strategy: its measures with the task known, then routed ones and what it takes."""
-    told = document["strategies"]
+    """Print two tables with a row per strategy: oracle measures, then routed measures and costs."""
+    strategies = document["strategies"]
     if document["purged"]:
-        gone = escape_control_characters(f"Left out, since they were purged: {', '.join(document['purged'])}")
-        console.print(gone, style="yellow", markup=False)
-    known = [heading for heading, (mode, _) in MEASURE_PATHS.items() if mode == "oracle"]
-    routed = [heading for heading in MEASURE_PATHS if heading not in known]
-    scores, rest = (_listed("strategy", columns) for columns in (known, [*routed, "parameters", "kB", "s"]))
-    for one in told:
-        name = one["strategy"] if one["finished"] else f"{one['strategy']} *"
-        values = {heading: _text(value) for heading, value in zip(MEASURE_PATHS, measure_values(one), strict=True)}
-        counts = (one["parameters"], one["bytes"] and one["bytes"] / 1000, one["seconds"])
-        scores.add_row(name, *(values[heading] for heading in known))
-        rest.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
-    unfinished = "" if all(one["finished"] for one in told) else " · *: not finished"
-    rest.caption = f"{MEASURE_LEGEND} · {COST_LEGEND}{unfinished}"
-    for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", rest)):
+        message = escape_control_characters(f"Left out, since they were purged: {', '.join(document['purged'])}")
+        console.print(message, style="yellow", markup=False)
+    oracle = [heading for heading, (mode, _) in MEASURE_PATHS.items() if mode == "oracle"]
+    routed = [heading for heading in MEASURE_PATHS if heading not in oracle]
+    scores, costs = (_strategy_table(columns) for columns in (oracle, [*routed, "parameters", "kB", "s"]))
+    for strategy in strategies:
+        name = strategy["strategy"] if strategy["finished"] else f"{strategy['strategy']} *"
+        values = {heading: _text(value) for heading, value in zip(MEASURE_PATHS, measure_values(strategy), strict=True)}
+        counts = (strategy["parameters"], strategy["bytes"] and strategy["bytes"] / 1000, strategy["seconds"])
+        scores.add_row(name, *(values[heading] for heading in oracle))
+        costs.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
+    unfinished = "" if all(strategy["finished"] for strategy in strategies) else " · *: not finished"
+    costs.caption = f"{MEASURE_LEGEND} · {COST_LEGEND}{unfinished}"
+    for title, table in (("Scores, when the task is known", scores), ("When the router chooses it, and costs", costs)):
         console.print(title, style="bold")
         console.print(table)
 
 
-def _listed(first: str, columns: Sequence[str]) -> Table:
-    """A table of names with numbers behind them."""
+def _strategy_table(columns: Sequence[str]) -> Table:
     table = _table()
-    table.add_column(first, no_wrap=True)
+    table.add_column("strategy", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -100,18 +110,18 @@ def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> T
     for number in range(1, len(tasks) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(tasks, matrix, strict=True), start=1):
-        table.add_row(escape(escape_control_characters(f"{number} {name}")), *(_shaded(value) for value in row))
+        table.add_row(escape(escape_control_characters(f"{number} {name}")), *(_colored(value) for value in row))
     return table
 
 
 def _measures(document: Document) -> Table:
     table = _table()
     table.add_column("")
-    for kind in ("oracle", "routed"):
-        table.add_column(kind, justify="right")
+    for mode in ("oracle", "routed"):
+        table.add_column(mode, justify="right")
     for key, label in MEASURES.items():
-        table.add_row(label, *(_text(document[kind].get(key)) for kind in ("oracle", "routed")))
-    gains = [found for task in document["per_task"] if (found := transfer_gain(task)) is not None]
+        table.add_row(label, *(_text(document[mode].get(key)) for mode in ("oracle", "routed")))
+    gains = [gain for task in document["per_task"] if (gain := transfer_gain(task)) is not None]
     table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
     return table
 
@@ -134,9 +144,9 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
     ]
     table = table_of(headings, rows, numeric=[heading not in ("delta", "start") for heading in headings])
     shares = [task["share"] for task in tasks]
-    each = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
+    share_range = f"a delta is {min(shares):.2%} to {max(shares):.2%} of the backbone · " if shares else ""
     table.caption = (
-        f"{each}frozen: the best without any training · start: the delta whose values were copied · "
+        f"{share_range}frozen: the best without any training · start: the delta whose values were copied · "
         "gain: over training from scratch, where that was trained too"
     )
     return table
@@ -146,24 +156,24 @@ def _table() -> Table:
     return Table(caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _shaded(value: float | None) -> str:
+def _colored(value: float | None) -> str:
     if value is None:
         return "[dim]–[/]"
-    shade = next((style for least, style in SCORE_COLORS if value >= least), "red")
-    return f"[{shade}]{value:.3f}[/]"
+    color = next((style for least, style in SCORE_COLORS if value >= least), "red")
+    return f"[{color}]{value:.3f}[/]"
 
 
-def _text(value: Any, name: str = "") -> str:
+def _text(value: Any, column: str = "") -> str:
     if value is None:
         return "–"
-    if name == "share":
+    if column == "share":
         return f"{value:.2%}"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
-        return " ".join(_text(found) for found in value.values())
+        return " ".join(map(_text, value.values()))
     return str(value)
 
 

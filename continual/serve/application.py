@@ -1,4 +1,4 @@
-"""The application: every learned task of one backbone behind HTTP."""
+"""The ASGI application: every learned task of one backbone behind HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,44 +16,55 @@ from continual.serve.core.metrics import ServerMetrics
 from continual.serve.core.middleware import LOCAL_HOSTS, HostAndSizeMiddleware
 from continual.serve.core.refresh import RegistryPoller
 
-POLL_SECONDS = 2.0  # seconds between two looks at the registry
+POLL_SECONDS = 2.0  # seconds between two refreshes from the registry
 
 
 def create_app(
-    serving: ChampionServer, *, local: bool = True, limits: Limits | None = None, poll: float = POLL_SECONDS
+    server: ChampionServer, *, local: bool = True, limits: Limits | None = None, poll: float = POLL_SECONDS
 ) -> FastAPI:
-    """An ASGI application that answers with what `serving` has.
+    """Build the ASGI application that answers with the champions of a server.
 
-    local: only this machine reaches it, so that no key is needed as long as the registry has none · poll: seconds
-    between two looks at the registry for new champions and keys.
+    `app.state.poller` is the `RegistryPoller`, for callers that refresh by themselves instead of by the lifespan.
+
+    Args:
+        server: The champions on their backbone.
+        local: Only this machine can reach the application: no key is needed while the registry has none, and
+            requests must name a local host.
+        limits: Bounds on requests; None for the defaults of `Limits`.
+        poll: Seconds between two refreshes of champions and keys from the registry.
     """
     limits, metrics = limits or Limits(), ServerMetrics()
-    access, desk = ApiKeyAuth(serving.registry, open=local), RequestAdmission(serving, limits, metrics)
-    looking = RegistryPoller(access, serving, poll=poll)
+    auth, admission = ApiKeyAuth(server.registry, open=local), RequestAdmission(server, limits, metrics)
+    poller = RegistryPoller(auth, server, poll=poll)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with looking.polling():
+        async with poller.polling():
             yield
-        await asyncio.to_thread(desk.batcher.close)
+        await asyncio.to_thread(admission.batcher.close)
 
     app = FastAPI(
         title="continual",
         summary="Every learned task behind one endpoint",
         version=version("continual"),
         lifespan=lifespan,
-        docs_url=None,  # pages with scripts of another site's
+        docs_url=None,  # these pages load scripts from another site
         redoc_url=None,
         responses=openapi_error_responses(400),
     )
-    app.state.looking = looking  # for those who say themselves when to look
+    app.state.poller = poller
     app.add_middleware(
         HostAndSizeMiddleware, hosts=LOCAL_HOSTS if local else (), bytes=limits.bytes, count=metrics.count_request
     )
     install_error_handlers(app)
     app.include_router(page.page_routes())
-    app.include_router(status.health_routes(serving, access, looking, metrics))
-    shown = (predict.predict_routes(desk), openai.openai_routes(desk), registry.registry_routes(serving.registry))
-    for router in (*shown, status.load_routes(desk, metrics.recent)):
-        app.include_router(router, dependencies=[Depends(access.require_role(READ))])
+    app.include_router(status.health_routes(server, auth, poller, metrics))
+    routers = (
+        predict.predict_routes(admission),
+        openai.openai_routes(admission),
+        registry.registry_routes(server.registry),
+        status.load_routes(admission, metrics.recent),
+    )
+    for router in routers:
+        app.include_router(router, dependencies=[Depends(auth.require_role(READ))])
     return app

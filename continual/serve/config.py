@@ -1,4 +1,4 @@
-"""What a server is made of, in words that another process understands too."""
+"""Settings of a server, in a form that other processes can receive and open."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,21 @@ from registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """backbone, device, dtype, bits: as of `load_backbone` · registry, blobs: as of `Registry.open` · router,
-    false_abstentions, slots: as of `Predictor` · local, limits, poll: as of `application`.
+    """Settings from which a process, here or on another node, opens a server.
+
+    Attributes:
+        backbone: Name, hub id or folder, as for `load_backbone`.
+        device: As for `load_backbone`.
+        dtype: As for `load_backbone`.
+        bits: As for `load_backbone`.
+        registry: The database's URL, as for `Registry.open`; it may hold a password.
+        blobs: The blobs' URL, as for `Registry.open`; it may hold a password.
+        router: As for `Predictor`.
+        false_abstentions: As for `Predictor`.
+        slots: As for `Predictor`.
+        local: As for `create_app`.
+        limits: As for `create_app`.
+        poll: As for `create_app`, in seconds.
     """
 
     backbone: str
@@ -34,7 +47,7 @@ class ServerConfig:
 
     @contextmanager
     def open_champions(self) -> Iterator[ChampionServer]:
-        """The champions on the backbone, which is loaded; the registry is open until the block ends."""
+        """Load the backbone and open the registry; yield the server of its champions until the block ends."""
         backbone = load_backbone(self.backbone, device=self.device, dtype=self.dtype, bits=self.bits)
         with Registry.open(self.registry, self.blobs) as registry:
             yield ChampionServer(

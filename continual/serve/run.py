@@ -1,4 +1,4 @@
-"""An application on a port, until it is told to end; then what was accepted is finished first."""
+"""Running an application on a port until SIGTERM or Ctrl-C, with a graceful shutdown."""
 
 import gc
 import ipaddress
@@ -12,7 +12,7 @@ from tasks.errors import InputError
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether an address can be reached from this machine alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -20,7 +20,15 @@ def is_local(host: str) -> bool:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket on a port, 0 for any that is free. Raises InputError where that cannot be had."""
+    """Return a listening socket.
+
+    Args:
+        host: A host name or an IPv4 or IPv6 address.
+        port: The port; 0 takes a free one.
+
+    Raises:
+        InputError: The address or the port cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -28,8 +36,14 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise InputError(f"{host} port {port} cannot be listened on: {error}; give another --host or --port") from error
 
 
-def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:
-    """Answer on a socket until the process is told to end (SIGTERM, Ctrl-C); requests then have `grace` seconds."""
+def serve(app: ASGIApp, listener: socket.socket, *, grace: float) -> None:
+    """Serve an application on a socket until SIGTERM or Ctrl-C.
+
+    Args:
+        app: The application.
+        listener: The listening socket.
+        grace: Seconds that accepted requests have to finish after the signal.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -38,8 +52,9 @@ def serve(app: ASGIApp, at: socket.socket, *, grace: float) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=int(grace) or 1,
     )
-    for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda number, frame: None)  # which uvicorn takes over, and raises again at its end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn installs its own handlers and raises the signal again when it has shut down: that must do nothing.
+        signal.signal(number, lambda number, frame: None)
     gc.collect()
-    gc.freeze()  # the libraries' objects stay; to walk them again and again took more than half of a request's time
-    uvicorn.Server(config).run(sockets=[at])
+    gc.freeze()  # full collections over the libraries' objects took more than half of a request's time
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""What generation tasks write, in OpenAI's formats of texts and of chats, whole or part by part."""
+"""Answers of generation tasks in OpenAI's completion and chat formats, whole or streamed."""
 
 import asyncio
 import time
@@ -23,106 +23,132 @@ GENERATION = "generation"
 
 @dataclass(frozen=True)
 class _GeneratedText:
-    """What was written to one text. read, tokens: how many were read and written · finish: why no more."""
-
     text: str
-    read: int
-    tokens: int
-    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
 
 
-PieceFormatter = Callable[[str, str | None], dict[str, Any]]
+ChoiceFormatter = Callable[[str, str | None], dict[str, Any]]  # of a text and its finish reason
 
 
 @dataclass(frozen=True)
 class OpenAIFormat:
-    """How an answer is put: whole, with the choice that it is, or part by part, each with a piece of it."""
+    """One of OpenAI's response formats.
 
-    prefix: str
-    whole: str
-    part: str
-    choice: PieceFormatter
-    piece: PieceFormatter
+    Attributes:
+        id_prefix: Start of the response's `id`.
+        response_object: `object` of a whole response.
+        chunk_object: `object` of a streamed chunk.
+        choice: Returns the choice of a whole response.
+        chunk_choice: Returns the choice of a streamed chunk.
+    """
+
+    id_prefix: str
+    response_object: str
+    chunk_object: str
+    choice: ChoiceFormatter
+    chunk_choice: ChoiceFormatter
 
 
-def _text(text: str, finish: str | None) -> dict[str, Any]:
-    return {"text": text, "finish_reason": finish, "logprobs": None}
+def _text_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"text": text, "finish_reason": finish_reason, "logprobs": None}
 
 
-def _message(text: str, finish: str | None) -> dict[str, Any]:
+def _message_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "refusal": None}
-    return {"message": message, "finish_reason": finish, "logprobs": None}
+    return {"message": message, "finish_reason": finish_reason, "logprobs": None}
 
 
-def _part(text: str, finish: str | None) -> dict[str, Any]:
-    return {"delta": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": None}
+def _message_chunk(text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"delta": {"role": "assistant", "content": text}, "finish_reason": finish_reason, "logprobs": None}
 
 
-TEXT = OpenAIFormat("cmpl", "text_completion", "text_completion", _text, _text)
-CHAT = OpenAIFormat("chatcmpl", "chat.completion", "chat.completion.chunk", _message, _part)
+TEXT = OpenAIFormat("cmpl", "text_completion", "text_completion", _text_choice, _text_choice)
+CHAT = OpenAIFormat("chatcmpl", "chat.completion", "chat.completion.chunk", _message_choice, _message_chunk)
 
 
 class GenerationEndpoint:
-    """Has texts answered by generation tasks, and puts the answers into a format."""
+    """Answers prompts by generation tasks and formats the responses."""
 
-    def __init__(self, desk: RequestAdmission) -> None:
-        self._desk = desk
-        # A tokenizer is set anew for each call, so no two threads may share one.
-        self._tokenizer = deepcopy(desk.serving.backbone.tokenizer)
+    def __init__(self, admission: RequestAdmission) -> None:
+        self._admission = admission
+        # Each call sets the tokenizer's truncation and padding, so no two threads may share one.
+        self._tokenizer = deepcopy(admission.server.backbone.tokenizer)
 
     async def answer(
-        self, request: Request, asked: CompletionOptions, texts: Sequence[str], format: OpenAIFormat
+        self, request: Request, options: CompletionOptions, texts: Sequence[str], api_format: OpenAIFormat
     ) -> Any:
-        """What is written to each text, as events if they are asked for.
+        """Answer each prompt, as one JSON document or as server-sent events if `options.stream` is set.
 
-        Raises what `Serving.require` and `Desk.answers` raise, InputError for several texts in one stream.
+        Args:
+            request: The HTTP request.
+            options: The body of the request: the task's name as `model`, token limits, streaming.
+            texts: The prompts.
+            api_format: The format of the response.
+
+        Raises:
+            NotFound: The task is not registered.
+            NoDelta: The task has no champion on this backbone.
+            WrongKind: The task does not generate.
+            InputError: Several prompts are to be streamed.
+            ContinualError: As raised by `RequestAdmission.submit`.
         """
-        await asyncio.to_thread(self._desk.serving.check_task, asked.model, kind=GENERATION)
-        head = {"id": f"{format.prefix}-{uuid4().hex}", "created": int(time.time()), "model": asked.model}
-        if asked.stream:
-            return await self._streamed(request, asked, texts, format, head)
-        answers = await self._desk.submit(request, [InferenceRequest(text, asked.model) for text in texts])
-        found = [self._written(own, asked.max_new_tokens) for own in answers]
-        choices = [format.choice(own.text, own.finish) | {"index": i} for i, own in enumerate(found)]
-        return head | {"object": format.whole, "choices": choices, "usage": _usage(found)}
+        await asyncio.to_thread(self._admission.server.check_task, options.model, kind=GENERATION)
+        head = {"id": f"{api_format.id_prefix}-{uuid4().hex}", "created": int(time.time()), "model": options.model}
+        if options.stream:
+            return await self._stream(request, options, texts, api_format, head)
+        answers = await self._admission.submit(request, [InferenceRequest(text, options.model) for text in texts])
+        generated = [self._generated(answer, options.max_new_tokens) for answer in answers]
+        choices = [api_format.choice(item.text, item.finish_reason) | {"index": i} for i, item in enumerate(generated)]
+        return head | {"object": api_format.response_object, "choices": choices, "usage": _usage(generated)}
 
-    async def _streamed(
+    async def _stream(
         self,
         request: Request,
-        asked: CompletionOptions,
+        options: CompletionOptions,
         texts: Sequence[str],
-        format: OpenAIFormat,
+        api_format: OpenAIFormat,
         head: dict[str, Any],
     ) -> Any:
         if len(texts) > 1:
             raise InputError(f"{len(texts)} prompts cannot be answered in one stream; send one, or do without `stream`")
 
-        def said(now: StreamEvent) -> tuple[str, str | None]:
-            if isinstance(now, str):
-                return self._cut(now, asked.max_new_tokens)[0], None
-            own = self._written(now, asked.max_new_tokens)
-            return own.text, own.finish
+        def read_event(event: StreamEvent) -> tuple[str, str | None]:
+            if isinstance(event, str):
+                return self._truncate(event, options.max_new_tokens)[0], None
+            generated = self._generated(event, options.max_new_tokens)
+            return generated.text, generated.finish_reason
 
-        def event(text: str, finish: str | None) -> Any:
-            return head | {"object": format.part, "choices": [format.piece(text, finish) | {"index": 0}]}
+        def make_chunk(text: str, finish_reason: str | None) -> Any:
+            choice = api_format.chunk_choice(text, finish_reason) | {"index": 0}
+            return head | {"object": api_format.chunk_object, "choices": [choice]}
 
-        return await sse_response(self._desk, request, InferenceRequest(texts[0], asked.model), said=said, event=event)
+        inference_request = InferenceRequest(texts[0], options.model)
+        return await sse_response(
+            self._admission, request, inference_request, read_event=read_event, make_chunk=make_chunk
+        )
 
-    def _cut(self, text: str, most: int | None) -> tuple[str, int, str]:
-        """A text of at most so many tokens, how many it has, and why it ends there."""
+    def _truncate(self, text: str, max_tokens: int | None) -> tuple[str, int, str]:
+        """Truncate a text to `max_tokens`; return it, its number of tokens and the finish reason."""
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if most is None or len(ids) <= most:
+        if max_tokens is None or len(ids) <= max_tokens:
             return text, len(ids), "stop"
-        begun = self._tokenizer.decode(ids[:most], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return begun, most, "length"
+        start = self._tokenizer.decode(ids[:max_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return start, max_tokens, "length"
 
-    def _written(self, prediction: Prediction, most: int | None) -> _GeneratedText:
+    def _generated(self, prediction: Prediction, max_tokens: int | None) -> _GeneratedText:
         if prediction.error:
             raise DeltaError(prediction.error)
-        text, tokens, finish = self._cut(str(prediction.label), most)
-        return _GeneratedText(text, len(self._tokenizer(prediction.text)["input_ids"]), tokens, finish)
+        text, tokens, finish_reason = self._truncate(str(prediction.label), max_tokens)
+        return _GeneratedText(text, len(self._tokenizer(prediction.text)["input_ids"]), tokens, finish_reason)
 
 
-def _usage(found: Sequence[_GeneratedText]) -> dict[str, int]:
-    read, tokens = sum(own.read for own in found), sum(own.tokens for own in found)
-    return {"prompt_tokens": read, "completion_tokens": tokens, "total_tokens": read + tokens}
+def _usage(generated: Sequence[_GeneratedText]) -> dict[str, int]:
+    prompt_tokens = sum(item.prompt_tokens for item in generated)
+    completion_tokens = sum(item.completion_tokens for item in generated)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

@@ -1,4 +1,4 @@
-"""The same in OpenAI's format, so that its clients can be used: a generation task is a model, by the task's name.
+"""Routes in OpenAI's format, for its clients: a generation task is a model, by the task's name.
 
 `POST /v1/completions`, `/v1/chat/completions` and `/v1/embeddings` (of the frozen backbone), `GET /v1/models`.
 """
@@ -18,50 +18,68 @@ from continual.serve.core.champions import Embedding, InferenceRequest
 from continual.serve.core.error_responses import openapi_error_responses
 from registry.errors import NotFound
 
+_FAILURES = openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504)
 
-def openai_routes(desk: RequestAdmission) -> APIRouter:
-    """The operations, for an application that has this desk."""
-    serving, writer = desk.serving, GenerationEndpoint(desk)
+
+def openai_routes(admission: RequestAdmission) -> APIRouter:
+    """Return the routes of completions, chats, embeddings and models."""
     router = APIRouter(prefix="/v1", tags=["OpenAI's format"])
-    refusals = openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504)
+    _add_generation(router, admission)
+    _add_embeddings(router, admission)
+    _add_models(router, admission)
+    return router
 
-    @router.post("/completions", responses=refusals)
-    async def completions(asked: CompletionRequest, request: Request) -> Any:
-        """What a generation task's delta writes to each prompt."""
-        texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        return await writer.answer(request, asked, texts, TEXT)
 
-    @router.post("/chat/completions", responses=refusals)
-    async def chat(asked: ChatCompletionRequest, request: Request) -> Any:
-        """What a generation task's delta writes to a message."""
-        return await writer.answer(request, asked, [asked.messages[0].text], CHAT)
+def _add_generation(router: APIRouter, admission: RequestAdmission) -> None:
+    endpoint = GenerationEndpoint(admission)
 
-    @router.post("/embeddings", responses=refusals)
-    async def embeddings(asked: EmbeddingsRequest, request: Request) -> dict[str, Any]:
-        """Pooled last hidden states of texts in the frozen backbone."""
-        if asked.model != serving.backbone.name:
-            raise NotFound(f"no backbone is called {asked.model!r} here; this server's is {serving.backbone.name!r}")
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        found: list[Embedding] = await desk.submit(request, [InferenceRequest(text, embed=True) for text in texts])
-        encode = _base64 if asked.encoding_format == "base64" else list
-        data = [{"object": "embedding", "index": i, "embedding": encode(own.vector)} for i, own in enumerate(found)]
-        tokens = sum(own.tokens for own in found)
+    @router.post("/completions", responses=_FAILURES)
+    async def completions(body: CompletionRequest, request: Request) -> Any:
+        """Answer each prompt by the delta of a generation task."""
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        return await endpoint.answer(request, body, texts, TEXT)
+
+    @router.post("/chat/completions", responses=_FAILURES)
+    async def chat(body: ChatCompletionRequest, request: Request) -> Any:
+        """Answer a message by the delta of a generation task."""
+        return await endpoint.answer(request, body, [body.messages[0].text], CHAT)
+
+
+def _add_embeddings(router: APIRouter, admission: RequestAdmission) -> None:
+    name = admission.server.backbone.name
+
+    @router.post("/embeddings", responses=_FAILURES)
+    async def embeddings(body: EmbeddingsRequest, request: Request) -> dict[str, Any]:
+        """Return the pooled last hidden states of texts in the frozen backbone."""
+        if body.model != name:
+            raise NotFound(f"no backbone is called {body.model!r} here; this server's is {name!r}")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        results: list[Embedding] = await admission.submit(
+            request, [InferenceRequest(text, embed=True) for text in texts]
+        )
+        encode = _base64 if body.encoding_format == "base64" else list
+        data = [
+            {"object": "embedding", "index": i, "embedding": encode(result.vector)} for i, result in enumerate(results)
+        ]
+        tokens = sum(result.tokens for result in results)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "model": asked.model, "data": data, "usage": usage}
+        return {"object": "list", "model": body.model, "data": data, "usage": usage}
+
+
+def _add_models(router: APIRouter, admission: RequestAdmission) -> None:
+    server = admission.server
 
     @router.get("/models", responses=openapi_error_responses(401))
     async def models() -> dict[str, Any]:
-        """The tasks that are served, and the backbone."""
-        return {"object": "list", "data": [_model(name) for name in (serving.backbone.name, *serving.champions)]}
+        """List the backbone and the tasks that are served on it."""
+        return {"object": "list", "data": [_model(name) for name in (server.backbone.name, *server.champions)]}
 
     @router.get("/models/{name:path}", responses=openapi_error_responses(401, 404, 409))
     def model(name: str) -> dict[str, Any]:
-        """One of them."""
-        if name != serving.backbone.name:
-            serving.check_task(name)
+        """Return the backbone or one task."""
+        if name != server.backbone.name:
+            server.check_task(name)
         return _model(name)
-
-    return router
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -69,5 +87,5 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _base64(vector: Sequence[float]) -> str:
-    """As OpenAI's clients ask for it: 32-bit floats, little-endian."""
+    """Encode a vector [D] as OpenAI's clients read it: 32-bit floats, little-endian."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,4 +1,7 @@
-"""What OpenAI's clients send. What would change an answer and is not done here is refused, not overlooked."""
+"""Request bodies in OpenAI's format.
+
+Options that would change an answer but are not supported are refused, not ignored.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,7 +11,19 @@ from continual.serve.api.predict import BoundedString
 
 
 class CompletionOptions(BaseModel):
-    """What a client may say besides: answers are the most probable, whatever it says of chance."""
+    """Options of a completion or a chat; decoding is greedy, so that sampling options may only say so.
+
+    Attributes:
+        model: The name of a generation task.
+        temperature: 0 or absent.
+        top_p: 1 or absent.
+        n: 1 or absent.
+        max_tokens: Tokens at most in the answer.
+        max_completion_tokens: Tokens at most in the answer; before `max_tokens`.
+        stream: Send the answer as server-sent events while it is generated.
+        seed: Ignored: answers do not depend on chance.
+        user: Ignored.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,41 +39,50 @@ class CompletionOptions(BaseModel):
 
     @property
     def max_new_tokens(self) -> int | None:
+        """Tokens at most in the answer, None for no limit beside the task's own."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class CompletionRequest(CompletionOptions):
-    """One text to be continued, or several."""
+    """The body of `POST /v1/completions`: one prompt, or several."""
 
     prompt: BoundedString | Annotated[list[BoundedString], Field(min_length=1)]
 
 
 class ContentPart(BaseModel):
-    """A part of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: BoundedString
 
 
 class Message(BaseModel):
-    """What a user says: a task's delta has learned to answer texts, and no conversations."""
+    """A user's message; other roles are refused, since deltas are trained on texts, not on conversations."""
 
     role: Literal["user"]
     content: BoundedString | Annotated[list[ContentPart], Field(min_length=1)]
 
     @property
     def text(self) -> str:
+        """The text of all parts, joined."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatCompletionRequest(CompletionOptions):
-    """One message."""
+    """The body of `POST /v1/chat/completions`: one message."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
 
 
 class EmbeddingsRequest(BaseModel):
-    """Texts whose features are wanted. model: the backbone's name."""
+    """The body of `POST /v1/embeddings`.
+
+    Attributes:
+        model: The backbone's name.
+        input: A text, or several.
+        encoding_format: Numbers, or little-endian 32-bit floats in base64.
+        user: Ignored.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

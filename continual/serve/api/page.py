@@ -1,7 +1,8 @@
-"""The page at `/`: tasks, lineage, a box to try a text, and the load, all asked of the operations beside it.
+"""The web page at `/`: tasks, lineage, a form to try a text, and the load.
 
-It looks like the pages of reports, holds its style and script, and may load nothing else: the browser is told by a
-Content Security Policy (https://www.w3.org/TR/CSP3/) which names both by their digests.
+It reads all of them from the other routes. It shares the style of the HTML reports, contains its style and script
+inline, and may load nothing else: its Content Security Policy (https://www.w3.org/TR/CSP3/) allows the two by their
+digests.
 """
 
 import base64
@@ -11,24 +12,24 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
-STYLES = ("page/templates/page.css", "serve/web/page.css")
+STYLES = ("reports/html/templates/page.css", "serve/web/page.css")
 SCRIPTS = tuple(f"serve/web/{part}.js" for part in ("page", "answer", "tasks", "load"))
 
 
 def render_page() -> tuple[str, dict[str, str]]:
-    """The page, and the headers that go with it."""
-    style, script = ("\n".join(map(_text, parts)) for parts in (STYLES, SCRIPTS))
-    page = _text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
+    """Return the page's HTML and its response headers."""
+    style, script = ("\n".join(map(_read_text, paths)) for paths in (STYLES, SCRIPTS))
+    page = _read_text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
     policy = {
         "default-src": "'none'",
-        "style-src": _digest(style),
-        "script-src": _digest(script),
+        "style-src": _csp_digest(style),
+        "script-src": _csp_digest(script),
         "connect-src": "'self'",
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'self'",
-        "require-trusted-types-for": "'script'",  # texts of others cannot become HTML, whatever the script does
+        "require-trusted-types-for": "'script'",  # the browser refuses to parse any string as HTML
         "trusted-types": "'none'",
     }
     return page, {
@@ -42,7 +43,10 @@ def render_page() -> tuple[str, dict[str, str]]:
 
 
 def page_routes() -> APIRouter:
-    """The page, which needs no key: it holds nothing, and asks for a key where the operations do."""
+    """Return the route of the page.
+
+    It needs no API key: the page holds no data, and sends a key with its own requests if one is required.
+    """
     router = APIRouter()
     page, headers = render_page()
 
@@ -53,9 +57,9 @@ def page_routes() -> APIRouter:
     return router
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     return files("continual").joinpath(path).read_text(encoding="utf-8")
 
 
-def _digest(inline: str) -> str:
+def _csp_digest(inline: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"

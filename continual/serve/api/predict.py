@@ -1,4 +1,4 @@
-"""`POST /v1/predict`: texts answered by the tasks that are named, or by those that the router chooses."""
+"""`POST /v1/predict`: answer texts by the tasks that they name, or by those that the router chooses."""
 
 from typing import Annotated
 
@@ -13,17 +13,22 @@ from continual.serve.core.champions import InferenceRequest
 from continual.serve.core.error_responses import openapi_error_responses
 
 
-def _whole(text: str) -> str:
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
+def _without_surrogates(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("half a surrogate pair is no text; send whole characters")
     return text
 
 
-BoundedString = Annotated[str, AfterValidator(_whole)]  # JSON may hold strings that no encoding takes
+BoundedString = Annotated[str, AfterValidator(_without_surrogates)]  # JSON can hold strings that UTF-8 cannot encode
 
 
 class PredictRow(BaseModel):
-    """A text, or a pair of texts. task: by whose delta it is answered; without it the router chooses."""
+    """One input.
+
+    Attributes:
+        text: A text, or a pair of texts.
+        task: The task whose delta answers; without it the router chooses.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,9 +37,12 @@ class PredictRow(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """rows: what is to be answered, each by itself · at_least: of routed rows, name all tasks of this probability.
+    """The body of `POST /v1/predict`.
 
-    Each task that is named answers the row, so that their number has a bound: a hundred.
+    Attributes:
+        rows: The inputs, each answered by itself.
+        at_least: List in `possible` all tasks that the router gives at least this probability, with their answers.
+            Each of them answers the row, so the least allowed value, 0.01, bounds their number by a hundred.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,13 +52,13 @@ class PredictRequest(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """One prediction per row, in order; `error` says of a row why it has no answer."""
+    """One prediction per row, in order; a row without an answer has the reason in `error`."""
 
     predictions: list[Prediction]
 
 
-def predict_routes(desk: RequestAdmission) -> APIRouter:
-    """The operation, for an application that has this desk."""
+def predict_routes(admission: RequestAdmission) -> APIRouter:
+    """Return the route of predictions."""
     router = APIRouter(tags=["answers"])
 
     @router.post(
@@ -58,12 +66,11 @@ def predict_routes(desk: RequestAdmission) -> APIRouter:
         response_model=PredictResponse,
         responses=openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504),
     )
-    async def predict(question: PredictRequest, request: Request) -> Response:
-        """Answer texts: each by its task's delta, or by that of the task which the router chooses."""
-        found = await desk.submit(
-            request, [InferenceRequest(row.text, row.task, question.at_least) for row in question.rows]
-        )
-        body = PredictResponse.model_construct(predictions=found).model_dump_json()
-        return Response(body, media_type="application/json")
+    async def predict(body: PredictRequest, request: Request) -> Response:
+        """Answer each text by the delta of its task, or of the task that the router chooses."""
+        inputs = [InferenceRequest(row.text, row.task, body.at_least) for row in body.rows]
+        predictions = await admission.submit(request, inputs)
+        response = PredictResponse.model_construct(predictions=predictions)
+        return Response(response.model_dump_json(), media_type="application/json")
 
     return router

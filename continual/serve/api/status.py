@@ -1,4 +1,4 @@
-"""How the server is: for who starts it, who balances loads, and who watches."""
+"""Routes on the server itself: health, readiness, metrics, refresh and load."""
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
@@ -12,42 +12,19 @@ from continual.serve.core.metrics import RollingCounter, ServerMetrics
 from continual.serve.core.refresh import RegistryPoller
 
 
-def health_routes(
-    serving: ChampionServer, access: ApiKeyAuth, looking: RegistryPoller, metrics: ServerMetrics
-) -> APIRouter:
-    """The operations, of which the first two need no key."""
-    router = APIRouter(tags=["the server"])
-    read, admin = [Depends(access.require_role(READ))], [Depends(access.require_role(ADMIN))]
-
-    @router.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
-
-    @router.get("/readyz", responses=openapi_error_responses(503))
-    async def readyz() -> Response:
-        """Whether anything can be answered."""
-        if serving.champions:
-            return JSONResponse({"status": "ok", "tasks": len(serving.champions)})
-        return error_response(503, f"nothing is learned on backbone {serving.backbone.name!r} yet", type="NoDelta")
-
-    @router.get("/metrics", dependencies=read, responses=openapi_error_responses(401), response_class=PlainTextResponse)
-    async def prometheus() -> Response:
-        """The numbers of this server, as Prometheus reads them."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-    @router.post("/v1/refresh", dependencies=admin, responses=openapi_error_responses(401, 403, 503))
-    async def refresh() -> dict[str, bool]:
-        """Look at the registry at once; whether other deltas serve than before."""
-        return {"changed": await looking.refresh()}
-
-    return router
-
-
 class LoadStatus(BaseModel):
-    """tasks: that are served · waiting: inputs of all requests that wait · wait_seconds: how long one more would ·
-    inputs_by_second: how many were answered in each of the last 60 seconds, oldest first · inputs_per_second: their
-    mean, since the start if that was later · on_device, in_memory: deltas · seconds: since the start.
+    """The body of `GET /v1/load`.
+
+    Attributes:
+        backbone: The backbone's name.
+        tasks: Number of tasks that are served.
+        waiting: Inputs of all requests that wait.
+        wait_seconds: Seconds that one more input would wait.
+        inputs_per_second: Mean of `inputs_by_second`, or since the start if that is later.
+        inputs_by_second: Inputs answered in each of the last 60 seconds, oldest first.
+        on_device: Number of deltas on the device.
+        in_memory: Number of deltas in the host's memory.
+        seconds: Seconds since the start.
     """
 
     backbone: str
@@ -61,25 +38,62 @@ class LoadStatus(BaseModel):
     seconds: float
 
 
-def load_routes(desk: RequestAdmission, answered: RollingCounter) -> APIRouter:
-    """The operation, for an application that has this desk and counts its answers."""
+def health_routes(
+    server: ChampionServer, auth: ApiKeyAuth, poller: RegistryPoller, metrics: ServerMetrics
+) -> APIRouter:
+    """Return the routes `/healthz` and `/readyz`, which need no key, `/metrics` and `/v1/refresh`."""
+    router = APIRouter(tags=["the server"])
+    read, admin = [Depends(auth.require_role(READ))], [Depends(auth.require_role(ADMIN))]
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Answer 200 while the process is alive."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses=openapi_error_responses(503))
+    async def readyz() -> Response:
+        """Answer 200 if at least one task is served, 503 otherwise."""
+        if server.champions:
+            return JSONResponse({"status": "ok", "tasks": len(server.champions)})
+        return error_response(503, f"nothing is learned on backbone {server.backbone.name!r} yet", type="NoDelta")
+
+    @router.get("/metrics", dependencies=read, responses=openapi_error_responses(401), response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Return the server's metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @router.post("/v1/refresh", dependencies=admin, responses=openapi_error_responses(401, 403, 503))
+    async def refresh() -> dict[str, bool]:
+        """Refresh champions and keys from the registry at once; return whether the champions changed."""
+        return {"changed": await poller.refresh()}
+
+    return router
+
+
+def load_routes(admission: RequestAdmission, recent: RollingCounter) -> APIRouter:
+    """Return the route `/v1/load`.
+
+    Args:
+        admission: The queue and the champions.
+        recent: Inputs answered per second over the last minute.
+    """
     router = APIRouter(tags=["the server"])
 
     @router.get("/v1/load", responses=openapi_error_responses(401))
     async def load() -> LoadStatus:
-        """How much waits and is answered, and where deltas lie."""
-        serving, counts, running = desk.serving, answered.by_second(), answered.uptime
-        places = serving.places
+        """Return the length of the queue, the rate of answers, and where deltas are cached."""
+        server, counts, uptime = admission.server, recent.by_second(), recent.uptime
+        places = server.places
         return LoadStatus(
-            backbone=serving.backbone.name,
-            tasks=len(serving.champions),
-            waiting=len(desk.batcher),
-            wait_seconds=desk.batcher.estimated_wait,
-            inputs_per_second=sum(counts) / min(len(counts), max(running, 1.0)),
+            backbone=server.backbone.name,
+            tasks=len(server.champions),
+            waiting=len(admission.batcher),
+            wait_seconds=admission.batcher.estimated_wait,
+            inputs_per_second=sum(counts) / min(len(counts), max(uptime, 1.0)),
             inputs_by_second=counts,
             on_device=len(places["device"]),
             in_memory=len(places["memory"]),
-            seconds=running,
+            seconds=uptime,
         )
 
     return router

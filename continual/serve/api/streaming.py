@@ -1,4 +1,4 @@
-"""Answers as they are written: server-sent events, each with what is new in the text."""
+"""Streaming answers while they are generated, as server-sent events."""
 
 import asyncio
 import json
@@ -14,18 +14,25 @@ from continual.inference.predictor import Prediction
 from continual.serve.core.admission import RequestAdmission
 from continual.serve.core.champions import InferenceRequest
 
-StreamEvent = str | Prediction  # a text as far as it is written, or the answer at last
+StreamEvent = str | Prediction  # the text so far, or the final answer
 
 
-async def stream_answer(desk: RequestAdmission, request: Request, ask: InferenceRequest) -> AsyncGenerator[StreamEvent]:
-    """What is written so far, again and again, and the whole answer at last. Raises what `Desk.answers` raises."""
+async def stream_answer(
+    admission: RequestAdmission, request: Request, inference_request: InferenceRequest
+) -> AsyncGenerator[StreamEvent]:
+    """Yield the text so far each time it grows, and the prediction at last.
+
+    Raises:
+        ContinualError: As raised by `RequestAdmission.submit`.
+        ClientDisconnected: The client has gone.
+    """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
-    def hear(text: str) -> None:  # called by the thread that answers, which must not fail for one who has left
+    def on_token(text: str) -> None:  # called by the answering thread, which must not fail when the loop is closed
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(queue.put_nowait, text)
 
-    answers = asyncio.create_task(desk.submit(request, [replace(ask, on_token=hear)]))
+    answers = asyncio.create_task(admission.submit(request, [replace(inference_request, on_token=on_token)]))
     answers.add_done_callback(lambda _: queue.put_nowait(None))
     try:
         while (text := await queue.get()) is not None:
@@ -37,35 +44,43 @@ async def stream_answer(desk: RequestAdmission, request: Request, ask: Inference
 
 
 async def sse_response(
-    desk: RequestAdmission,
+    admission: RequestAdmission,
     request: Request,
-    ask: InferenceRequest,
+    inference_request: InferenceRequest,
     *,
-    said: Callable[[StreamEvent], tuple[str, str | None]],
-    event: Callable[[str, str | None], Any],
+    read_event: Callable[[StreamEvent], tuple[str, str | None]],
+    make_chunk: Callable[[str, str | None], Any],
 ) -> StreamingResponse:
-    """A response of events. said: the text that follows from what is told, and why it ends, None while it does not ·
-    event: what is new in it, as JSON.
+    """Return a response of server-sent events, one for each new part of the text.
 
-    What goes wrong before the first word is raised, since until then there is a status to say so.
+    Errors before the first event are raised here, while the response's status can still report them.
+
+    Args:
+        admission: Takes the input in.
+        request: The HTTP request.
+        inference_request: The input.
+        read_event: Returns the text so far and the finish reason, None before the end.
+        make_chunk: Returns the JSON value of a new part of the text and the finish reason.
     """
-    telling = stream_answer(desk, request, ask)
-    first = said(await anext(telling))
+    stream_events = stream_answer(admission, request, inference_request)
+    first = read_event(await anext(stream_events))
 
-    async def events() -> AsyncIterator[str]:
-        sent, (text, finish) = "", first
-        async with aclosing(telling):
-            while finish is None:
-                settled = text[: text.rfind(" ") + 1]  # a word may still become another one
+    async def server_sent_events() -> AsyncIterator[str]:
+        sent, (text, finish_reason) = "", first
+        async with aclosing(stream_events):
+            while finish_reason is None:
+                settled = text[: text.rfind(" ") + 1]  # later tokens may still change the last word
                 if len(settled) > len(sent):
-                    yield _event(event(settled[len(sent) :], None))
+                    yield _sse(make_chunk(settled[len(sent) :], None))
                     sent = settled
-                text, finish = said(await anext(telling))
-            yield _event(event(text[len(sent) :], finish))
-        yield _event("[DONE]")
+                text, finish_reason = read_event(await anext(stream_events))
+            yield _sse(make_chunk(text[len(sent) :], finish_reason))
+        yield _sse("[DONE]")
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return StreamingResponse(
+        server_sent_events(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+    )
 
 
-def _event(what: Any) -> str:
-    return f"data: {what if isinstance(what, str) else json.dumps(what)}\n\n"
+def _sse(data: Any) -> str:
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"

@@ -1,1 +1,1 @@
-"""The HTTP server's parts that know no route: batching, admission, authentication, metrics, errors."""
+"""Parts of the server without routes: admission, batching, authentication, metrics, errors."""

@@ -1,6 +1,6 @@
-"""Asks of many clients in batches: what waits is taken together, and while it is answered, the next batch gathers.
+"""Dynamic batching: while one batch is answered, the requests of many clients gather to the next.
 
-No batch waits to become full: alone, an ask is answered at once, and under load batches are as large as they may be.
+No batch waits to become full: alone, an item is answered at once, and under load batches are as large as they may be.
 """
 
 import math
@@ -15,147 +15,162 @@ from typing import Generic, Protocol, TypeVar
 from continual.errors import Closing, TooBusy, TooLate
 from continual.serve.core.fair_queue import FairQueue
 
-RATE_SMOOTHING = 0.2  # of the last batch in the mean speed
+RATE_SMOOTHING = 0.2  # weight of the last batch in the moving average of the speed
 
 
 class BatchItem(Protocol):
-    """What is asked of a batcher. lane: whose turn it waits for · cost: tokens, about."""
+    """An item that can be batched."""
 
     @property
-    def lane(self) -> str: ...
+    def lane(self) -> str:
+        """The queue lane in which the item waits its turn."""
+
     @property
-    def cost(self) -> int: ...
+    def cost(self) -> int:
+        """The approximate number of tokens."""
 
 
-A = TypeVar("A", bound=BatchItem)
-R = TypeVar("R")
+ItemT = TypeVar("ItemT", bound=BatchItem)
+ResultT = TypeVar("ResultT")
 
 
-class BatchRequest(Generic[A, R]):
-    """Asks that came together and are answered together, in order, unless its `answers` are cancelled before."""
+class BatchRequest(Generic[ItemT, ResultT]):
+    """Items that were submitted together and whose results are delivered together.
 
-    def __init__(self, asks: Sequence[A], deadline: float) -> None:
-        self.deadline, self.answers = deadline, Future[list[R]]()
-        self._found: dict[int, R] = {}
-        self._count = len(asks)
+    Attributes:
+        deadline: The moment, by `time.monotonic`, after which the items are not worked on any more.
+        answers: The results in the order of the items; cancel it to skip the items that still wait.
+    """
 
-    def set_result(self, number: int, answer: R | Exception) -> None:
-        """Take the answer to one of the asks; an exception is the answer to all."""
-        if isinstance(answer, Exception):
-            self.set_exception(answer)
+    def __init__(self, items: Sequence[ItemT], deadline: float) -> None:
+        self.deadline, self.answers = deadline, Future[list[ResultT]]()
+        self._results: dict[int, ResultT] = {}
+        self._count = len(items)
+
+    def set_result(self, index: int, result: ResultT | Exception) -> None:
+        """Set the result of the item at `index`; an exception fails the whole request."""
+        if isinstance(result, Exception):
+            self.set_exception(result)
             return
-        self._found[number] = answer
-        if len(self._found) == self._count:
-            with suppress(InvalidStateError):  # cancelled meanwhile
-                self.answers.set_result([self._found[i] for i in range(self._count)])
+        self._results[index] = result
+        if len(self._results) == self._count:
+            with suppress(InvalidStateError):  # it was cancelled meanwhile
+                self.answers.set_result([self._results[i] for i in range(self._count)])
 
     def set_exception(self, error: Exception) -> None:
-        """Say why there are no answers."""
+        """Fail the whole request."""
         with suppress(InvalidStateError):
             self.answers.set_exception(error)
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[A, R]):
-    job: BatchRequest[A, R]
-    number: int
-    ask: A
+class _QueuedItem(Generic[ItemT, ResultT]):
+    request: BatchRequest[ItemT, ResultT]
+    index: int
+    item: ItemT
 
     @property
     def lane(self) -> str:
-        return self.ask.lane
+        return self.item.lane
 
     @property
     def cost(self) -> int:
-        return self.ask.cost
+        return self.item.cost
 
     @property
     def deadline(self) -> float:
-        return self.job.deadline
+        return self.request.deadline
 
 
-class DynamicBatcher(Generic[A, R]):
-    """One thread that answers batches of asks by `work`, which gives an answer or an exception for each, in order.
+class DynamicBatcher(Generic[ItemT, ResultT]):
+    """A queue and one thread that answers it in batches.
 
-    size: what a batch may cost · most: asks that may wait.
+    Args:
+        work: Answers a batch: a result or an exception for each item, in order.
+        batch_cost: Cost at which a batch is full; the last item may exceed it.
+        max_waiting: Items that may wait.
     """
 
-    def __init__(self, work: Callable[[Sequence[A]], Sequence[R | Exception]], *, size: int, most: int) -> None:
-        self._work, self._size, self._most = work, size, most
-        self._lanes: FairQueue[_Waiting[A, R]] = FairQueue()
+    def __init__(
+        self, work: Callable[[Sequence[ItemT]], Sequence[ResultT | Exception]], *, batch_cost: int, max_waiting: int
+    ) -> None:
+        self._work, self._batch_cost, self._max_waiting = work, batch_cost, max_waiting
+        self._queue: FairQueue[_QueuedItem[ItemT, ResultT]] = FairQueue()
         self._changed, self._closing = Condition(), False
-        self._speed: float | None = None
+        self._speed: float | None = None  # cost per second
         self._thread = Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
-        """How many asks wait."""
-        return len(self._lanes)
+        """Return the number of items that wait."""
+        return len(self._queue)
 
     @property
     def estimated_wait(self) -> float:
-        """How long one more ask would wait, in seconds, by how fast it went until now; 0 as long as none had to."""
-        return self._lanes.cost / self._speed if self._speed else 0.0
+        """Seconds that one more item would wait, by the speed so far; 0 while no speed was measured."""
+        return self._queue.cost / self._speed if self._speed else 0.0
 
-    def submit(self, asks: Sequence[A], *, seconds: float) -> BatchRequest[A, R]:
-        """Let asks wait for at most so many seconds; all of them, or none.
+    def submit(self, items: Sequence[ItemT], *, seconds: float) -> BatchRequest[ItemT, ResultT]:
+        """Queue items, all of them or none, for at most `seconds`.
 
-        Raises TooBusy where too many wait already, or they would wait for too long; Closing after `close`.
+        Raises:
+            TooBusy: Too many items wait already, or these would wait for longer than `seconds`.
+            Closing: `close` was called.
         """
-        job: BatchRequest[A, R] = BatchRequest(asks, time.monotonic() + seconds)
+        request: BatchRequest[ItemT, ResultT] = BatchRequest(items, time.monotonic() + seconds)
         with self._changed:
             if self._closing:
                 raise Closing("the server is closing; ask another one, or this one when it is back")
-            if len(self._lanes) + len(asks) > self._most or self.estimated_wait > seconds:
-                again = max(math.ceil(self.estimated_wait), 1)
+            if len(self._queue) + len(items) > self._max_waiting or self.estimated_wait > seconds:
+                retry_after = max(math.ceil(self.estimated_wait), 1)
                 raise TooBusy(
-                    f"{len(self._lanes)} inputs wait, for about {self.estimated_wait:.1f} s, and {self._most} inputs "
-                    f"may wait, these for {seconds:g} s; ask again in {again} s, or send fewer at once",
-                    retry_after=again,
+                    f"{len(self._queue)} inputs wait, for about {self.estimated_wait:.1f} s, and {self._max_waiting} "
+                    f"inputs may wait, these for {seconds:g} s; ask again in {retry_after} s, or send fewer at once",
+                    retry_after=retry_after,
                 )
-            for number, ask in enumerate(asks):
-                self._lanes.put(_Waiting(job, number, ask))
+            for index, item in enumerate(items):
+                self._queue.put(_QueuedItem(request, index, item))
             self._changed.notify()
-        return job
+        return request
 
     def close(self) -> None:
-        """Answer what waits, and nothing after that."""
+        """Answer the items that wait, refuse new ones, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._next():
-            began, asks = time.monotonic(), [waiting.ask for waiting in batch]
+        while batch := self._next_batch():
+            start, items = time.monotonic(), [queued.item for queued in batch]
             try:
-                answers = self._work(asks)
-            except Exception as error:  # of no ask alone; the next batch has its own chance
-                answers = [error] * len(asks)
-            self._measure(sum(ask.cost for ask in asks), time.monotonic() - began)
-            for waiting, answer in zip(batch, answers, strict=True):
-                waiting.job.set_result(waiting.number, answer)
+                results = self._work(items)
+            except Exception as error:  # it cannot be put down to one item; the next batch has its own chance
+                results = [error] * len(items)
+            self._measure_speed(sum(item.cost for item in items), time.monotonic() - start)
+            for queued, result in zip(batch, results, strict=True):
+                queued.request.set_result(queued.index, result)
 
-    def _measure(self, cost: int, seconds: float) -> None:
-        """Mind how fast a batch was answered; a small one says little about how fast many are."""
-        if 2 * cost >= self._size:
+    def _measure_speed(self, cost: int, seconds: float) -> None:
+        """Update the moving average of the speed, by batches that are at least half full: small ones mislead."""
+        if 2 * cost >= self._batch_cost:
             speed = cost / max(seconds, 1e-6)
             self._speed = speed if self._speed is None else RATE_SMOOTHING * speed + (1 - RATE_SMOOTHING) * self._speed
 
-    def _next(self) -> list[_Waiting[A, R]]:
-        """What is to be answered next; nothing when that was all, and no more is to come."""
+    def _next_batch(self) -> list[_QueuedItem[ItemT, ResultT]]:
+        """Wait for items and take a batch of them; an empty list once the queue is closed and empty."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._closing or len(self._lanes))
+                self._changed.wait_for(lambda: self._closing or len(self._queue))
                 batch, cost = [], 0
-                while len(self._lanes) and cost < self._size:
-                    waiting = self._lanes.take()
-                    if waiting.deadline < time.monotonic():
-                        waiting.job.set_exception(
+                while len(self._queue) and cost < self._batch_cost:
+                    queued = self._queue.take()
+                    if queued.deadline < time.monotonic():
+                        queued.request.set_exception(
                             TooLate("the inputs waited for longer than they may; send fewer at once")
                         )
-                    if not waiting.job.answers.done():
-                        batch.append(waiting)
-                        cost += waiting.cost
+                    if not queued.request.answers.done():
+                        batch.append(queued)
+                        cost += queued.cost
                 if batch or self._closing:
                     return batch

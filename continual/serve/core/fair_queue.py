@@ -1,8 +1,8 @@
-"""Work that waits, in lanes that are served in turn, so that none starves while another is flooded.
+"""A fair queue of lanes that are served in turn, so that a flooded lane does not starve the others.
 
 Deficit round robin: whenever a lane's turn ends it is given credit for a `quantum` of work, and while its turn lasts it
-spends what it has. Shreedhar and Varghese (1995), "Efficient Fair Queueing Using Deficit Round Robin". In a lane what
-has to be done first comes first.
+spends what it has. Shreedhar and Varghese (1995), "Efficient Fair Queueing Using Deficit Round Robin". Within a lane
+the nearest deadline comes first.
 """
 
 from collections import OrderedDict
@@ -15,56 +15,70 @@ QUANTUM = 64  # tokens: a short text or two
 
 
 class QueueItem(Protocol):
-    """What can wait. lane: of whom · cost: what it takes, such as tokens · deadline: when it has to be done."""
+    """An item that can wait in a `FairQueue`."""
 
     @property
-    def lane(self) -> str: ...
+    def lane(self) -> str:
+        """The name of the lane in which the item waits."""
+
     @property
-    def cost(self) -> int: ...
+    def cost(self) -> int:
+        """The work that the item takes, such as tokens."""
+
     @property
-    def deadline(self) -> float: ...
+    def deadline(self) -> float:
+        """The moment by which the item should be done; within a lane the smallest comes first."""
 
 
-W = TypeVar("W", bound=QueueItem)
+QueueItemT = TypeVar("QueueItemT", bound=QueueItem)
 
 
 @dataclass
-class _Lane(Generic[W]):
-    waiting: list[tuple[float, int, W]] = field(default_factory=list)
+class _Lane(Generic[QueueItemT]):
+    heap: list[tuple[float, int, QueueItemT]] = field(default_factory=list)  # deadline, order of arrival, item
     credit: int = QUANTUM
 
 
-class FairQueue(Generic[W]):
-    """Work by lane. cost: what all that waits would take."""
+class FairQueue(Generic[QueueItemT]):
+    """A queue of lanes that share the work equally, by cost.
+
+    Attributes:
+        cost: The summed cost of all items that wait.
+    """
 
     def __init__(self) -> None:
-        self._lanes: OrderedDict[str, _Lane[W]] = OrderedDict()
-        self._numbers = count()  # of equal deadlines, what came first comes first
-        self._size = self.cost = 0
+        self._lanes: OrderedDict[str, _Lane[QueueItemT]] = OrderedDict()
+        self._arrivals = count()  # of equal deadlines, the first to arrive comes first
+        self._length = self.cost = 0
 
     def __len__(self) -> int:
-        return self._size
+        """Return the number of items that wait."""
+        return self._length
 
-    def put(self, work: W) -> None:
-        """Let work wait for its lane's turn."""
-        lane = self._lanes.setdefault(work.lane, _Lane())
-        heappush(lane.waiting, (work.deadline, next(self._numbers), work))
-        self._size, self.cost = self._size + 1, self.cost + work.cost
+    def put(self, item: QueueItemT) -> None:
+        """Add an item to its lane."""
+        lane = self._lanes.setdefault(item.lane, _Lane())
+        heappush(lane.heap, (item.deadline, next(self._arrivals), item))
+        self._length, self.cost = self._length + 1, self.cost + item.cost
 
-    def take(self) -> W:
-        """What is to be done next. Raises LookupError where nothing waits."""
+    def take(self) -> QueueItemT:
+        """Remove and return the next item.
+
+        Raises:
+            LookupError: The queue is empty.
+        """
         while True:
             name, lane = next(iter(self._lanes.items()), (None, None))
             if name is None or lane is None:
                 raise LookupError("nothing waits")
-            work = lane.waiting[0][-1]
-            if work.cost <= lane.credit:
+            item = lane.heap[0][-1]
+            if item.cost <= lane.credit:
                 break
             lane.credit += QUANTUM
             self._lanes.move_to_end(name)
-        heappop(lane.waiting)
-        lane.credit -= work.cost
-        if not lane.waiting:
+        heappop(lane.heap)
+        lane.credit -= item.cost
+        if not lane.heap:
             del self._lanes[name]
-        self._size, self.cost = self._size - 1, self.cost - work.cost
-        return work
+        self._length, self.cost = self._length - 1, self.cost - item.cost
+        return item

@@ -1,4 +1,4 @@
-"""The registry looked at from time to time, aside: what serves, and who may ask."""
+"""Polling the registry in the background for new champions and API keys."""
 
 import asyncio
 import logging
@@ -13,42 +13,64 @@ from continual.serve.core.auth import ApiKeyAuth
 from continual.serve.core.champions import ChampionServer
 from tasks.errors import ContinualError
 
+LOWEST_PRIORITY = 19  # niceness
+
 log = logging.getLogger(__name__)
-LOWEST_PRIORITY = 19  # the niceness of what may wait
+
+
+def lower_thread_priority() -> None:
+    """Give the calling thread the lowest priority, on systems where threads have priorities of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 class RegistryPoller:
-    """Looks at the registry for new keys and champions: once, and every `poll` seconds while it is `going_on`."""
+    """Refreshes API keys and champions from the registry: on request, and periodically inside `polling`.
 
-    def __init__(self, access: ApiKeyAuth, serving: ChampionServer, *, poll: float) -> None:
-        self._access, self._serving, self._poll = access, serving, poll
-        self._aside = ThreadPoolExecutor(
-            1, "looks", initializer=lower_thread_priority
-        )  # a router takes seconds to make
+    Args:
+        auth: The API keys to refresh.
+        server: The champions to refresh.
+        poll: Seconds between two refreshes.
+    """
+
+    def __init__(self, auth: ApiKeyAuth, server: ChampionServer, *, poll: float) -> None:
+        self._auth, self._server, self._poll = auth, server, poll
+        # A thread of its own at low priority: building a router takes seconds.
+        self._background = ThreadPoolExecutor(1, "looks", initializer=lower_thread_priority)
 
     async def refresh(self) -> bool:
-        """Whether other deltas serve than before. Raises what reading the registry raises."""
+        """Refresh keys and champions; return whether the champions changed.
+
+        Raises:
+            RegistryError: The registry cannot be read.
+            DatabaseUnavailable: The database cannot be reached.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._access.refresh)  # first: a key is revoked, whatever comes after
-        return await loop.run_in_executor(self._aside, self._serving.refresh)
+        await loop.run_in_executor(None, self._auth.refresh)  # first: a revoked key must not wait for a router
+        return await loop.run_in_executor(self._background, self._server.refresh)
 
     async def is_stale(self) -> bool:
-        """Whether others should serve than do, and keys looked at. Raises what reading the registry raises."""
-        await asyncio.to_thread(self._access.refresh)
-        return await asyncio.to_thread(self._serving.is_stale)
+        """Refresh keys only; return whether the registry has other champions than those that answer.
+
+        Raises:
+            RegistryError: The registry cannot be read.
+            DatabaseUnavailable: The database cannot be reached.
+        """
+        await asyncio.to_thread(self._auth.refresh)
+        return await asyncio.to_thread(self._server.is_stale)
 
     @asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
-        """Begin with a look, and look again until the block ends, whatever goes wrong."""
+        """Refresh once, then every `poll` seconds until the block ends; only the first refresh may fail."""
         await self.refresh()
-        again = asyncio.create_task(self._again())
+        loop_task = asyncio.create_task(self._poll_forever())
         yield
-        again.cancel()
+        loop_task.cancel()
         with suppress(asyncio.CancelledError):
-            await again
-        self._aside.shutdown(wait=False, cancel_futures=True)
+            await loop_task
+        self._background.shutdown(wait=False, cancel_futures=True)
 
-    async def _again(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
             await asyncio.sleep(self._poll)
             try:
@@ -57,9 +79,3 @@ class RegistryPoller:
                 log.warning("the registry could not be looked at, what was there serves on: %s", error)
             except Exception:
                 log.exception("looking at the registry failed, what was there serves on")
-
-
-def lower_thread_priority() -> None:
-    """Let this thread work when no other has anything to do, where threads have priorities of their own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -1,4 +1,4 @@
-"""Serving by several replicas, which Ray Serve places, starts again and chooses among. Needs the extra `ray`."""
+"""Serving by several replicas, which Ray Serve places, restarts and balances. Needs the extra `ray`."""
 
 from continual.serve.replicated.deployment import ReplicaConfig, deploy_replicas
 

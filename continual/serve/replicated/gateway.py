@@ -1,6 +1,6 @@
-"""The face of all replicas: takes requests in as a whole and hands each to a replica that Ray Serve chooses.
+"""The gateway: reads each request as a whole and forwards it to a replica that Ray Serve chooses.
 
-Ray Serve's own HTTP proxy sees no body, so it could not tell of which task a request is.
+Ray Serve's own HTTP proxy does not read bodies, so it could not route requests by their task.
 """
 
 import asyncio
@@ -18,7 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from continual.errors import ReplicaLost, TooBusy, TooLate
-from continual.serve.core.admission import ClientDisconnected, Limits, request_timeout, wait_for_disconnect
+from continual.serve.core.admission import (
+    ClientDisconnected,
+    Limits,
+    request_timeout,
+    wait_for_answer,
+    wait_for_disconnect,
+)
 from continual.serve.core.error_responses import install_error_handlers
 from continual.serve.core.middleware import LOCAL_HOSTS, HostAndSizeMiddleware
 from continual.serve.replicated.affinity import affinity_group
@@ -27,7 +33,7 @@ from continual.serve.replicated.replica import ReplicaResponse
 from continual.serve.replicated.rolling_refresh import RollingRefresh
 from tasks.errors import ContinualError, InputError
 
-FORWARDED_HEADERS = (  # of a request, what a replica is told: all but what belongs to this process
+FORWARDED_KEYS = (  # of a request's ASGI scope: all but the objects of this process, which cannot be pickled
     "type",
     "asgi",
     "http_version",
@@ -41,19 +47,24 @@ FORWARDED_HEADERS = (  # of a request, what a replica is told: all but what belo
     "query_string",
     "headers",
 )
-REFRESH = "/v1/refresh"
+REFRESH_PATH = "/v1/refresh"
 
 
 def create_gateway(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
-    """An ASGI application that answers by the replicas behind `handle`.
+    """Build the ASGI application that answers by replicas.
 
-    local, limits, poll: as of `application` · groups: of tasks, each of which goes to a replica of its own if it can.
+    Args:
+        handle: Ray Serve's handle of the replicas.
+        local: As for `create_app`.
+        limits: As for `create_app`.
+        poll: As for `create_app`, in seconds.
+        groups: Number of affinity groups; the tasks of one group go to the same replica if it is not full.
     """
-    turns = RollingRefresh(handle, poll=poll)
+    rolling_refresh = RollingRefresh(handle, poll=poll)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with turns.polling():
+        async with rolling_refresh.polling():
             yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -61,108 +72,125 @@ def create_gateway(handle: Any, *, local: bool, limits: Limits, poll: float, gro
         HostAndSizeMiddleware, hosts=LOCAL_HOSTS if local else (), bytes=limits.bytes, count=lambda path, status: None
     )
     install_error_handlers(app)
-    app.mount("/", ForwardingApp(handle, turns, seconds=limits.seconds, groups=groups))
+    app.mount("/", ForwardingApp(handle, rolling_refresh, seconds=limits.seconds, groups=groups))
     return app
 
 
 class ForwardingApp:
-    """Hands requests to replicas, and their answers back as they come."""
+    """An ASGI application that forwards requests to replicas and streams their responses back.
 
-    def __init__(self, handle: Any, turns: RollingRefresh, *, seconds: float, groups: int) -> None:
-        self._handle, self._turns, self._seconds, self._groups = handle, turns, seconds, groups
+    Args:
+        handle: Ray Serve's handle of the replicas.
+        rolling_refresh: Answers `POST /v1/refresh`.
+        seconds: Seconds that a request may wait for the start of its response.
+        groups: Number of affinity groups.
+    """
+
+    def __init__(self, handle: Any, rolling_refresh: RollingRefresh, *, seconds: float, groups: int) -> None:
+        self._handle, self._rolling_refresh = handle, rolling_refresh
+        self._seconds, self._groups = seconds, groups
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. Raises TooBusy, TooLate, ReplicaLost, and ClientLeft, all before anything is said."""
+        """Answer a request; every error is raised before the response starts.
+
+        Raises:
+            TooBusy: Too many requests wait for a replica.
+            TooLate: There was no answer within the request's timeout.
+            ReplicaLost: The replica died.
+            ClientDisconnected: The client has gone.
+        """
         request = Request(scope, receive)
         try:
             body = await request.body()
         except ClientDisconnect as error:
             raise ClientDisconnected from error
-        told = {key: scope[key] for key in FORWARDED_HEADERS if key in scope}
+        replica_scope = {key: scope[key] for key in FORWARDED_KEYS if key in scope}
         path = request.url.path
-        with _named():
+        with _translated_errors():
             if path in MERGED_PATHS and request.method == "GET":
-                await (await self._merged(path, told))(scope, receive, send)
-                return
-            if path == REFRESH and request.method == "POST":
-                await (await self._refreshed(told, body))(scope, receive, send)
-                return
-            group = affinity_group(path, body, groups=self._groups)
-            asked = self._handle.options(stream=True, multiplexed_model_id=group)
-            answer = asked.answered.remote(told, body)
-            try:
-                await self._pass_on(request, answer, send)
-            except BaseException:
-                answer.cancel()  # whoever has left, or waited for too long, is not answered
-                raise
+                await (await self._merge(path, replica_scope))(scope, receive, send)
+            elif path == REFRESH_PATH and request.method == "POST":
+                await (await self._refresh(replica_scope, body))(scope, receive, send)
+            else:
+                await self._forward(request, replica_scope, body, send)
 
-    async def _pass_on(self, request: Request, answer: AsyncIterator[list[Message]], send: Send) -> None:
+    async def _forward(self, request: Request, replica_scope: dict[str, Any], body: bytes, send: Send) -> None:
+        group = affinity_group(request.url.path, body, groups=self._groups)
+        handle = self._handle.options(stream=True, multiplexed_model_id=group)
+        messages = handle.stream_response.remote(replica_scope, body)
         try:
-            seconds = request_timeout(request, most=self._seconds)
+            await self._send_all(request, messages, send)
+        except BaseException:
+            messages.cancel()  # the client has gone or waited for too long: the replica need not answer
+            raise
+
+    async def _send_all(self, request: Request, messages: AsyncIterator[list[Message]], send: Send) -> None:
+        try:
+            seconds = request_timeout(request, max_seconds=self._seconds)
         except InputError:
-            seconds = self._seconds  # which the replica refuses
-        leaving = asyncio.create_task(wait_for_disconnect(request))
+            seconds = self._seconds  # the replica reports the wrong header
+        disconnect = asyncio.create_task(wait_for_disconnect(request))
         try:
-            await _say(ready := await _next(answer, leaving, seconds), send)
-            while _more(ready[-1]):
-                await _say(ready := await _next(answer, leaving, None), send)
+            ready = await _next_messages(messages, disconnect, seconds)
+            await _send_messages(ready, send)
+            while _has_more(ready[-1]):
+                ready = await _next_messages(messages, disconnect, None)
+                await _send_messages(ready, send)
         finally:
-            leaving.cancel()
+            disconnect.cancel()
 
-    async def _refreshed(self, told: dict[str, Any], body: bytes) -> Response:
-        """Whether any replica serves others than before, once all have looked; the first says who may ask."""
-        first: ReplicaResponse = await asyncio.wait_for(self._handle.whole.remote(told, body), self._seconds)
+    async def _refresh(self, replica_scope: dict[str, Any], body: bytes) -> Response:
+        """Refresh all replicas, after one of them has checked the key; report whether any champions changed."""
+        first: ReplicaResponse = await asyncio.wait_for(
+            self._handle.response.remote(replica_scope, body), self._seconds
+        )
         if first.status != 200:
-            return _response(first)
-        changed = await self._turns.refresh_all()
+            return _http_response(first)
+        changed = await self._rolling_refresh.refresh_all()
         return JSONResponse({"changed": changed or json.loads(first.body)["changed"]})
 
-    async def _merged(self, path: str, told: dict[str, Any]) -> Response:
-        """What all replicas say, as one; where one refuses, its refusal."""
-        asked = self._handle.broadcast("whole", told, b"")
-        found = await asked.results_async(timeout_s=self._seconds, return_exceptions=True)
-        answers = [answer for answer in found if isinstance(answer, ReplicaResponse)]
-        if not answers:
-            raise found[0]
-        refused = next((answer for answer in answers if answer.status != 200), None)
-        return _response(refused) if refused else _response(replace(answers[0], body=MERGED_PATHS[path](answers)))
+    async def _merge(self, path: str, replica_scope: dict[str, Any]) -> Response:
+        """Merge the responses of all replicas; if one refuses, return its refusal."""
+        broadcast = self._handle.broadcast("response", replica_scope, b"")
+        results = await broadcast.results_async(timeout_s=self._seconds, return_exceptions=True)
+        responses = [result for result in results if isinstance(result, ReplicaResponse)]
+        if not responses:
+            raise results[0]
+        if refusal := next((response for response in responses if response.status != 200), None):
+            return _http_response(refusal)
+        return _http_response(replace(responses[0], body=MERGED_PATHS[path](responses)))
 
 
-def _response(answer: ReplicaResponse) -> Response:
-    headers = {key.decode(): value.decode() for key, value in answer.headers if key != b"content-length"}
-    return Response(answer.body, answer.status, headers)
+def _http_response(response: ReplicaResponse) -> Response:
+    headers = {key.decode(): value.decode() for key, value in response.headers if key != b"content-length"}
+    return Response(response.body, response.status, headers)
 
 
-async def _say(ready: list[Message], send: Send) -> None:
-    for message in ready:
+async def _send_messages(messages: list[Message], send: Send) -> None:
+    for message in messages:
         await send(message)
 
 
-def _more(said: Message) -> bool:
-    """Whether an answer goes on after this message of it."""
-    return bool(said.get("more_body", said["type"] == "http.response.start"))
+def _has_more(message: Message) -> bool:
+    """Return whether the response goes on after this message."""
+    return bool(message.get("more_body", message["type"] == "http.response.start"))
 
 
-async def _next(
-    answer: AsyncIterator[list[Message]], leaving: "asyncio.Task[None]", seconds: float | None
+async def _next_messages(
+    messages: AsyncIterator[list[Message]], disconnect: "asyncio.Task[None]", seconds: float | None
 ) -> list[Message]:
-    """What is said next, at least one message. Raises ClientLeft, TooLate, and what Ray Serve raises."""
-    coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(answer))
-    coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # let go of, it fails for nobody
+    """Return the next messages, at least one, unless the client disconnects or the time runs out."""
+    coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(messages))
+    coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs unread errors
     try:
-        await asyncio.wait((coming, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if coming.done():
-            return coming.result()
-        if leaving.done():
-            raise ClientDisconnected
-        raise TooLate(f"there was no answer within {seconds:g} s; wait for longer, or send fewer at once")
+        return await wait_for_answer(coming, disconnect, seconds)
     finally:
         coming.cancel()
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """Errors of Ray Serve by the names that clients know."""
+def _translated_errors() -> Iterator[None]:
+    """Raise errors of Ray Serve as the errors that clients know."""
     try:
         yield
     except BackPressureError as error:

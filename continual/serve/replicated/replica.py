@@ -1,14 +1,13 @@
-"""One replica: a backbone and the application of `continual serve` around it, asked by a handle of Ray Serve."""
+"""A Ray Serve replica: one backbone and the application of `continual serve` around it."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from ray import serve
 from ray.serve.schema import ReplicaRank
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope
 
 from continual.cluster import RegistryProbe
 from continual.serve.application import create_app
@@ -21,7 +20,14 @@ from registry.errors import RegistryError
 
 @dataclass(frozen=True)
 class ReplicaResponse:
-    """What a replica answers to a request, whole."""
+    """The whole HTTP response of one replica.
+
+    Attributes:
+        replica: The replica's name.
+        status: The HTTP status.
+        headers: The headers, as ASGI has them.
+        body: The body.
+    """
 
     replica: str
     status: int
@@ -30,87 +36,107 @@ class ReplicaResponse:
 
 
 class Replica:
-    """A replica. It looks at the registry when it begins, and again when it is told to.
+    """One replica of the server.
 
-    Raises InputError, where its node reaches another registry than that of the recipe, or other blobs.
+    It refreshes from the registry when it starts and when `refresh` is called, but does not poll. Ray
+    Serve calls its methods by name, through a handle: renaming them takes `gateway` and `rolling_refresh` as well.
+
+    Args:
+        config: Settings of the server.
+        probe: Identifies the registry and the blobs that are meant.
+        replica_count: Number of replicas.
+
+    Raises:
+        InputError: The replica's node reaches another registry or other blobs than `probe` identifies.
     """
 
-    def __init__(self, recipe: ServerConfig, proof: RegistryProbe, count: int) -> None:
-        """proof: of the registry that is meant · count: how many replicas there are."""
-        self._open, self._count = ExitStack(), count
-        serving = self._open.enter_context(recipe.open_champions())
-        proof.verify(serving.registry)
-        serving.refresh()
-        self._fingerprint = serving.backbone.fingerprint
-        self._app = create_app(serving, local=recipe.local, limits=recipe.limits)
-        self._looking: RegistryPoller = self._app.state.looking
+    def __init__(self, config: ServerConfig, probe: RegistryProbe, replica_count: int) -> None:
+        self._resources, self._replica_count = ExitStack(), replica_count
+        server = self._resources.enter_context(config.open_champions())
+        probe.verify(server.registry)
+        server.refresh()
+        self._fingerprint = server.backbone.fingerprint
+        self._app = create_app(server, local=config.local, limits=config.limits)
+        self._poller: RegistryPoller = self._app.state.poller
         self.name: str = serve.get_replica_context().replica_tag
 
     async def stream_response(self, scope: Scope, body: bytes) -> AsyncIterator[list[Message]]:
-        """What the application says to a request, as ASGI's messages, as many at a time as there are.
+        """Yield the ASGI messages of the response to a request, as many at a time as are ready.
 
-        To let go of the iterator is to leave: what still waits is not answered.
+        Closing the iterator cancels the request.
+
+        Args:
+            scope: The request's ASGI scope.
+            body: The request's whole body.
         """
-        said = asyncio.Queue[Message | None]()
-        answering = asyncio.create_task(self._app(scope, _given(body), said.put))
-        answering.add_done_callback(lambda _: said.put_nowait(None))
+        messages = asyncio.Queue[Message | None]()
+        app_task = asyncio.create_task(self._app(scope, _receive_whole(body), messages.put))
+        app_task.add_done_callback(lambda _: messages.put_nowait(None))
         try:
-            while (message := await said.get()) is not None:
+            while (message := await messages.get()) is not None:
                 ready = [message]
-                while not said.empty() and (message := said.get_nowait()) is not None:
+                while not messages.empty() and (message := messages.get_nowait()) is not None:
                     ready.append(message)
                 yield ready
-                if answering.done() and said.empty():
+                if app_task.done() and messages.empty():
                     break
-            await answering
+            await app_task
         finally:
-            answering.cancel()
+            app_task.cancel()
 
     async def response(self, scope: Scope, body: bytes) -> ReplicaResponse:
-        """The same at once, and who says it."""
+        """Return the whole response to a request, with the replica's name."""
         head, *parts = [message async for ready in self.stream_response(scope, body) for message in ready]
         return ReplicaResponse(self.name, head["status"], head["headers"], b"".join(part["body"] for part in parts))
 
     async def fingerprint(self) -> str:
-        """That of the backbone which this replica holds."""
+        """Return the fingerprint of this replica's backbone."""
         return self._fingerprint
 
     async def check_health(self) -> None:
-        """To be run is enough: Ray Serve replaces a replica that does not come to it."""
+        """Do nothing: Ray Serve replaces a replica in which this call does not return in time."""
 
     async def is_stale(self) -> str | None:
-        """The replica's name where other champions should serve than do; keys are those of this moment afterwards.
+        """Refresh keys only; return the replica's name if the registry has other champions, else None.
 
-        Raises RegistryError and what reading the registry raises.
+        Raises:
+            RegistryError: The registry cannot be read, or does not answer in time.
+            DatabaseUnavailable: The database cannot be reached.
         """
         try:
-            return self.name if await asyncio.wait_for(self._looking.is_stale(), POLL) else None
+            return self.name if await asyncio.wait_for(self._poller.is_stale(), POLL) else None
         except TimeoutError as error:
             raise RegistryError(f"the registry did not answer within {POLL:g} s; see that it can be reached") from error
 
     async def refresh(self, name: str) -> bool:
-        """Serve the champions of this moment, if this is the replica of that name; whether they are others."""
-        return name == self.name and await self._looking.refresh()
+        """Refresh champions and keys if `name` is this replica's; return whether the champions changed."""
+        return name == self.name and await self._poller.refresh()
 
     async def reconfigure(self, user_config: None, rank: ReplicaRank) -> None:
-        """Have Ray Serve send requests of this rank's groups here: at the beginning, and when ranks change."""
+        """Claim the affinity groups of this replica's rank.
+
+        Ray Serve calls it at the start and when ranks change.
+        """
         for group in range(AFFINITY_GROUPS):
-            await self.group(str(rank.rank + group * self._count))
+            await self.group(str(rank.rank + group * self._replica_count))
 
     @serve.multiplexed(max_num_models_per_replica=AFFINITY_GROUPS)  # type: ignore[untyped-decorator]
     async def group(self, name: str) -> str:
-        """Nothing is to be loaded for a group: its deltas come when they are asked for."""
+        """Return `name`.
+
+        Ray Serve takes a group for a model to load here, but its deltas are loaded when they are needed.
+        """
         return name
 
 
-def _given(body: bytes) -> Any:
-    """ASGI's `receive` of a request that came as a whole, whose client stays."""
-    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+def _receive_whole(body: bytes) -> Receive:
+    """Return the ASGI `receive` of a request whose body is here and whose client stays connected."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> Message:
-        for part in parts:
-            return part
+        for message in messages:
+            return message
         never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        return await never  # until the request is let go of
+        return await never  # until the request is cancelled
 
     return receive

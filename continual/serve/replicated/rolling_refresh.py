@@ -1,4 +1,4 @@
-"""New champions, which one replica after another takes up while the others answer."""
+"""Rolling refresh: one replica after another takes up new champions while the others answer."""
 
 import asyncio
 import logging
@@ -6,60 +6,66 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-POLL = 30.0  # seconds in which a replica should have looked at the registry
-REFRESH = 120.0  # seconds in which one should serve new champions: a router may be made meanwhile
+POLL = 30.0  # seconds for a replica to compare its champions with the registry's
+REFRESH = 120.0  # seconds for a replica to take up new champions: it may build a router
 
 log = logging.getLogger(__name__)
 
 
 class RollingRefresh:
-    """Has all replicas look for new keys and champions: once, and every `poll` seconds while it is `going_on`."""
+    """Refreshes keys and champions of all replicas: on request, and periodically inside `polling`.
+
+    Args:
+        handle: Ray Serve's handle of the replicas.
+        poll: Seconds between two refreshes.
+    """
 
     def __init__(self, handle: Any, *, poll: float) -> None:
         self._handle, self._poll = handle, poll
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def refresh_all(self) -> bool:
-        """Whether any replica served others before; when this returns, those of this moment serve.
+        """Refresh all replicas, one after another; return whether the champions of any changed.
 
-        Raises the first failure of a replica, when all have had their turn.
+        Raises:
+            Exception: The first failure of a replica, after all replicas had their turn.
         """
-        behind, failed = await self._every("behind", seconds=2 * POLL)
-        changed, later = await self._taken_up(behind)
-        for failure in (*failed, *later):
+        stale, failures = await self._broadcast("is_stale", seconds=2 * POLL)
+        changed, refresh_failures = await self._refresh_in_turn(stale)
+        for failure in (*failures, *refresh_failures):
             raise failure
         return changed
 
     @asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
-        """Look again and again until the block ends, whatever goes wrong."""
-        again = asyncio.create_task(self._again())
+        """Refresh every `poll` seconds until the block ends, in spite of failures."""
+        loop_task = asyncio.create_task(self._poll_forever())
         yield
-        again.cancel()
+        loop_task.cancel()
         with suppress(asyncio.CancelledError):
-            await again
+            await loop_task
 
-    async def _again(self) -> None:
-        taking_up: asyncio.Task[Any] | None = None
+    async def _poll_forever(self) -> None:
+        refreshing: asyncio.Task[Any] | None = None
         while True:
             await asyncio.sleep(self._poll)
-            behind, _ = await self._every("behind", seconds=2 * POLL)  # keys too, while others are taken up
-            if behind and (taking_up is None or taking_up.done()):
-                taking_up = asyncio.create_task(self._taken_up(behind))
+            stale, _ = await self._broadcast("is_stale", seconds=2 * POLL)  # refreshes keys during a refresh, too
+            if stale and (refreshing is None or refreshing.done()):
+                refreshing = asyncio.create_task(self._refresh_in_turn(stale))
 
-    async def _taken_up(self, replicas: Iterable[str]) -> tuple[bool, list[Exception]]:
-        async with self._turn:
-            said = [await self._every("take_up", name, seconds=REFRESH) for name in replicas]
-        return any(changed for changed, _ in said), [failure for _, failed in said for failure in failed]
+    async def _refresh_in_turn(self, replicas: Iterable[str]) -> tuple[bool, list[Exception]]:
+        async with self._lock:
+            outcomes = [await self._broadcast("refresh", name, seconds=REFRESH) for name in replicas]
+        return any(changed for changed, _ in outcomes), [failure for _, failures in outcomes for failure in failures]
 
-    async def _every(self, method: str, *given: str, seconds: float) -> tuple[list[Any], list[Exception]]:
-        """What replicas answer that is not nothing, and how some failed, which the log says too."""
+    async def _broadcast(self, method: str, *arguments: str, seconds: float) -> tuple[list[Any], list[Exception]]:
+        """Call a method of every replica; return the true results and the failures, which are logged."""
         try:
-            asked = self._handle.broadcast(method, *given)
-            found = await asked.results_async(timeout_s=seconds, return_exceptions=True)
-        except Exception as error:  # no replica is there at this moment, or one does not answer
-            found = [error]
-        failed = [one for one in found if isinstance(one, Exception)]
-        for failure in failed:
+            responses = self._handle.broadcast(method, *arguments)
+            results = await responses.results_async(timeout_s=seconds, return_exceptions=True)
+        except Exception as error:  # no replica is alive at this moment, or one does not answer
+            results = [error]
+        failures = [result for result in results if isinstance(result, Exception)]
+        for failure in failures:
             log.warning("a replica could not look at the registry, what was there serves on: %s", failure)
-        return [one for one in found if one and not isinstance(one, Exception)], failed
+        return [result for result in results if result and not isinstance(result, Exception)], failures
