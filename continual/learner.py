@@ -230,7 +230,7 @@ class Learner:
             NotFound: The delta is not registered.
             ExchangeError: The format cannot express the delta's method.
         """
-        return export_delta(self.backbone, self.registry, delta, folder=Path(folder), form=form)
+        return export_delta(self.backbone, self.registry, delta, folder=Path(folder), file_format=form)
 
     def import_peft(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
         """Register an adapter saved by PEFT as the next version of a task's delta; return its name.

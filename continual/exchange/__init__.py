@@ -1,4 +1,4 @@
-"""Deltas to and from the formats of others: PEFT's folders, and plain transformers folders with merged weights."""
+"""Exchange deltas with other libraries: PEFT adapters, and transformers models with merged weights."""
 
 from continual.exchange.exporting import FORMATS, export_delta
 from continual.exchange.importing import import_delta

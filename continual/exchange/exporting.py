@@ -1,4 +1,4 @@
-"""Export: a registered delta as a folder that others load without this package."""
+"""Export a registered delta to a folder that PEFT or transformers load without this package."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,23 +34,32 @@ FORMATS: Mapping[str, Callable[[Backbone, Delta, Path, ExportOrigin], None]] = {
 
 
 def export_delta(
-    backbone: Backbone, registry: Registry, name: str, *, folder: Path, form: str = "peft"
+    backbone: Backbone, registry: Registry, name: str, *, folder: Path, file_format: str = "peft"
 ) -> tuple[str, ...]:
-    """Write a delta, such as `sst2@1`, to an empty or new folder; the names of its files.
+    """Write a delta to a folder, and return the names of the files.
 
-    `peft`: what PEFT loads onto the plain backbone · `transformers`: the backbone with the change in its weights.
-    Both with `head.safetensors` and `head.json`, where the delta has a head; a regression's answers in its own units.
+    A delta with a head also gets `head.safetensors` and `head.json`; a regression's head answers in the task's units.
 
-    Raises NotFound for the delta, DeltaError where it is of another backbone, ExchangeError where the format cannot say
-    what it does, or for a folder that is not empty.
+    Args:
+        backbone: the delta's backbone.
+        registry: where the delta is registered.
+        name: the delta, such as `sst2@1`.
+        folder: a new or empty folder.
+        file_format: `peft` for an adapter that PEFT loads onto the plain backbone; `transformers` for a whole model
+            with the change merged into its weights.
+
+    Raises:
+        NotFound: the delta is not registered.
+        DeltaError: the delta is another backbone's.
+        ExchangeError: the format is not known or cannot express the delta, or the folder is not empty.
     """
-    if form not in FORMATS:
-        raise ExchangeError(f"format {form!r} is not known; allowed: {', '.join(FORMATS)}")
+    if file_format not in FORMATS:
+        raise ExchangeError(f"format {file_format!r} is not known; allowed: {', '.join(FORMATS)}")
     stored = registry.delta(name)
     delta = load_delta(registry.blobs.get(stored.values))
     kind = kind_of_delta(delta)
     origin = ExportOrigin(backbone=delta.backbone, delta=name, digest=stored.values, kind=dict(delta.kind))
-    FORMATS[form](backbone_for(backbone, kind), delta, folder, origin)
+    FORMATS[file_format](backbone_for(backbone, kind), delta, folder, origin)
     if delta.head:
         write_head(folder, kind.to_task_units(delta.head) if isinstance(kind, Regression) else delta.head)
     return tuple(sorted(file.name for file in folder.iterdir()))

@@ -1,4 +1,4 @@
-"""The files of an exported delta: what PEFT reads, and the head beside it."""
+"""Files of an exported delta: the two of a PEFT adapter, and the two of its head."""
 
 import json
 from collections.abc import Mapping
@@ -17,11 +17,18 @@ from continual.deltas.peft_format import PeftAdapter
 from continual.errors import ExchangeError
 
 ADAPTER, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
-HEAD, ABOUT_HEAD = "head.safetensors", "head.json"
+HEAD, HEAD_METADATA = "head.safetensors", "head.json"
 
 
 class ExportOrigin(BaseModel):
-    """Where an adapter was exported: its backbone's fingerprint, the delta's name and digest, and what it answers."""
+    """Origin of an exported adapter, stored in the metadata of its tensors.
+
+    Attributes:
+        backbone: fingerprint of the backbone.
+        delta: name of the delta, such as `sst2@1`.
+        digest: digest of the delta's blob.
+        kind: the kind of task, as `Delta.kind`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +39,13 @@ class ExportOrigin(BaseModel):
 
 
 class HeadMetadata(BaseModel):
-    """`head.json`: labels by index, and how the vector that the head acts on is made; layer −1 is the last."""
+    """Content of `head.json`.
+
+    Attributes:
+        labels: names of the head's outputs, by index.
+        pooling: pooling of the layer's states into the vector that the head acts on.
+        layer: the layer; −1 is the last.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +55,11 @@ class HeadMetadata(BaseModel):
 
 
 def create_empty_folder(folder: Path) -> Path:
-    """The folder, made where it is not there. Raises ExchangeError unless it is empty."""
+    """Create a folder if it does not exist, and return it.
+
+    Raises:
+        ExchangeError: the folder is not empty, or cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
@@ -54,16 +71,20 @@ def create_empty_folder(folder: Path) -> Path:
 
 
 def write_adapter(folder: Path, adapter: PeftAdapter, origin: ExportOrigin) -> None:
-    """The two files that PEFT reads; `origin` goes into the metadata of the tensors, which PEFT ignores."""
+    """Write the two files of a PEFT adapter; `origin` goes into the tensors' metadata, which PEFT ignores."""
     _write_json(folder / CONFIG, adapter.config)
-    metadata = {"continual": origin.model_dump_json()}  # one key only: the order of several is one of chance
+    metadata = {"continual": origin.model_dump_json()}  # one key only: the order of several keys is random
     save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / ADAPTER, metadata)
 
 
 def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
-    """What PEFT wrote, or `write_adapter`; the origin where it says one.
+    """Read an adapter that PEFT or `write_adapter` wrote.
 
-    Raises ExchangeError for files that are missing or damaged, and for pickled tensors.
+    Returns:
+        The adapter, and its origin; None where the metadata have none.
+
+    Raises:
+        ExchangeError: files are missing or damaged, or the tensors are pickled.
     """
     if not (folder / ADAPTER).exists() and (folder / PICKLE).exists():
         raise ExchangeError(
@@ -75,52 +96,57 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
     try:
         origin = ExportOrigin.model_validate_json(metadata["continual"]) if "continual" in metadata else None
     except ValidationError as error:
-        raise _damaged(folder / ADAPTER, error) from error
+        raise _unreadable(folder / ADAPTER, error) from error
     return PeftAdapter(config, tensors), origin
 
 
 def write_head(folder: Path, head: Head) -> None:
-    """Weight and bias that act on the raw pooled vector, and what they mean."""
+    """Write a head that acts on the raw pooled vector: weight [C, D] and bias [C], and their metadata."""
     save_file({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}, folder / HEAD)
-    _write_json(folder / ABOUT_HEAD, HeadMetadata(labels=head.labels, pooling=head.pooling).model_dump(mode="json"))
+    _write_json(folder / HEAD_METADATA, HeadMetadata(labels=head.labels, pooling=head.pooling).model_dump(mode="json"))
 
 
 def read_head(folder: Path, *, hidden_size: int) -> Head | None:
-    """The head of a folder; None where there are no files of one.
+    """Read the head of a folder: weight [C, D] and bias [C] in float32; None where there are no files of a head.
 
-    Raises ExchangeError for one that is damaged, or of other sizes than its labels and `hidden_size` say.
+    Args:
+        folder: the folder.
+        hidden_size: D, the width of the backbone's states.
+
+    Raises:
+        ExchangeError: a file is damaged, or the shapes do not follow from the labels and `hidden_size`.
     """
-    if not (folder / HEAD).exists() and not (folder / ABOUT_HEAD).exists():
+    if not (folder / HEAD).exists() and not (folder / HEAD_METADATA).exists():
         return None
     tensors, _ = _read_tensors(folder / HEAD)
     try:
-        about = HeadMetadata.model_validate(_read_json(folder / ABOUT_HEAD))
+        metadata = HeadMetadata.model_validate(_read_json(folder / HEAD_METADATA))
     except ValidationError as error:
-        raise _damaged(folder / ABOUT_HEAD, error) from error
-    classes = len(about.labels)
-    wanted = {"weight": (classes, hidden_size), "bias": (classes,)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted or len(set(about.labels)) != classes:
+        raise _unreadable(folder / HEAD_METADATA, error) from error
+    classes = len(metadata.labels)
+    expected = {"weight": (classes, hidden_size), "bias": (classes,)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected or len(set(metadata.labels)) != classes:
         raise ExchangeError(
-            f"{folder / HEAD} holds {found}; a head of the {classes} labels {list(about.labels)}, each once, on this "
-            f"backbone is {wanted}"
+            f"{folder / HEAD} holds {shapes}; a head of the {classes} labels {list(metadata.labels)}, each once, on "
+            f"this backbone is {expected}"
         )
-    return Head(tensors["weight"].float(), tensors["bias"].float(), about.labels, about.pooling)
+    return Head(tensors["weight"].float(), tensors["bias"].float(), metadata.labels, metadata.pooling)
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-            metadata: Mapping[str, str] = opened.metadata() or {}
+        with safe_open(file, "pt") as reader:
+            tensors = {name: reader.get_tensor(name) for name in sorted(reader.keys())}
+            metadata: Mapping[str, str] = reader.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from error
-    if bad := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and _finite(tensor))]:
+        raise _unreadable(file, error) from error
+    if bad := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and _is_finite(tensor))]:
         raise ExchangeError(f"{file} holds what are no finite numbers: {', '.join(bad)}; export it again")
     return tensors, metadata
 
 
-def _finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float()).all())
 
 
@@ -132,11 +158,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+        raise _unreadable(file, error) from error
     if not isinstance(content, dict):
-        raise _damaged(file, "it holds no JSON object")
+        raise _unreadable(file, "it holds no JSON object")
     return content
 
 
-def _damaged(file: Path, reason: Exception | str) -> ExchangeError:
+def _unreadable(file: Path, reason: Exception | str) -> ExchangeError:
     return ExchangeError(f"{file} cannot be read: {str(reason).strip()}; give the folder that the export wrote")

@@ -1,4 +1,4 @@
-"""Import: a folder of PEFT's as a new version of a task's delta."""
+"""Import a PEFT adapter as a new version of a task's delta."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -37,38 +37,52 @@ from tasks import Budget, Method, TaskData
 def import_delta(
     backbone: Backbone, registry: Registry, folder: Path, *, task: str, data: TaskData | None = None
 ) -> str:
-    """Register what PEFT saved in a folder as the next version of a task's delta; its name.
+    """Register the adapter in a folder as the next version of a task's delta, and return the delta's name.
 
-    The task must be registered, with the labels of the folder's head; nothing is measured then, so that a champion
-    that was measured stays. With the task's rows, `data`, the delta is scored on them, and a folder without a head gets
-    the one that its kind of task starts with.
+    Args:
+        backbone: the model on which the adapter was trained.
+        registry: where the delta is registered.
+        folder: `adapter_config.json`, `adapter_model.safetensors` and, for a delta with a head, `head.safetensors` and
+            `head.json`.
+        task: name of the task. Without `data` it must be registered, with the labels of the folder's head.
+        data: the task's rows. With them the delta is scored, and a folder without a head gets the closed-form head.
+            Without them nothing is measured, so a measured champion remains.
 
-    Raises NotFound for the task, ExchangeError for a folder that does not fit the backbone or the task.
+    Raises:
+        NotFound: the task is not registered.
+        ExchangeError: the folder does not fit the backbone or the task.
     """
     adapter, origin = read_adapter(folder)
     _require_base(backbone, adapter.config.get("base_model_name_or_path"), origin)
-    known = registry.task(task) if data is None else task_record(data)
+    record = registry.task(task) if data is None else task_record(data)
     head = read_head(folder, hidden_size=backbone.hidden_size)
-    kind = _kind(backbone, known, origin, head=head, data=data)
-    own = backbone_for(backbone, kind)
-    method, settings, values = from_peft(own, adapter)
-    rows = None if data is None else prepare_task(backbone, _learned_so(data, method, settings))
-    if rows:
-        own, kind = rows.backbone, rows.kind
-    delta = Delta(method, settings, backbone.fingerprint, values, _own_head(kind, own, head), kind_metadata(kind))
-    check_compatible(own, delta)
-    if rows and delta.head and not head:
-        start = kind.closed_form_start(
-            ForwardContext(own, delta, rows.train), ForwardContext(own, delta, rows.validation)
+    kind = _kind(backbone, record, origin, head=head, data=data)
+    task_backbone = backbone_for(backbone, kind)
+    method, settings, values = from_peft(task_backbone, adapter)
+    prepared = None if data is None else prepare_task(backbone, _with_method(data, method, settings))
+    if prepared:
+        task_backbone, kind = prepared.backbone, prepared.kind
+    task_head = _task_head(kind, task_backbone, head)
+    delta = Delta(method, settings, backbone.fingerprint, values, task_head, kind_metadata(kind))
+    check_compatible(task_backbone, delta)
+    if prepared and delta.head and not head:
+        train, validation = (
+            ForwardContext(task_backbone, delta, rows) for rows in (prepared.train, prepared.validation)
         )
-        delta = replace(delta, head=start.head)
-    answered = kind.labels if isinstance(kind, Classification | TemplateClassification) else ()
-    known = replace(known, labels=answered)
-    return _register(own, registry, delta, known=known, rows=rows, parents=_parents(registry, origin))
+        delta = replace(delta, head=kind.closed_form_start(train, validation).head)
+    labels = kind.labels if isinstance(kind, Classification | TemplateClassification) else ()
+    return _register(
+        task_backbone,
+        registry,
+        delta,
+        record=replace(record, labels=labels),
+        prepared=prepared,
+        parents=_parents(registry, origin),
+    )
 
 
 def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | None) -> None:
-    """Raises ExchangeError for an adapter of another model: by its fingerprint, or else the last part of its name."""
+    """Raise ExchangeError for an adapter of another model, by its fingerprint or else the last part of its name."""
     if origin is not None:
         if origin.backbone != backbone.fingerprint:
             raise ExchangeError(
@@ -76,8 +90,8 @@ def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | N
                 f"{backbone.fingerprint[:12]}; name the backbone that it was trained on (--backbone)"
             )
         return
-    names = {_last(name) for name in (backbone.name, hub_name(backbone.name), backbone.model.name_or_path)}
-    if base and _last(base) not in names:
+    names = {_short_name(name) for name in (backbone.name, hub_name(backbone.name), backbone.model.name_or_path)}
+    if base and _short_name(base) not in names:
         raise ExchangeError(
             f"the adapter was trained on {base!r}, and the backbone is {backbone.name!r}; name the one that it was "
             "trained on (--backbone) or, if these are the same weights, make base_model_name_or_path null in "
@@ -85,16 +99,17 @@ def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | N
         )
 
 
-def _last(name: str) -> str:
+def _short_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].lower()
 
 
 def _kind(
     backbone: Backbone, task: TaskRecord, origin: ExportOrigin | None, *, head: Head | None, data: TaskData | None
 ) -> Kind[Any]:
-    """What the delta answers: as the rows say it or, without them, the export; a head alone says it of classification.
+    """Return the kind of task: from the rows, else from the export's origin, else from a classification's head.
 
-    Raises ExchangeError where nothing says it, or where it is not what the task asks for.
+    Raises:
+        ExchangeError: there is none of the three, or the kind is not the registered task's.
     """
     if data is not None:
         return kind_of(backbone, data)
@@ -117,36 +132,36 @@ def _kind(
     return kind
 
 
-def _own_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | None:
+def _task_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head | None:
     """The head with its outputs in the order of the kind; one of zeros where there is none yet.
 
     Raises ExchangeError where it is for other outputs.
     """
-    blank = kind.zero_head(backbone)
-    if blank is None or head is None:
-        return blank
-    if set(head.labels) != set(blank.labels):
+    zero_head = kind.zero_head(backbone)
+    if zero_head is None or head is None:
+        return zero_head
+    if set(head.labels) != set(zero_head.labels):
         raise ExchangeError(
-            f"the head is for {list(head.labels)}, and the task has {list(blank.labels)}; "
+            f"the head is for {list(head.labels)}, and the task has {list(zero_head.labels)}; "
             "import it as the task that it was trained for"
         )
-    own = head.reorder_labels(blank.labels)
-    return kind.to_standard_units(own) if isinstance(kind, Regression) else own
+    ordered = head.reorder_labels(zero_head.labels)
+    return kind.to_standard_units(ordered) if isinstance(kind, Regression) else ordered
 
 
-def _learned_so(data: TaskData, method: str, settings: MethodSettings) -> TaskData:
-    """The task as if it were learned by the method of the adapter, which may leave its texts fewer tokens."""
-    own = Method.model_validate({"name": method, **settings.model_dump(mode="json")})
-    return replace(data, spec=data.spec.model_copy(update={"method": own}))
+def _with_method(data: TaskData, method: str, settings: MethodSettings) -> TaskData:
+    """Return the task with the adapter's method, which determines how many tokens remain for its texts."""
+    spec_method = Method.model_validate({"name": method, **settings.model_dump(mode="json")})
+    return replace(data, spec=data.spec.model_copy(update={"method": spec_method}))
 
 
 def _parents(registry: Registry, origin: ExportOrigin | None) -> list[Parent]:
-    """The delta that was exported, where this registry has it."""
+    """Return the delta that was exported as the parent, if this registry has it."""
     try:
-        same = origin is not None and registry.delta(origin.delta).digest == origin.digest
+        is_registered = origin is not None and registry.delta(origin.delta).digest == origin.digest
     except NotFound:
-        same = False
-    return [Parent(delta=origin.delta, kind="import", weight=1.0)] if origin and same else []
+        is_registered = False
+    return [Parent(delta=origin.delta, kind="import", weight=1.0)] if origin and is_registered else []
 
 
 def _register(
@@ -154,21 +169,22 @@ def _register(
     registry: Registry,
     delta: Delta,
     *,
-    known: TaskRecord,
-    rows: PreparedTask | None,
+    record: TaskRecord,
+    prepared: PreparedTask | None,
     parents: Sequence[Parent],
 ) -> str:
-    budget = rows.budget if rows else Budget.model_validate(known.spec.get("budget") or {})
-    record = delta_record(registry.blobs, backbone, delta, task=known, budget=budget, warm_start=IMPORTED)
-    scores = list(_scores(delta, rows)) if rows else []
-    own = _signature(registry, rows, delta) if rows else None
-    held = contest_champion(backbone, registry, rows, delta) if rows else None
+    """Write the delta, with scores and signature of the task's rows where there are some; return its name."""
+    budget = prepared.budget if prepared else Budget.model_validate(record.spec.get("budget") or {})
+    version = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start=IMPORTED)
+    scores = list(_scores(delta, prepared)) if prepared else []
+    signature = _signature(registry, prepared, delta) if prepared else None
+    contest = contest_champion(backbone, registry, prepared, delta) if prepared else None
     with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
-        if rows:
-            unit.add_task(known)
-            record = replace(record, data=data_record(rows.data))
-        return unit.add_delta(record, parents=parents, scores=scores, signature=own, contest=held)
+        if prepared:
+            unit.add_task(record)
+            version = replace(version, data=data_record(prepared.data))
+        return unit.add_delta(version, parents=parents, scores=scores, signature=signature, contest=contest)
 
 
 def _signature(registry: Registry, task: PreparedTask, delta: Delta) -> SignatureRecord:
@@ -182,5 +198,5 @@ def _scores(delta: Delta, task: PreparedTask) -> Iterator[Score]:
     for split, rows in (("validation", task.validation), ("test", task.test)):
         outputs = kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
         answers = answer_labels(kind.answers(task.backbone, outputs, rows))
-        found = score_with_interval(metric, rows.truth, answers, kind=kind.metric_kind)
-        yield Score(split=split, metric=metric, **asdict(found))
+        score = score_with_interval(metric, rows.truth, answers, kind=kind.metric_kind)
+        yield Score(split=split, metric=metric, **asdict(score))

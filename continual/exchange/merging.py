@@ -1,4 +1,7 @@
-"""Deltas folded into the weights: a plain model that computes what the backbone with the delta does."""
+"""Merge a delta into the weights: a plain transformers model that computes the same states.
+
+Shapes: E outputs and D inputs of a module.
+"""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -20,25 +23,27 @@ from continual.deltas.protocols import AffineMap, Mergeable, Values
 from continual.deltas.values import check_compatible, iterate_edits, values_of
 from continual.errors import ExchangeError
 
-TOLERANCE = 1e-3  # of the largest entry of the states: above what float32 sums in another order differ by
+TOLERANCE = 1e-3  # of the largest state: above the rounding differences of float32 sums in another order
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An edit at a place of the backbone, and the same place of the copy that is being changed."""
+    """An edit at a place of the backbone, with the same place of the copy whose weights are changed."""
 
     place: Place
-    copied: Place
+    target: Place
     edit: Edit
     values: Values
 
 
 def merge_obstacle(settings: MethodSettings) -> str | None:
-    """Why weights cannot do what a method does; None where they can, if the backbone has the biases for it.
+    """Return why a method's change cannot be merged into weights; None where it can.
+
+    The backbone may still be unable to hold it: a change of a bias needs a module with a bias.
 
     >>> from continual.deltas import METHODS
-    >>> unmergeable(METHODS["lora"]())
-    >>> unmergeable(METHODS["adapter_pfeiffer"]())
+    >>> merge_obstacle(METHODS["lora"]())
+    >>> merge_obstacle(METHODS["adapter_pfeiffer"]())
     "what it does at 'ffn.out' (Bottleneck, Add) is no change of a weight or a bias"
     """
     for edit in settings.edits():
@@ -50,98 +55,106 @@ def merge_obstacle(settings: MethodSettings) -> str | None:
 
 @torch.no_grad()
 def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
-    """A copy of the backbone's model, a transformers.PreTrainedModel, whose weights hold the delta's change.
+    """Return a copy of the backbone's model with the delta's change in its weights, and compare their outputs.
 
-    With its language modelling head, where there is one.
+    Returns:
+        A `transformers.PreTrainedModel`, with its language modelling head where the backbone has one.
 
-    Raises DeltaError for another backbone's delta, ExchangeError where weights and biases cannot do what it does.
+    Raises:
+        DeltaError: the delta is another backbone's.
+        ExchangeError: the change is not affine, a weight or bias to hold it is missing, quantised or split over
+            devices, or the merged model's outputs differ.
     """
     check_compatible(backbone, delta)
     if reason := merge_obstacle(delta.settings):
-        raise _refused(delta, reason)
+        raise _not_mergeable(delta, reason)
     if quantization_digest(backbone.base_module) or backbone.split:
-        raise _refused(delta, "its weights are quantised, or split over devices")
-    own, whole = delta.to(backbone.device), deepcopy(backbone.language_model or backbone.model)
-    copied = replace(backbone, model=whole.base_model, language_model=whole if backbone.language_model else None)
-    found = list(_steps(backbone, copied, own))
-    for step in found:
+        raise _not_mergeable(delta, "its weights are quantised, or split over devices")
+    delta, model = delta.to(backbone.device), deepcopy(backbone.language_model or backbone.model)
+    merged = replace(backbone, model=model.base_model, language_model=model if backbone.language_model else None)
+    steps = list(_merge_steps(backbone, merged, delta))
+    for step in steps:
         if step.place.changes != "input":
-            _into_output(delta, step)
-    for step in reversed(found):  # what is changed last is read first by the weight
+            _merge_into_output(delta, step)
+    for step in reversed(steps):  # the weight reads the last change first
         if step.place.changes == "input":
-            _into_input(delta, step)
-    _require_same(backbone, own, copied)
-    return whole
+            _merge_into_input(delta, step)
+    _require_equal_outputs(backbone, delta, merged)
+    return model
 
 
-def _steps(backbone: Backbone, copied: Backbone, delta: Delta) -> Iterator[_Step]:
-    theirs = iterate_edits(copied, delta.settings)
-    for (place, prefix, edit), (target, _, _) in zip(iterate_edits(backbone, delta.settings), theirs, strict=True):
+def _merge_steps(backbone: Backbone, merged: Backbone, delta: Delta) -> Iterator[_Step]:
+    targets = iterate_edits(merged, delta.settings)
+    for (place, prefix, edit), (target, _, _) in zip(iterate_edits(backbone, delta.settings), targets, strict=True):
         yield _Step(place, target, edit, values_of(delta.values, prefix))
 
 
-def _into_output(delta: Delta, step: _Step) -> None:
+def _merge_into_output(delta: Delta, step: _Step) -> None:
+    """Change the weight [E, D] or [D], or an embedding's table, and the bias of the module itself."""
     if step.place.changes != "output" or step.place.input_module is not step.place.output_module:
-        raise _refused(delta, f"{step.place.name} is not one module with a weight of its own")
-    weight, bias = step.copied.weight, step.copied.bias
+        raise _not_mergeable(delta, f"{step.place.name} is not one module with a weight of its own")
+    weight, bias = step.target.weight, step.target.bias
     rows = weight.T if isinstance(step.place.input_module, nn.Embedding) else weight
-    new_weight, new_bias = _composed(delta, step, AffineMap(rows, bias))
+    new_weight, new_bias = _compose(delta, step, AffineMap(rows, bias))
     rows.copy_(new_weight)
     _set_bias(delta, step, new_bias)
 
 
-def _into_input(delta: Delta, step: _Step) -> None:
-    """W (γ ⊙ x + a) + b = (W diag γ) x + (W a + b)"""
-    weight, bias = step.copied.weight, step.copied.bias
-    gain, shift = _composed(delta, step, AffineMap(torch.ones_like(weight[0]), None))
+def _merge_into_input(delta: Delta, step: _Step) -> None:
+    """Change the weight [E, D] and bias of the module that reads: W (γ ⊙ x + a) + b = (W diag γ) x + (W a + b)."""
+    weight, bias = step.target.weight, step.target.bias
+    gain, shift = _compose(delta, step, AffineMap(torch.ones_like(weight[0]), None))
     if shift is not None:
         _set_bias(delta, step, weight @ shift if bias is None else bias + weight @ shift)
     weight *= gain
 
 
 def _set_bias(delta: Delta, step: _Step, new: Tensor | None) -> None:
-    bias = step.copied.bias
+    """Overwrite the bias [E] of the copy."""
+    bias = step.target.bias
     if bias is not None and new is not None:
         bias.copy_(new)
     elif new is not None:
-        raise _refused(delta, f"{step.place.name} has no bias in this model to add one to")
+        raise _not_mergeable(delta, f"{step.place.name} has no bias in this model to add one to")
 
 
-def _composed(delta: Delta, step: _Step, own: AffineMap) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the map `own` with the change of a step composed to it."""
+def _compose(delta: Delta, step: _Step, module_map: AffineMap) -> tuple[Tensor, Tensor | None]:
+    """Return the weight [E, D] or [D] and the bias of a module's map composed with the change of a step."""
     form, compose = step.edit.form, step.edit.compose
     assert isinstance(form, Mergeable)  # or the method would not be mergeable
     assert isinstance(compose, MergeableComposition)
     change = form.as_affine_map(step.values, step.place)
-    other_shape = change.weight is not None and own.weight is not None and change.weight.shape != own.weight.shape
-    reads_itself = change.weight is not None and step.edit.reads is Reads.OUTPUT
-    found = None if other_shape or reads_itself else compose.merged(own, change)
-    if found is None or found.weight is None:
-        raise _refused(delta, f"its change of {step.place.name} is not one of the weight that is there")
-    return found.weight, found.bias
+    other_shape = (
+        change.weight is not None and module_map.weight is not None and change.weight.shape != module_map.weight.shape
+    )
+    reads_output = change.weight is not None and step.edit.reads is Reads.OUTPUT
+    merged = None if other_shape or reads_output else compose.merged(module_map, change)
+    if merged is None or merged.weight is None:
+        raise _not_mergeable(delta, f"its change of {step.place.name} is not one of the weight that is there")
+    return merged.weight, merged.bias
 
 
-def _require_same(backbone: Backbone, delta: Delta, copied: Backbone) -> None:
-    """A module that is not the plain affine map it seems to be, or shares its weight, is noticed here."""
+def _require_equal_outputs(backbone: Backbone, delta: Delta, merged: Backbone) -> None:
+    """Raise ExchangeError if outputs differ: a module is not the affine map it seems to be, or shares its weight."""
     with attached(backbone, delta):
-        expected = _said(backbone, of_model=delta.head is not None)
-    difference = (_said(copied, of_model=delta.head is not None) - expected).abs().max()
+        expected = _sample_outputs(backbone, hidden_states=delta.head is not None)
+    difference = (_sample_outputs(merged, hidden_states=delta.head is not None) - expected).abs().max()
     if not difference <= TOLERANCE * expected.abs().max():
-        raise _refused(delta, f"the model with other weights answers otherwise, by {float(difference):.2g}")
+        raise _not_mergeable(delta, f"the model with other weights answers otherwise, by {float(difference):.2g}")
 
 
-def _said(backbone: Backbone, *, of_model: bool) -> Tensor:
-    """What a few tokens become: their last states, which a head is put on, or what the language model makes of them."""
+def _sample_outputs(backbone: Backbone, *, hidden_states: bool) -> Tensor:
+    """Compute the last hidden states [1, 8, D] of eight tokens, or the language model's logits [1, 8, vocabulary]."""
     ids = torch.arange(8, device=backbone.device)[None] + 4
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if of_model:
+    if hidden_states:
         return backbone.hidden_states(batch)
-    written = {"decoder_input_ids": ids} if backbone.family.decoder else {}
-    logits: Tensor = backbone.language_model(**batch, **written).logits
+    decoder_inputs = {"decoder_input_ids": ids} if backbone.family.decoder else {}
+    logits: Tensor = backbone.language_model(**batch, **decoder_inputs).logits
     return logits
 
 
-def _refused(delta: Delta, reason: str) -> ExchangeError:
+def _not_mergeable(delta: Delta, reason: str) -> ExchangeError:
     return ExchangeError(
         f"a {delta.method} delta cannot be folded into the weights of this backbone: {reason}. "
         "Export it in another format, or learn the task by a method that docs/methods.md calls mergeable"

@@ -1,4 +1,7 @@
-"""A delta's edits as PEFT has them, and back; what differs from method to method stands in the methods' own files."""
+"""Convert deltas to PEFT adapters and back.
+
+The parts that differ from method to method are in the methods' files (`continual.deltas.peft_format.PeftFormat`).
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -20,50 +23,65 @@ from continual.errors import ExchangeError
 
 @dataclass(frozen=True)
 class BackboneModuleLayout:
-    """Where edits are in one backbone. within: what stands before the names of its modules in the model of PEFT."""
+    """The modules of one backbone at which edits are, by the names of the model that PEFT wraps.
+
+    Attributes:
+        backbone: the backbone.
+        prefix: prefix of its modules' names in that model, such as `transformer.` in a language model.
+    """
 
     backbone: Backbone
-    within: str = ""
+    prefix: str = ""
 
     @cached_property
     def _names(self) -> Mapping[int, str]:
-        return {id(module): self.within + name for name, module in self.backbone.model.named_modules()}
+        return {id(module): self.prefix + name for name, module in self.backbone.model.named_modules()}
 
     def parts(self, settings: MethodSettings) -> tuple[PlacedModule, ...]:
-        found = iterate_edits(self.backbone, settings)
-        return tuple(PlacedModule(self._names[id(place.output_module)], key, place) for place, key, _ in found)
+        """Return every edit at every place, in order."""
+        edits = iterate_edits(self.backbone, settings)
+        return tuple(PlacedModule(self._names[id(place.output_module)], key, place) for place, key, _ in edits)
 
     def sites(self, modules: Iterable[str]) -> tuple[str, ...]:
-        wanted, every = set(modules), self.backbone.modules_at("projections")
-        found = dict.fromkeys(place.site for place in every if self._names[id(place.output_module)] in wanted)
-        if not found:
-            known = ", ".join(dict.fromkeys(self._names[id(place.output_module)] for place in every))
+        """Return the sites of the projections with these module names; `projections` where it is all of them.
+
+        Raises:
+            ExchangeError: no projection has any of the names.
+        """
+        names, places = set(modules), self.backbone.modules_at("projections")
+        sites = dict.fromkeys(place.site for place in places if self._names[id(place.output_module)] in names)
+        if not sites:
+            projections = ", ".join(dict.fromkeys(self._names[id(place.output_module)] for place in places))
             raise ExchangeError(
                 f"no tensor of the adapter is of a projection of backbone {self.backbone.name!r}: its modules are "
-                f"{sorted(wanted)}, and the projections {known}. Import it on the model that it was trained on"
+                f"{sorted(names)}, and the projections {projections}. Import it on the model that it was trained on"
             )
-        return ("projections",) if found.keys() == {place.site for place in every} else tuple(found)
+        return ("projections",) if sites.keys() == {place.site for place in places} else tuple(sites)
 
 
-_TASKS: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+_TASK_TYPES: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
-def _within_language_model(backbone: Backbone) -> str:
+def _language_model_prefix(backbone: Backbone) -> str:
+    """Return the prefix of the backbone's module names in its language model."""
     name = next(name for name, module in backbone.language_model.named_modules() if module is backbone.model)
     return f"{name}." if name else ""
 
 
 def peft_methods() -> Mapping[str, type[PeftFormat]]:
-    """The methods that PEFT has a form of, by name."""
-    return {name: kind for name, kind in METHODS.items() if issubclass(kind, PeftFormat)}
+    """Return the methods with an equivalent in PEFT, by name."""
+    return {name: method for name, method in METHODS.items() if issubclass(method, PeftFormat)}
 
 
 def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
-    """What `PeftModel.from_pretrained(AutoModel.from_pretrained(…), folder)` needs to compute the delta's states.
+    """Convert a delta to the adapter that `PeftModel.from_pretrained(model, folder)` loads.
 
-    Of a delta without a head it is the language model that PEFT puts it on: `AutoModelForCausalLM` and its kin.
+    `model` is `AutoModel.from_pretrained(…)` for a delta with a head, which then computes the delta's states; for a
+    delta without one it is the language model, `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
 
-    Raises ExchangeError for a method that PEFT has no form of, DeltaError for a delta of another backbone.
+    Raises:
+        DeltaError: the delta is another backbone's.
+        ExchangeError: PEFT has no equivalent of the method, or none on this model.
     """
     check_compatible(backbone, delta)
     if not isinstance(delta.settings, PeftFormat):
@@ -71,38 +89,38 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
             f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. "
             "Where the change is one of the weights, --format transformers writes a plain model"
         )
-    layout = (
-        BackboneModuleLayout(backbone)
-        if delta.head
-        else BackboneModuleLayout(backbone, _within_language_model(backbone))
-    )
-    own = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
+    layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
+    adapter = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
     common = {
         "base_model_name_or_path": hub_name(backbone.name),
         "inference_mode": True,
-        "task_type": "FEATURE_EXTRACTION" if delta.head else _TASKS[backbone.architecture],
+        "task_type": "FEATURE_EXTRACTION" if delta.head else _TASK_TYPES[backbone.architecture],
     }
-    return PeftAdapter({**own.config, **common}, own.tensors)
+    return PeftAdapter({**adapter.config, **common}, adapter.tensors)
 
 
 def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSettings, dict[str, Tensor]]:
-    """Method, settings and values of an adapter trained on this backbone's model.
+    """Convert an adapter trained on this backbone's model.
 
-    Raises ExchangeError for an adapter that no method here can say, or that does not fit: with the list of tensors.
+    Returns:
+        Name of the method, its settings, and its values by key.
+
+    Raises:
+        ExchangeError: no method is equivalent to the adapter, or its tensors, which are listed, or settings do not fit.
     """
     prefix = f"{backbone.model.base_model_prefix}."
-    inside = any(tensor.startswith(MODULE_PREFIX + prefix) for tensor in adapter.tensors)
-    layout = BackboneModuleLayout(backbone, prefix if inside else "")
-    for name, kind in METHODS.items():
-        if not issubclass(kind, PeftFormat):
+    in_language_model = any(name.startswith(MODULE_PREFIX + prefix) for name in adapter.tensors)
+    layout = BackboneModuleLayout(backbone, prefix if in_language_model else "")
+    for name, method in METHODS.items():
+        if not issubclass(method, PeftFormat):
             continue
         try:
-            found: tuple[Any, dict[str, Tensor]] | None = kind.from_peft(adapter, layout)
+            converted: tuple[Any, dict[str, Tensor]] | None = method.from_peft(adapter, layout)
         except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ExchangeError(f"the adapter's settings cannot be read as PEFT's for {name}: {reason}") from error
-        if found:
-            return name, *found
+        if converted:
+            return name, *converted
     raise ExchangeError(
         f"the adapter is of peft_type {adapter.config.get('peft_type')!r}, for which there is no method here; "
         f"those that can be imported: {', '.join(peft_methods())}"
