@@ -41,12 +41,17 @@ def test_only_copyable_neighbours_are_chosen(bert: Backbone, kind: str, method: 
     delta, rows = kept(bert, method), prepared_rows(bert, "mood", 12)
     task, seen = Classification(labels_of("mood")), ForwardContext(bert, None, rows)
     begin = task.closed_form_start(seen, seen)
-    worse = from_scratch(replace(begin, quality=torch.zeros_like(begin.held_out_quality)))
+    worse = from_scratch(replace(begin, held_out_quality=torch.zeros_like(begin.held_out_quality)))
     other = replace(
         evaluate_candidate(task, (Neighbour("x@1", delta), 1.0), delta=delta, rows=seen, held_out=seen), start=begin
     )
     chosen = choose_start(
-        bert, kind, scratch=worse, candidates=[other], settings=delta.settings, trial_score=lambda start: float(start is other)
+        bert,
+        kind,
+        scratch=worse,
+        candidates=[other],
+        settings=delta.settings,
+        trial_score=lambda start: float(start is other),
     )
     assert (chosen is other) == (method == "lora")
     start = initial_delta(bert, task, chosen, method=method, settings=delta.settings, seed=0)
