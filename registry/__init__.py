@@ -1,8 +1,9 @@
-"""What has been learned: tasks, deltas, lineage and scores in SQL, and the bytes they name as blobs.
+"""Tasks, deltas, lineage and scores in SQL, with their bytes in a content-addressed blob store.
 
-`Registry.open(url, blobs)` opens it, its methods read, `Registry.unit()` writes; `claim_next` and its kin share a
-stream among controllers, `keep_checkpoint` lets one go on where another died, `verify` finds damage, `upgrade`
-migrates, `dump` and `restore` carry all of it in one file.
+`Registry.open(url, blobs)` opens it; its methods read, `Registry.unit_of_work()` writes. `claim_next` and the other
+claim functions share a stream among controllers, `save_checkpoint` lets one controller continue where another died,
+`find_damage` checks integrity, `upgrade` migrates the schema, `dump_registry` and `restore_registry` export and import
+everything as one file.
 """
 
 from registry.blobs import BlobStore, StoredBlob
@@ -59,21 +60,16 @@ from registry.records import (
     Score,
     ScoreMode,
     SignatureRecord,
-    StepRecord,
-    StepScore,
     StoredConfusion,
     StoredDelta,
-    StoredPosition,
     StoredScore,
     StoredSignature,
-    StoredStrategy,
-    StoredStream,
-    StrategyRecord,
     TaskRecord,
 )
 from registry.redaction import redact
 from registry.registry import Registry
 from registry.schema.migrate import upgrade
+from registry.stream_records import StepRecord, StepScore, StoredPosition, StoredStrategy, StoredStream, StrategyRecord
 from registry.unit_of_work import UnitOfWork
 from registry.writes.arrivals import ARRIVAL_STREAM, Arrival, normalized_backbone_name
 

@@ -1,4 +1,4 @@
-"""Bytes by the SHA-256 of their content, in any place fsspec reaches."""
+"""A content-addressed blob store: bytes by their SHA-256, on any file system that fsspec supports."""
 
 import re
 from collections.abc import Iterator
@@ -17,14 +17,21 @@ from tasks.errors import InputError
 
 BLOB_PATH = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
 
-# Stores in which an object is there as a whole or not at all; to rename one there is to copy it and delete the first.
+# Object stores with atomic writes; renaming in them would be a copy and a delete.
 ATOMIC_PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
 @dataclass(frozen=True)
 class StoredBlob:
-    """What lies in the store: its digest (of a draft a name of its file), its place, bytes, and when it was put."""
+    """A file in the store.
+
+    Attributes:
+        name: the blob's digest, or the file name of an unfinished draft.
+        place: its path.
+        bytes: its size.
+        put_at: time of the last write, by the store's clock.
+    """
 
     name: str
     place: str
@@ -34,30 +41,32 @@ class StoredBlob:
 
 @final
 class BlobStore:
-    """A content-addressed store: `url` is a folder, or any URL of fsspec such as `memory://blobs`.
+    """A content-addressed store in a folder or at any fsspec URL, such as `memory://blobs`.
 
-    >>> blobs = Blobs("memory://example")
+    >>> blobs = BlobStore("memory://example")
     >>> blobs.get(blobs.put(b"delta"))
     b'delta'
     """
 
     def __init__(self, url: str) -> None:
-        try:  # what was listed before may have changed: others write too
+        try:  # no listings cache, because other processes write too
             self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise InputError(_no_driver(url, error)) from error
+            raise InputError(_missing_driver_message(url, error)) from error
         except (ValueError, OSError) as error:
             why = redact(f"blobs cannot be kept at {url}: {error}", url)
-            raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # its cause may quote the URL
-        self.url = url if "://" in url else self._root  # which no current folder changes
+            raise InputError(f"{why}. Give a folder or a URL of fsspec.") from None  # the cause may quote the URL
+        self.url = url if "://" in url else self._root  # absolute, independent of the current folder
         self.protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
 
     def put(self, data: bytes) -> str:
-        """Stores `data` and returns its digest.
+        """Store `data` and return its digest.
 
-        Content that is there already is written again: damage is mended, and it is as young as what is new, so that it
-        is not collected before its row is written.
-        Raises: BlobError, where there is no room, or no leave to write.
+        Existing content is written again: that repairs damage and renews its age, so that garbage collection does not
+        delete it before its row is written.
+
+        Raises:
+            BlobError: the store is full or not writable.
         """
         digest = sha256(data).hexdigest()
         place = self.path(digest)
@@ -70,83 +79,93 @@ class BlobStore:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The bytes of `digest`, checked against it at every read.
+        """Return the bytes of `digest`, verified against it at every read.
 
-        Raises: BlobError, where they are missing or others.
+        Raises:
+            BlobError: the blob is missing or its bytes have another digest.
         """
         place = self.path(digest)
-        with _reached("read", place):
+        with _translate_errors("read", place):
             try:
                 data: bytes = self._files.cat_file(place)
             except FileNotFoundError as error:
                 raise BlobError(
                     f"blob {digest} is missing: nothing at {redact(place)}. Restore it, or learn the task again."
                 ) from error
-        found = sha256(data).hexdigest()
-        if found != digest:
+        actual = sha256(data).hexdigest()
+        if actual != digest:
             raise BlobError(
-                f"blob {digest} is damaged: the {len(data)} bytes at {redact(place)} have digest {found}. "
+                f"blob {digest} is damaged: the {len(data)} bytes at {redact(place)} have digest {actual}. "
                 "Restore the file, or delete it and learn the task again."
             )
         return data
 
     def exists(self, digest: str) -> bool:
-        """Whether something is stored under `digest` (its bytes are checked on reading)."""
+        """Return True if a blob is stored under `digest`; its bytes are verified only on reading."""
         place = self.path(digest)
-        with _reached("look for", place):
+        with _translate_errors("look for", place):
             return bool(self._files.exists(place))
 
     def stat(self, digest: str) -> StoredBlob | None:
-        """What is stored under `digest`, its bytes unread."""
+        """Return the stored blob of `digest` without reading its bytes; None if it is missing."""
         place = self.path(digest)
-        with _reached("look for", place), suppress(FileNotFoundError):
+        with _translate_errors("look for", place), suppress(FileNotFoundError):
             return StoredBlob(digest, place, int(self._files.size(place)), self._files.modified(place))
         return None
 
     def iterate(self) -> Iterator[StoredBlob]:
-        """All that was put here, and drafts whose writers died; other files are nobody's business."""
-        with _reached("list", self._root):
-            for place, about in self._files.find(self._root, detail=True).items():
-                if ours := BLOB_PATH.search(place):
+        """Yield all blobs, and drafts whose writers died; other files are skipped."""
+        with _translate_errors("list", self._root):
+            for place, info in self._files.find(self._root, detail=True).items():
+                if match := BLOB_PATH.search(place):
                     with suppress(FileNotFoundError):  # a draft that was finished meanwhile
-                        name, size = "".join(ours.groups("")), int(about["size"])
+                        name, size = "".join(match.groups("")), int(info["size"])
                         yield StoredBlob(name, place, size, self._files.modified(place))
 
     def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
-        """Deletes a blob unless it was put again since `put_before`; whether it did."""
-        with _reached("delete", blob.place), suppress(FileNotFoundError):
+        """Delete a blob unless it was put again after `put_before`.
+
+        Args:
+            blob: the blob to delete.
+            put_before: a time by the store's clock; None to delete unconditionally.
+
+        Returns:
+            True if the blob was deleted.
+        """
+        with _translate_errors("delete", blob.place), suppress(FileNotFoundError):
             if put_before is None or self._files.modified(blob.place) <= put_before:
                 self._files.rm_file(blob.place)
                 return True
         return False
 
     def store_now(self) -> datetime:
-        """This moment by the clock that says when a blob was put."""
+        """Return the current time by the clock that timestamps blobs."""
         draft = f"{self._root}/00/.{uuid4().hex}"
         self._write(draft, b"")
-        with _reached("look at", draft):
+        with _translate_errors("look at", draft):
             moment: datetime = self._files.modified(draft)
             self._files.rm_file(draft)
         return moment
 
     def path(self, digest: str) -> str:
-        """Where `digest` lies; sharded by its first two digits, so that no folder grows large.
+        """Return the path of `digest`, sharded by its first two digits so that no folder grows large.
 
-        Raises: BlobError, where `digest` is not the 64 hexadecimal digits of a SHA-256.
+        Raises:
+            BlobError: `digest` is not the 64 lower-case hexadecimal digits of a SHA-256.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise BlobError(f"{digest!r} is no digest: 64 lower-case hexadecimal digits are, as `put` returns them.")
         return f"{self._root}/{digest[:2]}/{digest[2:]}"
 
     def _write(self, place: str, data: bytes) -> None:
-        with _reached("write", place):
+        with _translate_errors("write", place):
             if self.protocols & ATOMIC_PROTOCOLS:
                 self._files.pipe_file(place, data)
             else:
                 self._rename(place, data)
 
     def _rename(self, place: str, data: bytes) -> None:
-        # Under a name of its own first: whoever dies here, and whoever writes the same beside us, leaves no half blob.
+        # First under a unique name, so that neither a crash nor a concurrent writer leaves a partial blob.
         folder = place.rpartition("/")[0]
         draft = f"{folder}/.{uuid4().hex}"
         self._files.makedirs(folder, exist_ok=True)
@@ -160,18 +179,18 @@ class BlobStore:
 
 
 @contextmanager
-def _reached(doing: str, place: str) -> Iterator[None]:
+def _translate_errors(action: str, place: str) -> Iterator[None]:
     try:
         yield
     except BlobError:
         raise
-    except Exception as error:  # each store's driver has errors of its own
+    except Exception as error:  # each store's driver raises its own types
         raise BlobError(
-            f"could not {doing} {redact(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
+            f"could not {action} {redact(place)}: {type(error).__name__}: {error}. Mend what hinders it, and try again."
         ) from error
 
 
-def _no_driver(url: str, error: ImportError) -> str:
+def _missing_driver_message(url: str, error: ImportError) -> str:
     scheme = url.partition("://")[0]
     extra = f" (pip install 'continual[{EXTRAS[scheme]}]')" if scheme in EXTRAS else ""
     return f"blobs cannot be kept at {scheme}:// yet: {error}. Install that package{extra}, or give a folder."

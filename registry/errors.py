@@ -1,4 +1,4 @@
-"""What can go wrong in the registry.
+"""The registry's errors.
 
 ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
@@ -18,63 +18,70 @@ from tasks.errors import ContinualError, InputError
 
 
 class RegistryError(ContinualError):
-    """The registry could not do what was asked, or holds what it should not."""
+    """An operation on the registry failed, or the registry holds invalid data."""
 
 
 class BlobError(RegistryError):
-    """A blob is missing, cannot be read or written, or its bytes are not what is promised."""
+    """A blob is missing, cannot be read or written, or its bytes do not match its digest."""
 
 
 class ClaimLost(RegistryError):
-    """A position is another holder's by now: what was done for it is not wanted any more."""
+    """A position is held by another controller now; the work done for it is to be discarded."""
 
 
 class Interrupted(RegistryError):
-    """Another transaction came first, or no connection was to be had; nothing is done, and can be done again."""
+    """A concurrent transaction won, or no connection was available; nothing was written, a retry is safe."""
 
 
 class Disconnected(Interrupted):
-    """The connection to the database broke; what was being done can be done again."""
+    """The connection to the database broke; the operation can be retried."""
 
 
 class NotFound(InputError):
-    """No row has this name."""
+    """No row has the requested name."""
 
 
 class SchemaError(InputError):
-    """The database's schema is older or newer than this code's."""
+    """The database's schema is older or newer than the code's."""
 
 
 class DatabaseUnavailable(InputError):
-    """The database does not answer, or what its URL names is none."""
+    """The database does not answer, or its URL does not point to a database."""
 
 
 class TaskChanged(InputError):
-    """A known task came back with another kind, metric or labels."""
+    """A registered task was submitted again with another kind or metric, or without some of its labels."""
 
 
 class TaskNeeded(InputError):
-    """A task cannot be removed while it is being learned, or while others came from what it learned."""
+    """A task cannot be removed: it is being learned, or other tasks' deltas derive from its deltas."""
 
 
 class NothingToDo(InputError):
-    """What was asked for is so already."""
+    """The requested state is the current one."""
 
 
 class StreamChanged(InputError):
-    """A stream that was begun came back with another backbone or other entries."""
+    """A registered stream was submitted again with another backbone or other entries."""
 
 
 class ArchiveError(InputError):
-    """A file is not the whole archive of a registry that this code can read."""
+    """A file is not a complete registry archive in a format that this code can read."""
 
 
-def not_found(what: str, name: str, *, known: Iterable[str], first: str = "Learn a task first") -> NotFound:
-    """The error for an unknown `name`, with the known names nearest to it; where there are none, what to do `first`."""
-    names = sorted(set(known))
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+def not_found(noun: str, name: str, *, known_names: Iterable[str], advice: str = "Learn a task first") -> NotFound:
+    """Return the error for an unknown `name`, listing the closest known names.
+
+    Args:
+        noun: the kind of thing, such as "task".
+        name: the name that was looked up.
+        known_names: all registered names.
+        advice: the next step if there are no names at all.
+    """
+    names = sorted(set(known_names))
+    close_matches = get_close_matches(name, names, n=3, cutoff=0.5)
     if not names:
-        return NotFound(f"no {what} is called {name!r}: the registry holds no {what} yet. {first}.")
-    shown = ", ".join(near or names[:5])
-    relation = "nearest known" if near else "known"
-    return NotFound(f"no {what} is called {name!r}; {relation}: {shown}. Use one of the {len(names)} registered names.")
+        return NotFound(f"no {noun} is called {name!r}: the registry holds no {noun} yet. {advice}.")
+    shown = ", ".join(close_matches or names[:5])
+    relation = "nearest known" if close_matches else "known"
+    return NotFound(f"no {noun} is called {name!r}; {relation}: {shown}. Use one of the {len(names)} registered names.")

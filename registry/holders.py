@@ -1,4 +1,7 @@
-"""Who holds a position: `host:pid:start`, where `start` tells a process from a later one with its number."""
+"""Identities of the processes that hold positions: `host:pid:start`.
+
+`start`, the process's start time, distinguishes it from a later process with the same id.
+"""
 
 import os
 import socket
@@ -6,40 +9,45 @@ from pathlib import Path
 
 
 def current_process_id() -> str:
-    """The holder that this process is."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_start(os.getpid()) or ''}"
+    """Return the holder id of this process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_process_start(os.getpid()) or ''}"
 
 
-def is_alive(holder: str, *, leased: bool) -> bool:
-    """Whether `holder` still works: on this host its process is asked, otherwise its lease tells.
+def is_alive(holder: str, *, lease_valid: bool) -> bool:
+    """Return True if the process `holder` still runs.
 
-    This very process is alive, which does not say that what it once held is still being worked on.
+    On this host the process table decides, elsewhere the lease. This process itself is always alive, even if it no
+    longer works on a position that it holds: there the lease decides too.
+
+    Args:
+        holder: `host:pid:start`.
+        lease_valid: True if the holder's lease has not expired.
     """
     host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
     if host == socket.gethostname() and pid.isdecimal() and holder != current_process_id():
-        return _runs(int(pid), start=start)
-    return leased
+        return _is_running(int(pid), start=start)
+    return lease_valid
 
 
-def _runs(pid: int, *, start: str) -> bool:
+def _is_running(pid: int, *, start: str) -> bool:
     if Path("/proc/self/stat").exists():
-        found = _start(pid)
-        return found is not None and start in ("", found)
+        actual_start = _process_start(pid)
+        return actual_start is not None and start in ("", actual_start)
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True  # somebody else's process, but a process
+        return True  # another user's process
     except (ProcessLookupError, OverflowError):
         return False
     return True
 
 
-def _start(pid: int) -> str | None:
-    """The start time of a running process in ticks since boot; None where there is none, or no /proc."""
+def _process_start(pid: int) -> str | None:
+    """Return a running process's start in ticks since boot; None if it is gone or there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and brackets
+    fields = stat.rpartition(")")[2].split()  # the process name may contain spaces and brackets
     state, start = fields[0], fields[19]
-    return None if state in "ZX" else start  # a zombie has ended, though its parent has not looked yet
+    return None if state in "ZX" else start  # a zombie has ended, but its parent has not reaped it

@@ -1,4 +1,4 @@
-"""A delta's public name is its task and version, `sst2@1`; a backbone's may end in its bits, `minilm@8bit`."""
+"""Public names: a delta is `sst2@1` (task@version), a quantised backbone `minilm@8bit`."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from registry.errors import NotFound
 from tasks.errors import InputError
 
 Bits = Literal[8, 4]
-BITS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # behind the @ of a quantised backbone's name
-LONGEST = 10  # digits of a version that a database takes
-LONGEST_NAME = 500  # signs: what PostgreSQL takes into an index, at four bytes each
+BITS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # by the suffix of a quantised backbone's name
+MAX_VERSION_DIGITS = 10  # exclusive, so that a version fits into a database integer
+MAX_NAME_LENGTH = 500  # characters: PostgreSQL's limit for an index entry, at four bytes each
 
 
 def delta_name(task: str, version: int) -> str:
-    """The public name of a task's delta.
+    """Return the public name of a task's delta.
 
     >>> delta_name("sst2", 1)
     'sst2@1'
@@ -21,15 +21,16 @@ def delta_name(task: str, version: int) -> str:
 
 
 def parse_delta(name: str) -> tuple[str, int]:
-    """Task and version of a delta's public name.
+    """Split a delta's public name into task and version.
 
     >>> parse_delta("sst2@1")
     ('sst2', 1)
 
-    Raises: NotFound, where `name` is not of that form.
+    Raises:
+        NotFound: `name` is not of the form TASK@VERSION.
     """
-    task, at, version = name.rpartition("@")
-    if not (task and at and version.isascii() and version.isdigit() and len(version) < LONGEST):
+    task, separator, version = name.rpartition("@")
+    if not (task and separator and version.isascii() and version.isdigit() and len(version) < MAX_VERSION_DIGITS):
         raise NotFound(
             f"no delta can be called {name!r}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
         )
@@ -37,39 +38,44 @@ def parse_delta(name: str) -> tuple[str, int]:
 
 
 def split_bits(backbone: str) -> tuple[str, Bits | None]:
-    """A backbone's name without the bits that it says, and these.
+    """Split a backbone's name into the plain name and its bits.
 
     >>> split_bits("minilm@8bit"), split_bits("models/llama-8bit")
     (('minilm', 8), ('models/llama-8bit', None))
     """
-    plain, _, ending = backbone.rpartition("@")
-    return (plain, BITS[ending]) if plain and ending in BITS else (backbone, None)
+    plain, _, suffix = backbone.rpartition("@")
+    return (plain, BITS[suffix]) if plain and suffix in BITS else (backbone, None)
 
 
-def quantized_name(plain: str, bits: Bits | None) -> str:
-    """What a backbone is called in so many bits: a name that says how to load it again.
+def quantized_name(backbone: str, bits: Bits | None) -> str:
+    """Return the name of a backbone quantised to `bits`; None for full precision.
 
-    >>> with_bits("minilm", 8), with_bits("minilm", None)
+    >>> quantized_name("minilm", 8), quantized_name("minilm", None)
     ('minilm@8bit', 'minilm')
     """
-    return plain if bits is None else f"{plain}@{bits}bit"
+    return backbone if bits is None else f"{backbone}@{bits}bit"
 
 
-def validate_name(what: str, name: str) -> str:
-    """`name`, if nothing in it could be taken for a delta's version, and every database can hold it.
+def validate_name(noun: str, name: str) -> str:
+    """Return `name` if it is storable in every database and cannot be mistaken for a delta's name.
 
-    Raises: InputError, where it is empty, too long, no text, or holds an `@`.
+    Args:
+        noun: the kind of thing, for messages.
+        name: the name to check.
+
+    Raises:
+        InputError: it is empty, too long, contains `@`, NUL or half a surrogate pair.
     """
-    if len(name) > LONGEST_NAME or "\0" in name or escape_for_storage(name) != name:
+    if len(name) > MAX_NAME_LENGTH or "\0" in name or escape_for_storage(name) != name:
         raise InputError(
-            f"a {what} cannot be called {name[:80]!r}: names have at most {LONGEST_NAME} signs, and none is NUL "
-            f"or half a surrogate pair. Rename the {what}."
+            f"a {noun} cannot be called {name[:80]!r}: names have at most {MAX_NAME_LENGTH} signs, and none is NUL "
+            f"or half a surrogate pair. Rename the {noun}."
         )
     if not name or "@" in name:
-        raise InputError(f"a {what} cannot be called {name!r}: names are not empty and hold no '@'. Rename the {what}.")
+        raise InputError(f"a {noun} cannot be called {name!r}: names are not empty and hold no '@'. Rename the {noun}.")
     return name
 
 
 def escape_for_storage(text: str) -> str:
-    """`text` as every database can hold it: NUL and half surrogate pairs become their escapes."""
+    """Escape the characters that some databases reject: NUL and half surrogate pairs."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What goes into the registry and what comes out: frozen records, never live rows."""
+"""Frozen records that go into the registry and come out of it; live ORM rows never leave it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,18 +6,27 @@ from typing import Any, Literal
 
 from registry.errors import NotFound
 
-IMPORTED = "imported"  # in place of a warm start, for a delta that was trained elsewhere and may have no scores
-PositionState = Literal["waiting", "held", "learned", "failed", "cancelled"]  # the last of arrivals alone
-DeltaStatus = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, kept for the lineage alone
+IMPORTED = "imported"  # warm start of a delta that was trained elsewhere and may have no scores
+PositionState = Literal["waiting", "held", "learned", "failed", "cancelled"]  # cancelled: arrivals only
+DeltaStatus = Literal["champion", "candidate", "archived", "purged"]  # purged: a tombstone, needed by the lineage
 LineageKind = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
 EventKind = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]
-OutboxTopic = Literal["delta", "stream", "champion", "purged"]  # what MLflow is to be told of
+OutboxTopic = Literal["delta", "stream", "champion", "purged"]  # kinds of messages for MLflow
 ScoreMode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneRecord:
-    """A frozen pretrained transformer; `fingerprint` covers its config and weights."""
+    """A frozen pretrained transformer.
+
+    Attributes:
+        fingerprint: SHA-256 over config and weights.
+        name: how to load it: a name of settings, a hub id or a folder, with its bits if quantised.
+        family: the model family, which decides where edits are placed.
+        hidden_size: width of its hidden states.
+        parameters: number of its parameters.
+        pooling: default pooling of its features.
+    """
 
     fingerprint: str
     name: str
@@ -29,7 +38,17 @@ class BackboneRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """A task as registered; `fingerprints` and `rows` are by split."""
+    """A registered task.
+
+    Attributes:
+        name: the task's name.
+        kind: classification, regression, span or generation.
+        metric: the metric that decides between versions.
+        labels: sorted; empty for kinds without labels.
+        spec: the task's spec as JSON.
+        fingerprints: SHA-256 of the rows, by split.
+        rows: number of rows, by split.
+    """
 
     name: str
     kind: str
@@ -42,10 +61,16 @@ class TaskRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The rows that a version was learned from, never themselves: how to read them again, and how to know them.
+    """Reference to the data that a version was learned from; the rows themselves are not stored.
 
-    `spec` is the task's as it was learned, `folder` what its relative paths start from, None where that is not known,
-    `seed` what rows are carved and sampled by; `fingerprints` and `rows` are by split.
+    It says how to read the rows again, and how to recognise them.
+
+    Attributes:
+        spec: the task's spec as it was learned.
+        folder: base of its relative paths; None if unknown.
+        seed: seed of carving and sampling.
+        fingerprints: SHA-256 of the rows, by split.
+        rows: number of rows, by split.
     """
 
     spec: dict[str, Any]
@@ -57,7 +82,7 @@ class DataRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class _DeltaFields:
-    """How a delta was made, and the digests of its blobs but for its values."""
+    """Common fields of `DeltaRecord` and `StoredDelta`."""
 
     task: str
     backbone: str
@@ -81,11 +106,28 @@ class _DeltaFields:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaRecord(_DeltaFields):
-    """A trained delta: how it was made, and the digests of its blobs, `digest` that of its values.
+    """A trained delta: how it was made, and the digests of its blobs.
 
-    `backbone` is a fingerprint; `settings` are the method's, `budget` is what it was trained with; `share` is
-    parameters over the backbone's parameters, a fraction; `tried` is what a search for the method looked at; `data` is
-    None where it was made elsewhere, of rows that nobody has shown.
+    Attributes:
+        task: the task's name.
+        backbone: the backbone's fingerprint.
+        method: the method's name.
+        settings: the method's settings.
+        budget: the budget it was trained with.
+        bytes: size of its values.
+        parameters: number of its parameters.
+        share: its parameters over the backbone's, a fraction.
+        seed: seed of training.
+        labels: labels that its head answers with, by index.
+        versions: versions of the libraries that trained it.
+        warm_start: how its initial values were chosen; `IMPORTED` if it was trained elsewhere.
+        seconds: duration of learning.
+        examples_per_second: training throughput.
+        predictions: digest of its predictions on the test rows.
+        replay: digest of its outputs on fixed inputs.
+        tried: candidates that a search over methods evaluated.
+        data: the data it was learned from; None if it was trained elsewhere on unknown rows.
+        digest: digest of its values.
     """
 
     digest: str
@@ -93,9 +135,18 @@ class DeltaRecord(_DeltaFields):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDelta(_DeltaFields):
-    """A delta as the registry holds it, with its task's kind and metric; `reason` says why it does not serve.
+    """A registered delta: the fields of `DeltaRecord`, and what the registry adds.
 
-    `digest` is None of one that was purged.
+    Attributes:
+        digest: digest of its values; None if it was purged.
+        name: its public name, such as sst2@1.
+        version: its number among the task's deltas, from 1.
+        status: champion, candidate, archived or purged.
+        reason: why it does not serve.
+        mlflow_run: id of its MLflow run.
+        created_at: time of registration.
+        kind: its task's kind.
+        metric: its task's metric.
     """
 
     digest: str | None
@@ -110,12 +161,20 @@ class StoredDelta(_DeltaFields):
 
     @property
     def values(self) -> str:
-        """The digest of its values. Raises: NotFound, where they were purged."""
+        """The digest of its values.
+
+        Raises:
+            NotFound: the values were purged.
+        """
         return require_digest(self.digest, self.name)
 
 
 def require_digest(digest: str | None, delta: str) -> str:
-    """The digest of a delta's values. Raises: NotFound, where they were purged."""
+    """Return the digest of a delta's values.
+
+    Raises:
+        NotFound: the values were purged.
+    """
     if digest is None:
         raise NotFound(f"{delta} was purged: nothing but its place in the lineage is kept. Learn its task again.")
     return digest
@@ -123,7 +182,13 @@ def require_digest(digest: str | None, delta: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Scores of a new delta and of the champion on the same rows, by the task's metric; `rows` says which."""
+    """Scores of a new delta and of the champion on the same rows, by the task's metric.
+
+    Attributes:
+        rows: which rows, in words.
+        new: the new delta's score.
+        old: the champion's score.
+    """
 
     rows: str
     new: float
@@ -132,7 +197,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """What was measured of a new delta and the `champion` that it may succeed, and why that is not enough to decide."""
+    """The comparisons of a new delta with the champion that it may replace.
+
+    Attributes:
+        champion: the champion's name.
+        comparisons: scores of both on the same rows.
+        undecided_reason: why the comparisons are not sufficient for a decision; None if they are.
+    """
 
     champion: str
     comparisons: tuple[Comparison, ...] = ()
@@ -141,9 +212,14 @@ class Contest:
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A delta that another one came from.
+    """A delta that another one was derived from.
 
-    score: the start's with it, on held-out rows before training · gain: over that of scratch there.
+    Attributes:
+        delta: the parent's name.
+        kind: how the child was derived.
+        weight: the parent's share in the child.
+        score: the start's score with this parent, on held-out rows before training.
+        gain: `score` minus the score of the start from scratch.
     """
 
     delta: str
@@ -155,7 +231,19 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One measured value, a fraction, with its interval; a routed one was measured after position `step`."""
+    """One measured value of a delta.
+
+    Attributes:
+        split: the split whose rows were scored.
+        metric: the metric's name.
+        value: a fraction.
+        rows: number of rows.
+        low: lower end of the confidence interval.
+        high: upper end of the confidence interval.
+        step: for routed scores, the stream position after which it was measured; otherwise 0.
+        mode: how the rows were answered: task known, routed, or by a baseline.
+        stream: the stream it was measured in; None for a delta's own scores.
+    """
 
     split: str
     metric: str
@@ -170,7 +258,13 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore(Score):
-    """A score with the delta and the task that it belongs to; of two of one step the later has the higher `id`."""
+    """A score with its delta and task.
+
+    Attributes:
+        id: increases with time of measuring: of two scores of one step the later one has the higher id.
+        delta: the delta's name.
+        task: the task's name.
+    """
 
     id: int
     delta: str
@@ -179,9 +273,14 @@ class StoredScore(Score):
 
 @dataclass(frozen=True, kw_only=True)
 class SignatureRecord:
-    """Where a task's additive statistics lie (float64 matrices, a blob) and what they were taken of.
+    """A task's signature: where its additive statistics are stored, and how they were computed.
 
-    routing: where that lies which a router needs besides, None of what an older release learned.
+    Attributes:
+        digest: blob of float64 matrices.
+        rows: number of rows they were computed over.
+        pooling: pooling of the frozen features.
+        layer: layer of the frozen features.
+        routing: blob of the further statistics that routers use; None for deltas of older releases.
     """
 
     digest: str
@@ -193,7 +292,12 @@ class SignatureRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSignature(SignatureRecord):
-    """A signature with its task and the delta whose it is."""
+    """A signature with its task and delta.
+
+    Attributes:
+        task: the task's name.
+        delta: the delta's name.
+    """
 
     task: str
     delta: str
@@ -201,7 +305,14 @@ class StoredSignature(SignatureRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredConfusion:
-    """How many test rows of a delta were sent to another, of those learned up to position `step` of a stream."""
+    """The number of a delta's test rows that were routed to another delta.
+
+    Attributes:
+        delta: the delta whose task the rows belong to.
+        routed_to: the delta that the router chose.
+        rows: number of rows.
+        step: position in the stream; the router chose among the deltas learned up to it.
+    """
 
     delta: str
     routed_to: str
@@ -211,7 +322,16 @@ class StoredConfusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The delta that serves a task, as the bank and the router need it."""
+    """The delta that serves a task, as needed by the bank and the router.
+
+    Attributes:
+        task: the task's name.
+        delta: the delta's name.
+        method: the method's name.
+        settings: the method's settings.
+        budget: the budget it was trained with.
+        digest: digest of its values.
+    """
 
     task: str
     delta: str
@@ -219,82 +339,3 @@ class Champion:
     settings: dict[str, Any]
     budget: dict[str, Any]
     digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredPosition:
-    """One place in a stream; `delta` is set once learned, `error` once failed, `holder` while held.
-
-    attempts: how often learning it was begun · purged: whether all that was learned there is gone but its name.
-    """
-
-    number: int
-    task: str
-    recipe: str
-    state: PositionState
-    delta: str | None
-    error: str | None
-    holder: str | None
-    attempts: int
-    purged: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredStream:
-    """A stream as begun, its positions in order; `backbone` is a fingerprint."""
-
-    name: str
-    backbone: str
-    spec: dict[str, Any]
-    digest: str
-    mlflow_run: str | None
-    created_at: datetime
-    positions: tuple[StoredPosition, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrategyRecord:
-    """A strategy that learns a stream, to compare with; `recipe` is the digest of all that decides what comes of it."""
-
-    stream: str
-    strategy: str
-    recipe: str
-    settings: dict[str, Any]
-    tasks: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepScore:
-    """A value measured on a task's test rows after a step of a strategy."""
-
-    task: str
-    mode: ScoreMode
-    metric: str
-    value: float
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What a strategy came to after the task at position `number`.
-
-    seconds: what learning it took · parameters: that answer all tasks so far · bytes: of all that is kept of them.
-    """
-
-    number: int
-    seconds: float
-    parameters: int
-    bytes: int
-    scores: tuple[StepScore, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredStrategy(StrategyRecord):
-    """How far a strategy has come; `state` is the digest of what it goes on from."""
-
-    id: int
-    state: str | None
-    mlflow_run: str | None
-    created_at: datetime
-    finished_at: datetime | None
-    steps: tuple[StepRecord, ...]

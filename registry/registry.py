@@ -33,38 +33,39 @@ from registry.writes.known_tasks import matching_tasks
 from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
-MAX_ATTEMPTS = 3  # how often a transaction is begun that does not come through
-# PostgreSQL could not put two transactions in an order, or one behind the other, or would not wait longer for one.
+MAX_ATTEMPTS = 3  # of a transaction that meets conflicts
+# PostgreSQL: serialization failure, deadlock, lock timeout.
 SERIALIZATION_SQLSTATES = ("40001", "40P01", "55P03")
-BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # for longer than is waited for them
+BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # after the busy timeout
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def as_registry_method(
-    question: Callable[Concatenate[Session, P], Answer],
-) -> "Callable[Concatenate[Registry, P], Answer]":
-    """A question to a session as a method of the registry, which opens a session for it."""
+    query: Callable[Concatenate[Session, P], Result],
+) -> "Callable[Concatenate[Registry, P], Result]":
+    """Turn a query that takes a session into a method of `Registry`, which opens the session and retries."""
 
-    @wraps(question)
-    def method(registry: "Registry", /, *given: P.args, **more: P.kwargs) -> Answer:
+    @wraps(query)
+    def method(registry: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> Result:
         for _ in range(MAX_ATTEMPTS - 1):
             with suppress(Disconnected), registry.read_session() as session:
-                return question(session, *given, **more)
+                return query(session, *args, **kwargs)
         with registry.read_session() as session:
-            return question(session, *given, **more)
+            return query(session, *args, **kwargs)
 
     return method
 
 
 @final
 class Registry:
-    """What has been learned. Every read opens a short session of its own; every write is part of a `unit`.
+    """The store of everything learned: a SQL database and a blob store.
 
-    What can be asked is written in `queries`, `ancestry`, `questions` and `access`, and listed below as methods.
+    Every read opens a short session; every write is part of a unit of work. The query methods are the functions of
+    `registry.reads` (`listings`, `lineage`, `analytics`, `api_keys`) and `registry.writes.arrivals`, bound below.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as home, Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs") as registry:
@@ -78,10 +79,16 @@ class Registry:
 
     @classmethod
     def open(cls, url: str, blobs: str) -> Self:
-        """The registry at the database `url` and the blobs' `blobs` (a folder, or a URL of fsspec).
+        """Open the registry; an empty database gets the schema.
 
-        An empty database gets the schema. Raises: SchemaError, where its schema is older or newer than this code's;
-        InputError for a URL of no known kind; DatabaseUnavailable, where the database does not answer.
+        Args:
+            url: SQLAlchemy URL of the database.
+            blobs: a folder, or an fsspec URL.
+
+        Raises:
+            SchemaError: the schema is older or newer than this code's.
+            InputError: a URL is of an unknown kind.
+            DatabaseUnavailable: the database does not answer.
         """
         store, engine = resolve_stores(url, blobs)
         try:
@@ -93,65 +100,78 @@ class Registry:
         return cls(engine, store)
 
     def urls(self) -> tuple[str, str]:
-        """What `open` needs to open it elsewhere, passwords included.
+        """Return both URLs needed to open this registry in another process, passwords included.
 
-        Raises: InputError for a registry that is in the memory of this process.
+        Raises:
+            InputError: the registry is in the memory of this process.
         """
         if is_in_memory(self.engine) or "memory" in self.blobs.protocols:
-            where = f"the registry at {redact(str(self.engine.url))} with blobs at {redact(self.blobs.url)}"
+            description = f"the registry at {redact(str(self.engine.url))} with blobs at {redact(self.blobs.url)}"
             advice = "Give a file or postgresql://…, and a folder or a store."
-            raise InputError(f"{where} is in the memory of this process, where no other can reach it. {advice}")
+            raise InputError(f"{description} is in the memory of this process, where no other can reach it. {advice}")
         url = self.engine.url
         if url.get_backend_name() == "sqlite" and url.database:
             url = url.set(database=os.path.abspath(url.database))
         return url.render_as_string(hide_password=False), self.blobs.url
 
     def close(self) -> None:
-        """Lets go of all connections."""
+        """Close all connections."""
         self.engine.dispose()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     @contextmanager
-    def unit_of_work(self, *, alone: bool = False) -> Iterator[UnitOfWork]:
-        """One transaction: committed where the block ends well, undone on any exception.
+    def unit_of_work(self, *, exclusive: bool = False) -> Iterator[UnitOfWork]:
+        """Open a transaction: committed at the end of the block, rolled back on any exception.
 
-        Blobs are put beforehand: one that no row names does no harm, a row without its blob would.
-        alone: waits until no other unit is open, and lets none begin.
-        Raises: RegistryError, where the database refuses what is written.
+        Blobs are stored before their rows: a blob without a row is harmless, a row without its blob is not.
+
+        Args:
+            exclusive: wait until no other unit is open, and block new ones.
+
+        Yields:
+            The unit of work.
+
+        Raises:
+            RegistryError: the database rejects a write.
         """
-        engine = write_engine(self.engine, alone=alone)
-        with _translated("write to the registry"), Session(engine) as session, session.begin():
+        engine = write_engine(self.engine, exclusive=exclusive)
+        with _translate_errors("write to the registry"), Session(engine) as session, session.begin():
             yield UnitOfWork(session, self.blobs)
 
-    def write_with_retry(self, work: Callable[[UnitOfWork], Answer]) -> Answer:
-        """What `work` returns in a unit of its own; all of it again where another one, just committed, came first, and
-        where the connection broke before it was done.
+    def write_with_retry(self, work: Callable[[UnitOfWork], Result]) -> Result:
+        """Run `work` in a unit of work and return its result, retrying after conflicts and lost connections.
 
-        Raises: Disconnected, where it broke while the unit was committed: then nobody knows whether it was.
+        `work` is repeated as a whole, so it must not have side effects outside the unit.
+
+        Raises:
+            Interrupted: all attempts met conflicts.
+            Disconnected: the connection broke during the commit, so that the outcome is unknown.
         """
-        for left in reversed(range(MAX_ATTEMPTS)):
-            done = False
+        for attempts_left in reversed(range(MAX_ATTEMPTS)):
+            flushed = False
             try:
                 with self.unit_of_work() as unit:
                     result = work(unit)
                     unit.session.flush()
-                    done = True
+                    flushed = True
                 return result
             except Interrupted as error:
-                if not left or (done and isinstance(error, Disconnected)):
+                if not attempts_left or (flushed and isinstance(error, Disconnected)):
                     raise
                 log.info("once more: %s", error)
         raise AssertionError("the last repeat returns or raises")
 
     @contextmanager
     def read_session(self) -> Iterator[Session]:
-        """A session that sees one state of the registry; for queries that are not methods here."""
-        with _translated("read the registry"), Session(snapshot_engine(self.engine)) as session, session.begin():
+        """Open a session that sees one snapshot of the registry, for queries without a method."""
+        with _translate_errors("read the registry"), Session(snapshot_engine(self.engine)) as session, session.begin():
             yield session
 
     tasks, task = as_registry_method(listings.tasks), as_registry_method(listings.task)
@@ -183,45 +203,66 @@ class Registry:
     def submit(
         self, task: TaskSpec | Stream, *, priority: int = 0, folder: Path | str = ".", once: bool = False
     ) -> int:
-        """Adds a task to what is to be learned by whoever watches (`Learner.watch`), and returns its number.
+        """Add an arrival: a task to be learned by any watching process (`Learner.watch`).
 
-        `task` is a spec, whose relative data files start from `folder`, or what `read_task` gives. Those of a higher
-        priority are learned before others. once: unless the same was submitted before; then the number is that one's.
-        Raises: InputError for a stream of several tasks.
+        Args:
+            task: a spec, or the stream of one task that `read_task` returns.
+            priority: higher priorities are learned first.
+            folder: base of a spec's relative data files.
+            once: do nothing if the same content was submitted before.
+
+        Returns:
+            The arrival's number; with `once`, the number of the earlier one.
+
+        Raises:
+            InputError: `task` is a stream of several tasks.
         """
-        alone = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
-        return self.write_with_retry(lambda unit: arrivals.submit(unit.session, alone, priority=priority, once=once))
+        stream = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
+        return self.write_with_retry(lambda unit: arrivals.submit(unit.session, stream, priority=priority, once=once))
 
     def cancel_arrival(self, number: int) -> None:
-        """Sees to it that an arrival is not learned; who is learning it stops soon, and registers nothing of it.
+        """Cancel an arrival; a process that is learning it stops soon and registers nothing.
 
-        Raises: NotFound; NothingToDo, where it is learned or cancelled already.
+        Raises:
+            NotFound: there is no such arrival.
+            NothingToDo: it is learned or cancelled already.
         """
         self.write_with_retry(lambda unit: arrivals.cancel(unit.session, number))
 
     def retry_arrival(self, number: int) -> None:
-        """Lets an arrival that failed or was cancelled wait again, in its old place.
+        """Queue a failed or cancelled arrival again, in its old place.
 
-        Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
+        Raises:
+            NotFound: there is no such arrival, or its task was purged.
+            NothingToDo: it is learned, waiting or being learned.
         """
         self.write_with_retry(lambda unit: arrivals.retry(unit.session, number))
 
     def check_tasks_unchanged(self, records: Iterable[TaskRecord]) -> None:
-        """Raises TaskChanged where a task is known with another kind or metric, or with labels that are gone."""
+        """Check that tasks of the same names are not registered with another kind, metric or removed labels.
+
+        Raises:
+            TaskChanged: a registered task differs.
+        """
         with self.read_session() as session:
             matching_tasks(session, records)
 
     def check_stream_unchanged(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
-        """Raises StreamChanged where a stream of this name was begun with other (task, recipe) entries."""
+        """Check that a registered stream of this name starts with the same (task, recipe) entries.
+
+        Raises:
+            StreamChanged: an entry differs.
+        """
         with self.read_session() as session:
-            if known := streams.find_stream(session, stream):
-                streams.check_unchanged(known, entries)
+            if row := streams.find_stream(session, stream):
+                streams.check_unchanged(row, entries)
 
 
 def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
-    """The store of blobs and the database, not looked into yet.
+    """Create the blob store and the database engine, without connecting.
 
-    Raises: InputError for a URL of no known kind, and for a registry that would outlive its blobs.
+    Raises:
+        InputError: a URL is of an unknown kind, or the blobs are in memory and the database is not.
     """
     store = BlobStore(blobs)
     engine = create_engine_for(url)
@@ -234,21 +275,23 @@ def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
 
 
 @contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def _translate_errors(action: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise _kind(error)(f"could not {doing}: {error.orig} (in: {error.statement}). Nothing was written.") from error
+        raise _error_type(error)(
+            f"could not {action}: {error.orig} (in: {error.statement}). Nothing was written."
+        ) from error
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object!r} holds half a surrogate pair, which no database takes. Mend it.") from error
 
 
-def _kind(error: DBAPIError) -> type[RegistryError]:
-    """What an error of the database means for who was writing."""
+def _error_type(error: DBAPIError) -> type[RegistryError]:
+    """Map a database error to the error that its caller should handle."""
     if error.connection_invalidated:
         return Disconnected
     if isinstance(error, OperationalError) and error.statement is None:  # no connection was made
         return Interrupted
-    first = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in SERIALIZATION_SQLSTATES
+    conflict = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in SERIALIZATION_SQLSTATES
     busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in BUSY_CODES
-    return Interrupted if first or busy else RegistryError
+    return Interrupted if conflict or busy else RegistryError

@@ -1,4 +1,4 @@
-"""One unit of work: everything that is written in it is registered together, or nothing is."""
+"""The unit of work: everything written in it is committed together, or nothing is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -46,31 +46,37 @@ SCORE_KEY = ("stream_id", "mode", "split", "metric", "step")  # at most one scor
 
 @final
 class UnitOfWork:
-    """What may be written to the registry; `Registry.unit()` opens one, commits it, and undoes it on any exception."""
+    """The write operations of the registry, in one transaction; opened by `Registry.unit_of_work()`.
+
+    Attributes:
+        session: the transaction's session.
+        blobs: the blob store.
+    """
 
     def __init__(self, session: Session, blobs: BlobStore) -> None:
         self.session = session
         self.blobs = blobs
 
     def add_backbone(self, record: BackboneRecord) -> None:
-        """Registers a backbone; nothing happens where its fingerprint is known."""
-        known = select(Backbone.id).where(Backbone.fingerprint == record.fingerprint)
-        if self.session.scalar(known) is None:
+        """Register a backbone, unless its fingerprint is registered."""
+        backbone_id = select(Backbone.id).where(Backbone.fingerprint == record.fingerprint)
+        if self.session.scalar(backbone_id) is None:
             lock_name(self.session, record.fingerprint)
-            if self.session.scalar(known) is None:
+            if self.session.scalar(backbone_id) is None:
                 self.session.add(Backbone(**asdict(record)))
 
     def add_task(self, record: TaskRecord) -> None:
-        """Registers a task, or takes over its new rows, labels and spec.
+        """Register a task, or update the rows, labels and spec of a registered one.
 
-        Raises: TaskChanged, where a known task has another kind or metric, or has lost labels.
+        Raises:
+            TaskChanged: a registered task has another kind or metric, or has lost labels.
         """
         name = validate_name("task", record.name)
         task = matching_tasks(self.session, [record]).get(record.name)
         if task is None:
             lock_name(self.session, record.name)
             task = matching_tasks(self.session, [record]).get(record.name)
-        if task is None:  # one that was purged is learned anew under its old name
+        if task is None:  # a purged task is reused under its old name
             purged = self.session.scalar(select(Task).where(Task.name == record.name))
             task = purged or Task(name=name)
             task.kind, task.metric, task.purged_at = record.kind, record.metric, None
@@ -81,9 +87,17 @@ class UnitOfWork:
     def begin_stream(
         self, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[tuple[str, str]]
     ) -> None:
-        """Begins a stream of (task name, recipe digest) entries, or goes on with it and appends the new ones.
+        """Register a stream, or append new entries to a registered one.
 
-        Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
+        Args:
+            name: the stream's name.
+            backbone: the backbone's fingerprint.
+            spec: the stream file as JSON.
+            entries: pairs (task name, recipe digest), in order.
+
+        Raises:
+            StreamChanged: the backbone or a recorded entry differs.
+            NotFound: the backbone is not registered.
         """
         if streams.begin_stream(self.session, name, backbone=backbone, spec=spec, entries=entries):
             self.enqueue_message("stream", name)
@@ -99,20 +113,34 @@ class UnitOfWork:
         contest: Contest | None = None,
         rival: str | None = None,
     ) -> str:
-        """Registers the next version of a task's delta with all that belongs to it, and returns its name.
+        """Register the next version of a task's delta with its lineage, scores and signature.
 
-        It becomes champion unless the one that serves is better: in the `contest` that its caller held where both were
-        learned from other rows, else by both scores on `score_split`. Then it stays a candidate, and says why. So it
-        does where `rival` is better, a delta of another backbone that was learned from the same rows.
-        Without a signature of its own it has that of the version before.
-        Raises: NotFound for its task, backbone, parents or rival; BlobError, where a blob that it names is not stored.
+        It becomes champion unless the present champion is better: in `contest`, if the two were learned from different
+        rows, otherwise by both scores on `score_split`. Then, or if `rival` is better, it stays a candidate with a
+        reason.
+
+        Args:
+            record: the delta; its blobs must be stored.
+            parents: the deltas it was derived from.
+            scores: its scores.
+            signature: by default the previous version's.
+            score_split: the held-out split whose scores decide.
+            contest: comparisons of the delta and the champion on the same rows.
+            rival: name of a delta of another backbone, learned from the same rows.
+
+        Returns:
+            The delta's public name.
+
+        Raises:
+            NotFound: its task, backbone, a parent or the rival is not registered.
+            BlobError: one of its blobs is not stored.
         """
-        own = (signature.digest, signature.routing) if signature else ()
-        self.require_blobs(record.digest, record.predictions, record.replay, *own)
+        signature_blobs = (signature.digest, signature.routing) if signature else ()
+        self.require_blobs(record.digest, record.predictions, record.replay, *signature_blobs)
         origins = [(parent, delta_row(self.session, parent.delta).id) for parent in parents]
         delta = self._next_version(record)
-        other = None if rival is None else delta_row(self.session, rival)
-        register_status(self.session, delta, scores=scores, split=score_split, contest=contest, rival=other)
+        rival_row = None if rival is None else delta_row(self.session, rival)
+        register_status(self.session, delta, scores=scores, split=score_split, contest=contest, rival=rival_row)
         for parent, origin in origins:
             values = {"kind": parent.kind, "weight": parent.weight, "score": parent.score, "gain": parent.gain}
             self.session.add(Lineage(child_id=delta.id, parent_id=origin, **values))
@@ -125,7 +153,11 @@ class UnitOfWork:
         return delta.name
 
     def require_blobs(self, *digests: str | None) -> None:
-        """Raises BlobError where one of these is not stored: it may have been collected since it was put."""
+        """Check that blobs are stored: they may have been collected since they were put.
+
+        Raises:
+            BlobError: one of `digests` is missing; None is ignored.
+        """
         for digest in digests:
             if digest is not None and not self.blobs.exists(digest):
                 raise BlobError(
@@ -133,10 +165,10 @@ class UnitOfWork:
                 )
 
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
-        """Adds scores to a delta; one measured again in the same place replaces the earlier."""
-        added = tuple(scores)
-        self._add_scores(delta_row(self.session, delta), added)
-        for stream in {score.stream for score in added if score.stream}:
+        """Add scores to a delta; a score with the same stream, mode, split, metric and step is replaced."""
+        rows = tuple(scores)
+        self._add_scores(delta_row(self.session, delta), rows)
+        for stream in {score.stream for score in rows if score.stream}:
             self.enqueue_message("stream", stream)
 
     def add_routed_scores(
@@ -145,29 +177,42 @@ class UnitOfWork:
         step: int,
         scores: Mapping[str, Sequence[Score]],
         *,
-        sent: Mapping[tuple[str, str], int] = NO_ROUTING,
+        confusions: Mapping[tuple[str, str], int] = NO_ROUTING,
     ) -> bool:
-        """Adds scores of the deltas learned up to position `step` of a stream, routed among just these.
+        """Add scores measured by routing among the deltas learned up to position `step` of a stream.
 
-        sent: how many test rows of a delta were sent to another, by the names of both.
-        False, and nothing is added, where these are not the ones: another controller has learned one meanwhile.
+        Args:
+            stream: the stream's name.
+            step: the position.
+            scores: by delta; its keys must be all deltas learned up to `step`.
+            confusions: number of a delta's test rows routed to another, by (delta, routed to).
+
+        Returns:
+            False, with nothing added, if other deltas are learned up to `step` by now.
         """
-        locked = select(Stream.id).where(Stream.name == stream).with_for_update()  # who measures a stream queues here
-        up_to = (Position.stream_id == self.session.scalar(locked), Position.number <= step)
+        locked = select(Stream.id).where(Stream.name == stream).with_for_update()  # serialises measuring a stream
+        in_prefix = (Position.stream_id == self.session.scalar(locked), Position.number <= step)
         learned = select(Task.name, Delta.version).select_from(Position).join(Position.delta).join(Delta.task)
         learned = learned.where(Delta.status != "purged")
-        if {delta_name(*pair) for pair in self.session.execute(learned.where(*up_to))} != scores.keys():
+        if {delta_name(*pair) for pair in self.session.execute(learned.where(*in_prefix))} != scores.keys():
             return False
-        for delta, found in scores.items():
-            self.add_scores(delta, found)
-        self._add_confusions(stream_row(self.session, stream).id, step, sent)
+        for delta, delta_scores in scores.items():
+            self.add_scores(delta, delta_scores)
+        self._add_confusions(stream_row(self.session, stream).id, step, confusions)
         return True
 
     def mark_learned(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
-        """Marks a position as learned by `delta`; its checkpoint is not needed any more.
+        """Mark a position as learned by `delta`, and drop its checkpoint.
 
-        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already, or the delta is of
-        another task.
+        Args:
+            stream: the stream's name.
+            number: the position's number.
+            delta: the learned delta's name.
+            holder: checked to be the position's holder, unless None.
+
+        Raises:
+            ClaimLost: `holder` no longer holds the position.
+            RegistryError: it is learned already, or the delta is of another task.
         """
         position, row = self._open_position(stream, number, holder=holder), delta_row(self.session, delta)
         if row.task.name != position.task_name:
@@ -181,9 +226,17 @@ class UnitOfWork:
         self._tell_stream(position, stream)
 
     def mark_failed(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
-        """Marks a position as failed, so that it can be taken up again.
+        """Mark a position as failed, so that it can be claimed again.
 
-        Raises: ClaimLost, where `holder` lost it; RegistryError, where it is learned already.
+        Args:
+            stream: the stream's name.
+            number: the position's number.
+            error: the failure's message.
+            holder: checked to be the position's holder, unless None.
+
+        Raises:
+            ClaimLost: `holder` no longer holds the position.
+            RegistryError: it is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", escape_for_storage(error)
@@ -191,31 +244,37 @@ class UnitOfWork:
         self._tell_stream(position, stream)
 
     def enqueue_message(self, message: OutboxTopic, subject: str, **about: Any) -> None:
-        """Notes in the outbox what MLflow is to be told: of a delta or a stream by its name, else of a task by its."""
+        """Add a message for MLflow to the outbox.
+
+        Args:
+            message: the topic.
+            subject: name of a delta, a stream, or (for other topics) a task.
+            **about: details that the sender cannot read from the registry later.
+        """
         self.session.add(OutboxRow(message=message, subject=subject, about=about))
 
     def enqueue_champion_change(self, task: Task) -> None:
-        """Notes that another version serves a task, or none: that is told of it, and of the streams that learned it."""
+        """Enqueue messages for a task whose champion changed, and for the streams that learned it."""
         self.enqueue_message("champion", task.name)
         learned = select(Stream.name).join(Position).where(Position.task_id == task.id, Position.submitted_at.is_(None))
         for stream in self.session.scalars(learned.order_by(Stream.id)):
             self.enqueue_message("stream", stream)
 
     def set_mlflow_run(self, name: str, run: str) -> None:
-        """Notes the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
-        find = delta_row if "@" in name else stream_row
-        find(self.session, name).mlflow_run = run
+        """Store the MLflow run of a delta (`sst2@1`) or of a stream (any other name)."""
+        find_row = delta_row if "@" in name else stream_row
+        find_row(self.session, name).mlflow_run = run
 
     def _tell_stream(self, position: Position, stream: str) -> None:
-        if position.submitted_at is None:  # of arrivals, which never end, MLflow is told one by one
+        if position.submitted_at is None:  # the stream of arrivals never ends: each has its own message
             self.enqueue_message("stream", stream)
 
     def _next_version(self, record: DeltaRecord) -> Delta:
         task, backbone = task_row(self.session, record.task), backbone_row(self.session, record.backbone)
-        self.session.refresh(task, with_for_update=True)  # whoever adds to this task next waits for our number
-        last = self.session.scalar(select(func.max(Delta.version)).where(Delta.task_id == task.id))
+        self.session.refresh(task, with_for_update=True)  # concurrent writers to this task wait for this version
+        last_version = self.session.scalar(select(func.max(Delta.version)).where(Delta.task_id == task.id))
         values = asdict(record) | {"task": task, "backbone": backbone, "labels": list(record.labels)}
-        return Delta(version=(last or 0) + 1, **values)
+        return Delta(version=(last_version or 0) + 1, **values)
 
     def _add_splits(self, delta: Delta) -> None:
         fingerprints, rows = (delta.data[key] if delta.data else {} for key in ("fingerprints", "rows"))
@@ -223,39 +282,42 @@ class UnitOfWork:
             self.session.add(Split(delta_id=delta.id, split=split, fingerprint=fingerprint, rows=rows.get(split, 0)))
 
     def _add_scores(self, delta: Delta, scores: Iterable[Score], *, new: bool = False) -> None:
-        rows: dict[tuple[object, ...], ScoreRow] = {}  # of one place the last
-        streams: dict[str | None, int | None] = {None: None}
+        rows: dict[tuple[object, ...], ScoreRow] = {}  # by key: the last one wins
+        stream_ids: dict[str | None, int | None] = {None: None}
         for score in scores:
             values = asdict(score)
             name = values.pop("stream")
-            if name not in streams:
-                streams[name] = stream_row(self.session, name).id
-            row = ScoreRow(delta_id=delta.id, task_id=delta.task_id, stream_id=streams[name], **values)
-            rows[tuple(getattr(row, key) for key in SCORE_KEY)] = row
+            if name not in stream_ids:
+                stream_ids[name] = stream_row(self.session, name).id
+            row = ScoreRow(delta_id=delta.id, task_id=delta.task_id, stream_id=stream_ids[name], **values)
+            rows[tuple(getattr(row, column) for column in SCORE_KEY)] = row
         if rows and not new:
-            places = [
-                and_(*(getattr(ScoreRow, key) == value for key, value in zip(SCORE_KEY, p, strict=True))) for p in rows
+            conditions = [
+                and_(*(getattr(ScoreRow, column) == value for column, value in zip(SCORE_KEY, key, strict=True)))
+                for key in rows
             ]
-            self.session.execute(delete(ScoreRow).where(ScoreRow.delta_id == delta.id, or_(*places)))
+            self.session.execute(delete(ScoreRow).where(ScoreRow.delta_id == delta.id, or_(*conditions)))
         self.session.add_all(rows.values())
 
-    def _add_signature(self, delta: Delta, own: SignatureRecord | None) -> None:
-        if own is not None:
-            self.session.add(Signature(delta_id=delta.id, **asdict(own)))
+    def _add_signature(self, delta: Delta, record: SignatureRecord | None) -> None:
+        if record is not None:
+            self.session.add(Signature(delta_id=delta.id, **asdict(record)))
             return
-        same = (Delta.task_id == delta.task_id, Delta.backbone_id == delta.backbone_id)
-        before = select(Signature).join(Delta, Delta.id == Signature.delta_id).where(*same).order_by(Delta.id.desc())
-        if last := self.session.scalar(before.limit(1)):
-            about = {name: getattr(last, name) for name in SignatureRecord.__dataclass_fields__}
-            self.session.add(Signature(delta_id=delta.id, **about))
+        same_task = (Delta.task_id == delta.task_id, Delta.backbone_id == delta.backbone_id)
+        earlier = (
+            select(Signature).join(Delta, Delta.id == Signature.delta_id).where(*same_task).order_by(Delta.id.desc())
+        )
+        if previous := self.session.scalar(earlier.limit(1)):
+            values = {name: getattr(previous, name) for name in SignatureRecord.__dataclass_fields__}
+            self.session.add(Signature(delta_id=delta.id, **values))
 
-    def _add_confusions(self, stream: int, step: int, sent: Mapping[tuple[str, str], int]) -> None:
-        """Replaces what was counted at a step of a stream."""
-        self.session.execute(delete(Confusion).where(Confusion.stream_id == stream, Confusion.step == step))
-        ids = {name: delta_row(self.session, name).id for name in {name for pair in sent for name in pair}}
+    def _add_confusions(self, stream_id: int, step: int, confusions: Mapping[tuple[str, str], int]) -> None:
+        """Replace the confusions of a stream's step."""
+        self.session.execute(delete(Confusion).where(Confusion.stream_id == stream_id, Confusion.step == step))
+        ids = {name: delta_row(self.session, name).id for name in {name for pair in confusions for name in pair}}
         self.session.add_all(
-            Confusion(stream_id=stream, step=step, delta_id=ids[own], routed_to_id=ids[other], rows=rows)
-            for (own, other), rows in sent.items()
+            Confusion(stream_id=stream_id, step=step, delta_id=ids[delta], routed_to_id=ids[routed_to], rows=rows)
+            for (delta, routed_to), rows in confusions.items()
         )
 
     def _open_position(self, stream: str, number: int, *, holder: str | None) -> Position:

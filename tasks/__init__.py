@@ -1,4 +1,4 @@
-"""What a task is and where its rows come from: no training, no database."""
+"""Task and stream specifications, and the loading of their rows: no training, no database."""
 
 from __future__ import annotations
 

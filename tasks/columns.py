@@ -1,4 +1,4 @@
-"""The columns of one split, and how messages name a value in them."""
+"""The columns of one split, with error messages that name task, split, column and row."""
 
 from __future__ import annotations
 
@@ -14,48 +14,75 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Column:
-    """The values of one column; feature: what `datasets` says of them · where: task and split, for messages."""
+    """The values of one column of a split.
+
+    Attributes:
+        name: the column's name.
+        values: one value per row, in order.
+        feature: the column's feature in `datasets`, such as `ClassLabel` or `Value("string")`.
+        location: task and split, for messages.
+    """
 
     name: str
     values: list[Any]
     feature: Any
     location: str
 
-    def error_for(self, number: int, said: str) -> DataError:
-        """What is wrong with the value of row `number`, counted from 1."""
-        return DataError(f"{self.location}: column {self.name!r}, row {number}: {said}")
+    def error_for(self, row: int, problem: str) -> DataError:
+        """Return the error for the value of row `row`, counted from 1."""
+        return DataError(f"{self.location}: column {self.name!r}, row {row}: {problem}")
 
     def read(self, parse: Callable[[Any], Value | None], *, allowed: str) -> tuple[Value, ...]:
-        """Every value parsed. Raises: DataError for the first one of which `parse` makes nothing."""
+        """Parse every value of the column.
+
+        Args:
+            parse: returns the parsed value, or None for a value that it rejects.
+            allowed: description of the accepted values, for the message.
+
+        Returns:
+            The parsed values, in order.
+
+        Raises:
+            DataError: `parse` rejects a value; the first such row is named.
+        """
         parsed: list[Value] = []
-        for number, value in enumerate(self.values, 1):
-            found = parse(value)
-            if found is None:
-                raise self.error_for(number, f"{value!r:.80} is not {allowed}")
-            parsed.append(found)
+        for row, value in enumerate(self.values, 1):
+            result = parse(value)
+            if result is None:
+                raise self.error_for(row, f"{value!r:.80} is not {allowed}")
+            parsed.append(result)
         return tuple(parsed)
 
     def texts(self) -> tuple[str, ...]:
-        """Every value, each of which must be a text."""
-        return self.read(_text, allowed="a text; quote it or drop the row")
+        """Return every value, each of which must be a string."""
+        return self.read(_text_or_none, allowed="a text; quote it or drop the row")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split as `datasets` read them; where: task and split, for messages."""
+    """The rows of one split.
+
+    Attributes:
+        rows: a `datasets.Dataset`.
+        location: task and split, for messages.
+    """
 
     rows: Any
-    where: str
+    location: str
 
     def column(self, name: str) -> Column:
-        """The column of that name. Raises: DataError where there is none, naming those there are."""
-        there = self.rows.column_names
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{self.where}: no column {name!r}{hint} (the columns are {', '.join(there)})")
-        return Column(name, list(self.rows.select_columns([name])[:][name]), self.rows.features[name], self.where)
+        """Return the column called `name`.
+
+        Raises:
+            DataError: there is no such column; the message lists the columns.
+        """
+        column_names = self.rows.column_names
+        if name not in column_names:
+            close_matches = difflib.get_close_matches(name, column_names, n=1)
+            hint = f"; did you mean {close_matches[0]!r}?" if close_matches else ""
+            raise DataError(f"{self.location}: no column {name!r}{hint} (the columns are {', '.join(column_names)})")
+        return Column(name, list(self.rows.select_columns([name])[:][name]), self.rows.features[name], self.location)
 
 
-def _text(value: Any) -> str | None:
+def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None

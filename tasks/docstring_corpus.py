@@ -1,4 +1,4 @@
-"""A demo corpus that every install carries: the docstrings of installed packages, labelled by the area they are from.
+"""A demo corpus available in every install: docstrings of installed packages, labelled by subpackage.
 
 A package is one task: which of its first-level subpackages ("areas") does this sentence describe? Sources are parsed,
 never imported.
@@ -20,47 +20,64 @@ import yaml
 from tasks.errors import DataError
 from tasks.spec import SPLITS, Split
 
-# What the project itself depends on, so that it is there. Transformers is left out: 50 MB take ten seconds to parse.
+# Dependencies of the project itself, so always installed. Transformers is left out: 50 MB take ten seconds to parse.
 PACKAGES = ("scipy", "sklearn", "torch", "sqlalchemy", "numpy", "pandas", "mlflow", "matplotlib")
 
-# Not about anything in particular, borrowed, or gone from newer versions of Python.
-_SKIPPED = {"test", "tests", "testing", "externals", "vendored", "utils", "util", "compat", "distutils"}
+# Areas without a subject, vendored, or absent from newer versions of Python.
+_SKIPPED_AREAS = {"test", "tests", "testing", "externals", "vendored", "utils", "util", "compat", "distutils"}
 
-_WORDS, _CHARACTERS = 4, 300
-_AREAS, _FEWEST_AREAS, _FEWEST_TRAIN_ROWS = 8, 3, 25
-_ROWS: dict[Split, int] = {"train": 500, "validation": 120, "test": 200}
-_UP_TO: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
+_MIN_WORDS, _MAX_CHARACTERS = 4, 300
+_MAX_AREAS, _MIN_AREAS, _MIN_TRAIN_ROWS = 8, 3, 25
+_MAX_ROWS: dict[Split, int] = {"train": 500, "validation": 120, "test": 200}
+_SPLIT_PERCENTILES: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
 
 Row = tuple[str, str]
 
 
 def package_docstrings(package: str) -> list[Row]:
-    """(text, area) for every public function, class and method of an installed package, in order of the text's hash.
+    """Return the docstring summaries of an installed package's public functions, classes and methods.
 
-    The text is the docstring's first paragraph, of at least four words; one that several areas share is dropped.
-    Raises: DataError if no such package is installed.
+    Args:
+        package: name of an installed top-level package.
+
+    Returns:
+        Pairs (text, area), ordered by the text's hash. The text is the docstring's first paragraph, of at least four
+        words; a text that several areas share is dropped.
+
+    Raises:
+        DataError: no such package is installed.
     """
     areas: dict[str, set[str]] = defaultdict(set)
     for file, area in _sources(package):
-        for text in map(_summary, _documented(file)):
-            if len(text.split()) >= _WORDS:
+        for text in map(_summary, _public_docstrings(file)):
+            if len(text.split()) >= _MIN_WORDS:
                 areas[text].add(area)
-    return sorted(((text, min(found)) for text, found in areas.items() if len(found) == 1), key=_rank)
+    return sorted(
+        ((text, min(areas_of_text)) for text, areas_of_text in areas.items() if len(areas_of_text) == 1), key=_rank
+    )
 
 
 def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
-    """Write JSON lines for every usable package and a stream file over them; returns the stream file's path.
+    """Write a stream file and JSON lines with one classification task per usable installed package.
 
-    A package is usable if three areas have at least 25 train rows; its eight largest areas are kept. The same installed
-    versions always give the same files.
+    A package is usable if three areas have at least 25 train rows; its eight largest areas are taken. The same
+    installed versions always give the same files.
 
-    Raises: DataError if fewer than two of `packages` are installed and usable.
+    Args:
+        folder: created if missing.
+        packages: names of top-level packages; those that are not installed or not usable are left out.
+
+    Returns:
+        The path of the stream file.
+
+    Raises:
+        DataError: fewer than two of `packages` are installed and usable.
     """
-    found = {package: _task_rows(package) for package in packages if _folders(package)}
-    usable = {package: splits for package, splits in found.items() if splits}
+    splits_by_package = {package: _task_rows(package) for package in packages if _folders(package)}
+    usable = {package: splits for package, splits in splits_by_package.items() if splits}
     if len(usable) < 2:
         raise DataError(
-            f"the demo needs two installed packages with docstrings in {_FEWEST_AREAS} areas; usable of "
+            f"the demo needs two installed packages with docstrings in {_MIN_AREAS} areas; usable of "
             f"{', '.join(packages) or 'none given'}: {', '.join(usable) or 'none'}; name other packages"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,21 +109,21 @@ def _stream(packages: Sequence[str]) -> dict[str, object]:
 
 
 def _task_rows(package: str) -> dict[Split, list[Row]]:
-    """Rows by split, every area equally capped; nothing if too few areas have enough rows."""
+    """Return rows by split, every area equally capped; an empty dict if too few areas have enough rows."""
     by_area: dict[str, dict[Split, list[Row]]] = defaultdict(lambda: {split: [] for split in SPLITS})
     for row in package_docstrings(package):
         by_area[row[1]][_split(row)].append(row)
-    full = [area for area in by_area.values() if len(area["train"]) >= _FEWEST_TRAIN_ROWS]
-    kept = sorted(full, key=lambda area: len(area["train"]), reverse=True)[:_AREAS]
-    if len(kept) < _FEWEST_AREAS:
+    large_areas = [area for area in by_area.values() if len(area["train"]) >= _MIN_TRAIN_ROWS]
+    largest_areas = sorted(large_areas, key=lambda area: len(area["train"]), reverse=True)[:_MAX_AREAS]
+    if len(largest_areas) < _MIN_AREAS:
         return {}
-    return {split: _evenly([area[split] for area in kept], _ROWS[split]) for split in SPLITS}
+    return {split: _take_evenly([area[split] for area in largest_areas], _MAX_ROWS[split]) for split in SPLITS}
 
 
-def _evenly(areas: Sequence[Sequence[Row]], total: int) -> list[Row]:
-    """At most `total` rows, the largest areas cut to one height; in order of hash, so that labels are mixed."""
-    taken = sorted((row for area in areas for row in enumerate(area)), key=lambda row: (row[0], _rank(row[1])))
-    return sorted((row for _, row in taken[:total]), key=_rank)
+def _take_evenly(areas: Sequence[Sequence[Row]], total: int) -> list[Row]:
+    """Return at most `total` rows, larger areas cut first; ordered by hash, so that labels are mixed."""
+    by_height = sorted((row for area in areas for row in enumerate(area)), key=lambda row: (row[0], _rank(row[1])))
+    return sorted((row for _, row in by_height[:total]), key=_rank)
 
 
 def _rank(row: Row) -> str:
@@ -115,14 +132,14 @@ def _rank(row: Row) -> str:
 
 def _split(row: Row) -> Split:
     percent = int(_rank(row)[:8], 16) % 100
-    return next(split for split, up_to in _UP_TO.items() if percent < up_to)
+    return next(split for split, upper_percent in _SPLIT_PERCENTILES.items() if percent < upper_percent)
 
 
 def _folders(package: str) -> list[Path]:
-    """Where a top-level package lies; looking it up does not import it."""
+    """Return the folders of a top-level package, without importing it."""
     try:
         spec = find_spec(package) if package.isidentifier() else None
-    except ValueError:  # a module that was put into sys.modules by hand
+    except ValueError:  # a module without a spec, put into sys.modules by hand
         spec = None
     return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
 
@@ -134,29 +151,29 @@ def _sources(package: str) -> Iterator[tuple[Path, str]]:
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
             inner = file.relative_to(folder).parts[:-1]
-            if inner and not inner[0].startswith("_") and not _SKIPPED.intersection(inner):
+            if inner and not inner[0].startswith("_") and not _SKIPPED_AREAS.intersection(inner):
                 yield file, inner[0]
 
 
-def _documented(file: Path) -> Iterator[str]:
+def _public_docstrings(file: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes
             tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):  # templates that only look like Python
         return
-    yield from _public(tree)
+    yield from _walk_public(tree)
 
 
-def _public(node: ast.AST) -> Iterator[str]:
+def _walk_public(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if child.name.startswith("_"):
                 continue
             yield ast.get_docstring(child) or ""
         if isinstance(child, ast.ClassDef | ast.If | ast.Try):
-            yield from _public(child)
+            yield from _walk_public(child)
 
 
 def _summary(docstring: str) -> str:
-    return " ".join(docstring.partition("\n\n")[0].split())[:_CHARACTERS].rstrip()
+    return " ".join(docstring.partition("\n\n")[0].split())[:_MAX_CHARACTERS].rstrip()

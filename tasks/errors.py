@@ -1,9 +1,9 @@
-"""The root of the project's error tree, and the two branches that this floor grows.
+"""The root of the project's error tree, and the two branches that this package adds.
 
 ContinualError          exit 1   something failed while running
 └── InputError          exit 2   something that can be checked before training
-    ├── StreamError              a stream or task file that cannot be read as one
-    └── DataError                rows that are missing, or are not what the spec says
+    ├── StreamError              a stream or task file that cannot be parsed or validated
+    └── DataError                rows that are missing, or do not match the spec
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from typing import ClassVar
 
 
 class ContinualError(Exception):
-    """Any failure that this project explains itself; `exit_code` is what the command line ends with."""
+    """Base of all errors that the project raises on purpose.
+
+    Attributes:
+        exit_code: exit status of the command line for this error.
+    """
 
     exit_code: ClassVar[int] = 1
 
 
 class InputError(ContinualError):
-    """Something given by the user is wrong, found before anything was learned."""
+    """Invalid input from the user, found before anything was learned."""
 
     exit_code: ClassVar[int] = 2
 
 
 class StreamError(InputError):
-    """A stream or task file cannot be read as one."""
+    """A stream or task file cannot be parsed or validated."""
 
 
 class DataError(InputError):
-    """Rows are missing, or are not what the spec says."""
+    """Rows are missing, or do not match the task's spec."""

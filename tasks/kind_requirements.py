@@ -1,4 +1,4 @@
-"""What each kind of task must say, may say, and can be scored by."""
+"""Required keys, optional keys and metrics of each kind of task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ Kind = Literal["classification", "regression", "generation", "span"]
 
 @dataclass(frozen=True)
 class KindSchema:
-    """column: the key that names the column of what is right · holds: what that column holds, in words ·
-    metrics: those allowed, the first being the default · optional: keys that other kinds have no use for.
+    """The keys and metrics of one kind of task.
+
+    Attributes:
+        target_column: the key of the spec that names the target column.
+        target_description: the column's content, in words, for messages.
+        metrics: the built-in metrics, the default first.
+        optional: further keys that only this kind accepts.
     """
 
     target_column: str
@@ -22,12 +27,13 @@ class KindSchema:
     metrics: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
-    def allowed(self, kind: Kind) -> tuple[str, ...]:
-        """The metrics, those of other packages among them."""
+    def allowed_metrics(self, kind: Kind) -> tuple[str, ...]:
+        """Return the metrics of `kind`, including those that other packages add."""
         return (*self.metrics, *entry_points_in(f"continual.metrics.{kind}"))
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """The keys that only this kind accepts, the target column's first."""
         return (self.target_column, *self.optional)
 
 

@@ -1,4 +1,4 @@
-"""A task's rows, from spec to `TaskData`: splits are read, checked, carved where absent, cut to size."""
+"""Loading a task's rows, from spec to `TaskData`: read, check, carve absent splits, limit sizes."""
 
 from __future__ import annotations
 
@@ -11,114 +11,129 @@ from tasks.source import SourceLocation, available_splits, read_split
 from tasks.spec import Split, Stream, TaskSpec
 from tasks.targets import read_targets, train_labels
 
-CARVED_FRACTIONS: dict[Split, float] = {
-    "test": 0.2,
-    "validation": 0.1,
-}  # shares of train, test first, validation of the rest
+# Fractions of train: first the test split, then the validation split of the remaining rows.
+CARVED_FRACTIONS: dict[Split, float] = {"test": 0.2, "validation": 0.1}
 
 
 def load_stream(stream: Stream) -> tuple[TaskData, ...]:
-    """The rows of every task of a stream, in order, each spec filled in from the stream.
+    """Load the rows of every task of a stream, in order, each spec completed from the stream's defaults.
 
-    Raises: DataError, one message with what is wrong in all of the tasks.
+    Raises:
+        DataError: one message with the problems of all tasks.
     """
     loaded: list[TaskData] = []
-    problems: list[str] = []
+    messages: list[str] = []
     for spec in stream.resolved():
         try:
             loaded.append(load_task(spec, folder=stream.folder, seed=stream.seed))
         except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
+            messages.append(str(error))
+    if messages:
+        raise DataError("\n".join(messages))
     return tuple(loaded)
 
 
 def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
-    """The rows of one task; relative data files start from `folder`.
+    """Load the rows of one task.
 
-    A validation or test split that the source lacks is carved from train; then `shots` and `rows` are taken. Both
+    A validation or test split that the source lacks is carved from train; then `shots` and `rows` are applied. Both
     depend on `seed`, the task's name and the split, and on nothing else.
 
-    Raises: DataError, naming task and split: files, columns, texts or targets that are not as they should be, labels
-    in validation or test that train lacks, fewer than two labels or numbers, a template without a word for a label.
+    Args:
+        spec: the task.
+        folder: base of relative data files.
+        seed: for carving and sampling.
+
+    Raises:
+        DataError: names task and split: files, columns, texts or targets are invalid, validation or test has labels
+            that train lacks, there are fewer than two labels or numbers, or the template lacks a word for a label.
     """
     origin = SourceLocation(spec.name, spec.source, folder)
-    splits = {split: _rows(spec, origin, split) for split in available_splits(origin)}
-    splits, carved = _completed(splits, origin, seed)
+    splits = {split: _read_rows(spec, origin, split) for split in available_splits(origin)}
+    splits, carve_notes = _carve_absent_splits(splits, origin, seed)
     labels = train_labels(spec, splits, origin)
-    splits, limited = _limited(splits, spec, origin, seed)
-    notes = (*carved, *limited)
+    splits, limit_notes = _limit_splits(splits, spec, origin, seed)
+    notes = (*carve_notes, *limit_notes)
     return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, folder, seed)
 
 
 def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts:
-    """The validation rows of one task, as `load_task` gives them; those of its test split are not read.
+    """Load a task's validation rows, equal to `load_task(...).validation`, without reading its test split.
 
-    Raises: DataError, as `load_task` does, but for what is wrong in rows that are not read.
+    Args:
+        spec: the task.
+        folder: base of relative data files.
+        seed: for carving and sampling.
+
+    Raises:
+        DataError: as in `load_task`, except for problems in rows that are not read.
     """
     origin = SourceLocation(spec.name, spec.source, folder)
-    there = available_splits(origin)
-    if "validation" in there:
-        found = _rows(spec, origin, "validation")
+    available = available_splits(origin)
+    if "validation" in available:
+        rows = _read_rows(spec, origin, "validation")
     else:
-        unread = {split: LabelledTexts((), ()) for split in there}
-        found = _completed(unread | {"train": _rows(spec, origin, "train")}, origin, seed)[0]["validation"]
-    return _few(found, spec, "validation", origin, seed)
+        other_splits = {split: LabelledTexts((), ()) for split in available}
+        rows = _carve_absent_splits(other_splits | {"train": _read_rows(spec, origin, "train")}, origin, seed)[0][
+            "validation"
+        ]
+    return _limit_rows(rows, spec, "validation", origin, seed)
 
 
-def _rows(spec: TaskSpec, origin: SourceLocation, split: Split) -> LabelledTexts:
+def _read_rows(spec: TaskSpec, origin: SourceLocation, split: Split) -> LabelledTexts:
     table = Table(read_split(origin, split), origin.split_location(split))
-    names = (spec.text,) if isinstance(spec.text, str) else spec.text
-    columns = [table.column(name).texts() for name in names]
+    column_names = (spec.text,) if isinstance(spec.text, str) else spec.text
+    columns = [table.column(name).texts() for name in column_names]
     texts: tuple[Text, ...] = tuple(zip(*columns, strict=True)) if len(columns) == 2 else columns[0]
     return LabelledTexts(texts, read_targets(spec, table, texts))
 
 
-def _completed(
+def _carve_absent_splits(
     splits: dict[Split, LabelledTexts], origin: SourceLocation, seed: int
 ) -> tuple[dict[Split, LabelledTexts], list[str]]:
-    """Carve the absent splits from train."""
-    done, notes = dict(splits), []
+    """Return all three splits, the absent ones carved from train, and notes for the user."""
+    completed, notes = dict(splits), []
     for split, share in CARVED_FRACTIONS.items():
         if split in splits:
             continue
-        before = len(done["train"])
-        done["train"], done[split] = split_off(
-            done["train"], max(1, round(share * before)), seed=f"{seed}/{origin.task}/{split}"
+        train_rows = len(completed["train"])
+        completed["train"], completed[split] = split_off(
+            completed["train"], max(1, round(share * train_rows)), seed=f"{seed}/{origin.task}/{split}"
         )
-        if not done[split]:
+        if not completed[split]:
             raise DataError(
-                f"{origin.split_location(split)}: there is no such split, and the {before} rows of train cannot spare "
-                f"any without losing a label; give a {split} split or more rows"
+                f"{origin.split_location(split)}: there is no such split, and the {train_rows} rows of train cannot "
+                f"spare any without losing a label; give a {split} split or more rows"
             )
         notes.append(
-            f"{split}: not given; {len(done[split])} of the {before} train rows were held out for it (seed {seed})"
+            f"{split}: not given; {len(completed[split])} of the {train_rows} train rows were held out for it "
+            f"(seed {seed})"
         )
-    return done, notes
+    return completed, notes
 
 
-def _limited(
+def _limit_splits(
     splits: dict[Split, LabelledTexts], spec: TaskSpec, origin: SourceLocation, seed: int
 ) -> tuple[dict[Split, LabelledTexts], list[str]]:
-    """Take `shots` of train, then at most `rows` of each split."""
-    done, notes = dict(splits), []
+    """Apply `shots` to train, then `rows` to each split; return the splits and notes for the user."""
+    limited, notes = dict(splits), []
     if spec.shots is not None:
-        per_label = " per label" if done["train"].labels else ""
-        done["train"] = sample_shots(done["train"], spec.shots, seed=f"{seed}/{spec.name}/shots")
+        per_label = " per label" if limited["train"].labels else ""
+        limited["train"] = sample_shots(limited["train"], spec.shots, seed=f"{seed}/{spec.name}/shots")
         notes.append(
-            f"train: {spec.shots} shots{per_label}, {len(done['train'])} of {len(splits['train'])} rows (seed {seed})"
+            f"train: {spec.shots} shots{per_label}, {len(limited['train'])} of {len(splits['train'])} rows "
+            f"(seed {seed})"
         )
     for split in spec.rows:
-        before = len(done[split])
-        done[split] = _few(done[split], spec, split, origin, seed)
-        if len(done[split]) < before:
-            notes.append(f"{split}: {len(done[split])} of {before} rows were taken (seed {seed})")
-    return done, notes
+        full_size = len(limited[split])
+        limited[split] = _limit_rows(limited[split], spec, split, origin, seed)
+        if len(limited[split]) < full_size:
+            notes.append(f"{split}: {len(limited[split])} of {full_size} rows were taken (seed {seed})")
+    return limited, notes
 
 
-def _few(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:
-    """At most as many rows as the task takes of a split."""
+def _limit_rows(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:
+    """Return at most `spec.rows[split]` rows."""
     count = spec.rows.get(split, len(rows))
     try:
         return sample(rows, count, seed=f"{seed}/{spec.name}/{split}/rows", keep_labels=split == "train")

@@ -1,7 +1,7 @@
-"""Rows of texts and what is right for them, and the seeded ways to take some of them.
+"""Texts with their targets, and seeded ways to split and sample them.
 
-Which rows are taken depends on what they say, never on where they stand: every row has a rank, the SHA-256 of seed and
-row, and the lowest ranks go first. The same seed picks the same rows on every machine and in every order of the file.
+A selection depends on the rows' content, never on their order: every row has a rank, the SHA-256 of seed and row, and
+the lowest ranks are taken first. The same seed picks the same rows on every machine and in every order of the file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ Text = str | tuple[str, str]
 
 
 class AnswerSpan(NamedTuple):
-    """A right answer of a span task; start: where it stands in the passage, in characters, None where it does not."""
+    """A right answer of a span task.
+
+    Attributes:
+        text: the answer.
+        start: character offset in the passage; None if the answer does not occur in it.
+    """
 
     text: str
     start: int | None
 
 
 class GenerationTarget(NamedTuple):
-    """What a generation task should write: the text that is learned, and all that would be right."""
+    """The target of a generation task.
+
+    Attributes:
+        text: the text to train on.
+        references: all accepted texts, for scoring.
+    """
 
     text: str
     references: tuple[str, ...]
@@ -41,7 +51,12 @@ Target = str | float | tuple[AnswerSpan, ...] | GenerationTarget  # of classific
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts (or pairs of texts) and what is right for each, in order; without targets where that is not known."""
+    """Texts (or pairs of texts) and their targets, in order.
+
+    Attributes:
+        texts: one text or pair per row.
+        targets: one target per row; empty if the targets are unknown.
+    """
 
     texts: tuple[Text, ...]
     targets: tuple[Target, ...]
@@ -55,22 +70,22 @@ class LabelledTexts:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label of every row; nothing where the targets are no labels."""
+        """The label of every row; empty if the targets are not labels."""
         return tuple(target for target in self.targets if isinstance(target, str))
 
     @property
     def strata(self) -> tuple[str, ...]:
-        """The groups whose proportions are kept when rows are taken: those of the labels, or a single one."""
+        """The group of every row for stratified sampling: its label, or one common group without labels."""
         return self.labels or ("",) * len(self)
 
     def select(self, indices: Iterable[int]) -> LabelledTexts:
-        """The rows at `indices`, in the order given."""
-        chosen = tuple(indices)
-        return LabelledTexts(tuple(self.texts[i] for i in chosen), tuple(self.targets[i] for i in chosen))
+        """Return the rows at `indices`, in the order of `indices`."""
+        selected = tuple(indices)
+        return LabelledTexts(tuple(self.texts[i] for i in selected), tuple(self.targets[i] for i in selected))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the rows in order; two `Rows` share it exactly if they are equal."""
+        """SHA-256 (hex) of the rows in order; two `LabelledTexts` share it exactly if they are equal."""
         return _digest(list(zip(self.texts, self.targets, strict=True)))
 
 
@@ -78,8 +93,15 @@ class LabelledTexts:
 class TaskData:
     """The rows of one task, ready to learn.
 
-    `labels` are the labels of train, sorted; none for kinds without labels. `notes` say in words what was carved or
-    sampled, for the user to see. `folder` is what relative paths of the spec started from, `seed` what was drawn by.
+    Attributes:
+        spec: the task, completed from its stream.
+        labels: the labels of train, sorted; empty for kinds without labels.
+        train: rows to train on.
+        validation: held-out rows, for choices such as warm starts.
+        test: rows to score on.
+        notes: sentences for the user about carved and sampled splits.
+        folder: base of the spec's relative paths.
+        seed: seed of carving and sampling.
     """
 
     spec: TaskSpec
@@ -93,72 +115,95 @@ class TaskData:
 
 
 def split_off(rows: LabelledTexts, count: int, *, seed: int | str) -> tuple[LabelledTexts, LabelledTexts]:
-    """Split `rows` into (kept, carved), at most `count` of them carved, in the proportions of the labels.
+    """Split `rows` into (remaining, carved): at most `count` rows, in the proportions of the labels.
 
-    Every label stays in kept (one with a single row is not carved), and equal texts stay on one side, so that nothing
-    held out was seen in training. Fewer than `count` are carved where these two rules leave no choice.
+    Every label stays in the remaining rows (a label with a single row is not carved), and equal texts stay on one side,
+    so that no held-out text occurs in training. Fewer than `count` rows are carved where these two rules leave no
+    choice.
 
-    >>> rows = Rows(("a", "b", "c", "d"), ("x", "x", "y", "y"))
-    >>> kept, carved = carve(rows, 2, seed=0)
-    >>> sorted(carved.labels), sorted(kept.labels)
+    >>> rows = LabelledTexts(("a", "b", "c", "d"), ("x", "x", "y", "y"))
+    >>> remaining, carved = split_off(rows, 2, seed=0)
+    >>> sorted(carved.labels), sorted(remaining.labels)
     (['x', 'y'], ['x', 'y'])
     """
     groups: dict[Text, list[int]] = defaultdict(list)
     for index, text in enumerate(rows.texts):
         groups[text].append(index)
     strata = rows.strata
-    left = Counter(strata)
-    room = Counter(stratified_quotas(left, min(count, len(rows)), seed=seed))
+    remaining = Counter(strata)
+    quota = Counter(stratified_quotas(remaining, min(count, len(rows)), seed=seed))
     carved: set[int] = set()
     for text in sorted(groups, key=lambda text: _digest([seed, text])):
-        took = Counter(strata[index] for index in groups[text])
-        if all(took[label] <= room[label] and took[label] < left[label] for label in took):
-            room -= took
-            left -= took
+        group_labels = Counter(strata[index] for index in groups[text])
+        if all(
+            group_labels[label] <= quota[label] and group_labels[label] < remaining[label] for label in group_labels
+        ):
+            quota -= group_labels
+            remaining -= group_labels
             carved.update(groups[text])
     return rows.select(i for i in range(len(rows)) if i not in carved), rows.select(sorted(carved))
 
 
 def sample(rows: LabelledTexts, count: int, *, seed: int | str, keep_labels: bool = False) -> LabelledTexts:
-    """At most `count` rows, in their order, in the proportions of the labels; with `keep_labels` none is lost.
+    """Sample at most `count` rows, in their order, in the proportions of the labels.
 
-    Raises: DataError where `keep_labels` asks for more labels than `count`.
+    Args:
+        rows: rows to sample from.
+        count: maximum number of rows.
+        seed: determines the selection, with the rows' content.
+        keep_labels: keep at least one row of every label.
+
+    Raises:
+        DataError: `keep_labels` is set and there are more labels than `count`.
     """
     if len(rows) <= count:
         return rows
     counts = Counter(rows.strata)
     if keep_labels and count < len(counts):
         raise DataError(f"{count} rows cannot keep all {len(counts)} labels; allow at least {len(counts)} rows")
-    return _first(rows, stratified_quotas(counts, count, seed=seed, at_least=int(keep_labels)), seed)
+    return _lowest_ranked(rows, stratified_quotas(counts, count, seed=seed, at_least=int(keep_labels)), seed)
 
 
-def sample_shots(rows: LabelledTexts, n: int, *, seed: int | str) -> LabelledTexts:
-    """`n` rows of every label, in their order; all rows of a label that has fewer. Without labels, `n` rows."""
-    return _first(rows, dict.fromkeys(rows.strata, n), seed)
+def sample_shots(rows: LabelledTexts, shots: int, *, seed: int | str) -> LabelledTexts:
+    """Sample `shots` rows of every label, in their order; all rows of a label that has fewer.
+
+    Without labels, `shots` rows in total.
+    """
+    return _lowest_ranked(rows, dict.fromkeys(rows.strata, shots), seed)
 
 
 def stratified_quotas(counts: Mapping[str, int], total: int, *, seed: int | str, at_least: int = 0) -> dict[str, int]:
-    """Share `total` among labels by largest remainder, `at_least` for each; the seed orders equal remainders."""
-    exact = {label: total * count / sum(counts.values()) for label, count in counts.items()}
-    share = {label: max(at_least, floor(value)) for label, value in exact.items()}
-    by_need = sorted(exact, key=lambda label: (share[label] - exact[label], _digest([seed, label])))
-    for label in by_need[: max(0, total - sum(share.values()))]:
-        share[label] += 1
-    while sum(share.values()) > total:  # small labels were lifted: the largest give
-        share[max(share, key=lambda label: (share[label], label))] -= 1
-    return share
+    """Divide `total` among labels by the largest remainder method.
+
+    Args:
+        counts: rows per label.
+        total: sum of the quotas.
+        seed: orders equal remainders.
+        at_least: minimum quota of each label.
+
+    Returns:
+        The quota of each label.
+    """
+    exact_shares = {label: total * count / sum(counts.values()) for label, count in counts.items()}
+    quotas = {label: max(at_least, floor(value)) for label, value in exact_shares.items()}
+    by_remainder = sorted(exact_shares, key=lambda label: (quotas[label] - exact_shares[label], _digest([seed, label])))
+    for label in by_remainder[: max(0, total - sum(quotas.values()))]:
+        quotas[label] += 1
+    while sum(quotas.values()) > total:  # `at_least` raised small labels: take from the largest
+        quotas[max(quotas, key=lambda label: (quotas[label], label))] -= 1
+    return quotas
 
 
-def _first(rows: LabelledTexts, share: Mapping[str, int], seed: int | str) -> LabelledTexts:
-    """Of every label the rows of lowest rank, as many as its share."""
+def _lowest_ranked(rows: LabelledTexts, quotas: Mapping[str, int], seed: int | str) -> LabelledTexts:
+    """Return, of every label, as many rows as its quota, the lowest ranks first; in their order."""
     ranked: dict[str, list[tuple[str, int]]] = defaultdict(list)
     copies: Counter[tuple[Text, Target]] = Counter()
     for index, (row, stratum) in enumerate(zip(zip(rows.texts, rows.targets, strict=True), rows.strata, strict=True)):
-        copies[row] += 1  # equal rows get ranks of their own, or they would be taken together
+        copies[row] += 1  # equal rows get different ranks, or they would be taken together
         ranked[stratum].append((_digest([seed, row, copies[row]]), index))
-    return rows.select(sorted(i for label, found in ranked.items() for _, i in sorted(found)[: share[label]]))
+    return rows.select(sorted(i for label, ranks in ranked.items() for _, i in sorted(ranks)[: quotas[label]]))
 
 
 def _digest(value: object) -> str:
-    """JSON with escapes tells any two values apart, broken surrogates included."""
+    """Return the SHA-256 of a value's JSON, whose escapes distinguish even broken surrogates."""
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode("ascii")).hexdigest()

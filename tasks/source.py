@@ -1,4 +1,4 @@
-"""Where rows come from: `datasets.load_dataset`, one split at a time, its failures told in words."""
+"""Reading rows with `datasets.load_dataset`, one split at a time, with its errors explained."""
 
 from __future__ import annotations
 
@@ -17,54 +17,67 @@ from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """A task's source, and the folder that its relative paths start from."""
+    """A task's source with the base folder of its relative paths.
+
+    Attributes:
+        task: the task's name, for messages.
+        source: the source as specified.
+        folder: base of relative paths.
+    """
 
     task: str
     source: Source
     folder: Path
 
     def split_location(self, split: Split) -> str:
-        """How messages name a split of this task."""
+        """Return the name of one of the task's splits for messages."""
         return f"task {self.task!r}, {split}"
 
     @property
     def local(self) -> bool:
-        """Whether the rows are the user's own files, read by a builder of `datasets`."""
+        """True if the rows are the user's local files, read by a builder of `datasets`."""
         return self.source.path in LOCAL_BUILDERS
 
     def resolve_path(self, path: str) -> str:
-        """`path` from the folder; an address is left alone."""
+        """Return `path` resolved against the folder; a URL is returned unchanged."""
         return path if "://" in path else str((self.folder / path).absolute())
 
 
 def available_splits(origin: SourceLocation) -> tuple[Split, ...]:
-    """Which of our splits the source has.
+    """Return which of train, validation and test the source has.
 
-    Raises: DataError where the source cannot be reached, has no train split, or lacks one that `splits` names.
+    Raises:
+        DataError: the source cannot be reached, has no train split, or lacks a split that `splits` names.
     """
-    there = _split_names(origin)
-    names = {split: origin.source.split_name(split).partition("[")[0] for split in SPLITS}  # "train[:80%]" is allowed
-    absent = [split for split in SPLITS if names[split] not in there]
+    source_splits = _split_names(origin)
+    # A slice such as "train[:80%]" is allowed.
+    names = {split: origin.source.split_name(split).partition("[")[0] for split in SPLITS}
+    absent = [split for split in SPLITS if names[split] not in source_splits]
     for split in absent:
         if split == "train" or split in origin.source.splits:
             raise DataError(
-                f"{origin.split_location(split)}: the source has no split {names[split]!r}; it has {', '.join(there)}; "
-                f"say which one to read, as in splits: {{{split}: {next(iter(there), 'NAME')}}}"
+                f"{origin.split_location(split)}: the source has no split {names[split]!r}; it has "
+                f"{', '.join(source_splits)}; say which one to read, as in splits: "
+                f"{{{split}: {next(iter(source_splits), 'NAME')}}}"
             )
     return tuple(split for split in SPLITS if split not in absent)
 
 
 def read_split(origin: SourceLocation, split: Split) -> Any:
-    """The rows of one split, as a `datasets.Dataset`.
+    """Read the rows of one split.
 
-    Raises: DataError for files that are missing, empty or unreadable, and for a hub that cannot be reached.
+    Returns:
+        A `datasets.Dataset`.
+
+    Raises:
+        DataError: files are missing, empty or unreadable, or the hub cannot be reached.
     """
     arguments = _local_arguments(origin, split) if origin.local else _hub_arguments(origin)
     try:
-        with _library() as datasets:
+        with _quiet_datasets() as datasets:
             rows = datasets.load_dataset(**arguments, split=origin.source.split_name(split))
-    except Exception as error:  # whatever a builder, a parser or the network raises
-        raise _failure(origin, split, error) from error
+    except Exception as error:  # builders, parsers and the network raise errors of many types
+        raise _read_error(origin, split, error) from error
     if len(rows) == 0:
         raise DataError(f"{origin.split_location(split)}: the split is empty; give it at least one row")
     return rows
@@ -75,19 +88,19 @@ def _split_names(origin: SourceLocation) -> Sequence[str]:
         return list(origin.source.data_files)
     arguments = _hub_arguments(origin)
     try:
-        with _library() as datasets:
+        with _quiet_datasets() as datasets:
             return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
     except Exception as error:
-        raise _failure(origin, "train", error) from error
+        raise _read_error(origin, "train", error) from error
 
 
 def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
     source = origin.source
     data_dir = origin.resolve_path(source.data_dir) if source.data_dir and origin.local else source.data_dir
-    own_folder = not origin.local and (origin.folder / source.path).is_dir()
-    path = origin.resolve_path(source.path) if own_folder else source.path
-    given = {"data_dir": data_dir, "revision": source.revision, "data_files": source.data_files}
-    return {"path": path, "name": source.name} | {key: value for key, value in given.items() if value is not None}
+    is_folder = not origin.local and (origin.folder / source.path).is_dir()
+    path = origin.resolve_path(source.path) if is_folder else source.path
+    optional = {"data_dir": data_dir, "revision": source.revision, "data_files": source.data_files}
+    return {"path": path, "name": source.name} | {key: value for key, value in optional.items() if value is not None}
 
 
 def _local_arguments(origin: SourceLocation, split: Split) -> dict[str, Any]:
@@ -98,34 +111,34 @@ def _local_arguments(origin: SourceLocation, split: Split) -> dict[str, Any]:
         arguments["data_dir"] = folder
         files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
     else:
-        wanted = source.split_name(split).partition("[")[0]
-        files = _found(origin, split, source.data_files[wanted])
-        arguments["data_files"] = {wanted: files}
+        source_split = source.split_name(split).partition("[")[0]
+        files = _resolve_files(origin, split, source.data_files[source_split])
+        arguments["data_files"] = {source_split: files}
     if source.path == "csv":
         from datasets import Features, Value
 
-        # Every field is a text as it is written: "NA" and "null" are no gaps, and 007 is not 7.
+        # Every field is read as a string: "NA" and "null" are not missing values, and 007 is not 7.
         columns = read_csv_header(files[0], origin.split_location(split))
         for file in files[1:]:
             read_csv_header(file, origin.split_location(split))
         arguments["features"] = Features({name: Value("string") for name in columns})
         arguments["keep_default_na"] = False
-    # The cache of `datasets` knows a local file by path and time of change, which a copy or a checkout can repeat over
-    # other content. A name made from the content keeps them apart.
-    arguments["name"] = f"{source.name or 'rows'}-{_content(files)}"
+    # The cache of `datasets` identifies a local file by path and modification time, which a copy or a checkout can
+    # repeat for other content. A configuration name made from the content keeps them apart.
+    arguments["name"] = f"{source.name or 'rows'}-{_content_digest(files)}"
     return arguments
 
 
-def _found(origin: SourceLocation, split: Split, named: str | list[str]) -> list[str]:
-    """The files, each checked to be there; patterns are filled in."""
+def _resolve_files(origin: SourceLocation, split: Split, patterns: str | list[str]) -> list[str]:
+    """Return the files with glob patterns expanded; raise DataError where none matches."""
     files: list[str] = []
-    for path in map(origin.resolve_path, [named] if isinstance(named, str) else named):
-        there = "://" in path or _is_file(path)
-        if there and has_magic(path) and "://" not in path:
+    for path in map(origin.resolve_path, [patterns] if isinstance(patterns, str) else patterns):
+        exists = "://" in path or _is_file(path)
+        if exists and has_magic(path) and "://" not in path:
             raise DataError(
                 f"{origin.split_location(split)}: {path} would be read as a pattern; rename it without * ? [ ]"
             )
-        matches = [path] if there else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
+        matches = [path] if exists else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
         if not matches:
             raise DataError(
                 f"{origin.split_location(split)}: no file {path}; correct data_files, or put the file there"
@@ -137,11 +150,11 @@ def _found(origin: SourceLocation, split: Split, named: str | list[str]) -> list
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except OSError:  # a name too long to be one
+    except OSError:  # the name is too long for the file system
         return False
 
 
-def _content(files: Sequence[str]) -> str:
+def _content_digest(files: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.encode("utf-8", "surrogateescape") + b"\0")
@@ -151,7 +164,7 @@ def _content(files: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _failure(origin: SourceLocation, split: Split, error: Exception) -> DataError:
+def _read_error(origin: SourceLocation, split: Split, error: Exception) -> DataError:
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if origin.local:
@@ -165,16 +178,16 @@ def _failure(origin: SourceLocation, split: Split, error: Exception) -> DataErro
 
 
 @contextmanager
-def _library() -> Iterator[Any]:
-    """`datasets`, with nothing of its own on the terminal, which is the command line's; its settings are given back."""
-    import datasets  # takes longer than all that a command needs which reads no rows
+def _quiet_datasets() -> Iterator[Any]:
+    """Import `datasets` with progress bars and logging off, and restore its settings on exit."""
+    import datasets  # slow: commands that read no rows must not pay for it
 
-    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    bars_disabled, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield datasets
     finally:
         datasets.logging.set_verbosity(level)
-        if not bars:
+        if not bars_disabled:
             datasets.enable_progress_bars()

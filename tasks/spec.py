@@ -1,4 +1,4 @@
-"""What people write in stream and task files: pydantic models, frozen, in which an unknown key is an error."""
+"""Pydantic models of stream and task files: frozen; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `dat
 
 
 def _text_columns(value: Any) -> Any:
-    """One readable message where pydantic would report every branch of the union."""
-    one = isinstance(value, str) and value != ""
-    two = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
-    if not (one or two):
+    """Validate the text columns with one message; pydantic would report every branch of the union."""
+    is_single = isinstance(value, str) and value != ""
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
+    if not (is_single or is_pair):
         raise ValueError("should be the name of one column, or [first, second] for a pair of texts")
     return value
 
 
 def _files(value: Any) -> Any:
-    many = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
-    if not (many or (isinstance(value, str) and value)):
+    is_list = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
+    if not (is_list or (isinstance(value, str) and value)):
         raise ValueError("should be the name of one file, or a list of such names")
     return value
 
@@ -47,14 +47,19 @@ Column = Annotated[str, Field(min_length=1)]
 TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
 Files = Annotated[str | list[str], BeforeValidator(_files)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that NumPy and PyTorch both accept
 
 
 class Source(StrictModel):
-    """Where rows come from: arguments of `datasets.load_dataset`.
+    """Arguments of `datasets.load_dataset`.
 
-    `splits` says what the source calls a split of ours, `{validation: dev}`; one not named there goes by its
-    own name.
+    Attributes:
+        path: a hub dataset, a folder, or a builder of local files such as `json` or `csv`.
+        name: the dataset's configuration.
+        data_files: files by the source's split name.
+        data_dir: folder of the data files.
+        revision: revision of a hub dataset.
+        splits: the source's names of our splits, such as `{validation: dev}`; the default is the same name.
     """
 
     path: Column
@@ -68,22 +73,31 @@ class Source(StrictModel):
     def _local_files_are_named(self) -> Source:
         if self.path in LOCAL_BUILDERS and not (self.data_files or self.data_dir):
             raise ValueError(f"path: {self.path} reads your own files; name them in data_files: {{train: FILE, …}}")
-        used = {self.split_name(split).partition("[")[0] for split in SPLITS}
-        # A file under a name that nobody asks for would be ignored in silence, and its split carved from train.
-        if idle := sorted(set(self.data_files or {}) - used):
+        readable = {self.split_name(split).partition("[")[0] for split in SPLITS}
+        # A file under an unused split name would be ignored silently, and its split carved from train.
+        if unused := sorted(set(self.data_files or {}) - readable):
             raise ValueError(
-                f"data_files: {', '.join(map(repr, idle))} would never be read; allowed are {', '.join(sorted(used))}; "
-                "rename it, or say which split it is: splits: {validation: NAME}"
+                f"data_files: {', '.join(map(repr, unused))} would never be read; allowed are "
+                f"{', '.join(sorted(readable))}; rename it, or say which split it is: splits: {{validation: NAME}}"
             )
         return self
 
     def split_name(self, split: Split) -> str:
-        """What the source calls our `split`."""
+        """Return the source's name of our `split`."""
         return self.splits.get(split, split)
 
 
 class Budget(StrictModel):
-    """How much training a task gets; zero epochs is a valid budget (the closed-form head alone)."""
+    """The amount of training per task; zero epochs is valid (the closed-form head alone).
+
+    Attributes:
+        epochs: passes over the train rows.
+        batch_size: rows per step.
+        learning_rate: peak learning rate.
+        max_length: maximum tokens per text.
+        joint: number of tasks that may share one forward pass in training, including this one.
+        checkpointing: recompute layers in the backward pass (gradient checkpointing) to save memory.
+    """
 
     epochs: int = Field(default=3, ge=0)
     batch_size: int = Field(default=32, ge=1)
@@ -92,7 +106,7 @@ class Budget(StrictModel):
     joint: int = Field(default=1, ge=1, le=1024, description="tasks that may be trained in one pass, with this one")
     checkpointing: bool = Field(
         default=False,
-        exclude_if=lambda chosen: not chosen,  # what was written down before it was there stays what it was
+        exclude_if=lambda enabled: not enabled,  # specs stored before this field existed keep their digests
         description="compute layers twice to keep less of them for the gradient",
     )
 
@@ -100,7 +114,7 @@ class Budget(StrictModel):
 class Method(StrictModel):
     """The name of a method and its settings, `{name: lora, rank: 8}` or just `lora`.
 
-    Which methods and settings exist is checked where methods live.
+    The names and settings are validated by the packages that define the methods.
 
     >>> Method.model_validate({"name": "lora", "rank": 8}).settings
     {'rank': 8}
@@ -119,16 +133,32 @@ class Method(StrictModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the name."""
+        """The method's settings: everything but the name."""
         return dict(self.model_extra or {})
 
 
 class TaskSpec(StrictModel):
-    """One task: its kind, its rows, its metric, and what it does otherwise than its stream.
+    """One task: its kind, rows, metric, and overrides of its stream's defaults.
 
-    What is right stands in the column `label` (classification, regression), `answers` (span) or `target` (generation,
-    with `references` as further right answers). A `budget` here may be partial: what it leaves out comes from the
-    stream.
+    The target column is `label` (classification, regression), `answers` (span) or `target` (generation, with
+    `references` as further right answers).
+
+    Attributes:
+        name: unique in its stream.
+        kind: classification, regression, span or generation.
+        source: where the rows are read from.
+        text: one column, or [first, second] for a pair of texts.
+        label: column of labels or numbers.
+        target: column of texts to generate.
+        answers: column of answers in the passage.
+        references: column of further accepted texts.
+        template: classification by filling a gap.
+        metric: the default is the first metric of the kind.
+        rows: maximum number of rows by split: seeded, stratified; train keeps every label.
+        shots: rows per label of train.
+        method: overrides the stream's method.
+        warm_start: overrides the stream's warm start.
+        budget: overrides the stream's budget, field by field.
     """
 
     name: Name
@@ -149,7 +179,7 @@ class TaskSpec(StrictModel):
 
     @field_validator("text")
     @classmethod
-    def _span_has_a_passage(cls, value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
+    def _span_reads_a_pair(cls, value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
         if info.data.get("kind") == "span" and isinstance(value, str):
             raise ValueError("a span task reads two columns, as in `text: [question, context]`")
         return value
@@ -160,13 +190,13 @@ class TaskSpec(StrictModel):
         kind, key = info.data.get("kind"), info.field_name
         if kind is None:
             return value
-        needs = KIND_SCHEMAS[kind]
-        if value is None and key == needs.target_column:
+        schema = KIND_SCHEMAS[kind]
+        if value is None and key == schema.target_column:
             raise ValueError(
-                f"a {kind} task must name the column of its {needs.target_description}, as in `{key}: {key}`"
+                f"a {kind} task must name the column of its {schema.target_description}, as in `{key}: {key}`"
             )
-        if value is not None and key not in needs.keys:
-            raise ValueError(f"a {kind} task has no use for {key!r}, only for {', '.join(needs.keys)}; drop it")
+        if value is not None and key not in schema.keys:
+            raise ValueError(f"a {kind} task has no use for {key!r}, only for {', '.join(schema.keys)}; drop it")
         return value
 
     @field_validator("metric")
@@ -175,29 +205,37 @@ class TaskSpec(StrictModel):
         kind = info.data.get("kind")
         if kind is None:
             return value
-        metrics = KIND_SCHEMAS[kind].allowed(kind)
+        metrics = KIND_SCHEMAS[kind].allowed_metrics(kind)
         if value and value not in metrics:
             raise ValueError(f"a {kind} task is scored by one of {', '.join(metrics)}")
         return value or metrics[0]
 
     @field_serializer("budget")
-    def _only_what_was_set(self, budget: Budget | None) -> dict[str, Any] | None:
+    def _set_fields_only(self, budget: Budget | None) -> dict[str, Any] | None:
         # Defaults written out would come back as overrides of the stream's budget.
         return budget.model_dump(exclude_unset=True) if budget else None
 
 
 class TaskFile(TaskSpec):
-    """A lone task file: the keys of a task, and the two of a stream that one task can need."""
+    """A task file: the keys of a task, plus a stream's `backbone` and `seed`."""
 
     backbone: str | None = None
     seed: Seed = 0
 
 
 class Stream(StrictModel):
-    """Tasks in order of arrival, with what they have in common.
+    """Tasks in order of arrival, with their common settings.
 
-    `measure_gain`: where a warm start was taken, train from scratch too and report the difference.
-    `folder` is where relative data files are looked for: the stream file's own folder, never written out.
+    Attributes:
+        name: the stream's name.
+        backbone: a registered name, a hub id or a folder.
+        seed: seed of sampling, initialisation and training.
+        method: default method of the tasks.
+        warm_start: default warm start of the tasks.
+        budget: default budget of the tasks.
+        measure_gain: where a warm start was chosen, also train from scratch and report the difference.
+        tasks: at least one, with distinct names.
+        folder: base of relative data files: the stream file's folder; never serialised.
     """
 
     name: Name
@@ -212,23 +250,25 @@ class Stream(StrictModel):
 
     @field_validator("tasks")
     @classmethod
-    def _some_with_names_of_their_own(cls, tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
-        if not tasks:  # as a length limit of the field this would also be said whenever a task is wrong
+    def _not_empty_and_names_distinct(cls, tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+        if not tasks:  # a length limit of the field would also be reported whenever a task is invalid
             raise ValueError("a stream needs at least one task")
-        twice = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
-        if twice:
-            raise ValueError(f"two tasks of a stream cannot share a name; used twice: {', '.join(twice)}; rename one")
+        duplicates = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
+        if duplicates:
+            raise ValueError(
+                f"two tasks of a stream cannot share a name; used twice: {', '.join(duplicates)}; rename one"
+            )
         return tasks
 
     def resolved(self) -> tuple[TaskSpec, ...]:
-        """Every task with method, warm start and budget filled in from the stream."""
+        """Return every task with method, warm start and budget completed from the stream."""
         return tuple(self._resolve(task) for task in self.tasks)
 
     def _resolve(self, task: TaskSpec) -> TaskSpec:
-        own = {key: getattr(task.budget, key) for key in task.budget.model_fields_set} if task.budget else {}
-        filled = {
+        overrides = {key: getattr(task.budget, key) for key in task.budget.model_fields_set} if task.budget else {}
+        resolved = {
             "method": task.method or self.method,
             "warm_start": task.warm_start or self.warm_start,
-            "budget": Budget(**(self.budget.model_dump() | own)),
+            "budget": Budget(**(self.budget.model_dump() | overrides)),
         }
-        return task.model_copy(update=filled)
+        return task.model_copy(update=resolved)

@@ -1,4 +1,4 @@
-"""Stream files and lone task files, read into the same `Stream`, so that one code path learns both."""
+"""Reading stream files and task files, both into a `Stream`, so that one code path learns both."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_stream(path: str | Path) -> Stream:
-    """Read a stream file; relative data files in it are looked for beside it.
+    """Read and validate a stream file; its relative data files start from the file's folder.
 
-    Raises: StreamError, one message with a line for every problem: file, line, key, what is wrong, what is allowed.
+    Raises:
+        StreamError: one line per problem: file, line, key, what is wrong, what is allowed.
     """
     document = parse_yaml(Path(path))
     if "folder" in document.value:
@@ -28,9 +29,13 @@ def read_stream(path: str | Path) -> Stream:
 
 
 def read_task(path: str | Path) -> Stream:
-    """Read a lone task file: the keys of one entry of `tasks`, plus `backbone` and `seed`.
+    """Read and validate a task file: the keys of one entry of `tasks`, plus `backbone` and `seed`.
 
-    Returns a stream of that one task, named after it. Raises: StreamError, as `read_stream` does.
+    Returns:
+        A stream of that one task, with the task's name.
+
+    Raises:
+        StreamError: one line per problem: file, line, key, what is wrong, what is allowed.
     """
     document = parse_yaml(Path(path))
     file = _validated(document, TaskFile)

@@ -1,4 +1,4 @@
-"""What all models of what people write have in common."""
+"""The common base of the pydantic models of user-written files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pydantic_core import PydanticCustomError
 
 
 class StrictModel(BaseModel):
-    """Frozen; an unknown key is an error, and so is `true` for a number, which pydantic alone reads as 1."""
+    """Base model: frozen; unknown keys are errors, and so is `true` in place of a number (pydantic: 1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        found = read(value)
-        if _turned(value, found):
+    def _reject_bool_as_number(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        validated = validate(value)
+        if _bool_was_converted(value, validated):
             raise PydanticCustomError("number", "should be a number, not true or false")
-        return found
+        return validated
 
 
-def _turned(value: Any, found: Any) -> bool:
-    """Whether a truth value, or one inside of a list or mapping, was read as something else."""
-    if isinstance(value, Mapping) and isinstance(found, Mapping):
-        return any(_turned(own, found.get(key, own)) for key, own in value.items())
-    if isinstance(value, list | tuple) and isinstance(found, list | tuple):
-        return any(map(_turned, value, found))
-    return isinstance(value, bool) and not isinstance(found, bool)
+def _bool_was_converted(value: Any, validated: Any) -> bool:
+    """Return True if a bool in `value`, at any depth, was converted to another type in `validated`."""
+    if isinstance(value, Mapping) and isinstance(validated, Mapping):
+        return any(_bool_was_converted(item, validated.get(key, item)) for key, item in value.items())
+    if isinstance(value, list | tuple) and isinstance(validated, list | tuple):
+        return any(map(_bool_was_converted, value, validated))
+    return isinstance(value, bool) and not isinstance(validated, bool)

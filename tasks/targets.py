@@ -1,4 +1,4 @@
-"""What is right for a row: read from the columns that a kind of task needs, and checked."""
+"""Reading and checking the targets of a task from the columns that its kind needs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,30 @@ from tasks.spec import SPLITS, Split, TaskSpec
 
 
 def read_targets(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[Target, ...]:
-    """The target of every row. Raises: DataError, naming task, split, column and row."""
+    """Return the target of every row of a split.
+
+    Args:
+        spec: the task.
+        table: the split's rows.
+        texts: the split's texts; a span task's passage is the second of each pair.
+
+    Raises:
+        DataError: a target is missing or invalid; task, split, column and row are named.
+    """
     return _READERS[spec.kind](spec, table, texts)
 
 
-def _labels(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[str, ...]:
-    column = _main(spec, table)
-    names = getattr(column.feature, "names", None)  # a class label of `datasets` has them
+def _read_labels(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[str, ...]:
+    column = _target_column(spec, table)
+    names = getattr(column.feature, "names", None)  # a `ClassLabel` of `datasets` has names
     return column.read(
-        lambda value: _label(value, names),
+        lambda value: _parse_label(value, names),
         allowed="a label; allowed are texts, whole numbers and true or false; label the row or drop it",
     )
 
 
-def _label(value: Any, names: list[str] | None) -> str | None:
-    """A label as text, or None for what is not one."""
+def _parse_label(value: Any, names: list[str] | None) -> str | None:
+    """Return a label as a string, or None for an invalid value."""
     if names is not None:  # a class number; the hub marks unlabelled rows with -1
         return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
     if isinstance(value, str):
@@ -39,109 +48,124 @@ def _label(value: Any, names: list[str] | None) -> str | None:
     return str(value) if isinstance(value, int) else None
 
 
-def _numbers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[float, ...]:
-    return _main(spec, table).read(
+def _read_numbers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[float, ...]:
+    return _target_column(spec, table).read(
         parse_number, allowed="a number; allowed are finite numbers such as 3, 0.5 or 1e-3; mend the row or drop it"
     )
 
 
 def parse_number(value: Any) -> float | None:
-    """A finite number, also one that a file holds as text, or None for what is not one.
+    """Return a finite number, parsed if it is a string, or None for an invalid value.
 
-    >>> number("1e-3"), number(" 2 "), number(True), number("nan"), number("1,5")
+    >>> parse_number("1e-3"), parse_number(" 2 "), parse_number(True), parse_number("nan"), parse_number("1,5")
     (0.001, 2.0, None, None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
-def _wordings(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[GenerationTarget, ...]:
-    targets = _main(spec, table).texts()
+def _read_generation(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[GenerationTarget, ...]:
+    targets = _target_column(spec, table).texts()
     if spec.references is None:
         return tuple(GenerationTarget(target, (target,)) for target in targets)
     references = table.column(spec.references).read(
-        _texts, allowed="a text or a list of at least one text; mend the row or drop it"
+        _parse_texts, allowed="a text or a list of at least one text; mend the row or drop it"
     )
     return tuple(GenerationTarget(*row) for row in zip(targets, references, strict=True))
 
 
-def _texts(value: Any) -> tuple[str, ...] | None:
+def _parse_texts(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str):
         return (value,)
-    many = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
-    return tuple(value) if many else None
+    is_list = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+    return tuple(value) if is_list else None
 
 
-def _quotes(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[AnswerSpan, ...], ...]:
-    column = _main(spec, table)
+def _read_answers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[AnswerSpan, ...], ...]:
+    column = _target_column(spec, table)
     answers = column.read(
-        _answers,
+        _parse_answers,
         allowed='answers; allowed are {"text": ["…"], "answer_start": [0]} and ["…"], with at least one answer; '
         "questions without one cannot be learned: drop the row",
     )
     return tuple(
-        _quoted(column, row, found, passage=text[1])
-        for row, (found, text) in enumerate(zip(answers, texts, strict=True), 1)
+        _locate_answers(column, row, row_answers, passage=text[1])
+        for row, (row_answers, text) in enumerate(zip(answers, texts, strict=True), 1)
     )
 
 
-def _answers(value: Any) -> list[AnswerSpan] | None:
-    """Answers in SQuAD's form, or a list of texts whose places are not said."""
+def _parse_answers(value: Any) -> list[AnswerSpan] | None:
+    """Return answers in SQuAD's form, or from a list of texts without offsets; None if invalid."""
     match value:
-        case {"text": [str(), *_] as found, "answer_start": [int(), *_] as starts} if len(found) == len(starts):
-            return [AnswerSpan(text, start) for text, start in zip(found, starts, strict=True)]
+        case {"text": [str(), *_] as answer_texts, "answer_start": [int(), *_] as starts} if len(answer_texts) == len(
+            starts
+        ):
+            return [AnswerSpan(text, start) for text, start in zip(answer_texts, starts, strict=True)]
         case [str(), *_] | str():
-            found = [value] if isinstance(value, str) else value
-            return [AnswerSpan(text, None) for text in found] if all(isinstance(text, str) for text in found) else None
+            answer_texts = [value] if isinstance(value, str) else value
+            return (
+                [AnswerSpan(text, None) for text in answer_texts]
+                if all(isinstance(text, str) for text in answer_texts)
+                else None
+            )
     return None
 
 
-def _quoted(column: Column, row: int, answers: Sequence[AnswerSpan], *, passage: str) -> tuple[AnswerSpan, ...]:
-    """The answers with their places. Raises: DataError for one that stands elsewhere, or where none is in the passage.
+def _locate_answers(column: Column, row: int, answers: Sequence[AnswerSpan], *, passage: str) -> tuple[AnswerSpan, ...]:
+    """Return the answers with offsets; an answer without one gets its first occurrence in the passage.
 
-    An answer without a place is taken where it first occurs; the words of one that does not still count as right.
+    Answers that do not occur in the passage keep `start=None` and still count as right in scoring. Raises DataError for
+    a wrong offset, or if no answer occurs in the passage.
     """
     for text, start in answers:
         if start is not None and not (start >= 0 and text and passage.startswith(text, start)):
-            found = passage[max(start, 0) :][: len(text)]
-            raise column.error_for(row, f"at character {start} of the passage stands {found!r:.60}, not {text!r:.60}")
-    placed = [
-        AnswerSpan(text, _first(passage, text)) if start is None else AnswerSpan(text, start) for text, start in answers
+            actual = passage[max(start, 0) :][: len(text)]
+            raise column.error_for(row, f"at character {start} of the passage stands {actual!r:.60}, not {text!r:.60}")
+    located = [
+        AnswerSpan(text, _first_occurrence(passage, text)) if start is None else AnswerSpan(text, start)
+        for text, start in answers
     ]
-    if all(quote.start is None for quote in placed):
-        raise column.error_for(row, f"{placed[0].text!r:.80} does not occur in the passage; mend the row or drop it")
-    return tuple(placed)
+    if all(answer.start is None for answer in located):
+        raise column.error_for(row, f"{located[0].text!r:.80} does not occur in the passage; mend the row or drop it")
+    return tuple(located)
 
 
-def _first(passage: str, text: str) -> int | None:
+def _first_occurrence(passage: str, text: str) -> int | None:
     start = passage.find(text) if text else -1
     return None if start < 0 else start
 
 
 _READERS: Mapping[Kind, Callable[[TaskSpec, Table, Sequence[Text]], tuple[Target, ...]]] = {
-    "classification": _labels,
-    "regression": _numbers,
-    "span": _quotes,
-    "generation": _wordings,
+    "classification": _read_labels,
+    "regression": _read_numbers,
+    "span": _read_answers,
+    "generation": _read_generation,
 }
 
 
-def _main(spec: TaskSpec, table: Table) -> Column:
-    """The column of what is right."""
+def _target_column(spec: TaskSpec, table: Table) -> Column:
+    """Return the target column of the task's kind."""
     name = getattr(spec, KIND_SCHEMAS[spec.kind].target_column)
-    assert name is not None  # a spec without it is no spec
+    assert name is not None  # guaranteed by the spec's validators
     return table.column(name)
 
 
 def train_labels(spec: TaskSpec, splits: Mapping[Split, LabelledTexts], origin: SourceLocation) -> tuple[str, ...]:
-    """The labels of train, sorted; none for kinds without labels.
+    """Return the labels of train, sorted; an empty tuple for kinds without labels.
 
-    Raises: DataError for fewer than two labels, or numbers, labels that train lacks, and labels without a word.
+    Args:
+        spec: the task.
+        splits: rows of all three splits.
+        origin: the task's source, for messages.
+
+    Raises:
+        DataError: train has fewer than two labels or numbers, another split has labels that train lacks, or the
+            template has not exactly one word per label.
     """
     train = splits["train"]
     if spec.kind == "regression" and len(set(train.targets)) < 2:
@@ -150,22 +174,22 @@ def train_labels(spec: TaskSpec, splits: Mapping[Split, LabelledTexts], origin: 
         )
     if spec.kind != "classification":
         return ()
-    known = set(train.labels)
-    if len(known) < 2:
+    labels = set(train.labels)
+    if len(labels) < 2:
         raise DataError(
-            f"{origin.split_location('train')}: at least two labels are needed; got only {', '.join(map(repr, known))}"
+            f"{origin.split_location('train')}: at least two labels are needed; got only {', '.join(map(repr, labels))}"
         )
     for split in SPLITS:
-        if unseen := sorted(set(splits[split].labels) - known):
+        if unseen := sorted(set(splits[split].labels) - labels):
             listed = ", ".join(map(repr, unseen[:20])) + (f" and {len(unseen) - 20} more" if len(unseen) > 20 else "")
             raise DataError(
                 f"{origin.split_location(split)}: labels that train does not have: {listed}; "
                 "add such rows to train or drop these"
             )
-    if spec.template and spec.template.words.keys() != known:
+    if spec.template and spec.template.words.keys() != labels:
         raise DataError(
             f"{origin.split_location('train')}: template.words must have a word for every label and no other; "
             "the labels are "
-            f"{', '.join(sorted(known))}; words are given for {', '.join(sorted(spec.template.words))}"
+            f"{', '.join(sorted(labels))}; words are given for {', '.join(sorted(spec.template.words))}"
         )
-    return tuple(sorted(known))
+    return tuple(sorted(labels))

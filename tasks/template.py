@@ -1,4 +1,4 @@
-"""Classification as filling a gap: a text that holds one gap, and the word that stands in it for each label.
+"""Classification as cloze: a text with one gap, and the word that fills it for each label.
 
 Schick and Schütze (2021), "Exploiting Cloze Questions for Few-Shot Text Classification" (arXiv:2001.07676).
 """
@@ -15,18 +15,20 @@ from pydantic import Field, field_validator
 from tasks.strict_model import StrictModel
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-_GAP = "\0"  # no text that people write holds it
+_GAP = "\0"  # does not occur in written text
 
 Word = Annotated[str, Field(min_length=1)]
 
 
 class Template(StrictModel):
-    """`text` is a Jinja2 template of `text` (of a pair also `text_pair`) and `mask`, the gap, which it shows once.
+    """A cloze pattern and one word per label.
 
-    words: the word that stands in the gap for each label.
+    Attributes:
+        text: a Jinja2 template of `text` (for pairs also `text_pair`) and `mask`, the gap, which occurs once.
+        words: the word that fills the gap, by label.
 
     >>> template = Template(text="{{ text }} It was {{ mask }}.", words={"bad": "awful", "good": "great"})
-    >>> template.around("Fun to watch.")
+    >>> template.split_at_gap("Fun to watch.")
     ('Fun to watch. It was ', '.')
     """
 
@@ -37,12 +39,12 @@ class Template(StrictModel):
     @classmethod
     def _shows_one_gap(cls, value: str) -> str:
         try:
-            shown = _rendered(value, "a", "b").count(_GAP)
+            gaps = _render(value, "a", "b").count(_GAP)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a template of text, text_pair and mask: {error}") from error
-        if shown != 1:
+        if gaps != 1:
             example = "'{{ text }} It was {{ mask }}.'"
-            raise ValueError(f"must show the gap once, as in {example}; it shows it {shown} times")
+            raise ValueError(f"must show the gap once, as in {example}; it shows it {gaps} times")
         return value
 
     @field_validator("words")
@@ -53,15 +55,15 @@ class Template(StrictModel):
         return value
 
     def split_at_gap(self, text: str, text_pair: str = "") -> tuple[str, str]:
-        """What stands before the gap and what stands behind it."""
-        before, _, after = _rendered(self.text, text.replace(_GAP, ""), text_pair.replace(_GAP, "")).partition(_GAP)
+        """Render the template and return the text before and after the gap."""
+        before, _, after = _render(self.text, text.replace(_GAP, ""), text_pair.replace(_GAP, "")).partition(_GAP)
         return before, after
 
 
-def _rendered(template: str, text: str, text_pair: str) -> str:
-    return _compiled(template).render(text=text, text_pair=text_pair, mask=_GAP)
+def _render(template: str, text: str, text_pair: str) -> str:
+    return _compile(template).render(text=text, text_pair=text_pair, mask=_GAP)
 
 
 @lru_cache
-def _compiled(template: str) -> jinja2.Template:
+def _compile(template: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(template)

@@ -1,4 +1,4 @@
-"""A YAML file as a plain value that still knows on which line each part was written."""
+"""YAML files parsed with the line number of each part."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ from tasks.errors import StreamError
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """The mapping that a YAML file holds, and the tree of nodes it was built from."""
+    """A parsed YAML file.
+
+    Attributes:
+        path: the file.
+        value: the parsed mapping.
+        node: the tree of YAML nodes that `value` was built from.
+    """
 
     path: Path
     value: dict[Any, Any]
     node: Any
 
-    def line_of(self, place: Sequence[int | str]) -> int:
-        """The line (from 1) of the deepest part of `place`, a path of keys and indices, that the file has."""
+    def line_of(self, key_path: Sequence[int | str]) -> int:
+        """Return the line (from 1) of the deepest existing part of `key_path`, a path of keys and indices."""
         node, line = self.node, self.node.start_mark.line
-        for step in place:
-            found = _child(node, step)
-            if found is None:
+        for step in key_path:
+            child = _child(node, step)
+            if child is None:
                 break
-            node, line = found
+            node, line = child
         return int(line) + 1
 
 
 def parse_yaml(path: Path) -> YamlDocument:
-    """Read the one YAML mapping in `path`.
+    """Parse the one YAML mapping in `path`.
 
-    Raises: StreamError, naming file, line and column, for a file that cannot be read, is not UTF-8, is not YAML,
-    is empty, is no mapping, or gives a key twice (of which YAML readers silently keep the last).
+    Raises:
+        StreamError: the file cannot be read, is not UTF-8 or not YAML, is empty, is not a mapping, or repeats a key
+            (YAML readers silently keep the last); file, line and column are named.
     """
     text = _text(path)
     loader = yaml.SafeLoader("")
@@ -82,42 +89,44 @@ def _where(path: Path, text: str, error: yaml.YAMLError) -> str:
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    said = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
-    return ", ".join(part for part in said if part) or type(error).__name__
+    parts = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
+    return ", ".join(part for part in parts if part) or type(error).__name__
 
 
 def _refuse_repeated_keys(root: Any, path: Path) -> None:
     for mapping in _mappings(root):
-        seen: dict[tuple[str, str], int] = {}
+        lines: dict[tuple[str, str], int] = {}
         for key, _ in mapping.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             line = key.start_mark.line + 1
-            if (first := seen.get((key.tag, key.value))) is not None:
-                raise StreamError(f"{path}:{line}: key {key.value!r} is given twice, first on line {first}; drop one")
-            seen[key.tag, key.value] = line
+            if (first_line := lines.get((key.tag, key.value))) is not None:
+                raise StreamError(
+                    f"{path}:{line}: key {key.value!r} is given twice, first on line {first_line}; drop one"
+                )
+            lines[key.tag, key.value] = line
 
 
 def _mappings(root: Any) -> Iterator[Any]:
-    waiting, met = [root], set()
-    while waiting:
-        node = waiting.pop(0)
-        if id(node) in met or isinstance(node, yaml.ScalarNode) or node is None:
-            continue  # an alias brings the same node again, perhaps inside itself
-        met.add(id(node))
+    queue, visited = [root], set()
+    while queue:
+        node = queue.pop(0)
+        if id(node) in visited or isinstance(node, yaml.ScalarNode) or node is None:
+            continue  # an alias repeats a node, perhaps inside itself
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             yield node
-            waiting += [part for pair in node.value for part in pair]
+            queue += [part for pair in node.value for part in pair]
         else:
-            waiting += node.value
+            queue += node.value
 
 
 def _child(node: Any, step: int | str) -> tuple[Any, int] | None:
-    """The node under key or index `step`, and the line where it starts (of a key: the key's line)."""
+    """Return the node under key or index `step` and its line; for a key, the key's line."""
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step], node.value[step].start_mark.line
     if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):  # what `<<` merged in stands first and loses
+        for key, value in reversed(node.value):  # merged keys (`<<`) come first and are overridden
             if key.value == str(step):
                 return value, key.start_mark.line
     return None

@@ -1,1 +1,1 @@
-"""Operations with transactions of their own: claims, outbox, dump, restore, garbage collection."""
+"""Operations on a whole registry, each in its own units of work."""

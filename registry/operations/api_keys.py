@@ -1,4 +1,4 @@
-"""API keys come and go: a secret is made here, told once, and known by its digest from then on."""
+"""Creating and revoking API keys: the secret is returned once, only its digest is stored."""
 
 from datetime import datetime
 from hashlib import sha256
@@ -15,14 +15,20 @@ from registry.schema.base import now
 from registry.unit_of_work import UnitOfWork
 from tasks.errors import InputError
 
-PREFIX = "ck_"  # by which scanners for leaked secrets can tell what they found
+PREFIX = "ck_"  # lets scanners for leaked secrets recognise a key
 RANDOM_BYTES = 32
 
 
 def add_key(registry: Registry, name: str, *, role: Role) -> str:
-    """Registers a key and returns its secret, which nobody can look up afterwards.
+    """Register an API key and return its secret, which cannot be looked up later.
 
-    Raises: InputError for a role that is none, and for a name that is empty, too long, or was given to a key before.
+    Args:
+        registry: the registry.
+        name: the key's name.
+        role: `read` or `admin`.
+
+    Raises:
+        InputError: the role is unknown, or the name is empty, too long or was used before.
     """
     if role not in get_args(Role):
         raise InputError(f"a key cannot have the role {role!r}: give one of {', '.join(get_args(Role))}.")
@@ -30,9 +36,9 @@ def add_key(registry: Registry, name: str, *, role: Role) -> str:
     secret = PREFIX + token_urlsafe(RANDOM_BYTES)
 
     def work(unit: UnitOfWork) -> None:
-        known = unit.session.scalar(select(ApiKey).where(ApiKey.name == name))
-        if known is not None:
-            state = "is there already" if known.revoked_at is None else "was revoked, and its name is kept"
+        existing = unit.session.scalar(select(ApiKey).where(ApiKey.name == name))
+        if existing is not None:
+            state = "is there already" if existing.revoked_at is None else "was revoked, and its name is kept"
             raise InputError(f"key {name!r} {state}: each key has a name of its own. Give another name.")
         unit.session.add(ApiKey(name=name, digest=key_digest(secret), role=role))
 
@@ -41,9 +47,14 @@ def add_key(registry: Registry, name: str, *, role: Role) -> str:
 
 
 def revoke_key(registry: Registry, name: str) -> datetime:
-    """Takes a key's rights away for good, from the moment that it returns; its name is kept.
+    """Revoke a key permanently and at once; its name stays reserved.
 
-    Raises: NotFound for an unknown name; NothingToDo, where it was revoked before.
+    Returns:
+        The time of revocation.
+
+    Raises:
+        NotFound: there is no such key.
+        NothingToDo: it was revoked before.
     """
 
     def work(unit: UnitOfWork) -> datetime:
@@ -58,12 +69,12 @@ def revoke_key(registry: Registry, name: str) -> datetime:
 
 
 def key_digest(secret: str) -> str:
-    """What is kept of a secret: its SHA-256, in hex.
+    """Return the stored form of a secret: its SHA-256 in hex.
 
-    A slow, salted hash protects passwords, which can be guessed. 256 random bits cannot, so a fast one does; and being
-    the same for the same secret, it finds the key without a look at every other.
+    A slow, salted hash protects passwords, which can be guessed. 256 random bits cannot, so a fast hash suffices; and
+    being deterministic, it finds the key by an index.
 
     >>> key_digest("ck_")[:8]
     '3230a75a'
     """
-    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()  # whatever a client sends has one
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()  # defined for any string a client sends

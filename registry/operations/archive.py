@@ -1,6 +1,6 @@
-"""One file that holds a whole registry: a zip of a line of JSON for each row, the blobs that rows name, and a manifest.
+"""The archive format: a zip with a JSON line per row, the blobs that rows reference, and a manifest.
 
-Nothing is unpacked by the names that stand in it: an entry is looked up by the name that it must have, or refused.
+Nothing is extracted under a name from the archive: entries are looked up by their expected names, or rejected.
 """
 
 import json
@@ -20,15 +20,20 @@ from registry.errors import ArchiveError
 
 ARCHIVE_VERSION = 1
 MANIFEST = "manifest.json"
-CHUNK_BYTES = 1 << 20  # bytes read at once
-MAX_MANIFEST_BYTES = 1 << 20  # bytes: it has a line for each table
+CHUNK_BYTES = 1 << 20  # per read
+MAX_MANIFEST_BYTES = 1 << 20  # ample: it has one line per table
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
-_UNREADABLE = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)  # what zipfile raises of bad bytes
+_UNREADABLE = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)  # raised by zipfile for bad bytes
 
 
 class TableManifest(BaseModel):
-    """How many rows of a table there are, and the digest of their lines."""
+    """Number of a table's rows, and the digest of their lines.
+
+    Attributes:
+        rows: number of rows.
+        sha256: digest of the entry's bytes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +42,15 @@ class TableManifest(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an archive holds: `revision` is of the schema, `blobs` their number."""
+    """Contents of an archive.
+
+    Attributes:
+        format: version of the archive format.
+        revision: revision of the database schema.
+        created_at: time of the dump.
+        tables: by name.
+        blobs: number of blobs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,33 +62,41 @@ class Manifest(BaseModel):
 
 
 def table_entry(name: str) -> str:
-    """Where the rows of a table stand in an archive."""
+    """Return the entry of a table's rows."""
     return f"tables/{name}.jsonl"
 
 
 def blob_entry(digest: str) -> str:
-    """Where a blob stands in an archive."""
+    """Return the entry of a blob."""
     return f"blobs/{digest}"
 
 
 @contextmanager
 def open_archive(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...]]]:
-    """A whole archive, its manifest, and the digests of its blobs; everything in it was read and is as it was written.
+    """Open an archive after verifying every byte in it.
 
-    Raises: ArchiveError, where the file is none, is newer, was cut off or changed.
+    Yields:
+        The archive, its manifest, and the digests of its blobs.
+
+    Raises:
+        ArchiveError: the file is not an archive, of a newer format, truncated or changed.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            archive = held.enter_context(ZipFile(file))
-            manifest = _manifest(archive)
-            digests = _checked(archive, manifest)
+            archive = stack.enter_context(ZipFile(file))
+            manifest = _read_manifest(archive)
+            digests = _verify_entries(archive, manifest)
         except _UNREADABLE as error:
             raise ArchiveError(f"{file} is not a whole archive of a registry: {error}. Take another copy.") from error
         yield archive, manifest, digests
 
 
 def iter_rows(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table."""
+    """Yield the rows of a table.
+
+    Raises:
+        ArchiveError: a line is not a JSON object.
+    """
     with archive.open(table_entry(table)) as entry:
         for number, line in enumerate(entry, start=1):
             try:
@@ -84,26 +105,26 @@ def iter_rows(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
                 raise ArchiveError(f"{archive.filename}: line {number} of {table} is no row: {error}.") from error
 
 
-def _manifest(archive: ZipFile) -> Manifest:
+def _read_manifest(archive: ZipFile) -> Manifest:
     if MANIFEST not in archive.namelist():
         raise ValueError(f"it has no {MANIFEST}")
     with archive.open(MANIFEST) as entry:
-        said = json.loads(entry.read(MAX_MANIFEST_BYTES))
-    if isinstance(said, dict) and isinstance(found := said.get("format"), int) and found > ARCHIVE_VERSION:
+        document = json.loads(entry.read(MAX_MANIFEST_BYTES))
+    if isinstance(document, dict) and isinstance(version := document.get("format"), int) and version > ARCHIVE_VERSION:
         raise ArchiveError(
-            f"{archive.filename} is an archive of format {found}, and this release reads formats up to "
+            f"{archive.filename} is an archive of format {version}, and this release reads formats up to "
             f"{ARCHIVE_VERSION}. Install the release that wrote it, or a later one."
         )
     try:
-        return Manifest.model_validate(said)
+        return Manifest.model_validate(document)
     except ValidationError as error:
         raise ValueError(f"its {MANIFEST} is none: {error.error_count()} wrong values") from error
 
 
-def _checked(archive: ZipFile, manifest: Manifest) -> tuple[str, ...]:
-    """The digests of all blobs. Raises: ValueError, where an entry is missing, one too many, or not as it was."""
+def _verify_entries(archive: ZipFile, manifest: Manifest) -> tuple[str, ...]:
+    """Return the digests of all blobs; raise ValueError for a missing, extra or changed entry."""
     names = archive.namelist()
-    digests = tuple(found[1] for name in names if (found := _BLOB.fullmatch(name)))
+    digests = tuple(match[1] for name in names if (match := _BLOB.fullmatch(name)))
     expected = {MANIFEST, *map(table_entry, manifest.tables), *map(blob_entry, digests)}
     if wrong := sorted(set(names) ^ expected):
         raise ValueError(f"{wrong[0]!r} is missing in it or does not belong there")

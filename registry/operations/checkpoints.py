@@ -1,4 +1,4 @@
-"""How far the learning of a position has come: one blob to go on from, replaced as it gets further."""
+"""Checkpoints of learning: one blob per position to resume from, replaced by each later one."""
 
 from typing import TypeVar
 
@@ -15,9 +15,19 @@ _Value = TypeVar("_Value", int, str)
 
 
 def save_checkpoint(registry: Registry, stream: str, *, number: int, holder: str, epoch: int, data: bytes) -> None:
-    """Stores what to go on from after `epoch`, in place of what was stored before.
+    """Store a checkpoint of a position and delete the previous one.
 
-    Raises: ClaimLost, where `holder` does not hold the position any more; BlobError, where the bytes cannot be stored.
+    Args:
+        registry: the registry.
+        stream: the stream's name.
+        number: the position's number.
+        holder: the process that learns it.
+        epoch: number of completed epochs.
+        data: the serialised training state.
+
+    Raises:
+        ClaimLost: `holder` no longer holds the position.
+        BlobError: the bytes cannot be stored.
     """
     digest = registry.blobs.put(data)
 
@@ -26,36 +36,35 @@ def save_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
         if position.holder != holder:
             raise ClaimLost(f"position {number} of {stream!r} is no longer held by {holder}. Claim it again.")
         unit.require_blobs(digest)
-        of_position = Checkpoint.position_id == position.id
-        replaced = unit.session.scalars(select(Checkpoint.digest).where(of_position)).all()
-        unit.session.execute(delete(Checkpoint).where(of_position))
+        is_of_position = Checkpoint.position_id == position.id
+        previous = unit.session.scalars(select(Checkpoint.digest).where(is_of_position)).all()
+        unit.session.execute(delete(Checkpoint).where(is_of_position))
         unit.session.add(Checkpoint(position_id=position.id, epoch=epoch, digest=digest))
-        if position.submitted_at is not None:  # who dies now has got further than those who died before
+        if position.submitted_at is not None:  # progress: earlier deaths no longer count
             position.attempts = 1
-        return [before for before in replaced if before != digest]
+        return [old_digest for old_digest in previous if old_digest != digest]
 
     delete_unreferenced(registry, registry.write_with_retry(work))
 
 
 def load_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:
-    """What was stored last for a position that is not learned yet; None where nothing was.
+    """Return the last checkpoint of a position that is not learned yet; None if there is none.
 
-    Raises: BlobError, where it is missing or damaged.
+    Raises:
+        BlobError: its blob is missing or damaged.
     """
     with registry.read_session() as session:
-        digest = session.scalar(_kept(select(Checkpoint.digest), stream, number))
+        digest = session.scalar(_of_checkpoint(select(Checkpoint.digest), stream, number))
     return None if digest is None else registry.blobs.get(digest)
 
 
 def checkpoint_epoch(registry: Registry, stream: str, *, number: int) -> int | None:
-    """The epoch after which a position that is not learned yet was kept last; None where it never was."""
+    """Return the number of completed epochs in a position's checkpoint; None if there is none."""
     with registry.read_session() as session:
-        return session.scalar(_kept(select(Checkpoint.epoch), stream, number))
+        return session.scalar(_of_checkpoint(select(Checkpoint.epoch), stream, number))
 
 
-def _kept(question: Select[_Value], stream: str, number: int) -> Select[_Value]:
-    """What is asked of the checkpoint of a position."""
-    of_position = question.join(Position, Position.id == Checkpoint.position_id)
-    return of_position.join(Stream, Stream.id == Position.stream_id).where(
-        Stream.name == stream, Position.number == number
-    )
+def _of_checkpoint(query: Select[_Value], stream: str, number: int) -> Select[_Value]:
+    """Restrict a query of checkpoints to one position."""
+    joined = query.join(Position, Position.id == Checkpoint.position_id)
+    return joined.join(Stream, Stream.id == Position.stream_id).where(Stream.name == stream, Position.number == number)

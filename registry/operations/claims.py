@@ -1,7 +1,7 @@
-"""Claims: of the controllers that run one stream, exactly one learns a position.
+"""Claims: of the controllers that share a stream, exactly one learns a position.
 
-A claim is a lease, renewed by heartbeats. Its end is set and judged by the database's clock alone, so that hosts whose
-clocks differ agree on it.
+A claim is a lease, renewed by heartbeats. Its end is set and checked by the database's clock alone, so that hosts with
+different clocks agree on it.
 """
 
 import logging
@@ -22,35 +22,42 @@ from registry.unit_of_work import UnitOfWork
 from registry.writes.arrivals import Arrival, held_arrivals, next_for_update
 
 HEARTBEAT_SECONDS = 20.0
-LEASE = timedelta(seconds=120)  # six missed heartbeats: a holder on another host that is silent longer is dead
-MAX_CONSECUTIVE_DEATHS = (
-    5  # in a row, with the same arrival in hand and no checkpoint between them: it is not given to a sixth
-)
+LEASE = timedelta(seconds=120)  # six missed heartbeats: then a holder on another host counts as dead
+MAX_CONSECUTIVE_DEATHS = 5  # holders of one arrival that died without a checkpoint between them: then it fails
 
 log = logging.getLogger(__name__)
 
 
-def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], holder: str) -> int | None:
-    """Takes the first position that is free, one that failed after all others, and returns its number; None where
-    none is.
+def claim_next(registry: Registry, stream: str, *, max_attempts: Mapping[int, int], holder: str) -> int | None:
+    """Claim the next free position of a stream; failed positions come after all others.
 
-    among: the numbers to choose from, each with how often learning it may have been begun: one that failed is not
-    begun more often. Nobody waits for anybody here: what others are just looking at is left to them.
-    Raises: NotFound for the stream.
+    Does not wait for locks: positions that other transactions are examining are left to them.
+
+    Args:
+        registry: the registry.
+        stream: the stream's name.
+        max_attempts: candidate positions, each with the number of attempts after which a failure is final.
+        holder: the process that claims.
+
+    Returns:
+        The position's number; None if none is free.
+
+    Raises:
+        NotFound: the stream is not registered.
     """
 
     def work(unit: UnitOfWork) -> int | None:
         session = unit.session
-        of_stream = (Position.stream_id == stream_row(session, stream).id, Position.state != "learned")
-        listed = select(Position.id, Position.number, Position.attempts, Position.state).where(*of_stream)
-        for identity, number, attempts, state in session.execute(
-            listed.order_by(Position.state == "failed", Position.number)
+        is_open = (Position.stream_id == stream_row(session, stream).id, Position.state != "learned")
+        query = select(Position.id, Position.number, Position.attempts, Position.state).where(*is_open)
+        for position_id, number, attempts, state in session.execute(
+            query.order_by(Position.state == "failed", Position.number)
         ).all():
-            if number not in among or (state == "failed" and attempts >= among[number]):
+            if number not in max_attempts or (state == "failed" and attempts >= max_attempts[number]):
                 continue
-            same = (Position.id == identity, Position.attempts == attempts, Position.state == state)
-            position = session.scalar(select(Position).where(*same).with_for_update(skip_locked=True))
-            if position is not None and _take(unit, position, holder=holder):
+            is_unchanged = (Position.id == position_id, Position.attempts == attempts, Position.state == state)
+            position = session.scalar(select(Position).where(*is_unchanged).with_for_update(skip_locked=True))
+            if position is not None and _claim_if_free(unit, position, holder=holder):
                 return number
         return None
 
@@ -58,10 +65,10 @@ def claim_next(registry: Registry, stream: str, *, among: Mapping[int, int], hol
 
 
 def heartbeat(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
-    """Says that `holder` is alive; False where it no longer holds the position."""
+    """Extend the lease of a held position; return False if `holder` no longer holds it."""
 
     def work(unit: UnitOfWork) -> bool:
-        if position := _own(unit, stream, number=number, holder=holder):
+        if position := _held_position(unit, stream, number=number, holder=holder):
             position.lease_until = database_now(unit.session) + LEASE
         return position is not None
 
@@ -69,40 +76,52 @@ def heartbeat(registry: Registry, stream: str, *, number: int, holder: str) -> b
 
 
 def release(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
-    """Gives a held position back to wait; False where `holder` does not hold it."""
+    """Return a held position to the waiting ones; return False if `holder` does not hold it."""
 
     def work(unit: UnitOfWork) -> bool:
-        if position := _own(unit, stream, number=number, holder=holder):
-            position.attempts -= position.submitted_at is not None  # nobody died of it
-            _let_go(position)
+        if position := _held_position(unit, stream, number=number, holder=holder):
+            position.attempts -= position.submitted_at is not None  # a release is not a death
+            _set_waiting(position)
         return position is not None
 
     return registry.write_with_retry(work)
 
 
 def release_claims_of(registry: Registry, stream: str, *, holder: str) -> list[int]:
-    """Gives back to wait whatever `holder`, who is known to be dead, holds of a stream; the numbers."""
+    """Release all positions of a stream held by `holder`, which is known to be dead.
+
+    Returns:
+        The numbers of the released positions.
+    """
 
     def work(unit: UnitOfWork) -> list[int]:
-        of_holder = (Position.stream_id == stream_row(unit.session, stream).id, Position.holder == holder)
-        found = unit.session.scalars(select(Position).where(*of_holder).order_by(Position.number).with_for_update())
-        return [_let_go(position) for position in found]
+        is_held = (Position.stream_id == stream_row(unit.session, stream).id, Position.holder == holder)
+        positions = unit.session.scalars(select(Position).where(*is_held).order_by(Position.number).with_for_update())
+        return [_set_waiting(position) for position in positions]
 
     return registry.write_with_retry(work)
 
 
 @contextmanager
 def hold_claim(
-    registry: Registry, stream: str, *, number: int, holder: str, every: float = HEARTBEAT_SECONDS
+    registry: Registry, stream: str, *, number: int, holder: str, interval: float = HEARTBEAT_SECONDS
 ) -> Iterator[None]:
-    """Sends heartbeats every so many seconds while the block runs; leaves the position as the block left it."""
+    """Send heartbeats from a thread while the block runs; the position's state is left to the block.
+
+    Args:
+        registry: the registry.
+        stream: the stream's name.
+        number: the position's number.
+        holder: the process that holds it.
+        interval: seconds between heartbeats.
+    """
     done = Event()
 
     def beat() -> None:
-        while not done.wait(every):
+        while not done.wait(interval):
             try:
                 if not heartbeat(registry, stream, number=number, holder=holder):
-                    return  # finished, failed, or taken: the unit that finishes finds out which
+                    return  # learned, failed or lost: the unit that marks the position raises if lost
             except RegistryError as error:
                 log.warning("no heartbeat for position %d of %s, trying again: %s", number, stream, error)
 
@@ -116,63 +135,79 @@ def hold_claim(
 
 
 def claim_arrival(registry: Registry, *, backbones: Collection[str], holder: str) -> Arrival | None:
-    """Takes the arrival whose turn it is, of those for a backbone of these names or for any; None where none is free.
+    """Claim the next arrival for one of `backbones`, or for any backbone.
 
-    An arrival whose holder is dead waits again. Which one is taken costs log N, whatever waits, and so does nothing.
+    Arrivals of dead holders are released first. The choice costs O(log N) in the number of waiting arrivals, also if
+    none is free.
+
+    Args:
+        registry: the registry.
+        backbones: names of the backbones that the caller can learn on.
+        holder: the process that claims.
+
+    Returns:
+        The arrival; None if none is free.
     """
 
     def work(unit: UnitOfWork) -> Arrival | None:
-        _leave_the_dead(unit)
+        _release_dead_holders(unit)
         position = next_for_update(unit.session, backbones)
         if position is None:
             return None
         position.retries -= position.state == "failed"
-        _take(unit, position, holder=holder)
+        _claim_if_free(unit, position, holder=holder)
         return Arrival(number=position.number, task=position.task_name, spec=position.spec or {})
 
     return registry.write_with_retry(work)
 
 
-def _leave_the_dead(unit: UnitOfWork) -> None:
+def _release_dead_holders(unit: UnitOfWork) -> None:
     moment = database_now(unit.session)
-    for seen in [position for position in held_arrivals(unit.session) if _free(position, moment)]:
-        same = (Position.id == seen.id, Position.holder == seen.holder, Position.lease_until == seen.lease_until)
-        dead = unit.session.scalar(
-            select(Position).where(*same).with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    for candidate in [position for position in held_arrivals(unit.session) if _is_free(position, moment)]:
+        is_unchanged = (
+            Position.id == candidate.id,
+            Position.holder == candidate.holder,
+            Position.lease_until == candidate.lease_until,
         )
-        if dead is not None:
-            dead.holder = dead.lease_until = None
-            dead.state = "waiting" if dead.attempts < MAX_CONSECUTIVE_DEATHS else "failed"
-            if dead.state == "failed":
-                said = (
-                    f"whoever learned it died, {dead.attempts} times and no further than before. Is memory too small?"
+        stale = unit.session.scalar(
+            select(Position)
+            .where(*is_unchanged)
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        )
+        if stale is not None:
+            stale.holder = stale.lease_until = None
+            stale.state = "waiting" if stale.attempts < MAX_CONSECUTIVE_DEATHS else "failed"
+            if stale.state == "failed":
+                problem = (
+                    f"whoever learned it died, {stale.attempts} times and no further than before. Is memory too small?"
                 )
-                dead.error, dead.retries = f"{said} To try again: `continual arrivals retry {dead.number}`.", 0
+                stale.error, stale.retries = f"{problem} To try again: `continual arrivals retry {stale.number}`.", 0
     unit.session.flush()
 
 
-def _take(unit: UnitOfWork, position: Position, *, holder: str) -> bool:
-    """Gives a position that nobody else can write meanwhile to `holder`, where it is free."""
+def _claim_if_free(unit: UnitOfWork, position: Position, *, holder: str) -> bool:
+    """Give a locked position to `holder` if it is free; return True if so."""
     moment = database_now(unit.session)
-    if not _free(position, moment):
+    if not _is_free(position, moment):
         return False
     position.state, position.holder, position.lease_until, position.error = "held", holder, moment + LEASE, None
     position.attempts += 1
     return True
 
 
-def _let_go(position: Position) -> int:
+def _set_waiting(position: Position) -> int:
     position.state, position.holder, position.lease_until = "waiting", None, None
     return position.number
 
 
-def _free(position: Position, moment: datetime) -> bool:
+def _is_free(position: Position, moment: datetime) -> bool:
     if position.state == "held" and position.holder is not None and position.lease_until is not None:
-        return not is_alive(position.holder, leased=moment <= position.lease_until)
+        return not is_alive(position.holder, lease_valid=moment <= position.lease_until)
     return position.state in ("waiting", "failed")
 
 
-def _own(unit: UnitOfWork, stream: str, *, number: int, holder: str) -> Position | None:
-    """The position, where `holder` holds it."""
+def _held_position(unit: UnitOfWork, stream: str, *, number: int, holder: str) -> Position | None:
+    """Return the position if `holder` holds it."""
     position = position_row(unit.session, stream, number=number)
     return position if position.state == "held" and position.holder == holder else None

@@ -1,4 +1,4 @@
-"""A whole registry into one file: what its rows were at one moment, and every blob that they name."""
+"""Exporting a registry to one file: a snapshot of its rows, and every blob that they reference."""
 
 import json
 from datetime import datetime
@@ -18,20 +18,29 @@ from registry.schema import migrate
 from registry.schema.base import Base, now
 from tasks.errors import InputError
 
-CHUNK_ROWS = 1000  # rows
+CHUNK_ROWS = 1000  # per fetch
 
 
 def dump_registry(registry: Registry, file: Path) -> Manifest:
-    """Writes an archive of the registry, also while others write to it; what it holds.
+    """Write an archive of the registry, also while others write to it.
 
-    Raises: InputError, where the file is there already or cannot be written; BlobError, where a blob is damaged.
+    Args:
+        registry: the registry.
+        file: the archive; must not exist.
+
+    Returns:
+        The archive's manifest.
+
+    Raises:
+        InputError: the file exists or cannot be written.
+        BlobError: a blob is missing or damaged.
     """
     if file.exists():
         raise InputError(f"{file} is there already. Give a new name, or remove it first.")
     draft = file.with_name(f".{uuid4().hex}.draft")
     try:
         with registry.read_session() as session, ZipFile(draft, "x", ZIP_DEFLATED) as archive:
-            manifest = _written(archive, session, registry)
+            manifest = _write_archive(archive, session, registry)
         draft.replace(file)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error}. Give another place.") from error
@@ -40,11 +49,11 @@ def dump_registry(registry: Registry, file: Path) -> Manifest:
     return manifest
 
 
-def _written(archive: ZipFile, session: Session, registry: Registry) -> Manifest:
-    tables = {table.name: _table(archive, session, table) for table in Base.metadata.sorted_tables}
+def _write_archive(archive: ZipFile, session: Session, registry: Registry) -> Manifest:
+    tables = {table.name: _write_table(archive, session, table) for table in Base.metadata.sorted_tables}
     digests = sorted({digest for _, digest in referenced_blobs(session)})
     for digest in digests:
-        archive.writestr(blob_entry(digest), registry.blobs.get(digest), ZIP_STORED)  # numbers hardly get smaller
+        archive.writestr(blob_entry(digest), registry.blobs.get(digest), ZIP_STORED)  # weights hardly compress
     revision = migrate.current_revision(session.connection())
     manifest = Manifest(
         format=ARCHIVE_VERSION, revision=str(revision), created_at=now(), tables=tables, blobs=len(digests)
@@ -53,19 +62,19 @@ def _written(archive: ZipFile, session: Session, registry: Registry) -> Manifest
     return manifest
 
 
-def _table(archive: ZipFile, session: Session, table: Table) -> TableManifest:
+def _write_table(archive: ZipFile, session: Session, table: Table) -> TableManifest:
     digest, count = sha256(), 0
-    found = session.execute(select(table).order_by(table.c.id).execution_options(yield_per=CHUNK_ROWS))
+    query = session.execute(select(table).order_by(table.c.id).execution_options(yield_per=CHUNK_ROWS))
     with archive.open(table_entry(table.name), "w", force_zip64=True) as entry:
-        for row in found.mappings():
-            line = json.dumps(dict(row), default=_said).encode() + b"\n"
+        for row in query.mappings():
+            line = json.dumps(dict(row), default=_encode).encode() + b"\n"
             entry.write(line)
             digest.update(line)
             count += 1
     return TableManifest(rows=count, sha256=digest.hexdigest())
 
 
-def _said(value: Any) -> str:
+def _encode(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"no JSON for {value!r}")

@@ -1,8 +1,8 @@
-"""Garbage collection: blobs that no row names, and drafts that their writers left behind.
+"""Garbage collection of unreferenced blobs, and of drafts whose writers died.
 
-A blob is put before the row that names it, so a young one may be somebody's who is about to write: only what is older
-than a time of grace is taken. Whoever needs longer finds out: blobs are deleted while no other unit of work is open,
-and a unit that names one first looks whether it is there.
+A blob is stored before the row that references it, so a young blob may belong to a writer that is about to commit: only
+blobs older than a grace period are deleted. A slower writer is safe too: blobs are deleted in an exclusive unit of
+work, and a unit that references a blob first checks that it is stored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,46 +13,54 @@ from registry.reads.blob_references import referenced_among
 from registry.registry import Registry
 
 GRACE_PERIOD = timedelta(hours=1)
-BATCH = 500  # blobs deleted while others wait to write
+BATCH_SIZE = 500  # blobs per exclusive unit of work, while writers wait
 
 
 def collect_garbage(
     registry: Registry, *, older_than: timedelta = GRACE_PERIOD, dry_run: bool = False
 ) -> list[StoredBlob]:
-    """Deletes what no row names and nobody has put again for so long; what that was, or with `dry_run` would be.
+    """Delete blobs that no row references and that were last put longer ago than `older_than`.
 
-    Age is told by the clock of the place where the blobs are, whatever this host's says.
+    Age is measured by the store's clock, not by this host's.
+
+    Args:
+        registry: the registry.
+        older_than: the grace period.
+        dry_run: only return what would be deleted.
+
+    Returns:
+        The deleted blobs.
     """
     oldest = registry.blobs.store_now() - older_than
     old = [blob for blob in registry.blobs.iterate() if blob.put_at <= oldest]
     if dry_run:
-        return [blob for batch in _batches(old) for blob in _unnamed(registry, batch)]
-    return [blob for batch in _batches(old) for blob in _swept(registry, batch, oldest)]
+        return [blob for batch in _batches(old) for blob in _unreferenced(registry, batch)]
+    return [blob for batch in _batches(old) for blob in _delete_batch(registry, batch, oldest)]
 
 
 def delete_unreferenced(registry: Registry, digests: Iterable[str]) -> list[StoredBlob]:
-    """Deletes at once those of `digests` that no row names; what that was."""
-    there = [blob for digest in sorted(digests) if (blob := registry.blobs.stat(digest))]
-    return [blob for batch in _batches(there) for blob in _swept(registry, batch, oldest=None)]
+    """Delete those of `digests` that no row references, at once; return the deleted blobs."""
+    stored = [blob for digest in sorted(digests) if (blob := registry.blobs.stat(digest))]
+    return [blob for batch in _batches(stored) for blob in _delete_batch(registry, batch, oldest=None)]
 
 
 def _batches(blobs: Sequence[StoredBlob]) -> Iterable[Sequence[StoredBlob]]:
-    return (blobs[first : first + BATCH] for first in range(0, len(blobs), BATCH))
+    return (blobs[first : first + BATCH_SIZE] for first in range(0, len(blobs), BATCH_SIZE))
 
 
-def _unnamed(registry: Registry, blobs: Sequence[StoredBlob]) -> list[StoredBlob]:
+def _unreferenced(registry: Registry, blobs: Sequence[StoredBlob]) -> list[StoredBlob]:
     with registry.read_session() as session:
-        named = referenced_among(session, [blob.name for blob in blobs])
-    return [blob for blob in blobs if blob.name not in named]
+        referenced = referenced_among(session, [blob.name for blob in blobs])
+    return [blob for blob in blobs if blob.name not in referenced]
 
 
-def _swept(registry: Registry, blobs: Sequence[StoredBlob], oldest: datetime | None) -> list[StoredBlob]:
-    swept = []
-    if not (unnamed := {blob.name for blob in _unnamed(registry, blobs)}):
-        return []  # nobody has to wait
-    with registry.unit_of_work(alone=True) as unit:
-        named = referenced_among(unit.session, unnamed)
+def _delete_batch(registry: Registry, blobs: Sequence[StoredBlob], oldest: datetime | None) -> list[StoredBlob]:
+    deleted = []
+    if not (unreferenced := {blob.name for blob in _unreferenced(registry, blobs)}):
+        return []  # no exclusive unit needed
+    with registry.unit_of_work(exclusive=True) as unit:
+        referenced = referenced_among(unit.session, unreferenced)
         for blob in blobs:
-            if blob.name in unnamed - named and registry.blobs.delete(blob, put_before=oldest):
-                swept.append(blob)
-    return swept
+            if blob.name in unreferenced - referenced and registry.blobs.delete(blob, put_before=oldest):
+                deleted.append(blob)
+    return deleted

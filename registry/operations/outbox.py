@@ -1,7 +1,7 @@
-"""The outbox: what MLflow has not been told yet, handed out to one sender at a time.
+"""The outbox: messages for MLflow that are not sent yet, handed to one sender at a time.
 
-A message that is taken is held for a while, so that a sender that dies leaves it to the next. On one subject only the
-oldest message is handed out: they are sent in order, and no two senders work on one subject.
+A claimed message is leased, so that another sender continues if its holder dies. Only the oldest message of a subject
+is handed out: messages of a subject are sent in order, and never by two senders at once.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ from registry.schema.base import Base, database_now
 from registry.schema.tables import OutboxRow
 from registry.unit_of_work import UnitOfWork
 
-SEND_LEASE = timedelta(minutes=10)  # longer than telling MLflow of the largest delta takes
-SHORTEST, LONGEST = 2.0, 600.0  # seconds until a message that failed is tried again; doubled each time
-COALESCED_MESSAGES = ("stream", "champion")  # told by looking at the registry: one look answers all that are waiting
+SEND_LEASE = timedelta(minutes=10)  # longer than sending the largest delta takes
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 600.0  # delay after a failure, doubled each time
+COALESCED_MESSAGES = ("stream", "champion")  # sent from the registry's present state: one covers all later ones
 
 
 class RegistryIdentity(Base):
-    """What others know this registry by, wherever its database lies; one row, made when it is first asked for."""
+    """The registry's own id, independent of its database's location; one row, created on first use."""
 
     __tablename__ = "identity"
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
@@ -38,10 +38,17 @@ class RegistryIdentity(Base):
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxMessage:
-    """A message of the outbox: what MLflow is to be told, of what, and how often that was tried in vain before.
+    """A message for MLflow.
 
-    error: why the last attempt failed · holder: who is sending it · due_at: when it may be tried next, or until when
-    its holder has it.
+    Attributes:
+        id: increases in order of enqueuing.
+        message: the topic.
+        subject: name of a delta, a stream or a task.
+        about: details that the sender cannot read from the registry.
+        attempts: how many times sending was started.
+        error: message of the last failure.
+        holder: the sender that holds it.
+        due_at: earliest time of the next attempt; while held, the end of the lease.
     """
 
     id: int
@@ -55,51 +62,65 @@ class OutboxMessage:
 
 
 def list_pending(registry: Registry) -> tuple[OutboxMessage, ...]:
-    """All that MLflow has not been told yet, in the order in which it happened."""
+    """Return all unsent messages, oldest first."""
     with registry.read_session() as session:
-        return tuple(_pending(row) for row in session.scalars(select(OutboxRow).order_by(OutboxRow.id)))
+        return tuple(_to_message(row) for row in session.scalars(select(OutboxRow).order_by(OutboxRow.id)))
 
 
 def claim_message(registry: Registry, holder: str, *, after: int | None = None) -> OutboxMessage | None:
-    """The next message that may be sent, held by `holder` from now on; None where there is none.
+    """Claim the next message for `holder`; later messages it makes redundant are deleted.
 
-    after: take messages that are not due yet as well, but only those behind the one of this id.
+    Args:
+        registry: the registry.
+        holder: the sender.
+        after: only messages with a higher id, and also those not due yet.
+
+    Returns:
+        The message; None if there is none.
     """
     with registry.unit_of_work() as unit:
         moment = database_now(unit.session)
-        _free_the_dead(unit.session, moment)
+        _release_dead_holders(unit.session, moment)
         older = aliased(OutboxRow)
-        same = (older.message == OutboxRow.message, older.subject == OutboxRow.subject, older.id < OutboxRow.id)
-        ready = OutboxRow.due_at <= moment if after is None else OutboxRow.id > after
-        found = select(OutboxRow).where(OutboxRow.holder.is_(None), ready, ~select(older).where(*same).exists())
-        row = unit.session.scalar(found.order_by(OutboxRow.id).limit(1).with_for_update(skip_locked=True, of=OutboxRow))
+        same_subject = (older.message == OutboxRow.message, older.subject == OutboxRow.subject, older.id < OutboxRow.id)
+        is_ready = OutboxRow.due_at <= moment if after is None else OutboxRow.id > after
+        query = select(OutboxRow).where(
+            OutboxRow.holder.is_(None), is_ready, ~select(older).where(*same_subject).exists()
+        )
+        row = unit.session.scalar(query.order_by(OutboxRow.id).limit(1).with_for_update(skip_locked=True, of=OutboxRow))
         if row is None:
             return None
         row.holder, row.due_at, row.attempts = holder, moment + SEND_LEASE, row.attempts + 1
         if row.message in COALESCED_MESSAGES:
-            later = (OutboxRow.message == row.message, OutboxRow.subject == row.subject, OutboxRow.id > row.id)
-            unit.session.execute(delete(OutboxRow).where(*later))
-        return _pending(row)
+            is_later = (OutboxRow.message == row.message, OutboxRow.subject == row.subject, OutboxRow.id > row.id)
+            unit.session.execute(delete(OutboxRow).where(*is_later))
+        return _to_message(row)
 
 
 def delete_sent(unit: UnitOfWork, sent: OutboxMessage) -> bool:
-    """Removes a message that MLflow was told; False where another sender has taken it meanwhile."""
-    row = _held(unit.session, sent)
+    """Delete a sent message; return False if another sender has claimed it since."""
+    row = _held_row(unit.session, sent)
     if row is not None:
         unit.session.delete(row)
     return row is not None
 
 
 def reschedule(registry: Registry, failed: OutboxMessage, *, error: str) -> None:
-    """Gives a message back that could not be sent, to be tried again after a while that grows with every attempt."""
+    """Release a message that could not be sent, with exponential backoff.
+
+    Args:
+        registry: the registry.
+        failed: the claimed message.
+        error: the failure's message.
+    """
     with registry.unit_of_work() as unit:
-        if row := _held(unit.session, failed):
-            wait = min(LONGEST, SHORTEST * 2.0 ** min(failed.attempts - 1, 20))
-            row.holder, row.error, row.due_at = None, error, database_now(unit.session) + timedelta(seconds=wait)
+        if row := _held_row(unit.session, failed):
+            delay = min(MAX_RETRY_SECONDS, MIN_RETRY_SECONDS * 2.0 ** min(failed.attempts - 1, 20))
+            row.holder, row.error, row.due_at = None, error, database_now(unit.session) + timedelta(seconds=delay)
 
 
 def is_purged(unit: UnitOfWork, delta: str) -> bool:
-    """Whether nothing is left of a delta but, perhaps, its place in the lineage."""
+    """Return True if the delta was purged or deleted."""
     try:
         return delta_row(unit.session, delta).digest is None
     except NotFound:
@@ -107,7 +128,7 @@ def is_purged(unit: UnitOfWork, delta: str) -> bool:
 
 
 def registry_identity(registry: Registry) -> str:
-    """What others know this registry by: the same for ever, wherever its database is moved."""
+    """Return the registry's id, constant wherever its database is moved; created on first use."""
     with registry.unit_of_work() as unit:
         row = unit.session.get(RegistryIdentity, 1)
         if row is None:
@@ -116,21 +137,21 @@ def registry_identity(registry: Registry) -> str:
         return row.name
 
 
-def _free_the_dead(session: Session, moment: datetime) -> None:
-    held = select(OutboxRow).where(OutboxRow.holder.is_not(None)).with_for_update(skip_locked=True)
-    for row in session.scalars(held):
-        leased = moment <= row.due_at
-        if not (leased and is_alive(row.holder or "", leased=leased)):
+def _release_dead_holders(session: Session, moment: datetime) -> None:
+    held_rows = select(OutboxRow).where(OutboxRow.holder.is_not(None)).with_for_update(skip_locked=True)
+    for row in session.scalars(held_rows):
+        lease_valid = moment <= row.due_at
+        if not (lease_valid and is_alive(row.holder or "", lease_valid=lease_valid)):
             row.holder, row.due_at = None, moment
     session.flush()
 
 
-def _held(session: Session, pending: OutboxMessage) -> OutboxRow | None:
-    """The row, where it is still held as it was when it was taken."""
+def _held_row(session: Session, pending: OutboxMessage) -> OutboxRow | None:
+    """Return the message's row if it is still held by the same claim."""
     row = session.get(OutboxRow, pending.id, with_for_update=True)
     return row if row and (row.holder, row.attempts) == (pending.holder, pending.attempts) else None
 
 
-def _pending(row: OutboxRow) -> OutboxMessage:
+def _to_message(row: OutboxRow) -> OutboxMessage:
     values: Iterator[tuple[str, Any]] = ((name, getattr(row, name)) for name in OutboxMessage.__dataclass_fields__)
     return OutboxMessage(**dict(values))

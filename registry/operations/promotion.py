@@ -1,4 +1,4 @@
-"""Who serves, decided by hand: what the scores decided may be changed, and the history says why."""
+"""Changing by hand which version serves, with the reason in the history."""
 
 from registry.errors import NothingToDo
 from registry.reads.lookups import delta_row
@@ -10,12 +10,19 @@ from registry.writes.events import record_event
 
 
 def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
-    """Lets a version serve whatever its scores; the champion that it succeeds is archived.
+    """Make a version the champion regardless of scores; the champion that it replaces is archived.
 
-    Raises: NotFound, also for one that was purged; NothingToDo, where it serves already.
+    Args:
+        registry: the registry.
+        delta: the version's name.
+        reason: for the history.
+
+    Raises:
+        NotFound: there is no such delta, or it was purged.
+        NothingToDo: it is the champion already.
     """
     with registry.unit_of_work() as unit:
-        row = _kept(unit, delta)
+        row = _lock_delta(unit, delta)
         if row.status == "champion":
             raise NothingToDo(f"{delta} serves already. Nothing was changed.")
         promote(unit.session, row, reason=reason)
@@ -23,25 +30,32 @@ def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) 
 
 
 def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) -> None:
-    """Takes a version out of service; where it was the champion, its task is served by none on that backbone.
+    """Archive a version; if it was the champion, no version serves its task on that backbone.
 
-    Raises: NotFound, also for one that was purged; NothingToDo, where it is archived already.
+    Args:
+        registry: the registry.
+        delta: the version's name.
+        reason: for the history.
+
+    Raises:
+        NotFound: there is no such delta, or it was purged.
+        NothingToDo: it is archived already.
     """
     with registry.unit_of_work() as unit:
-        row = _kept(unit, delta)
+        row = _lock_delta(unit, delta)
         if row.status == "archived":
             raise NothingToDo(f"{delta} is archived already: {row.reason}. Nothing was changed.")
-        served = row.status == "champion"
+        was_champion = row.status == "champion"
         row.status, row.reason = "archived", f"archived: {reason}" if reason else "archived by hand"
         record_event(unit.session, row, "archived", reason=reason)
-        if served:
+        if was_champion:
             unit.enqueue_champion_change(row.task)
 
 
-def _kept(unit: UnitOfWork, name: str) -> Delta:
-    """The row of a delta that still has its values, with its task locked against whoever else decides."""
+def _lock_delta(unit: UnitOfWork, name: str) -> Delta:
+    """Return the row of a delta that was not purged, with its task locked against concurrent decisions."""
     row = delta_row(unit.session, name)
     unit.session.refresh(row.task, with_for_update=True)
     unit.session.refresh(row)
-    assert row.values  # raises NotFound of a tombstone
+    assert row.values  # raises NotFound for a tombstone
     return row

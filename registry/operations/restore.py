@@ -1,4 +1,4 @@
-"""A whole registry out of one file, into an empty database of any kind."""
+"""Importing a registry archive into an empty database of any kind."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -22,15 +22,26 @@ from registry.schema.base import Base
 from registry.schema.connections import migration_transaction, reset_sequences
 from tasks.errors import InputError
 
-CHUNK_ROWS = 1000  # rows
+CHUNK_ROWS = 1000  # per insert
 
 
 def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
-    """Puts what `dump` wrote into the empty database at `url` and the place `blobs`; what it was.
+    """Load an archive into the empty database at `url` and the blob store at `blobs`.
 
-    An archive of an older schema is loaded into that schema, which is then brought to this code's. The file is read and
-    checked as a whole before anything is written, and all rows are written in one transaction.
-    Raises: ArchiveError for a file that is no whole archive; InputError, where the registry is not empty.
+    An archive of an older schema is loaded into that schema, which is then migrated. The file is verified completely
+    before anything is written, and all rows are written in one transaction.
+
+    Args:
+        file: the archive.
+        url: SQLAlchemy URL of the database.
+        blobs: a folder, or an fsspec URL.
+
+    Returns:
+        The archive's manifest.
+
+    Raises:
+        ArchiveError: the file is not a complete archive.
+        InputError: the registry at `url` is not empty.
     """
     with open_archive(file) as (archive, manifest, digests):
         migrate.require_known_revision(manifest.revision)
@@ -38,10 +49,10 @@ def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
         try:
             with migration_transaction(engine) as connection:
                 _load(connection, archive, manifest)
-                _put(connection, store, archive, digests)
+                _store_blobs(connection, store, archive, digests)
         except SQLAlchemyError as error:
             why = redact(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
-            raise RegistryError(f"{why}. Nothing was written.") from None  # its cause may quote the URL
+            raise RegistryError(f"{why}. Nothing was written.") from None  # the cause may quote the URL
         finally:
             engine.dispose()
     return manifest
@@ -56,51 +67,51 @@ def _load(connection: Connection, archive: ZipFile, manifest: Manifest) -> None:
             f"{sorted(names)}. Take another copy of it."
         )
     for table in tables:
-        every = _typed(table, iter_rows(archive, table.name))
-        while rows := list(islice(every, CHUNK_ROWS)):
+        typed_rows = _parse_datetimes(table, iter_rows(archive, table.name))
+        while rows := list(islice(typed_rows, CHUNK_ROWS)):
             connection.execute(table.insert(), rows)
     reset_sequences(connection, tables)
     migrate.migrate(connection)
 
 
 def _empty_tables(connection: Connection, revision: str) -> Sequence[Table]:
-    """The tables of that revision, made where the registry was never in this database; those they refer to first."""
-    found, before = migrate.current_revision(connection), set(inspect(connection).get_table_names())
-    if found is None:
+    """Return the tables of that revision, created if missing, each after those it references."""
+    revision_there, names_before = migrate.current_revision(connection), set(inspect(connection).get_table_names())
+    if revision_there is None:
         migrate.migrate(connection, revision)
-        own = set(inspect(connection).get_table_names()) - before - {migrate.VERSION_TABLE}
-    elif found == revision == migrate.latest_revision():
-        own = set(Base.metadata.tables)
+        table_names = set(inspect(connection).get_table_names()) - names_before - {migrate.VERSION_TABLE}
+    elif revision_there == revision == migrate.latest_revision():
+        table_names = set(Base.metadata.tables)
     else:
         raise InputError(
-            f"the archive is of schema revision {revision}, and this database has the tables of revision {found} "
-            "already. Restore into a database without them, as of a new --home."
+            f"the archive is of schema revision {revision}, and this database has the tables of revision "
+            f"{revision_there} already. Restore into a database without them, as of a new --home."
         )
-    seen = MetaData()
-    seen.reflect(connection, only=sorted(own))
-    for table in seen.sorted_tables:
+    metadata = MetaData()
+    metadata.reflect(connection, only=sorted(table_names))
+    for table in metadata.sorted_tables:
         if connection.execute(select(table).limit(1)).first():
             raise InputError(
                 f"the registry is not empty: it has {table.name}. Restore into an empty one, as of a new --home."
             )
-    return seen.sorted_tables
+    return metadata.sorted_tables
 
 
-def _typed(table: Table, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    instants = [column.name for column in table.columns if isinstance(column.type, DateTime)]
+def _parse_datetimes(table: Table, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    datetime_columns = [column.name for column in table.columns if isinstance(column.type, DateTime)]
     for row in rows:
         if row.keys() != set(table.columns.keys()):
             raise ArchiveError(f"a row of {table.name} has {sorted(row)}, not {sorted(table.columns.keys())}.")
         try:
-            yield row | {name: datetime.fromisoformat(row[name]) for name in instants if row[name] is not None}
+            yield row | {name: datetime.fromisoformat(row[name]) for name in datetime_columns if row[name] is not None}
         except (TypeError, ValueError) as error:
             raise ArchiveError(f"a row of {table.name} holds what is no moment: {error}.") from error
 
 
-def _put(connection: Connection, store: BlobStore, archive: ZipFile, digests: Sequence[str]) -> None:
+def _store_blobs(connection: Connection, store: BlobStore, archive: ZipFile, digests: Sequence[str]) -> None:
     with Session(connection) as session:
-        named = {digest for _, digest in referenced_blobs(session)}
-    if wrong := sorted(named ^ set(digests)):
+        referenced = {digest for _, digest in referenced_blobs(session)}
+    if wrong := sorted(referenced ^ set(digests)):
         raise ArchiveError(f"blob {wrong[0]} is missing in {archive.filename}, or no row of it names it.")
     for digest in digests:
         store.put(archive.read(blob_entry(digest)))

@@ -1,4 +1,4 @@
-"""How far a strategy has come with a stream: what it was after each task, and one blob to go on from."""
+"""Progress of a strategy's run over a stream: a step per task, and one blob to resume from."""
 
 from sqlalchemy import select
 
@@ -6,85 +6,106 @@ from registry.errors import ClaimLost, NotFound
 from registry.operations.garbage_collection import delete_unreferenced
 from registry.reads.lookups import stream_row
 from registry.reads.mapping import stored_strategy
-from registry.records import StepRecord, StoredStrategy, StrategyRecord
 from registry.registry import Registry
 from registry.schema.base import now
 from registry.schema.strategy_tables import StrategyRun, StrategyScore, StrategyStep
+from registry.stream_records import StepRecord, StoredStrategy, StrategyRecord
 from registry.unit_of_work import UnitOfWork
 
 
-def start_strategy_run(registry: Registry, record: StrategyRecord, *, anew: bool = False) -> StoredStrategy:
-    """The run of a strategy through a stream, begun now unless it was before.
+def start_strategy_run(registry: Registry, record: StrategyRecord, *, restart: bool = False) -> StoredStrategy:
+    """Return the run of a strategy over a stream, creating it if needed.
 
-    One that another recipe left unfinished is dropped: nobody goes on with it. anew: one of this recipe too, where what
-    it would go on from is damaged. Raises: NotFound for the stream.
+    An unfinished run of another recipe is deleted.
+
+    Args:
+        registry: the registry.
+        record: stream, strategy and recipe.
+        restart: also delete an unfinished run of this recipe, whose state is damaged.
+
+    Raises:
+        NotFound: the stream is not registered.
     """
 
     def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
         stream, dropped = stream_row(unit.session, record.stream), []
-        of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
-        unfinished = select(StrategyRun).where(*of_strategy, StrategyRun.finished_at.is_(None))
-        for left in unit.session.scalars(unfinished):
-            if anew or left.recipe != record.recipe:
-                dropped += [left.state] if left.state else []
-                unit.session.delete(left)
+        is_of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
+        unfinished = select(StrategyRun).where(*is_of_strategy, StrategyRun.finished_at.is_(None))
+        for old_run in unit.session.scalars(unfinished):
+            if restart or old_run.recipe != record.recipe:
+                dropped += [old_run.state] if old_run.state else []
+                unit.session.delete(old_run)
         unit.session.flush()
-        run = unit.session.scalar(select(StrategyRun).where(*of_strategy, StrategyRun.recipe == record.recipe))
+        run = unit.session.scalar(select(StrategyRun).where(*is_of_strategy, StrategyRun.recipe == record.recipe))
         if run is None:
-            about = {"strategy": record.strategy, "recipe": record.recipe, "settings": record.settings}
-            run = StrategyRun(stream=stream, tasks=list(record.tasks), steps=[], **about)
+            values = {"strategy": record.strategy, "recipe": record.recipe, "settings": record.settings}
+            run = StrategyRun(stream=stream, tasks=list(record.tasks), steps=[], **values)
             unit.session.add(run)
             unit.session.flush()
         return stored_strategy(run), dropped
 
-    begun, dropped = registry.write_with_retry(work)
+    stored, dropped = registry.write_with_retry(work)
     delete_unreferenced(registry, dropped)
-    return begun
+    return stored
 
 
 def save_strategy_step(
-    registry: Registry, begun: StoredStrategy, step: StepRecord, *, state: bytes | None
+    registry: Registry, run: StoredStrategy, step: StepRecord, *, state: bytes | None
 ) -> StoredStrategy:
-    """Stores what the next task brought, and what to go on from in place of what was stored before.
+    """Store the result of a run's next task, and replace the state to resume from.
 
-    state: None after the last task, with which the run is finished.
-    Raises: ClaimLost, where another process has got further meanwhile; BlobError, where the state cannot be stored.
+    Args:
+        registry: the registry.
+        run: the run as last returned.
+        step: the next step.
+        state: the serialised state; None after the last task, which finishes the run.
+
+    Returns:
+        The run with the new step.
+
+    Raises:
+        ClaimLost: another process has stored this step already.
+        BlobError: the state cannot be stored.
     """
     digest = None if state is None else registry.blobs.put(state)
 
     def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
-        run = _run(unit, begun.id)
-        if len(run.steps) != len(begun.steps):
+        row = _run(unit, run.id)
+        if len(row.steps) != len(run.steps):
             raise ClaimLost(
-                f"another process learns {begun.stream!r} by {begun.strategy} too, and is at step {len(run.steps)}. "
+                f"another process learns {run.stream!r} by {run.strategy} too, and is at step {len(row.steps)}. "
                 "Let it finish, then compare again."
             )
         unit.require_blobs(digest)
         values = {"number": step.number, "seconds": step.seconds, "parameters": step.parameters, "bytes": step.bytes}
         scores = [StrategyScore(**vars(score)) for score in step.scores]
-        run.steps.append(StrategyStep(scores=scores, **values))
-        replaced = [run.state] if run.state not in (None, digest) else []
-        run.state = digest
+        row.steps.append(StrategyStep(scores=scores, **values))
+        replaced = [row.state] if row.state not in (None, digest) else []
+        row.state = digest
         if state is None:
-            run.finished_at = now()
-            unit.enqueue_message("stream", begun.stream)
+            row.finished_at = now()
+            unit.enqueue_message("stream", run.stream)
         unit.session.flush()
-        return stored_strategy(run), [before for before in replaced if before]
+        return stored_strategy(row), [old_digest for old_digest in replaced if old_digest]
 
-    kept, replaced = registry.write_with_retry(work)
+    stored, replaced = registry.write_with_retry(work)
     delete_unreferenced(registry, replaced)
-    return kept
+    return stored
 
 
-def note_strategy_run(unit: UnitOfWork, identity: int, mlflow_run: str) -> None:
-    """Notes the MLflow run of a strategy. Raises: NotFound, where a task of it was purged meanwhile."""
-    _run(unit, identity).mlflow_run = mlflow_run
+def note_strategy_run(unit: UnitOfWork, run_id: int, mlflow_run: str) -> None:
+    """Store the MLflow run of a strategy's run.
+
+    Raises:
+        NotFound: the run was deleted because one of its tasks was purged.
+    """
+    _run(unit, run_id).mlflow_run = mlflow_run
 
 
-def _run(unit: UnitOfWork, identity: int) -> StrategyRun:
-    found = unit.session.get(StrategyRun, identity, with_for_update=True)
-    if found is None:
+def _run(unit: UnitOfWork, run_id: int) -> StrategyRun:
+    run = unit.session.get(StrategyRun, run_id, with_for_update=True)
+    if run is None:
         raise NotFound(
             "this strategy's run is gone: a task of its stream was purged, or it was begun anew. Compare again."
         )
-    return found
+    return run

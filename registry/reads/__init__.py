@@ -1,1 +1,1 @@
-"""Read-only queries."""
+"""Read-only queries, as functions of a session."""

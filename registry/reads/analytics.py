@@ -1,4 +1,4 @@
-"""What people ask of what was learned: which delta is best, how scores went, what changed, what a stream cost."""
+"""Analytical queries: best deltas, score history, change log, cost of streams."""
 
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from registry.schema.tables import Backbone, Delta, Event, Position, Split, Stre
 from tasks.errors import InputError
 
 DELTA = delta_name_expression(Task, Delta).label("delta")
-REPORTED_MODES: tuple[ScoreMode, ...] = ("oracle", "routed")  # the others are not scores of what serves
+REPORTED_MODES: tuple[ScoreMode, ...] = ("oracle", "routed")  # the other modes are baselines
 
 
 def best_deltas(
@@ -28,11 +28,23 @@ def best_deltas(
     limit: int | None = None,
     after: int | None = None,
 ) -> list[ListingRow]:
-    """The best delta of each task by each metric, with the task known: one row for each pair.
+    """List the best delta of each task by each metric, by oracle score: one row per pair.
 
-    id, task, metric, split, delta, backbone, status, score, low, high, rows; of equals the newest, none purged.
-    In order of the tasks' arrival, then of the metric's name. after: the `id` of the last row of the page before.
-    Raises: NotFound for the task.
+    Ordered by the tasks' arrival, then the metric's name; of equal scores the newest; purged deltas are left out.
+
+    Args:
+        session: a session.
+        task: only this task.
+        metric: only this metric.
+        split: the scored split.
+        limit: maximum number of rows.
+        after: the `id` of the last row of the previous page.
+
+    Returns:
+        Rows: id, task, metric, split, delta, backbone, status, score, low, high, rows.
+
+    Raises:
+        NotFound: the task is not registered, or the row `after` is gone.
     """
     keys = (ScoreRow.task_id, ScoreRow.metric)
     pairs = select(*keys).where(*standalone_score_filter(), ScoreRow.split == split).distinct()
@@ -40,26 +52,26 @@ def best_deltas(
         pairs = pairs.where(ScoreRow.task_id == task_row(session, task).id)
     if metric is not None:
         pairs = pairs.where(ScoreRow.metric == metric)
-    last = None if after is None else _place(session, ScoreRow, after, *keys)
-    of, one = paginate(pairs, *keys, limit=limit, after=last).subquery(), aliased(ScoreRow)
-    same = (one.split == split, one.task_id == of.c.task_id, one.metric == of.c.metric)
+    cursor = None if after is None else _cursor(session, ScoreRow, after, *keys)
+    page, candidate = paginate(pairs, *keys, limit=limit, after=cursor).subquery(), aliased(ScoreRow)
+    same_pair = (candidate.split == split, candidate.task_id == page.c.task_id, candidate.metric == page.c.metric)
     ranked = (
-        select(one.id)
-        .join(Delta, Delta.id == one.delta_id)
-        .where(*standalone_score_filter(one), *same, Delta.status != "purged")
+        select(candidate.id)
+        .join(Delta, Delta.id == candidate.delta_id)
+        .where(*standalone_score_filter(candidate), *same_pair, Delta.status != "purged")
     )
-    top = ranked.order_by(one.value.desc(), one.id.desc()).limit(1).correlate(of).scalar_subquery()
+    best_id = ranked.order_by(candidate.value.desc(), candidate.id.desc()).limit(1).correlate(page).scalar_subquery()
     names = (Task.name.label("task"), ScoreRow.metric, ScoreRow.split, DELTA, Backbone.name.label("backbone"))
     values = (ScoreRow.value.label("score"), ScoreRow.low, ScoreRow.high, ScoreRow.rows)
-    found = (
+    query = (
         select(ScoreRow.id, *names, Delta.status, *values)
-        .select_from(of)
-        .join(ScoreRow, ScoreRow.id == top)
+        .select_from(page)
+        .join(ScoreRow, ScoreRow.id == best_id)
         .join(Delta, Delta.id == ScoreRow.delta_id)
         .join(Task, Task.id == ScoreRow.task_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)
     )
-    return to_dicts(session, found.order_by(of.c.task_id, of.c.metric))
+    return to_dicts(session, query.order_by(page.c.task_id, page.c.metric))
 
 
 def score_history(
@@ -71,23 +83,34 @@ def score_history(
     limit: int | None = None,
     after: int | None = None,
 ) -> list[ListingRow]:
-    """How the scores of a task went, over its versions and over the streams that it was routed in, as measured.
+    """List the oracle and routed scores of a task, over its versions and streams, in order of measuring.
 
-    id, delta, status, metric, split, mode (oracle or routed), stream, step, score, low, high, rows.
-    metric: without it the task's own · after: the `id` of the last row of the page before. Raises: NotFound.
+    Args:
+        session: a session.
+        task: the task's name.
+        metric: the default is the task's own.
+        split: the scored split.
+        limit: maximum number of rows.
+        after: the `id` of the last row of the previous page.
+
+    Returns:
+        Rows: id, delta, status, metric, split, mode (oracle or routed), stream, step, score, low, high, rows.
+
+    Raises:
+        NotFound: the task is not registered.
     """
     row = task_row(session, task)
-    where = (ScoreRow.task_id == row.id, ScoreRow.metric == (metric or row.metric), ScoreRow.split == split)
-    place = (ScoreRow.metric, ScoreRow.split, ScoreRow.mode, Stream.name.label("stream"), ScoreRow.step)
+    conditions = (ScoreRow.task_id == row.id, ScoreRow.metric == (metric or row.metric), ScoreRow.split == split)
+    context = (ScoreRow.metric, ScoreRow.split, ScoreRow.mode, Stream.name.label("stream"), ScoreRow.step)
     values = (ScoreRow.value.label("score"), ScoreRow.low, ScoreRow.high, ScoreRow.rows)
-    found = (
-        select(ScoreRow.id, DELTA, Delta.status, *place, *values)
+    query = (
+        select(ScoreRow.id, DELTA, Delta.status, *context, *values)
         .join(Delta, Delta.id == ScoreRow.delta_id)
         .join(Task, Task.id == ScoreRow.task_id)
         .outerjoin(Stream, Stream.id == ScoreRow.stream_id)
-        .where(*where, ScoreRow.mode.in_(REPORTED_MODES))
+        .where(*conditions, ScoreRow.mode.in_(REPORTED_MODES))
     )
-    return to_dicts(session, paginate(found, ScoreRow.id, limit=limit, after=None if after is None else (after,)))
+    return to_dicts(session, paginate(query, ScoreRow.id, limit=limit, after=None if after is None else (after,)))
 
 
 def change_log(
@@ -98,43 +121,62 @@ def change_log(
     limit: int | None = None,
     after: int | None = None,
 ) -> list[ListingRow]:
-    """What happened from a moment on, of all tasks or of one: id, at, what, task, delta, reason; oldest first.
+    """List the events of all tasks or of one, oldest first.
 
-    after: the `id` of the last row of the page before. Raises: NotFound for the task; InputError for a `since` without
-    a zone.
+    Args:
+        session: a session.
+        since: only events from this time on; with a time zone.
+        task: only this task.
+        limit: maximum number of rows.
+        after: the `id` of the last row of the previous page.
+
+    Returns:
+        Rows: id, at, what, task, delta, reason.
+
+    Raises:
+        NotFound: the task is not registered, or the row `after` is gone.
+        InputError: `since` has no time zone.
     """
     if since is not None and since.tzinfo is None:
         raise InputError(f"since {since} in which zone? Give it with one, such as 2026-01-31T12:00+00:00.")
-    found = (
+    query = (
         select(Event.id, Event.created_at.label("at"), Event.what, Task.name.label("task"), DELTA, Event.reason)
         .join(Task, Task.id == Event.task_id)
         .outerjoin(Delta, Delta.id == Event.delta_id)
     )
     if since is not None:
-        found = found.where(Event.created_at >= since)
+        query = query.where(Event.created_at >= since)
     if task is not None:
-        found = found.where(Event.task_id == task_row(session, task).id)
+        query = query.where(Event.task_id == task_row(session, task).id)
     keys = (Event.created_at, Event.id)
-    last = None if after is None else _place(session, Event, after, *keys)
-    listed = to_dicts(session, paginate(found, *keys, limit=limit, after=last))
-    return [row | {"at": row["at"].isoformat()} for row in listed]
+    cursor = None if after is None else _cursor(session, Event, after, *keys)
+    rows = to_dicts(session, paginate(query, *keys, limit=limit, after=cursor))
+    return [row | {"at": row["at"].isoformat()} for row in rows]
 
 
 def stream_costs(
     session: Session, stream: str | None = None, *, limit: int | None = None, after: str | None = None
 ) -> list[ListingRow]:
-    """What streams took, one or all: stream, backbone, tasks, learned, failed, retries, seconds, examples, bytes,
-    parameters; in the order in which they were begun.
+    """List the cost of all streams or of one, in order of registration.
 
-    That of arrivals has no backbone of its own. seconds: of learning · examples: train rows times epochs · bytes,
-    parameters: of the deltas.
-    after: the name of the last stream of the page before. Raises: NotFound.
+    Args:
+        session: a session.
+        stream: only this stream.
+        limit: maximum number of rows.
+        after: the name of the last stream of the previous page.
+
+    Returns:
+        Rows: stream, backbone (None for arrivals), tasks, learned, failed, retries, seconds (of learning), examples
+        (train rows times epochs), bytes and parameters (of the deltas).
+
+    Raises:
+        NotFound: a stream is not registered.
     """
-    chosen = select(Stream.id)
+    stream_ids = select(Stream.id)
     if stream is not None:
-        chosen = chosen.where(Stream.id == stream_row(session, stream).id)
-    last = None if after is None else (stream_row(session, after).id,)
-    of = paginate(chosen, Stream.id, limit=limit, after=last).subquery()
+        stream_ids = stream_ids.where(Stream.id == stream_row(session, stream).id)
+    cursor = None if after is None else (stream_row(session, after).id,)
+    page = paginate(stream_ids, Stream.id, limit=limit, after=cursor).subquery()
     sums = {
         "retries": case((Position.attempts > 1, Position.attempts - 1)),
         "seconds": Delta.seconds,
@@ -144,24 +186,26 @@ def stream_costs(
     }
     states = [func.count(case((Position.state == state, 1))).label(state) for state in ("learned", "failed")]
     totals = [func.coalesce(func.sum(value), 0).label(name) for name, value in sums.items()]
-    found = (
+    query = (
         select(Stream.name.label("stream"), Backbone.name.label("backbone"), func.count(Position.id).label("tasks"))
         .add_columns(*states, *totals)
-        .join(of, of.c.id == Stream.id)
+        .join(page, page.c.id == Stream.id)
         .outerjoin(Backbone, Backbone.id == Stream.backbone_id)
         .outerjoin(Position, Position.stream_id == Stream.id)
         .outerjoin(Delta, Delta.id == Position.delta_id)
         .outerjoin(Split, (Split.delta_id == Delta.id) & (Split.split == "train"))
         .group_by(Stream.id, Stream.name, Backbone.name)
     )
-    return to_dicts(session, found.order_by(Stream.id))
+    return to_dicts(session, query.order_by(Stream.id))
 
 
-def _place(
-    session: Session, table: type[ScoreRow] | type[Event], row: int, *keys: InstrumentedAttribute[Any]
+def _cursor(
+    session: Session, table: type[ScoreRow] | type[Event], row_id: int, *keys: InstrumentedAttribute[Any]
 ) -> tuple[Any, ...]:
-    """Where the last row of a page stands in its order. Raises: NotFound, where it is gone."""
-    found = session.get(table, row)
-    if found is None:
-        raise NotFound(f"there is no row {row} to go on after: it was measured again. Ask again from the first page.")
-    return tuple(getattr(found, key.key) for key in keys)
+    """Return the sort key of a page's last row; raise NotFound if the row is gone."""
+    row = session.get(table, row_id)
+    if row is None:
+        raise NotFound(
+            f"there is no row {row_id} to go on after: it was measured again. Ask again from the first page."
+        )
+    return tuple(getattr(row, key.key) for key in keys)

@@ -1,4 +1,4 @@
-"""Who may ask a server: its API keys, of which no more than a digest is kept, and how they are read."""
+"""API keys of servers: the table, of digests only, and its queries."""
 
 from datetime import datetime
 from typing import Literal, get_args
@@ -11,13 +11,18 @@ from registry.reads.mapping import ListingRow, to_dicts
 from registry.reads.pagination import paginate
 from registry.schema.base import Base, check_in, now
 
-Role = Literal["read", "admin"]  # admin: may also change what is learned and what serves
+Role = Literal["read", "admin"]  # admin may also change what is learned and what serves
 
 
 class ApiKey(Base):
-    """A key that opens a server to whoever has its secret, until it is revoked.
+    """A key that grants access to a server until it is revoked.
 
-    digest: `registry.key_digest` of the secret, which itself is nowhere.
+    Attributes:
+        name: the key's name.
+        digest: `registry.key_digest` of the secret, which is not stored.
+        role: `read`, or `admin`, which may also change what is learned and what serves.
+        created_at: time of creation.
+        revoked_at: time of revocation.
     """
 
     __tablename__ = "api_keys"
@@ -31,27 +36,42 @@ class ApiKey(Base):
 
 
 def list_keys(session: Session, *, limit: int | None = None, after: str | None = None) -> list[ListingRow]:
-    """Rows of `continual keys`: key, role, created_at, revoked_at; in the order in which they were added.
+    """List all keys, in order of creation.
 
-    after: the name of the last key of the page before. Raises: NotFound for it.
+    Args:
+        session: a session.
+        limit: maximum number of rows.
+        after: the name of the last key of the previous page.
+
+    Returns:
+        Rows of `continual keys`: key, role, created_at, revoked_at.
+
+    Raises:
+        NotFound: there is no key `after`.
     """
-    last = None if after is None else (get_key(session, after).id,)
-    found = select(ApiKey.name.label("key"), ApiKey.role, ApiKey.created_at, ApiKey.revoked_at)
+    cursor = None if after is None else (get_key(session, after).id,)
+    query = select(ApiKey.name.label("key"), ApiKey.role, ApiKey.created_at, ApiKey.revoked_at)
     return [
-        row | {moment: row[moment] and row[moment].isoformat() for moment in ("created_at", "revoked_at")}
-        for row in to_dicts(session, paginate(found, ApiKey.id, limit=limit, after=last))
+        row | {column: row[column] and row[column].isoformat() for column in ("created_at", "revoked_at")}
+        for row in to_dicts(session, paginate(query, ApiKey.id, limit=limit, after=cursor))
     ]
 
 
 def active_keys(session: Session) -> dict[str, tuple[str, Role]]:
-    """Name and role of every key that is not revoked, by the digest of its secret."""
-    found = select(ApiKey.digest, ApiKey.name, ApiKey.role).where(ApiKey.revoked_at.is_(None))
-    return {digest: (name, role) for digest, name, role in session.execute(found)}
+    """Return (name, role) of every key that is not revoked, by the digest of its secret."""
+    query = select(ApiKey.digest, ApiKey.name, ApiKey.role).where(ApiKey.revoked_at.is_(None))
+    return {digest: (name, role) for digest, name, role in session.execute(query)}
 
 
 def get_key(session: Session, name: str) -> ApiKey:
-    """The key of that name, or NotFound."""
-    found = session.scalar(select(ApiKey).where(ApiKey.name == name))
-    if found is None:
-        raise not_found("key", name, known=session.scalars(select(ApiKey.name)), first="Add one: `continual keys add`")
-    return found
+    """Return the key called `name`.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    row = session.scalar(select(ApiKey).where(ApiKey.name == name))
+    if row is None:
+        raise not_found(
+            "key", name, known_names=session.scalars(select(ApiKey.name)), advice="Add one: `continual keys add`"
+        )
+    return row

@@ -1,4 +1,4 @@
-"""Which blobs the rows name: what must be there, and what may not be collected."""
+"""Queries of the blobs that rows reference: these must exist and must not be collected."""
 
 from collections.abc import Collection, Iterator
 
@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from registry.schema.strategy_tables import StrategyRun
 from registry.schema.tables import Checkpoint, Delta, Position, Signature, Stream
 
-CHUNK_SIZE = 1000  # rows
-OF_DELTAS = {
+CHUNK_SIZE = 1000  # rows per fetch
+DELTA_BLOB_COLUMNS = {
     "values": Delta.digest,
     "predictions": Delta.predictions,
     "replay": Delta.replay,
@@ -19,7 +19,7 @@ OF_DELTAS = {
 
 
 def referenced_blobs(session: Session) -> Iterator[tuple[str, str]]:
-    """Every digest that a row names, with whose it is."""
+    """Yield (owner, digest) of every referenced blob; the owner in words."""
     for delta, digests in blobs_by_delta(session):
         yield from ((f"{delta.name}, its {part}", digest) for part, digest in digests.items())
     yield from blobs_by_position(session)
@@ -27,40 +27,51 @@ def referenced_blobs(session: Session) -> Iterator[tuple[str, str]]:
 
 
 def blobs_by_delta(session: Session) -> Iterator[tuple[Delta, dict[str, str]]]:
-    """Every delta with the digests that it names, by what they are of."""
-    named = select(Delta, *OF_DELTAS.values()).outerjoin(Signature, Signature.delta_id == Delta.id)
-    for delta, *digests in session.execute(named.order_by(Delta.id).execution_options(yield_per=CHUNK_SIZE)):
-        yield delta, {part: digest for part, digest in zip(OF_DELTAS, digests, strict=True) if digest is not None}
+    """Yield every delta with the digests of its blobs, by part."""
+    query = select(Delta, *DELTA_BLOB_COLUMNS.values()).outerjoin(Signature, Signature.delta_id == Delta.id)
+    for delta, *digests in session.execute(query.order_by(Delta.id).execution_options(yield_per=CHUNK_SIZE)):
+        yield (
+            delta,
+            {part: digest for part, digest in zip(DELTA_BLOB_COLUMNS, digests, strict=True) if digest is not None},
+        )
 
 
 def blobs_by_position(session: Session) -> Iterator[tuple[str, str]]:
-    """The digest of every checkpoint, with whose it is."""
-    begun = select(Stream.name, Position.number, Checkpoint.digest).select_from(Checkpoint)
-    begun = begun.join(Position, Position.id == Checkpoint.position_id).join(Stream, Stream.id == Position.stream_id)
-    for stream, number, digest in session.execute(begun.order_by(Checkpoint.id)):
+    """Yield (owner, digest) of every checkpoint."""
+    query = select(Stream.name, Position.number, Checkpoint.digest).select_from(Checkpoint)
+    query = query.join(Position, Position.id == Checkpoint.position_id).join(Stream, Stream.id == Position.stream_id)
+    for stream, number, digest in session.execute(query.order_by(Checkpoint.id)):
         yield f"stream {stream}, position {number}, its checkpoint", digest
 
 
 def blobs_by_strategy(session: Session) -> Iterator[tuple[str, str]]:
-    """The digest of what each strategy goes on from, with whose it is."""
-    begun = select(Stream.name, StrategyRun.strategy, StrategyRun.state).select_from(StrategyRun)
-    begun = begun.join(Stream, Stream.id == StrategyRun.stream_id)
-    for stream, strategy, digest in session.execute(begun.order_by(StrategyRun.id)):
+    """Yield (owner, digest) of every strategy run's state."""
+    query = select(Stream.name, StrategyRun.strategy, StrategyRun.state).select_from(StrategyRun)
+    query = query.join(Stream, Stream.id == StrategyRun.stream_id)
+    for stream, strategy, digest in session.execute(query.order_by(StrategyRun.id)):
         if digest is not None:
             yield f"stream {stream}, strategy {strategy}, its state", digest
 
 
 def referenced_by(session: Session, deltas: ColumnElement[bool], positions: ColumnElement[bool]) -> Iterator[str]:
-    """The digests that these deltas and positions name."""
-    own = select(*OF_DELTAS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)
-    for digests in session.execute(own.where(deltas)):
+    """Yield the digests that the selected deltas and positions reference.
+
+    Args:
+        session: a session.
+        deltas: condition on `Delta`.
+        positions: condition on `Position`.
+    """
+    delta_digests = (
+        select(*DELTA_BLOB_COLUMNS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)
+    )
+    for digests in session.execute(delta_digests.where(deltas)):
         yield from (digest for digest in digests if digest is not None)
-    begun = select(Checkpoint.digest).join(Position, Position.id == Checkpoint.position_id)
-    yield from session.scalars(begun.where(positions))
+    checkpoint_digests = select(Checkpoint.digest).join(Position, Position.id == Checkpoint.position_id)
+    yield from session.scalars(checkpoint_digests.where(positions))
 
 
 def referenced_among(session: Session, digests: Collection[str]) -> set[str]:
-    """Those of `digests` that a row names."""
-    columns = (*OF_DELTAS.values(), Checkpoint.digest, StrategyRun.state)
-    found = [select(column).where(column.in_(digests)) for column in columns]
-    return {digest for (digest,) in session.execute(union_all(*found)) if digest is not None}
+    """Return those of `digests` that a row references."""
+    columns = (*DELTA_BLOB_COLUMNS.values(), Checkpoint.digest, StrategyRun.state)
+    queries = [select(column).where(column.in_(digests)) for column in columns]
+    return {digest for (digest,) in session.execute(union_all(*queries)) if digest is not None}

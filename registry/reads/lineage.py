@@ -1,6 +1,6 @@
-"""What came from what: deltas by their lineage, and what depends on a backbone or on data.
+"""Lineage queries: ancestors and descendants of deltas, and what depends on a backbone, task or data.
 
-Recursion is the database's: one statement, however deep.
+Recursion runs in the database: one statement at any depth.
 """
 
 from typing import Any
@@ -17,45 +17,69 @@ from tasks.errors import InputError
 
 
 def lineage(session: Session, delta: str, *, descendants: bool = False, depth: int | None = None) -> list[ListingRow]:
-    """Rows of `continual lineage`: delta, parent, kind, weight, score, gain, depth; one per edge, the nearest first.
+    """List the lineage edges from a delta to its ancestors, or to its descendants, nearest first.
 
-    From the delta to its ancestors, or to its descendants, at most `depth` steps away; own parents and children have
-    depth 1. Raises: NotFound; InputError for a depth below one.
+    Args:
+        session: a session.
+        delta: the delta's name.
+        descendants: follow children instead of parents.
+        depth: maximum distance; direct parents and children have depth 1.
+
+    Returns:
+        Rows of `continual lineage`, one per edge: delta, parent, kind, weight, score, gain, depth.
+
+    Raises:
+        NotFound: the delta is not registered.
+        InputError: `depth` is below one.
     """
     edges = _edges(delta_row(session, delta).id, descendants=descendants, depth=depth)
     nearest = select(edges.c.id, func.min(edges.c.depth).label("depth")).group_by(edges.c.id).subquery()
-    found = _named_edges(nearest.c.depth).join(nearest, nearest.c.id == Lineage.id)
-    end = Lineage.parent_id if descendants else Lineage.child_id.desc()
-    return to_dicts(session, found.order_by(nearest.c.depth, end, Lineage.weight.desc(), Lineage.id))
+    query = _named_edges(nearest.c.depth).join(nearest, nearest.c.id == Lineage.id)
+    tiebreak = Lineage.parent_id if descendants else Lineage.child_id.desc()
+    return to_dicts(session, query.order_by(nearest.c.depth, tiebreak, Lineage.weight.desc(), Lineage.id))
 
 
 def stream_parents(session: Session, stream: str) -> list[ListingRow]:
-    """The rows of `lineage` from the deltas that were learned in a stream to their parents. Raises: NotFound."""
+    """List the edges from the deltas learned in a stream to their parents, in the form of `lineage`.
+
+    Raises:
+        NotFound: the stream is not registered.
+    """
     learned = select(Position.delta_id).where(Position.stream_id == stream_row(session, stream).id)
-    found = _named_edges(literal(1).label("depth")).where(Lineage.child_id.in_(learned))
-    return to_dicts(session, found.order_by(Lineage.child_id, Lineage.weight.desc(), Lineage.id))
+    query = _named_edges(literal(1).label("depth")).where(Lineage.child_id.in_(learned))
+    return to_dicts(session, query.order_by(Lineage.child_id, Lineage.weight.desc(), Lineage.id))
 
 
 def siblings(session: Session, task: str, *, limit: int | None = None, after: int | None = None) -> list[ListingRow]:
-    """Other tasks' deltas that share a parent with this task's: id, task, delta, parent, kind.
+    """List other tasks' deltas that share a parent with a delta of this task.
 
-    after: the `id` of the last row of the page before. Raises: NotFound.
+    Args:
+        session: a session.
+        task: the task's name.
+        limit: maximum number of rows.
+        after: the `id` of the last row of the previous page.
+
+    Returns:
+        Rows: id, task, delta, parent, kind.
+
+    Raises:
+        NotFound: the task is not registered.
     """
-    wanted, parent, origin = task_row(session, task).id, aliased(Delta), aliased(Task)
-    own = select(Lineage.parent_id).join(Delta, Delta.id == Lineage.child_id).where(Delta.task_id == wanted)
-    delta, came_from = (
+    task_id, parent, origin = task_row(session, task).id, aliased(Delta), aliased(Task)
+    parent_ids = select(Lineage.parent_id).join(Delta, Delta.id == Lineage.child_id).where(Delta.task_id == task_id)
+    delta, parent_name = (
         delta_name_expression(Task, Delta).label("delta"),
         delta_name_expression(origin, parent).label("parent"),
     )
-    found = (
-        select(Lineage.id, Task.name.label("task"), delta, came_from, Lineage.kind)
+    query = (
+        select(Lineage.id, Task.name.label("task"), delta, parent_name, Lineage.kind)
         .join(Delta, Delta.id == Lineage.child_id)
         .join(Task, Task.id == Delta.task_id)
         .join(parent, parent.id == Lineage.parent_id)
         .join(origin, origin.id == parent.task_id)
-        .where(Lineage.parent_id.in_(own), Delta.task_id != wanted)
+        .where(Lineage.parent_id.in_(parent_ids), Delta.task_id != task_id)
     )
-    return to_dicts(session, paginate(found, Lineage.id, limit=limit, after=None if after is None else (after,)))
+    return to_dicts(session, paginate(query, Lineage.id, limit=limit, after=None if after is None else (after,)))
 
 
 def dependents(
@@ -67,36 +91,50 @@ def dependents(
     limit: int | None = None,
     after: str | None = None,
 ) -> list[ListingRow]:
-    """The deltas that depend on a backbone, a task or data: delta, task, backbone, status, stream, depth.
+    """List the deltas that depend on a backbone, a task or data, in order of learning.
 
-    Those learned on it have depth 0, those that came from them by lineage more. In order of learning.
-    backbone: its fingerprint or name · data: the fingerprint of a split · after: the last delta of the page before.
-    Raises: NotFound; InputError unless one of the three is given.
+    Args:
+        session: a session.
+        backbone: fingerprint or name of a backbone.
+        task: name of a task: its deltas and their descendants.
+        data: fingerprint of a split: the deltas learned from it and their descendants.
+        limit: maximum number of rows.
+        after: the name of the last delta of the previous page.
+
+    Returns:
+        Rows: delta, task, backbone, status, stream, depth (0 for a direct dependency, otherwise the number of lineage
+        edges).
+
+    Raises:
+        NotFound: a name or fingerprint is not registered.
+        InputError: not exactly one of backbone, task and data is given.
     """
     if backbone is not None and task is None and data is None:
-        found = _dependents(literal(0)).where(Delta.backbone_id.in_(_backbones(session, backbone)))
+        query = _select_dependents(literal(0)).where(Delta.backbone_id.in_(_backbone_ids(session, backbone)))
     elif backbone is None and (task is None) != (data is None):
-        reached = _reached(_of_data(session, data) if data is not None else _of_task(session, task or ""))
-        found = _dependents(reached.c.depth).join(reached, reached.c.id == Delta.id)
+        reached = _descendants(
+            _deltas_of_data(session, data) if data is not None else _deltas_of_task(session, task or "")
+        )
+        query = _select_dependents(reached.c.depth).join(reached, reached.c.id == Delta.id)
     else:
         raise InputError("dependents are of one thing: give a backbone, a task, or the fingerprint of a split.")
-    last = None if after is None else (delta_row(session, after).id,)
-    return to_dicts(session, paginate(found, Delta.id, limit=limit, after=last))
+    cursor = None if after is None else (delta_row(session, after).id,)
+    return to_dicts(session, paginate(query, Delta.id, limit=limit, after=cursor))
 
 
 def _edges(start: int, *, descendants: bool, depth: int | None) -> CTE:
-    """The edges from the delta `start` on, each with every depth at which it is met."""
-    this, other = (Lineage.parent_id, Lineage.child_id) if descendants else (Lineage.child_id, Lineage.parent_id)
-    first = select(Lineage.id, other.label("reached"), literal(1).label("depth")).where(this == start)
-    own = first.cte("edges", recursive=True)
-    further = select(Lineage.id, other, own.c.depth + 1).join(own, this == own.c.reached)
+    """Return the edges reachable from the delta `start`, each with every depth at which it is reached."""
+    near, far = (Lineage.parent_id, Lineage.child_id) if descendants else (Lineage.child_id, Lineage.parent_id)
+    direct = select(Lineage.id, far.label("reached"), literal(1).label("depth")).where(near == start)
+    walk = direct.cte("edges", recursive=True)
+    step = select(Lineage.id, far, walk.c.depth + 1).join(walk, near == walk.c.reached)
     if depth is not None:
-        further = further.where(own.c.depth < validate_limit(depth))
-    return own.union(further)  # not `union_all`: a shared ancestor would multiply its own ancestors
+        step = step.where(walk.c.depth < validate_limit(depth))
+    return walk.union(step)  # `union_all` would repeat the ancestors of a shared ancestor
 
 
 def _named_edges(depth: Any) -> Select[*tuple[Any, ...]]:
-    """Edges with the names of both ends."""
+    """Select edges with the names of both ends."""
     child, parent, task, origin = aliased(Delta), aliased(Delta), aliased(Task), aliased(Task)
     names = delta_name_expression(task, child).label("delta"), delta_name_expression(origin, parent).label("parent")
     return (
@@ -109,42 +147,44 @@ def _named_edges(depth: Any) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _backbones(session: Session, name: str) -> list[int]:
-    found = session.scalars(select(Backbone.id).where(or_(Backbone.fingerprint == name, Backbone.name == name))).all()
-    if not found:
-        raise not_found("backbone", name, known=session.scalars(select(Backbone.name)))
-    return list(found)
+def _backbone_ids(session: Session, name: str) -> list[int]:
+    backbone_ids = session.scalars(
+        select(Backbone.id).where(or_(Backbone.fingerprint == name, Backbone.name == name))
+    ).all()
+    if not backbone_ids:
+        raise not_found("backbone", name, known_names=session.scalars(select(Backbone.name)))
+    return list(backbone_ids)
 
 
-def _of_task(session: Session, name: str) -> Select[int]:
+def _deltas_of_task(session: Session, name: str) -> Select[int]:
     return select(Delta.id).where(Delta.task_id == task_row(session, name).id)
 
 
-def _of_data(session: Session, fingerprint: str) -> Select[int]:
-    found = select(Split.delta_id).where(Split.fingerprint == fingerprint)
-    if session.scalar(found.limit(1)) is None:
+def _deltas_of_data(session: Session, fingerprint: str) -> Select[int]:
+    delta_ids = select(Split.delta_id).where(Split.fingerprint == fingerprint)
+    if session.scalar(delta_ids.limit(1)) is None:
         raise NotFound(
             f"no delta was learned from rows of fingerprint {fingerprint!r}. Fingerprints stand in the table `splits`; "
             "rows that have changed since have another one."
         )
-    return found
+    return delta_ids
 
 
-def _reached(start: Select[int]) -> Subquery:
-    """The deltas of `start` and all that came from them, each with its least depth."""
-    chosen = start.subquery()
-    own = select(chosen.c[0].label("id"), literal(0).label("depth")).cte("reached", recursive=True)
-    every = own.union(select(Lineage.child_id, own.c.depth + 1).join(own, Lineage.parent_id == own.c.id))
-    return select(every.c.id, func.min(every.c.depth).label("depth")).group_by(every.c.id).subquery()
+def _descendants(start: Select[int]) -> Subquery:
+    """Return the deltas of `start` and all their descendants, each with its minimum depth."""
+    origins = start.subquery()
+    walk = select(origins.c[0].label("id"), literal(0).label("depth")).cte("reached", recursive=True)
+    closure = walk.union(select(Lineage.child_id, walk.c.depth + 1).join(walk, Lineage.parent_id == walk.c.id))
+    return select(closure.c.id, func.min(closure.c.depth).label("depth")).group_by(closure.c.id).subquery()
 
 
-def _dependents(depth: Any) -> Select[*tuple[Any, ...]]:
+def _select_dependents(depth: Any) -> Select[*tuple[Any, ...]]:
     streams = select(Stream.name).join(Position, Position.stream_id == Stream.id)
     streams = streams.where(Position.delta_id == Delta.id, Position.submitted_at.is_(None))
-    first = streams.order_by(Position.id).limit(1).scalar_subquery()
+    first_stream = streams.order_by(Position.id).limit(1).scalar_subquery()
     names = delta_name_expression(Task, Delta).label("delta"), Task.name.label("task"), Backbone.name.label("backbone")
     return (
-        select(*names, Delta.status, first.label("stream"), depth.label("depth"))
+        select(*names, Delta.status, first_stream.label("stream"), depth.label("depth"))
         .select_from(Delta)
         .join(Task, Task.id == Delta.task_id)
         .join(Backbone, Backbone.id == Delta.backbone_id)

@@ -1,4 +1,4 @@
-"""What is registered: listings and records, as pure functions of a session, each of a constant number of statements."""
+"""Listings and records as functions of a session, each with a constant number of statements."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -8,21 +8,21 @@ from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound
 from registry.names import parse_delta
-from registry.reads.lookups import backbone_row, delta_row, is_champion, own_score_join, stream_row, task_row
+from registry.reads.lookups import backbone_row, delta_row, is_champion, main_score_filter, stream_row, task_row
 from registry.reads.mapping import (
     ListingRow,
-    champion,
     delta_listing,
     stored_backbone,
+    stored_champion,
     stored_confusion,
+    stored_delta,
     stored_position,
     stored_score,
     stored_signature,
     stored_strategy,
     stored_stream,
     stored_task,
-    task_row_dict,
-    to_delta_record,
+    task_listing,
 )
 from registry.reads.pagination import paginate
 from registry.records import (
@@ -31,62 +31,93 @@ from registry.records import (
     ScoreMode,
     StoredConfusion,
     StoredDelta,
-    StoredPosition,
     StoredScore,
     StoredSignature,
-    StoredStrategy,
-    StoredStream,
     TaskRecord,
 )
 from registry.schema.score_tables import Confusion, ScoreRow
 from registry.schema.strategy_tables import StrategyRun
 from registry.schema.tables import Backbone, Delta, Position, Signature, Stream, Task
+from registry.stream_records import StoredPosition, StoredStrategy, StoredStream
 
-CHUNK_SIZE = 500  # names in one statement
+CHUNK_SIZE = 500  # names per statement
 
 
 def tasks(session: Session, *, limit: int | None = None, after: str | None = None) -> list[ListingRow]:
-    """Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion, score, created_at.
+    """List the tasks that are not purged, in order of arrival.
 
-    In order of arrival, without those that were purged; the champion is the newest, if several backbones have one.
-    after: the name of the last task of the page before. Raises: NotFound for it.
+    Args:
+        session: a session.
+        limit: maximum number of rows.
+        after: the name of the last task of the previous page.
+
+    Returns:
+        Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion (the newest, if several
+        backbones have one), score, created_at.
+
+    Raises:
+        NotFound: there is no task `after`.
     """
-    serving = aliased(Delta)
-    newest = select(func.max(serving.id)).where(serving.task_id == Task.id, is_champion(serving)).correlate(Task)
-    found = (
+    champion_row = aliased(Delta)
+    newest = (
+        select(func.max(champion_row.id))
+        .where(champion_row.task_id == Task.id, is_champion(champion_row))
+        .correlate(Task)
+    )
+    query = (
         select(Task, Delta.version, ScoreRow.value)
         .select_from(Task)
         .outerjoin(Delta, Delta.id == newest.scalar_subquery())
-        .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *own_score_join("test")))
+        .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *main_score_filter("test")))
         .where(Task.purged_at.is_(None))
     )
-    last = None if after is None else (task_row(session, after).id,)
-    return [task_row_dict(*row) for row in session.execute(paginate(found, Task.id, limit=limit, after=last))]
+    cursor = None if after is None else (task_row(session, after).id,)
+    return [task_listing(*row) for row in session.execute(paginate(query, Task.id, limit=limit, after=cursor))]
 
 
 def deltas(
     session: Session, task: str | None = None, *, limit: int | None = None, after: str | None = None
 ) -> list[ListingRow]:
-    """Rows of `continual deltas`, of one task or of all, in order of learning.
+    """List the deltas of one task or of all, in order of learning.
 
-    after: the name of the last delta of the page before. Raises: NotFound for it and for the task.
+    Args:
+        session: a session.
+        task: only this task.
+        limit: maximum number of rows.
+        after: the name of the last delta of the previous page.
+
+    Returns:
+        Rows of `continual deltas`.
+
+    Raises:
+        NotFound: the task or the delta `after` is not registered.
     """
-    # Asked for each row of a page: joined, PostgreSQL may read all scores of the deltas before the page to get there.
-    own = select(ScoreRow.value).where(ScoreRow.delta_id == Delta.id, *own_score_join("test")).correlate(Delta, Task)
-    found = select(Delta, own.scalar_subquery()).join(Delta.task)
+    # A subquery per row of the page: with a join, PostgreSQL may read the scores of all deltas before the page.
+    score = (
+        select(ScoreRow.value).where(ScoreRow.delta_id == Delta.id, *main_score_filter("test")).correlate(Delta, Task)
+    )
+    query = select(Delta, score.scalar_subquery()).join(Delta.task)
     if task is not None:
-        found = found.where(Delta.task_id == task_row(session, task).id)
-    last = None if after is None else (delta_row(session, after).id,)
-    return [delta_listing(*row) for row in session.execute(paginate(found, Delta.id, limit=limit, after=last))]
+        query = query.where(Delta.task_id == task_row(session, task).id)
+    cursor = None if after is None else (delta_row(session, after).id,)
+    return [delta_listing(*row) for row in session.execute(paginate(query, Delta.id, limit=limit, after=cursor))]
 
 
 def delta(session: Session, name: str) -> StoredDelta:
-    """The delta of that name, such as sst2@1. Raises: NotFound."""
-    return to_delta_record(delta_row(session, name))
+    """Return the delta called `name`, such as sst2@1.
+
+    Raises:
+        NotFound: there is no such delta.
+    """
+    return stored_delta(delta_row(session, name))
 
 
 def task(session: Session, name: str) -> TaskRecord:
-    """The task of that name. Raises: NotFound, also where it was purged."""
+    """Return the task called `name`.
+
+    Raises:
+        NotFound: there is no such task, or it was purged.
+    """
     row = task_row(session, name)
     if row.purged_at is not None:
         raise NotFound(f"task {name!r} was purged: nothing but its name is kept. Learn it again.")
@@ -94,39 +125,48 @@ def task(session: Session, name: str) -> TaskRecord:
 
 
 def backbone(session: Session, fingerprint: str) -> BackboneRecord:
-    """The backbone of that fingerprint. Raises: NotFound."""
+    """Return the backbone of this fingerprint.
+
+    Raises:
+        NotFound: it is not registered.
+    """
     return stored_backbone(backbone_row(session, fingerprint))
 
 
 def backbones(session: Session) -> tuple[BackboneRecord, ...]:
-    """All backbones, in the order in which they were registered."""
+    """Return all backbones, in order of registration."""
     return tuple(stored_backbone(row) for row in session.scalars(select(Backbone).order_by(Backbone.id)))
 
 
 def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
-    """The deltas that serve on the backbone of this fingerprint, in the order in which their tasks were learned."""
-    of = select(Backbone.id).where(Backbone.fingerprint == backbone).scalar_subquery()
-    arrival = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == of)
-    arrived = arrival.group_by(Delta.task_id).subquery()  # not asked for each: that would be a table for each champion
-    found = (
+    """Return the champions on the backbone of this fingerprint, in the order their tasks were learned."""
+    backbone_id = select(Backbone.id).where(Backbone.fingerprint == backbone).scalar_subquery()
+    arrivals = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == backbone_id)
+    arrived = arrivals.group_by(Delta.task_id).subquery()  # joined: as a subquery it would run per champion
+    query = (
         select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest)
         .join(Task, Task.id == Delta.task_id)
         .join(arrived, arrived.c.task_id == Delta.task_id)
-        .where(Delta.backbone_id == of, is_champion())
+        .where(Delta.backbone_id == backbone_id, is_champion())
         .order_by(arrived.c.first)
     )
-    return tuple(champion(*row) for row in session.execute(found))
+    return tuple(stored_champion(*row) for row in session.execute(query))
 
 
 def signatures(
     session: Session, backbone: str, *, deltas: Collection[str] | None = None
 ) -> tuple[StoredSignature, ...]:
-    """The signatures of the deltas that serve on a backbone, in order of their tasks' arrival.
+    """Return the signatures of deltas on a backbone, in order of their tasks' arrival.
 
-    deltas: those that are meant, where they are not the champions; those that have none are left out. Raises: NotFound
-    for what can be no delta's name.
+    Args:
+        session: a session.
+        backbone: the backbone's fingerprint.
+        deltas: names of deltas, those without a signature are skipped; by default the champions.
+
+    Raises:
+        NotFound: a name is not of the form TASK@VERSION.
     """
-    found = (
+    query = (
         select(Signature, Task.name, Delta.version)
         .join(Delta, Delta.id == Signature.delta_id)
         .join(Task, Task.id == Delta.task_id)
@@ -135,26 +175,34 @@ def signatures(
         .order_by(Delta.task_id)
     )
     if deltas is None:
-        return tuple(stored_signature(*row) for row in session.execute(found.where(is_champion())))
-    named = sorted(map(parse_delta, deltas))
-    parts = [named[begin : begin + CHUNK_SIZE] for begin in range(0, len(named), CHUNK_SIZE)]
-    rows = (row for part in parts for row in session.execute(found.where(Task.name.in_([task for task, _ in part]))))
-    wanted = set(named)
-    return tuple(stored_signature(own, task, version) for own, task, version in rows if (task, version) in wanted)
+        return tuple(stored_signature(*row) for row in session.execute(query.where(is_champion())))
+    pairs = sorted(map(parse_delta, deltas))
+    chunks = [pairs[start : start + CHUNK_SIZE] for start in range(0, len(pairs), CHUNK_SIZE)]
+    rows = (row for chunk in chunks for row in session.execute(query.where(Task.name.in_([task for task, _ in chunk]))))
+    wanted = set(pairs)
+    return tuple(
+        stored_signature(signature_row, task, version)
+        for signature_row, task, version in rows
+        if (task, version) in wanted
+    )
 
 
 def signature(session: Session, delta: str) -> StoredSignature:
-    """The signature of a delta. Raises: NotFound, also where it has none."""
+    """Return the signature of a delta.
+
+    Raises:
+        NotFound: the delta is not registered or has no signature.
+    """
     row = delta_row(session, delta)
-    found = session.scalar(select(Signature).where(Signature.delta_id == row.id))
-    if found is None:
+    record = session.scalar(select(Signature).where(Signature.delta_id == row.id))
+    if record is None:
         raise NotFound(f"{delta} has no signature: it was imported without rows, or purged. Name a version with one.")
-    return stored_signature(found, row.task.name, row.version)
+    return stored_signature(record, row.task.name, row.version)
 
 
 def last_version(session: Session, task: str, backbone: str) -> StoredDelta | None:
-    """The delta that serves a task on a backbone, else its newest that is not purged; None where there is none."""
-    found = (
+    """Return a task's champion on a backbone, or else its newest delta there that is not purged, if any."""
+    query = (
         select(Delta)
         .join(Delta.task)
         .join(Delta.backbone)
@@ -162,12 +210,16 @@ def last_version(session: Session, task: str, backbone: str) -> StoredDelta | No
         .order_by(case((is_champion(), 0), else_=1), Delta.version.desc())
         .limit(1)
     )
-    row = session.scalar(found)
-    return None if row is None else to_delta_record(row)
+    row = session.scalar(query)
+    return None if row is None else stored_delta(row)
 
 
 def stream(session: Session, name: str) -> StoredStream:
-    """The stream of that name with its positions. Raises: NotFound."""
+    """Return a stream with its positions.
+
+    Raises:
+        NotFound: there is no such stream, or it is the arrivals' stream.
+    """
     row = stream_row(session, name)
     if row.backbone is None:
         raise NotFound(f"{name!r} is no stream of a file: `continual arrivals` lists what arrived.")
@@ -175,34 +227,44 @@ def stream(session: Session, name: str) -> StoredStream:
 
 
 def positions(session: Session, stream: str) -> tuple[StoredPosition, ...]:
-    """The positions of the stream of that name, in order; none where it was never begun."""
+    """Return the positions of a stream, in order; an empty tuple if it is not registered."""
     row = session.scalar(select(Stream.id).where(Stream.name == stream))
     return () if row is None else tuple(_positions(session, [row])[row])
 
 
 def streams(session: Session, *, limit: int | None = None, after: str | None = None) -> tuple[StoredStream, ...]:
-    """All streams but that of arrivals, with their positions, in the order in which they were begun.
+    """Return all streams except the arrivals', with their positions, in order of registration.
 
-    after: the name of the last stream of the page before. Raises: NotFound for it.
+    Args:
+        session: a session.
+        limit: maximum number of streams.
+        after: the name of the last stream of the previous page.
+
+    Raises:
+        NotFound: there is no stream `after`.
     """
-    last = None if after is None else (stream_row(session, after).id,)
-    begun = select(Stream, Backbone).join(Backbone, Backbone.id == Stream.backbone_id)
-    found = session.execute(paginate(begun, Stream.id, limit=limit, after=last)).all()
-    positions = _positions(session, [row.id for row, _ in found])
-    return tuple(stored_stream(row, backbone, positions[row.id]) for row, backbone in found)
+    cursor = None if after is None else (stream_row(session, after).id,)
+    query = select(Stream, Backbone).join(Backbone, Backbone.id == Stream.backbone_id)
+    rows = session.execute(paginate(query, Stream.id, limit=limit, after=cursor)).all()
+    positions = _positions(session, [row.id for row, _ in rows])
+    return tuple(stored_stream(row, backbone, positions[row.id]) for row, backbone in rows)
 
 
 def last_stream(session: Session) -> str | None:
-    """The name of the stream that was begun last, arrivals aside; None where none was."""
-    last = select(func.max(Stream.id)).where(Stream.backbone_id.is_not(None))
-    return session.scalar(select(Stream.name).where(Stream.id == last.scalar_subquery()))
+    """Return the name of the stream registered last, arrivals excepted; None if there is none."""
+    newest_id = select(func.max(Stream.id)).where(Stream.backbone_id.is_not(None))
+    return session.scalar(select(Stream.name).where(Stream.id == newest_id.scalar_subquery()))
 
 
 def stream_deltas(session: Session, stream: str) -> tuple[StoredDelta, ...]:
-    """The deltas that were learned in a stream, in order of their positions. Raises: NotFound."""
-    wanted = stream_row(session, stream).id
-    found = select(Delta).join(Position, Position.delta_id == Delta.id).where(Position.stream_id == wanted)
-    return tuple(to_delta_record(row) for row in session.scalars(found.order_by(Position.number)))
+    """Return the deltas learned in a stream, in order of their positions.
+
+    Raises:
+        NotFound: the stream is not registered.
+    """
+    stream_id = stream_row(session, stream).id
+    query = select(Delta).join(Position, Position.delta_id == Delta.id).where(Position.stream_id == stream_id)
+    return tuple(stored_delta(row) for row in session.scalars(query.order_by(Position.number)))
 
 
 def scores(
@@ -218,12 +280,24 @@ def scores(
     limit: int | None = None,
     after: StoredScore | None = None,
 ) -> tuple[StoredScore, ...]:
-    """The scores that match all that is given, in order of step and then of measuring.
+    """Return the scores that match all given filters, ordered by step, then by time of measuring.
 
-    stream: the one that they were measured in · learned_in: the one that their deltas were learned in · after: the last
-    score of the page before. Raises: NotFound for a stream, delta or task that is not registered.
+    Args:
+        session: a session.
+        stream: the stream they were measured in.
+        delta: the scored delta.
+        task: the scored task.
+        learned_in: the stream that their deltas were learned in.
+        mode: oracle, routed, or a baseline.
+        split: the scored split.
+        step: the stream position after which they were measured.
+        limit: maximum number of scores.
+        after: the last score of the previous page.
+
+    Raises:
+        NotFound: the stream, delta or task is not registered.
     """
-    wanted = {
+    filters = {
         "stream_id": None if stream is None else stream_row(session, stream).id,
         "delta_id": None if delta is None else delta_row(session, delta).id,
         "task_id": None if task is None else task_row(session, task).id,
@@ -231,58 +305,68 @@ def scores(
         "split": split,
         "step": step,
     }
-    found = (
+    query = (
         select(ScoreRow, Task.name, Delta.version, Stream.name)
-        .where(*(getattr(ScoreRow, column) == value for column, value in wanted.items() if value is not None))
+        .where(*(getattr(ScoreRow, column) == value for column, value in filters.items() if value is not None))
         .join(Delta, Delta.id == ScoreRow.delta_id)
         .join(Task, Task.id == ScoreRow.task_id)
         .outerjoin(Stream, Stream.id == ScoreRow.stream_id)
     )
     if learned_in is not None:
-        of_stream = select(Position.delta_id).where(Position.stream_id == stream_row(session, learned_in).id)
-        found = found.where(ScoreRow.delta_id.in_(of_stream))
-    last = None if after is None else (after.step, after.id)
-    found = paginate(found, ScoreRow.step, ScoreRow.id, limit=limit, after=last)
-    return tuple(stored_score(*row) for row in session.execute(found))
+        delta_ids = select(Position.delta_id).where(Position.stream_id == stream_row(session, learned_in).id)
+        query = query.where(ScoreRow.delta_id.in_(delta_ids))
+    cursor = None if after is None else (after.step, after.id)
+    query = paginate(query, ScoreRow.step, ScoreRow.id, limit=limit, after=cursor)
+    return tuple(stored_score(*row) for row in session.execute(query))
 
 
 def confusions(session: Session, stream: str, *, step: int) -> tuple[StoredConfusion, ...]:
-    """How many test rows of which delta were sent to which other after a position of a stream, the most first.
+    """Return how many test rows of each delta were routed to another after a stream's step, largest first.
 
-    Raises: NotFound for a stream that was never begun.
+    Raises:
+        NotFound: the stream is not registered.
     """
-    measured = (Confusion.stream_id == stream_row(session, stream).id, Confusion.step == step)
-    found = select(Confusion).where(*measured).order_by(Confusion.rows.desc(), Confusion.id)
-    return tuple(stored_confusion(row) for row in session.scalars(found))
+    conditions = (Confusion.stream_id == stream_row(session, stream).id, Confusion.step == step)
+    query = select(Confusion).where(*conditions).order_by(Confusion.rows.desc(), Confusion.id)
+    return tuple(stored_confusion(row) for row in session.scalars(query))
 
 
 def strategies(session: Session, stream: str) -> tuple[StoredStrategy, ...]:
-    """The runs of other strategies through a stream, in the order in which they were begun.
+    """Return the runs of strategies over a stream, in the order they were started.
 
-    Raises: NotFound for a stream that was never begun.
+    Raises:
+        NotFound: the stream is not registered.
     """
-    found = select(StrategyRun).where(StrategyRun.stream_id == stream_row(session, stream).id)
-    return tuple(stored_strategy(row) for row in session.scalars(found.order_by(StrategyRun.id)))
+    query = select(StrategyRun).where(StrategyRun.stream_id == stream_row(session, stream).id)
+    return tuple(stored_strategy(row) for row in session.scalars(query.order_by(StrategyRun.id)))
 
 
 def stream_of(session: Session, delta: str) -> str | None:
-    """The name of the stream in which a delta was learned; None where it was learned alone. Raises: NotFound."""
-    found = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
-    found = found.where(Position.submitted_at.is_(None))
-    return session.scalar(found.order_by(Position.id).limit(1))
+    """Return the name of the stream in which a delta was learned; None if it was learned outside any.
+
+    Raises:
+        NotFound: the delta is not registered.
+    """
+    query = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
+    query = query.where(Position.submitted_at.is_(None))
+    return session.scalar(query.order_by(Position.id).limit(1))
 
 
 def task_champions(session: Session, task: str) -> tuple[StoredDelta, ...]:
-    """The deltas that serve a task, one for each backbone, in order of learning. Raises: NotFound."""
-    found = select(Delta).where(Delta.task_id == task_row(session, task).id, is_champion())
-    return tuple(to_delta_record(row) for row in session.scalars(found.order_by(Delta.id)))
+    """Return the champions of a task, one per backbone, in order of learning.
+
+    Raises:
+        NotFound: the task is not registered.
+    """
+    query = select(Delta).where(Delta.task_id == task_row(session, task).id, is_champion())
+    return tuple(stored_delta(row) for row in session.scalars(query.order_by(Delta.id)))
 
 
 def _positions(session: Session, streams: Sequence[int]) -> defaultdict[int, list[StoredPosition]]:
-    """The positions of streams in order, by stream."""
-    of_streams = select(Position, Delta.version, Delta.status).outerjoin(Delta, Delta.id == Position.delta_id)
-    found = of_streams.where(Position.stream_id.in_(streams)).order_by(Position.stream_id, Position.number)
+    """Return the positions of streams in order, by stream."""
+    query = select(Position, Delta.version, Delta.status).outerjoin(Delta, Delta.id == Position.delta_id)
+    ordered = query.where(Position.stream_id.in_(streams)).order_by(Position.stream_id, Position.number)
     by_stream = defaultdict(list)
-    for position, version, status in session.execute(found):
+    for position, version, status in session.execute(ordered):
         by_stream[position.stream_id].append(stored_position(position, version, status))
     return by_stream

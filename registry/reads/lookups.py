@@ -1,4 +1,4 @@
-"""A row by its name, or an error that names its neighbours."""
+"""Lookups of a row by name, with errors that suggest near names, and conditions shared by queries."""
 
 from sqlalchemy import ColumnElement, String, cast, literal_column, select
 from sqlalchemy.orm import Session
@@ -10,68 +10,89 @@ from registry.schema.tables import Backbone, Delta, Position, Stream, Task
 
 
 def backbone_row(session: Session, fingerprint: str) -> Backbone:
-    """The backbone of that fingerprint, or NotFound."""
-    found = session.scalar(select(Backbone).where(Backbone.fingerprint == fingerprint))
-    if found is None:
-        raise not_found("backbone", fingerprint, known=session.scalars(select(Backbone.fingerprint)))
-    return found
+    """Return the backbone of this fingerprint.
+
+    Raises:
+        NotFound: it is not registered.
+    """
+    row = session.scalar(select(Backbone).where(Backbone.fingerprint == fingerprint))
+    if row is None:
+        raise not_found("backbone", fingerprint, known_names=session.scalars(select(Backbone.fingerprint)))
+    return row
 
 
 def task_row(session: Session, name: str) -> Task:
-    """The task of that name, or NotFound."""
-    found = session.scalar(select(Task).where(Task.name == name))
-    if found is None:
-        raise not_found("task", name, known=session.scalars(select(Task.name)))
-    return found
+    """Return the task called `name`, purged or not.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    row = session.scalar(select(Task).where(Task.name == name))
+    if row is None:
+        raise not_found("task", name, known_names=session.scalars(select(Task.name)))
+    return row
 
 
 def delta_row(session: Session, name: str) -> Delta:
-    """The delta of that public name, or NotFound."""
+    """Return the delta of this public name, purged or not.
+
+    Raises:
+        NotFound: there is no such delta.
+    """
     task, version = parse_delta(name)
-    found = session.scalar(select(Delta).join(Delta.task).where(Task.name == task, Delta.version == version))
-    if found is None:
+    row = session.scalar(select(Delta).join(Delta.task).where(Task.name == task, Delta.version == version))
+    if row is None:
         names = session.execute(select(Task.name, Delta.version).join(Delta.task))
-        raise not_found("delta", name, known=(delta_name(*pair) for pair in names))
-    return found
+        raise not_found("delta", name, known_names=(delta_name(*pair) for pair in names))
+    return row
 
 
 def stream_row(session: Session, name: str) -> Stream:
-    """The stream of that name, or NotFound."""
-    found = session.scalar(select(Stream).where(Stream.name == name))
-    if found is None:
-        raise not_found("stream", name, known=session.scalars(select(Stream.name)))
-    return found
+    """Return the stream called `name`.
+
+    Raises:
+        NotFound: there is no such stream.
+    """
+    row = session.scalar(select(Stream).where(Stream.name == name))
+    if row is None:
+        raise not_found("stream", name, known_names=session.scalars(select(Stream.name)))
+    return row
 
 
 def position_row(session: Session, stream: str, *, number: int) -> Position:
-    """The position of that number in the stream, or NotFound; locked where the database locks rows."""
-    row = stream_row(session, stream)
-    where = (Position.stream_id == row.id, Position.number == number)
-    found = session.scalar(select(Position).where(*where).with_for_update())
-    if found is None:
-        known = len(row.positions)
-        raise NotFound(f"stream {stream!r} has no position {number}: it has {known}, counted from 0. Begin it anew.")
-    return found
+    """Return the position `number` of a stream, its row locked where the database locks rows.
+
+    Raises:
+        NotFound: there is no such stream or position.
+    """
+    parent = stream_row(session, stream)
+    conditions = (Position.stream_id == parent.id, Position.number == number)
+    position = session.scalar(select(Position).where(*conditions).with_for_update())
+    if position is None:
+        length = len(parent.positions)
+        raise NotFound(f"stream {stream!r} has no position {number}: it has {length}, counted from 0. Begin it anew.")
+    return position
 
 
 def standalone_score_filter(row: type[ScoreRow] = ScoreRow) -> tuple[ColumnElement[bool], ...]:
-    """What a delta's own scores have in common: measured with the task known, in no stream.
+    """Return the conditions for a delta's oracle scores measured outside any stream.
 
-    Its words are those of the indices on such scores: a database takes one only where it can tell that they are met.
+    They repeat the conditions of the partial indices literally: a database uses such an index only if it can prove that
+    they hold.
     """
     return (row.mode == literal_column("'oracle'"), row.stream_id.is_(None), row.step == literal_column("0"))
 
 
-def own_score_join(split: str) -> tuple[ColumnElement[bool], ...]:
-    """What picks a delta's one score on `split` by its task's metric with the task known; for a join with tasks."""
+def main_score_filter(split: str) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for a delta's one oracle score on `split` by its task's metric; join `Task`."""
     return (*standalone_score_filter(), ScoreRow.split == split, ScoreRow.metric == Task.metric)
 
 
 def is_champion(row: type[Delta] = Delta) -> ColumnElement[bool]:
-    """What champions have in common; in the words of the index on them."""
+    """Return the condition for champions, literally as in the partial index."""
     return row.status == literal_column("'champion'")
 
 
 def delta_name_expression(task: type[Task], delta: type[Delta]) -> ColumnElement[str]:
-    """`delta_name` as the database computes it."""
+    """Return `delta_name` as an SQL expression."""
     return task.name + "@" + cast(delta.version, String)

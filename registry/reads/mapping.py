@@ -1,4 +1,4 @@
-"""From live rows to what callers get: frozen records, and the rows of `--json` listings."""
+"""Conversion of ORM rows to frozen records and to the rows of `--json` listings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,32 +12,28 @@ from registry.records import (
     Champion,
     DataRecord,
     DeltaStatus,
-    StepRecord,
-    StepScore,
     StoredConfusion,
     StoredDelta,
-    StoredPosition,
     StoredScore,
     StoredSignature,
-    StoredStrategy,
-    StoredStream,
     TaskRecord,
     require_digest,
 )
 from registry.schema.score_tables import Confusion, ScoreRow
 from registry.schema.strategy_tables import StrategyRun, StrategyStep
 from registry.schema.tables import Backbone, Delta, Position, Signature, Stream, Task
+from registry.stream_records import StepRecord, StepScore, StoredPosition, StoredStrategy, StoredStream
 
 ListingRow = dict[str, Any]  # one object of a `--json` listing
 
 
-def to_dicts(session: Session, found: Select[*tuple[Any, ...]]) -> list[ListingRow]:
-    """What was selected, by the names that the columns were given."""
-    return [dict(row) for row in session.execute(found).mappings()]
+def to_dicts(session: Session, query: Select[*tuple[Any, ...]]) -> list[ListingRow]:
+    """Execute a query and return its rows by column label."""
+    return [dict(row) for row in session.execute(query).mappings()]
 
 
-def task_row_dict(task: Task, version: int | None, score: float | None) -> ListingRow:
-    """A row of `continual tasks`; `version` and `score` are its champion's."""
+def task_listing(task: Task, version: int | None, score: float | None) -> ListingRow:
+    """Return a row of `continual tasks`; `version` and `score` are the champion's."""
     return {
         "task": task.name,
         "kind": task.kind,
@@ -51,7 +47,7 @@ def task_row_dict(task: Task, version: int | None, score: float | None) -> Listi
 
 
 def delta_listing(delta: Delta, score: float | None) -> ListingRow:
-    """A row of `continual deltas`; `score` is on the test split with the task known, `reason` why it does not serve."""
+    """Return a row of `continual deltas`; `score` is the oracle score on the test split."""
     return {
         "delta": delta.name,
         "task": delta.task.name,
@@ -69,7 +65,7 @@ def delta_listing(delta: Delta, score: float | None) -> ListingRow:
 
 
 def stored_task(row: Task) -> TaskRecord:
-    """The record of a task."""
+    """Return the record of a task."""
     return TaskRecord(
         name=row.name,
         kind=row.kind,
@@ -82,7 +78,7 @@ def stored_task(row: Task) -> TaskRecord:
 
 
 def stored_backbone(row: Backbone) -> BackboneRecord:
-    """The record of a backbone."""
+    """Return the record of a backbone."""
     return BackboneRecord(
         fingerprint=row.fingerprint,
         name=row.name,
@@ -93,17 +89,17 @@ def stored_backbone(row: Backbone) -> BackboneRecord:
     )
 
 
-def champion(
+def stored_champion(
     task: str, version: int, method: str, settings: dict[str, Any], budget: dict[str, Any], digest: str | None
 ) -> Champion:
-    """The record of a delta that serves."""
+    """Return the record of a champion."""
     name = delta_name(task, version)
     values = require_digest(digest, name)
     return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
-def to_delta_record(row: Delta) -> StoredDelta:
-    """The record of a delta."""
+def stored_delta(row: Delta) -> StoredDelta:
+    """Return the record of a delta."""
     return StoredDelta(
         name=row.name,
         version=row.version,
@@ -136,7 +132,7 @@ def to_delta_record(row: Delta) -> StoredDelta:
 
 
 def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> StoredScore:
-    """The record of a score."""
+    """Return the record of a score."""
     return StoredScore(
         id=row.id,
         delta=delta_name(task, version),
@@ -154,12 +150,12 @@ def stored_score(row: ScoreRow, task: str, version: int, stream: str | None) -> 
 
 
 def stored_confusion(row: Confusion) -> StoredConfusion:
-    """The record of rows that went astray."""
+    """Return the record of misrouted rows."""
     return StoredConfusion(delta=row.delta.name, routed_to=row.routed_to.name, rows=row.rows, step=row.step)
 
 
 def stored_signature(row: Signature, task: str, version: int) -> StoredSignature:
-    """The record of a delta's signature."""
+    """Return the record of a delta's signature."""
     return StoredSignature(
         task=task,
         delta=delta_name(task, version),
@@ -172,7 +168,7 @@ def stored_signature(row: Signature, task: str, version: int) -> StoredSignature
 
 
 def stored_stream(row: Stream, backbone: Backbone, positions: Sequence[StoredPosition]) -> StoredStream:
-    """The record of a stream."""
+    """Return the record of a stream."""
     return StoredStream(
         name=row.name,
         backbone=backbone.fingerprint,
@@ -185,7 +181,7 @@ def stored_stream(row: Stream, backbone: Backbone, positions: Sequence[StoredPos
 
 
 def stored_position(row: Position, version: int | None, status: DeltaStatus | None) -> StoredPosition:
-    """The record of a position; `version` and `status` are those of its delta."""
+    """Return the record of a position; `version` and `status` are its delta's."""
     return StoredPosition(
         number=row.number,
         task=row.task_name,
@@ -200,7 +196,7 @@ def stored_position(row: Position, version: int | None, status: DeltaStatus | No
 
 
 def stored_strategy(row: StrategyRun) -> StoredStrategy:
-    """The record of a strategy's run, with its steps in order."""
+    """Return the record of a strategy's run, with its steps in order."""
     return StoredStrategy(
         id=row.id,
         stream=row.stream.name,
@@ -218,6 +214,7 @@ def stored_strategy(row: StrategyRun) -> StoredStrategy:
 
 def _stored_step(row: StrategyStep) -> StepRecord:
     scores = tuple(
-        StepScore(task=own.task, mode=own.mode, metric=own.metric, value=own.value, rows=own.rows) for own in row.scores
+        StepScore(task=score.task, mode=score.mode, metric=score.metric, value=score.value, rows=score.rows)
+        for score in row.scores
     )
     return StepRecord(number=row.number, seconds=row.seconds, parameters=row.parameters, bytes=row.bytes, scores=scores)

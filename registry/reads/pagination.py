@@ -1,4 +1,4 @@
-"""Pages of a listing: each begins after the last row of the one before, so that all of them cost the same."""
+"""Keyset pagination: a page starts after the last row of the previous one, at constant cost."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -8,24 +8,35 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from tasks.errors import InputError
 
-Found = TypeVar("Found", bound=Select[*tuple[Any, ...]])
-START_CURSOR = (0,)  # identities begin at 1
+Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
+START_CURSOR = (0,)  # ids start at 1
 
 
-def paginate(found: Found, *keys: InstrumentedAttribute[Any], limit: int | None, after: Sequence[Any] | None) -> Found:
-    """`found` in order of `keys`, of which an identity is the last: what comes after `after`, at most `limit` rows.
+def paginate(query: Query, *keys: InstrumentedAttribute[Any], limit: int | None, after: Sequence[Any] | None) -> Query:
+    """Order a query by `keys` and restrict it to one page.
 
-    Raises: InputError for a limit below one.
+    Args:
+        query: a select.
+        *keys: sort columns, the last one unique.
+        limit: maximum number of rows.
+        after: values of `keys` in the last row of the previous page.
+
+    Raises:
+        InputError: `limit` is below one.
     """
-    # Also the first page of a table is a range of its identities: then no database reads the whole table for it.
-    begin = START_CURSOR if after is None and len(keys) == 1 else after
-    if begin is not None:
-        found = found.where(tuple_(*keys) > tuple(begin) if len(keys) > 1 else keys[0] > begin[0])
-    return found.order_by(*keys).limit(validate_limit(limit))
+    # The first page is restricted to a range of ids too: then no database scans the whole table for it.
+    cursor = START_CURSOR if after is None and len(keys) == 1 else after
+    if cursor is not None:
+        query = query.where(tuple_(*keys) > tuple(cursor) if len(keys) > 1 else keys[0] > cursor[0])
+    return query.order_by(*keys).limit(validate_limit(limit))
 
 
 def validate_limit(limit: int | None) -> int | None:
-    """`limit`, if it is one. Raises: InputError for a limit below one."""
+    """Return `limit`.
+
+    Raises:
+        InputError: it is below one.
+    """
     if limit is not None and limit < 1:
         raise InputError(f"a page cannot have {limit} rows: give a limit of at least 1, or none for all rows.")
     return limit

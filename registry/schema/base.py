@@ -1,4 +1,4 @@
-"""What all tables share: names of constraints, identities, and instants in UTC."""
+"""Common parts of all tables: constraint names, integer ids, times in UTC."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-# Migrations must be able to name every constraint on every database, so none is left to the database's own taste.
+# Migrations refer to constraints by name on every database, so no name is left to the database.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -32,22 +32,28 @@ NAMING_CONVENTION = {
 
 @final
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC; always aware, also where the database drops the zone (SQLite)."""
+    """A column type for aware UTC times, even where the database drops the zone (SQLite)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert a time to UTC for the database."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return a time from the database as UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """The declarative base of every table; each has an integer identity."""
+    """The declarative base of every table, with an integer primary key.
+
+    Attributes:
+        id: the primary key.
+    """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, float: Double}
@@ -56,28 +62,30 @@ class Base(DeclarativeBase):
 
 
 def now() -> datetime:
-    """This moment, in UTC."""
+    """Return this host's current time in UTC."""
     return datetime.now(UTC)
 
 
 def database_now(session: Session) -> datetime:
-    """This moment by the database's clock: on PostgreSQL the server's, whatever the hosts' own clocks say."""
+    """Return the current time by the database's clock: on PostgreSQL the server's."""
     moment: datetime = session.execute(select(func.current_timestamp(type_=UtcDateTime()))).scalar_one()
     return moment
 
 
-def foreign_key(table: str, *, index: bool = True, unique: bool = False) -> Any:  # its annotation decides on NULL
-    """A foreign key to `table`; indexed, because every one of them is joined on."""
+def foreign_key(
+    table: str, *, index: bool = True, unique: bool = False
+) -> Any:  # the annotation of the column decides on NULL
+    """Return a column with a foreign key to `table`, indexed by default, because joins use it."""
     return mapped_column(ForeignKey(f"{table}.id"), index=index, unique=unique)
 
 
 def check_in(column: str, allowed: Sequence[str]) -> CheckConstraint:
-    """A check that `column` holds one of `allowed`; unlike a database enum it can grow by a plain migration."""
-    listed = ", ".join(f"'{value}'" for value in allowed)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
+    """Return a check that `column` is one of `allowed`; a migration extends it easier than an enum."""
+    values = ", ".join(f"'{value}'" for value in allowed)
+    return CheckConstraint(f"{column} IN ({values})", name=column)
 
 
 def partial_index(name: str, condition: str, *columns: str | ColumnElement[Any] | InstrumentedAttribute[Any]) -> Index:
-    """An index on the rows that meet the condition; unique where its `name` begins with uq."""
-    met = text(condition)
-    return Index(name, *columns, unique=name.startswith("uq"), sqlite_where=met, postgresql_where=met)
+    """Return an index on the rows that meet `condition`; unique if its `name` starts with uq."""
+    where = text(condition)
+    return Index(name, *columns, unique=name.startswith("uq"), sqlite_where=where, postgresql_where=where)

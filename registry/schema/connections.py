@@ -1,4 +1,4 @@
-"""Connections: one function that knows which database it talks to, so that nothing else has to."""
+"""Database connections: the only module that distinguishes between databases."""
 
 import logging
 import os
@@ -19,109 +19,112 @@ from registry.redaction import redact
 from tasks.errors import InputError
 
 BUSY_SECONDS = 30
-RECONNECT_TIMEOUT = (
-    100.0  # seconds that a database which was there may be away: a restart costs nobody the lease on a task
-)
+RECONNECT_TIMEOUT = 100.0  # seconds to wait for a restarting database; shorter than the lease on a position
 RETRY_SECONDS = 0.5
 _WRITES = "registry_writes"
-_ALONE = "alone"
-_DOOR = 0x636F6E74  # PostgreSQL's advisory lock that every unit of work shares, unless it has to be alone
+_EXCLUSIVE = "alone"
+_ADVISORY_LOCK = 0x636F6E74  # PostgreSQL: taken shared by every unit of work, exclusively by exclusive ones
 
 log = logging.getLogger(__name__)
 
 
 def create_engine_for(url: str) -> Engine:
-    """An engine for `url`; for SQLite the folder is made, and foreign keys, WAL and waiting are switched on.
+    """Create an engine for `url`.
 
-    A connection that broke is noticed and replaced, a server that is being restarted is waited for. A SQLite file in a
-    folder that may not be written to can be read.
+    SQLite: the folder is created; foreign keys, write-ahead logging and a busy timeout are enabled; a file in a
+    read-only folder is opened for reading. PostgreSQL: broken connections are replaced, and a restarting server is
+    waited for.
 
-    Raises: InputError, where `url` names no database that SQLAlchemy knows.
+    Raises:
+        InputError: SQLAlchemy cannot use `url`.
     """
     try:
         parsed = make_url(url)
-        _make_folder(parsed)
-        engine = create_engine(parsed, pool_pre_ping=True, **_looking_only(parsed))
+        _create_folder(parsed)
+        engine = create_engine(parsed, pool_pre_ping=True, **_read_only_options(parsed))
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError, TypeError) as error:
-        wrong = redact(f"the registry's URL {url} cannot be used: {error}", url)
+        problem = redact(f"the registry's URL {url} cannot be used: {error}", url)
         advice = "Give sqlite:///FILE, or postgresql://… with the extra `postgres` installed."
-        raise InputError(f"{wrong}. {advice}") from None  # its cause may quote the URL
+        raise InputError(f"{problem}. {advice}") from None  # the cause may quote the URL
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        event.listen(engine, "do_connect", _Patient())
+        event.listen(engine, "do_connect", _RetryingConnect())
         event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
 def is_in_memory(engine: Engine) -> bool:
-    """Whether the database ends with this process."""
+    """Return True if the database ends with this process."""
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
 @contextmanager
 def translate_connect_errors(url: str) -> Iterator[None]:
-    """Raises DatabaseUnavailable where the database at `url` does not answer the first questions, or is none."""
+    """Raise DatabaseUnavailable if the database at `url` fails in the block."""
     try:
         yield
     except DBAPIError as error:
         why = redact(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
         advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
-        raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # its cause may quote the URL
+        raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # the cause may quote the URL
 
 
 def snapshot_engine(engine: Engine) -> Engine:
-    """The same engine and pool, for transactions that see one state of all tables, whoever writes meanwhile."""
-    if engine.dialect.name == "postgresql":  # where each statement would see its own
+    """Return the same engine for transactions that see one snapshot of all tables."""
+    if engine.dialect.name == "postgresql":  # by default each statement sees its own snapshot
         return engine.execution_options(isolation_level="REPEATABLE READ")
     return engine
 
 
-def write_engine(engine: Engine, *, alone: bool = False) -> Engine:
-    """The same engine and pool, for transactions that write; `alone`: each waits until no other is open."""
-    return engine.execution_options(**{_WRITES: _ALONE if alone else True})
+def write_engine(engine: Engine, *, exclusive: bool = False) -> Engine:
+    """Return the same engine for transactions that write; `exclusive` ones wait until no other is open."""
+    return engine.execution_options(**{_WRITES: _EXCLUSIVE if exclusive else True})
 
 
 @contextmanager
 def migration_transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may alter tables; a second one waits for its end.
+    """Open an exclusive transaction that may alter tables.
 
-    SQLite alters one by copying it, and would take the old one's end for that of the rows which others refer to: its
-    references are not enforced meanwhile, and checked before the transaction ends.
+    SQLite alters a table by copying it, and would treat dropping the old copy as deleting rows that others reference:
+    its foreign keys are disabled meanwhile, and checked before the commit.
+
+    Raises:
+        RegistryError: the transaction leaves broken references.
     """
-    with write_engine(engine, alone=True).connect() as connection:
+    with write_engine(engine, exclusive=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"
-        plain = connection.connection.cursor()  # a transaction cannot change this, so it is said before one begins
+        cursor = connection.connection.cursor()  # the pragma has no effect inside a transaction
         if sqlite:
-            plain.execute("PRAGMA foreign_keys = OFF")
+            cursor.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():
                 yield connection
-                if sqlite and (lost := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
-                    raise RegistryError(f"rows refer to others that are not there: {lost[:5]}. Nothing was changed.")
+                if sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                    raise RegistryError(f"rows refer to others that are not there: {broken[:5]}. Nothing was changed.")
         finally:
             if sqlite:
-                plain.execute("PRAGMA foreign_keys = ON")
-            plain.close()
+                cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.close()
 
 
 def lock_name(session: Session, name: str) -> None:
-    """Waits until nobody else is adding what has this name; to be asked again, it may be there now."""
-    if session.get_bind().dialect.name == "postgresql":  # elsewhere nobody else writes
+    """Wait until no other transaction adds a row of this name; look it up again afterwards."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 def reset_sequences(connection: Connection, tables: Iterable[Table]) -> None:
-    """Lets identities go on after those of rows that were written with their own; SQLite looks for itself."""
+    """Set the id sequences behind the largest id after rows were inserted with explicit ids (PostgreSQL)."""
     if connection.dialect.name == "postgresql":
         for table in tables:
             sequence = func.pg_get_serial_sequence(table.name, "id")
             connection.execute(select(func.setval(sequence, func.max(table.c.id))).select_from(table))
 
 
-def _make_folder(url: URL) -> None:
+def _create_folder(url: URL) -> None:
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
         folder = Path(url.database).parent
         try:
@@ -130,8 +133,8 @@ def _make_folder(url: URL) -> None:
             raise InputError(f"the registry's folder {folder} cannot be made: {error}. Give another --home.") from error
 
 
-class _Patient:
-    """Connects, again and again where the database has answered before: a wrong URL is to be said at once."""
+class _RetryingConnect:
+    """Connect with retries, but only once a first connection succeeded: a wrong URL must fail at once."""
 
     def __init__(self) -> None:
         self._answered = False
@@ -151,34 +154,34 @@ class _Patient:
             time.sleep(RETRY_SECONDS)
 
 
-def _looking_only(url: URL) -> dict[str, Any]:
-    """How to open a SQLite file beside which nothing may be written: its log and locks would be."""
+def _read_only_options(url: URL) -> dict[str, Any]:
+    """Return options to open a SQLite file in a folder where its log and locks cannot be created."""
     file = Path(url.database or "").absolute()
     if url.get_backend_name() != "sqlite" or not file.is_file() or os.access(file.parent, os.W_OK):
         return {}
-    # Somebody else's log is there while they write, and has to be read; without one the file cannot change either.
-    how = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
-    return {"creator": lambda: sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)}
+    # A write-ahead log exists while somebody writes, and must be read; without one the file cannot change.
+    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
+    return {"creator": lambda: sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True, check_same_thread=False)}
 
 
 def _prepare_postgresql(connection: Any, _record: object) -> None:
-    # A plan made for any value of a page's size and beginning reads a tenth of the table to be safe: 90 ms for 7.
+    # Generic plans, for any limit and cursor of a page, read a tenth of the table: 90 ms instead of 7.
     with connection.cursor() as cursor:
         cursor.execute("SET plan_cache_mode = force_custom_plan")
     connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins late and not for DDL: `_begin_sqlite` does it instead
+    connection.isolation_level = None  # the driver begins transactions late, and none for DDL: see `_begin_sqlite`
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-    _write_ahead(cursor)
+    _enable_wal(cursor)
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 
 
-def _write_ahead(cursor: sqlite3.Cursor) -> None:
-    # Only statements wait for `busy_timeout`. Changing the journal does not: several that open a new file ask again.
+def _enable_wal(cursor: sqlite3.Cursor) -> None:
+    # Changing the journal mode ignores `busy_timeout`, so processes that open a new file together retry.
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -191,13 +194,13 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # Two transactions that read and then write would each wait for the other's read lock: writers queue at the door.
+    # Transactions that read and then write would deadlock on each other's read locks, so writers lock at the start.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # Units write beside each other there; one that deletes blobs must not have any of them between looking and naming.
+    # Units run concurrently; one that deletes blobs must not overlap another between its check and its reference.
     if writes := connection.get_execution_options().get(_WRITES, False):
-        shared = "" if writes == _ALONE else "_shared"
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_DOOR})")
+        shared = "" if writes == _EXCLUSIVE else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_ADVISORY_LOCK})")

@@ -1,4 +1,4 @@
-"""Which schema a database has, and how it gets this code's."""
+"""The schema revision of a database, and migration to this code's revision."""
 
 from pathlib import Path
 
@@ -18,69 +18,78 @@ VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both ma
 
 
 def ensure_schema(engine: Engine) -> None:
-    """Creates the schema in a database that has none; otherwise makes sure that it is this code's.
+    """Create the schema in an empty database; otherwise check that it is this code's.
 
-    Raises: SchemaError, where it is older or newer.
+    Raises:
+        SchemaError: the schema is older or newer.
     """
-    found = _found(engine)
-    if found is None:
+    revision = _database_revision(engine)
+    if revision is None:
         _migrate(engine)
-    elif found != latest_revision():
-        require_known_revision(found)
+    elif revision != latest_revision():
+        require_known_revision(revision)
         raise SchemaError(
-            f"the registry's schema is at revision {found}, older than this code's {latest_revision()}. "
+            f"the registry's schema is at revision {revision}, older than this code's {latest_revision()}. "
             "Run `continual db upgrade`."
         )
 
 
 def upgrade(url: str) -> str:
-    """Brings the database at `url` to this code's schema, creating it where there is none; returns the revision.
+    """Migrate the database at `url` to this code's schema, creating it if missing; return the revision.
 
-    Raises: SchemaError, where it is newer; DatabaseUnavailable, where it does not answer.
+    Raises:
+        SchemaError: the schema is newer than this code's.
+        DatabaseUnavailable: the database does not answer.
+        RegistryError: the migration failed.
     """
     engine = create_engine_for(url)
     try:
         with translate_connect_errors(url):
-            found = _found(engine)
-        if found is not None:
-            require_known_revision(found)
+            revision = _database_revision(engine)
+        if revision is not None:
+            require_known_revision(revision)
         _migrate(engine)
-        return str(_found(engine))
+        return str(_database_revision(engine))
     except DatabaseError as error:
         why = redact(f"could not upgrade {url}: {error.orig}", url)
-        raise RegistryError(f"{why}. Restore the database from a copy.") from None  # its cause may quote the URL
+        raise RegistryError(f"{why}. Restore the database from a copy.") from None  # the cause may quote the URL
     finally:
         engine.dispose()
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The revision that the database is at; None where the registry was never in it."""
+    """Return the database's schema revision; None if it has no registry."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
 
 def latest_revision() -> str:
-    """The revision of this code's schema."""
+    """Return this code's schema revision."""
     return str(_scripts().get_current_head())
 
 
 def migrate(connection: Connection, to: str = "head") -> None:
-    """Brings the schema to a revision, in the transaction that `connection` is in."""
+    """Run the migrations up to revision `to` in the connection's transaction."""
     command.upgrade(configuration(connection), to)
 
 
-def require_known_revision(found: str) -> None:
-    """Raises SchemaError for a revision that this code does not know."""
-    if found not in {script.revision for script in _scripts().walk_revisions()}:
+def require_known_revision(revision: str) -> None:
+    """Check that this code knows `revision`.
+
+    Raises:
+        SchemaError: it does not; a newer release wrote it.
+    """
+    if revision not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaError(
-            f"the registry's schema is at revision {found}, which this code does not know: its newest is "
+            f"the registry's schema is at revision {revision}, which this code does not know: its newest is "
             f"{latest_revision()}. Install the newer release that wrote it, or use another registry."
         )
 
 
 def configuration(connection: Connection | None = None) -> Config:
-    """Alembic's settings, built here so that they also hold in an installed wheel.
+    """Return Alembic's configuration, built in code so that it works in an installed wheel.
 
-    With a connection it also drafts: `alembic.command.revision(configuration(connection), "…", autogenerate=True)`.
+    With a connection, it can also generate a migration:
+    `alembic.command.revision(configuration(connection), "…", autogenerate=True)`.
     """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -99,6 +108,6 @@ def _migrate(engine: Engine) -> None:
         migrate(connection)
 
 
-def _found(engine: Engine) -> str | None:
+def _database_revision(engine: Engine) -> str | None:
     with engine.connect() as connection:
         return current_revision(connection)

@@ -1,4 +1,4 @@
-"""The tables of what was measured of deltas: their scores, and where the rows of each were sent."""
+"""The tables of measurements of deltas: scores and routing confusions."""
 
 from typing import get_args
 
@@ -9,21 +9,35 @@ from registry.records import ScoreMode
 from registry.schema.base import Base, check_in, foreign_key, partial_index
 from registry.schema.tables import Delta
 
-ALONE = "mode = 'oracle' AND stream_id IS NULL AND step = 0"  # a delta's own score, with the task known
+STANDALONE = "mode = 'oracle' AND stream_id IS NULL AND step = 0"  # oracle scores outside any stream
 
 
 class ScoreRow(Base):
-    """One measured value of a delta on its task; at most one for each place where it can be measured."""
+    """One measured value of a delta; unique by delta, stream, mode, split, metric and step.
+
+    Attributes:
+        delta_id: the scored delta.
+        task_id: its task.
+        split: the scored split.
+        metric: the metric's name.
+        value: a fraction.
+        rows: number of rows.
+        low: lower end of the confidence interval.
+        high: upper end of the confidence interval.
+        step: for routed scores, the stream position after which it was measured; otherwise 0.
+        mode: oracle, routed, or a baseline.
+        stream_id: the stream it was measured in; NULL for a delta's own scores.
+    """
 
     __tablename__ = "scores"
-    # Two partial indices, because NULLs are distinct in a unique one and most scores belong to no stream.
+    # Two partial unique indices, because NULLs count as distinct and most scores belong to no stream.
     __table_args__ = (
         check_in("mode", get_args(ScoreMode)),
         CheckConstraint("rows >= 0", name="rows"),
         CheckConstraint("low <= high", name="interval"),
         Index(None, "step", "id"),
         Index(None, "task_id", "id"),
-        partial_index("ix_scores_best", ALONE, "split", "task_id", "metric", "value"),
+        partial_index("ix_scores_best", STANDALONE, "split", "task_id", "metric", "value"),
         partial_index("ix_scores_stream", "stream_id IS NOT NULL", "stream_id", "step", "id"),
         *(
             partial_index(
@@ -34,7 +48,7 @@ class ScoreRow(Base):
     )
 
     delta_id: Mapped[int] = foreign_key("deltas")
-    task_id: Mapped[int] = foreign_key("tasks", index=False)  # indices above begin with these two
+    task_id: Mapped[int] = foreign_key("tasks", index=False)  # an index above starts with it
     split: Mapped[str]
     metric: Mapped[str]
     value: Mapped[float]
@@ -47,7 +61,17 @@ class ScoreRow(Base):
 
 
 class Confusion(Base):
-    """How many test rows of a delta were sent to another, of those learned up to position `step` of a stream."""
+    """The number of a delta's test rows that were routed to another delta.
+
+    Attributes:
+        stream_id: the stream.
+        step: position in the stream; the router chose among the deltas learned up to it.
+        delta_id: the delta whose task the rows belong to.
+        routed_to_id: the delta that the router chose.
+        rows: number of rows.
+        delta: the row of `delta_id`.
+        routed_to: the row of `routed_to_id`.
+    """
 
     __tablename__ = "confusions"
     __table_args__ = (
@@ -55,7 +79,7 @@ class Confusion(Base):
         CheckConstraint("rows > 0", name="rows"),
     )
 
-    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index begins with it
+    stream_id: Mapped[int] = foreign_key("streams", index=False)  # the unique index starts with it
     step: Mapped[int]
     delta_id: Mapped[int] = foreign_key("deltas")
     routed_to_id: Mapped[int] = foreign_key("deltas")

@@ -1,4 +1,4 @@
-"""The tables of what a stream's deltas are compared with: the same tasks, learned by other strategies."""
+"""The tables of strategy runs: a stream learned by other continual-learning strategies."""
 
 from datetime import datetime
 from typing import Any, get_args
@@ -12,9 +12,20 @@ from registry.schema.tables import Stream
 
 
 class StrategyRun(Base):
-    """A stream learned by a strategy, of one recipe: its tasks' rows, the seed, the settings.
+    """A stream learned by a strategy with one recipe (its tasks' rows, seed and settings).
 
-    tasks: their names, in order · state: a blob to go on from; none before the first step, and once all is learned.
+    Attributes:
+        stream_id: the stream.
+        strategy: the strategy's name.
+        recipe: digest of everything that determines the result.
+        settings: the strategy's settings.
+        tasks: the tasks' names, in order.
+        state: digest of the state to resume from; NULL before the first step and when finished.
+        mlflow_run: id of its MLflow run.
+        created_at: start of the run.
+        finished_at: NULL while it is unfinished.
+        stream: the row of `stream_id`.
+        steps: in order.
     """
 
     __tablename__ = "strategy_runs"
@@ -40,9 +51,15 @@ class StrategyRun(Base):
 
 
 class StrategyStep(Base):
-    """What a strategy came to after the task at position `number`.
+    """The result of a strategy after the task at position `number`.
 
-    seconds: what learning it took · parameters: that answer all tasks so far · bytes: of all that is kept of them.
+    Attributes:
+        run_id: the run.
+        number: the position.
+        seconds: duration of learning the task.
+        parameters: parameters that answer all tasks so far.
+        bytes: size of everything stored for all tasks so far.
+        scores: measured after the step.
     """
 
     __tablename__ = "strategy_steps"
@@ -64,7 +81,16 @@ class StrategyStep(Base):
 
 
 class StrategyScore(Base):
-    """A value measured on a task's test rows after a step."""
+    """A value measured on a task's test rows after a step.
+
+    Attributes:
+        step_id: the step.
+        task: the task's name.
+        mode: oracle, routed, or a baseline.
+        metric: the metric's name.
+        value: a fraction.
+        rows: number of rows.
+    """
 
     __tablename__ = "strategy_scores"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""The tables: what has been learned, on which backbone and from what; how well is in `measured`."""
+"""The main tables: backbones, tasks, streams, deltas, lineage; scores are in `score_tables`."""
 
 from datetime import datetime
 from typing import Any, get_args
@@ -10,12 +10,12 @@ from registry.names import delta_name
 from registry.records import DeltaStatus, EventKind, LineageKind, OutboxTopic, PositionState, require_digest
 from registry.schema.base import Base, check_in, foreign_key, now, partial_index
 
-# What may be learned next. An arrival that failed has its place behind the others, as often as it is tried again.
+# Positions that may be claimed next; a failed arrival is claimable while it has retries left, after all others.
 CLAIMABLE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
 
 
 class Backbone(Base):
-    """A frozen pretrained transformer."""
+    """A frozen pretrained transformer; the columns are the fields of `BackboneRecord`."""
 
     __tablename__ = "backbones"
 
@@ -29,9 +29,18 @@ class Backbone(Base):
 
 
 class Task(Base):
-    """Labelled rows of one kind with one metric; fingerprints and row counts by split.
+    """Labelled rows of one kind with one metric.
 
-    purged_at: since when a name is all that is kept of it.
+    Attributes:
+        name: the task's name.
+        kind: classification, regression, span or generation.
+        metric: the metric that decides between versions.
+        labels: sorted; empty for kinds without labels.
+        spec: the task's spec.
+        fingerprints: SHA-256 of the rows, by split.
+        rows: number of rows, by split.
+        created_at: time of registration.
+        purged_at: time since when only the name is left.
     """
 
     __tablename__ = "tasks"
@@ -48,7 +57,18 @@ class Task(Base):
 
 
 class Stream(Base):
-    """Tasks in order of arrival on one backbone; the one without is open: what is submitted arrives there."""
+    """Tasks in order of arrival on one backbone; the stream without a backbone holds the arrivals.
+
+    Attributes:
+        name: the stream's name.
+        backbone_id: the backbone; NULL for the arrivals.
+        spec: the stream file.
+        digest: digest of `spec`.
+        mlflow_run: id of its MLflow run.
+        created_at: time of registration.
+        backbone: the row of `backbone_id`.
+        positions: in order.
+    """
 
     __tablename__ = "streams"
 
@@ -64,20 +84,35 @@ class Stream(Base):
 
 
 class Position(Base):
-    """One place in a stream, and who is learning it: `holder`, until `lease_until` by the database's clock.
+    """One position of a stream, or one arrival.
 
-    attempts: how often learning it was begun; of an arrival, since its last checkpoint and without what was given back.
-    Of an arrival: submitted_at: when · spec: what, with the folder of its files · backbone: the name of the only one
-    that it is for · retries: how often it is still tried again by itself.
+    Attributes:
+        stream_id: the stream.
+        number: its place in the stream, from 0; arrivals from 1.
+        task_id: the task, once learned.
+        task_name: the task's name.
+        recipe: digest of everything that determines the result of learning it; of an arrival, digest of its spec.
+        state: waiting, held, learned, failed or cancelled.
+        holder: the process that is learning it, `host:pid:start`.
+        lease_until: end of the holder's lease, by the database's clock.
+        attempts: how many times learning was started; for an arrival since its last checkpoint, releases not counted.
+        delta_id: the learned delta.
+        error: message of the last failure.
+        priority: of an arrival; higher ones are learned first.
+        submitted_at: of an arrival: time of submission; NULL for positions of streams.
+        spec: of an arrival: the submitted stream of one task, with the folder of its files.
+        backbone: of an arrival: name of the only backbone it may be learned on; NULL for any.
+        retries: of an arrival: automatic retries left.
+        stream: the row of `stream_id`.
+        delta: the row of `delta_id`.
     """
 
     __tablename__ = "positions"
     __table_args__ = (
         UniqueConstraint("stream_id", "number"),
         Index(None, "stream_id", "state", "number"),
-        partial_index(
-            "uq_positions_held", "state = 'held'", "stream_id", "task_name"
-        ),  # a task is learned once at a time
+        # A task is learned by one holder at a time.
+        partial_index("uq_positions_held", "state = 'held'", "stream_id", "task_name"),
         check_in("state", get_args(PositionState)),
         CheckConstraint("number >= 0", name="number"),
         CheckConstraint("(state = 'held') = (holder IS NOT NULL)", name="held_by_one"),
@@ -106,16 +141,19 @@ class Position(Base):
     delta: Mapped["Delta | None"] = relationship()
 
 
-# In order of their turn: what waits before what failed, of the highest priority first, of equal ones the earlier.
-_turn = (Position.stream_id, Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
-partial_index("ix_positions_free", CLAIMABLE, *_turn)
+# Waiting before failed, higher priority first, then the earlier one.
+_claim_order = (Position.stream_id, Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
+partial_index("ix_positions_free", CLAIMABLE, *_claim_order)
 
 
 class Delta(Base):
-    """The edits and head that one task owns, in one version.
+    """One version of a task's delta; the columns are the fields of `DeltaRecord` and `StoredDelta`.
 
-    digest, predictions, replay: blobs of its values, of what it says of the test rows, and of fixed inputs ·
-    data: a DataRecord, what it was learned from.
+    Attributes:
+        digest: blob of its values.
+        predictions: blob of its predictions on the test rows.
+        replay: blob of its outputs on fixed inputs.
+        data: the `DataRecord` that it was learned from.
     """
 
     __tablename__ = "deltas"
@@ -164,12 +202,23 @@ class Delta(Base):
 
     @property
     def values(self) -> str:
-        """The digest of its values. Raises: NotFound, where they were purged."""
+        """The digest of its values.
+
+        Raises:
+            NotFound: the values were purged.
+        """
         return require_digest(self.digest, self.name)
 
 
 class Split(Base):
-    """Rows that a delta was learned from or scored on: a split of its task as it was then, by their fingerprint."""
+    """A split that a delta was learned from or scored on, identified by the fingerprint of its rows.
+
+    Attributes:
+        delta_id: the delta.
+        split: the split's name.
+        fingerprint: SHA-256 of the rows.
+        rows: number of rows.
+    """
 
     __tablename__ = "splits"
     __table_args__ = (
@@ -185,7 +234,16 @@ class Split(Base):
 
 
 class Lineage(Base):
-    """One delta came from another. Parents are registered first, so the check makes cycles impossible."""
+    """An edge from a parent delta to its child; parents have lower ids, so that cycles are impossible.
+
+    Attributes:
+        child_id: the derived delta.
+        parent_id: the delta it was derived from.
+        kind: how it was derived.
+        weight: the parent's share in the child.
+        score: the start's score with this parent, on held-out rows before training.
+        gain: `score` minus the score of the start from scratch.
+    """
 
     __tablename__ = "lineage"
     __table_args__ = (
@@ -204,7 +262,16 @@ class Lineage(Base):
 
 
 class Signature(Base):
-    """Sums over a task's rows in frozen features, as a version of its delta has them; routing: what routers need."""
+    """The signature of a delta's task: additive statistics of its rows in frozen features.
+
+    Attributes:
+        delta_id: the delta.
+        digest: blob of the statistics.
+        rows: number of rows they were computed over.
+        layer: layer of the frozen features.
+        pooling: pooling of the frozen features.
+        routing: blob of the further statistics that routers use.
+    """
 
     __tablename__ = "signatures"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
@@ -218,7 +285,14 @@ class Signature(Base):
 
 
 class Checkpoint(Base):
-    """How far the learning of a position has come: after `epoch`, a blob to go on from."""
+    """The training state of a position, to resume from.
+
+    Attributes:
+        position_id: the position.
+        epoch: number of completed epochs.
+        digest: blob of the state.
+        created_at: time of the checkpoint.
+    """
 
     __tablename__ = "checkpoints"
     __table_args__ = (CheckConstraint("epoch >= 0", name="epoch"),)
@@ -230,7 +304,15 @@ class Checkpoint(Base):
 
 
 class Event(Base):
-    """What happened to a task's delta, and why: the history of who served."""
+    """An event in the history of a task's deltas.
+
+    Attributes:
+        task_id: the task.
+        delta_id: the delta.
+        what: learned, imported, promoted, succeeded, archived or purged.
+        reason: in words.
+        created_at: time of the event.
+    """
 
     __tablename__ = "events"
     __table_args__ = (
@@ -247,10 +329,17 @@ class Event(Base):
 
 
 class OutboxRow(Base):
-    """What MLflow has not been told yet; written with what it tells of, deleted once MLflow has it.
+    """A message for MLflow, written in the transaction that it reports and deleted once sent.
 
-    subject: the name of a delta, a stream or a task · about: what the sender cannot ask the registry any more ·
-    holder: who is sending it, until `due_at`; without one, `due_at` is when it may be sent next.
+    Attributes:
+        message: the topic.
+        subject: name of a delta, a stream or a task.
+        about: details that the sender cannot read from the registry.
+        attempts: how many times sending was started.
+        due_at: earliest time of the next attempt; while held, the end of the lease.
+        holder: the sender that holds it.
+        error: message of the last failure.
+        created_at: time of enqueuing.
     """
 
     __tablename__ = "outbox"

@@ -1,1 +1,1 @@
-"""What a unit of work writes."""
+"""The write operations behind the unit of work."""

@@ -1,9 +1,10 @@
-"""Arrivals: tasks that anybody submits at any time, to be learned by whoever watches for them.
+"""Arrivals: tasks submitted at any time, to be learned by any watching process.
 
-Each is a position of the one stream that no file describes, which has no end and no backbone of its own. Those of the
-highest priority are learned first, of equal ones the earlier; what failed comes behind the others, once. Of one task
-the earlier is learned before the later: a later one lends its priority to those before it, also to one that is being
-learned and may be given back, and what failed is not tried again by itself when a later one is there.
+Each arrival is a position of one special stream, which no file describes, has no end and no backbone. Higher priorities
+are learned first, earlier submissions first among equals; a failed arrival is retried once, after all others.
+Arrivals of one task are learned in order of submission: a later one raises the priority of the earlier ones to its own
+(also of one that is being learned, which may be released), and a failed one is not retried automatically once a later
+one exists.
 """
 
 import json
@@ -27,18 +28,24 @@ from registry.schema.tables import CLAIMABLE, Checkpoint, Delta, Position, Strea
 from tasks.errors import InputError
 from tasks.spec import Stream as StreamSpec
 
-ARRIVAL_STREAM = "(arrivals)"  # the stream's name, which no stream file can have
-MAX_RETRIES = 1  # how often an arrival that failed is tried again by itself
-MAX_PRIORITY = 2**31 - 1  # what a database's integer holds
+ARRIVAL_STREAM = "(arrivals)"  # not a valid name in a stream file
+MAX_RETRIES = 1  # automatic retries of a failed arrival
+MAX_PRIORITY = 2**31 - 1  # the largest database integer
 
-OF_ARRIVALS = select(Stream.id).where(Stream.name == ARRIVAL_STREAM)
-HELD: ColumnElement[str] = literal_column("'held'")  # as the index on them says it
+ARRIVAL_STREAM_ID = select(Stream.id).where(Stream.name == ARRIVAL_STREAM)
+HELD_STATE: ColumnElement[str] = literal_column("'held'")  # a literal, as in the partial index
 FINAL_STATES = ("learned", "cancelled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """An arrival that is to be learned; `spec` is what was submitted, with the folder of its files."""
+    """A claimed arrival.
+
+    Attributes:
+        number: its number, from 1.
+        task: the task's name.
+        spec: the submitted stream of one task as JSON, with the folder of its files.
+    """
 
     number: int
     task: str
@@ -46,21 +53,30 @@ class Arrival:
 
 
 def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> int:
-    """Adds an arrival and returns its number; with `once` that of an earlier one of the same content, if there is any.
+    """Add an arrival and return its number.
 
-    Raises: InputError for anything but one task, and for a priority that no database holds.
+    Args:
+        session: the unit's session.
+        task: a stream of one task.
+        priority: higher priorities are learned first.
+        once: return the number of an earlier arrival of the same content, if any.
+
+    Raises:
+        InputError: the stream has not exactly one task, or the priority is out of range.
     """
     if len(task.tasks) != 1:
         raise InputError(f"stream {task.name!r} has {len(task.tasks)} tasks, and one is submitted at a time. Run it.")
     if abs(priority) > MAX_PRIORITY:
         raise InputError(f"priority {priority} is out of range: give one from {-MAX_PRIORITY} to {MAX_PRIORITY}.")
-    (entry,), stream = task.tasks, _stream(session)
+    (entry,), stream = task.tasks, _lock_stream(session)
     spec = task.model_dump(mode="json") | {"folder": str(task.folder.absolute())}
     recipe = sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-    # Not by the stream too: SQLite would take an index that begins with it, and look through all that waits.
-    of_task = (Position.task_name == entry.name, Position.submitted_at.is_not(None))
-    known = select(Position.number).where(*of_task, Position.recipe == recipe).order_by(Position.number.desc())
-    if once and (number := session.scalar(known.limit(1))):
+    # No condition on the stream: SQLite would choose an index that starts with it and scan all waiting arrivals.
+    is_of_task = (Position.task_name == entry.name, Position.submitted_at.is_not(None))
+    same_content = (
+        select(Position.number).where(*is_of_task, Position.recipe == recipe).order_by(Position.number.desc())
+    )
+    if once and (number := session.scalar(same_content.limit(1))):
         return number
     last = session.scalar(select(func.max(Position.number)).where(Position.stream_id == stream))
     arrival = Position(
@@ -75,14 +91,14 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
         retries=MAX_RETRIES,
     )
     session.add(arrival)
-    _lend(session, arrival)
+    _raise_earlier_priorities(session, arrival)
     return arrival.number
 
 
 def normalized_backbone_name(backbone: str) -> str:
-    """The name of a backbone as it holds in every working folder: of a folder the whole path.
+    """Return a backbone's name independent of the working folder: the absolute path of a folder.
 
-    Behind it may stand its bits, as in `folder@8bit`.
+    A suffix with its bits, as in `folder@8bit`, is kept.
     """
     folder, bits = split_bits(backbone)
     return quantized_name(str(Path(folder).absolute()), bits) if folder and Path(folder).is_dir() else backbone
@@ -91,61 +107,81 @@ def normalized_backbone_name(backbone: str) -> str:
 def arrivals(
     session: Session, *, state: str | None = None, limit: int | None = None, after: int | None = None
 ) -> list[ListingRow]:
-    """Rows of `continual arrivals`: arrival, task, state, priority, delta, error, attempts, holder, backbone,
-    submitted_at; in the order in which they were submitted.
+    """List arrivals in order of submission.
 
-    after: the number of the last arrival of the page before. Raises: InputError for what is no state.
+    Args:
+        session: a session.
+        state: only arrivals in this state.
+        limit: maximum number of rows.
+        after: the number of the last arrival of the previous page.
+
+    Returns:
+        Rows of `continual arrivals`: arrival, task, state, priority, delta, error, attempts, holder, backbone,
+        submitted_at.
+
+    Raises:
+        InputError: `state` is not a state.
     """
     if state not in (None, *get_args(PositionState)):
         raise InputError(f"no arrival is {state!r}; give one of {', '.join(get_args(PositionState))}.")
-    found = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
-    found = found.where(Position.stream_id == OF_ARRIVALS.scalar_subquery())
+    query = select(Position, Delta.version).outerjoin(Delta, Delta.id == Position.delta_id)
+    query = query.where(Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery())
     if state is not None:
-        found = found.where(Position.state == state)
-    listed = paginate(found, Position.number, limit=limit, after=None if after is None else (after,))
-    return [_listing(*row) for row in session.execute(listed)]
+        query = query.where(Position.state == state)
+    page = paginate(query, Position.number, limit=limit, after=None if after is None else (after,))
+    return [_listing(*row) for row in session.execute(page)]
 
 
 def has_pending(session: Session, backbones: Collection[str]) -> bool:
-    """Whether any arrival may still be learned on a backbone of these names: it waits, or somebody learns it."""
+    """Return True if an arrival for one of `backbones`, or for any, is claimable or being learned."""
     held = select(Position.id).where(
-        Position.stream_id == OF_ARRIVALS.scalar_subquery(),
-        Position.state == HELD,
+        Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(),
+        Position.state == HELD_STATE,
         or_(Position.backbone.is_(None), Position.backbone.in_(backbones)),
     )
-    free = (_free(backbone).with_only_columns(Position.id) for backbone in (None, *backbones))
-    return any(session.scalar(found.limit(1)) is not None for found in (*free, held))
+    free = (_claimable(backbone).with_only_columns(Position.id) for backbone in (None, *backbones))
+    return any(session.scalar(query.limit(1)) is not None for query in (*free, held))
 
 
 def next_for_update(session: Session, backbones: Collection[str]) -> Position | None:
-    """The arrival to be learned next on a backbone of these names, locked; nobody waits here for anybody.
+    """Lock and return the next arrival to learn on one of `backbones`, without waiting for locks.
 
-    A task that is being learned is passed over, and so is one whose arrival somebody else has just locked.
+    Tasks that are being learned are skipped, and so are tasks whose arrival another transaction has just locked.
     """
-    passed: list[str] = []
-    while chosen := _next(session, backbones, passed=passed):
-        locked = select(Position).where(Position.id == chosen.id, text(CLAIMABLE)).with_for_update(skip_locked=True)
+    skipped: list[str] = []
+    while candidate := _peek_next(session, backbones, skipped=skipped):
+        locked = select(Position).where(Position.id == candidate.id, text(CLAIMABLE)).with_for_update(skip_locked=True)
         if position := session.scalar(locked.execution_options(populate_existing=True)):
             return position
-        passed.append(chosen.task_name)
+        skipped.append(candidate.task_name)
     return None
 
 
-def _next(session: Session, backbones: Collection[str], *, passed: Collection[str]) -> Position | None:
-    """The arrival to be learned next, not locked: others are free to take those that are only looked at."""
-    other = aliased(Position)
-    same = (other.stream_id == Position.stream_id, other.task_name == Position.task_name, other.state == HELD)
-    idle = [~select(other.id).where(*same).exists()]
-    if passed:
-        idle.append(Position.task_name.not_in(passed))
-    found = (session.scalar(_free(backbone).where(*idle).limit(1)) for backbone in (None, *backbones))
-    return min(filter(None, found), key=lambda one: (one.state == "failed", -one.priority, one.number), default=None)
+def _peek_next(session: Session, backbones: Collection[str], *, skipped: Collection[str]) -> Position | None:
+    """Return the next arrival to learn, unlocked, so that others can claim the rows that were read."""
+    sibling = aliased(Position)
+    held_sibling = (
+        sibling.stream_id == Position.stream_id,
+        sibling.task_name == Position.task_name,
+        sibling.state == HELD_STATE,
+    )
+    idle = [~select(sibling.id).where(*held_sibling).exists()]
+    if skipped:
+        idle.append(Position.task_name.not_in(skipped))
+    candidates = (session.scalar(_claimable(backbone).where(*idle).limit(1)) for backbone in (None, *backbones))
+    return min(
+        filter(None, candidates),
+        key=lambda arrival: (arrival.state == "failed", -arrival.priority, arrival.number),
+        default=None,
+    )
 
 
 def cancel(session: Session, number: int) -> None:
-    """Sees to it that an arrival is not learned: whoever is learning it hears that it is not theirs any more.
+    """Cancel an arrival; its holder loses the claim and learns of that at its next heartbeat.
 
-    Raises: NotFound; NothingToDo, where it is learned or cancelled already.
+    Raises:
+        NotFound: there is no such arrival.
+        NothingToDo: it is learned or cancelled already.
     """
     arrival = arrival_row(session, number)
     if arrival.state in FINAL_STATES:
@@ -154,80 +190,90 @@ def cancel(session: Session, number: int) -> None:
 
 
 def cancel_and_forget(session: Session, arrival: Position) -> None:
-    """Cancels an arrival, and forgets how far it came."""
+    """Cancel an arrival and delete its checkpoint."""
     arrival.state, arrival.retries, arrival.error = "cancelled", 0, None
     arrival.holder = arrival.lease_until = None
     session.execute(delete(Checkpoint).where(Checkpoint.position_id == arrival.id))
 
 
 def retry(session: Session, number: int) -> None:
-    """Lets an arrival that failed or was cancelled wait again, in its old place.
+    """Queue a failed or cancelled arrival again, in its old place.
 
-    Raises: NotFound, also where its task was purged; NothingToDo, where it is not over, or learned.
+    Raises:
+        NotFound: there is no such arrival, or its task was purged.
+        NothingToDo: it is learned, waiting or being learned.
     """
-    _stream(session)  # nobody submits meanwhile: who is later is known
+    _lock_stream(session)  # blocks submissions, so that the later arrivals are known
     arrival = arrival_row(session, number)
     if arrival.state not in ("failed", "cancelled"):
         raise NothingToDo(f"arrival {number} is {arrival.state}: only what failed or was cancelled is tried again.")
     if arrival.spec is None:
         raise NotFound(f"arrival {number} was of a task that was purged: its file is not kept. Submit it again.")
-    later = select(Position.priority).where(*_open_of(arrival), Position.number > number)
-    arrival.priority = max([arrival.priority, *session.scalars(later)])
+    later_priorities = select(Position.priority).where(*_open_of_same_task(arrival), Position.number > number)
+    arrival.priority = max([arrival.priority, *session.scalars(later_priorities)])
     arrival.state, arrival.attempts, arrival.error = "waiting", 0, None
-    _lend(session, arrival)
+    _raise_earlier_priorities(session, arrival)
 
 
 def arrival_row(session: Session, number: int) -> Position:
-    """The arrival of that number, or NotFound; locked where the database locks rows."""
-    of_number = (Position.stream_id == OF_ARRIVALS.scalar_subquery(), Position.number == number)
-    found = session.scalar(select(Position).where(*of_number).with_for_update())
-    if found is None:
+    """Return an arrival, its row locked where the database locks rows.
+
+    Raises:
+        NotFound: there is no such arrival.
+    """
+    has_number = (Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(), Position.number == number)
+    arrival = session.scalar(select(Position).where(*has_number).with_for_update())
+    if arrival is None:
         raise NotFound(f"there is no arrival {number}. `continual arrivals` lists them.")
-    return found
+    return arrival
 
 
 def held_arrivals(session: Session) -> Iterator[Position]:
-    """Those that somebody is learning."""
+    """Yield the arrivals that are being learned."""
     yield from session.scalars(
-        select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), Position.state == HELD)
+        select(Position).where(Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(), Position.state == HELD_STATE)
     )
 
 
-def _stream(session: Session) -> int:
-    """The identity of the stream of arrivals, locked: numbers are given one after the other."""
-    locked = OF_ARRIVALS.with_for_update(key_share=True)
-    found = session.scalar(locked)
-    if found is None:
+def _lock_stream(session: Session) -> int:
+    """Return the id of the arrivals' stream, locked so that numbers are assigned one at a time."""
+    locked = ARRIVAL_STREAM_ID.with_for_update(key_share=True)
+    stream_id = session.scalar(locked)
+    if stream_id is None:
         lock_name(session, ARRIVAL_STREAM)
-        found = session.scalar(locked)
-    if found is None:
-        begun = Stream(name=ARRIVAL_STREAM, spec={}, digest="")
-        session.add(begun)
+        stream_id = session.scalar(locked)
+    if stream_id is None:
+        row = Stream(name=ARRIVAL_STREAM, spec={}, digest="")
+        session.add(row)
         session.flush()
-        found = begun.id
-    return found
+        stream_id = row.id
+    return stream_id
 
 
-def _open_of(arrival: Position) -> tuple[ColumnElement[bool], ...]:
-    """What may still be learned of the task of an arrival, be it by `retry`."""
-    of_task = (Position.task_name == arrival.task_name, Position.submitted_at.is_not(None))
-    return (*of_task, Position.state.not_in(FINAL_STATES))
+def _open_of_same_task(arrival: Position) -> tuple[ColumnElement[bool], ...]:
+    """Return conditions for the arrivals of the same task that may still be learned, including by `retry`."""
+    is_of_task = (Position.task_name == arrival.task_name, Position.submitted_at.is_not(None))
+    return (*is_of_task, Position.state.not_in(FINAL_STATES))
 
 
-def _lend(session: Session, arrival: Position) -> None:
-    """Sees to it that none of its task comes behind it that was submitted before it."""
-    lent = case((Position.priority < arrival.priority, arrival.priority), else_=Position.priority)
-    before = (*_open_of(arrival), Position.number < arrival.number)
-    session.execute(update(Position).where(*before).values(priority=lent, retries=0))
+def _raise_earlier_priorities(session: Session, arrival: Position) -> None:
+    """Raise the priority of earlier arrivals of the same task to this one's, and disable their retries."""
+    raised = case((Position.priority < arrival.priority, arrival.priority), else_=Position.priority)
+    earlier = (*_open_of_same_task(arrival), Position.number < arrival.number)
+    session.execute(update(Position).where(*earlier).values(priority=raised, retries=0))
 
 
-def _free(backbone: str | None) -> Select[Position]:
-    """What may be learned next and asks for this backbone, or for any, in order of their turn."""
-    asks: ColumnElement[bool] = Position.backbone.is_(None) if backbone is None else Position.backbone == backbone
-    found = select(Position).where(Position.stream_id == OF_ARRIVALS.scalar_subquery(), asks, text(CLAIMABLE))
-    # The backbone is one and the same; named here, a database sees that the index has the rows in this order.
-    turn = (Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
-    return found.order_by(*turn)
+def _claimable(backbone: str | None) -> Select[Position]:
+    """Select the claimable arrivals for this backbone (None: for any backbone), in order of their turn."""
+    fits_backbone: ColumnElement[bool] = (
+        Position.backbone.is_(None) if backbone is None else Position.backbone == backbone
+    )
+    query = select(Position).where(
+        Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(), fits_backbone, text(CLAIMABLE)
+    )
+    # The backbone is constant here; ordering by it lets the database read the index in this order.
+    order = (Position.backbone, Position.state.desc(), Position.priority.desc(), Position.number)
+    return query.order_by(*order)
 
 
 def _listing(arrival: Position, version: int | None) -> ListingRow:

@@ -1,11 +1,11 @@
-"""Who serves: a new version takes its task over if it is at least as good on held-out rows."""
+"""Champion rules: a new version replaces the champion if it scores as well on held-out rows."""
 
 from collections.abc import Iterable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.reads.lookups import is_champion, own_score_join
+from registry.reads.lookups import is_champion, main_score_filter
 from registry.records import IMPORTED, Contest, Score
 from registry.schema.score_tables import ScoreRow
 from registry.schema.tables import Delta, Task
@@ -15,9 +15,15 @@ MANUAL_HINT = "`continual deltas promote` decides by hand"
 
 
 def rejection_reason(new: float | None, *, champion: str, score: float | None, measure: str) -> str | None:
-    """Why a delta of score `new` does not take over from `champion` of `score`; None where it does.
+    """Return why a delta of score `new` does not replace `champion` of `score`; None if it does.
 
-    >>> reason_against(0.80, champion="sst2@1", score=0.91, measure="validation accuracy")
+    Args:
+        new: the new delta's score; None if it was not measured.
+        champion: the champion's name.
+        score: the champion's score; None if it was not measured.
+        measure: split and metric, for the message.
+
+    >>> rejection_reason(0.80, champion="sst2@1", score=0.91, measure="validation accuracy")
     'validation accuracy 0.8000 is lower than 0.9100 of sst2@1'
     """
     if score is None:
@@ -28,25 +34,34 @@ def rejection_reason(new: float | None, *, champion: str, score: float | None, m
 
 
 def rejection_after_contest(contest: Contest, *, champion: str, metric: str) -> str | None:
-    """Why a delta does not take over from `champion` after what was measured of both; None where it does.
+    """Return why a delta does not replace `champion` after a contest; None if it does.
 
     >>> from registry import Comparison
     >>> rows = Comparison(rows="the validation rows of sst2@1", new=0.8, old=0.91)
-    >>> reason_after(Contest(champion="sst2@1", comparisons=(rows,)), champion="sst2@1", metric="accuracy")
+    >>> contest = Contest(champion="sst2@1", comparisons=(rows,))
+    >>> rejection_after_contest(contest, champion="sst2@1", metric="accuracy")
     'accuracy 0.8000 is lower than 0.9100 of sst2@1 on the validation rows of sst2@1'
     """
     if contest.champion != champion:
         return f"it was compared with {contest.champion}, and meanwhile {champion} serves. {MANUAL_HINT}"
-    for seen in contest.comparisons:
-        if seen.new < seen.old:
-            return f"{metric} {seen.new:.4f} is lower than {seen.old:.4f} of {champion} on {seen.rows}"
+    for comparison in contest.comparisons:
+        if comparison.new < comparison.old:
+            return (
+                f"{metric} {comparison.new:.4f} is lower than {comparison.old:.4f} of {champion} on {comparison.rows}"
+            )
     return f"{contest.undecided_reason}. {MANUAL_HINT}" if contest.undecided_reason else None
 
 
 def rejection_against_other_backbone(new: float | None, *, rival: str, score: float | None, measure: str) -> str | None:
-    """Why a delta of score `new` does not serve in place of `rival`, of another backbone; None where it does.
+    """Return why a delta of score `new` does not replace `rival` of another backbone; None if it does.
 
-    >>> reason_elsewhere(0.80, rival="sst2@1 on minilm", score=0.91, measure="validation accuracy")
+    Args:
+        new: the new delta's score; None if it was not measured.
+        rival: the rival's name and backbone.
+        score: the rival's score; None if it was not measured.
+        measure: split and metric, for the message.
+
+    >>> rejection_against_other_backbone(0.80, rival="sst2@1 on minilm", score=0.91, measure="validation accuracy")
     'worse than sst2@1 on minilm: validation accuracy 0.8000 against 0.9100'
     """
     if score is None or rejection_reason(new, champion=rival, score=score, measure=measure) is None:
@@ -63,9 +78,15 @@ def register_status(
     contest: Contest | None,
     rival: Delta | None = None,
 ) -> None:
-    """Registers a new `delta` as champion or candidate, and archives the champion it succeeds.
+    """Register a new delta as champion or candidate, and archive the champion that it replaces.
 
-    rival: a delta of another backbone, learned from the same rows, in whose place it is to serve.
+    Args:
+        session: the unit's session.
+        delta: the new delta, not yet added.
+        scores: the new delta's scores.
+        split: the held-out split that decides.
+        contest: comparisons with the champion on the same rows; without it, the stored scores decide.
+        rival: a delta of another backbone, learned from the same rows, that the new one is to replace.
     """
     champion, metric = champion_of(session, delta), delta.task.metric
     new, measure = oracle_score(scores, split=split, metric=metric), f"{split} {metric}"
@@ -86,28 +107,28 @@ def register_status(
 
 
 def promote(session: Session, delta: Delta, *, reason: str | None = None) -> None:
-    """Makes `delta` the champion of its task and backbone; the one it succeeds is archived."""
+    """Make `delta` the champion of its task and backbone; archive the champion that it replaces."""
     champion = champion_of(session, delta)
     if champion:
         champion.status, champion.reason = "archived", f"succeeded by {delta.name}"
         record_event(session, champion, "succeeded", reason=champion.reason)
-        session.flush()  # before the other serves, or the database sees two champions
+        session.flush()  # before the new champion is set: a unique index allows one
     delta.status, delta.reason = "champion", None
     record_event(session, delta, "promoted", reason=reason)
 
 
 def champion_of(session: Session, delta: Delta) -> Delta | None:
-    """The champion of a delta's task on its backbone."""
+    """Return the champion of a delta's task on its backbone, if any."""
     where = (Delta.task_id == delta.task.id, Delta.backbone_id == delta.backbone.id, is_champion())
     return session.scalar(select(Delta).where(*where))
 
 
 def oracle_score(scores: Iterable[Score], *, split: str, metric: str) -> float | None:
-    """The value among `scores` that `own_score` will find once they are stored."""
+    """Return the value among `scores` that `main_score_filter` selects once they are stored, if any."""
     wanted = ("oracle", None, 0, split, metric)
     return next((s.value for s in scores if (s.mode, s.stream, s.step, s.split, s.metric) == wanted), None)
 
 
 def _stored_score(session: Session, delta: Delta, *, split: str) -> float | None:
     values = select(ScoreRow.value).join(Task, Task.id == ScoreRow.task_id)
-    return session.scalar(values.where(ScoreRow.delta_id == delta.id, *own_score_join(split)))
+    return session.scalar(values.where(ScoreRow.delta_id == delta.id, *main_score_filter(split)))

@@ -1,4 +1,4 @@
-"""What happened to a task's deltas, written in the unit of work in which it happens."""
+"""The history of a task's deltas, written in the unit of work of each change."""
 
 from sqlalchemy.orm import Session
 
@@ -7,8 +7,8 @@ from registry.records import EventKind
 from registry.schema.tables import Delta, Event
 
 
-def record_event(session: Session, delta: Delta, what: EventKind, *, reason: str | None = None) -> None:
-    """Adds to the history that `what` happened to a delta that has its identity, and why."""
+def record_event(session: Session, delta: Delta, kind: EventKind, *, reason: str | None = None) -> None:
+    """Add an event of `kind` to the history of a flushed delta."""
     session.add(
-        Event(task_id=delta.task_id, delta_id=delta.id, what=what, reason=reason and escape_for_storage(reason))
+        Event(task_id=delta.task_id, delta_id=delta.id, what=kind, reason=reason and escape_for_storage(reason))
     )

@@ -1,4 +1,4 @@
-"""A task that comes again: it may have other rows and more labels, and must otherwise be the same."""
+"""Checks on a task that is submitted again: rows may change and labels be added, all else must stay."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,17 +12,18 @@ from registry.schema.tables import Delta, Task
 
 
 def matching_tasks(session: Session, records: Iterable[TaskRecord]) -> dict[str, Task]:
-    """The rows of those of the tasks that are known, by name; of one that was purged only the name is.
+    """Return the registered tasks with the records' names, by name; purged tasks are left out.
 
-    Raises: TaskChanged, where a kind or metric was another, or a version that serves, or may, answers with a label
-    that is gone.
+    Raises:
+        TaskChanged: a registered task has another kind or metric, or one of its champions or candidates answers with a
+            label that the record lacks.
     """
-    given = {record.name: record for record in records}
-    known = session.scalars(select(Task).where(Task.name.in_(given), Task.purged_at.is_(None))).all()
-    answered = _answered(session, known)
-    for task in known:
-        _require_same(task, given[task.name], labels=answered[task.id])
-    return {task.name: task for task in known}
+    record_by_name = {record.name: record for record in records}
+    tasks = session.scalars(select(Task).where(Task.name.in_(record_by_name), Task.purged_at.is_(None))).all()
+    labels_by_task = _answered_labels(session, tasks)
+    for task in tasks:
+        _require_same(task, record_by_name[task.name], labels=labels_by_task[task.id])
+    return {task.name: task for task in tasks}
 
 
 def _require_same(task: Task, record: TaskRecord, *, labels: set[str]) -> None:
@@ -41,11 +42,11 @@ def _require_same(task: Task, record: TaskRecord, *, labels: set[str]) -> None:
         )
 
 
-def _answered(session: Session, tasks: Iterable[Task]) -> defaultdict[int, set[str]]:
-    """The labels of the versions that serve, or may, by task."""
-    of_tasks = Delta.task_id.in_([task.id for task in tasks])
-    versions = select(Delta.task_id, Delta.labels).where(of_tasks, Delta.status.in_(("champion", "candidate")))
-    found = defaultdict(set)
+def _answered_labels(session: Session, tasks: Iterable[Task]) -> defaultdict[int, set[str]]:
+    """Return the labels of champions and candidates, by task."""
+    is_of_tasks = Delta.task_id.in_([task.id for task in tasks])
+    versions = select(Delta.task_id, Delta.labels).where(is_of_tasks, Delta.status.in_(("champion", "candidate")))
+    labels_by_task = defaultdict(set)
     for task, labels in session.execute(versions):
-        found[task].update(labels)
-    return found
+        labels_by_task[task].update(labels)
+    return labels_by_task

@@ -1,4 +1,4 @@
-"""Beginning a stream, and beginning it again: what was begun is kept, and only grows at its end."""
+"""Registering a stream, and submitting it again: positions are kept, and new ones only appended."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -24,60 +24,76 @@ RENAME_HINT = "Give the stream another name, or use another --home"
 def begin_stream(
     session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[StreamEntry]
 ) -> bool:
-    """Creates the stream, or makes sure that it only grew and appends what is new; whether anything is.
+    """Register a stream, or append new entries to a registered one.
 
-    Raises: StreamChanged, where the backbone or an entry already known is another one; NotFound for the backbone.
+    Args:
+        session: the unit's session.
+        name: the stream's name.
+        backbone: the backbone's fingerprint.
+        spec: the stream file as JSON.
+        entries: pairs (task, recipe), in order.
+
+    Returns:
+        True if the spec or the number of positions changed.
+
+    Raises:
+        StreamChanged: the backbone or a recorded entry differs.
+        NotFound: the backbone is not registered.
     """
     validate_name("stream", name)
-    known = select(Stream).where(Stream.name == name).options(LOAD_DELTAS).with_for_update(of=Stream)
-    stream = session.scalar(known)
+    query = select(Stream).where(Stream.name == name).options(LOAD_DELTAS).with_for_update(of=Stream)
+    stream = session.scalar(query)
     if stream is None:
         lock_name(session, name)
-        stream = session.scalar(known)
+        stream = session.scalar(query)
     before = stream and (stream.digest, len(stream.positions))
     if stream is None:
         stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
     elif stream.backbone is None or stream.backbone.fingerprint != backbone:
-        begun_on = stream.backbone.fingerprint if stream.backbone else "of any kind, for what arrives"
-        raise StreamChanged(f"stream {name!r} was begun on backbone {begun_on}, not {backbone}. {RENAME_HINT}.")
+        registered_on = stream.backbone.fingerprint if stream.backbone else "of any kind, for what arrives"
+        raise StreamChanged(f"stream {name!r} was begun on backbone {registered_on}, not {backbone}. {RENAME_HINT}.")
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact_tasks(stream, {position.task_name for position in stream.positions if _purged(position)})
-    begun = check_unchanged(stream, entries)
+    recorded = check_unchanged(stream, entries)
     for position, (_, recipe) in zip(stream.positions, entries, strict=False):
-        position.recipe = recipe  # what is not learned yet may be mended
-    for number in range(len(begun), len(entries)):
+        position.recipe = recipe  # of a position that is not learned yet, the recipe may change
+    for number in range(len(recorded), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=validate_name("task", task), recipe=recipe))
     return before != (stream.digest, len(stream.positions))
 
 
 def find_stream(session: Session, name: str) -> Stream | None:
-    """The stream of that name with its positions and their deltas; None where it was never begun."""
+    """Return a stream with its positions and their deltas; None if it is not registered."""
     return session.scalar(select(Stream).where(Stream.name == name).options(LOAD_DELTAS))
 
 
 def check_unchanged(stream: Stream, entries: Sequence[StreamEntry]) -> list[tuple[str, str | None]]:
-    """The entries that the stream knows; raises StreamChanged where `entries` do not go on from them."""
-    begun = [
+    """Return the recorded (task, recipe) entries of a stream if `entries` continue them.
+
+    Raises:
+        StreamChanged: an entry differs from the recorded one, or is missing.
+    """
+    recorded = [
         (position.task_name, position.recipe if position.delta_id and not _purged(position) else None)
         for position in stream.positions
     ]
-    if change := first_difference(begun, entries):
+    if change := first_difference(recorded, entries):
         raise StreamChanged(
             f"stream {stream.name!r} changed at {change}. The rows, the seed, the method, the budget or the order of a "
             f"learned task differ; tasks may only be added at the end. {RENAME_HINT}."
         )
-    return begun
+    return recorded
 
 
 def redact_tasks(stream: Stream, tasks: Collection[str]) -> None:
-    """Leaves nothing but the names of these tasks in what is stored of the stream's file."""
+    """Replace the entries of `tasks` in a stream's stored spec by their names."""
     entries = stream.spec.get("tasks", [])
-    kept = [{"name": entry["name"]} if entry["name"] in tasks else entry for entry in entries]
-    if kept != entries:
-        stream.spec = stream.spec | {"tasks": kept}
+    redacted = [{"name": entry["name"]} if entry["name"] in tasks else entry for entry in entries]
+    if redacted != entries:
+        stream.spec = stream.spec | {"tasks": redacted}
         stream.digest = _digest(stream.spec)
 
 
@@ -85,19 +101,24 @@ def _purged(position: Position) -> bool:
     return position.delta is not None and position.delta.status == "purged"
 
 
-def first_difference(known: Sequence[tuple[str, str | None]], given: Sequence[StreamEntry]) -> str | None:
-    """Where `given` departs from `known`; None where it only goes on. A known recipe of None may be any.
+def first_difference(recorded: Sequence[tuple[str, str | None]], submitted: Sequence[StreamEntry]) -> str | None:
+    """Return the first difference of `submitted` from `recorded`; None if it only appends.
 
-    >>> first_change([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])
+    Args:
+        recorded: pairs (task, recipe); a recipe of None matches any.
+        submitted: pairs (task, recipe).
+
+    >>> first_difference([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])
     "position 1: 'trec' was begun, 'mnli' is given"
     """
-    for number, (old, new) in enumerate(zip_longest(known, given[: len(known)])):
-        if new is None:
-            return f"position {number}: {old[0]!r} was begun, nothing is given"
-        if old[0] != new[0]:
-            return f"position {number}: {old[0]!r} was begun, {new[0]!r} is given"
-        if old[1] is not None and old[1] != new[1]:
-            return f"position {number}: {old[0]!r} was begun by recipe {old[1][:12]}, recipe {new[1][:12]} is given"
+    for number, (before, now) in enumerate(zip_longest(recorded, submitted[: len(recorded)])):
+        if now is None:
+            return f"position {number}: {before[0]!r} was begun, nothing is given"
+        if before[0] != now[0]:
+            return f"position {number}: {before[0]!r} was begun, {now[0]!r} is given"
+        if before[1] is not None and before[1] != now[1]:
+            recipes = f"was begun by recipe {before[1][:12]}, recipe {now[1][:12]} is given"
+            return f"position {number}: {before[0]!r} {recipes}"
     return None
 
 

@@ -1,1 +1,1 @@
-"""The registry's schema, step by step, from the first table on."""
+"""Migrations of the registry's schema, from the first revision on."""

@@ -1,4 +1,4 @@
-"""Run by Alembic for each command, on the connection and in the transaction that `registry.schema.migrate` opened."""
+"""Alembic's environment, on the connection and in the transaction opened by `registry.schema.migrate`."""
 
 from typing import Literal
 
@@ -9,13 +9,13 @@ from registry.schema.base import Base, UtcDateTime
 from registry.schema.migrate import VERSION_TABLE
 
 
-def _ours(name: str | None, kind: str, _parents: object) -> bool:
-    # Another program's tables may share the database: a drafted migration must not drop them.
+def _include_name(name: str | None, kind: str, _parents: object) -> bool:
+    # Other programs' tables may share the database: a generated migration must not drop them.
     return kind != "table" or name in Base.metadata.tables
 
 
-def _plainly(_kind: str, item: object, _context: object) -> str | Literal[False]:
-    # A migration outlives the code beside it, so a drafted one names no type of ours.
+def _render_item(_kind: str, item: object, _context: object) -> str | Literal[False]:
+    # Migrations outlive the project's code, so a generated one must not refer to the project's types.
     return "sa.DateTime(timezone=True)" if isinstance(item, UtcDateTime) else False
 
 
@@ -23,8 +23,8 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
     version_table=VERSION_TABLE,
-    include_name=_ours,
-    render_item=_plainly,
+    include_name=_include_name,
+    render_item=_render_item,
     render_as_batch=True,  # SQLite alters a table by copying it
 )
 with context.begin_transaction():

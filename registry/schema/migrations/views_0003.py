@@ -1,10 +1,10 @@
-"""The views of revision 0003, which docs/registry.md describes; as that revision, not edited after its release."""
+"""The views of revision 0003 (see docs/registry.md); like the revision, not edited after release."""
 
 
 def views(dialect: str) -> dict[str, str]:
-    """What each view selects, by its name."""
-    own = "{0}.delta_id = d.id AND {0}.mode = 'oracle' AND {0}.stream_id IS NULL AND {0}.step = 0 "
-    own += "AND {0}.metric = t.metric AND {0}.split = '{1}'"
+    """Return each view's SELECT by its name."""
+    main_score = "{0}.delta_id = d.id AND {0}.mode = 'oracle' AND {0}.stream_id IS NULL AND {0}.step = 0 "
+    main_score += "AND {0}.metric = t.metric AND {0}.split = '{1}'"
     epochs = "json_extract(d.budget, '$.epochs')" if dialect == "sqlite" else "CAST(d.budget ->> 'epochs' AS INTEGER)"
     return {
         "named_deltas": f"""
@@ -13,8 +13,8 @@ def views(dialect: str) -> dict[str, str]:
                 validation.value AS validation_score, d.parameters, d.share, d.bytes, d.seconds, d.warm_start,
                 d.mlflow_run, d.created_at
             FROM deltas d JOIN tasks t ON t.id = d.task_id JOIN backbones b ON b.id = d.backbone_id
-            LEFT JOIN scores test ON {own.format("test", "test")}
-            LEFT JOIN scores validation ON {own.format("validation", "validation")}""",
+            LEFT JOIN scores test ON {main_score.format("test", "test")}
+            LEFT JOIN scores validation ON {main_score.format("validation", "validation")}""",
         "champions": """
             SELECT id, task, backbone, fingerprint, delta, version, method, metric, score, validation_score, created_at
             FROM named_deltas WHERE status = 'champion'""",

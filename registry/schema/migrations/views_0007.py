@@ -1,14 +1,14 @@
-"""The views of revision 0007: a stream may be open, without a backbone of its own; not edited after its release."""
+"""The views of revision 0007, where a stream may lack a backbone; not edited after release."""
 
 from registry.schema.migrations.views_0003 import views as views_0003
 
 
 def views(dialect: str) -> dict[str, str]:
-    """What each view selects, by its name."""
-    before = views_0003(dialect)
-    progress = before["stream_progress"]
+    """Return each view's SELECT by its name."""
+    previous = views_0003(dialect)
+    progress = previous["stream_progress"]
     progress = progress.replace("JOIN backbones b", "LEFT JOIN backbones b", 1)
     progress = progress.replace(
         "AS failed,", "AS failed,\n                COUNT(CASE p.state WHEN 'cancelled' THEN 1 END) AS cancelled,", 1
     )
-    return before | {"stream_progress": progress}
+    return previous | {"stream_progress": progress}

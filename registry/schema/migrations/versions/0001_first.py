@@ -13,6 +13,7 @@ TABLES = ("backbones", "tasks", "deltas", "signatures", "streams", "lineage", "p
 
 
 def upgrade() -> None:
+    """Create the tables."""
     _backbones()
     _tasks()
     _deltas()
@@ -24,6 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop the tables."""
     for table in reversed(TABLES):
         op.drop_table(table)
 

@@ -1,4 +1,4 @@
-"""What a search for the method looked at is kept with the delta."""
+"""A column of deltas for the candidates that a search over methods evaluated."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,8 +10,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Add the column `deltas.tried`."""
     op.add_column("deltas", sa.Column("tried", sa.JSON(), server_default="[]", nullable=False))
 
 
 def downgrade() -> None:
+    """Drop the column `deltas.tried`."""
     op.drop_column("deltas", "tried")

@@ -1,6 +1,6 @@
-"""Tombstones, leases, checkpoints, events, an outbox for MLflow, a name for the registry, answers to fixed inputs.
+"""Tombstones, leases, checkpoints, events, an outbox for MLflow, the registry's id, replays.
 
-Also which rows a delta was learned from, indices for every question that is asked, and views for whoever asks in SQL.
+Also the splits that a delta was learned from, indices for every query, and views for SQL users.
 """
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Add tables, columns, indices and views, and fill them from the existing rows."""
     op.add_column("tasks", sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True))
     _deltas()
     _data()
@@ -49,7 +50,7 @@ def _deltas() -> None:
 
 
 def _data() -> None:
-    """What a task was last learned from is what its newest delta was; where its files lay was not written down."""
+    """Fill `deltas.data` of each task's newest delta from its task; the folder was not recorded."""
     newest = sa.text(
         "SELECT d.id, d.seed, t.spec, t.fingerprints, t.rows FROM deltas d JOIN tasks t ON t.id = d.task_id "
         "WHERE d.warm_start <> 'imported' AND d.version = (SELECT max(version) FROM deltas WHERE task_id = t.id)"
@@ -61,12 +62,12 @@ def _data() -> None:
 
 
 def _signatures() -> None:
-    """Each version has its own from now on; the one that was kept of a task is the best that is known of all of its."""
-    kept = sa.text(
+    """Give each delta a signature: the one stored per task is the best available for all versions."""
+    query = sa.text(
         "SELECT d.id AS delta_id, s.digest, s.rows, s.layer, s.pooling "
         "FROM signatures s JOIN deltas d ON d.task_id = s.task_id AND d.backbone_id = s.backbone_id ORDER BY d.id"
     )
-    rows = [dict(row) for row in op.get_bind().execute(kept).mappings()]
+    rows = [dict(row) for row in op.get_bind().execute(query).mappings()]
     op.drop_table("signatures")
     signatures = op.create_table(
         "signatures",
@@ -198,16 +199,16 @@ def _splits() -> None:
     op.create_index(op.f("ix_splits_fingerprint_delta_id"), "splits", ["fingerprint", "delta_id"], unique=False)
     deltas = sa.table("deltas", sa.column("id"), sa.column("data", sa.JSON(none_as_null=True)))
     learned = sa.select(deltas.c.id, deltas.c.data).where(deltas.c.data.is_not(None)).order_by(deltas.c.id)
-    known = [
+    split_rows = [
         {"delta_id": delta, "split": split, "fingerprint": fingerprint, "rows": data["rows"].get(split, 0)}
         for delta, data in op.get_bind().execute(learned)
         for split, fingerprint in data["fingerprints"].items()
     ]
-    op.bulk_insert(splits, known)
+    op.bulk_insert(splits, split_rows)
 
 
 def _indices() -> None:
-    """Each ends with what its listing is ordered by, so that a page is read and not sorted."""
+    """Create indices that end with the listings' sort keys, so that a page is read without sorting."""
     for table, old, new in (
         ("deltas", "backbone_id", ["backbone_id", "id"]),
         ("lineage", "parent_id", ["parent_id", "id"]),

@@ -1,4 +1,4 @@
-"""Statistics of wide features, for the routers, beside each signature; and where the rows of a task were sent."""
+"""Routing statistics beside each signature, and routing confusions."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,7 @@ PLACE = ("stream_id", "step", "delta_id", "routed_to_id")
 
 
 def upgrade() -> None:
+    """Add the column `signatures.routing` and the table `confusions`."""
     op.add_column("signatures", sa.Column("routing", sa.String(), nullable=True))
     op.create_table(
         "confusions",

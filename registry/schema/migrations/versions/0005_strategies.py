@@ -1,4 +1,4 @@
-"""Other strategies of learning a stream, what each came to after every task; what a warm start gained."""
+"""Runs of other strategies over a stream, with scores after every task; the gain of a warm start."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,7 @@ MODES = "mode IN ('oracle', 'routed', 'scratch', 'frozen', 'neighbour', 'curve')
 
 
 def upgrade() -> None:
+    """Add the strategy tables and the column `lineage.gain`."""
     op.add_column("lineage", sa.Column("gain", sa.Double(), nullable=True))
     _runs()
     _steps()

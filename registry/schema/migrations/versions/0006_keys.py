@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Create the table `api_keys`."""
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Integer(), nullable=False),

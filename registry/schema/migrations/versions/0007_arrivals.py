@@ -1,4 +1,4 @@
-"""Tasks that arrive one by one, at any time: positions of a stream that has no end and no backbone of its own."""
+"""Arrivals: tasks submitted one by one, as positions of a stream without a backbone."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +15,7 @@ FREE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
 
 
 def upgrade() -> None:
+    """Allow streams without a backbone, add the columns and indices of arrivals, and recreate the views."""
     dialect = op.get_bind().dialect.name
     for name in reversed(before(dialect)):  # SQLite alters a table by copying it, which no view may refer to meanwhile
         op.execute(f"DROP VIEW {name}")
@@ -44,5 +45,7 @@ def _positions() -> None:
     free, held = sa.text(FREE), sa.text("state = 'held'")
     turn: list[str | sa.TextClause] = ["stream_id", "backbone", *falling, "number"]
     op.create_index("ix_positions_free", "positions", turn, sqlite_where=free, postgresql_where=free)
-    one = ["stream_id", "task_name"]
-    op.create_index("uq_positions_held", "positions", one, unique=True, sqlite_where=held, postgresql_where=held)
+    stream_and_task = ["stream_id", "task_name"]
+    op.create_index(
+        "uq_positions_held", "positions", stream_and_task, unique=True, sqlite_where=held, postgresql_where=held
+    )

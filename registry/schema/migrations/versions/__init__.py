@@ -1,4 +1,5 @@
-"""One module per step; none is edited after its release.
+"""One module per revision; none is edited after its release.
 
-A step that alters a table which views read drops those first and makes them again after: neither database would let it.
+A revision that alters a table used by views drops the views first and recreates them afterwards: neither database
+allows it otherwise.
 """
