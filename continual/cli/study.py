@@ -67,7 +67,7 @@ def study(
         runner = TrialRunner(learner.backbone, load_stream(selected), seed_numbers)
         store = TrialStore.open(common.locations.home, name, learner.backbone)
         with _progress(name) as made:
-            study_run = run_study(configured, runner, store, made=made)
+            study_run = run_study(configured, runner, store, progress=made)
         summary = _summary(name, selected, configured, runner)
         _print_study(common, summary, study_run)
         if html is not None:

@@ -1,9 +1,9 @@
-"""What each layer's edits are worth after training, and how much the scale matters that adapters begin with.
+"""Study: the score drop when layers' edits are removed after training, and adapters' initial scale.
 
-    drop[i, j] = score with the edits of layers i to j undone − score with all of them
+    drop[i, j] = score with the edits of layers i to j removed − score with all edits
 
 Nothing is trained again. Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751),
-figure 6: the map of drops, and the score by the deviation of the normal that weights are drawn from.
+figure 6: the map of drops, and the score by the standard deviation of the normal that weights are initialized from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,9 +31,14 @@ SCALES = (1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)
 
 @final
 class Ablation(Study):
-    """method: whose edits are undone · scales: deviations at which `scaled`, a method with an `initial_scale`, begins.
+    """Removes the edits of layers after training, and varies the initial scale of a method.
 
-    What is undone are all edits of a layer; an adapter's trained norms go with it.
+    All edits of a layer are removed; an adapter's trained norms go with it.
+
+    Attributes:
+        method: The method whose edits are removed.
+        scaled: A method with the setting `initial_scale`.
+        scales: The values of `initial_scale` to train `scaled` with.
     """
 
     shows: ClassVar[str] = "the drop when edits of some layers are removed, and the scale that adapters begin with"
@@ -43,99 +48,129 @@ class Ablation(Study):
     scaled: Method = Method(name="adapter")
     scales: tuple[float, ...] = SCALES
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        yield from sweep_trials(bench, [self.method], rates=[1.0], extra={"spans": True})
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
+        yield from sweep_trials(runner, [self.method], rates=[1.0], extra={"spans": True})
         for scale in self.scales:
             method = Method.model_validate({**self.scaled.model_dump(), "initial_scale": scale})
-            yield from sweep_trials(bench, [method], rates=[1.0], extra={"initial_scale": scale})
+            yield from sweep_trials(runner, [method], rates=[1.0], extra={"initial_scale": scale})
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        task, trained = bench.train(trial)
-        found = summarize(task, trained)
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        task, trained = runner.train(trial)
+        outcome = summarize(task, trained)
         if "spans" not in trial.extra:
-            return found
+            return outcome
         scores = [
             [
                 test_score(task, ablate_layers(task.backbone, trained.delta, first, last), task.validation)
                 for last in lasts
             ]
-            for first, lasts in _spans(bench.backbone.num_layers)
+            for first, lasts in _spans(runner.backbone.num_layers)
         ]
         drops = [[score - trained.score for score in row] for row in scores]
-        return {**found, "drops": drops, "drop_of_all": drops[0][-1]}
+        return {**outcome, "drops": drops, "drop_of_all": drops[0][-1]}
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        spans = [one for one in found if "spans" in one.trial.extra]
-        scaled = [one for one in found if "initial_scale" in one.trial.extra]
-        maps = [_map("mean over tasks", spans)] if len({one.trial.task for one in spans}) > 1 else []
-        maps += [
-            _map(task, [one for one in spans if one.trial.task == task])
-            for task in dict.fromkeys(one.trial.task for one in spans)
-        ]
-        whole = mean_outcomes(spans, "drop_of_all", task_of)
-        return Result((*maps, *_by_scale(scaled)), {f"drop_of_all.{task}": drop for task, drop in whole.items()})
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        ablation_results = [result for result in results if "spans" in result.trial.extra]
+        scale_results = [result for result in results if "initial_scale" in result.trial.extra]
+        by_task: dict[str, list[TrialResult]] = {}
+        for result in ablation_results:
+            by_task.setdefault(result.trial.task, []).append(result)
+        sections = [_drop_section("mean over tasks", ablation_results)] if len(by_task) > 1 else []
+        sections += [_drop_section(task, task_results) for task, task_results in by_task.items()]
+        total_drops = mean_outcomes(ablation_results, "drop_of_all", task_of)
+        return Result(
+            (*sections, *_scale_sections(scale_results)),
+            {f"drop_of_all.{task}": drop for task, drop in total_drops.items()},
+        )
 
 
 def _spans(layers: int) -> list[tuple[int, range]]:
-    """For each first layer the last ones: it and those above."""
+    """Return each first layer with the last layers of its spans: itself and all above."""
     return [(first, range(first, layers)) for first in range(layers)]
 
 
 def mean_drops(drops: Sequence[Sequence[Sequence[float]]]) -> list[list[float | None]]:
-    """The mean of several triangles of drops, as a square: None where the last layer is below the first.
+    """Average triangles of drops into one square, with None where the last layer is below the first.
+
+    Args:
+        drops: K triangles; row i of a triangle of L layers holds the L − i drops for the spans that begin at layer i.
+
+    Returns:
+        L rows of L values, by first and last layer.
 
     >>> mean_drops([[[-0.5, -1.0], [-0.25]]])
     [[-0.5, -1.0], [None, -0.25]]
     """
-    sizes = range(len(drops[0]))
+    layers = range(len(drops[0]))
     return [
-        [None if last < first else mean_of(own[first][last - first] for own in drops) for last in sizes]
-        for first in sizes
+        [None if last < first else mean_of(triangle[first][last - first] for triangle in drops) for last in layers]
+        for first in layers
     ]
 
 
 @dataclass(frozen=True)
 class OutsideLayers:
-    """The places that another choice takes, but for those of the layers `first` to `last`."""
+    """A place filter that drops the places in a range of layers from another filter's choice.
+
+    Attributes:
+        choice: The other filter; None chooses every place.
+        first: The lowest dropped layer.
+        last: The highest dropped layer.
+    """
 
     choice: PlaceFilter | None
     first: int
     last: int
 
     def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        """Return the chosen places outside the layers."""
         chosen = places if self.choice is None else self.choice(places)
         return [p for p in chosen if p.layer is None or not self.first <= p.layer <= self.last]
 
 
 class WithoutLayers(MethodSettings):
-    """The edits of a method but for those of some layers."""
+    """A method without its edits in a range of layers.
+
+    Attributes:
+        method: The settings of the whole method.
+        first: The lowest layer without edits.
+        last: The highest layer without edits.
+    """
 
     method: SerializeAsAny[MethodSettings]
     first: int
     last: int
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the method's edits, restricted to places outside the layers."""
         return tuple(
             replace(edit, where=OutsideLayers(edit.where, self.first, self.last)) for edit in self.method.edits()
         )
 
 
 def ablate_layers(backbone: Backbone, delta: Delta, first: int, last: int) -> Delta:
-    """The delta with its edits of the layers `first` to `last` undone, as if the method had none there."""
+    """Return the delta without its edits in layers `first` to `last`, as if the method had none there."""
     settings = WithoutLayers(method=delta.settings, first=first, last=last)
-    left = {prefix for _, prefix, _ in iterate_edits(backbone, settings)}
-    values = {key: value for key, value in delta.values.items() if _owner(key) in left or key.startswith(SHARED_PREFIX)}
+    remaining_prefixes = {prefix for _, prefix, _ in iterate_edits(backbone, settings)}
+    values = {
+        key: value
+        for key, value in delta.values.items()
+        if _edit_prefix(key) in remaining_prefixes or key.startswith(SHARED_PREFIX)
+    }
     return replace(delta, settings=settings, values=values)
 
 
-def _owner(key: str) -> str:
-    """The edit and place whose value this is."""
+def _edit_prefix(key: str) -> str:
+    """Return the part of a value's key that names its edit and place."""
     return key.rpartition("/")[0]
 
 
-def _map(name: str, found: Sequence[TrialResult]) -> Section:
-    """The mean drops of these trials, as a map and a table."""
-    matrix = mean_drops([one.outcome["drops"] for one in found])
+def _drop_section(name: str, results: Sequence[TrialResult]) -> Section:
+    """Build a section with the trials' mean drops as a heat map and a table."""
+    matrix = mean_drops([result.outcome["drops"] for result in results])
     layers, labels = [str(layer) for layer in range(len(matrix))], ("first layer removed", "last layer removed")
     table = Table(
         (labels[0], *(f"to {last}" for last in layers)),
@@ -150,13 +185,13 @@ def _map(name: str, found: Sequence[TrialResult]) -> Section:
     )
 
 
-def _by_scale(found: Sequence[TrialResult]) -> list[Section]:
-    if not found:
+def _scale_sections(results: Sequence[TrialResult]) -> list[Section]:
+    if not results:
         return []
-    means = mean_outcomes(found, "test", lambda trial: (trial.task, float(trial.extra["initial_scale"])))
+    means = mean_outcomes(results, "test", lambda trial: (trial.task, float(trial.extra["initial_scale"])))
     tasks, scales = dict.fromkeys(task for task, _ in means), sorted({scale for _, scale in means})
-    across = "initial scale: deviation of the normal that weights are drawn from"
-    figure = line_plot(group_lines(means), title="mean over seeds", across=across, up="test score", logarithmic=True)
+    x_label = "initial scale: deviation of the normal that weights are drawn from"
+    figure = line_plot(group_lines(means), title="mean over seeds", across=x_label, up="test score", logarithmic=True)
     rows = tuple((f"{scale:g}", *(means.get((task, scale)) for task in tasks)) for scale in scales)
     table = Table(("initial scale", *tasks), rows)
-    return [Section("Initial scale", table=table, figure=figure, caption=f"Test score by {across}, a line each task")]
+    return [Section("Initial scale", table=table, figure=figure, caption=f"Test score by {x_label}, a line each task")]

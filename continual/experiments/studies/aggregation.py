@@ -1,4 +1,4 @@
-"""What studies do with many trials: choose the best learning rate, average over seeds, name methods."""
+"""Build and aggregate trials: sweeps, the best learning rate, means over seeds, names of methods."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,99 +20,154 @@ Key = TypeVar("Key", bound=Hashable)
 Number = TypeVar("Number", int, float)
 Rates = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
 
-RATES: Rates = (0.1, 1.0)  # multiples of the stream's learning rate: what changes whole weights needs a lower one
+RATES: Rates = (0.1, 1.0)  # multiples of the stream's learning rate: methods that train whole weights need a lower one
 FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f"}
-PERCENTILES = (20, 50, 80)  # those of Houlsby et al. (2019), figure 1
+PERCENTILES = (20, 50, 80)  # as in Houlsby et al. (2019), figure 1
 
 
 def sweep_trials(
-    bench: TrialRunner, methods: Iterable[Method], *, rates: Sequence[float], epochs: int | None = None, **more: Any
+    runner: TrialRunner,
+    methods: Iterable[Method],
+    *,
+    rates: Sequence[float],
+    epochs: int | None = None,
+    rows: int | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Iterator[StudyTrial]:
-    """A trial of every task with every seed by every method at every learning rate."""
-    chosen = list(methods)
-    for data in bench.tasks:
-        for seed in bench.seeds:
-            for method in chosen:
+    """Yield a trial of every task with every seed, method and learning rate.
+
+    Args:
+        runner: The tasks and seeds.
+        methods: The methods.
+        rates: Multiples of each task's learning rate.
+        epochs: As in `make_trial`.
+        rows: As in `StudyTrial`.
+        extra: As in `StudyTrial`.
+    """
+    method_list = list(methods)
+    for data in runner.tasks:
+        for seed in runner.seeds:
+            for method in method_list:
                 for rate in rates:
-                    yield make_trial(data, seed, method, rate=rate, epochs=epochs, **more)
+                    yield make_trial(data, seed, method, rate=rate, epochs=epochs, rows=rows, extra=extra)
 
 
 def make_trial(
-    data: TaskData, seed: int, method: Method | None, *, rate: float = 1.0, epochs: int | None = None, **more: Any
+    data: TaskData,
+    seed: int,
+    method: Method | None,
+    *,
+    rate: float = 1.0,
+    epochs: int | None = None,
+    rows: int | None = None,
+    shots: int | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> StudyTrial:
-    """A trial by a method, or by the task's own, at a multiple of the task's learning rate.
+    """Build a trial of one task.
 
-    epochs: in place of the task's own.
+    Args:
+        data: The task and its rows.
+        seed: The seed.
+        method: The method; None takes the task's own.
+        rate: A multiple of the task's learning rate.
+        epochs: The number of epochs; None takes the task's own.
+        rows: As in `StudyTrial`.
+        shots: As in `StudyTrial`.
+        extra: As in `StudyTrial`.
     """
     spec = data.spec
     assert spec.budget  # what `Stream.resolved` fills in
     assert spec.method
     budget = spec.budget if epochs is None else spec.budget.model_copy(update={"epochs": epochs})
-    return StudyTrial(data, seed, SearchCandidate(method or spec.method, rate * budget.learning_rate), budget, **more)
+    candidate = SearchCandidate(method or spec.method, rate * budget.learning_rate)
+    return StudyTrial(data, seed, candidate, budget, rows=rows, shots=shots, extra=extra or {})
 
 
-def best_rates(found: Iterable[TrialResult]) -> list[TrialResult]:
-    """Of the trials that differ in nothing but the learning rate, the best on validation rows."""
+def best_rates(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Keep, of results that differ only in the learning rate, the best one on validation rows."""
     best: dict[str, TrialResult] = {}
-    for one in found:
-        key = replace(one.trial, candidate=replace(one.trial.candidate, learning_rate=0.0)).key
-        if key not in best or one.outcome["validation"] > best[key].outcome["validation"]:
-            best[key] = one
+    for result in results:
+        key = replace(result.trial, candidate=replace(result.trial.candidate, learning_rate=0.0)).key
+        if key not in best or result.outcome["validation"] > best[key].outcome["validation"]:
+            best[key] = result
     return list(best.values())
 
 
-def mean_outcomes(found: Iterable[TrialResult], value: str, by: Callable[[StudyTrial], Key]) -> dict[Key, float]:
-    """The mean outcome of the trials that are the same by `by`, in the order in which they first appear."""
+def mean_outcomes(results: Iterable[TrialResult], value: str, by: Callable[[StudyTrial], Key]) -> dict[Key, float]:
+    """Average an outcome over the results with equal keys.
+
+    Args:
+        results: The results.
+        value: The name of the outcome.
+        by: Returns a trial's key.
+
+    Returns:
+        The means by key, in the order in which the keys first appear.
+    """
     values: defaultdict[Key, list[float]] = defaultdict(list)
-    for one in found:
-        values[by(one.trial)].append(one.outcome[value])
-    return {key: mean_of(own) for key, own in values.items()}
+    for result in results:
+        values[by(result.trial)].append(result.outcome[value])
+    return {key: mean_of(outcomes) for key, outcomes in values.items()}
 
 
 def means_table(
-    found: Sequence[TrialResult], by: Mapping[str, Callable[[StudyTrial], Any]], values: Sequence[str]
+    results: Sequence[TrialResult], by: Mapping[str, Callable[[StudyTrial], Any]], values: Sequence[str]
 ) -> Table:
-    """A row of mean outcomes for the trials that are the same. by: what rows are told apart by, under its heading."""
-    means = [mean_outcomes(found, value, lambda trial: tuple(own(trial) for own in by.values())) for value in values]
+    """Build a table of mean outcomes with one row per group of results.
+
+    Args:
+        results: The results.
+        by: The columns that identify a group: by heading, a function of a trial.
+        values: The names of the averaged outcomes.
+    """
+    means = [
+        mean_outcomes(results, value, lambda trial: tuple(key_part(trial) for key_part in by.values()))
+        for value in values
+    ]
     rows = tuple((*key, *(mean[key] for mean in means)) for key in means[0])
     return Table((*by, *(value.replace("_", " ") for value in values)), rows, dict(FORMATS))
 
 
 def group_lines(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
-    """A line for each first half of a key, through its second halves in order.
+    """Build one line per first half of a key, through its second halves in ascending order.
 
-    >>> lines_of({("lora", 300): 0.8, ("lora", 100): 0.7})
+    >>> group_lines({("lora", 300): 0.8, ("lora", 100): 0.7})
     {'lora': Line(x=[100, 300], y=[0.7, 0.8], low=None, high=None)}
     """
     points: defaultdict[str, list[tuple[Number, float]]] = defaultdict(list)
     for (name, x), y in means.items():
         points[name].append((x, y))
-    own = {name: sorted(found) for name, found in points.items()}
-    return {name: Line([x for x, _ in found], [y for _, y in found]) for name, found in own.items()}
+    sorted_points = {name: sorted(line_points) for name, line_points in points.items()}
+    return {
+        name: Line([x for x, _ in line_points], [y for _, y in line_points])
+        for name, line_points in sorted_points.items()
+    }
 
 
 def task_of(trial: StudyTrial) -> str:
+    """Return the name of the trial's task."""
     return trial.task
 
 
 def method_of(trial: StudyTrial) -> str:
+    """Return the label of the trial's method."""
     return method_label(trial.candidate.method)
 
 
 def task_and_method(trial: StudyTrial) -> tuple[str, str]:
-    """Task and method."""
+    """Return the name of the trial's task and the label of its method."""
     return task_of(trial), method_of(trial)
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """The mean of something."""
-    found = mean(values)
-    assert found is not None
-    return found
+    """Return the mean of at least one value."""
+    average = mean(values)
+    assert average is not None
+    return average
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile, linearly interpolated.
+    """Return the 20th, 50th and 80th percentile, linearly interpolated.
 
     >>> percentiles([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     (1.0, 2.5, 4.0)
@@ -122,19 +177,19 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def method_label(method: Method) -> str:
-    """A method as tables and figures call it.
+    """Return a method's label in tables and figures: its name and settings.
 
-    >>> named(Method.model_validate({"name": "union", "parts": ["bitfit", {"name": "lora", "rank": 2}]}))
+    >>> method_label(Method.model_validate({"name": "union", "parts": ["bitfit", {"name": "lora", "rank": 2}]}))
     'bitfit + lora rank 2'
     """
     settings = dict(method.settings)
     parts = [method_label(Method.model_validate(part)) for part in settings.pop("parts", ())]
-    between = {"union": " + ", "sequential": ", then "}.get(method.name, " ")
-    shown = between.join(parts) or method.name
-    return " ".join((shown, *(f"{key} {_plain(value)}" for key, value in settings.items())))
+    separator = {"union": " + ", "sequential": ", then "}.get(method.name, " ")
+    name = separator.join(parts) or method.name
+    return " ".join((name, *(f"{key} {_format_setting(value)}" for key, value in settings.items())))
 
 
-def _plain(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {_plain(own)}" for key, own in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else f"{value}"
+        return " ".join(f"{key} {_format_setting(inner)}" for key, inner in value.items())
+    return ", ".join(map(_format_setting, value)) if isinstance(value, list | tuple) else f"{value}"

@@ -1,4 +1,4 @@
-"""Whether two methods together are better than one: at once, or one after the other, against each alone.
+"""Study: two methods at once, or one after the other, against each alone.
 
 Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904): simultaneous and sequential combinations.
 """
@@ -39,8 +39,13 @@ PAIRS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 
 @final
 class Combination(Study):
-    """pairs: the methods that are combined · rates: multiples of the learning rate, of which the best on validation
-    rows counts. A combination has the same epochs as one method alone; one after the other, they share them.
+    """Compares pairs of methods, trained together and in sequence, with each alone.
+
+    A combination has the same epochs as one method alone; in sequence, the two methods share them.
+
+    Attributes:
+        pairs: The pairs of methods.
+        rates: Multiples of the learning rate; the best one on validation rows counts.
     """
 
     shows: ClassVar[str] = "methods together and one after the other, against each alone"
@@ -51,23 +56,28 @@ class Combination(Study):
     )
     rates: Rates = RATES
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
         methods = {method_label(method): method for pair in self.pairs for method in pair_variants(pair).values()}
-        return sweep_trials(bench, methods.values(), rates=self.rates)
+        return sweep_trials(runner, methods.values(), rates=self.rates)
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.train(trial))
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        return summarize(*runner.train(trial))
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        best = best_rates(found)
-        scores = {(one.trial.task, one.trial.seed, method_of(one.trial)): one.outcome["test"] for one in best}
-        compared = {
-            (method_label(a), method_label(b)): row for a, b in self.pairs if (row := _compared((a, b), scores))
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        best = best_rates(results)
+        scores = {
+            (result.trial.task, result.trial.seed, method_of(result.trial)): result.outcome["test"] for result in best
         }
-        rows = tuple((*pair, *row) for pair, row in compared.items())
+        scores_by_pair = {
+            (method_label(a), method_label(b)): row for a, b in self.pairs if (row := _pair_scores((a, b), scores))
+        }
+        rows = tuple((*pair, *row) for pair, row in scores_by_pair.items())
         columns = ("first", "second", *pair_variants(self.pairs[0]), "gain")
-        bars = {" and ".join(pair): dict(zip(columns[2:-1], row, strict=False)) for pair, row in compared.items()}
-        values, each = ("parameters", "share", "test"), {"task": task_of, "method": method_of}
+        bars = {" and ".join(pair): dict(zip(columns[2:-1], row, strict=False)) for pair, row in scores_by_pair.items()}
+        values, columns_per_task = ("parameters", "share", "test"), {"task": task_of, "method": method_of}
         return Result(
             (
                 Section(
@@ -78,9 +88,9 @@ class Combination(Study):
                     caption="Mean test score of two methods, each alone, together, and one after the other",
                 ),
                 Section("Each method", "Mean test score.", table=means_table(best, {"method": method_of}, values)),
-                Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
+                Section("Each task", "Means over the seeds.", table=means_table(best, columns_per_task, values)),
             ),
-            {f"gain.{first}, {second}": row[-1] for (first, second), row in compared.items()},
+            {f"gain.{first}, {second}": row[-1] for (first, second), row in scores_by_pair.items()},
         )
 
 
@@ -88,9 +98,9 @@ TEXT = "Mean test scores over tasks and seeds. Gain: the best combination less t
 
 
 def pair_variants(pair: Pair) -> dict[str, Method]:
-    """Each alone, both at once, and one after the other.
+    """Return the five variants of a pair by name: each alone, both at once, and in either sequence.
 
-    >>> list(ways((Method(name="lora"), Method(name="bitfit"))))
+    >>> list(pair_variants((Method(name="lora"), Method(name="bitfit"))))
     ['first alone', 'second alone', 'together', 'first, then second', 'second, then first']
     """
     first, second = pair
@@ -107,12 +117,12 @@ def pair_variants(pair: Pair) -> dict[str, Method]:
     }
 
 
-def _compared(pair: Pair, scores: Mapping[tuple[str, int, str], float]) -> tuple[float, ...] | None:
-    """The mean score of each way over the tasks and seeds for which all of them are there, and the gain."""
+def _pair_scores(pair: Pair, scores: Mapping[tuple[str, int, str], float]) -> tuple[float, ...] | None:
+    """Return each variant's mean score over the tasks and seeds that have all variants, and the gain."""
     names = [method_label(method) for method in pair_variants(pair).values()]
     runs = {(task, seed) for task, seed, _ in scores}
-    whole = [run for run in sorted(runs) if all((*run, name) in scores for name in names)]
-    if not whole:
+    complete_runs = [run for run in sorted(runs) if all((*run, name) in scores for name in names)]
+    if not complete_runs:
         return None
-    first, second, *combined = [mean_of(scores[(*run, name)] for run in whole) for name in names]
+    first, second, *combined = [mean_of(scores[(*run, name)] for run in complete_runs) for name in names]
     return first, second, *combined, max(combined) - max(first, second)

@@ -1,7 +1,7 @@
-"""How soon methods learn: validation score and training loss by epoch, step and second.
+"""Study: convergence of methods, as validation score and training loss by epoch, step and second.
 
-Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), compare methods by their convergence so. An epoch's score is of
-the validation rows; epoch 0 is the start, whose head is there in closed form.
+Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), compare the convergence of methods in this way. An epoch's
+score is measured on validation rows; epoch 0 is the start, whose head is fitted in closed form.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +35,12 @@ CONVERGED_FRACTION = 0.99  # of the final score
 
 @final
 class Convergence(Study):
-    """methods: what is compared · rates: multiples of the learning rate, of which the best on validation rows counts ·
-    epochs: in place of the tasks' own.
+    """Records the learning curves of methods, and the steps until they have converged.
+
+    Attributes:
+        methods: The methods.
+        rates: Multiples of the learning rate; the best one on validation rows counts.
+        epochs: The number of epochs, in place of the tasks' own.
     """
 
     shows: ClassVar[str] = "learning curves, and the steps to 99 % of the final score"
@@ -46,16 +50,18 @@ class Convergence(Study):
     rates: Rates = RATES
     epochs: int = Field(default=10, ge=1)
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        return sweep_trials(bench, self.methods, rates=self.rates, epochs=self.epochs)
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
+        return sweep_trials(runner, self.methods, rates=self.rates, epochs=self.epochs)
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
         seconds: list[float] = []
 
-        def keep(course: TrainingState) -> None:
-            seconds.append(course.seconds)
+        def record_seconds(state: TrainingState) -> None:
+            seconds.append(state.seconds)
 
-        task, trained = bench.train(trial, keep=keep)
+        task, trained = runner.train(trial, on_state=record_seconds)
         steps = -(-len(task.train.tokens) // task.budget.batch_size)
         curve: dict[str, list[Any]] = {
             "step": [steps * epoch.number for epoch in trained.curve],
@@ -63,50 +69,51 @@ class Convergence(Study):
             "loss": [epoch.loss for epoch in trained.curve],
             "score": [epoch.score for epoch in trained.curve],
         }
-        there = convergence_epoch(curve["score"])
+        converged = convergence_epoch(curve["score"])
         return {
             **summarize(task, trained),
             "curve": curve,
-            "steps_to_reach": curve["step"][there],
-            "seconds_to_reach": seconds[there],
+            "steps_to_reach": curve["step"][converged],
+            "seconds_to_reach": seconds[converged],
         }
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        best = best_rates(found)
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        best = best_rates(results)
         values = ("steps_to_reach", "seconds_to_reach", "validation", "test")
-        alone, each = {"method": method_of}, {"task": task_of, "method": method_of}
+        columns, columns_per_task = {"method": method_of}, {"task": task_of, "method": method_of}
         return Result(
             (
                 Section(
                     f"Steps to {CONVERGED_FRACTION:.0%} of the final score",
                     "Means over tasks and seeds; measured after every epoch. Zero steps: the start was as good.",
-                    table=means_table(best, alone, values),
+                    table=means_table(best, columns, values),
                 ),
                 _figure(best, "score", "epoch", "validation score"),
                 _figure(best, "loss", "epoch", "training loss, nats"),
                 _figure(best, "score", "second", "validation score"),
-                Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
+                Section("Each task", "Means over the seeds.", table=means_table(best, columns_per_task, values)),
             ),
             {f"steps_to_reach.{name}": mean for name, mean in mean_outcomes(best, values[0], method_of).items()},
         )
 
 
 def convergence_epoch(scores: Sequence[float]) -> int:
-    """The first point of a curve that is at 99 % of its last one.
+    """Return the index of the first score that reaches 99 % of the last one.
 
-    >>> reached([0.5, 0.9, 0.995, 0.98, 1.0])
+    >>> convergence_epoch([0.5, 0.9, 0.995, 0.98, 1.0])
     2
     """
-    enough = scores[-1] - (1 - CONVERGED_FRACTION) * abs(scores[-1])
-    return next(i for i, score in enumerate(scores) if score >= enough)
+    threshold = scores[-1] - (1 - CONVERGED_FRACTION) * abs(scores[-1])
+    return next(i for i, score in enumerate(scores) if score >= threshold)
 
 
-def _figure(found: Sequence[TrialResult], value: str, across: str, up: str) -> Section:
+def _figure(results: Sequence[TrialResult], value: str, across: str, up: str) -> Section:
     title = f"{up.partition(',')[0]} by {across}".capitalize()
     lines = {}
-    for name in dict.fromkeys(method_of(one.trial) for one in found):
-        curves = [one.outcome["curve"] for one in found if method_of(one.trial) == name]
-        points = [i for i, known in enumerate(curves[0][value]) if known is not None]
+    for name in dict.fromkeys(method_of(result.trial) for result in results):
+        curves = [result.outcome["curve"] for result in results if method_of(result.trial) == name]
+        points = [i for i, point in enumerate(curves[0][value]) if point is not None]
         x = points if across == "epoch" else [mean_of(curve[across][i] for curve in curves) for i in points]
         lines[name] = Line(x, [mean_of(curve[value][i] for curve in curves) for i in points])
     unit = "second of training" if across == "second" else across

@@ -1,8 +1,8 @@
-"""What training and answering take: memory, seconds of a step, examples per second, and the latency of a pass.
+"""Study: the cost of training and inference in memory, seconds per step, throughput and latency.
 
-Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), compare the memory of methods by the size of the batch. On a GPU
-it is what the allocator held at most, else what a process of its own, in which nothing else was ever done, had
-resident at most. Each arm has such a process: memory that was freed is not always given back.
+Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), compare the memory of methods by batch size. On a GPU,
+memory is the allocator's peak; elsewhere it is the peak resident memory of a fresh process, one for each trial, because
+freed memory is not always returned to the system.
 """
 
 import multiprocessing
@@ -45,13 +45,17 @@ from tasks import Method
 
 METHODS = ("full", "lora", "adapter", "prefix", "bitfit", "probe")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-UNIT = 1024  # bytes; of what the system says of memory
+KIBIBYTE = 1024  # bytes; the unit in which the system reports memory
 
 
 @final
 class Cost(Study):
-    """methods: what is compared · batch_sizes: rows of a batch, in training and in answering · steps: how many training
-    steps are timed, and how many passes.
+    """Measures the cost of methods by batch size.
+
+    Attributes:
+        methods: The methods.
+        batch_sizes: Rows per batch, in training and in inference.
+        steps: The number of timed training steps, and of timed inference passes.
     """
 
     shows: ClassVar[str] = "peak memory, seconds of a step, examples per second, latency, by batch size"
@@ -61,26 +65,31 @@ class Cost(Study):
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
     steps: int = Field(default=10, ge=1)
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
         for size in self.batch_sizes:
-            measured = {"batch_size": size, "steps": self.steps, "machine": _machine(bench.backbone)}
-            yield from sweep_trials(bench, self.methods, rates=[1.0], epochs=1, extra=measured)
+            extra = {"batch_size": size, "steps": self.steps, "machine": _machine_label(runner.backbone)}
+            yield from sweep_trials(runner, self.methods, rates=[1.0], epochs=1, extra=extra)
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        backbone = bench.backbone
-        where = (backbone.name, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            return alone.submit(costs, *where, trial, torch.get_num_threads()).result()
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """Measure one trial in a new process; see `Study.measure`."""
+        backbone = runner.backbone
+        backbone_arguments = (backbone.name, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(measure_costs, *backbone_arguments, trial, torch.get_num_threads()).result()
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        alone = {"method": method_of, "batch size": _size}
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        columns = {"method": method_of, "batch size": _batch_size}
         values = ("memory_MiB", "added_MiB", "seconds_per_step", "examples_per_second", "latency_ms")
-        memory = mean_outcomes(found, "memory_MiB", lambda trial: f"memory_MiB.{method_of(trial)}.{_size(trial)}")
+        memory = mean_outcomes(
+            results, "memory_MiB", lambda trial: f"memory_MiB.{method_of(trial)}.{_batch_size(trial)}"
+        )
         return Result(
             (
-                Section("Cost of each method", TEXT, table=means_table(found, alone, values)),
-                *(_figure(found, value, up) for value, up in FIGURES.items()),
-                Section("Each task", "", table=means_table(found, {"task": task_of, **alone}, values)),
+                Section("Cost of each method", TEXT, table=means_table(results, columns, values)),
+                *(_figure(results, value, up) for value, up in FIGURES.items()),
+                Section("Each task", "", table=means_table(results, {"task": task_of, **columns}, values)),
             ),
             memory,
         )
@@ -97,87 +106,100 @@ FIGURES = {
 }
 
 
-def costs(name: str, device: str, dtype: str, trial: StudyTrial, threads: int) -> Mapping[str, float]:
-    """What one arm takes, in this process."""
+def measure_costs(name: str, device: str, dtype: str, trial: StudyTrial, threads: int) -> Mapping[str, float]:
+    """Measure one trial in this process.
+
+    Args:
+        name: The backbone's name, hub id or folder.
+        device: Its device.
+        dtype: Its dtype.
+        trial: The trial.
+        threads: The number of PyTorch's threads.
+
+    Returns:
+        Peak memory of training and its increase over the loaded backbone in MiB, seconds per step, examples per second
+        and the latency of a batch in milliseconds.
+    """
     torch.set_num_threads(threads)
     size, steps = trial.extra["batch_size"], trial.extra["steps"]
     backbone = load_backbone(name, device=device, dtype=dtype)
     cuda = backbone.device.type == "cuda"
-    _trained(backbone, _few(trial, size, batches=1))  # the first time pays for what is made once
-    before = _reset(cuda=cuda)
-    task, trained = _trained(backbone, _few(trial, size, batches=steps))
-    peak = _peak(cuda=cuda)
+    # The first run pays for allocations and caches.
+    _train_from_zero_head(backbone, _limit_rows(trial, size, batches=1))
+    baseline = _reset_peak_memory(cuda=cuda)
+    task, trained = _train_from_zero_head(backbone, _limit_rows(trial, size, batches=steps))
+    peak = _peak_memory(cuda=cuda)
     rows = len(task.train.tokens)
     return {
-        "memory_MiB": peak / UNIT**2,
-        "added_MiB": (peak - before) / UNIT**2,
+        "memory_MiB": peak / KIBIBYTE**2,
+        "added_MiB": (peak - baseline) / KIBIBYTE**2,
         "seconds_per_step": trained.seconds / -(-rows // size),
         "examples_per_second": rows / trained.seconds,
         "latency_ms": 1000 * _latency(task, trained.delta, size, passes=steps),
     }
 
 
-def _trained(backbone: Backbone, trial: StudyTrial) -> tuple[PreparedTask, TrainingResult]:
-    """Trained from a head of zeros: so few rows may lack labels, which a closed form cannot do without."""
+def _train_from_zero_head(backbone: Backbone, trial: StudyTrial) -> tuple[PreparedTask, TrainingResult]:
+    """Train from a head of zeros: a closed-form head needs every label, which so few rows may lack."""
     task = prepare_task(backbone, trial.selected_rows)
-    blank = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
-    return task, task.training_run(blank, seed=trial.seed).run()
+    start = from_scratch(HeadStart(task.kind.zero_head(task.backbone), torch.empty(0)))
+    return task, task.training_run(start, seed=trial.seed).run()
 
 
-def _few(trial: StudyTrial, size: int, *, batches: int) -> StudyTrial:
-    """The trial with as many rows as these batches have, or as there are, and no more held-out rows than a batch."""
+def _limit_rows(trial: StudyTrial, size: int, *, batches: int) -> StudyTrial:
+    """Return the trial with at most `batches` batches of train rows and one batch of validation rows."""
     data, budget = trial.data, trial.budget.model_copy(update={"batch_size": size})
-    few = data.train.select(range(min(size * batches, len(data.train))))
-    held_out = data.validation.select(range(min(size, len(data.validation))))
-    return replace(trial, data=replace(data, train=few, validation=held_out), budget=budget)
+    train = data.train.select(range(min(size * batches, len(data.train))))
+    validation = data.validation.select(range(min(size, len(data.validation))))
+    return replace(trial, data=replace(data, train=train, validation=validation), budget=budget)
 
 
 def _latency(task: PreparedTask, delta: Delta, size: int, *, passes: int) -> float:
-    """The median time, in seconds, of a pass over the batch of middle length, with the delta in place."""
+    """Return the median seconds of an inference pass over the batch of median length."""
     batches = list(sorted_batches(task.train.tokens.lengths, size))
     texts = task.data.train.select(batches[len(batches) // 2])
     batch = task.kind.prepare(task.backbone, texts, max_length=task.budget.max_length)
-    seen = ForwardContext(task.backbone, delta, batch)
-    return statistics.median(_seconds(lambda: task.kind.outputs(seen, delta.head)) for _ in range(passes))
+    context = ForwardContext(task.backbone, delta, batch)
+    return statistics.median(_time_call(lambda: task.kind.outputs(context, delta.head)) for _ in range(passes))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()  # ends with its answer on the CPU
-    return time.perf_counter() - began
+def _time_call(work: Callable[[], object]) -> float:
+    started_at = time.perf_counter()
+    work()  # ends with its outputs on the CPU, so that no GPU work is pending
+    return time.perf_counter() - started_at
 
 
-def _reset(*, cuda: bool) -> int:
-    """Forget the peak so far, where that is possible; bytes that are in use."""
+def _reset_peak_memory(*, cuda: bool) -> int:
+    """Reset the recorded peak where the system allows it; return the bytes in use."""
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     elif RESET.exists():
         RESET.write_text("5")
-    return _peak(cuda=cuda)
+    return _peak_memory(cuda=cuda)
 
 
-def _peak(*, cuda: bool) -> int:
-    """The most bytes that were in use."""
+def _peak_memory(*, cuda: bool) -> int:
+    """Return the peak memory in bytes."""
     if cuda:
         return torch.cuda.max_memory_allocated()
-    # `getrusage` has what the parent process held when it started this one.
-    if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
-        return int(found.group(1)) * UNIT
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else UNIT)
+    # `getrusage` is not used on Linux: it includes what the parent process held when it started this one.
+    if STATUS.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
+        return int(match.group(1)) * KIBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else KIBIBYTE)
 
 
-def _machine(backbone: Backbone) -> str:
-    """What is measured: a number of another machine is another number."""
+def _machine_label(backbone: Backbone) -> str:
+    """Return a label of the machine: measurements of different machines are different trials."""
     cuda = backbone.device.type == "cuda"
     device = torch.cuda.get_device_name(backbone.device) if cuda else platform.machine()
     return f"{platform.node()}, {device}, {torch.get_num_threads()} threads"
 
 
-def _size(trial: StudyTrial) -> int:
+def _batch_size(trial: StudyTrial) -> int:
     return int(trial.extra["batch_size"])
 
 
-def _figure(found: Sequence[TrialResult], value: str, up: str) -> Section:
-    lines = group_lines(mean_outcomes(found, value, lambda trial: (method_of(trial), _size(trial))))
+def _figure(results: Sequence[TrialResult], value: str, up: str) -> Section:
+    lines = group_lines(mean_outcomes(results, value, lambda trial: (method_of(trial), _batch_size(trial))))
     figure = line_plot(lines, title="mean over tasks and seeds", across="batch size", up=up, logarithmic=True)
     return Section(up.partition(",")[0].capitalize(), figure=figure, caption=f"{up} by batch size, a line each method")

@@ -1,8 +1,8 @@
-"""How much better a method is on the rows it learned from than on others, by how many of them there are.
+"""Study: the generalization gap of methods by the number of train rows.
 
     gap = score on the train rows − score on the test rows
 
-Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), report this generalisation gap of methods.
+Ding et al. (2022), "Delta Tuning" (arXiv:2203.06904), report this gap.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,8 +34,12 @@ METHODS = ("full", "lora", "adapter", "bitfit", "probe")
 
 @final
 class Generalisation(Study):
-    """methods: what is compared · rows: numbers of train rows; a task that has fewer takes part as far as it goes ·
-    rates: multiples of the learning rate, of which the best on validation rows counts.
+    """Measures the gap between train and test scores of methods.
+
+    Attributes:
+        methods: The methods.
+        rows: Numbers of train rows; a task takes part with those that it has.
+        rates: Multiples of the learning rate; the best one on validation rows counts.
     """
 
     shows: ClassVar[str] = "train score less test score, by method and number of train rows"
@@ -45,27 +49,33 @@ class Generalisation(Study):
     rows: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(100, 300, 1000, 3000), min_length=1)
     rates: Rates = RATES
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
         for count in self.rows:
-            for trial in sweep_trials(bench, self.methods, rates=self.rates, rows=count):
+            for trial in sweep_trials(runner, self.methods, rates=self.rates, rows=count):
                 if len(trial.data.labels) <= count <= len(trial.data.train):
                     yield trial
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        task, trained = bench.train(trial)
-        found, train = summarize(task, trained), test_score(task, trained.delta, task.train)
-        return {**found, "train": train, "gap": train - found["test"]}
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        task, trained = runner.train(trial)
+        outcome, train = summarize(task, trained), test_score(task, trained.delta, task.train)
+        return {**outcome, "train": train, "gap": train - outcome["test"]}
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        best, values = best_rates(found), ("train", "test", "gap")
-        alone, each = {"method": method_of, "rows": _rows}, {"task": task_of, "method": method_of, "rows": _rows}
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        best, values = best_rates(results), ("train", "test", "gap")
+        columns, columns_per_task = (
+            {"method": method_of, "rows": _rows},
+            {"task": task_of, "method": method_of, "rows": _rows},
+        )
         gaps = mean_outcomes(best, "gap", lambda trial: (method_of(trial), _rows(trial)))
         return Result(
             (
-                Section("Gap between train and test", TEXT, table=means_table(best, alone, values)),
+                Section("Gap between train and test", TEXT, table=means_table(best, columns, values)),
                 _figure(best, "gap", "score on train rows less score on test rows"),
                 _figure(best, "test", "test score"),
-                Section("Each task", "Means over the seeds.", table=means_table(best, each, values)),
+                Section("Each task", "Means over the seeds.", table=means_table(best, columns_per_task, values)),
             ),
             {f"gap.{name}.{count}": gap for (name, count), gap in gaps.items()},
         )
@@ -79,8 +89,8 @@ def _rows(trial: StudyTrial) -> int:
     return trial.rows
 
 
-def _figure(found: Sequence[TrialResult], value: str, up: str) -> Section:
-    lines = group_lines(mean_outcomes(found, value, lambda trial: (method_of(trial), _rows(trial))))
+def _figure(results: Sequence[TrialResult], value: str, up: str) -> Section:
+    lines = group_lines(mean_outcomes(results, value, lambda trial: (method_of(trial), _rows(trial))))
     figure = line_plot(lines, title="mean over tasks and seeds", across="train rows", up=up, logarithmic=True)
     title = f"{value} by train rows"
     return Section(title.capitalize(), figure=figure, caption=f"{up} by train rows, a line for each method")

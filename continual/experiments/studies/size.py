@@ -1,7 +1,7 @@
-"""How much is lost by changing few parameters: score against size, full fine-tuning being 0.
+"""Study: score against the number of trained parameters, relative to full fine-tuning.
 
-Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 1: every score less
-that of full fine-tuning on the same task, and its 20th, 50th and 80th percentile over the tasks.
+Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 1: every score minus
+the score of full fine-tuning on the same task, and its 20th, 50th and 80th percentile over the tasks.
 """
 
 from collections import defaultdict
@@ -31,8 +31,8 @@ FULL = Method(name="full")
 RANKS, WIDTHS = (1, 2, 4, 8, 16, 32, 64), (2, 4, 8, 16, 32, 64, 128)
 
 
-def _sizes(layers: int) -> tuple[Method, ...]:
-    """What is swept where nothing is said: ranks of LoRA, sizes of adapters, and how many layers are fine-tuned."""
+def _default_methods(layers: int) -> tuple[Method, ...]:
+    """Return the default sweep: ranks of LoRA, sizes of adapters, and numbers of fine-tuned last layers."""
     swept = {"lora": ("rank", RANKS), "adapter": ("size", WIDTHS), "last_layer": ("count", range(1, layers + 1))}
     return tuple(
         Method.model_validate({"name": name, setting: size})
@@ -43,8 +43,12 @@ def _sizes(layers: int) -> tuple[Method, ...]:
 
 @final
 class Size(Study):
-    """methods: what is compared with full fine-tuning, those of one name as one line; by default LoRA, adapters and the
-    last layers in many sizes · rates: multiples of the learning rate, of which the best on validation rows counts.
+    """Compares methods of many sizes with full fine-tuning.
+
+    Attributes:
+        methods: The methods, with one line for those of the same name; by default LoRA, adapters and the last layers in
+            many sizes.
+        rates: Multiples of the learning rate; the best one on validation rows counts.
     """
 
     shows: ClassVar[str] = "score against trained parameters, full fine-tuning = 0"
@@ -53,27 +57,32 @@ class Size(Study):
     methods: tuple[Method, ...] = ()
     rates: Rates = RATES
 
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        return sweep_trials(bench, (*(self.methods or _sizes(bench.backbone.num_layers)), FULL), rates=self.rates)
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """See `Study.trials`."""
+        return sweep_trials(
+            runner, (*(self.methods or _default_methods(runner.backbone.num_layers)), FULL), rates=self.rates
+        )
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.train(trial))
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        return summarize(*runner.train(trial))
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        best = best_rates(found)
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        best = best_rates(results)
         gaps, sizes = (
             gaps_to_full(mean_outcomes(best, "test", task_and_method)),
             mean_outcomes(best, "parameters", method_of),
         )
         shares, scores = mean_outcomes(best, "share", method_of), mean_outcomes(best, "test", task_and_method)
-        spread = {name: percentiles(list(own.values())) for name, own in gaps.items() if own}
+        spread = {name: percentiles(list(row.values())) for name, row in gaps.items() if row}
         table = Table(
             ("method", "parameters", "share", "20th", "median", "80th", "tasks"),
-            tuple((name, round(sizes[name]), shares[name], *own, len(gaps[name])) for name, own in spread.items()),
+            tuple((name, round(sizes[name]), shares[name], *row, len(gaps[name])) for name, row in spread.items()),
             {"share": ".3%", "20th": "+.3f", "median": "+.3f", "80th": "+.3f"},
         )
         tasks = tuple(dict.fromkeys(task for task, _ in scores))
-        each = tuple((name, *(scores.get((task, name)) for task in tasks)) for name in sizes)
+        score_rows = tuple((name, *(scores.get((task, name)) for task in tasks)) for name in sizes)
         return Result(
             (
                 Section("Score less that of full fine-tuning", TEXT, table=table),
@@ -89,9 +98,9 @@ class Size(Study):
                     ),
                     caption="Score less that of full fine-tuning against the number of trained parameters",
                 ),
-                Section("Test score of each task", "Mean over the seeds.", table=Table(("method", *tasks), each)),
+                Section("Test score of each task", "Mean over the seeds.", table=Table(("method", *tasks), score_rows)),
             ),
-            {f"median_gap.{name}": own[1] for name, own in spread.items()},
+            {f"median_gap.{name}": row[1] for name, row in spread.items()},
         )
 
 
@@ -99,7 +108,9 @@ TEXT = "Over the tasks: 20th percentile, median and 80th percentile of the test 
 
 
 def gaps_to_full(scores: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
-    """For each method and task, the score less that of full fine-tuning; tasks that lack the latter are left out.
+    """Return by method and task the score minus the score of full fine-tuning.
+
+    Tasks without a score of full fine-tuning are left out.
 
     >>> gaps_to_full({("mood", "lora"): 0.5, ("mood", "full"): 0.75})
     {'lora': {'mood': -0.25}, 'full': {'mood': 0.0}}
@@ -112,14 +123,14 @@ def gaps_to_full(scores: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
 
 
 def _lines(
-    found: Sequence[TrialResult], sizes: Mapping[str, float], spread: Mapping[str, tuple[float, float, float]]
+    results: Sequence[TrialResult], sizes: Mapping[str, float], spread: Mapping[str, tuple[float, float, float]]
 ) -> dict[str, Line]:
-    """A line for each name of a method, through its sizes in order."""
-    families = {method_of(one.trial): one.trial.candidate.method.name for one in found}
+    """Build one line per name of a method, through its sizes in ascending order."""
+    families = {method_of(result.trial): result.trial.candidate.method.name for result in results}
     lines = {}
     for family in dict.fromkeys(families.values()):
-        own = sorted((name for name in spread if families[name] == family), key=lambda name: sizes[name])
-        if own:
-            low, middle, high = zip(*(spread[name] for name in own), strict=True)
-            lines[family] = Line([sizes[name] for name in own], middle, low, high)
+        names = sorted((name for name in spread if families[name] == family), key=lambda name: sizes[name])
+        if names:
+            low, middle, high = zip(*(spread[name] for name in names), strict=True)
+            lines[family] = Line([sizes[name] for name in names], middle, low, high)
     return lines

@@ -1,4 +1,4 @@
-"""What every study is: settings that a person may write, trials that follow from them, and what is made of those."""
+"""The base class of studies: settings, the trials that follow from them, and a result."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,77 +13,108 @@ from continual.reports.html.study_result import Result
 from continual.streams.preflight import incompatibilities
 from tasks import StrictModel
 
-ProgressCallback = Callable[[int, int, StudyTrial], None]  # trials done, trials in all, and the next
+ProgressCallback = Callable[[int, int, StudyTrial], None]  # trials done, trials in all, and the next trial
 
 
 class Study(StrictModel, ABC):
-    """One study. A subclass adds its settings, says which trials they mean, makes one, and makes a result of all.
+    """A study: its fields are settings; it lists its trials, measures one, and combines the results.
 
-    shows: what it shows, in a line · paper: where its figure comes from.
+    Attributes:
+        shows: What the study shows, in one line.
+        paper: The paper and figure that it reproduces.
     """
 
     shows: ClassVar[str]
     paper: ClassVar[str]
 
     @abstractmethod
-    def trials(self, bench: TrialRunner) -> Iterable[StudyTrial]:
-        """Everything to be measured. Raises InputError where the tasks are not what the study needs."""
+    def trials(self, runner: TrialRunner) -> Iterable[StudyTrial]:
+        """Return every trial to be measured.
+
+        Raises:
+            InputError: The tasks do not meet the study's requirements.
+        """
 
     @abstractmethod
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        """What comes of one trial, as JSON."""
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """Run one trial and return its outcome as JSON."""
 
     @abstractmethod
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        """What the trials come to, those that failed left out."""
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """Combine the results of the trials that did not fail into sections and metrics."""
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A study that was carried out: all that was found, and what it came to."""
+    """A completed study.
+
+    Attributes:
+        results: The results of all trials, failed ones included.
+        result: The sections and metrics made of those that did not fail.
+    """
 
     results: tuple[TrialResult, ...]
     result: Result
 
 
 def run_study(
-    study: Study, bench: TrialRunner, ledger: TrialStore, *, made: ProgressCallback = lambda done, total, trial: None
+    study: Study,
+    runner: TrialRunner,
+    store: TrialStore,
+    *,
+    progress: ProgressCallback = lambda done, total, trial: None,
 ) -> StudyRun:
-    """Make the trials that the ledger does not hold, one after the other, and sum all of them up.
+    """Run the trials that the store does not hold, one after the other, and combine all results.
 
-    A trial whose loss is no longer a number is kept as failed and left out of the result.
-    Raises InputError before anything is trained, LearnError where every trial failed.
+    A trial whose training fails, such as by a loss that is not finite, is stored as failed and left out of the result.
+
+    Args:
+        study: The study.
+        runner: The backbone, tasks and seeds.
+        store: The results so far; each new one is added.
+        progress: Called before every trial.
+
+    Raises:
+        InputError: Nothing is to be measured, or a method does not fit the backbone; nothing has been trained.
+        TrainingError: Every trial failed.
     """
-    trials = list({trial.key: trial for trial in study.trials(bench)}.values())
+    trials = list({trial.key: trial for trial in study.trials(runner)}.values())
     if not trials:
-        counts = ", ".join(f"{data.spec.name} {len(data.train)}" for data in bench.tasks)
+        counts = ", ".join(f"{data.spec.name} {len(data.train)}" for data in runner.tasks)
         raise StudyError(
             f"{study!r} leaves nothing to measure on tasks of so many train rows: {counts}; change a setting, as in "
             "--set NAME=VALUE"
         )
-    _check(bench, trials)
+    _check_compatibility(runner, trials)
     for number, trial in enumerate(trials):
-        made(number, len(trials), trial)
-        if ledger.get(trial) is None:
-            ledger.add(trial, _measured(study, bench, trial))
-    found = tuple(TrialResult(trial, ledger.get(trial) or {}) for trial in trials)
-    there = [one for one in found if not one.failed]
-    if not there:
-        raise TrainingError(f"all {len(found)} trials failed; the first: {found[0].outcome['failed']}")
-    return StudyRun(found, study.result(there))
+        progress(number, len(trials), trial)
+        if store.get(trial) is None:
+            store.add(trial, _measure_or_failure(study, runner, trial))
+    results = tuple(TrialResult(trial, store.get(trial) or {}) for trial in trials)
+    succeeded = [result for result in results if not result.failed]
+    if not succeeded:
+        raise TrainingError(f"all {len(results)} trials failed; the first: {results[0].outcome['failed']}")
+    return StudyRun(results, study.result(succeeded))
 
 
-def _measured(study: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+def _measure_or_failure(study: Study, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
     try:
-        return study.measure(bench, trial)
+        return study.measure(runner, trial)
     except TrainingError as error:
         return {"failed": str(error)}
 
 
-def _check(bench: TrialRunner, trials: Sequence[StudyTrial]) -> None:
-    """Raise MethodError, one message, for tasks and methods that do not fit the backbone."""
-    asked = [own for trial in trials for own in (trial, trial.source) if own]
-    specs = {(one.task, repr(one.candidate.method), repr(one.data.spec.template)): one.spec for one in asked}
-    problems = dict.fromkeys(problem for spec in specs.values() for problem in incompatibilities(bench.backbone, spec))
+def _check_compatibility(runner: TrialRunner, trials: Sequence[StudyTrial]) -> None:
+    """Raise one error for all tasks and methods that do not fit the backbone.
+
+    Raises:
+        MethodError: There are any.
+    """
+    trials_and_sources = [candidate for trial in trials for candidate in (trial, trial.source) if candidate]
+    specs = {
+        (trial.task, repr(trial.candidate.method), repr(trial.data.spec.template)): trial.spec
+        for trial in trials_and_sources
+    }
+    problems = dict.fromkeys(problem for spec in specs.values() for problem in incompatibilities(runner.backbone, spec))
     if problems:
         raise MethodError("\n".join(problems))

@@ -1,8 +1,8 @@
-"""What a template is worth: zero-shot, few-shot and with all rows, with the language model's words and with a head.
+"""Study: a template against a head, zero-shot, few-shot and with all rows.
 
 Le Scao and Rush (2021), "How Many Data Points is a Prompt Worth?" (arXiv:2103.08493); Gao et al. (2021), "Making
-Pre-trained Language Models Better Few-shot Learners" (arXiv:2012.15723). Without a template nothing can be said
-zero-shot: there is no head.
+Pre-trained Language Models Better Few-shot Learners" (arXiv:2012.15723). With a template the language model's words
+answer; without one there is no zero-shot answer, because there is no head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,13 @@ REGIMES = ("zero-shot", "few-shot", "all rows")
 
 @final
 class Templates(Study):
-    """shots: rows of each label · few_epochs: epochs of few-shot training · method: in place of the stream's · rates:
-    multiples of the learning rate, of which the best on validation rows counts.
+    """Compares tasks with their template and with a head instead.
+
+    Attributes:
+        shots: Rows of each label in few-shot training.
+        few_epochs: Epochs of few-shot training.
+        method: The method, in place of the stream's.
+        rates: Multiples of the learning rate; the best one on validation rows counts.
     """
 
     shows: ClassVar[str] = "zero-shot, few-shot and all rows, with and without a template"
@@ -39,33 +44,36 @@ class Templates(Study):
     method: Method | None = None
     rates: Rates = RATES
 
-    def trials(self, bench: TrialRunner) -> Iterator[StudyTrial]:
-        if bare := [data.spec.name for data in bench.tasks if data.spec.template is None]:
+    def trials(self, runner: TrialRunner) -> Iterator[StudyTrial]:
+        """See `Study.trials`."""
+        if without := [data.spec.name for data in runner.tasks if data.spec.template is None]:
             raise StudyError(
-                f"tasks without a template: {', '.join(bare)}. Give each one, as in "
+                f"tasks without a template: {', '.join(without)}. Give each one, as in "
                 "template: {text: '{{ text }} It was {{ mask }}.', words: {bad: awful, good: great}}, or leave it out "
                 "with --tasks; the backbone has to be a language model, such as roberta-base, gpt2 or t5-small"
             )
-        for data in bench.tasks:
-            for seed in bench.seeds:
-                yield make_trial(data, seed, self.method, epochs=0, extra=_also("zero-shot", data))
+        for data in runner.tasks:
+            for seed in runner.seeds:
+                yield make_trial(data, seed, self.method, epochs=0, extra=_extra("zero-shot", data))
                 for rate in self.rates:
-                    for own in (data, without_template(data)):
-                        yield from self._regimes(own, seed, rate)
+                    for variant in (data, without_template(data)):
+                        yield from self._few_and_all_rows(variant, seed, rate)
 
-    def _regimes(self, data: TaskData, seed: int, rate: float) -> Iterator[StudyTrial]:
-        few = _also("few-shot", data)
+    def _few_and_all_rows(self, data: TaskData, seed: int, rate: float) -> Iterator[StudyTrial]:
+        few = _extra("few-shot", data)
         yield make_trial(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, extra=few)
-        yield make_trial(data, seed, self.method, rate=rate, extra=_also("all rows", data))
+        yield make_trial(data, seed, self.method, rate=rate, extra=_extra("all rows", data))
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        return summarize(*bench.train(trial))
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        return summarize(*runner.train(trial))
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        scores = mean_outcomes(best_rates(found), "test", lambda trial: (trial.task, *_regime(trial)))
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        scores = mean_outcomes(best_rates(results), "test", lambda trial: (trial.task, *_regime(trial)))
         tasks = list(dict.fromkeys(task for task, *_ in scores))
-        each = [(task, regime, *_both(scores, [task], regime)) for task in tasks for regime in REGIMES]
-        means = [(regime, *_both(scores, tasks, regime)) for regime in REGIMES]
+        rows = [(task, regime, *_template_and_head(scores, [task], regime)) for task in tasks for regime in REGIMES]
+        means = [(regime, *_template_and_head(scores, tasks, regime)) for regime in REGIMES]
         gains = {f"gain.{regime}": gain for regime, *_, gain in means if gain is not None}
         return Result(
             (
@@ -80,7 +88,7 @@ class Templates(Study):
                     ),
                     caption="Mean test score with a template and with a head, by how many rows there are",
                 ),
-                Section("Each task", table=Table(("task", "rows", *COLUMNS), tuple(each), FORMATS)),
+                Section("Each task", table=Table(("task", "rows", *COLUMNS), tuple(rows), FORMATS)),
             ),
             gains,
         )
@@ -92,11 +100,11 @@ TEXT = "Test scores. Gain: with the template less with a head. Zero-shot there i
 
 
 def without_template(data: TaskData) -> TaskData:
-    """The task without its template, so that a head answers it."""
+    """Return the task without its template, so that a head answers it."""
     return replace(data, spec=data.spec.model_copy(update={"template": None}))
 
 
-def _also(regime: str, data: TaskData) -> dict[str, Any]:
+def _extra(regime: str, data: TaskData) -> dict[str, Any]:
     return {"regime": regime, "template": data.spec.template is not None}
 
 
@@ -104,11 +112,12 @@ def _regime(trial: StudyTrial) -> tuple[str, bool]:
     return trial.extra["regime"], trial.extra["template"]
 
 
-def _both(
+def _template_and_head(
     scores: Mapping[tuple[str, str, bool], float], tasks: Sequence[str], regime: str
 ) -> tuple[float | None, float | None, float | None]:
-    """The means with a template and with a head, and the difference."""
+    """Return the mean scores with a template and with a head, and their difference."""
     template, head = (
-        mean(scores[task, regime, kind] for task in tasks if (task, regime, kind) in scores) for kind in (True, False)
+        mean(scores[task, regime, has_template] for task in tasks if (task, regime, has_template) in scores)
+        for has_template in (True, False)
     )
     return template, head, None if template is None or head is None else template - head

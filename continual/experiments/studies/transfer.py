@@ -1,15 +1,15 @@
-"""Which task helps which: every task's score, with few rows, when it starts from every other.
+"""Study: pairwise transfer, each task's few-shot score when it starts from each other task's delta.
 
-    scratch   trained from nothing
-    frozen    the head in closed form, in the features of the source's delta; nothing is trained
+    scratch   trained from scratch
+    frozen    closed-form head in the features of the source's delta; nothing is trained
     warm      trained from the source's delta and that head
-    plain     the head in closed form, in the backbone's own features: what `frozen` is to be compared with
+    plain     closed-form head in the backbone's own features; the baseline of `frozen`
 
     gain = warm − scratch
 
-And how well each measure of similarity ranks the sources by their gain: Spearman's rank correlation for each target,
-and Regret@3, the best gain of all sources less the best of the three that the measure names first. Renggli et al.
-(2022), "Which Model to Transfer? Finding the Needle in the Growing Haystack" (arXiv:2010.06402).
+Each measure of similarity is judged by how well it ranks the sources by their gain: Spearman's rank correlation for
+each target, and Regret@3, the best gain of all sources minus the best gain of the three that the measure ranks first.
+Renggli et al. (2022), "Which Model to Transfer? Finding the Needle in the Growing Haystack" (arXiv:2010.06402).
 Vu et al. (2020), "Exploring and Predicting Transferability across NLP Tasks" (arXiv:2005.00770).
 """
 
@@ -41,13 +41,17 @@ from continual.transfer.similarity import SIGNATURE_MEASURES
 from continual.transfer.warm_start import WarmStartCandidate, evaluate_candidate, initial_delta
 from tasks import Method, TaskData
 
-LINEAR_PROBE = "probe"  # the method that changes nothing
+LINEAR_PROBE = "probe"  # the method without edits
 
 
 @final
 class Transfer(Study):
-    """shots: rows of each label that a target has; a source has all of its own · epochs: a target's, in place of its
-    own; a source's stay · method: of all tasks, in place of the stream's.
+    """Trains every task from every other task's delta.
+
+    Attributes:
+        shots: Rows of each label of a target; a source has all of its rows.
+        epochs: Epochs of a target, in place of its own; a source has its own.
+        method: The method of all tasks, in place of the stream's.
     """
 
     shows: ClassVar[str] = "score of every task when it starts from every other: scratch, frozen, warm"
@@ -57,62 +61,72 @@ class Transfer(Study):
     epochs: int = Field(default=10, ge=0)
     method: Method | None = None
 
-    def trials(self, bench: TrialRunner) -> Iterator[StudyTrial]:
-        if len(bench.tasks) < 2:
-            raise StudyError(f"transfer is between tasks, and there is {len(bench.tasks)}; give two or more")
-        _require_copies(bench.backbone, [self._target(data, 0).candidate.method for data in bench.tasks])
-        _require_same_layers(bench)
-        for seed in bench.seeds:
-            yield from (self._target(data, seed) for data in bench.tasks)
-            for source in bench.tasks:
-                learned = make_trial(source, seed, self.method)
-                for data in bench.tasks:
+    def trials(self, runner: TrialRunner) -> Iterator[StudyTrial]:
+        """See `Study.trials`."""
+        if len(runner.tasks) < 2:
+            raise StudyError(f"transfer is between tasks, and there is {len(runner.tasks)}; give two or more")
+        _require_copies(runner.backbone, [self._target(data, 0).candidate.method for data in runner.tasks])
+        _require_same_layers(runner)
+        for seed in runner.seeds:
+            yield from (self._target(data, seed) for data in runner.tasks)
+            for source in runner.tasks:
+                source_trial = make_trial(source, seed, self.method)
+                for data in runner.tasks:
                     if data is not source:
-                        yield replace(self._target(data, seed), source=learned)
+                        yield replace(self._target(data, seed), source=source_trial)
 
     def _target(self, data: TaskData, seed: int) -> StudyTrial:
         return make_trial(data, seed, self.method, epochs=self.epochs, shots=self.shots)
 
-    def measure(self, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        subject = bench.trial_task(trial)
-        task = subject.task
+    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+        """See `Study.measure`."""
+        trial_task = runner.trial_task(trial)
+        task = trial_task.task
         if trial.source is None:
-            plain = _begun(task, subject.start, LINEAR_PROBE, seed=trial.seed)
+            plain = _untrained_delta(task, trial_task.start, LINEAR_PROBE, seed=trial.seed)
             return {
                 "plain": test_score(task, plain, task.test),
-                "scratch": _learned(task, subject.start, seed=trial.seed),
+                "scratch": _trained_score(task, trial_task.start, seed=trial.seed),
             }
         rows, held_out = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
-        neighbour = bench.source_delta(trial.source)
-        source = evaluate_candidate(task.kind, (neighbour, 1.0), delta=neighbour.delta, rows=rows, held_out=held_out)
-        frozen = _begun(
-            task, replace(source, start=source.start_without_transferred_head), task.method.name, seed=trial.seed
+        neighbour = runner.source_delta(trial.source)
+        start = evaluate_candidate(task.kind, (neighbour, 1.0), delta=neighbour.delta, rows=rows, held_out=held_out)
+        frozen = _untrained_delta(
+            task, replace(start, start=start.start_without_transferred_head), task.method.name, seed=trial.seed
         )
-        origin = bench.trial_task(trial.source).task
-        own, other = (task_signature(of.kind, ForwardContext(of.backbone, None, of.train)) for of in (task, origin))
-        stored = {name: measure(own, other) for name, measure in SIGNATURE_MEASURES.items()}
+        source_task = runner.trial_task(trial.source).task
+        target_signature, source_signature = (
+            task_signature(prepared.kind, ForwardContext(prepared.backbone, None, prepared.train))
+            for prepared in (task, source_task)
+        )
+        similarities = {
+            name: measure(target_signature, source_signature) for name, measure in SIGNATURE_MEASURES.items()
+        }
         return {
             "frozen": test_score(task, frozen, task.test),
-            "warm": _learned(task, source, seed=trial.seed),
-            "measures": {**stored, **transferability_measures(task, neighbour.delta)},
+            "warm": _trained_score(task, start, seed=trial.seed),
+            "measures": {**similarities, **transferability_measures(task, neighbour.delta)},
         }
 
-    def result(self, found: Sequence[TrialResult]) -> Result:
-        runs = transfer_runs(found)
-        tasks = list(dict.fromkeys(one.trial.task for one in found))
-        gains, moved = (_gains(runs, tasks, *of) for of in (("warm", "scratch"), ("frozen", "plain")))
-        columns, measures = _EVERY, list(runs[0].measures) if runs else []
-        every = tuple((*(getattr(run, name) for name in columns), *run.measures.values()) for run in runs)
-        there = [gain for row in gains for gain in row if gain is not None]
+    def result(self, results: Sequence[TrialResult]) -> Result:
+        """See `Study.result`."""
+        runs = transfer_runs(results)
+        tasks = list(dict.fromkeys(result.trial.task for result in results))
+        gains, frozen_gains = (_gains(runs, tasks, *modes) for modes in (("warm", "scratch"), ("frozen", "plain")))
+        columns, measures = _RUN_COLUMNS, list(runs[0].measures) if runs else []
+        run_rows = tuple((*(getattr(run, name) for name in columns), *run.measures.values()) for run in runs)
+        known_gains = [gain for row in gains for gain in row if gain is not None]
         return Result(
             (
-                Section("Best source of each target", BEST, table=_best(runs, tasks)),
-                _map("Gain over training from scratch", GAIN, gains, tasks),
-                _map("Gain without training", FROZEN, moved, tasks),
-                Section("Measures of similarity", MEASURES, table=_judged(runs, measures)),
-                Section("Every run", RUNS, table=Table((*columns, *measures), every)),
+                Section("Best source of each target", BEST, table=_best_sources_table(runs, tasks)),
+                _gain_section("Gain over training from scratch", GAIN, gains, tasks),
+                _gain_section("Gain without training", FROZEN, frozen_gains, tasks),
+                Section("Measures of similarity", MEASURES, table=_measures_table(runs, measures)),
+                Section("Every run", RUNS, table=Table((*columns, *measures), run_rows)),
             ),
-            {"mean_gain": mean_of(there), "best_gain": max(there), "worst_gain": min(there)} if there else {},
+            {"mean_gain": mean_of(known_gains), "best_gain": max(known_gains), "worst_gain": min(known_gains)}
+            if known_gains
+            else {},
         )
 
 
@@ -121,12 +135,23 @@ GAIN = "Test score trained from the source's delta less that from scratch; rows 
 FROZEN = "The same with the head in closed form alone: in the source's features less in the backbone's own."
 MEASURES = "How each ranks a target's sources by gain; means over targets and seeds. Regret is in points of the score."
 RUNS = "Scores on test rows, and every measure of similarity of the pair."
-FIRST = 3  # sources that a measure may name
+TOP_SOURCES = 3  # sources of which a measure's best counts
 
 
 @dataclass(frozen=True)
 class TransferRun:
-    """What one target came to from one source with one seed."""
+    """The scores of one target that starts from one source, with one seed.
+
+    Attributes:
+        target: The task that is learned.
+        source: The task whose delta it starts from.
+        seed: The seed.
+        scratch: The test score when trained from scratch.
+        plain: The test score of the closed-form head in frozen features.
+        frozen: The test score of the closed-form head in the features of the source's delta.
+        warm: The test score when trained from the source's delta.
+        measures: The measures of similarity between target and source.
+    """
 
     target: str
     source: str
@@ -139,34 +164,47 @@ class TransferRun:
 
     @property
     def gain(self) -> float:
+        """The warm score minus the scratch score."""
         return self.warm - self.scratch
 
 
-_EVERY = ("target", "source", "seed", "scratch", "plain", "frozen", "warm")
+_RUN_COLUMNS = ("target", "source", "seed", "scratch", "plain", "frozen", "warm")
 
 
-def transfer_runs(found: Sequence[TrialResult]) -> list[TransferRun]:
-    """Every pair with every seed whose target was also trained from scratch."""
-    alone = {(one.trial.task, one.trial.seed): one.outcome for one in found if one.trial.source is None}
+def transfer_runs(results: Sequence[TrialResult]) -> list[TransferRun]:
+    """Return a run for every pair and seed whose target was also trained from scratch."""
+    scratch_outcomes = {
+        (result.trial.task, result.trial.seed): result.outcome for result in results if result.trial.source is None
+    }
     return [
-        TransferRun(one.trial.task, source.task, one.trial.seed, **alone[one.trial.task, one.trial.seed], **one.outcome)
-        for one in found
-        if (source := one.trial.source) and (one.trial.task, one.trial.seed) in alone
+        TransferRun(
+            result.trial.task,
+            source.task,
+            result.trial.seed,
+            **scratch_outcomes[result.trial.task, result.trial.seed],
+            **result.outcome,
+        )
+        for result in results
+        if (source := result.trial.source) and (result.trial.task, result.trial.seed) in scratch_outcomes
     ]
 
 
-def _begun(task: PreparedTask, start: WarmStartCandidate, method: str, *, seed: int) -> Delta:
-    """What training by a method begins with, and what answers without any."""
+def _untrained_delta(task: PreparedTask, start: WarmStartCandidate, method: str, *, seed: int) -> Delta:
+    """Return the delta that training by a method starts from, which can answer without training."""
     settings = METHODS[LINEAR_PROBE]() if method == LINEAR_PROBE else method_settings(task.method)
     return initial_delta(task.backbone, task.kind, start, method=method, settings=settings, seed=seed)
 
 
-def _learned(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
+def _trained_score(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
     return test_score(task, task.training_run(start, seed=seed).run().delta, task.test)
 
 
 def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
-    """Raise StudyError unless all tasks have one method, whose values another task can begin with."""
+    """Require one method for all tasks, whose values another task can start from.
+
+    Raises:
+        StudyError: There are several methods, a search, or values that cannot be trained further.
+    """
     first = methods[0]
     if search_settings(first) or any(method != first for method in methods):
         names = ", ".join(sorted({method.name for method in methods}))
@@ -181,10 +219,14 @@ def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:
         )
 
 
-def _require_same_layers(bench: TrialRunner) -> None:
-    """Raise StudyError where tasks of an encoder-decoder use other layers of it, so that values are lacking."""
-    generating = [data.spec.name for data in bench.tasks if kind_of_spec(data.spec).generates]
-    if bench.backbone.family.decoder and 0 < len(generating) < len(bench.tasks):
+def _require_same_layers(runner: TrialRunner) -> None:
+    """Require that either all tasks or none use an encoder-decoder's decoder.
+
+    Raises:
+        StudyError: Tasks use different layers, so that one lacks values that the other needs.
+    """
+    generating = [data.spec.name for data in runner.tasks if kind_of_spec(data.spec).generates]
+    if runner.backbone.family.decoder and 0 < len(generating) < len(runner.tasks):
         raise StudyError(
             f"on an encoder-decoder, {', '.join(generating)} answer with the decoder and the other tasks do not, so "
             "that neither can start from the other; choose tasks of one sort with --tasks"
@@ -192,67 +234,78 @@ def _require_same_layers(bench: TrialRunner) -> None:
 
 
 def _gains(runs: Sequence[TransferRun], tasks: Sequence[str], new: str, old: str) -> list[list[float | None]]:
-    """For each target (rows) and source (columns) the mean gain over seeds; None where there is none."""
-    gains = {pair: own[new] - own[old] for pair, own in _means(runs).items()}
+    """Return the mean gain over seeds by target (rows) and source (columns); None where there is none."""
+    gains = {pair: means[new] - means[old] for pair, means in _means(runs).items()}
     return [[gains.get((target, source)) for source in tasks] for target in tasks]
 
 
-def _map(title: str, text: str, matrix: ScoreMatrix, tasks: Sequence[str]) -> Section:
+def _gain_section(title: str, text: str, matrix: ScoreMatrix, tasks: Sequence[str]) -> Section:
     figure = gain_map(matrix, down=tasks, across=tasks, title=title.lower(), labels=("target", "source"))
     rows = tuple((target, *row) for target, row in zip(tasks, matrix, strict=True))
     table = Table(("target", *tasks), rows, dict.fromkeys(tasks, "+.3f"))
     return Section(title, text, table=table, figure=figure, caption=f"{title}, for each target and source")
 
 
-def _judged(runs: Sequence[TransferRun], measures: Sequence[str]) -> Table:
-    """Every measure, the one of least regret first."""
-    ranked: defaultdict[tuple[str, int], list[TransferRun]] = defaultdict(list)
+def _measures_table(runs: Sequence[TransferRun], measures: Sequence[str]) -> Table:
+    """Build a table of the measures of similarity, ordered by regret."""
+    groups: defaultdict[tuple[str, int], list[TransferRun]] = defaultdict(list)
     for run in runs:
-        ranked[run.target, run.seed].append(run)
+        groups[run.target, run.seed].append(run)
     rows = []
     for name in measures:
-        known = [
-            ([run.gain for run in own], [found for run in own if (found := run.measures[name]) is not None])
-            for own in ranked.values()
+        measured = [
+            ([run.gain for run in group], [value for run in group if (value := run.measures[name]) is not None])
+            for group in groups.values()
         ]
-        pairs = [(gains, values) for gains, values in known if len(gains) == len(values) > 0]
-        if pairs:
-            correlations = [found for pair in pairs if (found := rank_correlation(*pair)) is not None]
-            regret = mean_of(regret_at(FIRST, gains, values) for gains, values in pairs)
+        comparable = [(gains, values) for gains, values in measured if len(gains) == len(values) > 0]
+        if comparable:
+            correlations = [value for pair in comparable if (value := rank_correlation(*pair)) is not None]
+            regret = mean_of(regret_at(TOP_SOURCES, gains, values) for gains, values in comparable)
             rows.append((name, mean_of(correlations) if correlations else None, regret))
-    return Table(("measure", "rank correlation", f"regret@{FIRST}"), tuple(sorted(rows, key=lambda row: row[2])))
+    return Table(("measure", "rank correlation", f"regret@{TOP_SOURCES}"), tuple(sorted(rows, key=lambda row: row[2])))
 
 
 def rank_correlation(gains: Sequence[float], values: Sequence[float]) -> float | None:
-    """Spearman's, of what a measure says and what was gained; None where one of the two is the same for all."""
+    """Return Spearman's rank correlation of gains and values; None where either is constant."""
     if len(set(gains)) < 2 or len(set(values)) < 2:
         return None
     return float(spearmanr(gains, values).statistic)
 
 
 def regret_at(first: int, gains: Sequence[float], values: Sequence[float]) -> float:
-    """The best gain of all less the best of the sources that the measure names first."""
+    """Return the best gain of all sources minus the best of the `first` with the highest values.
+
+    Args:
+        first: The number of sources that a measure may name.
+        gains: The gain of each source.
+        values: The measure of each source; higher is more similar.
+    """
     order = sorted(range(len(values)), key=lambda i: -values[i])
     return max(gains) - max(gains[i] for i in order[:first])
 
 
-def _best(runs: Sequence[TransferRun], tasks: Sequence[str]) -> Table:
+def _best_sources_table(runs: Sequence[TransferRun], tasks: Sequence[str]) -> Table:
     columns = ("target", "plain", "scratch", "best source", "frozen", "warm", "gain")
     rows = []
+    means_by_pair = _means(runs)
     for target in tasks:
-        means = {source: own for (aim, source), own in _means(runs).items() if aim == target}
-        if means:
-            best = max(means, key=lambda source: means[source]["warm"])
-            own = means[best]
-            gain = own["warm"] - own["scratch"]
-            rows.append((target, own["plain"], own["scratch"], best, own["frozen"], own["warm"], gain))
+        warm = {
+            source: means["warm"] for (pair_target, source), means in means_by_pair.items() if pair_target == target
+        }
+        if warm:
+            best = max(warm, key=warm.__getitem__)
+            means = means_by_pair[target, best]
+            gain = means["warm"] - means["scratch"]
+            rows.append((target, means["plain"], means["scratch"], best, means["frozen"], means["warm"], gain))
     return Table(columns, tuple(rows), {"gain": "+.3f"})
 
 
 def _means(runs: Sequence[TransferRun]) -> dict[tuple[str, str], dict[str, float]]:
-    """For each target and source the means over the seeds."""
+    """Return the mean scores over seeds by target and source."""
     grouped: defaultdict[tuple[str, str], list[TransferRun]] = defaultdict(list)
     for run in runs:
         grouped[run.target, run.source].append(run)
     values = ("scratch", "plain", "frozen", "warm")
-    return {pair: {v: mean_of(getattr(run, v) for run in own) for v in values} for pair, own in grouped.items()}
+    return {
+        pair: {name: mean_of(getattr(run, name) for run in group) for name in values} for pair, group in grouped.items()
+    }

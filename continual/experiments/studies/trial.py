@@ -1,4 +1,4 @@
-"""One thing that a study measures: what it was asked, as JSON, and what was found."""
+"""A trial of a study: its inputs as JSON, which identify it, and its result."""
 
 import hashlib
 import json
@@ -16,10 +16,18 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudyTrial:
-    """A task learned once, and all that its outcome follows from on one backbone.
+    """One training run of a study, with all that determines its outcome on one backbone.
 
-    rows: of train at most so many · shots: so many rows of each label, of validation as of train, as Gao et al. (2021),
-    arXiv:2012.15723, have it · source: whose delta it starts from · also: what a study varies besides, as JSON.
+    Attributes:
+        data: The task and its rows.
+        seed: The seed.
+        candidate: The method and learning rate.
+        budget: The epochs and other limits of training.
+        rows: The maximal number of train rows; None takes all.
+        shots: The number of rows of each label, of train and of validation, as in Gao et al. (2021), arXiv:2012.15723;
+            None takes all.
+        source: The trial whose delta this one starts from, or None.
+        extra: Further settings that the study varies, as JSON.
     """
 
     data: TaskData
@@ -33,41 +41,42 @@ class StudyTrial:
 
     @property
     def task(self) -> str:
+        """The name of the task."""
         return self.data.spec.name
 
     @cached_property
     def spec(self) -> TaskSpec:
-        """The task as this trial learns it."""
+        """The task's specification as this trial learns it."""
         budget = self.budget.model_copy(update={"learning_rate": self.candidate.learning_rate})
-        own = {"method": self.candidate.method, "warm_start": "scratch", "budget": budget}
-        return self.data.spec.model_copy(update=own)
+        changes = {"method": self.candidate.method, "warm_start": "scratch", "budget": budget}
+        return self.data.spec.model_copy(update=changes)
 
     @property
     def selected_rows(self) -> TaskData:
-        """The task with the rows that the trial takes; its test rows are always all of them."""
-        train, validation, drawn = self.data.train, self.data.validation, f"{self.seed}/{self.task}"
+        """The task with the trial's train and validation rows, and all of its test rows."""
+        train, validation, seed = self.data.train, self.data.validation, f"{self.seed}/{self.task}"
         if self.rows is not None:
-            train = sample(train, self.rows, seed=f"{drawn}/rows", keep_labels=True)
+            train = sample(train, self.rows, seed=f"{seed}/rows", keep_labels=True)
         if self.shots is not None:
-            train = sample_shots(train, self.shots, seed=f"{drawn}/shots")
-            validation = sample_shots(validation, self.shots, seed=f"{drawn}/held out")
+            train = sample_shots(train, self.shots, seed=f"{seed}/shots")
+            validation = sample_shots(validation, self.shots, seed=f"{seed}/held out")
         return replace(self.data, spec=self.spec, train=train, validation=validation)
 
     @cached_property
     def data_digest(self) -> str:
-        """SHA-256 of the task's rows and of what decides how they are scored, wherever they lie."""
+        """SHA-256 of the task's rows and of what determines their scores, wherever the rows are stored."""
         data = self.data
         spec = data.spec.model_dump(mode="json", include={"kind", "metric", "template"})
         return digest([spec, data.labels, *(rows.fingerprint for rows in (data.train, data.validation, data.test))])
 
     @property
     def sampling_key(self) -> tuple[Any, ...]:
-        """What decides which rows are taken: the same for trials that take the same."""
-        few = self.rows is not None or self.shots is not None
-        return self.data_digest, self.rows, self.shots, self.seed if few else None
+        """A key that is equal for trials that use the same rows."""
+        is_sampled = self.rows is not None or self.shots is not None
+        return self.data_digest, self.rows, self.shots, self.seed if is_sampled else None
 
     def to_json(self) -> JsonObject:
-        """What was asked, as JSON."""
+        """Return all that determines the outcome, as JSON."""
         return {
             "task": self.task,
             "given": self.data_digest,
@@ -82,22 +91,28 @@ class StudyTrial:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of what was asked, by which its outcome is found again."""
+        """SHA-256 of `to_json()`, by which the outcome is stored."""
         return digest(self.to_json())
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial and what came of it, as JSON."""
+    """A trial and its outcome.
+
+    Attributes:
+        trial: The trial.
+        outcome: The measured values, as JSON; `failed` holds the error of a trial that failed.
+    """
 
     trial: StudyTrial
     outcome: Mapping[str, Any]
 
     @property
     def failed(self) -> bool:
+        """True where training failed."""
         return "failed" in self.outcome
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a value as JSON, in hexadecimal digits."""
+    """Return the SHA-256 of a value's JSON, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where trials are made: by the same steps as a task is learned by, with nothing written to the registry."""
+"""Run trials with the same steps as learning a task, without writing to the registry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,12 @@ from tasks import TaskData
 
 @dataclass(frozen=True)
 class TrialTask:
-    """The task of a trial, ready, and its start from scratch."""
+    """A trial's prepared task.
+
+    Attributes:
+        task: The prepared task.
+        start: Its start from scratch, with a closed-form head.
+    """
 
     task: PreparedTask
     start: WarmStartCandidate
@@ -27,57 +32,73 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """A backbone, the tasks of a stream with their rows, and the seeds that every trial is repeated with."""
+    """The tasks and seeds of a study on one backbone, with what trials share cached.
+
+    Attributes:
+        backbone: The frozen backbone.
+        tasks: The tasks of a stream with their rows.
+        seeds: Every trial is repeated with each.
+    """
 
     backbone: Backbone
     tasks: tuple[TaskData, ...]
     seeds: tuple[int, ...]
-    _subjects: dict[tuple[Any, ...], TrialTask] = field(default_factory=dict, init=False, repr=False)
-    _sources: dict[str, Delta] = field(default_factory=dict, init=False, repr=False)
+    _trial_tasks: dict[tuple[Any, ...], TrialTask] = field(default_factory=dict, init=False, repr=False)
+    _source_deltas: dict[str, Delta] = field(default_factory=dict, init=False, repr=False)
 
     def trial_task(self, trial: StudyTrial) -> TrialTask:
-        """What a trial begins with; the same rows are made ready, and their start worked out, once."""
-        room = max(
-            settings.added_tokens for settings in candidate_settings(trial.candidate.method)
-        )  # taken from long texts
-        key = (*trial.sampling_key, trial.budget.max_length, room)
-        if key not in self._subjects:
+        """Return a trial's prepared task and start; equal rows are prepared only once."""
+        # Tokens that a method adds shorten long texts, so that they are part of the key.
+        added_tokens = max(settings.added_tokens for settings in candidate_settings(trial.candidate.method))
+        key = (*trial.sampling_key, trial.budget.max_length, added_tokens)
+        if key not in self._trial_tasks:
             task = prepare_task(self.backbone, trial.selected_rows)
-            seen = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
-            self._subjects[key] = TrialTask(task, from_scratch(task.kind.closed_form_start(*seen)))
-        known, spec = self._subjects[key], trial.spec
-        assert spec.budget  # what `Trial.spec` fills in
+            contexts = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
+            self._trial_tasks[key] = TrialTask(task, from_scratch(task.kind.closed_form_start(*contexts)))
+        cached, spec = self._trial_tasks[key], trial.spec
+        assert spec.budget  # filled in by `StudyTrial.spec`
         task = replace(
-            known.task, data=replace(known.task.data, spec=spec), method=trial.candidate.method, budget=spec.budget
+            cached.task, data=replace(cached.task.data, spec=spec), method=trial.candidate.method, budget=spec.budget
         )
-        return TrialTask(task, known.start)
+        return TrialTask(task, cached.start)
 
     def train(
-        self, trial: StudyTrial, *, keep: StateCallback = lambda course: None
+        self, trial: StudyTrial, *, on_state: StateCallback = lambda state: None
     ) -> tuple[PreparedTask, TrainingResult]:
-        """A trial's task as it was trained from scratch, by the method that a search finds where it asks for one."""
-        subject = self.trial_task(trial)
-        arm, _ = search_method(subject.task, subject.start, seed=trial.seed)
-        task = subject.task.with_candidate(arm)
-        run = replace(task.training_run(subject.start, seed=trial.seed), on_state=keep)
+        """Train a trial's task from scratch; a method that asks for a search is searched first.
+
+        Args:
+            trial: The trial.
+            on_state: Called with the training state before the first epoch and after each.
+
+        Returns:
+            The task with the method that trained it, and the training result.
+        """
+        trial_task = self.trial_task(trial)
+        candidate, _ = search_method(trial_task.task, trial_task.start, seed=trial.seed)
+        task = trial_task.task.with_candidate(candidate)
+        run = replace(task.training_run(trial_task.start, seed=trial.seed), on_state=on_state)
         return task, run.run()
 
     def source_delta(self, source: StudyTrial) -> Neighbour:
-        """The delta of a trial that others start from, which is trained once."""
-        if source.key not in self._sources:
-            self._sources[source.key] = self.train(source)[1].delta
-        return Neighbour(source.task, self._sources[source.key])
+        """Return the delta of a trial that others start from; it is trained only once."""
+        if source.key not in self._source_deltas:
+            self._source_deltas[source.key] = self.train(source)[1].delta
+        return Neighbour(source.task, self._source_deltas[source.key])
 
 
 def test_score(task: PreparedTask, delta: Delta, rows: PreparedRows) -> float:
-    """The score of a delta on rows of a task."""
+    """Return the score of a delta on rows of a task."""
     return validation_score(task.backbone, task.kind, delta, rows=rows, metric=task.data.spec.metric)
 
 
 def summarize(task: PreparedTask, trained: TrainingResult) -> Mapping[str, Any]:
-    """What most studies ask of a trial. parameters: of the edits; the head, which all methods have alike, is left out.
+    """Return the outcome that most studies record of a trial.
 
-    validation: the best epoch's score · seconds: in training steps.
+    Returns:
+        `validation`: the best epoch's score; `test`: the score on test rows; `parameters`: the number of values of the
+        edits, without the head, which all methods have alike; `share`: their share of the backbone's parameters;
+        `seconds`: the time of the training steps.
     """
     parameters = sum(value.numel() for value in trained.delta.values.values())
     return {
