@@ -141,7 +141,7 @@ def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) 
             task, (Neighbour(name, delta, is_previous_version=again), 1.0), delta=delta, rows=seen, held_out=seen
         )
         quality = scratch.start.held_out_quality + gain
-        return replace(found, start=replace(found.start, quality=quality))
+        return replace(found, start=replace(found.start, held_out_quality=quality))
 
     settings, given = METHODS["lora"](), [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)]
     found = average_candidate(bert, settings, scratch=scratch, candidates=given)
@@ -241,7 +241,7 @@ def test_the_best_neighbour_is_one_learned_delta(bert: Backbone) -> None:
     begin = Classification(labels_of("mood")).closed_form_start(seen, seen)
 
     def candidate(quality: float, *names: str, again: bool = False) -> WarmStartCandidate:
-        start = replace(begin, quality=torch.full_like(begin.held_out_quality, quality))
+        start = replace(begin, held_out_quality=torch.full_like(begin.held_out_quality, quality))
         sources = tuple(
             (Neighbour(n, fresh_delta(bert, "bitfit"), is_previous_version=again), 1 / len(names)) for n in names
         )
