@@ -1,4 +1,4 @@
-"""Who wants to know how a run goes on."""
+"""Callbacks for the progress of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunCallbacks:
-    """What is told of a run while it goes on; every call begins with the task's name, or a strategy's.
+    """Functions that a run calls as it goes on, each with the name of a task, or of a strategy, first.
 
-    noted: what was done to its rows · began: its learning starts · step: so many training steps of so many are done ·
-    waiting: nothing is free, and another controller holds it · learned: its delta is registered, by this run, an
-    earlier one or another controller's, and the stream is measured as far as it goes · failed: learning it failed, and
-    why; it may be tried again.
+    Attributes:
+        on_note: Task and note: something was done to its rows, such as carving a split.
+        on_start: Task: its learning starts.
+        on_step: Task, training steps done, and training steps in all.
+        on_wait: Task and holder: no position is free, and another controller holds this one.
+        on_learned: Task and delta: the delta is registered, by this run, an earlier one or another controller, and the
+            stream is scored up to it.
+        on_failed: Task and error: its learning failed; it may be tried again.
     """
 
     on_note: Callable[[str, str], None] = lambda task, note: None

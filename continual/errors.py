@@ -1,33 +1,33 @@
-"""The one tree of errors.
+"""The tree of errors.
 
 ContinualError                    exit code 1: something failed while running
-├── InputError                    exit code 2: it could be checked before anything was learned
-│   ├── StreamError               a stream or task file that cannot be read as one        (tasks)
-│   ├── DataError                 rows that are missing or not what the task says         (tasks)
-│   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged            (registry)
-│   ├── ArchiveError                                                                      (registry)
-│   ├── BackboneError             a backbone that cannot be loaded or has no such site
-│   ├── MethodError               a method or a setting that does not exist or does not fit
-│   ├── EngineError               an engine that does not exist, or that could not learn a stream
-│   ├── ExchangeError             a delta that has no such form elsewhere, or a folder that does not fit here
-│   ├── RoutingError              a router that does not exist, or is none
-│   ├── StudyError                a study or a setting of one that does not exist, or tasks that it cannot take
-│   ├── TextError                 an input line that `predict` cannot read
-│   ├── NoDelta                   a task that is known, but not learned on the backbone that is served
-│   ├── WrongKind                 a task of a kind that does not answer in the way asked for
-│   └── TooLarge                  more, or longer, than one request may hold
-├── RegistryError                 what was learned cannot be read or written              (registry)
-│   ├── BlobError                 a blob is missing, not what was stored, or cannot be    (registry)
-│   ├── ClaimLost                 a task is another controller's by now                   (registry)
-│   └── Interrupted               another transaction came first                          (registry)
-│       └── Disconnected          the connection to the database broke                    (registry)
-├── DeltaError                    a delta does not fit the backbone it is put on
-├── LearnError                    a task failed while it was being learned
-└── Unserved                      a request that would be answered at another time
-    ├── TooBusy                   too much waits already
-    ├── TooLate                   it waited for too long
-    ├── ReplicaLost               the replica that was asked is gone
-    └── Closing                   the server ends
+├── InputError                    exit code 2: found before anything was learned
+│   ├── StreamError               a stream or task file is not valid                              (tasks)
+│   ├── DataError                 rows are missing, or contradict the task's spec                 (tasks)
+│   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged                    (registry)
+│   ├── ArchiveError                                                                              (registry)
+│   ├── BackboneError             a backbone cannot be loaded, or lacks a site
+│   ├── MethodError               a method or one of its settings does not exist or does not fit
+│   ├── EngineError               an engine does not exist, or lacks the resources for a stream
+│   ├── ExchangeError             a delta has no such format elsewhere, or a folder does not fit here
+│   ├── RoutingError              a routing rule does not exist, or is not valid
+│   ├── StudyError                a study, one of its settings or its tasks do not exist or do not fit
+│   ├── InputLineError            an input line of `predict` cannot be parsed
+│   ├── NoDelta                   a task is registered, but not learned on the served backbone
+│   ├── WrongKind                 an endpoint does not serve tasks of this kind
+│   └── TooLarge                  a request exceeds the limits of number or length
+├── RegistryError                 what was learned cannot be read or written                      (registry)
+│   ├── BlobError                 a blob is missing or damaged, or cannot be written              (registry)
+│   ├── ClaimLost                 another controller has claimed the task                         (registry)
+│   └── Interrupted               a concurrent transaction came first                             (registry)
+│       └── Disconnected          the connection to the database broke                            (registry)
+├── DeltaError                    a delta does not fit its backbone, or cannot be read
+├── TrainingError                 a task failed while it was being learned
+└── ServiceUnavailable            a request is refused now, and may succeed later
+    ├── TooBusy                   the queue is full
+    ├── TooLate                   the request waited for too long
+    ├── ReplicaLost               the replica that had the request ended
+    └── Closing                   the server shuts down
 """
 
 from registry.errors import (
@@ -90,15 +90,15 @@ class MethodError(InputError):
 
 
 class EngineError(InputError):
-    """An engine does not exist, is not installed, or could not learn a stream with what it has."""
+    """An engine does not exist, is not installed, or lacks the resources to learn a stream."""
 
 
 class ExchangeError(InputError):
-    """A delta cannot be exported in the form asked for, or a folder cannot be imported as one."""
+    """A delta cannot be exported in a format, or a folder cannot be imported as a delta."""
 
 
 class RoutingError(InputError):
-    """A router that does not exist, or is none."""
+    """A routing rule does not exist, is not valid, or needs a package that is not installed."""
 
 
 class StudyError(InputError):
@@ -110,19 +110,19 @@ class InputLineError(InputError):
 
 
 class NoDelta(InputError):
-    """A task is known, but has no delta on the backbone that is served."""
+    """A task is registered, but has no delta on the backbone that is served."""
 
 
 class WrongKind(InputError):
-    """A task is of a kind that does not answer in the way asked for."""
+    """An endpoint does not serve tasks of this kind."""
 
 
 class TooLarge(InputError):
-    """A request holds more, or longer texts, than it may."""
+    """A request holds more texts, or longer ones, than the server accepts."""
 
 
 class DeltaError(ContinualError):
-    """A delta does not fit the backbone it is put on, or cannot be read."""
+    """A delta does not fit the backbone it is attached to, or cannot be read."""
 
 
 class TrainingError(ContinualError):
@@ -130,11 +130,15 @@ class TrainingError(ContinualError):
 
 
 class ServiceUnavailable(ContinualError):
-    """A server does not answer a request now, though another time it would."""
+    """A server refuses a request now, though a later one may succeed."""
 
 
 class TooBusy(ServiceUnavailable):
-    """Too many inputs wait; `retry_after` is when it makes sense to ask again, in seconds."""
+    """Too many inputs are queued.
+
+    Attributes:
+        retry_after: Seconds after which a client should try again.
+    """
 
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
@@ -142,12 +146,12 @@ class TooBusy(ServiceUnavailable):
 
 
 class TooLate(ServiceUnavailable):
-    """Inputs waited for longer than they may."""
+    """An input waited in the queue for longer than it may."""
 
 
 class ReplicaLost(ServiceUnavailable):
-    """The replica that was to answer ended before it did; another one can."""
+    """The replica that had a request ended before it answered; another one can answer."""
 
 
 class Closing(ServiceUnavailable):
-    """A server finishes what it has accepted, and accepts nothing more."""
+    """A server finishes the requests it has accepted, and accepts no more."""

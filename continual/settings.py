@@ -1,4 +1,4 @@
-"""Where things are kept: one folder, each part of which can be put elsewhere."""
+"""Storage locations, all under one home folder unless environment variables move them, and defaults of commands."""
 
 import os
 from collections.abc import Mapping
@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_HOME = Path("continual-home")
-FALSE_ABSTENTION_RATE = 0.05  # of the inputs of known tasks, the share that may be taken for those of none
+FALSE_ABSTENTION_RATE = 0.05  # share of the inputs of known tasks that may be abstained on
 FULL_FINE_TUNING_LR, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with
-MIN_TASK_PROBABILITY = 0.1  # the probability of a task that is named beside the likeliest, where all are asked for
+MIN_TASK_PROBABILITY = 0.1  # least probability of a task that is listed beside the likeliest one
 
 
 @dataclass(frozen=True)
 class Locations:
-    """The places of one installation.
+    """The storage locations of one installation.
 
-    home: folder of all that is not placed elsewhere · registry: database URL · blobs: folder or URL of fsspec ·
-    mlflow: tracking URI · artifacts: folder of MLflow's artifacts, None where a server decides.
+    Attributes:
+        home: Folder of everything that is not located elsewhere.
+        registry: Database URL of the registry.
+        blobs: Folder or fsspec URL of the blobs.
+        mlflow: MLflow's tracking URI.
+        artifacts: Folder of MLflow's artifacts, None where a tracking server decides.
     """
 
     home: Path
@@ -27,9 +31,11 @@ class Locations:
 
 
 def resolve_locations(home: Path | str = DEFAULT_HOME, environment: Mapping[str, str] = os.environ) -> Locations:
-    """The places under `home`, save those that CONTINUAL_REGISTRY_URL, CONTINUAL_BLOBS_URL or MLFLOW_TRACKING_URI name.
+    """Return the locations under `home`, each overridden by its environment variable.
 
-    >>> settings("/srv/home", {"CONTINUAL_BLOBS_URL": "s3://bucket/blobs"}).blobs
+    The variables are CONTINUAL_REGISTRY_URL, CONTINUAL_BLOBS_URL and MLFLOW_TRACKING_URI.
+
+    >>> resolve_locations("/srv/home", {"CONTINUAL_BLOBS_URL": "s3://bucket/blobs"}).blobs
     's3://bucket/blobs'
     """
     folder = Path(home).expanduser().absolute()
