@@ -1,19 +1,27 @@
-"""What a stream came to: measures of its score matrix.
+"""Measures of continual learning, computed from a stream's score matrix.
 
-R[t, i] is the score on task i after learning task t, b[i] the score before any learning, T the number of tasks:
+R[t, i] is the score on task i after learning task t, b[i] the score before any learning, T the number of tasks, all
+counted from 1:
 
-    ACC         mean over i of R[T, i]
-    BWT         mean over i < T of R[T, i] − R[i, i]
-    FWT         mean over i ≥ 2 of R[i−1, i] − b[i]
-    forgetting  mean over i < T of max over i ≤ l < T of R[l, i], less R[T, i]; negative where tasks got better
-    LA          mean over i of R[i, i]
-    AIA         mean over t of the mean over i ≤ t of R[t, i]
+    ACC         mean_i R[T, i]
+    BWT         mean_{i<T} (R[T, i] − R[i, i])
+    FWT         mean_{i≥2} (R[i−1, i] − b[i])
+    forgetting  mean_{i<T} (max_{i≤l<T} R[l, i] − R[T, i])
+    LA          mean_i R[i, i]
+    AIA         mean_t ACC_t    with    ACC_t = mean_{i≤t} R[t, i]
+
+An unlearned task has no head of its own. For FWT, R[i−1, i] is the score of a head fitted in closed form on task i's
+train rows in the features of the best earlier delta, and b[i] the score of such a head in frozen features.
+
+The last row is not in the maximum of forgetting, so that it is negative where tasks improved. The mean of nothing is
+None. Two measures need more than one matrix: intransigence, mean_i (joint[i] − R[i, i]), is computed in `comparison`,
+and transfer gain, warm less scratch on the same rows and budget, in `report`.
 
 Lopez-Paz and Ranzato (2017), "Gradient Episodic Memory" (BWT, FWT); Chaudhry et al. (2018), "Riemannian Walk"
-(forgetting). The mean of nothing is None.
+(forgetting).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 ScoreMatrix = Sequence[Sequence[float | None]]
@@ -21,7 +29,16 @@ ScoreMatrix = Sequence[Sequence[float | None]]
 
 @dataclass(frozen=True)
 class ContinualMeasures:
-    """The measures of one matrix, fractions like its scores."""
+    """The measures of one score matrix, in the unit of its scores; None where there is nothing to average.
+
+    Attributes:
+        acc: Average accuracy after the last task.
+        bwt: Backward transfer.
+        fwt: Forward transfer.
+        forgetting: Mean loss against the best earlier score.
+        la: Learning accuracy, the mean score right after learning.
+        aia: Average incremental accuracy.
+    """
 
     acc: float | None
     bwt: float | None
@@ -32,16 +49,23 @@ class ContinualMeasures:
 
 
 def continual_measures(matrix: ScoreMatrix, before: Sequence[float | None] | None = None) -> ContinualMeasures:
-    """Measures of a T × T matrix whose entries on and below the diagonal are numbers; entries above may be None.
+    """Compute the measures of a score matrix.
 
-    `before` holds b; without it FWT is None. Raises ValueError for a matrix that is not square or lacks a number, and
-    for `before` of another length.
-
-    >>> measures([[0.9, 0.4], [0.7, 0.8]], [0.5, 0.3]).bwt
+    >>> continual_measures([[0.9, 0.4], [0.7, 0.8]], [0.5, 0.3]).bwt
     -0.20000000000000007
+
+    Args:
+        matrix: R, T × T; entries above the diagonal may be None, and only those just above it are used, for FWT.
+        before: b, T scores; without it FWT is None. Tasks whose b[i] or R[i−1, i] is None are left out of FWT.
+
+    Returns:
+        The measures.
+
+    Raises:
+        ValueError: The matrix is not square or lacks a number on or below the diagonal, or `before` has another length.
     """
     size = len(matrix)
-    learned = [[_number(row, t, i) for i in range(t + 1)] for t, row in enumerate(matrix) if len(row) == size]
+    learned = [[_required(row, t, i) for i in range(t + 1)] for t, row in enumerate(matrix) if len(row) == size]
     if len(learned) != size:
         raise ValueError(
             f"a score matrix has as many columns as rows; got {size} rows of {[len(row) for row in matrix]}"
@@ -49,31 +73,32 @@ def continual_measures(matrix: ScoreMatrix, before: Sequence[float | None] | Non
     if before is not None and len(before) != size:
         raise ValueError(f"there is one score before learning per task; got {len(before)} for {size} tasks")
     last = learned[-1] if learned else []
-    own = [row[-1] for row in learned]
+    diagonal = [row[-1] for row in learned]
     return ContinualMeasures(
         acc=mean(last),
-        bwt=mean(end - start for end, start in zip(last[:-1], own[:-1], strict=True)),
-        fwt=None if before is None else mean(_transfer(matrix, before)),
+        bwt=mean(end - start for end, start in zip(last[:-1], diagonal[:-1], strict=True)),
+        fwt=None if before is None else mean(_forward_transfers(matrix, before)),
         forgetting=mean(max(row[i] for row in learned[i:-1]) - last[i] for i in range(size - 1)),
-        la=mean(own),
+        la=mean(diagonal),
         aia=mean(sum(row) / len(row) for row in learned),
     )
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, or None of nothing."""
-    found = list(values)
-    return sum(found) / len(found) if found else None
+    """Return the arithmetic mean, or None of no values."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None
 
 
-def _number(row: Sequence[float | None], t: int, i: int) -> float:
+def _required(row: Sequence[float | None], t: int, i: int) -> float:
     value = row[i]
     if value is None:
         raise ValueError(f"the score on task {i + 1} after task {t + 1} is missing; it is needed, since i ≤ t")
     return value
 
 
-def _transfer(matrix: ScoreMatrix, before: Sequence[float | None]) -> Iterable[float]:
+def _forward_transfers(matrix: ScoreMatrix, before: Sequence[float | None]) -> Iterator[float]:
+    """Yield R[i−1, i] − b[i] for every task but the first."""
     for i in range(1, len(matrix)):
         ahead, start = matrix[i - 1][i], before[i]
         if ahead is not None and start is not None:

@@ -180,7 +180,7 @@ def _drop_section(name: str, results: Sequence[TrialResult]) -> Section:
         f"Edits removed, {name}",
         "Change of the validation score without the edits of these layers, layer 0 the lowest.",
         table=table,
-        figure=gain_map(matrix, down=layers, across=layers, title=name, labels=labels),
+        figure=gain_map(matrix, row_names=layers, column_names=layers, title=name, labels=labels),
         caption=f"Change of the score by layers removed, {name}",
     )
 
@@ -191,7 +191,7 @@ def _scale_sections(results: Sequence[TrialResult]) -> list[Section]:
     means = mean_outcomes(results, "test", lambda trial: (trial.task, float(trial.extra["initial_scale"])))
     tasks, scales = dict.fromkeys(task for task, _ in means), sorted({scale for _, scale in means})
     x_label = "initial scale: deviation of the normal that weights are drawn from"
-    figure = line_plot(group_lines(means), title="mean over seeds", across=x_label, up="test score", logarithmic=True)
+    figure = line_plot(group_lines(means), title="mean over seeds", xlabel=x_label, ylabel="test score", log_x=True)
     rows = tuple((f"{scale:g}", *(means.get((task, scale)) for task in tasks)) for scale in scales)
     table = Table(("initial scale", *tasks), rows)
     return [Section("Initial scale", table=table, figure=figure, caption=f"Test score by {x_label}, a line each task")]

@@ -84,7 +84,7 @@ class Combination(Study):
                     "Two methods",
                     TEXT,
                     table=Table(columns, rows, {"gain": "+.3f"}),
-                    figure=bar_plot(bars, title="mean over tasks and seeds", up="test score"),
+                    figure=bar_plot(bars, title="mean over tasks and seeds", ylabel="test score"),
                     caption="Mean test score of two methods, each alone, together, and one after the other",
                 ),
                 Section("Each method", "Mean test score.", table=means_table(best, {"method": method_of}, values)),

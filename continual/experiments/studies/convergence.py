@@ -117,5 +117,5 @@ def _figure(results: Sequence[TrialResult], value: str, across: str, up: str) ->
         x = points if across == "epoch" else [mean_of(curve[across][i] for curve in curves) for i in points]
         lines[name] = Line(x, [mean_of(curve[value][i] for curve in curves) for i in points])
     unit = "second of training" if across == "second" else across
-    figure = line_plot(lines, title="mean over tasks and seeds", across=unit, up=up)
+    figure = line_plot(lines, title="mean over tasks and seeds", xlabel=unit, ylabel=up)
     return Section(title, figure=figure, caption=f"{up} by {unit}, a line for each method")

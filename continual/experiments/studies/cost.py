@@ -201,5 +201,5 @@ def _batch_size(trial: StudyTrial) -> int:
 
 def _figure(results: Sequence[TrialResult], value: str, up: str) -> Section:
     lines = group_lines(mean_outcomes(results, value, lambda trial: (method_of(trial), _batch_size(trial))))
-    figure = line_plot(lines, title="mean over tasks and seeds", across="batch size", up=up, logarithmic=True)
+    figure = line_plot(lines, title="mean over tasks and seeds", xlabel="batch size", ylabel=up, log_x=True)
     return Section(up.partition(",")[0].capitalize(), figure=figure, caption=f"{up} by batch size, a line each method")

@@ -91,6 +91,6 @@ def _rows(trial: StudyTrial) -> int:
 
 def _figure(results: Sequence[TrialResult], value: str, up: str) -> Section:
     lines = group_lines(mean_outcomes(results, value, lambda trial: (method_of(trial), _rows(trial))))
-    figure = line_plot(lines, title="mean over tasks and seeds", across="train rows", up=up, logarithmic=True)
+    figure = line_plot(lines, title="mean over tasks and seeds", xlabel="train rows", ylabel=up, log_x=True)
     title = f"{value} by train rows"
     return Section(title.capitalize(), figure=figure, caption=f"{up} by train rows, a line for each method")

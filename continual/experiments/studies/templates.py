@@ -84,7 +84,7 @@ class Templates(Study):
                     figure=bar_plot(
                         {regime: dict(zip(COLUMNS, both, strict=False)) for regime, *both, _ in means},
                         title="mean over tasks and seeds",
-                        up="test score",
+                        ylabel="test score",
                     ),
                     caption="Mean test score with a template and with a head, by how many rows there are",
                 ),

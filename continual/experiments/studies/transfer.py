@@ -240,7 +240,7 @@ def _gains(runs: Sequence[TransferRun], tasks: Sequence[str], new: str, old: str
 
 
 def _gain_section(title: str, text: str, matrix: ScoreMatrix, tasks: Sequence[str]) -> Section:
-    figure = gain_map(matrix, down=tasks, across=tasks, title=title.lower(), labels=("target", "source"))
+    figure = gain_map(matrix, row_names=tasks, column_names=tasks, title=title.lower(), labels=("target", "source"))
     rows = tuple((target, *row) for target, row in zip(tasks, matrix, strict=True))
     table = Table(("target", *tasks), rows, dict.fromkeys(tasks, "+.3f"))
     return Section(title, text, table=table, figure=figure, caption=f"{title}, for each target and source")
