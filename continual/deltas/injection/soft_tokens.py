@@ -1,6 +1,6 @@
-"""Vectors of a delta's own before those of the words, in any stack that reads tokens.
+"""Prepend learned vectors to the token embeddings of any stack that reads tokens.
 
-Shapes: B rows, T tokens of the text, P the most vectors that are put before a row, E their size.
+Shapes: B rows, T tokens of the text, P the most vectors prepended to a row, E the embedding size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from continual.backbones.arguments import cache_of, require_cache_argument
 from continual.backbones.backbone import Backbone
 from continual.backbones.sites import Place, bind_arguments, replace_argument
 from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
@@ -17,130 +18,145 @@ from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 
 @contextmanager
 def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> Iterator[None]:
-    """Inside, the stack reads P more tokens, whose vectors the changes make, and returns the states of the others.
+    """Prepend the vectors that `changes` compute inside the block; the states returned are those of the text alone.
 
-    A row that has fewer than P does not see what is in front of its own, and its positions begin there.
+    A row with fewer than P vectors does not attend to the padding before its own, and its positions begin behind it.
+    With a key-value cache the vectors are prepended once, to the first tokens of the text.
+
+    Raises:
+        BackboneError: The stack of a model that generates takes no cache under a known name, so that vectors would be
+            prepended again at every step.
     """
-    place, fronts = changes[0].place, _Fronts(changes, backbone.device)
-    extended = False  # whether the pass that is under way begins the text; a cache holds what came before otherwise
+    place, prefix = changes[0].place, _SoftTokens(changes, backbone.device)
+    if backbone.architecture == "causal":
+        require_cache_argument(place.output_module)
+    starts_text = False  # whether the pass under way reads the first tokens; later ones find the others in the cache
 
     def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        nonlocal extended
+        nonlocal starts_text
         call = bind_arguments(module, args, kwargs)
-        cache = call.get("past_key_values")
-        before = 0 if cache is None else cache.get_seq_length()
-        extended = before == 0
-        if call.get("attention_mask") is None and fronts.gaps is not None:  # what no row was to ignore so far
+        cache = cache_of(call)
+        cached = 0 if cache is None else cache.get_seq_length()
+        starts_text = cached == 0
+        if call.get("attention_mask") is None and prefix.padding is not None:  # every token of the text is attended to
             ids = call["input_ids"]
-            seen = ids.shape[1] + max(before - fronts.longest, 0)
-            call["attention_mask"] = torch.ones(len(ids), seen, dtype=torch.long, device=ids.device)
-        return (), {**call, **_longer(call, fronts, begins=extended)}
+            length = ids.shape[1] + max(cached - prefix.length, 0)
+            call["attention_mask"] = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
+        return (), {**call, **_extended_arguments(call, prefix, starts_text=starts_text)}
 
-    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return fronts.before(output[:, fronts.longest :]) if extended else output
+    def replace_embeddings(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return prefix.prepend(output[:, prefix.length :]) if starts_text else output
 
-    def shorten(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if extended:
-            output.last_hidden_state = output.last_hidden_state[:, fronts.longest :]
+    def drop_prefix(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if starts_text:
+            output.last_hidden_state = output.last_hidden_state[:, prefix.length :]
         return output
 
     with (
         place.output_module.register_forward_pre_hook(extend, with_kwargs=True),
-        place.input_module.register_forward_hook(replace),
-        place.output_module.register_forward_hook(shorten),
-        _positions_behind(backbone, place, fronts),
+        place.input_module.register_forward_hook(replace_embeddings),
+        place.output_module.register_forward_hook(drop_prefix),
+        _shifted_positions(backbone, place, prefix),
     ):
         yield
 
 
-class _Fronts:
-    """What is put before the rows of a batch: for those of each stretch, or for all, the changes' vectors.
+class _SoftTokens:
+    """The vectors prepended to the rows of a batch, by range of rows or the same for all.
 
-    longest: P · gaps [B, 1]: how many of the P are not a row's own; None where all rows have as many.
+    Attributes:
+        length: P.
+        padding: How many of the P a row has not, [B, 1]; None where all rows have as many.
     """
 
     def __init__(self, changes: Sequence[PlacedEdit], device: torch.device) -> None:
         self._device = device
         self._changes: dict[RowRange | None, list[PlacedEdit]] = {}
-        for change in reversed(changes):  # a later edit's stand before those of the ones before it
+        for change in reversed(changes):  # the vectors of a later edit stand before those of earlier ones
             self._changes.setdefault(change.rows, []).append(change)
         with torch.no_grad():
-            lengths = {rows: self._of(rows).shape[-2] for rows in self._changes}
-        self.longest = max(lengths.values())
-        self.gaps = self._gaps(lengths)
+            lengths = {rows: self._vectors(rows).shape[-2] for rows in self._changes}
+        self.length = max(lengths.values())
+        self.padding = self._padding(lengths)
 
-    def _of(self, rows: RowRange | None) -> Tensor:
-        """The vectors [P, E], or [B, P, E] of B rows."""
-        made = []
+    def prepend(self, embeddings: Tensor) -> Tensor:
+        """Return [B, P + T, E] from the embeddings [B, T, E] of the text."""
+        prefix = embeddings.new_zeros(embeddings.shape[0], self.length, embeddings.shape[2])
+        for rows in self._changes:
+            vectors = self._vectors(rows).to(embeddings.dtype)
+            row_slice = slice(None) if rows is None else slice(rows.begin, rows.end)
+            prefix[row_slice, self.length - vectors.shape[-2] :] = vectors
+        return torch.cat((prefix, embeddings), dim=1)
+
+    def mask(self, column: Tensor) -> Tensor:
+        """Return the attention mask [B, P] of the prefix, of the type of a mask's first column [B, 1]."""
+        ones = torch.ones_like(column).expand(-1, self.length)
+        return (
+            ones if self.padding is None else ones * (torch.arange(self.length, device=column.device) >= self.padding)
+        )
+
+    def _vectors(self, rows: RowRange | None) -> Tensor:
+        """The vectors of a range of rows: [P, E], or [B, P, E] where they differ between rows."""
+        parts = []
         for change in self._changes[rows]:
-            nothing = torch.empty(0, change.place.d_out, device=self._device)
-            made.append(change.compute_change(nothing if rows is None else nothing.expand(len(rows), *nothing.shape)))
-        return torch.cat(made, dim=-2)
+            empty = torch.empty(0, change.place.d_out, device=self._device)
+            parts.append(change.compute_change(empty if rows is None else empty.expand(len(rows), *empty.shape)))
+        return torch.cat(parts, dim=-2)
 
-    def _gaps(self, lengths: Mapping[RowRange | None, int]) -> Tensor | None:
-        whole = next(iter(lengths))
-        if whole is None:
+    def _padding(self, lengths: Mapping[RowRange | None, int]) -> Tensor | None:
+        first = next(iter(lengths))
+        if first is None:
             return None
-        gaps = torch.full((whole.count, 1), self.longest, device=self._device)
+        padding = torch.full((first.count, 1), self.length, device=self._device)
         for rows, length in lengths.items():
             assert rows is not None
-            gaps[rows.begin : rows.end] -= length
-        return gaps if bool(gaps.any()) else None
-
-    def before(self, output: Tensor) -> Tensor:
-        """[B, P + T, E] of word vectors [B, T, E]."""
-        front = output.new_zeros(output.shape[0], self.longest, output.shape[2])
-        for rows in self._changes:
-            own = self._of(rows).to(output.dtype)
-            front[slice(None) if rows is None else slice(rows.begin, rows.end), self.longest - own.shape[-2] :] = own
-        return torch.cat((front, output), dim=1)
-
-    def mask(self, given: Tensor) -> Tensor:
-        """Which of the P [B, P] are a row's own, as the first column [B, 1] of a mask says it."""
-        seen = torch.ones_like(given).expand(-1, self.longest)
-        return seen if self.gaps is None else seen * (torch.arange(self.longest, device=given.device) >= self.gaps)
+            padding[rows.begin : rows.end] -= length
+        return padding if bool(padding.any()) else None
 
 
-def _longer(call: Mapping[str, Any], fronts: _Fronts, *, begins: bool) -> dict[str, Tensor]:
-    """The arguments of a stack with P tokens more at the front, each standing in for a vector."""
-    makers = {
-        "input_ids": lambda first: first.expand(-1, fronts.longest),
-        "token_type_ids": lambda first: torch.zeros_like(first).expand(-1, fronts.longest),
-        "attention_mask": fronts.mask,
+def _extended_arguments(call: Mapping[str, Any], prefix: _SoftTokens, *, starts_text: bool) -> dict[str, Tensor]:
+    """The arguments of a stack with P more tokens in front, each a placeholder for a vector."""
+    placeholders = {
+        "input_ids": lambda column: column.expand(-1, prefix.length),
+        "token_type_ids": lambda column: torch.zeros_like(column).expand(-1, prefix.length),
+        "attention_mask": prefix.mask,
     }
-    used = [name for name in makers if call.get(name) is not None and (begins or name == "attention_mask")]
-    longer = {name: torch.cat((makers[name](call[name][:, :1]), call[name]), dim=1) for name in used}
+    names = [n for n in placeholders if call.get(n) is not None and (starts_text or n == "attention_mask")]
+    extended = {name: torch.cat((placeholders[name](call[name][:, :1]), call[name]), dim=1) for name in names}
     positions = call.get("position_ids")
     if positions is not None:
-        new = torch.arange(fronts.longest, device=positions.device).expand(len(positions), -1)
-        behind = positions + fronts.longest
-        longer["position_ids"] = torch.cat((new, behind), dim=1) if begins else behind
-    return longer
+        prefix_positions = torch.arange(prefix.length, device=positions.device).expand(len(positions), -1)
+        text_positions = positions + prefix.length
+        extended["position_ids"] = (
+            torch.cat((prefix_positions, text_positions), dim=1) if starts_text else text_positions
+        )
+    return extended
 
 
 @contextmanager
-def _positions_behind(backbone: Backbone, tokens: Place, fronts: _Fronts) -> Iterator[None]:
-    """Inside, the positions of a row begin at its own first token, where the model has positions.
+def _shifted_positions(backbone: Backbone, tokens: Place, prefix: _SoftTokens) -> Iterator[None]:
+    """Begin a row's positions at its own first vector inside the block, where the model has positions.
 
-    Some models count all tokens, some those that are not masked: how far a row is off is seen when a text begins.
+    Some models count all tokens, some those that are not masked: the shift of each row is read off its first tokens.
     """
-    stack, gaps = tokens.name.removesuffix(tokens.site), fronts.gaps
-    if gaps is None or "positions" not in backbone.family.stack.sites:
+    stack, padding = tokens.name.removesuffix(tokens.site), prefix.padding
+    if padding is None or "positions" not in backbone.family.stack.sites:
         yield
         return
     (place,) = (place for place in backbone.modules_at("positions") if place.name == f"{stack}positions")
-    off = torch.zeros_like(gaps)
+    shift = torch.zeros_like(padding)
 
-    def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        nonlocal off
-        seen = place.input_of(args, kwargs).expand(len(gaps), -1)
-        if seen.shape[1] > fronts.longest:  # a text begins
-            first = seen.gather(1, gaps)
-            off = first - first.min()
-        return replace_argument(module, args, kwargs, place.argument, (seen - off).clamp(min=0))
+    def shift_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal shift
+        positions = place.input_of(args, kwargs).expand(len(padding), -1)
+        if positions.shape[1] > prefix.length:  # the first tokens of the text
+            first = positions.gather(1, padding)
+            shift = first - first.min()
+        return replace_argument(module, args, kwargs, place.argument, (positions - shift).clamp(min=0))
 
     with ExitStack() as undo:
-        undo.enter_context(place.output_module.register_forward_pre_hook(move, prepend=True, with_kwargs=True))
+        hook = place.output_module.register_forward_pre_hook(shift_positions, prepend=True, with_kwargs=True)
+        undo.enter_context(hook)
         for handle in place.allow_positions_per_row():
             undo.enter_context(handle)
         yield

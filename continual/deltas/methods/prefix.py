@@ -1,6 +1,5 @@
-"""Prefix tuning: keys and values of the delta's own, which every token attends to, before those of the text."""
+"""Prefix tuning: learned keys and values before those of the text, which every token attends to."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -9,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from continual.backbones.arguments import CACHE_ARGUMENTS, cache_argument
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add, Concatenate
 from continual.deltas.edit import Edit, Reads
@@ -21,28 +21,40 @@ from continual.errors import ExchangeError
 
 @dataclass(frozen=True)
 class PositionShift:
-    """P [B, T] more than the positions [B, T] seen; RoBERTa's padding tokens keep the one position that they share."""
+    """A form without values that adds P to every position; RoBERTa's padding tokens keep their shared position.
+
+    Attributes:
+        length: P.
+    """
 
     identity: ClassVar[IdentityAtInit] = "none"
 
     length: int
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return no values."""
         return {}
 
-    def __call__(self, values: Values, seen: Tensor, place: Place) -> Tensor:
+    def __call__(self, values: Values, positions: Tensor, place: Place) -> Tensor:
+        """Return what to add to positions [B, T]: P [B, T], and 0 for padding."""
         padding = getattr(place.output_module, "padding_idx", None)
-        moved = torch.full_like(seen, self.length)
-        return moved if padding is None else moved.masked_fill(seen == padding, 0)
+        shift = torch.full_like(positions, self.length)
+        return shift if padding is None else shift.masked_fill(positions == padding, 0)
 
 
 class Prefix(MethodSettings):
-    """Attention to [P_k; K] and [P_v; V] instead of K and V, with P_k and P_v [P, E] learned, at every layer.
+    """Prefix tuning: attention to [P_k; K] and [P_v; V] instead of K and V, with learned P_k and P_v, at every layer.
 
-    The text's positions begin at P, as if the prefix were tokens, where positions are absolute or rotary.
-    reparameterise: the size of the network that the rows come out of while they are trained; 0 for none.
-    Parameters: 2PE per layer as kept. Li and Liang (2021), "Prefix-Tuning", arXiv:2101.00190; without the network it
-    is P-tuning v2 of Liu et al. (2022), arXiv:2110.07602.
+    P_k and P_v are [P, E]. Where positions are absolute or rotary, the text's begin at P, as if the prefix were tokens.
+    Parameters: 2PE per layer as stored.
+
+    Li and Liang (2021), "Prefix-Tuning", arXiv:2101.00190; without the network it is P-tuning v2 of Liu et al. (2022),
+    arXiv:2110.07602.
+
+    Attributes:
+        length: P.
+        reparameterise: The hidden size of the network that computes the rows during training; 0 for none.
+        initial_scale: The standard deviation of the initial values.
 
     >>> Prefix(length=5).edits()[0].site
     'attn.kv'
@@ -53,14 +65,12 @@ class Prefix(MethodSettings):
     initial_scale: float = Field(default=0.02, gt=0, allow_inf_nan=False)
 
     def edits(self) -> tuple[Edit, ...]:
-        plain, network = (
-            PrefixKeyValues(self.length, self.initial_scale),
-            ReparameterizedPrefix(self.length, self.reparameterise),
-        )
+        rows = PrefixKeyValues(self.length, self.initial_scale)
+        network = ReparameterizedPrefix(self.length, self.reparameterise)
         positions = Edit(
             "positions", PositionShift(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True
         )
-        return (Edit("attn.kv", network if self.reparameterise else plain, Reads.INPUT, Concatenate()), positions)
+        return (Edit("attn.kv", network if self.reparameterise else rows, Reads.INPUT, Concatenate()), positions)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         widths = _widths(parts)
@@ -81,7 +91,7 @@ class Prefix(MethodSettings):
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         if adapter.config.get("peft_type") != "PREFIX_TUNING":
             return None
-        adapter.require_supported_config("prefix_projection")  # what it makes is what is saved
+        adapter.require_supported_config("prefix_projection")  # the file holds the projection's output
         settings = cls(length=adapter.config["num_virtual_tokens"])
         widths = _widths(layout.parts(settings))
         adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, sum(widths.values()))})
@@ -90,17 +100,25 @@ class Prefix(MethodSettings):
 
 
 def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
-    """The values of all layers, in PEFT's order, and how wide each is.
+    """The widths of the values of all layers, by name in PEFT's order.
 
-    Raises ExchangeError where PEFT's prefix does something else, or nothing: it is put into the cache of a model.
+    Raises:
+        ExchangeError: PEFT's prefix, which goes through the key-value cache, does something else on this model.
     """
     layers = [part for part in parts if part.place.changes == "attention"]
     attention: Any = layers[0].place.output_module
-    cached = "past_key_values" in inspect.signature(attention.forward).parameters
-    sliding = {"full_attention"} != {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
-    if not cached or sliding or attention.config.is_encoder_decoder or len(layers) == len(parts):
+    layer_types = {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
+    obstacles = {
+        f"{type(attention).__name__} takes no cache ({' or '.join(CACHE_ARGUMENTS)})": cache_argument(attention)
+        is None,
+        f"its layers' attention is {', '.join(sorted(layer_types))}": layer_types != {"full_attention"},
+        "it is an encoder-decoder": attention.config.is_encoder_decoder,
+        "its positions do not begin behind the prefix": len(layers) == len(parts),
+    }
+    if reasons := [reason for reason, present in obstacles.items() if present]:
         raise ExchangeError(
-            "PEFT has no prefix that does the same on this model: there it goes through the cache, which must be that "
-            "of a single stack, seen whole by every token, with the positions of the text behind the prefix"
+            f"PEFT has no prefix that does the same on this model: {'; '.join(reasons)}. There it goes through the "
+            "cache, which must be that of a single stack, seen whole by every token, with the positions of the text "
+            "behind the prefix"
         )
     return {f"{part.key}/{name}": part.place.d_out for part in layers for name in ("key", "value")}
