@@ -1,7 +1,8 @@
-"""MLflow as a projection of the registry: everything it shows is read from there, whenever MLflow can be reached.
+"""MLflow as a projection of the registry, brought up to date whenever MLflow is reachable.
 
-One run per stream and, nested in it, one per delta; one model per task, whose alias `champion` is what serves. What
-MLflow must be told is written into the registry's outbox together with what it tells of; senders empty it.
+There is one run per stream and, nested in it, one per delta; and one model per task, whose alias `champion` is the
+serving version. Each change is written into the registry's outbox together with a message for MLflow; senders send the
+messages and delete them.
 """
 
 from continual.tracking.sender import SendResult, background_sender, flush_outbox, warn_unsent

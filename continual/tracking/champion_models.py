@@ -1,4 +1,4 @@
-"""The champion of a task as a version of a model in MLflow, under the alias `champion`."""
+"""A task's champion as a version of its model in MLflow, under the alias `champion`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,44 +9,45 @@ from continual.tracking.registered_models import (
     ModelVersionSpec,
     available_model_name,
     ensure_model,
+    ensure_version,
     output_columns,
     ownership_tags,
     set_aliases,
-    ensure_version,
 )
 from registry import OutboxMessage, StoredDelta, TaskRecord, delete_sent
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-DIGITS = 12  # of a fingerprint, in the alias of the champion on one backbone
+DIGITS = 12  # digits of a backbone's fingerprint in the alias of its champion
 
 
-def sync_champion(to: MlflowClientContext, pending: OutboxMessage) -> None:
-    """Makes what serves a task model versions, and moves the aliases to them.
+def sync_champion(context: MlflowClientContext, pending: OutboxMessage) -> None:
+    """Create the missing model versions of a task's champions, move the aliases, and delete the message.
 
-    Raises: NotYet, where a delta that serves has no run.
+    Raises:
+        DependencyPendingError: A champion has no run yet.
     """
-    task = to.registry.task(pending.subject)
-    serving = to.registry.serving(task.name)
-    name = task_model(to, task.name)
-    if serving:
-        ensure_model(to, name, ownership_tags(to, task=task.name, kind=task.kind, metric=task.metric))
-    wanted: dict[str, str] = {}
-    for delta in serving:
-        number = ensure_version(to, name, _reference(task, delta))
-        wanted |= {f"{CHAMPION}-{delta.backbone[:DIGITS]}": number, CHAMPION: number}
-    set_aliases(to, name, wanted)
-    with to.registry.unit_of_work() as unit:
+    task = context.registry.task(pending.subject)
+    champions = context.registry.serving(task.name)
+    name = task_model(context, task.name)
+    if champions:
+        ensure_model(context, name, ownership_tags(context, task=task.name, kind=task.kind, metric=task.metric))
+    aliases: dict[str, str] = {}
+    for delta in champions:
+        number = ensure_version(context, name, _version_spec(task, delta))
+        aliases |= {f"{CHAMPION}-{delta.backbone[:DIGITS]}": number, CHAMPION: number}
+    set_aliases(context, name, aliases)
+    with context.registry.unit_of_work() as unit:
         delete_sent(unit, pending)
 
 
-def task_model(to: MlflowClientContext, task: str) -> str:
-    """What a task's model is called: as the task, unless another model is."""
-    return available_model_name(to, task, ownership_tags(to, task=task), mark=to.name)
+def task_model(context: MlflowClientContext, task: str) -> str:
+    """Return the name of a task's model: the task's name, unless another model has it."""
+    return available_model_name(context, task, ownership_tags(context, task=task), mark=context.name)
 
 
-def _reference(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
+def _version_spec(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
     pair = isinstance(task.spec.get("text"), list)
     return ModelVersionSpec(
         identity_tags={"continual.delta": delta.name, "continual.digest": delta.values},
@@ -61,13 +62,13 @@ def _reference(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
 
 
 def _signature(*, pair: bool, number: bool) -> "ModelSignature":
-    """What goes in and comes out. A text's column has no name, so that a list of texts is taken too."""
+    """Return inputs and outputs; a text column without a name accepts a plain list of texts too."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType
 
     texts = Array(DataType.string) if pair else "string"
-    given = ColSpec(texts, "text") if pair else ColSpec(texts)
+    text_column = ColSpec(texts, "text") if pair else ColSpec(texts)
     return ModelSignature(
-        inputs=Schema([given]), outputs=output_columns(text=texts, label="double" if number else "string")
+        inputs=Schema([text_column]), outputs=output_columns(text=texts, label="double" if number else "string")
     )

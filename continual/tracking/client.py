@@ -1,4 +1,4 @@
-"""MLflow, and what a registry needs of it: an experiment, and runs that are found again."""
+"""The connection to MLflow: a registry's experiment, the runs in it, and names that MLflow accepts."""
 
 import logging
 import os
@@ -16,31 +16,40 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "continual"
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages on runs, not on chat traces
-MILLISECONDS = 1000  # in a second: MLflow's unit of time
-LARGEST_BATCH = 500  # metrics in one call, of the thousand that MLflow takes
-LONGEST_PARAMETER = 500  # what MLflow takes of a parameter's value, in characters
-LONGEST_NAME = 250  # of a run, in characters
-# An MLflow that is away must fail soon, is not told who uses what, and looks for no project in the current folder.
-SETTINGS = {
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages on runs, not on chat traces
+# An unreachable MLflow must fail soon; it collects no telemetry and looks for no project in the current folder.
+MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which holds our answer, and nothing else
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for a command's own output only
 }
+
+MILLISECONDS = 1000  # milliseconds in a second; MLflow's unit of time
+MAX_METRICS_PER_CALL = 500  # metrics in one call; MLflow accepts a thousand
+MAX_PARAMETER_LENGTH = 500  # characters of a parameter's value that MLflow accepts
+MAX_RUN_NAME_LENGTH = 250  # characters of a run's name
+MAX_NAME_BYTES = 160  # bytes of an escaped name; a file's name may have 255, a model's 256
+DIGEST_DIGITS = 16  # hexadecimal digits of the digest that replaces the end of a longer name
 ESCAPE = "="
-LONGEST = 160  # bytes; a file's name may have 255, a model's 256
-SHORT = 16  # hexadecimal digits of a digest that stands for the rest of a longer name
 
 
 class DependencyPendingError(Exception):
-    """Something else must be told first."""
+    """A run that this message refers to does not exist yet; the message is tried again later."""
 
 
 @dataclass(frozen=True)
 class MlflowClientContext:
-    """One connection to MLflow: where the runs go (an experiment's id), and what the registry is called there."""
+    """A connection to MLflow on behalf of one registry.
+
+    Attributes:
+        registry: The registry whose contents MLflow shows.
+        client: MLflow's client.
+        experiment: The id of the experiment that holds the runs.
+        name: The registry's identity in tags and keys.
+        locations: Where the registry, its blobs and MLflow are.
+    """
 
     registry: Registry
     client: "MlflowClient"
@@ -49,99 +58,133 @@ class MlflowClientContext:
     locations: Locations
 
     def key(self, *parts: str) -> str:
-        """What a run or a task of this registry is found by: a digest, because names may hold any sign."""
+        """Return a digest that identifies a run or task of this registry; names may hold any character."""
         return sha256("\n".join((self.name, *parts)).encode(errors="surrogatepass")).hexdigest()
 
-    def run_tags(self, key: str, *, name: str, **own: str) -> dict[str, str]:
-        """The tags of a run: what it shows, and by which it is found again."""
-        where = {"registry": self.name, "registry_url": redact(self.locations.registry), "key": key}
-        return {"mlflow.runName": name[:LONGEST_NAME]} | {f"continual.{tag}": v for tag, v in (where | own).items()}
+    def run_tags(self, key: str, *, name: str, **extra: str) -> dict[str, str]:
+        """Return the tags of a run.
+
+        Args:
+            key: The run's key, by which `find_runs` finds it.
+            name: The name that MLflow shows.
+            extra: Further tags, each prefixed with `continual.`.
+        """
+        tags = {"registry": self.name, "registry_url": redact(self.locations.registry), "key": key} | extra
+        return {"mlflow.runName": name[:MAX_RUN_NAME_LENGTH]} | {f"continual.{tag}": v for tag, v in tags.items()}
 
     def find_runs(self, tag: str, key: str, *, deleted: bool = False) -> Sequence["Run"]:
-        """The runs whose tag is `key`, a digest; with `deleted`, those in MLflow's bin too."""
+        """Return the runs whose tag has this value.
+
+        Args:
+            tag: The name of the tag, without its prefix `continual.`.
+            key: The value, a key of `key`.
+            deleted: Also return deleted runs that MLflow still stores.
+        """
         from mlflow.entities import ViewType
 
         view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
-        found: Sequence[Run] = self.client.search_runs([self.experiment], f"tags.`continual.{tag}` = '{key}'", view)
-        return found
+        runs: Sequence[Run] = self.client.search_runs([self.experiment], f"tags.`continual.{tag}` = '{key}'", view)
+        return runs
 
-    def active_run(self, identity: str | None) -> "Run | None":
-        """The run of that id; None where MLflow does not have it any more, or is another MLflow."""
+    def active_run(self, run_id: str | None) -> "Run | None":
+        """Return the run of this id; None where this MLflow has no such run, or it is deleted."""
         from mlflow.exceptions import MlflowException
 
-        if identity is None:
+        if run_id is None:
             return None
         try:
-            found = self.client.get_run(identity)
+            run = self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return found if found.info.lifecycle_stage == "active" else None
+        return run if run.info.lifecycle_stage == "active" else None
 
     def log(
-        self, run: str, parameters: Mapping[str, Any], metrics: Mapping[tuple[str, int], float], *, at: datetime
+        self,
+        run_id: str,
+        parameters: Mapping[str, Any],
+        metrics: Mapping[tuple[str, int], float],
+        *,
+        timestamp: datetime,
     ) -> None:
-        """Logs metrics by name and step. `at` must not depend on when this is sent: sent twice, they are one."""
+        """Log parameters and metrics of a run.
+
+        Args:
+            run_id: The id of the run.
+            parameters: The parameters by name.
+            metrics: The metrics by name and step.
+            timestamp: The time of the metrics. It must not depend on the time of sending: a metric that is sent twice
+                with the same timestamp is stored once.
+        """
         from mlflow.entities import Metric, Param
 
-        points = [Metric(name, value, timestamp=to_millis(at), step=step) for (name, step), value in metrics.items()]
-        self.client.log_batch(run, params=[Param(k, str(v)[:LONGEST_PARAMETER]) for k, v in parameters.items()])
-        for first in range(0, len(points), LARGEST_BATCH):
-            self.client.log_batch(run, metrics=points[first : first + LARGEST_BATCH])
+        moment = to_millis(timestamp)
+        points = [Metric(name, value, timestamp=moment, step=step) for (name, step), value in metrics.items()]
+        params = [Param(name, str(value)[:MAX_PARAMETER_LENGTH]) for name, value in parameters.items()]
+        self.client.log_batch(run_id, params=params)
+        for first in range(0, len(points), MAX_METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=points[first : first + MAX_METRICS_PER_CALL])
 
 
-def connect(registry: Registry, places: Locations) -> MlflowClientContext:
-    """The tracking store that `places` names, with our experiment in it."""
-    for name, value in SETTINGS.items():
+def connect(registry: Registry, locations: Locations) -> MlflowClientContext:
+    """Connect to the tracking store that `locations` names, and create the experiment where it is missing."""
+    for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow"):  # a new database would be set up aloud
+    for name in ("alembic", "mlflow"):  # they log every step of setting up a new database
         logging.getLogger(name).setLevel(logging.WARNING)
-    client = MlflowClient(tracking_uri=places.mlflow)
-    return MlflowClientContext(registry, client, _experiment(client, places), registry_identity(registry), places)
+    client = MlflowClient(tracking_uri=locations.mlflow)
+    experiment = _ensure_experiment(client, locations)
+    return MlflowClientContext(registry, client, experiment, registry_identity(registry), locations)
+
+
+def _ensure_experiment(client: "MlflowClient", locations: Locations) -> str:
+    """Return the experiment's id; a new one stores artifacts under the home, not in MLflow's default folder."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(EXPERIMENT, artifact_location=locations.artifacts, tags=EXPERIMENT_TAGS))
 
 
 def to_millis(moment: datetime) -> int:
-    """MLflow's time."""
+    """Convert a time to MLflow's milliseconds since the epoch."""
     return int(moment.timestamp() * MILLISECONDS)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    found: dict[str, Any] = {}
+    """Flatten nested settings into one mapping by dotted names.
+
+    >>> flatten({"budget": {"epochs": 3}, "seed": 0})
+    {'budget.epochs': 3, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def _experiment(client: "MlflowClient", places: Locations) -> str:
-    """The id of our experiment, whose artifacts lie under the home: MLflow's default is the current folder."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found:
-        return str(found.experiment_id)
-    return str(client.create_experiment(EXPERIMENT, artifact_location=places.artifacts, tags=TRAINING))
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def escape_name(name: str) -> str:
-    """`name` with `=` and two digits for each byte of other signs than letters and digits; `quopri` turns it back.
+    """Escape a name for files and models: `=` and two hexadecimal digits for each byte of a special character.
 
-    A name that would be too long is cut, and its digest added.
+    Letters, digits and `-_@.` are kept; `quopri` decodes the result. A name that would be too long is cut, and its
+    digest appended.
 
     >>> import quopri
-    >>> plain("../news/2024:sport"), quopri.decodestring(plain("../news/2024:sport")).decode()
+    >>> escape_name("../news/2024:sport"), quopri.decodestring(escape_name("../news/2024:sport")).decode()
     ('=2E.=2Fnews=2F2024=3Asport', '../news/2024:sport')
     """
-    signs = [_escaped(sign, first=place == 0) for place, sign in enumerate(name)]
-    if len("".join(signs).encode()) <= LONGEST:
-        return "".join(signs)
-    while len("".join(signs).encode()) > LONGEST - SHORT - 2 * len(ESCAPE):
-        signs.pop()
-    return f"{''.join(signs)}{ESCAPE * 2}{sha256(name.encode(errors='surrogatepass')).hexdigest()[:SHORT]}"
+    escaped = [_escape_character(character, first=index == 0) for index, character in enumerate(name)]
+    if len("".join(escaped).encode()) <= MAX_NAME_BYTES:
+        return "".join(escaped)
+    while len("".join(escaped).encode()) > MAX_NAME_BYTES - DIGEST_DIGITS - 2 * len(ESCAPE):
+        escaped.pop()
+    digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:DIGEST_DIGITS]
+    return f"{''.join(escaped)}{ESCAPE * 2}{digest}"
 
 
-def _escaped(sign: str, *, first: bool) -> str:
-    if sign.isalnum() or sign in "-_@" or (sign == "." and not first):
-        return sign
-    return "".join(f"{ESCAPE}{byte:02X}" for byte in sign.encode(errors="surrogatepass"))
+def _escape_character(character: str, *, first: bool) -> str:
+    if character.isalnum() or character in "-_@" or (character == "." and not first):
+        return character
+    return "".join(f"{ESCAPE}{byte:02X}" for byte in character.encode(errors="surrogatepass"))

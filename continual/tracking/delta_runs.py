@@ -1,4 +1,4 @@
-"""The run of a delta: how it was made, how well it does, and the delta itself."""
+"""The MLflow run of a delta: its parameters, scores and values."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,65 +28,68 @@ LOGGED_PARAMETERS = (
 )
 
 
-def sync_delta_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
-    """Makes the run of a delta, unless it is there, and notes it in the registry.
+def sync_delta_run(context: MlflowClientContext, pending: OutboxMessage) -> None:
+    """Create the run of a delta where it is missing, note it in the registry, and delete the message.
 
-    Raises: NotYet, where its stream has no run.
+    Raises:
+        DependencyPendingError: The delta's stream has no run yet.
     """
-    with to.registry.unit_of_work() as unit:
-        if is_purged(unit, pending.subject):  # before MLflow heard of it
+    with context.registry.unit_of_work() as unit:
+        if is_purged(unit, pending.subject):  # purged before it was sent
             delete_sent(unit, pending)
             return
-    delta = to.registry.delta(pending.subject)
-    kept = to.active_run(delta.mlflow_run)
-    run = kept.info.run_id if kept else _run(to, delta)
-    with to.registry.unit_of_work() as unit:
-        wanted = delete_sent(unit, pending) and not is_purged(unit, delta.name)
-        if wanted:
-            unit.set_mlflow_run(delta.name, run)
-    if not wanted and kept is None:
-        to.client.delete_run(run)
+    delta = context.registry.delta(pending.subject)
+    existing = context.active_run(delta.mlflow_run)
+    run_id = existing.info.run_id if existing else _ensure_run(context, delta)
+    with context.registry.unit_of_work() as unit:
+        is_noted = delete_sent(unit, pending) and not is_purged(unit, delta.name)
+        if is_noted:
+            unit.set_mlflow_run(delta.name, run_id)
+    if not is_noted and existing is None:
+        context.client.delete_run(run_id)
 
 
-def _run(to: MlflowClientContext, delta: StoredDelta) -> str:
-    """The run of a delta: one that was finished and not noted, else a new one in place of what was begun."""
-    key = to.key("delta", delta.name, delta.values)
-    for begun in to.find_runs("key", key):
-        if begun.info.status == "FINISHED":
-            return str(begun.info.run_id)
-        to.client.delete_run(begun.info.run_id)
-    began = to_millis(delta.created_at) - int(delta.seconds * MILLISECONDS)
-    run: str = to.client.create_run(to.experiment, start_time=began, tags=_tags(to, delta, key)).info.run_id
-    scores = [score for score in to.registry.scores(delta=delta.name) if not score.stream]
+def _ensure_run(context: MlflowClientContext, delta: StoredDelta) -> str:
+    """Return a finished run that the registry does not know yet, or a new one; delete unfinished ones."""
+    key = context.key("delta", delta.name, delta.values)
+    for existing in context.find_runs("key", key):
+        if existing.info.status == "FINISHED":
+            return str(existing.info.run_id)
+        context.client.delete_run(existing.info.run_id)
+    start_time = to_millis(delta.created_at) - int(delta.seconds * MILLISECONDS)
+    run_id: str = context.client.create_run(
+        context.experiment, start_time=start_time, tags=_tags(context, delta, key)
+    ).info.run_id
+    scores = [score for score in context.registry.scores(delta=delta.name) if not score.stream]
     metrics = {(_metric(score), score.step): score.value for score in scores}
-    to.log(run, _parameters(delta), metrics, at=delta.created_at)
+    context.log(run_id, _parameters(delta), metrics, timestamp=delta.created_at)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"{escape_name(delta.name)}.safetensors"
-        file.write_bytes(to.registry.blobs.get(delta.values))
-        to.client.log_artifact(run, str(file), "delta")
+        file.write_bytes(context.registry.blobs.get(delta.values))
+        context.client.log_artifact(run_id, str(file), "delta")
     if delta.tried:
-        to.client.log_dict(run, {"tried": list(delta.tried)}, "tried.json")
-    to.client.set_terminated(run, end_time=to_millis(delta.created_at))
-    return run
+        context.client.log_dict(run_id, {"tried": list(delta.tried)}, "tried.json")
+    context.client.set_terminated(run_id, end_time=to_millis(delta.created_at))
+    return run_id
 
 
-def _tags(to: MlflowClientContext, delta: StoredDelta, key: str) -> dict[str, str]:
-    own = {
+def _tags(context: MlflowClientContext, delta: StoredDelta, key: str) -> dict[str, str]:
+    tags = {
         "delta": delta.name,
         "task": delta.task,
-        "task_key": to.key("task", delta.task),
+        "task_key": context.key("task", delta.task),
         "digest": delta.values,
         "backbone": delta.backbone,
         "warm_start": delta.warm_start,
-        "parents": ", ".join(edge["parent"] for edge in to.registry.lineage(delta.name, depth=1)),
+        "parents": ", ".join(edge["parent"] for edge in context.registry.lineage(delta.name, depth=1)),
     }
-    stream = to.registry.stream_of(delta.name)
+    stream = context.registry.stream_of(delta.name)
     if stream is None:
-        return to.run_tags(key, name=delta.name, **own)
-    parent = to.active_run(to.registry.stream(stream).mlflow_run)
+        return context.run_tags(key, name=delta.name, **tags)
+    parent = context.active_run(context.registry.stream(stream).mlflow_run)
     if parent is None:
         raise DependencyPendingError(f"stream {stream!r} has no run yet")
-    return to.run_tags(key, name=delta.name, stream=stream, **own) | {"mlflow.parentRunId": parent.info.run_id}
+    return context.run_tags(key, name=delta.name, stream=stream, **tags) | {"mlflow.parentRunId": parent.info.run_id}
 
 
 def _parameters(delta: StoredDelta) -> dict[str, Any]:
@@ -94,5 +97,5 @@ def _parameters(delta: StoredDelta) -> dict[str, Any]:
 
 
 def _metric(score: StoredScore) -> str:
-    """A metric's name in MLflow: `test_accuracy` is the delta's own score, others say what they are."""
+    """Return a score's name in MLflow, such as `test_accuracy`; other modes than oracle are a prefix."""
     return f"{score.split}_{score.metric}" if score.mode == "oracle" else f"{score.mode}_{score.split}_{score.metric}"

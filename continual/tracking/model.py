@@ -1,4 +1,4 @@
-"""Deltas as a model of MLflow's: a reference to the registry, which answers as `Learner.predict` does."""
+"""MLflow's model of deltas: a reference to the registry that predicts as `Learner.predict` does."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -25,78 +25,96 @@ LOCATION_ENV = {"registry": "CONTINUAL_REGISTRY_URL", "blobs": "CONTINUAL_BLOBS_
 
 @final
 class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not typed
-    """Answers with the deltas that it names, whichever serve meanwhile: with the one of a task, or those of a stream.
+    """Predicts with the deltas named in its configuration, whichever deltas are champions now.
 
-    What names `delta` and `digest` is of one task, and answers all texts by it. What names `deltas`, digests by name,
-    is of a stream, and has the settings of its router.
+    A configuration with `delta` and `digest` is a task's: that delta answers all texts. One with `deltas`, digests by
+    name, is a stream's, and has the settings of its router.
     """
 
     def load_context(self, context: Any) -> None:
-        """Find the deltas in the registry, load the backbone, and the delta or the router.
+        """Load the backbone, and the delta or the router, from the registry.
 
-        Raises NotFound or BlobError where the registry does not hold them any more, InputError where it is not reached.
+        Raises:
+            NotFound: The registry no longer holds one of the deltas, or holds other values under its name.
+            BlobError: A delta's values cannot be read.
+            InputError: The registry, its blobs or the backbone is not where the configuration says.
         """
         config: Mapping[str, Any] = context.model_config
-        backbone = _backbone(config)
-        registry = Registry.open(_place(config, "registry"), _place(config, "blobs"))
+        backbone = _load_backbone(config)
+        registry = Registry.open(_location(config, "registry"), _location(config, "blobs"))
         finalize(self, registry.close)
-        pinned = _pinned(registry, config)
+        pinned = _pinned_champions(registry, config)
         settings = {name: config[name] for name in ("router", "false_abstentions") if name in config}
-        self.alone = Lock()  # a server asks from many threads, and a backbone has one set of deltas on it at once
+        self.lock = Lock()  # servers predict from many threads, and a backbone holds one set of deltas at a time
         self.task = None if "deltas" in config else pinned[0].task
         self.predictor = Predictor(backbone, registry, serving=pinned, **settings)
         if self.task is not None:
             self.predictor.load_delta(self.task)
         else:
-            with suppress(InputError):  # nothing can be routed, which texts without a task will be told
+            # Where nothing can be routed, texts without a task get this error when they are predicted.
+            with suppress(InputError):
                 self.predictor.build_router()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """One row per text, as `continual predict` answers; `label` and `score` among the columns.
+        """Predict one row per text, with the fields of `Prediction` as columns, such as `label` and `score`.
 
-        model_input: a column `text`, and perhaps `task`, null where the router is to choose; or texts alone.
+        Args:
+            context: MLflow's context; unused.
+            model_input: N rows with a column `text`, and optionally `task`, null where the router is to choose; or N
+                texts.
+            params: Unused.
+
+        Returns:
+            N rows, in order.
         """
-        frame = _frame(model_input)
-        with self.alone:
-            found = self.predictor.predict(_texts(frame), task=self.task or _tasks(frame))
+        frame = _as_frame(model_input)
+        with self.lock:
+            predictions = self.predictor.predict(_texts(frame), task=self.task or _tasks(frame))
         columns = list(Prediction.__dataclass_fields__)
-        return pd.DataFrame([asdict(answer) for answer in found], columns=columns, dtype=object)  # NaN is no JSON
+        rows = [asdict(prediction) for prediction in predictions]
+        return pd.DataFrame(rows, columns=columns, dtype=object)  # object columns hold None; NaN is invalid JSON
 
 
-def _place(config: Mapping[str, Any], name: str) -> str:
-    """Where the registry or its blobs are: as the environment says, else where they were.
+def _location(config: Mapping[str, Any], name: str) -> str:
+    """Return where the registry or its blobs are: from the environment, else from the configuration.
 
-    Raises InputError where a secret is needed, or nothing is there: a registry must not be made by reading.
+    Raises:
+        InputError: The location lacks a secret, or nothing is there: reading must not create a registry.
     """
-    place, variable, of = os.environ.get(LOCATION_ENV[name]) or config[name], LOCATION_ENV[name], _called(config)
-    if MASK in place:
-        raise InputError(f"the {name} of {of} is at {place}; set {variable} to its whole URL, with secrets")
-    file = Path(place.removeprefix("sqlite:///"))
-    if ("://" not in place or place.startswith("sqlite:///")) and not file.exists():
-        raise InputError(f"the {name} of {of} is not at {file}; set {variable} to where it is now")
-    return str(place)
+    variable, subject = LOCATION_ENV[name], _subject(config)
+    location = os.environ.get(variable) or config[name]
+    if MASK in location:
+        raise InputError(f"the {name} of {subject} is at {location}; set {variable} to its whole URL, with secrets")
+    file = Path(location.removeprefix("sqlite:///"))
+    if ("://" not in location or location.startswith("sqlite:///")) and not file.exists():
+        raise InputError(f"the {name} of {subject} is not at {file}; set {variable} to where it is now")
+    return str(location)
 
 
-def _called(config: Mapping[str, Any]) -> str:
+def _subject(config: Mapping[str, Any]) -> str:
     return f"stream {config['stream']}" if "deltas" in config else str(config["delta"])
 
 
-def _pinned(registry: Registry, config: Mapping[str, Any]) -> list[Champion]:
-    """The deltas that are named. Raises NotFound where one was purged, or has other values here."""
-    named: Mapping[str, str] = config["deltas"] if "deltas" in config else {config["delta"]: config["digest"]}
+def _pinned_champions(registry: Registry, config: Mapping[str, Any]) -> list[Champion]:
+    """Return the deltas that the configuration names.
+
+    Raises:
+        NotFound: A delta was purged, or has other values in this registry.
+    """
+    digests: Mapping[str, str] = config["deltas"] if "deltas" in config else {config["delta"]: config["digest"]}
     serving = {champion.delta: champion for champion in registry.champions(config["fingerprint"])}
-    found = [serving.get(name) or _stored(registry, name) for name in named]
-    for own, digest in zip(found, named.values(), strict=True):
-        if own.digest != digest:
+    pinned = [serving.get(name) or _former_champion(registry, name) for name in digests]
+    for champion, digest in zip(pinned, digests.values(), strict=True):
+        if champion.digest != digest:
             raise NotFound(
-                f"{own.delta} has digest {own.digest} in this registry, and the model is of {digest}: it is another "
-                f"registry. Set {' and '.join(LOCATION_ENV.values())} to the model's own."
+                f"{champion.delta} has digest {champion.digest} in this registry, and the model is of {digest}: it is "
+                f"another registry. Set {' and '.join(LOCATION_ENV.values())} to the model's own."
             )
-    return found
+    return pinned
 
 
-def _stored(registry: Registry, name: str) -> Champion:
-    """A delta as it served, though it does not any more."""
+def _former_champion(registry: Registry, name: str) -> Champion:
+    """Return a delta as it was when it served."""
     stored = registry.delta(name)
     return Champion(
         task=stored.task,
@@ -108,50 +126,50 @@ def _stored(registry: Registry, name: str) -> Champion:
     )
 
 
-def _backbone(config: Mapping[str, Any]) -> Backbone:
+def _load_backbone(config: Mapping[str, Any]) -> Backbone:
     backbone = load_backbone(config["backbone"], device=config["device"], dtype=config["dtype"])
     if backbone.fingerprint != config["fingerprint"]:
         raise InputError(
-            f"backbone {config['backbone']!r} has fingerprint {backbone.fingerprint}, and {_called(config)} was "
+            f"backbone {config['backbone']!r} has fingerprint {backbone.fingerprint}, and {_subject(config)} was "
             f"learned on {config['fingerprint']}; give that one: load_model(…, model_config={{'backbone': …}})"
         )
     return backbone
 
 
-def _frame(given: Any) -> pd.DataFrame:
-    """What is asked, as a frame: of a server it may come as columns by their names, or as a list of texts."""
-    if isinstance(given, pd.DataFrame):
-        return given
-    return pd.DataFrame(dict(given) if isinstance(given, Mapping) else {"text": list(given)})
+def _as_frame(model_input: Any) -> pd.DataFrame:
+    """Convert a model's input to a frame: a server may pass columns by name, or a list of texts."""
+    if isinstance(model_input, pd.DataFrame):
+        return model_input
+    return pd.DataFrame(dict(model_input) if isinstance(model_input, Mapping) else {"text": list(model_input)})
 
 
 def _texts(frame: pd.DataFrame) -> list[Text]:
-    """The texts of a frame's column `text`, or of its only one without a name, as MLflow makes it of a list."""
+    """Return the texts in the column `text`, or in the only column of a list that MLflow converted."""
     column = "text" if "text" in frame else 0
     if column not in frame:
         raise InputError(f"columns {list(frame)} hold no texts; give a column `text`, or a list of texts")
-    return [_text(given, row) for row, given in enumerate(frame[column])]
+    return [_text(value, row) for row, value in enumerate(frame[column])]
 
 
-def _text(given: Any, row: int) -> Text:
-    if isinstance(given, str):
-        return given
-    parts = () if isinstance(given, Mapping) or not isinstance(given, Collection) else tuple(given)
+def _text(value: Any, row: int) -> Text:
+    if isinstance(value, str):
+        return value
+    parts = () if isinstance(value, Mapping) or not isinstance(value, Collection) else tuple(value)
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise InputLineError(f"row {row} of column `text` is {given!r}; give a text, or a pair of texts")
+        raise InputLineError(f"row {row} of column `text` is {value!r}; give a text, or a pair of texts")
     return str(parts[0]), str(parts[1])
 
 
 def _tasks(frame: pd.DataFrame) -> list[str | None]:
-    """The task that each row names, None where the router is to choose."""
+    """Return each row's task; None where the router is to choose."""
     if "task" not in frame:
         return [None] * len(frame)
-    return [_task(given, row) for row, given in enumerate(frame["task"])]
+    return [_task(value, row) for row, value in enumerate(frame["task"])]
 
 
-def _task(given: Any, row: int) -> str | None:
-    if isinstance(given, str):
-        return given
-    if not (pd.api.types.is_scalar(given) and pd.isna(given)):
-        raise InputError(f"row {row} of column `task` is {given!r}; give a task's name, or null for the router")
+def _task(value: Any, row: int) -> str | None:
+    if isinstance(value, str):
+        return value
+    if not (pd.api.types.is_scalar(value) and pd.isna(value)):
+        raise InputError(f"row {row} of column `task` is {value!r}; give a task's name, or null for the router")
     return None

@@ -1,4 +1,4 @@
-"""Registered models in MLflow: each version a reference to deltas of the registry, with no values of its own."""
+"""MLflow's registered models: their versions reference deltas of the registry and hold no values."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,25 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema
 
-CHAMPION = "champion"  # the alias; of several backbones' champions it is the newest's
-CODE = Path(__file__).with_name("served.py")
-ALWAYS = ("routed", "abstained")  # columns of an answer that are never null, whatever the text
-EXAMPLE = "A text to be answered."  # never a user's own
+CHAMPION = "champion"  # the alias; where several backbones have champions, the newest has it
+MODEL_CODE = Path(__file__).with_name("served.py")
+REQUIRED_COLUMNS = ("routed", "abstained")  # columns of a prediction that are never null
+EXAMPLE = "A text to be answered."  # the input example; never a user's text
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersionSpec:
-    """What a version of a model is of.
+    """The contents of a model version.
 
-    key: tags by which it is found again · about: others that it shows · run, folder: where its files are to lie among
-    those of a run of MLflow's · config: which deltas of which backbone · example: a column `text`.
+    Attributes:
+        identity_tags: The tags that identify the version.
+        extra_tags: Further tags.
+        run: The id of the MLflow run whose artifacts hold the version's files.
+        folder: The folder of the files in that run's artifacts.
+        backbone: The fingerprint of the backbone.
+        config: The names and digests of the deltas, and settings of the router.
+        signature: The model's inputs and outputs.
+        example: A value of the column `text`.
     """
 
     identity_tags: Mapping[str, str]
@@ -39,72 +46,91 @@ class ModelVersionSpec:
     example: Any
 
 
-def ownership_tags(to: MlflowClientContext, **subject: str) -> dict[str, str]:
-    """The tags that say whose a model is: this registry's, and there that of a task or a stream."""
-    return {f"continual.{tag}": value for tag, value in ({"registry": to.name} | subject).items()}
+def ownership_tags(context: MlflowClientContext, **subject: str) -> dict[str, str]:
+    """Return the tags that identify a model's registry and its task or stream there."""
+    return {f"continual.{tag}": value for tag, value in ({"registry": context.name} | subject).items()}
 
 
-def available_model_name(to: MlflowClientContext, name: str, own: Mapping[str, str], *, mark: str) -> str:
-    """What a model is called: as what it is of, or marked where another model is called so, here or elsewhere."""
-    wanted = escape_name(name)
-    model = find_model(to, wanted)
-    return wanted if model is None or own.items() <= model.tags.items() else f"{wanted}{ESCAPE * 2}{mark[:8]}"
+def available_model_name(context: MlflowClientContext, name: str, ownership: Mapping[str, str], *, mark: str) -> str:
+    """Return a model's name: the escaped `name`, with a suffix where another owner's model has it.
+
+    Args:
+        context: The connection to MLflow.
+        name: The name of the task or stream.
+        ownership: The ownership tags that the model must have.
+        mark: A key whose first digits are the suffix.
+    """
+    escaped = escape_name(name)
+    model = find_model(context, escaped)
+    return escaped if model is None or ownership.items() <= model.tags.items() else f"{escaped}{ESCAPE * 2}{mark[:8]}"
 
 
-def find_model(to: MlflowClientContext, name: str) -> Any:
-    """The model of that name, or None."""
+def find_model(context: MlflowClientContext, name: str) -> Any:
+    """Return the registered model of this name, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return to.client.get_registered_model(name)
+        return context.client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
 
 
-def ensure_model(to: MlflowClientContext, name: str, tags: Mapping[str, str]) -> None:
-    """Has a model of that name, with these tags where it is new."""
-    if find_model(to, name) is None:
-        to.client.create_registered_model(name, tags=dict(tags))
+def ensure_model(context: MlflowClientContext, name: str, tags: Mapping[str, str]) -> None:
+    """Create a registered model of this name with these tags, unless it exists."""
+    if find_model(context, name) is None:
+        context.client.create_registered_model(name, tags=dict(tags))
 
 
-def list_versions(to: MlflowClientContext, name: str) -> "Sequence[ModelVersion]":
-    """All versions of a model."""
-    found: Sequence[ModelVersion] = to.client.search_model_versions(f"name = '{name}'", max_results=10_000)
-    return found
+def list_versions(context: MlflowClientContext, name: str) -> "Sequence[ModelVersion]":
+    """Return all versions of a model."""
+    versions: Sequence[ModelVersion] = context.client.search_model_versions(f"name = '{name}'", max_results=10_000)
+    return versions
 
 
-def ensure_version(to: MlflowClientContext, name: str, wanted: ModelVersionSpec) -> str:
-    """The number of a version, which is made where there is none. Raises: NotYet, where its run is not there."""
-    for known in list_versions(to, name):
-        if wanted.identity_tags.items() <= known.tags.items():
-            return str(known.version)
-    run = to.active_run(wanted.run)
+def ensure_version(context: MlflowClientContext, name: str, spec: ModelVersionSpec) -> str:
+    """Return the number of the version with these identity tags; create it where it is missing.
+
+    Raises:
+        DependencyPendingError: The run that is to hold the version's files does not exist yet.
+    """
+    for existing in list_versions(context, name):
+        if spec.identity_tags.items() <= existing.tags.items():
+            return str(existing.version)
+    run = context.active_run(spec.run)
     if run is None:
         raise DependencyPendingError(f"what model {name} is of has no run yet")
     with TemporaryDirectory() as folder:
-        _save(to, Path(folder) / "model", wanted)
-        to.client.log_artifacts(run.info.run_id, str(Path(folder) / "model"), wanted.folder)
-    tags, source = {**wanted.identity_tags, **wanted.extra_tags}, f"{run.info.artifact_uri}/{wanted.folder}"
-    made = to.client.create_model_version(name, source, run.info.run_id, tags=tags, await_creation_for=60)
-    return str(made.version)
+        _save(context, Path(folder) / "model", spec)
+        context.client.log_artifacts(run.info.run_id, str(Path(folder) / "model"), spec.folder)
+    tags, source = {**spec.identity_tags, **spec.extra_tags}, f"{run.info.artifact_uri}/{spec.folder}"
+    created = context.client.create_model_version(name, source, run.info.run_id, tags=tags, await_creation_for=60)
+    return str(created.version)
 
 
-def set_aliases(to: MlflowClientContext, name: str, wanted: Mapping[str, str]) -> None:
-    """Points our aliases at these versions and takes them away where nothing serves; others are left alone."""
-    model = find_model(to, name)
-    known = {alias: str(version) for alias, version in model.aliases.items()} if model else {}
-    for alias, number in wanted.items():
-        if known.get(alias) != number:
-            to.client.set_registered_model_alias(name, alias, number)
-    for alias in known.keys() - wanted.keys():
+def set_aliases(context: MlflowClientContext, name: str, aliases: Mapping[str, str]) -> None:
+    """Point the champion aliases at these versions, and delete those that are not listed.
+
+    Aliases of other names are left alone.
+
+    Args:
+        context: The connection to MLflow.
+        name: The name of the model.
+        aliases: The numbers of versions, by alias.
+    """
+    model = find_model(context, name)
+    current = {alias: str(version) for alias, version in model.aliases.items()} if model else {}
+    for alias, number in aliases.items():
+        if current.get(alias) != number:
+            context.client.set_registered_model_alias(name, alias, number)
+    for alias in current.keys() - aliases.keys():
         if alias == CHAMPION or alias.startswith(f"{CHAMPION}-"):
-            to.client.delete_registered_model_alias(name, alias)
+            context.client.delete_registered_model_alias(name, alias)
 
 
 def output_columns(*, text: Any, label: Any) -> "Schema":
-    """The columns of an answer: those of `Prediction`, with these types of a text and of a label."""
+    """Return the columns of a prediction, with these types of the text and the label."""
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
 
@@ -120,27 +146,27 @@ def output_columns(*, text: Any, label: Any) -> "Schema":
         "possible": AnyType(),
         "error": "string",
     }
-    return Schema([ColSpec(kind, name, required=name in ALWAYS) for name, kind in columns.items()])
+    return Schema([ColSpec(kind, name, required=name in REQUIRED_COLUMNS) for name, kind in columns.items()])
 
 
-def _save(to: MlflowClientContext, folder: Path, wanted: ModelVersionSpec) -> None:
-    """Write the model: its code, and where to find the deltas; no values, nothing pickled, no secret."""
+def _save(context: MlflowClientContext, folder: Path, spec: ModelVersionSpec) -> None:
+    """Write the model's files: its code and the location of the deltas; no values, pickles or secrets."""
     import pandas as pd
     from mlflow import pyfunc
 
-    places = {
-        "backbone": to.registry.backbone(wanted.backbone).name,
-        "fingerprint": wanted.backbone,
-        "registry": redact(to.locations.registry),
-        "blobs": redact(to.locations.blobs),
+    locations = {
+        "backbone": context.registry.backbone(spec.backbone).name,
+        "fingerprint": spec.backbone,
+        "registry": redact(context.locations.registry),
+        "blobs": redact(context.locations.blobs),
         "device": "auto",
         "dtype": "auto",
     }
     pyfunc.save_model(
         folder,
-        python_model=CODE,
-        model_config={**wanted.config, **places},
-        signature=wanted.signature,
-        input_example=pd.DataFrame({"text": [wanted.example]}),
+        python_model=MODEL_CODE,
+        model_config={**spec.config, **locations},
+        signature=spec.signature,
+        input_example=pd.DataFrame({"text": [spec.example]}),
         pip_requirements=[f"continual=={importlib.metadata.version('continual')}"],
     )

@@ -1,4 +1,4 @@
-"""Telling MLflow what the registry has for it: in the background of learning, and on demand."""
+"""Send the registry's outbox to MLflow: in the background while learning, and on demand."""
 
 import logging
 import time
@@ -24,17 +24,20 @@ HANDLERS: Mapping[str, Callable[[MlflowClientContext, OutboxMessage], None]] = {
     "champion": sync_champion,
     "purged": delete_purged,
 }
-POLL_SECONDS = 1.0  # seconds between looks into an outbox that had nothing to send
-LONGEST_PAUSE = 60.0  # seconds; after every failure in a row the pause is doubled
-RECENT_FAILURE_SECONDS = 10.0  # seconds; an MLflow that was away so shortly before the end is not asked again then
-FINAL_FLUSH_SECONDS = 60.0  # seconds that the end of learning waits for what is still to be sent
+POLL_SECONDS = 1.0  # seconds between two looks into an empty outbox
+MAX_PAUSE = 60.0  # seconds; the pause is doubled after every failure in a row
+RECENT_FAILURE_SECONDS = 10.0  # seconds; an MLflow that was unreachable so recently is not tried again at the end
+FINAL_FLUSH_SECONDS = 60.0  # seconds to wait at the end of learning for the remaining messages
 
 
 @dataclass(frozen=True)
 class SendResult:
-    """A message that was to be sent, and why MLflow could not be told; `error` is None where it was.
+    """The result of sending one message.
 
-    away: whether MLflow could not be reached at all.
+    Attributes:
+        pending: The message.
+        error: Why it could not be sent, or None.
+        unreachable: MLflow could not be reached at all.
     """
 
     pending: OutboxMessage
@@ -43,39 +46,39 @@ class SendResult:
 
 
 class OutboxSender:
-    """One sender of the outbox: it connects when there is something to send, and again after a failure."""
+    """Sends messages of the outbox; it connects at the first message, and again after a failure."""
 
-    def __init__(self, registry: Registry, places: Locations) -> None:
-        self.registry, self.locations = registry, places
-        self._projection: MlflowClientContext | None = None
+    def __init__(self, registry: Registry, locations: Locations) -> None:
+        self.registry, self.locations = registry, locations
+        self._context: MlflowClientContext | None = None
 
     def send(self, *, after: int | None = None) -> SendResult | None:
-        """Send the next message, as `take` chooses it; None where there is none."""
+        """Claim and send the next message; return None where `claim_message` finds none."""
         pending = claim_message(self.registry, current_process_id(), after=after)
         if pending is None:
             return None
         try:
-            self._projection = self._projection or connect(self.registry, self.locations)
+            self._context = self._context or connect(self.registry, self.locations)
         except Exception as error:  # MLflow raises what its store, its HTTP client or its database raises
-            return self._failed(pending, error, away=True)
+            return self._reschedule(pending, error, unreachable=True)
         try:
-            HANDLERS[pending.message](self._projection, pending)
+            HANDLERS[pending.message](self._context, pending)
         except Exception as error:
-            self._projection = None
-            return self._failed(pending, error)
+            self._context = None
+            return self._reschedule(pending, error)
         return SendResult(pending)
 
-    def _failed(self, pending: OutboxMessage, error: Exception, *, away: bool = False) -> SendResult:
+    def _reschedule(self, pending: OutboxMessage, error: Exception, *, unreachable: bool = False) -> SendResult:
         line = (str(error).splitlines() or [""])[0]
-        told = line if isinstance(error, DependencyPendingError) else f"{type(error).__name__}: {line}"
-        told = redact(told, self.locations.mlflow, self.locations.registry, self.locations.blobs)
-        reschedule(self.registry, pending, error=told)
-        return SendResult(pending, told, away)
+        reason = line if isinstance(error, DependencyPendingError) else f"{type(error).__name__}: {line}"
+        reason = redact(reason, self.locations.mlflow, self.locations.registry, self.locations.blobs)
+        reschedule(self.registry, pending, error=reason)
+        return SendResult(pending, reason, unreachable)
 
 
-def flush_outbox(registry: Registry, places: Locations) -> Iterator[SendResult]:
-    """Send all that MLflow missed, each message once, also those that would be tried later; end where it is away."""
-    sender, last = OutboxSender(registry, places), 0
+def flush_outbox(registry: Registry, locations: Locations) -> Iterator[SendResult]:
+    """Send every message once, rescheduled ones too, and yield the results; end if MLflow is unreachable."""
+    sender, last = OutboxSender(registry, locations), 0
     while sent := sender.send(after=last):
         last = sent.pending.id
         yield sent
@@ -84,13 +87,13 @@ def flush_outbox(registry: Registry, places: Locations) -> Iterator[SendResult]:
 
 
 @contextmanager
-def background_sender(registry: Registry, places: Locations) -> Iterator[None]:
-    """Tells MLflow in the background what is registered inside, and waits at the end for a while for the rest.
+def background_sender(registry: Registry, locations: Locations) -> Iterator[None]:
+    """Send messages to MLflow in the background of the block, and wait for the rest at its end.
 
-    MLflow never holds up what runs inside, nor fails it; what it misses is sent later.
+    MLflow never delays or fails the block; at the end the wait is limited, and unsent messages are sent later.
     """
     end = Event()
-    thread = Thread(target=_tell, args=(registry, places, end), name="mlflow", daemon=True)
+    thread = Thread(target=_send_until, args=(registry, locations, end), name="mlflow", daemon=True)
     thread.start()
     try:
         yield
@@ -99,39 +102,39 @@ def background_sender(registry: Registry, places: Locations) -> Iterator[None]:
         raise
     end.set()
     thread.join(FINAL_FLUSH_SECONDS)
-    warn_unsent(registry, places)
+    warn_unsent(registry, locations)
 
 
-def warn_unsent(registry: Registry, places: Locations) -> None:
-    """Says how much MLflow has not been told, and why."""
-    if rest := list_pending(registry):
-        errors = [pending.error for pending in rest if pending.error]
+def warn_unsent(registry: Registry, locations: Locations) -> None:
+    """Log a warning with the number of unsent messages and the latest error, if there are any."""
+    if unsent := list_pending(registry):
+        errors = [pending.error for pending in unsent if pending.error]
         log.warning(
             "MLflow at %s could not be told of %d changes, which will be sent later (`continual mlflow sync`)%s",
-            redact(places.mlflow),
-            len(rest),
+            redact(locations.mlflow),
+            len(unsent),
             f": {errors[-1]}" if errors else "",
         )
 
 
-def _tell(registry: Registry, places: Locations, end: Event) -> None:
-    sender, pause, away = OutboxSender(registry, places), POLL_SECONDS, -RECENT_FAILURE_SECONDS
+def _send_until(registry: Registry, locations: Locations, end: Event) -> None:
+    sender, pause, last_unreachable = OutboxSender(registry, locations), POLL_SECONDS, -RECENT_FAILURE_SECONDS
     while not end.is_set():
         try:
             sent = sender.send()
-        except ContinualError as error:  # the registry does not answer; who learns is told by its own error
+        except ContinualError as error:  # the registry is unreachable; the learning thread reports its own error
             log.debug("the outbox cannot be read: %s", error)
             sent = None
         if sent and sent.unreachable:
-            away = time.monotonic()
+            last_unreachable = time.monotonic()
         failed = sent is not None and sent.error is not None
-        pause = min(LONGEST_PAUSE, 2 * pause) if failed else POLL_SECONDS
+        pause = min(MAX_PAUSE, 2 * pause) if failed else POLL_SECONDS
         if sent is None or failed:
             end.wait(pause)
-    if time.monotonic() - away < RECENT_FAILURE_SECONDS:
+    if time.monotonic() - last_unreachable < RECENT_FAILURE_SECONDS:
         return
     try:
-        for _ in flush_outbox(registry, places):
+        for _ in flush_outbox(registry, locations):
             pass
     except ContinualError as error:
         log.warning("MLflow could not be told of what is left: %s", error)

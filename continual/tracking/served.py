@@ -1,4 +1,4 @@
-"""What MLflow keeps as the code of a model: which class answers. The class is this package's."""
+"""The code that MLflow stores with a model; the class itself is imported from this package."""
 
 from mlflow.models import set_model
 

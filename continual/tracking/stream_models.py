@@ -1,4 +1,4 @@
-"""What serves the tasks of a stream as one model in MLflow, which answers whether or not a text's task is named."""
+"""The champions of a stream's tasks as one MLflow model, which routes texts without a named task."""
 
 import json
 from hashlib import sha256
@@ -12,50 +12,55 @@ from continual.tracking.registered_models import (
     ModelVersionSpec,
     available_model_name,
     ensure_model,
+    ensure_version,
     output_columns,
     ownership_tags,
     set_aliases,
-    ensure_version,
 )
 from registry import StoredStream
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ENDED = {"learned", "failed"}  # a version for each task on the way would name all that came before, each time
+ENDED = {
+    "learned",
+    "failed",
+}  # a version is made at the end only, not one after each task that repeats all earlier deltas
 
 
-def sync_stream_model(to: MlflowClientContext, stream: StoredStream, run: str) -> None:
-    """Makes the deltas that serve a stream's tasks a version, once nothing is left to learn, and moves the alias."""
+def sync_stream_model(context: MlflowClientContext, stream: StoredStream, run: str) -> None:
+    """Create a model version of the stream's champions once all its tasks have ended, and move the alias."""
     if not {position.state for position in stream.positions} <= ENDED:
         return
     tasks = {position.task for position in stream.positions}
-    champions = to.registry.champions(stream.backbone)
-    serving = {champion.delta: champion.digest for champion in champions if champion.task in tasks}
-    name = stream_model(to, stream.name)
-    wanted = {}
-    if serving:
-        ensure_model(to, name, ownership_tags(to, stream=stream.name))
-        wanted = {CHAMPION: ensure_version(to, name, _reference(stream, serving, run=run))}
-    set_aliases(to, name, wanted)
+    champions = context.registry.champions(stream.backbone)
+    digests = {champion.delta: champion.digest for champion in champions if champion.task in tasks}
+    name = stream_model(context, stream.name)
+    aliases = {}
+    if digests:
+        ensure_model(context, name, ownership_tags(context, stream=stream.name))
+        aliases = {CHAMPION: ensure_version(context, name, _version_spec(stream, digests, run=run))}
+    set_aliases(context, name, aliases)
 
 
-def stream_model(to: MlflowClientContext, stream: str) -> str:
-    """What a stream's model is called: as the stream, unless another model is, such as that of a task."""
-    return available_model_name(to, stream, ownership_tags(to, stream=stream), mark=to.key("stream", stream))
+def stream_model(context: MlflowClientContext, stream: str) -> str:
+    """Return the name of a stream's model: the stream's name, unless another model has it."""
+    return available_model_name(
+        context, stream, ownership_tags(context, stream=stream), mark=context.key("stream", stream)
+    )
 
 
-def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> ModelVersionSpec:
-    digest = sha256(json.dumps(serving, sort_keys=True).encode()).hexdigest()
+def _version_spec(stream: StoredStream, digests: dict[str, str], *, run: str) -> ModelVersionSpec:
+    digest = sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     return ModelVersionSpec(
         identity_tags={"continual.digest": digest},
-        extra_tags={"continual.backbone": stream.backbone, "continual.deltas": str(len(serving))},
+        extra_tags={"continual.backbone": stream.backbone, "continual.deltas": str(len(digests))},
         run=run,
         folder=f"model/{digest}",
         backbone=stream.backbone,
         config={
             "stream": stream.name,
-            "deltas": serving,
+            "deltas": digests,
             "router": "auto",
             "false_abstentions": FALSE_ABSTENTION_RATE,
         },
@@ -65,7 +70,7 @@ def _reference(stream: StoredStream, serving: dict[str, str], *, run: str) -> Mo
 
 
 def _signature() -> "ModelSignature":
-    """What comes out. Of what goes in nothing is said: MLflow would take a frame, or a list, but not both."""
+    """Return the model's outputs; an input signature would exclude either frames or lists of texts."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType
 

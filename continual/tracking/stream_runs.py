@@ -1,4 +1,4 @@
-"""The runs of the strategies that a stream is compared with: one for each, under that of the stream."""
+"""The MLflow run of a stream, and nested in it one run for each strategy that the stream is compared with."""
 
 from continual.reports.comparison import MEASURE_PATHS, average_accuracy_curve, comparison, latest_finished_runs
 from continual.reports.plots import comparison_figure
@@ -8,94 +8,105 @@ from continual.tracking.client import MlflowClientContext, flatten, to_millis
 from continual.tracking.stream_models import sync_stream_model
 from registry import OutboxMessage, StoredStrategy, StoredStream, delete_sent, note_strategy_run
 
-ROUTED = ("routing_accuracy", "abstained")  # what is measured of routing alone
+ROUTING_MEASURES = ("routing_accuracy", "abstained")  # measures that exist in routed mode only
 
 
-def sync_strategy_runs(to: MlflowClientContext, stream: str, run: str) -> None:
-    """Makes the runs that are missing, and draws all strategies that are finished into the stream's own run."""
-    runs = latest_finished_runs(to.registry, stream)
-    if not runs:
-        return
-    document = comparison(to.registry, stream, runs, isolated=True)
-    told = {one["strategy"]: one for one in document["strategies"]}
-    for strategy in runs:
-        if to.active_run(strategy.mlflow_run) is None:
-            own = _strategy_run(to, strategy, told[strategy.strategy], parent=run)
-            with to.registry.unit_of_work() as unit:
-                note_strategy_run(unit, strategy.id, own)
-    to.client.log_figure(run, comparison_figure(document), "strategies.png")
-    to.client.log_dict(run, document, "strategies.json")
-
-
-def _strategy_run(to: MlflowClientContext, strategy: StoredStrategy, told: Document, *, parent: str) -> str:
-    """The run of a strategy: one that was finished and not noted, else a new one in place of what was begun."""
-    key = to.key("strategy", strategy.stream, strategy.strategy, strategy.recipe)
-    for begun in to.find_runs("key", key):
-        if begun.info.status == "FINISHED":
-            return str(begun.info.run_id)
-        to.client.delete_run(begun.info.run_id)
-    tags = to.run_tags(key, name=strategy.strategy, strategy=strategy.strategy, stream=strategy.stream)
-    run: str = to.client.create_run(to.experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
-    at = strategy.finished_at or strategy.created_at
-    to.log(run, flatten(strategy.settings), _strategy_metrics(told), at=at)
-    to.client.set_terminated(run, end_time=to_millis(at))
-    return run
-
-
-def _strategy_metrics(told: Document) -> dict[tuple[str, int], float]:
-    """Measures after the last task, and the mean score on the tasks so far after each."""
-    last = len(told["tasks"])
-    ends = {f"{mode}_{name}": told[mode].get(name) for mode, name in MEASURE_PATHS.values()}
-    ends |= {name: told[name] for name in ("parameters", "bytes", "seconds")}
-    found = {(name, last): value for name, value in ends.items()}
-    found |= {("oracle_acc_so_far", t): value for t, value in enumerate(average_accuracy_curve(told), start=1)}
-    return {place: value for place, value in found.items() if value is not None}
-
-
-def sync_stream_run(to: MlflowClientContext, pending: OutboxMessage) -> None:
-    """Brings the run and the model of a stream up to date, and makes them where there are none."""
-    stream = to.registry.stream(pending.subject)
-    run = _stream_run(to, stream)
-    with to.registry.unit_of_work() as unit:
-        unit.set_mlflow_run(stream.name, run)
-    _summarise(to, run, stream, stream_report(to.registry, stream.name))
-    sync_strategy_runs(to, stream.name, run)
-    sync_stream_model(to, stream, run)
-    with to.registry.unit_of_work() as unit:
+def sync_stream_run(context: MlflowClientContext, pending: OutboxMessage) -> None:
+    """Create or update a stream's run, the runs of its strategies and its model, and delete the message."""
+    stream = context.registry.stream(pending.subject)
+    run_id = _ensure_stream_run(context, stream)
+    with context.registry.unit_of_work() as unit:
+        unit.set_mlflow_run(stream.name, run_id)
+    _log_report(context, run_id, stream, stream_report(context.registry, stream.name))
+    sync_strategy_runs(context, stream.name, run_id)
+    sync_stream_model(context, stream, run_id)
+    with context.registry.unit_of_work() as unit:
         delete_sent(unit, pending)
 
 
-def _stream_run(to: MlflowClientContext, stream: StoredStream) -> str:
-    key = to.key("stream", stream.name)
-    own = {"stream": stream.name, "backbone": stream.backbone}
-    known = to.active_run(stream.mlflow_run) or next(iter(to.find_runs("key", key)), None)
-    tags = to.run_tags(key, name=stream.name, **own)
-    found = known or to.client.create_run(to.experiment, tags=tags)
+def _ensure_stream_run(context: MlflowClientContext, stream: StoredStream) -> str:
+    key = context.key("stream", stream.name)
+    run = context.active_run(stream.mlflow_run) or next(iter(context.find_runs("key", key)), None)
+    if run is None:
+        tags = context.run_tags(key, name=stream.name, stream=stream.name, backbone=stream.backbone)
+        run = context.client.create_run(context.experiment, tags=tags)
     settings = flatten({name: value for name, value in stream.spec.items() if name != "tasks"})
-    missing = {name: value for name, value in settings.items() if name not in found.data.params}
-    to.log(found.info.run_id, missing, {}, at=stream.created_at)  # a parameter of MLflow's keeps its first value
-    return str(found.info.run_id)
+    missing = {name: value for name, value in settings.items() if name not in run.data.params}
+    context.log(run.info.run_id, missing, {}, timestamp=stream.created_at)  # MLflow never changes a parameter's value
+    return str(run.info.run_id)
 
 
-def _summarise(to: MlflowClientContext, run: str, stream: StoredStream, document: Document) -> None:
-    """Measures after as many tasks as are learned, both matrices as heat maps, and the report itself."""
-    from continual.reports.html import stream_page  # with matplotlib, which whoever tells nothing starts without
+def _log_report(context: MlflowClientContext, run_id: str, stream: StoredStream, report: Document) -> None:
+    """Log the measures after the tasks learned so far, both matrices as heat maps, and the report itself."""
+    from continual.reports.html import stream_page  # imports matplotlib, which is slow: only when something is sent
     from continual.reports.plots import confusion_map, confusion_shares, heatmap
 
     learned = [position.delta for position in stream.positions if position.delta]
-    at = to.registry.delta(learned[-1]).created_at if learned else stream.created_at
-    for kind in ("oracle", "routed"):
-        found = {name: document[kind].get(name) for name in (*ContinualMeasures.__dataclass_fields__, *ROUTED)}
-        metrics = {(f"{kind}_{name}", len(learned)): value for name, value in found.items() if value is not None}
-        to.log(run, {}, metrics, at=at)
-        figure = heatmap(document[kind]["matrix"], document["tasks"], title=f"{document['stream']}, {kind}")
-        to.client.log_figure(run, figure, f"matrix_{kind}.png")
-    confusion = confusion_shares(document["routed"]["confused"], document["tasks"])
-    to.client.log_figure(run, confusion_map(confusion, document["tasks"]), "confusion.png")
-    to.client.log_dict(run, document, "report.json")
-    to.client.log_text(run, stream_page(to.registry, document), "report.html")
+    timestamp = context.registry.delta(learned[-1]).created_at if learned else stream.created_at
+    for mode in ("oracle", "routed"):
+        measures = {
+            name: report[mode].get(name) for name in (*ContinualMeasures.__dataclass_fields__, *ROUTING_MEASURES)
+        }
+        metrics = {(f"{mode}_{name}", len(learned)): value for name, value in measures.items() if value is not None}
+        context.log(run_id, {}, metrics, timestamp=timestamp)
+        figure = heatmap(report[mode]["matrix"], report["tasks"], title=f"{report['stream']}, {mode}")
+        context.client.log_figure(run_id, figure, f"matrix_{mode}.png")
+    confusion = confusion_shares(report["routed"]["confused"], report["tasks"])
+    context.client.log_figure(run_id, confusion_map(confusion, report["tasks"]), "confusion.png")
+    context.client.log_dict(run_id, report, "report.json")
+    context.client.log_text(run_id, stream_page(context.registry, report), "report.html")
+    _set_status(context, run_id, stream)
+
+
+def _set_status(context: MlflowClientContext, run_id: str, stream: StoredStream) -> None:
     states = {position.state for position in stream.positions}
     if states <= {"learned", "failed"}:
-        to.client.set_terminated(run, "FAILED" if "failed" in states else "FINISHED")
+        context.client.set_terminated(run_id, "FAILED" if "failed" in states else "FINISHED")
     else:
-        to.client.update_run(run, status="RUNNING")
+        context.client.update_run(run_id, status="RUNNING")
+
+
+def sync_strategy_runs(context: MlflowClientContext, stream: str, stream_run_id: str) -> None:
+    """Create the missing runs of finished strategies, and log their comparison to the stream's run."""
+    strategies = latest_finished_runs(context.registry, stream)
+    if not strategies:
+        return
+    document = comparison(context.registry, stream, strategies, isolated=True)
+    reports = {report["strategy"]: report for report in document["strategies"]}
+    for strategy in strategies:
+        if context.active_run(strategy.mlflow_run) is None:
+            run_id = _ensure_strategy_run(context, strategy, reports[strategy.strategy], parent=stream_run_id)
+            with context.registry.unit_of_work() as unit:
+                note_strategy_run(unit, strategy.id, run_id)
+    context.client.log_figure(stream_run_id, comparison_figure(document), "strategies.png")
+    context.client.log_dict(stream_run_id, document, "strategies.json")
+
+
+def _ensure_strategy_run(
+    context: MlflowClientContext, strategy: StoredStrategy, report: Document, *, parent: str
+) -> str:
+    """Return a finished run that the registry does not know yet, or a new one; delete unfinished ones."""
+    key = context.key("strategy", strategy.stream, strategy.strategy, strategy.recipe)
+    for run in context.find_runs("key", key):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+        context.client.delete_run(run.info.run_id)
+    tags = context.run_tags(key, name=strategy.strategy, strategy=strategy.strategy, stream=strategy.stream)
+    tags |= {"mlflow.parentRunId": parent}
+    run_id: str = context.client.create_run(context.experiment, tags=tags).info.run_id
+    timestamp = strategy.finished_at or strategy.created_at
+    context.log(run_id, flatten(strategy.settings), _strategy_metrics(report), timestamp=timestamp)
+    context.client.set_terminated(run_id, end_time=to_millis(timestamp))
+    return run_id
+
+
+def _strategy_metrics(report: Document) -> dict[tuple[str, int], float]:
+    """Return the measures after the last task, and the mean score on the tasks so far after each task."""
+    task_count = len(report["tasks"])
+    final = {f"{mode}_{name}": report[mode].get(name) for mode, name in MEASURE_PATHS.values()}
+    final |= {name: report[name] for name in ("parameters", "bytes", "seconds")}
+    metrics = {(name, task_count): value for name, value in final.items()}
+    metrics |= {
+        ("oracle_acc_so_far", step): value for step, value in enumerate(average_accuracy_curve(report), start=1)
+    }
+    return {name_and_step: value for name_and_step, value in metrics.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The run of a study: its settings, the numbers that sum it up, its tables as JSON, its figures as pictures."""
+"""The MLflow run of a study: its settings, metrics, tables as JSON and figures as images."""
 
 import json
 import logging
@@ -15,44 +15,50 @@ if TYPE_CHECKING:
     from continual.experiments.studies import Result
 
 log = logging.getLogger(__name__)
-_NOT_IN_NAMES = re.compile(r"[^\w.\- /]+")  # what MLflow takes no metric's name with
+_FORBIDDEN_IN_METRICS = re.compile(r"[^\w.\- /]+")  # characters that MLflow forbids in a metric's name
 
 
-def log_study(registry: Registry, places: Locations, about: Mapping[str, Any], result: "Result") -> None:
-    """Log a study as one run, the same for the same settings, tasks and seeds; `about` says which they are.
+def log_study(registry: Registry, locations: Locations, about: Mapping[str, Any], result: "Result") -> None:
+    """Log a study to its run, which is the same for equal settings, tasks and seeds.
 
-    MLflow being away is said and nothing else: the study's ledger holds all that was measured.
+    An unreachable MLflow only causes a warning: the study's store holds all results.
+
+    Args:
+        registry: The registry.
+        locations: Where MLflow is.
+        about: What identifies the study: its name, stream, backbone, tasks, seeds and settings, as JSON.
+        result: The sections and metrics.
     """
     try:
-        _tell(connect(registry, places), about, result)
+        _log(connect(registry, locations), about, result)
     except Exception as error:  # MLflow raises what its store, its HTTP client or its database raises
         line = (str(error).splitlines() or [""])[0]
-        told = redact(f"{type(error).__name__}: {line}", places.mlflow, places.registry, places.blobs)
+        reason = redact(f"{type(error).__name__}: {line}", locations.mlflow, locations.registry, locations.blobs)
         log.warning(
             "MLflow at %s could not be told of the study; give the command again to tell it: %s",
-            redact(places.mlflow),
-            told,
+            redact(locations.mlflow),
+            reason,
         )
 
 
-def _tell(to: MlflowClientContext, about: Mapping[str, Any], result: "Result") -> None:
-    key = to.key("study", json.dumps(about, sort_keys=True))
-    own = {name: str(about[name]) for name in ("study", "stream", "backbone")}
-    known = next(iter(to.find_runs("key", key)), None)
-    run = known or to.client.create_run(
-        to.experiment, tags=to.run_tags(key, name=f"{about['study']}: {about['stream']}", **own)
+def _log(context: MlflowClientContext, about: Mapping[str, Any], result: "Result") -> None:
+    key = context.key("study", json.dumps(about, sort_keys=True))
+    tags = {name: str(about[name]) for name in ("study", "stream", "backbone")}
+    existing = next(iter(context.find_runs("key", key)), None)
+    run = existing or context.client.create_run(
+        context.experiment, tags=context.run_tags(key, name=f"{about['study']}: {about['stream']}", **tags)
     )
-    name, began = run.info.run_id, datetime.fromtimestamp(run.info.start_time / MILLISECONDS, UTC)
-    metrics = {(_NOT_IN_NAMES.sub(" ", metric), 0): value for metric, value in result.metrics.items()}
-    to.log(name, {} if known else flatten(about), metrics, at=began)
-    to.client.log_dict(name, dict(about), "study.json")
+    run_id, started_at = run.info.run_id, datetime.fromtimestamp(run.info.start_time / MILLISECONDS, UTC)
+    metrics = {(_FORBIDDEN_IN_METRICS.sub(" ", metric), 0): value for metric, value in result.metrics.items()}
+    context.log(run_id, {} if existing else flatten(about), metrics, timestamp=started_at)
+    context.client.log_dict(run_id, dict(about), "study.json")
     for title, table in result.to_json.items():
-        to.client.log_dict(name, {"rows": table}, f"{_file(title)}.json")
+        context.client.log_dict(run_id, {"rows": table}, f"{_file_name(title)}.json")
     for title, figure in result.figures.items():
-        to.client.log_figure(name, figure, f"{_file(title)}.png")
-    to.client.set_terminated(name)
+        context.client.log_figure(run_id, figure, f"{_file_name(title)}.png")
+    context.client.set_terminated(run_id)
 
 
-def _file(title: str) -> str:
-    """A title as the name of a file."""
+def _file_name(title: str) -> str:
+    """Return a file name made of a section's title."""
     return re.sub(r"\W+", "_", title.lower()).strip("_")

@@ -1,4 +1,4 @@
-"""MLflow's pages."""
+"""MLflow's web interface."""
 
 import os
 import socket
@@ -6,28 +6,28 @@ import subprocess
 import sys
 
 from continual.settings import Locations
-from continual.tracking.client import SETTINGS
+from continual.tracking.client import MLFLOW_SETTINGS
 from registry import redact
 from tasks.errors import InputError
 
 
-def serve_ui(places: Locations, *, host: str, port: int) -> int:
-    """Serve MLflow's pages until interrupted; the exit code of its server.
+def serve_ui(locations: Locations, *, host: str, port: int) -> int:
+    """Serve MLflow's web interface until interrupted; return the exit code of its server.
 
-    Raises InputError for a port that cannot be listened on, and where the tracking URI is a server of its own, whose
-    pages are already there.
+    Raises:
+        InputError: The port cannot be listened on, or the tracking URI is a server, which serves its own interface.
     """
-    if places.mlflow.startswith(("http://", "https://")):
-        raise InputError(f"MLflow runs at {redact(places.mlflow)} already; open that address")
+    if locations.mlflow.startswith(("http://", "https://")):
+        raise InputError(f"MLflow runs at {redact(locations.mlflow)} already; open that address")
     _require_free(host, port)
-    # By the environment, not by an argument: the list of processes shows arguments, and the URI may hold a password.
-    environment = os.environ | SETTINGS | {"MLFLOW_BACKEND_STORE_URI": places.mlflow}
-    server = ("ui", "--host", host, "--port", str(port))
-    return subprocess.call([sys.executable, "-m", "mlflow", *server], env=environment)
+    # Passed in the environment: a process's arguments are visible to other users, and the URI may hold a password.
+    environment = os.environ | MLFLOW_SETTINGS | {"MLFLOW_BACKEND_STORE_URI": locations.mlflow}
+    arguments = ("ui", "--host", host, "--port", str(port))
+    return subprocess.call([sys.executable, "-m", "mlflow", *arguments], env=environment)
 
 
 def _require_free(host: str, port: int) -> None:
-    # MLflow's server says nothing by its exit code where it cannot listen.
+    # The exit code of MLflow's server does not show that it cannot listen.
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:

@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from continual.settings import Locations
 from continual.tracking import flush_outbox
-from continual.tracking.client import LONGEST, escape_name
+from continual.tracking.client import MAX_NAME_BYTES, escape_name
 from registry import Registry, archive_delta, list_pending, promote_delta, purge_task, registry_identity
 from registry.operations.outbox import SEND_LEASE
 from registry.schema.base import now
@@ -309,6 +309,6 @@ def test_names_of_users_are_data(registry: Registry, places: Locations) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 400, "日本" * 200, "/" * 100])
 def test_a_long_name_is_cut_and_still_its_own(name: str) -> None:
-    assert len(escape_name(name).encode()) <= LONGEST
+    assert len(escape_name(name).encode()) <= MAX_NAME_BYTES
     assert escape_name(name) != escape_name(name + "x")
     assert escape_name(name) == escape_name(name)
