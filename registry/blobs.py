@@ -27,10 +27,10 @@ class StoredBlob:
     """A file in the store.
 
     Attributes:
-        name: the blob's digest, or the file name of an unfinished draft.
-        place: its path.
-        bytes: its size.
-        put_at: time of the last write, by the store's clock.
+        name: The blob's digest, or the file name of an unfinished draft.
+        place: Its path.
+        bytes: Its size.
+        put_at: Time of the last write, by the store's clock.
     """
 
     name: str
@@ -66,7 +66,7 @@ class BlobStore:
         delete it before its row is written.
 
         Raises:
-            BlobError: the store is full or not writable.
+            BlobError: The store is full or not writable.
         """
         digest = sha256(data).hexdigest()
         place = self.path(digest)
@@ -82,7 +82,7 @@ class BlobStore:
         """Return the bytes of `digest`, verified against it at every read.
 
         Raises:
-            BlobError: the blob is missing or its bytes have another digest.
+            BlobError: The blob is missing or its bytes have another digest.
         """
         place = self.path(digest)
         with _translate_errors("read", place):
@@ -126,8 +126,8 @@ class BlobStore:
         """Delete a blob unless it was put again after `put_before`.
 
         Args:
-            blob: the blob to delete.
-            put_before: a time by the store's clock; None to delete unconditionally.
+            blob: The blob to delete.
+            put_before: A time by the store's clock; None to delete unconditionally.
 
         Returns:
             True if the blob was deleted.

@@ -73,10 +73,10 @@ def not_found(noun: str, name: str, *, known_names: Iterable[str], advice: str =
     """Return the error for an unknown `name`, listing the closest known names.
 
     Args:
-        noun: the kind of thing, such as "task".
-        name: the name that was looked up.
-        known_names: all registered names.
-        advice: the next step if there are no names at all.
+        noun: The kind of thing, such as "task".
+        name: The name that was looked up.
+        known_names: All registered names.
+        advice: The next step if there are no names at all.
     """
     names = sorted(set(known_names))
     close_matches = get_close_matches(name, names, n=3, cutoff=0.5)

@@ -60,11 +60,11 @@ def validate_name(noun: str, name: str) -> str:
     """Return `name` if it is storable in every database and cannot be mistaken for a delta's name.
 
     Args:
-        noun: the kind of thing, for messages.
-        name: the name to check.
+        noun: The kind of thing, for messages.
+        name: The name to check.
 
     Raises:
-        InputError: it is empty, too long, contains `@`, NUL or half a surrogate pair.
+        InputError: It is empty, too long, contains `@`, NUL or half a surrogate pair.
     """
     if len(name) > MAX_NAME_LENGTH or "\0" in name or escape_for_storage(name) != name:
         raise InputError(

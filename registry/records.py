@@ -21,11 +21,11 @@ class BackboneRecord:
 
     Attributes:
         fingerprint: SHA-256 over config and weights.
-        name: how to load it: a name of settings, a hub id or a folder, with its bits if quantised.
-        family: the model family, which decides where edits are placed.
-        hidden_size: width of its hidden states.
-        parameters: number of its parameters.
-        pooling: default pooling of its features.
+        name: How to load it: a name of settings, a hub id or a folder, with its bits if quantised.
+        family: The model family, which decides where edits are placed.
+        hidden_size: Width of its hidden states.
+        parameters: Number of its parameters.
+        pooling: Default pooling of its features.
     """
 
     fingerprint: str
@@ -41,13 +41,13 @@ class TaskRecord:
     """A registered task.
 
     Attributes:
-        name: the task's name.
-        kind: classification, regression, span or generation.
-        metric: the metric that decides between versions.
-        labels: sorted; empty for kinds without labels.
-        spec: the task's spec as JSON.
+        name: The task's name.
+        kind: Classification, regression, span or generation.
+        metric: The metric that decides between versions.
+        labels: Sorted; empty for kinds without labels.
+        spec: The task's spec as JSON.
         fingerprints: SHA-256 of the rows, by split.
-        rows: number of rows, by split.
+        rows: Number of rows, by split.
     """
 
     name: str
@@ -66,11 +66,11 @@ class DataRecord:
     It says how to read the rows again, and how to recognise them.
 
     Attributes:
-        spec: the task's spec as it was learned.
-        folder: base of its relative paths; None if unknown.
-        seed: seed of carving and sampling.
+        spec: The task's spec as it was learned.
+        folder: Base of its relative paths; None if unknown.
+        seed: Seed of carving and sampling.
         fingerprints: SHA-256 of the rows, by split.
-        rows: number of rows, by split.
+        rows: Number of rows, by split.
     """
 
     spec: dict[str, Any]
@@ -109,25 +109,25 @@ class DeltaRecord(_DeltaFields):
     """A trained delta: how it was made, and the digests of its blobs.
 
     Attributes:
-        task: the task's name.
-        backbone: the backbone's fingerprint.
-        method: the method's name.
-        settings: the method's settings.
-        budget: the budget it was trained with.
-        bytes: size of its values.
-        parameters: number of its parameters.
-        share: its parameters over the backbone's, a fraction.
-        seed: seed of training.
-        labels: labels that its head answers with, by index.
-        versions: versions of the libraries that trained it.
-        warm_start: how its initial values were chosen; `IMPORTED` if it was trained elsewhere.
-        seconds: duration of learning.
-        examples_per_second: training throughput.
-        predictions: digest of its predictions on the test rows.
-        replay: digest of its outputs on fixed inputs.
-        tried: candidates that a search over methods evaluated.
-        data: the data it was learned from; None if it was trained elsewhere on unknown rows.
-        digest: digest of its values.
+        task: The task's name.
+        backbone: The backbone's fingerprint.
+        method: The method's name.
+        settings: The method's settings.
+        budget: The budget it was trained with.
+        bytes: Size of its values.
+        parameters: Number of its parameters.
+        share: Its parameters over the backbone's, a fraction.
+        seed: Seed of training.
+        labels: Labels that its head answers with, by index.
+        versions: Versions of the libraries that trained it.
+        warm_start: How its initial values were chosen; `IMPORTED` if it was trained elsewhere.
+        seconds: Duration of learning.
+        examples_per_second: Training throughput.
+        predictions: Digest of its predictions on the test rows.
+        replay: Digest of its outputs on fixed inputs.
+        tried: Candidates that a search over methods evaluated.
+        data: The data it was learned from; None if it was trained elsewhere on unknown rows.
+        digest: Digest of its values.
     """
 
     digest: str
@@ -138,15 +138,15 @@ class StoredDelta(_DeltaFields):
     """A registered delta: the fields of `DeltaRecord`, and what the registry adds.
 
     Attributes:
-        digest: digest of its values; None if it was purged.
-        name: its public name, such as sst2@1.
-        version: its number among the task's deltas, from 1.
-        status: champion, candidate, archived or purged.
-        reason: why it does not serve.
-        mlflow_run: id of its MLflow run.
-        created_at: time of registration.
-        kind: its task's kind.
-        metric: its task's metric.
+        digest: Digest of its values; None if it was purged.
+        name: Its public name, such as sst2@1.
+        version: Its number among the task's deltas, from 1.
+        status: Champion, candidate, archived or purged.
+        reason: Why it does not serve.
+        mlflow_run: Id of its MLflow run.
+        created_at: Time of registration.
+        kind: Its task's kind.
+        metric: Its task's metric.
     """
 
     digest: str | None
@@ -164,7 +164,7 @@ class StoredDelta(_DeltaFields):
         """The digest of its values.
 
         Raises:
-            NotFound: the values were purged.
+            NotFound: The values were purged.
         """
         return require_digest(self.digest, self.name)
 
@@ -173,7 +173,7 @@ def require_digest(digest: str | None, delta: str) -> str:
     """Return the digest of a delta's values.
 
     Raises:
-        NotFound: the values were purged.
+        NotFound: The values were purged.
     """
     if digest is None:
         raise NotFound(f"{delta} was purged: nothing but its place in the lineage is kept. Learn its task again.")
@@ -185,9 +185,9 @@ class Comparison:
     """Scores of a new delta and of the champion on the same rows, by the task's metric.
 
     Attributes:
-        rows: which rows, in words.
-        new: the new delta's score.
-        old: the champion's score.
+        rows: Which rows, in words.
+        new: The new delta's score.
+        old: The champion's score.
     """
 
     rows: str
@@ -200,9 +200,9 @@ class Contest:
     """The comparisons of a new delta with the champion that it may replace.
 
     Attributes:
-        champion: the champion's name.
-        comparisons: scores of both on the same rows.
-        undecided_reason: why the comparisons are not sufficient for a decision; None if they are.
+        champion: The champion's name.
+        comparisons: Scores of both on the same rows.
+        undecided_reason: Why the comparisons are not sufficient for a decision; None if they are.
     """
 
     champion: str
@@ -215,10 +215,10 @@ class Parent:
     """A delta that another one was derived from.
 
     Attributes:
-        delta: the parent's name.
-        kind: how the child was derived.
-        weight: the parent's share in the child.
-        score: the start's score with this parent, on held-out rows before training.
+        delta: The parent's name.
+        kind: How the child was derived.
+        weight: The parent's share in the child.
+        score: The start's score with this parent, on held-out rows before training.
         gain: `score` minus the score of the start from scratch.
     """
 
@@ -234,15 +234,15 @@ class Score:
     """One measured value of a delta.
 
     Attributes:
-        split: the split whose rows were scored.
-        metric: the metric's name.
-        value: a fraction.
-        rows: number of rows.
-        low: lower end of the confidence interval.
-        high: upper end of the confidence interval.
-        step: for routed scores, the stream position after which it was measured; otherwise 0.
-        mode: how the rows were answered: task known, routed, or by a baseline.
-        stream: the stream it was measured in; None for a delta's own scores.
+        split: The split whose rows were scored.
+        metric: The metric's name.
+        value: A fraction.
+        rows: Number of rows.
+        low: Lower end of the confidence interval.
+        high: Upper end of the confidence interval.
+        step: For routed scores, the stream position after which it was measured; otherwise 0.
+        mode: How the rows were answered: task known, routed, or by a baseline.
+        stream: The stream it was measured in; None for a delta's own scores.
     """
 
     split: str
@@ -261,9 +261,9 @@ class StoredScore(Score):
     """A score with its delta and task.
 
     Attributes:
-        id: increases with time of measuring: of two scores of one step the later one has the higher id.
-        delta: the delta's name.
-        task: the task's name.
+        id: Increases with time of measuring: of two scores of one step the later one has the higher id.
+        delta: The delta's name.
+        task: The task's name.
     """
 
     id: int
@@ -276,11 +276,11 @@ class SignatureRecord:
     """A task's signature: where its additive statistics are stored, and how they were computed.
 
     Attributes:
-        digest: blob of float64 matrices.
-        rows: number of rows they were computed over.
-        pooling: pooling of the frozen features.
-        layer: layer of the frozen features.
-        routing: blob of the further statistics that routers use; None for deltas of older releases.
+        digest: Blob of float64 matrices.
+        rows: Number of rows they were computed over.
+        pooling: Pooling of the frozen features.
+        layer: Layer of the frozen features.
+        routing: Blob of the further statistics that routers use; None for deltas of older releases.
     """
 
     digest: str
@@ -295,8 +295,8 @@ class StoredSignature(SignatureRecord):
     """A signature with its task and delta.
 
     Attributes:
-        task: the task's name.
-        delta: the delta's name.
+        task: The task's name.
+        delta: The delta's name.
     """
 
     task: str
@@ -308,10 +308,10 @@ class StoredConfusion:
     """The number of a delta's test rows that were routed to another delta.
 
     Attributes:
-        delta: the delta whose task the rows belong to.
-        routed_to: the delta that the router chose.
-        rows: number of rows.
-        step: position in the stream; the router chose among the deltas learned up to it.
+        delta: The delta whose task the rows belong to.
+        routed_to: The delta that the router chose.
+        rows: Number of rows.
+        step: Position in the stream; the router chose among the deltas learned up to it.
     """
 
     delta: str
@@ -325,12 +325,12 @@ class Champion:
     """The delta that serves a task, as needed by the bank and the router.
 
     Attributes:
-        task: the task's name.
-        delta: the delta's name.
-        method: the method's name.
-        settings: the method's settings.
-        budget: the budget it was trained with.
-        digest: digest of its values.
+        task: The task's name.
+        delta: The delta's name.
+        method: The method's name.
+        settings: The method's settings.
+        budget: The budget it was trained with.
+        digest: Digest of its values.
     """
 
     task: str

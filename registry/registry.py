@@ -83,12 +83,12 @@ class Registry:
 
         Args:
             url: SQLAlchemy URL of the database.
-            blobs: a folder, or an fsspec URL.
+            blobs: A folder, or an fsspec URL.
 
         Raises:
-            SchemaError: the schema is older or newer than this code's.
-            InputError: a URL is of an unknown kind.
-            DatabaseUnavailable: the database does not answer.
+            SchemaError: The schema is older or newer than this code's.
+            InputError: A URL is of an unknown kind.
+            DatabaseUnavailable: The database does not answer.
         """
         store, engine = resolve_stores(url, blobs)
         try:
@@ -103,7 +103,7 @@ class Registry:
         """Return both URLs needed to open this registry in another process, passwords included.
 
         Raises:
-            InputError: the registry is in the memory of this process.
+            InputError: The registry is in the memory of this process.
         """
         if is_in_memory(self.engine) or "memory" in self.blobs.protocols:
             description = f"the registry at {redact(str(self.engine.url))} with blobs at {redact(self.blobs.url)}"
@@ -133,13 +133,13 @@ class Registry:
         Blobs are stored before their rows: a blob without a row is harmless, a row without its blob is not.
 
         Args:
-            exclusive: wait until no other unit is open, and block new ones.
+            exclusive: Wait until no other unit is open, and block new ones.
 
         Yields:
             The unit of work.
 
         Raises:
-            RegistryError: the database rejects a write.
+            RegistryError: The database rejects a write.
         """
         engine = write_engine(self.engine, exclusive=exclusive)
         with _translate_errors("write to the registry"), Session(engine) as session, session.begin():
@@ -151,8 +151,8 @@ class Registry:
         `work` is repeated as a whole, so it must not have side effects outside the unit.
 
         Raises:
-            Interrupted: all attempts met conflicts.
-            Disconnected: the connection broke during the commit, so that the outcome is unknown.
+            Interrupted: All attempts met conflicts.
+            Disconnected: The connection broke during the commit, so that the outcome is unknown.
         """
         for attempts_left in reversed(range(MAX_ATTEMPTS)):
             flushed = False
@@ -206,10 +206,10 @@ class Registry:
         """Add an arrival: a task to be learned by any watching process (`Learner.watch`).
 
         Args:
-            task: a spec, or the stream of one task that `read_task` returns.
-            priority: higher priorities are learned first.
-            folder: base of a spec's relative data files.
-            once: do nothing if the same content was submitted before.
+            task: A spec, or the stream of one task that `read_task` returns.
+            priority: Higher priorities are learned first.
+            folder: Base of a spec's relative data files.
+            once: Do nothing if the same content was submitted before.
 
         Returns:
             The arrival's number; with `once`, the number of the earlier one.
@@ -224,8 +224,8 @@ class Registry:
         """Cancel an arrival; a process that is learning it stops soon and registers nothing.
 
         Raises:
-            NotFound: there is no such arrival.
-            NothingToDo: it is learned or cancelled already.
+            NotFound: There is no such arrival.
+            NothingToDo: It is learned or cancelled already.
         """
         self.write_with_retry(lambda unit: arrivals.cancel(unit.session, number))
 
@@ -233,8 +233,8 @@ class Registry:
         """Queue a failed or cancelled arrival again, in its old place.
 
         Raises:
-            NotFound: there is no such arrival, or its task was purged.
-            NothingToDo: it is learned, waiting or being learned.
+            NotFound: There is no such arrival, or its task was purged.
+            NothingToDo: It is learned, waiting or being learned.
         """
         self.write_with_retry(lambda unit: arrivals.retry(unit.session, number))
 
@@ -242,7 +242,7 @@ class Registry:
         """Check that tasks of the same names are not registered with another kind, metric or removed labels.
 
         Raises:
-            TaskChanged: a registered task differs.
+            TaskChanged: A registered task differs.
         """
         with self.read_session() as session:
             matching_tasks(session, records)
@@ -251,7 +251,7 @@ class Registry:
         """Check that a registered stream of this name starts with the same (task, recipe) entries.
 
         Raises:
-            StreamChanged: an entry differs.
+            StreamChanged: An entry differs.
         """
         with self.read_session() as session:
             if row := streams.find_stream(session, stream):
@@ -262,7 +262,7 @@ def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
     """Create the blob store and the database engine, without connecting.
 
     Raises:
-        InputError: a URL is of an unknown kind, or the blobs are in memory and the database is not.
+        InputError: A URL is of an unknown kind, or the blobs are in memory and the database is not.
     """
     store = BlobStore(blobs)
     engine = create_engine_for(url)

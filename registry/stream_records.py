@@ -12,14 +12,14 @@ class StoredPosition:
     """One position of a stream.
 
     Attributes:
-        number: its place in the stream, from 0.
-        task: the task's name.
-        recipe: digest of everything that determines the result of learning it.
-        state: waiting, held, learned, failed or cancelled.
-        delta: the learned delta, if any.
-        error: message of the last failure.
-        holder: the process that is learning it.
-        attempts: how many times learning it was started.
+        number: Its place in the stream, from 0.
+        task: The task's name.
+        recipe: Digest of everything that determines the result of learning it.
+        state: Waiting, held, learned, failed or cancelled.
+        delta: The learned delta, if any.
+        error: Message of the last failure.
+        holder: The process that is learning it.
+        attempts: How many times learning it was started.
         purged: True if the learned delta was purged.
     """
 
@@ -39,13 +39,13 @@ class StoredStream:
     """A registered stream.
 
     Attributes:
-        name: the stream's name.
-        backbone: the backbone's fingerprint.
-        spec: the stream file as JSON.
-        digest: digest of `spec`.
-        mlflow_run: id of its MLflow run.
-        created_at: time of registration.
-        positions: in order.
+        name: The stream's name.
+        backbone: The backbone's fingerprint.
+        spec: The stream file as JSON.
+        digest: Digest of `spec`.
+        mlflow_run: Id of its MLflow run.
+        created_at: Time of registration.
+        positions: In order.
     """
 
     name: str
@@ -62,11 +62,11 @@ class StrategyRecord:
     """A run of a continual-learning strategy over a stream, for comparison.
 
     Attributes:
-        stream: the stream's name.
-        strategy: the strategy's name.
-        recipe: digest of everything that determines the result.
-        settings: the strategy's settings.
-        tasks: the tasks' names, in order.
+        stream: The stream's name.
+        strategy: The strategy's name.
+        recipe: Digest of everything that determines the result.
+        settings: The strategy's settings.
+        tasks: The tasks' names, in order.
     """
 
     stream: str
@@ -81,11 +81,11 @@ class StepScore:
     """A value measured on a task's test rows after a step of a strategy.
 
     Attributes:
-        task: the task's name.
-        mode: how the rows were answered: task known, routed, or by a baseline.
-        metric: the metric's name.
-        value: a fraction.
-        rows: number of rows.
+        task: The task's name.
+        mode: How the rows were answered: task known, routed, or by a baseline.
+        metric: The metric's name.
+        value: A fraction.
+        rows: Number of rows.
     """
 
     task: str
@@ -100,11 +100,11 @@ class StepRecord:
     """The result of a strategy after the task at position `number`.
 
     Attributes:
-        number: the position.
-        seconds: duration of learning the task.
-        parameters: parameters that answer all tasks so far.
-        bytes: size of everything stored for all tasks so far.
-        scores: measured after the step.
+        number: The position.
+        seconds: Duration of learning the task.
+        parameters: Parameters that answer all tasks so far.
+        bytes: Size of everything stored for all tasks so far.
+        scores: Measured after the step.
     """
 
     number: int
@@ -119,12 +119,12 @@ class StoredStrategy(StrategyRecord):
     """A registered run of a strategy, with the steps done so far.
 
     Attributes:
-        id: its row.
-        state: digest of the state to continue from; None before the first step and when finished.
-        mlflow_run: id of its MLflow run.
-        created_at: start of the run.
+        id: Its row.
+        state: Digest of the state to continue from; None before the first step and when finished.
+        mlflow_run: Id of its MLflow run.
+        created_at: Start of the run.
         finished_at: None while it is unfinished.
-        steps: in order.
+        steps: In order.
     """
 
     id: int

@@ -40,7 +40,7 @@ from registry.writes import streams
 from registry.writes.champion_rules import register_status
 from registry.writes.known_tasks import matching_tasks
 
-NO_ROUTING: Mapping[tuple[str, str], int] = {}
+NO_CONFUSIONS: Mapping[tuple[str, str], int] = {}
 SCORE_KEY = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
 
 
@@ -49,8 +49,8 @@ class UnitOfWork:
     """The write operations of the registry, in one transaction; opened by `Registry.unit_of_work()`.
 
     Attributes:
-        session: the transaction's session.
-        blobs: the blob store.
+        session: The transaction's session.
+        blobs: The blob store.
     """
 
     def __init__(self, session: Session, blobs: BlobStore) -> None:
@@ -69,7 +69,7 @@ class UnitOfWork:
         """Register a task, or update the rows, labels and spec of a registered one.
 
         Raises:
-            TaskChanged: a registered task has another kind or metric, or has lost labels.
+            TaskChanged: A registered task has another kind or metric, or has lost labels.
         """
         name = validate_name("task", record.name)
         task = matching_tasks(self.session, [record]).get(record.name)
@@ -90,14 +90,14 @@ class UnitOfWork:
         """Register a stream, or append new entries to a registered one.
 
         Args:
-            name: the stream's name.
-            backbone: the backbone's fingerprint.
-            spec: the stream file as JSON.
-            entries: pairs (task name, recipe digest), in order.
+            name: The stream's name.
+            backbone: The backbone's fingerprint.
+            spec: The stream file as JSON.
+            entries: Pairs (task name, recipe digest), in order.
 
         Raises:
-            StreamChanged: the backbone or a recorded entry differs.
-            NotFound: the backbone is not registered.
+            StreamChanged: The backbone or a recorded entry differs.
+            NotFound: The backbone is not registered.
         """
         if streams.begin_stream(self.session, name, backbone=backbone, spec=spec, entries=entries):
             self.enqueue_message("stream", name)
@@ -120,20 +120,20 @@ class UnitOfWork:
         reason.
 
         Args:
-            record: the delta; its blobs must be stored.
-            parents: the deltas it was derived from.
-            scores: its scores.
-            signature: by default the previous version's.
-            score_split: the held-out split whose scores decide.
-            contest: comparisons of the delta and the champion on the same rows.
-            rival: name of a delta of another backbone, learned from the same rows.
+            record: The delta; its blobs must be stored.
+            parents: The deltas it was derived from.
+            scores: Its scores.
+            signature: By default the previous version's.
+            score_split: The held-out split whose scores decide.
+            contest: Comparisons of the delta and the champion on the same rows.
+            rival: Name of a delta of another backbone, learned from the same rows.
 
         Returns:
             The delta's public name.
 
         Raises:
-            NotFound: its task, backbone, a parent or the rival is not registered.
-            BlobError: one of its blobs is not stored.
+            NotFound: Its task, backbone, a parent or the rival is not registered.
+            BlobError: One of its blobs is not stored.
         """
         signature_blobs = (signature.digest, signature.routing) if signature else ()
         self.require_blobs(record.digest, record.predictions, record.replay, *signature_blobs)
@@ -156,7 +156,7 @@ class UnitOfWork:
         """Check that blobs are stored: they may have been collected since they were put.
 
         Raises:
-            BlobError: one of `digests` is missing; None is ignored.
+            BlobError: One of `digests` is missing; None is ignored.
         """
         for digest in digests:
             if digest is not None and not self.blobs.exists(digest):
@@ -177,15 +177,15 @@ class UnitOfWork:
         step: int,
         scores: Mapping[str, Sequence[Score]],
         *,
-        confusions: Mapping[tuple[str, str], int] = NO_ROUTING,
+        confusions: Mapping[tuple[str, str], int] = NO_CONFUSIONS,
     ) -> bool:
         """Add scores measured by routing among the deltas learned up to position `step` of a stream.
 
         Args:
-            stream: the stream's name.
-            step: the position.
-            scores: by delta; its keys must be all deltas learned up to `step`.
-            confusions: number of a delta's test rows routed to another, by (delta, routed to).
+            stream: The stream's name.
+            step: The position.
+            scores: By delta; its keys must be all deltas learned up to `step`.
+            confusions: Number of a delta's test rows routed to another, by (delta, routed to).
 
         Returns:
             False, with nothing added, if other deltas are learned up to `step` by now.
@@ -205,14 +205,14 @@ class UnitOfWork:
         """Mark a position as learned by `delta`, and drop its checkpoint.
 
         Args:
-            stream: the stream's name.
-            number: the position's number.
-            delta: the learned delta's name.
-            holder: checked to be the position's holder, unless None.
+            stream: The stream's name.
+            number: The position's number.
+            delta: The learned delta's name.
+            holder: Checked to be the position's holder, unless None.
 
         Raises:
             ClaimLost: `holder` no longer holds the position.
-            RegistryError: it is learned already, or the delta is of another task.
+            RegistryError: It is learned already, or the delta is of another task.
         """
         position, row = self._open_position(stream, number, holder=holder), delta_row(self.session, delta)
         if row.task.name != position.task_name:
@@ -223,33 +223,33 @@ class UnitOfWork:
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
         self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
-        self._tell_stream(position, stream)
+        self._enqueue_stream(position, stream)
 
     def mark_failed(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:
         """Mark a position as failed, so that it can be claimed again.
 
         Args:
-            stream: the stream's name.
-            number: the position's number.
-            error: the failure's message.
-            holder: checked to be the position's holder, unless None.
+            stream: The stream's name.
+            number: The position's number.
+            error: The failure's message.
+            holder: Checked to be the position's holder, unless None.
 
         Raises:
             ClaimLost: `holder` no longer holds the position.
-            RegistryError: it is learned already.
+            RegistryError: It is learned already.
         """
         position = self._open_position(stream, number, holder=holder)
         position.state, position.error = "failed", escape_for_storage(error)
         position.holder = position.lease_until = None
-        self._tell_stream(position, stream)
+        self._enqueue_stream(position, stream)
 
     def enqueue_message(self, message: OutboxTopic, subject: str, **about: Any) -> None:
         """Add a message for MLflow to the outbox.
 
         Args:
-            message: the topic.
-            subject: name of a delta, a stream, or (for other topics) a task.
-            **about: details that the sender cannot read from the registry later.
+            message: The topic.
+            subject: Name of a delta, a stream, or (for other topics) a task.
+            **about: Details that the sender cannot read from the registry later.
         """
         self.session.add(OutboxRow(message=message, subject=subject, about=about))
 
@@ -265,7 +265,7 @@ class UnitOfWork:
         find_row = delta_row if "@" in name else stream_row
         find_row(self.session, name).mlflow_run = run
 
-    def _tell_stream(self, position: Position, stream: str) -> None:
+    def _enqueue_stream(self, position: Position, stream: str) -> None:
         if position.submitted_at is None:  # the stream of arrivals never ends: each has its own message
             self.enqueue_message("stream", stream)
 

@@ -17,10 +17,10 @@ class Column:
     """The values of one column of a split.
 
     Attributes:
-        name: the column's name.
-        values: one value per row, in order.
-        feature: the column's feature in `datasets`, such as `ClassLabel` or `Value("string")`.
-        location: task and split, for messages.
+        name: The column's name.
+        values: One value per row, in order.
+        feature: The column's feature in `datasets`, such as `ClassLabel` or `Value("string")`.
+        location: Task and split, for messages.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Column:
         """Parse every value of the column.
 
         Args:
-            parse: returns the parsed value, or None for a value that it rejects.
-            allowed: description of the accepted values, for the message.
+            parse: Returns the parsed value, or None for a value that it rejects.
+            allowed: Description of the accepted values, for the message.
 
         Returns:
             The parsed values, in order.
@@ -63,8 +63,8 @@ class Table:
     """The rows of one split.
 
     Attributes:
-        rows: a `datasets.Dataset`.
-        location: task and split, for messages.
+        rows: A `datasets.Dataset`.
+        location: Task and split, for messages.
     """
 
     rows: Any
@@ -74,7 +74,7 @@ class Table:
         """Return the column called `name`.
 
         Raises:
-            DataError: there is no such column; the message lists the columns.
+            DataError: There is no such column; the message lists the columns.
         """
         column_names = self.rows.column_names
         if name not in column_names:

@@ -14,14 +14,14 @@ def read_csv_header(file: str, location: str) -> list[str]:
     """Check that every row of a CSV file has as many fields as its header, and return the header.
 
     Args:
-        file: path of the file; gzip if it ends in `.gz`.
-        location: task and split, for messages.
+        file: Path of the file; gzip if it ends in `.gz`.
+        location: Task and split, for messages.
 
     Returns:
         The column names.
 
     Raises:
-        DataError: a row has another number of fields (the line is named), or the file is empty or not UTF-8.
+        DataError: A row has another number of fields (the line is named), or the file is empty or not UTF-8.
     """
     open_file = gzip.open if file.endswith(".gz") else open
     try:

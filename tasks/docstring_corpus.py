@@ -38,14 +38,14 @@ def package_docstrings(package: str) -> list[Row]:
     """Return the docstring summaries of an installed package's public functions, classes and methods.
 
     Args:
-        package: name of an installed top-level package.
+        package: Name of an installed top-level package.
 
     Returns:
         Pairs (text, area), ordered by the text's hash. The text is the docstring's first paragraph, of at least four
         words; a text that several areas share is dropped.
 
     Raises:
-        DataError: no such package is installed.
+        DataError: No such package is installed.
     """
     areas: dict[str, set[str]] = defaultdict(set)
     for file, area in _sources(package):
@@ -64,14 +64,14 @@ def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Pa
     installed versions always give the same files.
 
     Args:
-        folder: created if missing.
-        packages: names of top-level packages; those that are not installed or not usable are left out.
+        folder: Created if missing.
+        packages: Names of top-level packages; those that are not installed or not usable are left out.
 
     Returns:
         The path of the stream file.
 
     Raises:
-        DataError: fewer than two of `packages` are installed and usable.
+        DataError: Fewer than two of `packages` are installed and usable.
     """
     splits_by_package = {package: _task_rows(package) for package in packages if _folders(package)}
     usable = {package: splits for package, splits in splits_by_package.items() if splits}

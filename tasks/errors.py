@@ -15,7 +15,7 @@ class ContinualError(Exception):
     """Base of all errors that the project raises on purpose.
 
     Attributes:
-        exit_code: exit status of the command line for this error.
+        exit_code: Exit status of the command line for this error.
     """
 
     exit_code: ClassVar[int] = 1

@@ -16,10 +16,10 @@ class KindSchema:
     """The keys and metrics of one kind of task.
 
     Attributes:
-        target_column: the key of the spec that names the target column.
-        target_description: the column's content, in words, for messages.
-        metrics: the built-in metrics, the default first.
-        optional: further keys that only this kind accepts.
+        target_column: The key of the spec that names the target column.
+        target_description: The column's content, in words, for messages.
+        metrics: The built-in metrics, the default first.
+        optional: Further keys that this kind accepts and others do not.
     """
 
     target_column: str
@@ -33,7 +33,7 @@ class KindSchema:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that only this kind accepts, the target column's first."""
+        """The spec keys that depend on the kind, the target column's first."""
         return (self.target_column, *self.optional)
 
 

@@ -19,7 +19,7 @@ def load_stream(stream: Stream) -> tuple[TaskData, ...]:
     """Load the rows of every task of a stream, in order, each spec completed from the stream's defaults.
 
     Raises:
-        DataError: one message with the problems of all tasks.
+        DataError: One message with the problems of all tasks.
     """
     loaded: list[TaskData] = []
     messages: list[str] = []
@@ -40,12 +40,12 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
     depend on `seed`, the task's name and the split, and on nothing else.
 
     Args:
-        spec: the task.
-        folder: base of relative data files.
-        seed: for carving and sampling.
+        spec: The task.
+        folder: Base of relative data files.
+        seed: For carving and sampling.
 
     Raises:
-        DataError: names task and split: files, columns, texts or targets are invalid, validation or test has labels
+        DataError: Names task and split: files, columns, texts or targets are invalid, validation or test has labels
             that train lacks, there are fewer than two labels or numbers, or the template lacks a word for a label.
     """
     origin = SourceLocation(spec.name, spec.source, folder)
@@ -61,12 +61,12 @@ def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts
     """Load a task's validation rows, equal to `load_task(...).validation`, without reading its test split.
 
     Args:
-        spec: the task.
-        folder: base of relative data files.
-        seed: for carving and sampling.
+        spec: The task.
+        folder: Base of relative data files.
+        seed: For carving and sampling.
 
     Raises:
-        DataError: as in `load_task`, except for problems in rows that are not read.
+        DataError: As in `load_task`, except for problems in rows that are not read.
     """
     origin = SourceLocation(spec.name, spec.source, folder)
     available = available_splits(origin)

@@ -26,8 +26,8 @@ class AnswerSpan(NamedTuple):
     """A right answer of a span task.
 
     Attributes:
-        text: the answer.
-        start: character offset in the passage; None if the answer does not occur in it.
+        text: The answer.
+        start: Character offset in the passage; None if the answer does not occur in it.
     """
 
     text: str
@@ -38,8 +38,8 @@ class GenerationTarget(NamedTuple):
     """The target of a generation task.
 
     Attributes:
-        text: the text to train on.
-        references: all accepted texts, for scoring.
+        text: The text to train on.
+        references: All accepted texts, for scoring.
     """
 
     text: str
@@ -54,8 +54,8 @@ class LabelledTexts:
     """Texts (or pairs of texts) and their targets, in order.
 
     Attributes:
-        texts: one text or pair per row.
-        targets: one target per row; empty if the targets are unknown.
+        texts: One text or pair per row.
+        targets: One target per row; empty if the targets are unknown.
     """
 
     texts: tuple[Text, ...]
@@ -94,14 +94,14 @@ class TaskData:
     """The rows of one task, ready to learn.
 
     Attributes:
-        spec: the task, completed from its stream.
-        labels: the labels of train, sorted; empty for kinds without labels.
-        train: rows to train on.
-        validation: held-out rows, for choices such as warm starts.
-        test: rows to score on.
-        notes: sentences for the user about carved and sampled splits.
-        folder: base of the spec's relative paths.
-        seed: seed of carving and sampling.
+        spec: The task, completed from its stream.
+        labels: The labels of train, sorted; empty for kinds without labels.
+        train: Rows to train on.
+        validation: Held-out rows, for choices such as warm starts.
+        test: Rows to score on.
+        notes: Sentences for the user about carved and sampled splits.
+        folder: Base of the spec's relative paths.
+        seed: Seed of carving and sampling.
     """
 
     spec: TaskSpec
@@ -148,10 +148,10 @@ def sample(rows: LabelledTexts, count: int, *, seed: int | str, keep_labels: boo
     """Sample at most `count` rows, in their order, in the proportions of the labels.
 
     Args:
-        rows: rows to sample from.
-        count: maximum number of rows.
-        seed: determines the selection, with the rows' content.
-        keep_labels: keep at least one row of every label.
+        rows: Rows to sample from.
+        count: Maximum number of rows.
+        seed: Determines the selection, with the rows' content.
+        keep_labels: Keep at least one row of every label.
 
     Raises:
         DataError: `keep_labels` is set and there are more labels than `count`.
@@ -176,10 +176,10 @@ def stratified_quotas(counts: Mapping[str, int], total: int, *, seed: int | str,
     """Divide `total` among labels by the largest remainder method.
 
     Args:
-        counts: rows per label.
-        total: sum of the quotas.
-        seed: orders equal remainders.
-        at_least: minimum quota of each label.
+        counts: Rows per label.
+        total: Sum of the quotas.
+        seed: Orders equal remainders.
+        at_least: Minimum quota of each label.
 
     Returns:
         The quota of each label.

@@ -20,9 +20,9 @@ class SourceLocation:
     """A task's source with the base folder of its relative paths.
 
     Attributes:
-        task: the task's name, for messages.
-        source: the source as specified.
-        folder: base of relative paths.
+        task: The task's name, for messages.
+        source: The source as specified.
+        folder: Base of relative paths.
     """
 
     task: str
@@ -47,7 +47,7 @@ def available_splits(origin: SourceLocation) -> tuple[Split, ...]:
     """Return which of train, validation and test the source has.
 
     Raises:
-        DataError: the source cannot be reached, has no train split, or lacks a split that `splits` names.
+        DataError: The source cannot be reached, has no train split, or lacks a split that `splits` names.
     """
     source_splits = _split_names(origin)
     # A slice such as "train[:80%]" is allowed.
@@ -70,7 +70,7 @@ def read_split(origin: SourceLocation, split: Split) -> Any:
         A `datasets.Dataset`.
 
     Raises:
-        DataError: files are missing, empty or unreadable, or the hub cannot be reached.
+        DataError: Files are missing, empty or unreadable, or the hub cannot be reached.
     """
     arguments = _local_arguments(origin, split) if origin.local else _hub_arguments(origin)
     try:

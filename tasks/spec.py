@@ -54,12 +54,12 @@ class Source(StrictModel):
     """Arguments of `datasets.load_dataset`.
 
     Attributes:
-        path: a hub dataset, a folder, or a builder of local files such as `json` or `csv`.
-        name: the dataset's configuration.
-        data_files: files by the source's split name.
-        data_dir: folder of the data files.
-        revision: revision of a hub dataset.
-        splits: the source's names of our splits, such as `{validation: dev}`; the default is the same name.
+        path: A hub dataset, a folder, or a builder of local files such as `json` or `csv`.
+        name: The dataset's configuration.
+        data_files: Files by the source's split name.
+        data_dir: Folder of the data files.
+        revision: Revision of a hub dataset.
+        splits: The source's names of our splits, such as `{validation: dev}`; the default is the same name.
     """
 
     path: Column
@@ -91,12 +91,12 @@ class Budget(StrictModel):
     """The amount of training per task; zero epochs is valid (the closed-form head alone).
 
     Attributes:
-        epochs: passes over the train rows.
-        batch_size: rows per step.
-        learning_rate: peak learning rate.
-        max_length: maximum tokens per text.
-        joint: number of tasks that may share one forward pass in training, including this one.
-        checkpointing: recompute layers in the backward pass (gradient checkpointing) to save memory.
+        epochs: Passes over the train rows.
+        batch_size: Rows per step.
+        learning_rate: Peak learning rate.
+        max_length: Maximum tokens per text.
+        joint: Number of tasks that may share one forward pass in training, including this one.
+        checkpointing: Recompute layers in the backward pass (gradient checkpointing) to save memory.
     """
 
     epochs: int = Field(default=3, ge=0)
@@ -144,21 +144,21 @@ class TaskSpec(StrictModel):
     `references` as further right answers).
 
     Attributes:
-        name: unique in its stream.
-        kind: classification, regression, span or generation.
-        source: where the rows are read from.
-        text: one column, or [first, second] for a pair of texts.
-        label: column of labels or numbers.
-        target: column of texts to generate.
-        answers: column of answers in the passage.
-        references: column of further accepted texts.
-        template: classification by filling a gap.
-        metric: the default is the first metric of the kind.
-        rows: maximum number of rows by split: seeded, stratified; train keeps every label.
-        shots: rows per label of train.
-        method: overrides the stream's method.
-        warm_start: overrides the stream's warm start.
-        budget: overrides the stream's budget, field by field.
+        name: Unique in its stream.
+        kind: Classification, regression, span or generation.
+        source: Where the rows are read from.
+        text: One column, or [first, second] for a pair of texts.
+        label: Column of labels or numbers.
+        target: Column of texts to generate.
+        answers: Column of answers in the passage.
+        references: Column of further accepted texts.
+        template: Classification by filling a gap.
+        metric: The default is the first metric of the kind.
+        rows: Maximum number of rows by split: seeded, stratified; train keeps every label.
+        shots: Rows per label of train.
+        method: Overrides the stream's method.
+        warm_start: Overrides the stream's warm start.
+        budget: Overrides the stream's budget, field by field.
     """
 
     name: Name
@@ -227,15 +227,15 @@ class Stream(StrictModel):
     """Tasks in order of arrival, with their common settings.
 
     Attributes:
-        name: the stream's name.
-        backbone: a registered name, a hub id or a folder.
-        seed: seed of sampling, initialisation and training.
-        method: default method of the tasks.
-        warm_start: default warm start of the tasks.
-        budget: default budget of the tasks.
-        measure_gain: where a warm start was chosen, also train from scratch and report the difference.
-        tasks: at least one, with distinct names.
-        folder: base of relative data files: the stream file's folder; never serialised.
+        name: The stream's name.
+        backbone: A name of settings, a hub id or a folder.
+        seed: Seed of sampling, initialisation and training.
+        method: Default method of the tasks.
+        warm_start: Default warm start of the tasks.
+        budget: Default budget of the tasks.
+        measure_gain: Where a warm start was chosen, also train from scratch and report the difference.
+        tasks: At least one, with distinct names.
+        folder: Base of relative data files: the stream file's folder; never serialised.
     """
 
     name: Name

@@ -19,7 +19,7 @@ def read_stream(path: str | Path) -> Stream:
     """Read and validate a stream file; its relative data files start from the file's folder.
 
     Raises:
-        StreamError: one line per problem: file, line, key, what is wrong, what is allowed.
+        StreamError: One line per problem: file, line, key, what is wrong, what is allowed.
     """
     document = parse_yaml(Path(path))
     if "folder" in document.value:
@@ -35,7 +35,7 @@ def read_task(path: str | Path) -> Stream:
         A stream of that one task, with the task's name.
 
     Raises:
-        StreamError: one line per problem: file, line, key, what is wrong, what is allowed.
+        StreamError: One line per problem: file, line, key, what is wrong, what is allowed.
     """
     document = parse_yaml(Path(path))
     file = _validated(document, TaskFile)

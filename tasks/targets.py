@@ -18,12 +18,12 @@ def read_targets(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[T
     """Return the target of every row of a split.
 
     Args:
-        spec: the task.
-        table: the split's rows.
-        texts: the split's texts; a span task's passage is the second of each pair.
+        spec: The task.
+        table: The split's rows.
+        texts: The split's texts; a span task's passage is the second of each pair.
 
     Raises:
-        DataError: a target is missing or invalid; task, split, column and row are named.
+        DataError: A target is missing or invalid; task, split, column and row are named.
     """
     return _READERS[spec.kind](spec, table, texts)
 
@@ -159,12 +159,12 @@ def train_labels(spec: TaskSpec, splits: Mapping[Split, LabelledTexts], origin: 
     """Return the labels of train, sorted; an empty tuple for kinds without labels.
 
     Args:
-        spec: the task.
-        splits: rows of all three splits.
-        origin: the task's source, for messages.
+        spec: The task.
+        splits: Rows of all three splits.
+        origin: The task's source, for messages.
 
     Raises:
-        DataError: train has fewer than two labels or numbers, another split has labels that train lacks, or the
+        DataError: Train has fewer than two labels or numbers, another split has labels that train lacks, or the
             template has not exactly one word per label.
     """
     train = splits["train"]

@@ -24,8 +24,8 @@ class Template(StrictModel):
     """A cloze pattern and one word per label.
 
     Attributes:
-        text: a Jinja2 template of `text` (for pairs also `text_pair`) and `mask`, the gap, which occurs once.
-        words: the word that fills the gap, by label.
+        text: A Jinja2 template of `text` (for pairs also `text_pair`) and `mask`, the gap, which occurs once.
+        words: The word that fills the gap, by label.
 
     >>> template = Template(text="{{ text }} It was {{ mask }}.", words={"bad": "awful", "good": "great"})
     >>> template.split_at_gap("Fun to watch.")

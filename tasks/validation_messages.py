@@ -26,9 +26,9 @@ def validation_message(error: ValidationError, document: YamlDocument, root: typ
     Such as `file:line: tasks[2].sorce: unknown key; did you mean 'source'? …`.
 
     Args:
-        error: pydantic's error.
-        document: the file, for line numbers.
-        root: the model that the document was validated against.
+        error: Pydantic's error.
+        document: The file, for line numbers.
+        root: The model that the document was validated against.
     """
     return "\n".join(_line(document, detail, root) for detail in error.errors(include_url=False))
 

@@ -17,9 +17,9 @@ class YamlDocument:
     """A parsed YAML file.
 
     Attributes:
-        path: the file.
-        value: the parsed mapping.
-        node: the tree of YAML nodes that `value` was built from.
+        path: The file.
+        value: The parsed mapping.
+        node: The tree of YAML nodes that `value` was built from.
     """
 
     path: Path
@@ -41,7 +41,7 @@ def parse_yaml(path: Path) -> YamlDocument:
     """Parse the one YAML mapping in `path`.
 
     Raises:
-        StreamError: the file cannot be read, is not UTF-8 or not YAML, is empty, is not a mapping, or repeats a key
+        StreamError: The file cannot be read, is not UTF-8 or not YAML, is empty, is not a mapping, or repeats a key
             (YAML readers silently keep the last); file, line and column are named.
     """
     text = _text(path)

@@ -23,12 +23,12 @@ def add_key(registry: Registry, name: str, *, role: Role) -> str:
     """Register an API key and return its secret, which cannot be looked up later.
 
     Args:
-        registry: the registry.
-        name: the key's name.
+        registry: The registry.
+        name: The key's name.
         role: `read` or `admin`.
 
     Raises:
-        InputError: the role is unknown, or the name is empty, too long or was used before.
+        InputError: The role is unknown, or the name is empty, too long or was used before.
     """
     if role not in get_args(Role):
         raise InputError(f"a key cannot have the role {role!r}: give one of {', '.join(get_args(Role))}.")
@@ -53,8 +53,8 @@ def revoke_key(registry: Registry, name: str) -> datetime:
         The time of revocation.
 
     Raises:
-        NotFound: there is no such key.
-        NothingToDo: it was revoked before.
+        NotFound: There is no such key.
+        NothingToDo: It was revoked before.
     """
 
     def work(unit: UnitOfWork) -> datetime:

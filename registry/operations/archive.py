@@ -31,8 +31,8 @@ class TableManifest(BaseModel):
     """Number of a table's rows, and the digest of their lines.
 
     Attributes:
-        rows: number of rows.
-        sha256: digest of the entry's bytes.
+        rows: Number of rows.
+        sha256: Digest of the entry's bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,11 +45,11 @@ class Manifest(BaseModel):
     """Contents of an archive.
 
     Attributes:
-        format: version of the archive format.
-        revision: revision of the database schema.
-        created_at: time of the dump.
-        tables: by name.
-        blobs: number of blobs.
+        format: Version of the archive format.
+        revision: Revision of the database schema.
+        created_at: Time of the dump.
+        tables: By name.
+        blobs: Number of blobs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,7 +79,7 @@ def open_archive(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...
         The archive, its manifest, and the digests of its blobs.
 
     Raises:
-        ArchiveError: the file is not an archive, of a newer format, truncated or changed.
+        ArchiveError: The file is not an archive, of a newer format, truncated or changed.
     """
     with ExitStack() as stack:
         try:
@@ -95,7 +95,7 @@ def iter_rows(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table.
 
     Raises:
-        ArchiveError: a line is not a JSON object.
+        ArchiveError: A line is not a JSON object.
     """
     with archive.open(table_entry(table)) as entry:
         for number, line in enumerate(entry, start=1):

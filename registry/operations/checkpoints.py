@@ -18,16 +18,16 @@ def save_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
     """Store a checkpoint of a position and delete the previous one.
 
     Args:
-        registry: the registry.
-        stream: the stream's name.
-        number: the position's number.
-        holder: the process that learns it.
-        epoch: number of completed epochs.
-        data: the serialised training state.
+        registry: The registry.
+        stream: The stream's name.
+        number: The position's number.
+        holder: The process that learns it.
+        epoch: Number of completed epochs.
+        data: The serialised training state.
 
     Raises:
         ClaimLost: `holder` no longer holds the position.
-        BlobError: the bytes cannot be stored.
+        BlobError: The bytes cannot be stored.
     """
     digest = registry.blobs.put(data)
 
@@ -51,7 +51,7 @@ def load_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | 
     """Return the last checkpoint of a position that is not learned yet; None if there is none.
 
     Raises:
-        BlobError: its blob is missing or damaged.
+        BlobError: Its blob is missing or damaged.
     """
     with registry.read_session() as session:
         digest = session.scalar(_of_checkpoint(select(Checkpoint.digest), stream, number))

@@ -34,16 +34,16 @@ def claim_next(registry: Registry, stream: str, *, max_attempts: Mapping[int, in
     Does not wait for locks: positions that other transactions are examining are left to them.
 
     Args:
-        registry: the registry.
-        stream: the stream's name.
-        max_attempts: candidate positions, each with the number of attempts after which a failure is final.
-        holder: the process that claims.
+        registry: The registry.
+        stream: The stream's name.
+        max_attempts: Candidate positions, each with the number of attempts after which a failure is final.
+        holder: The process that claims.
 
     Returns:
         The position's number; None if none is free.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
 
     def work(unit: UnitOfWork) -> int | None:
@@ -109,11 +109,11 @@ def hold_claim(
     """Send heartbeats from a thread while the block runs; the position's state is left to the block.
 
     Args:
-        registry: the registry.
-        stream: the stream's name.
-        number: the position's number.
-        holder: the process that holds it.
-        interval: seconds between heartbeats.
+        registry: The registry.
+        stream: The stream's name.
+        number: The position's number.
+        holder: The process that holds it.
+        interval: Seconds between heartbeats.
     """
     done = Event()
 
@@ -141,9 +141,9 @@ def claim_arrival(registry: Registry, *, backbones: Collection[str], holder: str
     none is free.
 
     Args:
-        registry: the registry.
-        backbones: names of the backbones that the caller can learn on.
-        holder: the process that claims.
+        registry: The registry.
+        backbones: Names of the backbones that the caller can learn on.
+        holder: The process that claims.
 
     Returns:
         The arrival; None if none is free.

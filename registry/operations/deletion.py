@@ -31,16 +31,16 @@ def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> d
     One tombstone per version remains. MLflow gets a message with the runs to delete.
 
     Args:
-        registry: the registry.
-        task: the task's name.
-        reason: for the history.
+        registry: The registry.
+        task: The task's name.
+        reason: For the history.
 
     Returns:
         The numbers of `versions` and `blobs` deleted.
 
     Raises:
-        NotFound: there is no such task, or it was purged before.
-        TaskNeeded: it is being learned.
+        NotFound: There is no such task, or it was purged before.
+        TaskNeeded: It is being learned.
     """
     with registry.unit_of_work() as unit:
         row = _lock_task(unit.session, task)
@@ -56,16 +56,16 @@ def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> 
     number must not be reused.
 
     Args:
-        registry: the registry.
-        task: the task's name.
-        reason: for the history.
+        registry: The registry.
+        task: The task's name.
+        reason: For the history.
 
     Returns:
         The numbers of `versions` and `blobs` deleted.
 
     Raises:
-        NotFound: there is no such task, or it was purged before.
-        TaskNeeded: it is being learned, or deltas of other tasks derive from it and not all of its versions are
+        NotFound: There is no such task, or it was purged before.
+        TaskNeeded: It is being learned, or deltas of other tasks derive from it and not all of its versions are
             archived.
     """
     with registry.unit_of_work() as unit:

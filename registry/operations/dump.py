@@ -25,15 +25,15 @@ def dump_registry(registry: Registry, file: Path) -> Manifest:
     """Write an archive of the registry, also while others write to it.
 
     Args:
-        registry: the registry.
-        file: the archive; must not exist.
+        registry: The registry.
+        file: The archive; must not exist.
 
     Returns:
         The archive's manifest.
 
     Raises:
-        InputError: the file exists or cannot be written.
-        BlobError: a blob is missing or damaged.
+        InputError: The file exists or cannot be written.
+        BlobError: A blob is missing or damaged.
     """
     if file.exists():
         raise InputError(f"{file} is there already. Give a new name, or remove it first.")

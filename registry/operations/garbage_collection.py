@@ -24,9 +24,9 @@ def collect_garbage(
     Age is measured by the store's clock, not by this host's.
 
     Args:
-        registry: the registry.
-        older_than: the grace period.
-        dry_run: only return what would be deleted.
+        registry: The registry.
+        older_than: The grace period.
+        dry_run: Only return what would be deleted.
 
     Returns:
         The deleted blobs.

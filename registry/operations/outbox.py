@@ -41,14 +41,14 @@ class OutboxMessage:
     """A message for MLflow.
 
     Attributes:
-        id: increases in order of enqueuing.
-        message: the topic.
-        subject: name of a delta, a stream or a task.
-        about: details that the sender cannot read from the registry.
-        attempts: how many times sending was started.
-        error: message of the last failure.
-        holder: the sender that holds it.
-        due_at: earliest time of the next attempt; while held, the end of the lease.
+        id: Increases in order of enqueuing.
+        message: The topic.
+        subject: Name of a delta, a stream or a task.
+        about: Details that the sender cannot read from the registry.
+        attempts: How many times sending was started.
+        error: Message of the last failure.
+        holder: The sender that holds it.
+        due_at: Earliest time of the next attempt; while held, the end of the lease.
     """
 
     id: int
@@ -71,9 +71,9 @@ def claim_message(registry: Registry, holder: str, *, after: int | None = None) 
     """Claim the next message for `holder`; later messages it makes redundant are deleted.
 
     Args:
-        registry: the registry.
-        holder: the sender.
-        after: only messages with a higher id, and also those not due yet.
+        registry: The registry.
+        holder: The sender.
+        after: Only messages with a higher id, and also those not due yet.
 
     Returns:
         The message; None if there is none.
@@ -109,9 +109,9 @@ def reschedule(registry: Registry, failed: OutboxMessage, *, error: str) -> None
     """Release a message that could not be sent, with exponential backoff.
 
     Args:
-        registry: the registry.
-        failed: the claimed message.
-        error: the failure's message.
+        registry: The registry.
+        failed: The claimed message.
+        error: The failure's message.
     """
     with registry.unit_of_work() as unit:
         if row := _held_row(unit.session, failed):

@@ -13,13 +13,13 @@ def promote_delta(registry: Registry, delta: str, *, reason: str | None = None) 
     """Make a version the champion regardless of scores; the champion that it replaces is archived.
 
     Args:
-        registry: the registry.
-        delta: the version's name.
-        reason: for the history.
+        registry: The registry.
+        delta: The version's name.
+        reason: For the history.
 
     Raises:
-        NotFound: there is no such delta, or it was purged.
-        NothingToDo: it is the champion already.
+        NotFound: There is no such delta, or it was purged.
+        NothingToDo: It is the champion already.
     """
     with registry.unit_of_work() as unit:
         row = _lock_delta(unit, delta)
@@ -33,13 +33,13 @@ def archive_delta(registry: Registry, delta: str, *, reason: str | None = None) 
     """Archive a version; if it was the champion, no version serves its task on that backbone.
 
     Args:
-        registry: the registry.
-        delta: the version's name.
-        reason: for the history.
+        registry: The registry.
+        delta: The version's name.
+        reason: For the history.
 
     Raises:
-        NotFound: there is no such delta, or it was purged.
-        NothingToDo: it is archived already.
+        NotFound: There is no such delta, or it was purged.
+        NothingToDo: It is archived already.
     """
     with registry.unit_of_work() as unit:
         row = _lock_delta(unit, delta)

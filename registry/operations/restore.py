@@ -32,16 +32,16 @@ def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
     before anything is written, and all rows are written in one transaction.
 
     Args:
-        file: the archive.
+        file: The archive.
         url: SQLAlchemy URL of the database.
-        blobs: a folder, or an fsspec URL.
+        blobs: A folder, or an fsspec URL.
 
     Returns:
         The archive's manifest.
 
     Raises:
-        ArchiveError: the file is not a complete archive.
-        InputError: the registry at `url` is not empty.
+        ArchiveError: The file is not a complete archive.
+        InputError: The registry at `url` is not empty.
     """
     with open_archive(file) as (archive, manifest, digests):
         migrate.require_known_revision(manifest.revision)

@@ -19,12 +19,12 @@ def start_strategy_run(registry: Registry, record: StrategyRecord, *, restart: b
     An unfinished run of another recipe is deleted.
 
     Args:
-        registry: the registry.
-        record: stream, strategy and recipe.
-        restart: also delete an unfinished run of this recipe, whose state is damaged.
+        registry: The registry.
+        record: Stream, strategy and recipe.
+        restart: Also delete an unfinished run of this recipe, whose state is damaged.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
 
     def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
@@ -55,17 +55,17 @@ def save_strategy_step(
     """Store the result of a run's next task, and replace the state to resume from.
 
     Args:
-        registry: the registry.
-        run: the run as last returned.
-        step: the next step.
-        state: the serialised state; None after the last task, which finishes the run.
+        registry: The registry.
+        run: The run as last returned.
+        step: The next step.
+        state: The serialised state; None after the last task, which finishes the run.
 
     Returns:
         The run with the new step.
 
     Raises:
-        ClaimLost: another process has stored this step already.
-        BlobError: the state cannot be stored.
+        ClaimLost: Another process has stored this step already.
+        BlobError: The state cannot be stored.
     """
     digest = None if state is None else registry.blobs.put(state)
 
@@ -97,7 +97,7 @@ def note_strategy_run(unit: UnitOfWork, run_id: int, mlflow_run: str) -> None:
     """Store the MLflow run of a strategy's run.
 
     Raises:
-        NotFound: the run was deleted because one of its tasks was purged.
+        NotFound: The run was deleted because one of its tasks was purged.
     """
     _run(unit, run_id).mlflow_run = mlflow_run
 

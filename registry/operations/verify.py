@@ -26,8 +26,8 @@ def find_damage(registry: Registry, check_blobs: BlobCheck = lambda delta, blobs
     """Check all rows and blobs of a registry.
 
     Args:
-        registry: the registry.
-        check_blobs: yields problems of a delta's blobs, given by part.
+        registry: The registry.
+        check_blobs: Yields problems of a delta's blobs, given by part.
 
     Returns:
         One sentence per problem.

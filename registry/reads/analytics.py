@@ -33,18 +33,18 @@ def best_deltas(
     Ordered by the tasks' arrival, then the metric's name; of equal scores the newest; purged deltas are left out.
 
     Args:
-        session: a session.
-        task: only this task.
-        metric: only this metric.
-        split: the scored split.
-        limit: maximum number of rows.
-        after: the `id` of the last row of the previous page.
+        session: A session.
+        task: Only this task.
+        metric: Only this metric.
+        split: The scored split.
+        limit: Maximum number of rows.
+        after: The `id` of the last row of the previous page.
 
     Returns:
         Rows: id, task, metric, split, delta, backbone, status, score, low, high, rows.
 
     Raises:
-        NotFound: the task is not registered, or the row `after` is gone.
+        NotFound: The task is not registered, or the row `after` is gone.
     """
     keys = (ScoreRow.task_id, ScoreRow.metric)
     pairs = select(*keys).where(*standalone_score_filter(), ScoreRow.split == split).distinct()
@@ -86,18 +86,18 @@ def score_history(
     """List the oracle and routed scores of a task, over its versions and streams, in order of measuring.
 
     Args:
-        session: a session.
-        task: the task's name.
-        metric: the default is the task's own.
-        split: the scored split.
-        limit: maximum number of rows.
-        after: the `id` of the last row of the previous page.
+        session: A session.
+        task: The task's name.
+        metric: The default is the task's own.
+        split: The scored split.
+        limit: Maximum number of rows.
+        after: The `id` of the last row of the previous page.
 
     Returns:
         Rows: id, delta, status, metric, split, mode (oracle or routed), stream, step, score, low, high, rows.
 
     Raises:
-        NotFound: the task is not registered.
+        NotFound: The task is not registered.
     """
     row = task_row(session, task)
     conditions = (ScoreRow.task_id == row.id, ScoreRow.metric == (metric or row.metric), ScoreRow.split == split)
@@ -124,17 +124,17 @@ def change_log(
     """List the events of all tasks or of one, oldest first.
 
     Args:
-        session: a session.
-        since: only events from this time on; with a time zone.
-        task: only this task.
-        limit: maximum number of rows.
-        after: the `id` of the last row of the previous page.
+        session: A session.
+        since: Only events from this time on; with a time zone.
+        task: Only this task.
+        limit: Maximum number of rows.
+        after: The `id` of the last row of the previous page.
 
     Returns:
         Rows: id, at, what, task, delta, reason.
 
     Raises:
-        NotFound: the task is not registered, or the row `after` is gone.
+        NotFound: The task is not registered, or the row `after` is gone.
         InputError: `since` has no time zone.
     """
     if since is not None and since.tzinfo is None:
@@ -160,17 +160,17 @@ def stream_costs(
     """List the cost of all streams or of one, in order of registration.
 
     Args:
-        session: a session.
-        stream: only this stream.
-        limit: maximum number of rows.
-        after: the name of the last stream of the previous page.
+        session: A session.
+        stream: Only this stream.
+        limit: Maximum number of rows.
+        after: The name of the last stream of the previous page.
 
     Returns:
         Rows: stream, backbone (None for arrivals), tasks, learned, failed, retries, seconds (of learning), examples
         (train rows times epochs), bytes and parameters (of the deltas).
 
     Raises:
-        NotFound: a stream is not registered.
+        NotFound: A stream is not registered.
     """
     stream_ids = select(Stream.id)
     if stream is not None:

@@ -18,11 +18,11 @@ class ApiKey(Base):
     """A key that grants access to a server until it is revoked.
 
     Attributes:
-        name: the key's name.
+        name: The key's name.
         digest: `registry.key_digest` of the secret, which is not stored.
         role: `read`, or `admin`, which may also change what is learned and what serves.
-        created_at: time of creation.
-        revoked_at: time of revocation.
+        created_at: Time of creation.
+        revoked_at: Time of revocation.
     """
 
     __tablename__ = "api_keys"
@@ -39,15 +39,15 @@ def list_keys(session: Session, *, limit: int | None = None, after: str | None =
     """List all keys, in order of creation.
 
     Args:
-        session: a session.
-        limit: maximum number of rows.
-        after: the name of the last key of the previous page.
+        session: A session.
+        limit: Maximum number of rows.
+        after: The name of the last key of the previous page.
 
     Returns:
         Rows of `continual keys`: key, role, created_at, revoked_at.
 
     Raises:
-        NotFound: there is no key `after`.
+        NotFound: There is no key `after`.
     """
     cursor = None if after is None else (get_key(session, after).id,)
     query = select(ApiKey.name.label("key"), ApiKey.role, ApiKey.created_at, ApiKey.revoked_at)
@@ -67,7 +67,7 @@ def get_key(session: Session, name: str) -> ApiKey:
     """Return the key called `name`.
 
     Raises:
-        NotFound: there is no such key.
+        NotFound: There is no such key.
     """
     row = session.scalar(select(ApiKey).where(ApiKey.name == name))
     if row is None:

@@ -57,9 +57,9 @@ def referenced_by(session: Session, deltas: ColumnElement[bool], positions: Colu
     """Yield the digests that the selected deltas and positions reference.
 
     Args:
-        session: a session.
-        deltas: condition on `Delta`.
-        positions: condition on `Position`.
+        session: A session.
+        deltas: Condition on `Delta`.
+        positions: Condition on `Position`.
     """
     delta_digests = (
         select(*DELTA_BLOB_COLUMNS.values()).select_from(Delta).outerjoin(Signature, Signature.delta_id == Delta.id)

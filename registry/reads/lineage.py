@@ -20,16 +20,16 @@ def lineage(session: Session, delta: str, *, descendants: bool = False, depth: i
     """List the lineage edges from a delta to its ancestors, or to its descendants, nearest first.
 
     Args:
-        session: a session.
-        delta: the delta's name.
-        descendants: follow children instead of parents.
-        depth: maximum distance; direct parents and children have depth 1.
+        session: A session.
+        delta: The delta's name.
+        descendants: Follow children instead of parents.
+        depth: Maximum distance; direct parents and children have depth 1.
 
     Returns:
         Rows of `continual lineage`, one per edge: delta, parent, kind, weight, score, gain, depth.
 
     Raises:
-        NotFound: the delta is not registered.
+        NotFound: The delta is not registered.
         InputError: `depth` is below one.
     """
     edges = _edges(delta_row(session, delta).id, descendants=descendants, depth=depth)
@@ -43,7 +43,7 @@ def stream_parents(session: Session, stream: str) -> list[ListingRow]:
     """List the edges from the deltas learned in a stream to their parents, in the form of `lineage`.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
     learned = select(Position.delta_id).where(Position.stream_id == stream_row(session, stream).id)
     query = _named_edges(literal(1).label("depth")).where(Lineage.child_id.in_(learned))
@@ -54,16 +54,16 @@ def siblings(session: Session, task: str, *, limit: int | None = None, after: in
     """List other tasks' deltas that share a parent with a delta of this task.
 
     Args:
-        session: a session.
-        task: the task's name.
-        limit: maximum number of rows.
-        after: the `id` of the last row of the previous page.
+        session: A session.
+        task: The task's name.
+        limit: Maximum number of rows.
+        after: The `id` of the last row of the previous page.
 
     Returns:
         Rows: id, task, delta, parent, kind.
 
     Raises:
-        NotFound: the task is not registered.
+        NotFound: The task is not registered.
     """
     task_id, parent, origin = task_row(session, task).id, aliased(Delta), aliased(Task)
     parent_ids = select(Lineage.parent_id).join(Delta, Delta.id == Lineage.child_id).where(Delta.task_id == task_id)
@@ -94,20 +94,20 @@ def dependents(
     """List the deltas that depend on a backbone, a task or data, in order of learning.
 
     Args:
-        session: a session.
-        backbone: fingerprint or name of a backbone.
-        task: name of a task: its deltas and their descendants.
-        data: fingerprint of a split: the deltas learned from it and their descendants.
-        limit: maximum number of rows.
-        after: the name of the last delta of the previous page.
+        session: A session.
+        backbone: Fingerprint or name of a backbone.
+        task: Name of a task: its deltas and their descendants.
+        data: Fingerprint of a split: the deltas learned from it and their descendants.
+        limit: Maximum number of rows.
+        after: The name of the last delta of the previous page.
 
     Returns:
         Rows: delta, task, backbone, status, stream, depth (0 for a direct dependency, otherwise the number of lineage
         edges).
 
     Raises:
-        NotFound: a name or fingerprint is not registered.
-        InputError: not exactly one of backbone, task and data is given.
+        NotFound: A name or fingerprint is not registered.
+        InputError: Not exactly one of backbone, task and data is given.
     """
     if backbone is not None and task is None and data is None:
         query = _select_dependents(literal(0)).where(Delta.backbone_id.in_(_backbone_ids(session, backbone)))

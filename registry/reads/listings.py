@@ -47,16 +47,16 @@ def tasks(session: Session, *, limit: int | None = None, after: str | None = Non
     """List the tasks that are not purged, in order of arrival.
 
     Args:
-        session: a session.
-        limit: maximum number of rows.
-        after: the name of the last task of the previous page.
+        session: A session.
+        limit: Maximum number of rows.
+        after: The name of the last task of the previous page.
 
     Returns:
         Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion (the newest, if several
         backbones have one), score, created_at.
 
     Raises:
-        NotFound: there is no task `after`.
+        NotFound: There is no task `after`.
     """
     champion_row = aliased(Delta)
     newest = (
@@ -81,16 +81,16 @@ def deltas(
     """List the deltas of one task or of all, in order of learning.
 
     Args:
-        session: a session.
-        task: only this task.
-        limit: maximum number of rows.
-        after: the name of the last delta of the previous page.
+        session: A session.
+        task: Only this task.
+        limit: Maximum number of rows.
+        after: The name of the last delta of the previous page.
 
     Returns:
         Rows of `continual deltas`.
 
     Raises:
-        NotFound: the task or the delta `after` is not registered.
+        NotFound: The task or the delta `after` is not registered.
     """
     # A subquery per row of the page: with a join, PostgreSQL may read the scores of all deltas before the page.
     score = (
@@ -107,7 +107,7 @@ def delta(session: Session, name: str) -> StoredDelta:
     """Return the delta called `name`, such as sst2@1.
 
     Raises:
-        NotFound: there is no such delta.
+        NotFound: There is no such delta.
     """
     return stored_delta(delta_row(session, name))
 
@@ -116,7 +116,7 @@ def task(session: Session, name: str) -> TaskRecord:
     """Return the task called `name`.
 
     Raises:
-        NotFound: there is no such task, or it was purged.
+        NotFound: There is no such task, or it was purged.
     """
     row = task_row(session, name)
     if row.purged_at is not None:
@@ -128,7 +128,7 @@ def backbone(session: Session, fingerprint: str) -> BackboneRecord:
     """Return the backbone of this fingerprint.
 
     Raises:
-        NotFound: it is not registered.
+        NotFound: It is not registered.
     """
     return stored_backbone(backbone_row(session, fingerprint))
 
@@ -159,12 +159,12 @@ def signatures(
     """Return the signatures of deltas on a backbone, in order of their tasks' arrival.
 
     Args:
-        session: a session.
-        backbone: the backbone's fingerprint.
-        deltas: names of deltas, those without a signature are skipped; by default the champions.
+        session: A session.
+        backbone: The backbone's fingerprint.
+        deltas: Names of deltas, those without a signature are skipped; by default the champions.
 
     Raises:
-        NotFound: a name is not of the form TASK@VERSION.
+        NotFound: A name is not of the form TASK@VERSION.
     """
     query = (
         select(Signature, Task.name, Delta.version)
@@ -191,7 +191,7 @@ def signature(session: Session, delta: str) -> StoredSignature:
     """Return the signature of a delta.
 
     Raises:
-        NotFound: the delta is not registered or has no signature.
+        NotFound: The delta is not registered or has no signature.
     """
     row = delta_row(session, delta)
     record = session.scalar(select(Signature).where(Signature.delta_id == row.id))
@@ -218,7 +218,7 @@ def stream(session: Session, name: str) -> StoredStream:
     """Return a stream with its positions.
 
     Raises:
-        NotFound: there is no such stream, or it is the arrivals' stream.
+        NotFound: There is no such stream, or it is the arrivals' stream.
     """
     row = stream_row(session, name)
     if row.backbone is None:
@@ -236,12 +236,12 @@ def streams(session: Session, *, limit: int | None = None, after: str | None = N
     """Return all streams except the arrivals', with their positions, in order of registration.
 
     Args:
-        session: a session.
-        limit: maximum number of streams.
-        after: the name of the last stream of the previous page.
+        session: A session.
+        limit: Maximum number of streams.
+        after: The name of the last stream of the previous page.
 
     Raises:
-        NotFound: there is no stream `after`.
+        NotFound: There is no stream `after`.
     """
     cursor = None if after is None else (stream_row(session, after).id,)
     query = select(Stream, Backbone).join(Backbone, Backbone.id == Stream.backbone_id)
@@ -260,7 +260,7 @@ def stream_deltas(session: Session, stream: str) -> tuple[StoredDelta, ...]:
     """Return the deltas learned in a stream, in order of their positions.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
     stream_id = stream_row(session, stream).id
     query = select(Delta).join(Position, Position.delta_id == Delta.id).where(Position.stream_id == stream_id)
@@ -283,19 +283,19 @@ def scores(
     """Return the scores that match all given filters, ordered by step, then by time of measuring.
 
     Args:
-        session: a session.
-        stream: the stream they were measured in.
-        delta: the scored delta.
-        task: the scored task.
-        learned_in: the stream that their deltas were learned in.
-        mode: oracle, routed, or a baseline.
-        split: the scored split.
-        step: the stream position after which they were measured.
-        limit: maximum number of scores.
-        after: the last score of the previous page.
+        session: A session.
+        stream: The stream they were measured in.
+        delta: The scored delta.
+        task: The scored task.
+        learned_in: The stream that their deltas were learned in.
+        mode: Oracle, routed, or a baseline.
+        split: The scored split.
+        step: The stream position after which they were measured.
+        limit: Maximum number of scores.
+        after: The last score of the previous page.
 
     Raises:
-        NotFound: the stream, delta or task is not registered.
+        NotFound: The stream, delta or task is not registered.
     """
     filters = {
         "stream_id": None if stream is None else stream_row(session, stream).id,
@@ -324,7 +324,7 @@ def confusions(session: Session, stream: str, *, step: int) -> tuple[StoredConfu
     """Return how many test rows of each delta were routed to another after a stream's step, largest first.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
     conditions = (Confusion.stream_id == stream_row(session, stream).id, Confusion.step == step)
     query = select(Confusion).where(*conditions).order_by(Confusion.rows.desc(), Confusion.id)
@@ -335,7 +335,7 @@ def strategies(session: Session, stream: str) -> tuple[StoredStrategy, ...]:
     """Return the runs of strategies over a stream, in the order they were started.
 
     Raises:
-        NotFound: the stream is not registered.
+        NotFound: The stream is not registered.
     """
     query = select(StrategyRun).where(StrategyRun.stream_id == stream_row(session, stream).id)
     return tuple(stored_strategy(row) for row in session.scalars(query.order_by(StrategyRun.id)))
@@ -345,7 +345,7 @@ def stream_of(session: Session, delta: str) -> str | None:
     """Return the name of the stream in which a delta was learned; None if it was learned outside any.
 
     Raises:
-        NotFound: the delta is not registered.
+        NotFound: The delta is not registered.
     """
     query = select(Stream.name).join(Position).where(Position.delta_id == delta_row(session, delta).id)
     query = query.where(Position.submitted_at.is_(None))
@@ -356,7 +356,7 @@ def task_champions(session: Session, task: str) -> tuple[StoredDelta, ...]:
     """Return the champions of a task, one per backbone, in order of learning.
 
     Raises:
-        NotFound: the task is not registered.
+        NotFound: The task is not registered.
     """
     query = select(Delta).where(Delta.task_id == task_row(session, task).id, is_champion())
     return tuple(stored_delta(row) for row in session.scalars(query.order_by(Delta.id)))

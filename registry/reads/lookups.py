@@ -13,7 +13,7 @@ def backbone_row(session: Session, fingerprint: str) -> Backbone:
     """Return the backbone of this fingerprint.
 
     Raises:
-        NotFound: it is not registered.
+        NotFound: It is not registered.
     """
     row = session.scalar(select(Backbone).where(Backbone.fingerprint == fingerprint))
     if row is None:
@@ -25,7 +25,7 @@ def task_row(session: Session, name: str) -> Task:
     """Return the task called `name`, purged or not.
 
     Raises:
-        NotFound: there is no such task.
+        NotFound: There is no such task.
     """
     row = session.scalar(select(Task).where(Task.name == name))
     if row is None:
@@ -37,7 +37,7 @@ def delta_row(session: Session, name: str) -> Delta:
     """Return the delta of this public name, purged or not.
 
     Raises:
-        NotFound: there is no such delta.
+        NotFound: There is no such delta.
     """
     task, version = parse_delta(name)
     row = session.scalar(select(Delta).join(Delta.task).where(Task.name == task, Delta.version == version))
@@ -51,7 +51,7 @@ def stream_row(session: Session, name: str) -> Stream:
     """Return the stream called `name`.
 
     Raises:
-        NotFound: there is no such stream.
+        NotFound: There is no such stream.
     """
     row = session.scalar(select(Stream).where(Stream.name == name))
     if row is None:
@@ -63,7 +63,7 @@ def position_row(session: Session, stream: str, *, number: int) -> Position:
     """Return the position `number` of a stream, its row locked where the database locks rows.
 
     Raises:
-        NotFound: there is no such stream or position.
+        NotFound: There is no such stream or position.
     """
     parent = stream_row(session, stream)
     conditions = (Position.stream_id == parent.id, Position.number == number)

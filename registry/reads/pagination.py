@@ -16,10 +16,10 @@ def paginate(query: Query, *keys: InstrumentedAttribute[Any], limit: int | None,
     """Order a query by `keys` and restrict it to one page.
 
     Args:
-        query: a select.
-        *keys: sort columns, the last one unique.
-        limit: maximum number of rows.
-        after: values of `keys` in the last row of the previous page.
+        query: A select.
+        *keys: Sort columns, the last one unique.
+        limit: Maximum number of rows.
+        after: Values of `keys` in the last row of the previous page.
 
     Raises:
         InputError: `limit` is below one.
@@ -35,7 +35,7 @@ def validate_limit(limit: int | None) -> int | None:
     """Return `limit`.
 
     Raises:
-        InputError: it is below one.
+        InputError: It is below one.
     """
     if limit is not None and limit < 1:
         raise InputError(f"a page cannot have {limit} rows: give a limit of at least 1, or none for all rows.")

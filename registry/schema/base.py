@@ -52,7 +52,7 @@ class Base(DeclarativeBase):
     """The declarative base of every table, with an integer primary key.
 
     Attributes:
-        id: the primary key.
+        id: The primary key.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)

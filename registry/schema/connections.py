@@ -92,7 +92,7 @@ def migration_transaction(engine: Engine) -> Iterator[Connection]:
     its foreign keys are disabled meanwhile, and checked before the commit.
 
     Raises:
-        RegistryError: the transaction leaves broken references.
+        RegistryError: The transaction leaves broken references.
     """
     with write_engine(engine, exclusive=True).connect() as connection:
         sqlite = engine.dialect.name == "sqlite"

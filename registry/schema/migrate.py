@@ -21,7 +21,7 @@ def ensure_schema(engine: Engine) -> None:
     """Create the schema in an empty database; otherwise check that it is this code's.
 
     Raises:
-        SchemaError: the schema is older or newer.
+        SchemaError: The schema is older or newer.
     """
     revision = _database_revision(engine)
     if revision is None:
@@ -38,9 +38,9 @@ def upgrade(url: str) -> str:
     """Migrate the database at `url` to this code's schema, creating it if missing; return the revision.
 
     Raises:
-        SchemaError: the schema is newer than this code's.
-        DatabaseUnavailable: the database does not answer.
-        RegistryError: the migration failed.
+        SchemaError: The schema is newer than this code's.
+        DatabaseUnavailable: The database does not answer.
+        RegistryError: The migration failed.
     """
     engine = create_engine_for(url)
     try:
@@ -76,7 +76,7 @@ def require_known_revision(revision: str) -> None:
     """Check that this code knows `revision`.
 
     Raises:
-        SchemaError: it does not; a newer release wrote it.
+        SchemaError: It does not; a newer release wrote it.
     """
     if revision not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaError(

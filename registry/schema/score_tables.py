@@ -16,17 +16,17 @@ class ScoreRow(Base):
     """One measured value of a delta; unique by delta, stream, mode, split, metric and step.
 
     Attributes:
-        delta_id: the scored delta.
-        task_id: its task.
-        split: the scored split.
-        metric: the metric's name.
-        value: a fraction.
-        rows: number of rows.
-        low: lower end of the confidence interval.
-        high: upper end of the confidence interval.
-        step: for routed scores, the stream position after which it was measured; otherwise 0.
-        mode: oracle, routed, or a baseline.
-        stream_id: the stream it was measured in; NULL for a delta's own scores.
+        delta_id: The scored delta.
+        task_id: Its task.
+        split: The scored split.
+        metric: The metric's name.
+        value: A fraction.
+        rows: Number of rows.
+        low: Lower end of the confidence interval.
+        high: Upper end of the confidence interval.
+        step: For routed scores, the stream position after which it was measured; otherwise 0.
+        mode: Oracle, routed, or a baseline.
+        stream_id: The stream it was measured in; NULL for a delta's own scores.
     """
 
     __tablename__ = "scores"
@@ -64,13 +64,13 @@ class Confusion(Base):
     """The number of a delta's test rows that were routed to another delta.
 
     Attributes:
-        stream_id: the stream.
-        step: position in the stream; the router chose among the deltas learned up to it.
-        delta_id: the delta whose task the rows belong to.
-        routed_to_id: the delta that the router chose.
-        rows: number of rows.
-        delta: the row of `delta_id`.
-        routed_to: the row of `routed_to_id`.
+        stream_id: The stream.
+        step: Position in the stream; the router chose among the deltas learned up to it.
+        delta_id: The delta whose task the rows belong to.
+        routed_to_id: The delta that the router chose.
+        rows: Number of rows.
+        delta: The row of `delta_id`.
+        routed_to: The row of `routed_to_id`.
     """
 
     __tablename__ = "confusions"

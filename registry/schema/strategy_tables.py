@@ -15,17 +15,17 @@ class StrategyRun(Base):
     """A stream learned by a strategy with one recipe (its tasks' rows, seed and settings).
 
     Attributes:
-        stream_id: the stream.
-        strategy: the strategy's name.
-        recipe: digest of everything that determines the result.
-        settings: the strategy's settings.
-        tasks: the tasks' names, in order.
-        state: digest of the state to resume from; NULL before the first step and when finished.
-        mlflow_run: id of its MLflow run.
-        created_at: start of the run.
+        stream_id: The stream.
+        strategy: The strategy's name.
+        recipe: Digest of everything that determines the result.
+        settings: The strategy's settings.
+        tasks: The tasks' names, in order.
+        state: Digest of the state to resume from; NULL before the first step and when finished.
+        mlflow_run: Id of its MLflow run.
+        created_at: Start of the run.
         finished_at: NULL while it is unfinished.
-        stream: the row of `stream_id`.
-        steps: in order.
+        stream: The row of `stream_id`.
+        steps: In order.
     """
 
     __tablename__ = "strategy_runs"
@@ -54,12 +54,12 @@ class StrategyStep(Base):
     """The result of a strategy after the task at position `number`.
 
     Attributes:
-        run_id: the run.
-        number: the position.
-        seconds: duration of learning the task.
-        parameters: parameters that answer all tasks so far.
-        bytes: size of everything stored for all tasks so far.
-        scores: measured after the step.
+        run_id: The run.
+        number: The position.
+        seconds: Duration of learning the task.
+        parameters: Parameters that answer all tasks so far.
+        bytes: Size of everything stored for all tasks so far.
+        scores: Measured after the step.
     """
 
     __tablename__ = "strategy_steps"
@@ -84,12 +84,12 @@ class StrategyScore(Base):
     """A value measured on a task's test rows after a step.
 
     Attributes:
-        step_id: the step.
-        task: the task's name.
-        mode: oracle, routed, or a baseline.
-        metric: the metric's name.
-        value: a fraction.
-        rows: number of rows.
+        step_id: The step.
+        task: The task's name.
+        mode: Oracle, routed, or a baseline.
+        metric: The metric's name.
+        value: A fraction.
+        rows: Number of rows.
     """
 
     __tablename__ = "strategy_scores"

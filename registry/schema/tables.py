@@ -32,15 +32,15 @@ class Task(Base):
     """Labelled rows of one kind with one metric.
 
     Attributes:
-        name: the task's name.
-        kind: classification, regression, span or generation.
-        metric: the metric that decides between versions.
-        labels: sorted; empty for kinds without labels.
-        spec: the task's spec.
+        name: The task's name.
+        kind: Classification, regression, span or generation.
+        metric: The metric that decides between versions.
+        labels: Sorted; empty for kinds without labels.
+        spec: The task's spec.
         fingerprints: SHA-256 of the rows, by split.
-        rows: number of rows, by split.
-        created_at: time of registration.
-        purged_at: time since when only the name is left.
+        rows: Number of rows, by split.
+        created_at: Time of registration.
+        purged_at: Time since when only the name is left.
     """
 
     __tablename__ = "tasks"
@@ -60,14 +60,14 @@ class Stream(Base):
     """Tasks in order of arrival on one backbone; the stream without a backbone holds the arrivals.
 
     Attributes:
-        name: the stream's name.
-        backbone_id: the backbone; NULL for the arrivals.
-        spec: the stream file.
-        digest: digest of `spec`.
-        mlflow_run: id of its MLflow run.
-        created_at: time of registration.
-        backbone: the row of `backbone_id`.
-        positions: in order.
+        name: The stream's name.
+        backbone_id: The backbone; NULL for the arrivals.
+        spec: The stream file.
+        digest: Digest of `spec`.
+        mlflow_run: Id of its MLflow run.
+        created_at: Time of registration.
+        backbone: The row of `backbone_id`.
+        positions: In order.
     """
 
     __tablename__ = "streams"
@@ -87,24 +87,24 @@ class Position(Base):
     """One position of a stream, or one arrival.
 
     Attributes:
-        stream_id: the stream.
-        number: its place in the stream, from 0; arrivals from 1.
-        task_id: the task, once learned.
-        task_name: the task's name.
-        recipe: digest of everything that determines the result of learning it; of an arrival, digest of its spec.
-        state: waiting, held, learned, failed or cancelled.
-        holder: the process that is learning it, `host:pid:start`.
-        lease_until: end of the holder's lease, by the database's clock.
-        attempts: how many times learning was started; for an arrival since its last checkpoint, releases not counted.
-        delta_id: the learned delta.
-        error: message of the last failure.
-        priority: of an arrival; higher ones are learned first.
-        submitted_at: of an arrival: time of submission; NULL for positions of streams.
-        spec: of an arrival: the submitted stream of one task, with the folder of its files.
-        backbone: of an arrival: name of the only backbone it may be learned on; NULL for any.
-        retries: of an arrival: automatic retries left.
-        stream: the row of `stream_id`.
-        delta: the row of `delta_id`.
+        stream_id: The stream.
+        number: Its place in the stream, from 0; arrivals from 1.
+        task_id: The task, once learned.
+        task_name: The task's name.
+        recipe: Digest of everything that determines the result of learning it; of an arrival, digest of its spec.
+        state: Waiting, held, learned, failed or cancelled.
+        holder: The process that is learning it, `host:pid:start`.
+        lease_until: End of the holder's lease, by the database's clock.
+        attempts: How many times learning was started; for an arrival since its last checkpoint, releases not counted.
+        delta_id: The learned delta.
+        error: Message of the last failure.
+        priority: Of an arrival; higher ones are learned first.
+        submitted_at: Of an arrival: time of submission; NULL for positions of streams.
+        spec: Of an arrival: the submitted stream of one task, with the folder of its files.
+        backbone: Of an arrival: name of the only backbone it may be learned on; NULL for any.
+        retries: Of an arrival: automatic retries left.
+        stream: The row of `stream_id`.
+        delta: The row of `delta_id`.
     """
 
     __tablename__ = "positions"
@@ -150,10 +150,10 @@ class Delta(Base):
     """One version of a task's delta; the columns are the fields of `DeltaRecord` and `StoredDelta`.
 
     Attributes:
-        digest: blob of its values.
-        predictions: blob of its predictions on the test rows.
-        replay: blob of its outputs on fixed inputs.
-        data: the `DataRecord` that it was learned from.
+        digest: Blob of its values.
+        predictions: Blob of its predictions on the test rows.
+        replay: Blob of its outputs on fixed inputs.
+        data: The `DataRecord` that it was learned from.
     """
 
     __tablename__ = "deltas"
@@ -205,7 +205,7 @@ class Delta(Base):
         """The digest of its values.
 
         Raises:
-            NotFound: the values were purged.
+            NotFound: The values were purged.
         """
         return require_digest(self.digest, self.name)
 
@@ -214,10 +214,10 @@ class Split(Base):
     """A split that a delta was learned from or scored on, identified by the fingerprint of its rows.
 
     Attributes:
-        delta_id: the delta.
-        split: the split's name.
+        delta_id: The delta.
+        split: The split's name.
         fingerprint: SHA-256 of the rows.
-        rows: number of rows.
+        rows: Number of rows.
     """
 
     __tablename__ = "splits"
@@ -237,11 +237,11 @@ class Lineage(Base):
     """An edge from a parent delta to its child; parents have lower ids, so that cycles are impossible.
 
     Attributes:
-        child_id: the derived delta.
-        parent_id: the delta it was derived from.
-        kind: how it was derived.
-        weight: the parent's share in the child.
-        score: the start's score with this parent, on held-out rows before training.
+        child_id: The derived delta.
+        parent_id: The delta it was derived from.
+        kind: How it was derived.
+        weight: The parent's share in the child.
+        score: The start's score with this parent, on held-out rows before training.
         gain: `score` minus the score of the start from scratch.
     """
 
@@ -265,12 +265,12 @@ class Signature(Base):
     """The signature of a delta's task: additive statistics of its rows in frozen features.
 
     Attributes:
-        delta_id: the delta.
-        digest: blob of the statistics.
-        rows: number of rows they were computed over.
-        layer: layer of the frozen features.
-        pooling: pooling of the frozen features.
-        routing: blob of the further statistics that routers use.
+        delta_id: The delta.
+        digest: Blob of the statistics.
+        rows: Number of rows they were computed over.
+        layer: Layer of the frozen features.
+        pooling: Pooling of the frozen features.
+        routing: Blob of the further statistics that routers use.
     """
 
     __tablename__ = "signatures"
@@ -288,10 +288,10 @@ class Checkpoint(Base):
     """The training state of a position, to resume from.
 
     Attributes:
-        position_id: the position.
-        epoch: number of completed epochs.
-        digest: blob of the state.
-        created_at: time of the checkpoint.
+        position_id: The position.
+        epoch: Number of completed epochs.
+        digest: Blob of the state.
+        created_at: Time of the checkpoint.
     """
 
     __tablename__ = "checkpoints"
@@ -307,11 +307,11 @@ class Event(Base):
     """An event in the history of a task's deltas.
 
     Attributes:
-        task_id: the task.
-        delta_id: the delta.
-        what: learned, imported, promoted, succeeded, archived or purged.
-        reason: in words.
-        created_at: time of the event.
+        task_id: The task.
+        delta_id: The delta.
+        what: Learned, imported, promoted, succeeded, archived or purged.
+        reason: In words.
+        created_at: Time of the event.
     """
 
     __tablename__ = "events"
@@ -332,14 +332,14 @@ class OutboxRow(Base):
     """A message for MLflow, written in the transaction that it reports and deleted once sent.
 
     Attributes:
-        message: the topic.
-        subject: name of a delta, a stream or a task.
-        about: details that the sender cannot read from the registry.
-        attempts: how many times sending was started.
-        due_at: earliest time of the next attempt; while held, the end of the lease.
-        holder: the sender that holds it.
-        error: message of the last failure.
-        created_at: time of enqueuing.
+        message: The topic.
+        subject: Name of a delta, a stream or a task.
+        about: Details that the sender cannot read from the registry.
+        attempts: How many times sending was started.
+        due_at: Earliest time of the next attempt; while held, the end of the lease.
+        holder: The sender that holds it.
+        error: Message of the last failure.
+        created_at: Time of enqueuing.
     """
 
     __tablename__ = "outbox"

@@ -42,9 +42,9 @@ class Arrival:
     """A claimed arrival.
 
     Attributes:
-        number: its number, from 1.
-        task: the task's name.
-        spec: the submitted stream of one task as JSON, with the folder of its files.
+        number: Its number, from 1.
+        task: The task's name.
+        spec: The submitted stream of one task as JSON, with the folder of its files.
     """
 
     number: int
@@ -56,13 +56,13 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
     """Add an arrival and return its number.
 
     Args:
-        session: the unit's session.
-        task: a stream of one task.
-        priority: higher priorities are learned first.
-        once: return the number of an earlier arrival of the same content, if any.
+        session: The unit's session.
+        task: A stream of one task.
+        priority: Higher priorities are learned first.
+        once: Return the number of an earlier arrival of the same content, if any.
 
     Raises:
-        InputError: the stream has not exactly one task, or the priority is out of range.
+        InputError: The stream has not exactly one task, or the priority is out of range.
     """
     if len(task.tasks) != 1:
         raise InputError(f"stream {task.name!r} has {len(task.tasks)} tasks, and one is submitted at a time. Run it.")
@@ -110,10 +110,10 @@ def arrivals(
     """List arrivals in order of submission.
 
     Args:
-        session: a session.
-        state: only arrivals in this state.
-        limit: maximum number of rows.
-        after: the number of the last arrival of the previous page.
+        session: A session.
+        state: Only arrivals in this state.
+        limit: Maximum number of rows.
+        after: The number of the last arrival of the previous page.
 
     Returns:
         Rows of `continual arrivals`: arrival, task, state, priority, delta, error, attempts, holder, backbone,
@@ -180,8 +180,8 @@ def cancel(session: Session, number: int) -> None:
     """Cancel an arrival; its holder loses the claim and learns of that at its next heartbeat.
 
     Raises:
-        NotFound: there is no such arrival.
-        NothingToDo: it is learned or cancelled already.
+        NotFound: There is no such arrival.
+        NothingToDo: It is learned or cancelled already.
     """
     arrival = arrival_row(session, number)
     if arrival.state in FINAL_STATES:
@@ -200,8 +200,8 @@ def retry(session: Session, number: int) -> None:
     """Queue a failed or cancelled arrival again, in its old place.
 
     Raises:
-        NotFound: there is no such arrival, or its task was purged.
-        NothingToDo: it is learned, waiting or being learned.
+        NotFound: There is no such arrival, or its task was purged.
+        NothingToDo: It is learned, waiting or being learned.
     """
     _lock_stream(session)  # blocks submissions, so that the later arrivals are known
     arrival = arrival_row(session, number)
@@ -219,7 +219,7 @@ def arrival_row(session: Session, number: int) -> Position:
     """Return an arrival, its row locked where the database locks rows.
 
     Raises:
-        NotFound: there is no such arrival.
+        NotFound: There is no such arrival.
     """
     has_number = (Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(), Position.number == number)
     arrival = session.scalar(select(Position).where(*has_number).with_for_update())

@@ -18,10 +18,10 @@ def rejection_reason(new: float | None, *, champion: str, score: float | None, m
     """Return why a delta of score `new` does not replace `champion` of `score`; None if it does.
 
     Args:
-        new: the new delta's score; None if it was not measured.
-        champion: the champion's name.
-        score: the champion's score; None if it was not measured.
-        measure: split and metric, for the message.
+        new: The new delta's score; None if it was not measured.
+        champion: The champion's name.
+        score: The champion's score; None if it was not measured.
+        measure: Split and metric, for the message.
 
     >>> rejection_reason(0.80, champion="sst2@1", score=0.91, measure="validation accuracy")
     'validation accuracy 0.8000 is lower than 0.9100 of sst2@1'
@@ -56,10 +56,10 @@ def rejection_against_other_backbone(new: float | None, *, rival: str, score: fl
     """Return why a delta of score `new` does not replace `rival` of another backbone; None if it does.
 
     Args:
-        new: the new delta's score; None if it was not measured.
-        rival: the rival's name and backbone.
-        score: the rival's score; None if it was not measured.
-        measure: split and metric, for the message.
+        new: The new delta's score; None if it was not measured.
+        rival: The rival's name and backbone.
+        score: The rival's score; None if it was not measured.
+        measure: Split and metric, for the message.
 
     >>> rejection_against_other_backbone(0.80, rival="sst2@1 on minilm", score=0.91, measure="validation accuracy")
     'worse than sst2@1 on minilm: validation accuracy 0.8000 against 0.9100'
@@ -81,12 +81,12 @@ def register_status(
     """Register a new delta as champion or candidate, and archive the champion that it replaces.
 
     Args:
-        session: the unit's session.
-        delta: the new delta, not yet added.
-        scores: the new delta's scores.
-        split: the held-out split that decides.
-        contest: comparisons with the champion on the same rows; without it, the stored scores decide.
-        rival: a delta of another backbone, learned from the same rows, that the new one is to replace.
+        session: The unit's session.
+        delta: The new delta, not yet added.
+        scores: The new delta's scores.
+        split: The held-out split that decides.
+        contest: Comparisons with the champion on the same rows; without it, the stored scores decide.
+        rival: A delta of another backbone, learned from the same rows, that the new one is to replace.
     """
     champion, metric = champion_of(session, delta), delta.task.metric
     new, measure = oracle_score(scores, split=split, metric=metric), f"{split} {metric}"

@@ -15,7 +15,7 @@ def matching_tasks(session: Session, records: Iterable[TaskRecord]) -> dict[str,
     """Return the registered tasks with the records' names, by name; purged tasks are left out.
 
     Raises:
-        TaskChanged: a registered task has another kind or metric, or one of its champions or candidates answers with a
+        TaskChanged: A registered task has another kind or metric, or one of its champions or candidates answers with a
             label that the record lacks.
     """
     record_by_name = {record.name: record for record in records}

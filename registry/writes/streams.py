@@ -27,18 +27,18 @@ def begin_stream(
     """Register a stream, or append new entries to a registered one.
 
     Args:
-        session: the unit's session.
-        name: the stream's name.
-        backbone: the backbone's fingerprint.
-        spec: the stream file as JSON.
-        entries: pairs (task, recipe), in order.
+        session: The unit's session.
+        name: The stream's name.
+        backbone: The backbone's fingerprint.
+        spec: The stream file as JSON.
+        entries: Pairs (task, recipe), in order.
 
     Returns:
         True if the spec or the number of positions changed.
 
     Raises:
-        StreamChanged: the backbone or a recorded entry differs.
-        NotFound: the backbone is not registered.
+        StreamChanged: The backbone or a recorded entry differs.
+        NotFound: The backbone is not registered.
     """
     validate_name("stream", name)
     query = select(Stream).where(Stream.name == name).options(LOAD_DELTAS).with_for_update(of=Stream)
@@ -74,7 +74,7 @@ def check_unchanged(stream: Stream, entries: Sequence[StreamEntry]) -> list[tupl
     """Return the recorded (task, recipe) entries of a stream if `entries` continue them.
 
     Raises:
-        StreamChanged: an entry differs from the recorded one, or is missing.
+        StreamChanged: An entry differs from the recorded one, or is missing.
     """
     recorded = [
         (position.task_name, position.recipe if position.delta_id and not _purged(position) else None)
@@ -105,8 +105,8 @@ def first_difference(recorded: Sequence[tuple[str, str | None]], submitted: Sequ
     """Return the first difference of `submitted` from `recorded`; None if it only appends.
 
     Args:
-        recorded: pairs (task, recipe); a recipe of None matches any.
-        submitted: pairs (task, recipe).
+        recorded: Pairs (task, recipe); a recipe of None matches any.
+        submitted: Pairs (task, recipe).
 
     >>> first_difference([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])
     "position 1: 'trec' was begun, 'mnli' is given"
