@@ -157,5 +157,5 @@ def _sample_outputs(backbone: Backbone, *, hidden_states: bool) -> Tensor:
 def _not_mergeable(delta: Delta, reason: str) -> ExchangeError:
     return ExchangeError(
         f"a {delta.method} delta cannot be folded into the weights of this backbone: {reason}. "
-        "Export it in another format, or learn the task by a method that docs/methods.md calls mergeable"
+        "Export it in another format, or learn the task by a method that docs/reference/methods.md calls mergeable"
     )

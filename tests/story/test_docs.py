@@ -22,7 +22,7 @@ COMPOSED = ("union", "sequential")
 
 
 def table() -> dict[str, dict[str, str]]:
-    page, _ = (DOCS / "methods.md").read_text(encoding="utf-8").split("## Which one")
+    page, _ = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8").split("## Which one")
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     rows = [dict(zip(HEADINGS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines]
     return {row["name"].strip("`"): row for row in rows}
@@ -71,7 +71,7 @@ def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
 
 
 def test_the_unified_views_example_prints_what_it_says(minilm: Backbone) -> None:
-    page = (DOCS / "unified-view.md").read_text(encoding="utf-8")
+    page = (DOCS / "explanation" / "unified-view.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     (said,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False)

@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_written_stops_before_anything_is_said(
 
 
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (DOCS / "pages.md").read_text(encoding="utf-8")
+    text = (DOCS / "how-to" / "reports.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(example, {})

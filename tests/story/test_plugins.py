@@ -11,7 +11,7 @@ import pytest
 from continual.routing import ROUTERS
 from tests.helpers.paths import ROOT
 
-PAGE = (ROOT / "docs" / "unified-view.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "unified-view.md").read_text(encoding="utf-8")
 # The method that the page builds, without what it then does with it.
 METHOD = re.findall(r"^```python\n(.*?)\n\n\nfrom", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
 METRIC = """

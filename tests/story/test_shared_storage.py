@@ -113,7 +113,7 @@ def composed() -> dict[str, Any]:
 
 def commands() -> list[str]:
     """Every line that calls our command line: of the page, and of the compose file."""
-    page = (DOCS / "shared.md").read_text(encoding="utf-8")
+    page = (DOCS / "how-to" / "cluster.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```shell\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.splitlines()]
     table = re.findall(r"`(continual [^`]+)`", page)

@@ -1,4 +1,4 @@
-"""`continual query`, pages and pictures of lineage: what scripts get, and what docs/registry.md promises."""
+"""`continual query`, pages and pictures of lineage: what scripts get, and what docs/reference/registry-views.md promises."""
 
 import doctest
 import json
@@ -18,7 +18,7 @@ from tests.helpers.cli import CliRunner
 from tests.helpers.paths import DOCS, ROOT
 from tests.helpers.registries import BACKBONE, begin, learn, learn_in
 
-PAGE = (DOCS / "registry.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "reference" / "registry-views.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ continual (.*)$", PAGE, flags=re.MULTILINE)
 QUERIES = re.findall(r"^```sql\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 VIEWS = re.findall(r"^\| `(\w+)` \| .* \| (id, .*) \|$", PAGE, flags=re.MULTILINE)

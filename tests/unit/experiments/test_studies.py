@@ -105,7 +105,7 @@ def counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[StudyTrial]:
 
 
 def test_every_study_is_tried_here_and_has_its_section() -> None:
-    page = (DOCS / "studies.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "studies.md").read_text(encoding="utf-8")
     assert SMALL.keys() == STUDIES.keys()
     assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == list(STUDIES)
     assert all(f"continual study {name} " in page for name in STUDIES)
