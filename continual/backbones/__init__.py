@@ -1,1 +1,1 @@
-"""Frozen pretrained transformers: load, quantise, fingerprint; the sites of their modules."""
+"""Frozen pretrained transformers: loading, quantisation, fingerprints, and the sites of their modules."""

@@ -1,4 +1,4 @@
-"""The frozen pretrained transformer that all tasks share: load it, freeze it, know it again."""
+"""The frozen pretrained transformer that all tasks share: load it, freeze it, forward texts through it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,27 +37,36 @@ from continual.backbones.sites import Place
 from continual.errors import BackboneError
 from registry import Bits, quantized_name
 
-DEFAULT_MAX_TOKENS = 8192  # tokens, where neither the positions nor the tokenizer set a limit
+DEFAULT_MAX_TOKENS = 8192  # where neither the positions nor the tokenizer set a limit
 
-_PLACES: WeakKeyDictionary[Any, dict[tuple[str, bool], tuple[Place, ...]]] = WeakKeyDictionary()  # by model
+_PLACES: WeakKeyDictionary[Any, dict[tuple[str, bool], tuple[Place, ...]]] = WeakKeyDictionary()
+"""By model, the places of each site, without and with the decoder's."""
 _AUTO_MODEL: Mapping[Architecture, Any] = {
     "encoder": AutoModel,
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-_MASKED = ("ForMaskedLM", "ForPreTraining")  # checkpoints of encoders whose files hold a masked language model
+# Architectures of encoders whose files have a masked language model.
+_MASKED_LM_SUFFIXES = ("ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A frozen transformer in eval mode, with its tokenizer.
 
-    model: the stacks of layers, without heads · lm: the language model that they are part of, where there is one; the
-    same modules, not a copy · fingerprint: digest of configuration and weights; independent of paths, library versions
-    and compute type · pooling: how a text's vector is made of its tokens' hidden states · device: where texts enter and
-    states come out · dtype: type of the matrix products · split: whether its layers are on several devices ·
-    generates: whether edits go to the decoder of an encoder-decoder too; else nothing but its encoder runs ·
-    reserved: how many positions a delta may take from the text.
+    Attributes:
+        name: Its name, with the bits of a quantised one: `minilm`, `minilm@8bit`, a hub id or a folder.
+        model: The stacks of layers, without heads.
+        tokenizer: The tokenizer; it has a padding token.
+        family: The sites of its modules, and its sizes.
+        fingerprint: Digest of configuration and weights, independent of paths, library versions and compute type.
+        pooling: How the hidden states of a text's tokens become one vector.
+        device: Where texts enter and hidden states are returned.
+        dtype: Type of the matrix products.
+        language_model: The language model that `model` is a part of, if there is one: the same modules, not a copy.
+        split: Whether its layers are on several devices.
+        edits_decoder: Whether edits go to the decoder of an encoder-decoder too; otherwise only its encoder runs.
+        reserved_tokens: Positions that a delta may take from the text.
     """
 
     name: str
@@ -75,11 +84,12 @@ class Backbone:
 
     @property
     def architecture(self) -> Architecture:
+        """Encoder, causal language model, or encoder-decoder."""
         return self.family.architecture
 
     @property
     def base_module(self) -> Any:
-        """What the fingerprint covers: the language model that writes, or the model where there is none.
+        """The module that the fingerprint covers: the generating language model, or the model without one.
 
         The head of a masked language model is left out: with and without it an encoder is the same backbone.
         """
@@ -92,40 +102,43 @@ class Backbone:
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers its weights stand for, packed or not."""
+        """Number of parameters, counted before packing."""
         return sum(shape_of(weight).numel() for weight in self.base_module.parameters())
 
     @property
     def longest_input(self) -> int:
-        """The largest number of tokens of a text, those that a delta adds left out.
+        """Largest number of tokens of a text, without those that a delta adds.
 
-        It is what the positions take, else what the tokenizer says, else LONGEST_INPUT.
+        The limit is the number of positions, else the tokenizer's limit, up to DEFAULT_MAX_TOKENS.
         """
-        return (
-            self.family.max_positions or min(self.tokenizer.model_max_length, DEFAULT_MAX_TOKENS)
-        ) - self.reserved_tokens
+        limit: int = self.family.max_positions or min(self.tokenizer.model_max_length, DEFAULT_MAX_TOKENS)
+        return limit - self.reserved_tokens
 
     @property
     def num_layers(self) -> int:
-        """How many layers read a text; the decoder's of an encoder-decoder are not counted."""
+        """Number of layers that read a text, without the decoder's of an encoder-decoder."""
         return self.family.stack.num_layers
 
     def modules_at(self, site: str) -> tuple[Place, ...]:
-        """The places of a site or of a group of sites; see `families.places`."""
-        known, key = _PLACES.setdefault(self.model, {}), (site, self.edits_decoder)
-        if key not in known:
-            known[key] = resolve_places(self.model, self.family, site, generates=self.edits_decoder)
-        return known[key]
+        """Return the places of a site or of a group of sites; see `resolve_places`.
+
+        Raises:
+            MethodError: The family has no such site.
+        """
+        places, key = _PLACES.setdefault(self.model, {}), (site, self.edits_decoder)
+        if key not in places:
+            places[key] = resolve_places(self.model, self.family, site, generates=self.edits_decoder)
+        return places[key]
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Matrix products inside run in `dtype`; weights, norms and sums stay in float32."""
+        """Compute matrix products in `dtype` inside the block; weights, norms and sums stay in float32."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     @contextmanager
     def checkpoint_dropout(self) -> Iterator[None]:
-        """Inside, the checkpoint's own dropout is at work, at the rates of its configuration; nothing else changes."""
+        """Enable the checkpoint's own dropout inside the block, at the rates of its configuration."""
         self.model.train()
         try:
             yield
@@ -133,67 +146,77 @@ class Backbone:
             self.model.eval()
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden states [B, T, D] of a tokenized batch; those of the encoder, where there is a decoder too."""
-        states: Tensor = self._read(batch).last_hidden_state
+        """Return the last hidden states [B, T, D] of a padded batch, of an encoder-decoder the encoder's."""
+        states: Tensor = self._forward(batch).last_hidden_state
         return states.to(self.device)
 
     def layer_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The same [B, T, D] after the embeddings and after every layer, the last hidden states at the end."""
-        read = self._read(batch, output_hidden_states=True)
-        return tuple(states.to(self.device) for states in (*read.hidden_states[:-1], read.last_hidden_state))
+        """Return the hidden states [B, T, D] after the embeddings and each layer, ending with `hidden_states`."""
+        output = self._forward(batch, output_hidden_states=True)
+        return tuple(states.to(self.device) for states in (*output.hidden_states[:-1], output.last_hidden_state))
 
-    def _read(self, batch: dict[str, Tensor], **options: bool) -> Any:
-        reader = self.model.encoder if self.family.decoder else self.model
-        alone = {"use_cache": False} if self.architecture == "causal" else {}  # no text is continued here
-        return reader(**batch, **alone, **options)
+    def _forward(self, batch: dict[str, Tensor], **options: bool) -> Any:
+        stack = self.model.encoder if self.family.decoder else self.model
+        cache = {"use_cache": False} if self.architecture == "causal" else {}  # no text is continued here
+        return stack(**batch, **cache, **options)
 
 
 def load_backbone(
     name: str | Path, *, device: DeviceSpec = "auto", dtype: str = "auto", bits: int | None = None
 ) -> Backbone:
-    """Load a backbone by name (`minilm`), hub id or folder, and freeze it.
+    """Load a backbone and freeze it.
 
-    device: `split` fills all devices one after the other · bits: 8 or 4, as `NAME@8bit` and `NAME@4bit` say it too.
-    Only safetensors weights are read and no code from the hub is run.
+    Only safetensors weights are read, and no code from the hub is run.
 
-    Raises BackboneError when it cannot be found, has no safetensors weights, lacks weights, is of an unknown family, or
-    cannot be quantised or split here.
+    Args:
+        name: A name (`minilm`), hub id or folder; `NAME@8bit` and `NAME@4bit` quantise it.
+        device: A device, `auto`, `split` (fill all devices one after the other), or accelerate's device map.
+        dtype: Type of the matrix products: `auto`, `float32` or `bfloat16`.
+        bits: 8 or 4 to quantise it, as an alternative to the name.
+
+    Raises:
+        BackboneError: It cannot be found, has no safetensors weights, lacks weights or a vocabulary, is of an unknown
+            family, or cannot be quantised or split on this machine.
     """
     name = str(name)
-    plain, packed = plain_name(name, bits)
-    where, spread = resolve_source(plain), device_map(device)
+    unquantized_name, resolved_bits = plain_name(name, bits)
+    source, spread = resolve_source(unquantized_name), device_map(device)
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise load_error(name, where, error) from error
-    family, home = family_of(config), resolve_device(device if isinstance(device, str) and not spread else "auto")
-    if check_quantization(config, name, packed, home):
+        raise load_error(name, source, error) from error
+    family = family_of(config)
+    target = resolve_device(device if isinstance(device, str) and not spread else "auto")
+    if check_quantization(config, name, resolved_bits, target):
         if spread:
             raise BackboneError(f"backbone {name!r} is quantised, and such a one cannot be split; give it one device")
-        spread = {"": "cpu"}  # packed there, the weights are the same to the bit wherever they go
+        spread = {"": "cpu"}  # packed on the CPU, the weights are bit-identical on every device
     try:
         with silence_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-            model, missing = _load_model(where, config, family, spread, packed)
-        pooling = declared_pooling(where)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model, missing = _load_model(source, config, family, spread, resolved_bits)
+        pooling = declared_pooling(source)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise load_error(name, where, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what is made where there are no files for one
+        raise load_error(name, source, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' default where tokenizer files are missing
         raise BackboneError(
-            f"backbone {name!r} at {where!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
+            f"backbone {name!r} at {source!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
         )
     if missing:
         raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
-    return freeze(model, tokenizer, name=quantized_name(plain, packed), pooling=pooling, device=str(home), dtype=dtype)
+    full_name = quantized_name(unquantized_name, resolved_bits)
+    return freeze(model, tokenizer, name=full_name, pooling=pooling, device=str(target), dtype=dtype)
 
 
 DeviceMap = str | Mapping[str, str | int] | None
 
 
-def _load_model(where: str, config: Any, family: Family, spread: DeviceMap, bits: Bits | None) -> tuple[Any, set[str]]:
-    """The model with its language modelling head, where its files have one, and the weights that they lack."""
-    load = partial(_from_pretrained, where, config, spread=spread, bits=bits)
-    if family.architecture == "encoder" and any(name.endswith(_MASKED) for name in config.architectures or ()):
+def _load_model(source: str, config: Any, family: Family, spread: DeviceMap, bits: Bits | None) -> tuple[Any, set[str]]:
+    """Load the model, with its language modelling head where its files have one; return the missing weights too."""
+    load = partial(_from_pretrained, source, config, spread=spread, bits=bits)
+    if family.architecture == "encoder" and any(
+        name.endswith(_MASKED_LM_SUFFIXES) for name in config.architectures or ()
+    ):
         model, missing = load(AutoModelForMaskedLM, {})
         if not missing:
             return model, missing
@@ -201,22 +224,22 @@ def _load_model(where: str, config: Any, family: Family, spread: DeviceMap, bits
 
 
 def _from_pretrained(
-    where: str, config: Any, kind: Any, arguments: Mapping[str, Any], *, spread: DeviceMap, bits: Bits | None
+    source: str, config: Any, auto_class: Any, arguments: Mapping[str, Any], *, spread: DeviceMap, bits: Bits | None
 ) -> tuple[Any, set[str]]:
-    placed: dict[str, Any] = {}
+    placement: dict[str, Any] = {}
     if spread:
-        folder = TemporaryDirectory(prefix="continual-")  # of the layers that no device's memory holds
-        placed = {"device_map": spread, "offload_folder": folder.name}
+        folder = TemporaryDirectory(prefix="continual-")  # for the layers that fit no device's memory
+        placement = {"device_map": spread, "offload_folder": folder.name}
     if bits:
         with torch.device("meta"):
-            placed["quantization_config"] = quantization_config(bits, kind.from_config(config))
-    model, info = kind.from_pretrained(
-        where,
+            placement["quantization_config"] = quantization_config(bits, auto_class.from_config(config))
+    model, info = auto_class.from_pretrained(
+        source,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        **placed,
+        **placement,
         **arguments,
     )
     if spread:
@@ -227,39 +250,50 @@ def _from_pretrained(
 def freeze(
     model: Any, tokenizer: Any, *, name: str, pooling: Pooling = "mean", device: str = "auto", dtype: str = "auto"
 ) -> Backbone:
-    """Freeze a transformers model that is in memory already, with or without its language modelling head.
+    """Freeze a transformers model that is in memory, with or without its language modelling head.
 
-    A tokenizer that has no padding token is given its end token for one.
+    The model is changed in place. A tokenizer without a padding token pads with its end token.
 
-    Raises BackboneError for an unknown family, or a tokenizer without either token.
+    Args:
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        name: Name of the backbone.
+        pooling: How the hidden states of a text's tokens become one vector.
+        device: The device to move it to, or `auto`; a split model stays where it is.
+        dtype: Type of the matrix products: `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        BackboneError: The family is unknown, or the tokenizer has neither a padding nor an end token.
     """
     split, family = is_split(model), family_of(model.config)
-    chosen = device_of(model.get_input_embeddings()) if split else resolve_device(device)
-    compute = resolve_dtype(dtype, chosen, quantised=bool(quantization_digest(model)))
-    masked = family.architecture == "encoder" and model.get_output_embeddings() is not None
-    lm = model if masked or (family.architecture != "encoder" and model.can_generate()) else None
-    if lm is not None and not masked:
-        lm.generation_config.forced_eos_token_id = None  # what is written depends on nothing but what was read
-    _let_pad(tokenizer, name)
+    target = device_of(model.get_input_embeddings()) if split else resolve_device(device)
+    compute_dtype = resolve_dtype(dtype, target, quantized=bool(quantization_digest(model)))
+    is_masked_lm = family.architecture == "encoder" and model.get_output_embeddings() is not None
+    is_generator = family.architecture != "encoder" and model.can_generate()
+    language_model = model if is_masked_lm or is_generator else None
+    if is_generator:
+        # A forced end token at the batch's length limit would make an answer depend on the other rows of the batch.
+        model.generation_config.forced_eos_token_id = None
+    _ensure_pad_token(tokenizer, name)
     model.requires_grad_(False).eval()
-    fix_compute_dtype(model, compute)
+    fix_compute_dtype(model, compute_dtype)
     if not split:
-        model.to(chosen)
+        model.to(target)
     return Backbone(
         name=name,
-        fingerprint=fingerprint(model.base_model if lm is None or masked else lm),
+        fingerprint=fingerprint(model if is_generator else model.base_model),
         model=model.base_model,
-        language_model=lm,
+        language_model=language_model,
         tokenizer=tokenizer,
         family=family,
         pooling=pooling,
-        device=chosen,
-        dtype=compute,
+        device=target,
+        dtype=compute_dtype,
         split=split,
     )
 
 
-def _let_pad(tokenizer: Any, name: str) -> None:
+def _ensure_pad_token(tokenizer: Any, name: str) -> None:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BackboneError(

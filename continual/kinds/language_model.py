@@ -126,7 +126,7 @@ def generate_greedy(
     """Continue prompts with the most probable token each time, up to and including the end token.
 
     Args:
-        backbone: The backbone, through whatever delta is attached.
+        backbone: The backbone, with a delta attached or without.
         prompts: Tokens of the B prompts.
         max_new_tokens: Largest number of tokens of a continuation.
         use_cache: Whether keys and values of earlier tokens are kept, or computed again; the tokens are the same.

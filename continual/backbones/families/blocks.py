@@ -4,9 +4,13 @@ from continual.backbones.sites import Site, attention, attention_heads, block, m
 
 
 def attention_roles(module: str, names: str, *, out: str = "", role: str = "attn") -> dict[str, Site]:
-    """The roles of an attention whose projections are modules of it by these names, for query, key, value and output.
+    """Return the roles of an attention with one projection each for queries, keys and values.
 
-    out: the path of the output's projection where it is elsewhere.
+    Args:
+        module: Path of the attention.
+        names: Names in it of the query, key, value and output projections, separated by spaces.
+        out: Path of the output projection, where it is outside the attention.
+        role: Beginning of the roles' names.
     """
     q, k, v, *last = (f"{module}.{name}" for name in names.split())
     out = out or last[0]
@@ -22,21 +26,35 @@ def attention_roles(module: str, names: str, *, out: str = "", role: str = "attn
 
 
 def fused_attention_roles(module: str, qkv: str, out: str) -> dict[str, Site]:
-    """The same where one module makes query, key and value, in this order."""
-    whole, out = f"{module}.{qkv}", f"{module}.{out}"
+    """Return the roles of an attention with one projection for queries, keys and values.
+
+    Args:
+        module: Path of the attention.
+        qkv: Name in it of the projection that makes queries, keys and values, in this order.
+        out: Name in it of the output projection.
+    """
+    qkv, out = f"{module}.{qkv}", f"{module}.{out}"
     return {
-        "attn": block(whole, out),
-        "attn.heads": attention_heads(whole, out, (0, 3)),
-        "attn.kv": attention(module, whole, (1, 3)),
-        "attn.q": projection(whole, (0, 3)),
-        "attn.k": projection(whole, (1, 3)),
-        "attn.v": projection(whole, (2, 3)),
+        "attn": block(qkv, out),
+        "attn.heads": attention_heads(qkv, out, (0, 3)),
+        "attn.kv": attention(module, qkv, (1, 3)),
+        "attn.q": projection(qkv, (0, 3)),
+        "attn.k": projection(qkv, (1, 3)),
+        "attn.v": projection(qkv, (2, 3)),
         "attn.out": projection(out),
     }
 
 
 def feed_forward_roles(first: str, last: str, *, gate: str = "") -> dict[str, Site]:
-    """The roles of act(x W_in) W_out, or of (act(x W_gate) ⊙ x W_in) W_out where there is a gate (arXiv:2002.05202)."""
+    """Return the roles of a feed-forward block: act(x W_in) W_out, or gated (act(x W_gate) ⊙ x W_in) W_out.
+
+    The gated block: Shazeer (2020), "GLU Variants Improve Transformer" (arXiv:2002.05202).
+
+    Args:
+        first: Path of W_in.
+        last: Path of W_out.
+        gate: Path of W_gate, if any.
+    """
     return {
         "ffn": block(first, last),
         "ffn.in": projection(first),

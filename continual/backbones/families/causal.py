@@ -1,4 +1,4 @@
-"""Causal language models: a token sees those before it."""
+"""Causal language models, whose tokens attend to those before them: GPT-2, Llama, Qwen2, Qwen3 and OPT."""
 
 from typing import Any
 
@@ -35,9 +35,10 @@ _LLAMA_SITES = {
 _QWEN3_NORMS = {"norm.q": norm(_LLAMA + "self_attn.q_norm"), "norm.k": norm(_LLAMA + "self_attn.k_norm")}
 
 
-def _opt_rows(call: Call) -> Tensor:
-    rows: Tensor = call["position_ids"] + 2  # its first argument is the attention's mask
-    return rows
+def _opt_row_indices(call: Call) -> Tensor:
+    """The rows [B, T] of OPT's position table, which begins with two unused ones."""
+    indices: Tensor = call["position_ids"] + 2  # the first argument is the attention mask
+    return indices
 
 
 _OPT = "decoder.layers.{}."
@@ -45,7 +46,7 @@ _OPT_SITES = {
     "tokens": tokens("decoder.embed_tokens", "decoder"),
     "positions": positions("decoder.embed_positions", "position_ids"),
     "embed.word": embedding("decoder.embed_tokens"),
-    "embed.position": embedding("decoder.embed_positions", _opt_rows),
+    "embed.position": embedding("decoder.embed_positions", _opt_row_indices),
     "norm.attn": norm(_OPT + "self_attn_layer_norm"),
     **attention_roles(_OPT + "self_attn", "q_proj k_proj v_proj out_proj"),
     "norm.ffn": norm(_OPT + "final_layer_norm"),
@@ -59,16 +60,21 @@ _OPT_PROJECTIONS = {
 
 
 def gpt2(config: Any) -> Family:
+    """Return the family of a GPT-2 configuration."""
     return _causal(config, _GPT2_SITES)
 
 
 def llama(config: Any) -> Family:
-    """Llama and Qwen2, and Qwen3, which normalises the queries and keys of each head."""
+    """Return the family of a Llama, Qwen2 or Qwen3 configuration; Qwen3 normalises each head's queries and keys."""
     return _causal(config, _LLAMA_SITES | (_QWEN3_NORMS if config.model_type == "qwen3" else {}))
 
 
 def opt(config: Any) -> Family:
-    """OPT, whose embeddings may be of another size than its layers, last norm be absent, and norms have no weights."""
+    """Return the family of an OPT configuration.
+
+    Its embeddings may have another size than its layers, its last norm may be absent, and its norms may have no
+    weights.
+    """
     sites = dict(_OPT_SITES)
     if config.do_layer_norm_before and not config._remove_final_layer_norm:
         sites |= _OPT_FINAL_NORM

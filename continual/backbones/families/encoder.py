@@ -1,4 +1,4 @@
-"""Encoders: every token sees all others."""
+"""Encoders, whose tokens all attend to each other: BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT and ModernBERT."""
 
 from typing import Any
 
@@ -51,33 +51,38 @@ _MODERNBERT_SITES = {
 
 
 def bert(config: Any) -> Family:
-    """BERT, RoBERTa and XLM-R."""
+    """Return the family of a BERT, RoBERTa or XLM-R configuration."""
     # RoBERTa's positions start behind the padding index, so two of its embeddings are never used.
     unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return _encoder(config, _BERT_SITES, unused=unused, load={"add_pooling_layer": False})
+    return _encoder(config, _BERT_SITES, unused=unused, load_arguments={"add_pooling_layer": False})
 
 
 def electra(config: Any) -> Family:
-    """ELECTRA, whose embeddings may be of another size than its layers."""
-    same = config.embedding_size == config.hidden_size
-    return _encoder(config, _BERT_SITES | ({} if same else {"embed.project": projection("embeddings_project")}))
+    """Return the family of an ELECTRA configuration, whose embeddings may have another size than its layers."""
+    sites = dict(_BERT_SITES)
+    if config.embedding_size != config.hidden_size:
+        sites["embed.project"] = projection("embeddings_project")
+    return _encoder(config, sites)
 
 
 def distilbert(config: Any) -> Family:
+    """Return the family of a DistilBERT configuration."""
     return _encoder(config, _DISTILBERT_SITES)
 
 
 def modernbert(config: Any) -> Family:
-    """ModernBERT, whose lowest layer has no norm before its attention."""
+    """Return the family of a ModernBERT configuration, whose lowest layer has no norm before its attention."""
     return _encoder(config, _MODERNBERT_SITES)
 
 
-def _encoder(config: Any, sites: dict[str, Site], *, unused: int = 0, load: dict[str, Any] | None = None) -> Family:
+def _encoder(
+    config: Any, sites: dict[str, Site], *, unused: int = 0, load_arguments: dict[str, Any] | None = None
+) -> Family:
     return Family(
         name=config.model_type,
         architecture="encoder",
         stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=config.hidden_size,
         max_positions=config.max_position_embeddings - unused,
-        load_arguments=load or {},
+        load_arguments=load_arguments or {},
     )

@@ -1,4 +1,4 @@
-"""What a model family is: tables of roles for the stacks of layers that it has, and its sizes."""
+"""Model families: for each stack of layers a table from roles to modules, and the sizes of the model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,13 @@ Architecture = Literal["encoder", "causal", "seq2seq"]
 
 @dataclass(frozen=True)
 class LayerStack:
-    """A stack of layers: the table of its sites, how many layers it has, and how many heads their attentions have."""
+    """A stack of layers.
+
+    Attributes:
+        sites: Its sites by name.
+        num_layers: Number of its layers.
+        num_heads: Heads of each attention.
+    """
 
     sites: Mapping[str, Site]
     num_layers: int
@@ -20,18 +26,23 @@ class LayerStack:
 
     @property
     def layer_path(self) -> str:
-        """The path of its layers, `{}` standing for the number: where the modules of every role of a layer are."""
+        """Path of its layers, with `{}` for the number; the modules of a layer's roles lie below it."""
         path = next(site.output_path for site in self.sites.values() if "{}" in site.output_path)
         return path[: path.index("{}") + len("{}")]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family as the configuration of one model has it.
+    """A model family with the sizes of one model's configuration.
 
-    stack: the layers that read a text; of an encoder-decoder, its encoder · decoder: the layers that write one, where
-    they are others · hidden_size: dimensions of the stack's last hidden states · positions: the largest number of
-    tokens, None where the positions set no limit · load: arguments of `from_pretrained` that leave out untrained heads.
+    Attributes:
+        name: `model_type` of the configuration.
+        architecture: Encoder, causal language model, or encoder-decoder.
+        stack: The layers that read a text; the encoder of an encoder-decoder.
+        hidden_size: Dimensions of the stack's last hidden states.
+        max_positions: Largest number of tokens; None where the positions set no limit.
+        decoder: The decoder of an encoder-decoder, else None.
+        load_arguments: Arguments of `from_pretrained` that leave out untrained heads.
     """
 
     name: str
@@ -47,11 +58,19 @@ FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
 
 
 def resolve_places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[Place, ...]:
-    """Every place of `site`, or of the sites of a group, each site from the lowest layer to the highest.
+    """Return every place of a site, or of a group of sites, each site from the lowest layer to the highest.
 
-    Of an encoder-decoder they are the encoder's, and after them, where the task `generates`, the decoder's.
+    An encoder-decoder has the encoder's places, followed by the decoder's if `generates`.
 
-    Raises MethodError for a site that the family does not have, BackboneError where a module is not where it should be.
+    Args:
+        model: The transformers model.
+        family: Its family.
+        site: Name of a site or a group.
+        generates: Whether the decoder of an encoder-decoder is edited too.
+
+    Raises:
+        MethodError: The family has no such site.
+        BackboneError: The model has no module at a site's path.
     """
     stacks = {"": family.stack}
     if family.decoder and generates:
@@ -61,12 +80,14 @@ def resolve_places(model: Any, family: Family, site: str, *, generates: bool) ->
             f"site {site!r} of family {family.name!r} is in the decoder, which only a task that generates text uses; "
             f"other tasks have: {', '.join(family.stack.sites)}"
         )
-    every = {name: role for stack in stacks.values() for name, role in stack.sites.items()}
-    names = expand_group(every, site, family=family.name)
+    sites = {name: role for stack in stacks.values() for name, role in stack.sites.items()}
+    names = expand_group(sites, site, family=family.name)
     return tuple(
         place
         for prefix, stack in stacks.items()
         for name in names
         if name in stack.sites
-        for place in places_of(model, name, stack.sites[name], layers=stack.num_layers, heads=stack.num_heads, prefix=prefix)
+        for place in places_of(
+            model, name, stack.sites[name], num_layers=stack.num_layers, num_heads=stack.num_heads, prefix=prefix
+        )
     )

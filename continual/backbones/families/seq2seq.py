@@ -1,4 +1,4 @@
-"""Encoder-decoders: an encoder reads a text, and a decoder, which sees it by cross attention, writes another."""
+"""Encoder-decoders: an encoder reads a text, and a decoder, which attends to it, writes another. T5 and BART."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ from continual.backbones.sites import Call, Site, embedding, norm, positions, to
 
 
 def t5(config: Any) -> Family:
-    """T5, and T5 v1.1 and flan-T5, whose feed-forward is gated. Positions are relative: inputs may have any length."""
+    """Return the family of a T5 configuration; T5 v1.1 and flan-T5 have a gated feed-forward.
+
+    Positions are relative, so that an input may have any length.
+    """
     gated = config.is_gated_act
     cross = "decoder.block.{}.layer.1."
     cross_sites = {
@@ -37,7 +40,7 @@ def _t5_sites(stack: str, *, feed_forward: int, gated: bool) -> dict[str, Site]:
     return {
         "tokens": tokens(f"{stack}.embed_tokens", stack),
         "embed.word": embedding(f"{stack}.embed_tokens"),
-        "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", common=True),
+        "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", is_shared=True),
         "norm.attn": norm(attn + "layer_norm"),
         **attention_roles(attn + "SelfAttention", "q k v o"),
         "norm.ffn": norm(ffn + "layer_norm"),
@@ -51,6 +54,7 @@ def _t5_sites(stack: str, *, feed_forward: int, gated: bool) -> dict[str, Site]:
 
 
 def bart(config: Any) -> Family:
+    """Return the family of a BART configuration."""
     cross = "decoder.layers.{}.encoder_attn"
     cross_sites = {
         "norm.cross": norm(cross + "_layer_norm"),
@@ -72,7 +76,7 @@ def _bart_sites(stack: str) -> dict[str, Site]:
         "tokens": tokens(f"{stack}.embed_tokens", stack),
         "embed.word": embedding(f"{stack}.embed_tokens"),
         "positions": positions(f"{stack}.embed_positions", "position_ids", _bart_positions),
-        "embed.position": embedding(f"{stack}.embed_positions", _bart_rows),
+        "embed.position": embedding(f"{stack}.embed_positions", _bart_row_indices),
         "norm.embed": norm(f"{stack}.layernorm_embedding"),
         **attention_roles(layer + "self_attn", "q_proj k_proj v_proj out_proj"),
         "norm.attn": norm(layer + "self_attn_layer_norm"),
@@ -81,11 +85,17 @@ def _bart_sites(stack: str) -> dict[str, Site]:
     }
 
 
-def _bart_rows(call: Call) -> Tensor:
+def _bart_row_indices(call: Call) -> Tensor:
+    """The rows of BART's position table, which begins with two unused ones."""
     return _bart_positions(call) + 2
 
 
 def _bart_positions(call: Call) -> Tensor:
-    """The decoder says which positions; the encoder only how many, by the shape of another tensor [B, T]."""
-    said: Tensor | None = call.get("position_ids")
-    return torch.arange(call["input_ids"].shape[1], device=call["input_ids"].device) if said is None else said
+    """The positions of a call, [T] or [B, T].
+
+    The decoder passes the positions. The encoder passes a tensor [B, T] whose shape tells how many there are.
+    """
+    position_ids: Tensor | None = call.get("position_ids")
+    if position_ids is not None:
+        return position_ids
+    return torch.arange(call["input_ids"].shape[1], device=call["input_ids"].device)
