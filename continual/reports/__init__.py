@@ -1,1 +1,1 @@
-"""Reports on a stream, computed from the registry alone."""
+"""Reports: measures, figures and pages of a stream, computed from the registry alone."""

@@ -1,4 +1,4 @@
-"""What a comparison came to, from the registry alone: the document of `continual compare --json`."""
+"""Compare strategies on a stream: the document of `continual compare --json`, from the registry alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,9 +8,9 @@ from continual.reports.report import Document, Matrix, stream_report
 from continual.reports.stream_measures import continual_measures, mean
 from registry import Registry, ScoreMode, StepScore, StoredStrategy, StoredStream
 
-ISOLATED = "isolated"  # ours: not a way to learn anew, but what `continual run` has learned
+ISOLATED = "isolated"  # the deltas of `continual run`; the other strategies learn the stream anew
 JOINT = "joint"
-MEASURE_PATHS = {  # what tables show of a strategy, by heading: where it stands in the document
+MEASURE_PATHS = {  # headings of tables, and where their values are in a strategy's document
     "ACC": ("oracle", "acc"),
     "BWT": ("oracle", "bwt"),
     "forgets": ("oracle", "forgetting"),
@@ -31,139 +31,154 @@ EMPTY_MEASURES = asdict(continual_measures([]))
 
 
 def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
-    """Measures of strategies, oracle and routed, and what each takes: parameters and bytes per task, seconds in all.
+    """Return the measures and costs of strategies on a stream, as JSON.
 
-    isolated: with the stream's own deltas · tasks: those that are left of the stream, of which alone strategies tell,
-    without those that were `purged` · intransigence: mean over tasks of joint less R[i, i]; None unless joint is among
-    them and finished. Raises NotFound for a stream that was never begun.
+    Measures are oracle and routed; costs are parameters and bytes per task, and seconds in all. Intransigence is the
+    mean over tasks of joint less R[i, i]; it is None unless joint training is among the runs and finished.
+
+    Args:
+        registry: Holds the stream and the runs.
+        stream: Name of the stream; its purged tasks are left out and listed under `purged`.
+        runs: Runs of strategies on the same tasks.
+        isolated: Whether to include the stream's own deltas.
+
+    Raises:
+        NotFound: The stream was never started.
     """
-    told = [_isolated(stream_report(registry, stream))] if isolated else []
-    told += [_told(run) for run in runs]
-    ceiling = next((final_scores(one) for one in told if one["strategy"] == JOINT and one["finished"]), {})
-    for one in told:
-        one["oracle"]["intransigence"] = _intransigence(one, ceiling)
-    begun = registry.stream(stream)
+    strategies = [_isolated_document(stream_report(registry, stream))] if isolated else []
+    strategies += [_strategy_document(run) for run in runs]
+    joint_scores = next(
+        (final_scores(strategy) for strategy in strategies if strategy["strategy"] == JOINT and strategy["finished"]),
+        {},
+    )
+    for strategy in strategies:
+        strategy["oracle"]["intransigence"] = _intransigence(strategy, joint_scores)
+    stored = registry.stream(stream)
     return {
         "stream": stream,
-        "backbone": registry.backbone(begun.backbone).name,
-        "tasks": _left(begun),
-        "purged": [position.task for position in begun.positions if position.purged],
-        "strategies": told,
+        "backbone": registry.backbone(stored.backbone).name,
+        "tasks": _remaining_tasks(stored),
+        "purged": [position.task for position in stored.positions if position.purged],
+        "strategies": strategies,
     }
 
 
-def measure_values(one: Document) -> list[float | None]:
-    """What `MEASURED` names, of one strategy."""
-    return [one[mode].get(name) for mode, name in MEASURE_PATHS.values()]
+def measure_values(strategy: Document) -> list[float | None]:
+    """Return one strategy's values of `MEASURE_PATHS`, in that order."""
+    return [strategy[mode].get(name) for mode, name in MEASURE_PATHS.values()]
 
 
-def average_accuracy_curve(one: Document) -> list[float | None]:
-    """ACC_t, the mean score on the tasks seen so far, after each task; None where that was not measured."""
-    rows = [row[: t + 1] for t, row in enumerate(one["oracle"]["matrix"])]
+def average_accuracy_curve(strategy: Document) -> list[float | None]:
+    """Return ACC_t, the mean score on the first t tasks, after each task t; None where one was not scored."""
+    rows = [row[: t + 1] for t, row in enumerate(strategy["oracle"]["matrix"])]
     return [mean(row) if None not in row else None for row in rows]
 
 
-def final_scores(one: Document) -> dict[str, float | None]:
-    """The scores after the last task, by task."""
-    return dict(zip(one["tasks"], one["oracle"]["matrix"][-1], strict=True)) if one["tasks"] else {}
+def final_scores(strategy: Document) -> dict[str, float | None]:
+    """Return one strategy's scores after the last task, by task."""
+    tasks = strategy["tasks"]
+    return dict(zip(tasks, strategy["oracle"]["matrix"][-1], strict=True)) if tasks else {}
 
 
 def latest_finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
-    """Of each strategy the run that was finished last, in the order in which they were begun.
+    """Return each strategy's latest finished run, ordered by when the strategy first finished.
 
-    Only those that learned all tasks that the stream has by now: scores on other tasks compare with nothing.
+    Only runs on all of the stream's present tasks count: scores on other tasks are not comparable.
     """
-    tasks = _left(registry.stream(stream))
-    same = [run for run in registry.strategies(stream) if list(run.tasks) == tasks]
-    runs = [(found.finished_at, found) for found in same if found.finished_at]
-    return list({found.strategy: found for _, found in sorted(runs, key=itemgetter(0))}.values())
+    tasks = _remaining_tasks(registry.stream(stream))
+    comparable = [run for run in registry.strategies(stream) if list(run.tasks) == tasks]
+    finished = [(run.finished_at, run) for run in comparable if run.finished_at]
+    return list({run.strategy: run for _, run in sorted(finished, key=itemgetter(0))}.values())
 
 
-def _left(stream: StoredStream) -> list[str]:
-    """The tasks of a stream that were not purged."""
+def _remaining_tasks(stream: StoredStream) -> list[str]:
+    """Return the tasks of a stream that were not purged."""
     return [position.task for position in stream.positions if not position.purged]
 
 
-def _isolated(document: Document) -> Document:
-    oracle, routed = document["oracle"], document["routed"]
-    kept = [i for i, task in enumerate(document["per_task"]) if task["score"] is not None]  # nothing of what was purged
-    tasks = [document["per_task"][i] for i in kept]
+def _isolated_document(report: Document) -> Document:
+    """Return the part of a stream's report that compares with strategies, without purged tasks."""
+    oracle, routed = report["oracle"], report["routed"]
+    indices = [i for i, task in enumerate(report["per_task"]) if task["score"] is not None]  # of the rest, purged
+    tasks = [report["per_task"][i] for i in indices]
     return {
         "strategy": ISOLATED,
         "settings": {},
-        "finished": not document["unfinished"],
+        "finished": not report["unfinished"],
         "tasks": [task["task"] for task in tasks],
-        "oracle": {**oracle, "matrix": _among(oracle["matrix"], kept)},
+        "oracle": {**oracle, "matrix": _submatrix(oracle["matrix"], indices)},
         "routed": {name: routed[name] for name in (*EMPTY_MEASURES, "routing_accuracy")}
-        | {"matrix": _among(routed["matrix"], kept)},
+        | {"matrix": _submatrix(routed["matrix"], indices)},
         "parameters": mean(task["parameters"] for task in tasks),
         "bytes": mean(task["bytes"] for task in tasks),
         "seconds": sum(task["seconds"] for task in tasks),
     }
 
 
-def _among(matrix: Matrix, kept: Sequence[int]) -> Matrix:
-    """R[t, i] of the tasks of these numbers: above the diagonal stands what was measured before each one's training."""
+def _submatrix(matrix: Matrix, indices: Sequence[int]) -> Matrix:
+    """Return R[t, i] of the tasks at `indices`; just above the diagonal stays each one's score before its training."""
     return [
-        [matrix[i - 1][i] if column == row + 1 else matrix[t][i] for column, i in enumerate(kept)]
-        for row, t in enumerate(kept)
+        [matrix[i - 1][i] if column == row + 1 else matrix[t][i] for column, i in enumerate(indices)]
+        for row, t in enumerate(indices)
     ]
 
 
-def _told(run: StoredStrategy) -> Document:
+def _strategy_document(run: StoredStrategy) -> Document:
     last = run.steps[-1] if run.steps else None
-    known = last.number + 1 if last else 0
+    num_learned = last.number + 1 if last else 0
     return {
         "strategy": run.strategy,
         "settings": run.settings,
         "finished": run.finished_at is not None,
-        "tasks": list(run.tasks[:known]),
-        "oracle": _measured(run, "oracle"),
-        "routed": _measured(run, "routed") | {"routing_accuracy": _routing_accuracy(run)},
-        "parameters": last and last.parameters / known,
-        "bytes": last and last.bytes / known,
+        "tasks": list(run.tasks[:num_learned]),
+        "oracle": _mode_document(run, "oracle"),
+        "routed": _mode_document(run, "routed") | {"routing_accuracy": _routing_accuracy(run)},
+        "parameters": last and last.parameters / num_learned,
+        "bytes": last and last.bytes / num_learned,
         "seconds": sum(step.seconds for step in run.steps),
     }
 
 
-def _measured(run: StoredStrategy, mode: ScoreMode) -> Document:
-    """The matrix of a mode with its measures; of what learned all tasks at once its last row, and its mean."""
+def _mode_document(run: StoredStrategy, mode: ScoreMode) -> Document:
+    """Return a mode's matrix with its measures; of a strategy that learned all tasks at once, ACC alone."""
     matrix = _matrix(run, mode)
     if [step.number for step in run.steps] != list(range(len(matrix))):
         return {"matrix": matrix, **EMPTY_MEASURES, "acc": mean(value for value in matrix[-1] if value is not None)}
     before = None
     if mode == "oracle":
-        before = [_values(step.scores, "frozen").get(run.tasks[step.number]) for step in run.steps]
+        before = [_scores_by_task(step.scores, "frozen").get(run.tasks[step.number]) for step in run.steps]
     return {"matrix": matrix, **asdict(continual_measures(matrix, before))}
 
 
 def _matrix(run: StoredStrategy, mode: ScoreMode) -> Matrix:
-    """R[t, i] where it was measured; of the oracle mode with the score before training just above the diagonal."""
-    known = run.steps[-1].number + 1 if run.steps else 0
-    names = run.tasks[:known]
-    rows: Matrix = [[None] * known for _ in names]
+    """Return R[t, i] where it was scored; for oracle, the score before training is just above the diagonal."""
+    num_learned = run.steps[-1].number + 1 if run.steps else 0
+    tasks = run.tasks[:num_learned]
+    matrix: Matrix = [[None] * num_learned for _ in tasks]
     for step in run.steps:
-        found = _values(step.scores, mode)
-        rows[step.number] = [found.get(name) for name in names]
+        scores = _scores_by_task(step.scores, mode)
+        matrix[step.number] = [scores.get(task) for task in tasks]
         if mode == "oracle" and step.number:
-            rows[step.number - 1][step.number] = _values(step.scores, "neighbour").get(names[step.number])
-    return rows
+            before_training = _scores_by_task(step.scores, "neighbour")
+            matrix[step.number - 1][step.number] = before_training.get(tasks[step.number])
+    return matrix
 
 
-def _values(scores: Iterable[StepScore], mode: ScoreMode) -> dict[str, float]:
-    """The scores of a mode by task, without how often the router was right."""
-    return {own.task: own.value for own in scores if own.mode == mode and own.metric != "routing_accuracy"}
+def _scores_by_task(scores: Iterable[StepScore], mode: ScoreMode) -> dict[str, float]:
+    """Return the scores of a mode by task, without routing accuracies."""
+    return {score.task: score.value for score in scores if score.mode == mode and score.metric != "routing_accuracy"}
 
 
 def _routing_accuracy(run: StoredStrategy) -> float | None:
-    """Over all test rows, after the last step."""
-    found = [own for own in run.steps[-1].scores if own.metric == "routing_accuracy"] if run.steps else []
-    return sum(own.value * own.rows for own in found) / sum(own.rows for own in found) if found else None
+    """Return the routing accuracy over all test rows after the last step."""
+    scores = [score for score in run.steps[-1].scores if score.metric == "routing_accuracy"] if run.steps else []
+    return sum(score.value * score.rows for score in scores) / sum(score.rows for score in scores) if scores else None
 
 
-def _intransigence(one: Document, ceiling: Mapping[str, float | None]) -> float | None:
-    if one["strategy"] == JOINT or not ceiling:
+def _intransigence(strategy: Document, joint_scores: Mapping[str, float | None]) -> float | None:
+    """Return mean_i (joint[i] − R[i, i])."""
+    if strategy["strategy"] == JOINT or not joint_scores:
         return None
-    own = {name: one["oracle"]["matrix"][i][i] for i, name in enumerate(one["tasks"])}
-    pairs = ((ceiling.get(name), score) for name, score in own.items())
-    return mean(best - score for best, score in pairs if best is not None and score is not None)
+    diagonal = {task: strategy["oracle"]["matrix"][i][i] for i, task in enumerate(strategy["tasks"])}
+    pairs = ((joint_scores.get(task), score) for task, score in diagonal.items())
+    return mean(joint - score for joint, score in pairs if joint is not None and score is not None)

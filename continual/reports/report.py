@@ -1,4 +1,4 @@
-"""What a stream came to, from the registry alone: the document of `continual report --json`."""
+"""Report on a stream: the document of `continual report --json`, from the registry alone."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,83 +19,100 @@ MEASURES = {
     "routing_accuracy": "routing accuracy",
     "abstained": "share of rows abstained on",
 }
-CONFUSION_THRESHOLD = 0.05  # of a task's test rows that go to one other task: worth telling
+CONFUSION_THRESHOLD = 0.05  # share of a task's test rows routed to one other task that gives rise to advice
 Matrix = list[list[float | None]]
 
 
-class _Scores:
-    """The scores of one delta on its test split, by what they say."""
+class _TestScores:
+    """The scores of one delta on its test split."""
 
     def __init__(self, delta: StoredDelta, scores: Iterable[StoredScore]) -> None:
         self.metric = delta.metric
-        self._test = {(s.mode, s.metric, s.stream, s.step): s for s in scores}
+        self._scores = {(s.mode, s.metric, s.stream, s.step): s for s in scores}
 
     def alone(self, mode: ScoreMode) -> StoredScore | None:
-        """The score that no stream has to do with."""
-        return self._test.get((mode, self.metric, None, 0))
+        """Return the score that does not depend on a stream."""
+        return self._scores.get((mode, self.metric, None, 0))
 
     def value(self, mode: ScoreMode) -> float | None:
-        found = self.alone(mode)
-        return found.value if found else None
+        """Return the value of `alone`."""
+        return _value(self.alone(mode))
 
     def routed(self, metric: str, *, stream: str, step: int) -> StoredScore | None:
-        """The score after a position of a stream, among the tasks learned up to there."""
-        return self._test.get(("routed", metric, stream, step))
+        """Return the score after a position of a stream, routed among the tasks learned up to there."""
+        return self._scores.get(("routed", metric, stream, step))
 
 
 def stream_report(registry: Registry, stream: str) -> Document:
-    """Score matrices and measures of a stream's learned tasks, oracle (task known) and routed (task unknown).
+    """Return a stream's score matrices and measures as JSON, oracle (task known) and routed (task unknown).
 
-    A delta is never changed by a later task, so its oracle score is measured once and holds in every later row.
-    Of a task that was purged the scores are None; the measures are of those that are left.
-    Raises NotFound for a stream that was never begun.
+    Later tasks never change a delta, so that its oracle score is measured once and holds in every later row. Scores of
+    purged tasks are None, and the measures leave these tasks out.
+
+    Raises:
+        NotFound: The stream was never started.
     """
-    begun = registry.stream(stream)
-    steps = [position.number for position in begun.positions if position.delta]
-    deltas, measured = registry.learned(stream), defaultdict(list)
+    stored = registry.stream(stream)
+    steps = [position.number for position in stored.positions if position.delta]
+    deltas, scores_of_delta = registry.learned(stream), defaultdict(list)
     for score in registry.scores(learned_in=stream, split="test"):
-        measured[score.delta].append(score)
-    scores = [_Scores(delta, measured[delta.name]) for delta in deltas]
+        scores_of_delta[score.delta].append(score)
+    scores = [_TestScores(delta, scores_of_delta[delta.name]) for delta in deltas]
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
-    kept = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
-    left = [scores[i] for i in kept]
+    remaining = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
+    remaining_scores = [scores[i] for i in remaining]
     routed = [
-        [_value(own.routed(own.metric, stream=stream, step=step)) if i <= t else None for i, own in enumerate(scores)]
+        [
+            _value(task_scores.routed(task_scores.metric, stream=stream, step=step)) if i <= t else None
+            for i, task_scores in enumerate(scores)
+        ]
         for t, step in enumerate(steps)
     ]
     return {
         "stream": stream,
-        "backbone": registry.backbone(begun.backbone).name,
+        "backbone": registry.backbone(stored.backbone).name,
         "tasks": [delta.task for delta in deltas],
         "oracle": {
-            "matrix": _oracle(scores),
-            **asdict(continual_measures(_oracle(left), [own.value("frozen") for own in left])),
+            "matrix": _oracle_matrix(scores),
+            **asdict(
+                continual_measures(
+                    _oracle_matrix(remaining_scores), [task_scores.value("frozen") for task_scores in remaining_scores]
+                )
+            ),
         },
         "routed": {
             "matrix": routed,
-            **asdict(_measures_if_complete([[routed[t][i] for i in kept] for t in kept])),
-            "routing_accuracy": _over_rows("routing_accuracy", left, stream=stream, step=steps[-1]) if left else None,
-            "abstained": _over_rows("abstained", left, stream=stream, step=steps[-1]) if left else None,
-            "confused": _confused(registry, scores, deltas, stream=stream, step=steps[-1]) if left else [],
+            **asdict(_measures_if_complete([[routed[t][i] for i in remaining] for t in remaining])),
+            **_routing(registry, scores, deltas, stream=stream, steps=steps),
         },
         "unfinished": [
             {"task": position.task, "state": position.state, "error": position.error}
-            for position in begun.positions
+            for position in stored.positions
             if not position.delta
         ],
-        "per_task": [_per_task(delta, own, parents[delta.name]) for delta, own in zip(deltas, scores, strict=True)],
+        "per_task": [
+            _per_task(delta, task_scores, parents[delta.name])
+            for delta, task_scores in zip(deltas, scores, strict=True)
+        ],
     }
 
 
 def transfer_gain(task: Mapping[str, Any]) -> float | None:
-    """The transfer gain of a task of the document: warm less scratch, of the same rows and budget."""
+    """Return a task's transfer gain: the score of its warm start less that of scratch, on the same rows and budget.
+
+    Args:
+        task: An entry of the report's `per_task`.
+
+    Returns:
+        The gain; None where scratch was not trained.
+    """
     return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
 
 
-def _oracle(scores: list[_Scores]) -> Matrix:
-    """Below and on the diagonal each task's own score, just above it the score before its training."""
+def _oracle_matrix(scores: list[_TestScores]) -> Matrix:
+    """Return R[t, i]: each task's own score on and below the diagonal, the one before its training just above it."""
 
     def entry(t: int, i: int) -> float | None:
         if i <= t:
@@ -106,34 +123,48 @@ def _oracle(scores: list[_Scores]) -> Matrix:
 
 
 def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
-    """Measures, all None where a run was stopped between learning a task and measuring the stream after it."""
+    """Return the measures, all None where a run stopped between learning a task and scoring the stream after it."""
     complete = all(value is not None for t, row in enumerate(matrix) for value in row[: t + 1])
     return continual_measures(matrix) if complete else continual_measures([])
 
 
-def _over_rows(metric: str, scores: list[_Scores], *, stream: str, step: int) -> float | None:
-    """A share of the test rows of each task, after the last one was learned, as a share of all test rows."""
-    found = [own.routed(metric, stream=stream, step=step) for own in scores]
-    known = [score for score in found if score]
-    if len(known) < len(found):
+def _routing(
+    registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, steps: Sequence[int]
+) -> Document:
+    """Return routing accuracy, abstention and confusions after the last learned task, without purged tasks."""
+    remaining = [task_scores for task_scores, delta in zip(scores, deltas, strict=True) if delta.status != "purged"]
+    if not remaining:
+        return {"routing_accuracy": None, "abstained": None, "confused": []}
+    return {
+        "routing_accuracy": _over_rows("routing_accuracy", remaining, stream=stream, step=steps[-1]),
+        "abstained": _over_rows("abstained", remaining, stream=stream, step=steps[-1]),
+        "confused": _confused(registry, scores, deltas, stream=stream, step=steps[-1]),
+    }
+
+
+def _over_rows(metric: str, scores: list[_TestScores], *, stream: str, step: int) -> float | None:
+    """Return a share over all tasks' test rows at a step; None where a task was not scored there."""
+    routed = [task_scores.routed(metric, stream=stream, step=step) for task_scores in scores]
+    measured = [score for score in routed if score]
+    if len(measured) < len(routed):
         return None
-    return sum(score.value * score.rows for score in known) / sum(score.rows for score in known)
+    return sum(score.value * score.rows for score in measured) / sum(score.rows for score in measured)
 
 
 def _confused(
-    registry: Registry, scores: list[_Scores], deltas: Sequence[StoredDelta], *, stream: str, step: int
+    registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, step: int
 ) -> list[Document]:
-    """Which tasks' test rows went to which other task after the last was learned, the largest share first.
+    """Return the pairs of task and other task that its test rows were routed to at a step, the largest share first.
 
-    share: of the task's test rows · advice: what to do about two tasks that are taken for each other often.
+    `share` is of the task's test rows; `advice` says what to do about two tasks that are confused often.
     """
-    measured = {
-        delta.name: own.routed("routing_accuracy", stream=stream, step=step)
-        for delta, own in zip(deltas, scores, strict=True)
+    accuracy = {
+        delta.name: task_scores.routed("routing_accuracy", stream=stream, step=step)
+        for delta, task_scores in zip(deltas, scores, strict=True)
     }
     tasks = {delta.name: delta.task for delta in deltas}
     pairs = registry.confusions(stream, step=step)
-    shares = {(p.delta, p.routed_to): p.rows / found.rows for p in pairs if (found := measured[p.delta])}
+    shares = {(p.delta, p.routed_to): p.rows / score.rows for p in pairs if (score := accuracy[p.delta])}
     confused: list[Document] = [
         {
             "task": tasks[p.delta],
@@ -153,18 +184,19 @@ def _confused(
     return sorted(confused, key=lambda pair: -pair["share"])
 
 
-def _advice(task: str, other: str, *, there: float, back: float) -> str | None:
-    if min(there, back) >= CONFUSION_THRESHOLD:  # said once of the two
-        if (there, task) < (back, other):
+def _advice(task: str, target: str, *, there: float, back: float) -> str | None:
+    """Return advice on `task`, whose rows go to `target` with share `there`, and on the reverse with share `back`."""
+    if min(there, back) >= CONFUSION_THRESHOLD:  # given once for the two
+        if (there, task) < (back, target):
             return None
-        return f"{task} and {other} are taken for each other: learn them as one task, or name the task of their inputs"
+        return f"{task} and {target} are taken for each other: learn them as one task, or name the task of their inputs"
     if there >= CONFUSION_THRESHOLD:
-        return f"inputs of {task} look like those of {other}: name the task of these inputs, or tell the tasks apart"
+        return f"inputs of {task} look like those of {target}: name the task of these inputs, or tell the tasks apart"
     return None
 
 
-def _per_task(delta: StoredDelta, scores: _Scores, parents: list[Document]) -> Document:
-    own = scores.alone("oracle")
+def _per_task(delta: StoredDelta, scores: _TestScores, parents: list[Document]) -> Document:
+    oracle = scores.alone("oracle")
     return {
         "task": delta.task,
         "method": delta.method,
@@ -172,12 +204,12 @@ def _per_task(delta: StoredDelta, scores: _Scores, parents: list[Document]) -> D
         "parameters": delta.parameters,
         "share": delta.share,
         "bytes": delta.bytes,
-        "score": _value(own),
-        "score_low": own.low if own else None,
-        "score_high": own.high if own else None,
-        "test_rows": own.rows if own else None,
+        "score": _value(oracle),
+        "score_low": oracle.low if oracle else None,
+        "score_high": oracle.high if oracle else None,
+        "test_rows": oracle.rows if oracle else None,
         "frozen_score": scores.value("frozen"),
-        "scratch_score": _value(own) if delta.warm_start == "scratch" else scores.value("scratch"),
+        "scratch_score": _value(oracle) if delta.warm_start == "scratch" else scores.value("scratch"),
         "warm_start": delta.warm_start,
         "parents": parents,
         "seconds": delta.seconds,
