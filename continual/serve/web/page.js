@@ -5,57 +5,57 @@ const PAGE = 1000; // rows that one request reads
 const byId = (id) => document.getElementById(id);
 const number = (value, digits = 3) => value.toLocaleString("en", { maximumFractionDigits: digits });
 const percent = (share) => `${number(100 * share, share > 0.999 || share < 0.01 ? 2 : 1)}%`;
-const counted = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
+const counted = (n, singular, plural = `${singular}s`) => `${number(n)} ${n === 1 ? singular : plural}`;
 const moment = (iso) => iso.slice(0, 16).replace("T", " ");
 
-/** An element with its properties and children; a text is only ever a text. */
+/** Make an element with properties and children; a string is always appended as text, never parsed as HTML. */
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 }
 
-/** A text with every sign that a browser would obey written as its escape, as `continual.visible` does. */
-const visible = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (sign) =>
-  "\n\t\u200d".includes(sign) ? sign : `\\u${sign.codePointAt(0).toString(16).padStart(4, "0")}`);
+/** Escape control, format and separator characters, which a browser would obey, as `continual.escaping` does. */
+const escaped = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) =>
+  "\n\t\u200d".includes(character) ? character : `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`);
 
-const name = (text) => make("bdi", {}, visible(text));
+const name = (text) => make("bdi", {}, escaped(text));
 
-/** What an operation answers. Throws an error that says in words why there is no answer. */
-async function asked(path, { body, signal } = {}) {
+/** Fetch JSON from an operation. Throws an error whose message can be shown. */
+async function fetchJson(path, { body, signal } = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   let response;
   try {
-    const told = body && { method: "POST", body: JSON.stringify(body) };
-    response = await fetch(path, { ...told, headers, signal });
+    const options = body && { method: "POST", body: JSON.stringify(body) };
+    response = await fetch(path, { ...options, headers, signal });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Error("The server cannot be reached. It may be closing or starting; try again in a moment.");
   }
-  const told = await response.json().catch(() => null);
-  if (response.ok && told) return told;
-  if (response.status === 401) needKey(key);
-  throw new Error(visible(told?.error?.message ?? `The server answered with status ${response.status}.`));
+  const payload = await response.json().catch(() => null);
+  if (response.ok && payload) return payload;
+  if (response.status === 401) requestKey(key);
+  throw new Error(escaped(payload?.error?.message ?? `The server answered with status ${response.status}.`));
 }
 
-/** All rows of a listing, page after page; the column `id` names a row. */
-async function everything(path, id, { which = {}, tell = () => {} } = {}) {
+/** Fetch all rows of a listing, page after page. `id`: the column that names a row; `onProgress`: gets their number. */
+async function fetchAllRows(path, id, { query = {}, onProgress = () => {} } = {}) {
   const rows = [];
   for (;;) {
     const after = rows.length ? { after: rows.at(-1)[id] } : {};
-    const page = await asked(`${path}?${new URLSearchParams({ ...which, limit: PAGE, ...after })}`);
+    const page = await fetchJson(`${path}?${new URLSearchParams({ ...query, limit: PAGE, ...after })}`);
     rows.push(...page);
     if (page.length < PAGE) return rows;
-    tell(rows.length);
+    onProgress(rows.length);
   }
 }
 
 // Keys
 
-function needKey(before) {
-  const why = before ? "The server knows no such key." : "The server asks for a key.";
-  if (byId("keys").hidden) byId("why").textContent = why; // said once
+function requestKey(rejectedKey) {
+  const why = rejectedKey ? "The server knows no such key." : "The server asks for a key.";
+  if (byId("keys").hidden) byId("why").textContent = why; // set once: an alert is announced whenever its text changes
   byId("keys").hidden = false;
   if (document.activeElement === document.body) byId("key").focus();
 }
@@ -65,6 +65,6 @@ byId("keys").addEventListener("submit", async (event) => {
   sessionStorage.setItem("key", byId("key").value);
   byId("key").value = "";
   byId("keys").hidden = true;
-  await look();
+  await pollLoad();
   byId(byId("keys").hidden ? "text" : "key").focus();
 });

@@ -1,53 +1,53 @@
-const SHOWN = 50; // rows of the table at a time
+const TABLE_ROWS = 50; // rows of the table at a time
 
 let tasks = [];
-let first = 0; // of the rows that are shown
-const opened = new Map(); // the row below a task's, by its name
+let first = 0; // index of the first row that is shown
+const details = new Map(); // the row of details below a task's row, by the task's name
 
-/** List the tasks that are served, to choose from, and all that are registered. */
-async function list() {
+/** Fill the choice of tasks with those that are served, and the table with all that are registered. */
+async function listTasks() {
   try {
-    const [, ...models] = (await asked("/v1/models")).data; // the first is the backbone
+    const [, ...models] = (await fetchJson("/v1/models")).data; // the first is the backbone
     const chosen = byId("task").value;
-    const options = models.map(({ id }) => make("option", { value: id }, visible(id)));
+    const options = models.map(({ id }) => make("option", { value: id }, escaped(id)));
     byId("task").replaceChildren(byId("task").options[0], ...options);
     byId("task").value = models.some(({ id }) => id === chosen) ? chosen : "";
-    const tell = (n) => (byId("count").textContent = `${number(n)} tasks are read …`);
-    tasks = await everything("/v1/tasks", "task", { tell });
-    opened.clear();
-    draw();
+    const onProgress = (n) => (byId("count").textContent = `${number(n)} tasks are read …`);
+    tasks = await fetchAllRows("/v1/tasks", "task", { onProgress });
+    details.clear();
+    drawTable();
   } catch (error) {
-    served = null; // list them with the next look
+    listedTasks = null; // try again when the load is polled next
     byId("count").textContent = error.message;
   }
 }
 
-function draw() {
+function drawTable() {
   const words = byId("filter").value.toLowerCase().split(/\s+/);
-  const found = tasks.filter(({ task, kind, metric }) => {
-    const told = `${task} ${kind} ${metric}`.toLowerCase();
-    return words.every((word) => told.includes(word));
+  const matches = tasks.filter(({ task, kind, metric }) => {
+    const searched = `${task} ${kind} ${metric}`.toLowerCase();
+    return words.every((word) => searched.includes(word));
   });
-  first = Math.min(first, Math.floor(Math.max(found.length - 1, 0) / SHOWN) * SHOWN);
-  const part = found.slice(first, first + SHOWN);
-  const held = document.activeElement.dataset.task;
-  byId("rows").replaceChildren(...part.flatMap((own) => [row(own), opened.get(own.task) ?? []].flat()));
-  if (held) [...byId("rows").querySelectorAll("button")].find((button) => button.dataset.task === held)?.focus();
-  const some = found.length < tasks.length ? `${number(found.length)} of ` : "";
-  const range = found.length > SHOWN ? `, ${number(first + 1)} to ${number(first + part.length)} shown` : "";
-  byId("count").textContent = `${some}${counted(tasks.length, "task")}${range}`;
+  first = Math.min(first, Math.floor(Math.max(matches.length - 1, 0) / TABLE_ROWS) * TABLE_ROWS);
+  const page = matches.slice(first, first + TABLE_ROWS);
+  const focused = document.activeElement.dataset.task;
+  byId("rows").replaceChildren(...page.flatMap((task) => [taskRow(task), details.get(task.task) ?? []].flat()));
+  if (focused) [...byId("rows").querySelectorAll("button")].find((button) => button.dataset.task === focused)?.focus();
+  const filtered = matches.length < tasks.length ? `${number(matches.length)} of ` : "";
+  const range = matches.length > TABLE_ROWS ? `, ${number(first + 1)} to ${number(first + page.length)} shown` : "";
+  byId("count").textContent = `${filtered}${counted(tasks.length, "task")}${range}`;
   byId("back").disabled = first === 0;
-  byId("on").disabled = first + SHOWN >= found.length;
-  byId("back").parentElement.hidden = found.length <= SHOWN;
+  byId("on").disabled = first + TABLE_ROWS >= matches.length;
+  byId("back").parentElement.hidden = matches.length <= TABLE_ROWS;
 }
 
 const cell = (content, className = "") => make("td", { className }, content);
 const fraction = (score) => (score === null ? "–" : score.toFixed(3));
 
-function row(task) {
-  const button = make("button", { type: "button", onclick: () => toggle(task, button) }, name(task.task));
+function taskRow(task) {
+  const button = make("button", { type: "button", onclick: () => toggleDetails(task, button) }, name(task.task));
   button.dataset.task = task.task;
-  button.setAttribute("aria-expanded", opened.has(task.task));
+  button.setAttribute("aria-expanded", details.has(task.task));
   return make(
     "tr",
     {},
@@ -61,38 +61,38 @@ function row(task) {
   );
 }
 
-async function toggle(task, button) {
-  const below = opened.get(task.task) ?? make("tr", { className: "detail" }, make("td", { colSpan: 7 }));
-  if (opened.delete(task.task)) below.remove();
+async function toggleDetails(task, button) {
+  const row = details.get(task.task) ?? make("tr", { className: "detail" }, make("td", { colSpan: 7 }));
+  if (details.delete(task.task)) row.remove();
   else {
-    opened.set(task.task, below);
-    button.closest("tr").after(below);
+    details.set(task.task, row);
+    button.closest("tr").after(row);
   }
-  button.setAttribute("aria-expanded", opened.has(task.task));
-  if (!below.isConnected) return;
+  button.setAttribute("aria-expanded", details.has(task.task));
+  if (!row.isConnected) return;
   try {
-    below.firstChild.replaceChildren(...(await detail(task)));
+    row.firstChild.replaceChildren(...(await detailElements(task)));
   } catch (error) {
-    below.firstChild.replaceChildren(make("p", { className: "wrong" }, error.message));
+    row.firstChild.replaceChildren(make("p", { className: "wrong" }, error.message));
   }
 }
 
-async function detail(task) {
+async function detailElements(task) {
   const [edges, versions] = await Promise.all([
-    task.champion === null ? [] : asked(`/v1/lineage?${new URLSearchParams({ delta: task.champion })}`),
-    everything("/v1/deltas", "delta", { which: { task: task.task } }),
+    task.champion === null ? [] : fetchJson(`/v1/lineage?${new URLSearchParams({ delta: task.champion })}`),
+    fetchAllRows("/v1/deltas", "delta", { query: { task: task.task } }),
   ]);
   const rows = Object.entries(task.rows).map(([split, n]) => `${number(n)} ${split}`).join(", ");
   const labels = task.labels ? [counted(task.labels, "label")] : [];
   const facts = [task.kind, ...labels, `rows: ${rows}`, `registered ${moment(task.created_at)}`].join(" · ");
-  const told = [make("p", { className: "note" }, facts), tryIt(task)];
+  const elements = [make("p", { className: "note" }, facts), tryButton(task)];
   if (task.champion !== null) {
-    told.push(make("h3", {}, "Where ", name(task.champion), " came from"), tree(task.champion, edges));
+    elements.push(make("h3", {}, "Where ", name(task.champion), " came from"), lineageTree(task.champion, edges));
   }
-  return [...told, make("h3", {}, "Versions"), table(versions)];
+  return [...elements, make("h3", {}, "Versions"), versionsTable(versions)];
 }
 
-function tryIt({ task }) {
+function tryButton({ task }) {
   if (![...byId("task").options].some(({ value }) => value === task)) {
     return make("p", {}, "It is not served on this backbone.");
   }
@@ -103,15 +103,15 @@ function tryIt({ task }) {
   return make("button", { type: "button", onclick }, "Try this task");
 }
 
-/** What a delta came from, and what that came from; a delta that was met before is not followed again. */
-function tree(delta, edges, met = new Set()) {
-  const own = edges.filter((edge) => edge.delta === delta);
-  if (!own.length) return make("p", { className: "note" }, "Learned from scratch.");
-  const items = own.map(({ parent, kind, weight, gain }) => {
+/** Make the tree of a delta's ancestors; the ancestors of a delta are expanded only where it comes first. */
+function lineageTree(delta, edges, expanded = new Set()) {
+  const parents = edges.filter((edge) => edge.delta === delta);
+  if (!parents.length) return make("p", { className: "note" }, "Learned from scratch.");
+  const items = parents.map(({ parent, kind, weight, gain }) => {
     const how = `${kind.replace("_", " ")}, weight ${number(weight)}${gain === null ? "" : `, gain ${number(gain)}`}`;
     const item = make("li", {}, name(parent), " ", make("span", { className: "note" }, how));
-    const further = !met.has(parent) && edges.some((edge) => edge.delta === parent);
-    if (further) item.append(tree(parent, edges, met.add(parent)));
+    const hasNewAncestors = !expanded.has(parent) && edges.some((edge) => edge.delta === parent);
+    if (hasNewAncestors) item.append(lineageTree(parent, edges, expanded.add(parent)));
     return item;
   });
   return make("ul", {}, ...items);
@@ -119,15 +119,15 @@ function tree(delta, edges, met = new Set()) {
 
 const COLUMNS = { delta: "", status: "", score: "number", method: "", parameters: "number", registered: "" };
 
-function table(versions) {
+function versionsTable(versions) {
   const head = Object.entries(COLUMNS).map(([text, className]) => make("th", { scope: "col", className }, text));
   const box = make("div", { className: "box", tabIndex: 0, role: "region", ariaLabel: "Versions" });
-  const rows = versions.reverse().map(version); // the newest first
+  const rows = versions.reverse().map(versionRow); // the newest first
   box.append(make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)));
   return box;
 }
 
-function version({ delta, status, reason, score, method, parameters, created_at }) {
+function versionRow({ delta, status, reason, score, method, parameters, created_at }) {
   const why = reason ? [make("span", { className: "note" }, `: ${reason}`)] : [];
   return make(
     "tr",
@@ -143,12 +143,12 @@ function version({ delta, status, reason, score, method, parameters, created_at 
 
 byId("filter").addEventListener("input", () => {
   first = 0;
-  draw();
+  drawTable();
 });
-for (const [id, other, step] of [["back", "on", -SHOWN], ["on", "back", SHOWN]]) {
+for (const [id, opposite, step] of [["back", "on", -TABLE_ROWS], ["on", "back", TABLE_ROWS]]) {
   byId(id).addEventListener("click", () => {
     first += step;
-    draw();
-    if (byId(id).disabled) byId(other).focus(); // the focus would be lost
+    drawTable();
+    if (byId(id).disabled) byId(opposite).focus(); // a disabled button loses the focus
   });
 }
