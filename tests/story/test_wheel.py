@@ -30,7 +30,7 @@ def test_everything_that_is_imported_is_in_it(names: set[str]) -> None:
         assert modules <= names
         assert f"{package}/py.typed" in names
     assert "registry/migrations/script.py.mako" in names
-    for folder in ("continual/page/templates", "continual/serve/web"):
+    for folder in ("continual/reports/html/templates", "continual/serve/web"):
         files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).iterdir()}
         assert files
         assert files <= names
