@@ -1,4 +1,4 @@
-"""Pages to show to others: one HTML file each, which asks nothing of any network and runs no script."""
+"""Self-contained HTML pages: one file each, without scripts and without requests to any network."""
 
 from continual.reports.html.comparison_page import strategies_page
 from continual.reports.html.document import Section, Table, page

@@ -1,4 +1,4 @@
-"""The page of a comparison: the document of `continual compare --json`, to be shown."""
+"""Render the document of `continual compare --json` as a page."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,17 @@ from continual.reports.report import Document
 
 
 def strategies_page(document: Document) -> str:
-    """What a stream came to by several strategies, as a page of its own."""
-    told, tasks = document["strategies"], len(document["tasks"])
+    """Return the HTML page of a comparison: measures, figures, costs and score matrices of every strategy."""
+    strategies, tasks = document["strategies"], len(document["tasks"])
     summary = (
         f"{tasks} task{'' if tasks == 1 else 's'} on backbone {document['backbone']}: the same rows, heads, epochs and "
         "test rows for every strategy."
     )
     if document["purged"]:
         summary += f" Left out, since they were purged: {', '.join(document['purged'])}."
-    rows = tuple((one["strategy"], *measure_values(one)) for one in told)
-    costs = tuple((one["strategy"], one["parameters"], one["bytes"], one["seconds"]) for one in told)
+    rows = tuple((strategy["strategy"], *measure_values(strategy)) for strategy in strategies)
+    keys = ("strategy", "parameters", "bytes", "seconds")
+    costs = tuple(tuple(strategy[key] for key in keys) for strategy in strategies)
     formats = {"parameters": ",.0f", "bytes": ",.0f", "seconds": ",.0f"}
     sections = [
         Section("In short", table=Table(("strategy", *MEASURE_PATHS), rows), caption=MEASURE_LEGEND),
@@ -31,20 +32,19 @@ def strategies_page(document: Document) -> str:
 
 
 def _caption(document: Document) -> str:
-    ends = (f"{one['strategy']} {format_cell(one['oracle']['acc'])}" for one in document["strategies"])
+    final = (f"{strategy['strategy']} {format_cell(strategy['oracle']['acc'])}" for strategy in document["strategies"])
     return (
         "Above, the mean score on the tasks so far after each task, a line for each strategy; below, the score of each "
-        f"task at the end. Mean at the end: {', '.join(ends)}."
+        f"task at the end. Mean at the end: {', '.join(final)}."
     )
 
 
 def _matrices(document: Document) -> Iterator[Section]:
-    told = document["strategies"]
-    scale = shared_color_scale(*(one["oracle"]["matrix"] for one in told))
-    for one in told:
-        said = ", ".join(f"{name} {value}" for name, value in one["settings"].items() if value is not None)
-        caption = f"Score by {one['strategy']}, with the task known"
-        heat = heatmap_table(
-            one["oracle"]["matrix"], one["tasks"], scale=scale, caption=caption, corner="after learning"
-        )
-        yield Section(f"Scores: {one['strategy']}", said, html=heat)
+    strategies = document["strategies"]
+    scale = shared_color_scale(*(strategy["oracle"]["matrix"] for strategy in strategies))
+    for strategy in strategies:
+        name, matrix = strategy["strategy"], strategy["oracle"]["matrix"]
+        settings = ", ".join(f"{key} {value}" for key, value in strategy["settings"].items() if value is not None)
+        caption = f"Score by {name}, with the task known"
+        heat = heatmap_table(matrix, strategy["tasks"], scale=scale, caption=caption, corner="after learning")
+        yield Section(f"Scores: {name}", settings, html=heat)

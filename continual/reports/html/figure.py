@@ -1,4 +1,4 @@
-"""Figures of matplotlib as part of a page: their ink is the page's, in light and in dark."""
+"""Convert matplotlib figures to inline SVG that follows the page's colours, light and dark."""
 
 import warnings
 from io import StringIO
@@ -10,43 +10,51 @@ from matplotlib.figure import Figure
 
 from continual.escaping import escape_control_characters
 
-PIXELS = 96 / 72  # of a point
-DRAWN = {"svg.fonttype": "none", "svg.hashsalt": "continual"}  # text stays text; the same figure gives the same page
+PIXELS_PER_POINT = 96 / 72
+SVG_RC_PARAMS = {"svg.fonttype": "none", "svg.hashsalt": "continual"}  # text stays text; output is reproducible
 BLACK, WHITE = "#000000", "#ffffff"
-LEFT_OUT = ("metadata", "style")  # the latter would be the whole page's
+REMOVED_ELEMENTS = ("metadata", "style")  # a style would apply to the whole page
 
 
 def inline_svg(figure: Figure, *, label: str, prefix: str) -> Markup:
-    """A figure as SVG that stands in HTML: black is the page's ink, a white area its paper, and nothing lies behind it.
+    """Convert a figure to SVG for an HTML page, without a background.
 
-    What is to stay black or white on a colour of its own is drawn in #010101 or #fefefe.
-    label: what is read aloud in its place · prefix: of its ids, which differ from those of other figures of the page.
+    Black becomes the page's text colour, and white areas its background; use #010101 or #fefefe for marks that stay
+    black or white on a coloured area.
+
+    Args:
+        figure: The figure.
+        label: Description for screen readers.
+        prefix: Prefix of all ids, to differ from other figures of the page.
     """
-    text = StringIO()
-    with matplotlib.rc_context(DRAWN), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's fonts show the text, not matplotlib's
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(escape_control_characters(text.getvalue()))
-    width = float(root.attrib.pop("width").removesuffix("pt")) * PIXELS
+    svg = StringIO()
+    with matplotlib.rc_context(SVG_RC_PARAMS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the browser's fonts render the text, not matplotlib's
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(escape_control_characters(svg.getvalue()))
+    width = float(root.attrib.pop("width").removesuffix("pt")) * PIXELS_PER_POINT
     del root.attrib["height"], root.attrib["version"]
     for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(name): _value(element.tag, value, prefix) for name, value in element.items()}
+        element.tag = _local_name(element.tag)
+        element.attrib = {
+            _local_name(name): _attribute_value(element.tag, value, prefix) for name, value in element.items()
+        }
         if "id" in element.attrib:
             element.set("id", prefix + element.attrib["id"])
         if element.get("href", "").startswith("#"):  # else an image, which is in the link itself
             element.set("href", f"#{prefix}{element.attrib['href'][1:]}")
-        for part in [part for part in element if _local(part.tag) in LEFT_OUT]:
+        for part in [part for part in element if _local_name(part.tag) in REMOVED_ELEMENTS]:
             element.remove(part)
     root.attrib |= {"role": "img", "aria-label": escape_control_characters(label), "style": f"--width: {width:.0f}px"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _local(name: str) -> str:
-    """A name without its namespace, which SVG in HTML does not need."""
+def _local_name(name: str) -> str:
+    """Return a name without its namespace, which SVG in HTML does not need."""
     return name.rpartition("}")[2]
 
 
-def _value(tag: str, value: str, prefix: str) -> str:
+def _attribute_value(tag: str, value: str, prefix: str) -> str:
+    """Prefix references to ids, and replace black and white by the page's colours."""
     value = value.replace("url(#", f"url(#{prefix}").replace(BLACK, "currentColor")
     return value if tag == "text" else value.replace(WHITE, "var(--paper)")

@@ -1,4 +1,4 @@
-"""The page of a stream: the document of `continual report --json`, with learning curves and lineage, to be shown."""
+"""Render the document of `continual report --json` as a page, with learning curves and lineage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class _Fact:
 
 
 def stream_page(registry: Registry, document: Document) -> str:
-    """What a stream came to as a page of its own, from its report and what else the registry knows of it."""
+    """Return the HTML page of a stream, from its report and from curves and lineage in the registry."""
     sections = [
-        _in_short(document),
+        _overview(document),
         *_unfinished(document),
         *_scores(document),
         *_routing(document),
@@ -39,7 +39,7 @@ def stream_page(registry: Registry, document: Document) -> str:
     return page(f"Stream {document['stream']}", sections, summary=summary)
 
 
-def _in_short(document: Document) -> Section:
+def _overview(document: Document) -> Section:
     oracle, routed, tasks = document["oracle"], document["routed"], document["per_task"]
     parameters, share = mean(task["parameters"] for task in tasks), mean(task["share"] for task in tasks)
     planned = len(tasks) + len(document["unfinished"])
@@ -57,9 +57,9 @@ def _in_short(document: Document) -> Section:
         _Fact("Tasks learned", str(len(tasks)), f"of {planned}"),
         _Fact("Parameters per task", format_cell(parameters, ",.0f"), f"{format_cell(share, '.2%')} of the backbone"),
     ]
-    gains = mean(found for task in tasks if (found := transfer_gain(task)) is not None)
+    mean_gain = mean(gain for task in tasks if (gain := transfer_gain(task)) is not None)
     measures = tuple((label, oracle.get(key), routed.get(key)) for key, label in MEASURES.items())
-    table = Table(("measure", "oracle", "routed"), (*measures, ("mean transfer gain over scratch", gains, None)))
+    table = Table(("measure", "oracle", "routed"), (*measures, ("mean transfer gain over scratch", mean_gain, None)))
     text = "Oracle: the task of each input is known. Routed: the router chooses it."
     return Section("In short", text, html=render("facts.html", facts=facts), table=table, caption="Measures")
 
@@ -94,11 +94,11 @@ def _routing(document: Document) -> Iterator[Section]:
         return
     advised = tuple((p["task"], p["routed_to"], p["share"], p["rows"], p["advice"]) for p in pairs if p["advice"])
     table = Table(("task", "sent to", "share", "rows", "what to do"), advised, {"share": ".1%"})
-    measured = [task["score"] is not None for task in document["per_task"]]  # not of what was purged
+    has_score = [task["score"] is not None for task in document["per_task"]]  # purged tasks have none
     heat = heatmap_table(
         [
-            [PERCENT * share if share is not None and known else None for share in row]
-            for row, known in zip(confusion_shares(pairs, names), measured, strict=True)
+            [PERCENT * share if share is not None and shown else None for share in row]
+            for row, shown in zip(confusion_shares(pairs, names), has_score, strict=True)
         ],
         names,
         scale=ColorScale(0.0, PERCENT),
@@ -116,7 +116,7 @@ def _routing(document: Document) -> Iterator[Section]:
 
 
 def _curves(registry: Registry, document: Document) -> Iterator[Section]:
-    """Of tasks that were trained: a closed form alone has no curve."""
+    """Yield the curves of tasks that were trained; a head fitted in closed form has none."""
     names, curves = {task["delta"]: task["task"] for task in document["per_task"]}, dict[str, list[float]]()
     for score in registry.scores(learned_in=document["stream"], split="validation", mode="curve"):
         curves.setdefault(names[score.delta], []).append(score.value)
@@ -135,9 +135,9 @@ def _lineage(registry: Registry, document: Document) -> Iterator[Section]:
     columns = ("delta", "came from", "how", "weight", "score", "from scratch", "gain")
     rows = []
     for edge in edges:
-        own = tasks[edge["delta"]]
-        how = (edge["delta"], edge["parent"], edge["kind"].replace("_", " "), edge["weight"])
-        rows.append((*how, own["score"], own["scratch_score"], transfer_gain(own)))
+        task = tasks[edge["delta"]]
+        link = (edge["delta"], edge["parent"], edge["kind"].replace("_", " "), edge["weight"])
+        rows.append((*link, task["score"], task["scratch_score"], transfer_gain(task)))
     alone = len(tasks) - len({edge["delta"] for edge in edges})
     text = f"{alone} of {len(tasks)} tasks came from no other. An arrow leads from a delta to what came from it."
     caption = "Warm starts; gain: over training from scratch, where that was trained too"

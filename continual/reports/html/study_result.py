@@ -1,4 +1,4 @@
-"""The result of a study: tables, metrics and the sections of its page."""
+"""The result of a study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,24 @@ from continual.reports.html import Section, Table
 
 @dataclass(frozen=True)
 class Result:
-    """What a study came to: sections of text, tables and figures, and the few numbers that sum it up, by name."""
+    """The result of a study.
+
+    Attributes:
+        sections: Sections of its page, with text, tables and figures.
+        metrics: The few numbers that sum it up, by name.
+    """
 
     sections: tuple[Section, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tables(self) -> dict[str, Table]:
+        """Tables by the titles of their sections."""
         return {section.title: section.table for section in self.sections if section.table}
 
     @property
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """The tables as JSON."""
+        """Tables as JSON: a list of rows by the title of the section."""
         return {
             title: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
             for title, table in self.tables.items()
@@ -30,4 +36,5 @@ class Result:
 
     @property
     def figures(self) -> dict[str, Figure]:
+        """Figures by the titles of their sections."""
         return {section.title: section.figure for section in self.sections if section.figure}

@@ -1,4 +1,4 @@
-"""A page as a file."""
+"""Write pages to files."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +9,11 @@ from tasks.errors import InputError
 
 
 def check_writable(file: Path) -> None:
-    """Raise InputError unless `write_page` could write a file: what it takes long to make should have a place."""
+    """Check, before a page is computed, that `write_page` can write the file.
+
+    Raises:
+        InputError: It cannot.
+    """
     try:
         if file.exists() and not file.is_file():
             raise InputError(f"{file} is no file that a page could replace. Give the name of one, such as report.html.")
@@ -20,9 +24,10 @@ def check_writable(file: Path) -> None:
 
 
 def write_page(file: Path, html: str) -> None:
-    """Write a page to a file, all of it or nothing: a file that is there keeps what it says until then.
+    """Write a page to a file atomically; an existing file is replaced only by the complete page.
 
-    Raises InputError where it cannot be written.
+    Raises:
+        InputError: The file cannot be written.
     """
     check_writable(file)
     try:
