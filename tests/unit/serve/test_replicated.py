@@ -1,4 +1,4 @@
-"""Which group a request is of, and that replicas take up champions in turn."""
+"""Affinity groups of requests, and replicas that refresh one after another."""
 
 import asyncio
 import json
@@ -55,36 +55,41 @@ def test_what_names_no_task_is_of_no_group(path: str, body: Any) -> None:
 
 
 class Handle:
-    """Replicas that are behind; some of them fail to look."""
+    """A handle of replicas that are stale, of which some fail to refresh."""
 
-    def __init__(self, *behind: str, fails: Sequence[str] = ()) -> None:
-        self.behind, self.fails, self.taking, self.took, self.most = [*behind], fails, 0, list[str](), 0
+    def __init__(self, *stale: str, fails: Sequence[str] = ()) -> None:
+        self.stale, self.fails = [*stale], fails
+        self.refreshing, self.refreshed, self.max_refreshing = 0, list[str](), 0
 
-    def broadcast(self, method: str, *given: str) -> "Handle":
-        self.asked = method, given
+    def broadcast(self, method: str, *arguments: str) -> "Handle":
+        self.call = method, arguments
         return self
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-        method, given = self.asked
+        method, arguments = self.call
         if method == "is_stale":
-            return [*self.behind, None]
-        self.taking, (name,) = self.taking + 1, given
-        self.most = max(self.most, self.taking)
+            return [*self.stale, None]
+        self.refreshing, (name,) = self.refreshing + 1, arguments
+        self.max_refreshing = max(self.max_refreshing, self.refreshing)
         await asyncio.sleep(0)
-        self.taking -= 1
-        self.took.append(name)
+        self.refreshing -= 1
+        self.refreshed.append(name)
         return [RuntimeError(f"{name} died") if name in self.fails else True, False]
 
 
 def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
-    async def told() -> list[bool | BaseException]:
-        turns = RollingRefresh(handle, poll=1)
-        return await asyncio.gather(turns.refresh_all(), turns.refresh_all(), return_exceptions=True)
+    async def refresh_twice() -> list[bool | BaseException]:
+        rolling_refresh = RollingRefresh(handle, poll=1)
+        return await asyncio.gather(
+            rolling_refresh.refresh_all(), rolling_refresh.refresh_all(), return_exceptions=True
+        )
 
     handle = Handle("a", "b", "c", fails=["b"])
-    assert [str(said) for said in asyncio.run(told())] == ["b died"] * 2, "who asked is told, when all had their turn"
-    assert handle.took == ["a", "b", "c"] * 2
-    assert handle.most == 1
+    assert [str(error) for error in asyncio.run(refresh_twice())] == ["b died"] * 2, (
+        "the failure is raised after all had their turn"
+    )
+    assert handle.refreshed == ["a", "b", "c"] * 2
+    assert handle.max_refreshing == 1
 
 
 def test_where_nobody_is_behind_nothing_changes() -> None:
@@ -94,7 +99,7 @@ def test_where_nobody_is_behind_nothing_changes() -> None:
 def test_a_replica_that_hangs_is_not_waited_for() -> None:
     class Hanging(Handle):
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-            if self.asked[0] == "refresh" and self.asked[1] == ("b",):
+            if self.call[0] == "refresh" and self.call[1] == ("b",):
                 assert timeout_s < float("inf")
                 raise TimeoutError("too long")  # as Ray Serve does then
             return await super().results_async(timeout_s=timeout_s, return_exceptions=return_exceptions)
@@ -102,11 +107,11 @@ def test_a_replica_that_hangs_is_not_waited_for() -> None:
     handle = Hanging("a", "b", "c")
     with pytest.raises(TimeoutError):
         asyncio.run(RollingRefresh(handle, poll=1).refresh_all())
-    assert handle.took == ["a", "c"]
+    assert handle.refreshed == ["a", "c"]
 
 
 @pytest.mark.parametrize(
-    ("status", "fingerprints", "said"),
+    ("status", "fingerprints", "message"),
     [
         ("RUNNING", ["a" * 20, "b" * 20], f"fingerprints {'a' * 12}, {'b' * 12}"),
         ("DEPLOY_FAILED", [], "no replica could begin: InputError: why"),
@@ -115,7 +120,7 @@ def test_a_replica_that_hangs_is_not_waited_for() -> None:
     ],
 )
 def test_replicas_that_do_not_come_to_be_ready_are_refused(
-    status: str, fingerprints: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+    status: str, fingerprints: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ready:
         def broadcast(self, method: str) -> "Ready":
@@ -124,16 +129,16 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
         def results(self, *, timeout_s: float) -> list[str]:
             return fingerprints
 
-    found = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
+    application = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
     monkeypatch.setattr(deployment, "STARTUP_TIMEOUT", 0.01)
     monkeypatch.setattr(deployment.serve, "run_many", lambda targets, **options: [Ready()])
-    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications={"two": found}))
-    with pytest.raises(InputError, match=said):
-        deployment._start(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))  # type: ignore[arg-type]
+    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications={"two": application}))
+    with pytest.raises(InputError, match=message):
+        deployment._start(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))
 
 
 @pytest.mark.parametrize(
-    ("looked", "status", "says"),
+    ("results", "status", "message"),
     [
         ([None, RegistryError("the database is away")], 503, "the database is away"),
         ([TimeoutError()], 504, "did not answer in time"),
@@ -141,20 +146,20 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
         (["a", None], 200, '{"changed":true}'),
     ],
 )
-def test_a_refresh_answers_for_all(looked: list[Any], status: int, says: str) -> None:
-    class Looked(Handle):
+def test_a_refresh_answers_for_all(results: list[Any], status: int, message: str) -> None:
+    class RefreshHandle(Handle):
         response = property(lambda self: SimpleNamespace(remote=self._response))
 
-        async def _response(self, told: Any, body: bytes) -> ReplicaResponse:
+        async def _response(self, scope: Any, body: bytes) -> ReplicaResponse:
             return ReplicaResponse("a", 200, [], b'{"changed": false}')
 
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-            return looked if self.asked[0] == "is_stale" else [True]
+            return results if self.call[0] == "is_stale" else [True]
 
-    async def asked() -> Response:
-        app = create_gateway(Looked(), local=False, limits=Limits(), poll=1, groups=16)
-        async with AsyncClient(transport=ASGITransport(app), base_url="http://face") as client:
+    async def post_refresh() -> Response:
+        app = create_gateway(RefreshHandle(), local=False, limits=Limits(), poll=1, groups=16)
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://gateway") as client:
             return await client.post("/v1/refresh")
 
-    answer = asyncio.run(asked())
-    assert (answer.status_code, says in answer.text) == (status, True), answer.text
+    answer = asyncio.run(post_refresh())
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text

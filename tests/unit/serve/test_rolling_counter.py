@@ -1,4 +1,4 @@
-"""What came in each of the last seconds, by a clock that the test turns."""
+"""Counts per second of the last minute, by a clock that the test sets."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,19 +8,21 @@ from continual.serve.core.metrics import WINDOW_SECONDS, RollingCounter
 steps = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 9)), max_size=40)
 
 
-@given(steps=steps, began=st.floats(0, 1e6), later=st.floats(0, 90))
-def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]], began: float, later: float) -> None:
-    now = began
+@given(steps=steps, start=st.floats(0, 1e6), later=st.floats(0, 90))
+def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]], start: float, later: float) -> None:
+    now = start
     recent = RollingCounter(clock=lambda: now)
-    came = []
+    added = []
     for wait, count in steps:
         now += wait
         recent.add(count)
-        came.append((int(now), count))
+        added.append((int(now), count))
     now += later
-    expected = [sum(n for at, n in came if at == second) for second in range(int(now) - WINDOW_SECONDS, int(now))]
+    expected = [
+        sum(n for moment, n in added if moment == second) for second in range(int(now) - WINDOW_SECONDS, int(now))
+    ]
     assert recent.by_second() == expected
-    assert recent.uptime == now - began
+    assert recent.uptime == now - start
 
 
 def test_what_is_older_is_forgotten() -> None:
