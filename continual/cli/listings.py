@@ -44,7 +44,7 @@ def lineage(
     descendants: Annotated[
         bool, typer.Option("--descendants", help="List the deltas that came from this one instead.")
     ] = False,
-    depth: Annotated[int | None, typer.Option(min=1, help="Steps at most from the delta.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Maximum number of steps from the delta.")] = None,
     dot: Annotated[bool, typer.Option("--dot", help="Print a graph for Graphviz.")] = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a graph for Mermaid.")] = False,
 ) -> None:

@@ -32,7 +32,7 @@ out = Console()
 err = Console(stderr=True)  # progress and messages; standard output holds only the answer
 
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="A name (minilm), a hub id or a folder.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Rows at most.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of rows.")]
 AfterName = Annotated[str | None, typer.Option("--after", help="The name in the last row of the previous page.")]
 AfterRow = Annotated[int | None, typer.Option("--after", min=1, help="The id of the last row of the previous page.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the result as an HTML page.")]

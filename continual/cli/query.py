@@ -8,7 +8,9 @@ import typer
 from continual.cli.options import AfterName, AfterRow, CommonOptions, Limit, TaskName, app, command, print_rows
 from tasks.errors import InputError
 
-query = typer.Typer(help="Query scores, changes, costs and provenance; see docs/reference/registry-views.md.", no_args_is_help=True)
+query = typer.Typer(
+    help="Query scores, changes, costs and provenance; see docs/reference/registry-views.md.", no_args_is_help=True
+)
 app.add_typer(query, name="query")
 
 Metric = Annotated[str | None, typer.Option("--metric", help="Only scores by this metric, such as accuracy.")]

@@ -40,16 +40,16 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks for new champions and keys.")] = 2.0,
-    rows: Annotated[int, typer.Option(min=1, help="Inputs at most in one request.")] = 1024,
-    waiting: Annotated[int, typer.Option(min=1, help="Inputs of all requests that may wait.")] = 8192,
+    rows: Annotated[int, typer.Option(min=1, help="Maximum number of inputs in one request.")] = 1024,
+    waiting: Annotated[int, typer.Option(min=1, help="Maximum number of inputs, of all requests, that wait.")] = 8192,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
-    slots: Annotated[int, typer.Option(min=1, help="Deltas on the device at once.")] = 256,
+    slots: Annotated[int, typer.Option(min=1, help="Maximum number of deltas on the device.")] = 256,
     abstain: AbstentionRate = FALSE_ABSTENTION_RATE,
     router: RouterName = "auto",
     backbone: BackboneName = None,
     replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="Answer by so many replicas, through Ray Serve; by default in one process."),
+        typer.Option(min=1, help="Number of replicas, placed by Ray Serve; by default this process answers alone."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Address of the replicas' Ray cluster; by default a new one on this machine.")

@@ -18,8 +18,8 @@ class CompletionOptions(BaseModel):
         temperature: 0 or absent.
         top_p: 1 or absent.
         n: 1 or absent.
-        max_tokens: Tokens at most in the answer.
-        max_completion_tokens: Tokens at most in the answer; before `max_tokens`.
+        max_tokens: Maximum number of tokens in the answer.
+        max_completion_tokens: Maximum number of tokens in the answer; takes precedence over `max_tokens`.
         stream: Send the answer as server-sent events while it is generated.
         seed: Ignored: answers do not depend on chance.
         user: Ignored.
@@ -39,7 +39,7 @@ class CompletionOptions(BaseModel):
 
     @property
     def max_new_tokens(self) -> int | None:
-        """Tokens at most in the answer, None for no limit beside the task's own."""
+        """Maximum number of tokens in the answer; None for no limit beside the task's own."""
         return self.max_completion_tokens or self.max_tokens
 
 

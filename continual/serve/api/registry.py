@@ -10,7 +10,7 @@ from continual.serve.core.error_responses import openapi_error_responses
 from registry import Registry
 
 Rows = list[dict[str, Any]]
-Limit = Annotated[int | None, Query(ge=1, le=10_000, description="Rows at most.")]
+Limit = Annotated[int | None, Query(ge=1, le=10_000, description="Maximum number of rows.")]
 After = Annotated[str | None, Query(description="The name in the last row of the previous page.")]
 
 
