@@ -1,7 +1,7 @@
-"""Deltas: the small change of a frozen backbone that one task owns, and its exact application and removal.
+"""Deltas: small changes of a frozen backbone, one per task, and their exact application and removal.
 
-A method (`method`, `methods`) is a tuple of edits (`edit`); each edit is a form (`protocols`, `forms`) at a site, what
-it reads, and a composition (`compose`). A delta (`delta`) holds the learned values of the edits (`values`) and a head;
+A method (`method`, `methods`) is a tuple of edits (`edit`); each edit is a form (`protocols`, `forms`) at a site, with
+an input and a composition (`compose`). A delta (`delta`) holds the learned values of the edits (`values`) and a head;
 `injection` applies one delta, or many in a mixed batch, to a backbone.
 """
 

@@ -69,7 +69,7 @@ def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
 
 
 def _average_heads(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | None:
-    """Average the heads with the first head's labels and pooling, in its order; None where the first has no head.
+    """Average the heads with the first head's labels and pooling, in its order; None without a first head.
 
     The weights of the deltas that take part are rescaled to sum to one.
     """

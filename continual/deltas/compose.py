@@ -1,9 +1,10 @@
-"""Composition: an edit's change is added to the output of its site, multiplied with it, or put in front of it.
+"""Composition of an edit's change with the output of its site: addition, product or concatenation.
 
 Compose is one of the four axes of He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning"
-(arXiv:2110.04366), who use addition, h ← h + s · Δh. (IA)³ and norms multiply, prompts and prefixes concatenate.
-The other three axes are the *site*, the representation that is modified (`continual.backbones.sites`), the *form*, the
-function that computes the change (`continual.deltas.protocols`), and what it *reads* (`continual.deltas.edit`, where
+(arXiv:2110.04366), who use addition, h ← h + s · Δh. (IA)³ and norms multiply, prompts and prefixes concatenate. The
+other three axes are the *site*, the representation that is modified (`continual.backbones.sites`), the *form*, the
+function that computes the change (`continual.deltas.protocols`), and the input it *reads* (`continual.deltas.edit`,
+where
 the four are combined):
 
     y  ←  compose(y, form(values, x or y))

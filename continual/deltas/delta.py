@@ -20,7 +20,9 @@ MAX_RELATIVE_ERROR = 2**-10  # of a tensor's norm; numbers in float16's full ran
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on the pooled vector, or on each token's state: outputs [..., C] = states [..., D] Wᵀ + b.
+    """A linear head: outputs [..., C] = states [..., D] Wᵀ + b.
+
+    The states are one pooled vector per row, or one state per token.
 
     Attributes:
         weight: W [C, D].
@@ -207,7 +209,7 @@ def _pop_head(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Head |
 
 
 def round_to_float16(value: Tensor) -> Tensor:
-    """Round v [...] to the nearest float16 numbers v', in v's dtype, if ‖v − v'‖ < 2⁻¹⁰ ‖v‖; else return v.
+    """Round v [...] to the nearest float16 numbers v', in its dtype, if ‖v − v'‖ < 2⁻¹⁰ ‖v‖; else keep v.
 
     So tensors with values beyond float16's range, below it, or NaN stay as they are, and so do integers.
     """

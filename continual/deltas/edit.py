@@ -103,7 +103,7 @@ class Edit:
         where: the choice among the site's places; all of them where it is None.
         stages: the stages of training in which the edit is trained, all else fixed; a form with final values
             (`HasFinalForm`) takes them after the first of these stages.
-        added_tokens: how many positions of the backbone the edit takes from the text.
+        added_tokens: number of the backbone's positions that the edit takes from the text.
         optional: whether the edit is left out on a family without the site; otherwise that is an error.
     """
 

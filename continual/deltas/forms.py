@@ -109,9 +109,10 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """f(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M]: 2MD + D + M parameters where E = D.
+    """f(x W_downᵀ + b_down) W_upᵀ + b_up with W_down [M, D] and W_up [E, M].
 
-    Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751). Biases start at zero.
+    2MD + D + M parameters where E = D. Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP"
+    (arXiv:1902.00751). Biases start at zero.
 
     Attributes:
         size: M.
@@ -144,7 +145,7 @@ class Bottleneck:
         return F.linear(hidden, values["up"], values["up_bias"])
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
-        """Return the values in the size of `round_up_size`, padded with units whose weights are zero; up is scaled."""
+        """Return the values in the size of `round_up_size`, padded with zero units; `scale` goes into up."""
         size = round_up_size(self.size)
         missing = size - self.size
         return Bottleneck(size, None, self.activation), {

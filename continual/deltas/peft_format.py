@@ -1,4 +1,4 @@
-"""PEFT's adapter format, without the parts of single methods: adapters, their checks, and the placement of edits.
+"""PEFT's adapter format, without the parts of single methods.
 
 The names of a method's tensors and settings in PEFT (Mangrulkar et al. 2022) are in the method's own file: a method
 with a PEFT equivalent satisfies `PeftFormat`. Reading and writing of folders is in `continual.exchange`.
@@ -79,7 +79,7 @@ class PeftAdapter:
     tensors: Mapping[str, Tensor]
 
     def require_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise ExchangeError unless the tensors have exactly these names and shapes; the message lists all problems.
+        """Raise ExchangeError, which lists all problems, unless names and shapes are exactly these.
 
         Raises:
             ExchangeError: missing, unexpected or misshapen tensors.
@@ -99,7 +99,7 @@ class PeftAdapter:
             )
 
     def require_supported_config(self, *supported: str) -> None:
-        """Raise ExchangeError if a setting outside `supported` and `NEUTRAL_CONFIG_KEYS` switches a feature on.
+        """Raise ExchangeError if a key outside `supported` and `NEUTRAL_CONFIG_KEYS` enables a feature.
 
         Args:
             supported: config keys that the caller interprets.

@@ -38,7 +38,10 @@ Values = Mapping[str, Tensor]  # the learned tensors of one edit at one place; i
 
 
 class Form(Protocol):
-    """A pure function of one row's hidden states and learned values, so rows with different values can be mixed."""
+    """A pure function of one row's hidden states and learned values.
+
+    Purity allows a batch of rows with different values.
+    """
 
     @property
     def identity(self) -> IdentityAtInit:
@@ -113,7 +116,7 @@ class Averageable(Protocol):
     """A form that can add up the changes of several sets of values, also of different sizes."""
 
     def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Return values of the form's own size whose change is, as nearly as possible, Σ_k weights_k · change_k."""
+        """Return values of the form's own size whose change best approximates Σ_k weights_k · change_k."""
         ...
 
 
@@ -122,13 +125,13 @@ class Canonicalizable(Protocol):
     """A form that can be rewritten as another one, or in another size, that more deltas have in common."""
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> "tuple[Form, dict[str, Tensor]] | None":
-        """Return a form and values whose change is `scale` times the change of `values`; None for no rewriting."""
+        """Return a form and values whose change is `scale` times that of `values`; None for no rewriting."""
         ...
 
 
 @runtime_checkable
 class BatchedForm(Protocol):
-    """A form that changes many rows at once, each by its own values; other forms are called delta by delta."""
+    """A form that changes many rows at once, each by its own values, instead of delta by delta."""
 
     def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
         """Compute the change [B, T, d_out] of `inputs` [B, T, d_read], row by row.
@@ -186,7 +189,7 @@ class Mergeable(Protocol):
 
 @cache
 def implements(cls: type, protocol: type) -> bool:
-    """Return whether a class has the methods of a runtime-checkable protocol; cached, as the check is slow."""
+    """Return whether a class has the methods of a runtime-checkable protocol; cached, since slow."""
     return issubclass(cls, protocol)
 
 

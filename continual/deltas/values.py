@@ -1,4 +1,4 @@
-"""The values of a delta's edits in one backbone: their names, initialization, final form and compatibility.
+"""Values of a delta's edits in one backbone: keys, initialization, final form and compatibility.
 
 A value's key is `place/number of the edit/name`, such as `layer.0.attn.q/0/A`; the part before the last slash is its
 *prefix*. Values that all places of an edit share have `shared` for the place.
@@ -76,7 +76,7 @@ def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
 
 
 def value_keys(values: Values, prefix: str) -> dict[str, str]:
-    """Return the keys of the values of one edit at one place by their names in the form, shared values included.
+    """Return the keys of the values of one edit at one place, shared ones included, by name in the form.
 
     >>> keys = ("layer.0.attn.q/0/A", "layer.1.attn.q/0/A", "shared/0/theta")
     >>> value_keys(dict.fromkeys(keys, torch.zeros(1)), "layer.1.attn.q/0")
@@ -177,7 +177,7 @@ def can_warm_start_from(backbone: Backbone, delta: Delta, settings: MethodSettin
 
 
 def can_be_retrained(backbone: Backbone, settings: MethodSettings) -> bool:
-    """Return whether stored values of this method can be trained again: they have the shapes of fresh ones."""
+    """Return whether stored values of a method can be trained again: they have the shapes of fresh ones."""
     initial, *_, final = _shapes_by_stage(backbone, settings)
     return initial == final
 

@@ -107,7 +107,7 @@ def write_head(folder: Path, head: Head) -> None:
 
 
 def read_head(folder: Path, *, hidden_size: int) -> Head | None:
-    """Read the head of a folder: weight [C, D] and bias [C] in float32; None where there are no files of a head.
+    """Read a head, weight [C, D] and bias [C] in float32; None where the folder has no files of a head.
 
     Args:
         folder: the folder.

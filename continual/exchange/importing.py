@@ -23,8 +23,6 @@ from continual.kinds import (
     kind_of,
 )
 from continual.kinds.classification import Classification
-from continual.kinds.regression import Regression
-from continual.kinds.template import TemplateClassification
 from continual.learning.champion_contest import contest_champion
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.learning.record import backbone_record, data_record, delta_record, task_record
@@ -70,7 +68,7 @@ def import_delta(
             ForwardContext(task_backbone, delta, rows) for rows in (prepared.train, prepared.validation)
         )
         delta = replace(delta, head=kind.closed_form_start(train, validation).head)
-    labels = kind.labels if isinstance(kind, Classification | TemplateClassification) else ()
+    labels = kind.registered_labels
     return _register(
         task_backbone,
         registry,
@@ -82,7 +80,7 @@ def import_delta(
 
 
 def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | None) -> None:
-    """Raise ExchangeError for an adapter of another model, by its fingerprint or else the last part of its name."""
+    """Raise ExchangeError for another model's adapter, by fingerprint or else the last part of the name."""
     if origin is not None:
         if origin.backbone != backbone.fingerprint:
             raise ExchangeError(
@@ -106,7 +104,7 @@ def _short_name(name: str) -> str:
 def _kind(
     backbone: Backbone, task: TaskRecord, origin: ExportOrigin | None, *, head: Head | None, data: TaskData | None
 ) -> Kind[Any]:
-    """Return the kind of task: from the rows, else from the export's origin, else from a classification's head.
+    """Return the kind of task: from the rows, else the export's origin, else a classification's head.
 
     Raises:
         ExchangeError: there is none of the three, or the kind is not the registered task's.
@@ -146,11 +144,11 @@ def _task_head(kind: Kind[Any], backbone: Backbone, head: Head | None) -> Head |
             "import it as the task that it was trained for"
         )
     ordered = head.reorder_labels(zero_head.labels)
-    return kind.to_standard_units(ordered) if isinstance(kind, Regression) else ordered
+    return kind.to_standard_units(ordered)
 
 
 def _with_method(data: TaskData, method: str, settings: MethodSettings) -> TaskData:
-    """Return the task with the adapter's method, which determines how many tokens remain for its texts."""
+    """Return the task with the adapter's method, which may leave its texts fewer tokens."""
     spec_method = Method.model_validate({"name": method, **settings.model_dump(mode="json")})
     return replace(data, spec=data.spec.model_copy(update={"method": spec_method}))
 

@@ -55,7 +55,9 @@ def merge_obstacle(settings: MethodSettings) -> str | None:
 
 @torch.no_grad()
 def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
-    """Return a copy of the backbone's model with the delta's change in its weights, and compare their outputs.
+    """Return a copy of the backbone's model with the delta's change in its weights.
+
+    The copy's outputs are compared with the backbone's under the delta.
 
     Returns:
         A `transformers.PreTrainedModel`, with its language modelling head where the backbone has one.
@@ -101,7 +103,7 @@ def _merge_into_output(delta: Delta, step: _Step) -> None:
 
 
 def _merge_into_input(delta: Delta, step: _Step) -> None:
-    """Change the weight [E, D] and bias of the module that reads: W (γ ⊙ x + a) + b = (W diag γ) x + (W a + b)."""
+    """Change weight [E, D] and bias of the reader: W (γ ⊙ x + a) + b = (W diag γ) x + (W a + b)."""
     weight, bias = step.target.weight, step.target.bias
     gain, shift = _compose(delta, step, AffineMap(torch.ones_like(weight[0]), None))
     if shift is not None:
@@ -135,7 +137,7 @@ def _compose(delta: Delta, step: _Step, module_map: AffineMap) -> tuple[Tensor, 
 
 
 def _require_equal_outputs(backbone: Backbone, delta: Delta, merged: Backbone) -> None:
-    """Raise ExchangeError if outputs differ: a module is not the affine map it seems to be, or shares its weight."""
+    """Raise ExchangeError if outputs differ, as when a module is not affine or shares its weight."""
     with attached(backbone, delta):
         expected = _sample_outputs(backbone, hidden_states=delta.head is not None)
     difference = (_sample_outputs(merged, hidden_states=delta.head is not None) - expected).abs().max()
@@ -144,7 +146,7 @@ def _require_equal_outputs(backbone: Backbone, delta: Delta, merged: Backbone) -
 
 
 def _sample_outputs(backbone: Backbone, *, hidden_states: bool) -> Tensor:
-    """Compute the last hidden states [1, 8, D] of eight tokens, or the language model's logits [1, 8, vocabulary]."""
+    """Compute hidden states [1, 8, D], or the language model's logits [1, 8, vocabulary], of 8 tokens."""
     ids = torch.arange(8, device=backbone.device)[None] + 4
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if hidden_states:

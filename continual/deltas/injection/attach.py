@@ -1,6 +1,6 @@
-"""Attach a delta to a backbone for the duration of a `with` block: the one piece of code that hooks a model.
+"""Attach deltas to a backbone inside a `with` block: the only code that hooks a model.
 
-Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of what an edit reads and changes.
+Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of an edit's input and change.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,10 @@ Kwargs = dict[str, Any]
 
 @contextmanager
 def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[None]:
-    """Route every forward pass inside the block through a delta's edits; afterwards the model is as it was, bit by bit.
+    """Route every forward pass inside the block through a delta's edits.
 
-    The tensors of deltas never become part of the model: `backbone.model.parameters()` is the same inside.
+    Afterwards the model is as it was, bit by bit. The tensors of deltas never become part of the model:
+    `backbone.model.parameters()` is the same inside.
 
     Args:
         backbone: the model that is hooked.

@@ -18,7 +18,7 @@ from continual.errors import DeltaError
 
 
 class Bank:
-    """A least-recently-used cache of at most `slots` deltas of one backbone, from which mixed batches are formed.
+    """A least-recently-used cache of at most `slots` deltas, from which mixed batches are formed.
 
     The tensors of a stack double when its slots are full, and are freed when it is empty.
     """
@@ -32,7 +32,7 @@ class Bank:
 
     @staticmethod
     def can_batch(backbone: Backbone, delta: Delta) -> bool:
-        """Return whether the delta can share a batch: no edit is at a module shared by all rows (`Place.is_shared`)."""
+        """Return whether the delta can share a batch: none of its places has `Place.is_shared`."""
         return not any(place.is_shared for place, _, _ in iterate_edits(backbone, delta.settings))
 
     def __contains__(self, name: str) -> bool:
@@ -54,7 +54,7 @@ class Bank:
             backbone: the bank's backbone with edits where this delta has them, if elsewhere than in the bank's.
 
         Raises:
-            DeltaError: the delta does not fit the backbone, it changes what all rows of a batch share, or every other
+            DeltaError: the delta does not fit the backbone, it changes a module that all rows share, or every other
                 delta is `beside` it.
         """
         backbone = backbone or self._backbone

@@ -81,7 +81,7 @@ def layout_of(backbone: Backbone, delta: Delta) -> DeltaLayout:
 
 
 def pool_values(layout: DeltaLayout) -> tuple[DeltaLayout, list[Tensor]]:
-    """Move the values into the memory of pools, and their gradients into the memory of the pools' gradients.
+    """Move the values into the memory of pools, and their gradients into that of the pools' gradients.
 
     Values and pools are both leaves: a loss computed from either adds to the same gradient, and an optimiser's step on
     a few pools is a step on all values.
@@ -105,8 +105,8 @@ def pool_values(layout: DeltaLayout) -> tuple[DeltaLayout, list[Tensor]]:
 def canonical_layout(layout: DeltaLayout) -> DeltaLayout:
     """Rewrite a delta in forms and sizes that most deltas have in common, for inference only.
 
-    The changes are the same. Scales go into the values, and what only concerns training (stages, filters) is dropped,
-    so that more deltas have one structure.
+    The changes are the same. Scales go into the values, and fields that only concern training (stages, filters) are
+    dropped, so that more deltas have one structure.
     """
     steps: list[EditStep] = []
     names: list[ValueNames] = []
@@ -126,7 +126,7 @@ def canonical_layout(layout: DeltaLayout) -> DeltaLayout:
 
 
 def _canonical_step(place: Place, edit: Edit, values: Values) -> tuple[Edit, Values] | None:
-    """Return the canonical edit and its values, the scale of an addition moved into the values; None for none."""
+    """Return the canonical edit and values, an addition's scale moved into the values; None for none."""
     if not isinstance(edit.form, Canonicalizable):
         return None
     scale = edit.compose.scale if isinstance(edit.compose, Add) else 1

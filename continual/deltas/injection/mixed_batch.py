@@ -84,7 +84,7 @@ class MixedBatch:
 
 
 def stack_deltas(layout: DeltaLayout, pools: Sequence[Tensor]) -> DeltaStack:
-    """Return the stack of deltas with one layout, whose values are in `pools` [L, S, …], in its groups' order."""
+    """Return a stack of deltas of one layout, with values in `pools` [L, S, …], in its groups' order."""
     place_of = {key: (pool, number) for pool, keys in enumerate(layout.pool_groups) for number, key in enumerate(keys)}
     pool_index = [{name: place_of[key] for name, key in names.items()} for names in layout.names]
     return DeltaStack(layout.steps, tuple(pools), tuple(pool_index))
@@ -113,7 +113,7 @@ class SlotRuns:
         return cls(tuple(slot for slot, _ in runs), (0, *accumulate(lengths)), index)
 
     def covers_all_slots(self, slots: int) -> bool:
-        """Return whether the gathered values are those of all `slots` slots in order, so nothing need be copied."""
+        """Return whether the gathered slots are all `slots` slots in order, so nothing need be copied."""
         return len(self.index) == len(self.slots) == slots and self.slots == tuple(range(slots))
 
     @property
@@ -123,7 +123,7 @@ class SlotRuns:
 
 
 class _GatheredValues:
-    """The values of a batched call: of all layers gathered beforehand, or of each layer when it is reached."""
+    """Values of a batched call, gathered for all layers beforehand, or for each layer when it is reached."""
 
     def __init__(self, pools: Sequence[Tensor], runs: SlotRuns) -> None:
         self._pools, self._runs = pools, runs

@@ -1,6 +1,6 @@
 """An edit bound to a place, to values and to rows of a batch: the function that a hook applies.
 
-Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of what an edit reads and changes.
+Shapes: B rows of a batch, T tokens, d_read and d_out the last dimensions of an edit's input and change.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class PlacedEdit:
 
         Args:
             tensor: the representation that is modified, [B, T, d_out].
-            inputs: what the form reads, [B, T, d_read].
+            inputs: the input of the form, [B, T, d_read].
 
         Returns:
             The new representation, [B, T, d_out].

@@ -1,4 +1,4 @@
-"""Prefix attention: learned keys and values before those of the text, in any model with dispatched attention.
+"""Prefix attention: learned keys and values before those of the text, in any model.
 
 Transformers looks attention functions up by a name in the model's configuration (`AttentionInterface`). Inside
 `prepend_keys_values` that name is `ATTENTION_NAME`: a function that concatenates the delta's keys and values, extends
@@ -100,9 +100,10 @@ def _prefix(edits: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def _extend_mask(mask: Tensor | None, padding: Tensor | None, *, prefix_length: int, text_length: int) -> Tensor | None:
-    """Extend an attention mask [B, 1, Q, T] to [B, 1, Q, P + T], prefixes visible to every query but for padding.
+    """Extend an attention mask [B, 1, Q, T] by the prefixes to [B, 1, Q, P + T].
 
-    The mask is boolean, or added to the scores; None, before and after, where every query attends to everything.
+    Every query attends to the prefix of its row, but not to padding. The mask is boolean, or added to the scores; None,
+    before and after, where every query attends to everything.
     """
     if padding is None:
         return (

@@ -15,10 +15,10 @@ from continual.deltas.methods.layer_norm import norm_edits
 
 
 class Adapter(MethodSettings):
-    """y ← y + W_up f(W_down y + b_down) + b_up after the last projection of attention and of feed-forward.
+    """Adapter: y ← y + W_up f(W_down y + b_down) + b_up after attention and after feed-forward.
 
-    The sum is computed before dropout, residual and norm; the norms are trained too.
-    Parameters: 2MD + D + M per adapter and 2D per norm. Houlsby et al. (2019), arXiv:1902.00751.
+    The adapter follows the last projection of each block, and is computed before dropout, residual and norm; the norms
+    are trained too. Parameters: 2MD + D + M per adapter and 2D per norm. Houlsby et al. (2019), arXiv:1902.00751.
 
     Attributes:
         size: M.
@@ -40,8 +40,9 @@ class Adapter(MethodSettings):
 
 
 class PfeifferAdapter(MethodSettings):
-    """y ← y + W_up f(W_down y + b_down) + b_up after the last projection of the feed-forward only; norms are frozen.
+    """Pfeiffer adapter: y ← y + W_up f(W_down y + b_down) + b_up after the feed-forward only.
 
+    The adapter follows the last projection of the feed-forward; norms are frozen.
     Parameters: 2MD + D + M per layer. Pfeiffer et al. (2021), "AdapterFusion", arXiv:2005.00247, who selected this
     among all places and orders on held-out data.
 
@@ -64,8 +65,9 @@ class PfeifferAdapter(MethodSettings):
 
 
 class ParallelAdapter(MethodSettings):
-    """y ← y + s · (W_up f(W_down x + b_down) + b_up) beside a whole block with input x and output y.
+    """Parallel adapter: y ← y + s · (W_up f(W_down x + b_down) + b_up) beside a block.
 
+    The block, an attention or a feed-forward, has input x and output y.
     Parameters: 2MD + D + M per block. He et al. (2022), arXiv:2110.04366: beside the feed-forward and scaled by 4 it is
     their best single method, and starts without effect, as LoRA does. Unscaled it is the adapter of Zhu et al. (2021),
     arXiv:2104.08154.

@@ -7,7 +7,7 @@ from continual.deltas.method import MethodSettings
 
 
 class BitFit(MethodSettings):
-    """y ← y + b after every projection and norm: a change of its bias, or a new bias where it has none.
+    """BitFit: y ← y + b after every projection and norm, a change of its bias or a new bias.
 
     Parameters: one per output of each module. Ben Zaken et al. (2022), "BitFit", arXiv:2106.10199.
 

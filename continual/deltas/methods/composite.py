@@ -15,7 +15,7 @@ from tasks import Method
 
 
 class ParallelComposition(MethodSettings):
-    """Several methods as one delta, trained together: the edits of all parts, in their order.
+    """Union of several methods as one delta, trained together: the edits of all parts, in their order.
 
     He et al. (2022), arXiv:2110.04366, section 4.6. In a stream: `{name: union, parts: [{name: bitfit}, …]}`.
 
@@ -39,7 +39,7 @@ class ParallelComposition(MethodSettings):
 
 
 class SequentialComposition(MethodSettings):
-    """Methods one after the other: each is trained for its share of the epochs, then frozen for the next.
+    """Sequence of methods: each is trained for its share of the epochs, then frozen for the next.
 
     In a stream: `{name: sequential, parts: [{name: lora}, {name: adapter}]}`. The edits of later parts are attached
     from the start, with fresh values, so a part whose `identity` is exact changes nothing before its stage.
@@ -96,7 +96,9 @@ class MixAndMatch(MethodSettings):
 
 
 class AdapterBitFit(MethodSettings):
-    """Adapters and biases together, one of the combinations of Ding et al. (2022), "Delta Tuning", arXiv:2203.06904.
+    """Adapters and biases trained together.
+
+    One of the combinations of Ding et al. (2022), "Delta Tuning", arXiv:2203.06904.
 
     Attributes:
         size: bottleneck size of the adapters.

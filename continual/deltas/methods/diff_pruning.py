@@ -26,11 +26,11 @@ INITIAL_LOG_ALPHA = 5.0  # log α of fresh gates: nearly all open
 
 @dataclass(frozen=True)
 class HardConcreteDiff:
-    """x ΔWᵀ with ΔW = z ⊙ w [E, D], the gates z hard concrete with parameters log α; then its largest entries only.
+    """x ΔWᵀ with ΔW = z ⊙ w [E, D] and hard concrete gates z; in the end its largest entries only.
 
-    In training the gates are drawn; otherwise z is the mean gate, clamped to [0, 1]. The penalty is λ times the
-    expected number of open gates, Σ σ(log α − β log(−γ / ζ)). Final values are the largest entries of ΔW by magnitude:
-    `index`, their positions in the flattened W, and `difference`, which a second stage trains.
+    In training the gates, of parameters log α, are drawn; otherwise z is the mean gate, clamped to [0, 1]. The penalty
+    is λ times the expected number of open gates, Σ σ(log α − β log(−γ / ζ)). Final values are the largest entries of ΔW
+    by magnitude: `index`, their positions in the flattened W, and `difference`, which a second stage trains.
 
     Attributes:
         share: fraction of the entries of ΔW in the final values, at least one entry.
@@ -91,8 +91,9 @@ def _gates(log_alpha: Tensor) -> Tensor:
 
 
 class DiffPruning(MethodSettings):
-    """W + z ⊙ w at the projections, with few entries not zero: all are trained with gates, then the share that remains.
+    """Diff pruning: W + z ⊙ w at the projections, with few entries of z ⊙ w that are not zero.
 
+    All entries are trained with gates first, then the share that remains.
     Final parameters: twice share · d_in · d_out per projection, half of them integers. Guo et al. (2021),
     "Parameter-Efficient Transfer Learning with Diff Pruning", arXiv:2012.07463.
 

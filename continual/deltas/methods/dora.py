@@ -24,10 +24,10 @@ from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 @dataclass(frozen=True)
 class WeightDecomposed:
-    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖: the difference of W' = g ⊙ (W + s B A) to x Wᵀ.
+    """(g − 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ with g = m / ‖W + s B A‖.
 
-    m [E] starts at ‖W‖, the norms of the rows of W [E, D], so g starts at one. No gradient flows through the norm
-    (section 4.3).
+    It is the difference that W' = g ⊙ (W + s B A) makes to x Wᵀ. m [E] starts at ‖W‖, the norms of W's rows,
+    so g starts at one. No gradient flows through the norm (section 4.3).
 
     Attributes:
         rank: R.
@@ -64,7 +64,7 @@ class WeightDecomposed:
     def canonical_form(
         self, values: Values, place: Place, *, scale: float
     ) -> tuple["WeightDecomposed", dict[str, Tensor]] | None:
-        """Return A and s · B of the rank of `round_up_size`, and g [E] precomputed; None unless `scale` is one."""
+        """Return A and s · B of rank `round_up_size`, and g [E] precomputed; None unless `scale` is one."""
         if scale != 1:
             return None
         low_rank, low_rank_values = LowRank(self.rank).canonical_form(values, place, scale=self.scale)
@@ -82,7 +82,7 @@ class WeightDecomposed:
 
 
 class DoRA(MethodSettings):
-    """W' = m ⊙ (W + (alpha / rank) B A) / ‖W + (alpha / rank) B A‖, row by row, at the projections.
+    """DoRA: W' = m ⊙ (W + (alpha / rank) B A) / ‖W + (alpha / rank) B A‖, row by row, at the projections.
 
     Parameters: rank · (d_in + d_out) + d_out per projection. Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank
     Adaptation", arXiv:2402.09353.

@@ -38,7 +38,7 @@ class Full(MethodSettings):
 
 
 class LastLayer(MethodSettings):
-    """Full fine-tuning of the topmost layers only: y ← y + x ΔWᵀ + Δb at their projections, and their norms.
+    """Full fine-tuning of the topmost layers: y ← y + x ΔWᵀ + Δb at their projections, and their norms.
 
     Lee et al. (2019), "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", arXiv:1911.03090.
 
@@ -58,7 +58,7 @@ class LastLayer(MethodSettings):
 
 
 class Selective(MethodSettings):
-    """Full fine-tuning of a random share of the projections: y ← y + x ΔWᵀ + Δb at a share of the modules of `sites`.
+    """Full fine-tuning of a random share of the modules of some sites: y ← y + x ΔWᵀ + Δb.
 
     With `share: 1` all modules of the sites are trained. These are the random and the named subsets with which Ben
     Zaken et al. (2022), arXiv:2106.10199, section 4.3, and Guo et al. (2021), arXiv:2012.07463, compare their methods.
@@ -83,7 +83,7 @@ class Selective(MethodSettings):
 
 
 class Probe(MethodSettings):
-    """No edits: the head alone is trained, on frozen features.
+    """Linear probe: no edits; the head alone is trained, on frozen features.
 
     Peters et al. (2019), "To Tune or Not to Tune?", arXiv:1903.05987.
 

@@ -17,7 +17,7 @@ from continual.errors import ExchangeError
 
 
 class IA3(MethodSettings):
-    """k ← l_k ⊙ k,  v ← l_v ⊙ v,  and in the feed-forward W₂ (l_ff ⊙ f(W₁ x)); every l starts at one.
+    """(IA)³: k ← l_k ⊙ k, v ← l_v ⊙ v and, in the feed-forward, W₂ (l_ff ⊙ f(W₁ x)); l starts at one.
 
     Parameters: the widths of keys, of values and of the inner states, per layer. Liu et al. (2022), "Few-Shot
     Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638.

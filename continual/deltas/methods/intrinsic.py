@@ -1,4 +1,4 @@
-"""Intrinsic dimension: one small vector changes all weights, through a random projection that is never stored.
+"""Intrinsic dimension: one small vector changes all weights through fixed random projections.
 
 Shapes: W [E, D] the weight of a projection, d the intrinsic dimension, K blocks of size n.
 """
@@ -108,7 +108,7 @@ def _hadamard(n: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=1024)
 @torch.inference_mode(False)
 def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the signs, permutations and normal deviates of K blocks, [K, n] each; cached, as every step needs them.
+    """Draw signs, permutations and normal deviates of K blocks, [K, n] each; cached for every step.
 
     Args:
         blocks: K.
@@ -125,7 +125,7 @@ def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -
 
 
 class Intrinsic(MethodSettings):
-    """W + P θ at every projection, with θ [dimension] common to the whole model and P random and fixed.
+    """Intrinsic dimension: W + P θ at every projection, θ [dimension] common to all, P random and fixed.
 
     Parameters: dimension, and one per projection where `scaled`. Li et al. (2018), "Measuring the Intrinsic Dimension
     of Objective Landscapes", arXiv:1804.08838; Aghajanyan et al. (2021), "Intrinsic Dimensionality Explains the

@@ -21,7 +21,7 @@ def norm_edits(where: PlaceFilter | None = None) -> tuple[Edit, ...]:
 
 
 class LayerNorm(MethodSettings):
-    """y ← m ⊙ y + c after every norm, and nothing else.
+    """LayerNorm tuning: y ← m ⊙ y + c after every norm, and nothing else.
 
     Parameters: 2D per norm, D the width of a hidden state. Zhao et al. (2024), "Tuning LayerNorm in Attention",
     arXiv:2312.11420.

@@ -24,7 +24,7 @@ from continual.errors import ExchangeError
 
 
 class LoRA(MethodSettings):
-    """y ← y + (alpha / rank) · x Aᵀ Bᵀ at every projection of the blocks, or at the `sites` named.
+    """LoRA: y ← y + (alpha / rank) · x Aᵀ Bᵀ at every projection of the blocks, or at some sites.
 
     Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685, edit query and value only;
     Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that full fine-tuning is only
@@ -153,7 +153,7 @@ def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> t
 
 
 def _rank_and_scale(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Return the first pattern's that matches the end of the module's name, as in PEFT, else the common ones."""
+    """Return rank and scale of a module: of the first matching pattern, as in PEFT, else the common ones."""
     ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
     key = next((key for key in (*ranks, *alphas) if re.match(rf"(.*\.)?({key})$", module)), module)
     rank, alpha = int(ranks.get(key, config["r"])), float(alphas.get(key, config["lora_alpha"]))

@@ -22,7 +22,7 @@ SCORE_RANGE = 0.1  # width of the interval that fresh scores are drawn from
 
 
 class _StraightThroughMask(torch.autograd.Function):
-    """1 where a score is at least zero, 0 elsewhere; the gradient is passed unchanged (Bengio et al. 2013)."""
+    """1 where a score is at least zero, else 0; gradients pass unchanged (Bengio et al. 2013)."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class _StraightThroughMask(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class BinaryMask:
-    """x (W ⊙ (M − 1))ᵀ: the change of x Wᵀ by dropping the weights where M [E, D] is zero; M = 1 where scores ≥ 0.
+    """x (W ⊙ (M − 1))ᵀ: the change of x Wᵀ by dropping the weights where M [E, D] is zero.
 
-    Final values are M, eight bits to the byte.
+    M is one where the scores [E, D] are at least zero. Final values are M, eight bits to the byte.
 
     Attributes:
         dropped: fraction of the fresh scores below zero, in [0, 1).
@@ -91,10 +91,10 @@ def _unpack_bits(bits: Tensor, weight: Tensor) -> Tensor:
 
 
 class BinaryMasking(MethodSettings):
-    """y = x (M ⊙ W)ᵀ + b with a learned binary mask M and W frozen: a selection of the weights that serve the task.
+    """Binary masking: y = x (M ⊙ W)ᵀ + b with a learned binary mask M and W frozen.
 
-    Final parameters: one bit per weight of the sites. Zhao et al. (2020), "Masking as an Efficient Alternative to
-    Finetuning for Pretrained Language Models", arXiv:2004.12406.
+    The mask selects the weights that serve the task. Final parameters: one bit per weight of the sites. Zhao et al.
+    (2020), "Masking as an Efficient Alternative to Finetuning for Pretrained Language Models", arXiv:2004.12406.
 
     Attributes:
         sites: sites or groups of linear layers.

@@ -20,9 +20,10 @@ from continual.deltas.protocols import IdentityAtInit, Values
 
 @dataclass(frozen=True)
 class PerHeadBottleneck:
-    """f(q_h D_hᵀ) U_h for every head h, side by side, with q = x W_qᵀ + b_q the frozen queries and D_h, U_h [M, E / H].
+    """f(q_h D_hᵀ) U_h for every head h, side by side, with D_h and U_h [M, E / H].
 
-    down and up [M, E] hold the D_h and the U_h of the H heads side by side; both start as a truncated normal.
+    q = x W_qᵀ + b_q are the frozen queries; down and up [M, E] hold the D_h and the U_h of the H heads side by side;
+    both start as a truncated normal.
 
     Attributes:
         size: M.
@@ -42,7 +43,7 @@ class PerHeadBottleneck:
         return {name: truncated_normal(shape, self.initial_scale, generator) for name in ("down", "up")}
 
     def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of the heads from the states `inputs` [..., D] that the queries are made of."""
+        """Compute the heads' change [..., E] from `inputs` [..., D], which the queries' projection reads."""
         queries, down, up = (
             tensor.view(*tensor.shape[:-1], place.num_heads, -1)
             for tensor in (place.frozen_forward(inputs), values["down"], values["up"])
@@ -52,11 +53,12 @@ class PerHeadBottleneck:
 
 
 class MultiHeadAdapter(MethodSettings):
-    """o_h ← o_h + s · f(q_h D_hᵀ) U_h, with o_h the output of head h of an attention and q_h its query, at every layer.
+    """Multi-head adapter: o_h ← o_h + s · f(q_h D_hᵀ) U_h for every head h of every attention.
 
-    It is prefix tuning without the softmax and its gate: D_h corresponds to the prefix's keys, U_h to its values, and M
-    rows cost as much as M prefix tokens. Parameters: 2 · size · E per layer, E the width of all heads.
-    He et al. (2022), arXiv:2110.04366, sections 3.3 and 4.4: their best method at 0.1 % of the parameters.
+    o_h is the output of the head and q_h its query. It is prefix tuning without the softmax and its gate: D_h
+    corresponds to the prefix's keys, U_h to its values, and M rows cost as much as M prefix tokens. Parameters: 2 ·
+    size · E per layer, E the width of all heads. He et al. (2022), arXiv:2110.04366, sections 3.3 and 4.4: their best
+    method at 0.1 % of the parameters.
 
     Attributes:
         size: M, rows of D_h and U_h.

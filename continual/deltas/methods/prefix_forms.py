@@ -54,9 +54,10 @@ class PrefixKeyValues:
 
 @dataclass(frozen=True)
 class ReparameterizedPrefix:
-    """[key, value] = tanh(P' W₁ᵀ + b₁) W₂ᵀ + b₂, with P' [P, D], W₁ [M, D] common to all layers, W₂ [2E, M] not.
+    """[key, value] = tanh(P' W₁ᵀ + b₁) W₂ᵀ + b₂ with P' [P, D], W₁ [M, D] and W₂ [2E, M].
 
-    This trains more stably; the final values are the keys and values themselves (Li and Liang 2021, section 4.3).
+    P', W₁ and b₁ are common to all layers, W₂ and b₂ are not. This trains more stably; the final values are the keys
+    and values themselves (Li and Liang 2021, section 4.3).
 
     Attributes:
         length: P.

@@ -56,8 +56,9 @@ class SoftPrompt:
 
 
 class Prompt(MethodSettings):
-    """Embeddings [p₁ … p_P; e(x₁) … e(x_T)] instead of e(x₁) … e(x_T), with learned p; outputs are the text's states.
+    """Prompt tuning: embeddings [p₁ … p_P; e(x₁) … e(x_T)] instead of e(x₁) … e(x_T), with learned p.
 
+    The outputs are the states of the text.
     Parameters: P times the width of a word's vector. Lester et al. (2021), "The Power of Scale for Parameter-Efficient
     Prompt Tuning", arXiv:2104.08691, who start from the vocabulary.
 

@@ -1,4 +1,4 @@
-"""Subspace tuning: a new delta is a point in the subspace spanned by learned ones; its coordinates are trained."""
+"""Subspace tuning: train the coordinates of a delta in the subspace spanned by learned deltas."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ MEAN, BASIS = "mean.", "basis."
 
 @dataclass(frozen=True)
 class SubspaceCoordinates:
-    """Another form applied to v = mean + Σ_k c_k basis_k, for each of its values v, with common coordinates c [K].
+    """Another form applied to values v = mean + Σ_k c_k basis_k with common coordinates c [K].
 
     Mean [...] and basis [K, ...] are frozen while c is trained; the final values are v [...]. A fresh basis is random,
     until `Subspace.with_basis` replaces it by the directions of learned deltas.
@@ -80,7 +80,7 @@ def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Subspace(MethodSettings):
-    """v = v̄ + U c: the values of another method in the subspace of its learned values, with trained c [dimension].
+    """Subspace tuning: values v = v̄ + U c of another method, with trained c [dimension].
 
     v̄ is the mean of the learned deltas with the same settings, U their first principal directions. Qin et al. (2021),
     "Exploring Universal Intrinsic Task Subspace via Prompt Tuning", arXiv:2110.07867, whose auto-encoder is linear
@@ -139,7 +139,7 @@ class Subspace(MethodSettings):
 
 
 def _unflatten(prefix: str, like: Values, flat: Tensor) -> dict[str, Tensor]:
-    """Split [..., n] into values of the shapes of `like`, [..., *shape], and put `prefix` before their names."""
+    """Split [..., n] into values of the shapes of `like`, [..., *shape], with `prefix` before the names."""
     parts = torch.split(flat, [value.numel() for value in like.values()], dim=-1)
     values = {}
     for (key, value), part in zip(like.items(), parts, strict=True):
