@@ -10,7 +10,7 @@ from continual.backbones.backbone import Backbone, load_backbone
 from continual.backbones.devices import DeviceSpec
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.exchange import export_delta, import_delta
-from continual.experiments.strategies import DEFAULT, Strategy, build_strategies, compare_strategies
+from continual.experiments.strategies import Strategy, compare_strategies, select_strategies
 from continual.inference.predictor import Prediction, Predictor
 from continual.reports.report import Document, stream_report
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, Locations, resolve_locations
@@ -62,7 +62,7 @@ class Learner:
     ) -> Self:
         """Load a backbone, and open a registry or the home folder that holds one.
 
-        What is learned in a home folder is sent to its MLflow too; with a registry object, MLflow is left alone.
+        Tasks learned in a home folder are sent to its MLflow too; with a registry object, MLflow is left alone.
 
         Args:
             backbone: The name, hub id or folder of the backbone.
@@ -165,10 +165,9 @@ class Learner:
         Raises:
             InputError: The stream cannot be compared; nothing has been learned.
         """
-        available = build_strategies()
-        chosen = {name: available[name] for name in DEFAULT} if strategies is None else strategies
+        chosen = select_strategies() if strategies is None else strategies
         with self._mlflow_sender():
-            return compare_strategies(self.backbone, self.registry, stream, chosen, watcher=callbacks)
+            return compare_strategies(self.backbone, self.registry, stream, chosen, callbacks=callbacks)
 
     def learn(
         self, task: TaskSpec | Stream, *, folder: Path | str = ".", callbacks: RunCallbacks = NO_CALLBACKS
@@ -191,7 +190,7 @@ class Learner:
         single = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = load_and_check(self.backbone, self.registry, single, alone=True)
         with self._mlflow_sender():
-            delta = learn_task(self.backbone, self.registry, data, single, watcher=callbacks)
+            delta = learn_task(self.backbone, self.registry, data, single, callbacks=callbacks)
             callbacks.on_learned(data.spec.name, delta)
         return delta
 

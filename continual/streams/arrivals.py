@@ -234,9 +234,8 @@ class WatchedFolder:
         stats = {}
         try:
             for path in self.folder.iterdir():
-                if path.suffix in TASK_FILE_SUFFIXES and not path.name.startswith(
-                    "."
-                ):  # hidden files, such as an editor's drafts
+                is_hidden = path.name.startswith(".")  # such as an editor's drafts
+                if path.suffix in TASK_FILE_SUFFIXES and not is_hidden:
                     with suppress(FileNotFoundError):
                         status = path.stat()
                         stats[path] = (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -57,12 +57,12 @@ class EvaluatedTask:
     query: QueryDelta
     opinion_cache: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
-    def opinion_of(self, delta: str, other: "EvaluatedTask", rows: Sequence[int]) -> Opinion[None]:
+    def opinion_of(self, delta: str, other_task: "EvaluatedTask", rows: Sequence[int]) -> Opinion[None]:
         """Return the log-probability and fit of `rows` under another task's delta, cached per row.
 
         Args:
             delta: The name of the other delta.
-            other: The evaluated task of that delta.
+            other_task: The evaluated task of that delta.
             rows: Indices of test rows of this task.
 
         Returns:
@@ -70,7 +70,7 @@ class EvaluatedTask:
         """
         missing = [row for row in rows if (delta, row) not in self.opinion_cache]
         if missing:
-            opinion = other.query([self.texts[row] for row in missing])
+            opinion = other_task.query([self.texts[row] for row in missing])
             values_per_row = zip(opinion.excess_log_prob.tolist(), opinion.fit.tolist(), strict=True)
             self.opinion_cache.update(
                 {(delta, row): values for row, values in zip(missing, values_per_row, strict=True)}

@@ -15,6 +15,7 @@ from continual.tracking.registered_models import (
     set_aliases,
 )
 from registry import OutboxMessage, StoredDelta, TaskRecord, delete_sent
+from tasks import KIND_SCHEMAS
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -56,7 +57,7 @@ def _version_spec(task: TaskRecord, delta: StoredDelta) -> ModelVersionSpec:
         folder="model",
         backbone=delta.backbone,
         config={"delta": delta.name, "digest": delta.values},
-        signature=_signature(pair=pair, number=task.kind == "regression"),
+        signature=_signature(pair=pair, number=KIND_SCHEMAS[task.kind].targets == "numbers"),
         example=[EXAMPLE, EXAMPLE] if pair else EXAMPLE,
     )
 

@@ -37,7 +37,7 @@ class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not
         Raises:
             NotFound: The registry no longer holds one of the deltas, or holds other values under its name.
             BlobError: A delta's values cannot be read.
-            InputError: The registry, its blobs or the backbone is not where the configuration says.
+            InputError: The registry, its blobs or the backbone is not at the configured location.
         """
         config: Mapping[str, Any] = context.model_config
         backbone = _load_backbone(config)

@@ -22,10 +22,8 @@ from registry import StoredStream
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ENDED = {
-    "learned",
-    "failed",
-}  # a version is made at the end only, not one after each task that repeats all earlier deltas
+# A version is made at the end only, not one after each task that repeats all earlier deltas.
+ENDED = {"learned", "failed"}
 
 
 def sync_stream_model(context: MlflowClientContext, stream: StoredStream, run: str) -> None:

@@ -65,7 +65,7 @@ class TrialRunner:
     def train(
         self, trial: StudyTrial, *, on_state: StateCallback = lambda state: None
     ) -> tuple[PreparedTask, TrainingResult]:
-        """Train a trial's task from scratch; a method that asks for a search is searched first.
+        """Train a trial's task from scratch; a method such as `auto` is chosen by a search first.
 
         Args:
             trial: The trial.

@@ -103,7 +103,7 @@ class Worker:
         """Load what the run needs, and return this process's identity as a holder of claims.
 
         Raises:
-            EngineError: The run cannot be prepared here; the message says why.
+            EngineError: The run cannot be prepared here; the message gives the reason.
         """
         torch.set_num_threads(config.threads)
         callbacks = {name: partial(self._put_event, name) for name in FORWARDED_CALLBACKS}
