@@ -13,7 +13,7 @@ HOST_CACHE_BYTES = 1 << 30  # bytes of deltas in the host's memory
 
 
 def cache_key(champion: Champion) -> str:
-    """Return a champion's key: name and digest, since a deleted task may be learned again with other values."""
+    """Return a champion's key: name and digest, since a deleted task may be learned again differently."""
     return f"{champion.delta} {champion.digest}"
 
 

@@ -162,7 +162,7 @@ def _failed_opinion(query: DeltaQuery, error: ContinualError) -> Opinion[Answer 
 def _run_mixed(
     backbone: Backbone, cache: DeltaCache, plans: Mapping[str, _QueryPlan], errors: dict[str, ContinualError]
 ) -> dict[ForwardRequest[Any], Any]:
-    """Run the requests that can share batches; add to `errors` the deltas that cannot be put on the device."""
+    """Run the requests that can share batches; add deltas that do not fit the device to `errors`."""
     by_forward: dict[object, list[NamedRequest]] = {}
     for name, plan in plans.items():
         if plan.can_mix():
@@ -184,5 +184,5 @@ def _run_mixed(
     added = {name: plan.delta.settings.added_tokens for name, plan in plans.items()}
     whole = replace(backbone, edits_decoder=True)  # some deltas of a mixture may change a decoder
     shared = [requests for requests in by_forward.values() if len({name for name, _ in requests}) > 1]
-    parts = [run_mixed_forward(whole, requests, mix, slots=cache.slots, added=added) for requests in shared]
+    parts = [run_mixed_forward(whole, requests, mix, slots=cache.slots, added_tokens=added) for requests in shared]
     return {request: result for part in parts for request, result in part.items()}

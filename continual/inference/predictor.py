@@ -214,7 +214,7 @@ class Predictor:
         *,
         at_least: float | None,
     ) -> list[Prediction]:
-        """Add the nearest tasks of inputs that were abstained on, and answers of all tasks above a probability."""
+        """Add the nearest tasks where the router abstained, and answers of all tasks above `at_least`."""
         ranked = decision.log_p.exp().sort(dim=1, descending=True)
         candidates = [
             [(router.tasks[number], p) for number, p in zip(numbers, row, strict=True)]

@@ -33,7 +33,9 @@ def compute_routing_statistics(
     held_out: ForwardContext[Any],
     max_length: int,
 ) -> RoutingStatistics:
-    """Compute a task's routing statistics; some validation rows are held out, the others count like train rows.
+    """Compute a task's routing statistics.
+
+    Some validation rows are held out, to choose a router's settings on; the others count like train rows.
 
     Args:
         kind: The task's kind.
@@ -94,7 +96,7 @@ def answer_log_probabilities(answers: Sequence[Answer]) -> Tensor:
 
 
 def _stratified(classes: Tensor) -> list[int]:
-    """Return the indices of the first rows of each class [N]: equally many, at least one, MAX_EVIDENCE_ROWS in all."""
+    """Return the indices of the first rows of each class [N], at least one, MAX_EVIDENCE_ROWS in all."""
     max_rows = max(MAX_EVIDENCE_ROWS // int(classes.max() + 1), 1)
     order = torch.argsort(classes, stable=True)
     sizes = torch.bincount(classes)

@@ -116,7 +116,7 @@ def _isolated_document(report: Document) -> Document:
 
 
 def _submatrix(matrix: Matrix, indices: Sequence[int]) -> Matrix:
-    """Return R[t, i] of the tasks at `indices`; just above the diagonal stays each one's score before its training."""
+    """Return R[t, i] of the tasks at `indices`, with scores before training just above the diagonal."""
     return [
         [matrix[i - 1][i] if column == row + 1 else matrix[t][i] for column, i in enumerate(indices)]
         for row, t in enumerate(indices)
@@ -151,7 +151,7 @@ def _mode_document(run: StoredStrategy, mode: ScoreMode) -> Document:
 
 
 def _matrix(run: StoredStrategy, mode: ScoreMode) -> Matrix:
-    """Return R[t, i] where it was scored; for oracle, the score before training is just above the diagonal."""
+    """Return R[t, i], None where not scored; oracle has scores before training above the diagonal."""
     num_learned = run.steps[-1].number + 1 if run.steps else 0
     tasks = run.tasks[:num_learned]
     matrix: Matrix = [[None] * num_learned for _ in tasks]

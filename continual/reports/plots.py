@@ -30,7 +30,7 @@ def heatmap(
     ylabel: str = "after learning",
     colorbar_label: str = "score",
 ) -> Figure:
-    """Draw a T × T matrix of fractions, by default with a row per task learned and a column per task scored.
+    """Draw a T × T matrix of fractions, by default scores on each task after learning each task.
 
     Args:
         matrix: Fractions; cells of None stay blank.
@@ -89,7 +89,7 @@ def confusion_shares(pairs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -
 
 
 def comparison_figure(document: Document) -> Figure:
-    """Draw each strategy's mean score on the tasks so far after each task, and its final score on each task."""
+    """Draw the mean score of each strategy after each task, and its final score on each task."""
     strategies, tasks = document["strategies"], document["tasks"]
     figure = Figure(figsize=(min(max(9.0, 3.0 + 0.7 * len(tasks)), MAX_INCHES), 8.0), layout="constrained")
     above, below = figure.subplots(2, 1)

@@ -44,7 +44,7 @@ class _TestScores:
 
 
 def stream_report(registry: Registry, stream: str) -> Document:
-    """Return a stream's score matrices and measures as JSON, oracle (task known) and routed (task unknown).
+    """Return a stream's score matrices and measures, oracle (task known) and routed, as JSON.
 
     Later tasks never change a delta, so that its oracle score is measured once and holds in every later row. Scores of
     purged tasks are None, and the measures leave these tasks out.
@@ -100,7 +100,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
 
 
 def transfer_gain(task: Mapping[str, Any]) -> float | None:
-    """Return a task's transfer gain: the score of its warm start less that of scratch, on the same rows and budget.
+    """Return a task's transfer gain: warm score less scratch score, on the same rows and budget.
 
     Args:
         task: An entry of the report's `per_task`.
@@ -112,7 +112,7 @@ def transfer_gain(task: Mapping[str, Any]) -> float | None:
 
 
 def _oracle_matrix(scores: list[_TestScores]) -> Matrix:
-    """Return R[t, i]: each task's own score on and below the diagonal, the one before its training just above it."""
+    """Return R[t, i], with each task's score before training just above the diagonal."""
 
     def entry(t: int, i: int) -> float | None:
         if i <= t:
@@ -123,7 +123,7 @@ def _oracle_matrix(scores: list[_TestScores]) -> Matrix:
 
 
 def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
-    """Return the measures, all None where a run stopped between learning a task and scoring the stream after it."""
+    """Return the measures, all None where a run stopped before scoring the stream after a task."""
     complete = all(value is not None for t, row in enumerate(matrix) for value in row[: t + 1])
     return continual_measures(matrix) if complete else continual_measures([])
 
@@ -131,7 +131,7 @@ def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
 def _routing(
     registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, steps: Sequence[int]
 ) -> Document:
-    """Return routing accuracy, abstention and confusions after the last learned task, without purged tasks."""
+    """Return routing accuracy, abstention and confusions after the last task, without purged ones."""
     remaining = [task_scores for task_scores, delta in zip(scores, deltas, strict=True) if delta.status != "purged"]
     if not remaining:
         return {"routing_accuracy": None, "abstained": None, "confused": []}
@@ -154,7 +154,7 @@ def _over_rows(metric: str, scores: list[_TestScores], *, stream: str, step: int
 def _confused(
     registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, step: int
 ) -> list[Document]:
-    """Return the pairs of task and other task that its test rows were routed to at a step, the largest share first.
+    """Return which other task each task's test rows were routed to, the largest share first.
 
     `share` is of the task's test rows; `advice` says what to do about two tasks that are confused often.
     """
@@ -185,7 +185,7 @@ def _confused(
 
 
 def _advice(task: str, target: str, *, there: float, back: float) -> str | None:
-    """Return advice on `task`, whose rows go to `target` with share `there`, and on the reverse with share `back`."""
+    """Return advice on `task`, whose rows go to `target` with share `there`; `back` is the reverse."""
     if min(there, back) >= CONFUSION_THRESHOLD:  # given once for the two
         if (there, task) < (back, target):
             return None

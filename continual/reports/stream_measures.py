@@ -12,6 +12,7 @@ counted from 1:
 
 An unlearned task has no head of its own. For FWT, R[i−1, i] is the score of a head fitted in closed form on task i's
 train rows in the features of the best earlier delta, and b[i] the score of such a head in frozen features.
+Routed matrices have no b: the router cannot choose an unlearned task, so that their FWT is None.
 
 The last row is not in the maximum of forgetting, so that it is negative where tasks improved. The mean of nothing is
 None. Two measures need more than one matrix: intransigence, mean_i (joint[i] − R[i, i]), is computed in `comparison`,

@@ -95,7 +95,7 @@ def choose_tasks(router: Router, log_p: Tensor, query: QueryDeltas[B]) -> Decisi
 
 
 def _candidate_inputs(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:
-    """Return the inputs for which each task is a candidate: its likeliest or, where `unsure` [N], among the first."""
+    """Return the inputs of each candidate task: the likeliest or, where `unsure` [N], the first few."""
     ranked = log_p.topk(candidates, dim=1).indices.tolist()
     inputs_of_task: dict[int, list[int]] = defaultdict(list)
     for i, (likeliest, is_unsure) in enumerate(zip(ranked, unsure.tolist(), strict=True)):

@@ -69,7 +69,7 @@ def collect_held_out(
 
 
 def calibrated_loss(scores: Tensor, rows: HeldOutRows) -> float:
-    """Compute the cross entropy, in nats, of one rule's scores [H, K] after the best calibration on the same rows."""
+    """Compute the cross entropy, in nats, of a rule's scores [H, K] after calibration on the same rows."""
     weights, offsets = fit_calibration([scores], rows)
     return float(_cross_entropy([weights[0] * scores, offsets], rows))
 

@@ -69,7 +69,7 @@ class Mahalanobis:
 
 
 def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | ClassMeanIndex:
-    """Solve the rule, with the shrinkage that is best on held-out rows; use an index for very many classes.
+    """Solve the rule, with the shrinkage that is best on held-out rows; index very many classes.
 
     Args:
         totals: Sums over tasks.

@@ -175,7 +175,9 @@ def _mean_and_deviation(familiarity: Tensor, weights: Tensor) -> Tensor:
 
 
 def _second_look(log_p: Tensor, rows: HeldOutRows) -> tuple[int, float]:
-    """Return how many tasks include the right one for nearly all rows, and the probability above which the best is it.
+    """Return how many candidates to query, and the probability below which to query them.
+
+    The candidates include the right task of nearly all rows; above the probability nearly all first choices are right.
 
     Args:
         log_p: Log-probabilities [H, K] of the held-out rows.

@@ -1,8 +1,7 @@
 """The interface of routing rules, which score every task for an input, and the catalogue of rules."""
 
-import difflib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -33,27 +32,29 @@ RuleFactory = Callable[[AccumulatedMoments, HeldOutRows], RoutingRule]
 """Makes a rule from the sums over tasks, its settings chosen on held-out rows where there are any."""
 
 
-def _checked(found: object) -> RuleFactory | str:
-    return found if callable(found) else "a function of `Totals` and `HeldOut` that gives a `Rule`"
+def _check(plugin: object) -> RuleFactory | str:
+    accepted = "a function of `AccumulatedMoments` and `HeldOutRows` that returns a `RoutingRule`"
+    return cast(RuleFactory, plugin) if callable(plugin) else accepted
 
 
-BUILT_IN_RULES, AUTO = ("ridge", "mahalanobis"), "auto"
+AUTO = "auto"
 ROUTERS = PluginRegistry[RuleFactory](
-    {"ridge": ridge, "mahalanobis": mahalanobis}, "continual.routers", check=_checked, error=RoutingError
+    "router",
+    "continual.routers",
+    check=_check,
+    error=RoutingError,
+    built_in={"ridge": ridge, "mahalanobis": mahalanobis},
 )
-"""The routers by name, those of installed packages included."""
+"""The routing rules by name; another package adds one by an entry point of the group `continual.routers`."""
 
 
 def rule_names(router: str) -> tuple[str, ...]:
-    """Return the names of the rules that a router combines: all built-in ones for `auto`, else the one named.
+    """Return the names of the rules that a router combines: all built-in ones for `auto`, else its own.
 
     Raises:
         RoutingError: No rule has that name.
     """
     if router == AUTO:
-        return BUILT_IN_RULES
-    if router not in ROUTERS:
-        near = difflib.get_close_matches(router, [AUTO, *ROUTERS], n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise RoutingError(f"router {router!r} is not known{hint}. Known: {', '.join([AUTO, *ROUTERS])}")
+        return tuple(ROUTERS.built_in)
+    ROUTERS.lookup(router, also_known=[AUTO])
     return (router,)

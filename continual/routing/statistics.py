@@ -133,9 +133,9 @@ def evenly_spaced(count: int) -> list[int]:
 
 
 def _compress(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the R largest principal axes [R, M] of rows [N, M], scaled by singular values, and the residual variance.
+    """Return the R largest principal axes [R, M] of rows [N, M], and the residual variance.
 
-    The sum of squares outside these axes is spread evenly over all M directions.
+    Axes are scaled by their singular values. The sum of squares outside of them is spread evenly over all M directions.
     """
     rows, width = centred.shape
     gram = (centred @ centred.T if rows <= width else centred.T @ centred).double()

@@ -109,12 +109,12 @@ class AccumulatedMoments:
 
 
 def task_index_of_classes(by_task: Iterable[Tensor]) -> Tensor:
-    """Return the task number of every class [C], from one tensor per task whose length is its number of classes."""
+    """Return the task number of every class [C], from one tensor per task with an entry per class."""
     sizes = torch.tensor([len(classes) for classes in by_task])
     return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
 
 def max_over_classes(scores: Tensor, task_of_class: Tensor) -> Tensor:
-    """Return the highest score of each task [N, K], from scores [N, C] of classes and their task numbers [C]."""
+    """Return each task's highest score [N, K], from class scores [N, C] and their task numbers [C]."""
     best = torch.full((len(scores), int(task_of_class[-1]) + 1), -torch.inf, dtype=scores.dtype)
     return best.scatter_reduce_(1, task_of_class.expand(len(scores), -1), scores, "amax")

@@ -71,7 +71,7 @@ def nearest_tasks(
 
 
 def _sort_by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str], tasks: list[str]) -> list[str]:
-    """Sort tasks by the similarity of their labels' names to `labels`; keep the order of ties and without labels."""
+    """Sort tasks by the similarity of their labels' names to `labels`; ties keep their order."""
     if not labels:
         return tasks
     target, similarities = encode_labels(backbone, labels), {}
@@ -82,14 +82,14 @@ def _sort_by_labels(backbone: Backbone, registry: Registry, labels: Sequence[str
 
 
 def encode_labels(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
-    """Encode the names of the first `MAX_LABELS` labels in frozen features [C, D]; None where there are none."""
+    """Encode the names of at most `MAX_LABELS` labels in frozen features [C, D]; None for no labels."""
     return encode(backbone, tokenize(backbone, labels[:MAX_LABELS], max_length=MAX_LABEL_TOKENS)) if labels else None
 
 
 def previous_version(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
-    """Return the last version of the task itself, preferably one that serves; empty where it cannot be a start.
+    """Return the last version of the task itself, preferably one that serves.
 
-    A version drawn with another seed and other held-out rows is no start: it may have been trained on rows that are
+    It is empty where that version cannot be a start. A version drawn with another seed and other held-out rows is no start: it may have been trained on rows that are
     held out now.
     """
     last = registry.last_version(data.spec.name, backbone.fingerprint)

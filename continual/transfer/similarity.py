@@ -18,7 +18,7 @@ Values = Mapping[str, Tensor]
 
 
 def discriminant_alignment(a: Signature, b: Signature) -> float:
-    """Compare the directions that separate the classes of two tasks: 0 for none in common, 1 for exactly the same.
+    """Compare the directions that separate the classes of two tasks: 0 for unrelated, 1 for the same.
 
     ⟨B_a, B_b⟩ / (‖B_a‖ ‖B_b‖) with the between-class scatter B = Σ_c (n_c / n) (μ_c − μ)(μ_c − μ)ᵀ [D, D]: the
     alignment of the two tasks' kernels. Cristianini et al. (2001), "On Kernel-Target Alignment".
@@ -29,7 +29,7 @@ def discriminant_alignment(a: Signature, b: Signature) -> float:
 
 
 def second_moment_overlap(a: Signature, b: Signature) -> float:
-    """Compare the directions in which rows of two tasks point, regardless of classes: 1 for exactly the same.
+    """Compare the directions in which rows of two tasks point, regardless of classes; 1 is the same.
 
     ⟨M_a, M_b⟩ / (‖M_a‖ ‖M_b‖) with the second moments M [D, D].
     """

@@ -40,7 +40,7 @@ def held_out_quality(view: TransferView) -> float:
 
 
 def leep(view: TransferView) -> float | None:
-    """Compute LEEP: the mean log-probability, in nats, of the rows' classes given the other head's answers alone.
+    """Compute LEEP: the mean log-probability, in nats, of classes given the other head's answers.
 
     (1/N) Σ_i log Σ_z P(y_i | z) θ_z(x_i) with the answers θ and P(y | z) = Σ_{i: y_i = y} θ_z(x_i) / Σ_i θ_z(x_i).
     Nguyen et al. (2020), "LEEP", arXiv:2002.12462.

@@ -121,7 +121,7 @@ def average_candidate(
     scratch: WarmStartCandidate,
     candidates: Sequence[WarmStartCandidate],
 ) -> tuple[Delta, tuple[WeightedNeighbour, ...]] | None:
-    """Average the neighbours of the same method that beat scratch, weighted by their gain on held-out rows.
+    """Average the neighbours of the same method that beat scratch, weighted by held-out gain.
 
     Args:
         backbone: The frozen backbone.
@@ -194,7 +194,7 @@ def choose_start(
 
 
 def _clearly_better(new: Tensor, old: Tensor) -> bool:
-    """Return whether the mean gain [N] over the same rows is more than chance: few held-out rows are no evidence."""
+    """Return whether the mean gain over the same rows [N] is more than chance: few rows are no evidence."""
     gain = new.double() - old.double()
     return bool(gain.mean() > MIN_GAIN_STANDARD_ERRORS * gain.std(correction=0) / math.sqrt(len(gain)))
 
