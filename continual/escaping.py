@@ -1,27 +1,22 @@
-"""Names and messages of others as they may be shown: what they say, and nothing that they would have a reader do."""
+"""Escape control and direction characters in untrusted text before it reaches a terminal or a page."""
 
 import unicodedata
 
-ESCAPED_CATEGORIES = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # control, direction and other formats, half surrogate pairs, new lines
-ALLOWED_CHARACTERS = "\n\t\u200d"  # lines, columns, and what joins an emoji of several
+# Unicode categories: control, format (such as text direction), surrogate, line and paragraph separator.
+ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+ALLOWED_CHARACTERS = "\n\t\u200d"  # line break, tab, and the joiner of composed emoji
 
 
 def escape_control_characters(text: str) -> str:
-    """`text` with every sign that a terminal or a browser would obey written as its escape.
+    r"""Replace each character that a terminal or a browser would act on by its escape.
 
-    >>> visible("mood\\x1b[2J")
-    'mood\\\\x1b[2J'
+    >>> escape_control_characters("mood\x1b[2J")
+    'mood\\x1b[2J'
     """
     return "".join(
-        sign if sign in ALLOWED_CHARACTERS or _shows(sign) else sign.encode("unicode_escape").decode() for sign in text
+        character if _is_printable(character) else character.encode("unicode_escape").decode() for character in text
     )
 
 
-def _shows(sign: str) -> bool:
-    return unicodedata.category(sign) not in ESCAPED_CATEGORIES
+def _is_printable(character: str) -> bool:
+    return character in ALLOWED_CHARACTERS or unicodedata.category(character) not in ESCAPED_CATEGORIES

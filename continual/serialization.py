@@ -1,4 +1,4 @@
-"""How tensors are kept as blobs: safetensors files that say which format they are of.
+"""Store tensors as blobs: safetensors files with a format version and JSON metadata.
 
 A release reads the formats of all releases before it, and refuses those that came after.
 """
@@ -14,39 +14,46 @@ from torch import Tensor
 
 from registry.errors import BlobError
 
-FORMAT_VERSION = (
-    2  # of what is written here: since 2 a delta's values may be of float16; a file that says nothing is of 1
-)
-_METADATA = "continual"  # one key only: the order of several would not be the same in every process
+# Since format 2 a delta's values may be float16. A file without a format is of format 1.
+FORMAT_VERSION = 2
+_METADATA_KEY = "continual"  # one key only: safetensors would write several in an order that differs by process
 
 
-def serialize(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
-    """Tensors, and what is said about them as JSON; the same gives the same bytes."""
-    said = {"format": FORMAT_VERSION, **(about or {})}
-    own = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save_safetensors(own, metadata={_METADATA: json.dumps(said, sort_keys=True)})
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Serialize named tensors of any shape and JSON metadata; equal input gives equal bytes."""
+    document = {"format": FORMAT_VERSION, **(metadata or {})}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save_safetensors(contiguous, metadata={_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
 def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by name, in order, and what is said about them.
+    """Deserialize the bytes that `serialize` returned.
 
-    Raises: BlobError, where the bytes are no such file, or of a format that this release does not know.
+    Args:
+        data: The bytes.
+        what: A noun for their content, for messages, such as "delta".
+
+    Returns:
+        The tensors, ordered by name, and the metadata.
+
+    Raises:
+        BlobError: The bytes are no such file, or of a newer format than this release reads.
     """
     try:
-        tensors = dict(sorted(load_safetensors(data).items()))  # safetensors gives them in an order of chance
-        about = dict(json.loads(_metadata(data).get(_METADATA, "{}")))
-        found = int(about.pop("format", 1))
+        tensors = dict(sorted(load_safetensors(data).items()))  # safetensors returns them in a random order
+        metadata = dict(json.loads(_header_metadata(data).get(_METADATA_KEY, "{}")))
+        version = int(metadata.pop("format", 1))
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BlobError(f"these {len(data)} bytes are not a stored {what} ({reason}); restore the blob") from error
-    if found > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise BlobError(
-            f"this {what} is of format {found}, and this release of continual reads formats up to {FORMAT_VERSION}: "
+            f"this {what} is of format {version}, and this release of continual reads formats up to {FORMAT_VERSION}: "
             "a newer release wrote it. Install that release or a later one."
         )
-    return tensors, about
+    return tensors, metadata
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
+def _header_metadata(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     return dict(json.loads(data[8 : 8 + length]).get("__metadata__", {}))

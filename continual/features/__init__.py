@@ -1,1 +1,1 @@
-"""Text → tokens → batched forward passes → pooled and random features, and their additive statistics."""
+"""Texts to tokens, batched forward passes, pooled and random features, and their additive statistics."""

@@ -4,6 +4,8 @@
 
 with μ the class means and C the shared within-class covariance, shrunk. Shrinkage and whether the prior counts are
 chosen on held-out rows. Fisher (1936); Friedman (1989), "Regularized Discriminant Analysis".
+
+Shapes: N held-out rows, C classes, D dimensions.
 """
 
 from dataclasses import dataclass
@@ -24,9 +26,13 @@ SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 
 @dataclass(frozen=True)
 class DiscriminantHead:
-    """Weight [C, D] and bias [C], ready to use, and how they did on the held-out rows.
+    """A fitted linear head, with the temperature folded in, and its results on the held-out rows.
 
-    correct: which held-out rows they answer rightly [N] · loss: cross entropy there, in nats, labels smoothed.
+    Attributes:
+        weight: Weight [C, D], float32.
+        bias: Bias [C], float32.
+        correct: The held-out rows that it answers rightly [N].
+        loss: Cross entropy on the held-out rows, in nats, with smoothed labels.
     """
 
     weight: Tensor
@@ -35,68 +41,86 @@ class DiscriminantHead:
     loss: float
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Logits [N, C] of vectors [N, D]."""
+        """Return logits [N, C] of vectors [N, D]."""
         return F.linear(vectors, self.weight, self.bias)
 
     @property
     def accuracy(self) -> float:
+        """Share of the held-out rows that it answers rightly."""
         return float(self.correct.double().mean())
 
 
 def fit_discriminant(signature: Signature, held_out: Tensor, classes: Tensor) -> DiscriminantHead:
-    """The closed-form head of a signature that answers most held-out vectors [N, D] of the given classes [N] rightly.
+    """Fit the closed-form head of a signature, with the shrinkage and prior that are best on held-out rows.
 
-    Equally good ones are told apart by their cross entropy.
+    Args:
+        signature: Signature of the train rows, with C classes and D dimensions.
+        held_out: Held-out vectors [N, D].
+        classes: Their classes [N].
+
+    Returns:
+        The head that answers most held-out rows rightly; among equals, the one of least cross entropy.
     """
-    scatter, means, freedom = signature.scatter, signature.means, signature.degrees_of_freedom
+    scatter, means, degrees_of_freedom = signature.scatter, signature.means, signature.degrees_of_freedom
     log_prior = torch.log(signature.counts / signature.counts.sum())
     candidates = []
     for shrinkage in SHRINKAGES:
-        weight = means @ inverse_shrunk_covariance(scatter, freedom, shrinkage)
+        weight = means @ inverse_shrunk_covariance(scatter, degrees_of_freedom, shrinkage)
         bias = -0.5 * (weight * means).sum(dim=1)
         for prior in (torch.zeros_like(log_prior), log_prior):
-            candidates.append(_tempered(weight, bias + prior, held_out.double(), classes))
+            candidates.append(_fit_temperature(weight, bias + prior, held_out.double(), classes))
     return max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
 
 
-def combine_heads(own: LinearHead, other: LinearHead, vectors: Tensor, classes: Tensor) -> tuple[LinearHead, Tensor]:
-    """The head a · own + b · other, a, b ≥ 0, of least cross entropy on held-out vectors [N, D] of given classes [N].
+def combine_heads(first: LinearHead, second: LinearHead, vectors: Tensor, classes: Tensor) -> tuple[LinearHead, Tensor]:
+    """Fit the head a · first + b · second, with a, b ≥ 0, of least cross entropy on held-out rows.
 
-    And which of the vectors it answers rightly [N], each by weights that were fitted without its half of them, so that
-    fitting does not flatter itself. A logarithmic opinion pool: Genest and Zidek (1986), "Combining Probability
-    Distributions". Where the other says nothing of these classes, b is 0.
+    It is a logarithmic opinion pool: Genest and Zidek (1986), "Combining Probability Distributions". Where the second
+    head is no evidence of these classes, b is 0.
+
+    Args:
+        first: Weight [C, D] and bias [C].
+        second: Weight [C, D] and bias [C].
+        vectors: Held-out vectors [N, D].
+        classes: Their classes [N].
+
+    Returns:
+        The combined head, and the rows that are answered rightly [N], float64. Each half of the rows is judged by
+        weights fitted on the other half, so that the fit does not flatter itself.
     """
-    both = torch.stack([F.linear(vectors.double(), *(part.double() for part in head)) for head in (own, other)])
+    logits = torch.stack([F.linear(vectors.double(), *(part.double() for part in head)) for head in (first, second)])
     correct = torch.zeros(len(classes), dtype=torch.float64)
-    for half in (torch.arange(len(classes)) % 2 == side for side in (0, 1)):
-        a, b = _weighed(both[:, ~half], classes[~half])
-        correct[half] = ((a * both[0] + b * both[1])[half].argmax(dim=1) == classes[half]).double()
-    a, b = _weighed(both, classes)
-    return (a * own[0] + b * other[0], a * own[1] + b * other[1]), correct
+    for half in (torch.arange(len(classes)) % 2 == parity for parity in (0, 1)):
+        a, b = _fit_pool_weights(logits[:, ~half], classes[~half])
+        correct[half] = ((a * logits[0] + b * logits[1])[half].argmax(dim=1) == classes[half]).double()
+    a, b = _fit_pool_weights(logits, classes)
+    return (a * first[0] + b * second[0], a * first[1] + b * second[1]), correct
 
 
-def _weighed(both: Tensor, classes: Tensor) -> tuple[float, float]:
-    """The weights of two heads' logits [2, N, C]: the first alone where there are no rows to say otherwise."""
+def _fit_pool_weights(logits: Tensor, classes: Tensor) -> tuple[float, float]:
+    """The weights of two heads' logits [2, N, C]; (1, 0) where there are no rows."""
     if not len(classes):
         return 1.0, 0.0
-    scale = float(both[0].std() / both[1].std().clamp_min(1e-12))
+    scale = float(logits[0].std() / logits[1].std().clamp_min(1e-12))
 
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
         free = torch.tensor(weights, requires_grad=True)
-        found = F.cross_entropy(free[0] * both[0] + free[1] * scale * both[1], classes, label_smoothing=LABEL_SMOOTHING)
-        (slope,) = torch.autograd.grad(found, free)
-        return float(found.detach()), slope.numpy()
+        combined = free[0] * logits[0] + free[1] * scale * logits[1]
+        loss = F.cross_entropy(combined, classes, label_smoothing=LABEL_SMOOTHING)
+        (gradient,) = torch.autograd.grad(loss, free)
+        return float(loss.detach()), gradient.numpy()
 
-    a, b = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0, None)] * 2, method="L-BFGS-B").x
+    start = np.array([1.0, 0.0])
+    a, b = minimize(loss_and_gradient, start, jac=True, bounds=[(0, None)] * 2, method="L-BFGS-B").x
     return float(a), float(b) * scale
 
 
-def _tempered(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> DiscriminantHead:
-    """The same head divided by the temperature that is best on the held-out rows."""
+def _fit_temperature(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> DiscriminantHead:
+    """The head divided by the temperature that is best on the held-out rows."""
     logits = F.linear(vectors, weight, bias)
 
     def loss(log_temperature: float) -> float:
-        # Smoothed: where all held-out rows are told apart, the sharpest head would be best and could never be trained.
+        # Smoothed: where every held-out row is right, the sharpest head would be best, and it has no gradient.
         return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=LABEL_SMOOTHING))
 
     best = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")

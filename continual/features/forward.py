@@ -1,4 +1,8 @@
-"""What is read of the rows of tasks, and the passes that do it: through one delta, or through many at once."""
+"""Batched forward passes over rows: through one delta, or through several deltas in mixed batches.
+
+A `ForwardRequest` holds the rows of one task and the function that forwards a batch of them. Requests with the same
+function can share batches, so that rows of several tasks go through the backbone together.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +18,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class ForwardRequest(Generic[R]):
-    """Rows that a backbone is to read through a delta.
+    """Rows to forward through a backbone and a delta; R is the type of the result for all rows.
 
-    items: what is known of each row · lengths: tokens of each · read: what one pass through whatever is attached makes
-    of each of a batch of items; readings of the same function can share a batch · gather: what that of all items makes
-    together · size: items of a batch · written: how many tokens a pass may write, behind those of each or in a decoder.
+    Attributes:
+        items: The input of each row, in the form that `forward` takes.
+        lengths: Tokens of each row.
+        forward: Computes the result of each item of a batch, through the backbone as it is at the call. Requests with
+            the same function can share a batch.
+        gather: Combines the results of all rows.
+        batch_size: Largest number of rows of a batch.
+        max_new_tokens: Largest number of tokens that a pass writes, behind those of a row or in a decoder.
     """
 
     items: Sequence[Any]
@@ -29,83 +38,103 @@ class ForwardRequest(Generic[R]):
     max_new_tokens: int = 0
 
 
-NamedRequest = tuple[str, ForwardRequest[Any]]  # with the name of the delta that it is read through
-RequestRow = tuple[str, ForwardRequest[Any], int]
+NamedRequest = tuple[str, ForwardRequest[Any]]  # with the name of its delta
+RequestRow = tuple[str, ForwardRequest[Any], int]  # name of the delta, request, and index of the row in it
 MixedBatchBuilder = Callable[[Sequence[str]], tuple[Sequence[int], MixedBatch | None]]
-"""How to order the rows of a batch, given the names of their deltas, and the mixture for them in that order.
+"""From the names of the deltas of a batch's rows to the order of the rows and the mixed batch for them in that order.
 
-Rows that the order leaves out are not read.
+Rows that the order leaves out are not forwarded.
 """
 
 
-def run_forward(backbone: Backbone, delta: Delta | None, reading: ForwardRequest[R]) -> R:
-    """A reading through a delta or, without one, through the frozen backbone."""
-    parts = dict(iter_forward(backbone, delta, reading))
-    return reading.gather([parts[number] for number in range(len(parts))])
+def run_forward(backbone: Backbone, delta: Delta | None, request: ForwardRequest[R]) -> R:
+    """Forward all rows of a request through a delta, or through the frozen backbone where it is None."""
+    results = dict(iter_forward(backbone, delta, request))
+    return request.gather([results[row] for row in range(len(results))])
 
 
-def iter_forward(backbone: Backbone, delta: Delta | None, reading: ForwardRequest[Any]) -> Iterator[tuple[int, Any]]:
-    """The same row by row, with their numbers, as they are read."""
+def iter_forward(backbone: Backbone, delta: Delta | None, request: ForwardRequest[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the index and the result of each row of a request, batch by batch from the shortest rows to the longest.
+
+    Args:
+        backbone: The backbone.
+        delta: The delta to attach while the iterator is open; None for the frozen backbone.
+        request: The rows.
+    """
     with attached(backbone, delta and delta.to(backbone.device)):
-        for _, number, part in _passes(backbone, [("", reading)], lambda names: (range(len(names)), None)):
-            yield number, part
+        for _, row, result in _run_batches(backbone, [("", request)], lambda names: (range(len(names)), None)):
+            yield row, result
 
 
 def run_mixed_forward(
     backbone: Backbone,
-    readings: Sequence[NamedRequest],
-    mix: MixedBatchBuilder,
+    requests: Sequence[NamedRequest],
+    build_batch: MixedBatchBuilder,
     *,
     slots: int,
-    added: Mapping[str, int],
+    added_tokens: Mapping[str, int],
 ) -> dict[ForwardRequest[Any], Any]:
-    """Readings of the same function in common batches, without those of which a row was left out.
+    """Forward requests of several deltas in common batches.
 
-    slots: how many deltas a batch may have · added: how many tokens each puts before its rows.
+    Args:
+        backbone: The backbone.
+        requests: Requests with the same `forward` function, with the names of their deltas.
+        build_batch: Builds the mixed batch for the deltas of some rows.
+        slots: Largest number of deltas of a batch.
+        added_tokens: Number of tokens that each delta puts before its rows.
+
+    Returns:
+        The result of each request; a request is missing if `build_batch` left out one of its rows.
     """
-    parts: dict[ForwardRequest[Any], dict[int, Any]] = {reading: {} for _, reading in readings}
-    for reading, number, part in _passes(backbone, readings, mix, slots=slots, added=added):
-        parts[reading][number] = part
-    whole = {reading: own for reading, own in parts.items() if len(own) == len(reading.items)}
-    return {reading: reading.gather([own[number] for number in range(len(own))]) for reading, own in whole.items()}
+    results: dict[ForwardRequest[Any], dict[int, Any]] = {request: {} for _, request in requests}
+    batches = _run_batches(backbone, requests, build_batch, slots=slots, added_tokens=added_tokens)
+    for request, row, result in batches:
+        results[request][row] = result
+    return {
+        request: request.gather([by_row[row] for row in range(len(by_row))])
+        for request, by_row in results.items()
+        if len(by_row) == len(request.items)
+    }
 
 
 @torch.inference_mode()
-def _passes(
+def _run_batches(
     backbone: Backbone,
-    readings: Sequence[NamedRequest],
-    mix: MixedBatchBuilder,
+    requests: Sequence[NamedRequest],
+    build_batch: MixedBatchBuilder,
     *,
     slots: int = 1,
-    added: Mapping[str, int] | None = None,
+    added_tokens: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[ForwardRequest[Any], int, Any]]:
-    for batch in _batches(backbone, readings, added or {"": 0}, slots=slots):
-        order, mixture = mix([name for name, _, _ in batch])
+    """Yield request, row index and result of each row."""
+    for batch in _batches(backbone, requests, added_tokens or {"": 0}, slots=slots):
+        order, mixed_batch = build_batch([name for name, _, _ in batch])
         rows = [batch[i] for i in order]
         if rows:
-            with attached(backbone, mixture):
-                found = rows[0][1].forward(backbone, [reading.items[number] for _, reading, number in rows])
-            yield from ((reading, number, part) for (_, reading, number), part in zip(rows, found, strict=True))
+            forward = rows[0][1].forward
+            with attached(backbone, mixed_batch):
+                results = forward(backbone, [request.items[row] for _, request, row in rows])
+            yield from ((request, row, result) for (_, request, row), result in zip(rows, results, strict=True))
 
 
 def _batches(
-    backbone: Backbone, readings: Sequence[NamedRequest], added: Mapping[str, int], *, slots: int
+    backbone: Backbone, requests: Sequence[NamedRequest], added_tokens: Mapping[str, int], *, slots: int
 ) -> Iterator[list[RequestRow]]:
-    """Batches of rows of like length: of not more than so many deltas, and that all fit the backbone's positions.
+    """Yield batches of rows of similar length, of `slots` deltas at most, that fit the backbone's positions.
 
-    The tokens that a delta puts before its rows, and those that are written, make all rows of a batch longer.
+    The tokens that a delta puts before its rows, and those that are written, lengthen all rows of a batch.
     """
-    rows = [(name, reading, number) for name, reading in readings for number in range(len(reading.items))]
+    rows = [(name, request, row) for name, request in requests for row in range(len(request.items))]
     batch: list[RequestRow] = []
     names: set[str] = set()
-    written = 0
-    for name, reading, number in sorted(rows, key=lambda row: row[1].lengths[row[2]]):
-        names, written, length = names | {name}, max(written, reading.max_new_tokens), reading.lengths[number]
-        width = length + written if backbone.architecture == "causal" else max(length, written)
-        wide = width + max(added[name] for name in names) > backbone.longest_input
-        if batch and (len(batch) == reading.batch_size or len(names) > slots or wide):
+    new_tokens = 0
+    for name, request, row in sorted(rows, key=lambda entry: entry[1].lengths[entry[2]]):
+        names, new_tokens, length = names | {name}, max(new_tokens, request.max_new_tokens), request.lengths[row]
+        width = length + new_tokens if backbone.architecture == "causal" else max(length, new_tokens)
+        too_wide = width + max(added_tokens[name] for name in names) > backbone.longest_input
+        if batch and (len(batch) == request.batch_size or len(names) > slots or too_wide):
             yield batch
-            batch, names, written = [], {name}, reading.max_new_tokens
-        batch.append((name, reading, number))
+            batch, names, new_tokens = [], {name}, request.max_new_tokens
+        batch.append((name, request, row))
     if batch:
         yield batch

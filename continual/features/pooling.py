@@ -1,6 +1,6 @@
-"""From texts to vectors: tokens, batches of like length, pooled hidden states.
+"""From texts to vectors: hidden states, pooled over the tokens of each text.
 
-Shapes: B batch, T tokens, D hidden size, N texts.
+Shapes: N texts, B texts of a batch, T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,20 @@ from continual.features.tokens import INFERENCE_BATCH, Tokens, pad
 
 R = TypeVar("R")
 HiddenStateReader = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""What is kept of each text, on the CPU, given the states [B, T, D] of some and their mask [B, T]."""
+"""From the hidden states [B, T, D] and the mask [B, T] of some texts to one result per text, on the CPU."""
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector [B, D] of each text's hidden states [B, T, D]: their mean over its own tokens, or the first one's."""
+    """Pool the hidden states of each text to one vector.
+
+    Args:
+        hidden: Hidden states [B, T, D].
+        mask: 1 for the text's own tokens, 0 for padding [B, T].
+        pooling: `mean` over the text's own tokens, or `cls`, the first token.
+
+    Returns:
+        Vectors [B, D], float32.
+    """
     if pooling == "cls":
         return hidden[:, 0].float()
     weight = mask.unsqueeze(-1).float()
@@ -30,51 +39,61 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def pooled_features(backbone: Backbone, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
-    """Pooled vectors [B, D] of a padded batch through the backbone as it is now, with what is attached."""
+    """Return pooled vectors [B, D] of a padded batch, through the backbone with the deltas attached to it."""
     with backbone.autocast():
         hidden = backbone.hidden_states(batch)
     return pool(hidden, batch["attention_mask"], pooling)
 
 
-def forward_hidden(tokens: Tokens, look: HiddenStateReader, gather: Callable[[list[Tensor]], R]) -> ForwardRequest[R]:
-    """To read texts, and to look at their last hidden states."""
+def forward_hidden(tokens: Tokens, reader: HiddenStateReader, gather: Callable[[list[Tensor]], R]) -> ForwardRequest[R]:
+    """Request a function of the last hidden states of texts.
+
+    Args:
+        tokens: Tokens of the N texts.
+        reader: Computes one tensor per text; texts with the same reader are passed to it together.
+        gather: Combines the N tensors.
+    """
     types = tokens.types or [None] * len(tokens)
-    items = [(ids, own, look) for ids, own in zip(tokens.ids, types, strict=True)]
-    return ForwardRequest(items, tokens.lengths, _looked_at, gather, INFERENCE_BATCH)
+    items = [(ids, type_ids, reader) for ids, type_ids in zip(tokens.ids, types, strict=True)]
+    return ForwardRequest(items, tokens.lengths, _read_hidden_states, gather, INFERENCE_BATCH)
 
 
-def _looked_at(
+def _read_hidden_states(
     backbone: Backbone, items: Sequence[tuple[tuple[int, ...], tuple[int, ...] | None, HiddenStateReader]]
 ) -> list[Tensor]:
-    """What each text's look keeps of it; texts of the same look are looked at together."""
-    ids, types, looks = zip(*items, strict=True)
+    """The result of each text's reader, which is called once for all of its texts."""
+    ids, types, readers = zip(*items, strict=True)
     batch = pad(backbone, Tokens(ids, None if None in types else types), range(len(items)))
     with backbone.autocast():
         hidden = backbone.hidden_states(batch)
-    found: dict[int, Tensor] = {}
-    for look in dict.fromkeys(looks):
-        rows = [i for i, own in enumerate(looks) if own is look]
-        found |= zip(rows, look(hidden[rows], batch["attention_mask"][rows]), strict=True)
-    return [found[i] for i in range(len(items))]
+    results: dict[int, Tensor] = {}
+    for reader in dict.fromkeys(readers):
+        rows = [i for i, row_reader in enumerate(readers) if row_reader is reader]
+        results |= zip(rows, reader(hidden[rows], batch["attention_mask"][rows]), strict=True)
+    return [results[i] for i in range(len(items))]
 
 
-def _pooled_on_cpu(hidden: Tensor, mask: Tensor, *, pooling: Pooling) -> Sequence[Tensor]:
+def _pool_to_cpu(hidden: Tensor, mask: Tensor, *, pooling: Pooling) -> Sequence[Tensor]:
     return pool(hidden, mask, pooling).cpu().unbind()
 
 
-_POOLED: Mapping[Pooling, HiddenStateReader] = {
-    "mean": partial(_pooled_on_cpu, pooling="mean"),
-    "cls": partial(_pooled_on_cpu, pooling="cls"),
+# One object for each pooling: requests share a call of the reader only where it is the same object.
+_POOLING_READERS: Mapping[Pooling, HiddenStateReader] = {
+    "mean": partial(_pool_to_cpu, pooling="mean"),
+    "cls": partial(_pool_to_cpu, pooling="cls"),
 }
 
 
 def forward_pooled(backbone: Backbone, tokens: Tokens, pooling: Pooling) -> ForwardRequest[Tensor]:
-    """To read the pooled vectors [N, D] of texts."""
-    nothing = torch.empty(0, backbone.hidden_size)
-    return forward_hidden(tokens, _POOLED[pooling], lambda found: torch.stack(found) if found else nothing)
+    """Request the pooled vectors [N, D] of texts, on the CPU."""
+    empty = torch.empty(0, backbone.hidden_size)
+    return forward_hidden(tokens, _POOLING_READERS[pooling], lambda vectors: torch.stack(vectors) if vectors else empty)
 
 
 def encode(backbone: Backbone, tokens: Tokens, *, delta: Delta | None = None) -> Tensor:
-    """Pooled vectors [N, D] of all texts, on the CPU, through `delta` or, without one, the frozen backbone."""
+    """Return pooled vectors [N, D] of texts, on the CPU, through a delta or the frozen backbone.
+
+    The pooling is that of the delta's head, else that of the backbone.
+    """
     pooling = delta.head.pooling if delta and delta.head else backbone.pooling
     return run_forward(backbone, delta, forward_pooled(backbone, tokens, pooling))

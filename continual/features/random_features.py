@@ -1,10 +1,10 @@
-"""Frozen features in which tasks are told apart: all layers side by side, through a random projection.
+"""Random features of the frozen backbone, in which tasks are separated: all layers, through a random projection.
 
     z = [h₀ / ‖h₀‖; …; h_L / ‖h_L‖]     φ(x) = max(P z, 0),  P_ij ~ N(0, 1)
 
-h_l is a text's pooled state after layer l. Layers tell different things apart, from words to sentences, and the random
-nonlinear projection lets a linear rule tell apart what no rule linear in z can: McDonnell et al. (2023), "RanPAC:
-Random Projections and Pre-trained Models for Continual Learning" (arXiv:2307.02251).
+h_l is a text's pooled state after layer l. Layers separate different properties, from words to sentences, and after the
+random nonlinear projection a linear rule separates tasks that no rule linear in z can: McDonnell et al. (2023),
+"RanPAC: Random Projections and Pre-trained Models for Continual Learning" (arXiv:2307.02251).
 
 Shapes: N texts, D hidden size, L layers, M width.
 """
@@ -22,47 +22,53 @@ from continual.backbones.backbone import Backbone
 from continual.features.pooling import pool
 from continual.features.tokens import Tokens, pad, sorted_batches
 
-WIDTH_FACTOR, MAX_WIDTH = 2, 6144  # M is twice the size of z, but not more: a router takes M³ operations to make
-MAX_LAYERS = 8  # of a deep backbone, evenly spaced; its embeddings and its last layer are always among them
+WIDTH_FACTOR, MAX_WIDTH = 2, 6144  # M is twice the size of z, up to a maximum: building a router takes M³ operations
+MAX_LAYERS = 8  # of a deep backbone, evenly spaced, with its embeddings and its last layer
 SEED = 0
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """N texts through the frozen backbone. vectors [N, D]: pooled last states · wide [N, M]: φ(x)."""
+    """Features of N texts in the frozen backbone.
+
+    Attributes:
+        pooled: Pooled last hidden states [N, D].
+        random_features: Random features φ(x) [N, M].
+    """
 
     pooled: Tensor
     random_features: Tensor
 
     def take(self, indices: Sequence[int]) -> "FrozenFeatures":
-        """The chosen texts."""
+        """Select texts by index."""
         return FrozenFeatures(self.pooled[indices], self.random_features[indices])
 
 
 @torch.inference_mode()
 def frozen_features(backbone: Backbone, tokens: Tokens) -> FrozenFeatures:
-    """The two kinds of features of tokenized texts, on the CPU, from one pass."""
-    vectors, wide = torch.empty(len(tokens), backbone.hidden_size), torch.empty(len(tokens), 0)
+    """Compute pooled and random features of N texts in one pass, on the CPU: [N, D] and [N, M]."""
+    pooled, features = torch.empty(len(tokens), backbone.hidden_size), torch.empty(len(tokens), 0)
     for indices in sorted_batches(tokens.lengths):
         batch = pad(backbone, tokens, indices)
         with backbone.autocast():
             layers = backbone.layer_states(batch)
         states = [pool(layer, batch["attention_mask"], backbone.pooling) for layer in layers]
-        chosen = torch.cat([F.normalize(states[i], dim=-1) for i in _spaced(len(states))], dim=1)
-        projection = _projection(chosen.shape[1])
-        if not wide.numel():
-            wide = torch.empty(len(tokens), projection.shape[1])
-        vectors[indices] = states[-1].cpu()
-        wide[indices] = torch.relu(chosen @ projection.to(chosen.device)).cpu()
-    return FrozenFeatures(vectors, wide)
+        z = torch.cat([F.normalize(states[i], dim=-1) for i in _evenly_spaced(len(states))], dim=1)
+        projection = _projection(z.shape[1])
+        if not features.numel():
+            features = torch.empty(len(tokens), projection.shape[1])
+        pooled[indices] = states[-1].cpu()
+        features[indices] = torch.relu(z @ projection.to(z.device)).cpu()
+    return FrozenFeatures(pooled, features)
 
 
-def _spaced(count: int) -> list[int]:
-    return [round(place) for place in np.linspace(0, count - 1, min(count, MAX_LAYERS)).tolist()]
+def _evenly_spaced(count: int) -> list[int]:
+    """Indices of MAX_LAYERS of `count` states at most, the first and the last included."""
+    return [round(position) for position in np.linspace(0, count - 1, min(count, MAX_LAYERS)).tolist()]
 
 
 @cache
 def _projection(size: int) -> Tensor:
-    """P [size, M]. NumPy promises that a `RandomState` draws the same numbers in every release."""
-    drawn = np.random.RandomState(SEED).standard_normal((size, min(WIDTH_FACTOR * size, MAX_WIDTH)))
-    return torch.from_numpy(drawn.astype(np.float32))
+    """The matrix P [size, M]; NumPy guarantees the same draws of a `RandomState` in every release."""
+    normal = np.random.RandomState(SEED).standard_normal((size, min(WIDTH_FACTOR * size, MAX_WIDTH)))
+    return torch.from_numpy(normal.astype(np.float32))

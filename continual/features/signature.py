@@ -1,4 +1,4 @@
-"""Additive statistics of a task's rows in some features: what routing, similarity and closed-form heads are made of.
+"""Signatures: additive statistics of a task's rows in some features, for routing, similarity and closed-form heads.
 
 Shapes: N rows, C classes, D dimensions.
 """
@@ -11,14 +11,20 @@ from torch import Tensor
 from continual.serialization import deserialize, serialize
 from registry.errors import BlobError
 
-ROUNDING_TOLERANCE = 1e-10  # of the second moment: less scatter is none, as with one row per class
+# Share of the second moment below which scatter counts as rounding, as with one row per class.
+ROUNDING_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Counts n [C], sums s [C, D] and the common second moment M = Σ x xᵀ [D, D], in float64.
+    """Counts, sums and second moment of rows x with classes, in float64.
 
-    Adding the rows of two signatures adds each of the three, whatever the order of arrival.
+    They are additive: the signature of two sets of rows together has the sums of their three parts, in any order.
+
+    Attributes:
+        counts: Rows n of each class [C].
+        sums: Sums s of each class [C, D].
+        moment: Common second moment M = Σ x xᵀ [D, D].
     """
 
     counts: Tensor
@@ -27,6 +33,7 @@ class Signature:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return int(self.counts.sum())
 
     @property
@@ -36,22 +43,27 @@ class Signature:
 
     @property
     def scatter(self) -> Tensor:
-        """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]; zero where it is nothing but rounding."""
+        """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]; zero where it is only rounding."""
         scatter = self.moment - self.sums.T @ self.means
-        spread = scatter.trace() > ROUNDING_TOLERANCE * self.moment.trace()
-        return scatter if spread else torch.zeros_like(scatter)
+        is_significant = scatter.trace() > ROUNDING_TOLERANCE * self.moment.trace()
+        return scatter if is_significant else torch.zeros_like(scatter)
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Degrees of freedom of the scatter: rows less classes, at least one."""
+        """Degrees of freedom of the scatter: rows minus classes, at least one."""
         return max(self.rows - len(self.counts), 1)
 
     def to_bytes(self) -> bytes:
+        """Serialize the signature; equal signatures give equal bytes."""
         return serialize({"counts": self.counts, "sums": self.sums, "moment": self.moment})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Signature":
-        """What `to_bytes` wrote. Raises: BlobError, where it is none, or of a newer format."""
+        """Deserialize the bytes that `to_bytes` returned.
+
+        Raises:
+            BlobError: The bytes are no signature, or of a newer format.
+        """
         tensors, _ = deserialize(data, what="signature")
         if tensors.keys() != {"counts", "sums", "moment"}:
             raise BlobError(
@@ -61,24 +73,41 @@ class Signature:
 
 
 def compute_signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signature:
-    """The signature of vectors [N, D] whose classes [N] are numbers below `count`; every class has a row at least."""
-    exact = vectors.double()
-    sums = torch.zeros(count, exact.shape[1], dtype=torch.float64).index_add_(0, classes, exact)
-    counts = torch.bincount(classes, minlength=count).double()
-    return Signature(counts, sums, exact.T @ exact)
+    """Compute the signature of vectors with classes.
 
-
-def shrink_covariance(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
-    """The covariance S = scatter / freedom [D, D], shrunk to (1 − γ) S + γ (tr S / D) I.
-
-    Ledoit and Wolf (2004) shrink so; γ is chosen on held-out rows here. A covariance of nothing is the identity's.
+    Args:
+        vectors: Vectors [N, D].
+        classes: Class of each vector [N], below `count`; every class has at least one.
+        count: Number of classes C.
     """
-    covariance = scatter / freedom
+    vectors = vectors.double()
+    sums = torch.zeros(count, vectors.shape[1], dtype=torch.float64).index_add_(0, classes, vectors)
+    counts = torch.bincount(classes, minlength=count).double()
+    return Signature(counts, sums, vectors.T @ vectors)
+
+
+def shrink_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: float) -> Tensor:
+    """Shrink the covariance S of a scatter towards a multiple of the identity.
+
+        (1 − γ) S + γ (tr S / D) I     S = scatter / degrees_of_freedom
+
+    Ledoit and Wolf (2004), "A Well-conditioned Estimator for Large-dimensional Covariance Matrices". They estimate γ;
+    callers here choose it on held-out rows. Of a zero scatter the result is γ I.
+
+    Args:
+        scatter: Scatter [D, D].
+        degrees_of_freedom: Its degrees of freedom.
+        shrinkage: γ, from 0 to 1.
+
+    Returns:
+        The shrunk covariance [D, D].
+    """
+    covariance = scatter / degrees_of_freedom
     scale = float(covariance.trace()) / len(covariance) or 1.0
     identity = torch.eye(len(covariance), dtype=covariance.dtype)
     return (1 - shrinkage) * covariance + shrinkage * scale * identity
 
 
-def inverse_shrunk_covariance(scatter: Tensor, freedom: float, shrinkage: float) -> Tensor:
-    """The inverse [D, D] of a shrunk covariance."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(shrink_covariance(scatter, freedom, shrinkage)))
+def inverse_shrunk_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: float) -> Tensor:
+    """Return the inverse [D, D] of the shrunk covariance of a scatter [D, D]; see `shrink_covariance`."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(shrink_covariance(scatter, degrees_of_freedom, shrinkage)))

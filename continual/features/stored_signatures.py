@@ -13,35 +13,43 @@ log = logging.getLogger(__name__)
 
 
 def stored_signatures(registry: Registry, backbone: Backbone | BackboneRecord) -> dict[str, Signature]:
-    """The signature of every task in a backbone's frozen features.
+    """Return the readable signatures of the tasks on a backbone, by task.
 
-    Raises BackboneError where a signature was taken of features that were pooled otherwise.
+    Raises:
+        BackboneError: A signature is of features with another pooling than the backbone's.
     """
-    found = {stored.task: read_signature(registry, stored) for stored in signature_records(registry, backbone)}
-    return {task: own for task, own in found.items() if own}
+    signatures = {record.task: read_signature(registry, record) for record in signature_records(registry, backbone)}
+    return {task: signature for task, signature in signatures.items() if signature}
 
 
-def read_signature(registry: Registry, stored: StoredSignature) -> Signature | None:
-    """A signature, or None and a warning where it cannot be read."""
+def read_signature(registry: Registry, record: StoredSignature) -> Signature | None:
+    """Read the blob of a signature; where it cannot be read, log a warning and return None."""
     try:
-        return Signature.from_bytes(registry.blobs.get(stored.digest))
+        return Signature.from_bytes(registry.blobs.get(record.digest))
     except BlobError as error:
-        log.warning("task %s cannot be routed to or compared with: %s", stored.task, error)
+        log.warning("task %s cannot be routed to or compared with: %s", record.task, error)
         return None
 
 
 def signature_records(
     registry: Registry, backbone: Backbone | BackboneRecord, *, deltas: Collection[str] | None = None
 ) -> tuple[StoredSignature, ...]:
-    """Where the signatures of the tasks on a backbone lie. Raises BackboneError as `stored_signatures` does.
+    """Return the records of the signatures on a backbone, without reading their blobs.
 
-    deltas: those whose signatures are wanted, where they are not the champions; one without is left out.
+    Args:
+        registry: The registry.
+        backbone: The backbone whose frozen features they are statistics of.
+        deltas: Names of the deltas whose signatures are returned; None for the champions. Deltas without a signature
+            are left out.
+
+    Raises:
+        BackboneError: A signature is of features with another pooling than the backbone's.
     """
-    found = registry.signatures(backbone.fingerprint, deltas=deltas)
-    for stored in found:
-        if stored.pooling != backbone.pooling:
+    records = registry.signatures(backbone.fingerprint, deltas=deltas)
+    for record in records:
+        if record.pooling != backbone.pooling:
             raise BackboneError(
-                f"the signature of task {stored.task!r} is of {stored.pooling}-pooled features, and backbone "
+                f"the signature of task {record.task!r} is of {record.pooling}-pooled features, and backbone "
                 f"{backbone.name!r} pools by {backbone.pooling}; load it as it was, or use another home"
             )
-    return found
+    return records

@@ -11,15 +11,20 @@ from continual.deltas import MethodSettings
 from continual.errors import MethodError
 from tasks import Text
 
-# Rows are sorted by length within so many batches: little padding, while what meets in a batch stays nearly random.
+# Rows are sorted by length within windows of so many batches: little padding, and batches stay nearly random.
 LENGTH_SORT_WINDOW = 50
 INFERENCE_BATCH = 64
-MIN_TEXT_TOKENS = 8  # tokens that must be left for a text
+MIN_TEXT_TOKENS = 8  # tokens of a text beside those that a method adds
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of N texts, not padded, and their types where the tokenizer has types."""
+    """Tokens of N texts, not padded.
+
+    Attributes:
+        ids: Token ids of each text.
+        types: Token types of each text; None where the backbone has none.
+    """
 
     ids: tuple[tuple[int, ...], ...]
     types: tuple[tuple[int, ...], ...] | None
@@ -29,77 +34,96 @@ class Tokens:
 
     @property
     def lengths(self) -> list[int]:
+        """Number of tokens of each text."""
         return [len(ids) for ids in self.ids]
 
     def take(self, indices: Sequence[int]) -> "Tokens":
-        """The tokens of the chosen texts."""
+        """Select texts by index."""
         types = None if self.types is None else tuple(self.types[i] for i in indices)
         return Tokens(tuple(self.ids[i] for i in indices), types)
 
 
 def concat_tokens(parts: Sequence[Tokens]) -> Tokens:
-    """The tokens of all parts, one after the other."""
+    """Concatenate the texts of several parts."""
     types = None if parts[0].types is None else tuple(row for part in parts for row in part.types or ())
     return Tokens(tuple(row for part in parts for row in part.ids), types)
 
 
-def reserve_tokens(backbone: Backbone, *possible: MethodSettings) -> Backbone:
-    """The backbone for texts that any of these methods may add tokens to.
+def reserve_tokens(backbone: Backbone, *methods: MethodSettings) -> Backbone:
+    """Return the backbone with positions reserved for the tokens that any of the methods adds to a text.
 
-    Raises MethodError where next to nothing is left for a text.
+    Raises:
+        MethodError: Fewer than MIN_TEXT_TOKENS positions are left for a text.
     """
-    reserved = max(settings.added_tokens for settings in possible)
-    roomy, whole = replace(backbone, reserved_tokens=reserved), replace(backbone, reserved_tokens=0).longest_input
-    if roomy.longest_input < MIN_TEXT_TOKENS:
+    reserved = max(settings.added_tokens for settings in methods)
+    backbone_with_reserve = replace(backbone, reserved_tokens=reserved)
+    all_positions = replace(backbone, reserved_tokens=0).longest_input
+    if backbone_with_reserve.longest_input < MIN_TEXT_TOKENS:
         raise MethodError(
-            f"the method adds {reserved} tokens to every text and backbone {backbone.name!r} takes {whole} in all; "
-            f"use a length of {max(whole - MIN_TEXT_TOKENS, 0)} at most"
+            f"the method adds {reserved} tokens to every text and backbone {backbone.name!r} takes {all_positions} in "
+            f"all; use a length of {max(all_positions - MIN_TEXT_TOKENS, 0)} at most"
         )
-    return roomy
+    return backbone_with_reserve
 
 
 def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> Tokens:
-    """Token ids of texts and pairs of texts; longer ones are cut at `max_length` tokens (in a pair the longer side)."""
+    """Tokenize texts and pairs of texts.
+
+    Args:
+        backbone: The backbone whose tokenizer is used.
+        texts: N texts or pairs, in any mixture.
+        max_length: Largest number of tokens; longer texts are truncated, in a pair the longer side first.
+    """
     if not texts:
         return Tokens((), None)
     parts = [[replace_surrogates(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
     if len({len(part) for part in parts}) > 1:  # the tokenizer takes texts or pairs, not both at once
-        alone = [tokenize(backbone, [text], max_length=max_length) for text in texts]
-        types = None if alone[0].types is None else tuple(one.types[0] for one in alone if one.types)
-        return Tokens(tuple(one.ids[0] for one in alone), types)
+        singles = [tokenize(backbone, [text], max_length=max_length) for text in texts]
+        types = None if singles[0].types is None else tuple(single.types[0] for single in singles if single.types)
+        return Tokens(tuple(single.ids[0] for single in singles), types)
     columns = [list(column) for column in zip(*parts, strict=True)]
     limit = min(max_length, backbone.longest_input)
     encoded = backbone.tokenizer(*columns, truncation=True, max_length=limit)
-    # A tokenizer that frames no text makes nothing of an empty one, which still has to have a state.
+    # Without special tokens an empty text has no token at all, and it still needs a hidden state.
     ids = tuple(tuple(row) or (backbone.tokenizer.eos_token_id,) for row in encoded["input_ids"])
     types = encoded.get("token_type_ids") if "embed.type" in backbone.family.stack.sites else None
     return Tokens(ids, None if types is None else tuple(map(tuple, types)))
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with half surrogate pairs, which JSON may hold and no tokenizer takes, as question marks."""
+    """Replace half surrogate pairs, which JSON may hold and no tokenizer takes, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def pad(backbone: Backbone, tokens: Tokens, indices: Sequence[int]) -> dict[str, Tensor]:
-    """The model's arguments for the chosen texts: ids, mask and types, each [B, T], T the longest of them."""
+    """Pad texts on the right to one batch.
+
+    Args:
+        backbone: The backbone, for its padding token and device.
+        tokens: Tokens of the texts.
+        indices: Indices of the B texts of the batch.
+
+    Returns:
+        The model's arguments `input_ids`, `attention_mask` and, if there are types, `token_type_ids`, each [B, T] with
+        T the length of the longest text.
+    """
     width = max(len(tokens.ids[i]) for i in indices)
 
-    def filled(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+    def padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
         return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=backbone.device)
 
     batch = {
-        "input_ids": filled((tokens.ids[i] for i in indices), backbone.tokenizer.pad_token_id),
-        "attention_mask": filled(([1] * len(tokens.ids[i]) for i in indices), 0),
+        "input_ids": padded((tokens.ids[i] for i in indices), backbone.tokenizer.pad_token_id),
+        "attention_mask": padded(([1] * len(tokens.ids[i]) for i in indices), 0),
     }
     if tokens.types is not None:
         types = tokens.types
-        batch["token_type_ids"] = filled((types[i] for i in indices), 0)
+        batch["token_type_ids"] = padded((types[i] for i in indices), 0)
     return batch
 
 
 def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Batches of one epoch: every row once, rows of like length together, batches in random order."""
+    """Return the batches of one epoch: every row once, rows of similar length together, batches in random order."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
     window = batch_size * LENGTH_SORT_WINDOW
     batches: list[list[int]] = []
@@ -110,7 +134,7 @@ def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.G
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int = INFERENCE_BATCH) -> Iterator[list[int]]:
-    """Batches for inference: every row once, from the shortest to the longest."""
+    """Yield batches for inference: every row once, from the shortest to the longest."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
