@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, count the processes that fit on it, and verify that its nodes share one registry.
+"""Connect to a Ray cluster, count processes that fit on it, and verify that nodes share a registry.
 
 Needs the extra `ray`.
 """
@@ -28,7 +28,7 @@ LOCAL_CLUSTER_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster for the duration of the block; a connection that is open already stays open.
+    """Connect to a Ray cluster for the duration of the block; an open connection is used and stays open.
 
     Args:
         address: host:port of a cluster, or `local` to start one for the block. Without an address it is the cluster

@@ -1,4 +1,4 @@
-"""Storage locations, all under one home folder unless environment variables move them, and defaults of commands."""
+"""Storage locations under one home folder or set by environment variables, and command defaults."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A two-level LRU cache of deltas: all are in the registry, some in host memory, fewer still on the device."""
+"""A two-level LRU cache of the registry's deltas: some in host memory, fewer on the device."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence

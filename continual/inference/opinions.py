@@ -1,4 +1,4 @@
-"""Forward texts through learned deltas for their answers and for the evidence that the texts belong to the tasks."""
+"""Forward texts through learned deltas, for answers and for evidence that the texts are the tasks'."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

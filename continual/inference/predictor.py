@@ -1,4 +1,4 @@
-"""Predict: answer each input with its task's delta, and choose the task by the router where none is named."""
+"""Answer each input with its task's delta, and choose the task by the router where none is named."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ class Prediction:
 
 
 class Predictor:
-    """The champions of a registry on one backbone, as they are when it is constructed; deltas are loaded lazily.
+    """The champions of a registry on one backbone, as they are at construction; deltas load lazily.
 
     Args:
         backbone: The frozen backbone.

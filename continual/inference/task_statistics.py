@@ -1,4 +1,4 @@
-"""Compute and store what routing needs of a task: sums and a few feature vectors of its rows, never a text."""
+"""Compute and store a task's routing statistics: sums and a few feature vectors, never a text."""
 
 from collections.abc import Sequence
 from typing import Any

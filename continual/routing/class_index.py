@@ -1,7 +1,8 @@
-"""Mahalanobis routing among very many classes: an index proposes class means, exact distances rank the proposals.
+"""Mahalanobis routing among very many classes, by an index of class means.
 
-The index holds class means whitened by the covariance at the time it was built; the covariance of the present tasks
-decides among the proposals. So adding or removing a task costs the time of its own classes, however many there are.
+The index proposes the nearest class means of an input, and exact distances rank the proposals. It holds class means
+whitened by the covariance at the time it was built; the covariance of the present tasks decides among the proposals. So
+adding or removing a task costs the time of its own classes, however many there are.
 
 Shapes: C classes of all tasks, D size of features, N inputs, K tasks, P proposals.
 """

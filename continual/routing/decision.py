@@ -1,4 +1,4 @@
-"""Choose tasks from the router's probabilities and, where it is unsure, from the deltas of its likeliest tasks.
+"""Choose tasks by the router's probabilities and, where it is unsure, by the likeliest tasks' deltas.
 
     log p(t | x) ← log p(t | x) + log p(ŷ_t | x, t) − E_t[log p(ŷ_t | x, t)] + ½ fit_t(x)
 

@@ -1,4 +1,4 @@
-"""Evidence from a task's delta that an input is the task's: confidence of its answer, and fit of its features.
+"""Evidence from a delta that an input is its task's: confidence of the answer, fit of the features.
 
     fit(x) = (−½ min_c (x − μ_c)ᵀ C⁻¹ (x − μ_c) − a) / b
 

@@ -1,4 +1,6 @@
-"""Held-out rows of all tasks, and the fit of a router's weights and offsets on them; every task counts the same.
+"""Held-out rows of all tasks, and the fit of a router's weights and offsets on them.
+
+Every task counts the same, however many rows it has.
 
 Shapes: H held-out rows of all tasks, M width of features, K tasks, R rules.
 """

@@ -1,4 +1,4 @@
-"""Calibrate one or more rules into a router: probabilities of tasks, and a threshold for inputs of no task.
+"""Calibrate rules into a router: probabilities of tasks, and a threshold for inputs of no task.
 
     log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)
 

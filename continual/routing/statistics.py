@@ -1,4 +1,4 @@
-"""Statistics of one task for routing: class means and scatter in wide frozen features, and a few held-out rows.
+"""Statistics of one task for routing: class means and scatter in random features, and held-out rows.
 
 Shapes: C classes, M width of features, R rank, H held-out rows, D hidden size, N rows.
 """

@@ -1,6 +1,6 @@
-"""Sums over tasks that routing rules are solved from; a task is added or removed without reading any other.
+"""Sums over tasks that routing rules are solved from.
 
-Every task counts the same however many rows it has:
+A task is added or removed without reading any other. Every task counts the same however many rows it has:
 
     G = Σ_t E_t[x xᵀ]     S = Σ_t C_t     m = Σ_t E_t[x]
 

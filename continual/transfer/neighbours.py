@@ -1,4 +1,4 @@
-"""Load the deltas that a new task may start from: of similar tasks, of its own last version, of a subspace's basis."""
+"""Load the deltas that a task may start from: similar tasks, its last version, a subspace's basis."""
 
 import logging
 from collections.abc import Sequence
@@ -87,10 +87,10 @@ def encode_labels(backbone: Backbone, labels: Sequence[str]) -> Tensor | None:
 
 
 def previous_version(backbone: Backbone, registry: Registry, data: TaskData) -> tuple[Neighbour, ...]:
-    """Return the last version of the task itself, preferably one that serves.
+    """Return the last version of the task itself, preferably one that serves; empty for no usable one.
 
-    It is empty where that version cannot be a start. A version drawn with another seed and other held-out rows is no start: it may have been trained on rows that are
-    held out now.
+    A version drawn with another seed and other held-out rows cannot be a start: it may have been trained on rows that
+    are held out now. Nor can one whose values are damaged.
     """
     last = registry.last_version(data.spec.name, backbone.fingerprint)
     if last is None or (last.data and last.data.seed != data.seed and not _same_held_out_rows(last.data, data)):

@@ -1,4 +1,4 @@
-"""Measures of how similar two tasks are: from their signatures, their labels' names, or their learned deltas.
+"""Measures of the similarity of two tasks: from signatures, names of labels, or learned deltas.
 
 `SIGNATURE_MEASURES` lists those that need signatures alone; `rank_by_similarity` orders tasks by one of them. Measures
 that need the task's rows are in `transferability`. Higher means more similar for all.

@@ -1,4 +1,4 @@
-"""Measures of how well another task's delta would serve a task, from the task's own rows through that delta.
+"""Measures of transferability: how well another task's delta would serve a task's own rows.
 
 Shapes: N rows, D dimensions, C classes of the task, Z outputs of the other task's head. Higher is better for each.
 """

@@ -1,4 +1,4 @@
-"""Choose where a new delta's values come from: scratch, a similar task's delta, or an average of several.
+"""Choose where a new delta's values come from: scratch, a similar task's delta, or an average.
 
 Each candidate is judged before any training, by a closed-form head in its features on held-out rows.
 """

@@ -105,7 +105,8 @@ class Section:
 def page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
     """Return a whole HTML document from its sections.
 
-    It serves phones and wide screens, light and dark, print, keyboards and screen readers. All texts are escaped, control characters included.
+    It serves phones and wide screens, light and dark, print, keyboards and screen readers. All texts are escaped,
+    control characters included.
 
     >>> "a &lt;b&gt;" in page("a <b>", [Section("Scores", table=Table(("task", "score"), (("mood", 0.5),)))])
     True
