@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tasks.errors import DataError
+from tasks.plugins import closest_match
 
 Value = TypeVar("Value")
 
@@ -78,8 +78,8 @@ class Table:
         """
         column_names = self.rows.column_names
         if name not in column_names:
-            close_matches = difflib.get_close_matches(name, column_names, n=1)
-            hint = f"; did you mean {close_matches[0]!r}?" if close_matches else ""
+            match = closest_match(name, column_names)
+            hint = f"; did you mean {match!r}?" if match else ""
             raise DataError(f"{self.location}: no column {name!r}{hint} (the columns are {', '.join(column_names)})")
         return Column(name, list(self.rows.select_columns([name])[:][name]), self.rows.features[name], self.location)
 

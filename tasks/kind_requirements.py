@@ -1,45 +1,67 @@
-"""Required keys, optional keys and metrics of each kind of task."""
+"""The catalogue of task kinds: keys, metrics and targets of each, and the class that implements it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.plugins import entry_points_in
+from tasks.plugins import PluginRegistry, entry_points_in
 
-Kind = Literal["classification", "regression", "generation", "span"]
+TargetType = Literal["labels", "numbers", "answers", "texts"]
+"""Class labels, finite numbers, spans of a passage, or texts to generate (with references)."""
 
 
 @dataclass(frozen=True)
 class KindSchema:
-    """The keys and metrics of one kind of task.
+    """A kind of task as a stream file states it; no torch is imported.
 
     Attributes:
+        implementation: The subclass of `continual.kinds.Kind`, as `module:Class`; imported when first used.
+        targets: The type of the targets.
         target_column: The key of the spec that names the target column.
         target_description: The column's content, in words, for messages.
         metrics: The built-in metrics, the default first.
-        optional: Further keys that this kind accepts and others do not.
+        optional: Further keys that only this kind accepts.
     """
 
+    implementation: str
+    targets: TargetType
     target_column: str
     target_description: str
     metrics: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
-    def allowed_metrics(self, kind: Kind) -> tuple[str, ...]:
+    def allowed_metrics(self, kind: str) -> tuple[str, ...]:
         """Return the metrics of `kind`, including those that other packages add."""
         return (*self.metrics, *entry_points_in(f"continual.metrics.{kind}"))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The spec keys that depend on the kind, the target column's first."""
+        """The keys that only this kind accepts, the target column's first."""
         return (self.target_column, *self.optional)
 
 
-KIND_SCHEMAS: Mapping[Kind, KindSchema] = {
-    "classification": KindSchema("label", "labels", ("accuracy", "macro_f1", "mcc"), ("template",)),
-    "regression": KindSchema("label", "numbers", ("pearson", "spearman", "r2")),
-    "span": KindSchema("answers", "answers", ("f1", "exact_match")),
-    "generation": KindSchema("target", "targets", ("chrf", "bleu", "rouge_l", "exact_match"), ("references",)),
-}
+def _check(plugin: object) -> KindSchema | str:
+    return plugin if isinstance(plugin, KindSchema) else "a tasks.KindSchema"
+
+
+# fmt: off
+KIND_SCHEMAS = PluginRegistry[KindSchema]("kind", "continual.kinds", check=_check, built_in={
+    "classification": KindSchema(
+        "continual.kinds.classification:Classification",
+        "labels", "label", "labels", ("accuracy", "macro_f1", "mcc"), ("template",),
+    ),
+    "regression": KindSchema(
+        "continual.kinds.regression:Regression",
+        "numbers", "label", "numbers", ("pearson", "spearman", "r2"),
+    ),
+    "span": KindSchema(
+        "continual.kinds.span:Span",
+        "answers", "answers", "answers", ("f1", "exact_match"),
+    ),
+    "generation": KindSchema(
+        "continual.kinds.generation:Generation",
+        "texts", "target", "targets", ("chrf", "bleu", "rouge_l", "exact_match"), ("references",),
+    ),
+})
+# fmt: on

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.kind_requirements import KIND_SCHEMAS, Kind
+from tasks.kind_requirements import KIND_SCHEMAS
 from tasks.strict_model import StrictModel
 from tasks.template import Template
 
@@ -162,7 +162,7 @@ class TaskSpec(StrictModel):
     """
 
     name: Name
-    kind: Kind = "classification"
+    kind: str = "classification"
     source: Source
     text: TextColumns
     label: Column | None = Field(default=None, validate_default=True)
@@ -177,11 +177,20 @@ class TaskSpec(StrictModel):
     warm_start: WarmStart | None = None
     budget: Budget | None = None
 
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, value: str) -> str:
+        if value not in KIND_SCHEMAS:
+            *kinds, last = map(repr, KIND_SCHEMAS)
+            raise ValueError(f"input should be {', '.join(kinds)} or {last}")
+        return value
+
     @field_validator("text")
     @classmethod
     def _span_reads_a_pair(cls, value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
-        if info.data.get("kind") == "span" and isinstance(value, str):
-            raise ValueError("a span task reads two columns, as in `text: [question, context]`")
+        kind = info.data.get("kind")
+        if kind and KIND_SCHEMAS[kind].targets == "answers" and isinstance(value, str):
+            raise ValueError(f"a {kind} task reads two columns, as in `text: [question, context]`")
         return value
 
     @field_validator("label", "target", "answers", "references", "template")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticCustomError
+
+from tasks.errors import InputError
+
+ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
 class StrictModel(BaseModel):
@@ -30,3 +34,27 @@ def _bool_was_converted(value: Any, validated: Any) -> bool:
     if isinstance(value, list | tuple) and isinstance(validated, list | tuple):
         return any(map(_bool_was_converted, value, validated))
     return isinstance(value, bool) and not isinstance(validated, bool)
+
+
+def validate_settings(
+    model: type[ModelT], values: Mapping[str, Any], *, of: str, error: type[InputError] = InputError
+) -> ModelT:
+    """Validate the settings of a named plugin.
+
+    Args:
+        model: The class of the settings.
+        values: The settings as a person wrote them.
+        of: What they are settings of, such as `method 'lora'`, for the message.
+        error: The class of the error.
+
+    Raises:
+        InputError: A setting is unknown or not allowed; the message names every setting and its default.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as invalid:
+        problems = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))} = {detail['input']!r}: {detail['msg']}" for detail in invalid.errors()
+        )
+        fields = (f"{name} (default {field.default!r})" for name, field in model.model_fields.items())
+        raise error(f"{of}: {problems}. Settings: {', '.join(fields) or 'none'}") from None

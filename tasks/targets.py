@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.columns import Column, Table
 from tasks.errors import DataError
-from tasks.kind_requirements import KIND_SCHEMAS, Kind
+from tasks.kind_requirements import KIND_SCHEMAS, TargetType
 from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, Text
 from tasks.source import SourceLocation
 from tasks.spec import SPLITS, Split, TaskSpec
@@ -25,7 +25,7 @@ def read_targets(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[T
     Raises:
         DataError: A target is missing or invalid; task, split, column and row are named.
     """
-    return _READERS[spec.kind](spec, table, texts)
+    return _READERS[KIND_SCHEMAS[spec.kind].targets](spec, table, texts)
 
 
 def _read_labels(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[str, ...]:
@@ -140,11 +140,11 @@ def _first_occurrence(passage: str, text: str) -> int | None:
     return None if start < 0 else start
 
 
-_READERS: Mapping[Kind, Callable[[TaskSpec, Table, Sequence[Text]], tuple[Target, ...]]] = {
-    "classification": _read_labels,
-    "regression": _read_numbers,
-    "span": _read_answers,
-    "generation": _read_generation,
+_READERS: Mapping[TargetType, Callable[[TaskSpec, Table, Sequence[Text]], tuple[Target, ...]]] = {
+    "labels": _read_labels,
+    "numbers": _read_numbers,
+    "answers": _read_answers,
+    "texts": _read_generation,
 }
 
 
@@ -167,12 +167,12 @@ def train_labels(spec: TaskSpec, splits: Mapping[Split, LabelledTexts], origin: 
         DataError: Train has fewer than two labels or numbers, another split has labels that train lacks, or the
             template has not exactly one word per label.
     """
-    train = splits["train"]
-    if spec.kind == "regression" and len(set(train.targets)) < 2:
+    train, targets = splits["train"], KIND_SCHEMAS[spec.kind].targets
+    if targets == "numbers" and len(set(train.targets)) < 2:
         raise DataError(
             f"{origin.split_location('train')}: at least two different numbers are needed; got only {train.targets[0]}"
         )
-    if spec.kind != "classification":
+    if targets != "labels":
         return ()
     labels = set(train.labels)
     if len(labels) < 2:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.plugins import closest_match
 from tasks.spec import Budget, Source, TaskSpec
 from tasks.template import Template
 from tasks.yaml_document import YamlDocument
@@ -36,8 +36,8 @@ def validation_message(error: ValidationError, document: YamlDocument, root: typ
 def unknown_key_message(key_path: Sequence[int | str], model: type[BaseModel]) -> str:
     """Return a message that the last key of `key_path` is unknown, with the nearest and all allowed keys."""
     allowed = [name for name in model.model_fields if name not in _INTERNAL_FIELDS]
-    close_matches = difflib.get_close_matches(str(key_path[-1]), allowed, n=1)
-    hint = f"did you mean {close_matches[0]!r}? " if close_matches else ""
+    match = closest_match(str(key_path[-1]), allowed)
+    hint = f"did you mean {match!r}? " if match else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 
 

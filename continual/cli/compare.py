@@ -30,19 +30,18 @@ def compare(
     """Learn a stream by several strategies of continual learning and compare their measures and costs."""
     from continual.cli.progress import progress_bars
     from continual.cli.tables import print_comparison
-    from continual.experiments.strategies import DEFAULT, build_strategies, check_strategy_names, progress_name
+    from continual.experiments.strategies import progress_name, select_strategies
 
     loaded = read_stream(stream)
-    names = DEFAULT if strategies is None else tuple(name.strip() for name in strategies.split(","))
-    check_strategy_names(names)
-    available = build_strategies(full_at=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
+    names = None if strategies is None else [name.strip() for name in strategies.split(",")]
+    selected = select_strategies(names, full_rate=full_rate, ewc_strength=ewc_strength, replay_rows=replay_rows)
     if html:
         from continual.reports.html import check_writable
 
         check_writable(html)
-    bars = [*map(progress_name, names), *(task.name for task in loaded.tasks)]
+    bars = [*map(progress_name, selected), *(task.name for task in loaded.tasks)]
     with common.learner(backbone or loaded.backbone) as learner, progress_bars(err, bars) as callbacks:
-        document = learner.compare(loaded, {name: available[name] for name in names}, callbacks=callbacks)
+        document = learner.compare(loaded, selected, callbacks=callbacks)
     if html:
         from continual.reports.html import strategies_page, write_page
 

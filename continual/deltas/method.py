@@ -1,77 +1,57 @@
-"""What every method is: settings that a person writes, and the edits that follow from them."""
+"""Methods of fine-tuning: the settings that a stream file holds, and the edits that follow from them."""
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from inspect import isabstract
-from typing import TypeVar, cast
-
-from pydantic import ValidationError
+from typing import cast
 
 from continual.deltas.edit import Edit
 from continual.deltas.protocols import IdentityAtInit
 from continual.errors import MethodError
 from tasks import Method, StrictModel
 from tasks.plugins import PluginRegistry
-
-SettingsT = TypeVar("SettingsT", bound=StrictModel)
+from tasks.strict_model import validate_settings
 
 
 class MethodSettings(StrictModel, ABC):
-    """Settings of one method. A subclass adds its fields and says which edits they mean."""
+    """Settings of one method; a subclass adds its fields and computes the edits that they mean."""
 
     @abstractmethod
     def edits(self) -> tuple[Edit, ...]:
-        """The edits, in the order in which they are applied."""
+        """Return the edits, in the order in which they are applied."""
 
     @property
     def identity(self) -> IdentityAtInit:
-        """How nearly a fresh delta leaves the backbone's output as it was."""
-        found = {edit.form.identity for edit in self.edits()}
-        return "none" if "none" in found else "near" if "near" in found else "exact"
+        """How nearly a fresh delta leaves the backbone's output as it was: the least near of its forms."""
+        identities = {edit.form.identity for edit in self.edits()}
+        return "none" if "none" in identities else "near" if "near" in identities else "exact"
 
     @property
     def stages(self) -> int:
-        """How many stages of training there are, one after the other."""
+        """The number of stages of training, one after the other."""
         return 1 + max((stage for edit in self.edits() for stage in edit.stages), default=0)
 
     @property
     def added_tokens(self) -> int:
-        """How many of a backbone's positions are taken from the text."""
+        """The number of a backbone's positions that a text loses to the method."""
         return sum(edit.added_tokens for edit in self.edits())
 
 
-def validate_settings(kind: type[SettingsT], method: Method) -> SettingsT:
-    """The settings of a method as a stream file has them, as a `kind`.
-
-    Raises MethodError for a setting that is not known or not allowed, naming those there are.
-    """
-    try:
-        return kind.model_validate(method.settings)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        fields = (f"{name} (default {field.default!r})" for name, field in kind.model_fields.items())
-        raise MethodError(f"method {method.name!r}: {problems}. Settings: {', '.join(fields) or 'none'}") from None
+def _check_settings_class(plugin: object) -> type[MethodSettings] | str:
+    fits = isinstance(plugin, type) and issubclass(plugin, MethodSettings) and not isabstract(plugin)
+    return cast(type[MethodSettings], plugin) if fits else "a subclass of continual.deltas.MethodSettings with `edits`"
 
 
-def _settings_class(found: object) -> type[MethodSettings] | str:
-    fits = isinstance(found, type) and issubclass(found, MethodSettings) and not isabstract(found)
-    return cast(type[MethodSettings], found) if fits else "a subclass of continual.deltas.MethodSettings with `edits`"
-
-
-BUILT_IN: dict[str, type[MethodSettings]] = {}  # filled by `continual.deltas.methods.catalog`
-METHODS: Mapping[str, type[MethodSettings]] = PluginRegistry(
-    BUILT_IN, "continual.methods", check=_settings_class, error=MethodError
+METHODS = PluginRegistry[type[MethodSettings]](
+    "method", "continual.methods", check=_check_settings_class, error=MethodError
 )
+"""The methods by name; `continual.deltas.methods.catalog` registers the built-in ones."""
 
 
 def method_settings(method: Method) -> MethodSettings:
-    """The settings of the method that a stream file names.
+    """Return the settings of the method that a stream file names.
 
-    Raises MethodError for an unknown method or setting, or a value that is not allowed.
+    Raises:
+        MethodError: The method or a setting does not exist, or a value is not allowed.
     """
-    if method.name not in METHODS:
-        near = difflib.get_close_matches(method.name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise MethodError(f"method {method.name!r} is not known{hint}. Known: {', '.join(METHODS)}")
-    return validate_settings(METHODS[method.name], method)
+    settings = METHODS.lookup(method.name)
+    return validate_settings(settings, method.settings, of=f"method {method.name!r}", error=MethodError)

@@ -11,7 +11,6 @@ from continual.exchange.files import ExportOrigin, create_empty_folder, write_ad
 from continual.exchange.merging import merge_into_model
 from continual.exchange.peft import to_peft
 from continual.kinds import backbone_for, kind_of_delta
-from continual.kinds.regression import Regression
 from registry import Registry
 
 
@@ -61,5 +60,5 @@ def export_delta(
     origin = ExportOrigin(backbone=delta.backbone, delta=name, digest=stored.values, kind=dict(delta.kind))
     FORMATS[file_format](backbone_for(backbone, kind), delta, folder, origin)
     if delta.head:
-        write_head(folder, kind.to_task_units(delta.head) if isinstance(kind, Regression) else delta.head)
+        write_head(folder, kind.to_task_units(delta.head))
     return tuple(sorted(file.name for file in folder.iterdir()))

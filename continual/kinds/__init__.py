@@ -1,7 +1,8 @@
-"""Kinds of task: for each, one file. Adding one is its file, a line here and its needs in `tasks.needs`."""
+"""Kinds of task, one file each; adding one is its file and a line in `tasks.kind_requirements.KIND_SCHEMAS`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -9,7 +10,6 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds.classification import Classification
-from continual.kinds.generation import Generation
 from continual.kinds.kind import (
     Answer,
     ForwardContext,
@@ -22,10 +22,9 @@ from continual.kinds.kind import (
     answer_labels,
     backbone_for,
 )
-from continual.kinds.regression import Regression
-from continual.kinds.span import Span
 from continual.kinds.template import TemplateClassification
-from tasks import TaskData, TaskSpec
+from tasks import KIND_SCHEMAS, TaskData, TaskSpec
+from tasks.errors import InputError
 
 __all__ = [
     "KINDS",
@@ -46,51 +45,87 @@ __all__ = [
     "kind_of_spec",
 ]
 
-KINDS: Mapping[str, type[Kind[Any]]] = {
-    "classification": Classification,
-    "regression": Regression,
-    "span": Span,
-    "generation": Generation,
-    "template": TemplateClassification,
-}
-_NAMES = {kind: name for name, kind in KINDS.items()}
+TEMPLATE = "template"  # a classification whose spec has a template
+
+
+@final
+class _Implementations(Mapping[str, type[Kind[Any]]]):
+    """The class of each kind in `KIND_SCHEMAS`, imported when it is first looked up, and `template`."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, type[Kind[Any]]] = {TEMPLATE: TemplateClassification}
+
+    def __getitem__(self, name: str) -> type[Kind[Any]]:
+        if name not in self._loaded:
+            self._loaded[name] = _load(name, KIND_SCHEMAS[name].implementation)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from KIND_SCHEMAS
+        yield TEMPLATE
+
+    def __len__(self) -> int:
+        return len(KIND_SCHEMAS) + 1
+
+
+def _load(name: str, implementation: str) -> type[Kind[Any]]:
+    module, _, attribute = implementation.partition(":")
+    try:
+        kind = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"kind {name!r} is implemented by {implementation!r}, which cannot be imported: {error}; "
+            "mend or uninstall its package"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Kind)):
+        raise InputError(f"kind {name!r} is implemented by {kind!r}, which is no subclass of continual.kinds.Kind")
+    return kind
+
+
+KINDS = _Implementations()
+"""The kinds by name, those of installed packages included."""
 
 
 def kind_of_spec(spec: TaskSpec) -> type[Kind[Any]]:
-    """The kind of a task as it is written down."""
-    return KINDS["template" if spec.template else spec.kind]
+    """Return the class of a spec's kind."""
+    return KINDS[TEMPLATE if spec.template else spec.kind]
 
 
 def kind_of(backbone: Backbone, data: TaskData) -> Kind[Any]:
-    """The kind of a task with its rows."""
+    """Return the kind of a task, fitted to its rows."""
     return kind_of_spec(data.spec).from_data(backbone, data)
 
 
 def kind_metadata(kind: Kind[Any]) -> dict[str, Any]:
-    """What a delta's file says of its kind."""
+    """Return a kind as JSON for a delta's file; empty where the head's labels suffice."""
     settings = kind.settings()
-    return {"name": _NAMES[type(kind)], **settings} if settings else {}
+    if not settings:
+        return {}
+    return {"name": next(name for name in KINDS if KINDS[name] is type(kind)), **settings}
 
 
 def kind_of_delta(delta: Delta) -> Kind[Any]:
-    """The kind that a delta was learned for.
+    """Return the kind that a delta was learned for.
 
-    Raises DeltaError where its file says nothing that this version understands.
+    Raises:
+        DeltaError: The delta's file states no kind that this version has.
     """
     if not delta.kind and delta.head is not None:
         return Classification(delta.head.labels)
     return kind_from_metadata(delta.kind)
 
 
-def kind_from_metadata(said: Mapping[str, Any]) -> Kind[Any]:
-    """The kind that `stored` wrote. Raises DeltaError where this version does not understand it."""
-    settings = dict(said)
+def kind_from_metadata(metadata: Mapping[str, Any]) -> Kind[Any]:
+    """Read what `kind_metadata` returned.
+
+    Raises:
+        DeltaError: This version has no such kind, or not with these settings.
+    """
+    settings = dict(metadata)
     try:
-        kind = KINDS[settings.pop("name")]
-        found: Kind[Any] = TypeAdapter(kind).validate_python(settings)
+        return TypeAdapter(KINDS[settings.pop("name")]).validate_python(settings)
     except (KeyError, ValidationError) as error:
         raise DeltaError(
-            f"the delta is of kind {dict(said)}, which is none of {', '.join(KINDS)} as this version has them; "
+            f"the delta is of kind {dict(metadata)}, which is none of {', '.join(KINDS)} as this version has them; "
             "use the version that learned it"
         ) from error
-    return found

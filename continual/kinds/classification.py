@@ -89,8 +89,8 @@ class Classification(PooledKind[ClassificationRows]):
         transferred = head.select_labels(self.labels)
         if transferred is None or head.pooling != start.head.pooling:
             return start
-        pair = [(each.weight.cpu(), each.bias.cpu()) for each in (start.head, transferred)]
-        (weight, bias), correct = combine_heads(*pair, held_out.vectors, held_out.rows.classes)
+        first, second = ((linear.weight.cpu(), linear.bias.cpu()) for linear in (start.head, transferred))
+        (weight, bias), correct = combine_heads(first, second, held_out.vectors, held_out.rows.classes)
         is_better = float(correct.mean()) > start.mean_quality
         return HeadStart(replace(start.head, weight=weight, bias=bias), correct) if is_better else start
 
@@ -107,6 +107,11 @@ class Classification(PooledKind[ClassificationRows]):
     def answers(self, backbone: Backbone, outputs: Outputs, rows: ClassificationRows) -> list[Answer]:
         """Return the most probable label of each row."""
         return argmax_answers(outputs, self.labels)
+
+    @property
+    def registered_labels(self) -> tuple[str, ...]:
+        """The labels."""
+        return self.labels
 
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
         """Return a wrong label for each row."""

@@ -136,7 +136,7 @@ class Kind(ABC, Generic[P]):
     file is read.
 
     Attributes:
-        metric_kind: Key in `continual.metrics.METRICS` of the metrics that score this kind.
+        metric_kind: The kind whose metrics score it, as `continual.metrics.metrics_of` takes it.
         generates: Whether an encoder-decoder answers with its decoder, so that edits go to the decoder as well.
     """
 
@@ -264,6 +264,19 @@ class Kind(ABC, Generic[P]):
     @abstractmethod
     def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:
         """Convert outputs to the answer of each row."""
+
+    @property
+    def registered_labels(self) -> tuple[str, ...]:
+        """The labels that the registry lists for a delta of this kind; empty for a kind without labels."""
+        return ()
+
+    def to_task_units(self, head: Head) -> Head:
+        """Return a head whose outputs are in the units of the targets, for export; the head itself by default."""
+        return head
+
+    def to_standard_units(self, head: Head) -> Head:
+        """Return a head whose outputs are in the units that this kind trains in; the inverse of `to_task_units`."""
+        return head
 
     @abstractmethod
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:

@@ -138,6 +138,11 @@ class TemplateClassification(Kind[TemplateRows]):
         """Return the label of the most probable word for each row."""
         return argmax_answers(outputs, self.labels)
 
+    @property
+    def registered_labels(self) -> tuple[str, ...]:
+        """The labels."""
+        return self.labels
+
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
         """Return a wrong label for each row."""
         return wrong_labels(truth, self.labels)

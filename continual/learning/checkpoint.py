@@ -125,7 +125,9 @@ def _deserialize(data: bytes, *, recipe: str, registry: Registry) -> Checkpoint:
 
     trials = tuple(map(SearchTrial.from_json, metadata["tried"]))
     basis = tuple(load_neighbour(registry, name) for name in metadata["spanning"])
-    neighbours = tuple(load_neighbour(registry, name, is_previous_version=again) for name, again in metadata["neighbours"])
+    neighbours = tuple(
+        load_neighbour(registry, name, is_previous_version=again) for name, again in metadata["neighbours"]
+    )
     plan = TaskPlan(SearchCandidate.from_json(metadata["arm"]), trials, basis, neighbours)
     start = metadata["start"]
     names = (start,) if isinstance(start, str) else tuple(start or ())  # release 0.1.0 wrote one name, or null

@@ -58,11 +58,11 @@ class _TaskRun:
 
 
 def learn_task(
-    backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, watcher: RunCallbacks = NO_CALLBACKS
+    backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, callbacks: RunCallbacks = NO_CALLBACKS
 ) -> str:
     """Learn one task with the stream's settings and register it; return the name of its delta."""
-    learned = run_training(_TaskRun(backbone, registry, data, stream, watcher), seed=data.seed)
-    return _register(backbone, registry, learned, callbacks=watcher)
+    learned = run_training(_TaskRun(backbone, registry, data, stream, callbacks), seed=data.seed)
+    return _register(backbone, registry, learned, callbacks=callbacks)
 
 
 @dataclass(frozen=True)

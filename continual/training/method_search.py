@@ -14,9 +14,9 @@ from pydantic import Field
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import MethodSettings, init_values, method_settings
-from continual.deltas.method import validate_settings
 from continual.errors import MethodError
 from tasks import Budget, Method, StrictModel
+from tasks.strict_model import validate_settings
 
 AUTO = "auto"
 CANDIDATES: tuple[Method, ...] = tuple(
@@ -87,7 +87,9 @@ def search_settings(method: Method) -> SearchSettings | None:
     Raises:
         MethodError: A setting is not known or not allowed.
     """
-    return validate_settings(SearchSettings, method) if method.name == AUTO else None
+    if method.name != AUTO:
+        return None
+    return validate_settings(SearchSettings, method.settings, of=f"method {AUTO!r}", error=MethodError)
 
 
 def candidate_settings(method: Method) -> tuple[MethodSettings, ...]:

@@ -16,13 +16,13 @@ from continual.callbacks import RunCallbacks
 from continual.cli.tables import print_comparison
 from continual.deltas import load_delta
 from continual.errors import TrainingError
-from continual.experiments.strategies import build_strategies
+from continual.experiments.strategies import STRATEGIES, select_strategies
 from continual.experiments.strategies.compare import strategy_context
 from continual.experiments.strategies.fine_tuning import SequentialFineTuning
 from continual.experiments.strategies.joint import JointTraining
 from continual.experiments.strategies.state import StrategyState
 from continual.experiments.strategies.strategy import StrategyContext, StrategyStep
-from continual.reports.comparison import latest_finished_runs
+from continual.reports.comparison import ISOLATED, latest_finished_runs
 from continual.reports.html import strategies_page
 from continual.reports.stream_measures import continual_measures
 from continual.settings import resolve_locations
@@ -39,7 +39,7 @@ from tests.story.test_kinds import write_kinds
 TASKS = ("mood", "place", "animals")
 BUDGET = {"epochs": 6, "batch_size": 8, "learning_rate": 0.02, "max_length": 32}
 NAMES = ("isolated", "sequential_delta", "ewc", "replay", "separate", "joint")
-EVERY = build_strategies(full_at=1e-3, ewc_strength=1000.0)
+EVERY = select_strategies((ISOLATED, *STRATEGIES), full_rate=1e-3, ewc_strength=1000.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,7 +146,9 @@ def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, 
 def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
     _, stream, document = compared
     found, labels = told(document), 2 + 2 + 3
-    body = sum(value.numel() for value in _first(bert, stream).state.shared_delta.values.values())
+    shared_delta = _first(bert, stream).state.shared_delta
+    assert shared_delta is not None
+    body = sum(value.numel() for value in shared_delta.values.values())
     heads = labels * (bert.hidden_size + 1)
     assert found["sequential_delta"]["parameters"] == found["ewc"]["parameters"] == pytest.approx((body + heads) / 3)
     assert found["isolated"]["parameters"] == pytest.approx(body + heads / 3)

@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import MethodSettings, finalize
+from continual.deltas import METHODS, MethodSettings, finalize
 from continual.deltas.injection.layout import DeltaLayout, canonical_layout, layout_of
-from continual.deltas.methods.catalog import BUILT_IN
 from continual.deltas.protocols import BatchedForm, implements
 from continual.exchange import to_peft
 from continual.exchange.merging import merge_obstacle
@@ -29,7 +28,7 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def settings_of(method: str) -> MethodSettings:
-    return BUILT_IN[method].model_validate(REQUIRED_SETTINGS.get(method, {}))
+    return METHODS[method].model_validate(REQUIRED_SETTINGS.get(method, {}))
 
 
 def mixed(own: DeltaLayout) -> str:
@@ -42,11 +41,11 @@ def mixed(own: DeltaLayout) -> str:
 
 
 def test_the_table_has_every_method_once_in_order() -> None:
-    assert list(table()) == list(BUILT_IN)
+    assert list(table()) == list(METHODS)
     assert all(cell for row in table().values() for cell in row.values())
 
 
-@pytest.mark.parametrize("method", BUILT_IN)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
     row, settings = table()[method], settings_of(method)
     if method in COMPOSED:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from continual.metrics import METRICS, metric_score, normalize_words, score_with_interval, wilson_interval, word_f1
+from continual.metrics import metric_score, metrics_of, normalize_words, score_with_interval, wilson_interval, word_f1
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=30)
@@ -38,7 +38,7 @@ def test_correlations_are_numpys_and_of_ranks(pairs: list[tuple[float, float]]) 
     assert metric_score("r2", truth, answers, kind="regression") == pytest.approx(sk.r2_score(truth, answers))
 
 
-@pytest.mark.parametrize("metric", METRICS["regression"])
+@pytest.mark.parametrize("metric", metrics_of("regression"))
 def test_where_nothing_varies_nothing_is_explained(metric: str) -> None:
     assert metric_score(metric, [2.0, 2.0, 2.0], [1.0, 2.0, 3.0], kind="regression") == 0.0
     assert metric_score(metric, [1.0, 2.0, 3.0], [2.0, 2.0, 2.0], kind="regression") == 0.0
@@ -90,7 +90,7 @@ def test_corpus_metrics_are_sacrebleus(metric: str, theirs: "sacrebleu.CHRF | sa
     assert 0 < expected < 1
     chosen = np.array([0, 0, 2])
     again = theirs.corpus_score([ANSWERS[i] for i in chosen], [[stream[i] for i in chosen] for stream in streams])
-    assert METRICS["generation"][metric](REFERENCES, ANSWERS)(chosen) == pytest.approx(again.score / 100)
+    assert metrics_of("generation")[metric](REFERENCES, ANSWERS)(chosen) == pytest.approx(again.score / 100)
 
 
 def longest_common(one: list[str], two: list[str]) -> int:
@@ -112,7 +112,7 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
     assert metric_score("rouge_l", REFERENCES, ANSWERS, kind="generation") == pytest.approx(sum(expected) / 4)
 
 
-@pytest.mark.parametrize("metric", METRICS["generation"])
+@pytest.mark.parametrize("metric", metrics_of("generation"))
 @settings(deadline=None, max_examples=25)
 @given(answers=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_can_be_scored_and_itself_is_best(metric: str, answers: list[str]) -> None:

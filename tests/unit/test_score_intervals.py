@@ -15,9 +15,9 @@ from continual.features.pooling import pooled_features
 from continual.features.tokens import pad
 from continual.kinds import ForwardContext
 from continual.kinds.classification import Classification
-from continual.metrics import METRICS, metric_score, score_with_interval, wilson_interval
+from continual.metrics import metric_score, metrics_of, score_with_interval, wilson_interval
 from tasks import KIND_SCHEMAS
-from tests.helpers.tiny_tasks import fresh_delta, labels_of, logits, prepared_rows, rows_of
+from tests.helpers.tiny_tasks import fresh_delta, head_of, labels_of, logits, prepared_rows, rows_of
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=40)
 
@@ -49,9 +49,8 @@ def test_wilson_lies_in_the_unit_and_holds_the_share(rows: int, data: st.DataObj
 
 
 def test_every_metric_that_a_task_may_name_is_there() -> None:
-    assert {kind: set(metrics) for kind, metrics in METRICS.items()} == {
-        kind: set(needs.metrics) for kind, needs in KIND_SCHEMAS.items()
-    }
+    for kind, schema in KIND_SCHEMAS.items():
+        assert tuple(metrics_of(kind)) == schema.metrics
 
 
 @given(ANSWERS)
@@ -63,7 +62,7 @@ def test_metrics_are_sklearns(pairs: list[tuple[int, int]]) -> None:
     assert metric_score("mcc", truth, kept) == pytest.approx(sk.matthews_corrcoef(truth, kept))
 
 
-@pytest.mark.parametrize("metric", METRICS["classification"])
+@pytest.mark.parametrize("metric", metrics_of("classification"))
 def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
     truth = [0, 1, 2, 0, 1, 2]
     assert metric_score(metric, truth, truth) == 1.0
@@ -100,11 +99,9 @@ def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
 
 def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone) -> None:
     delta, rows = fresh_delta(backbone, "adapter"), prepared_rows(backbone, "mood", 7)
-    found = logits(backbone, delta, rows.tokens)
+    found, head = logits(backbone, delta, rows.tokens), head_of(delta)
     with torch.no_grad(), attached(backbone, delta):
-        alone = [
-            delta.head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), delta.head.pooling)) for i in range(7)
-        ]
+        alone = [head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), head.pooling)) for i in range(7)]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
     kind = Classification(labels_of("mood"))
     outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)

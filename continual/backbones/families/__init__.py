@@ -1,37 +1,52 @@
-"""The model families: for each, one table of roles. Adding a family is adding a table."""
+"""The catalogue of model families: adding one is its table of sites and a line here.
 
-from collections.abc import Mapping
-from typing import Any
+Another package adds one by an entry point of the group `continual.families`, named as transformers' `model_type`.
+"""
+
+from typing import Any, cast
 
 from continual.backbones.families.causal import gpt2, llama, opt
 from continual.backbones.families.encoder import bert, distilbert, electra, modernbert
 from continual.backbones.families.family import Architecture, Family, FamilyFactory, resolve_places
 from continual.backbones.families.seq2seq import bart, t5
 from continual.errors import BackboneError
+from tasks.plugins import PluginRegistry
 
 __all__ = ["FAMILIES", "Architecture", "Family", "family_of", "resolve_places"]
 
-FAMILIES: Mapping[str, FamilyFactory] = {
-    "bert": bert,
-    "roberta": bert,
-    "xlm-roberta": bert,
-    "distilbert": distilbert,
-    "electra": electra,
-    "modernbert": modernbert,
-    "gpt2": gpt2,
-    "opt": opt,
-    "llama": llama,
-    "qwen2": llama,
-    "qwen3": llama,
-    "t5": t5,
-    "bart": bart,
-}
+
+def _check(plugin: object) -> FamilyFactory | str:
+    return cast(FamilyFactory, plugin) if callable(plugin) else "a function of a transformers configuration to a Family"
+
+
+FAMILIES = PluginRegistry[FamilyFactory](
+    "family",
+    "continual.families",
+    check=_check,
+    error=BackboneError,
+    built_in={
+        "bert": bert,
+        "roberta": bert,
+        "xlm-roberta": bert,
+        "distilbert": distilbert,
+        "electra": electra,
+        "modernbert": modernbert,
+        "gpt2": gpt2,
+        "opt": opt,
+        "llama": llama,
+        "qwen2": llama,
+        "qwen3": llama,
+        "t5": t5,
+        "bart": bart,
+    },
+)
 
 
 def family_of(config: Any) -> Family:
-    """The family of a model with this transformers configuration.
+    """Return the family of a model with this transformers configuration.
 
-    Raises BackboneError where the family has no table of sites yet.
+    Raises:
+        BackboneError: The family has no table of sites.
     """
     if config.model_type not in FAMILIES:
         raise BackboneError(

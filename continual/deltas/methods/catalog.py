@@ -1,9 +1,9 @@
-"""The methods there are. Adding one: a file with its settings and edits, and a line here.
+"""The catalogue of methods: adding one is its file, with settings and edits, and a line here.
 
-A package of somebody else's adds one by an entry point of group `continual.methods`, which names its settings.
+Another package adds one by an entry point of the group `continual.methods` that names its settings class.
 """
 
-from continual.deltas.method import BUILT_IN
+from continual.deltas.method import METHODS
 from continual.deltas.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.methods.bitfit import BitFit
 from continual.deltas.methods.composite import AdapterBitFit, MixAndMatch, ParallelComposition, SequentialComposition
@@ -20,28 +20,30 @@ from continual.deltas.methods.prefix import Prefix
 from continual.deltas.methods.prompt import Prompt
 from continual.deltas.methods.subspace import Subspace
 
-BUILT_IN |= {
-    "adapter": Adapter,
-    "adapter_pfeiffer": PfeifferAdapter,
-    "parallel_adapter": ParallelAdapter,
-    "multi_head_adapter": MultiHeadAdapter,
-    "prefix": Prefix,
-    "prompt": Prompt,
-    "ia3": IA3,
-    "layer_norm": LayerNorm,
-    "bitfit": BitFit,
-    "last_layer": LastLayer,
-    "selective": Selective,
-    "diff_pruning": DiffPruning,
-    "masking": BinaryMasking,
-    "lora": LoRA,
-    "dora": DoRA,
-    "intrinsic": Intrinsic,
-    "subspace": Subspace,
-    "union": ParallelComposition,
-    "sequential": SequentialComposition,
-    "mam": MixAndMatch,
-    "adapter_bitfit": AdapterBitFit,
-    "full": Full,
-    "probe": Probe,
-}
+METHODS.register(
+    {
+        "adapter": Adapter,
+        "adapter_pfeiffer": PfeifferAdapter,
+        "parallel_adapter": ParallelAdapter,
+        "multi_head_adapter": MultiHeadAdapter,
+        "prefix": Prefix,
+        "prompt": Prompt,
+        "ia3": IA3,
+        "layer_norm": LayerNorm,
+        "bitfit": BitFit,
+        "last_layer": LastLayer,
+        "selective": Selective,
+        "diff_pruning": DiffPruning,
+        "masking": BinaryMasking,
+        "lora": LoRA,
+        "dora": DoRA,
+        "intrinsic": Intrinsic,
+        "subspace": Subspace,
+        "union": ParallelComposition,
+        "sequential": SequentialComposition,
+        "mam": MixAndMatch,
+        "adapter_bitfit": AdapterBitFit,
+        "full": Full,
+        "probe": Probe,
+    }
+)

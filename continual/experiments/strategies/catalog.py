@@ -1,8 +1,9 @@
-"""The strategies there are, by name. Adding one: a file with a dataclass that learns, and a line here."""
+"""The catalogue of strategies: adding one is its file, with a dataclass that learns, and a line here.
 
-import difflib
-import math
-from collections.abc import Mapping, Sequence
+Another package adds one by an entry point of the group `continual.strategies` that names an instance.
+"""
+
+from collections.abc import Sequence
 
 from continual.experiments.strategies.ewc import ElasticWeightConsolidation
 from continual.experiments.strategies.fine_tuning import IndependentFineTuning, SequentialFineTuning
@@ -10,52 +11,48 @@ from continual.experiments.strategies.joint import JointTraining
 from continual.experiments.strategies.replay import ExperienceReplay
 from continual.experiments.strategies.strategy import Strategy
 from continual.reports.comparison import ISOLATED
-from continual.settings import EWC_STRENGTH, FULL_FINE_TUNING_LR, REPLAY_ROWS
+from continual.settings import FULL_FINE_TUNING_LR
 from tasks.errors import InputError
+from tasks.plugins import PluginRegistry
 
-LARGEST_RATE = 10  # as of a stream's budget
-ON_REQUEST = ("ewc_full",)  # learned where it is asked for by name
+ON_REQUEST = ("ewc_full",)  # learned only where it is named
 
 
-def build_strategies(
-    *, full_at: float = FULL_FINE_TUNING_LR, ewc_strength: float = EWC_STRENGTH, replay_rows: int = REPLAY_ROWS
-) -> Mapping[str, Strategy | None]:
-    """Every strategy by its name, `isolated` as None.
+def _check(plugin: object) -> Strategy | str:
+    return plugin if isinstance(plugin, Strategy) else "an instance of a subclass of Strategy"
 
-    full_at: the learning rate of those that train every weight.
-    Raises InputError for a rate that is no learning rate, and for a strength that is no number.
-    """
-    if not 0 < full_at <= LARGEST_RATE:
-        raise InputError(
-            f"a learning rate is above 0 and at most {LARGEST_RATE}; got {full_at}. Give another --full-rate"
-        )
-    if not 0 <= ewc_strength < math.inf:
-        raise InputError(
-            f"EWC's penalty counts 0 or more, and is finite; got {ewc_strength}. Give another --ewc-strength"
-        )
-    return {
-        ISOLATED: None,
+
+STRATEGIES = PluginRegistry[Strategy](
+    "strategy",
+    "continual.strategies",
+    check=_check,
+    built_in={
         "sequential_delta": SequentialFineTuning(),
-        "ewc": ElasticWeightConsolidation(strength=ewc_strength),
-        "replay": ExperienceReplay(rows=replay_rows),
-        "sequential_full": SequentialFineTuning(full_learning_rate=full_at),
-        "separate": IndependentFineTuning(full_learning_rate=full_at),
-        "joint": JointTraining(full_learning_rate=full_at),
-        "ewc_full": ElasticWeightConsolidation(strength=ewc_strength, full_learning_rate=full_at),
-    }
+        "ewc": ElasticWeightConsolidation(),
+        "replay": ExperienceReplay(),
+        "sequential_full": SequentialFineTuning(full_learning_rate=FULL_FINE_TUNING_LR),
+        "separate": IndependentFineTuning(full_learning_rate=FULL_FINE_TUNING_LR),
+        "joint": JointTraining(full_learning_rate=FULL_FINE_TUNING_LR),
+        "ewc_full": ElasticWeightConsolidation(full_learning_rate=FULL_FINE_TUNING_LR),
+    },
+)
+"""The strategies by name, each with its default settings; `isolated`, the stream's own deltas, is not among them."""
 
 
-STRATEGIES: tuple[str, ...] = tuple(build_strategies())
-DEFAULT: tuple[str, ...] = tuple(name for name in STRATEGIES if name not in ON_REQUEST)
+def select_strategies(names: Sequence[str] | None = None, **options: float) -> dict[str, Strategy | None]:
+    """Return strategies by name, with options applied to those that have them; `isolated` as None.
 
+    Args:
+        names: The names; None for all but those of `ON_REQUEST`.
+        options: Values by the names of `Strategy.options`, such as `ewc_strength`.
 
-def check_strategy_names(names: Sequence[str]) -> None:
-    """Raises InputError for a strategy that there is not, for one named twice, and for none at all."""
-    for name in names:
-        if name not in STRATEGIES:
-            near = difflib.get_close_matches(name, STRATEGIES, n=1)
-            hint = f"; did you mean {near[0]!r}" if near else ""
-            raise InputError(f"strategy {name!r} is not known{hint}. Known: {', '.join(STRATEGIES)}")
-    if not names or len(set(names)) < len(names):
+    Raises:
+        InputError: A name is unknown or given twice, there is none, or an option's value is not allowed.
+    """
+    available = (ISOLATED, *STRATEGIES)
+    names = [name for name in available if name not in ON_REQUEST] if names is None else names
+    strategies = {name: None if name == ISOLATED else STRATEGIES.lookup(name, also_known=[ISOLATED]) for name in names}
+    if not names or len(strategies) < len(names):
         listed = ", ".join(names) or "nothing"
-        raise InputError(f"strategies to compare are named once each; got {listed}. Known: {', '.join(STRATEGIES)}")
+        raise InputError(f"strategies to compare are named once each; got {listed}. Known: {', '.join(available)}")
+    return {name: strategy and strategy.with_options(options) for name, strategy in strategies.items()}

@@ -16,7 +16,6 @@ from continual.backbones.backbone import Backbone
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.deltas import can_be_retrained, method_settings
 from continual.errors import MethodError
-from continual.experiments.strategies.catalog import check_strategy_names
 from continual.experiments.strategies.scoring import FrozenBaseline, step_scores, test_outputs
 from continual.experiments.strategies.state import StrategyState, load_state
 from continual.experiments.strategies.strategy import Strategy, StrategyContext
@@ -42,16 +41,17 @@ def compare_strategies(
     stream: Stream,
     strategies: Mapping[str, Strategy | None],
     *,
-    watcher: RunCallbacks = NO_CALLBACKS,
+    callbacks: RunCallbacks = NO_CALLBACKS,
 ) -> Document:
     """Learn a stream by each strategy, as far as that was not done before; what came of it, with those that `failed`.
 
-    watcher: is told of strategies as `watched` names them, and of the tasks of isolated deltas.
+    callbacks: is told of strategies as `watched` names them, and of the tasks of isolated deltas.
     Isolated deltas are those of the stream itself: what `run_stream` has not learned yet is learned.
     Raises InputError before anything is learned, as `check` does, or for a method that cannot be trained twice.
     """
     require_trainable(backbone)
-    check_strategy_names([*strategies])
+    if not strategies:
+        raise InputError("there is nothing to compare: name at least one strategy")
     loaded = load_and_check(backbone, registry, stream)
     if not loaded:
         raise InputError(
@@ -60,14 +60,14 @@ def compare_strategies(
     for name, strategy in strategies.items():
         _require_repeatable(backbone, stream, name, strategy)
     register_stream(backbone, registry, stream, loaded)
-    learning = _Comparison(backbone, registry, stream, loaded, watcher)
+    learning = _Comparison(backbone, registry, stream, loaded, callbacks)
     failed = []
     for name, strategy in strategies.items():
         try:
             learning.learn(name, strategy)
         except ContinualError as error:  # the others are learned all the same
             failed.append({"strategy": name, "error": f"{type(error).__name__}: {error}"})
-            watcher.on_failed(progress_name(name), failed[-1]["error"])
+            callbacks.on_failed(progress_name(name), failed[-1]["error"])
     recipes = [
         strategy_recipe_digest(stream, loaded, name, strategy) for name, strategy in strategies.items() if strategy
     ]
@@ -77,7 +77,7 @@ def compare_strategies(
 
 
 def progress_name(strategy: str) -> str:
-    """What a watcher is told of a strategy as: no task has such a name, as one may be called `joint`."""
+    """What a callbacks is told of a strategy as: no task has such a name, as one may be called `joint`."""
     return f"strategy {strategy}"
 
 
@@ -131,10 +131,15 @@ class _Comparison:
     """One process's way through the strategies; what they have in common is taken once."""
 
     def __init__(
-        self, backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData], watcher: RunCallbacks
+        self,
+        backbone: Backbone,
+        registry: Registry,
+        stream: Stream,
+        loaded: Sequence[TaskData],
+        callbacks: RunCallbacks,
     ) -> None:
         self.backbone, self.registry, self.stream = backbone, registry, stream
-        self.loaded, self.watcher = loaded, watcher
+        self.loaded, self.callbacks = loaded, callbacks
 
     @cached_property
     def ground(self) -> FrozenBaseline:
@@ -142,13 +147,13 @@ class _Comparison:
 
     def learn(self, name: str, strategy: Strategy | None) -> None:
         """Learn what is left to learn by a strategy."""
-        self.watcher.on_start(progress_name(name))
+        self.callbacks.on_start(progress_name(name))
         if strategy is None:
-            if failed := run_stream(self.backbone, self.registry, self.stream, callbacks=self.watcher):
+            if failed := run_stream(self.backbone, self.registry, self.stream, callbacks=self.callbacks):
                 raise ContinualError("; ".join(f"task {task}: {error}" for task, error in failed.items()))
         else:
             self._follow(name, strategy)
-        self.watcher.on_learned(progress_name(name), "learned")
+        self.callbacks.on_learned(progress_name(name), "learned")
 
     def _follow(self, name: str, strategy: Strategy) -> None:
         record = StrategyRecord(
@@ -171,11 +176,11 @@ class _Comparison:
             begun, state = self._step(begun, strategy, self._reporting(given, name, number), state, number)
 
     def _reporting(self, given: StrategyContext, name: str, number: int) -> StrategyContext:
-        """What a task's learning is told to the watcher as: its part of all tasks."""
+        """What a task's learning is told to the callbacks as: its part of all tasks."""
         count = len(self.loaded)
 
         def report(done: int, total: int) -> None:
-            self.watcher.on_step(progress_name(name), number * PHASES + PHASES * done // total, count * PHASES)
+            self.callbacks.on_step(progress_name(name), number * PHASES + PHASES * done // total, count * PHASES)
 
         return replace(given, report=report)
 

@@ -1,5 +1,7 @@
 """Elastic weight consolidation: what mattered to earlier tasks is held where they left it."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -18,7 +20,9 @@ from continual.experiments.strategies.strategy import (
     starting_delta,
     task_objective,
 )
+from continual.settings import EWC_STRENGTH
 from continual.training.objective import TrainingObjective
+from tasks.errors import InputError
 
 
 @final
@@ -34,8 +38,20 @@ class ElasticWeightConsolidation(Strategy):
     Kirkpatrick et al. (2017), "Overcoming catastrophic forgetting in neural networks", arXiv:1612.00796.
     """
 
-    strength: float
+    strength: float = EWC_STRENGTH
     rows: int = 200
+
+    def __post_init__(self) -> None:
+        super(ElasticWeightConsolidation, self).__post_init__()
+        if not 0 <= self.strength < math.inf:
+            raise InputError(
+                f"EWC's penalty counts 0 or more, and is finite; got {self.strength}. Give another --ewc-strength"
+            )
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The learning rate of every weight, where that is trained, and λ."""
+        return {**super().options, "ewc_strength": "strength"}
 
     def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         task, start = given.tasks[number], starting_delta(given, number, state.shared_delta)

@@ -1,7 +1,7 @@
 """Experience replay: a few rows of earlier tasks are learned again with every batch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -21,6 +21,7 @@ from continual.experiments.strategies.strategy import (
 )
 from continual.kinds import PreparedRows
 from continual.learning.prepared import PreparedTask
+from continual.settings import REPLAY_ROWS
 from continual.training.objective import TrainingObjective
 from tasks import LabelledTexts
 from tasks.rows import sample
@@ -40,7 +41,12 @@ class ExperienceReplay(Strategy):
     Chaudhry et al. (2019), "On Tiny Episodic Memories in Continual Learning", arXiv:1902.10486.
     """
 
-    rows: int
+    rows: int = REPLAY_ROWS
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The learning rate of every weight, where that is trained, and the rows of a buffer."""
+        return {**super().options, "replay_rows": "rows"}
 
     def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         start, rate = starting_delta(given, number, state.shared_delta), given.tasks[number].budget.learning_rate

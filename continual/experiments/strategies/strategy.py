@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 
@@ -17,8 +17,10 @@ from continual.training.objective import TrainingObjective, training_objective
 from continual.training.training_run import StepCallback, TrainingRun
 from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import Budget
+from tasks.errors import InputError
 
 B = TypeVar("B")
+MAX_LEARNING_RATE = 10  # as in a stream's budget
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,37 @@ class StrategyStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
-    """One way to learn a stream. A subclass is a frozen dataclass of its settings.
+    """A way to learn the tasks of a stream; a subclass is a frozen dataclass of its settings.
 
-    full_at: the learning rate at which every weight of the backbone is trained; None: the stream's method, at the
-    learning rate of each task · at_once: whether all tasks are learned in one step.
+    Attributes:
+        trains_jointly: Whether all tasks are learned in one step.
+        full_learning_rate: The learning rate at which every weight of the backbone is trained; None for the stream's
+            method, at the learning rate of each task.
     """
 
     trains_jointly: ClassVar[bool] = False
 
     full_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.full_learning_rate is not None and not 0 < self.full_learning_rate <= MAX_LEARNING_RATE:
+            raise InputError(
+                f"a learning rate is above 0 and at most {MAX_LEARNING_RATE}; got {self.full_learning_rate}. "
+                "Give another --full-rate"
+            )
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The fields that a comparison may set, by the option's name."""
+        return {} if self.full_learning_rate is None else {"full_rate": "full_learning_rate"}
+
+    def with_options(self, options: Mapping[str, float]) -> Self:
+        """Return the strategy with the values of those options that it has.
+
+        Raises:
+            InputError: A value is not allowed.
+        """
+        return replace(self, **{field: options[name] for name, field in self.options.items() if name in options})
 
     @abstractmethod
     def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:

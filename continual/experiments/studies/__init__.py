@@ -1,13 +1,11 @@
-"""Studies of the field, each from one line: `continual study NAME STREAM.yaml`.
+"""The catalogue of studies: adding one is its file, with settings, trials, measurement and result, and a line here.
 
-Adding one: a file with its settings, trials, measurement and result, and a line here.
+Another package adds one by an entry point of the group `continual.studies` that names its class.
 """
 
-import difflib
 from collections.abc import Mapping
-from typing import Any
-
-from pydantic import ValidationError
+from inspect import isabstract
+from typing import Any, cast
 
 from continual.errors import StudyError
 from continual.experiments.studies.ablation import Ablation
@@ -23,6 +21,8 @@ from continual.experiments.studies.trial import StudyTrial, TrialResult
 from continual.experiments.studies.trial_runner import TrialRunner
 from continual.experiments.studies.trial_store import TrialStore
 from continual.reports.html.study_result import Result
+from tasks.plugins import PluginRegistry
+from tasks.strict_model import validate_settings
 
 __all__ = [
     "STUDIES",
@@ -37,30 +37,35 @@ __all__ = [
     "study_of",
 ]
 
-STUDIES: Mapping[str, type[Study]] = {
-    "size": Size,
-    "convergence": Convergence,
-    "cost": Cost,
-    "generalisation": Generalisation,
-    "transfer": Transfer,
-    "ablation": Ablation,
-    "combination": Combination,
-    "templates": Templates,
-}
+
+def _check(plugin: object) -> type[Study] | str:
+    fits = isinstance(plugin, type) and issubclass(plugin, Study) and not isabstract(plugin)
+    return cast(type[Study], plugin) if fits else "a subclass of continual.experiments.studies.Study"
+
+
+STUDIES = PluginRegistry[type[Study]](
+    "study",
+    "continual.studies",
+    check=_check,
+    error=StudyError,
+    built_in={
+        "size": Size,
+        "convergence": Convergence,
+        "cost": Cost,
+        "generalisation": Generalisation,
+        "transfer": Transfer,
+        "ablation": Ablation,
+        "combination": Combination,
+        "templates": Templates,
+    },
+)
+"""The studies by name."""
 
 
 def study_of(name: str, settings: Mapping[str, Any]) -> Study:
-    """The study of a name with these settings.
+    """Return the study of a name with these settings.
 
-    Raises StudyError for a study or setting that does not exist, or a value that is not allowed.
+    Raises:
+        StudyError: The study or a setting does not exist, or a value is not allowed.
     """
-    if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise StudyError(f"study {name!r} is not known{hint}. Known: {', '.join(STUDIES)}")
-    kind = STUDIES[name]
-    try:
-        return kind.model_validate(dict(settings))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise StudyError(f"study {name!r}: {problems}. Settings: {', '.join(kind.model_fields) or 'none'}") from None
+    return validate_settings(STUDIES.lookup(name), settings, of=f"study {name!r}", error=StudyError)

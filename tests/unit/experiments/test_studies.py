@@ -35,6 +35,7 @@ from continual.experiments.studies.trial_runner import summarize
 from continual.features.discriminant import fit_discriminant
 from continual.features.pooling import encode
 from continual.features.signature import compute_signature
+from continual.kinds.classification import ClassificationRows
 from continual.training.method_search import SearchCandidate
 from tasks import Budget, Method, Source, TaskData, TaskSpec, Template
 from tests.conftest import backbone_of
@@ -68,8 +69,8 @@ def task_data(name: str, *, template: bool = True, train: int = 30) -> TaskData:
         warm_start="auto",
         budget=Budget(epochs=1, batch_size=8, learning_rate=1e-2, max_length=16),
     )
-    splits = (rows_of(name, n, seed=seed) for seed, n in enumerate((train, 12, 12)))
-    return TaskData(spec, tuple(sorted(words)), *splits)
+    train_rows, validation, test = (rows_of(name, n, seed=seed) for seed, n in enumerate((train, 12, 12)))
+    return TaskData(spec, tuple(sorted(words)), train_rows, validation, test)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,11 @@ def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkey
 
     (one,) = (f for f in studied.results if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
     task, backbone = twice.trial_task(one.trial).task, bench.backbone
+    assert isinstance(task.train, ClassificationRows)
+    assert isinstance(task.validation, ClassificationRows)
+    assert isinstance(task.test, ClassificationRows)
     assert [len(rows.tokens) for rows in (task.train, task.validation, task.test)] == [8, 8, 12]
+    assert one.trial.source is not None
     delta = twice.source_delta(one.trial.source).delta
     seen = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
     head = fit_discriminant(compute_signature(seen[0], task.train.classes, count=2), seen[1], task.validation.classes)
@@ -305,7 +310,7 @@ def test_a_trial_that_fails_is_kept_and_left_out(
     ("name", "settings", "said"),
     [
         ("sise", {}, "did you mean 'size'"),
-        ("size", {"zzz": 1}, "zzz = 1.*Settings: methods, rates"),
+        ("size", {"zzz": 1}, "zzz = 1.*Settings: methods .*, rates "),
         ("transfer", {"shots": 0}, "shots = 0"),
         ("size", {"rates": []}, "rates = "),
         ("size", {"rates": [-1.0]}, "rates.0 = -1.0"),
