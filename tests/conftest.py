@@ -31,9 +31,9 @@ LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What is set up for a story's file serves all of its tests; of other files, each function goes by itself."""
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-    class Parts(LoadScopeScheduling):
+    class Parts(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file, _, function = nodeid.partition("::")
             return file if "/story/" in file else f"{file}::{function.partition('[')[0]}"

@@ -33,6 +33,7 @@ from continual import Learner, read_stream
 from continual.callbacks import RunCallbacks
 from continual.streams.ray.engine import RayEngine
 from continual.streams.ray.worker import Worker, WorkerConfig
+from continual.training.joint import train_jointly
 from registry import Registry, current_process_id
 from tests.helpers.postgres_server import running
 from tests.helpers.tiny_tasks import save_backbone, tiny_backbone, write_task
@@ -46,18 +47,16 @@ def paced(seconds: float) -> type[Worker]:
     """A worker that learns as slowly as that, and notes when it began and ended."""
 
     class Paced(Worker):
-        def initialize(self, given: WorkerConfig) -> str:
-            real = continual.streams.positions.train_jointly
+        def initialize(self, config: WorkerConfig) -> str:
+            def train(runs: Mapping[str, Any], *, seed: int) -> Iterator[tuple[str, Any]]:
+                start = time.perf_counter()
+                results = list(train_jointly(runs, seed=seed))
+                time.sleep(max(0.0, start + seconds - time.perf_counter()))
+                self._put_event("on_note", current_process_id(), json.dumps((start, time.perf_counter())))
+                yield from results
 
-            def train(stints: Mapping[str, Any], *, seed: int) -> Iterator[tuple[str, Any]]:
-                began = time.perf_counter()
-                done = list(real(stints, seed=seed))
-                time.sleep(max(0.0, began + seconds - time.perf_counter()))
-                self._say("noted", current_process_id(), json.dumps((began, time.perf_counter())))
-                yield from done
-
-            continual.streams.positions.train_jointly = train
-            return super().initialize(given)
+            continual.streams.positions.train_jointly = train  # type: ignore[attr-defined]
+            return super().initialize(config)
 
     return Paced
 
@@ -84,7 +83,7 @@ def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: floa
             began, ended = json.loads(note)
             spans.setdefault(holder, []).append((began, ended))
 
-    continual.streams.ray.worker_pool.Worker = paced(seconds)  # type: ignore[misc, attr-defined]
+    continual.streams.ray.worker_pool.Worker = paced(seconds)  # type: ignore[attr-defined]
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with Learner.open(
         str(backbone), Registry.open(url, str(folder / "blobs")), device="cpu", dtype="float32"

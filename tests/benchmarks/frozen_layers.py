@@ -38,7 +38,7 @@ class TopAdapter(MethodSettings):
     """Adapters in the two layers at the top."""
 
     def edits(self) -> tuple[Edit, ...]:
-        return tuple(replace(edit, choice=LayerFilter((-1, -2))) for edit in Adapter().edits())
+        return tuple(replace(edit, where=LayerFilter((-1, -2))) for edit in Adapter().edits())
 
 
 METHODS: Mapping[str, MethodSettings] = {"adapter": TopAdapter(), "last_layer": LastLayer(count=2), "probe": Probe()}
@@ -80,7 +80,7 @@ def main() -> None:
         curve = TrainingRun(backbone, start, own, learning_rate=budget.learning_rate, seed=0).run().curve
         return Run(time.process_time() - began, tuple(epoch.loss for epoch in curve if epoch.loss is not None))
 
-    arms = {"with": lesson, "without": replace(lesson, reads=None)}
+    arms = {"with": lesson, "without": replace(lesson, loss_inputs=None)}
     rounds: list[dict[str, dict[str, Run]]] = []
     for number in range(given.repeats + 1):
         rounds.append({method: {arm: run(method, own) for arm, own in arms.items()} for method in METHODS})

@@ -85,7 +85,7 @@ def _odd_path(draw: Random) -> str:
 def _bad_headers(draw: Random) -> bytes:
     name = draw.choice(["authorization", "x-request-timeout", "host", "accept", "content-type", "cookie", "expect"])
     junk = ["\x80\xff", "nan", "inf", "-1", "1e999", "a" * 9000, "Bearer \xe9\xff", "100-continue", ";;;", "evil.test"]
-    return http(json.dumps(GOOD).encode(), **{name: draw.choice(junk)})
+    return http(json.dumps(GOOD).encode(), path=POST, method="POST", length=None, **{name: draw.choice(junk)})
 
 
 def _encoded(draw: Random) -> bytes:

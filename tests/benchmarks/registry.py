@@ -95,15 +95,16 @@ def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Q
 
 def measured(ask: Question, *, seconds: float, processor: Question, least: int = 5) -> dict[str, float]:
     """Milliseconds of one answer by the clock and, on average, of processor time; how many rows the last one had."""
-    answer, spent = ask(), []  # the first prepares what later ones find
+    answer = ask()  # fills the caches that later calls use
+    milliseconds: list[float] = []
     used, end = processor(), perf_counter() + seconds
-    while len(spent) < least or perf_counter() < end:
-        began = perf_counter()
+    while len(milliseconds) < least or perf_counter() < end:
+        start = perf_counter()
         answer = ask()
-        spent.append(1000 * (perf_counter() - began))
-    times = {"cpu": 1000 * (processor() - used) / len(spent), "times": len(spent)}
+        milliseconds.append(1000 * (perf_counter() - start))
+    times = {"cpu": 1000 * (processor() - used) / len(milliseconds), "times": len(milliseconds)}
     rows = len(answer) if isinstance(answer, list | tuple) else 1
-    return {"p50": median(spent), "p95": quantiles(spent, n=20)[-1], "rows": rows} | times
+    return {"p50": median(milliseconds), "p95": quantiles(milliseconds, n=20)[-1], "rows": rows} | times
 
 
 def processor_time(registry: Registry) -> Question:
@@ -161,7 +162,7 @@ def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dic
 
 def summary(sizes: list[int], found: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """By question: the curves over the sizes, and how much processor time grew where log N would allow so much."""
-    curves = {
+    curves: dict[str, dict[str, Any]] = {
         name: {key: [round(of[name][key], 2) for of in found] for key in ("p50", "p95", "cpu", "rows", "times")}
         for name in found[0]
     }

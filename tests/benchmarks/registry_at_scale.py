@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -139,8 +140,10 @@ class Year:
 
     def _keep(self, worker: Worker, arrival: Arrival) -> None:
         number, data = arrival.number, f"{arrival.number} {worker.life} {self.now}".encode()
-        keep = {"number": number, "holder": worker.holder, "epoch": 1, "data": data}
-        self.measured("checkpoint", lambda: save_checkpoint(self.registry, ARRIVAL_STREAM, **keep))
+        save = partial(
+            save_checkpoint, self.registry, ARRIVAL_STREAM, number=number, holder=worker.holder, epoch=1, data=data
+        )
+        self.measured("checkpoint", save)
 
     def _die(self, worker: Worker, arrival: Arrival) -> None:
         self.deaths += 1

@@ -40,7 +40,7 @@ from continual.routing import Opinion, choose_tasks
 from continual.routing.class_index import ClassMeanIndex
 from continual.routing.stored_router import load_router
 from continual.routing.totals import AccumulatedMoments
-from tasks import load_stream, read_stream
+from tasks import Text, load_stream, read_stream
 from tests.benchmarks.run_log import quieten, say
 
 BINS, REPEATS, BATCH, CLASSES = 15, 25, 256, 20
@@ -50,6 +50,7 @@ def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
     """The test rows of a stream that was learned, and rows that belong to none of its tasks."""
     known = read_stream(stream)
     loaded = [data for data in load_stream(known) if data.spec.kind == "classification"]
+    assert known.backbone is not None
     with Learner.open(known.backbone, home) as learner:
         names = [data.spec.name for data in loaded]
         champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
@@ -115,7 +116,7 @@ def _shared(loaded: Sequence[Any]) -> set[Any]:
     return {text for text, count in seen.items() if count > 1}
 
 
-def _known(learner: Learner, texts: Sequence[str]) -> Tensor:
+def _known(learner: Learner, texts: Sequence[Text]) -> Tensor:
     """What is held for known [N], as `Predictor` compares it with its threshold."""
     backbone, registry = learner.backbone, learner.registry
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
@@ -151,7 +152,8 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
         rows = centre + torch.randn(CLASSES, size, generator=draw)[labels] + 0.5 * torch.randn(80, size, generator=draw)
         return compute_signature(rows, labels, count=CLASSES)
 
-    totals, probes = AccumulatedMoments(), []
+    totals = AccumulatedMoments()
+    probes: list[tuple[int, Tensor]] = []
     began = time.perf_counter()
     for number in range(tasks):
         part = task()

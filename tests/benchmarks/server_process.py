@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from urllib.error import URLError
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta

@@ -27,6 +27,7 @@ from continual.backbones.backbone import Backbone, load_backbone
 from continual.backbones.hub import resolve_source
 from continual.deltas import METHODS
 from continual.kinds import ForwardContext
+from continual.kinds.classification import ClassificationRows
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.training.training_run import train
 from continual.transfer.warm_start import from_scratch, initial_delta
@@ -38,6 +39,7 @@ class _Rows(Dataset[dict[str, Any]]):
     """The same token ids as ours, as the Trainer wants them."""
 
     def __init__(self, task: PreparedTask) -> None:
+        assert isinstance(task.train, ClassificationRows)
         self._tokens, self._classes = task.train.tokens, task.train.classes.tolist()
 
     def __len__(self) -> int:
@@ -58,8 +60,9 @@ def ours(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
     budget = task.budget.model_copy(update={"epochs": 1})
 
     def epoch() -> float:
-        what = {"rows": task.train, "validation": task.validation, "metric": "accuracy", "seed": 0}
-        return train(backbone, delta, budget=budget, **what).seconds
+        rows, validation = task.train, task.validation
+        result = train(backbone, delta, budget=budget, rows=rows, validation=validation, metric="accuracy", seed=0)
+        return result.seconds
 
     return epoch
 

@@ -285,7 +285,7 @@ def _write_sqlite(registry: Registry, table: str, rows: Iterator[_Row]) -> None:
     with registry.engine.begin() as connection:
         marks = ", ".join("?" * len(columns))
         connection.connection.cursor().executemany(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", values
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(values)
         )
 
 

@@ -62,7 +62,9 @@ def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed
     near = nearest_tasks(task.backbone, registry, own, task=name, labels=labels, settings=settings)
     others = warm_start_candidates(task, scratch, near, train=rows, held_out=held_out)
     tried = partial(trial_score, task, seed=seed)
-    start = choose_start(task.backbone, "auto", scratch=scratch, candidates=others, settings=settings, trial_score=tried)
+    start = choose_start(
+        task.backbone, "auto", scratch=scratch, candidates=others, settings=settings, trial_score=tried
+    )
     plain = _arm(task, scratch, seed=seed)
     warm = plain if start is scratch else _arm(task, start, seed=seed)
     blind = _arm(task, _random(task, scratch, seed=seed), seed=seed)
@@ -178,6 +180,7 @@ def main() -> None:
     quieten()
     stream = read_stream(given.stream)
     seeds, tasks = [int(seed) for seed in given.seeds.split(",")], [name for name in given.tasks.split(",") if name]
+    assert stream.backbone is not None
     backbone = load_backbone(stream.backbone)
     runs = [
         run

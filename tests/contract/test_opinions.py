@@ -25,13 +25,14 @@ from tests.helpers.tiny_models import POSITIONS
 from tests.helpers.tiny_tasks import perturbed_delta
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one " * 4, "beak of the sea", "one"]
-PASSAGES = [("the", f"{'purr ' * n}coral {'meow ' * (30 - n)}") for n in (0, 7, 29)] + [("of", "wave"), "no passage"]
+PASSAGES: list[Text] = [("the", f"{'purr ' * n}coral {'meow ' * (30 - n)}") for n in (0, 7, 29)]
+PASSAGES += [("of", "wave"), "no passage"]
 FEW = Template(text="{{ text }} the {{ mask }} of", words={"bad": "awful", "good": "superb"})
 MORE = Template(text="it is {{ mask }} {{ text }}", words={"cat": "purr", "dog": "bark", "bird": "wing"})
 METHODS: Mapping[str, Mapping[str, Any]] = {"lora": {}, "prompt": {"length": 3}, "prefix": {"length": 5}, "adapter": {}}
 
 
-def of_kind(backbone: Backbone, kind: Kind, method: str, *, seed: int = 0, **settings: Any) -> Delta:
+def of_kind(backbone: Backbone, kind: Kind[Any], method: str, *, seed: int = 0, **settings: Any) -> Delta:
     """A delta as after training, whose head, where the kind has one, says something."""
     delta, head = perturbed_delta(backbone, method, seed=seed, **settings), kind.zero_head(backbone)
     if head is not None:
@@ -40,7 +41,7 @@ def of_kind(backbone: Backbone, kind: Kind, method: str, *, seed: int = 0, **set
     return replace(delta, kind=kind_metadata(kind), head=head)
 
 
-def each_method(backbone: Backbone, *kinds: Kind) -> dict[str, Delta]:
+def each_method(backbone: Backbone, *kinds: Kind[Any]) -> dict[str, Delta]:
     """A delta of each method, of these kinds in turn."""
     chosen = zip(METHODS.items(), kinds * len(METHODS), strict=False)
     return {method: of_kind(backbone, kind, method, **settings) for (method, settings), kind in chosen}
@@ -135,7 +136,9 @@ def masked(bert: Backbone) -> Backbone:
 @pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
 def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
     backbone = masked if name == "masked" else backbone_of(name)
-    deltas = each_method(replace(backbone, edits_decoder=True), TemplateClassification(FEW), TemplateClassification(MORE))
+    deltas = each_method(
+        replace(backbone, edits_decoder=True), TemplateClassification(FEW), TemplateClassification(MORE)
+    )
     shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
     assert sum(shared) == sum(separate)
     assert len(shared) < len(separate)

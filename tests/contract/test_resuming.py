@@ -56,4 +56,5 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
 def _tensors(data: bytes) -> dict[str, bytes]:
     """All that was kept but the seconds."""
     tensors, about = deserialize(data, what="checkpoint")
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"deltas": repr(about["deltas"])}
+    values = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    return values | {"deltas": repr(about["deltas"]).encode()}

@@ -20,7 +20,7 @@ def task(name: str, *, seed: int = 0, backbone: str | None = None) -> Stream:
 
 def take(registry: Registry, *, backbone: str = "tiny", holder: str = HERE) -> int | None:
     arrival = claim_arrival(registry, backbones=[backbone], holder=holder)
-    return arrival and arrival.number
+    return None if arrival is None else arrival.number
 
 
 def fail(registry: Registry, number: int) -> None:

@@ -6,6 +6,7 @@ connections.
 
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -115,7 +117,8 @@ def controller(
             _move(host, hours)
         if lease:
             registry.operations.claims.LEASE = timedelta(seconds=lease)
-            registry.operations.claims.hold_claim.__wrapped__.__kwdefaults__["every"] = lease / 6
+            unwrapped: Any = registry.operations.claims.hold_claim
+            unwrapped.__wrapped__.__kwdefaults__["interval"] = lease / 6
         noting = watcher or RunCallbacks(on_note=note)
         with home.registry() as opened:
             return 1 if Learner(world.backbone, opened, places).run(world.stream, callbacks=noting) else 0
@@ -131,14 +134,14 @@ def controller(
 def _move(host: str, hours: int) -> None:
     real = time.time
 
-    class Wrong(datetime):
+    class WrongClock(datetime):
         @classmethod
-        def now(cls, tz: object = None) -> datetime:
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(hours=hours)  # type: ignore[arg-type]
 
-    registry.schema.base.datetime = Wrong  # type: ignore[attr-defined, misc]
+    registry.schema.base.datetime = WrongClock  # type: ignore[attr-defined]
     time.time = lambda: real() + 3600 * hours
-    registry.holders.socket.gethostname = lambda: host
+    socket.gethostname = lambda: host
 
 
 def wait_exit_code(pid: int, *, within: float) -> int | None:
@@ -154,14 +157,14 @@ def wait_exit_code(pid: int, *, within: float) -> int | None:
 
 
 Scores = dict[tuple[object, ...], float]
-Known = tuple[dict[str, str], Scores]  # digests by delta, and scores
+Known = tuple[dict[str, str | None], Scores]  # digests by delta, and scores
 
 
 def registry_contents(home: RegistryLocation) -> Known:
     """All that was learned: the digest of every delta, and every score."""
     with home.registry() as opened:
         digests = {row["delta"]: opened.delta(row["delta"]).digest for row in opened.deltas()}
-        scores = {(s.delta, s.split, s.metric, s.mode, s.step): s.value for s in opened.scores()}
+        scores: Scores = {(s.delta, s.split, s.metric, s.mode, s.step): s.value for s in opened.scores()}
     return digests, scores
 
 

@@ -4,6 +4,7 @@ Only the texts' own tokens count: what a model makes of padding is nobody's resu
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def _found(backbone: Backbone, hidden: Tensor, leaves: Mapping[str, Tensor]) -> 
     """The texts' own states, and the gradients of a sum of them with unequal weights, so that every value has one."""
     own = hidden * batch_of(backbone)["attention_mask"].unsqueeze(-1)
     weights = torch.randn(own.shape, generator=torch.Generator().manual_seed(9))
-    (own * weights).sum().backward()
+    torch.autograd.backward((own * weights).sum())
     return own.detach(), {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
 
 
@@ -79,7 +80,8 @@ def assert_same(found: Found, expected: Found) -> None:
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=2e-5)
     assert found[1].keys() == expected[1].keys()
     for key, gradient in expected[1].items():
-        torch.testing.assert_close(found[1][key], gradient, rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
+        name_it = partial("{}: {}".format, key)
+        torch.testing.assert_close(found[1][key], gradient, rtol=1e-3, atol=2e-4, msg=name_it)
 
 
 def module_names(backbone: Backbone, *sites: str) -> dict[str, str]:
@@ -124,7 +126,7 @@ def written_out(
     x = norm("norm.embed", model.embeddings(batch["input_ids"], position_ids=mask.cumsum(1) - 1 + first + before))
 
     def split(states: Tensor) -> Tensor:
-        return states.unflatten(-1, (count, -1)).transpose(-3, -2)
+        return torch.unflatten(states, -1, (count, -1)).transpose(-3, -2)
 
     for n, layer in enumerate(model.encoder.layer):
         inner = layer.attention.self

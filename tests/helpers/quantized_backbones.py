@@ -50,7 +50,8 @@ def dequantized_backbone(kind: str, bits: int, dtype: str = "bfloat16") -> Backb
             if bits == 4:
                 found = dequantize_4bit(weight.data, weight.quant_state)
             else:
-                scale = module.state.SCB if weight.SCB is None else weight.SCB
+                state: Any = module.state
+                scale = state.SCB if weight.SCB is None else weight.SCB
                 found = weight.data * scale[:, None] / 127
             own.weight.data = (found.T if isinstance(own, Conv1D) else found).float().contiguous()
             if own.bias is not None:

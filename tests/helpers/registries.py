@@ -19,10 +19,16 @@ from registry import (
     current_process_id,
     delete_sent,
 )
+from registry.records import require_digest
 from tests.helpers.claims import claim_position
 from tests.helpers.databases import registry_url
 
 BACKBONE = BackboneRecord(fingerprint="f00d", name="tiny", family="bert", hidden_size=8, parameters=100, pooling="mean")
+
+
+def digest_of(registry: Registry, delta: str) -> str:
+    """Return the digest of a delta that was not purged."""
+    return require_digest(registry.delta(delta).digest, delta)
 
 
 def make_registry(folder: Path) -> Registry:

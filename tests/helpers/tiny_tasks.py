@@ -119,7 +119,13 @@ def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **setting
     return replace(delta, values=values)
 
 
+def head_of(delta: Delta) -> Head:
+    """Return the head of a delta that has one."""
+    assert delta.head is not None
+    return delta.head
+
+
 @torch.inference_mode()
 def logits(backbone: Backbone, delta: Delta, tokens: Tokens) -> Tensor:
-    """What a delta's head says of each text [N, C]."""
-    return delta.head(encode(backbone, tokens, delta=delta))
+    """Compute the logits [N, C] of a delta's head for each text."""
+    return head_of(delta)(encode(backbone, tokens, delta=delta))

@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def learned(backbone: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Learner:
     """A learner that has learned tasks with these keys."""
-    tasks = [write_task(folder, task) | own for task, own in entries.items()]
+    tasks = [{**write_task(folder, task), **keys} for task, keys in entries.items()]
     tasks = [{key: value for key, value in task.items() if value is not None} for task in tasks]
     (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": tasks}))
     places = resolve_locations(folder / "home", {})
@@ -53,7 +53,7 @@ def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def texts() -> list[str]:
-    return [text for number in range(8) for task in METHODS for text in rows_of(task, 1, seed=number).texts]
+    return [str(text) for number in range(8) for task in METHODS for text in rows_of(task, 1, seed=number).texts]
 
 
 def said(predictions: Sequence[Prediction]) -> list[tuple[str | None, str | float | None]]:

@@ -6,6 +6,7 @@ import pytest
 
 from continual.deltas import load_delta
 from continual.errors import MethodError
+from tests.helpers.registries import digest_of
 from tests.story.test_stream import open_home, write_stream
 
 FEW = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 32}
@@ -49,7 +50,7 @@ def test_a_subspace_is_spanned_by_what_was_learned(bert_folder: Path, tmp_path: 
         ("mood@1", "subspace", 0.5),
     }
     kept = {
-        name: load_delta(learner.registry.blobs.get(learner.registry.delta(name).digest))
+        name: load_delta(learner.registry.blobs.get(digest_of(learner.registry, name)))
         for name in ("animals@1", "mood@1", "place@1")
     }
     assert kept["place@1"].values.keys() == kept["mood@1"].values.keys()

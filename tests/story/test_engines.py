@@ -25,6 +25,7 @@ from tasks import Stream
 from tasks.errors import InputError
 from tests.helpers.claims import claim_position
 from tests.helpers.cli import CliRunner
+from tests.helpers.registries import digest_of
 from tests.story.test_stream import open_home, write_stream
 
 ray = pytest.importorskip("ray", reason="ray (extra `ray`) is not installed")
@@ -70,7 +71,7 @@ def four_tasks(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> St
 
 
 def digests(learner: Learner) -> dict[str, str]:
-    return {row["delta"]: learner.registry.delta(row["delta"]).digest for row in learner.registry.deltas()}
+    return {row["delta"]: digest_of(learner.registry, row["delta"]) for row in learner.registry.deltas()}
 
 
 def attempts(learner: Learner) -> dict[str, int]:
@@ -274,9 +275,12 @@ def test_only_hearing_counts_as_waiting_for_room(
     stream = four_tasks(tmp_path)
     monkeypatch.setattr("continual.streams.ray.worker_pool.NO_WORKER_TIMEOUT", 0.05)
     monkeypatch.setattr("continual.streams.ray.worker_pool.POLL_SECONDS", 0.02)
-    monkeypatch.setattr(
-        "continual.streams.ray.worker_pool.ray.wait", lambda answers, timeout: time.sleep(timeout) or ([], answers)
-    )
+
+    def wait(answers: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        time.sleep(timeout)
+        return [], answers
+
+    monkeypatch.setattr("continual.streams.ray.worker_pool.ray.wait", wait)
     monkeypatch.setattr(
         "continual.streams.ray.worker_pool.StreamEvaluator.evaluate_available", lambda measuring: time.sleep(0.1)
     )
@@ -285,12 +289,18 @@ def test_only_hearing_counts_as_waiting_for_room(
         register_stream(learner.backbone, learner.registry, stream, loaded)
         job = StreamRun(learner.backbone, learner.registry, stream, dict(enumerate(loaded)), {}, RunCallbacks())
         crew = WorkerPool(job, None, ResourceRequest(cpus=1, gpus=0))
-        heard, hear = [], crew._receive_events
-        monkeypatch.setattr(crew, "_receive_events", lambda seconds: heard.append(hear(seconds)))
+        calls: list[float] = []
+        receive_events = crew._receive_events
+
+        def count_and_receive(seconds: float) -> None:
+            calls.append(seconds)
+            receive_events(seconds)
+
+        monkeypatch.setattr(crew, "_receive_events", count_and_receive)
         crew._starting["an answer"] = None
         with pytest.raises(TrainingError, match=r"no room for a worker for 0.05 s"):
             crew.run_until_done()
-        assert heard
+        assert calls
 
 
 def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from registry import Registry, Score, find_damage
 from registry.errors import NotFound
 from tasks import Budget, Method, Stream, TaskSpec
 from tasks.errors import InputError
-from tests.helpers.tiny_tasks import labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
+from tests.helpers.registries import digest_of
+from tests.helpers.tiny_tasks import head_of, labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
 
 TEXTS = list(rows_of("mood", 6, seed=7).texts)
 
@@ -68,7 +70,7 @@ def registered(learner: Learner, folder: Path, method: str) -> str:
 
 
 def stored(learner: Learner, name: str) -> Delta:
-    return load_delta(learner.registry.blobs.get(learner.registry.delta(name).digest))
+    return load_delta(learner.registry.blobs.get(digest_of(learner.registry, name)))
 
 
 def answers(learner: Learner, name: str) -> torch.Tensor:
@@ -159,7 +161,7 @@ def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(lear
     about.write_text(json.dumps(said | {"labels": said["labels"][::-1]}))
     save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(head).items()}, head)
     learner.import_peft(tmp_path / "out", "mood")
-    assert stored(learner, "mood@2").head.labels == labels_of("mood")
+    assert head_of(stored(learner, "mood@2")).labels == labels_of("mood")
     torch.testing.assert_close(answers(learner, "mood@2"), answers(learner, "mood@1"))
     about.write_text(json.dumps(said | {"labels": ["bad", "fine"]}))
     with pytest.raises(ExchangeError, match=r"'fine'.*the task has \['bad', 'good'\]"):
@@ -228,8 +230,8 @@ def test_what_cannot_be_exported_leaves_no_folder(learner: Learner, tmp_path: Pa
         learner.export("mood@2", tmp_path)
 
 
-LENGTHS = {text: float(len(text.split())) for text in rows_of("mood", 60).texts}
-OTHER_KINDS = {
+LENGTHS = {text: float(len(text.split())) for text in map(str, rows_of("mood", 60).texts)}
+OTHER_KINDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "regression": ({"kind": "regression", "label": "value"}, list(LENGTHS.values())),
     "generation": ({"kind": "generation", "target": "value"}, [text.split()[0] for text in LENGTHS]),
     "template": (

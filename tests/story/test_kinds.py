@@ -20,6 +20,7 @@ from continual.streams.audit import audit_stream
 from continual.streams.estimate import estimate_stream
 from registry import Registry
 from registry.operations.verify import find_damage
+from registry.records import require_digest
 from tasks import Stream
 from tasks.errors import InputError
 from tests.conftest import backbone_of
@@ -137,7 +138,7 @@ def run(learner: Learner, stream: Stream) -> dict[str, float]:
 def stored(learner: Learner, name: str) -> tuple[Delta, list[str]]:
     """A delta, and the labels that the registry has for it."""
     found = learner.registry.delta(name)
-    return load_delta(learner.registry.blobs.get(found.digest)), list(found.labels)
+    return load_delta(learner.registry.blobs.get(require_digest(found.digest, name))), list(found.labels)
 
 
 def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -110,10 +110,10 @@ def test_every_task_is_learned_again_beside_the_old_one(
         assert find_damage(learner.registry) == []
         again = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
         assert (again, len(began)) == (rows, 3), "what is migrated is not learned again"
-    with open_home(bert_folder, home) as old:
-        assert old.run(read_stream(learned / "stream.yaml"), callbacks=RunCallbacks(on_start=began.append)) == {}
+    with open_home(bert_folder, home) as learner:
+        assert learner.run(read_stream(learned / "stream.yaml"), callbacks=RunCallbacks(on_start=began.append)) == {}
         assert len(began) == 3
-        assert {p.delta for p in old.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
+        assert {p.delta for p in learner.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
 
 
 def test_what_is_worse_waits_for_a_person(bert_folder: Path, blind_folder: Path, home: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
         told = lines(cli, tmp_path, TEXTS, "--task", "mood")
         same(asked(address, {"inputs": {"text": TEXTS, "task": ["mood"] * len(TEXTS)}}), told)
         some = [None, "mood", None, "place"]
-        with Learner.open(bert_folder, tmp_path / "home") as learner:
+        with Learner.open(str(bert_folder), tmp_path / "home") as learner:
             found = Predictor(learner.backbone, learner.registry).predict(TEXTS, task=some)
         rows = [[text, task] for text, task in zip(TEXTS, some, strict=True)]
         same(asked(address, frame(["text", "task"], rows)), json.loads(json.dumps([asdict(one) for one in found])))

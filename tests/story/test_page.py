@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -20,8 +21,10 @@ from tests.helpers.paths import DOCS, FIXTURES
 
 WIDTHS = (360, 1280)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-QUIET += ("--disable-background-networking", "--disable-component-update")
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
 ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=3000")
 LONG = "a-very-long-name-without-a-space-" * 12
 # Measures every page in its frame, and says so in the document that the browser prints.
@@ -92,7 +95,7 @@ def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "1.48%" in (tmp_path / "study.html").read_text(encoding="utf-8")
 
 
-def browsed(folder: Path, pages: dict[str, str], *, dark: bool) -> tuple[dict[str, dict[str, int | str]], str]:
+def browsed(folder: Path, pages: dict[str, str], *, dark: bool) -> tuple[dict[str, dict[str, Any]], str]:
     """What each page measures at each width, by its name and width; and what the browser had to say."""
     assert BROWSER
     frames = [

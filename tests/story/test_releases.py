@@ -2,7 +2,6 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.helpers.paths import FIXTURES
 
 
 @pytest.fixture(params=sorted(path.name for path in FIXTURES.glob("home-*.tar.gz")))
-def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of a release, with the backbone that it learned on and what it answered."""
     with tarfile.open(FIXTURES / request.param) as archive:
         archive.extractall(tmp_path, filter="data")

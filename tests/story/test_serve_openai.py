@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from openai import NotFoundError, OpenAI, UnprocessableEntityError
+from openai.types.chat import ChatCompletionChunk
 from transformers import PreTrainedTokenizerBase
 
 from continual import Learner
@@ -50,7 +51,7 @@ def test_answers_are_heard_while_they_are_written(served: Server, learner: Learn
         texts = client.completions.create(model="echo", prompt="red cat", stream=True)
         parts = [chunk.choices[0] for chunk in texts]
         chat = client.chat.completions.create(model="echo", messages=[message], stream=True)  # type: ignore[list-item]
-        said = [chunk.choices[0].delta.content or "" for chunk in chat]
+        said = [chunk.choices[0].delta.content or "" for chunk in chat if isinstance(chunk, ChatCompletionChunk)]
         assert "".join(part.text for part in parts) == "".join(said) == wanted.label
         assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]
         with pytest.raises(NotFoundError, match="echo"):

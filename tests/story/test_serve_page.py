@@ -33,8 +33,10 @@ METHODS = {"animals": "lora", "mood": "ia3"}
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
 WIDTHS = (360, 1200)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-QUIET += ("--disable-background-networking", "--disable-component-update")
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
 ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=20000")
 CONTROLS = ["Text", "Second text only for tasks of pairs", "Task", "Ask", "Filter", "animals"]
 CONTROLS += ["Try this task", "Versions", "mood"]  # of the task that is open, and the next
@@ -184,8 +186,8 @@ def test_it_asks_for_a_key_where_the_server_does(learner: Learner, tmp_path: Pat
     secret = add_key(learner.registry, "page", role="read")
     try:
         with served(learner, local=False) as address:
-            told = {"widths": WIDTHS[:1], "keys": ["wrong", secret], "text": "a", "task": "mood", "open": "mood"}
-            seen, said = used(address, tmp_path, **told)
+            keys = ["wrong", secret]
+            seen, said = used(address, tmp_path, widths=WIDTHS[:1], keys=keys, text="a", task="mood", open="mood")
     finally:
         revoke_key(learner.registry, "page")
     (found,) = seen.values()

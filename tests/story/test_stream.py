@@ -24,10 +24,12 @@ from continual.settings import resolve_locations
 from registry import Registry, Score, current_process_id, release
 from registry.errors import NotFound, StreamChanged
 from registry.operations.verify import find_damage
+from registry.records import require_digest
 from tasks import Stream, TaskSpec, load_stream, read_task
 from tasks.errors import InputError
 from tests.helpers.claims import claim_position
 from tests.helpers.paths import ROOT
+from tests.helpers.registries import digest_of
 from tests.helpers.tiny_tasks import labels_of, logits, rows_of, write_rows, write_task
 
 TASKS = ("animals", "mood", "place")
@@ -70,7 +72,7 @@ def rows_in_sql(learner: Learner) -> dict[str, int]:
 
     with learner.registry.read_session() as session:
         tables = Base.metadata.sorted_tables
-        return {table.name: session.scalar(select(func.count()).select_from(table)) for table in tables}
+        return {table.name: session.scalars(select(func.count()).select_from(table)).one() for table in tables}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def empty(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
 
 
 def digests(learner: Learner) -> dict[str, str]:
-    return {row["delta"]: learner.registry.delta(row["delta"]).digest for row in learner.registry.deltas()}
+    return {row["delta"]: digest_of(learner.registry, row["delta"]) for row in learner.registry.deltas()}
 
 
 def test_the_report_is_the_contracts(learner: Learner) -> None:
@@ -142,8 +144,9 @@ def test_nothing_is_forgotten_exactly(learner: Learner, folder: Path) -> None:
     assert [row[0] for row in oracle["matrix"]] == [oracle["matrix"][0][0]] * 3
     for data in load_stream(read_stream(folder / "stream.yaml")):
         stored = learner.registry.delta(f"{data.spec.name}@1")
-        delta = load_delta(learner.registry.blobs.get(stored.digest))
+        delta = load_delta(learner.registry.blobs.get(require_digest(stored.digest, stored.name)))
         again = logits(learner.backbone, delta, prepare_task(learner.backbone, data).test.tokens)
+        assert stored.predictions is not None
         blob = learner.registry.blobs.get(stored.predictions)
         assert torch.equal(again, deserialize_outputs(blob)["logits"])
         assert serialize_outputs({"logits": again}) == blob
@@ -224,7 +227,9 @@ def test_predict_keeps_order_and_names_tasks(learner: Learner) -> None:
     assert [(p.task, p.label) for p in found] == [
         ("animals", "cat"), ("mood", "good"), ("place", "sea"), ("animals", "dog"),
     ]  # fmt: skip
-    assert all(p.routed and not p.abstained and 0 <= p.score <= 1 and 0 <= p.confidence <= 1 for p in found)
+    assert all(p.routed and not p.abstained for p in found)
+    assert all(p.score is not None and 0 <= p.score <= 1 for p in found)
+    assert all(p.confidence is not None and 0 <= p.confidence <= 1 for p in found)
     named = learner.predict(texts, task="mood")
     assert all(p.task == "mood" and not p.routed and p.confidence is None and p.delta == "mood@1" for p in named)
     assert {p.label for p in named} <= set(labels_of("mood"))
@@ -248,7 +253,7 @@ def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, t
     assert {row["task"] for row in empty.registry.tasks()} == {"animals", "place"}
     position = empty.registry.stream("core").positions[1]
     assert (position.state, position.delta, position.holder) == ("failed", None, None)
-    assert "learning_rate" in position.error
+    assert "learning_rate" in (position.error or "")
     report = empty.report("core")
     assert report["tasks"] == ["animals", "place"]
     assert report["routed"]["acc"] is not None
@@ -307,7 +312,8 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
 
     from registry.schema.tables import Position
 
-    stream, stolen = write_stream(tmp_path), []
+    stream = write_stream(tmp_path)
+    stolen: list[str] = []
 
     def steal(task: str, done: int, total: int) -> None:
         if task == "mood" and not stolen:
@@ -415,7 +421,7 @@ def test_a_learned_task_may_not_be_learned_otherwise(learner: Learner, folder: P
 
 
 def test_other_rows_another_seed_or_another_order_are_refused(learner: Learner, folder: Path) -> None:
-    keys = {"warm_start": "nearest", "measure_gain": True}
+    keys: dict[str, Any] = {"warm_start": "nearest", "measure_gain": True}
     with pytest.raises(StreamChanged):
         learner.run(write_stream(folder, seed=1, **keys))
     with pytest.raises(StreamChanged):
@@ -478,7 +484,7 @@ def test_test_rows_bear_on_nothing_but_scores(learner: Learner, bert_folder: Pat
 
 
 def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> None:
-    texts = [text.encode() for task in TASKS for seed in range(3) for text in rows_of(task, 12, seed=seed).texts]
+    texts = [str(text).encode() for task in TASKS for seed in range(3) for text in rows_of(task, 12, seed=seed).texts]
     for file in (folder / "home").rglob("*"):
         if file.is_file():
             data = file.read_bytes()
@@ -550,5 +556,7 @@ def test_the_router_of_backbones_pooled_otherwise_is_not_mixed(learner: Learner,
 def test_a_score_is_a_registered_score(learner: Learner) -> None:
     (score,) = [s for s in learner.registry.scores(delta="mood@1", mode="oracle") if s.split == "test"]
     assert isinstance(score, Score)
+    assert score.low is not None
+    assert score.high is not None
     assert score.low <= score.value <= score.high
     assert score.rows == 12

@@ -15,6 +15,7 @@ from continual.deltas import load_delta
 from continual.learning.verify import VerificationReport, verify_home
 from continual.serialization import deserialize, serialize
 from registry.schema.tables import Backbone, Delta
+from tests.helpers.registries import digest_of
 from tests.story.test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
 
 
@@ -56,7 +57,7 @@ def test_what_was_learned_is_as_it_was(learner: Learner) -> None:
 
 def other_values(learner: Learner) -> dict[str, Any]:
     """A delta that fits everything that its row says, and is another one."""
-    delta = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").digest))
+    delta = load_delta(learner.registry.blobs.get(digest_of(learner.registry, "mood@1")))
     data = delta.map(lambda tensor: tensor + 0.1).quantise_to_float16().to_bytes()  # as long as what it replaces
     return {"digest": learner.registry.blobs.put(data)}
 
@@ -66,7 +67,7 @@ def of_the_other(learner: Learner) -> dict[str, Any]:
 
 
 def of_a_newer_format(learner: Learner) -> dict[str, Any]:
-    tensors, about = deserialize(learner.registry.blobs.get(learner.registry.delta("mood@1").digest), what="delta")
+    tensors, about = deserialize(learner.registry.blobs.get(digest_of(learner.registry, "mood@1")), what="delta")
     return {"digest": learner.registry.blobs.put(serialize(tensors, about | {"format": 99}))}
 
 
@@ -99,6 +100,7 @@ def test_other_answers_are_found_and_only_with_the_backbone(learner: Learner) ->
 
 def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
     stored = learner.registry.delta("mood@1")
+    assert stored.replay is not None
     tensors, _ = deserialize(learner.registry.blobs.get(stored.replay), what="replay")
     near = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     change(learner, "mood@1", replay=learner.registry.blobs.put(serialize(near)))

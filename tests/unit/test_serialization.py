@@ -1,7 +1,7 @@
 """Blobs say their format: older ones are read, newer ones refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -34,16 +34,19 @@ def test_a_file_that_says_no_format_is_of_the_first() -> None:
     assert deserialize(save(PLAIN, metadata=about), what="delta")[1] == {"method": "lora"}
 
 
-@pytest.mark.parametrize("read", [load_delta, Signature.from_bytes, deserialize_outputs])
+FILES: Mapping[Callable[[bytes], object], Callable[[Backbone], bytes]] = {
+    load_delta: lambda bert: perturbed_delta(bert, "lora").to_bytes(),
+    Signature.from_bytes: lambda _: compute_signature(torch.ones(2, 3), torch.tensor([0, 1]), count=2).to_bytes(),
+    deserialize_outputs: lambda _: serialize(TENSORS),
+}
+
+
+@pytest.mark.parametrize("read", FILES)
 def test_a_newer_format_is_refused_with_what_to_do(
     read: Callable[[bytes], object], bert: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serialization, "FORMAT_VERSION", 7)
-    written = {
-        load_delta: lambda: perturbed_delta(bert, "lora").to_bytes(),
-        Signature.from_bytes: lambda: compute_signature(torch.ones(2, 3), torch.tensor([0, 1]), count=2).to_bytes(),
-        deserialize_outputs: lambda: serialize(TENSORS),
-    }[read]()
+    written = FILES[read](bert)
     read(written)
     monkeypatch.undo()
     with pytest.raises(BlobError, match=r"of format 7, and this release .* up to 2: .* Install that release"):

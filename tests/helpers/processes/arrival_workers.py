@@ -37,7 +37,9 @@ def main(url: str, place: str, backbone: str) -> int:
 
     def watch(watcher: RunCallbacks) -> int:
         with Registry.open(url, str(folder / "home/blobs")) as registry:
-            return len([error for error in Learner(loaded, registry).watch(idle=0, callbacks=watcher).values() if error])
+            return len(
+                [error for error in Learner(loaded, registry).watch(idle=0, callbacks=watcher).values() if error]
+            )
 
     watchers = [RunCallbacks(on_start=begun.append, on_step=die), RunCallbacks(), RunCallbacks()]
     pids = [fork(lambda own=own: watch(own), folder / "log") for own in watchers]  # type: ignore[misc]

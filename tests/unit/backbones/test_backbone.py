@@ -4,6 +4,7 @@ import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from continual.backbones.fingerprint import fingerprint
 from continual.errors import BackboneError
 from continual.features.pooling import encode
 from continual.features.tokens import pad, tokenize
+from tasks import Text
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tiny_tasks import tiny_backbone
 
@@ -32,7 +34,8 @@ def states_of(backbone: Backbone) -> Tensor:
 
 
 def load(folder: Path | str, **options: str) -> Backbone:
-    return load_backbone(str(folder), **({"device": "cpu", "dtype": "float32"} | options))
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"} | options
+    return load_backbone(str(folder), **settings)
 
 
 def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folder: Path) -> None:
@@ -42,7 +45,7 @@ def test_a_folder_is_the_model_that_was_saved(backbone: Backbone, backbone_folde
     assert (loaded.language_model is None) == (loaded.architecture == "encoder")
     assert loaded.parameter_count == backbone.parameter_count
     assert loaded.longest_input == backbone.longest_input
-    texts = ["purr meow", ("wave", "tide"), ""]
+    texts: list[Text] = ["purr meow", ("wave", "tide"), ""]
     expected = encode(backbone, tokenize(backbone, texts, max_length=32))
     assert torch.equal(encode(loaded, tokenize(loaded, texts, max_length=32)), expected)
 

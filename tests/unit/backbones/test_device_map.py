@@ -12,7 +12,6 @@ from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, save_backbo
 
 pytest.importorskip("accelerate", reason="accelerate (extra `quantized`) is not installed")
 
-import continual.backbones.devices
 from continual import Learner
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Bank, Delta, attached
@@ -135,7 +134,7 @@ def test_values_go_to_what_is_seen() -> None:
 
 
 def test_split_needs_accelerate(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continual.backbones.devices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"pip install 'continual\[quantized\]'"):
         load_backbone(str(bert_folder), device="split")
 

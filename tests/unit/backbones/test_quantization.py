@@ -162,18 +162,18 @@ def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
     bank = Bank(backbone, slots=2)
     for name, delta in deltas.items():
         bank.put(name, delta)
-    names = ["one", None, "other", "one", "one"]
-    order, mixture = bank.mixed_batch(names)
+    owners = ["one", None, "other", "one", "one"]
+    order, mixture = bank.mixed_batch(owners)
     batch = pad(backbone, tokens, order)
     with torch.no_grad(), attached(backbone, mixture), backbone.autocast():
         together = backbone.hidden_states(batch)
-    for place, row in enumerate(order):
-        own = {key: value[place : place + 1] for key, value in batch.items()}
-        name = names[row]
-        with torch.no_grad(), attached(backbone, deltas[name] if name else None), backbone.autocast():
-            alone = backbone.hidden_states(own)
-        mask = own["attention_mask"].bool()
-        assert apart(together[place : place + 1][mask], alone[mask]) < 0.05
+    for index, row in enumerate(order):
+        single = {key: value[index : index + 1] for key, value in batch.items()}
+        owner = owners[row]
+        with torch.no_grad(), attached(backbone, deltas[owner] if owner else None), backbone.autocast():
+            alone = backbone.hidden_states(single)
+        mask = single["attention_mask"].bool()
+        assert apart(together[index : index + 1][mask], alone[mask]) < 0.05
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -14,7 +14,7 @@ from continual.errors import DeltaError, MethodError
 from continual.streams.preflight import incompatibilities
 from registry.errors import BlobError
 from tasks import TaskSpec
-from tests.helpers.tiny_tasks import perturbed_delta
+from tests.helpers.tiny_tasks import head_of, perturbed_delta
 
 
 def test_a_site_that_the_family_lacks_is_refused_naming_those_it_has(bert: Backbone) -> None:
@@ -70,8 +70,8 @@ def spoiled_file(delta: Delta, *, drop: str | None = None, **about: Any) -> byte
         "method": delta.method,
         "settings": delta.settings.model_dump(mode="json"),
         "backbone": delta.backbone,
-        "labels": delta.head.labels,
-        "pooling": delta.head.pooling,
+        "labels": head_of(delta).labels,
+        "pooling": head_of(delta).pooling,
     }
     kept = {key: value for key, value in (said | about).items() if value is not None}
     tensors = {key: tensor for key, tensor in delta.tensors().items() if key != drop}

@@ -87,7 +87,7 @@ def names_compared(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "METHODS":
             places = [node.slice]
         for constant in (inner for place in places for inner in ast.walk(place)):
-            if isinstance(constant, ast.Constant) and constant.value in METHODS:
+            if isinstance(constant, ast.Constant) and isinstance(constant.value, str) and constant.value in METHODS:
                 yield constant.value
 
 

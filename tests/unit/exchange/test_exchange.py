@@ -22,7 +22,7 @@ from continual.exchange.files import ADAPTER, CONFIG, ExportOrigin, read_adapter
 from continual.exchange.peft import peft_methods
 from continual.features.pooling import pool
 from continual.features.tokens import pad, tokenize
-from tests.helpers.tiny_tasks import perturbed_delta, save_backbone
+from tests.helpers.tiny_tasks import head_of, perturbed_delta, save_backbone
 
 peft = pytest.importorskip("peft")
 
@@ -59,7 +59,7 @@ def delta(request: pytest.FixtureRequest, backbone: Backbone) -> Delta:
 def write(folder: Path, backbone: Backbone, delta: Delta) -> Path:
     origin = ExportOrigin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
     write_adapter(folder, to_peft(backbone, delta), origin)
-    write_head(folder, delta.head)
+    write_head(folder, head_of(delta))
     return folder
 
 
@@ -102,10 +102,10 @@ def test_peft_computes_the_same_states_and_the_head_the_same_logits(
     states, expected = pefts_states(backbone_folder, folder, batch), hidden(backbone, delta)
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
     about = json.loads((folder / "head.json").read_text())
-    assert about == {"labels": list(delta.head.labels), "pooling": "mean", "layer": -1}
+    assert about == {"labels": list(head_of(delta).labels), "pooling": "mean", "layer": -1}
     head, mask = load_file(folder / "head.safetensors"), batch["attention_mask"]
     logits = F.linear(pool(states, mask, "mean"), head["weight"], head["bias"])
-    torch.testing.assert_close(logits, delta.head(pool(expected, mask, "mean")), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, head_of(delta)(pool(expected, mask, "mean")), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path:
     )
     head = read_head(tmp_path, hidden_size=backbone.hidden_size)
     assert head is not None
-    assert head.labels == delta.head.labels
-    assert torch.equal(head.weight, delta.head.weight)
+    assert head.labels == head_of(delta).labels
+    assert torch.equal(head.weight, head_of(delta).weight)
 
 
 @torch.no_grad()

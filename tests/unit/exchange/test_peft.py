@@ -1,6 +1,7 @@
 """Methods that PEFT has too, against PEFT: the same outputs and gradients with the same values."""
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
     delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
     config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], use_dora=method == "dora")
     model = wrapped(bertlike, config)
-    owners = {}
+    owners: dict[str, Owner] = {}
     for number, site in enumerate(sites):
         for place, name in module_names(bertlike, site).items():
             module = model.base_model.model.get_submodule(name)
@@ -70,6 +71,11 @@ def test_prompt_tuning_is_pefts(bertlike: Backbone) -> None:
     assert_pefts(bertlike, delta, model, owners, added=3)
 
 
+def _prefix_part(parts: int, part: int, table: Tensor) -> Tensor:
+    """Return the view [P, D] of a prefix table [P, parts x D] that holds the keys or the values of one layer."""
+    return table.view(3, parts, -1)[:, part]
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen3"])
 def test_prefix_tuning_is_pefts(kind: str) -> None:
     """Its positions too: PEFT passes keys and values as if they were of tokens before, so the text's begin at P.
@@ -84,8 +90,6 @@ def test_prefix_tuning_is_pefts(kind: str) -> None:
     for layer in range(backbone.num_layers):
         for number, name in enumerate(("key", "value")):
             part = 2 * layer + number
-            owners[f"layer.{layer}.attn.kv/0/{name}"] = (
-                table,
-                lambda tensor, part=part: tensor.view(3, 2 * backbone.num_layers, -1)[:, part],
-            )
+            view = partial(_prefix_part, 2 * backbone.num_layers, part)
+            owners[f"layer.{layer}.attn.kv/0/{name}"] = (table, view)
     assert_pefts(backbone, delta, model, owners)

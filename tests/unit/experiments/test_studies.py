@@ -1,7 +1,5 @@
-"""Every study on a tiny backbone: it goes on where it was stopped, and its numbers are those that a hand computes."""
+"""The numbers of studies against a second computation, and what is refused before anything is trained."""
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from continual.backbones.backbone import Backbone, load_backbone
+from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS
 from continual.errors import MethodError, StudyError, TrainingError
 from continual.experiments.studies import (
-    STUDIES,
     Study,
     StudyTrial,
     TrialResult,
@@ -28,7 +25,6 @@ from continual.experiments.studies.ablation import ablate_layers
 from continual.experiments.studies.aggregation import best_rates, method_label
 from continual.experiments.studies.combination import pair_variants
 from continual.experiments.studies.convergence import convergence_epoch
-from continual.experiments.studies.cost import Cost
 from continual.experiments.studies.size import gaps_to_full
 from continual.experiments.studies.transfer import rank_correlation, regret_at
 from continual.experiments.studies.trial_runner import summarize
@@ -37,114 +33,10 @@ from continual.features.pooling import encode
 from continual.features.signature import compute_signature
 from continual.kinds.classification import ClassificationRows
 from continual.training.method_search import SearchCandidate
-from tasks import Budget, Method, Source, TaskData, TaskSpec, Template
+from tasks import Budget, Method, Source
 from tests.conftest import backbone_of
-from tests.helpers.paths import DOCS
-from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, rows_of, save_backbone
-
-LORA = {"name": "lora", "rank": 1}
-WORDS = {"mood": {"bad": "awful", "good": "superb"}, "place": {"city": "street", "sea": "wave"}}
-# Each study as small as it can be.
-SMALL: Mapping[str, dict[str, Any]] = {
-    "size": {"methods": [LORA, {"name": "lora", "rank": 4}], "rates": [0.1, 1.0]},
-    "convergence": {"methods": [LORA], "rates": [1.0], "epochs": 2},
-    "cost": {"methods": [LORA], "batch_sizes": [4], "steps": 2},
-    "generalisation": {"methods": [LORA, "probe"], "rates": [1.0], "rows": [8, 24, 100000]},
-    "transfer": {"shots": 4, "epochs": 1},
-    "ablation": {"scales": [1e-3, 1.0], "method": {"name": "adapter", "size": 2}, "scaled": {"name": "adapter"}},
-    "combination": {"pairs": [[LORA, "bitfit"]], "rates": [1.0]},
-    "templates": {"shots": 4, "few_epochs": 1, "rates": [1.0]},
-}
-
-
-def task_data(name: str, *, template: bool = True, train: int = 30) -> TaskData:
-    words = WORDS[name]
-    spec = TaskSpec(
-        name=name,
-        source=Source(path="json", data_files={"train": "none.jsonl"}),
-        text="text",
-        label="label",
-        template=Template(text="{{ text }} the {{ mask }}", words=words) if template else None,
-        method=Method.model_validate({"name": "lora", "rank": 2}),
-        warm_start="auto",
-        budget=Budget(epochs=1, batch_size=8, learning_rate=1e-2, max_length=16),
-    )
-    train_rows, validation, test = (rows_of(name, n, seed=seed) for seed, n in enumerate((train, 12, 12)))
-    return TaskData(spec, tuple(sorted(words)), train_rows, validation, test)
-
-
-@pytest.fixture(scope="module")
-def writer_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """One that a process of its own can load, and that has a language model."""
-    folder = save_backbone(backbone_of("gpt2"), tmp_path_factory.mktemp("gpt2"))
-    return load_backbone(str(folder), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def bench(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
-    template = getattr(request, "param", "") == "templates"
-    tasks = ("mood",) if getattr(request, "param", "") == "cost" else ("mood", "place")
-    return TrialRunner(writer_backbone, tuple(task_data(name, template=template) for name in tasks), (0,))
-
-
-def counted(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[StudyTrial]:
-    """The trials that are made from now on. A process of its own is started once for each, which takes seconds."""
-    made: list[StudyTrial] = []
-    costs: dict[str, Mapping[str, Any]] = {}
-    kind, measure = type(study), type(study).measure
-
-    def counting(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        made.append(trial)
-        if not isinstance(study, Cost):
-            return measure(self, bench, trial)
-        if trial.key not in costs:
-            costs[trial.key] = measure(self, bench, trial)
-        return costs[trial.key]
-
-    monkeypatch.setattr(kind, "measure", counting)
-    return made
-
-
-def test_every_study_is_tried_here_and_has_its_section() -> None:
-    page = (DOCS / "reference" / "studies.md").read_text(encoding="utf-8")
-    assert SMALL.keys() == STUDIES.keys()
-    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == list(STUDIES)
-    assert all(f"continual study {name} " in page for name in STUDIES)
-    for kind in STUDIES.values():
-        assert len(kind.shows) < 90
-        assert "arXiv:" in kind.paper
-
-
-@pytest.mark.parametrize(("name", "bench"), [(name, name) for name in STUDIES], indirect=["bench"])
-def test_a_study_goes_on_where_it_was_stopped(
-    name: str, bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, file = study_of(name, SMALL[name]), tmp_path / "ledger.jsonl"
-    made = counted(study, monkeypatch)
-    first = run_study(study, bench, TrialStore(file))
-    assert len(made) == len(first.results) > 0
-    assert len({one.trial.key for one in first.results}) == len(first.results)
-
-    tables = json.loads(json.dumps(first.result.to_json, allow_nan=False))
-    assert all(tables.values())
-    assert first.result.figures
-    assert all(axes.has_data() for figure in first.result.figures.values() for axes in figure.axes)
-    assert all(isinstance(value, float) for value in first.result.metrics.values())
-
-    made.clear()
-    assert run_study(study, bench, TrialStore(file)).result.to_json == tables
-    assert made == []
-
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines)[:-20])  # killed while it wrote its last line
-    again = run_study(study, bench, TrialStore(file))
-    assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
-    if name not in ("cost", "convergence"):  # whose numbers are times
-        deterministic = [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in first.results]
-        assert [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in again.results] == deterministic
-    made.clear()
-    run_study(study, bench, TrialStore(file))
-    assert made == []
+from tests.helpers.studies import LORA, SMALL, WORDS, bench, count_measured_trials, task_data, writer_backbone  # noqa: F401 (fixtures)
+from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, rows_of
 
 
 def found(

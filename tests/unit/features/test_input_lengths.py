@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ADDED)
 def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: str) -> None:
-    chosen = fresh_delta(bertlike, method, **({"length": 5} if ADDED[method] else {})).settings
+    settings: dict[str, Any] = {"length": 5} if ADDED[method] else {}
+    chosen = fresh_delta(bertlike, method, **settings).settings
     assert chosen.added_tokens == ADDED[method]
     roomy = reserve_tokens(bertlike, chosen)
     assert roomy.longest_input == bertlike.longest_input - ADDED[method]

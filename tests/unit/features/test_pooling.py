@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
+from continual.backbones.hub import Pooling
 from continual.features.pooling import encode, pool
 from continual.features.tokens import pad, shuffled_batches, sorted_batches, tokenize
 from tasks import Text
@@ -49,7 +50,7 @@ def alone(backbone: Backbone, text: Text) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, pooling: str) -> None:
+def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, pooling: Pooling) -> None:
     from dataclasses import replace
 
     pooled_so = replace(backbone, pooling=pooling)

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from tests.helpers.tiny_models import TINY_CONFIGS as BACKBONES
 from tests.helpers.tiny_tasks import fresh_delta, perturbed_delta, prepared_rows, rows_of
 
 TEMPLATE = Template(text="{{ text }} the {{ mask }} of", words={"bad": "awful", "good": "superb"})
-EVERY: list[Kind] = [
+EVERY: list[Kind[Any]] = [
     Classification(("bad", "good")),
     Regression(2.5, 1.5),
     Span(12),
@@ -44,7 +45,7 @@ PASSAGES = st.lists(st.sampled_from([*WORDS, "été", "x,y", "🦜"]), max_size=
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: type(kind).__name__)
-def test_a_deltas_file_says_what_it_answers(kind: Kind, bert: Backbone) -> None:
+def test_a_deltas_file_says_what_it_answers(kind: Kind[Any], bert: Backbone) -> None:
     delta = replace(fresh_delta(bert, "lora"), kind=kind_metadata(kind), head=kind.zero_head(bert))
     back = load_delta(delta.to_bytes())
     assert kind_of_delta(back) == kind
@@ -95,7 +96,7 @@ def test_a_regression_does_not_depend_on_the_unit(bert: Backbone, unit: float) -
     start = kind.closed_form_start(seen, seen)
     assert start.head is not None
     answers = [answer.label for answer in kind.answers(bert, kind.outputs(seen, start.head), rows)]
-    errors = [((answer - number) / deviation) ** 2 for answer, number in zip(answers, numbers, strict=True)]
+    errors = [((float(answer) - number) / deviation) ** 2 for answer, number in zip(answers, numbers, strict=True)]
     assert sum(errors) / 30 < 0.5
     assert -start.mean_quality == pytest.approx(sum(errors) / 30, rel=1e-3)
     delta = replace(fresh_delta(bert, "lora"), kind=kind_metadata(kind), head=start.head)
@@ -132,7 +133,8 @@ def test_marks_are_where_the_answers_stand(name: str) -> None:
     rows = Span(30).prepare(backbone, LabelledTexts(tuple(texts), tuple(targets)), max_length=24)
     assert rows.truth[0] == (targets[0][0].text, "nowhere")
     for row, own in enumerate(rows.windows.row_windows):
-        (answer, start), passage = targets[row][0], rows.passages[row]
+        span, passage = targets[row][0], rows.passages[row]
+        assert span.start is not None
         begins = {
             int(rows.windows.spans[w][t, 0]) for w in own for t in rows.answer_token_masks[w][:, 0].nonzero().flatten()
         }
@@ -141,8 +143,8 @@ def test_marks_are_where_the_answers_stand(name: str) -> None:
         }
         assert begins
         assert ends
-        assert all(passage[begin : start + 1].strip() == answer[:1] for begin in begins)
-        assert ends == {start + len(answer)}
+        assert all(passage[begin : span.start + 1].strip() == span.text[:1] for begin in begins)
+        assert ends == {span.start + len(span.text)}
 
 
 def test_a_span_is_the_most_probable_and_its_loss_is_shared_by_all_windows(bert: Backbone) -> None:
@@ -186,14 +188,14 @@ def test_a_passage_without_a_marked_token_teaches_nothing(bert: Backbone) -> Non
     with attached(bert, delta):
         loss = kind.loss(bert, delta, rows, [0])
     assert loss.item() == 0.0
-    loss.backward()
+    torch.autograd.backward(loss)
 
 
 def writer(name: str) -> Backbone:
     return replace(backbone_of(name), edits_decoder=True)
 
 
-def through(backbone: Backbone, kind: Kind) -> Delta:
+def through(backbone: Backbone, kind: Kind[Any]) -> Delta:
     return replace(perturbed_delta(backbone, "lora"), kind=kind_metadata(kind), head=None)
 
 
@@ -235,7 +237,7 @@ def test_only_a_targets_tokens_are_learned() -> None:
         for prompt, target in zip(rows.prompts, rows.targets, strict=True):
             logits = backbone.language_model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
             sums.append(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
-    assert loss.item() == pytest.approx((sum(sums) / sum(map(len, rows.targets))).item(), rel=1e-4)
+    assert loss.item() == pytest.approx(float(sum(sums)) / sum(map(len, rows.targets)), rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import delete, event, text
 
 from registry import DataRecord, NotFound, Parent, Registry, add_key
+from registry.records import LineageKind
 from registry.schema.base import now
 from registry.schema.tables import Event
 from tasks.errors import InputError
@@ -89,7 +90,7 @@ def data(fingerprint: str) -> DataRecord:
     return DataRecord(spec={}, folder=None, seed=0, fingerprints={"train": fingerprint}, rows={"train": 7})
 
 
-def from_(delta: str, kind: str = "warm_start") -> Parent:
+def from_(delta: str, kind: LineageKind = "warm_start") -> Parent:
     return Parent(delta=delta, kind=kind, weight=1.0)
 
 
@@ -179,12 +180,13 @@ def test_what_depends_on_a_backbone_a_task_or_data(registry: Registry) -> None:
         ("trec@1", 0),
         ("sst2@2", 1),
     ]
+    dependents: Callable[..., object] = registry.dependents
     for unknown in ({"backbone": "big"}, {"task": "tree"}, {"data": "rows"}):
         with pytest.raises(NotFound):
-            registry.dependents(**unknown)
+            dependents(**unknown)
     for wrong in ({}, {"task": "root", "data": "shared"}):
         with pytest.raises(InputError, match="of one thing"):
-            registry.dependents(**wrong)
+            dependents(**wrong)
 
 
 def test_lineage_goes_both_ways_as_far_as_is_asked(registry: Registry) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from registry import NotFound, NothingToDo, Registry, add_key, dump_registry, key_digest, restore_registry, revoke_key
-from registry.reads.api_keys import ApiKey
+from registry.reads.api_keys import ApiKey, Role
 from registry.schema.base import Base, now
 from tasks.errors import InputError
 from tests.helpers.databases import registry_url
@@ -53,7 +53,8 @@ def test_whatever_a_client_sends_has_a_digest_of_its_own(one: str, other: str) -
 
 @both
 def test_a_secret_opens_and_stands_nowhere(registry: Registry, tmp_path: Path) -> None:
-    secrets = {name: add_key(registry, name, role=role) for name, role in (("ci", "read"), ("ops", "admin"))}
+    roles: dict[str, Role] = {"ci": "read", "ops": "admin"}
+    secrets = {name: add_key(registry, name, role=role) for name, role in roles.items()}
     assert all(secret.startswith("ck_") and len(secret) == 46 for secret in secrets.values())
     assert registry.active_keys() == {
         key_digest(secrets["ci"]): ("ci", "read"),

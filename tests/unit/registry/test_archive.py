@@ -167,7 +167,7 @@ def entries(archive: Path) -> Entries:
         return {name: opened.read(name) for name in opened.namelist()}
 
 
-def rewritten(archive: Path, change: Callable[[Entries], None]) -> None:
+def rewritten(archive: Path, change: Callable[[Entries], object]) -> None:
     """The archive with other entries, each a whole one for zip."""
     found = entries(archive)
     change(found)
@@ -188,8 +188,10 @@ def a_blob(found: Entries) -> str:
     return next(name for name in found if name.startswith("blobs/"))
 
 
-def said(found: Entries, **changes: Any) -> None:
-    found["manifest.json"] = json.dumps(json.loads(found["manifest.json"]) | changes).encode()
+def said(found: Entries, **changes: Any) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(found["manifest.json"]) | changes
+    found["manifest.json"] = json.dumps(manifest).encode()
+    return manifest
 
 
 TAMPERED: dict[str, tuple[Callable[[Entries], object], str]] = {
@@ -208,8 +210,8 @@ TAMPERED: dict[str, tuple[Callable[[Entries], object], str]] = {
     "another table": (lambda found: said(found, tables={"sqlite_master": {"rows": 0, "sha256": ""}}), "missing in it"),
     "an unnamed blob": (
         lambda found: (
-            found.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}),
             said(found, blobs=json.loads(found["manifest.json"])["blobs"] + 1),
+            found.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}),
         ),
         "or no row of it names it",
     ),
@@ -229,7 +231,7 @@ def test_a_tampered_archive_is_refused_and_leaves_nothing(
     harm: str, archive: Path, tmp_path: Path, database: str
 ) -> None:
     change, message = TAMPERED[harm]
-    rewritten(archive, lambda found: change(found) and None)
+    rewritten(archive, change)
     blobs = tmp_path / "deep" / "blobs"
     with pytest.raises((ArchiveError, SchemaError, RegistryError), match=message):
         restore_registry(archive, database, str(blobs))

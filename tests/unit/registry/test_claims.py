@@ -47,10 +47,11 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def silence(registry: Registry, seconds: int) -> None:
-    """As if the holder had been silent for so long."""
+    """Move the leases back, as if the holder had sent no heartbeat for so many seconds."""
     with registry.unit_of_work() as unit:
         for position in unit.session.scalars(select(Position).where(Position.lease_until.is_not(None))):
-            position.lease_until -= timedelta(seconds=seconds)
+            assert position.lease_until is not None
+            position.lease_until = position.lease_until - timedelta(seconds=seconds)
 
 
 def test_of_two_processes_one_wins(tmp_path: Path, registry: Registry) -> None:
@@ -139,7 +140,9 @@ def test_heartbeats_are_sent_while_a_position_is_held(registry: Registry) -> Non
 
 def _silent(registry: Registry) -> bool:
     with registry.read_session() as session:
-        return session.scalars(select(Position.lease_until)).one() < now()
+        lease_until = session.scalars(select(Position.lease_until)).one()
+        assert lease_until is not None
+        return lease_until < now()
 
 
 # Any number of controllers
@@ -208,14 +211,14 @@ def test_a_clock_that_is_wrong_bears_on_nothing(
     """The holder's host is an hour behind, ours an hour ahead: the lease is the database's."""
     for own, hours in ((FAR, -1), (current_process_id(), 1)):
 
-        class Wrong(datetime):
+        class WrongClock(datetime):
             offset = timedelta(hours=hours)
 
             @classmethod
-            def now(cls, tz: Any = None) -> datetime:
+            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
                 return datetime.now(tz) + cls.offset
 
-        monkeypatch.setattr("registry.schema.base.datetime", Wrong)
+        monkeypatch.setattr("registry.schema.base.datetime", WrongClock)
         monkeypatch.setattr("time.time", lambda hours=hours: time.time_ns() / 1e9 + 3600 * hours)
         assert abs(now() - datetime.now(UTC)) > timedelta(minutes=59)
         assert claim_position(registry, "core", number=0, holder=own) == (own == FAR)
@@ -223,8 +226,10 @@ def test_a_clock_that_is_wrong_bears_on_nothing(
     silence(registry, 130)
     assert claim_position(registry, "core", number=0, holder=current_process_id())
     with registry.read_session() as session:
-        left = session.scalars(select(Position.lease_until)).one() - database_now(session)
-    assert timedelta(seconds=100) < left <= timedelta(seconds=120)
+        lease_until = session.scalars(select(Position.lease_until)).one()
+        assert lease_until is not None
+        remaining = lease_until - database_now(session)
+    assert timedelta(seconds=100) < remaining <= timedelta(seconds=120)
 
 
 # Checkpoints

@@ -5,7 +5,6 @@ import importlib
 
 import pytest
 
-
 MODULES = (
     "registry.blobs",
     "registry.names",

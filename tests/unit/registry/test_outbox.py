@@ -21,6 +21,7 @@ from registry import (
     upgrade,
 )
 from registry.operations.outbox import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, SEND_LEASE
+from registry.records import OutboxTopic
 from registry.schema.base import database_now
 from registry.schema.connections import create_engine_for, migration_transaction
 from registry.schema.migrate import configuration
@@ -55,7 +56,7 @@ def told(registry: Registry) -> list[tuple[str, str]]:
     return [(pending.message, pending.subject) for pending in list_pending(registry)]
 
 
-def tell(registry: Registry, *subjects: str, message: str = "delta") -> None:
+def tell(registry: Registry, *subjects: str, message: OutboxTopic = "delta") -> None:
     with registry.unit_of_work() as unit:
         for subject in subjects:
             unit.enqueue_message(message, subject)

@@ -8,7 +8,7 @@ import pytest
 
 from registry import Registry, StoredDelta, find_damage, warnings
 from tests.helpers.claims import claim_position
-from tests.helpers.registries import begin, learn, make_registry
+from tests.helpers.registries import begin, digest_of, learn, make_registry
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -100,7 +100,7 @@ def test_what_is_no_damage_is_noted(registry: Registry) -> None:
     old = registry.blobs.put(b"nobody's")
     registry.blobs.put(b"young")
     os.utime(registry.blobs.path(old), (0, 0))
-    os.utime(registry.blobs.path(registry.delta("sst2@1").digest), (0, 0))
+    os.utime(registry.blobs.path(digest_of(registry, "sst2@1")), (0, 0))
     checkpoint = registry.blobs.put(b"checkpoint")
     long_ago = "lease_until = '2020-01-01 00:00:00'"
     values = f"(1, 2, '{checkpoint}', CURRENT_TIMESTAMP)"

@@ -174,7 +174,7 @@ def test_labels_may_be_added_and_old_versions_keep_theirs(registry: Registry) ->
 def test_the_last_version_is_the_one_that_serves_or_the_newest(registry: Registry) -> None:
     def last() -> str | None:
         found = registry.last_version("sst2", "f00d")
-        return found and found.name
+        return None if found is None else found.name
 
     assert last() is None
     learn(registry, "sst2", score=0.5)

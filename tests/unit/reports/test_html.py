@@ -3,6 +3,7 @@
 import re
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,7 +168,9 @@ def test_a_matrix_is_a_table_whose_cells_are_coloured() -> None:
         ColorScale(0.5, 1.0),
         [0, 0, 5, 10, 10],
     )
-    assert shared_color_scale([[0.9, 0.9]]) == ColorScale(pytest.approx(0.8), 0.9)
+    scale = shared_color_scale([[0.9, 0.9]])
+    assert scale.low == pytest.approx(0.8)
+    assert scale.high == 0.9
     assert shared_color_scale([]).high == 1.0
     html = heatmap_table([[0.5, None], [0.7, 1.0]], ["a", "b"], scale=scale, caption="Scores", corner="after")
     parsed = Parsed(html)
@@ -206,7 +209,7 @@ def test_every_ink_can_be_read_on_what_it_stands(rules: str) -> None:
 
 
 def test_no_delta_stands_before_one_that_it_came_from() -> None:
-    edges = [
+    edges: list[dict[str, Any]] = [
         {"delta": child, "parent": parent, "kind": "merged", "weight": 0.5}
         for child, parent in (("c", "a"), ("c", "b"), ("d", "c"), ("d", "a"), ("e", "b"))
     ]

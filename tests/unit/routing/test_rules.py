@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from continual.routing import (
     RoutingStatistics,
     build_router,
     choose_tasks,
+    collect_held_out,
     compute_statistics,
     evenly_spaced,
     fit_statistics,
@@ -52,7 +54,7 @@ def cloud(
     return means[labels] + torch.randn(rows, width, generator=draw), labels
 
 
-def signed(seed: int, **shape: int) -> Signature:
+def signed(seed: int, **shape: Any) -> Signature:
     x, y = cloud(seed, **shape)
     return compute_signature(x, y, count=int(y.max()) + 1)
 
@@ -217,7 +219,7 @@ def test_confidences_mean_what_they_say() -> None:
 def test_the_threshold_refuses_the_share_that_was_asked_for() -> None:
     parts = {f"t{seed}": task(seed) for seed in range(4)}
     router = build_router(parts)
-    rows = calibration.collect_held_out([*parts], parts, features="random_features")
+    rows = collect_held_out([*parts], parts, features="random_features")
     known = router.familiarity(seen(rows.features)) + rows.fit
     for share in (0.05, 0.2):
         assert float((known < router.threshold(share)).double().mean()) == pytest.approx(share, abs=0.02)
@@ -319,7 +321,7 @@ def test_very_many_classes_are_routed_to_by_an_index(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("continual.routing.mahalanobis.INDEX_THRESHOLD", 100)
     parts = {f"t{seed}": task(seed) for seed in range(60)}
     totals = AccumulatedMoments.from_tasks({f"t{seed}": signed(seed) for seed in range(60)})
-    rows = calibration.collect_held_out([*parts], parts, features="random_features")
+    rows = collect_held_out([*parts], parts, features="random_features")
     router = calibration.calibrate(totals, rows, features="random_features", names=("mahalanobis",))
     assert isinstance(router.rules[0], ClassMeanIndex)
     found = router.log_p(seen(rows.features)).argmax(dim=1)

@@ -80,9 +80,8 @@ class Handle:
 def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
     async def refresh_twice() -> list[bool | BaseException]:
         rolling_refresh = RollingRefresh(handle, poll=1)
-        return await asyncio.gather(
-            rolling_refresh.refresh_all(), rolling_refresh.refresh_all(), return_exceptions=True
-        )
+        both = (rolling_refresh.refresh_all(), rolling_refresh.refresh_all())
+        return list(await asyncio.gather(*both, return_exceptions=True))
 
     handle = Handle("a", "b", "c", fails=["b"])
     assert [str(error) for error in asyncio.run(refresh_twice())] == ["b died"] * 2, (
@@ -131,8 +130,8 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
 
     application = SimpleNamespace(status=ApplicationStatus[status], message="Traceback\nInputError: why\nmore")
     monkeypatch.setattr(deployment, "STARTUP_TIMEOUT", 0.01)
-    monkeypatch.setattr(deployment.serve, "run_many", lambda targets, **options: [Ready()])
-    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(applications={"two": application}))
+    monkeypatch.setattr("ray.serve.run_many", lambda targets, **options: [Ready()])
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"two": application}))
     with pytest.raises(InputError, match=message):
         deployment._start(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))
 

@@ -53,12 +53,11 @@ def spec(kind: str, **keys: Any) -> TaskSpec:
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_the_first_metric_of_a_kind_is_its_default(kind: str) -> None:
-    assert spec(kind).metric == KIND_SCHEMAS[kind].metrics[0]  # type: ignore[index]
-    for metric in KIND_SCHEMAS[kind].metrics:  # type: ignore[index]
+    metrics = KIND_SCHEMAS[kind].metrics
+    assert spec(kind).metric == metrics[0]
+    for metric in metrics:
         assert spec(kind, metric=metric).metric == metric
-    with pytest.raises(
-        ValidationError, match=f"a {kind} task is scored by one of {', '.join(KIND_SCHEMAS[kind].metrics)}"
-    ):  # type: ignore[index]
+    with pytest.raises(ValidationError, match=f"a {kind} task is scored by one of {', '.join(metrics)}"):
         spec(kind, metric="zzz")
 
 

@@ -69,8 +69,9 @@ def test_everything_is_told_once(registry: Registry, places: Locations) -> None:
     assert tags["mlflow.parentRunId"] == known["core"].info.run_id == registry.stream("core").mlflow_run
     assert sync_all(registry, places) == []
     with registry.unit_of_work() as unit:
-        for message, subject in (("delta", "sst2@1"), ("stream", "core"), ("champion", "sst2")):
-            unit.enqueue_message(message, subject)
+        unit.enqueue_message("delta", "sst2@1")
+        unit.enqueue_message("stream", "core")
+        unit.enqueue_message("champion", "sst2")
     assert len(sync_all(registry, places)) == 3
     again = {run.info.run_name: run for run in runs_of(places)}
     assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in known.items()}
@@ -171,8 +172,9 @@ def test_another_mlflow_is_told_anew(registry: Registry, places: Locations, empt
     shutil.copy(empty_mlflow, places.home / "new.db")
     places = replace(places, mlflow=f"sqlite:///{places.home / 'new.db'}")
     with registry.unit_of_work() as unit:
-        for message, subject in (("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2")):
-            unit.enqueue_message(message, subject)
+        unit.enqueue_message("stream", "core")
+        unit.enqueue_message("delta", "sst2@1")
+        unit.enqueue_message("champion", "sst2")
     sync_all(registry, places)
     assert names_of(places) == ["core", "sst2@1"]
     assert client_of(places).get_model_version_by_alias("sst2", "champion")

@@ -123,7 +123,7 @@ def test_training_does_not_notice(some: Backbone) -> None:
             found, last, _ = learned(some, start, own)
         assert passes == [ROWS], "one pass before all epochs"
         with counted(some) as passes:
-            expected, last_computed, _ = learned(some, start, replace(own, reads=None))
+            expected, last_computed, _ = learned(some, start, replace(own, loss_inputs=None))
         assert sum(passes) == EPOCHS * ROWS
         assert [epoch.loss for epoch in found.curve[1:]] == pytest.approx(
             [epoch.loss for epoch in expected.curve[1:]], abs=1e-6
@@ -177,7 +177,7 @@ def test_what_is_drawn_in_every_pass_is_not_kept(bert: Backbone) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     start = fresh_delta(bert, "last_layer")
     own = lesson(bert, start)
-    assert learned(bert, start, own)[1].digest == learned(bert, start, replace(own, reads=None))[1].digest
+    assert learned(bert, start, own)[1].digest == learned(bert, start, replace(own, loss_inputs=None))[1].digest
 
 
 def test_a_configuration_without_dropout_is_enough() -> None:

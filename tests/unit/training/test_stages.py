@@ -28,7 +28,7 @@ from tests.helpers.parity import (
     with_weights,
     written_out,
 )
-from tests.helpers.tiny_tasks import fresh_delta, perturbed_delta, prepared_rows
+from tests.helpers.tiny_tasks import fresh_delta, head_of, perturbed_delta, prepared_rows
 
 
 @torch.no_grad()
@@ -89,8 +89,7 @@ def test_diff_pruning_trained_draws_hard_concrete_gates(bert: Backbone) -> None:
     noise = torch.rand(32, 32)
     stretched = torch.sigmoid((noise.log() - (1 - noise).log() + expected[1]) / BETA) * (ZETA - GAMMA) + GAMMA
     two = seen @ (torch.minimum(torch.ones(()), torch.relu(stretched)) * expected[0]).T
-    one.square().sum().backward()
-    two.square().sum().backward()
+    torch.autograd.backward([one.square().sum(), two.square().sum()])
     torch.testing.assert_close(one, two)
     for own, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(own.grad, theirs.grad)
@@ -153,13 +152,17 @@ def test_masking_drops_weights_and_passes_gradients_straight_through(bertlike: B
     }
     by_name = {name: masked[place] for place, (name, _) in weights(bertlike).items()}
     expected, _ = through_weights(bertlike, delta, lambda values: by_name)
-    gradients = {f"{place}/0/scores": masked[place].grad * weight for place, (_, weight) in weights(bertlike).items()}
+    gradients = {}
+    for place, (_, weight) in weights(bertlike).items():
+        gradient = masked[place].grad
+        assert gradient is not None
+        gradients[f"{place}/0/scores"] = gradient * weight
     assert_same(through_delta(bertlike, delta), (expected, gradients))
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 13), (1, 1), (4, 17)], ids=str)
 def test_packed_masks_come_back_at_any_width(bert: Backbone, shape: tuple[int, int]) -> None:
-    place = replace(bert.modules_at("attn.q")[0], enter=torch.nn.Linear(shape[1], shape[0], bias=False))
+    place = replace(bert.modules_at("attn.q")[0], input_module=torch.nn.Linear(shape[1], shape[0], bias=False))
     draw = torch.Generator().manual_seed(0)
     form, scores, seen = BinaryMask(0.5), torch.randn(shape, generator=draw), torch.randn(2, shape[1], generator=draw)
     kept = form.finalize({"scores": scores}, place)
@@ -271,9 +274,10 @@ def test_a_later_stage_leaves_the_earlier_ones_values_as_they_were(bertlike: Bac
         own = delta.trainable(torch.device("cpu"), stage)
         leaves = [tensor for tensor in own.tensors().values() if tensor.requires_grad]
         optimise = AdamWWithSchedule(leaves, learning_rate=1e-2, steps=3)
+        head = head_of(own)
         with attached(bertlike, own):
             for _ in range(3):
-                optimise(own.head(pooled_features(bertlike, batch_of(bertlike), own.head.pooling)).square().sum())
+                optimise(head(pooled_features(bertlike, batch_of(bertlike), head.pooling)).square().sum())
         moved = {key for key, value in own.detached().values.items() if not torch.equal(value, delta.values[key])}
         assert moved == {key for key in delta.values if key.split("/")[1] in number}
 

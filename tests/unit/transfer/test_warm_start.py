@@ -1,6 +1,7 @@
 """Whose values a new delta may begin with."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.helpers.tiny_tasks import fresh_delta, labels_of, prepared_rows
 REPLACED = {"diff_pruning", "masking", "subspace"}
 
 
-def kept(backbone: Backbone, method: str, **settings: object) -> Delta:
+def kept(backbone: Backbone, method: str, **settings: Any) -> Delta:
     """A delta as it is kept once its training is over."""
     delta = fresh_delta(backbone, method, **settings)
     return finalize(backbone, delta, stage=delta.settings.stages - 1)

@@ -83,6 +83,7 @@ def test_every_module_is_reached_by_one_site_of_the_groups(whole: Backbone) -> N
         if name not in left:
             start, stop = zip(*sorted(reached[id(module)]), strict=True)
             assert (start[0], *stop[:-1]) == start, f"{name} is reached in parts that follow each other"
+            assert isinstance(module.weight, Tensor)
             assert stop[-1] == module.weight.shape[1 if isinstance(module, Conv1D) else 0]
 
 
