@@ -70,7 +70,7 @@ def test_a_curve_that_falls_or_is_negative_has_reached_its_end() -> None:
     assert convergence_epoch([0.0, 0.0]) == 0
 
 
-def test_the_gap_is_train_less_test(bench: TrialRunner, tmp_path: Path) -> None:
+def test_the_gap_is_train_less_test(bench: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
     studied = run_study(study_of("generalisation", SMALL["generalisation"]), bench, TrialStore(tmp_path / "l"))
     assert {one.trial.rows for one in studied.results} == {8, 24}  # no task has the third number
     one = studied.results[0]
@@ -99,7 +99,7 @@ def test_an_adapter_undone_is_one_whose_last_weights_are_zero(bert: Backbone) ->
     torch.testing.assert_close(encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 1, 1)), expected)
 
 
-def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     trained: list[str] = []
     own = TrialRunner.train
 
@@ -146,7 +146,7 @@ def test_a_measure_is_judged_by_what_its_first_three_bring() -> None:
     assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:
+def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:  # noqa: F811
     pair = (Method.model_validate(LORA), Method(name="bitfit"))
     assert [method_label(method) for method in pair_variants(pair).values()] == [
         "lora rank 1",
@@ -158,7 +158,7 @@ def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:
     assert all(METHODS[method.name].model_validate(method.settings) for method in pair_variants(pair).values())
 
 
-def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:
+def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:  # noqa: F811
     one = StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget())
     others = (
         replace(one, seed=1),
@@ -177,11 +177,13 @@ def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:
 
 
 def test_a_trial_that_fails_is_kept_and_left_out(
-    bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: TrialRunner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     study, file = study_of("size", {"methods": [LORA], "rates": [1.0]}), tmp_path / "l"
 
-    def measure(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+    def measure(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:  # noqa: F811
         if trial.task == "mood" and trial.candidate.method.name == "lora":
             raise TrainingError("the training loss became nan")
         return summarize(*bench.train(trial))
@@ -229,7 +231,7 @@ def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) ->
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_trained(
-    bench: TrialRunner,
+    bench: TrialRunner,  # noqa: F811
     tmp_path: Path,
     name: str,
     settings: dict[str, Any],
@@ -255,7 +257,7 @@ def test_tasks_of_an_encoder_decoder_that_cannot_start_from_each_other_are_refus
         run_study(study_of("transfer", {}), bench, TrialStore(tmp_path / "l"))
 
 
-def test_lines_that_are_no_trials_are_passed_over(bench: TrialRunner, tmp_path: Path) -> None:
+def test_lines_that_are_no_trials_are_passed_over(bench: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
     file, trial = (
         tmp_path / "deep" / "l",
         StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget()),
