@@ -35,7 +35,7 @@ lock: .venv-lock/bin/uv ## pin the newest allowed releases in constraints.txt (u
 		--output-file constraints.txt pyproject.toml
 
 docs: $(VENV)/installed-docs ## build the site
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove everything that these targets make
 	rm -rf .venv .venv-* $(VENV) build dist site *.egg-info
