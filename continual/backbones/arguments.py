@@ -26,7 +26,7 @@ def require_cache_argument(module: nn.Module) -> str:
     """Return the name of the argument by which a module's `forward` takes a key-value cache.
 
     Raises:
-        BackboneError: It takes none under a name that is known here, so that a cache in use would go unseen.
+        BackboneError: It takes none under a name in CACHE_ARGUMENTS, so that a cache in use would not be noticed.
     """
     name = cache_argument(module)
     if name is None:
@@ -40,5 +40,5 @@ def require_cache_argument(module: nn.Module) -> str:
 
 
 def cache_of(call: Call) -> Any:
-    """Return the key-value cache among the arguments of a call, under whichever name; None where there is none."""
+    """Return the key-value cache among the arguments of a call, by any of its names; None where there is none."""
     return next((call[name] for name in CACHE_ARGUMENTS if call.get(name) is not None), None)

@@ -174,7 +174,7 @@ class Place:
 
     @property
     def is_hidden_state(self) -> bool:
-        """Whether edits read and change hidden states: not indices, positions, or keys and values."""
+        """True where edits read and change hidden states, not indices, positions, or keys and values."""
         return (
             self.changes in ("output", "input")
             and not self.argument
@@ -183,14 +183,14 @@ class Place:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the output is the input times one readable weight [d_out, d_in], with or without a bias."""
+        """True where the output is the input times one readable weight [d_out, d_in], with or without a bias."""
         one_module = self.input_module is self.output_module
         is_output = self.is_hidden_state and self.changes == "output" and one_module
         return is_output and self.has_readable_weight and self.module_weight.dim() == 2
 
     @property
     def has_readable_weight(self) -> bool:
-        """Whether the weight of `input_module` is in memory as it is: neither packed nor on the disk."""
+        """True where the weight of `input_module` is in memory as it is, neither packed nor on the disk."""
         weight = self.input_module.get_parameter("weight")
         return not is_quantized(weight) and not weight.is_meta
 

@@ -1,7 +1,8 @@
 """The contract of a task kind: how its rows are prepared, how a delta starts and trains, how it answers.
 
 `Kind` is the base class. A kind that answers from the pooled vector of a text derives from `PooledKind`, which fills in
-the forward passes and leaves the head and its loss; any other derives from `Kind` itself.
+the forward passes and leaves the head and its loss; any other derives from `Kind` itself. A new kind is a subclass, and
+a `tasks.KindSchema` that names it and states the type of its targets and its metrics.
 
 The calls of one task, in order:
 
@@ -158,9 +159,9 @@ class Kind(ABC, Generic[P]):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Return the fields as JSON for the delta's file; empty where the head's labels suffice to rebuild the kind.
+        """Return the fields as JSON for the delta's file; `kind_from_metadata` passes them back to the constructor.
 
-        `continual.kinds.kind_from_metadata` passes them back to the constructor.
+        Only `Classification` returns none: a delta with a head and without a kind is read as one.
         """
 
     @abstractmethod
