@@ -91,9 +91,8 @@ def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         )
         yield from (f"task {spec.name!r}: {problem}" for problem in kind.incompatibilities(prepared_backbone, spec))
         for settings in candidate_settings(spec.method):
-            list(
-                iterate_edits(prepared_backbone, settings)
-            )  # resolves every site, and raises for one that the backbone lacks
+            # Resolves every site, and raises for one that the backbone lacks.
+            list(iterate_edits(prepared_backbone, settings))
         if search := search_settings(spec.method):
             search_candidates(prepared_backbone, search, spec.budget)
     except InputError as error:
