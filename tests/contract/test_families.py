@@ -51,16 +51,16 @@ def run(backbone: Backbone) -> Tensor:
 
 def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor, Tensor]]:
     """By place, what a run gives its first module and what its last module returns."""
-    seen: dict[str, Tensor] = {}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    inputs: dict[str, Tensor] = {}
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
     undo = []
     for place in places:
 
         def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], place: Place = place) -> None:
-            seen[place.name] = place.input_of(args, kwargs)
+            inputs[place.name] = place.input_of(args, kwargs)
 
         def leave(module: nn.Module, args: object, output: Tensor, place: Place = place) -> None:
-            found[place.name] = (seen[place.name], output if place.columns is None else output[..., place.columns])
+            calls[place.name] = (inputs[place.name], output if place.columns is None else output[..., place.columns])
 
         undo += [place.input_module.register_forward_pre_hook(enter, with_kwargs=True)]
         undo += [place.output_module.register_forward_hook(leave)]
@@ -68,7 +68,7 @@ def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor,
         run(backbone)
     for handle in undo:
         handle.remove()
-    return found
+    return calls
 
 
 def test_every_module_is_reached_by_one_site_of_the_groups(whole: Backbone) -> None:
@@ -77,10 +77,10 @@ def test_every_module_is_reached_by_one_site_of_the_groups(whole: Backbone) -> N
         assert place.input_module is place.output_module
         rows = place.weight.shape[0] if place.columns is None else place.columns.stop
         reached.setdefault(id(place.output_module), []).append((rows - place.weight.shape[0], rows))
-    left = {name for name, module in owners(whole.model).items() if id(module) not in reached}
-    assert left <= NO_SITE
+    missing = {name for name, module in owners(whole.model).items() if id(module) not in reached}
+    assert missing <= NO_SITE
     for name, module in owners(whole.model).items():
-        if name not in left:
+        if name not in missing:
             start, stop = zip(*sorted(reached[id(module)]), strict=True)
             assert (start[0], *stop[:-1]) == start, f"{name} is reached in parts that follow each other"
             assert isinstance(module.weight, Tensor)
@@ -98,8 +98,8 @@ def test_the_places_of_the_groups_hold_every_parameter(whole: Backbone) -> None:
         for group in GROUPS
         for place in whole.modules_at(group)
     )
-    own = owners(whole.model)
-    assert held == sum(p.numel() for name in own.keys() - NO_SITE for p in own[name].parameters(recurse=False))
+    modules = owners(whole.model)
+    assert held == sum(p.numel() for name in modules.keys() - NO_SITE for p in modules[name].parameters(recurse=False))
 
 
 def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
@@ -107,9 +107,9 @@ def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
     calls = calls_of(whole, list(places))
     assert calls.keys() == {place.name for place in places}
     for place in places:
-        entered, left = calls[place.name]
-        assert (entered.shape[-1], left.shape[-1]) == (place.d_in, place.d_out)
-        torch.testing.assert_close(F.linear(entered, place.weight, place.bias), left, rtol=1e-4, atol=1e-5)
+        entered, output = calls[place.name]
+        assert (entered.shape[-1], output.shape[-1]) == (place.d_in, place.d_out)
+        torch.testing.assert_close(F.linear(entered, place.weight, place.bias), output, rtol=1e-4, atol=1e-5)
 
 
 def test_an_embedding_is_the_rows_that_enter_it(whole: Backbone) -> None:
@@ -117,9 +117,9 @@ def test_an_embedding_is_the_rows_that_enter_it(whole: Backbone) -> None:
     calls = calls_of(whole, list(places))
     for place in places:
         assert place.weight.shape == (place.d_in, place.d_out)
-        rows, left = calls[place.name]
-        found = F.embedding(rows, place.weight) * getattr(place.output_module, "embed_scale", 1.0)
-        torch.testing.assert_close(found.expand_as(left), left)
+        rows, output = calls[place.name]
+        embedded = F.embedding(rows, place.weight) * getattr(place.output_module, "embed_scale", 1.0)
+        torch.testing.assert_close(embedded.expand_as(output), output)
 
 
 def test_blocks_are_from_the_first_modules_input_to_the_lasts_output(whole: Backbone) -> None:
@@ -138,9 +138,9 @@ def test_what_enters_the_last_of_a_feed_forward_is_gated_where_there_is_a_gate(w
     sites = ["ffn.in", "ffn.out", *(["ffn.gate"] if gated else [])]
     calls = calls_of(whole, [place for site in sites for place in whole.modules_at(site)])
     for place in whole.modules_at("ffn.inner"):
-        at = place.name.removesuffix("inner")
-        inner = act(calls[f"{at}gate"][1]) * calls[f"{at}in"][1] if gated else act(calls[f"{at}in"][1])
-        torch.testing.assert_close(inner, calls[f"{at}out"][0], rtol=1e-4, atol=1e-5)
+        prefix = place.name.removesuffix("inner")
+        inner = act(calls[f"{prefix}gate"][1]) * calls[f"{prefix}in"][1] if gated else act(calls[f"{prefix}in"][1])
+        torch.testing.assert_close(inner, calls[f"{prefix}out"][0], rtol=1e-4, atol=1e-5)
 
 
 def test_queries_keys_and_values_are_what_attention_gets(whole: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,16 +178,16 @@ def test_gates_are_where_they_should_be(backbone: Backbone) -> None:
 def test_lora_at_all_projections_is_the_model_with_weights_plus_scaled_ba(whole: Backbone) -> None:
     delta = perturbed_delta(whole, "lora", rank=4, alpha=6.0)
     network = deepcopy(whole.base_module)
-    other = replace(whole, model=network.base_model, language_model=None if whole.language_model is None else network)
+    merged = replace(whole, model=network.base_model, language_model=None if whole.language_model is None else network)
     with torch.no_grad():
-        for place in other.modules_at("projections"):
+        for place in merged.modules_at("projections"):
             a, b = (delta.values[f"{place.name}/0/{name}"] for name in "AB")
             place.weight.add_(6.0 / 4 * b @ a)
-        expected = run(other)
+        expected = run(merged)
         with attached(whole, delta):
-            found = run(whole)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(found, run(whole), atol=1e-2)
+            actual = run(whole)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(actual, run(whole), atol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter", "bitfit"])

@@ -126,8 +126,8 @@ def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: st
     plain, inside = types_of_states(low, batch, None), types_of_states(low, batch, delta)
     assert inside == plain
     with attached(backbone, delta), torch.no_grad():
-        exact, found = (pooled_features(own, batch, "mean") for own in (backbone, low))
-    assert (found - exact).norm() < 0.05 * exact.norm()
+        exact, actual = (pooled_features(model, batch, "mean") for model in (backbone, low))
+    assert (actual - exact).norm() < 0.05 * exact.norm()
 
 
 def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None) -> dict[str, torch.dtype]:
@@ -168,11 +168,11 @@ def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
 
 
 def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
-    others = [perturbed_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
+    other_deltas = [perturbed_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
     tokens = tokenize(backbone, TEXTS, max_length=32)
-    before = [(delta.digest, logits(backbone, delta, tokens)) for delta in others]
+    before = [(delta.digest, logits(backbone, delta, tokens)) for delta in other_deltas]
     trained(backbone, method)
-    for delta, (digest, answers) in zip(others, before, strict=True):
+    for delta, (digest, answers) in zip(other_deltas, before, strict=True):
         assert delta.digest == digest
         assert torch.equal(logits(backbone, delta, tokens), answers)
     assert fingerprint(backbone.base_module) == backbone.fingerprint
@@ -182,16 +182,16 @@ def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: s
     start, rows = fresh_delta(backbone, method, task="animals"), prepared_rows(backbone, "animals", 18)
     digest = start.digest
     budget = Budget(epochs=5, batch_size=6, learning_rate=2e-2)
-    found = train(backbone, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
+    result = train(backbone, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
     assert start.digest == digest
     assert not any(tensor.requires_grad for tensor in start.tensors().values())
-    first, last = found.curve[1].loss, found.curve[-1].loss
+    first, last = result.curve[1].loss, result.curve[-1].loss
     assert first is not None
     assert last is not None
     assert last < first
-    assert found.score > found.curve[0].score, "a random head is improved on, where it is trained"
-    assert found.delta.digest != digest
-    assert not any(tensor.requires_grad for tensor in found.delta.tensors().values())
+    assert result.score > result.curve[0].score, "a random head is improved on, where it is trained"
+    assert result.delta.digest != digest
+    assert not any(tensor.requires_grad for tensor in result.delta.tensors().values())
 
 
 def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
@@ -207,11 +207,11 @@ def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbon
     data = steep.to_bytes()
     rows, held = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
-    found = {
+    results = {
         train(backbone, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
         for _ in range(2)
     }
-    assert len(found) == 1
+    assert len(results) == 1
     assert len({tuple(load_delta(data).values) for _ in range(6)}) == 1
 
 
@@ -269,8 +269,8 @@ def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: C
 
 
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
-    other = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
-    with pytest.raises(DeltaError, match="learned on backbone"), attached(other, perturbed_delta(backbone, method)):
+    other_backbone = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
+    with pytest.raises(DeltaError, match="learned on backbone"), attached(other_backbone, perturbed_delta(backbone, method)):
         pass
 
 

@@ -48,17 +48,17 @@ def states(backbone: Backbone, delta: Delta | MixedBatch | None, rows: Sequence[
     """The rows' states [B, T, D], those of padding left out."""
     batch = pad(backbone, tokenize(backbone, TEXTS, max_length=24), rows)
     with attached(backbone, delta):
-        found = backbone.hidden_states(batch)
-    return found * batch["attention_mask"].unsqueeze(-1)
+        hidden = backbone.hidden_states(batch)
+    return hidden * batch["attention_mask"].unsqueeze(-1)
 
 
 def test_every_row_goes_through_its_own_delta(backbone: Backbone, method: str) -> None:
     deltas = deltas_of(backbone, method)
     order, mixture = bank_of(backbone, deltas).mixed_batch(NAMES)
-    found = states(backbone, mixture, order)
+    hidden = states(backbone, mixture, order)
     for place, row in enumerate(order):
         alone = states(backbone, deltas.get(str(NAMES[row])), range(len(TEXTS)))[row]
-        torch.testing.assert_close(found[place], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
@@ -66,10 +66,10 @@ def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
     deltas = {name: perturbed_delta(backbone, name) for name in names}
     rows = [number % len(TEXTS) for number in range(len(names))]
     order, mixture = bank_of(backbone, deltas, slots=len(names)).mixed_batch(names)
-    found = states(backbone, mixture, [rows[i] for i in order])
+    hidden = states(backbone, mixture, [rows[i] for i in order])
     for place, number in enumerate(order):
         alone = states(backbone, deltas[names[number]], range(len(TEXTS)))[rows[number]]
-        torch.testing.assert_close(found[place], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -> None:
@@ -80,9 +80,9 @@ def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -
             return generate_greedy(writer, [prompts[row] for row in rows], max_new_tokens=6)
 
     order, mixture = bank_of(writer, deltas).mixed_batch(NAMES)
-    found = dict(zip(order, texts(mixture, order), strict=True))
+    generated = dict(zip(order, texts(mixture, order), strict=True))
     for row, name in enumerate(NAMES):
-        assert found[row] == texts(deltas.get(str(name)), range(len(TEXTS)))[row]
+        assert generated[row] == texts(deltas.get(str(name)), range(len(TEXTS)))[row]
 
 
 def test_what_all_rows_have_in_common_is_not_mixed() -> None:

@@ -65,12 +65,12 @@ def counted(backbone: Backbone) -> Iterator[list[int]]:
     handle.remove()
 
 
-def same(found: Opinion[Any], alone: Opinion[Any]) -> None:
-    for own, expected in zip(found.answers, alone.answers, strict=True):
-        assert own.label == expected.label
-        assert own.score == pytest.approx(expected.score, abs=1e-4)
-    torch.testing.assert_close(found.fit, alone.fit, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.excess_log_prob, alone.excess_log_prob, rtol=1e-3, atol=1e-3)
+def same(actual: Opinion[Any], alone: Opinion[Any]) -> None:
+    for answer, expected in zip(actual.answers, alone.answers, strict=True):
+        assert answer.label == expected.label
+        assert answer.score == pytest.approx(expected.score, abs=1e-4)
+    torch.testing.assert_close(actual.fit, alone.fit, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual.excess_log_prob, alone.excess_log_prob, rtol=1e-3, atol=1e-3)
 
 
 def compare(
@@ -79,16 +79,16 @@ def compare(
     texts: list[Text],
     *,
     slots: int = 8,
-    known: FitStatistics | None = None,
+    evidence: FitStatistics | None = None,
 ) -> tuple[list[int], list[int]]:
     """Deltas asked together and one by one must say the same: the passes of both."""
-    asked = {name: DeltaQuery(texts[number:] + texts[:number], POSITIONS, known) for number, name in enumerate(deltas)}
+    queries = {name: DeltaQuery(texts[number:] + texts[:number], POSITIONS, evidence) for number, name in enumerate(deltas)}
     with counted(backbone) as separate:
-        alone = {name: query_delta(backbone, delta, asked[name]) for name, delta in deltas.items()}
+        alone = {name: query_delta(backbone, delta, queries[name]) for name, delta in deltas.items()}
     with counted(backbone) as shared:
-        found = query_deltas(backbone, DeltaCache(backbone, deltas.__getitem__, slots=slots), asked)
+        actual = query_deltas(backbone, DeltaCache(backbone, deltas.__getitem__, slots=slots), queries)
     for name, expected in alone.items():
-        same(found[name], expected)
+        same(actual[name], expected)
     return shared, separate
 
 
@@ -104,7 +104,7 @@ def test_answers_are_written_together(writer: Backbone) -> None:
 def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
     writer = replace(backbone_of(name), edits_decoder=True)
     deltas = each_method(writer, Generation(5), Generation(9))
-    compare(backbone_of(name), deltas, list(TEXTS), slots=slots, known=some_evidence(writer))
+    compare(backbone_of(name), deltas, list(TEXTS), slots=slots, evidence=some_evidence(writer))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
@@ -121,7 +121,7 @@ def test_what_is_written_together_fits_the_positions(name: str) -> None:
 
 def test_spans_share_passes_with_whatever_reads_states(bert: Backbone) -> None:
     deltas = each_method(bert, Span(9), Span(4), Classification(("bad", "good")))
-    shared, separate = compare(bert, deltas, list(PASSAGES), known=some_evidence(bert))
+    shared, separate = compare(bert, deltas, list(PASSAGES), evidence=some_evidence(bert))
     rows = sum(separate)
     assert sum(shared) == rows
     assert len(shared) == -(-rows // 64) < len(separate)
@@ -146,13 +146,13 @@ def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
 
 def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alone() -> None:
     backbone = backbone_of("t5")
-    writer, asked = replace(backbone, edits_decoder=True), DeltaQuery(TEXTS, POSITIONS)
+    writer, query = replace(backbone, edits_decoder=True), DeltaQuery(TEXTS, POSITIONS)
     deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
     compare(backbone, deltas, list(TEXTS))
     for name in ("lora", "full"):
         values = dict(list(deltas[name].values.items())[1:])
         broken = deltas | {name: replace(deltas[name], values=values)}
-        found = query_deltas(backbone, DeltaCache(backbone, broken.__getitem__), dict.fromkeys(broken, asked))
-        assert all(isinstance(own, FailedAnswer) and "missing tensors" in own.error for own in found.pop(name).answers)
-        for other, said in found.items():
-            same(said, query_delta(backbone, deltas[other], asked))
+        opinions = query_deltas(backbone, DeltaCache(backbone, broken.__getitem__), dict.fromkeys(broken, query))
+        assert all(isinstance(answer, FailedAnswer) and "missing tensors" in answer.error for answer in opinions.pop(name).answers)
+        for delta_name, opinion in opinions.items():
+            same(opinion, query_delta(backbone, deltas[delta_name], query))

@@ -42,15 +42,15 @@ def trained(
 @pytest.mark.parametrize("method", METHODS)
 def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None:
     start = fresh_delta(bert, method)
-    whole, kept = trained(bert, start)
-    assert len(kept) == 5
-    for epoch, data in enumerate(kept):
+    whole, checkpoints = trained(bert, start)
+    assert len(checkpoints) == 5
+    for epoch, data in enumerate(checkpoints):
         torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
         rest, later = trained(bert, start, resume_from=from_tensors(*deserialize(data, what="checkpoint")))
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve
         assert len(later) == 4 - epoch, "what is done is not done again"
-        assert [_tensors(one) for one in later] == [_tensors(one) for one in kept[epoch + 1 :]]
+        assert [_tensors(checkpoint) for checkpoint in later] == [_tensors(checkpoint) for checkpoint in checkpoints[epoch + 1 :]]
 
 
 def _tensors(data: bytes) -> dict[str, bytes]:

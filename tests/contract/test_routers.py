@@ -22,32 +22,32 @@ def rows_of(task: int, *, seed: int, count: int = ROWS) -> tuple[Tensor, Tensor]
     return torch.relu(means[labels] + 0.5 * noise), labels
 
 
-def seen(wide: Tensor) -> FrozenFeatures:
+def features_of(wide: Tensor) -> FrozenFeatures:
     return FrozenFeatures(wide, wide)
 
 
 @cache
-def known(task: int) -> RoutingStatistics:
+def statistics_of(task: int) -> RoutingStatistics:
     (x, y), (held, _) = rows_of(task, seed=1), rows_of(task, seed=2, count=60)
-    return compute_statistics(x, y, count=2, held_out=seen(held))
+    return compute_statistics(x, y, count=2, held_out=features_of(held))
 
 
 def parts(*tasks: int) -> dict[str, RoutingStatistics]:
-    return {str(task): known(task) for task in tasks}
+    return {str(task): statistics_of(task) for task in tasks}
 
 
 @all_routers
 def test_inputs_go_to_their_task_with_probabilities(name: str) -> None:
     router = build_router(parts(*range(TASKS)), kind=name)
     for task in range(TASKS):
-        log_p = router.log_p(seen(rows_of(task, seed=3)[0]))
+        log_p = router.log_p(features_of(rows_of(task, seed=3)[0]))
         assert float((log_p.argmax(dim=1) == task).double().mean()) > 0.95
         torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(ROWS))
 
 
 @all_routers
 def test_the_order_of_arrival_is_of_no_effect(name: str) -> None:
-    inputs = seen(torch.cat([rows_of(task, seed=4)[0] for task in range(TASKS)]))
+    inputs = features_of(torch.cat([rows_of(task, seed=4)[0] for task in range(TASKS)]))
     first, again = (build_router(parts(*order), kind=name) for order in ((0, 1, 2, 3), (2, 0, 3, 1)))
     assert again.tasks == first.tasks
     torch.testing.assert_close(again.log_p(inputs), first.log_p(inputs), rtol=1e-6, atol=1e-6)
@@ -55,7 +55,7 @@ def test_the_order_of_arrival_is_of_no_effect(name: str) -> None:
 
 @all_routers
 def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
-    inputs = seen(torch.cat([rows_of(task, seed=5)[0] for task in range(TASKS)]))
+    inputs = features_of(torch.cat([rows_of(task, seed=5)[0] for task in range(TASKS)]))
     without = build_router(parts(0, 1, 2), kind=name)
     assert without.tasks == ("0", "1", "2")
     again = build_router({task: part for task, part in parts(0, 1, 2, 3).items() if task != "3"}, kind=name)
@@ -65,12 +65,12 @@ def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
 @all_routers
 def test_strangers_are_less_known(name: str) -> None:
     router = build_router(parts(0, 1, 2), kind=name)
-    ours = router.familiarity(seen(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
-    theirs = router.familiarity(seen(rows_of(9, seed=6)[0]))
-    assert float((ours.median() > theirs).double().mean()) > 0.9
+    familiar = router.familiarity(features_of(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
+    unfamiliar = router.familiarity(features_of(rows_of(9, seed=6)[0]))
+    assert float((familiar.median() > unfamiliar).double().mean()) > 0.9
 
 
 @all_routers
 def test_a_single_task_is_certain(name: str) -> None:
     router = build_router(parts(0), kind=name)
-    assert router.log_p(seen(rows_of(1, seed=7)[0])).exp().min() == 1.0
+    assert router.log_p(features_of(rows_of(1, seed=7)[0])).exp().min() == 1.0

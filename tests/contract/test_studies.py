@@ -20,18 +20,18 @@ def test_every_study_has_its_section_and_its_paper() -> None:
         assert "arXiv:" in kind.paper
 
 
-@pytest.mark.parametrize(("name", "bench"), [(name, name) for name in STUDIES], indirect=["bench"])
+@pytest.mark.parametrize(("name", "trial_runner"), [(name, name) for name in STUDIES], indirect=["bench"])
 def test_a_study_goes_on_where_it_was_stopped(
     name: str,
-    bench: TrialRunner,
+    trial_runner: TrialRunner,  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study, file = study_of(name, SMALL.get(name, {})), tmp_path / "ledger.jsonl"
     made = count_measured_trials(study, monkeypatch)
-    first = run_study(study, bench, TrialStore(file))
+    first = run_study(study, trial_runner, TrialStore(file))
     assert len(made) == len(first.results) > 0
-    assert len({one.trial.key for one in first.results}) == len(first.results)
+    assert len({result.trial.key for result in first.results}) == len(first.results)
 
     tables = json.loads(json.dumps(first.result.to_json, allow_nan=False))
     assert all(tables.values())
@@ -40,16 +40,16 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert all(isinstance(value, float) for value in first.result.metrics.values())
 
     made.clear()
-    assert run_study(study, bench, TrialStore(file)).result.to_json == tables
+    assert run_study(study, trial_runner, TrialStore(file)).result.to_json == tables
     assert made == []
 
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines)[:-20])  # killed while it wrote its last line
-    again = run_study(study, bench, TrialStore(file))
+    again = run_study(study, trial_runner, TrialStore(file))
     assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
     if name not in ("cost", "convergence"):  # whose numbers are times
-        deterministic = [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in first.results]
-        assert [{k: v for k, v in one.outcome.items() if k != "seconds"} for one in again.results] == deterministic
+        deterministic = [{k: v for k, v in result.outcome.items() if k != "seconds"} for result in first.results]
+        assert [{k: v for k, v in result.outcome.items() if k != "seconds"} for result in again.results] == deterministic
     made.clear()
-    run_study(study, bench, TrialStore(file))
+    run_study(study, trial_runner, TrialStore(file))
     assert made == []

@@ -31,7 +31,7 @@ def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
 
 
-def lesson(
+def objective_of(
     backbone: Backbone, start: Delta, task: str, *, rows: int = 8, epochs: int = 2
 ) -> TrainingObjective[list[int]]:
     return training_objective(
@@ -45,8 +45,8 @@ def lesson(
     )
 
 
-def begun(backbone: Backbone, start: Delta, task: str, **sizes: int) -> TrainingRun[list[int]]:
-    return TrainingRun(backbone, start, lesson(backbone, start, task, **sizes), learning_rate=1e-2, seed=0)
+def training_run(backbone: Backbone, start: Delta, task: str, **sizes: int) -> TrainingRun[list[int]]:
+    return TrainingRun(backbone, start, objective_of(backbone, start, task, **sizes), learning_rate=1e-2, seed=0)
 
 
 def together(trainings: dict[str, TrainingRun[list[int]]]) -> dict[str, TrainingResult | Exception]:
@@ -58,9 +58,9 @@ def result_of(outcome: TrainingResult | Exception) -> TrainingResult:
     return outcome
 
 
-def same(found: Delta, expected: Delta) -> bool:
-    pairs = zip(found.tensors().values(), expected.tensors().values(), strict=True)
-    return all(torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4) for one, other in pairs)
+def same(actual: Delta, expected: Delta) -> bool:
+    pairs = zip(actual.tensors().values(), expected.tensors().values(), strict=True)
+    return all(torch.allclose(first.float(), second.float(), rtol=1e-3, atol=1e-4) for first, second in pairs)
 
 
 def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
@@ -69,10 +69,10 @@ def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
         pytest.skip("its gates are drawn at every step, in the order of the steps")
     starts = {"animals": fresh_delta(bert, method, task="animals"), "mood": fresh_delta(bert, method, seed=1)}
     starts["place"] = fresh_delta(bert, "lora", task="place", rank=3)
-    found = together({task: begun(bert, start, task) for task, start in starts.items()})
+    outcomes = together({task: training_run(bert, start, task) for task, start in starts.items()})
     for task, start in starts.items():
-        expected = TrainingRun(bert, start, lesson(bert, start, task), learning_rate=1e-2, seed=0).run()
-        outcome = result_of(found[task])
+        expected = TrainingRun(bert, start, objective_of(bert, start, task), learning_rate=1e-2, seed=0).run()
+        outcome = result_of(outcomes[task])
         first, last = ([result.curve[epoch].loss for result in (outcome, expected)] for epoch in (1, 2))
         assert first[0] == pytest.approx(first[1], rel=1e-3)
         assert last[0] == pytest.approx(last[1], rel=2e-2), "AdamW's first steps follow the sign of what is nearly zero"
@@ -84,10 +84,10 @@ def test_families_agree(backbone: Backbone) -> None:
         "mood": fresh_delta(backbone, "prefix", length=3),
         "place": fresh_delta(backbone, "prompt", task="place", length=2),
     }
-    found = together({task: begun(backbone, start, task, epochs=1) for task, start in starts.items()})
+    outcomes = together({task: training_run(backbone, start, task, epochs=1) for task, start in starts.items()})
     for task, start in starts.items():
-        alone = TrainingRun(backbone, start, lesson(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0).run()
-        assert result_of(found[task]).curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
+        alone = TrainingRun(backbone, start, objective_of(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0).run()
+        assert result_of(outcomes[task]).curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
 
 
 def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,13 +101,13 @@ def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Backbone, "hidden_states", counted)
     methods = {"animals": "lora", "mood": "adapter", "place": "prefix"}
-    together({task: begun(bert, fresh_delta(bert, own, task=task), task, epochs=1) for task, own in methods.items()})
+    together({task: training_run(bert, fresh_delta(bert, own, task=task), task, epochs=1) for task, own in methods.items()})
     assert passes == [12, 12], "two steps of four rows of each"
 
 
 def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
     short, long = fresh_delta(bert, "lora", task="animals"), fresh_delta(bert, "lora", seed=1)
-    trainings = {"long": begun(bert, long, "mood", epochs=4), "short": begun(bert, short, "animals", rows=4, epochs=1)}
+    trainings = {"long": training_run(bert, long, "mood", epochs=4), "short": training_run(bert, short, "animals", rows=4, epochs=1)}
     running = train_jointly(trainings, seed=0)
     name, first = next(running)
     assert name == "short"
@@ -122,13 +122,13 @@ def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
         fresh_delta(bert, "lora", task="animals"),
         perturbed_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),
     )
-    found = together({"good": begun(bert, good, "animals"), "bad": begun(bert, bad, "mood")})
-    assert isinstance(found["bad"], TrainingError)
-    expected = TrainingRun(bert, good, lesson(bert, good, "animals"), learning_rate=1e-2, seed=0).run()
-    assert same(result_of(found["good"]).delta, expected.delta)
+    outcomes = together({"good": training_run(bert, good, "animals"), "bad": training_run(bert, bad, "mood")})
+    assert isinstance(outcomes["bad"], TrainingError)
+    expected = TrainingRun(bert, good, objective_of(bert, good, "animals"), learning_rate=1e-2, seed=0).run()
+    assert same(result_of(outcomes["good"]).delta, expected.delta)
 
 
 def test_nothing_to_train_is_done_at_once(bert: Backbone) -> None:
     start = fresh_delta(bert, "lora", task="animals")
-    found = together({"none": begun(bert, start, "animals", epochs=0)})
-    assert same(result_of(found["none"]).delta, start)
+    outcomes = together({"none": training_run(bert, start, "animals", epochs=0)})
+    assert same(result_of(outcomes["none"]).delta, start)

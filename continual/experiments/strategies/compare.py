@@ -16,7 +16,7 @@ from continual.backbones.backbone import Backbone
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.deltas import can_be_retrained, method_settings
 from continual.errors import MethodError
-from continual.experiments.strategies.scoring import FrozenBaseline, step_scores, test_outputs
+from continual.experiments.strategies.scoring import FrozenBaseline, step_scores, outputs_of_test_rows
 from continual.experiments.strategies.state import StrategyState, load_state
 from continual.experiments.strategies.strategy import Strategy, StrategyContext
 from continual.learning.prepared import prepare_task
@@ -190,7 +190,7 @@ class _Comparison:
         began = time.perf_counter()
         step = strategy.learn(given, state, number)
         seconds = time.perf_counter() - began
-        outputs = test_outputs(given, step)
+        outputs = outputs_of_test_rows(given, step)
         after = replace(step.state, outputs=outputs)
         record = StepRecord(
             number=number,

@@ -42,7 +42,7 @@ class ElasticWeightConsolidation(Strategy):
     rows: int = 200
 
     def __post_init__(self) -> None:
-        super(ElasticWeightConsolidation, self).__post_init__()
+        super().__post_init__()
         if not 0 <= self.strength < math.inf:
             raise InputError(
                 f"EWC's penalty counts 0 or more, and is finite; got {self.strength}. Give another --ewc-strength"

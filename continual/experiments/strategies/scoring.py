@@ -62,7 +62,7 @@ def _known(task: PreparedTask) -> FrozenTask:
     return FrozenTask(routing, tested.frozen, score)
 
 
-def test_outputs(given: StrategyContext, step: StrategyStep) -> Mapping[int, Outputs]:
+def outputs_of_test_rows(given: StrategyContext, step: StrategyStep) -> Mapping[int, Outputs]:
     """What is said of every task's test rows after a step; what cannot have changed is not asked again."""
     return {**step.state.outputs, **{i: _outputs(given, i, delta) for i, delta in step.changed_deltas.items()}}
 
@@ -71,7 +71,8 @@ def step_scores(
     given: StrategyContext, ground: FrozenBaseline, step: StrategyStep, outputs: Mapping[int, Outputs], *, number: int
 ) -> Iterator[StepScore]:
     """Of every task up to `number`, and of the last one what it had before its training: in frozen features (`frozen`)
-    and in those of the body that earlier tasks left (`neighbour`), with the head in closed form."""
+    and in those of the body that earlier tasks left (`neighbour`), with the head in closed form.
+    """
     for i, right in enumerate(ground.routed_correctly(number)):
         task, own = given.tasks[i], _answers(given, i, outputs[i])
         yield _score(task, "oracle", own)

@@ -20,7 +20,7 @@ from continual.deltas.values import SHARED_PREFIX
 from continual.experiments.studies.aggregation import group_lines, mean_of, mean_outcomes, sweep_trials, task_of
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, summarize, test_score
+from continual.experiments.studies.trial_runner import TrialRunner, summarize, score_on_rows
 from continual.reports.html import Section, Table
 from continual.reports.html.study_result import Result
 from continual.reports.plots import gain_map, line_plot
@@ -63,7 +63,7 @@ class Ablation(Study):
             return outcome
         scores = [
             [
-                test_score(task, ablate_layers(task.backbone, trained.delta, first, last), task.validation)
+                score_on_rows(task, ablate_layers(task.backbone, trained.delta, first, last), task.validation)
                 for last in lasts
             ]
             for first, lasts in _spans(runner.backbone.num_layers)

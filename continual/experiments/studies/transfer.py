@@ -27,7 +27,7 @@ from continual.errors import StudyError
 from continual.experiments.studies.aggregation import make_trial, mean_of
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, test_score
+from continual.experiments.studies.trial_runner import TrialRunner, score_on_rows
 from continual.inference.task_statistics import task_signature
 from continual.kinds import ForwardContext, kind_of_spec
 from continual.learning.prepared import PreparedTask
@@ -85,7 +85,7 @@ class Transfer(Study):
         if trial.source is None:
             plain = _untrained_delta(task, trial_task.start, LINEAR_PROBE, seed=trial.seed)
             return {
-                "plain": test_score(task, plain, task.test),
+                "plain": score_on_rows(task, plain, task.test),
                 "scratch": _trained_score(task, trial_task.start, seed=trial.seed),
             }
         rows, held_out = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
@@ -103,7 +103,7 @@ class Transfer(Study):
             name: measure(target_signature, source_signature) for name, measure in SIGNATURE_MEASURES.items()
         }
         return {
-            "frozen": test_score(task, frozen, task.test),
+            "frozen": score_on_rows(task, frozen, task.test),
             "warm": _trained_score(task, start, seed=trial.seed),
             "measures": {**similarities, **transferability_measures(task, neighbour.delta)},
         }
@@ -196,7 +196,7 @@ def _untrained_delta(task: PreparedTask, start: WarmStartCandidate, method: str,
 
 
 def _trained_score(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> float:
-    return test_score(task, task.training_run(start, seed=seed).run().delta, task.test)
+    return score_on_rows(task, task.training_run(start, seed=seed).run().delta, task.test)
 
 
 def _require_copies(backbone: Backbone, methods: Sequence[Method]) -> None:

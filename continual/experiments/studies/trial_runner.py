@@ -87,7 +87,7 @@ class TrialRunner:
         return Neighbour(source.task, self._source_deltas[source.key])
 
 
-def test_score(task: PreparedTask, delta: Delta, rows: PreparedRows) -> float:
+def score_on_rows(task: PreparedTask, delta: Delta, rows: PreparedRows) -> float:
     """Return the score of a delta on rows of a task."""
     return validation_score(task.backbone, task.kind, delta, rows=rows, metric=task.data.spec.metric)
 
@@ -103,7 +103,7 @@ def summarize(task: PreparedTask, trained: TrainingResult) -> Mapping[str, Any]:
     parameters = sum(value.numel() for value in trained.delta.values.values())
     return {
         "validation": trained.score,
-        "test": test_score(task, trained.delta, task.test),
+        "test": score_on_rows(task, trained.delta, task.test),
         "parameters": parameters,
         "share": parameters / task.backbone.parameter_count,
         "seconds": trained.seconds,
