@@ -5,11 +5,11 @@ an input and a composition (`compose`). A delta (`delta`) holds the learned valu
 `injection` applies one delta, or many in a mixed batch, to a backbone.
 """
 
-from continual.backbones.layers import activation_checkpointing
 from continual.deltas.averaging import average_deltas
 from continual.deltas.compose import Add, Concatenate, Multiply
 from continual.deltas.delta import Delta, Head, delta_from_tensors, load_delta
 from continual.deltas.edit import Edit, Reads
+from continual.deltas.forms import Bottleneck, LowRank, Vector
 from continual.deltas.injection.attach import attached
 from continual.deltas.injection.bank import Bank
 from continual.deltas.injection.layout import DeltaLayout, layout_of, pool_values
@@ -30,6 +30,7 @@ __all__ = [
     "METHODS",
     "Add",
     "Bank",
+    "Bottleneck",
     "Concatenate",
     "Delta",
     "DeltaLayout",
@@ -37,12 +38,13 @@ __all__ = [
     "Edit",
     "Form",
     "Head",
+    "LowRank",
     "MethodSettings",
     "MixedBatch",
     "Multiply",
     "Reads",
     "Subspace",
-    "activation_checkpointing",
+    "Vector",
     "attached",
     "average_deltas",
     "can_be_retrained",

@@ -2,6 +2,14 @@
 
 from continual.exchange.exporting import FORMATS, export_delta
 from continual.exchange.importing import import_delta
+from continual.exchange.merging import merge_obstacle
 from continual.exchange.peft import from_peft, to_peft
 
-__all__ = ["FORMATS", "export_delta", "from_peft", "import_delta", "to_peft"]
+__all__ = [
+    "FORMATS",
+    "export_delta",
+    "from_peft",
+    "import_delta",
+    "merge_obstacle",
+    "to_peft",
+]

@@ -2,18 +2,22 @@
 
 from continual.routing.decision import Decision, Opinion, choose_tasks
 from continual.routing.evidence import FitStatistics, fit_statistics
-from continual.routing.held_out import collect_held_out
+from continual.routing.held_out import HeldOutRows, collect_held_out
 from continual.routing.router import Router, build_router, calibrate
-from continual.routing.rules import AUTO, ROUTERS, rule_names
+from continual.routing.rules import AUTO, ROUTERS, RoutingRule, rule_names
 from continual.routing.statistics import RoutingStatistics, compute_statistics, evenly_spaced
+from continual.routing.totals import AccumulatedMoments, max_over_classes
 
 __all__ = [
     "AUTO",
     "ROUTERS",
+    "AccumulatedMoments",
     "Decision",
     "FitStatistics",
+    "HeldOutRows",
     "Opinion",
     "Router",
+    "RoutingRule",
     "RoutingStatistics",
     "build_router",
     "calibrate",
@@ -22,5 +26,6 @@ __all__ = [
     "compute_statistics",
     "evenly_spaced",
     "fit_statistics",
+    "max_over_classes",
     "rule_names",
 ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta, MethodSettings, activation_checkpointing, attached, finalize, init_values
+from continual.backbones.layers import activation_checkpointing
+from continual.deltas import Delta, MethodSettings, attached, finalize, init_values
 from continual.features.pooling import encode
 from continual.features.tokens import sorted_batches
 from continual.kinds import ForwardContext, HeadStart

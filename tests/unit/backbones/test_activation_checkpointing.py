@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta, activation_checkpointing, attached
+from continual.backbones.layers import activation_checkpointing
+from continual.deltas import Delta, attached
 from continual.kinds import kind_of_delta
 from continual.kinds.classification import Classification
 from continual.kinds.language_model import token_nll
@@ -26,11 +27,11 @@ METHODS = ("lora", "adapter", "prefix", "prompt", "dora", "layer_norm")
 
 def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Tensor], int]:
     """Of a batch, with dropout; and how many bytes the pass kept for them, what enters the layers left out."""
-    learned, kept = delta.trainable(backbone.device), 0
+    learned, saved_bytes = delta.trainable(backbone.device), 0
 
     def pack(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.nbytes
+        nonlocal saved_bytes
+        saved_bytes += tensor.nbytes
         return tensor
 
     rows = prepared_rows(backbone, "mood", 6)
@@ -39,32 +40,32 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = Classification(labels_of("mood")).loss(backbone, learned, rows, range(6))
         torch.autograd.backward(loss)
-    return [tensor.grad for tensor in learned.tensors().values() if tensor.grad is not None], kept
+    return [tensor.grad for tensor in learned.tensors().values() if tensor.grad is not None], saved_bytes
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
     delta = perturbed_delta(backbone, method)
-    (plain, all_kept), (again, kept) = (gradients(backbone, delta, again=again) for again in (False, True))
+    (plain, all_kept), (again, saved_bytes) = (gradients(backbone, delta, again=again) for again in (False, True))
     assert len(plain) == len(again)
     assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
     longest = max(prepared_rows(backbone, "mood", 6).tokens.lengths) + delta.settings.added_tokens
     entering = 6 * longest * backbone.model.config.hidden_size * 4 * backbone.num_layers
-    assert kept + entering < 0.6 * all_kept
+    assert saved_bytes + entering < 0.6 * all_kept
 
 
 def test_what_is_written_too(writer: Backbone) -> None:
     """Of an encoder-decoder both stacks are computed twice."""
     delta = perturbed_delta(writer, "lora")
 
-    def found(again: bool) -> list[Tensor]:
+    def result(again: bool) -> list[Tensor]:
         learned = delta.trainable(writer.device)
         torch.manual_seed(1)
         with attached(writer, learned), training_mode(writer, recompute=again):
             torch.autograd.backward(token_nll(writer, [(5, 6, 7), (8, 9)], [(10, 11), (12,)])[0].sum())
         return [value.grad for value in learned.values.values() if value.grad is not None]
 
-    plain, again = found(False), found(True)
+    plain, again = result(False), result(True)
     assert plain
     assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-6) for pair in zip(plain, again, strict=True))
 
@@ -77,7 +78,7 @@ def test_the_backbone_is_as_it_was(backbone: Backbone) -> None:
     assert {name: set(vars(module)) for name, module in modules.items()} == before
 
 
-def lesson(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, rows: int = 8) -> Any:
+def objective_of(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, rows: int = 8) -> Any:
     return training_objective(
         backbone,
         kind_of_delta(start),
@@ -89,10 +90,10 @@ def lesson(backbone: Backbone, start: Delta, task: str, *, checkpointing: bool, 
     )
 
 
-def same(one: object, other: object) -> bool:
-    assert isinstance(one, TrainingResult)
-    assert isinstance(other, TrainingResult)
-    pairs = zip(one.delta.tensors().values(), other.delta.tensors().values(), strict=True)
+def same(first: object, second: object) -> bool:
+    assert isinstance(first, TrainingResult)
+    assert isinstance(second, TrainingResult)
+    pairs = zip(first.delta.tensors().values(), second.delta.tensors().values(), strict=True)
     return all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in pairs)
 
 
@@ -108,9 +109,13 @@ def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
                     module.p = rate
             ends = [
                 TrainingRun(
-                    bert, start, lesson(bert, start, "mood", checkpointing=own), learning_rate=1e-2, seed=0
+                    bert,
+                    start,
+                    objective_of(bert, start, "mood", checkpointing=checkpointing),
+                    learning_rate=1e-2,
+                    seed=0,
                 ).run()
-                for own in (False, True)
+                for checkpointing in (False, True)
             ]
         assert same(*ends)
 
@@ -123,12 +128,12 @@ def test_several_at_once_end_the_same(backbone: Backbone) -> None:
         "place": fresh_delta(backbone, "prefix", task="place", length=2),
     }
     ends = []
-    for own in (False, True):
+    for checkpointing in (False, True):
         trainings = {
             task: TrainingRun(
                 backbone,
                 start,
-                lesson(backbone, start, task, checkpointing=own, rows=6 if task == "mood" else 8),
+                objective_of(backbone, start, task, checkpointing=checkpointing, rows=6 if task == "mood" else 8),
                 learning_rate=1e-2,
                 seed=0,
             )
