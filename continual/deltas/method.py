@@ -13,7 +13,7 @@ from tasks.strict_model import validate_settings
 
 
 class MethodSettings(StrictModel, ABC):
-    """Settings of one method; a subclass adds its fields and computes the edits that they mean."""
+    """Settings of one method; a subclass adds its fields and returns the edits that they describe."""
 
     @abstractmethod
     def edits(self) -> tuple[Edit, ...]:
@@ -21,18 +21,18 @@ class MethodSettings(StrictModel, ABC):
 
     @property
     def identity(self) -> IdentityAtInit:
-        """How nearly a fresh delta leaves the backbone's output as it was: the least near of its forms."""
+        """The accuracy to which a fresh delta leaves the backbone's output unchanged: the lowest of its forms."""
         identities = {edit.form.identity for edit in self.edits()}
         return "none" if "none" in identities else "near" if "near" in identities else "exact"
 
     @property
     def stages(self) -> int:
-        """The number of stages of training, one after the other."""
+        """The number of consecutive training stages."""
         return 1 + max((stage for edit in self.edits() for stage in edit.stages), default=0)
 
     @property
     def added_tokens(self) -> int:
-        """The number of a backbone's positions that a text loses to the method."""
+        """The number of the backbone's positions that the method takes from the text."""
         return sum(edit.added_tokens for edit in self.edits())
 
 

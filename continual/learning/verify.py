@@ -112,8 +112,8 @@ class _BlobChecker:
         rounding = [difference for difference in self.differences if 0 < difference <= TOLERANCE]
         if rounding:
             yield (
-                f"{len(rounding)} of {len(self.differences)} champions answer fixed inputs as when they were registered "
-                f"within rounding ({max(rounding):.1e} at most), not to the bit: another machine, or other libraries"
+                f"{len(rounding)} of {len(self.differences)} champions answer fixed inputs as when they were registered"
+                f" within rounding ({max(rounding):.1e} at most), not to the bit: another machine, or other libraries"
             )
         if self.unproved:
             yield f"{self.unproved} champions were registered by a release that kept no answers to fixed inputs"

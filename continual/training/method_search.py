@@ -1,8 +1,11 @@
 """`method: auto`: choose method, size and learning rate by successive halving on the validation rows.
 
-All candidates are trained on a few of the train rows; the better half goes on with twice as many, until one is
-left, which is then trained as if it had been named. Jamieson and Talwalkar (2016), "Non-stochastic Best Arm Identification and
-Hyperparameter Optimization", arXiv:1502.07943; the resource is rows, so that every candidate sees a whole schedule.
+All candidates are trained on a few of the train rows; the better half continues with twice as many, until one is left,
+which is then trained as if the stream file had named it. The resource is rows, so that every candidate is trained for a
+whole schedule.
+
+Jamieson and Talwalkar (2016), "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+arXiv:1502.07943.
 """
 
 from collections.abc import Callable, Mapping, Sequence

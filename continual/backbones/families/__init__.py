@@ -1,6 +1,7 @@
-"""The catalogue of model families: adding one is its table of sites and a line here.
+"""The catalogue of model families; a new one is a table of sites, and one line here.
 
-Another package adds one by an entry point of the group `continual.families`, named as transformers' `model_type`.
+Another package registers one with an entry point of the group `continual.families` whose name is the `model_type` of
+transformers.
 """
 
 from typing import Any, cast

@@ -65,6 +65,7 @@ class Prefix(MethodSettings):
     initial_scale: float = Field(default=0.02, gt=0, allow_inf_nan=False)
 
     def edits(self) -> tuple[Edit, ...]:
+        """Return the prefixed keys and values of every attention, and the shift of the text's positions by P."""
         rows = PrefixKeyValues(self.length, self.initial_scale)
         network = ReparameterizedPrefix(self.length, self.reparameterise)
         positions = Edit(
@@ -73,6 +74,7 @@ class Prefix(MethodSettings):
         return (Edit("attn.kv", network if self.reparameterise else rows, Reads.INPUT, Concatenate()), positions)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Return PEFT's adapter: the [P, E] keys and values of all layers side by side in one tensor."""
         widths = _widths(parts)
         attention: Any = parts[0].place.output_module
         heads = getattr(attention.config, "num_key_value_heads", None) or attention.config.num_attention_heads
@@ -89,6 +91,7 @@ class Prefix(MethodSettings):
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Read settings and values [P, E] from PEFT's adapter; None for another type of adapter."""
         if adapter.config.get("peft_type") != "PREFIX_TUNING":
             return None
         adapter.require_supported_config("prefix_projection")  # the file holds the projection's output

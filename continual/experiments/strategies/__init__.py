@@ -1,4 +1,4 @@
-"""Strategies of continual learning that isolated deltas are compared with: for each, one short file."""
+"""Continual-learning strategies that isolated deltas are compared with, one file each."""
 
 from continual.experiments.strategies.catalog import STRATEGIES, select_strategies
 from continual.experiments.strategies.compare import compare_strategies, progress_name

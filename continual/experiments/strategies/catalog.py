@@ -1,6 +1,6 @@
-"""The catalogue of strategies: adding one is its file, with a dataclass that learns, and a line here.
+"""The catalogue of strategies; a new one is a file with a subclass of `Strategy`, and one line here.
 
-Another package adds one by an entry point of the group `continual.strategies` that names an instance.
+Another package registers one with an entry point of the group `continual.strategies` that names an instance.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from continual.settings import FULL_FINE_TUNING_LR
 from tasks.errors import InputError
 from tasks.plugins import PluginRegistry
 
-ON_REQUEST = ("ewc_full",)  # learned only where it is named
+ON_REQUEST = ("ewc_full",)  # runs only when it is named
 
 
 def _check(plugin: object) -> Strategy | str:
@@ -36,18 +36,18 @@ STRATEGIES = PluginRegistry[Strategy](
         "ewc_full": ElasticWeightConsolidation(full_learning_rate=FULL_FINE_TUNING_LR),
     },
 )
-"""The strategies by name, each with its default settings; `isolated`, the stream's own deltas, is not among them."""
+"""The strategies by name, with their default settings, without `isolated` (the stream's own deltas)."""
 
 
 def select_strategies(names: Sequence[str] | None = None, **options: float) -> dict[str, Strategy | None]:
-    """Return strategies by name, with options applied to those that have them; `isolated` as None.
+    """Return strategies by name, each with the options that it has; `isolated` maps to None.
 
     Args:
-        names: The names; None for all but those of `ON_REQUEST`.
+        names: The names; None for all except those in `ON_REQUEST`.
         options: Values by the names of `Strategy.options`, such as `ewc_strength`.
 
     Raises:
-        InputError: A name is unknown or given twice, there is none, or an option's value is not allowed.
+        InputError: A name is unknown or listed twice, there are no names, or an option's value is not allowed.
     """
     available = (ISOLATED, *STRATEGIES)
     names = [name for name in available if name not in ON_REQUEST] if names is None else names

@@ -1,4 +1,7 @@
-"""Elastic weight consolidation: what mattered to earlier tasks is held where they left it."""
+"""EWC: a quadratic penalty pulls parameters towards earlier tasks' optima.
+
+The penalty is weighted by the diagonal Fisher information.
+"""
 
 import math
 from collections.abc import Mapping
@@ -28,14 +31,19 @@ from tasks.errors import InputError
 @final
 @dataclass(frozen=True, kw_only=True)
 class ElasticWeightConsolidation(Strategy):
-    """Sequential training with a penalty for moving away from what earlier tasks k left.
+    """Sequential training with a penalty for moving away from the optima θ_k of earlier tasks k.
 
         loss + λ/2 Σ_k Σ_i F_k,i (θ_i − θ_k,i)²
 
-    F_k is the diagonal empirical Fisher information at the end of task k, as a mean over `rows` of its train rows; the
-    penalties of all tasks are summed, each about its own θ_k, as in the paper, none fades (that would be "online"
-    EWC). θ is the body: heads of earlier tasks are not trained. strength: λ.
+    F_k is the diagonal empirical Fisher information at the end of task k, as a mean over `rows` of its train rows. As
+    in the paper the penalties of all tasks are summed, each about its own θ_k, and none decays (that would be "online"
+    EWC). θ is the shared delta without its head: heads of earlier tasks are not trained.
+
     Kirkpatrick et al. (2017), "Overcoming catastrophic forgetting in neural networks", arXiv:1612.00796.
+
+    Attributes:
+        strength: λ.
+        rows: The number of train rows that the Fisher information is estimated from.
     """
 
     strength: float = EWC_STRENGTH
@@ -50,27 +58,30 @@ class ElasticWeightConsolidation(Strategy):
 
     @property
     def options(self) -> Mapping[str, str]:
-        """The learning rate of every weight, where that is trained, and λ."""
+        """The fields that a comparison may set: λ, and the learning rate where every weight is trained."""
         return {**super().options, "ewc_strength": "strength"}
 
-    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
-        task, start = given.tasks[number], starting_delta(given, number, state.shared_delta)
-        lesson = task_objective(given, number)
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Train on the task from the shared delta, with the penalty, then add the task's Fisher information."""
+        task, start = context.tasks[number], starting_delta(context, number, state.shared_delta)
+        objective = task_objective(context, number)
         if state.importance:
-            lesson = with_ewc_penalty(lesson, state.importance.to(given.backbone.device), strength=self.strength)
-        delta = fit(given, start, lesson, learning_rate=task.budget.learning_rate)
-        order = torch.randperm(len(task.train.tokens), generator=torch.Generator().manual_seed(given.seed))
-        own = estimate_fisher(given.backbone, task.kind, delta, task.train, order[: self.rows].tolist())
-        importance = state.importance.merged_with(own) if state.importance else own
-        return shared_step(given, state, start, delta, (*state.heads, delta.head), importance=importance)
+            objective = with_ewc_penalty(
+                objective, state.importance.to(context.backbone.device), strength=self.strength
+            )
+        delta = fit(context, start, objective, learning_rate=task.budget.learning_rate)
+        order = torch.randperm(len(task.train.tokens), generator=torch.Generator().manual_seed(context.seed))
+        fisher = estimate_fisher(context.backbone, task.kind, delta, task.train, order[: self.rows].tolist())
+        importance = state.importance.merged_with(fisher) if state.importance else fisher
+        return shared_step(context, state, start, delta, (*state.heads, delta.head), importance=importance)
 
 
 def with_ewc_penalty(
-    lesson: TrainingObjective[list[int]], importance: FisherImportance, *, strength: float
+    objective: TrainingObjective[list[int]], importance: FisherImportance, *, strength: float
 ) -> TrainingObjective[list[int]]:
-    """The lesson with the penalty added to the loss of every batch."""
+    """Return the objective with λ/2 times the penalty in the loss of every batch (λ: `strength`)."""
 
     def loss(delta: Delta, batch: list[int]) -> Tensor:
-        return lesson.loss(delta, batch) + strength / 2 * importance.penalty(delta.values)
+        return objective.loss(delta, batch) + strength / 2 * importance.penalty(delta.values)
 
-    return replace(lesson, loss=loss)
+    return replace(objective, loss=loss)

@@ -1,4 +1,4 @@
-"""A model of its own for every task, each from the pretrained one: forgets nothing, and keeps everything."""
+"""Plain fine-tuning: one model per task, or one model trained on task after task."""
 
 from dataclasses import dataclass, replace
 from typing import final
@@ -18,11 +18,15 @@ from continual.experiments.strategies.strategy import (
 @final
 @dataclass(frozen=True, kw_only=True)
 class IndependentFineTuning(Strategy):
-    """Fine-tuning of each task alone. Howard and Ruder (2018), arXiv:1801.06146."""
+    """Fine-tunes the pretrained model separately for every task: no forgetting, most storage.
 
-    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
-        rate = given.tasks[number].budget.learning_rate
-        delta = fit(given, starting_delta(given, number, None), task_objective(given, number), learning_rate=rate)
+    Howard and Ruder (2018), "Universal Language Model Fine-tuning for Text Classification", arXiv:1801.06146.
+    """
+
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Train a fresh delta on the task; earlier tasks' answers do not change."""
+        rate = context.tasks[number].budget.learning_rate
+        delta = fit(context, starting_delta(context, number, None), task_objective(context, number), learning_rate=rate)
         parameters, size = state.parameters + delta.parameter_count, state.size + delta.size
         after = replace(state, parameters=parameters, size=size)
         return StrategyStep(after, {number: delta})
@@ -31,13 +35,14 @@ class IndependentFineTuning(Strategy):
 @final
 @dataclass(frozen=True, kw_only=True)
 class SequentialFineTuning(Strategy):
-    """Fine-tuning: each task goes on from where the one before left the body. Heads of earlier tasks stay as they are.
+    """One model fine-tuned on task after task; heads of earlier tasks are not trained any more.
 
     McCloskey and Cohen (1989), "Catastrophic Interference in Connectionist Networks".
     """
 
-    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
-        start = starting_delta(given, number, state.shared_delta)
-        rate = given.tasks[number].budget.learning_rate
-        delta = fit(given, start, task_objective(given, number), learning_rate=rate)
-        return shared_step(given, state, start, delta, (*state.heads, delta.head))
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Train the shared delta on the task, with a new head."""
+        start = starting_delta(context, number, state.shared_delta)
+        rate = context.tasks[number].budget.learning_rate
+        delta = fit(context, start, task_objective(context, number), learning_rate=rate)
+        return shared_step(context, state, start, delta, (*state.heads, delta.head))

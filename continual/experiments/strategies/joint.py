@@ -1,4 +1,4 @@
-"""All tasks at once: the ceiling that continual learning is measured against."""
+"""Joint (multi-task) training on all tasks at once, the upper bound for continual learning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,57 +21,64 @@ from continual.experiments.strategies.strategy import (
 from continual.features.tokens import shuffled_batches
 from continual.training.objective import TrainingObjective, validation_score
 
-Batch = tuple[int, list[int]]  # a task, and rows of it
+Batch = tuple[int, list[int]]  # a task's number and indices of its train rows
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class JointTraining(Strategy):
-    """Multi-task training of one body and a head for each task, batches of all tasks mixed.
+    """Multi-task training of one shared delta with a head for each task.
 
-    The stream's epochs; the epoch is kept whose mean score over all tasks' validation rows is best. With every weight
-    trained it is what intransigence is measured against: Chaudhry et al. (2018), "Riemannian Walk for Incremental
-    Learning", arXiv:1801.10112. Caruana (1997), "Multitask Learning".
+    Batches of all tasks come in random order. The training runs for the stream's epochs and returns the epoch with the
+    best mean score over all tasks' validation rows. With every weight trained it is the reference for intransigence.
+
+    Caruana (1997), "Multitask Learning"; Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning",
+    arXiv:1801.10112.
     """
 
     trains_jointly: ClassVar[bool] = True
 
-    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
-        starts = [starting_delta(given, i, None) for i in range(len(given.tasks))]
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Train on all tasks of the context at once."""
+        starts = [starting_delta(context, i, None) for i in range(len(context.tasks))]
         heads = tuple(start.head for start in starts)
         start = replace(starts[-1], head=stack_heads(heads))
-        delta = fit(given, start, interleaved_objective(given, heads), learning_rate=given.budget.learning_rate)
-        return shared_step(given, state, start, delta, split_head(delta.head, heads))
+        delta = fit(context, start, interleaved_objective(context, heads), learning_rate=context.budget.learning_rate)
+        return shared_step(context, state, start, delta, split_head(delta.head, heads))
 
 
-def interleaved_objective(given: StrategyContext, heads: Sequence[Head | None]) -> TrainingObjective[Batch]:
-    """Batches of one task each, of all tasks in an order that the seed draws."""
-    generator = torch.Generator().manual_seed(given.seed)
+def interleaved_objective(context: StrategyContext, heads: Sequence[Head | None]) -> TrainingObjective[Batch]:
+    """Build the objective of all tasks: batches of one task each, in an order drawn by the seed.
+
+    Args:
+        context: The tasks, their budgets and the seed.
+        heads: A head per task, in the tasks' order, as stacked in the delta that is trained.
+    """
+    generator = torch.Generator().manual_seed(context.seed)
 
     def epoch() -> list[Batch]:
         batches = [
             (number, batch)
-            for number, task in enumerate(given.tasks)
+            for number, task in enumerate(context.tasks)
             for batch in shuffled_batches(task.train.tokens.lengths, task.budget.batch_size, generator)
         ]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def loss(delta: Delta, batch: Batch) -> Tensor:
         number, rows = batch
-        task = given.tasks[number]
-        own = replace(delta, head=split_head(delta.head, heads)[number])
-        return task.kind.loss(given.backbone, own, task.train, rows)
+        task = context.tasks[number]
+        task_delta = replace(delta, head=split_head(delta.head, heads)[number])
+        return task.kind.loss(context.backbone, task_delta, task.train, rows)
 
     def score(delta: Delta) -> float:
-        own = split_head(delta.head, heads)
         return fmean(
             validation_score(
-                given.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric
+                context.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric
             )
-            for t, head in zip(given.tasks, own, strict=True)
+            for t, head in zip(context.tasks, split_head(delta.head, heads), strict=True)
         )
 
-    epochs = [epoch() for _ in range(given.budget.epochs)]
+    epochs = [epoch() for _ in range(context.budget.epochs)]
     return TrainingObjective(
-        epochs, given.budget.epochs * sum(len(task.train.tokens) for task in given.tasks), loss, score
+        epochs, context.budget.epochs * sum(len(task.train.tokens) for task in context.tasks), loss, score
     )

@@ -1,4 +1,4 @@
-"""What all strategies have in common: what the frozen backbone says of the tasks, and the router that it gives."""
+"""Score a strategy's steps, with a router and baseline scores from the frozen backbone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,84 +18,111 @@ from registry import ScoreMode, StepScore
 
 @dataclass(frozen=True)
 class FrozenTask:
-    """A task in frozen features. tested: its test rows · frozen: the score of the head in closed form."""
+    """A task in frozen features.
+
+    Attributes:
+        routing: The statistics that a router needs of the task.
+        test_features: The features of the test rows.
+        score: The test score of the closed-form head.
+    """
 
     routing: RoutingStatistics
-    tested: FrozenFeatures
-    frozen: float
+    test_features: FrozenFeatures
+    score: float
 
 
 class FrozenBaseline:
-    """Taken of each task when it is first asked for, so that a comparison that goes on takes what is still needed."""
+    """Frozen features, baseline scores and routers of the tasks, computed on first use.
+
+    A comparison that continues an earlier one thus computes only what it still needs.
+    """
 
     def __init__(self, tasks: Sequence[PreparedTask]) -> None:
         self._tasks, self._totals = tasks, AccumulatedMoments()
-        self._known: dict[int, FrozenTask] = {}
-        self._right: dict[int, tuple[list[bool], ...]] = {}
+        self._frozen_tasks: dict[int, FrozenTask] = {}
+        self._routed_correctly: dict[int, tuple[list[bool], ...]] = {}
 
-    def known(self, number: int) -> FrozenTask:
-        """The task of that number."""
-        if number not in self._known:
-            self._known[number] = _known(self._tasks[number])
-        return self._known[number]
+    def task(self, number: int) -> FrozenTask:
+        """Return a task in frozen features, by its index."""
+        if number not in self._frozen_tasks:
+            self._frozen_tasks[number] = _frozen_task(self._tasks[number])
+        return self._frozen_tasks[number]
 
     def routed_correctly(self, step: int) -> tuple[list[bool], ...]:
-        """Which test rows of each task up to a step the router of these tasks sends to their own.
+        """Return for each test row of the tasks 0…`step` whether the router of these tasks chooses its task.
 
-        By frozen features alone: the second look of `continual.routing.decision` asks deltas that were learned apart.
+        The router uses frozen features alone: the second look of `continual.routing.decision` needs deltas that were
+        learned separately.
         """
-        if step not in self._right:
-            known = [self.known(number) for number in range(step + 1)]
-            router = build_router({str(i): task.routing for i, task in enumerate(known)}, totals=self._totals)
-            sent = [router.log_p(task.tested).argmax(dim=1) for task in known]
-            own = [router.tasks.index(str(number)) for number in range(step + 1)]
-            self._right[step] = tuple((rows == i).tolist() for rows, i in zip(sent, own, strict=True))
-        return self._right[step]
+        if step not in self._routed_correctly:
+            tasks = [self.task(number) for number in range(step + 1)]
+            router = build_router({str(i): task.routing for i, task in enumerate(tasks)}, totals=self._totals)
+            choices = [router.log_p(task.test_features).argmax(dim=1) for task in tasks]
+            columns = [router.tasks.index(str(number)) for number in range(step + 1)]
+            self._routed_correctly[step] = tuple(
+                (chosen == column).tolist() for chosen, column in zip(choices, columns, strict=True)
+            )
+        return self._routed_correctly[step]
 
 
-def _known(task: PreparedTask) -> FrozenTask:
-    rows, held_out, tested = task.frozen_views
-    routing = task.routing_statistics(None, train=rows, held_out=held_out)
-    outputs = task.kind.outputs(tested, task.kind.closed_form_start(rows, held_out).head)
+def _frozen_task(task: PreparedTask) -> FrozenTask:
+    train, held_out, test = task.frozen_views
+    routing = task.routing_statistics(None, train=train, held_out=held_out)
+    outputs = task.kind.outputs(test, task.kind.closed_form_start(train, held_out).head)
     answers = answer_labels(task.kind.answers(task.backbone, outputs, task.test))
     score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.metric_kind)
-    return FrozenTask(routing, tested.frozen, score)
+    return FrozenTask(routing, test.frozen, score)
 
 
-def outputs_of_test_rows(given: StrategyContext, step: StrategyStep) -> Mapping[int, Outputs]:
-    """What is said of every task's test rows after a step; what cannot have changed is not asked again."""
-    return {**step.state.outputs, **{i: _outputs(given, i, delta) for i, delta in step.changed_deltas.items()}}
+def outputs_of_test_rows(context: StrategyContext, step: StrategyStep) -> Mapping[int, Outputs]:
+    """Return the outputs for every task's test rows; only changed deltas are evaluated anew."""
+    return {**step.state.outputs, **{i: _outputs(context, i, delta) for i, delta in step.changed_deltas.items()}}
 
 
 def step_scores(
-    given: StrategyContext, ground: FrozenBaseline, step: StrategyStep, outputs: Mapping[int, Outputs], *, number: int
+    context: StrategyContext,
+    baseline: FrozenBaseline,
+    step: StrategyStep,
+    outputs: Mapping[int, Outputs],
+    *,
+    number: int,
 ) -> Iterator[StepScore]:
-    """Of every task up to `number`, and of the last one what it had before its training: in frozen features (`frozen`)
-    and in those of the body that earlier tasks left (`neighbour`), with the head in closed form.
+    """Yield the scores of the tasks 0…`number` after a step, and two baseline scores of task `number`.
+
+    The baselines are the closed-form head in frozen features (mode `frozen`) and in the features of the shared delta
+    before the task's training (mode `neighbour`).
+
+    Args:
+        context: The tasks.
+        baseline: The tasks in frozen features.
+        step: The step.
+        outputs: The outputs for the test rows of each task, by its index, as `outputs_of_test_rows` returns them.
+        number: The index of the task that the step learned.
     """
-    for i, right in enumerate(ground.routed_correctly(number)):
-        task, own = given.tasks[i], _answers(given, i, outputs[i])
-        yield _score(task, "oracle", own)
-        yield _score(task, "routed", answers_after_routing(own, task.kind.misrouted_answers(task.test.truth), right))
-        accuracy = sum(right) / len(right)
+    for i, correct in enumerate(baseline.routed_correctly(number)):
+        task, answers = context.tasks[i], _answers(context, i, outputs[i])
+        routed = answers_after_routing(answers, task.kind.misrouted_answers(task.test.truth), correct)
+        yield _score(task, "oracle", answers)
+        yield _score(task, "routed", routed)
+        accuracy = sum(correct) / len(correct)
         name = task.data.spec.name
-        yield StepScore(task=name, mode="routed", metric="routing_accuracy", value=accuracy, rows=len(right))
-    last = given.tasks[number]
-    frozen = ground.known(number).frozen
+        yield StepScore(task=name, mode="routed", metric="routing_accuracy", value=accuracy, rows=len(correct))
+    last = context.tasks[number]
+    score = baseline.task(number).score
     metric, rows = last.data.spec.metric, len(last.data.test)
-    yield StepScore(task=last.data.spec.name, mode="frozen", metric=metric, value=frozen, rows=rows)
+    yield StepScore(task=last.data.spec.name, mode="frozen", metric=metric, value=score, rows=rows)
     if step.before:
-        yield _score(last, "neighbour", _answers(given, number, _outputs(given, number, step.before)))
+        yield _score(last, "neighbour", _answers(context, number, _outputs(context, number, step.before)))
 
 
-def _outputs(given: StrategyContext, number: int, delta: Delta) -> Outputs:
-    task = given.tasks[number]
-    return task.kind.outputs(ForwardContext(given.backbone, delta, task.test), delta.head)
+def _outputs(context: StrategyContext, number: int, delta: Delta) -> Outputs:
+    task = context.tasks[number]
+    return task.kind.outputs(ForwardContext(context.backbone, delta, task.test), delta.head)
 
 
-def _answers(given: StrategyContext, number: int, outputs: Outputs) -> list[Any]:
-    task = given.tasks[number]
-    return answer_labels(task.kind.answers(given.backbone, outputs, task.test))
+def _answers(context: StrategyContext, number: int, outputs: Outputs) -> list[Any]:
+    task = context.tasks[number]
+    return answer_labels(task.kind.answers(context.backbone, outputs, task.test))
 
 
 def _score(task: PreparedTask, mode: ScoreMode, answers: Sequence[Any]) -> StepScore:

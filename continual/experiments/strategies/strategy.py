@@ -1,4 +1,4 @@
-"""What every strategy is: a way to learn the tasks of a stream, one after another or all at once."""
+"""The base class of strategies, which learn a stream's tasks one after another or all at once."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -25,24 +25,32 @@ MAX_LEARNING_RATE = 10  # as in a stream's budget
 
 @dataclass(frozen=True)
 class StrategyContext:
-    """What a strategy learns from: the tasks in order, ready for one body, by one method.
+    """The tasks that a strategy learns, all prepared for one backbone and one method.
 
-    backbone: as all of the tasks need it · budget: the stream's, for what learns all tasks at once.
+    Attributes:
+        backbone: The backbone with the edits that any of the tasks needs.
+        tasks: The tasks in the stream's order.
+        budget: The stream's budget, for strategies that learn all tasks at once.
+        seed: The stream's seed.
+        on_step: Called with the training steps done and the steps in all.
     """
 
     backbone: Backbone
     tasks: tuple[PreparedTask, ...]
     budget: Budget
     seed: int
-    report: StepCallback = lambda done, total: None
+    on_step: StepCallback = lambda done, total: None
 
 
 @dataclass(frozen=True)
 class StrategyStep:
-    """What learning brought.
+    """The result of learning a task.
 
-    state: to go on from, its outputs still to be taken · changed: the deltas of the tasks whose answers may be others
-    now, by number · before: the task's delta before its training, in the body that earlier tasks left.
+    Attributes:
+        state: The state after it, with the outputs from before; `outputs_of_test_rows` computes the new ones.
+        changed_deltas: The deltas of the tasks whose answers may have changed, by the task's number.
+        before: The task's delta before its training, on the values that earlier tasks trained; None where there are
+            none.
     """
 
     state: StrategyState
@@ -85,84 +93,108 @@ class Strategy(ABC):
         return replace(self, **{field: options[name] for name, field in self.options.items() if name in options})
 
     @abstractmethod
-    def learn(self, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
-        """Learn the task of that number, or all of them, after those that `state` comes from."""
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Learn a task, or all of them.
+
+        Args:
+            context: All tasks of the stream.
+            state: The state after the tasks before.
+            number: The index of the task to learn; the last one for a strategy that learns all at once.
+        """
 
 
-def starting_delta(given: StrategyContext, number: int, body: Delta | None) -> Delta:
-    """The delta that learning a task begins with: the body as it is, and the head in closed form in its features.
+def starting_delta(context: StrategyContext, number: int, body: Delta | None) -> Delta:
+    """Return the delta from which a task is trained: the body's values and a closed-form head.
 
-    Without a body the method's fresh values, and the head in frozen features: as training from scratch begins.
+    Args:
+        context: The tasks.
+        number: The index of the task.
+        body: The delta whose values are continued; None for the method's initial values, with the closed-form head in
+            frozen features, as in training from scratch.
     """
-    task = given.tasks[number]
+    task = context.tasks[number]
     start = task.kind.closed_form_start(
-        *(ForwardContext(given.backbone, body, rows) for rows in (task.train, task.validation))
+        *(ForwardContext(context.backbone, body, rows) for rows in (task.train, task.validation))
     )
     if body is not None:
         return replace(body, head=start.head, kind=kind_metadata(task.kind))
     method, settings = task.method.name, method_settings(task.method)
     return initial_delta(
-        given.backbone, task.kind, from_scratch(start), method=method, settings=settings, seed=given.seed
+        context.backbone, task.kind, from_scratch(start), method=method, settings=settings, seed=context.seed
     )
 
 
-def task_objective(given: StrategyContext, number: int) -> TrainingObjective[list[int]]:
-    """What a task alone teaches."""
-    task = given.tasks[number]
+def task_objective(context: StrategyContext, number: int) -> TrainingObjective[list[int]]:
+    """Return the objective of one task on its own rows."""
+    task = context.tasks[number]
     return training_objective(
-        given.backbone,
+        context.backbone,
         task.kind,
         task.train,
         validation=task.validation,
         budget=task.budget,
         metric=task.data.spec.metric,
-        seed=given.seed,
+        seed=context.seed,
     )
 
 
-def fit(given: StrategyContext, start: Delta, lesson: TrainingObjective[B], *, learning_rate: float) -> Delta:
-    """The delta of the lesson's best epoch, the start among them."""
-    run = TrainingRun(given.backbone, start, lesson, learning_rate, given.seed, on_step=given.report)
+def fit(context: StrategyContext, start: Delta, objective: TrainingObjective[B], *, learning_rate: float) -> Delta:
+    """Train a copy of `start`; return the delta of the best epoch, `start` itself being epoch 0."""
+    run = TrainingRun(context.backbone, start, objective, learning_rate, context.seed, on_step=context.on_step)
     return run.run().delta
 
 
 def shared_step(
-    given: StrategyContext,
+    context: StrategyContext,
     state: StrategyState,
     start: Delta,
     body: Delta,
     heads: tuple[Head | None, ...],
     *,
     importance: FisherImportance | None = None,
-    kept: int = 0,
+    extra_bytes: int = 0,
 ) -> StrategyStep:
-    """A step of one body for all tasks, which changes the answers of all of them wherever it has changed.
+    """Return the step of a strategy whose tasks share one delta.
 
-    start: what training began with · kept: bytes that are kept besides body, heads and importance.
+    A task's answers change where the shared values or the task's head have changed.
+
+    Args:
+        context: The tasks.
+        state: The state before the step.
+        start: The delta from which training started.
+        body: The trained delta; its head is ignored.
+        heads: The heads of the tasks learned so far, the new one last.
+        importance: The importance of the weights to these tasks, where the strategy measures it.
+        extra_bytes: The bytes that the strategy stores besides values, heads and importance.
     """
-    number, own = len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
-    deltas = {i: replace(body, head=head, kind=kind_metadata(given.tasks[i].kind)) for i, head in enumerate(own)}
-    moved = not _equal(start.values, body.values)
+    number, copies = len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
+    deltas = {i: replace(body, head=head, kind=kind_metadata(context.tasks[i].kind)) for i, head in enumerate(copies)}
+    values_changed = not _equal_values(start.values, body.values)
     before = dict(enumerate(state.heads))
-    changed = {i: delta for i, delta in deltas.items() if moved or i not in before or not _same(own[i], before[i])}
-    alone = replace(body, head=None)
-    rest = [tensor for head in own if head for tensor in (head.weight, head.bias)]
+    changed = {
+        i: delta
+        for i, delta in deltas.items()
+        if values_changed or i not in before or not _equal_heads(copies[i], before[i])
+    }
+    headless = replace(body, head=None)
+    head_tensors = [tensor for head in copies if head for tensor in (head.weight, head.bias)]
+    stored_bytes = headless.size + sum(tensor.nbytes for tensor in head_tensors)
     after = StrategyState(
         deltas[number],
-        tuple(own),
+        tuple(copies),
         state.outputs,
         importance,
-        parameters=alone.parameter_count + sum(tensor.numel() for tensor in rest),
-        size=alone.size + sum(tensor.nbytes for tensor in rest) + (importance.size if importance else 0) + kept,
+        parameters=headless.parameter_count + sum(tensor.numel() for tensor in head_tensors),
+        size=stored_bytes + (importance.size if importance else 0) + extra_bytes,
     )
     return StrategyStep(after, changed, start if state.shared_delta else None)
 
 
-def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return all(torch.equal(own, other[key]) for key, own in one.items())
+def _equal_values(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, b[key]) for key, tensor in a.items())
 
 
-def _same(one: Head | None, other: Head | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+def _equal_heads(a: Head | None, b: Head | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)

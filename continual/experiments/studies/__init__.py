@@ -1,6 +1,6 @@
-"""The catalogue of studies: adding one is its file, with settings, trials, measurement and result, and a line here.
+"""The catalogue of studies; a new one is a file with a subclass of `Study`, and one line here.
 
-Another package adds one by an entry point of the group `continual.studies` that names its class.
+Another package registers one with an entry point of the group `continual.studies` that names its class.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ STUDIES = PluginRegistry[type[Study]](
 
 
 def study_of(name: str, settings: Mapping[str, Any]) -> Study:
-    """Return the study of a name with these settings.
+    """Build the study of a name from its settings.
 
     Raises:
         StudyError: The study or a setting does not exist, or a value is not allowed.

@@ -20,7 +20,7 @@ from continual.deltas.values import SHARED_PREFIX
 from continual.experiments.studies.aggregation import group_lines, mean_of, mean_outcomes, sweep_trials, task_of
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, summarize, score_on_rows
+from continual.experiments.studies.trial_runner import TrialRunner, score_on_rows, summarize
 from continual.reports.html import Section, Table
 from continual.reports.html.study_result import Result
 from continual.reports.plots import gain_map, line_plot

@@ -23,7 +23,7 @@ from continual.experiments.studies.aggregation import (
 )
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, summarize, score_on_rows
+from continual.experiments.studies.trial_runner import TrialRunner, score_on_rows, summarize
 from continual.reports.html import Section
 from continual.reports.html.study_result import Result
 from continual.reports.plots import line_plot
