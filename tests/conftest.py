@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread (the same sums in the same order), and tiny backbones."""
+"""Configuration of all tests: no network, one thread (sums in a fixed order), and fixtures of tiny backbones."""
 
 import gc
 import os
@@ -30,7 +30,7 @@ LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What is set up for a story's file serves all of its tests; of other files, each function goes by itself."""
+    """Keep a story file's tests in one process, which share its fixtures; schedule other test functions one by one."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class Parts(LoadScopeScheduling):  # type: ignore[misc]
@@ -43,12 +43,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, then stories, so that no process is left alone with one of them at the end."""
+    """Sort the slowest files first, then the stories, so that no process ends long after the others."""
     items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name != "story"))
 
 
 def pytest_collection_finish() -> None:
-    """Nobody need look for garbage in modules and in thousands of tests, again and again."""
+    """Keep modules and collected tests out of garbage collection."""
     gc.freeze()
     gc.enable()
 
@@ -65,7 +65,7 @@ def roberta() -> Backbone:
 
 @pytest.fixture(scope="session", params=TINY_CONFIGS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    """Every test that asks for it runs once per family."""
+    """A tiny backbone of each family; a test that takes it runs once per family."""
     return backbone_of(request.param)
 
 
@@ -73,13 +73,13 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     scope="session", params=[kind for kind, (_, model, _) in TINY_CONFIGS.items() if not model.endswith("Model")]
 )
 def writer(request: pytest.FixtureRequest) -> Backbone:
-    """Every family with a language model, for tasks that generate."""
+    """A tiny backbone of each family with a language model, for tasks that generate."""
     return replace(backbone_of(request.param), edits_decoder=True)
 
 
 @pytest.fixture(scope="session", params=("bert", "roberta"))
 def bertlike(request: pytest.FixtureRequest) -> Backbone:
-    """For tests that know the modules of BERT by name."""
+    """A tiny backbone whose modules have BERT's names."""
     return backbone_of(request.param)
 
 
@@ -95,7 +95,7 @@ def roberta_folder(roberta: Backbone, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def backbone_folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny backbone of each family."""
+    """The checkpoint folder of each family's tiny backbone."""
     return save_backbone(backbone, tmp_path_factory.mktemp(backbone.name))
 
 

@@ -1,4 +1,4 @@
-"""The tables of roles: they reach every module of a model, each once, and a role is what its name says."""
+"""Module tables of the model families: each module is reached by exactly one site, and sites act as named."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -32,7 +32,7 @@ NO_SITE = {"lm_head", "shared"}
 
 @pytest.fixture
 def whole(backbone: Backbone) -> Backbone:
-    """The backbone with all its places: for tasks that generate, where it can."""
+    """Return the backbone with all its places; with those of the decoder where it can generate."""
     return replace(backbone, edits_decoder=True)
 
 
@@ -41,7 +41,7 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def run(backbone: Backbone) -> Tensor:
-    """Every stack that edits may go to, once: last hidden states, or logits where a text is written."""
+    """Run every stack that edits may change once; the last hidden states, or the logits of a language model."""
     batch = batch_of(backbone)
     if not backbone.edits_decoder or backbone.family.decoder is None:
         return backbone.hidden_states(batch)
@@ -50,7 +50,7 @@ def run(backbone: Backbone) -> Tensor:
 
 
 def calls_of(backbone: Backbone, places: list[Place]) -> dict[str, tuple[Tensor, Tensor]]:
-    """By place, what a run gives its first module and what its last module returns."""
+    """Return, by place, the input of its first module and the output of its last module in one run."""
     inputs: dict[str, Tensor] = {}
     calls: dict[str, tuple[Tensor, Tensor]] = {}
     undo = []
@@ -88,7 +88,7 @@ def test_every_module_is_reached_by_one_site_of_the_groups(whole: Backbone) -> N
 
 
 def owners(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that have parameters of their own."""
+    """Return the modules that have parameters of their own, by name."""
     return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
 
 
@@ -122,7 +122,7 @@ def test_an_embedding_is_the_rows_that_enter_it(whole: Backbone) -> None:
         torch.testing.assert_close(embedded.expand_as(output), output)
 
 
-def test_blocks_are_from_the_first_modules_input_to_the_lasts_output(whole: Backbone) -> None:
+def test_a_block_spans_from_its_first_modules_input_to_its_last_modules_output(whole: Backbone) -> None:
     blocks = {"attn": "attn.out", "ffn": "ffn.out"} | ({"cross": "cross.out"} if whole.family.decoder else {})
     for block, last in blocks.items():
         for place, out in zip(whole.modules_at(block), whole.modules_at(last), strict=True):
@@ -130,7 +130,7 @@ def test_blocks_are_from_the_first_modules_input_to_the_lasts_output(whole: Back
             assert place.d_in == place.d_out == out.d_out
 
 
-def test_what_enters_the_last_of_a_feed_forward_is_gated_where_there_is_a_gate(whole: Backbone) -> None:
+def test_the_input_of_a_gated_feed_forwards_last_module_is_gated(whole: Backbone) -> None:
     config = whole.model.config
     names = ("hidden_act", "activation", "hidden_activation", "activation_function", "dense_act_fn")
     act = ACT2FN[next(value for name in names if (value := getattr(config, name, None)))]
@@ -143,7 +143,9 @@ def test_what_enters_the_last_of_a_feed_forward_is_gated_where_there_is_a_gate(w
         torch.testing.assert_close(inner, calls[f"{prefix}out"][0], rtol=1e-4, atol=1e-5)
 
 
-def test_queries_keys_and_values_are_what_attention_gets(whole: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_receives_the_projected_queries_keys_and_values(
+    whole: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     got: dict[int, tuple[Tensor, ...]] = {}
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +173,7 @@ def test_queries_keys_and_values_are_what_attention_gets(whole: Backbone, monkey
 GATED = {"modernbert", "llama", "qwen2", "qwen3", "t5-gated"}
 
 
-def test_gates_are_where_they_should_be(backbone: Backbone) -> None:
+def test_gated_feed_forwards_have_a_gate_site(backbone: Backbone) -> None:
     assert ("ffn.gate" in backbone.family.stack.sites) == (backbone.name.removeprefix("tiny-") in GATED)
 
 
@@ -222,7 +224,7 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
         reads.modules_at("cross.q")
 
 
-def test_layers_are_counted_in_the_stack_that_they_are_of() -> None:
+def test_layers_are_numbered_within_their_stack() -> None:
     writes = replace(tiny_backbone("bart"), edits_decoder=True)
     top = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}

@@ -1,4 +1,4 @@
-"""What every method must keep, on every family: a new line in METHODS is tested here without another one."""
+"""The contract of every method on every family: exactness, gradients, storage, determinism and refusals."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -49,7 +49,7 @@ def hidden(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None = N
 
 
 def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 0) -> TrainingResult:
-    """Two steps for an epoch, at a rate that moves every tensor."""
+    """Train for one epoch of two steps, at a learning rate that moves every tensor."""
     return train(
         backbone,
         fresh_delta(backbone, method, task=task, seed=seed),
@@ -61,7 +61,7 @@ def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 
     )
 
 
-def test_a_fresh_delta_changes_nothing_or_nearly(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+def test_a_fresh_delta_is_the_identity_as_declared(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     delta = fresh_delta(backbone, method)
     base, inside = hidden(backbone, batch), hidden(backbone, batch, delta)
     if delta.settings.identity == "exact":
@@ -104,7 +104,7 @@ def assert_only_delta_takes_gradients(backbone: Backbone, delta: Delta, batch: d
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
-def test_leaving_restores_the_backbone_to_the_bit(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
+def test_detaching_restores_the_backbone_to_the_bit(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     base, delta = hidden(backbone, batch), perturbed_delta(backbone, method)
     hidden(backbone, batch, delta)
     assert torch.equal(hidden(backbone, batch), base)
@@ -131,7 +131,7 @@ def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: st
 
 
 def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta | None) -> dict[str, torch.dtype]:
-    """What type of tensor each module returns."""
+    """Return the dtype of the tensor that each module returns."""
     types: dict[str, torch.dtype] = {}
     modules = {name: module for name, module in backbone.model.named_modules() if not list(module.children())}
     with attached(backbone, delta), ExitStack() as undo, torch.no_grad():
@@ -202,7 +202,7 @@ def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> N
 
 
 def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
-    """A file holds its tensors in no order to rely on, and gradients are clipped by a sum over them."""
+    """A file stores tensors in no reliable order, and gradient clipping sums over them."""
     steep = perturbed_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
     data = steep.to_bytes()
     rows, held = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
@@ -262,7 +262,7 @@ SPOILED: dict[Callable[[Delta], Delta], str] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
-def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
+def test_an_incompatible_delta_is_refused(backbone: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
     delta = spoil(perturbed_delta(backbone, method))
     with pytest.raises(DeltaError, match=SPOILED[spoil]):
         logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
@@ -270,18 +270,21 @@ def test_an_unfitting_delta_is_refused(backbone: Backbone, method: str, spoil: C
 
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
     other_backbone = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
-    with pytest.raises(DeltaError, match="learned on backbone"), attached(other_backbone, perturbed_delta(backbone, method)):
+    with (
+        pytest.raises(DeltaError, match="learned on backbone"),
+        attached(other_backbone, perturbed_delta(backbone, method)),
+    ):
         pass
 
 
-def test_an_unknown_setting_is_refused_naming_those_there_are(method: str) -> None:
+def test_an_unknown_setting_is_refused_naming_the_valid_ones(method: str) -> None:
     with pytest.raises(MethodError, match="zzz") as caught:
         method_settings(Method.model_validate({"name": method, "zzz": 1}))
     fields: Mapping[str, object] = METHODS[method].model_fields
     assert all(name in str(caught.value) for name in fields)
 
 
-def test_an_unknown_method_is_refused_naming_the_near_one(method: str) -> None:
+def test_an_unknown_method_is_refused_naming_the_closest(method: str) -> None:
     with pytest.raises(MethodError, match=f"did you mean '{method}'"):
         method_settings(Method(name=method + "x"))
 
@@ -291,7 +294,7 @@ def test_settings_survive_a_stream_file(method: str) -> None:
     assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
 
 
-def test_labels_of_a_task_need_a_row_of_the_head_each(backbone: Backbone, method: str) -> None:
+def test_each_label_of_a_task_needs_a_row_of_the_head(backbone: Backbone, method: str) -> None:
     tokens = tokenize(backbone, TEXTS, max_length=32)
     delta = fresh_delta(backbone, method, task="animals")
     assert logits(backbone, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))

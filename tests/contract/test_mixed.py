@@ -1,4 +1,4 @@
-"""What one batch of rows of many tasks must give, for every method and family: each row what its own delta gives."""
+"""Mixed batches: for every method and family, each row gets the output of its own delta."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def deltas_of(backbone: Backbone, method: str) -> dict[str, Delta]:
-    """Two of a method, and others that change a batch in other ways: one of another rank, and one that lengthens it."""
+    """Return two deltas of a method and others that change a batch: one of another rank, one that adds tokens."""
     if (method, backbone.family.name) in COMMON:
         pytest.skip(f"{method} changes what all rows of a {backbone.family.name} batch have in common")
     return {
@@ -45,7 +45,7 @@ def bank_of(backbone: Backbone, deltas: dict[str, Delta], *, slots: int = 8) -> 
 
 @torch.no_grad()
 def states(backbone: Backbone, delta: Delta | MixedBatch | None, rows: Sequence[int]) -> Tensor:
-    """The rows' states [B, T, D], those of padding left out."""
+    """Compute the hidden states [B, T, D] of the texts, zero at padding."""
     batch = pad(backbone, tokenize(backbone, TEXTS, max_length=24), rows)
     with attached(backbone, delta):
         hidden = backbone.hidden_states(batch)
@@ -61,7 +61,7 @@ def test_every_row_goes_through_its_own_delta(backbone: Backbone, method: str) -
         torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
+def test_all_methods_can_share_one_batch(backbone: Backbone) -> None:
     names = [name for name in METHODS if (name, backbone.family.name) not in COMMON]
     deltas = {name: perturbed_delta(backbone, name) for name in names}
     rows = [number % len(TEXTS) for number in range(len(names))]
@@ -72,7 +72,7 @@ def test_all_methods_meet_in_one_batch(backbone: Backbone) -> None:
         torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -> None:
+def test_text_is_generated_by_each_rows_own_delta(writer: Backbone, method: str) -> None:
     deltas, prompts = deltas_of(writer, method), list(tokenize(writer, TEXTS, max_length=14).ids)
 
     def texts(delta: Delta | MixedBatch | None, rows: Sequence[int]) -> list[tuple[int, ...]]:
@@ -85,7 +85,7 @@ def test_text_is_written_by_each_rows_own_delta(writer: Backbone, method: str) -
         assert generated[row] == texts(deltas.get(str(name)), range(len(TEXTS)))[row]
 
 
-def test_what_all_rows_have_in_common_is_not_mixed() -> None:
+def test_an_edit_of_a_module_shared_by_all_rows_cannot_be_mixed() -> None:
     backbone = tiny_backbone("t5")
     with pytest.raises(DeltaError, match="'full' changes what all rows of a batch have in common"):
         Bank(backbone, slots=2).put("full", perturbed_delta(backbone, "full"))

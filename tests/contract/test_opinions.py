@@ -1,4 +1,4 @@
-"""What deltas of many tasks say together must be what each says alone, for every kind of task, in fewer passes."""
+"""Batched queries of many deltas: the same opinions as one query per delta, in fewer passes, for every kind."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {"lora": {}, "prompt": {"length": 3},
 
 
 def of_kind(backbone: Backbone, kind: Kind[Any], method: str, *, seed: int = 0, **settings: Any) -> Delta:
-    """A delta as after training, whose head, where the kind has one, says something."""
+    """Return a delta as after training; the head, where the kind has one, is random."""
     delta, head = perturbed_delta(backbone, method, seed=seed, **settings), kind.zero_head(backbone)
     if head is not None:
         draw = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def of_kind(backbone: Backbone, kind: Kind[Any], method: str, *, seed: int = 0, 
 
 
 def each_method(backbone: Backbone, *kinds: Kind[Any]) -> dict[str, Delta]:
-    """A delta of each method, of these kinds in turn."""
+    """Return a delta of each method; the kinds take turns."""
     chosen = zip(METHODS.items(), kinds * len(METHODS), strict=False)
     return {method: of_kind(backbone, kind, method, **settings) for (method, settings), kind in chosen}
 
@@ -57,7 +57,7 @@ def some_evidence(backbone: Backbone) -> FitStatistics:
 
 @contextmanager
 def counted(backbone: Backbone) -> Iterator[list[int]]:
-    """Inside, how often the backbone reads: the rows of every pass."""
+    """Record the number of rows of each forward pass while the block runs."""
     passes: list[int] = []
     reader = backbone.modules_at("tokens")[0].output_module
     handle = reader.register_forward_hook(lambda module, args, read: passes.append(len(read.last_hidden_state)))
@@ -81,8 +81,10 @@ def compare(
     slots: int = 8,
     evidence: FitStatistics | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Deltas asked together and one by one must say the same: the passes of both."""
-    queries = {name: DeltaQuery(texts[number:] + texts[:number], POSITIONS, evidence) for number, name in enumerate(deltas)}
+    """Check that deltas queried together and one by one give the same opinions; the row counts of both passes."""
+    queries = {
+        name: DeltaQuery(texts[number:] + texts[:number], POSITIONS, evidence) for number, name in enumerate(deltas)
+    }
     with counted(backbone) as separate:
         alone = {name: query_delta(backbone, delta, queries[name]) for name, delta in deltas.items()}
     with counted(backbone) as shared:
@@ -92,7 +94,7 @@ def compare(
     return shared, separate
 
 
-def test_answers_are_written_together(writer: Backbone) -> None:
+def test_answers_are_generated_together(writer: Backbone) -> None:
     deltas = each_method(writer, Generation(3), Generation(12), Generation(7))
     shared, separate = compare(replace(writer, edits_decoder=False), deltas, list(TEXTS))
     assert max(shared) > len(TEXTS), "rows of several tasks are in one pass"
@@ -108,8 +110,8 @@ def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
-def test_what_is_written_together_fits_the_positions(name: str) -> None:
-    """A long text of which little is written, a short one of which much is, and many tokens of a delta's own."""
+def test_texts_generated_together_fit_the_positions(name: str) -> None:
+    """A long text with a short answer, a short one with a long answer, and deltas that add many tokens."""
     writer = replace(backbone_of(name), edits_decoder=True)
     deltas = {
         "reads": of_kind(writer, Generation(2), "lora"),
@@ -119,7 +121,7 @@ def test_what_is_written_together_fits_the_positions(name: str) -> None:
     compare(backbone_of(name), deltas, ["wave", "lemon one " * 30])
 
 
-def test_spans_share_passes_with_whatever_reads_states(bert: Backbone) -> None:
+def test_spans_share_passes_with_other_kinds_that_read_states(bert: Backbone) -> None:
     deltas = each_method(bert, Span(9), Span(4), Classification(("bad", "good")))
     shared, separate = compare(bert, deltas, list(PASSAGES), evidence=some_evidence(bert))
     rows = sum(separate)
@@ -134,7 +136,7 @@ def masked(bert: Backbone) -> Backbone:
 
 
 @pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
-def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
+def test_template_masks_are_filled_together(name: str, masked: Backbone) -> None:
     backbone = masked if name == "masked" else backbone_of(name)
     deltas = each_method(
         replace(backbone, edits_decoder=True), TemplateClassification(FEW), TemplateClassification(MORE)
@@ -144,7 +146,7 @@ def test_gaps_are_filled_together(name: str, masked: Backbone) -> None:
     assert len(shared) < len(separate)
 
 
-def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alone() -> None:
+def test_an_unmixable_delta_is_queried_alone_and_a_broken_delta_fails_alone() -> None:
     backbone = backbone_of("t5")
     writer, query = replace(backbone, edits_decoder=True), DeltaQuery(TEXTS, POSITIONS)
     deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
@@ -153,6 +155,9 @@ def test_whoever_cannot_share_is_asked_alone_and_whoever_cannot_answer_fails_alo
         values = dict(list(deltas[name].values.items())[1:])
         broken = deltas | {name: replace(deltas[name], values=values)}
         opinions = query_deltas(backbone, DeltaCache(backbone, broken.__getitem__), dict.fromkeys(broken, query))
-        assert all(isinstance(answer, FailedAnswer) and "missing tensors" in answer.error for answer in opinions.pop(name).answers)
+        assert all(
+            isinstance(answer, FailedAnswer) and "missing tensors" in answer.error
+            for answer in opinions.pop(name).answers
+        )
         for delta_name, opinion in opinions.items():
             same(opinion, query_delta(backbone, deltas[delta_name], query))

@@ -1,4 +1,4 @@
-"""Training that goes on from what was kept ends as if it had never stopped: every method, to the bit."""
+"""Resumed training: every method ends bit for bit as if it had never been interrupted."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def trained(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None:
+def test_resumed_training_ends_as_uninterrupted_training(bert: Backbone, method: str) -> None:
     start = fresh_delta(bert, method)
     whole, checkpoints = trained(bert, start)
     assert len(checkpoints) == 5
@@ -50,11 +50,13 @@ def test_it_ends_as_if_it_had_never_stopped(bert: Backbone, method: str) -> None
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve
         assert len(later) == 4 - epoch, "what is done is not done again"
-        assert [_tensors(checkpoint) for checkpoint in later] == [_tensors(checkpoint) for checkpoint in checkpoints[epoch + 1 :]]
+        assert [_tensors(checkpoint) for checkpoint in later] == [
+            _tensors(checkpoint) for checkpoint in checkpoints[epoch + 1 :]
+        ]
 
 
 def _tensors(data: bytes) -> dict[str, bytes]:
-    """All that was kept but the seconds."""
+    """Return the contents of a checkpoint but for its timings."""
     tensors, about = deserialize(data, what="checkpoint")
     values = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     return values | {"deltas": repr(about["deltas"]).encode()}

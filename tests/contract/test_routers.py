@@ -1,4 +1,4 @@
-"""What every router keeps, built in or of another package: it is made of sums alone, and tells tasks from strangers."""
+"""The contract of every router: it depends on sums alone, and tells tasks apart and from strange inputs."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ all_routers = pytest.mark.parametrize("name", list(ROUTERS))
 
 
 def rows_of(task: int, *, seed: int, count: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Non-negative features, as wide ones are, of a task's two classes."""
+    """Draw non-negative features of a task's two classes, as wide random features are."""
     centre = torch.Generator().manual_seed(task)
     means = 4 * torch.rand(2, WIDTH, generator=centre)
     labels = torch.arange(count) % 2
@@ -46,7 +46,7 @@ def test_inputs_go_to_their_task_with_probabilities(name: str) -> None:
 
 
 @all_routers
-def test_the_order_of_arrival_is_of_no_effect(name: str) -> None:
+def test_the_order_of_arrival_has_no_effect(name: str) -> None:
     inputs = features_of(torch.cat([rows_of(task, seed=4)[0] for task in range(TASKS)]))
     first, again = (build_router(parts(*order), kind=name) for order in ((0, 1, 2, 3), (2, 0, 3, 1)))
     assert again.tasks == first.tasks
@@ -54,7 +54,7 @@ def test_the_order_of_arrival_is_of_no_effect(name: str) -> None:
 
 
 @all_routers
-def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
+def test_a_removed_task_leaves_no_trace(name: str) -> None:
     inputs = features_of(torch.cat([rows_of(task, seed=5)[0] for task in range(TASKS)]))
     without = build_router(parts(0, 1, 2), kind=name)
     assert without.tasks == ("0", "1", "2")
@@ -63,7 +63,7 @@ def test_a_task_that_is_taken_out_leaves_no_trace(name: str) -> None:
 
 
 @all_routers
-def test_strangers_are_less_known(name: str) -> None:
+def test_strange_inputs_are_less_familiar(name: str) -> None:
     router = build_router(parts(0, 1, 2), kind=name)
     familiar = router.familiarity(features_of(torch.cat([rows_of(task, seed=6)[0] for task in range(3)])))
     unfamiliar = router.familiarity(features_of(rows_of(9, seed=6)[0]))

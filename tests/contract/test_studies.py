@@ -8,7 +8,7 @@ import pytest
 
 from continual.experiments.studies import STUDIES, TrialRunner, TrialStore, run_study, study_of
 from tests.helpers.paths import DOCS
-from tests.helpers.studies import SMALL, bench, count_measured_trials, writer_backbone  # noqa: F401 (fixtures)
+from tests.helpers.studies import SMALL, count_measured_trials, trial_runner, writer_backbone  # noqa: F401 (fixtures)
 
 
 def test_every_study_has_its_section_and_its_paper() -> None:
@@ -20,7 +20,7 @@ def test_every_study_has_its_section_and_its_paper() -> None:
         assert "arXiv:" in kind.paper
 
 
-@pytest.mark.parametrize(("name", "trial_runner"), [(name, name) for name in STUDIES], indirect=["bench"])
+@pytest.mark.parametrize(("name", "trial_runner"), [(name, name) for name in STUDIES], indirect=["trial_runner"])
 def test_a_study_goes_on_where_it_was_stopped(
     name: str,
     trial_runner: TrialRunner,  # noqa: F811
@@ -49,7 +49,9 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
     if name not in ("cost", "convergence"):  # whose numbers are times
         deterministic = [{k: v for k, v in result.outcome.items() if k != "seconds"} for result in first.results]
-        assert [{k: v for k, v in result.outcome.items() if k != "seconds"} for result in again.results] == deterministic
+        assert [
+            {k: v for k, v in result.outcome.items() if k != "seconds"} for result in again.results
+        ] == deterministic
     made.clear()
     run_study(study, trial_runner, TrialStore(file))
     assert made == []

@@ -1,4 +1,4 @@
-"""What training several deltas at once must give, for every method: each what it gets when it is trained alone."""
+"""Joint training of several deltas: for every method, each ends as if it were trained alone."""
 
 from contextlib import nullcontext
 
@@ -27,7 +27,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What dropout draws depends on the batch it is drawn for."""
+    """Turn dropout off: its masks depend on the batch that they are drawn for."""
     monkeypatch.setattr(Backbone, "checkpoint_dropout", lambda backbone: nullcontext())
 
 
@@ -63,8 +63,8 @@ def same(actual: Delta, expected: Delta) -> bool:
     return all(torch.allclose(first.float(), second.float(), rtol=1e-3, atol=1e-4) for first, second in pairs)
 
 
-def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
-    """Two of a method share their matrix products; one of another method is beside them."""
+def test_each_delta_ends_as_when_trained_alone(bert: Backbone, method: str) -> None:
+    """Two deltas of one method share their matrix products; a third of another method is beside them."""
     if method == "diff_pruning":
         pytest.skip("its gates are drawn at every step, in the order of the steps")
     starts = {"animals": fresh_delta(bert, method, task="animals"), "mood": fresh_delta(bert, method, seed=1)}
@@ -78,7 +78,7 @@ def test_each_delta_is_what_it_is_alone(bert: Backbone, method: str) -> None:
         assert last[0] == pytest.approx(last[1], rel=2e-2), "AdamW's first steps follow the sign of what is nearly zero"
 
 
-def test_families_agree(backbone: Backbone) -> None:
+def test_each_family_trains_jointly_as_alone(backbone: Backbone) -> None:
     starts = {
         "animals": fresh_delta(backbone, "lora", task="animals"),
         "mood": fresh_delta(backbone, "prefix", length=3),
@@ -86,11 +86,13 @@ def test_families_agree(backbone: Backbone) -> None:
     }
     outcomes = together({task: training_run(backbone, start, task, epochs=1) for task, start in starts.items()})
     for task, start in starts.items():
-        alone = TrainingRun(backbone, start, objective_of(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0).run()
+        alone = TrainingRun(
+            backbone, start, objective_of(backbone, start, task, epochs=1), learning_rate=1e-2, seed=0
+        ).run()
         assert result_of(outcomes[task]).curve[-1].loss == pytest.approx(alone.curve[-1].loss, rel=1e-3)
 
 
-def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_all_tasks_share_a_pass(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     real = Backbone.hidden_states
 
@@ -101,13 +103,18 @@ def test_their_texts_share_the_pass(bert: Backbone, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Backbone, "hidden_states", counted)
     methods = {"animals": "lora", "mood": "adapter", "place": "prefix"}
-    together({task: training_run(bert, fresh_delta(bert, own, task=task), task, epochs=1) for task, own in methods.items()})
+    together(
+        {task: training_run(bert, fresh_delta(bert, name, task=task), task, epochs=1) for task, name in methods.items()}
+    )
     assert passes == [12, 12], "two steps of four rows of each"
 
 
-def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
+def test_a_task_with_fewer_epochs_ends_early_and_stays(bert: Backbone) -> None:
     short, long = fresh_delta(bert, "lora", task="animals"), fresh_delta(bert, "lora", seed=1)
-    trainings = {"long": training_run(bert, long, "mood", epochs=4), "short": training_run(bert, short, "animals", rows=4, epochs=1)}
+    trainings = {
+        "long": training_run(bert, long, "mood", epochs=4),
+        "short": training_run(bert, short, "animals", rows=4, epochs=1),
+    }
     running = train_jointly(trainings, seed=0)
     name, first = next(running)
     assert name == "short"
@@ -117,7 +124,7 @@ def test_each_ends_by_itself_and_moves_no_more(bert: Backbone) -> None:
     assert all(torch.equal(value, before[key]) for key, value in first.delta.tensors().items())
 
 
-def test_one_whose_loss_is_no_number_fails_alone(bert: Backbone) -> None:
+def test_a_task_whose_loss_is_nan_fails_alone(bert: Backbone) -> None:
     good, bad = (
         fresh_delta(bert, "lora", task="animals"),
         perturbed_delta(bert, "lora").map(lambda tensor: tensor * torch.inf),

@@ -1,4 +1,4 @@
-"""Arrivals for the tests beside this file, and what is done with them."""
+"""Arrivals for tests: submitted tasks, and short forms of claiming, failing and finishing them."""
 
 from pathlib import Path
 from socket import gethostname

@@ -1,4 +1,4 @@
-"""One position of a stream, claimed for a test."""
+"""A claim of one given position of a stream."""
 
 from registry import Registry, claim_next
 
@@ -6,5 +6,5 @@ CLAIM_ATTEMPTS = 100  # no test begins one more often
 
 
 def claim_position(registry: Registry, stream: str, *, number: int, holder: str) -> bool:
-    """Takes a position that waits, failed, or whose holder is dead; False where it is learned or somebody's."""
+    """Claim a waiting or failed position, or a dead holder's; False where it is learned or held."""
     return claim_next(registry, stream, max_attempts={number: CLAIM_ATTEMPTS}, holder=holder) == number

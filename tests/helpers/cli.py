@@ -1,4 +1,4 @@
-"""The command line in the test's own process, as a fixture."""
+"""The command line in the process of the tests, as a fixture."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ CliRunner = Callable[..., CliResult]
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CliRunner:
-    """Run the command line in this process, with a home of its own and no MLflow server."""
+    """Return a function that runs the command line in this process, with an empty home and without an MLflow server."""
     for name in ("CONTINUAL_REGISTRY_URL", "CONTINUAL_BLOBS_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")

@@ -1,4 +1,4 @@
-"""Controllers as processes of their own, forked from one that has loaded all they need, and what must hold after them.
+"""Controllers in forked processes, and the invariants that must hold after them.
 
 The process that forks trains nothing itself and opens no registry that it keeps: a fork shares neither threads nor
 connections.
@@ -42,7 +42,7 @@ RESUME_LOG_MESSAGE = "resumed"  # the file in which controllers note that they w
 
 @dataclass(frozen=True)
 class StreamFixture:
-    """What every controller works on: a stream of tiny tasks, and a tiny backbone."""
+    """A stream of tiny tasks and a tiny backbone, shared by all controllers."""
 
     folder: Path
     backbone: Backbone
@@ -51,7 +51,7 @@ class StreamFixture:
 
 @dataclass(frozen=True)
 class RegistryLocation:
-    """Where one registry is."""
+    """The URL and the blob folder of a registry."""
 
     url: str
     blobs: Path
@@ -78,7 +78,11 @@ def make_world(folder: Path) -> StreamFixture:
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
-    """Start a process that does `work` and ends with the exit code it returns; its number."""
+    """Fork a process that runs `work` and exits with the code it returns.
+
+    Returns:
+        The process's id.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -105,9 +109,19 @@ def controller(
     places: Locations | None = None,
     watcher: RunCallbacks | None = None,
 ) -> int:
-    """Start a controller that keeps a checkpoint after every epoch; it ends with 0 where all is learned.
+    """Start a controller that writes a checkpoint after every epoch.
 
-    host, hours: as if on another host, whose clock is so many hours wrong · lease: seconds, instead of the usual.
+    Args:
+        world: The stream and the backbone.
+        home: The registry.
+        host: Pretend to run on a host of this name.
+        hours: Error of that host's clock, in hours.
+        lease: Seconds of a lease, instead of the default.
+        places: Locations with an MLflow store; without one nothing is tracked.
+        watcher: Callbacks of the run.
+
+    Returns:
+        The process's id; it exits with 0 when every task is learned.
     """
 
     def work() -> int:
@@ -145,7 +159,7 @@ def _move(host: str, hours: int) -> None:
 
 
 def wait_exit_code(pid: int, *, within: float) -> int | None:
-    """The exit code of a process, negative where a signal ended it; None where it runs on."""
+    """Return a process's exit code, negative for a signal; None if it still runs after `within` seconds."""
     end = time.monotonic() + within
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -161,7 +175,7 @@ Known = tuple[dict[str, str | None], Scores]  # digests by delta, and scores
 
 
 def registry_contents(home: RegistryLocation) -> Known:
-    """All that was learned: the digest of every delta, and every score."""
+    """Return the digest of every delta, and every score."""
     with home.registry() as opened:
         digests = {row["delta"]: opened.delta(row["delta"]).digest for row in opened.deltas()}
         scores: Scores = {(s.delta, s.split, s.metric, s.mode, s.step): s.value for s in opened.scores()}
@@ -169,16 +183,21 @@ def registry_contents(home: RegistryLocation) -> Known:
 
 
 def invariant_violations(home: RegistryLocation) -> list[str]:
-    """What must hold at every moment: `verify` is clean, and no task has two versions."""
+    """Return the violations of what must hold at any time: no damage, and one version of each task."""
     with home.registry() as opened:
         doubles = [row["delta"] for row in opened.deltas() if row["version"] != 1]
         return [*find_damage(opened), *(f"{delta}: learned twice" for delta in doubles)]
 
 
 def final_violations(world: StreamFixture, home: RegistryLocation, *, expected: Known | None = None) -> list[str]:
-    """What must hold once the stream is learned: each task once, its routed scores those of the deltas that are there.
+    """Return the violations of what must hold once the stream is learned.
 
-    expected: what a single undisturbed controller came to; with it, all is the same to the bit.
+    Each task has one delta, and the routed scores are those of the stored deltas.
+
+    Args:
+        world: The stream and the backbone.
+        home: The registry.
+        expected: Contents after an undisturbed run, to compare with bit for bit.
     """
     wrong = invariant_violations(home)
     digests, scores = registry_contents(home)
@@ -190,18 +209,18 @@ def final_violations(world: StreamFixture, home: RegistryLocation, *, expected: 
         if sorted(row["delta"] for row in opened.deltas()) != sorted(names):
             wrong.append("deltas besides the stream's")
         loaded = load_stream(world.stream)
-        seen = {n: evaluate_stored(world.backbone, opened, n, data) for n, data in zip(names, loaded, strict=True)}
+        evaluated = {n: evaluate_stored(world.backbone, opened, n, data) for n, data in zip(names, loaded, strict=True)}
     for step in range(len(names)):
-        looked = {name: seen[name] for name in names[: step + 1]}
-        measured, _ = routed_scores(looked, stream="core", step=step, abstaining=step == len(names) - 1)
-        for delta, found in measured.items():
+        evaluated_so_far = {name: evaluated[name] for name in names[: step + 1]}
+        measured, _ = routed_scores(evaluated_so_far, stream="core", step=step, abstaining=step == len(names) - 1)
+        for delta, delta_scores in measured.items():
             wrong += [
                 f"{delta}: {score.metric} after step {step} is {scores.get(key)}, not {score.value}"
-                for score in found
+                for score in delta_scores
                 if scores.get(key := (delta, "test", score.metric, "routed", step)) != score.value
             ]
     if expected and (digests, scores) != expected:
         lost = expected[1].keys() - scores.keys()
-        other = [key for key in scores.keys() & expected[1].keys() if scores[key] != expected[1][key]]
-        wrong.append(f"not what an undisturbed run comes to: lost are {sorted(lost)}, others are {sorted(other)}")
+        different = [key for key in scores.keys() & expected[1].keys() if scores[key] != expected[1][key]]
+        wrong.append(f"not what an undisturbed run comes to: lost are {sorted(lost)}, others are {sorted(different)}")
     return wrong

@@ -1,4 +1,4 @@
-"""The databases and the store that a registry may be in; every test that asks for `database` runs once in each."""
+"""Databases and object stores for registries; a test that takes `database` runs once per database."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ URL_FILE = "registry-url"  # in a test's folder, for its child processes too
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A server of this test session's own; a failure instead of a skip where everything must be tested."""
+    """A PostgreSQL server of this test session; without one tests are skipped, or fail where `CI` is set."""
     if tool("initdb") is None:
         missing = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
         if os.environ.get("CI"):
@@ -30,7 +30,7 @@ def postgres() -> Iterator[Server]:
 
 @contextmanager
 def _empty(server: Server) -> Iterator[str]:
-    """The URL of an empty database, which is gone afterwards."""
+    """Yield the URL of an empty database that is dropped afterwards."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
@@ -40,14 +40,14 @@ def _empty(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres: Server) -> Iterator[str]:
-    """An empty database."""
+    """The URL of an empty PostgreSQL database."""
     with _empty(postgres) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket of a store that speaks Amazon's own protocol, on loopback."""
+    """The URL of a bucket in an S3 server on loopback."""
     if missing := [name for name in ("moto", "s3fs") if importlib.util.find_spec(name) is None]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not installed (extra `dev`)")
     from fsspec import filesystem, get_filesystem_class
@@ -73,7 +73,7 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, which `registry_url(tmp_path)` says too."""
+    """The URL of an empty database; `registry_url(tmp_path)` returns it too."""
     if request.param == "sqlite":
         return registry_url(tmp_path)
     url: str = request.getfixturevalue("postgres_url")
@@ -83,7 +83,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module", params=DATABASES)
 def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder whose `registry_url` is empty once for all tests of a module: for those that only read."""
+    """A folder whose `registry_url` names one empty database for all tests of a module that only read."""
     folder = tmp_path_factory.mktemp("shared")
     if request.param == "sqlite":
         yield folder
@@ -94,6 +94,6 @@ def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 
 def registry_url(folder: Path) -> str:
-    """Where the registry of a test in `folder` is: a file under it unless a fixture said otherwise."""
-    said = folder / URL_FILE
-    return said.read_text() if said.exists() else f"sqlite:///{folder}/home/registry.db"
+    """Return the registry's URL for a test in `folder`: a SQLite file unless a fixture stored another URL."""
+    url_file = folder / URL_FILE
+    return url_file.read_text() if url_file.exists() else f"sqlite:///{folder}/home/registry.db"

@@ -1,4 +1,4 @@
-"""A worker that keeps a checkpoint after every epoch, and says at once what it has to say."""
+"""A Ray worker that writes a checkpoint after every epoch and forwards events without delay."""
 
 import continual.learning.checkpoint
 import continual.streams.ray.worker

@@ -1,4 +1,4 @@
-"""What can break while controllers learn a stream, and what must hold after it."""
+"""Faults while controllers learn a stream, and the invariants that must hold after each."""
 
 import os
 import random
@@ -40,7 +40,16 @@ Counts = dict[str, Any]
 
 @dataclass
 class FaultScenario:
-    """What all scenarios share; wrong: one line for each thing that should not be."""
+    """The stream, database server and reference result that all fault scenarios share.
+
+    Attributes:
+        world: The stream and the backbone.
+        server: A PostgreSQL server.
+        draw: Source of the random moments.
+        expected: Contents of the registry after an undisturbed run.
+        seconds: Duration of an undisturbed run.
+        wrong: One line per violation.
+    """
 
     world: StreamFixture
     server: Server
@@ -50,7 +59,7 @@ class FaultScenario:
     wrong: list[str] = field(default_factory=list)
 
     def home(self, database: str = "sqlite", folder: Path | None = None) -> RegistryLocation:
-        """A place for an empty registry."""
+        """Return the location of an empty registry."""
         name = f"home_{uuid4().hex}"
         folder = folder or self.world.folder / name
         if database == "sqlite":
@@ -59,64 +68,66 @@ class FaultScenario:
             admin.execute(f"CREATE DATABASE {name}")
         return RegistryLocation(self.server.url(name), folder / "blobs")
 
-    def check(self, where: str, found: list[str]) -> None:
-        self.wrong += [f"{where}: {line}" for line in found]
+    def check(self, where: str, problems: list[str]) -> None:
+        self.wrong += [f"{where}: {line}" for line in problems]
 
     def finish(self, where: str, home: RegistryLocation, *, same: bool = True) -> None:
-        """Let a controller do what is left, and look at what came of it all."""
+        """Let a controller learn the rest, and record every violation."""
         code = wait_exit_code(controller(self.world, home), within=LONG_TIMEOUT)
         self.check(where, [] if code == 0 else [f"the last controller ended with {code}"])
         self.check(where, final_violations(self.world, home, expected=self.expected if same else None))
 
 
-def kills(bench: FaultScenario, database: str, count: int) -> Counts:
-    """SIGKILL at random moments of a stream, again and again until it is learned; then the next stream."""
+def kills(scenario: FaultScenario, database: str, count: int) -> Counts:
+    """Kill the controller at random moments until the stream is learned; repeat with the next stream."""
     killed = streams = 0
     while killed < count:
-        home, streams, code = bench.home(database), streams + 1, None
-        began = time.monotonic()
+        home, streams, code = scenario.home(database), streams + 1, None
+        start = time.monotonic()
         while code is None and killed < count:
-            pid = controller(bench.world, home)
-            code = wait_exit_code(pid, within=bench.draw.uniform(0, bench.seconds))
+            pid = controller(scenario.world, home)
+            code = wait_exit_code(pid, within=scenario.draw.uniform(0, scenario.seconds))
             if code is None:
                 os.kill(pid, signal.SIGKILL)
                 wait_exit_code(pid, within=LONG_TIMEOUT)
                 killed += 1
-                bench.check(f"kill {killed}", invariant_violations(home))
+                scenario.check(f"kill {killed}", invariant_violations(home))
             else:
-                bench.seconds = min(bench.seconds, time.monotonic() - began)  # the machine may be less busy by now
-        bench.finish(f"stream {streams}", home)
+                scenario.seconds = min(
+                    scenario.seconds, time.monotonic() - start
+                )  # the machine may be less busy by now
+        scenario.finish(f"stream {streams}", home)
     return {"kills": killed, "streams": streams}
 
 
-def concurrent_controllers(bench: FaultScenario, database: str, count: int, *, killed: int = 0) -> Counts:
-    """Several controllers on one stream from the same moment; some of them are killed on the way."""
-    home = bench.home(database)
+def concurrent_controllers(scenario: FaultScenario, database: str, count: int, *, killed: int = 0) -> Counts:
+    """Start several controllers on one stream at the same moment, and kill some of them."""
+    home = scenario.home(database)
     with home.registry():
         pass  # the schema is there
-    pids = [controller(bench.world, home) for _ in range(count)]
+    pids = [controller(scenario.world, home) for _ in range(count)]
     for pid in pids[:killed]:
-        if wait_exit_code(pid, within=bench.draw.uniform(0, bench.seconds)) is None:
+        if wait_exit_code(pid, within=scenario.draw.uniform(0, scenario.seconds)) is None:
             os.kill(pid, signal.SIGKILL)
             wait_exit_code(pid, within=LONG_TIMEOUT)
     codes = [wait_exit_code(pid, within=LONG_TIMEOUT) for pid in pids[killed:]]
-    bench.check(f"{count} controllers", [f"one ended with {code}" for code in codes if code != 0])
-    bench.check(f"{count} controllers", final_violations(bench.world, home))
+    scenario.check(f"{count} controllers", [f"one ended with {code}" for code in codes if code != 0])
+    scenario.check(f"{count} controllers", final_violations(scenario.world, home))
     return {"controllers": count, "killed": killed}
 
 
-def disk_full(bench: FaultScenario, sizes: list[int]) -> Counts:
-    """A disk of so many KiB that fills up, and then has room again."""
+def disk_full(scenario: FaultScenario, sizes: list[int]) -> Counts:
+    """Learn on a disk of so many KiB that fills up and is enlarged later."""
     learned = []
     for size in sizes:
-        with disk(bench.world.folder / f"disk{size}", f"{size}k") as folder:
-            home = bench.home(folder=folder)
-            code = wait_exit_code(controller(bench.world, home), within=LONG_TIMEOUT)
+        with disk(scenario.world.folder / f"disk{size}", f"{size}k") as folder:
+            home = scenario.home(folder=folder)
+            code = wait_exit_code(controller(scenario.world, home), within=LONG_TIMEOUT)
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
-            bench.check(f"disk of {size} KiB", invariant_violations(home))
+            scenario.check(f"disk of {size} KiB", invariant_violations(home))
             if code:
                 learned.append(len(registry_contents(home)[0]))
-            bench.finish(f"disk of {size} KiB", home, same=False)  # what failed came after the others
+            scenario.finish(f"disk of {size} KiB", home, same=False)  # what failed came after the others
     return {"disks": len(sizes), "learned_when_full": learned}
 
 
@@ -130,26 +141,26 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def database_restarts(bench: FaultScenario, count: int) -> Counts:
-    """The database is killed at random moments of a stream, and comes back a moment later; the controller lives on."""
+def database_restarts(scenario: FaultScenario, count: int) -> Counts:
+    """Kill the database at random moments and restart it; the controller must survive."""
     done = streams = 0
     while done < count:
-        home, streams = bench.home("postgresql"), streams + 1
+        home, streams = scenario.home("postgresql"), streams + 1
         with home.registry():
             pass
-        pid, code = controller(bench.world, home), None
+        pid, code = controller(scenario.world, home), None
         while not _begun(home):  # a database that never answered is a wrong URL, and is said to be one at once
             time.sleep(0.05)
         while code is None and done < count:
-            code = wait_exit_code(pid, within=bench.draw.uniform(0, bench.seconds / 2))
+            code = wait_exit_code(pid, within=scenario.draw.uniform(0, scenario.seconds / 2))
             if code is None:
-                bench.server.kill()
-                time.sleep(bench.draw.uniform(0, 1))
-                bench.server.start()
+                scenario.server.kill()
+                time.sleep(scenario.draw.uniform(0, 1))
+                scenario.server.start()
                 done += 1
         code = wait_exit_code(pid, within=LONG_TIMEOUT) if code is None else code
-        bench.check("restarts", [] if code == 0 else [f"the controller ended with {code}"])
-        bench.check("restarts", final_violations(bench.world, home, expected=bench.expected))
+        scenario.check("restarts", [] if code == 0 else [f"the controller ended with {code}"])
+        scenario.check("restarts", final_violations(scenario.world, home, expected=scenario.expected))
     return {"restarts": done, "streams": streams}
 
 
@@ -158,25 +169,25 @@ def _begun(home: RegistryLocation) -> bool:
         return bool(opened.streams())
 
 
-def corrupt_blobs(bench: FaultScenario) -> Counts:
-    """Every blob of a learned stream, and a checkpoint: cut short, one bit flipped, removed; then put back."""
-    home, named = bench.home(), 0
-    pid = controller(bench.world, home)
+def corrupt_blobs(scenario: FaultScenario) -> Counts:
+    """Truncate, flip a bit of, and remove every blob of a learned stream and a checkpoint; restore each."""
+    home, named = scenario.home(), 0
+    pid = controller(scenario.world, home)
     while not _checkpoints(home):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     wait_exit_code(pid, within=LONG_TIMEOUT)
-    named += _damaged_all(bench, home, only="checkpoint")
+    named += _damaged_all(scenario, home, only="checkpoint")
     with home.registry() as opened, opened.read_session() as session:
         (digest,) = session.scalars(select(Checkpoint.digest))
         Path(opened.blobs.path(digest)).write_bytes(b"nothing to go on from")
-    bench.finish("a checkpoint that is damaged", home)
-    named += _damaged_all(bench, home)
-    bench.finish("blobs put back", home)
+    scenario.finish("a checkpoint that is damaged", home)
+    named += _damaged_all(scenario, home)
+    scenario.finish("blobs put back", home)
     return {"damaged": named}
 
 
-def _damaged_all(bench: FaultScenario, home: RegistryLocation, only: str = "") -> int:
+def _damaged_all(scenario: FaultScenario, home: RegistryLocation, only: str = "") -> int:
     changes: list[Callable[[bytes], bytes | None]] = [
         lambda data: data[: len(data) // 2],
         lambda data: data[:-1] + bytes([data[-1] ^ 1]),
@@ -191,19 +202,19 @@ def _damaged_all(bench: FaultScenario, home: RegistryLocation, only: str = "") -
         for owner, place in owners:
             whole = Path(place).read_bytes()
             for change in changes:
-                left, count = change(whole), count + 1
-                Path(place).unlink() if left is None else Path(place).write_bytes(left)
-                bench.check("damage", _unnamed(opened, owner, place, owners))
+                damaged, count = change(whole), count + 1
+                Path(place).unlink() if damaged is None else Path(place).write_bytes(damaged)
+                scenario.check("damage", _unnamed(opened, owner, place, owners))
                 Path(place).write_bytes(whole)
     return count
 
 
 def _unnamed(registry: Registry, owner: str, place: str, owners: list[tuple[str, str]]) -> list[str]:
-    """What is wrong with what `verify` says of one damaged blob: it names its owners, and nobody else."""
-    said, sharing = find_damage(registry), {name for name, its in owners if its == place}
-    others = [line for line in said if not any(line.startswith(name) for name in sharing)]
-    named = any(line.startswith(owner) for line in said)
-    return [*(() if named else (f"{owner} is not named",)), *(f"without damage: {line}" for line in others)]
+    """Return the errors of `verify`'s report on one damaged blob: it must name its owners and nothing else."""
+    problems, sharing = find_damage(registry), {name for name, its in owners if its == place}
+    unexpected = [line for line in problems if not any(line.startswith(name) for name in sharing)]
+    named = any(line.startswith(owner) for line in problems)
+    return [*(() if named else (f"{owner} is not named",)), *(f"without damage: {line}" for line in unexpected)]
 
 
 def _checkpoints(home: RegistryLocation) -> int:
@@ -211,48 +222,51 @@ def _checkpoints(home: RegistryLocation) -> int:
         return session.scalar(select(func.count()).select_from(Checkpoint)) or 0
 
 
-def clock_skew(bench: FaultScenario) -> Counts:
-    """Hosts whose clocks are an hour behind and ahead share a stream; one that falls silent is succeeded in time."""
-    home = bench.home("postgresql")
+def clock_skew(scenario: FaultScenario) -> Counts:
+    """Share a stream among hosts whose clocks are an hour behind and ahead; a silent one is succeeded in time."""
+    home = scenario.home("postgresql")
     with home.registry():
         pass
-    pids = [controller(bench.world, home, host=f"host{hours}", hours=hours, lease=LEASE) for hours in (-1, 1)]
+    pids = [controller(scenario.world, home, host=f"host{hours}", hours=hours, lease=LEASE) for hours in (-1, 1)]
     codes = [wait_exit_code(pid, within=LONG_TIMEOUT) for pid in pids]
-    bench.check("clocks", [f"one ended with {code}" for code in codes if code != 0])
-    bench.check("clocks", final_violations(bench.world, home))
-    waited = [_succeeded(bench, hours) for hours in (-1, 1)]
-    bench.check(
-        "clocks", [f"succeeded after {w:.1f} s" for w in waited if not LEASE / 2 < w < LEASE + 10 + 9 * bench.seconds]
+    scenario.check("clocks", [f"one ended with {code}" for code in codes if code != 0])
+    scenario.check("clocks", final_violations(scenario.world, home))
+    waited = [_succeeded(scenario, hours) for hours in (-1, 1)]
+    scenario.check(
+        "clocks",
+        [f"succeeded after {w:.1f} s" for w in waited if not LEASE / 2 < w < LEASE + 10 + 9 * scenario.seconds],
     )
     return {"hosts": len(pids) + 2 * len(waited), "seconds_until_succeeded": [round(w, 1) for w in waited]}
 
 
-def _succeeded(bench: FaultScenario, hours: int) -> float:
-    """Stop a controller in the middle as if its host hung; seconds until another has learned what it held.
+def _succeeded(scenario: FaultScenario, hours: int) -> float:
+    """Stop a controller as if its host hung; the seconds until another has learned the task that it held.
 
-    It then goes on, and finds its task learned: nothing is doubled, nothing reported as failed.
+    The first one then continues and must notice that its task is learned: no duplicate, no failure.
     """
-    home = bench.home("postgresql")
+    home = scenario.home("postgresql")
     with home.registry():
         pass
-    hung = controller(bench.world, home, host="hung", hours=hours, lease=LEASE)
+    hung = controller(scenario.world, home, host="hung", hours=hours, lease=LEASE)
     while not _checkpoints(home):
         time.sleep(0.01)
     os.kill(hung, signal.SIGSTOP)
-    began = time.monotonic()
-    code = wait_exit_code(controller(bench.world, home, host="other", hours=-hours, lease=LEASE), within=LONG_TIMEOUT)
-    waited = time.monotonic() - began
+    start = time.monotonic()
+    code = wait_exit_code(
+        controller(scenario.world, home, host="other", hours=-hours, lease=LEASE), within=LONG_TIMEOUT
+    )
+    waited = time.monotonic() - start
     os.kill(hung, signal.SIGCONT)
     codes = [code, wait_exit_code(hung, within=LONG_TIMEOUT)]
-    bench.check("hung", [f"one ended with {code}" for code in codes if code != 0])
-    bench.check("hung", final_violations(bench.world, home))
+    scenario.check("hung", [f"one ended with {code}" for code in codes if code != 0])
+    scenario.check("hung", final_violations(scenario.world, home))
     return waited
 
 
-def mlflow_outage(bench: FaultScenario, *, middle: bool) -> Counts:
-    """MLflow cannot be reached from the start or, `middle`, breaks after two tasks; later it is there again."""
-    folder = bench.world.folder / f"mlflow{uuid4().hex}"
-    home, store = bench.home(folder=folder), folder / "mlflow.db"
+def mlflow_outage(scenario: FaultScenario, *, middle: bool) -> Counts:
+    """Learn while MLflow is unavailable from the start or, with `middle`, after two tasks; then sync."""
+    folder = scenario.world.folder / f"mlflow{uuid4().hex}"
+    home, store = scenario.home(folder=folder), folder / "mlflow.db"
     places = resolve_locations(folder, {})
 
     def shut(task: str, delta: str) -> None:
@@ -266,23 +280,23 @@ def mlflow_outage(bench: FaultScenario, *, middle: bool) -> Counts:
     if not middle:
         store.mkdir()  # a folder is no database
     watcher = RunCallbacks(on_learned=shut) if middle else None
-    code = wait_exit_code(controller(bench.world, home, places=places, watcher=watcher), within=LONG_TIMEOUT)
-    bench.check("MLflow away", [] if code == 0 else [f"the controller ended with {code}"])
-    bench.check("MLflow away", final_violations(bench.world, home, expected=bench.expected))
+    code = wait_exit_code(controller(scenario.world, home, places=places, watcher=watcher), within=LONG_TIMEOUT)
+    scenario.check("MLflow away", [] if code == 0 else [f"the controller ended with {code}"])
+    scenario.check("MLflow away", final_violations(scenario.world, home, expected=scenario.expected))
     store.rmdir()
     if middle:
         store.with_suffix(".away").rename(store)
-    code = wait_exit_code(controller(bench.world, home, places=places), within=LONG_TIMEOUT)
+    code = wait_exit_code(controller(scenario.world, home, places=places), within=LONG_TIMEOUT)
     with home.registry() as opened:
         runs = [opened.delta(f"{task}@1").mlflow_run for task in TASKS]
-    bench.check("MLflow back", [] if len({*runs} - {None}) == len(TASKS) else [f"not all was sent: {runs}"])
+    scenario.check("MLflow back", [] if len({*runs} - {None}) == len(TASKS) else [f"not all was sent: {runs}"])
     return {"runs": len({*runs} - {None})}
 
 
 def reference_run(world: StreamFixture) -> tuple[Known, float]:
-    """What one controller comes to in peace, and the seconds it takes."""
+    """Learn the stream undisturbed; the registry's contents, and the seconds it took."""
     home = RegistryLocation(f"sqlite:///{world.folder}/peace/registry.db", world.folder / "peace" / "blobs")
-    began = time.monotonic()
+    start = time.monotonic()
     if code := wait_exit_code(controller(world, home), within=LONG_TIMEOUT):
         raise SystemExit(f"the undisturbed run ended with {code}: {(world.folder / 'log').read_text()}")
-    return registry_contents(home), time.monotonic() - began
+    return registry_contents(home), time.monotonic() - start

@@ -26,7 +26,7 @@ POLL = 0.05
 
 
 def echo_task(folder: Path) -> dict[str, object]:
-    """A task that writes the first three words of a text again."""
+    """Write the rows of a task that repeats the first three words of a text; its entry of a stream file."""
     files = {}
     for seed, (split, n) in enumerate({"train": 24, "validation": 8, "test": 4}.items()):
         texts = rows_of("food", n, seed=seed).texts
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learner(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
-    """Two classifications and a generation on one tiny causal backbone."""
+    """A learner with two classification tasks and one generation task on a tiny causal backbone."""
     backbone = save_backbone(tiny_backbone("gpt2"), folder / "backbone")
     entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
     stream = {"name": "served", "budget": BUDGET, "tasks": [*entries, echo_task(folder)]}
@@ -59,7 +59,13 @@ def learner(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @dataclass(frozen=True)
 class Server:
-    """What a test asks. url: where it listens."""
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        client: An HTTP client of it.
+        serving: The server's predictor and request queue.
+    """
 
     url: str
     client: httpx.Client
@@ -68,21 +74,21 @@ class Server:
 
 @contextmanager
 def running_app(app: FastAPI, *, port: int = 0) -> Iterator[str]:
-    """An application in a thread of this process, until the block ends; its address."""
-    with bind_socket("127.0.0.1", port) as at:
-        own = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-        thread = threading.Thread(target=own.run, kwargs={"sockets": [at]})
+    """Run an application in a thread until the block ends; its URL."""
+    with bind_socket("127.0.0.1", port) as listener:
+        web_server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{at.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            own.should_exit = True
+            web_server.should_exit = True
             thread.join()
 
 
 @contextmanager
 def server(learner: Learner, *, local: bool = True, limits: Limits | None = None, port: int = 0) -> Iterator[Server]:
-    """A server of one process, this one."""
+    """Serve from this process until the block ends."""
     serving = ChampionServer(learner.backbone, learner.registry)
     app = create_app(serving, local=local, limits=limits, poll=POLL)
     with running_app(app, port=port) as url, httpx.Client(base_url=url, timeout=60) as client:
@@ -100,7 +106,7 @@ def ask(served: Server, *rows: dict[str, Any], **more: Any) -> httpx.Response:
 
 
 def error_body(response: httpx.Response, status: int) -> str:
-    """What an answer says went wrong, in the one shape that there is."""
+    """Check that a response is an error in the common format; its message."""
     assert response.status_code == status, response.text
     assert response.json().keys() == {"error"}
     error = response.json()["error"]
@@ -110,16 +116,16 @@ def error_body(response: httpx.Response, status: int) -> str:
 
 
 def wait_until(true: Any, *, seconds: float = 20) -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     while not true():
-        assert time.monotonic() - began < seconds
+        assert time.monotonic() - start < seconds
         time.sleep(POLL)
 
 
 @contextmanager
 def missing_blob(learner: Learner, task: str) -> Iterator[None]:
-    """Without the values of a task's delta."""
-    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    """Remove the values of a task's champion from the blob store while the block runs."""
+    champions = {champion.task: champion for champion in learner.registry.champions(learner.backbone.fingerprint)}
     blob = Path(learner.registry.blobs.path(champions[task].digest))
     moved = blob.rename(blob.with_suffix(".away"))
     try:

@@ -1,4 +1,4 @@
-"""A registry and an MLflow beside it for the tests, and what a child process does with them."""
+"""A registry with an MLflow store beside it, and what child processes do with both."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,14 @@ def places_of(folder: Path) -> Locations:
 
 
 def sync_together(folder: Path, start: Any, errors: Any) -> None:
-    """Waits for the start, then sends all there is, and tells what went wrong."""
+    """Wait for the start, send all pending messages, and report the errors."""
     with make_registry(folder) as registry:
         start.wait()
         errors.put([sent.error for sent in flush_outbox(registry, places_of(folder)) if sent.error])
 
 
 def sync_all(registry: Registry, places: Locations) -> list[tuple[str, str]]:
-    """Sends all there is, without an error; what was sent."""
+    """Send all pending messages, none of which may fail; the messages sent."""
     sent = list(flush_outbox(registry, places))
     assert [each.error for each in sent if each.error] == []
     return [(each.pending.message, each.pending.subject) for each in sent]

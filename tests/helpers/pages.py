@@ -1,4 +1,4 @@
-"""Streams in a registry, without anything learned, and what tests look for in a page."""
+"""Streams in a registry without training, and a parser of the pages that show them."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ HOSTILE = (
 
 
 def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] = ()) -> Registry:
-    """A registry whose stream `core` has these tasks, each but every third warm-started, measured after every one."""
+    """Register a stream `core` of tasks with scores after every task; two of three have a warm start."""
     registry, names = make_registry(folder), [f"{task}@1" for task in tasks]
     begin(registry, *tasks, *unlearned)
     for number, task in enumerate(tasks):
@@ -47,8 +47,8 @@ def _scores(number: int, tasks: int) -> list[Score]:
         accuracy(0.4 + 0.02 * number / tasks + 0.1 * epoch, split="validation", step=epoch, mode="curve")
         for epoch in range(3)
     ]
-    own = 0.5 + 0.4 / (1 + number)
-    alone = [accuracy(own), accuracy(own, split="validation"), accuracy(0.4, mode="frozen")]
+    test_score = 0.5 + 0.4 / (1 + number)
+    alone = [accuracy(test_score), accuracy(test_score, split="validation"), accuracy(0.4, mode="frozen")]
     alone += [accuracy(0.6, mode="scratch"), accuracy(0.45, mode="neighbour")]
     return [*curve, *alone, *(score for step in range(number, tasks) for score in _routed(step))]
 
@@ -59,7 +59,7 @@ def _routed(step: int) -> list[Score]:
 
 
 class Parsed(HTMLParser):
-    """Elements with their attributes, and texts with the tag that each stands in, all in order."""
+    """The elements of a page with their attributes, and its texts with the enclosing tag, in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -87,22 +87,24 @@ class Parsed(HTMLParser):
         return [(tag, *attributes) for tag, attributes in self.elements]
 
     def of(self, name: str) -> list[str]:
-        """The values of all attributes of this name."""
+        """Return the values of all attributes of this name."""
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
     def inside(self, tag: str) -> list[str]:
-        return [text for own, text in self.texts if own == tag]
+        return [text for enclosing_tag, text in self.texts if enclosing_tag == tag]
 
 
 def leaves(html: str) -> list[str]:
-    """What in a page would fetch or lead to something outside it."""
+    """Return everything in a page that would load or link to an outside resource."""
     parsed = Parsed(html)
     referred = [
         value
         for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")
         for value in parsed.of(name)
     ]
-    found = [value for value in referred if not value.startswith(("#", "data:,", "data:image/png;base64,"))]
+    references = [value for value in referred if not value.startswith(("#", "data:,", "data:image/png;base64,"))]
     styles = [*parsed.inside("style"), *parsed.of("style"), *parsed.of("clip-path"), *parsed.of("fill")]
-    found += [style for style in styles if "@import" in style or "url(" in style.replace("url(#", "")]
-    return found + [tag for tag, *_ in parsed.tags if tag in ("script", "iframe", "img", "object", "embed", "base")]
+    references += [style for style in styles if "@import" in style or "url(" in style.replace("url(#", "")]
+    return references + [
+        tag for tag, *_ in parsed.tags if tag in ("script", "iframe", "img", "object", "embed", "base")
+    ]

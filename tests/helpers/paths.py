@@ -1,4 +1,4 @@
-"""Where the tests find the project's own files, and the data that may lie beside a checkout."""
+"""Paths of the project's files, and of the data that may lie beside a checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: made, started and thrown away by them, on loopback, in a folder of its own."""
+"""A PostgreSQL server for the tests on loopback, with a temporary data folder."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ FAST = "-c fsync=off -c full_page_writes=off"
 
 
 class Server:
-    """A server in `folder` on `port`: `start`, `stop`, and `kill` as a crash would end it."""
+    """A PostgreSQL server with its data in `folder`; `kill` stops it as a crash would."""
 
     def __init__(self, folder: Path, options: str = FAST) -> None:
         self.folder, self.options = folder, options
@@ -48,14 +48,14 @@ class Server:
 
 
 def tool(name: str) -> str | None:
-    """Where a program of PostgreSQL lies: on the path, or where Debian puts it."""
+    """Return the path of a PostgreSQL program: on the path, or where Debian installs it."""
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda file: int(file.parts[4]))
     return shutil.which(name) or (str(debian[-1]) if debian else None)
 
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server that is there while the block runs."""
+    """Run a server while the block runs."""
     with TemporaryDirectory(prefix="continual-postgres-") as folder:
         if os.getuid() == 0:
             shutil.chown(folder, OWNER)

@@ -1,4 +1,4 @@
-"""Tiny backbones whose layers are wide enough for blocks of 64, quantised, and the same with their weights unpacked."""
+"""Tiny backbones wide enough for quantisation blocks of 64, quantised and dequantised."""
 
 from copy import deepcopy
 from functools import cache
@@ -41,20 +41,20 @@ def quantized_backbone(kind: str, bits: int, dtype: str = "auto") -> Backbone:
 
 @cache
 def dequantized_backbone(kind: str, bits: int, dtype: str = "bfloat16") -> Backbone:
-    """The backbone whose weights are the numbers that the packed ones stand for."""
+    """Return a float backbone with the numbers that the quantised weights represent."""
     whole = deepcopy(float_backbone(kind).base_module)
     for path, module in quantized_backbone(kind, bits).base_module.named_modules():
         if isinstance(module, torch.nn.Linear) and is_quantized(module.weight):
-            own: Any = whole.get_submodule(path)
+            target: Any = whole.get_submodule(path)
             weight: Any = module.weight
             if bits == 4:
-                found = dequantize_4bit(weight.data, weight.quant_state)
+                values = dequantize_4bit(weight.data, weight.quant_state)
             else:
                 state: Any = module.state
                 scale = state.SCB if weight.SCB is None else weight.SCB
-                found = weight.data * scale[:, None] / 127
-            own.weight.data = (found.T if isinstance(own, Conv1D) else found).float().contiguous()
-            if own.bias is not None:
-                own.bias.data = module.bias.data.float()
+                values = weight.data * scale[:, None] / 127
+            target.weight.data = (values.T if isinstance(target, Conv1D) else values).float().contiguous()
+            if target.bias is not None:
+                target.bias.data = module.bias.data.float()
     name = f"unpacked-{kind}"
     return freeze(whole, float_backbone(kind).tokenizer, name=name, device="cpu", dtype=dtype)

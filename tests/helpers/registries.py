@@ -1,4 +1,4 @@
-"""Small registries for the tests beside this file, and what child processes run in them."""
+"""Small registries for tests, and what child processes run in them."""
 
 import os
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def digest_of(registry: Registry, delta: str) -> str:
 
 
 def make_registry(folder: Path) -> Registry:
-    """A registry in `folder` that knows one backbone."""
+    """Open a registry in `folder` with one backbone."""
     registry = Registry.open(registry_url(folder), f"{folder}/home/blobs")
     with registry.unit_of_work() as unit:
         unit.add_backbone(BACKBONE)
@@ -72,7 +72,7 @@ def learn_in(
     parents: Sequence[Parent] = (),
     **changed: Any,
 ) -> str:
-    """Registers `task` and a delta of it that scores `score` on validation and test."""
+    """Register `task` and a delta that scores `score` on validation and test rows; its name."""
     unit.add_task(task_record(task))
     return unit.add_delta(
         delta_record(registry, task, **changed),
@@ -93,7 +93,7 @@ def begin(registry: Registry, *tasks: str, name: str = "core") -> None:
 
 
 def die_in_a_unit(folder: Path) -> None:
-    """Ends the process, as a kill would, when a task, a delta and its rows are written and not committed."""
+    """Exit as if killed when a task and a delta are flushed but not committed."""
     registry = make_registry(folder)
     with registry.unit_of_work() as unit:
         learn_in(unit, registry, "sst2")
@@ -102,7 +102,7 @@ def die_in_a_unit(folder: Path) -> None:
 
 
 def claim_and_stay(folder: Path, start: Any, won: Any) -> None:
-    """Waits for the start, claims, tells the outcome, and lives on until the others have claimed too."""
+    """Wait for the start, claim a position, report the outcome, and live until the others have claimed too."""
     with make_registry(folder) as registry:
         start.wait()
         won.put(claim_position(registry, "core", number=0, holder=current_process_id()))
@@ -110,40 +110,40 @@ def claim_and_stay(folder: Path, start: Any, won: Any) -> None:
 
 
 def claim_all(folder: Path, start: Any, won: Any, count: int) -> None:
-    """Claims as long as anything is free, at the same time as others, and tells what it got."""
+    """Claim positions concurrently with others until none is free, and report their numbers."""
     with make_registry(folder) as registry:
         start.wait()
         among = dict.fromkeys(range(count), 1)
-        found = iter(lambda: claim_next(registry, "core", max_attempts=among, holder=current_process_id()), None)
-        won.put(list(found))
+        claimed = iter(lambda: claim_next(registry, "core", max_attempts=among, holder=current_process_id()), None)
+        won.put(list(claimed))
         start.wait()
 
 
 def claim_and_die(folder: Path) -> None:
-    """Claims the first position and ends as a kill would."""
+    """Claim the first position and exit as if killed."""
     with make_registry(folder) as registry:
         os._exit(0 if claim_position(registry, "core", number=0, holder=current_process_id()) else 1)
 
 
 def take_and_die(folder: Path) -> None:
-    """Takes the first message and ends as a kill would."""
+    """Claim the first message and exit as if killed."""
     with make_registry(folder) as registry:
         os._exit(0 if claim_message(registry, current_process_id()) else 1)
 
 
 def empty_the_outbox(folder: Path, start: Any, taken: Any) -> None:
-    """Waits for the start, takes and settles messages until there are none, and tells which."""
-    mine = []
+    """Wait for the start, claim and delete messages until none is left, and report their subjects."""
+    subjects = []
     with make_registry(folder) as registry:
         start.wait()
         while pending := claim_message(registry, current_process_id()):
             with registry.unit_of_work() as unit:
                 assert delete_sent(unit, pending)
-            mine.append(pending.subject)
-    taken.put(mine)
+            subjects.append(pending.subject)
+    taken.put(subjects)
 
 
 def open_together(folder: Path, start: Any) -> None:
-    """Opens a registry that nobody has made yet, at the same moment as others."""
+    """Create a registry at the same moment as other processes."""
     start.wait()
     make_registry(folder).close()

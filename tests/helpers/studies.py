@@ -1,4 +1,4 @@
-"""Every study with settings as small as possible, and tiny tasks to run its trials on."""
+"""Settings of every study that make it as small as possible, and tiny tasks for its trials."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,30 +45,33 @@ def task_data(name: str, *, template: bool = True, train: int = 30) -> TaskData:
 
 @pytest.fixture(scope="module")
 def writer_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """One that a process of its own can load, and that has a language model."""
+    """A backbone with a language model, loaded from a folder so that other processes can load it too."""
     folder = save_backbone(backbone_of("gpt2"), tmp_path_factory.mktemp("gpt2"))
     return load_backbone(str(folder), device="cpu", dtype="float32")
 
 
 @pytest.fixture
-def bench(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
+def trial_runner(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
     template = getattr(request, "param", "") == "templates"
     tasks = ("mood",) if getattr(request, "param", "") == "cost" else ("mood", "place")
     return TrialRunner(writer_backbone, tuple(task_data(name, template=template) for name in tasks), (0,))
 
 
 def count_measured_trials(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[StudyTrial]:
-    """The trials that are made from now on. A process of its own is started once for each, which takes seconds."""
+    """Record the trials that are measured from now on.
+
+    A measurement of cost starts a process, which takes seconds: it is made once per trial.
+    """
     made: list[StudyTrial] = []
     costs: dict[str, Mapping[str, Any]] = {}
     kind, measure = type(study), type(study).measure
 
-    def counting(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
+    def counting(self: Study, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         made.append(trial)
         if not isinstance(study, Cost):
-            return measure(self, bench, trial)
+            return measure(self, runner, trial)
         if trial.key not in costs:
-            costs[trial.key] = measure(self, bench, trial)
+            costs[trial.key] = measure(self, runner, trial)
         return costs[trial.key]
 
     monkeypatch.setattr(kind, "measure", counting)

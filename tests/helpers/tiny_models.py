@@ -1,4 +1,4 @@
-"""Tiny random models of every family, and tokenizers that know the words of the tests, made in code."""
+"""Tiny random models of every family, and tokenizers of the tests' words, made without files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,12 +23,15 @@ FILLER_WORDS = ["the", "a", "of", "and", "with", "one"]
 
 
 def words() -> list[str]:
-    """Every word of every task. Vocabularies are listed, not trained: training breaks ties at random."""
-    return [*FILLER_WORDS, *(word for task in WORDS.values() for own in task.values() for word in own.split())]
+    """Return every word of every task; vocabularies are listed, as training a tokenizer breaks ties at random."""
+    return [
+        *FILLER_WORDS,
+        *(word for task in WORDS.values() for label_words in task.values() for word in label_words.split()),
+    ]
 
 
 def word_pieces() -> PreTrainedTokenizerFast:
-    """WordPiece with BERT's frame: [CLS] a [SEP], and [CLS] a [SEP] b [SEP] with types 0 and 1."""
+    """Return a WordPiece tokenizer with BERT's templates: [CLS] a [SEP], and [CLS] a [SEP] b [SEP] of types 0 and 1."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = [*special, *dict.fromkeys([*words(), *letters]), *(f"##{letter}" for letter in letters)]
@@ -50,16 +53,16 @@ def word_pieces() -> PreTrainedTokenizerFast:
 
 
 def byte_pairs(single: str, pair: str, **special: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a frame for one text and one for two; no types. Special tokens come first."""
-    own = list(dict.fromkeys(special.values()))
+    """Return a byte-level BPE tokenizer with templates for one text and for a pair; special tokens come first."""
+    special_tokens = list(dict.fromkeys(special.values()))
     grown = [(f"Ġ{word}"[:i], f"Ġ{word}"[i]) for word in words() for i in range(1, len(word) + 1)]
     merges = list(dict.fromkeys(grown))  # letter by letter: a known word after a space is one token
-    pieces = [*own, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(both) for both in merges)]
+    pieces = [*special_tokens, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(both) for both in merges)]
     core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.add_special_tokens(own)
+    core.add_special_tokens(special_tokens)
     core.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(token, i) for i, token in enumerate(own)]
+        single=single, pair=pair, special_tokens=[(token, i) for i, token in enumerate(special_tokens)]
     )
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -71,18 +74,18 @@ def byte_pairs(single: str, pair: str, **special: str) -> PreTrainedTokenizerFas
 
 
 def roberta_pieces() -> PreTrainedTokenizerFast:
-    """<s> a </s>, and <s> a </s></s> b </s>."""
+    """Return a tokenizer with RoBERTa's templates: <s> a </s>, and <s> a </s></s> b </s>."""
     special = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>"}
     return byte_pairs("<s> $A </s>", "<s> $A </s> </s> $B </s>", **special, mask="<mask>")
 
 
 def gpt2_pieces() -> PreTrainedTokenizerFast:
-    """No frame, and no padding token."""
+    """Return a tokenizer without template and without a padding token."""
     return byte_pairs("$A", "$A $B", bos="<|endoftext|>", eos="<|endoftext|>")
 
 
 def t5_pieces() -> PreTrainedTokenizerFast:
-    """a </s>, and a </s> b </s>."""
+    """Return a tokenizer with T5's templates: a </s>, and a </s> b </s>."""
     return byte_pairs("$A </s>", "$A </s> $B </s>", pad="<pad>", eos="</s>", unk="<unk>")
 
 
@@ -181,7 +184,7 @@ TINY_CONFIGS: Mapping[
 
 
 def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTrainedTokenizerFast]:
-    """A random model and its tokenizer; biases and norms are random too, or they would hide mistakes."""
+    """Return a random model and its tokenizer; biases and norms are random too, or errors in them would be hidden."""
     make_tokenizer, name, settings = TINY_CONFIGS[kind]
     tokenizer, model_class = make_tokenizer(), getattr(transformers, name)
     torch.manual_seed(seed)

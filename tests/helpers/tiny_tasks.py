@@ -1,4 +1,4 @@
-"""Tiny random backbones and separable texts: everything a test needs to learn something in a second, made in code."""
+"""Tiny random backbones and separable texts: a test learns a task in about a second."""
 
 import json
 import random
@@ -20,15 +20,17 @@ from tests.helpers.tiny_models import FILLER_WORDS, WORDS, tiny_model
 
 
 def text_of(task: str, label: str, draw: random.Random) -> str:
-    """Some three to seven words, of which two at least are the label's own."""
-    own = WORDS[task][label].split()
-    chosen = [draw.choice(own) for _ in range(draw.randint(2, 4))] + draw.choices(FILLER_WORDS, k=draw.randint(1, 3))
+    """Draw a text of three to seven words, at least two of them the label's."""
+    label_words = WORDS[task][label].split()
+    chosen = [draw.choice(label_words) for _ in range(draw.randint(2, 4))] + draw.choices(
+        FILLER_WORDS, k=draw.randint(1, 3)
+    )
     draw.shuffle(chosen)
     return " ".join(chosen)
 
 
 def rows_of(task: str, n: int, *, seed: int = 0) -> LabelledTexts:
-    """`n` rows whose labels take turns."""
+    """Draw `n` rows whose labels take turns."""
     draw, labels = random.Random(f"{task}/{seed}"), tuple(WORDS[task])
     turns = tuple(labels[i % len(labels)] for i in range(n))
     return LabelledTexts(tuple(text_of(task, label, draw) for label in turns), turns)
@@ -39,12 +41,12 @@ def labels_of(task: str) -> tuple[str, ...]:
 
 
 def prepared_rows(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> ClassificationRows:
-    """`n` rows of a task, ready for a backbone."""
+    """Draw `n` rows of a task, tokenized for a backbone."""
     return Classification(labels_of(task)).prepare(backbone, rows_of(task, n, seed=seed), max_length=32)
 
 
 def write_task(folder: Path, task: str, *, train: int = 60, validation: int = 20, test: int = 12) -> dict[str, Any]:
-    """Write a task's rows as JSON lines; the entry of a stream file that reads them."""
+    """Write a task's rows as JSON lines; its entry of a stream file."""
     (folder / task).mkdir(parents=True, exist_ok=True)
     files = {}
     for seed, (split, n) in enumerate({"train": train, "validation": validation, "test": test}.items()):
@@ -60,13 +62,13 @@ def write_rows(path: Path, texts: Sequence[Text], labels: Sequence[str]) -> None
 
 
 def tiny_backbone(kind: str, *, seed: int = 0, **changes: Any) -> Backbone:
-    """A random backbone of a family, with changes of its configuration."""
+    """Return a random backbone of a family, with changes of its configuration."""
     model, tokenizer = tiny_model(kind, seed=seed, **changes)
     return freeze(model, tokenizer, name=f"tiny-{kind}", device="cpu", dtype="float32")
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
-    """The backbone as a folder that `load_backbone` reads."""
+    """Save a backbone in a folder that `load_backbone` reads."""
     backbone.base_module.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     return folder
@@ -80,23 +82,23 @@ REQUIRED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
-    """A delta that has learned nothing, with a random head."""
+    """Return an untrained delta with a random head."""
     chosen = METHODS[method].model_validate({**REQUIRED_SETTINGS.get(method, {}), **settings})
     return _fresh(backbone, method, chosen, labels_of(task), seed=seed)
 
 
 class AdHocMethod(MethodSettings):
-    """A method that is made in a test, of the edits given."""
+    """A method whose edits a test chooses."""
 
     chosen: Any
 
     def edits(self) -> tuple[Edit, ...]:
-        found: tuple[Edit, ...] = self.chosen
-        return found
+        edits: tuple[Edit, ...] = self.chosen
+        return edits
 
 
 def delta_of_edits(backbone: Backbone, *edits: Edit, seed: int = 0) -> Delta:
-    """A delta of these edits, with their fresh values."""
+    """Return an untrained delta of these edits."""
     return _fresh(backbone, "trial", AdHocMethod(chosen=edits), labels_of("mood"), seed=seed)
 
 
@@ -112,7 +114,7 @@ def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tu
 
 
 def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:
-    """A delta every value of which is away from its start, as after training."""
+    """Return a delta whose every value differs from its initial one, as after training."""
     delta = fresh_delta(backbone, method, seed=seed, **settings)
     generator = torch.Generator().manual_seed(seed + 1)
     values = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in delta.values.items()}

@@ -56,14 +56,14 @@ def texts() -> list[str]:
     return [str(text) for number in range(8) for task in METHODS for text in rows_of(task, 1, seed=number).texts]
 
 
-def said(predictions: Sequence[Prediction]) -> list[tuple[str | None, str | float | None]]:
+def labels_and_scores(predictions: Sequence[Prediction]) -> list[tuple[str | None, str | float | None]]:
     return [(prediction.task, prediction.label) for prediction in predictions]
 
 
 def test_answers_are_those_of_each_task_alone(learner: Learner, texts: list[str]) -> None:
-    found = Predictor(learner.backbone, learner.registry, false_abstentions=0).predict(texts)
-    assert len({prediction.task for prediction in found}) == len(METHODS), "inputs of all tasks are in the batch"
-    for text, prediction in zip(texts, found, strict=True):
+    predictions = Predictor(learner.backbone, learner.registry, false_abstentions=0).predict(texts)
+    assert len({prediction.task for prediction in predictions}) == len(METHODS), "inputs of all tasks are in the batch"
+    for text, prediction in zip(texts, predictions, strict=True):
         (alone,) = learner.predict([text], task=prediction.task)
         assert prediction.label == alone.label
         assert prediction.score == pytest.approx(alone.score, abs=1e-3)  # as among batches of one task
@@ -73,8 +73,8 @@ def test_tasks_of_all_kinds_are_answered_together(texts: list[str], tmp_path: Pa
     folder = save_backbone(backbone_of("gpt2"), tmp_path / "backbone")
     with learned(folder, tmp_path, KINDS) as learner:
         tasks = [*KINDS] * 8
-        found = learner.predict(texts, task=tasks)
-        for text, task, prediction in zip(texts, tasks, found, strict=True):
+        predictions = learner.predict(texts, task=tasks)
+        for text, task, prediction in zip(texts, tasks, predictions, strict=True):
             (alone,) = learner.predict([text], task=task)
             assert (prediction.task, prediction.label) == (task, alone.label)
             assert prediction.score == pytest.approx(alone.score, abs=1e-4)
@@ -87,9 +87,9 @@ def test_tasks_of_all_kinds_are_answered_together(texts: list[str], tmp_path: Pa
 def test_each_text_may_name_its_task_or_leave_it_to_the_router(learner: Learner, texts: list[str]) -> None:
     predictor = Predictor(learner.backbone, learner.registry)
     tasks = [name if i % 2 else None for i, name in enumerate([*METHODS] * 8)]
-    found = predictor.predict(texts, task=tasks)
+    predictions = predictor.predict(texts, task=tasks)
     routed = predictor.predict(texts)
-    for i, (name, prediction) in enumerate(zip(tasks, found, strict=True)):
+    for i, (name, prediction) in enumerate(zip(tasks, predictions, strict=True)):
         alone = routed[i] if name is None else predictor.predict([texts[i]], task=name)[0]
         assert (prediction.text, prediction.task, prediction.label) == (texts[i], alone.task, alone.label)
         assert prediction.routed == (name is None)
@@ -103,47 +103,55 @@ def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.registry.blobs, "get", lambda digest: pytest.fail("a delta is read again"))
         after = Predictor(learner.backbone, learner.registry, previous=before)
-        found = after.predict(texts, task=[prediction.task or "mood" for prediction in whole])
-    assert all(b.abstained or b.label == a.label for b, a in zip(whole, found, strict=True))
+        predictions = after.predict(texts, task=[prediction.task or "mood" for prediction in whole])
+    assert all(b.abstained or b.label == a.label for b, a in zip(whole, predictions, strict=True))
 
 
 def test_a_delta_of_the_same_name_with_other_values_is_another(learner: Learner, texts: list[str]) -> None:
-    champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
+    champions = {record.task: record for record in learner.registry.champions(learner.backbone.fingerprint)}
     before = Predictor(learner.backbone, learner.registry)
     before.predict(texts, task="mood")
     deleted_and_learned_again = replace(champions["mood"], digest=champions["food"].digest)
     after = Predictor(learner.backbone, learner.registry, serving=[deleted_and_learned_again], previous=before)
-    wanted = before.predict(texts, task="food")
-    assert [found.label for found in after.predict(texts, task="mood")] == [own.label for own in wanted]
+    expected = before.predict(texts, task="food")
+    assert [prediction.label for prediction in after.predict(texts, task="mood")] == [
+        record.label for record in expected
+    ]
 
 
 def test_fewer_slots_than_tasks_change_no_answer(learner: Learner, texts: list[str]) -> None:
     wide, narrow = (Predictor(learner.backbone, learner.registry, slots=slots) for slots in (256, 2))
-    assert said(narrow.predict(texts)) == said(wide.predict(texts))
+    assert labels_and_scores(narrow.predict(texts)) == labels_and_scores(wide.predict(texts))
 
 
 def test_a_delta_that_cannot_be_read_fails_its_own_inputs(learner: Learner, texts: list[str]) -> None:
-    champion = next(own for own in learner.registry.champions(learner.backbone.fingerprint) if own.task == "mood")
+    champion = next(
+        alternative
+        for alternative in learner.registry.champions(learner.backbone.fingerprint)
+        if alternative.task == "mood"
+    )
     whole = Predictor(learner.backbone, learner.registry).predict(texts)
     blob = Path(learner.registry.blobs.path(champion.digest))
-    away = blob.rename(blob.with_suffix(".away"))
+    moved = blob.rename(blob.with_suffix(".away"))
     try:
         predictor = Predictor(learner.backbone, learner.registry)
-        found = predictor.predict(texts)
+        predictions = predictor.predict(texts)
         every = predictor.predict(texts, at_least=0.0)
         with pytest.raises(BlobError):
             predictor.predict(texts[:1], task="mood")
     finally:
-        away.rename(blob)
-    for before, now in zip(whole, found, strict=True):
+        moved.rename(blob)
+    for before, now in zip(whole, predictions, strict=True):
         if now.error:
             assert before.task in ("mood", None)
             assert now.label is None
             assert "BlobError" in now.error
         elif before.task != "mood":
             assert (now.task, now.label) == (before.task, before.label)
-    assert any(now.error for now in found)
-    possible = [own for prediction in every for own in prediction.possible if own.delta]
-    assert {own.task for own in possible} == set(METHODS)
-    assert all((own.label is None) == (own.task == "mood") for own in possible)
-    assert said(predictor.predict(texts)) == said(whole), "it answers again once the delta is back"
+    assert any(now.error for now in predictions)
+    possible = [alternative for prediction in every for alternative in prediction.possible if alternative.delta]
+    assert {alternative.task for alternative in possible} == set(METHODS)
+    assert all((alternative.label is None) == (alternative.task == "mood") for alternative in possible)
+    assert labels_and_scores(predictor.predict(texts)) == labels_and_scores(whole), (
+        "it answers again once the delta is back"
+    )

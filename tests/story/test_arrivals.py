@@ -97,9 +97,9 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
     for seed in range(2):
         learner.registry.submit(read_task(task_file(tmp_path, "animals", seed=seed)))
     learner.registry.submit(read_task(task_file(tmp_path, "mood")), priority=1)
-    began: list[str] = []
-    assert learner.watch(idle=0, callbacks=RunCallbacks(on_start=began.append)) == {3: None, 1: None, 2: None}
-    assert began == ["mood", "animals", "animals"]
+    started: list[str] = []
+    assert learner.watch(idle=0, callbacks=RunCallbacks(on_start=started.append)) == {3: None, 1: None, 2: None}
+    assert started == ["mood", "animals", "animals"]
     assert outcome(learner) == [("learned", "animals@1"), ("learned", "animals@2"), ("learned", "mood@1")]
     text = rows_of("mood", 1, seed=9).texts[0]
     assert learner.predict([text], false_abstentions=0)[0].task == "mood"
@@ -155,10 +155,10 @@ def test_a_bad_task_fails_alone(learner: Learner, tmp_path: Path, caplog: pytest
     for name, changed in bad.items():
         learner.registry.submit(read_task(task_file(tmp_path, name, **changed)))
     learner.registry.submit(read_task(task_file(tmp_path, "animals")))
-    found = learner.watch(idle=0)
-    assert {number: error is None for number, error in found.items()} == {1: False, 2: False, 3: False, 4: True}
-    for number, said in ((1, "no such column"), (2, "no such method"), (3, "nowhere.jsonl")):
-        assert said in str(found[number])
+    errors = learner.watch(idle=0)
+    assert {number: error is None for number, error in errors.items()} == {1: False, 2: False, 3: False, 4: True}
+    for number, message in ((1, "no such column"), (2, "no such method"), (3, "nowhere.jsonl")):
+        assert message in str(errors[number])
     assert caplog.text == "", "what a user can mend is no fault of the program"
     with pytest.raises(InputError, match="no folder to watch"):
         learner.watch(tmp_path / "animals.yaml")

@@ -35,12 +35,12 @@ def write_stream(folder: Path, backbone: Path, **changes: Any) -> Path:
 
 
 def test_a_stream_from_its_file_to_every_listing(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
-    ran = cli("run", str(stream), "--json")
-    assert ran.code == 0, ran.err
-    assert ran.json["failed"] == []
-    assert ran.json["tasks"] == list(TASKS)
+    result = cli("run", str(stream), "--json")
+    assert result.code == 0, result.err
+    assert result.json["failed"] == []
+    assert result.json["tasks"] == list(TASKS)
     report = cli("report", "--json").json
-    assert report == {key: value for key, value in ran.json.items() if key != "failed"}
+    assert report == {key: value for key, value in result.json.items() if key != "failed"}
     assert set(report) == {"stream", "backbone", "tasks", "oracle", "routed", "unfinished", "per_task"}
     assert set(report["oracle"]) == {"matrix", "acc", "bwt", "fwt", "forgetting", "la", "aia"}
     assert set(report["routed"]) == {*report["oracle"], "routing_accuracy", "abstained", "confused"}
@@ -68,7 +68,7 @@ def test_a_stream_from_its_file_to_every_listing(cli: CliRunner, stream: Path, t
     assert ("distance" in rows, "leep" in rows) == (False, True)
     assert max(map(len, rows.splitlines())) <= 80, "though the terminal has room for more"
     again = cli("run", str(stream), "--json")
-    assert again.json == ran.json
+    assert again.json == result.json
 
 
 def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path
         assert {key: best[key] for key in ("task", "label", "confidence")} == {
             key: answer[key] for key in ("task", "label", "confidence")
         }
-    (strange,) = [json.loads(line) for line in cli("predict", str(odd)).out.splitlines()]
-    assert strange["abstained"]
+    (odd_prediction,) = [json.loads(line) for line in cli("predict", str(odd)).out.splitlines()]
+    assert odd_prediction["abstained"]
     assert cli("predict", str(lines), "--router", "rigde").code == 2
-    told = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
-    assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in told} == {("mood", False, None)}
+    named = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
+    assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in named} == {("mood", False, None)}
 
 
 def test_what_can_be_checked_stops_before_anything_is_learned(
@@ -113,11 +113,11 @@ def test_what_can_be_checked_stops_before_anything_is_learned(
     tasks[2]["method"] = {"name": "lora", "sites": ["nowhere"]}
     file = write_stream(tmp_path, bert_folder, tasks=tasks)
     for words in (("run", str(file)), ("run", str(file), "--check")):
-        ran = cli(*words)
-        assert ran.code == 2
-        assert "'lora'" in ran.err
-        assert "'label'" in ran.err
-        assert "nowhere" in ran.err
+        result = cli(*words)
+        assert result.code == 2
+        assert "'lora'" in result.err
+        assert "'label'" in result.err
+        assert "nowhere" in result.err
     assert cli("tasks", "--json").json == []
 
 
@@ -138,7 +138,7 @@ def test_learning_a_task_again_makes_a_version(cli: CliRunner, tmp_path: Path, b
     assert [row["version"] for row in cli("deltas", "--task", "mood", "--json").json] == [1, 2]
 
 
-def test_wrong_words_are_answered_with_what_to_do(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_with_the_remedy(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert "run a" in cli("report").err.lower() or cli("report").code == 2
     assert cli("predict", str(stream)).code == 2
     assert cli("run", str(tmp_path / "none.yaml")).code == 2
@@ -162,18 +162,18 @@ def test_damage_is_found(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     blob = next(path for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
     whole = blob.read_bytes()
     blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    found = cli("verify", "--json")
-    assert found.code == 1
-    assert blob.name[-12:] in json.dumps(found.json)
+    result = cli("verify", "--json")
+    assert result.code == 1
+    assert blob.name[-12:] in json.dumps(result.json)
 
 
 def test_a_failing_task_is_told_and_the_others_are_learned(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[1]["method"] = {"name": "adapter", "size": 2, "initial_scale": 1.0e30}
-    ran = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
-    assert ran.code == 1
-    assert [row["task"] for row in ran.json["failed"]] == ["mood"]
-    assert ran.json["tasks"] == ["animals", "place"]
+    result = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
+    assert result.code == 1
+    assert [row["task"] for row in result.json["failed"]] == ["mood"]
+    assert result.json["tasks"] == ["animals", "place"]
     mended = cli("run", str(write_stream(tmp_path, bert_folder)), "--json")
     assert mended.code == 0
     assert mended.json["tasks"] == list(TASKS)

@@ -71,8 +71,8 @@ def compared(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield learner, stream, learner.compare(stream, {name: EVERY[name] for name in NAMES})
 
 
-def told(document: Any) -> dict[str, Any]:
-    return {one["strategy"]: one for one in document["strategies"]}
+def by_strategy(document: Any) -> dict[str, Any]:
+    return {strategy["strategy"]: strategy for strategy in document["strategies"]}
 
 
 def write_opposites(folder: Path) -> Stream:
@@ -86,8 +86,8 @@ def write_opposites(folder: Path) -> Stream:
     }
     words = {"yes": {"bad": "awful", "good": "superb"}, "no": {"bad": "superb", "good": "awful"}}
     tasks = [
-        entry | {"name": name, "template": {"text": "{{ text }} and {{ mask }}", "words": own}}
-        for name, own in words.items()
+        entry | {"name": name, "template": {"text": "{{ text }} and {{ mask }}", "words": label_words}}
+        for name, label_words in words.items()
     ]
     return write_stream(folder, method={"name": "lora", "rank": 4}, budget=BUDGET | {"epochs": 20}, tasks=tasks)
 
@@ -100,7 +100,7 @@ def test_one_body_forgets_what_is_contradicted_and_isolated_deltas_do_not(tmp_pa
         alone = learner.predict(texts, task="yes")
         document = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "sequential_delta")})
         assert learner.predict(texts, task="yes") == alone  # their probabilities too, to the bit
-    isolated, shared = (told(document)[name]["oracle"] for name in ("isolated", "sequential_delta"))
+    isolated, shared = (by_strategy(document)[name]["oracle"] for name in ("isolated", "sequential_delta"))
     assert isolated["matrix"][1] == [1.0, 1.0]
     assert isolated["forgetting"] == isolated["bwt"] == 0.0
     assert shared["matrix"][0][0] == 1.0
@@ -112,50 +112,56 @@ def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any])
     learner, _, document = compared
     runs = {run.strategy: run for run in learner.registry.strategies("core")}
     for name in ("sequential_delta", "ewc", "replay", "separate"):
-        one, steps = told(document)[name], runs[name].steps
-        frozen = [own.value for step in steps for own in step.scores if own.mode == "frozen"]
+        strategy, steps = by_strategy(document)[name], runs[name].steps
+        frozen = [score.value for step in steps for score in step.scores if score.mode == "frozen"]
         assert len(frozen) == 3
-        expected = asdict(continual_measures(one["oracle"]["matrix"], frozen))
-        assert {key: one["oracle"][key] for key in expected} == expected
-        routed = asdict(continual_measures(one["routed"]["matrix"]))
-        assert {key: one["routed"][key] for key in routed} == routed
-        assert 0 < one["routed"]["routing_accuracy"] <= 1
-        assert one["routed"]["acc"] <= one["oracle"]["acc"]  # a row that went astray is wrong
-        assert one["seconds"] == sum(step.seconds for step in steps)
-    assert found_ahead(told(document)["sequential_delta"]) == [True, True]
-    assert found_ahead(told(document)["separate"]) == [False, False]
-    assert told(document)["separate"]["oracle"]["fwt"] is None
+        expected = asdict(continual_measures(strategy["oracle"]["matrix"], frozen))
+        assert {key: strategy["oracle"][key] for key in expected} == expected
+        routed = asdict(continual_measures(strategy["routed"]["matrix"]))
+        assert {key: strategy["routed"][key] for key in routed} == routed
+        assert 0 < strategy["routed"]["routing_accuracy"] <= 1
+        assert strategy["routed"]["acc"] <= strategy["oracle"]["acc"]  # a row that went astray is wrong
+        assert strategy["seconds"] == sum(step.seconds for step in steps)
+    assert found_ahead(by_strategy(document)["sequential_delta"]) == [True, True]
+    assert found_ahead(by_strategy(document)["separate"]) == [False, False]
+    assert by_strategy(document)["separate"]["oracle"]["fwt"] is None
 
 
-def found_ahead(one: Any) -> list[bool]:
+def found_ahead(strategy: Any) -> list[bool]:
     """Whether a task's score before its training is known, in the body that earlier tasks left."""
-    return [one["oracle"]["matrix"][i - 1][i] is not None for i in range(1, 3)]
+    return [strategy["oracle"]["matrix"][i - 1][i] is not None for i in range(1, 3)]
 
 
 def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, Any]) -> None:
-    found = told(compared[2])
-    assert tuple(found) == NAMES
-    assert all(one["finished"] for one in found.values())
-    joint, own = found["joint"]["oracle"], found["isolated"]["oracle"]
+    strategies = by_strategy(compared[2])
+    assert tuple(strategies) == NAMES
+    assert all(strategy["finished"] for strategy in strategies.values())
+    joint, isolated = strategies["joint"]["oracle"], strategies["isolated"]["oracle"]
     assert joint["matrix"][:2] == [[None] * 3] * 2
     assert joint["acc"] == pytest.approx(sum(joint["matrix"][-1]) / 3)
     assert all(joint[name] is None for name in ("bwt", "fwt", "forgetting", "la", "aia", "intransigence"))
-    assert own["intransigence"] == pytest.approx(joint["acc"] - own["la"])
+    assert isolated["intransigence"] == pytest.approx(joint["acc"] - isolated["la"])
 
 
 def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
     _, stream, document = compared
-    found, labels = told(document), 2 + 2 + 3
+    strategies, labels = by_strategy(document), 2 + 2 + 3
     shared_delta = _first(bert, stream).state.shared_delta
     assert shared_delta is not None
     body = sum(value.numel() for value in shared_delta.values.values())
     heads = labels * (bert.hidden_size + 1)
-    assert found["sequential_delta"]["parameters"] == found["ewc"]["parameters"] == pytest.approx((body + heads) / 3)
-    assert found["isolated"]["parameters"] == pytest.approx(body + heads / 3)
-    assert found["sequential_delta"]["bytes"] == pytest.approx((2 * body + 4 * heads) / 3)
-    assert found["ewc"]["bytes"] == pytest.approx((10 * body + 4 * heads) / 3)  # with what matters, and where it was
-    assert found["replay"]["bytes"] > found["sequential_delta"]["bytes"]
-    assert found["separate"]["parameters"] > bert.parameter_count
+    assert (
+        strategies["sequential_delta"]["parameters"]
+        == strategies["ewc"]["parameters"]
+        == pytest.approx((body + heads) / 3)
+    )
+    assert strategies["isolated"]["parameters"] == pytest.approx(body + heads / 3)
+    assert strategies["sequential_delta"]["bytes"] == pytest.approx((2 * body + 4 * heads) / 3)
+    assert strategies["ewc"]["bytes"] == pytest.approx(
+        (10 * body + 4 * heads) / 3
+    )  # with what matters, and where it was
+    assert strategies["replay"]["bytes"] > strategies["sequential_delta"]["bytes"]
+    assert strategies["separate"]["parameters"] > bert.parameter_count
 
 
 def _first(bert: Backbone, stream: Stream, name: str = "sequential_delta") -> StrategyStep:
@@ -180,7 +186,10 @@ def test_it_is_kept_and_not_learned_again(
     monkeypatch.setattr(SequentialFineTuning, "learn", None)
     chosen = {name: EVERY[name] for name in ("sequential_delta", "isolated")}
     again = learner.compare(stream, chosen)
-    assert told(again)["sequential_delta"]["oracle"]["matrix"] == told(document)["sequential_delta"]["oracle"]["matrix"]
+    assert (
+        by_strategy(again)["sequential_delta"]["oracle"]["matrix"]
+        == by_strategy(document)["sequential_delta"]["oracle"]["matrix"]
+    )
     assert find_damage(learner.registry) == []
     assert {run.state for run in learner.registry.strategies("core")} == {None}
 
@@ -199,11 +208,11 @@ def test_a_comparison_that_was_killed_goes_on(
     assert strategy
     learn, steps = type(strategy).learn, []
 
-    def dies(self: Any, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+    def dies(self: Any, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         steps.append(number)
         if len(steps) == 3:
             raise KeyboardInterrupt
-        return learn(self, given, state, number)
+        return learn(self, context, state, number)
 
     monkeypatch.setattr(type(strategy), "learn", dies)
     with open_home(bert, tmp_path / "home") as learner:
@@ -211,12 +220,12 @@ def test_a_comparison_that_was_killed_goes_on(
             learner.compare(stream, {name: strategy})
         assert collect_garbage(learner.registry, dry_run=True) == []
         assert find_damage(learner.registry) == []
-        found = learner.compare(stream, {name: strategy})
+        comparison = learner.compare(stream, {name: strategy})
         assert find_damage(learner.registry) == []
         assert not list(learner.registry.blobs.iterate())  # what it went on from is gone
     assert steps == [0, 1, 2, 2]
     for mode in ("oracle", "routed"):
-        assert told(found)[name][mode]["matrix"] == told(document)[name][mode]["matrix"]
+        assert by_strategy(comparison)[name][mode]["matrix"] == by_strategy(document)[name][mode]["matrix"]
 
 
 def test_what_it_goes_on_from_may_be_lost(
@@ -224,21 +233,21 @@ def test_what_it_goes_on_from_may_be_lost(
 ) -> None:
     stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), SequentialFineTuning.learn
 
-    def dies(self: SequentialFineTuning, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+    def dies(self: SequentialFineTuning, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         if number == 1:
             raise KeyboardInterrupt
-        return learn(self, given, state, number)
+        return learn(self, context, state, number)
 
-    wanted = {"sequential_delta": EVERY["sequential_delta"]}
+    strategies = {"sequential_delta": EVERY["sequential_delta"]}
     with open_home(bert, tmp_path / "home") as learner:
         monkeypatch.setattr(SequentialFineTuning, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
-            learner.compare(stream, wanted)
+            learner.compare(stream, strategies)
         monkeypatch.setattr(SequentialFineTuning, "learn", learn)
         (run,) = learner.registry.strategies("core")
         Path(learner.registry.blobs.path(run.state or "")).unlink()
-        (one,) = learner.compare(stream, wanted)["strategies"]
-        assert one["finished"]
+        (strategy,) = learner.compare(stream, strategies)["strategies"]
+        assert strategy["finished"]
         assert "learns from its beginning" in caplog.text
         assert find_damage(learner.registry) == []
 
@@ -247,24 +256,24 @@ def test_a_purged_task_takes_what_was_learned_of_it_along(
     bert: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
-    wanted = {name: EVERY[name] for name in ("isolated", "sequential_delta")}
+    strategies = {name: EVERY[name] for name in ("isolated", "sequential_delta")}
     with open_home(bert, tmp_path / "home") as learner:
-        assert learner.compare(stream, wanted)["purged"] == []
+        assert learner.compare(stream, strategies)["purged"] == []
         before = learner.report("core")["oracle"]["matrix"]
         assert len(learner.registry.strategies("core")) == 1
         purge_task(learner.registry, "place")
         assert learner.registry.strategies("core") == ()
         assert find_damage(learner.registry) == []
-        again = learner.compare(stream, wanted)
+        again = learner.compare(stream, strategies)
         assert (again["tasks"], again["purged"]) == (["mood", "animals"], ["place"])
-        assert {tuple(one["tasks"]) for one in again["strategies"]} == {("mood", "animals")}
-        own, report = told(again)["isolated"], learner.report("core")
-        assert own["oracle"]["matrix"] == [[before[0][0], before[1][2]], [before[2][0], before[2][2]]]
+        assert {tuple(strategy["tasks"]) for strategy in again["strategies"]} == {("mood", "animals")}
+        isolated, report = by_strategy(again)["isolated"], learner.report("core")
+        assert isolated["oracle"]["matrix"] == [[before[0][0], before[1][2]], [before[2][0], before[2][2]]]
         frozen = [row["frozen_score"] for row in report["per_task"] if row["task"] != "place"]
-        measured = asdict(continual_measures(own["oracle"]["matrix"], frozen))
-        assert measured.items() <= own["oracle"].items(), "the measures are those of what is shown"
-        assert own["routed"]["matrix"][1] == [report["routed"]["matrix"][2][i] for i in (0, 2)]
-        assert own["bytes"] == sum(row["bytes"] for row in report["per_task"] if row["task"] != "place") / 2
+        measured = asdict(continual_measures(isolated["oracle"]["matrix"], frozen))
+        assert measured.items() <= isolated["oracle"].items(), "the measures are those of what is shown"
+        assert isolated["routed"]["matrix"][1] == [report["routed"]["matrix"][2][i] for i in (0, 2)]
+        assert isolated["bytes"] == sum(row["bytes"] for row in report["per_task"] if row["task"] != "place") / 2
         assert "since they were purged: place." in strategies_page(again)
         print_comparison(Console(), again)
         assert "since they were purged: place" in capsys.readouterr().out
@@ -278,19 +287,19 @@ def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone,
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
     fewer = stream.model_copy(update={"tasks": stream.tasks[:2]})
     with open_home(bert, tmp_path / "home") as learner:
-        for known, name in ((fewer, "sequential_delta"), (stream, "replay")):
-            learner.compare(known, {name: EVERY[name]})
+        for compared_stream, name in ((fewer, "sequential_delta"), (stream, "replay")):
+            learner.compare(compared_stream, {name: EVERY[name]})
             assert [run.strategy for run in latest_finished_runs(learner.registry, "core")] == [name]
 
 
 def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
     named = stream.model_copy(update={"tasks": (stream.tasks[0].model_copy(update={"name": "joint"}),)})
-    began: list[str] = []
+    started: list[str] = []
     with open_home(bert, tmp_path / "home") as learner:
-        wanted = {name: EVERY[name] for name in ("isolated", "joint")}
-        learner.compare(named, wanted, callbacks=RunCallbacks(on_start=began.append))
-    assert began == ["strategy isolated", "joint", "strategy joint"]
+        strategies = {name: EVERY[name] for name in ("isolated", "joint")}
+        learner.compare(named, strategies, callbacks=RunCallbacks(on_start=started.append))
+    assert started == ["strategy isolated", "joint", "strategy joint"]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +316,7 @@ def test_a_method_that_cannot_go_on_learning_is_refused(
 def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, then one strategy fails and the other is kept, shown, and told to MLflow."""
 
-    def fails(self: JointTraining, given: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+    def fails(self: JointTraining, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         raise TrainingError("the training loss became nan")
 
     write_stream(tmp_path, backbone=str(save_backbone(bert, tmp_path / "bert")), budget=BUDGET | {"epochs": 0})
@@ -320,11 +329,11 @@ def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch
     assert cli("compare", file, "--html", str(tmp_path / "none" / "page.html")).code == 2
     assert not (tmp_path / "home").exists(), "nothing was learned"
     monkeypatch.setattr(JointTraining, "learn", fails)
-    ran = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
-    assert ran.code == 1
-    assert [one["strategy"] for one in ran.json["strategies"]] == ["isolated", "replay"]
-    assert ran.json["failed"] == [{"strategy": "joint", "error": "TrainingError: the training loss became nan"}]
-    assert "strategy joint failed" in ran.err
+    result = cli("compare", file, "--strategies", "isolated,joint,replay", "--json", "--html", str(page))
+    assert result.code == 1
+    assert [strategy["strategy"] for strategy in result.json["strategies"]] == ["isolated", "replay"]
+    assert result.json["failed"] == [{"strategy": "joint", "error": "TrainingError: the training loss became nan"}]
+    assert "strategy joint failed" in result.err
     assert "replay" in page.read_text(encoding="utf-8")
     mlflow = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}")
     experiment = mlflow.get_experiment_by_name("continual").experiment_id
@@ -332,7 +341,7 @@ def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch
     assert {"core", "replay"} <= runs.keys()
     assert runs["replay"].data.tags["mlflow.parentRunId"] == runs["core"].info.run_id
     assert runs["replay"].data.params["rows"] == "20"
-    assert runs["replay"].data.metrics["oracle_acc"] == ran.json["strategies"][1]["oracle"]["acc"]
+    assert runs["replay"].data.metrics["oracle_acc"] == result.json["strategies"][1]["oracle"]["acc"]
     assert len(mlflow.get_metric_history(runs["replay"].info.run_id, "oracle_acc_so_far")) == 3
     assert "strategies.png" in {file.path for file in mlflow.list_artifacts(runs["core"].info.run_id)}
 
@@ -345,8 +354,8 @@ def test_tasks_of_several_kinds_share_a_body(tmp_path: Path) -> None:
         names = ("isolated", "sequential_delta", "ewc", "replay", "joint")
         document = learner.compare(stream, {name: EVERY[name] for name in names})
         assert document["failed"] == []
-        for one in document["strategies"]:
-            assert one["finished"]
-            assert None not in one["oracle"]["matrix"][-1]
-            assert one["routed"]["acc"] is not None
+        for strategy in document["strategies"]:
+            assert strategy["finished"]
+            assert None not in strategy["oracle"]["matrix"][-1]
+            assert strategy["routed"]["acc"] is not None
         assert find_damage(learner.registry) == []

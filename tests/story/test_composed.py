@@ -19,10 +19,10 @@ def test_auto_chooses_a_method_and_keeps_what_it_tried(bert_folder: Path, tmp_pa
     learner = open_home(bert_folder, tmp_path / "home")
     assert learner.run(stream) == {}
     stored = learner.registry.delta("animals@1")
-    tried = stored.tried
-    assert [trial["rows"] for trial in tried] == sorted(trial["rows"] for trial in tried)
-    assert len([trial for trial in tried if trial["rows"] == tried[0]["rows"]]) == 6
-    winner = max((t for t in tried if t["rows"] == tried[-1]["rows"]), key=lambda trial: trial["score"])
+    trials = stored.tried
+    assert [trial["rows"] for trial in trials] == sorted(trial["rows"] for trial in trials)
+    assert len([trial for trial in trials if trial["rows"] == trials[0]["rows"]]) == 6
+    winner = max((t for t in trials if t["rows"] == trials[-1]["rows"]), key=lambda trial: trial["score"])
     assert stored.method == winner["method"]["name"]
     assert stored.budget["learning_rate"] == winner["learning_rate"]
     assert learner.predict(["purr meow"], task="animals")[0].label
@@ -49,16 +49,16 @@ def test_a_subspace_is_spanned_by_what_was_learned(bert_folder: Path, tmp_path: 
         ("animals@1", "subspace", 0.5),
         ("mood@1", "subspace", 0.5),
     }
-    kept = {
+    deltas = {
         name: load_delta(learner.registry.blobs.get(digest_of(learner.registry, name)))
         for name in ("animals@1", "mood@1", "place@1")
     }
-    assert kept["place@1"].values.keys() == kept["mood@1"].values.keys()
-    first, second, point = (kept[name].values for name in ("animals@1", "mood@1", "place@1"))
+    assert deltas["place@1"].values.keys() == deltas["mood@1"].values.keys()
+    first, second, point = (deltas[name].values for name in ("animals@1", "mood@1", "place@1"))
     for key in first:  # on the line through the two
-        along, away = second[key] - first[key], point[key] - (first[key] + second[key]) / 2
-        cosine = (along * away).sum() / (along.norm() * away.norm()).clamp_min(1e-12)
-        assert away.norm() < 1e-6 or abs(float(cosine)) > 0.999
+        along, residual = second[key] - first[key], point[key] - (first[key] + second[key]) / 2
+        cosine = (along * residual).sum() / (along.norm() * residual.norm()).clamp_min(1e-12)
+        assert residual.norm() < 1e-6 or abs(float(cosine)) > 0.999
 
 
 def test_a_subspace_of_nothing_says_what_is_missing(bert_folder: Path, tmp_path: Path) -> None:

@@ -31,11 +31,11 @@ def settings_of(method: str) -> MethodSettings:
     return METHODS[method].model_validate(REQUIRED_SETTINGS.get(method, {}))
 
 
-def mixed(own: DeltaLayout) -> str:
+def mixed(layout: DeltaLayout) -> str:
     """How rows of many deltas of a method are computed in one batch."""
     ways = {
         not names or implements(type(edit.form), BatchedForm)
-        for (_, edit), names in zip(own.steps, own.names, strict=True)
+        for (_, edit), names in zip(layout.steps, layout.names, strict=True)
     }
     return "at once" if ways <= {True} else "in part" if True in ways else "by delta"
 
@@ -72,7 +72,9 @@ def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
 def test_the_unified_views_example_prints_what_it_says(minilm: Backbone) -> None:
     page = (DOCS / "explanation" / "unified-view.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    (said,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == said
+    (documented,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    completed = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == documented

@@ -50,13 +50,13 @@ def cluster(bucket: str) -> Iterator[Cluster]:
     """Two nodes with room for one worker each, which know of the bucket."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # as busy as the tests beside them
-        found = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-        found.add_node(**NODE)
+        ray_cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        ray_cluster.add_node(**NODE)
     ray.cloudpickle.register_pickle_by_value(eager_worker)  # the tests' modules are no worker's
-    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
-    yield found
+    ray.init(address=ray_cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield ray_cluster
     ray.shutdown()
-    found.shutdown()
+    ray_cluster.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -78,11 +78,11 @@ def attempts(learner: Learner) -> dict[str, int]:
     return {position.task: position.attempts for position in learner.registry.positions("core")}
 
 
-class Told:
+class CallbackLog:
     """What a watcher is told, and something that happens at the first step of `mood` after its first epochs."""
 
     def __init__(self, happens: Any = None) -> None:
-        self.began: list[str] = []
+        self.started: list[str] = []
         self.learned: list[str] = []
         self.noted: list[str] = []
         self.order: list[str] = []
@@ -92,7 +92,7 @@ class Told:
         return RunCallbacks(on_start=self._began, on_step=self._step, on_learned=self._learned, on_note=self._noted)
 
     def _began(self, task: str) -> None:
-        self.began.append(task)
+        self.started.append(task)
         self.order.append("began")
 
     def _learned(self, task: str, delta: str) -> None:
@@ -116,33 +116,33 @@ def test_a_killed_worker_costs_nothing_but_time(
     places = replace(resolve_locations(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
     with Learner.open(
         str(bert_folder), Registry.open(postgres_url, places.blobs), device="cpu", dtype="float32"
-    ) as one:
-        learner = Learner(one.backbone, one.registry, places)
+    ) as opened:
+        learner = Learner(opened.backbone, opened.registry, places)
 
         def kill() -> None:
             (position,) = [p for p in learner.registry.positions("core") if p.task == "mood"]
             assert position.holder
             os.kill(int(position.holder.split(":")[1]), signal.SIGKILL)
 
-        told = Told(kill)
-        assert learner.run(stream, callbacks=told.watcher(), engine=resolve_engine("ray", workers=2)) == {}
-        assert sorted(told.learned) == sorted(DELTAS), "each is learned once"
-        assert Counter(told.began) == {task: 2 if task == "mood" else 1 for task in TASKS}
+        log = CallbackLog(kill)
+        assert learner.run(stream, callbacks=log.watcher(), engine=resolve_engine("ray", workers=2)) == {}
+        assert sorted(log.learned) == sorted(DELTAS), "each is learned once"
+        assert Counter(log.started) == {task: 2 if task == "mood" else 1 for task in TASKS}
         assert attempts(learner) == {task: 2 if task == "mood" else 1 for task in TASKS}
-        assert [note for note in told.noted if "goes on after epoch" in note], "it goes on from its last checkpoint"
+        assert [note for note in log.noted if "goes on after epoch" in note], "it goes on from its last checkpoint"
         assert find_damage(learner.registry) == []
-        found, report = digests(learner), learner.report("core")
+        actual, report = digests(learner), learner.report("core")
     client = MlflowClient(tracking_uri=places.mlflow)
     runs = client.search_runs([client.get_experiment_by_name("continual").experiment_id])
     assert sorted(run.info.run_name for run in runs) == sorted(["core", *DELTAS]), "MLflow is told once"
     with open_home(bert_folder, tmp_path / "local") as local:
         assert local.run(stream, engine=LOCAL_ENGINE) == {}
-        assert digests(local) == found
+        assert digests(local) == actual
         assert local.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--engine", "rey"], "'rey' is not known; allowed: local, ray"),
         (["--workers", "2"], "has no option workers"),
@@ -156,11 +156,11 @@ def test_a_killed_worker_costs_nothing_but_time(
     ids=str,
 )
 def test_what_can_never_be_done_is_refused(
-    cluster: Cluster, cli: CliRunner, bert_folder: Path, tmp_path: Path, options: list[str], said: str
+    cluster: Cluster, cli: CliRunner, bert_folder: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     four_tasks(tmp_path)
-    ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
-    assert (ran.code, said in ran.err) == (2, True), ran.err
+    result = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), *options)
+    assert (result.code, message in result.err) == (2, True), result.err
     assert cli("deltas", "--json").json == []
 
 
@@ -200,20 +200,20 @@ def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytes
     """What one run removes at its end, or what is collected, another still finds."""
     monkeypatch.setattr("continual.cluster.PROBE_REFRESH_SECONDS", 0.01)
     places = resolve_locations(tmp_path, {})
-    with Registry.open(places.registry, places.blobs) as registry, publish_probe(registry) as one:
-        with publish_probe(registry) as other:
-            other.verify(registry)
+    with Registry.open(places.registry, places.blobs) as registry, publish_probe(registry) as first:
+        with publish_probe(registry) as second:
+            second.verify(registry)
         with pytest.raises(InputError, match="does not hold the blobs"):
-            other.verify(registry)
-        registry.blobs.delete(registry.blobs.stat(one.blob_digest), put_before=None)  # type: ignore[arg-type]
-        while not registry.blobs.exists(one.blob_digest):
+            second.verify(registry)
+        registry.blobs.delete(registry.blobs.stat(first.blob_digest), put_before=None)  # type: ignore[arg-type]
+        while not registry.blobs.exists(first.blob_digest):
             pass
-        one.verify(registry)
+        first.verify(registry)
         with (
             Registry.open(f"sqlite:///{tmp_path}/other.db", places.blobs) as another,
             pytest.raises(InputError, match="another registry here"),
         ):
-            one.verify(another)
+            first.verify(another)
 
 
 def test_without_ray_the_extra_is_named(
@@ -221,8 +221,8 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     four_tasks(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "continual.streams.ray.engine", None)
-    ran = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
-    assert (ran.code, "pip install 'continual[ray]'" in ran.err) == (2, True), ran.err
+    result = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
+    assert (result.code, "pip install 'continual[ray]'" in result.err) == (2, True), result.err
 
 
 def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
     stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as learner:
         with pytest.raises(KeyboardInterrupt):
-            learner.run(stream, callbacks=Told(stop).watcher(), engine=RayEngine(workers=1))
+            learner.run(stream, callbacks=CallbackLog(stop).watcher(), engine=RayEngine(workers=1))
         states = {p.task: (p.state, p.holder) for p in learner.registry.positions("core")}
         assert states["mood"] == states["food"] == ("waiting", None)
         assert learner.run(stream) == {}, "another run goes on"
@@ -319,11 +319,11 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
 def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
     """Nobody waits for a start that is still being learned, and the node that is left learns the rest."""
     stream = four_tasks(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
-    told = Told(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
+    log = CallbackLog(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:
-        assert learner.run(stream, callbacks=told.watcher(), engine=RayEngine()) == {}
-        assert sorted(told.learned) == sorted(DELTAS) == sorted(digests(learner))
-        assert told.order.index("learned") >= 2, "two tasks begin at once"
+        assert learner.run(stream, callbacks=log.watcher(), engine=RayEngine()) == {}
+        assert sorted(log.learned) == sorted(DELTAS) == sorted(digests(learner))
+        assert log.order.index("learned") >= 2, "two tasks begin at once"
         assert sum(attempts(learner).values()) == len(TASKS) + 1
         assert find_damage(learner.registry) == []
         report = learner.report("core")

@@ -30,8 +30,8 @@ TEXTS = list(rows_of("mood", 6, seed=7).texts)
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as found:
-        yield found
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def registered(learner: Learner, folder: Path, method: str) -> str:
     learner.learn(mood(folder))
     delta = perturbed_delta(learner.backbone, method)
     settings = Budget(max_length=16)
-    known = learner.registry.task("mood")
-    own = delta_record(
-        learner.registry.blobs, learner.backbone, delta, task=known, budget=settings, warm_start="scratch"
+    task_record = learner.registry.task("mood")
+    record = delta_record(
+        learner.registry.blobs, learner.backbone, delta, task=task_record, budget=settings, warm_start="scratch"
     )
     scores = [Score(split=split, metric="accuracy", value=1.0, rows=9) for split in ("validation", "test")]
     with learner.registry.unit_of_work() as unit:
-        return unit.add_delta(own, scores=scores)
+        return unit.add_delta(record, scores=scores)
 
 
 def stored(learner: Learner, name: str) -> Delta:
@@ -122,10 +122,10 @@ def test_what_is_imported_keeps_every_bit(
     values = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     save_file(values, file)
     name = learner.import_peft(tmp_path / "out", "mood", rows=mood(tmp_path) if scored else None)
-    found = stored(learner, name).values.values()
-    assert all(tensor.dtype == torch.float32 for tensor in found)
-    theirs = sorted(tensor.float().numpy().tobytes() for tensor in values.values())
-    assert sorted(tensor.numpy().tobytes() for tensor in found) == theirs
+    stored_values = stored(learner, name).values.values()
+    assert all(tensor.dtype == torch.float32 for tensor in stored_values)
+    file_values = sorted(tensor.float().numpy().tobytes() for tensor in values.values())
+    assert sorted(tensor.numpy().tobytes() for tensor in stored_values) == file_values
 
 
 def test_without_a_head_the_rows_make_one(learner: Learner, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_new_home_learns_of_a_task_by_its_rows_alone(learner: Learner, tmp_pat
     learner.learn(mood(tmp_path))
     learner.export("mood@1", tmp_path / "out")
     with Registry.open(f"sqlite:///{tmp_path / 'other.db'}", str(tmp_path / "other")) as registry:
-        other = Learner(bert, registry)
+        new_home = Learner(bert, registry)
         with pytest.raises(NotFound, match="mood"):
-            other.import_peft(tmp_path / "out", "mood")
-        assert other.import_peft(tmp_path / "out", "mood", rows=mood(tmp_path)) == "mood@1"
-        assert other.predict(TEXTS, false_abstentions=0)[0].task == "mood"
+            new_home.import_peft(tmp_path / "out", "mood")
+        assert new_home.import_peft(tmp_path / "out", "mood", rows=mood(tmp_path)) == "mood@1"
+        assert new_home.predict(TEXTS, false_abstentions=0)[0].task == "mood"
         assert registry.lineage("mood@1") == []
 
 
@@ -157,13 +157,13 @@ def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(lear
     learner.learn(mood(tmp_path))
     learner.export("mood@1", tmp_path / "out")
     about, head = tmp_path / "out" / "head.json", tmp_path / "out" / "head.safetensors"
-    said = json.loads(about.read_text())
-    about.write_text(json.dumps(said | {"labels": said["labels"][::-1]}))
+    document = json.loads(about.read_text())
+    about.write_text(json.dumps(document | {"labels": document["labels"][::-1]}))
     save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(head).items()}, head)
     learner.import_peft(tmp_path / "out", "mood")
     assert head_of(stored(learner, "mood@2")).labels == labels_of("mood")
     torch.testing.assert_close(answers(learner, "mood@2"), answers(learner, "mood@1"))
-    about.write_text(json.dumps(said | {"labels": ["bad", "fine"]}))
+    about.write_text(json.dumps(document | {"labels": ["bad", "fine"]}))
     with pytest.raises(ExchangeError, match=r"'fine'.*the task has \['bad', 'good'\]"):
         learner.import_peft(tmp_path / "out", "mood")
 
@@ -171,14 +171,14 @@ def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(lear
 def test_another_backbone_is_refused(learner: Learner, tmp_path: Path) -> None:
     learner.learn(mood(tmp_path))
     out = tmp_path / "out"
-    other = Learner(tiny_backbone("bert", seed=1), learner.registry)
+    other_learner = Learner(tiny_backbone("bert", seed=1), learner.registry)
     with pytest.raises(DeltaError, match="learned on backbone"):
-        other.export("mood@1", out)
+        other_learner.export("mood@1", out)
     learner.export("mood@1", out)
     with pytest.raises(ExchangeError, match=r"exported from backbone .* \(tiny-bert\)"):
-        other.import_peft(out, "mood")
+        other_learner.import_peft(out, "mood")
     save_file(load_file(out / "adapter_model.safetensors"), out / "adapter_model.safetensors")  # without our metadata
-    named = Learner(replace(other.backbone, name="another"), learner.registry)
+    named = Learner(replace(other_learner.backbone, name="another"), learner.registry)
     with pytest.raises(ExchangeError, match=r"trained on 'tiny-bert', and the backbone is 'another'"):
         named.import_peft(out, "mood")
     config = json.loads((out / "adapter_config.json").read_text())
@@ -210,8 +210,8 @@ def test_a_merged_model_is_loaded_by_transformers_and_as_a_backbone(learner: Lea
     with torch.no_grad():
         states = AutoModel.from_pretrained(out).eval()(**batch).last_hidden_state
     about, head = json.loads((out / "head.json").read_text()), load_file(out / "head.safetensors")
-    found = pool(states, batch["attention_mask"], about["pooling"]) @ head["weight"].T + head["bias"]
-    torch.testing.assert_close(found, answers(learner, name), rtol=1e-4, atol=1e-4)
+    scores = pool(states, batch["attention_mask"], about["pooling"]) @ head["weight"].T + head["bias"]
+    torch.testing.assert_close(scores, answers(learner, name), rtol=1e-4, atol=1e-4)
     assert load_backbone(str(out), device="cpu").fingerprint != learner.backbone.fingerprint
 
 
@@ -277,8 +277,8 @@ def test_a_regressions_head_answers_in_its_own_units(gpt2: Backbone, registry: R
     learner.export("regression@1", out)
     delta, head = stored(learner, "regression@1"), load_file(out / "head.safetensors")
     vectors = encode(learner.backbone, tokenize(learner.backbone, TEXTS, max_length=24), delta=delta)
-    found = (vectors @ head["weight"].T + head["bias"]).squeeze(1).tolist()
-    assert found == pytest.approx([p.label for p in learner.predict(TEXTS, "regression")], rel=1e-4)
+    result = (vectors @ head["weight"].T + head["bias"]).squeeze(1).tolist()
+    assert result == pytest.approx([p.label for p in learner.predict(TEXTS, "regression")], rel=1e-4)
 
 
 def test_an_adapter_of_another_kind_of_task_is_refused(gpt2: Backbone, registry: Registry, tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ class PowerCut(BaseException):
 
 
 def cut(task: str, step: int) -> Callable[[str, int, int], None]:
-    def at(name: str, done: int, total: int) -> None:
+    def on_step(name: str, done: int, total: int) -> None:
         if (name, done) == (task, step):
             raise PowerCut
 
-    return at
+    return on_step
 
 
 def cut_short(learner: Learner, stream: Any, *, task: str, step: int) -> None:
@@ -73,11 +73,11 @@ def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["kills"]["kills"] == 4
-    assert found["damage"]["damaged"] > 30
-    assert found["database_restarted"]["restarts"] == 2
-    assert found["wrong"] == []
+    document = json.loads(done.stdout)
+    assert document["kills"]["kills"] == 4
+    assert document["damage"]["damaged"] > 30
+    assert document["database_restarted"]["restarts"] == 2
+    assert document["wrong"] == []
 
 
 def test_what_was_decided_is_not_decided_anew(
@@ -85,9 +85,9 @@ def test_what_was_decided_is_not_decided_anew(
 ) -> None:
     """A search found the method and a neighbour was the start; the next run goes on with both, to the same bits."""
     stream = write_stream(tmp_path, tasks=("animals", "mood"), method=AUTO, warm_start="nearest")
-    with open_home(bert_folder, tmp_path / "undisturbed") as other:
-        assert other.run(stream) == {}
-        expected, report = digests(other), other.report("core")
+    with open_home(bert_folder, tmp_path / "undisturbed") as undisturbed:
+        assert undisturbed.run(stream) == {}
+        expected, report = digests(undisturbed), undisturbed.report("core")
     cut_short(learner, stream, task="mood", step=6)
     assert find_damage(learner.registry) == []
     monkeypatch.setattr("continual.learning.learn.plan_task", None)  # not to be called
@@ -95,10 +95,10 @@ def test_what_was_decided_is_not_decided_anew(
     assert learner.run(stream, callbacks=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
     assert noted == ["mood goes on after epoch 1"]
     assert digests(learner) == expected
-    found = learner.report("core")
+    actual = learner.report("core")
     for same in ("oracle", "routed"):
-        assert found[same] == report[same]
-    assert [task["parents"] for task in found["per_task"]] == [task["parents"] for task in report["per_task"]]
+        assert actual[same] == report[same]
+    assert [task["parents"] for task in actual["per_task"]] == [task["parents"] for task in report["per_task"]]
     assert learner.registry.delta("mood@1").tried
     assert load_checkpoint(learner.registry, "core", number=1) is None
     assert find_damage(learner.registry) == []
@@ -117,9 +117,9 @@ def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
         place.write_bytes(place.read_bytes()[:-1])
         assert ["its checkpoint" in line for line in find_damage(learner.registry)] == [True]
     stream = write_stream(tmp_path, tasks=("animals",), **changed)
-    with open_home(bert_folder, tmp_path / "undisturbed") as other:
-        assert other.run(stream) == {}
-        expected = digests(other)
+    with open_home(bert_folder, tmp_path / "undisturbed") as undisturbed:
+        assert undisturbed.run(stream) == {}
+        expected = digests(undisturbed)
     with caplog.at_level(logging.WARNING):
         assert learner.run(stream) == {}
     assert "is learned from its beginning" in caplog.text
@@ -130,14 +130,16 @@ def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
 def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[int] = []
+    checkpoints: list[int] = []
     monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 1000.0)
-    monkeypatch.setattr("continual.learning.checkpoint.save_checkpoint", lambda *_, epoch, **__: kept.append(epoch))
+    monkeypatch.setattr(
+        "continual.learning.checkpoint.save_checkpoint", lambda *_, epoch, **__: checkpoints.append(epoch)
+    )
     assert learner.run(write_stream(tmp_path, tasks=("animals",))) == {}
-    assert kept == []
+    assert checkpoints == []
     monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 0.0)
     assert learner.run(write_stream(tmp_path, tasks=("animals", "mood"))) == {}
-    assert kept == [0, 1, 2]
+    assert checkpoints == [0, 1, 2]
 
 
 def test_a_checkpoint_that_cannot_be_kept_stops_nothing(

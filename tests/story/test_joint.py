@@ -46,14 +46,14 @@ def write_stream(folder: Path, *, joint: int, **of_task: dict[str, Any]) -> Path
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tasks were begun together, each time."""
-    found: list[int] = []
+    group_sizes: list[int] = []
 
-    def counted(stints: Any, *, seed: int) -> Any:
-        found.append(len(stints))
-        return train_jointly(stints, seed=seed)
+    def counted(runs: Any, *, seed: int) -> Any:
+        group_sizes.append(len(runs))
+        return train_jointly(runs, seed=seed)
 
     monkeypatch.setattr("continual.streams.positions.train_jointly", counted)
-    return found
+    return group_sizes
 
 
 def test_a_stream_is_learned_in_groups(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
@@ -78,8 +78,8 @@ def test_how_many_are_learned_together_changes_no_recipe(learner: Learner, tmp_p
 def test_one_that_fails_takes_no_other_with_it(
     learner: Learner, tmp_path: Path, groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*given: Any, **how: Any) -> Delta:
-        delta = initial_delta(*given, **how)
+    def broken(*args: Any, **how: Any) -> Delta:
+        delta = initial_delta(*args, **how)
         return delta.map(lambda tensor: tensor * torch.inf) if delta.head and "good" in delta.head.labels else delta
 
     monkeypatch.setattr("continual.learning.learn.initial_delta", broken)
@@ -94,7 +94,7 @@ def test_one_that_fails_takes_no_other_with_it(
 def test_stopped_by_hand_it_goes_on(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = read_stream(write_stream(tmp_path, joint=4))
 
-    def stopped(*given: Any) -> Any:
+    def stopped(*args: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

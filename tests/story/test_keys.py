@@ -27,9 +27,9 @@ def test_a_key_from_its_making_to_its_end(cli: CliRunner, tmp_path: Path) -> Non
         assert list(registry.active_keys().values()) == [("ops", "admin")]
     shown = cli("keys")
     assert revoked["revoked_at"] in shown.out
-    for told in (listed.out, shown.out, shown.err):
-        assert secret not in told
-        assert made["secret"] not in told
+    for output in (listed.out, shown.out, shown.err):
+        assert secret not in output
+        assert made["secret"] not in output
 
 
 def test_wrong_words_exit_with_two(cli: CliRunner) -> None:
@@ -37,9 +37,9 @@ def test_wrong_words_exit_with_two(cli: CliRunner) -> None:
     assert cli("keys", "revoke", "ci").code == 2
     assert cli("keys", "add", "ci").code == 0
     for words in (("add", "ci"), ("add", ""), ("add", "ci@1"), ("add", "x" * 501), ("revoke", "ic")):
-        ran = cli("keys", *words)
-        assert (ran.code, ran.out) == (2, "")
-        assert ran.err
+        result = cli("keys", *words)
+        assert (result.code, result.out) == (2, "")
+        assert result.err
     assert cli("keys", "revoke", "ci").code == 0
     assert cli("keys", "revoke", "ci").code == 2
     assert cli("keys", "add", "ci").code == 2, "names are for the log: none is given twice"

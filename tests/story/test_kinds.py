@@ -137,8 +137,8 @@ def run(learner: Learner, stream: Stream) -> dict[str, float]:
 
 def stored(learner: Learner, name: str) -> tuple[Delta, list[str]]:
     """A delta, and the labels that the registry has for it."""
-    found = learner.registry.delta(name)
-    return load_delta(learner.registry.blobs.get(require_digest(found.digest, name))), list(found.labels)
+    record = learner.registry.delta(name)
+    return load_delta(learner.registry.blobs.get(require_digest(record.digest, name))), list(record.labels)
 
 
 def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_language_model_learns_to_write(kind: str, folders: Callable[[str], Pa
         assert (delta.head, labels) == (None, [])
         decoders = [name for name in delta.values if name.startswith("decoder.")]
         assert bool(decoders) == (kind == "t5"), "edits of a decoder belong to what is written"
-        found = learner.predict(["lovely bright superb", "awful dull broken"], task="echo")
-        assert [p.label for p in found] == ["sugar", "lemon lime"]
-        assert all(p.score is not None and 0 < p.score <= 1 for p in found)
+        predictions = learner.predict(["lovely bright superb", "awful dull broken"], task="echo")
+        assert [p.label for p in predictions] == ["sugar", "lemon lime"]
+        assert all(p.score is not None and 0 < p.score <= 1 for p in predictions)
 
 
 @pytest.mark.parametrize("kind", ["masked", "gpt2", "t5"])
@@ -199,9 +199,9 @@ def test_a_template_needs_no_head_and_few_rows(
             tmp_path, "cloze", changes={"name": "few", "shots": 8}, name="few", budget=BUDGET | {"epochs": 20}
         )
         assert run(learner, few)["few"] > max(zero, 0.8)
-        found = learner.predict(["lovely bright superb", "awful dull broken"], task="few")
-        assert [p.label for p in found] == ["good", "bad"]
-        assert all(p.score is not None and 0.5 <= p.score <= 1 for p in found)
+        predictions = learner.predict(["lovely bright superb", "awful dull broken"], task="few")
+        assert [p.label for p in predictions] == ["good", "bad"]
+        assert all(p.score is not None and 0.5 <= p.score <= 1 for p in predictions)
 
 
 def test_learning_again_is_the_same_to_the_bit(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_learning_again_is_the_same_to_the_bit(folders: Callable[[str], Path], t
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
         ("echo", r"task 'echo': generation needs a backbone that writes text, and .* is an encoder, which only reads; "
                  r"give a causal or an encoder-decoder one with --backbone, such as gpt2 or t5-small"),
@@ -224,10 +224,10 @@ def test_learning_again_is_the_same_to_the_bit(folders: Callable[[str], Path], t
     ],
 )  # fmt: skip
 def test_what_a_backbone_cannot_do_is_refused_before_anything_is_learned(
-    task: str, said: str, folders: Callable[[str], Path], tmp_path: Path
+    task: str, message: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with open_home(folders("bert"), tmp_path / "home") as learner:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             learner.run(write_kinds(tmp_path, "mood", task))
         assert learner.registry.deltas() == []
 
@@ -238,13 +238,13 @@ def test_no_template_leaks_into_what_a_router_sees(masked_folder: Path, tmp_path
         run(learner, write_kinds(tmp_path, "cloze", budget=BUDGET | {"epochs": 0}))
         plain = {"name": "plain", "template": None}
         run(learner, write_kinds(tmp_path, "cloze", changes=plain, name="plain", budget=BUDGET | {"epochs": 0}))
-        found = [
+        result = [
             RoutingStatistics.from_bytes(learner.registry.blobs.get(learner.registry.signature(delta).routing or ""))
             for delta in ("cloze@1", "plain@1")
         ]
-    assert torch.equal(found[0].means, found[1].means)
-    assert torch.equal(found[0].factor, found[1].factor)
-    assert torch.equal(found[0].held_out.random_features, found[1].held_out.random_features)
+    assert torch.equal(result[0].means, result[1].means)
+    assert torch.equal(result[0].factor, result[1].factor)
+    assert torch.equal(result[0].held_out.random_features, result[1].held_out.random_features)
 
 
 def test_a_template_that_does_not_suit_the_backbone_is_refused(masked_folder: Path, tmp_path: Path) -> None:
@@ -260,17 +260,19 @@ def test_a_template_that_does_not_suit_the_backbone_is_refused(masked_folder: Pa
 def test_a_task_keeps_its_kind(folders: Callable[[str], Path], tmp_path: Path) -> None:
     with open_home(folders("t5"), tmp_path / "home") as learner:
         run(learner, write_kinds(tmp_path, "echo", budget=BUDGET | {"epochs": 0}))
-        other = {"kind": "classification", "label": "label", "target": None, "metric": "accuracy"}
+        other_kind = {"kind": "classification", "label": "label", "target": None, "metric": "accuracy"}
         with pytest.raises(InputError, match="kind 'generation' became 'classification'"):
-            learner.run(write_kinds(tmp_path, "echo", changes=other).model_copy(update={"name": "others"}))
+            learner.run(write_kinds(tmp_path, "echo", changes=other_kind).model_copy(update={"name": "others"}))
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
 def test_every_kind_can_be_estimated(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     with open_home(folders(kind), tmp_path / "home") as learner:
         stream = write_kinds(tmp_path, *KINDS)
-        estimates = {found.task: found for found in estimate_stream(learner.backbone, learner.registry, stream)}
-        assert all(found.seconds > 0 and found.parameters > 0 for found in estimates.values())
+        estimates = {
+            estimate.task: estimate for estimate in estimate_stream(learner.backbone, learner.registry, stream)
+        }
+        assert all(estimate.seconds > 0 and estimate.parameters > 0 for estimate in estimates.values())
         assert estimates["echo"].labels == estimates["warmth"].labels == 0
         assert (estimates["echo"].parameters > estimates["mood"].parameters) == (kind == "t5")
 

@@ -66,7 +66,7 @@ def home(learned: Path, tmp_path: Path) -> Path:
 def on_bert(learner: Learner, bert_folder: Path) -> dict[str, tuple[Any, ...]]:
     """All that is known of what serves on the old backbone."""
     registry = learner.registry
-    (old,) = (own for own in registry.backbones() if own.name == str(bert_folder))
+    (old,) = (backbone for backbone in registry.backbones() if backbone.name == str(bert_folder))
     names = [champion.delta for champion in registry.champions(old.fingerprint)]
     return {name: (registry.delta(name), registry.signature(name), registry.scores(delta=name)) for name in names}
 
@@ -79,12 +79,12 @@ def test_every_task_is_learned_again_beside_the_old_one(
     bert_folder: Path, roberta_folder: Path, learned: Path, home: Path
 ) -> None:
     with open_home(roberta_folder, home) as learner:
-        before, began = on_bert(learner, bert_folder), list[str]()
-        rows = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
+        before, started = on_bert(learner, bert_folder), list[str]()
+        rows = learner.migrate(callbacks=RunCallbacks(on_start=started.append))
         assert on_bert(learner, bert_folder) == before
-        assert began == ["place", "animals", "mood"], "as they were learned"
+        assert started == ["place", "animals", "mood"], "as they were learned"
         assert [(row.old, row.new, row.state) for row in rows] == [
-            (f"{task}@1", f"{task}@2", "learned") for task in began
+            (f"{task}@1", f"{task}@2", "learned") for task in started
         ]
         for row in rows:
             old, new = learner.registry.delta(row.old), learner.registry.delta(f"{row.task}@2")
@@ -105,14 +105,14 @@ def test_every_task_is_learned_again_beside_the_old_one(
         stream = learner.registry.last_stream()
         assert stream
         report = learner.report(stream)
-        assert report["tasks"] == began
+        assert report["tasks"] == started
         assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
         assert find_damage(learner.registry) == []
-        again = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
-        assert (again, len(began)) == (rows, 3), "what is migrated is not learned again"
+        again = learner.migrate(callbacks=RunCallbacks(on_start=started.append))
+        assert (again, len(started)) == (rows, 3), "what is migrated is not learned again"
     with open_home(bert_folder, home) as learner:
-        assert learner.run(read_stream(learned / "stream.yaml"), callbacks=RunCallbacks(on_start=began.append)) == {}
-        assert len(began) == 3
+        assert learner.run(read_stream(learned / "stream.yaml"), callbacks=RunCallbacks(on_start=started.append)) == {}
+        assert len(started) == 3
         assert {p.delta for p in learner.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
 
 
@@ -120,8 +120,8 @@ def test_what_is_worse_waits_for_a_person(bert_folder: Path, blind_folder: Path,
     with open_home(blind_folder, home) as learner:
         (row,) = learner.migrate(tasks=["mood"])
         stored = learner.registry.delta("mood@2")
-        said = f"worse than mood@1 on {bert_folder}: validation accuracy {row.new_validation:.4f} against 1.0000"
-        assert (stored.status, stored.reason, row.reason, row.serves) == ("candidate", said, said, None)
+        message = f"worse than mood@1 on {bert_folder}: validation accuracy {row.new_validation:.4f} against 1.0000"
+        assert (stored.status, stored.reason, row.reason, row.serves) == ("candidate", message, message, None)
         with pytest.raises(InputError, match="nothing has been learned"):
             learner.predict(["lovely bright"], "mood")
         promote_delta(learner.registry, "mood@2", reason="it will do")
@@ -143,21 +143,21 @@ def test_rows_that_are_gone_or_others_leave_their_task_alone(bert_folder: Path, 
         assert old.import_peft(folder / "out", "mood") == "mood@2"
     with open_home(blind_folder, folder / "own") as learner:
         longer = rows_of("animals", 6, seed=7)
-        kept = (folder / "animals/train.jsonl").read_text()
+        original = (folder / "animals/train.jsonl").read_text()
         write_rows(folder / "animals/train.jsonl", longer.texts, longer.labels)
         more = (folder / "animals/train.jsonl").read_text()
-        (folder / "animals/train.jsonl").write_text(kept + more)  # behind: they are told from the old ones
+        (folder / "animals/train.jsonl").write_text(original + more)  # behind: they are told from the old ones
         rows = folder / "place/train.jsonl"
         right = rows.read_text()
         rows.write_text(right.replace("wave", "tower"))
-        found = by_task(learner.migrate())
-        assert {task: row.state for task, row in found.items()} == {
+        outcomes = by_task(learner.migrate())
+        assert {task: row.state for task, row in outcomes.items()} == {
             "animals": "learned",
             "mood": "left",
             "place": "left",
         }
-        assert "imported" in str(found["mood"].reason)
-        assert "others than those that place@1 was learned from" in str(found["place"].reason)
+        assert "imported" in str(outcomes["mood"].reason)
+        assert "others than those that place@1 was learned from" in str(outcomes["place"].reason)
         rows.unlink()
         assert "no file" in str(by_task(learner.migrate())["place"].reason)
         with pytest.raises(InputError, match=r"nothing to migrate:\nplace@1: .*no file"):
@@ -182,7 +182,7 @@ def test_a_later_version_is_migrated_under_another_name(bert_folder: Path, blind
         assert "migrated before as mood@2" in str(rows["mood"].reason)
         (row,) = learner.migrate(tasks=["mood"], name="once-more")
         assert (row.old, row.new, row.state) == (later, "mood@4", "learned")
-        with pytest.raises(InputError, match="stream 'core' is not that of a migration"):
+        with pytest.raises(InputError, match="stream 'core' does not belong to a migration"):
             learner.migrate(name="core")
 
 
@@ -191,26 +191,26 @@ def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home
     words = ["-m", "tests.helpers.processes.migration", str(roberta_folder), str(home), "animals", "6"]
     with subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as others:
-        assert others.stdout
-        assert others.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
+    ) as processes:
+        assert processes.stdout
+        assert processes.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
         with open_home(roberta_folder, home) as learner:
             assert find_damage(learner.registry) == []
             assert [row["delta"] for row in learner.registry.deltas() if row["version"] > 1] == ["place@2"]
-        assert others.communicate("\n")[0] == "0\n0\n", (tmp_path / "home.log").read_text()
+        assert processes.communicate("\n")[0] == "0\n0\n", (tmp_path / "home.log").read_text()
     log = (tmp_path / "home.log").read_text()
     assert log.count("animals goes on after epoch 1") == 1
-    with open_home(roberta_folder, home) as learner, open_home(roberta_folder, undisturbed) as other:
+    with open_home(roberta_folder, home) as learner, open_home(roberta_folder, undisturbed) as reference:
         assert len(learner.registry.deltas()) == 6, "each is learned once"
         assert find_damage(learner.registry) == []
-        began: list[str] = []
-        rows = learner.migrate(callbacks=RunCallbacks(on_start=began.append))
-        assert ([row.state for row in rows], began) == (["learned"] * 3, [])
+        started: list[str] = []
+        rows = learner.migrate(callbacks=RunCallbacks(on_start=started.append))
+        assert ([row.state for row in rows], started) == (["learned"] * 3, [])
         routed = learner.report(str(learner.registry.last_stream()))["routed"]["matrix"]
         assert all(routed[t][i] is not None for t in range(3) for i in range(t + 1))
-        other.migrate(tasks=["place", "animals"])
+        reference.migrate(tasks=["place", "animals"])
         for delta in ("place@2", "animals@2"):
-            assert learner.registry.delta(delta).digest == other.registry.delta(delta).digest
+            assert learner.registry.delta(delta).digest == reference.registry.delta(delta).digest
 
 
 def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path, home: Path) -> None:
@@ -287,17 +287,17 @@ def test_on_the_command_line(
     assert len(cli("deltas", "--json").json) == 2, "nothing was learned"
     with monkeypatch.context() as patch:
         patch.setattr("continual.streams.positions.prepare_task", failing)
-        ran = cli("migrate", *new, "--from", str(bert_folder), "--json")
-    assert ran.code == 1
-    assert all(set(row) == set(MigrationOutcome.__dataclass_fields__) for row in ran.json)
-    assert [(row["task"], row["new"], row["state"]) for row in ran.json] == [
+        result = cli("migrate", *new, "--from", str(bert_folder), "--json")
+    assert result.code == 1
+    assert all(set(row) == set(MigrationOutcome.__dataclass_fields__) for row in result.json)
+    assert [(row["task"], row["new"], row["state"]) for row in result.json] == [
         ("mood", "mood@2", "learned"),
         ("place", None, "failed"),
     ]
-    assert "task place failed: TrainingError: the loss is not a number" in ran.err
+    assert "task place failed: TrainingError: the loss is not a number" in result.err
     again = cli("migrate", *new, "--tasks", "place", "--json")
     assert (again.code, [row["new"] for row in again.json]) == (0, ["place@2"])
-    if ran.json[0]["serves"] is None:
+    if result.json[0]["serves"] is None:
         cli("deltas", "promote", "mood@2")
     assert cli("mlflow", "--json").json == [], "MLflow was told"
     (tmp_path / "texts").write_text("lovely bright\n")

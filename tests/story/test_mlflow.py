@@ -26,8 +26,8 @@ EXPERIMENT = "continual"
 
 
 def client(home: Path) -> tuple[MlflowClient, str]:
-    found = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
-    return found, found.get_experiment_by_name(EXPERIMENT).experiment_id
+    mlflow_client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    return mlflow_client, mlflow_client.get_experiment_by_name(EXPERIMENT).experiment_id
 
 
 def test_one_run_per_stream_and_one_nested_per_task(cli: CliRunner, stream: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -65,7 +65,7 @@ def test_a_stream_goes_on_without_mlflow_and_sends_later(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert cli("run", str(stream)).code == 0
-    assert "could not be told" in caplog.text
+    assert "could not be sent" in caplog.text
     assert {row["mlflow_run"] for row in cli("deltas", "--json").json} == {None}
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert cli("run", str(stream)).code == 0
@@ -163,12 +163,18 @@ def test_no_password_reaches_mlflow_or_a_message(
     monkeypatch.setenv("CONTINUAL_REGISTRY_URL", url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{SECRET}@127.0.0.1:9/?token={SECRET}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    said = [cli("learn", str(file)), cli("mlflow", "--json"), cli("mlflow", "sync"), cli("ui"), cli("tasks", "--json")]
-    assert [ran.code for ran in said] == [0, 0, 1, 2, 0]
-    assert "127.0.0.1" in said[1].out, "the reason is told"
+    results = [
+        cli("learn", str(file)),
+        cli("mlflow", "--json"),
+        cli("mlflow", "sync"),
+        cli("ui"),
+        cli("tasks", "--json"),
+    ]
+    assert [result.code for result in results] == [0, 0, 1, 2, 0]
+    assert "127.0.0.1" in results[1].out, "the reason is told"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    said += [cli("mlflow", "sync", "--json")]
-    assert said[-1].code == 0
+    results += [cli("mlflow", "sync", "--json")]
+    assert results[-1].code == 0
     set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
     assert set(pyfunc.load_model("models:/mood@champion").predict(TEXTS)["task"]) == {"mood"}
     monkeypatch.delenv("CONTINUAL_REGISTRY_URL")
@@ -176,18 +182,18 @@ def test_no_password_reaches_mlflow_or_a_message(
         pyfunc.load_model("models:/mood@champion")
     for bad in (url.replace("postgres:", "postgres:x", 1).replace("127.0.0.1", "127.0.0.2"), f"oracel://a:{SECRET}@b"):
         monkeypatch.setenv("CONTINUAL_REGISTRY_URL", bad)
-        said += [cli("tasks"), cli("db", "upgrade"), cli("verify")]
-        assert [ran.code for ran in said[-3:]] == [2, 2, 2]
-    assert not [ran for ran in said if SECRET in ran.out + ran.err]
+        results += [cli("tasks"), cli("db", "upgrade"), cli("verify")]
+        assert [result.code for result in results[-3:]] == [2, 2, 2]
+    assert not [result for result in results if SECRET in result.out + result.err]
     assert SECRET not in caplog.text
-    kept = [path for path in home.rglob("*") if path.is_file()]
-    assert len(kept) > 5
-    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_a_port_that_cannot_be_listened_on_is_said(cli: CliRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):
-            ran = cli("ui", "--port", str(port))
-            assert ran.code == 2
-            assert f"cannot listen on port {port}" in ran.err
+            result = cli("ui", "--port", str(port))
+            assert result.code == 2
+            assert f"cannot listen on port {port}" in result.err

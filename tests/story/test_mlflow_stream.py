@@ -63,7 +63,7 @@ def wait_for(address: str) -> None:
     raise AssertionError(f"{address} does not answer")
 
 
-def asked(address: str, body: dict[str, Any]) -> Rows:
+def invoke(address: str, body: dict[str, Any]) -> Rows:
     headers = {"Content-Type": "application/json"}
     with urlopen(Request(f"{address}/invocations", json.dumps(body).encode(), headers), timeout=60) as answer:
         rows: Rows = json.load(answer)["predictions"]
@@ -80,28 +80,32 @@ def same(answers: Rows, expected: Rows) -> None:
     assert numbers(answers) == pytest.approx(numbers(expected), abs=1e-5)
 
 
-def shape(found: Any) -> Any:
+def shape(document: Any) -> Any:
     """A document with all numbers alike."""
-    if isinstance(found, dict):
-        return {key: shape(value) for key, value in found.items()}
-    if isinstance(found, list):
-        return [shape(value) for value in found]
-    return "a number" if isinstance(found, float) else found
+    if isinstance(document, dict):
+        return {key: shape(value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [shape(value) for value in document]
+    return "a number" if isinstance(document, float) else document
 
 
-def numbers(found: Any) -> list[float]:
+def numbers(document: Any) -> list[float]:
     """The numbers of a document, in order."""
-    if isinstance(found, dict | list):
-        return [own for value in (found.values() if isinstance(found, dict) else found) for own in numbers(value)]
-    return [found] if isinstance(found, float) else []
+    if isinstance(document, dict | list):
+        return [
+            number
+            for value in (document.values() if isinstance(document, dict) else document)
+            for number in numbers(value)
+        ]
+    return [document] if isinstance(document, float) else []
 
 
 def lines(cli: CliRunner, folder: Path, texts: list[Any], *more: str) -> Rows:
     file = folder / "lines.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    ran = cli("predict", str(file), *more)
-    assert ran.code == 0, ran.err
-    return [json.loads(line) for line in ran.out.splitlines()]
+    result = cli("predict", str(file), *more)
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
 
 
 def test_a_stream_served_by_mlflow_answers_as_predict_does(
@@ -126,22 +130,25 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
 
         wait_for(address)
         with ThreadPoolExecutor(4) as clients:
-            for answers in clients.map(lambda _: asked(address, {"inputs": TEXTS}), range(8)):
+            for answers in clients.map(lambda _: invoke(address, {"inputs": TEXTS}), range(8)):
                 same(answers, routed)
-        same(asked(address, frame(["text"], [[text] for text in TEXTS])), routed)
-        same(asked(address, {"inputs": [PAIR, PAIR]}), lines(cli, tmp_path, [PAIR, PAIR]))
+        same(invoke(address, frame(["text"], [[text] for text in TEXTS])), routed)
+        same(invoke(address, {"inputs": [PAIR, PAIR]}), lines(cli, tmp_path, [PAIR, PAIR]))
         mixed = lines(cli, tmp_path, [*TEXTS, PAIR])
-        same(asked(address, frame(["text"], [[text] for text in [*TEXTS, PAIR]])), mixed)
-        told = lines(cli, tmp_path, TEXTS, "--task", "mood")
-        same(asked(address, {"inputs": {"text": TEXTS, "task": ["mood"] * len(TEXTS)}}), told)
+        same(invoke(address, frame(["text"], [[text] for text in [*TEXTS, PAIR]])), mixed)
+        named = lines(cli, tmp_path, TEXTS, "--task", "mood")
+        same(invoke(address, {"inputs": {"text": TEXTS, "task": ["mood"] * len(TEXTS)}}), named)
         some = [None, "mood", None, "place"]
         with Learner.open(str(bert_folder), tmp_path / "home") as learner:
-            found = Predictor(learner.backbone, learner.registry).predict(TEXTS, task=some)
+            predictions = Predictor(learner.backbone, learner.registry).predict(TEXTS, task=some)
         rows = [[text, task] for text, task in zip(TEXTS, some, strict=True)]
-        same(asked(address, frame(["text", "task"], rows)), json.loads(json.dumps([asdict(one) for one in found])))
+        same(
+            invoke(address, frame(["text", "task"], rows)),
+            json.loads(json.dumps([asdict(prediction) for prediction in predictions])),
+        )
         for bad in ({"inputs": [1]}, frame(["text", "task"], [["a", "mod"]])):
             with pytest.raises(HTTPError, match="400"):
-                asked(address, bad)
+                invoke(address, bad)
 
 
 def test_a_version_of_a_streams_model_stays_as_it_was(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:

@@ -60,13 +60,13 @@ def home(tmp_path: Path) -> Path:
 def test_report_writes_a_page(cli: CliRunner, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("before")
-    ran = cli("report", "core", "--json", "--html", str(file))
-    assert ran.code == 0, ran.err
-    assert ran.json == cli("report", "core", "--json").json
+    result = cli("report", "core", "--json", "--html", str(file))
+    assert result.code == 0, result.err
+    assert result.json == cli("report", "core", "--json").json
     text = file.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
-    assert f"<dd>{ran.json['oracle']['acc']:.3f}</dd>" in text
-    for unfinished in ran.json["unfinished"]:
+    assert f"<dd>{result.json['oracle']['acc']:.3f}</dd>" in text
+    for unfinished in result.json["unfinished"]:
         assert f"<bdi>{unfinished['task']}</bdi>" in text
     assert "<title>animals@1</title>" in text, "in the graph"
     assert not list(tmp_path.glob(".*.draft"))
@@ -79,10 +79,10 @@ def test_a_file_that_cannot_be_written_stops_before_anything_is_said(
     cli: CliRunner, home: Path, tmp_path: Path
 ) -> None:
     for place in (tmp_path / "none" / "report.html", tmp_path):
-        ran = cli("report", "core", "--json", "--html", str(place))
-        assert (ran.code, ran.out) == (2, "")
-        assert "InputError" in ran.err
-        assert "Give" in ran.err
+        result = cli("report", "core", "--json", "--html", str(place))
+        assert (result.code, result.out) == (2, "")
+        assert "InputError" in result.err
+        assert "Give" in result.err
     assert cli("report", "none", "--html", str(tmp_path / "report.html")).code == 2
     assert not (tmp_path / "report.html").exists()
 
@@ -109,9 +109,9 @@ def browsed(folder: Path, pages: dict[str, str], *, dark: bool) -> tuple[dict[st
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     words = [BROWSER, *QUIET, *ASKED, scheme, f"--user-data-dir={folder / 'profile'}", wrapper.as_uri()]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
-    (told,) = re.findall(r'<pre id="seen">(.*?)</pre>', ran.stdout, flags=re.DOTALL)
-    return {found["name"]: found for found in json.loads(html.unescape(told))}, ran.stderr
+    completed = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    (output,) = re.findall(r'<pre id="seen">(.*?)</pre>', completed.stdout, flags=re.DOTALL)
+    return {frame["name"]: frame for frame in json.loads(html.unescape(output))}, completed.stderr
 
 
 def a_figure() -> Figure:
@@ -128,16 +128,16 @@ def test_a_browser_shows_all_of_it_in_any_width(home: Path, tmp_path: Path, dark
     wide = Table(tuple(f"column {i}" for i in range(30)), ((LONG, *range(29)),))
     sections = [Section(LONG, LONG, table=wide, caption=LONG), Section("Figure", figure=a_figure(), caption=LONG)]
     outside = '<!doctype html><body><div style="width: 2000px">too wide</div><script>missing()</script>'
-    seen, said = browsed(tmp_path, {"learned": learned, "long": page(LONG, sections, summary=LONG)}, dark=dark)
-    assert seen.keys() == {f"{name} {width}" for name in ("learned", "long") for width in WIDTHS}
-    for name, found in seen.items():
-        assert found["width"] == int(name.split()[-1])
-        assert found["needed"] <= found["width"], f"{name} scrolls sideways"
-        assert found["sections"]
-        assert found["reached"], "every box that may scroll has the focus of the keyboard"
-        assert found["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-    assert seen["long 360"]["scrolling"] == 2, "the table and the figure, each in its own box"
-    assert "CONSOLE" not in said
+    frames, console = browsed(tmp_path, {"learned": learned, "long": page(LONG, sections, summary=LONG)}, dark=dark)
+    assert frames.keys() == {f"{name} {width}" for name in ("learned", "long") for width in WIDTHS}
+    for name, frame in frames.items():
+        assert frame["width"] == int(name.split()[-1])
+        assert frame["needed"] <= frame["width"], f"{name} scrolls sideways"
+        assert frame["sections"]
+        assert frame["reached"], "every box that may scroll has the focus of the keyboard"
+        assert frame["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+    assert frames["long 360"]["scrolling"] == 2, "the table and the figure, each in its own box"
+    assert "CONSOLE" not in console
     if dark:  # once: what is measured can be wrong
         bad, complained = browsed(tmp_path, {"bad": outside}, dark=dark)
         assert bad["bad 360"]["needed"] > 360

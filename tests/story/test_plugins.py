@@ -102,9 +102,9 @@ print(TaskSpec.model_validate({**spec, "metric": "balanced"}).metric)
 
 
 def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path) -> None:
-    ran = run(installed, "-c", CODE)
-    assert ran.returncode == 0, ran.stderr
-    listed, used, number, absent, taken, unknown, score, metric = ran.stdout.splitlines()
+    completed = run(installed, "-c", CODE)
+    assert completed.returncode == 0, completed.stderr
+    listed, used, number, absent, taken, unknown, score, metric = completed.stdout.splitlines()
     assert listed == "['probe', 'absent', 'number', 'ssf'] True False"
     assert used == "exact LoRA"
     assert re.search(r"'number' of continual\.methods, from theirs .* is 3, and should be a subclass", number)
@@ -117,8 +117,8 @@ def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path
 def test_a_method_and_a_router_of_theirs_pass_the_contract_suites(installed: Path) -> None:
     files = ("tests/contract/test_methods.py", "tests/contract/test_routers.py")
     words = ("-m", "pytest", *files, "-k", "(ssf and bert) or nearest_mean", "-p", "no:cacheprovider", "-rA")
-    ran = run(installed, *words)
-    assert ran.returncode == 0, ran.stdout[-3000:]
+    completed = run(installed, *words)
+    assert completed.returncode == 0, completed.stdout[-3000:]
     for file, name in zip(files, ("bert-ssf", "nearest_mean"), strict=True):
-        assert re.search(rf"PASSED {file}.*{name}", ran.stdout)
+        assert re.search(rf"PASSED {file}.*{name}", completed.stdout)
     assert "nearest_mean" not in ROUTERS

@@ -30,15 +30,17 @@ def run(clone: Path, *words: str, shell: str | None = None) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in PLACES}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["bash", "-c", shell] if shell else list(words)
-    ran = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
-    return ran.stdout
+    completed = subprocess.run(
+        command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert completed.returncode == 0, f"{command}\n{completed.stdout}\n{completed.stderr}"
+    return completed.stdout
 
 
 def answered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """What a line of commands prints. One of ours alone is run in this process: it need not load PyTorch anew."""
-    said, _, command = line.rpartition(" | ")
-    words, before = shlex.split(command), shlex.split(said)
+    piped, _, command = line.rpartition(" | ")
+    words, before = shlex.split(command), shlex.split(piped)
     if words[0] != "continual" or before[:1] not in ([], ["echo"]):
         return run(Path.cwd(), shell=line)
     monkeypatch.setattr(sys, "argv", words)
@@ -71,13 +73,13 @@ def test_blocks_in_order(
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(clone)
-    ran = 0
+    executed = 0
     for kind, body in BLOCKS:
         if kind == "python":
             assert run(clone, sys.executable, "-c", body).count("\n") == 3
-            ran += 1
+            executed += 1
         for line in body.splitlines():
             if kind == "console" and line.startswith("$ ") and not line.startswith("$ make"):
                 assert answered(line.removeprefix("$ "), monkeypatch, capsys).strip()
-                ran += 1
-    assert ran >= 12
+                executed += 1
+    assert executed >= 12

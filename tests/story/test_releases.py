@@ -26,11 +26,11 @@ def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def says_what_it_said(registry: Registry, folder: Path) -> None:
     answers = json.loads((folder / "answers.json").read_text())
-    routed, told = ([answer for answer in answers if answer["routed"] is is_routed] for is_routed in (True, False))
+    routed, named = ([answer for answer in answers if answer["routed"] is is_routed] for is_routed in (True, False))
     learner = Learner.open("backbone", registry, device="cpu", dtype="float32")
     now = [
         *learner.predict([answer["text"] for answer in routed]),
-        *learner.predict([answer["text"] for answer in told], task="place"),
+        *learner.predict([answer["text"] for answer in named], task="place"),
     ]
     for before, answer in zip(answers, map(asdict, now), strict=True):
         assert (answer.pop("possible"), answer.pop("error")) == ((), None)
@@ -41,10 +41,10 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
 
 
 def is_sound(registry: Registry) -> None:
-    found = verify_home(registry, device="cpu")
-    assert found.problems == []
+    report = verify_home(registry, device="cpu")
+    assert report.problems == []
     expected = ("has held food since before its lease ended", "2 champions were registered by a release that kept no")
-    assert all(any(part in note for note in found.notes) for part in expected)
+    assert all(any(part in note for note in report.notes) for part in expected)
     assert [p.state for p in registry.stream("core").positions] == ["learned", "failed", "learned", "held", "waiting"]
     (edge,) = registry.lineage("place@1")
     assert (edge["parent"], edge["kind"]) == ("animals@1", "warm_start")

@@ -52,25 +52,30 @@ def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
 
 def statistics_of(learner: Learner) -> dict[str, RoutingStatistics]:
     stored = learner.registry.signatures(learner.backbone.fingerprint)
-    return {own.task: RoutingStatistics.from_bytes(learner.registry.blobs.get(own.routing or "")) for own in stored}
+    return {
+        champion.task: RoutingStatistics.from_bytes(learner.registry.blobs.get(champion.routing or ""))
+        for champion in stored
+    }
 
 
 def test_what_is_kept_is_of_the_texts_alone(learner: Learner) -> None:
     """Held-out rows are the frozen features of the very texts: no template, no task name, nothing beside."""
-    for task, kept in statistics_of(learner).items():
+    for task, statistics in statistics_of(learner).items():
         rows = rows_of(task, 20, seed=1)
-        seen = frozen_features(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
-        torch.testing.assert_close(kept.held_out.random_features.float(), seen.random_features, rtol=2e-3, atol=2e-3)
-        assert int(kept.counts.sum()) == 60
+        features = frozen_features(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
+        torch.testing.assert_close(
+            statistics.held_out.random_features.float(), features.random_features, rtol=2e-3, atol=2e-3
+        )
+        assert int(statistics.counts.sum()) == 60
 
 
 def test_inputs_of_no_task_are_refused_and_those_of_tasks_are_not(learner: Learner) -> None:
     texts = [text for task in TASKS for text in rows_of(task, 40, seed=5).texts]
-    ours = learner.predict(texts)
-    theirs = learner.predict(["xx yy zz", "q w e r t y", "1 2 3 4 5 6 7 8"])
-    assert sum(p.abstained for p in ours) / len(ours) < 0.25
-    assert any(p.abstained for p in theirs)
-    for answer in theirs:
+    familiar = learner.predict(texts)
+    unfamiliar = learner.predict(["xx yy zz", "q w e r t y", "1 2 3 4 5 6 7 8"])
+    assert sum(p.abstained for p in familiar) / len(familiar) < 0.25
+    assert any(p.abstained for p in unfamiliar)
+    for answer in unfamiliar:
         if answer.abstained:
             assert (answer.task, answer.label, answer.delta, answer.score) == (None,) * 4
             assert [p.task in TASKS for p in answer.possible] == [True] * 3
@@ -93,8 +98,8 @@ def test_all_tasks_that_are_likely_enough_are_named_with_their_answers(learner: 
 @pytest.mark.parametrize("router", ["ridge", "mahalanobis", "auto"])
 def test_every_router_serves(learner: Learner, router: str) -> None:
     rows = rows_of("place", 20, seed=3)
-    found = learner.predict(rows.texts, router=router, false_abstentions=0)
-    assert sum(p.task == "place" for p in found) > 12
+    predictions = learner.predict(rows.texts, router=router, false_abstentions=0)
+    assert sum(p.task == "place" for p in predictions) > 12
 
 
 def test_an_unknown_router_is_refused_at_once(learner: Learner) -> None:
@@ -114,6 +119,6 @@ def test_confusions_are_counted_and_go_with_their_task(learner: Learner) -> None
     assert counted == missed
     assert 0 <= report["routed"]["abstained"] <= 1
     purge_task(learner.registry, "mood")
-    left = learner.registry.confusions("core", step=2)
-    assert not any("mood" in name for pair in left for name in (pair.delta, pair.routed_to))
+    remaining = learner.registry.confusions("core", step=2)
+    assert not any("mood" in name for pair in remaining for name in (pair.delta, pair.routed_to))
     assert learner.predict(["purr meow"], false_abstentions=0)[0].task in ("animals", "place")

@@ -37,44 +37,44 @@ def texts() -> list[str]:
     return [str(text) for number in range(4) for task in TASKS for text in rows_of(task, 1, seed=number).texts]
 
 
-def close(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key, value in wanted.items():
+def close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, value in expected.items():
         if isinstance(value, float):
-            assert found[key] == pytest.approx(value, abs=1e-3), key
+            assert actual[key] == pytest.approx(value, abs=1e-3), key
         elif key != "possible":
-            assert found[key] == value, key
+            assert actual[key] == value, key
 
 
 def test_answers_are_those_of_predict(served: Server, learner: Learner, texts: list[str]) -> None:
     predictor = Predictor(learner.backbone, learner.registry)
     tasks = [None if i % 3 == 0 else TASKS[i % 2] for i in range(len(texts))]
     rows = [{"text": text} | ({"task": task} if task else {}) for text, task in zip(texts, tasks, strict=True)]
-    found = ask(served, *rows).json()["predictions"]
-    for own, wanted in zip(found, predictor.predict(texts, task=tasks), strict=True):
-        close(own, vars(wanted))
+    answers = ask(served, *rows).json()["predictions"]
+    for answer, expected in zip(answers, predictor.predict(texts, task=tasks), strict=True):
+        close(answer, vars(expected))
 
 
 def test_all_likely_tasks_are_named_where_that_is_asked_for(served: Server, learner: Learner, texts: list[str]) -> None:
-    wanted = Predictor(learner.backbone, learner.registry).predict(texts, at_least=0.01)
-    found = ask(served, *({"text": text} for text in texts), at_least=0.01).json()["predictions"]
-    for own, prediction in zip(found, wanted, strict=True):
+    expected = Predictor(learner.backbone, learner.registry).predict(texts, at_least=0.01)
+    answers = ask(served, *({"text": text} for text in texts), at_least=0.01).json()["predictions"]
+    for answer, prediction in zip(answers, expected, strict=True):
         named = {possible.task: possible.label for possible in prediction.possible}
-        assert {possible["task"]: possible["label"] for possible in own["possible"]} == named
-    assert any(len(own["possible"]) > 1 for own in found)
+        assert {possible["task"]: possible["label"] for possible in answer["possible"]} == named
+    assert any(len(answer["possible"]) > 1 for answer in answers)
 
 
 def test_a_pair_is_a_text_too(served: Server) -> None:
-    (found,) = ask(served, {"text": ["red cat", "blue dog"], "task": "mood"}).json()["predictions"]
-    assert found["text"] == ["red cat", "blue dog"]
-    assert found["task"] == "mood"
+    (answer,) = ask(served, {"text": ["red cat", "blue dog"], "task": "mood"}).json()["predictions"]
+    assert answer["text"] == ["red cat", "blue dog"]
+    assert answer["task"] == "mood"
 
 
 def test_many_clients_at_once_get_their_own_answers(served: Server, texts: list[str]) -> None:
     rows = [{"text": text, "task": TASKS[i % 2]} for i, text in enumerate(texts)]
     alone = [ask(served, row).json()["predictions"][0]["label"] for row in rows]
     with ThreadPoolExecutor(16) as pool:
-        found = [*pool.map(lambda i: ask(served, rows[i % len(rows)]), range(160))]
-    assert [one.json()["predictions"][0]["label"] for one in found] == alone * (160 // len(rows))
+        responses = [*pool.map(lambda i: ask(served, rows[i % len(rows)]), range(160))]
+    assert [response.json()["predictions"][0]["label"] for response in responses] == alone * (160 // len(rows))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_many_clients_at_once_get_their_own_answers(served: Server, texts: list[
         ({"rows": [{"text": "a" * 30_000}]}, 413, "20000 bytes"),
     ],
 )
-def test_what_cannot_be_answered_is_said(learner: Learner, body: Any, status: int, says: str) -> None:
+def test_unanswerable_rows_are_errors(learner: Learner, body: Any, status: int, says: str) -> None:
     with server(learner, limits=Limits(rows=64, tokens=2000, bytes=20_000)) as small:
         assert says in error_body(small.client.post("/v1/predict", json=body), status)
         body = (part for part in [json.dumps(body).encode()])  # in chunks, so that nobody knows its size beforehand
@@ -116,22 +116,22 @@ def test_other_paths_and_ways_are_refused_in_the_same_shape(served: Server) -> N
 
 
 def test_a_task_that_is_learned_nowhere_here_is_a_conflict(learner: Learner) -> None:
-    with server(learner) as own:
+    with server(learner) as running:
         archive_delta(learner.registry, "mood@1")
         try:
-            assert own.client.post("/v1/refresh").status_code == 200
-            assert "no delta on backbone" in error_body(ask(own, {"text": "a", "task": "mood"}), 409)
-            assert ask(own, {"text": "a", "task": "animals"}).status_code == 200
+            assert running.client.post("/v1/refresh").status_code == 200
+            assert "no delta on backbone" in error_body(ask(running, {"text": "a", "task": "mood"}), 409)
+            assert ask(running, {"text": "a", "task": "animals"}).status_code == 200
         finally:
             promote_delta(learner.registry, "mood@1")
 
 
 def test_a_new_champion_answers_without_a_restart(learner: Learner) -> None:
-    with server(learner) as own:
+    with server(learner) as running:
         archive_delta(learner.registry, "mood@1")
-        wait_until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 409)
+        wait_until(lambda: ask(running, {"text": "a", "task": "mood"}).status_code == 409)
         promote_delta(learner.registry, "mood@1")
-        wait_until(lambda: ask(own, {"text": "a", "task": "mood"}).status_code == 200)
+        wait_until(lambda: ask(running, {"text": "a", "task": "mood"}).status_code == 200)
 
 
 def test_one_text_that_cannot_be_answered_costs_the_others_little(
@@ -150,8 +150,8 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
         return whole(self, texts)
 
     monkeypatch.setattr(ChampionServer, "_embed", embedded)
-    found = ChampionServer(learner.backbone, learner.registry).answer_batch(asks)
-    assert [i for i, answer in enumerate(found) if isinstance(answer, Exception)] == [40]
+    answers = ChampionServer(learner.backbone, learner.registry).answer_batch(asks)
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [40]
     assert len(sizes) == 1 + 2 * 6
 
 
@@ -179,8 +179,8 @@ def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner)
 
 
 def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:
-    with missing_blob(learner, "mood"), server(learner) as own:
-        bad, good = ask(own, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
+    with missing_blob(learner, "mood"), server(learner) as running:
+        bad, good = ask(running, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
     assert "BlobError" in bad["error"]
     assert (bad["label"], good["error"]) == (None, None)
     assert good["label"]
@@ -200,47 +200,47 @@ def test_what_was_learned_can_be_read(served: Server, learner: Learner) -> None:
 
 
 def test_metrics_count_rows_by_task(learner: Learner) -> None:
-    with server(learner) as own:
-        ask(own, {"text": "a", "task": "mood"}, {"text": "b", "task": "mood"})
-        ask(own, {"text": "a", "task": "moood"})
-        said = own.client.get("/metrics").text
-    assert 'continual_rows_total{outcome="answered",task="mood"} 2.0' in said
-    assert 'continual_requests_total{path="/v1/predict",status="404"} 1.0' in said
-    assert 'continual_resident{place="memory",task="mood"} 1.0' in said
-    assert 'continual_resident{place="memory",task="animals"} 0.0' in said
+    with server(learner) as running:
+        ask(running, {"text": "a", "task": "mood"}, {"text": "b", "task": "mood"})
+        ask(running, {"text": "a", "task": "moood"})
+        metrics = running.client.get("/metrics").text
+    assert 'continual_rows_total{outcome="answered",task="mood"} 2.0' in metrics
+    assert 'continual_requests_total{path="/v1/predict",status="404"} 1.0' in metrics
+    assert 'continual_resident{place="memory",task="mood"} 1.0' in metrics
+    assert 'continual_resident{place="memory",task="animals"} 0.0' in metrics
 
 
 def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:
     read, admin = (add_key(learner.registry, role, role=role) for role in ("read", "admin"))
     row = {"rows": [{"text": "a", "task": "mood"}]}
     try:
-        with server(learner) as own:
+        with server(learner) as running:
             for secret, status in ((read, 200), (admin, 200), ("ck_wrong", 401)):
-                sent = own.client.post("/v1/predict", json=row, headers={"authorization": f"Bearer {secret}"})
+                sent = running.client.post("/v1/predict", json=row, headers={"authorization": f"Bearer {secret}"})
                 assert sent.status_code == status
-            assert "key" in error_body(own.client.get("/v1/tasks"), 401)
-            assert own.client.get("/healthz").status_code == 200
+            assert "key" in error_body(running.client.get("/v1/tasks"), 401)
+            assert running.client.get("/healthz").status_code == 200
             assert "may only read" in error_body(
-                own.client.post("/v1/refresh", headers={"authorization": f"Bearer {read}"}), 403
+                running.client.post("/v1/refresh", headers={"authorization": f"Bearer {read}"}), 403
             )
-            assert own.client.post("/v1/refresh", headers={"authorization": f"Bearer {admin}"}).status_code == 200
+            assert running.client.post("/v1/refresh", headers={"authorization": f"Bearer {admin}"}).status_code == 200
             revoke_key(learner.registry, "read")
             head = {"authorization": f"Bearer {read}"}
-            wait_until(lambda: own.client.post("/v1/predict", json=row, headers=head).status_code == 401)
+            wait_until(lambda: running.client.post("/v1/predict", json=row, headers=head).status_code == 401)
     finally:
         revoke_all(learner)
 
 
 def test_a_server_for_others_answers_nobody_without_a_key(learner: Learner) -> None:
-    with server(learner, local=False) as own:
-        error_body(ask(own, {"text": "a"}), 401)
+    with server(learner, local=False) as running:
+        error_body(ask(running, {"text": "a"}), 401)
 
 
 def test_nothing_learned_yet_is_no_error(bert_folder: Path, tmp_path: Path) -> None:
     with (
         Learner.open(str(bert_folder), tmp_path / "home", device="cpu", dtype="float32") as empty,
-        server(empty) as own,
+        server(empty) as running,
     ):
-        assert "nothing is learned" in error_body(own.client.get("/readyz"), 503)
-        assert "nothing is learned" in error_body(ask(own, {"text": "a"}), 409)
-        assert own.client.get("/v1/tasks").json() == []
+        assert "nothing is learned" in error_body(running.client.get("/readyz"), 503)
+        assert "nothing is learned" in error_body(ask(running, {"text": "a"}), 409)
+        assert running.client.get("/v1/tasks").json() == []

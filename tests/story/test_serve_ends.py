@@ -36,20 +36,20 @@ def test_the_registry_is_looked_at_again_whatever_went_wrong(
         raise RuntimeError("nobody thought of this")
 
     try:
-        with server(learner) as own:
-            assert own.client.get("/v1/tasks", headers=head).status_code == 200
-            monkeypatch.setattr(own.serving, "refresh", fails)
+        with server(learner) as running:
+            assert running.client.get("/v1/tasks", headers=head).status_code == 200
+            monkeypatch.setattr(running.serving, "refresh", fails)
             assert failed.wait(20)
             add_key(learner.registry, "stays", role="read")
             revoke_key(learner.registry, "soon gone")
-            wait_until(lambda: own.client.get("/v1/tasks", headers=head).status_code == 401)
+            wait_until(lambda: running.client.get("/v1/tasks", headers=head).status_code == 401)
     finally:
         revoke_all(learner)
 
 
 def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
-    with server(learner) as own:
-        address = own.client.base_url
+    with server(learner) as running:
+        address = running.client.base_url
         for _ in range(20):
             with socket.create_connection((address.host, address.port)) as gone:
                 body = json.dumps(
@@ -57,8 +57,8 @@ def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
                 ).encode()
                 gone.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
                 gone.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
-        assert ask(own, {"text": "a", "task": "mood"}).status_code == 200
-        wait_until(lambda: "continual_waiting_rows 0.0" in own.client.get("/metrics").text)
+        assert ask(running, {"text": "a", "task": "mood"}).status_code == 200
+        wait_until(lambda: "continual_waiting_rows 0.0" in running.client.get("/metrics").text)
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def ready(port: int) -> bool:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner, folder: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner
         sent = [pool.submit(httpx.post, url, json={"rows": rows}, timeout=60) for _ in range(8)]
         wait_until(lambda: "continual_waiting_rows 0.0" not in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         running.send_signal(signal.SIGTERM)
-        assert [len(one.result().json()["predictions"]) for one in sent] == [1000] * 8
+        assert [len(future.result().json()["predictions"]) for future in sent] == [1000] * 8
         assert running.wait(30) == 0
     assert not ready(port)
 
 
 def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Learner, folder: Path) -> None:
     port = free_port()
-    wanted = learner.predict(["red cat"], task="mood")[0].label
+    expected = learner.predict(["red cat"], task="mood")[0].label
 
     def patient(number: int) -> str:
         for _ in range(300):
@@ -119,19 +119,19 @@ def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Le
 
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client, ThreadPoolExecutor(4) as pool:
         with process(learner, folder / "home", port) as running:
-            found = [pool.submit(patient, number) for number in range(400)]
-            wait_until(lambda: sum(one.done() for one in found) > 20)
+            futures = [pool.submit(patient, number) for number in range(400)]
+            wait_until(lambda: sum(future.done() for future in futures) > 20)
             running.kill()
-            left = sum(not one.done() for one in found)
+            unfinished = sum(not future.done() for future in futures)
         with server(learner, port=port):
-            assert {one.result() for one in found} == {wanted}
-    assert left > 4, "some were asked again"
+            assert {future.result() for future in futures} == {expected}
+    assert unfinished > 4, "some were asked again"
 
 
 def test_others_need_keys_and_a_port_must_be_free(cli: CliRunner) -> None:
     assert "continual keys add" in cli("serve", "--host", "0.0.0.0").err
     assert cli("serve", "--host", "0.0.0.0").code == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        found = cli("serve", "--port", str(taken.getsockname()[1]))
-    assert found.code == 2
-    assert "--port" in found.err
+        result = cli("serve", "--port", str(taken.getsockname()[1]))
+    assert result.code == 2
+    assert "--port" in result.err

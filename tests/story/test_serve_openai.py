@@ -20,13 +20,13 @@ from tests.helpers.live_server import Server, error_body, folder, learner, missi
 
 
 def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
-    (wanted,) = learner.predict(["red cat"], task="echo")
+    (expected,) = learner.predict(["red cat"], task="echo")
     with OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         assert {"echo", "mood"} <= {model.id for model in client.models.list()}
         completion = client.completions.create(model="echo", prompt="red cat", temperature=0)
         message = {"role": "user", "content": "red cat"}
         chat = client.chat.completions.create(model="echo", messages=[message])  # type: ignore[list-item]
-        assert completion.choices[0].text == chat.choices[0].message.content == wanted.label
+        assert completion.choices[0].text == chat.choices[0].message.content == expected.label
         assert completion.usage
         assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
         embedded = client.embeddings.create(model=learner.backbone.name, input=["red cat", "blue dog"])
@@ -36,23 +36,23 @@ def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
             client.completions.create(model="echo", prompt="red cat", temperature=1)
     tokens = tokenize(learner.backbone, ["red cat", "blue dog"], max_length=32)
     vectors = encode(learner.backbone, tokens)
-    assert torch.allclose(torch.tensor([one.embedding for one in embedded.data]), vectors, atol=1e-5)
+    assert torch.allclose(torch.tensor([item.embedding for item in embedded.data]), vectors, atol=1e-5)
 
 
 def test_answers_are_heard_while_they_are_written(served: Server, learner: Learner) -> None:
-    heard: list[str] = []
+    tokens: list[str] = []
     predictor = Predictor(learner.backbone, learner.registry)
-    (wanted,) = predictor.predict(["red cat"], task=["echo"], on_token=[heard.append])
-    assert len(heard) > 2
-    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
-    assert heard[-1] == wanted.label
+    (expected,) = predictor.predict(["red cat"], task=["echo"], on_token=[tokens.append])
+    assert len(tokens) > 2
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(tokens))
+    assert tokens[-1] == expected.label
     message = {"role": "user", "content": "red cat"}
     with OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         texts = client.completions.create(model="echo", prompt="red cat", stream=True)
         parts = [chunk.choices[0] for chunk in texts]
         chat = client.chat.completions.create(model="echo", messages=[message], stream=True)  # type: ignore[list-item]
-        said = [chunk.choices[0].delta.content or "" for chunk in chat if isinstance(chunk, ChatCompletionChunk)]
-        assert "".join(part.text for part in parts) == "".join(said) == wanted.label
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chat if isinstance(chunk, ChatCompletionChunk)]
+        assert "".join(part.text for part in parts) == "".join(pieces) == expected.label
         assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]
         with pytest.raises(NotFoundError, match="echo"):
             client.completions.create(model="eccho", prompt="red cat", stream=True)
@@ -60,12 +60,12 @@ def test_answers_are_heard_while_they_are_written(served: Server, learner: Learn
             client.completions.create(model="echo", prompt=["red cat", "red cat"], stream=True)
         short = client.completions.create(model="echo", prompt="red cat", max_tokens=1)
         assert short.choices[0].finish_reason == "length"
-        assert wanted.label.startswith(short.choices[0].text)
+        assert expected.label.startswith(short.choices[0].text)
 
 
 def test_a_stream_that_cannot_begin_has_a_status_to_say_so(learner: Learner) -> None:
-    with missing_blob(learner, "echo"), server(learner) as own:
-        sent = own.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
+    with missing_blob(learner, "echo"), server(learner) as running:
+        sent = running.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
         assert "BlobError" in error_body(sent, 503)
 
 
@@ -73,13 +73,13 @@ def test_threads_do_not_share_a_tokenizer(served: Server, monkeypatch: pytest.Mo
     used: dict[object, set[int]] = {}
     call = PreTrainedTokenizerBase.__call__
 
-    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         used.setdefault(self, set()).add(threading.get_ident())  # it is set to cut texts, and to cut none, by each call
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", seen)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", recorded)
     for stream in (False, True):
-        said = {"model": "echo", "prompt": "red cat", "max_tokens": 1, "stream": stream}
-        assert served.client.post("/v1/completions", json=said).status_code == 200
+        body = {"model": "echo", "prompt": "red cat", "max_tokens": 1, "stream": stream}
+        assert served.client.post("/v1/completions", json=body).status_code == 200
     assert len(used) == 2
     assert all(len(threads) == 1 for threads in used.values())

@@ -66,12 +66,12 @@ def served(learner: Learner, *, local: bool) -> Iterator[str]:
     """A server's address, with the driver of these tests beside its page."""
     app = create_app(ChampionServer(learner.backbone, learner.registry), local=local)
     app.add_api_route("/driver", lambda: HTMLResponse(DRIVER))
-    with bind_socket("127.0.0.1", 0) as at:
+    with bind_socket("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{at.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -88,23 +88,23 @@ class Shown:
     """seen: what the driver found, by the width of the frame · said: by the browser · label: of the text, by HTTP."""
 
     scheme: str
-    seen: dict[str, dict[str, Any]]
-    said: str
+    frames: dict[str, dict[str, Any]]
+    console: str
     label: str
 
 
-def used(url: str, folder: Path, *, scheme: str = "light", **told: Any) -> tuple[dict[str, Any], str]:
+def used(url: str, folder: Path, *, scheme: str = "light", **settings: Any) -> tuple[dict[str, Any], str]:
     """What came of using the page, by the width of its frame; and what the browser had to say."""
     if BROWSER is None:
         pytest.skip("no chromium, chromium-browser or google-chrome is installed")
     colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    where = f"{url}/driver#{httpx.QueryParams(told=json.dumps({'widths': WIDTHS, **told}))}"
+    where = f"{url}/driver#{httpx.QueryParams(told=json.dumps({'widths': WIDTHS, **settings}))}"
     words = [BROWSER, *QUIET, *ASKED, colours, f"--user-data-dir={folder / 'profile'}", where]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
-    found = re.findall(r'<pre id="seen">(.*?)</pre>', ran.stdout, flags=re.DOTALL)
-    assert found, f"the driver did not come to its end: {ran.stderr}"
-    return json.loads(html.unescape(found[0])), ran.stderr
+    completed = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    matches = re.findall(r'<pre id="seen">(.*?)</pre>', completed.stdout, flags=re.DOTALL)
+    assert matches, f"the driver did not come to its end: {completed.stderr}"
+    return json.loads(html.unescape(matches[0])), completed.stderr
 
 
 def test_the_page_names_all_that_a_browser_may_run(address: str) -> None:
@@ -142,44 +142,44 @@ def shown(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest
     """What came of using the page without a key."""
     (text,) = rows_of("mood", 1).texts
     folder = tmp_path_factory.mktemp("browser")
-    seen, said = used(address, folder, scheme=request.param, text=text, task="mood", open="animals")
-    asked = httpx.post(f"{address}/v1/predict", json={"rows": [{"text": text, "task": "mood"}]})
-    return Shown(request.param, seen, said, asked.json()["predictions"][0]["label"])
+    frames, console = used(address, folder, scheme=request.param, text=text, task="mood", open="animals")
+    response = httpx.post(f"{address}/v1/predict", json={"rows": [{"text": text, "task": "mood"}]})
+    return Shown(request.param, frames, console, response.json()["predictions"][0]["label"])
 
 
 def test_a_browser_fills_it(shown: Shown) -> None:
-    assert "CONSOLE" not in shown.said
-    for found in shown.seen.values():
-        assert "failed" not in found, found
-        assert found["tasks"] == [*METHODS]
-        assert found["choices"] == ["", *METHODS]
-        assert found["filtered"] == ["mood"]
-        assert found["load"] == "2"
-        assert "animals@2" in found["detail"], "versions"
-        assert "animals@1 retrained, weight 1" in found["detail"], "lineage"
-        assert found["others"] == [], "every request is to the server itself"
+    assert "CONSOLE" not in shown.console
+    for frame in shown.frames.values():
+        assert "failed" not in frame, frame
+        assert frame["tasks"] == [*METHODS]
+        assert frame["choices"] == ["", *METHODS]
+        assert frame["filtered"] == ["mood"]
+        assert frame["load"] == "2"
+        assert "animals@2" in frame["detail"], "versions"
+        assert "animals@1 retrained, weight 1" in frame["detail"], "lineage"
+        assert frame["others"] == [], "every request is to the server itself"
 
 
 def test_a_text_is_answered(shown: Shown) -> None:
-    for found in shown.seen.values():
-        assert found["told"].startswith(f"{shown.label} with probability")
-        assert "by mood, as you chose; delta mood@1" in found["told"]
-        assert re.search("chosen by the router with|like those of none of the tasks", found["routed"])
-        assert "'gone'" in found["refused"]
+    for frame in shown.frames.values():
+        assert frame["told"].startswith(f"{shown.label} with probability")
+        assert "by mood, as you chose; delta mood@1" in frame["told"]
+        assert re.search("chosen by the router with|like those of none of the tasks", frame["routed"])
+        assert "'gone'" in frame["refused"]
 
 
 def test_it_fits_any_width_and_scheme(shown: Shown) -> None:
-    assert shown.seen.keys() == {str(width) for width in WIDTHS}
-    for width, found in shown.seen.items():
-        assert found["width"] == int(width)
-        assert found["needed"] <= found["width"], "the page scrolls sideways"
-        assert found["paper"] == ("rgb(20, 23, 27)" if shown.scheme == "dark" else "rgb(255, 255, 255)")
+    assert shown.frames.keys() == {str(width) for width in WIDTHS}
+    for width, frame in shown.frames.items():
+        assert frame["width"] == int(width)
+        assert frame["needed"] <= frame["width"], "the page scrolls sideways"
+        assert frame["paper"] == ("rgb(20, 23, 27)" if shown.scheme == "dark" else "rgb(255, 255, 255)")
 
 
 def test_the_keyboard_reaches_all_of_it(shown: Shown) -> None:
-    for found in shown.seen.values():
-        assert [control["name"] for control in found["controls"]] == CONTROLS
-        assert all(control["reached"] and control["visible"] for control in found["controls"]), found["controls"]
+    for frame in shown.frames.values():
+        assert [control["name"] for control in frame["controls"]] == CONTROLS
+        assert all(control["reached"] and control["visible"] for control in frame["controls"]), frame["controls"]
 
 
 def test_it_asks_for_a_key_where_the_server_does(learner: Learner, tmp_path: Path) -> None:
@@ -187,12 +187,12 @@ def test_it_asks_for_a_key_where_the_server_does(learner: Learner, tmp_path: Pat
     try:
         with served(learner, local=False) as address:
             keys = ["wrong", secret]
-            seen, said = used(address, tmp_path, widths=WIDTHS[:1], keys=keys, text="a", task="mood", open="mood")
+            frames, console = used(address, tmp_path, widths=WIDTHS[:1], keys=keys, text="a", task="mood", open="mood")
     finally:
         revoke_key(learner.registry, "page")
-    (found,) = seen.values()
-    assert "failed" not in found, found
-    assert found["asked"] == ["The server asks for a key.", "The server knows no such key."]
-    assert found["tasks"] == [*METHODS]
-    assert "Uncaught" not in said
-    assert secret not in said
+    (frame,) = frames.values()
+    assert "failed" not in frame, frame
+    assert frame["asked"] == ["The server asks for a key.", "The server knows no such key."]
+    assert frame["tasks"] == [*METHODS]
+    assert "Uncaught" not in console
+    assert secret not in console

@@ -89,28 +89,28 @@ def two(cluster: str, recipe: ServerConfig, learner: Learner) -> Iterator[Server
 
 def rows_by_replica(two: Server) -> dict[str, Counter[str]]:
     """Of each replica, how many rows of each task it has answered."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for family in text_string_to_metric_families(two.client.get("/metrics").text):
         for sample in family.samples:
             if sample.name == "continual_rows_total":
-                found[sample.labels["replica"]][sample.labels["task"]] += int(sample.value)
-    return found
+                counts[sample.labels["replica"]][sample.labels["task"]] += int(sample.value)
+    return counts
 
 
 def test_answers_are_those_of_one_process(two: Server, served: Server) -> None:
     texts = [str(text) for task in ("animals", "mood") for text in rows_of(task, 4).texts]
     rows = [{"text": text} | ({"task": TASKS[i % 2]} if i % 3 else {}) for i, text in enumerate(texts)]
-    found, wanted = (ask(one, *rows).json()["predictions"] for one in (two, served))
-    for own, other in zip(found, wanted, strict=True):
-        close(own, {key: value for key, value in other.items() if key != "possible"})
+    answers, expected = (ask(endpoint, *rows).json()["predictions"] for endpoint in (two, served))
+    for answer, expected_answer in zip(answers, expected, strict=True):
+        close(answer, {key: value for key, value in expected_answer.items() if key != "possible"})
     for path in ("/v1/tasks", "/v1/models", "/readyz", "/healthz", "/openapi.json", "/"):
         assert two.client.get(path).content == served.client.get(path).content, path
 
 
 def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served: Server, learner: Learner) -> None:
-    said: list[Any] = []
-    for one in (two, served):
-        with OpenAI(base_url=f"{one.url}/v1", api_key="none") as client:
+    outputs: list[Any] = []
+    for endpoint in (two, served):
+        with OpenAI(base_url=f"{endpoint.url}/v1", api_key="none") as client:
             whole = client.completions.create(model="echo", prompt="red cat").choices[0].text
             chat = client.chat.completions.create(
                 model="echo", messages=[{"role": "user", "content": "red cat"}], stream=True
@@ -118,9 +118,9 @@ def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served:
             parts = [chunk.choices[0].delta.content or "" for chunk in chat]
             vector = client.embeddings.create(model=learner.backbone.name, input="red cat").data[0].embedding
         assert "".join(parts) == whole
-        said.append((whole, pytest.approx(vector, abs=1e-5)))
-    assert said[0][0] == said[1][0]
-    assert said[0][1].expected == said[1][1]
+        outputs.append((whole, pytest.approx(vector, abs=1e-5)))
+    assert outputs[0][0] == outputs[1][0]
+    assert outputs[0][1].expected == outputs[1][1]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_hosts_paths_and_times_are_refused_as_by_one_process(two: Server) -> Non
     error_body(two.client.delete("/v1/predict"), 405)
     assert "evil.com" in error_body(two.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
     row = {"rows": [{"text": "a"}]}
-    for said in ("soon", "61"):
+    for timeout in ("soon", "61"):
         assert "x-request-timeout" in error_body(
-            two.client.post("/v1/predict", json=row, headers={"x-request-timeout": said}), 422
+            two.client.post("/v1/predict", json=row, headers={"x-request-timeout": timeout}), 422
         )
 
 
@@ -191,9 +191,9 @@ def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
         error_body(two.client.post("/v1/refresh", headers=heads["read"]), 403)
         archive_delta(learner.registry, "mood@1")
         assert two.client.post("/v1/refresh", headers=heads["admin"]).status_code == 200
-        asked = {"rows": [{"text": "a", "task": "mood"}]}
-        found = {two.client.post("/v1/predict", json=asked, headers=heads["read"]).status_code for _ in range(8)}
-        assert found == {409}, "all have looked"
+        body = {"rows": [{"text": "a", "task": "mood"}]}
+        statuses = {two.client.post("/v1/predict", json=body, headers=heads["read"]).status_code for _ in range(8)}
+        assert statuses == {409}, "all have looked"
     finally:
         promote_delta(learner.registry, "mood@1")
         revoke_all(learner)
@@ -216,18 +216,18 @@ def test_a_client_that_leaves_is_forgotten(two: Server) -> None:
 
 
 def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Server, learner: Learner) -> None:
-    wanted, done = learner.predict(["red cat"], task="mood")[0].label, threading.Event()
+    expected, done = learner.predict(["red cat"], task="mood")[0].label, threading.Event()
     victim = next(name for name, rows in rows_by_replica(two).items() if rows["mood"])
 
     def patient() -> set[str]:
-        found = set()
+        labels = set()
         while not done.is_set():
             sent = two.client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
             if sent.status_code == 200:
-                found.add(sent.json()["predictions"][0]["label"])
+                labels.add(sent.json()["predictions"][0]["label"])
             else:
                 assert "another one answers" in error_body(sent, 503)
-        return found
+        return labels
 
     def by_others() -> float:
         return sum(rows["mood"] for name, rows in rows_by_replica(two).items() if name != victim)
@@ -237,17 +237,17 @@ def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Serve
         try:
             before = rows_by_replica(two)[victim]["mood"]
             wait_until(lambda: rows_by_replica(two)[victim]["mood"] > before + 20)
-            others = by_others()
+            by_other_replicas = by_others()
             kill(victim)
-            wait_until(lambda: by_others() > others + 20, seconds=60)
+            wait_until(lambda: by_others() > by_other_replicas + 20, seconds=60)
         finally:
             done.set()
             assert not [client.exception() for client in clients if client.exception()]
-        assert [client.result() for client in clients] == [{wanted}] * 8
+        assert [client.result() for client in clients] == [{expected}] * 8
 
 
 def kill(replica: str) -> None:
-    (name,) = [own["name"] for own in list_named_actors(all_namespaces=True) if replica in own["name"]]
+    (name,) = [actor["name"] for actor in list_named_actors(all_namespaces=True) if replica in actor["name"]]
     ray.kill(ray.get_actor(name, namespace="serve"))
 
 
@@ -271,9 +271,9 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
     assert [name.split()[1] for name in names] == ["one", "other"], "servers of one port on two machines are two"
     assert "would be of replicas" in cli("serve", "--replica-cpus", "2", "--port", "0").err
     monkeypatch.setitem(sys.modules, "continual.serve.replicated", None)
-    ran = cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
-    assert ran.code == 2
-    assert "continual[serve,ray]" in ran.err
+    result = cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
+    assert result.code == 2
+    assert "continual[serve,ray]" in result.err
 
 
 def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: ServerConfig) -> None:

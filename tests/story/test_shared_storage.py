@@ -72,10 +72,10 @@ def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
         monkeypatch.setenv(name, value)
     words = ["run", str(stream), "--home", str(tmp_path / "other")]
     with tracking(tmp_path, port):
-        other = subprocess.Popen([sys.executable, "-c", "from continual.cli import main; main()", *words])
+        process = subprocess.Popen([sys.executable, "-c", "from continual.cli import main; main()", *words])
         wait_until(lambda: len(cli("deltas", "--json").json) > 0, seconds=120)
     assert cli("run", str(stream)).code == 0
-    assert other.wait(120) == 0
+    assert process.wait(120) == 0
     assert {row["task"] for row in cli("deltas", "--json").json} == TASKS, "each of them once"
     assert cli("mlflow", "--json").json, "what MLflow missed waits"
 
@@ -107,8 +107,8 @@ def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
 
 
 def composed() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    return document
 
 
 def commands() -> list[str]:
@@ -117,9 +117,13 @@ def commands() -> list[str]:
     blocks = re.findall(r"^```shell\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.splitlines()]
     table = re.findall(r"`(continual [^`]+)`", page)
-    services = [own["command"] for own in composed()["services"].values() if isinstance(own.get("command"), str)]
-    found = [line[line.index("continual ") :] for line in lines if re.search(r"(^|run --rm serve )continual ", line)]
-    return sorted({line.strip() for line in [*found, *table, *services] if line.startswith("continual ")})
+    services = [
+        service["command"] for service in composed()["services"].values() if isinstance(service.get("command"), str)
+    ]
+    command_lines = [
+        line[line.index("continual ") :] for line in lines if re.search(r"(^|run --rm serve )continual ", line)
+    ]
+    return sorted({line.strip() for line in [*command_lines, *table, *services] if line.startswith("continual ")})
 
 
 @pytest.mark.parametrize("line", commands())
@@ -136,8 +140,8 @@ def parsed(command: Any, words: list[str]) -> None:
     """Whether a command takes these words. Raises what it says of them where it does not."""
     context = command.make_context("continual", list(words))
     if rest := [*context._protected_args, *context.args]:
-        _, own, more = command.resolve_command(context, rest)
-        parsed(own, more)
+        _, subcommand, more = command.resolve_command(context, rest)
+        parsed(subcommand, more)
 
 
 def test_a_line_that_is_no_command_would_be_seen() -> None:
@@ -146,20 +150,20 @@ def test_a_line_that_is_no_command_would_be_seen() -> None:
 
 
 def test_the_compose_file_holds_together() -> None:
-    found = composed()
-    services = found["services"]
-    assert found.keys() - {"name", "services", "volumes"} == {"x-continual"}
-    named = set(found["volumes"])
-    for name, own in services.items():
-        assert own.keys() & {"image", "build"}, name
-        assert set(own.get("depends_on", {})) <= set(services)
-        assert {how["condition"] for how in own.get("depends_on", {}).values()} <= {
+    document = composed()
+    services = document["services"]
+    assert document.keys() - {"name", "services", "volumes"} == {"x-continual"}
+    named = set(document["volumes"])
+    for name, service in services.items():
+        assert service.keys() & {"image", "build"}, name
+        assert set(service.get("depends_on", {})) <= set(services)
+        assert {how["condition"] for how in service.get("depends_on", {}).values()} <= {
             "service_healthy",
             "service_completed_successfully",
         }
-        for of, how in own.get("depends_on", {}).items():
+        for of, how in service.get("depends_on", {}).items():
             assert how["condition"] != "service_healthy" or "healthcheck" in services[of], of
-        volumes = [volume.split(":")[0] for volume in own.get("volumes", [])]
+        volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
         assert {volume for volume in volumes if not volume.startswith(".")} <= named
     for name in ("serve", "run"):
         assert {"CONTINUAL_REGISTRY_URL", "CONTINUAL_BLOBS_URL", "MLFLOW_TRACKING_URI"} <= set(

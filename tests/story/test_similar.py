@@ -27,16 +27,16 @@ def test_what_a_task_cannot_be_read_through_has_no_measures(tmp_path: Path, capl
     with open_home(backbone_of("t5"), tmp_path / "home") as learner:
         assert learner.run(stream) == {}
         registry, backbone = learner.registry, learner.backbone
-        found = {row["task"]: row for row in compare_through_deltas(registry, backbone, "mood")}
-        assert found["warmth"]["held_out"] is not None
-        assert found["warmth"]["leep"] is None, "a regression answers with a number"
-        assert {found["echo"][measure] for measure in READ} == {None}
+        rows = {row["task"]: row for row in compare_through_deltas(registry, backbone, "mood")}
+        assert rows["warmth"]["held_out"] is not None
+        assert rows["warmth"]["leep"] is None, "a regression answers with a number"
+        assert {rows["echo"][measure] for measure in READ} == {None}
         assert {row["leep"] for row in compare_through_deltas(registry, backbone, "warmth")} == {None}, (
             "all rows are of one class"
         )
         Path(registry.blobs.path(registry.delta("warmth@1").values)).unlink()
         damaged = {row["task"]: row for row in compare_through_deltas(registry, backbone, "mood")}
-        assert damaged["echo"] == found["echo"]
-        assert damaged["warmth"].keys() == found["warmth"].keys()
+        assert damaged["echo"] == rows["echo"]
+        assert damaged["warmth"].keys() == rows["warmth"].keys()
         assert {damaged["warmth"][measure] for measure in ("deltas", *READ)} == {None}
         assert "delta warmth@1 cannot be compared" in caplog.text

@@ -157,25 +157,25 @@ def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Pat
     last = learner.report("core")["routed"]["matrix"][-1]
     for score, task in zip(last, TASKS, strict=True):
         rows = rows_of(task, 12, seed=2)
-        found = learner.predict(rows.texts, false_abstentions=0)
-        right = [p.task == task and p.label == label for p, label in zip(found, rows.labels, strict=True)]
+        predictions = learner.predict(rows.texts, false_abstentions=0)
+        right = [p.task == task and p.label == label for p, label in zip(predictions, rows.labels, strict=True)]
         assert sum(right) / 12 == pytest.approx(score)
 
 
 def test_running_again_learns_nothing_and_writes_nothing(learner: Learner, folder: Path) -> None:
     before, rows, report = digests(learner), rows_in_sql(learner), learner.report("core")
-    seen: list[str] = []
-    watcher = RunCallbacks(on_start=seen.append, on_learned=lambda task, delta: seen.append(delta))
+    events: list[str] = []
+    watcher = RunCallbacks(on_start=events.append, on_learned=lambda task, delta: events.append(delta))
     assert learner.run(read_stream(folder / "stream.yaml"), callbacks=watcher) == {}
-    assert seen == ["animals@1", "mood@1", "place@1"]
+    assert events == ["animals@1", "mood@1", "place@1"]
     assert (digests(learner), rows_in_sql(learner), learner.report("core")) == (before, rows, report)
     assert find_damage(learner.registry) == []
 
 
 def test_learning_is_repeatable_to_the_bit(learner: Learner, folder: Path, bert_folder: Path, tmp_path: Path) -> None:
-    with open_home(bert_folder, tmp_path / "other") as other:
-        assert other.run(read_stream(folder / "stream.yaml")) == {}
-        assert digests(other) == digests(learner)
+    with open_home(bert_folder, tmp_path / "other") as second_learner:
+        assert second_learner.run(read_stream(folder / "stream.yaml")) == {}
+        assert digests(second_learner) == digests(learner)
 
 
 def test_nearest_records_where_a_delta_came_from(learner: Learner) -> None:
@@ -215,21 +215,21 @@ def test_no_epochs_answer_by_the_closed_form(empty: Learner, tmp_path: Path) -> 
 def test_training_moves_the_delta_and_never_harms_it_on_held_out_rows(learner: Learner) -> None:
     for name in digests(learner):
         curve = [s for s in learner.registry.scores(delta=name, mode="curve") if s.split == "validation"]
-        (kept,) = [s for s in learner.registry.scores(delta=name, mode="oracle") if s.split == "validation"]
+        (score,) = [s for s in learner.registry.scores(delta=name, mode="oracle") if s.split == "validation"]
         assert [s.step for s in curve] == [0, 1, 2]
-        assert kept.value == max(s.value for s in curve)
+        assert score.value == max(s.value for s in curve)
 
 
 def test_predict_keeps_order_and_names_tasks(learner: Learner) -> None:
     texts = ["purr meow whisker", "lovely bright superb", "wave coral tide", "bark fetch leash"]
-    found = learner.predict(texts)
-    assert [p.text for p in found] == texts
-    assert [(p.task, p.label) for p in found] == [
+    predictions = learner.predict(texts)
+    assert [p.text for p in predictions] == texts
+    assert [(p.task, p.label) for p in predictions] == [
         ("animals", "cat"), ("mood", "good"), ("place", "sea"), ("animals", "dog"),
     ]  # fmt: skip
-    assert all(p.routed and not p.abstained for p in found)
-    assert all(p.score is not None and 0 <= p.score <= 1 for p in found)
-    assert all(p.confidence is not None and 0 <= p.confidence <= 1 for p in found)
+    assert all(p.routed and not p.abstained for p in predictions)
+    assert all(p.score is not None and 0 <= p.score <= 1 for p in predictions)
+    assert all(p.confidence is not None and 0 <= p.confidence <= 1 for p in predictions)
     named = learner.predict(texts, task="mood")
     assert all(p.task == "mood" and not p.routed and p.confidence is None and p.delta == "mood@1" for p in named)
     assert {p.label for p in named} <= set(labels_of("mood"))
@@ -292,15 +292,15 @@ def test_a_failure_while_registering_leaves_nothing_half_done(
     assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
 
 
-@pytest.mark.parametrize("at", ["on_start", "on_step"])
-def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, at: str) -> None:
+@pytest.mark.parametrize("moment", ["on_start", "on_step"])
+def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, moment: str) -> None:
     def stop(task: str, *_: object) -> None:
         if task == "mood":
             raise KeyboardInterrupt
 
     stream = write_stream(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        empty.run(stream, callbacks=replace(RunCallbacks(), **{at: stop}))
+        empty.run(stream, callbacks=replace(RunCallbacks(), **{moment: stop}))
     # A position left to this process, which is alive, would make its next run wait for itself for ever.
     assert [p.state for p in empty.registry.stream("core").positions] == ["learned", "waiting", "waiting"]
     assert empty.run(stream) == {}
@@ -329,8 +329,8 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
     assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
 
 
-def child(bert_folder: Path, folder: Path, *at: str) -> "subprocess.Popen[str]":
-    arguments = [bert_folder, folder / "home", folder / "stream.yaml", *at]
+def child(bert_folder: Path, folder: Path, *moments: str) -> "subprocess.Popen[str]":
+    arguments = [bert_folder, folder / "home", folder / "stream.yaml", *moments]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.processes.controller", *map(str, arguments)],
         cwd=ROOT,
@@ -350,7 +350,9 @@ def begin(process: "subprocess.Popen[str]") -> None:
 
 def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
-    victims = [child(bert_folder, tmp_path, at) for at in ("step", "learned")]  # both start now, and run in turn
+    victims = [
+        child(bert_folder, tmp_path, moment) for moment in ("step", "learned")
+    ]  # both start now, and run in turn
     for process, done in zip(victims, (["animals@1"], ["animals@1", "mood@1"]), strict=True):
         begin(process)
         assert process.wait(120) == -signal.SIGKILL
@@ -358,32 +360,32 @@ def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path)
             assert list(digests(learner)) == done
             assert find_damage(learner.registry) == []
             learner.report("core")
-    began: list[str] = []
+    started: list[str] = []
     with open_home(bert_folder, tmp_path / "home") as learner:
         before = digests(learner)
-        assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
-        assert began == ["place"], "what was learned is not trained again"
+        assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+        assert started == ["place"], "what was learned is not trained again"
         assert {name: digests(learner)[name] for name in before} == before
-        report, found = learner.report("core"), digests(learner)
+        report, actual = learner.report("core"), digests(learner)
         assert None not in (report["oracle"]["acc"], report["routed"]["acc"], report["routed"]["routing_accuracy"])
         assert find_damage(learner.registry) == []
-    with open_home(bert_folder, tmp_path / "undisturbed") as other:
-        assert other.run(stream) == {}
-        assert digests(other) == found
-        assert other.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
+    with open_home(bert_folder, tmp_path / "undisturbed") as undisturbed:
+        assert undisturbed.run(stream) == {}
+        assert digests(undisturbed) == actual
+        assert undisturbed.report("core")["routed"]["matrix"] == report["routed"]["matrix"]
 
 
 def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
-    other = child(bert_folder, tmp_path)
+    process = child(bert_folder, tmp_path)
     with open_home(bert_folder, tmp_path / "home") as learner:
-        began: list[str] = []
-        begin(other)
-        assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
-        assert other.stdout
-        assert other.wait(120) == 0, other.stdout.read()
+        started: list[str] = []
+        begin(process)
+        assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+        assert process.stdout
+        assert process.wait(120) == 0, process.stdout.read()
         assert sorted(digests(learner)) == ["animals@1", "mood@1", "place@1"]
-        assert len(began) == len(set(began))
+        assert len(started) == len(set(started))
         assert [p.state for p in learner.registry.stream("core").positions] == ["learned"] * 3
         matrix = learner.report("core")["routed"]["matrix"]
         assert all(matrix[t][i] is not None for t in range(3) for i in range(t + 1))
@@ -447,9 +449,9 @@ def test_other_labels_are_refused(learner: Learner, folder: Path) -> None:
 def test_an_appended_task_is_learned_and_the_others_stay(learner: Learner, folder: Path) -> None:
     before = digests(learner)
     stream = write_stream(folder, tasks=(*TASKS, "food"), warm_start="nearest", measure_gain=True)
-    began: list[str] = []
-    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
-    assert began == ["food"]
+    started: list[str] = []
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+    assert started == ["food"]
     assert {name: digest for name, digest in digests(learner).items() if name != "food@1"} == before
     report = learner.report("core")
     assert report["tasks"] == [*TASKS, "food"]
@@ -461,8 +463,8 @@ def poison_tests(folder: Path) -> None:
     """Other texts and other labels in every test split."""
     for task in TASKS:
         labels, rows = labels_of(task), rows_of(task, 12, seed=77)
-        other = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
-        write_rows(folder / task / "test.jsonl", rows.texts, [other[label] for label in rows.labels])
+        swapped = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
+        write_rows(folder / task / "test.jsonl", rows.texts, [swapped[label] for label in rows.labels])
 
 
 def test_test_rows_bear_on_nothing_but_scores(learner: Learner, bert_folder: Path, tmp_path: Path) -> None:
@@ -475,11 +477,11 @@ def test_test_rows_bear_on_nothing_but_scores(learner: Learner, bert_folder: Pat
         assert [s.digest for s in poisoned.registry.signatures(poisoned.backbone.fingerprint)] == [
             s.digest for s in learner.registry.signatures(learner.backbone.fingerprint)
         ]
-        theirs, ours = (
-            [(s.split, s.value) for s in one.registry.scores(delta="mood@1") if s.split != "test"]
-            for one in (poisoned, learner)
+        poisoned_scores, clean_scores = (
+            [(s.split, s.value) for s in candidate.registry.scores(delta="mood@1") if s.split != "test"]
+            for candidate in (poisoned, learner)
         )
-        assert theirs == ours
+        assert poisoned_scores == clean_scores
         assert poisoned.report("core")["oracle"]["acc"] < 0.5 < learner.report("core")["oracle"]["acc"]
 
 
@@ -492,7 +494,7 @@ def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"method": "lorra"}, "did you mean 'lora'"),
         ({"method": {"name": "lora", "rank": 0}}, "rank"),
@@ -502,19 +504,19 @@ def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> 
     ids=str,
 )
 def test_what_can_be_checked_is_checked_for_all_tasks_before_any_is_learned(
-    empty: Learner, tmp_path: Path, changes: dict[str, Any], said: str
+    empty: Learner, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     stream = write_stream(tmp_path, changes={"place": changes, "mood": {"label": "lable"}})
     with pytest.raises(InputError) as caught:
         empty.run(stream)
-    for part in ("'place'", said, "'mood'", "did you mean 'label'"):
+    for part in ("'place'", message, "'mood'", "did you mean 'label'"):
         assert part in str(caught.value), "one message for all that is to be mended"
     assert set(rows_in_sql(empty).values()) == {0}
 
 
 def test_a_stream_on_another_backbone_is_refused(learner: Learner, folder: Path, roberta_folder: Path) -> None:
-    with open_home(roberta_folder, folder / "home") as other, pytest.raises(StreamChanged, match="backbone"):
-        other.run(read_stream(folder / "stream.yaml"))
+    with open_home(roberta_folder, folder / "home") as other_learner, pytest.raises(StreamChanged, match="backbone"):
+        other_learner.run(read_stream(folder / "stream.yaml"))
 
 
 def test_roberta_learns_a_stream_too(roberta_folder: Path, tmp_path: Path) -> None:
@@ -548,9 +550,9 @@ def test_what_a_task_learned_before_is_no_forward_transfer(empty: Learner, tmp_p
 
 def test_the_router_of_backbones_pooled_otherwise_is_not_mixed(learner: Learner, folder: Path) -> None:
     """The fingerprint does not cover pooling: signatures taken by the mean are of no use to another pooling."""
-    other = Learner(replace(learner.backbone, pooling="cls"), learner.registry)
+    other_learner = Learner(replace(learner.backbone, pooling="cls"), learner.registry)
     with pytest.raises(InputError, match="pool"):
-        other.predict(["purr meow"])
+        other_learner.predict(["purr meow"])
 
 
 def test_a_score_is_a_registered_score(learner: Learner) -> None:

@@ -35,13 +35,13 @@ def test_studies_are_listed(cli: CliRunner) -> None:
 def test_a_study_from_its_file_to_its_page(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     page = tmp_path / "size.html"
     words = ("study", "size", str(stream), "--tasks", "place,mood", "--seeds", "0,1", *SMALL)
-    ran = cli(*words, "--json", "--html", str(page))
-    assert ran.code == 0, ran.err
-    assert ran.json["tasks"] == ["mood", "place"]
-    assert ran.json["seeds"] == [0, 1]
-    assert len(ran.json["trials"]) == 8  # two tasks, two seeds, LoRA and full fine-tuning
-    assert {"task", "seed", "method", "outcome"} <= ran.json["trials"][0].keys()
-    table = ran.json["tables"]["Score less that of full fine-tuning"]
+    result = cli(*words, "--json", "--html", str(page))
+    assert result.code == 0, result.err
+    assert result.json["tasks"] == ["mood", "place"]
+    assert result.json["seeds"] == [0, 1]
+    assert len(result.json["trials"]) == 8  # two tasks, two seeds, LoRA and full fine-tuning
+    assert {"task", "seed", "method", "outcome"} <= result.json["trials"][0].keys()
+    table = result.json["tables"]["Score less that of full fine-tuning"]
     assert [row["method"] for row in table] == ["lora rank 1", "full"]
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 1
@@ -70,13 +70,13 @@ def test_a_study_goes_on_without_mlflow(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    ran = cli("study", "size", str(stream), "--tasks", "mood", *SMALL)
-    assert ran.code == 0, ran.err
-    assert "could not be told of the study" in caplog.text
+    result = cli("study", "size", str(stream), "--tasks", "mood", *SMALL)
+    assert result.code == 0, result.err
+    assert "the study could not be logged to MLflow" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("nope",), "not known. Known: size"),
         (("size",), "needs a stream file; settings: methods, rates"),
@@ -88,8 +88,8 @@ def test_a_study_goes_on_without_mlflow(
         (("templates", "STREAM"), "tasks without a template: animals, mood, place"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(cli: CliRunner, stream: Path, words: tuple[str, ...], said: str) -> None:
-    ran = cli("study", *(str(stream) if word == "STREAM" else word for word in words))
-    assert ran.code == 2
-    assert said in ran.err
-    assert ran.out == ""
+def test_what_is_wrong_is_said_at_once(cli: CliRunner, stream: Path, words: tuple[str, ...], message: str) -> None:
+    result = cli("study", *(str(stream) if word == "STREAM" else word for word in words))
+    assert result.code == 2
+    assert message in result.err
+    assert result.out == ""

@@ -47,12 +47,12 @@ def change(learner: Learner, delta: str, **values: Any) -> None:
         unit.session.execute(update(Delta).where(Delta.id == row.id).values(**values))
 
 
-def found(learner: Learner, **options: Any) -> VerificationReport:
+def verification(learner: Learner, **options: Any) -> VerificationReport:
     return verify_home(learner.registry, device="cpu", **options)
 
 
 def test_what_was_learned_is_as_it_was(learner: Learner) -> None:
-    assert found(learner) == found(learner, quick=True) == VerificationReport([], [])
+    assert verification(learner) == verification(learner, quick=True) == VerificationReport([], [])
 
 
 def other_values(learner: Learner) -> dict[str, Any]:
@@ -86,15 +86,15 @@ HARM: dict[Callable[[Learner], dict[str, Any]], str] = {
 @pytest.mark.parametrize("harm", HARM, ids=HARM.values())
 def test_a_blob_that_is_not_what_its_row_says_is_found(learner: Learner, harm: Any) -> None:
     change(learner, "mood@1", **harm(learner))
-    problems = found(learner, quick=True).problems
+    problems = verification(learner, quick=True).problems
     assert any(problem.startswith("mood@1: ") and HARM[harm] in problem for problem in problems)
     assert not any(problem.startswith("animals@1") for problem in problems)
 
 
 def test_other_answers_are_found_and_only_with_the_backbone(learner: Learner) -> None:
     change(learner, "mood@1", **other_values(learner))
-    assert found(learner, quick=True).problems == []
-    (problem,) = found(learner).problems
+    assert verification(learner, quick=True).problems == []
+    (problem,) = verification(learner).problems
     assert problem.startswith("mood@1: it answers fixed inputs otherwise")
 
 
@@ -104,14 +104,14 @@ def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
     tensors, _ = deserialize(learner.registry.blobs.get(stored.replay), what="replay")
     near = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     change(learner, "mood@1", replay=learner.registry.blobs.put(serialize(near)))
-    verified = found(learner)
+    verified = verification(learner)
     assert verified.problems == []
     assert "1 of 2 champions answer fixed inputs as when they were registered within rounding" in verified.notes[0]
 
 
 def test_a_delta_of_an_older_release_has_nothing_to_compare(learner: Learner) -> None:
     change(learner, "mood@1", replay=None)
-    verified = found(learner)
+    verified = verification(learner)
     assert verified.problems == []
     assert "1 champions were registered by a release that kept no answers" in verified.notes[0]
 
@@ -119,17 +119,17 @@ def test_a_delta_of_an_older_release_has_nothing_to_compare(learner: Learner) ->
 def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) -> None:
     with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=f"{folder}/gone"))
-    (problem,) = found(learner).problems
+    (problem,) = verification(learner).problems
     assert f"backbone {folder}/gone ({learner.backbone.fingerprint[:12]}) is not what was registered" in problem
     assert "--backbone" in problem
-    assert found(learner, backbone=str(folder / "backbone")).problems == []
-    assert found(learner, quick=True).problems == []
+    assert verification(learner, backbone=str(folder / "backbone")).problems == []
+    assert verification(learner, quick=True).problems == []
 
 
 def test_another_backbone_under_the_name_is_noticed(learner: Learner, folder: Path, roberta_folder: Path) -> None:
     with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=str(roberta_folder)))
-    (problem,) = found(learner).problems
+    (problem,) = verification(learner).problems
     assert f"{str(roberta_folder)!r} is " in problem
 
 
@@ -160,26 +160,26 @@ def test_a_home_is_written_into_a_file_and_put_back(
 
     file = str(folder / "archive.zip")
     code, out, _ = db("dump", file, home="home")
-    (said,) = json.loads(out)
-    assert (code, said["tasks"], said["deltas"], said["streams"]) == (0, 2, 2, 1)
+    (row,) = json.loads(out)
+    assert (code, row["tasks"], row["deltas"], row["streams"]) == (0, 2, 2, 1)
     code, _, err = db("dump", file, home="home")
     assert (code, "is there already" in err) == (2, True)
     assert db("restore", file, home="other")[:2] == (0, out)
     code, _, err = db("restore", file, home="other")
     assert (code, "not empty" in err) == (2, True)
     with open_home(folder / "backbone", folder / "other") as restored:
-        assert found(restored) == VerificationReport([], [])
+        assert verification(restored) == VerificationReport([], [])
         assert restored.predict(["awful dull"], task="mood")[0].label == "bad"
 
 
 def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    replayed: list[str] = []
 
     def counted(backbone: Any, delta: Any, before: bytes) -> float:
-        asked.append(delta.digest)
+        replayed.append(delta.digest)
         return 0.0
 
     monkeypatch.setattr("continual.learning.verify.probe_difference", counted)
     change(learner, "mood@1", status="archived")
-    assert found(learner).problems == []
-    assert asked == [learner.registry.delta("animals@1").digest]
+    assert verification(learner).problems == []
+    assert replayed == [learner.registry.delta("animals@1").digest]

@@ -22,8 +22,8 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as found:
-        yield found
+    with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def animals(
     files = {split: f"{split}.jsonl" for split in SPLITS}
     for number, split in enumerate(SPLITS):
         if split in splits or not splits:
-            found = rows_of("animals", 60 if split == "train" else 30, seed=100 * seed + number)
-            rows = found.select(i for i, label in enumerate(found.labels) if label in labels)
+            labelled = rows_of("animals", 60 if split == "train" else 30, seed=100 * seed + number)
+            rows = labelled.select(i for i, label in enumerate(labelled.labels) if label in labels)
             turned = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
             write_rows(folder / files[split], rows.texts, [turned[x] if poisoned else x for x in rows.labels])
     spec = TaskSpec.model_validate({"source": {"path": "json", "data_files": files}} | entry)
@@ -57,7 +57,7 @@ def statuses(learner: Learner) -> dict[str, str]:
     return {row["delta"]: row["status"] for row in learner.registry.deltas("animals")}
 
 
-def told(learner: Learner) -> list[tuple[str, str]]:
+def events(learner: Learner) -> list[tuple[str, str]]:
     """The history of the task."""
     from sqlalchemy import select
 
@@ -119,7 +119,7 @@ def test_with_other_held_out_rows_both_answer_those_of_both(learner: Learner, tm
     learner.learn(animals(new, seed=1, warm_start="scratch"))
     assert learner.registry.delta("animals@2").reason is None
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
-    assert told(learner) == [
+    assert events(learner) == [
         ("animals@1", "learned"),
         ("animals@1", "promoted"),
         ("animals@2", "learned"),
@@ -159,7 +159,7 @@ def test_rows_that_are_gone_leave_it_to_a_person(learner: Learner, tmp_path: Pat
     assert "`continual deltas promote` decides by hand" in reason
     promote_delta(learner.registry, "animals@2", reason="read through")
     assert statuses(learner) == {"animals@1": "archived", "animals@2": "champion"}
-    assert told(learner)[-2:] == [("animals@1", "succeeded"), ("animals@2", "promoted")]
+    assert events(learner)[-2:] == [("animals@1", "succeeded"), ("animals@2", "promoted")]
 
 
 def test_rows_added_behind_the_old_ones_are_told_from_them(learner: Learner, tmp_path: Path) -> None:
@@ -220,9 +220,9 @@ def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, t
     before = learner.report("both")
     learner.learn(animals(later, labels=("bird", "cat", "dog"), seed=1))
     assert learner.registry.delta("animals@2").status == "champion"
-    began: list[str] = []
-    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
-    assert (began, learner.report("both")) == ([], before)
+    started: list[str] = []
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+    assert (started, learner.report("both")) == ([], before)
     assert all(row.identical for row in audit_stream(learner.backbone, learner.registry, stream))
 
 
@@ -239,22 +239,22 @@ def test_a_task_whose_champion_is_archived_does_not_serve(learner: Learner, tmp_
 def test_the_signature_that_routes_is_the_champions_own(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     learner.learn(animals(tmp_path, "train", seed=1))
-    own = [learner.registry.signature(f"animals@{version}").digest for version in (1, 2)]
-    assert own[0] != own[1]
+    signatures = [learner.registry.signature(f"animals@{version}").digest for version in (1, 2)]
+    assert signatures[0] != signatures[1]
     for version in (1, 2):
         if statuses(learner)[f"animals@{version}"] != "champion":
             promote_delta(learner.registry, f"animals@{version}")
         (routes,) = learner.registry.signatures(learner.backbone.fingerprint)
-        assert (routes.delta, routes.digest) == (f"animals@{version}", own[version - 1])
+        assert (routes.delta, routes.digest) == (f"animals@{version}", signatures[version - 1])
 
 
 def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learner, tmp_path: Path) -> None:
     stream = both(tmp_path)
     assert learner.run(stream) == {}
-    mine = blobs_of(tmp_path) - named_by(learner, "mood@1")
-    assert len(mine) == 5
+    blobs = blobs_of(tmp_path) - named_by(learner, "mood@1")
+    assert len(blobs) == 5
     purge_task(learner.registry, "animals", reason="asked to")
-    assert blobs_of(tmp_path) & mine == set()
+    assert blobs_of(tmp_path) & blobs == set()
     assert statuses(learner) == {"animals@1": "purged"}
     assert [row["task"] for row in learner.registry.tasks()] == ["mood"]
     assert {p.task for p in learner.predict([CAT, "lovely bright"], false_abstentions=0)} == {"mood"}
@@ -267,9 +267,9 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     assert [row[0] for row in report["oracle"]["matrix"]] == [None, None]
     assert report["oracle"]["acc"] == report["per_task"][1]["score"]
     assert report["per_task"][0]["score"] is None
-    began: list[str] = []
-    assert learner.run(stream, callbacks=RunCallbacks(on_start=began.append)) == {}
-    assert began == [], "a purged position stays learned"
+    started: list[str] = []
+    assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+    assert started == [], "a purged position stays learned"
     assert [row.delta for row in audit_stream(learner.backbone, learner.registry, stream)] == ["mood@1"]
     assert find_damage(learner.registry) == []
     assert no_trace(learner, ("'cat'", "'dog'", "'validation.jsonl'")) == []
@@ -297,8 +297,8 @@ def blobs_of(folder: Path) -> set[str]:
 
 def named_by(learner: Learner, delta: str) -> set[str | None]:
     stored = learner.registry.delta(delta)
-    own = learner.registry.signature(delta)
-    return {stored.digest, stored.predictions, stored.replay, own.digest, own.routing}
+    signature = learner.registry.signature(delta)
+    return {stored.digest, stored.predictions, stored.replay, signature.digest, signature.routing}
 
 
 def no_trace(learner: Learner, words: Sequence[str]) -> list[str]:

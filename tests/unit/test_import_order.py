@@ -1,4 +1,4 @@
-"""Packages import only what stands left of them in one line, and no modules import each other in a circle."""
+"""Import order of the packages: each imports only packages to the left of it, without cycles."""
 
 import ast
 import subprocess
@@ -40,30 +40,30 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def package_of(module: str) -> str:
-    """`continual.deltas.edit.Edit` is of `deltas`, `registry.records.Score` of `registry`."""
+    """Return a module's package: `deltas` of `continual.deltas.edit`, `registry` of `registry.records`."""
     first, *rest = module.split(".")
     return rest[0] if first == "continual" and rest else first
 
 
 def module_of(name: str) -> str | None:
-    """The module of ours that an import names, or whose member it names."""
+    """Return the project's module that an import names or takes a member of."""
     return name if name in MODULES else (parent if (parent := name.rpartition(".")[0]) in MODULES else None)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != Path("continual/__init__.py")], ids=str)
-def test_a_package_imports_only_what_stands_left_of_it(file: Path) -> None:
-    own = package_of(".".join(file.with_suffix("").parts))
+def test_a_package_imports_only_packages_to_the_left(file: Path) -> None:
+    package = package_of(".".join(file.with_suffix("").parts))
     for name in imports(file):
         if module_of(name):
-            allowed = package_of(name) == own or RANK[package_of(name)] < RANK[own]
-            assert allowed, f"{file} imports {name}, which does not stand left of {own}"
-        assert name.split(".")[0] not in FORBIDDEN.get(own, set()), f"{file} imports {name}"
-        assert not name.startswith("mlflow") or RANK[own] >= RANK["tracking"], f"{file} imports MLflow"
+            allowed = package_of(name) == package or RANK[package_of(name)] < RANK[package]
+            assert allowed, f"{file} imports {name}, which does not stand left of {package}"
+        assert name.split(".")[0] not in FORBIDDEN.get(package, set()), f"{file} imports {name}"
+        assert not name.startswith("mlflow") or RANK[package] >= RANK["tracking"], f"{file} imports MLflow"
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = {
-        module: {found for name in imports(file) if (found := module_of(name)) and found != module}
+        module: {imported for name in imports(file) if (imported := module_of(name)) and imported != module}
         for module, file in MODULES.items()
         if module != "continual"
     }
@@ -81,10 +81,10 @@ def test_the_order_names_every_package_and_few_loose_modules() -> None:
     assert len(ORDER.split(" < ")) <= 16
 
 
-def test_what_asks_and_tells_starts_without_what_learns() -> None:
-    """They take seconds to load: who lists tasks or tells MLflow need not wait for them."""
+def test_queries_and_tracking_start_without_torch() -> None:
+    """Their imports take seconds: listing tasks or syncing MLflow must not need torch."""
     heavy = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "mlflow")
     light = "continual.cli, continual.cli.tables, continual.tracking, continual.reports.html"
     code = f"import sys, {light}; print([name for name in {heavy} if name in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"

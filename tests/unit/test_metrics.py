@@ -1,4 +1,4 @@
-"""Metrics against other computations of the same, and against values known from elsewhere."""
+"""Metrics against other implementations, and against published values."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ REFERENCES = [
 
 
 @given(PAIRS)
-def test_correlations_are_numpys_and_of_ranks(pairs: list[tuple[float, float]]) -> None:
+def test_correlations_equal_numpys(pairs: list[tuple[float, float]]) -> None:
     truth, answers = (list(side) for side in zip(*pairs, strict=True))
     if np.ptp(truth) < 1e-3 or np.ptp(answers) < 1e-3:
         return
@@ -39,7 +39,7 @@ def test_correlations_are_numpys_and_of_ranks(pairs: list[tuple[float, float]]) 
 
 
 @pytest.mark.parametrize("metric", metrics_of("regression"))
-def test_where_nothing_varies_nothing_is_explained(metric: str) -> None:
+def test_constant_numbers_have_no_correlation(metric: str) -> None:
     assert metric_score(metric, [2.0, 2.0, 2.0], [1.0, 2.0, 3.0], kind="regression") == 0.0
     assert metric_score(metric, [1.0, 2.0, 3.0], [2.0, 2.0, 2.0], kind="regression") == 0.0
 
@@ -56,24 +56,24 @@ def test_where_nothing_varies_nothing_is_explained(metric: str) -> None:
         ("cat cat dog", "cat dog dog", 2 / 3),
     ],
 )
-def test_word_f1_of_known_pairs(right: str, answer: str, f1: float) -> None:
+def test_word_f1_of_published_pairs(right: str, answer: str, f1: float) -> None:
     assert word_f1(right, answer) == pytest.approx(f1)
 
 
 @given(TEXTS, TEXTS)
 def test_word_f1_is_precision_and_recall(right: str, answer: str) -> None:
-    wanted, given_words = Counter(normalize_words(right)), Counter(normalize_words(answer))
-    found = word_f1(right, answer)
-    assert found == pytest.approx(word_f1(answer, right))
-    if not wanted or not given_words:
-        assert found == float(wanted == given_words)
+    right_words, given_words = Counter(normalize_words(right)), Counter(normalize_words(answer))
+    score = word_f1(right, answer)
+    assert score == pytest.approx(word_f1(answer, right))
+    if not right_words or not given_words:
+        assert score == float(right_words == given_words)
         return
-    common = (wanted & given_words).total()
-    precision, recall = common / given_words.total(), common / wanted.total()
-    assert found == pytest.approx(2 * precision * recall / (precision + recall) if common else 0.0)
+    common = (right_words & given_words).total()
+    precision, recall = common / given_words.total(), common / right_words.total()
+    assert score == pytest.approx(2 * precision * recall / (precision + recall) if common else 0.0)
 
 
-def test_of_several_right_answers_the_nearest_counts() -> None:
+def test_the_best_of_several_references_counts() -> None:
     truth, answers = [("x y", "y z"), ("x",)], ["z", "q"]
     assert metric_score("f1", truth, answers, kind="span") == pytest.approx((2 / 3 + 0) / 2)
     assert metric_score("exact_match", [("A cat.", "dog"), ("x",)], ["cat", "y"], kind="span") == 0.5
@@ -81,22 +81,22 @@ def test_of_several_right_answers_the_nearest_counts() -> None:
     assert metric_score("exact_match", [("a", " dog")], ["dog "], kind="generation") == 1.0
 
 
-@pytest.mark.parametrize(("metric", "theirs"), [("chrf", sacrebleu.CHRF()), ("bleu", sacrebleu.BLEU(force=True))])
-def test_corpus_metrics_are_sacrebleus(metric: str, theirs: "sacrebleu.CHRF | sacrebleu.BLEU") -> None:
-    most = max(map(len, REFERENCES))
-    streams = [[refs[i] if i < len(refs) else None for refs in REFERENCES] for i in range(most)]
-    expected = theirs.corpus_score(ANSWERS, streams).score / 100
+@pytest.mark.parametrize(("metric", "reference"), [("chrf", sacrebleu.CHRF()), ("bleu", sacrebleu.BLEU(force=True))])
+def test_corpus_metrics_equal_sacrebleus(metric: str, reference: "sacrebleu.CHRF | sacrebleu.BLEU") -> None:
+    longest = max(map(len, REFERENCES))
+    streams = [[refs[i] if i < len(refs) else None for refs in REFERENCES] for i in range(longest)]
+    expected = reference.corpus_score(ANSWERS, streams).score / 100
     assert metric_score(metric, REFERENCES, ANSWERS, kind="generation") == pytest.approx(expected)
     assert 0 < expected < 1
     chosen = np.array([0, 0, 2])
-    again = theirs.corpus_score([ANSWERS[i] for i in chosen], [[stream[i] for i in chosen] for stream in streams])
+    again = reference.corpus_score([ANSWERS[i] for i in chosen], [[stream[i] for i in chosen] for stream in streams])
     assert metrics_of("generation")[metric](REFERENCES, ANSWERS)(chosen) == pytest.approx(again.score / 100)
 
 
-def longest_common(one: list[str], two: list[str]) -> int:
-    table = np.zeros((len(one) + 1, len(two) + 1), dtype=int)
-    for i, a in enumerate(one):
-        for j, b in enumerate(two):
+def longest_common(first: list[str], second: list[str]) -> int:
+    table = np.zeros((len(first) + 1, len(second) + 1), dtype=int)
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
             table[i + 1, j + 1] = table[i, j] + 1 if a == b else max(table[i, j + 1], table[i + 1, j])
     return int(table[-1, -1])
 
@@ -115,14 +115,14 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
 @pytest.mark.parametrize("metric", metrics_of("generation"))
 @settings(deadline=None, max_examples=25)
 @given(answers=st.lists(TEXTS, min_size=1, max_size=5))
-def test_any_text_can_be_scored_and_itself_is_best(metric: str, answers: list[str]) -> None:
+def test_any_text_scores_best_against_itself(metric: str, answers: list[str]) -> None:
     value = metric_score(metric, [("the same",)] * len(answers), answers, kind="generation")
     assert 0 <= value <= 1
     long = ["one two three four five"] * len(answers)
     assert metric_score(metric, [(text,) for text in long], long, kind="generation") == pytest.approx(1.0)
 
 
-def test_shares_of_rows_have_wilsons_interval_and_others_the_bootstraps() -> None:
+def test_shares_have_wilson_intervals_and_other_metrics_bootstrap_ones() -> None:
     truth = [("x",)] * 20
     answers = ["x"] * 15 + ["y"] * 5
     exact = score_with_interval("exact_match", truth, answers, kind="span")
@@ -136,7 +136,7 @@ def test_shares_of_rows_have_wilsons_interval_and_others_the_bootstraps() -> Non
 def test_the_interval_of_a_correlation_brackets_it() -> None:
     draw = np.random.default_rng(0)
     truth = draw.normal(size=200)
-    found = score_with_interval("pearson", truth.tolist(), (truth + draw.normal(size=200)).tolist(), kind="regression")
+    score = score_with_interval("pearson", truth.tolist(), (truth + draw.normal(size=200)).tolist(), kind="regression")
     low, high = stats.pearsonr(truth, truth + np.random.default_rng(1).normal(size=200)).confidence_interval()
-    assert found.low < found.value < found.high
-    assert found.high - found.low == pytest.approx(high - low, rel=0.4)
+    assert score.low < score.value < score.high
+    assert score.high - score.low == pytest.approx(high - low, rel=0.4)

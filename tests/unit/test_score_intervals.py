@@ -1,4 +1,4 @@
-"""Scores and their intervals against scikit-learn and formulae written a second time."""
+"""Scores and confidence intervals against scikit-learn, scipy and second implementations."""
 
 import random
 
@@ -28,42 +28,42 @@ def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noisy(n: int, *, classes: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Answers of which about seven in ten are right."""
+    """Draw answers of which about seven in ten are correct."""
     draw = random.Random(seed)
     truth = [draw.randrange(classes) for _ in range(n)]
     return truth, [t if draw.random() < 0.7 else draw.randrange(classes) for t in truth]
 
 
 @pytest.mark.parametrize(("right", "rows"), [(0, 5), (1, 1), (3, 4), (9, 10), (500, 1000), (1000, 1000)])
-def test_wilson_is_scipys(right: int, rows: int) -> None:
+def test_wilson_intervals_equal_scipys(right: int, rows: int) -> None:
     expected = binomtest(right, rows).proportion_ci(confidence_level=0.95, method="wilson")
     assert wilson_interval(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.integers(1, 500), st.data())
-def test_wilson_lies_in_the_unit_and_holds_the_share(rows: int, data: st.DataObject) -> None:
+def test_wilson_intervals_lie_in_0_1_and_hold_the_share(rows: int, data: st.DataObject) -> None:
     share = data.draw(st.integers(0, rows)) / rows
     low, high = wilson_interval(share, rows)
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
 
 
-def test_every_metric_that_a_task_may_name_is_there() -> None:
+def test_every_metric_of_a_task_exists() -> None:
     for kind, schema in KIND_SCHEMAS.items():
         assert tuple(metrics_of(kind)) == schema.metrics
 
 
 @given(ANSWERS)
-def test_metrics_are_sklearns(pairs: list[tuple[int, int]]) -> None:
+def test_metrics_equal_sklearns(pairs: list[tuple[int, int]]) -> None:
     truth, answers = map(list, zip(*pairs, strict=True))
-    kept = [a if a in truth else truth[0] for a in answers]  # every class answered is one of the rows'
-    assert metric_score("accuracy", truth, kept) == sk.accuracy_score(truth, kept)
-    assert metric_score("macro_f1", truth, kept) == pytest.approx(sk.f1_score(truth, kept, average="macro"))
-    assert metric_score("mcc", truth, kept) == pytest.approx(sk.matthews_corrcoef(truth, kept))
+    answered = [a if a in truth else truth[0] for a in answers]  # every class answered is one of the rows'
+    assert metric_score("accuracy", truth, answered) == sk.accuracy_score(truth, answered)
+    assert metric_score("macro_f1", truth, answered) == pytest.approx(sk.f1_score(truth, answered, average="macro"))
+    assert metric_score("mcc", truth, answered) == pytest.approx(sk.matthews_corrcoef(truth, answered))
 
 
 @pytest.mark.parametrize("metric", metrics_of("classification"))
-def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
+def test_perfect_answers_score_one_and_wrong_ones_zero(metric: str) -> None:
     truth = [0, 1, 2, 0, 1, 2]
     assert metric_score(metric, truth, truth) == 1.0
     assert metric_score(metric, truth, [(label + 1) % 3 for label in truth]) <= 0.0
@@ -73,11 +73,11 @@ def test_all_right_is_one_and_all_wrong_is_none(metric: str) -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(60, 2), (200, 3), (300, 20)])
 def test_the_bootstrap_brackets_the_score_and_is_repeatable(metric: str, rows: int, classes: int) -> None:
     truth, answers = noisy(rows, classes=classes)
-    found = score_with_interval(metric, truth, answers)
-    assert found.value == pytest.approx(metric_score(metric, truth, answers))
-    assert found.low < found.value < found.high
-    assert found.high - found.low < 4 / rows**0.5
-    assert score_with_interval(metric, truth, answers) == found
+    score = score_with_interval(metric, truth, answers)
+    assert score.value == pytest.approx(metric_score(metric, truth, answers))
+    assert score.low < score.value < score.high
+    assert score.high - score.low < 4 / rows**0.5
+    assert score_with_interval(metric, truth, answers) == score
 
 
 def test_the_bootstrap_narrows_with_more_rows() -> None:
@@ -86,26 +86,26 @@ def test_the_bootstrap_narrows_with_more_rows() -> None:
 
 
 def test_accuracy_has_wilsons_interval() -> None:
-    found = score_with_interval("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
-    assert (found.value, found.rows, (found.low, found.high)) == (0.75, 4, wilson_interval(0.75, 4))
+    score = score_with_interval("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
+    assert (score.value, score.rows, (score.low, score.high)) == (0.75, 4, wilson_interval(0.75, 4))
 
 
 def test_classes_are_numbered_by_the_tasks_labels(bert: Backbone) -> None:
     rows = rows_of("animals", 6)
-    found = Classification(labels_of("animals")).prepare(bert, rows, max_length=32)
-    assert [labels_of("animals")[i] for i in found.classes.tolist()] == list(rows.labels) == list(found.truth)
-    assert len(found.tokens) == 6
+    prepared = Classification(labels_of("animals")).prepare(bert, rows, max_length=32)
+    assert [labels_of("animals")[i] for i in prepared.classes.tolist()] == list(rows.labels) == list(prepared.truth)
+    assert len(prepared.tokens) == 6
 
 
-def test_logits_are_the_head_on_the_pooled_states_row_by_row(backbone: Backbone) -> None:
+def test_logits_are_the_head_of_each_rows_pooled_states(backbone: Backbone) -> None:
     delta, rows = fresh_delta(backbone, "adapter"), prepared_rows(backbone, "mood", 7)
-    found, head = logits(backbone, delta, rows.tokens), head_of(delta)
+    actual, head = logits(backbone, delta, rows.tokens), head_of(delta)
     with torch.no_grad(), attached(backbone, delta):
         alone = [head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), head.pooling)) for i in range(7)]
-    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, torch.cat(alone), rtol=1e-4, atol=1e-5)
     kind = Classification(labels_of("mood"))
     outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
-    assert torch.equal(outputs["logits"], found)
+    assert torch.equal(outputs["logits"], actual)
     answers = kind.answers(backbone, outputs, rows)
-    assert [answer.label for answer in answers] == [kind.labels[i] for i in found.argmax(dim=1).tolist()]
-    assert [answer.score for answer in answers] == pytest.approx(torch.softmax(found, dim=1).amax(dim=1).tolist())
+    assert [answer.label for answer in answers] == [kind.labels[i] for i in actual.argmax(dim=1).tolist()]
+    assert [answer.score for answer in answers] == pytest.approx(torch.softmax(actual, dim=1).amax(dim=1).tolist())

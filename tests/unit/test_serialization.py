@@ -1,4 +1,4 @@
-"""Blobs say their format: older ones are read, newer ones refused."""
+"""Formats of stored blobs: older ones are read, newer ones refused."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ TENSORS = {"b": torch.arange(3), "a": torch.ones(2, 2).T[:1]}
 PLAIN = {"a": torch.ones(2)}
 
 
-def test_what_is_written_is_read_in_order_with_what_is_said() -> None:
+def test_tensors_and_metadata_are_read_in_order() -> None:
     tensors, about = deserialize(serialize(TENSORS, {"method": "lora"}), what="delta")
     assert list(tensors) == ["a", "b"]
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
@@ -28,7 +28,7 @@ def test_what_is_written_is_read_in_order_with_what_is_said() -> None:
     assert serialize(TENSORS) == serialize(dict(reversed(TENSORS.items())))
 
 
-def test_a_file_that_says_no_format_is_of_the_first() -> None:
+def test_a_file_without_a_format_has_the_first() -> None:
     assert deserialize(save(PLAIN), what="answer")[1] == {}
     about = {"continual": json.dumps({"method": "lora"})}
     assert deserialize(save(PLAIN, metadata=about), what="delta")[1] == {"method": "lora"}
@@ -42,7 +42,7 @@ FILES: Mapping[Callable[[bytes], object], Callable[[Backbone], bytes]] = {
 
 
 @pytest.mark.parametrize("read", FILES)
-def test_a_newer_format_is_refused_with_what_to_do(
+def test_a_newer_format_is_refused_with_the_remedy(
     read: Callable[[bytes], object], bert: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serialization, "FORMAT_VERSION", 7)
@@ -54,11 +54,11 @@ def test_a_newer_format_is_refused_with_what_to_do(
 
 
 @pytest.mark.parametrize("about", ["[1]", '{"format": "new"}', '{"format": null}', "{"])
-def test_what_says_nonsense_of_itself_is_refused(about: str) -> None:
+def test_invalid_metadata_is_refused(about: str) -> None:
     with pytest.raises(BlobError, match="not a stored delta"):
         deserialize(save(PLAIN, metadata={"continual": about}), what="delta")
 
 
-def test_a_signature_has_its_own_tensors() -> None:
+def test_a_signature_needs_its_tensors() -> None:
     with pytest.raises(BlobError, match="a signature has counts, sums and moment"):
         Signature.from_bytes(serialize(TENSORS))

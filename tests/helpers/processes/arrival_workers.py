@@ -1,7 +1,7 @@
-"""Watchers as processes of their own: `watcher_processes.py URL FOLDER BACKBONE` forks three on one registry.
+"""Three forked arrival workers on one registry: `arrival_workers.py URL FOLDER BACKBONE`.
 
-The first kills itself, as a machine that loses power would, in the middle of its second task's training; the others
-end when nothing is left.
+The first kills itself in the middle of its second task's training, as a power failure would; the others end when
+nothing is left.
 """
 
 import os
@@ -29,10 +29,10 @@ def main(url: str, place: str, backbone: str) -> int:
     datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
     continual.streams.arrivals.POLL_SECONDS = continual.learning.checkpoint.MIN_INTERVAL_SECONDS = 0.05
     loaded = load_backbone(backbone, device="cpu", dtype="float32")
-    begun: list[str] = []
+    started: list[str] = []
 
     def die(_task: str, done: int, _total: int) -> None:
-        if len(begun) == 2 and done == 4:
+        if len(started) == 2 and done == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(watcher: RunCallbacks) -> int:
@@ -41,8 +41,8 @@ def main(url: str, place: str, backbone: str) -> int:
                 [error for error in Learner(loaded, registry).watch(idle=0, callbacks=watcher).values() if error]
             )
 
-    watchers = [RunCallbacks(on_start=begun.append, on_step=die), RunCallbacks(), RunCallbacks()]
-    pids = [fork(lambda own=own: watch(own), folder / "log") for own in watchers]  # type: ignore[misc]
+    watchers = [RunCallbacks(on_start=started.append, on_step=die), RunCallbacks(), RunCallbacks()]
+    pids = [fork(lambda callbacks=callbacks: watch(callbacks), folder / "log") for callbacks in watchers]  # type: ignore[misc]
     codes = [wait_exit_code(pid, within=120) for pid in pids]
     print(codes, (folder / "log").read_text())
     return 0 if codes == [-signal.SIGKILL, 0, 0] else 1

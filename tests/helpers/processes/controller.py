@@ -1,7 +1,7 @@
-"""A controller of its own process: `controller_process.py BACKBONE HOME STREAM [step|learned]` runs a stream.
+"""A controller process: `controller.py BACKBONE HOME STREAM [step|learned]` runs a stream.
 
-With a last argument it kills itself, as a machine that loses power would, at a step of the second task's training, or
-between its registration and what follows.
+With the last argument it kills itself, as a power failure would, at a step of the second task's training or right
+after its registration.
 """
 
 import os
@@ -27,14 +27,14 @@ def die(task: str, *_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(backbone: str, home: str, stream: str, at: str = "") -> None:
+def main(backbone: str, home: str, stream: str, moment: str = "") -> None:
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
     deadly = {"step": RunCallbacks(on_step=die), "learned": RunCallbacks(on_learned=die), "": RunCallbacks()}
     places = resolve_locations(home, {})
     with Learner.open(backbone, Registry.open(places.registry, places.blobs), device="cpu", dtype="float32") as learner:
         print("ready", flush=True)
         sys.stdin.readline()  # so that several can begin at the same moment
-        failed = learner.run(read_stream(stream), callbacks=deadly[at])
+        failed = learner.run(read_stream(stream), callbacks=deadly[moment])
     print(failed or "done", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Migrations as processes of their own: `migration_process.py BACKBONE HOME TASK STEP`.
+"""Migration processes: `migration.py BACKBONE HOME TASK STEP`.
 
-The first kills itself at that step of that task's training, as a machine that loses power would; then, once it is told
-to, two others go on at once. Each keeps a checkpoint after every epoch, and says what it goes on from. All are forked
-from a process that trains nothing itself.
+The first kills itself at that step of that task's training, as a power failure would. After a line on standard input
+two others continue concurrently, writing a checkpoint after every epoch and printing what they resume from. All are
+forked from a process that trains nothing itself.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.helpers.controller_processes import fork, wait_exit_code
 LIMIT = 240.0  # seconds
 
 
-def main(folder: str, home: str, victim: str, at: str) -> None:
+def main(folder: str, home: str, victim: str, step: str) -> None:
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = f"{home}-cache"
     datasets.disable_progress_bars()
@@ -40,7 +40,7 @@ def main(folder: str, home: str, victim: str, at: str) -> None:
     )
 
     def die(task: str, done: int, total: int) -> None:
-        if (task, str(done)) == (victim, at):
+        if (task, str(done)) == (victim, step):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def start(watcher: RunCallbacks) -> int:

@@ -1,4 +1,4 @@
-"""A process that knows of MLflow alone: it loads what serves, and answers."""
+"""A process that imports only MLflow: it loads a served model and prints its predictions."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same gradients from less memory, and nothing left behind."""
+"""Activation checkpointing: the same gradients with less memory, and an unchanged backbone afterwards."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +26,7 @@ METHODS = ("lora", "adapter", "prefix", "prompt", "dora", "layer_norm")
 
 
 def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Tensor], int]:
-    """Of a batch, with dropout; and how many bytes the pass kept for them, what enters the layers left out."""
+    """Return a batch's gradients with dropout, and the bytes saved for the backward pass beside the layers' inputs."""
     learned, saved_bytes = delta.trainable(backbone.device), 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def gradients(backbone: Backbone, delta: Delta, *, again: bool) -> tuple[list[Te
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str) -> None:
+def test_gradients_are_the_same_with_less_memory(backbone: Backbone, method: str) -> None:
     delta = perturbed_delta(backbone, method)
     (plain, all_kept), (again, saved_bytes) = (gradients(backbone, delta, again=again) for again in (False, True))
     assert len(plain) == len(again)
@@ -54,8 +54,8 @@ def test_gradients_are_the_same_and_less_is_kept(backbone: Backbone, method: str
     assert saved_bytes + entering < 0.6 * all_kept
 
 
-def test_what_is_written_too(writer: Backbone) -> None:
-    """Of an encoder-decoder both stacks are computed twice."""
+def test_gradients_of_a_generation_task_are_the_same(writer: Backbone) -> None:
+    """Both stacks of an encoder-decoder are recomputed."""
     delta = perturbed_delta(writer, "lora")
 
     def result(again: bool) -> list[Tensor]:
@@ -99,7 +99,7 @@ def same(first: object, second: object) -> bool:
 
 @pytest.mark.parametrize("method", ["lora", "last_layer"])
 def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
-    """Of `last_layer` the layers below are left out meanwhile, where no dropout is at work."""
+    """Layers below the edits of `last_layer` are skipped where no dropout is active."""
     start = fresh_delta(bert, method)
     for rate in (0.1, 0.0):
         with ExitStack() as undo:
@@ -120,8 +120,8 @@ def test_a_training_ends_the_same(bert: Backbone, method: str) -> None:
         assert same(*ends)
 
 
-def test_several_at_once_end_the_same(backbone: Backbone) -> None:
-    """With batches of different sizes, so that what is computed at once is taken row by row."""
+def test_joint_training_ends_the_same(backbone: Backbone) -> None:
+    """With batches of different sizes, so that recomputation is row by row."""
     starts = {
         "animals": fresh_delta(backbone, "lora", task="animals"),
         "mood": fresh_delta(backbone, "lora", seed=1),
@@ -143,8 +143,8 @@ def test_several_at_once_end_the_same(backbone: Backbone) -> None:
     assert all(same(ends[0][task], ends[1][task]) for task in starts)
 
 
-def test_a_stream_that_was_begun_goes_on(tmp_path: Path) -> None:
-    """Its digest is the same with, without, and before the option was there."""
+def test_a_started_stream_can_be_continued_with_or_without(tmp_path: Path) -> None:
+    """Its digest is the same with and without the option, and as before the option existed."""
     entry = write_task(tmp_path, "mood")
 
     def digest(**budget: Any) -> str:
@@ -156,7 +156,7 @@ def test_a_stream_that_was_begun_goes_on(tmp_path: Path) -> None:
     assert "checkpointing" not in Budget().model_dump()
 
 
-def test_a_task_may_do_otherwise_than_its_stream(tmp_path: Path) -> None:
+def test_a_task_may_override_its_streams_setting(tmp_path: Path) -> None:
     task = TaskSpec.model_validate({**write_task(tmp_path, "mood"), "budget": {"checkpointing": False}})
     stream = Stream(name="s", tasks=(task,), budget=Budget(checkpointing=True, epochs=7), folder=tmp_path)
     (resolved,) = stream.resolved()

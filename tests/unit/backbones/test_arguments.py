@@ -1,4 +1,4 @@
-"""The arguments of transformers' modules are found under the names of every release, and never taken for absent."""
+"""Names of the arguments of transformers' modules in every release: a missing one is an error."""
 
 import doctest
 
@@ -12,7 +12,7 @@ from continual.errors import BackboneError
 from tests.helpers.tiny_tasks import fresh_delta
 
 
-def test_a_stack_that_generates_takes_a_cache(backbone: Backbone) -> None:
+def test_a_generating_stack_takes_a_cache(backbone: Backbone) -> None:
     if backbone.architecture == "causal":
         stack = backbone.modules_at("tokens")[0].output_module
         assert arguments.require_cache_argument(stack) in arguments.CACHE_ARGUMENTS

@@ -1,4 +1,4 @@
-"""Loading and knowing a backbone: by its content, never by its path; what will not do is refused in words that help."""
+"""Loading backbones: fingerprints of the content, not the path, and refusals that name the remedy."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.helpers.tiny_tasks import tiny_backbone
 
 @pytest.fixture
 def folder(bert_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny BERT to be spoiled."""
+    """A copy of the tiny BERT's folder, to be damaged."""
     return Path(shutil.copytree(bert_folder, tmp_path / "copy"))
 
 
@@ -56,7 +56,7 @@ def test_a_backbone_is_frozen_and_in_eval_mode(backbone_folder: Path) -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_fingerprint_is_of_the_content_not_of_path_or_dtype(bert_folder: Path, folder: Path) -> None:
+def test_the_fingerprint_covers_content_not_path_or_dtype(bert_folder: Path, folder: Path) -> None:
     first = load(bert_folder)
     assert len(first.fingerprint) == 64
     assert load(folder, dtype="bfloat16").fingerprint == first.fingerprint
@@ -64,14 +64,14 @@ def test_fingerprint_is_of_the_content_not_of_path_or_dtype(bert_folder: Path, f
     assert fingerprint(first.model) == first.fingerprint
 
 
-def test_fingerprint_is_not_of_the_library_that_saved_it(bert_folder: Path, folder: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_saving_library(bert_folder: Path, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"transformers_version": "4.0.0", "architectures": ["BertForMaskedLM"], "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config))
     assert load(folder).fingerprint == load(bert_folder).fingerprint
 
 
-def test_one_weight_or_one_setting_makes_another_fingerprint(bert: Backbone, bert_folder: Path, folder: Path) -> None:
+def test_one_changed_weight_or_setting_changes_the_fingerprint(bert: Backbone, bert_folder: Path, folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = sorted(weights)[-1]
     weights[name].view(-1)[-1] += 1e-3
@@ -84,7 +84,7 @@ def test_one_weight_or_one_setting_makes_another_fingerprint(bert: Backbone, ber
     assert tiny_backbone("bert", seed=1).fingerprint != bert.fingerprint
 
 
-def test_the_compute_type_is_kept_out_of_the_weights(bert_folder: Path) -> None:
+def test_weights_stay_float32_whatever_the_compute_dtype(bert_folder: Path) -> None:
     low = load(bert_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
     tokens = tokenize(low, ["purr meow"], max_length=32)
@@ -100,10 +100,10 @@ def test_pooling_is_what_the_folder_declares(folder: Path) -> None:
     assert load(folder).pooling == "cls"
 
 
-def refused(folder: Path | str, *said: str) -> None:
+def refused(folder: Path | str, *messages: str) -> None:
     with pytest.raises(BackboneError) as caught:
         load(folder)
-    for part in (str(folder), *said):
+    for part in (str(folder), *messages):
         assert part in str(caught.value)
 
 
@@ -138,7 +138,7 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
     refused(folder, "tokenizer")
 
 
-def test_a_config_that_is_no_json_is_refused(folder: Path) -> None:
+def test_an_invalid_json_config_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     refused(folder)
 
@@ -154,7 +154,7 @@ def test_an_unknown_family_is_refused(folder: Path, model_type: str) -> None:
         load(folder)
 
 
-def test_an_unknown_hub_id_offline_is_refused_saying_what_to_give() -> None:
+def test_an_unknown_hub_id_offline_is_refused_with_the_alternatives() -> None:
     refused("nobody/no-such-model-at-all", "folder", "hub id")
 
 
@@ -167,17 +167,17 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99" if not torch.cuda.is_available() else "mps", "", "CPU"])
-def test_an_unknown_device_is_refused_naming_those_there_are(device: str) -> None:
+def test_an_unknown_device_is_refused_naming_the_valid_ones(device: str) -> None:
     with pytest.raises(BackboneError, match="auto, cpu, cuda"):
         resolve_device(device)
 
 
-def test_an_unknown_dtype_is_refused_naming_those_there_are() -> None:
+def test_an_unknown_dtype_is_refused_naming_the_valid_ones() -> None:
     with pytest.raises(BackboneError, match=r"float16.*auto, float32, bfloat16"):
         resolve_dtype("float16", torch.device("cpu"))
 
 
-def test_auto_is_what_the_machine_has() -> None:
+def test_auto_is_the_machines_accelerator() -> None:
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
@@ -202,7 +202,7 @@ def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Back
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt-narrow", "llama", "bart"])
-def test_a_base_model_alone_is_a_backbone_that_reads(kind: str) -> None:
+def test_a_base_model_alone_is_a_backbone_without_generation(kind: str) -> None:
     backbone = tiny_backbone(kind)
     alone = freeze(deepcopy(backbone.model), backbone.tokenizer, name="base", device="cpu", dtype="float32")
     assert alone.language_model is None
@@ -210,7 +210,7 @@ def test_a_base_model_alone_is_a_backbone_that_reads(kind: str) -> None:
     assert torch.equal(states_of(alone), states_of(backbone))
 
 
-def test_t5s_encoder_alone_is_a_backbone_that_reads() -> None:
+def test_t5s_encoder_alone_is_a_backbone_without_generation() -> None:
     t5 = tiny_backbone("t5")
     encoder = T5EncoderModel(t5.model.config)
     encoder.load_state_dict(t5.model.state_dict(), strict=False)
@@ -226,7 +226,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end() -> None:
     assert tokens.ids[0] == (gpt2.tokenizer.eos_token_id,), "an empty text has a state too"
 
 
-def test_a_tokenizer_that_can_pad_with_nothing_is_refused() -> None:
+def test_a_tokenizer_without_any_padding_candidate_is_refused() -> None:
     gpt2 = tiny_backbone("gpt2")
     gpt2.tokenizer.pad_token = gpt2.tokenizer.eos_token = None
     with pytest.raises(BackboneError, match="pad_token"):

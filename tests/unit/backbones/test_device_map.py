@@ -1,4 +1,4 @@
-"""A backbone that no device holds: its parts elsewhere, its answers the same."""
+"""Backbones split over devices and disk: the same outputs, and no training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ READS_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "
 
 @pytest.fixture(scope="module", params=MAPS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Backbone]:
-    """A backbone that is whole, and the same split."""
+    """The same backbone on one device and split."""
     folder = save_backbone(tiny_backbone(request.param), tmp_path_factory.mktemp(request.param))
     whole = load_backbone(str(folder), device="cpu", dtype="float32")
     return whole, load_backbone(str(folder), device=MAPS[request.param], dtype="float32")
@@ -52,8 +52,8 @@ def test_it_is_the_same_backbone(pair: tuple[Backbone, Backbone]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_answers_the_same(pair: tuple[Backbone, Backbone], method: str) -> None:
-    """But for those that read a weight which is on the disk."""
+def test_every_method_has_the_same_outputs(pair: tuple[Backbone, Backbone], method: str) -> None:
+    """Methods that read a weight which is offloaded to disk are excepted."""
     whole, split = pair
     delta, tokens = perturbed_delta(whole, method), prepared_rows(whole, "mood", 4).tokens
     if method in READS_WEIGHTS and split.family.name != "t5":  # whose encoder is in memory
@@ -63,9 +63,9 @@ def test_every_method_answers_the_same(pair: tuple[Backbone, Backbone], method: 
     assert torch.equal(encode(split, tokens, delta=delta), encode(whole, tokens, delta=delta))
 
 
-def test_rows_of_many_tasks_answer_the_same(pair: tuple[Backbone, Backbone]) -> None:
+def test_mixed_batches_have_the_same_outputs(pair: tuple[Backbone, Backbone]) -> None:
     deltas = {name: perturbed_delta(pair[0], name) for name in ("lora", "adapter", "prefix", "prompt")}
-    states = [_mixed(own, deltas) for own in pair]
+    states = [_mixed(backbone, deltas) for backbone in pair]
     assert torch.equal(*states)
 
 
@@ -80,23 +80,23 @@ def _mixed(backbone: Backbone, deltas: dict[str, Delta]) -> Tensor:
         return backbone.hidden_states(batch)
 
 
-def test_it_writes_the_same(pair: tuple[Backbone, Backbone]) -> None:
+def test_it_generates_the_same_text(pair: tuple[Backbone, Backbone]) -> None:
     if pair[0].language_model is None:
         pytest.skip("an encoder writes nothing")
-    said = []
-    for own in pair:
-        writer = replace(own, edits_decoder=True)
+    generated = []
+    for backbone in pair:
+        writer = replace(backbone, edits_decoder=True)
         with attached(writer, perturbed_delta(writer, "lora")):
-            said.append(
+            generated.append(
                 [
                     generate_greedy(writer, [(5, 6, 7), (8, 9)], max_new_tokens=5, use_cache=cache)
                     for cache in (True, False)
                 ]
             )
-    assert said[0] == said[1]
+    assert generated[0] == generated[1]
 
 
-def test_it_learns_nothing(pair: tuple[Backbone, Backbone], tmp_path: Path) -> None:
+def test_training_is_refused(pair: tuple[Backbone, Backbone], tmp_path: Path) -> None:
     with Learner(pair[1], _registry(tmp_path)) as learner:
         task = TaskSpec.model_validate(write_task(tmp_path, "mood"))
         stream = Stream(name="s", tasks=(task,), folder=tmp_path)
@@ -119,8 +119,8 @@ def _registry(folder: Path) -> Any:
     return Registry.open(places.registry, places.blobs)
 
 
-def test_values_go_to_what_is_seen() -> None:
-    """PyTorch's device without memory stands in for the second GPU: it refuses to compute with what is elsewhere."""
+def test_values_move_to_the_device_of_the_hidden_states() -> None:
+    """PyTorch's meta device stands in for a second GPU: it refuses tensors of other devices."""
     backbone = tiny_backbone("llama")
     delta = perturbed_delta(backbone, "lora")
     there = torch.empty(2, 3, backbone.hidden_size, device="meta")
@@ -139,7 +139,7 @@ def test_split_needs_accelerate(bert_folder: Path, monkeypatch: pytest.MonkeyPat
         load_backbone(str(bert_folder), device="split")
 
 
-def test_where_one_device_holds_it_nothing_is_split(bert_folder: Path, bert: Backbone) -> None:
+def test_a_backbone_that_fits_one_device_is_not_split(bert_folder: Path, bert: Backbone) -> None:
     backbone = load_backbone(str(bert_folder), device="split", dtype="float32")
     if torch.cuda.device_count() > 1:
         pytest.skip("there are several devices")

@@ -1,4 +1,4 @@
-"""Backbones in 8 and 4 bits: what they compute, what they are known by, and what they are refused for."""
+"""Backbones in 8 and 4 bits: outputs, gradients, fingerprints, and methods that are refused."""
 
 import importlib.util
 from dataclasses import replace
@@ -58,7 +58,7 @@ def put_on(backbone: Backbone, delta: Delta) -> Delta:
 
 
 def answered(backbone: Backbone, delta: Delta) -> tuple[Tensor, dict[str, Tensor]]:
-    """The states of some texts, and the gradients of the delta's values."""
+    """Return the states of some texts, and the gradients of the delta's values."""
     rows = prepared_rows(backbone, "mood", 6)
     learned = put_on(backbone, delta).trainable(backbone.device)
     with attached(backbone, learned):
@@ -69,42 +69,45 @@ def answered(backbone: Backbone, delta: Delta) -> tuple[Tensor, dict[str, Tensor
     return states.float(), {key: value.grad for key, value in learned.values.items() if value.grad is not None}
 
 
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+def apart(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm())
 
 
-def test_answers_and_gradients_are_those_of_the_unpacked_weights(kind: str, bits: int) -> None:
-    """Packed weights are as far from exact arithmetic as the same weights in bfloat16 are, unpacked."""
+def test_outputs_and_gradients_match_the_dequantised_weights(kind: str, bits: int) -> None:
+    """Quantised weights deviate from exact arithmetic no more than the same weights in bfloat16."""
     delta = perturbed_delta(float_backbone(kind), "lora", rank=2)
     exact = answered(dequantized_backbone(kind, bits, "float32"), delta)
-    found, rounded = (
-        _apart_from(exact, answered(own(kind, bits), delta)) for own in (quantized_backbone, dequantized_backbone)
+    errors, rounding_errors = (
+        _apart_from(exact, answered(make(kind, bits), delta)) for make in (quantized_backbone, dequantized_backbone)
     )
-    assert all(own < 2 * other + 0.01 for own, other in zip(found, rounded, strict=True)), (found, rounded)
+    pairs = list(zip(errors, rounding_errors, strict=True))
+    assert all(error < 2 * rounding + 0.01 for error, rounding in pairs), pairs
 
 
 def test_in_float32_4_bits_are_exact(kind: str) -> None:
     delta = perturbed_delta(float_backbone(kind), "lora", rank=2)
-    own, exact = (answered(make(kind, 4, "float32"), delta) for make in (quantized_backbone, dequantized_backbone))
-    assert max(_apart_from(exact, own)) < 1e-4
+    actual, exact = (answered(make(kind, 4, "float32"), delta) for make in (quantized_backbone, dequantized_backbone))
+    assert max(_apart_from(exact, actual)) < 1e-4
     assert quantized_backbone(kind, 4, "float32").fingerprint == quantized_backbone(kind, 4).fingerprint
 
 
-def _apart_from(exact: tuple[Tensor, dict[str, Tensor]], own: tuple[Tensor, dict[str, Tensor]]) -> tuple[float, float]:
-    """How far states and gradients are from others, as shares of their size."""
-    assert own[1].keys() == exact[1].keys()
-    gradients = (torch.cat([gradient.flatten() for gradient in one[1].values()]) for one in (own, exact))
-    return apart(own[0], exact[0]), apart(*gradients)
+def _apart_from(
+    exact: tuple[Tensor, dict[str, Tensor]], actual: tuple[Tensor, dict[str, Tensor]]
+) -> tuple[float, float]:
+    """Return the relative deviation of states and gradients from the exact ones."""
+    assert actual[1].keys() == exact[1].keys()
+    gradients = (torch.cat([gradient.flatten() for gradient in result[1].values()]) for result in (actual, exact))
+    return apart(actual[0], exact[0]), apart(*gradients)
 
 
-def test_what_was_computed_before_does_not_matter(kind: str, bits: int) -> None:
+def test_outputs_do_not_depend_on_earlier_batches(kind: str, bits: int) -> None:
     backbone = load_backbone(str(checkpoint_folder(kind)), device="cpu", bits=bits)
     delta = put_on(backbone, perturbed_delta(float_backbone(kind), "lora", rank=2))
     _, first = answered(backbone, delta)
-    said = logits(backbone, delta, _tokens(kind))
+    first_logits = logits(backbone, delta, _tokens(kind))
     _, second = answered(backbone, delta)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert torch.equal(said, logits(backbone, delta, _tokens(kind)))
+    assert torch.equal(first_logits, logits(backbone, delta, _tokens(kind)))
     assert backbone.fingerprint == fingerprint(backbone.base_module)
 
 
@@ -112,7 +115,7 @@ def _tokens(kind: str) -> Any:
     return prepared_rows(float_backbone(kind), "mood", 5, seed=3).tokens
 
 
-def test_it_is_another_backbone_and_always_the_same(kind: str, bits: int) -> None:
+def test_it_has_a_stable_fingerprint_of_its_own(kind: str, bits: int) -> None:
     first = quantized_backbone(kind, bits)
     second = load_backbone(f"{checkpoint_folder(kind)}@{bits}bit", device="cpu")
     assert first.fingerprint == second.fingerprint == fingerprint(first.base_module)
@@ -133,7 +136,7 @@ def test_it_is_another_backbone_and_always_the_same(kind: str, bits: int) -> Non
     assert torch.equal(embeddings, float_backbone(kind).model.get_input_embeddings().weight)
 
 
-def test_a_checkpoint_that_is_quantised_already_is_the_same_backbone(kind: str, bits: int, tmp_path: Path) -> None:
+def test_an_already_quantised_checkpoint_is_the_same_backbone(kind: str, bits: int, tmp_path: Path) -> None:
     save_backbone(quantized_backbone(kind, bits), tmp_path)
     loaded = load_backbone(str(tmp_path), device="cpu")
     assert loaded.fingerprint == quantized_backbone(kind, bits).fingerprint
@@ -177,27 +180,27 @@ def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_it_writes_and_learns_to_write(kind: str, bits: int) -> None:
+def test_it_generates_and_learns_a_generation_task(kind: str, bits: int) -> None:
     backbone = replace(quantized_backbone(kind, bits), edits_decoder=True)
     delta = perturbed_delta(backbone, "lora", rank=2)
     prompts, ends = [tuple(range(5, 11)), (7, 8, 9)], [(12, 13), (14,)]
     with attached(backbone, delta):
-        found = generate_greedy(backbone, prompts, max_new_tokens=6)
-        assert found == generate_greedy(backbone, prompts, max_new_tokens=6, use_cache=False)
+        generated = generate_greedy(backbone, prompts, max_new_tokens=6)
+        assert generated == generate_greedy(backbone, prompts, max_new_tokens=6, use_cache=False)
     learned = delta.trainable(backbone.device)
     with attached(backbone, learned):
         torch.autograd.backward(token_nll(backbone, prompts, ends)[0].sum())
     assert all(value.grad is not None and value.grad.any() for value in learned.values.values())
 
 
-def test_its_delta_is_not_folded_into_weights(bits: int) -> None:
+def test_its_delta_cannot_be_merged_into_weights(bits: int) -> None:
     backbone = quantized_backbone("bert", bits)
     with pytest.raises(ExchangeError, match="quantised"):
         merge_into_model(backbone, fresh_delta(backbone, "lora"))
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("minilm", {"bits": 5}, "allowed: 8 or 4"),
         ("minilm@8bit", {"bits": 4}, "is one of 8 bits, and 4 are asked for"),
@@ -205,8 +208,10 @@ def test_its_delta_is_not_folded_into_weights(bits: int) -> None:
         ("FOLDER@4bit", {"device": "split"}, "cannot be split"),
     ],
 )
-def test_what_cannot_be_quantised_is_told_why(name: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(BackboneError, match=said):
+def test_an_unsupported_quantisation_is_refused_with_the_reason(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BackboneError, match=message):
         load_backbone(name.replace("FOLDER", str(checkpoint_folder("bert"))), **options)
 
 
@@ -218,13 +223,13 @@ def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.Mon
         load_backbone(str(checkpoint_folder("bert")), device="cpu", bits=8)
 
 
-def test_rows_that_are_no_whole_blocks_stay_in_8_bits(tmp_path: Path) -> None:
+def test_weights_without_whole_blocks_stay_in_8_bits(tmp_path: Path) -> None:
     save_backbone(tiny_backbone("bert"), tmp_path)
     with pytest.raises(BackboneError, match="a multiple of 64 numbers, and one of this backbone reads 32; use 8 bits"):
         load_backbone(str(tmp_path), device="cpu", bits=4)
 
 
-def test_other_ways_to_quantise_are_refused(tmp_path: Path) -> None:
+def test_other_quantisation_formats_are_refused(tmp_path: Path) -> None:
     backbone = tiny_backbone("bert")
     backbone.model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     save_backbone(backbone, tmp_path)

@@ -1,4 +1,4 @@
-"""`continual query`, pages and pictures of lineage: what scripts get, and what docs/reference/registry-views.md promises."""
+"""`continual query` and lineage graphs: their JSON, and every example in docs/reference/registry-views.md."""
 
 import doctest
 import json
@@ -28,7 +28,7 @@ EVIL = 'a"]; b -> c; <script>&quot;#`\\'
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    """The registry of the command line's home, as a stream of two tasks would leave it."""
+    """The registry of the command line's home after a stream of two tasks."""
     with Registry.open(f"sqlite:///{tmp_path}/home/registry.db", f"{tmp_path}/home/blobs") as opened:
         with opened.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
@@ -45,36 +45,38 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 def test_every_command_of_the_page_answers(cli: CliRunner, registry: Registry) -> None:
     assert len(COMMANDS) >= 10
     for words in COMMANDS:
-        ran = cli(*words.replace("minilm", BACKBONE.name).split())
-        assert ran.code == 0, ran.err
-        assert ran.out.strip()
+        result = cli(*words.replace("minilm", BACKBONE.name).split())
+        assert result.code == 0, result.err
+        assert result.out.strip()
 
 
 def test_the_pages_python_runs(tmp_path: Path, registry: Registry) -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     moved = example.replace("continual-home", f"{tmp_path}/home")
     path = {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, "-c", moved], env=path, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == ["billing billing@1 0.8", "delivery delivery@1 0.9", "16 examples"]
+    completed = subprocess.run([sys.executable, "-c", moved], env=path, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.splitlines() == ["billing billing@1 0.8", "delivery delivery@1 0.9", "16 examples"]
 
 
 def test_the_pages_sql_runs(registry: Registry) -> None:
     assert len(QUERIES) == 5
     with registry.read_session() as session:
-        found = [session.execute(text(query)).all() for query in QUERIES]
-    assert found[0] == [("delivery", "delivery@1", 0.9), ("billing", "billing@1", 0.8)]
-    assert found[1] == [("helpdesk", 2, 2, 0, 2.0), ("later", 0, 2, 0, 0.0)]
-    assert found[2] == []
-    assert [row[0] for row in found[4]] == ["billing@1", "delivery@1"]
+        results = [session.execute(text(query)).all() for query in QUERIES]
+    assert results[0] == [("delivery", "delivery@1", 0.9), ("billing", "billing@1", 0.8)]
+    assert results[1] == [("helpdesk", 2, 2, 0, 2.0), ("later", 0, 2, 0, 0.0)]
+    assert results[2] == []
+    assert [row[0] for row in results[4]] == ["billing@1", "delivery@1"]
 
 
 @pytest.mark.usefixtures("database")
 def test_the_page_has_every_view_and_its_columns(tmp_path: Path, database: str) -> None:
     with Registry.open(database, f"{tmp_path}/blobs") as registry:
         there = inspect(registry.engine)
-        said = {name: columns.split(", ") for name, columns in VIEWS}
-        assert said == {name: [column["name"] for column in there.get_columns(name)] for name in there.get_view_names()}
+        documented = {name: columns.split(", ") for name, columns in VIEWS}
+        assert documented == {
+            name: [column["name"] for column in there.get_columns(name)] for name in there.get_view_names()
+        }
         tables = set(there.get_table_names()) - {"registry_version", "identity"}
         assert {name for name in tables if f"`{name}`" not in PAGE} == set()
 
@@ -94,7 +96,7 @@ def test_json_listings_are_pages_of_objects(cli: CliRunner, registry: Registry) 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("query", "changes", "--since", "yesterday"), "is no time"),
         (("query", "dependents"), "of one thing"),
@@ -105,13 +107,15 @@ def test_json_listings_are_pages_of_objects(cli: CliRunner, registry: Registry) 
         (("tasks", "--after", "nothing"), "no task is called"),
     ],
 )
-def test_what_cannot_be_answered_is_said(cli: CliRunner, registry: Registry, words: tuple[str, ...], said: str) -> None:
-    ran = cli(*words)
-    assert (ran.code, ran.out) == (2, "")
-    assert said in ran.err
+def test_an_invalid_query_is_an_error_message(
+    cli: CliRunner, registry: Registry, words: tuple[str, ...], message: str
+) -> None:
+    result = cli(*words)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
 
 
-def test_nothing_in_a_name_is_obeyed_by_a_picture(cli: CliRunner, registry: Registry) -> None:
+def test_names_are_escaped_in_lineage_graphs(cli: CliRunner, registry: Registry) -> None:
     learn(registry, EVIL, parents=[Parent(delta="billing@1", kind="warm_start", weight=0.5)])
     dot = cli("lineage", f"{EVIL}@1", "--dot").out
     assert 'n0 [label="a\\"]; b -> c; <script>&amp;quot;#`\\\\@1", style=bold];' in dot
@@ -122,12 +126,12 @@ def test_nothing_in_a_name_is_obeyed_by_a_picture(cli: CliRunner, registry: Regi
     assert json.loads(cli("lineage", f"{EVIL}@1", "--json").out)[0]["delta"] == f"{EVIL}@1"
 
 
-def test_a_delta_alone_is_a_picture_too(cli: CliRunner, registry: Registry) -> None:
+def test_a_single_delta_is_a_lineage_graph_too(cli: CliRunner, registry: Registry) -> None:
     assert cli("lineage", "billing@1", "--mermaid").out.splitlines()[1] == '  n0["billing@1"]:::asked'
     with pytest.raises(InputError):
         registry.lineage("billing@1", depth=0)
 
 
 def test_examples_run() -> None:
-    failed, tried = doctest.testmod(lineage_graph)
-    assert (failed, tried) == (0, 2)
+    failed, attempted = doctest.testmod(lineage_graph)
+    assert (failed, attempted) == (0, 2)

@@ -1,4 +1,4 @@
-"""Keys and values, tokens and inputs of a delta's own, in every family, against the same computed another way."""
+"""Attached deltas: prepended keys, values and tokens, and edited inputs, against second computations per family."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ class Drawn:
 
 
 def in_front(site: str) -> Edit:
-    """Keys and values before those of an attention."""
+    """Return an edit that prepends keys and values to those of an attention."""
     return Edit(site, Drawn((2, PREFIX)), Reads.OUTPUT, Concatenate())
 
 
@@ -58,17 +58,17 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def run(backbone: Backbone, delta: Delta | None = None) -> Tensor:
-    """Every stack that edits may go to, once; at the texts' own tokens."""
+    """Run every stack that edits may change; the outputs at the texts' tokens."""
     batch = batch_of(backbone)
     with attached(backbone, delta):
         if not backbone.edits_decoder or backbone.family.decoder is None:
-            return own(backbone.hidden_states(batch), batch)
-        return own(
+            return text_states(backbone.hidden_states(batch), batch)
+        return text_states(
             backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits, batch
         )
 
 
-def own(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def text_states(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return states[batch["attention_mask"].bool()]
 
 
@@ -79,7 +79,7 @@ def attends(backbone: Backbone) -> Delta:
 
 @contextmanager
 def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
-    """Inside, attention is written out: the scores of the delta's keys stand beside those of the text's, unmasked."""
+    """Use an explicit attention while the block runs: the prefix scores stand unmasked beside the text's."""
     drawn = {
         id(place.output_module): delta.values[f"{place.name}/{number}/drawn"]
         for number, edit in enumerate(delta.settings.edits())
@@ -118,18 +118,18 @@ def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
 NO_SKIP = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
 
 
-def test_keys_and_values_in_front_share_one_softmax_with_the_texts(whole: Backbone) -> None:
+def test_prepended_keys_and_values_share_the_texts_softmax(whole: Backbone) -> None:
     delta = attends(whole)
-    found = run(whole, delta)
+    actual = run(whole, delta)
     with softmax_over_both(whole, delta):
         expected = run(whole)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, run(whole), atol=1e-2)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(actual, run(whole), atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "opt-narrow", "llama", "qwen3"])
 @torch.no_grad()
-def test_keys_and_values_in_front_are_a_cache_that_was_filled(kind: str) -> None:
+def test_prepended_keys_and_values_equal_a_filled_cache(kind: str) -> None:
     backbone = tiny_backbone(kind)
     delta, batch, cache = attends(backbone), batch_of(backbone), DynamicCache()
     for layer, place in enumerate(backbone.modules_at("attn.kv")):
@@ -139,36 +139,36 @@ def test_keys_and_values_in_front_are_a_cache_that_was_filled(kind: str) -> None
             *(rows.view(PREFIX, heads, -1).transpose(0, 1).expand(len(TEXTS), -1, -1, -1) for rows in (key, value)),
             layer,
         )
-    seen = F.pad(batch["attention_mask"], (PREFIX, 0), value=1)
+    mask = F.pad(batch["attention_mask"], (PREFIX, 0), value=1)
     positions = torch.arange(batch["input_ids"].shape[1]).expand(len(TEXTS), -1)
     expected = backbone.model(
-        input_ids=batch["input_ids"], attention_mask=seen, position_ids=positions, past_key_values=cache
+        input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=cache
     ).last_hidden_state
-    torch.testing.assert_close(run(backbone, delta), own(expected, batch), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(backbone, delta), text_states(expected, batch), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_tokens_in_front_are_vectors_before_those_of_the_words(whole: Backbone) -> None:
+def test_prepended_tokens_equal_prepended_embeddings(whole: Backbone) -> None:
     delta, batch = delta_of_edits(whole, TOKENS), batch_of(whole)
     assert len(whole.modules_at("tokens")) == (2 if whole.family.decoder else 1)
     for place in whole.modules_at("tokens"):
         front = delta.values[f"{place.name}/0/drawn"].expand(len(TEXTS), -1, -1)
         vectors = torch.cat((front, place.input_module(batch["input_ids"])), dim=1)
-        given = {"attention_mask": F.pad(batch["attention_mask"], (PREFIX, 0), value=1), "inputs_embeds": vectors}
+        inputs = {"attention_mask": F.pad(batch["attention_mask"], (PREFIX, 0), value=1), "inputs_embeds": vectors}
         if "token_type_ids" in batch:
-            given["token_type_ids"] = F.pad(batch["token_type_ids"], (PREFIX, 0))
-        expected = place.output_module(**given).last_hidden_state[:, PREFIX:]
+            inputs["token_type_ids"] = F.pad(batch["token_type_ids"], (PREFIX, 0))
+        expected = place.output_module(**inputs).last_hidden_state[:, PREFIX:]
         with attached(whole, delta):
-            found = place.output_module(**batch).last_hidden_state
-        torch.testing.assert_close(own(found, batch), own(expected, batch), rtol=1e-4, atol=1e-5)
+            actual = place.output_module(**batch).last_hidden_state
+        torch.testing.assert_close(text_states(actual, batch), text_states(expected, batch), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(
-            own(found, batch), own(place.output_module(**batch).last_hidden_state, batch), atol=1e-2
+            text_states(actual, batch), text_states(place.output_module(**batch).last_hidden_state, batch), atol=1e-2
         )
 
 
 @torch.no_grad()
-def test_a_language_model_says_the_same_of_tokens_in_front(writer: Backbone) -> None:
-    """The head sees the text's own states only, whether the model is called by place or by name."""
+def test_a_language_models_logits_leave_prepended_tokens_out(writer: Backbone) -> None:
+    """The head sees only the text's states, whether the model is called by position or by keyword."""
     batch = batch_of(writer)
     targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with attached(writer, delta_of_edits(writer, TOKENS)):
@@ -186,7 +186,7 @@ def edit(request: pytest.FixtureRequest) -> Edit:
     return EDITS[request.param]
 
 
-def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, edit: Edit) -> None:
+def test_a_row_in_a_batch_equals_the_row_alone(backbone: Backbone, edit: Edit) -> None:
     delta = delta_of_edits(backbone, edit)
     texts = [*TEXTS, "", "purr " * 25]
     together = encode(backbone, tokenize(backbone, texts, max_length=32), delta=delta)
@@ -195,7 +195,7 @@ def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, edit: Edit) -> No
         torch.testing.assert_close(vector, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_leaving_is_exact_to_the_bit(whole: Backbone, edit: Edit) -> None:
+def test_detaching_is_exact_to_the_bit(whole: Backbone, edit: Edit) -> None:
     before, delta = run(whole), delta_of_edits(whole, edit)
     assert not torch.equal(run(whole, delta), before)
     with pytest.raises(IndexError), attached(whole, delta):
@@ -204,11 +204,11 @@ def test_leaving_is_exact_to_the_bit(whole: Backbone, edit: Edit) -> None:
     assert fingerprint(whole.base_module) == whole.fingerprint
 
 
-def test_every_value_in_front_takes_a_gradient(whole: Backbone, edit: Edit) -> None:
+def test_every_prepended_value_takes_a_gradient(whole: Backbone, edit: Edit) -> None:
     delta, batch = delta_of_edits(whole, edit).trainable(torch.device("cpu")), batch_of(whole)
     with attached(whole, delta):
         if whole.language_model is None:
-            torch.autograd.backward(own(whole.hidden_states(batch), batch).square().sum())
+            torch.autograd.backward(text_states(whole.hidden_states(batch), batch).square().sum())
         else:
             whole.language_model(**batch, labels=batch["input_ids"]).loss.backward()
     gradients = {key: value.grad for key, value in delta.values.items()}
@@ -216,10 +216,10 @@ def test_every_value_in_front_takes_a_gradient(whole: Backbone, edit: Edit) -> N
 
 
 @torch.no_grad()
-def test_two_edits_in_front_are_both_seen(backbone: Backbone, edit: Edit) -> None:
-    one, two = (run(backbone, delta_of_edits(backbone, *edits)) for edits in ((edit,), (edit, edit)))
-    assert one.shape == two.shape
-    assert not torch.allclose(one, two, atol=1e-3)
+def test_two_prepending_edits_both_take_effect(backbone: Backbone, edit: Edit) -> None:
+    single, two = (run(backbone, delta_of_edits(backbone, *edits)) for edits in ((edit,), (edit, edit)))
+    assert single.shape == two.shape
+    assert not torch.allclose(single, two, atol=1e-3)
 
 
 def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **how: Any) -> list[list[int]]:
@@ -229,15 +229,15 @@ def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **how:
         return [row[start:] for row in backbone.language_model.generate(**batch, **options).tolist()]
 
 
-def test_a_text_is_continued_with_a_cache_as_without(writer: Backbone, edit: Edit) -> None:
+def test_generation_with_a_cache_equals_generation_without(writer: Backbone, edit: Edit) -> None:
     delta = delta_of_edits(writer, edit)
     for text in TEXTS:
         batch = pad(writer, tokenize(writer, [text], max_length=16), [0])
         assert generated(writer, delta, batch) == generated(writer, delta, batch, use_cache=False)
 
 
-def test_a_text_of_a_batch_is_continued_as_alone(writer: Backbone, edit: Edit) -> None:
-    """Padding stands on the left of what is continued, and on the right of what is only read."""
+def test_generation_in_a_batch_equals_generation_alone(writer: Backbone, edit: Edit) -> None:
+    """Padding is on the left in generation and on the right otherwise."""
     delta, tokens = delta_of_edits(writer, edit), tokenize(writer, TEXTS, max_length=16)
     alone = [generated(writer, delta, pad(writer, tokens, [i])) for i in range(len(TEXTS))]
     together = pad(writer, tokens, range(len(TEXTS)))
@@ -253,18 +253,18 @@ def on_the_left(rows: Tensor, i: int, length: int) -> Tensor:
     return moved
 
 
-def test_what_enters_a_module_can_be_changed(backbone: Backbone) -> None:
-    """Every inner activation twice as large is the last weight twice as large, its bias apart."""
+def test_the_input_of_a_module_can_be_edited(backbone: Backbone) -> None:
+    """Doubling every inner activation equals doubling the last weight but not its bias."""
     twice = delta_of_edits(backbone, Edit("ffn.inner", Doubled(), Reads.INPUT, Multiply()))
     before = [place.weight.clone() for place in backbone.modules_at("ffn.out")]
-    found = run(backbone, twice)
+    actual = run(backbone, twice)
     with torch.no_grad():
         for place in backbone.modules_at("ffn.out"):
             place.weight.mul_(2)
         expected = run(backbone)
         for place, weight in zip(backbone.modules_at("ffn.out"), before, strict=True):
             place.weight.copy_(weight)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Averages of deltas: what they compute, for every method and for low-rank ones of any rank."""
+"""Averages of deltas for every method, of low-rank deltas of different rank, and of their heads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,60 +45,60 @@ def places(delta: Delta) -> set[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_delta_averaged_with_itself_is_what_training_may_begin_with(bert: Backbone, method: str) -> None:
+def test_a_delta_averaged_with_itself_is_a_valid_start(bert: Backbone, method: str) -> None:
     delta = perturbed_delta(bert, method)
-    found = average_deltas(bert, delta.settings, [delta, delta], [0.25, 0.75])
-    if found is None:
+    average = average_deltas(bert, delta.settings, [delta, delta], [0.25, 0.75])
+    if average is None:
         assert any(not value.is_floating_point() for value in delta.values.values()) or method in {"masking"}
         return
-    assert can_warm_start_from(bert, found, delta.settings)
-    assert list(found.values) == list(fresh_delta(bert, method).values)
+    assert can_warm_start_from(bert, average, delta.settings)
+    assert list(average.values) == list(fresh_delta(bert, method).values)
     texts = prepared_rows(bert, "mood", 6).tokens
     if not method.startswith(("adapter", "parallel", "mam", "union", "sequential")):
-        same = encode(bert, texts, delta=found), encode(bert, texts, delta=delta)
+        same = encode(bert, texts, delta=average), encode(bert, texts, delta=delta)
         torch.testing.assert_close(*same, rtol=1e-3, atol=1e-3)
 
 
-def test_low_rank_changes_of_any_rank_add_up_as_well_as_the_rank_allows(bert: Backbone) -> None:
-    one, two = (
+def test_low_rank_averages_are_truncated_to_the_rank(bert: Backbone) -> None:
+    first, second = (
         perturbed_delta(bert, "lora", rank=2, alpha=2.0),
         perturbed_delta(bert, "lora", rank=3, alpha=6.0, seed=5),
     )
-    exact = average_deltas(bert, LoRA(rank=5, alpha=10.0), [one, two], [0.3, 0.7])
-    short = average_deltas(bert, LoRA(rank=2), [one, two], [0.3, 0.7])
+    exact = average_deltas(bert, LoRA(rank=5, alpha=10.0), [first, second], [0.3, 0.7])
+    short = average_deltas(bert, LoRA(rank=2), [first, second], [0.3, 0.7])
     assert exact is not None
     assert short is not None
-    for key in places(one):
-        wanted = 0.3 * product(one, key) + 0.7 * product(two, key)
-        torch.testing.assert_close(product(exact, key), wanted, rtol=1e-4, atol=1e-5)
-        left, sizes, right = torch.linalg.svd(wanted)
-        best = left[:, :2] * sizes[:2] @ right[:2]
+    for key in places(first):
+        expected = 0.3 * product(first, key) + 0.7 * product(second, key)
+        torch.testing.assert_close(product(exact, key), expected, rtol=1e-4, atol=1e-5)
+        u, sizes, right = torch.linalg.svd(expected)
+        best = u[:, :2] * sizes[:2] @ right[:2]
         torch.testing.assert_close(product(replace(short), key) * 1.0, best, rtol=1e-3, atol=1e-4)
 
 
-def test_a_rank_that_no_delta_fills_is_filled_with_zeros(bert: Backbone) -> None:
-    one = perturbed_delta(bert, "lora", rank=1)
-    found = average_deltas(bert, LoRA(rank=4, alpha=4.0), [one, one], [0.5, 0.5])
-    assert found is not None
-    for key in places(one):
-        assert found.values[f"{key}/A"].shape[0] == 4
-        torch.testing.assert_close(product(found, key), product(one, key), rtol=1e-4, atol=1e-5)
+def test_surplus_rank_is_filled_with_zeros(bert: Backbone) -> None:
+    delta = perturbed_delta(bert, "lora", rank=1)
+    average = average_deltas(bert, LoRA(rank=4, alpha=4.0), [delta, delta], [0.5, 0.5])
+    assert average is not None
+    for key in places(delta):
+        assert average.values[f"{key}/A"].shape[0] == 4
+        torch.testing.assert_close(product(average, key), product(delta, key), rtol=1e-4, atol=1e-5)
 
 
-def test_bottlenecks_keep_the_units_that_change_most() -> None:
+def test_averaged_bottlenecks_keep_the_most_active_units() -> None:
     large = {"down": 9 * torch.eye(2), "up": torch.eye(2), "down_bias": torch.ones(2), "up_bias": torch.ones(2)}
     small = {"down": torch.eye(2), "up": torch.eye(2), "down_bias": torch.zeros(2), "up_bias": -torch.ones(2)}
-    found = Bottleneck(2, None).weighted_average([small, large], [0.5, 0.5])
-    torch.testing.assert_close(found["down"], large["down"])
-    torch.testing.assert_close(found["up"], 0.5 * large["up"])
-    torch.testing.assert_close(found["up_bias"], torch.zeros(2))
+    average = Bottleneck(2, None).weighted_average([small, large], [0.5, 0.5])
+    torch.testing.assert_close(average["down"], large["down"])
+    torch.testing.assert_close(average["up"], 0.5 * large["up"])
+    torch.testing.assert_close(average["up_bias"], torch.zeros(2))
     whole = Bottleneck(4, None).weighted_average([small, large], [0.5, 0.5])
-    seen = torch.tensor([[0.3, -0.7]])
-    apart = [Bottleneck(2, None)(own, seen, None) for own in (small, large)]  # type: ignore[arg-type]
-    torch.testing.assert_close(Bottleneck(4, None)(whole, seen, None), sum(apart) / 2)  # type: ignore[arg-type]
+    inputs = torch.tensor([[0.3, -0.7]])
+    apart = [Bottleneck(2, None)(values, inputs, None) for values in (small, large)]  # type: ignore[arg-type]
+    torch.testing.assert_close(Bottleneck(4, None)(whole, inputs, None), sum(apart) / 2)  # type: ignore[arg-type]
 
 
-def test_other_methods_and_other_sites_are_not_averaged(bert: Backbone) -> None:
+def test_deltas_of_different_methods_or_sites_are_not_averaged(bert: Backbone) -> None:
     lora, bitfit = perturbed_delta(bert, "lora"), perturbed_delta(bert, "bitfit")
     assert average_deltas(bert, lora.settings, [lora, bitfit], [0.5, 0.5]) is None
     elsewhere = perturbed_delta(bert, "lora", sites=("attn.q",))
@@ -108,80 +108,83 @@ def test_other_methods_and_other_sites_are_not_averaged(bert: Backbone) -> None:
 
 
 def test_heads_are_averaged_label_by_label(bert: Backbone) -> None:
-    """Whatever order each has its labels in; what answers other labels is left out."""
-    one, two, other = (perturbed_delta(bert, "bitfit", seed=seed) for seed in (1, 2, 3))
-    assert one.head
+    """In any order of the labels; heads with other labels are left out."""
+    first, two, third = (perturbed_delta(bert, "bitfit", seed=seed) for seed in (1, 2, 3))
+    assert first.head
     assert two.head
-    assert other.head
+    assert third.head
     turned = replace(two, head=two.head.reorder_labels(two.head.labels[::-1]))
-    strange = replace(other, head=replace(other.head, labels=("new", *other.head.labels[1:])))
+    relabelled = replace(third, head=replace(third.head, labels=("new", *third.head.labels[1:])))
     weights = [0.3, 0.2, 0.5]
-    found = average_deltas(bert, one.settings, [one, turned, strange], weights)
-    assert found is not None
-    assert found.head is not None
-    assert found.head.labels == one.head.labels
-    for own in ("weight", "bias"):
-        wanted = 0.6 * getattr(one.head, own) + 0.4 * getattr(two.head, own)
-        torch.testing.assert_close(getattr(found.head, own), wanted)
+    average = average_deltas(bert, first.settings, [first, turned, relabelled], weights)
+    assert average is not None
+    assert average.head is not None
+    assert average.head.labels == first.head.labels
+    for part in ("weight", "bias"):
+        expected = 0.6 * getattr(first.head, part) + 0.4 * getattr(two.head, part)
+        torch.testing.assert_close(getattr(average.head, part), expected)
 
 
 def test_low_rank_is_the_best_of_its_rank() -> None:
-    """No other change of that rank is nearer: Eckart and Young."""
+    """The truncated SVD is the nearest matrix of its rank (Eckart and Young, 1936)."""
     draw = torch.Generator().manual_seed(0)
     sets = [{"A": torch.randn(3, 6, generator=draw), "B": torch.randn(5, 3, generator=draw)} for _ in range(2)]
-    found = LowRank(2).weighted_average(sets, [0.5, 0.5])
-    wanted = sum(own["B"] @ own["A"] for own in sets) / 2
-    error = torch.linalg.matrix_norm(wanted - found["B"] @ found["A"])
-    assert float(error) == pytest.approx(float(torch.linalg.svdvals(wanted)[2:].square().sum().sqrt()), rel=1e-4)
+    average = LowRank(2).weighted_average(sets, [0.5, 0.5])
+    expected = sum(values["B"] @ values["A"] for values in sets) / 2
+    error = torch.linalg.matrix_norm(expected - average["B"] @ average["A"])
+    assert float(error) == pytest.approx(float(torch.linalg.svdvals(expected)[2:].square().sum().sqrt()), rel=1e-4)
 
 
-def test_the_mean_of_neighbours_is_weighted_by_what_each_brings(bert: Backbone) -> None:
-    task, seen = Classification(labels_of("mood")), ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
-    scratch = from_scratch(task.closed_form_start(seen, seen))
+def test_neighbours_are_weighted_by_their_gain(bert: Backbone) -> None:
+    task, context = Classification(labels_of("mood")), ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
+    scratch = from_scratch(task.closed_form_start(context, context))
 
     def of(name: str, gain: float, *, again: bool = False) -> WarmStartCandidate:
         delta = perturbed_delta(bert, "lora", seed=len(name))
-        found = evaluate_candidate(
-            task, (Neighbour(name, delta, is_previous_version=again), 1.0), delta=delta, rows=seen, held_out=seen
+        average = evaluate_candidate(
+            task, (Neighbour(name, delta, is_previous_version=again), 1.0), delta=delta, rows=context, held_out=context
         )
         quality = scratch.start.held_out_quality + gain
-        return replace(found, start=replace(found.start, held_out_quality=quality))
+        return replace(average, start=replace(average.start, held_out_quality=quality))
 
-    settings, given = METHODS["lora"](), [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)]
-    found = average_candidate(bert, settings, scratch=scratch, candidates=given)
-    assert found is not None
-    assert [neighbour.name for neighbour, _ in found[1]] == ["a", "bb"]
-    assert [weight for _, weight in found[1]] == pytest.approx([0.75, 0.25])
-    assert average_candidate(bert, settings, scratch=scratch, candidates=given[1:]) is None, "one alone is no mean"
-    foreign = replace(given[0], delta=perturbed_delta(bert, "bitfit"))
-    among = average_candidate(bert, settings, scratch=scratch, candidates=[*given, foreign])
+    settings, candidates = (
+        METHODS["lora"](),
+        [of("a", 0.3), of("bb", 0.1), of("ccc", -0.2), of("dddd", 0.9, again=True)],
+    )
+    average = average_candidate(bert, settings, scratch=scratch, candidates=candidates)
+    assert average is not None
+    assert [neighbour.name for neighbour, _ in average[1]] == ["a", "bb"]
+    assert [weight for _, weight in average[1]] == pytest.approx([0.75, 0.25])
+    assert average_candidate(bert, settings, scratch=scratch, candidates=candidates[1:]) is None, "one alone is no mean"
+    foreign = replace(candidates[0], delta=perturbed_delta(bert, "bitfit"))
+    among = average_candidate(bert, settings, scratch=scratch, candidates=[*candidates, foreign])
     assert among is not None
-    assert among[1] == found[1], "another method's is left out"
+    assert among[1] == average[1], "another method's is left out"
 
 
-def test_a_start_that_cannot_be_made_again_is_chosen_anew(bert: Backbone, tmp_path: Path) -> None:
-    """An average may be of other neighbours on another machine: what was trained from it is of no use then."""
+def test_a_start_that_cannot_be_reproduced_is_chosen_again(bert: Backbone, tmp_path: Path) -> None:
+    """Another machine may average other neighbours: a checkpoint of another start is not resumed."""
     about = {"name": "mood", "source": {"path": "none"}, "text": "text", "label": "label", "method": "lora"}
     budget = {"epochs": 2, "batch_size": 8, "max_length": 32}
     spec = TaskSpec.model_validate(about | {"warm_start": "merge", "budget": budget})
     train, validation, test = (rows_of("mood", n, seed=seed) for seed, n in enumerate((12, 20, 12)))
-    own = prepare_task(bert, TaskData(spec, labels_of("mood"), train, validation, test))
+    task = prepare_task(bert, TaskData(spec, labels_of("mood"), train, validation, test))
     neighbours = tuple(Neighbour(f"{seed}@1", perturbed_delta(bert, "lora", seed=seed)) for seed in (1, 2))
-    kept: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
     with Registry.open(f"sqlite:///{tmp_path / 'registry.db'}", str(tmp_path / "blobs")) as registry:
-        run_training(LearningRun(registry, own, seed=0, on_checkpoint=kept.append), seed=0)
-        plan = replace(kept[1].plan, neighbours=neighbours)
-        gone = replace(kept[1], plan=plan, start=("1@1", "9@1"))
-        anew = run_training(LearningRun(registry, own, seed=0, resume_from=gone), seed=0)
+        run_training(LearningRun(registry, task, seed=0, on_checkpoint=checkpoints.append), seed=0)
+        plan = replace(checkpoints[1].plan, neighbours=neighbours)
+        gone = replace(checkpoints[1], plan=plan, start=("1@1", "9@1"))
+        anew = run_training(LearningRun(registry, task, seed=0, resume_from=gone), seed=0)
         there = replace(gone, start=anew.start.names)
-        again = run_training(LearningRun(registry, own, seed=0, resume_from=there), seed=0)
+        again = run_training(LearningRun(registry, task, seed=0, resume_from=there), seed=0)
     assert anew.start.sources
     assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
-    assert anew.trained.curve[:2] != kept[1].training_state.curve, "it is trained from its beginning"
-    assert again.trained.curve[:2] == kept[1].training_state.curve, "as one that can be made again is not"
+    assert anew.trained.curve[:2] != checkpoints[1].training_state.curve, "it is trained from its beginning"
+    assert again.trained.curve[:2] == checkpoints[1].training_state.curve, "as one that can be made again is not"
 
 
-def test_two_heads_are_weighed_on_held_out_rows() -> None:
+def test_two_heads_are_compared_on_held_out_rows() -> None:
     draw = torch.Generator().manual_seed(1)
     classes = torch.arange(200) % 2
     x = torch.randn(200, 4, generator=draw)
@@ -199,51 +202,54 @@ def test_two_heads_are_weighed_on_held_out_rows() -> None:
     assert bool((same == (x[:, 0].sign() == 2 * classes - 1)).all())
 
 
-def test_weights_that_fit_chance_are_not_taken_for_better() -> None:
-    """Classes that nothing tells apart: what a row is answered with was fitted on others."""
+def test_weights_that_overfit_are_not_preferred() -> None:
+    """The classes are random: each row is scored with weights fitted on the others."""
     shares = []
     for seed in range(40):
         draw = torch.Generator().manual_seed(seed)
         x, classes = torch.randn(40, 6, generator=draw), torch.randint(2, (40,), generator=draw)
-        own, other = ((torch.randn(2, 6, generator=draw), torch.zeros(2)) for _ in range(2))
-        shares.append(float(combine_heads(own, other, x, classes)[1].mean()))
+        first, second = ((torch.randn(2, 6, generator=draw), torch.zeros(2)) for _ in range(2))
+        shares.append(float(combine_heads(first, second, x, classes)[1].mean()))
     assert sum(shares) / len(shares) < 0.51
-    (_, _), alone = combine_heads(own, other, x[:1], classes[:1])
+    (_, _), alone = combine_heads(first, second, x[:1], classes[:1])
     assert alone.shape == (1,)
 
 
-def test_a_head_says_of_other_labels_what_it_knows(bert: Backbone) -> None:
+def test_select_labels_keeps_the_rows_of_shared_labels(bert: Backbone) -> None:
     head = fresh_delta(bert, "lora").head
     assert head is not None
     first, second, *_ = head.labels
-    found = head.select_labels(("new", second, first))
-    assert found is not None
-    assert not found.weight[0].any()
-    torch.testing.assert_close(found.weight[1] - found.weight[2], head.weight[1] - head.weight[0])
-    torch.testing.assert_close(found.bias[1] - found.bias[2], head.bias[1] - head.bias[0])
+    selected = head.select_labels(("new", second, first))
+    assert selected is not None
+    assert not selected.weight[0].any()
+    torch.testing.assert_close(selected.weight[1] - selected.weight[2], head.weight[1] - head.weight[0])
+    torch.testing.assert_close(selected.bias[1] - selected.bias[2], head.bias[1] - head.bias[0])
     assert head.select_labels(("new", first)) is None, "of one label alone nothing is known"
 
 
-def test_a_head_is_carried_only_where_it_helps(bert: Backbone) -> None:
+def test_a_neighbours_head_is_combined_only_where_it_helps(bert: Backbone) -> None:
     task, rows, held = (
         Classification(labels_of("mood")),
         prepared_rows(bert, "mood", 12),
         prepared_rows(bert, "mood", 30, seed=2),
     )
-    seen, judged = ForwardContext(bert, None, rows), ForwardContext(bert, None, held)
-    start = task.closed_form_start(seen, judged)
+    train_context, held_out_context = ForwardContext(bert, None, rows), ForwardContext(bert, None, held)
+    start = task.closed_form_start(train_context, held_out_context)
     assert start.head is not None
     wrong = start.head.map(torch.neg)
-    assert task.with_transferred_head(start, wrong, judged).mean_quality >= start.mean_quality
-    best = task.closed_form_start(judged, judged).head
+    assert task.with_transferred_head(start, wrong, held_out_context).mean_quality >= start.mean_quality
+    best = task.closed_form_start(held_out_context, held_out_context).head
     assert best is not None
-    assert task.with_transferred_head(start, best, judged).mean_quality >= start.mean_quality
-    assert task.with_transferred_head(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), judged) is start
+    assert task.with_transferred_head(start, best, held_out_context).mean_quality >= start.mean_quality
+    assert (
+        task.with_transferred_head(start, replace(best, labels=("x", "y", "z")[: len(best.labels)]), held_out_context)
+        is start
+    )
 
 
-def test_the_best_neighbour_is_one_learned_delta(bert: Backbone) -> None:
-    seen = ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
-    begin = Classification(labels_of("mood")).closed_form_start(seen, seen)
+def test_the_best_neighbour_is_a_single_delta(bert: Backbone) -> None:
+    context = ForwardContext(bert, None, prepared_rows(bert, "mood", 12))
+    begin = Classification(labels_of("mood")).closed_form_start(context, context)
 
     def candidate(quality: float, *names: str, again: bool = False) -> WarmStartCandidate:
         start = replace(begin, held_out_quality=torch.full_like(begin.held_out_quality, quality))

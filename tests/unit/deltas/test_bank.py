@@ -1,4 +1,4 @@
-"""The bank: slots on the device, and deltas that come and go."""
+"""The bank of deltas on a device: slots, eviction, shared stacks and the cache that reads deltas."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,12 +21,12 @@ TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon 
 
 @torch.no_grad()
 def states(backbone: Backbone, bank: Bank | DeltaCache, names: Sequence[str]) -> Tensor:
-    """The rows' states [B, T, D] through the deltas of these names, in the order of the texts; padding left out."""
+    """Compute the texts' states [B, T, D] through the deltas of these names, zero at padding."""
     order, mixture = bank.mixed_batch(names)
     batch = pad(backbone, tokenize(backbone, TEXTS, max_length=24), order)
     with attached(backbone, mixture):
-        found = backbone.hidden_states(batch) * batch["attention_mask"].unsqueeze(-1)
-    return found[torch.tensor(order).argsort()]
+        hidden = backbone.hidden_states(batch) * batch["attention_mask"].unsqueeze(-1)
+    return hidden[torch.tensor(order).argsort()]
 
 
 @torch.no_grad()
@@ -39,11 +39,11 @@ def alone(backbone: Backbone, deltas: Sequence[Delta]) -> Tensor:
     return torch.stack(rows)
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_many_more_deltas_than_slots_come_and_go(bert: Backbone) -> None:
+def test_more_deltas_than_slots_are_evicted_and_loaded_again(bert: Backbone) -> None:
     deltas = [perturbed_delta(bert, "lora", rank=1 + seed % 9, seed=seed) for seed in range(40)]
     bank = Bank(bert, slots=4)
     for begin in range(0, 40, 4):
@@ -54,7 +54,7 @@ def test_many_more_deltas_than_slots_come_and_go(bert: Backbone) -> None:
         assert close(states(bert, bank, names), alone(bert, deltas[begin : begin + 4]))
 
 
-def test_what_was_used_longest_ago_makes_room(bert: Backbone) -> None:
+def test_the_least_recently_used_delta_is_evicted(bert: Backbone) -> None:
     bank, deltas = Bank(bert, slots=2), {name: perturbed_delta(bert, "ia3", seed=i) for i, name in enumerate("abc")}
     bank.put("a", deltas["a"])
     bank.put("b", deltas["b"])
@@ -73,7 +73,7 @@ def test_an_empty_stack_takes_no_memory(bert: Backbone) -> None:
     assert close(states(bert, bank, ["0"] * 4), alone(bert, [perturbed_delta(bert, "lora")] * 4))
 
 
-def test_what_a_batch_needs_stays(bert: Backbone) -> None:
+def test_deltas_of_the_current_batch_are_not_evicted(bert: Backbone) -> None:
     bank = Bank(bert, slots=2)
     for number, name in enumerate("ab"):
         bank.put(name, perturbed_delta(bert, "lora", seed=number), beside="ab")
@@ -83,7 +83,7 @@ def test_what_a_batch_needs_stays(bert: Backbone) -> None:
     assert "b" in bank
 
 
-def test_a_name_is_held_once_and_its_newest_delta_counts(bert: Backbone) -> None:
+def test_a_name_has_one_slot_with_its_newest_delta(bert: Backbone) -> None:
     bank, new = Bank(bert, slots=2), perturbed_delta(bert, "lora", seed=5)
     bank.put("a", perturbed_delta(bert, "lora"))
     bank.put("a", new)
@@ -91,8 +91,8 @@ def test_a_name_is_held_once_and_its_newest_delta_counts(bert: Backbone) -> None
     assert close(states(bert, bank, ["a"] * 4), alone(bert, [new] * 4))
 
 
-def test_deltas_of_nearly_one_size_share_a_stack(bert: Backbone) -> None:
-    """Ranks up to 8, at other scales, are one matrix product; rank 9 is another."""
+def test_deltas_of_similar_size_share_a_stack(bert: Backbone) -> None:
+    """Ranks up to 8 share one matrix product whatever their scale; rank 9 has another."""
     bank = Bank(bert, slots=8)
     for rank in (1, 3, 8, 9):
         bank.put(str(rank), perturbed_delta(bert, "lora", rank=rank, alpha=2.0 * rank + 1))
@@ -116,13 +116,13 @@ def test_a_row_without_a_delta_is_the_backbones_own(bert: Backbone) -> None:
     with torch.no_grad():
         base = bert.hidden_states(batch)
         with attached(bert, mixture):
-            found = bert.hidden_states(batch)
-        assert torch.equal(found[2:], base[2:])
+            hidden = bert.hidden_states(batch)
+        assert torch.equal(hidden[2:], base[2:])
         assert torch.equal(bert.hidden_states(batch), base)
 
 
 class Shelf:
-    """Deltas to read, which counts how often each is read."""
+    """A store of deltas that counts the reads of each."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.deltas = {str(seed): perturbed_delta(backbone, "lora", seed=seed) for seed in range(6)}
@@ -145,22 +145,22 @@ def test_a_delta_is_read_once_while_memory_holds_it(bert: Backbone) -> None:
     assert shelf.read == ["0", "1", "2", "1"], "the one used longest ago went when a third came"
 
 
-def test_what_is_expected_is_read_meanwhile(bert: Backbone) -> None:
-    began, go = Event(), Event()
+def test_prefetched_deltas_are_read_in_the_background(bert: Backbone) -> None:
+    started, go = Event(), Event()
 
     def read(name: str) -> Delta:
-        began.set()
+        started.set()
         assert go.wait(10)
         return perturbed_delta(bert, "lora")
 
     residents = DeltaCache(bert, read)
     residents.prefetch(["0", "0"])
-    assert began.wait(10), "it is read while nothing waits for it"
+    assert started.wait(10), "it is read while nothing waits for it"
     go.set()
     residents.get("0")
 
 
-def test_what_could_not_be_read_is_tried_again(bert: Backbone) -> None:
+def test_a_failed_read_is_tried_again(bert: Backbone) -> None:
     shelf = Shelf(bert)
     shelf.broken = {"1"}
     residents = DeltaCache(bert, shelf)

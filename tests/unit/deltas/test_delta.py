@@ -1,4 +1,4 @@
-"""Deltas as they are placed and stored."""
+"""Placement of edits in a model, and the file of a delta."""
 
 import re
 from copy import deepcopy
@@ -17,7 +17,7 @@ from tasks import TaskSpec
 from tests.helpers.tiny_tasks import head_of, perturbed_delta
 
 
-def test_a_site_that_the_family_lacks_is_refused_naming_those_it_has(bert: Backbone) -> None:
+def test_a_site_that_the_family_lacks_is_refused_naming_the_valid_ones(bert: Backbone) -> None:
     with pytest.raises(MethodError, match=r"attn\.zzz.*attn\.q"):
         perturbed_delta(bert, "lora", sites=("attn.zzz",))
 
@@ -33,11 +33,11 @@ OTHERS = ("norms", "embeddings", "tokens", "positions", "ffn", "ffn.inner", "att
 def test_a_site_that_the_method_cannot_change_is_refused_before_training(
     bert: Backbone, method: str, site: str
 ) -> None:
-    own = {"method": {"name": method, "sites": ["attn.q", site]}, "budget": {}}
+    settings = {"method": {"name": method, "sites": ["attn.q", site]}, "budget": {}}
     source = {"path": "json", "data_files": {"train": "mood.jsonl"}}
     task = {"name": "mood", "text": "text", "label": "label", "source": source}
-    (said,) = incompatibilities(bert, TaskSpec.model_validate(task | own))
-    assert re.search(rf"site '{site}' stands for .*; give sites among: .*attn\.q, .*ffn\.out", said)
+    (message,) = incompatibilities(bert, TaskSpec.model_validate(task | settings))
+    assert re.search(rf"site '{site}' stands for .*; give sites among: .*attn\.q, .*ffn\.out", message)
 
 
 def test_places_are_checked_against_the_model(bert: Backbone) -> None:
@@ -55,30 +55,30 @@ def test_places_are_checked_against_the_model(bert: Backbone) -> None:
     [b"", b"not a delta", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"],
     ids=["empty", "text", "noise", "no tensors"],
 )
-def test_bytes_that_are_no_delta_are_refused(data: bytes) -> None:
+def test_invalid_bytes_are_refused(data: bytes) -> None:
     with pytest.raises((BlobError, DeltaError), match="not a stored delta"):
         load_delta(data)
 
 
 def spoiled_file(delta: Delta, *, drop: str | None = None, **about: Any) -> bytes:
-    """A delta's file without one tensor, or that says something else about itself."""
+    """Return a delta's file without one tensor, or with other metadata."""
     import json
 
     from safetensors.torch import save
 
-    said = {
+    metadata = {
         "method": delta.method,
         "settings": delta.settings.model_dump(mode="json"),
         "backbone": delta.backbone,
         "labels": head_of(delta).labels,
         "pooling": head_of(delta).pooling,
     }
-    kept = {key: value for key, value in (said | about).items() if value is not None}
+    entries = {key: value for key, value in (metadata | about).items() if value is not None}
     tensors = {key: tensor for key, tensor in delta.tensors().items() if key != drop}
-    return save(tensors, metadata={"continual": json.dumps(kept, sort_keys=True)})
+    return save(tensors, metadata={"continual": json.dumps(entries, sort_keys=True)})
 
 
-def test_the_file_written_here_is_a_delta_when_not_spoiled(bert: Backbone) -> None:
+def test_the_helpers_file_is_valid_when_not_spoiled(bert: Backbone) -> None:
     delta = perturbed_delta(bert, "lora")
     assert load_delta(spoiled_file(delta)).digest == delta.digest
 
@@ -96,6 +96,6 @@ def test_the_file_written_here_is_a_delta_when_not_spoiled(bert: Backbone) -> No
     ],
     ids=str,
 )
-def test_a_file_that_is_half_a_delta_is_refused(bert: Backbone, spoil: dict[str, Any]) -> None:
+def test_an_incomplete_file_is_refused(bert: Backbone, spoil: dict[str, Any]) -> None:
     with pytest.raises(DeltaError):
         load_delta(spoiled_file(perturbed_delta(bert, "lora"), **spoil))

@@ -1,4 +1,4 @@
-"""Values are kept in the precision of float16, and a file holds half the bytes and all of the numbers."""
+"""Values of deltas in float16 precision: the file holds half the bytes and loses nothing."""
 
 from typing import Any
 
@@ -22,21 +22,21 @@ DRAWN = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
 LARGEST, SMALLEST = torch.finfo(torch.float16).max, 2.0**-24  # the smallest is a subnormal
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.02, 1.0, 300.0])
-def test_values_become_the_nearest_that_float16_has_once_and_for_all(scale: float) -> None:
+def test_values_are_rounded_to_the_nearest_float16_once(scale: float) -> None:
     value = scale * DRAWN
-    found = round_to_float16(value)
-    assert found.dtype == torch.float32
-    assert same_bits(found, torch.from_numpy(value.numpy().astype("float16").astype("float32")))
-    assert not torch.equal(found, value)
-    assert float((found - value).norm() / value.norm()) < 2**-11
-    assert same_bits(round_to_float16(found), found)
-    assert pack_float16(found).dtype == torch.float16
-    assert same_bits(unpack_float32(pack_float16(found)), found)
+    rounded = round_to_float16(value)
+    assert rounded.dtype == torch.float32
+    assert same_bits(rounded, torch.from_numpy(value.numpy().astype("float16").astype("float32")))
+    assert not torch.equal(rounded, value)
+    assert float((rounded - value).norm() / value.norm()) < 2**-11
+    assert same_bits(round_to_float16(rounded), rounded)
+    assert pack_float16(rounded).dtype == torch.float16
+    assert same_bits(unpack_float32(pack_float16(rounded)), rounded)
 
 
 @pytest.mark.parametrize(
@@ -52,27 +52,27 @@ def test_values_become_the_nearest_that_float16_has_once_and_for_all(scale: floa
     ],
     ids=["out of range", "no number", "below", "subnormal", "far below", "whole numbers", "bits"],
 )
-def test_what_float16_would_spoil_stays_as_it_is(value: Tensor) -> None:
-    for found in (round_to_float16(value), pack_float16(value), unpack_float32(pack_float16(value))):
-        assert same_bits(found, value)
+def test_tensors_that_float16_cannot_represent_stay_float32(value: Tensor) -> None:
+    for result in (round_to_float16(value), pack_float16(value), unpack_float32(pack_float16(value))):
+        assert same_bits(result, value)
 
 
-def test_few_tiny_values_among_others_become_zero() -> None:
+def test_a_few_tiny_values_underflow_to_zero() -> None:
     value = torch.tensor([1.0, -1e-9, LARGEST, -0.0])
     assert torch.equal(round_to_float16(value), torch.tensor([1.0, 0.0, LARGEST, 0.0]))
     assert same_bits(unpack_float32(pack_float16(round_to_float16(value))), round_to_float16(value))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_kept_comes_back_from_the_file_to_the_bit(bert: Backbone, method: str) -> None:
-    kept = perturbed_delta(bert, method).quantise_to_float16()
-    data = kept.to_bytes()
+def test_stored_values_are_loaded_bit_for_bit(bert: Backbone, method: str) -> None:
+    stored = perturbed_delta(bert, method).quantise_to_float16()
+    data = stored.to_bytes()
     types = {key: tensor.dtype for key, tensor in load(data).items() if tensor.is_floating_point()}
-    assert {key for key, found in types.items() if found != torch.float16} == {"head/weight", "head/bias"}
-    back, expected = load_delta(data).tensors(), kept.tensors()
+    assert {key for key, dtype in types.items() if dtype != torch.float16} == {"head/weight", "head/bias"}
+    back, expected = load_delta(data).tensors(), stored.tensors()
     assert back.keys() == expected.keys()
     assert all(same_bits(back[key], expected[key]) for key in back)
-    assert load_delta(data).digest == kept.digest
+    assert load_delta(data).digest == stored.digest
 
 
 def test_a_file_has_half_the_bytes(bert: Backbone) -> None:
@@ -106,24 +106,26 @@ LATE = {"parts": [{"name": "lora", "rank": 2}, {"name": "prefix", "length": 3, "
     ("method", "settings"), [("lora", {}), ("ia3", {}), ("diff_pruning", {"share": 0.1}), ("sequential", LATE)]
 )
 @pytest.mark.parametrize("epochs", [0, 2])
-def test_what_is_scored_is_what_is_stored(bert: Backbone, method: str, settings: dict[str, Any], epochs: int) -> None:
-    """With no epoch the second stage has only its end, which makes other values of those that were scored."""
-    found, courses = trained(bert, perturbed_delta(bert, method, **settings), epochs=epochs)
-    stored, tokens = load_delta(found.delta.to_bytes()), prepared_rows(bert, "mood", 6, seed=1).tokens
+def test_the_scored_delta_is_the_stored_delta(
+    bert: Backbone, method: str, settings: dict[str, Any], epochs: int
+) -> None:
+    """Without an epoch the second stage only finalizes, which changes the values that were scored."""
+    result, courses = trained(bert, perturbed_delta(bert, method, **settings), epochs=epochs)
+    stored, tokens = load_delta(result.delta.to_bytes()), prepared_rows(bert, "mood", 6, seed=1).tokens
     expected = logits(bert, courses[-1].best.delta, tokens)
     assert torch.equal(logits(bert, stored, tokens), expected)
-    assert torch.equal(logits(bert, found.delta, tokens), expected)
+    assert torch.equal(logits(bert, result.delta, tokens), expected)
 
 
-def test_training_goes_on_from_what_it_had_and_not_from_what_was_kept(bert: Backbone) -> None:
-    found, courses = trained(bert, fresh_delta(bert, "lora"), epochs=2)
-    assert all(same_bits(value, round_to_float16(value)) for value in found.delta.values.values())
+def test_training_continues_from_unrounded_values(bert: Backbone) -> None:
+    result, courses = trained(bert, fresh_delta(bert, "lora"), epochs=2)
+    assert all(same_bits(value, round_to_float16(value)) for value in result.delta.values.values())
     assert not any(
         torch.equal(value, round_to_float16(value)) for value in courses[-1].current.detached().values.values()
     )
 
 
-def test_files_of_earlier_releases_are_read_as_they_were(bert: Backbone) -> None:
+def test_files_of_earlier_releases_are_read_unchanged(bert: Backbone) -> None:
     delta = perturbed_delta(bert, "lora")
     back = load_delta(serialize(delta.tensors(), delta.metadata() | {"format": 1}))
     assert all(same_bits(value, delta.values[key]) for key, value in back.values.items())

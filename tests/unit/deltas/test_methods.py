@@ -1,4 +1,4 @@
-"""Methods against their papers' equations, written here a second time: in the weights of a model, or layer by layer."""
+"""Methods against their papers' equations, implemented a second time in a model's weights or layer by layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +29,9 @@ Values = dict[str, Tensor]
 Changed = Callable[[Backbone, Values], dict[str, Tensor]]  # parameters of the model by their names
 
 
-def test_bert_written_out_is_bert(bertlike: Backbone) -> None:
-    own = batch_of(bertlike)["attention_mask"].bool()
-    torch.testing.assert_close(written_out(bertlike)[own], with_weights(bertlike, {})[own])
+def test_the_explicit_bert_equals_bert(bertlike: Backbone) -> None:
+    mask = batch_of(bertlike)["attention_mask"].bool()
+    torch.testing.assert_close(written_out(bertlike)[mask], with_weights(bertlike, {})[mask])
 
 
 def weight(backbone: Backbone, module: str, name: str = "weight") -> Tensor:
@@ -40,7 +40,7 @@ def weight(backbone: Backbone, module: str, name: str = "weight") -> Tensor:
 
 
 def plus_low_rank(backbone: Backbone, values: Values, *sites: str, scale: float) -> dict[str, Tensor]:
-    """W + s B A."""
+    """Compute W + s B A."""
     return {
         f"{module}.weight": weight(backbone, module)
         + scale * values[f"{place}/{number}/B"] @ values[f"{place}/{number}/A"]
@@ -50,7 +50,7 @@ def plus_low_rank(backbone: Backbone, values: Values, *sites: str, scale: float)
 
 
 def plus_biases(backbone: Backbone, values: Values, *, projections: int, norms: int) -> dict[str, Tensor]:
-    """b + Δb, by edits of these numbers."""
+    """Compute b + Δb from edits of these numbers."""
     return {
         f"{module}.bias": weight(backbone, module, "bias") + values[f"{place}/{number}/vector"]
         for number, group in ((projections, "projections"), (norms, "norms"))
@@ -59,7 +59,7 @@ def plus_biases(backbone: Backbone, values: Values, *, projections: int, norms: 
 
 
 def plus_full(backbone: Backbone, values: Values, *, first: int, group: str = "projections") -> dict[str, Tensor]:
-    """W + ΔW and b + Δb, by edits `first` and the next, at the places that have values."""
+    """Compute W + ΔW and b + Δb from edits `first` and `first + 1` at the places that have values."""
     changed = {}
     for place, module in module_names(backbone, group).items():
         if f"{place}/{first}/weight" in values:
@@ -73,7 +73,7 @@ def lora(backbone: Backbone, values: Values) -> dict[str, Tensor]:
 
 
 def dora(backbone: Backbone, values: Values) -> dict[str, Tensor]:
-    """m ⊙ (W + s B A) / ‖W + s B A‖ row by row, the norm taken as a constant (section 4.3)."""
+    """Compute m ⊙ (W + s B A) / ‖W + s B A‖ row by row, with a constant norm (section 4.3)."""
     changed = {}
     for name, moved in plus_low_rank(backbone, values, "attn.q", "ffn.out", scale=6 / 4).items():
         place = next(p for p, m in module_names(backbone, "attn.q", "ffn.out").items() if name == f"{m}.weight")
@@ -119,7 +119,7 @@ def full(backbone: Backbone, values: Values) -> dict[str, Tensor]:
 
 
 def union(backbone: Backbone, values: Values) -> dict[str, Tensor]:
-    """The biases of BitFit and the weights of LoRA."""
+    """Compute the biases of BitFit and the weights of LoRA."""
     return plus_biases(backbone, values, projections=0, norms=1) | {
         f"{module}.weight": weight(backbone, module) + values[f"{place}/2/B"] @ values[f"{place}/2/A"]
         for place, module in module_names(backbone, "projections").items()
@@ -139,14 +139,16 @@ IN_WEIGHTS: list[tuple[Changed, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "settings"), IN_WEIGHTS, ids=lambda given: getattr(given, "__name__", ""))
-def test_it_is_the_model_with_other_weights(bertlike: Backbone, changed: Changed, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("changed", "settings"), IN_WEIGHTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_method_equals_the_model_with_edited_weights(
+    bertlike: Backbone, changed: Changed, settings: dict[str, Any]
+) -> None:
     delta = perturbed_delta(bertlike, changed.__name__, **settings)
     expected = through_weights(bertlike, delta, lambda values: changed(bertlike, values))
     assert_same(through_delta(bertlike, delta), expected)
 
 
-def test_selective_draws_by_its_seed(bert: Backbone) -> None:
+def test_selective_masks_follow_from_the_seed(bert: Backbone) -> None:
     drawn = [frozenset(init_values(bert, Selective(share=0.5, seed=seed), seed=0)) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
@@ -160,31 +162,31 @@ def test_a_probe_is_the_frozen_model(bertlike: Backbone) -> None:
 
 
 class Bottleneck:
-    """f(x W_downᵀ + b_down) W_upᵀ + b_up with the values of edit `number` at a layer's site."""
+    """The function f(x W_downᵀ + b_down) W_upᵀ + b_up of edit `number` at a layer's site."""
 
     def __init__(self, values: Values, site: str, number: int, activation: Callable[[Tensor], Tensor]) -> None:
         self.values, self.site, self.number, self.activation = values, site, number, activation
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        at = f"layer.{layer}.{self.site}/{self.number}/"
-        down, down_bias, up, up_bias = (self.values[at + name] for name in ("down", "down_bias", "up", "up_bias"))
+        prefix = f"layer.{layer}.{self.site}/{self.number}/"
+        down, down_bias, up, up_bias = (self.values[prefix + name] for name in ("down", "down_bias", "up", "up_bias"))
         return self.activation(x @ down.T + down_bias) @ up.T + up_bias
 
 
 def adapter_pfeiffer(backbone: Backbone, values: Values) -> Tensor:
-    """h + f(h) after the feed-forward."""
+    """Compute h + f(h) after the feed-forward."""
     change = Bottleneck(values, "ffn.out", 0, F.relu)
     return written_out(backbone, ffn=lambda n, x, h: h + change(n, h))
 
 
 def parallel_adapter(backbone: Backbone, values: Values) -> Tensor:
-    """h + s f(x) beside the attention and the feed-forward, x what enters them (He et al. 2022, table 1)."""
+    """Compute h + s f(x) at attention and feed-forward, x their input (He et al. 2022, table 1)."""
     attn, ffn = Bottleneck(values, "attn", 0, F.relu), Bottleneck(values, "ffn", 1, F.relu)
     return written_out(backbone, attn=lambda n, x, h: h + 3 * attn(n, x), ffn=lambda n, x, h: h + 3 * ffn(n, x))
 
 
 def multi_head_adapter(backbone: Backbone, values: Values) -> Tensor:
-    """Head h's output plus s · ReLU(q_h D_hᵀ) U_h, a head at a time (He et al. 2022, section 3.3)."""
+    """Add s · ReLU(q_h D_hᵀ) U_h to each head h's output (He et al. 2022, section 3.3)."""
 
     def change(layer: int, query: Tensor, mixed: Tensor) -> Tensor:
         down, up = (values[f"layer.{layer}.attn.heads/0/{name}"].chunk(4, dim=1) for name in ("down", "up"))
@@ -203,30 +205,32 @@ def prefix(backbone: Backbone, values: Values) -> Tensor:
 
 
 def mam(backbone: Backbone, values: Values) -> Tensor:
-    """A prefix at the attention and a scaled parallel adapter at the feed-forward (He et al. 2022, section 4.6)."""
+    """Compute a prefix at attention and a scaled parallel adapter at the feed-forward (He et al. 2022, section 4.6)."""
     ffn = Bottleneck(values, "ffn", 2, F.relu)
     return written_out(backbone, prefix=lambda n: rows(values, n), before=3, ffn=lambda n, x, h: h + 2 * ffn(n, x))
 
 
 def ia3(backbone: Backbone, values: Values) -> Tensor:
-    """Keys, values and inner states scaled: as scaled rows of W_k and W_v and columns of W_2."""
+    """Scale keys, values and inner states: rows of W_k and W_v, and columns of W_2."""
     changed = {}
     for number, site in enumerate(("attn.k", "attn.v")):
         for place, module in module_names(backbone, site).items():
             for name in ("weight", "bias"):
-                own = weight(backbone, module, name)
-                changed[f"{module}.{name}"] = torch.einsum("e...,e->e...", own, values[f"{place}/{number}/vector"])
+                module_weight = weight(backbone, module, name)
+                changed[f"{module}.{name}"] = torch.einsum(
+                    "e...,e->e...", module_weight, values[f"{place}/{number}/vector"]
+                )
     for place, module in module_names(backbone, "ffn.inner").items():
         changed[f"{module}.weight"] = weight(backbone, module) * values[f"{place}/2/vector"]
     return with_weights(backbone, changed)
 
 
 def adapter(backbone: Backbone, values: Values) -> Tensor:
-    """h + f(h) after attention and feed-forward, and other norms (Houlsby et al. 2019, figure 2)."""
+    """Compute h + f(h) after attention and feed-forward, and edited norms (Houlsby et al. 2019, figure 2)."""
     attn, ffn = Bottleneck(values, "attn.out", 0, F.gelu), Bottleneck(values, "ffn.out", 1, F.gelu)
 
-    def norm(place: str, left: Tensor) -> Tensor:
-        return values[f"{place}/2/vector"] * left + values[f"{place}/3/vector"]
+    def norm(place: str, output: Tensor) -> Tensor:
+        return values[f"{place}/2/vector"] * output + values[f"{place}/3/vector"]
 
     return written_out(backbone, attn=lambda n, x, h: h + attn(n, h), ffn=lambda n, x, h: h + ffn(n, h), norm=norm)
 
@@ -242,8 +246,8 @@ LAYER_BY_LAYER: list[tuple[Callable[[Backbone, Values], Tensor], dict[str, Any]]
 ]
 
 
-@pytest.mark.parametrize(("hidden", "settings"), LAYER_BY_LAYER, ids=lambda given: getattr(given, "__name__", ""))
-def test_it_is_the_model_written_out_with_the_change(
+@pytest.mark.parametrize(("hidden", "settings"), LAYER_BY_LAYER, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_method_equals_the_explicit_model_with_the_change(
     bertlike: Backbone, hidden: Callable[[Backbone, Values], Tensor], settings: dict[str, Any]
 ) -> None:
     delta = perturbed_delta(bertlike, hidden.__name__, **settings)

@@ -1,4 +1,4 @@
-"""How many values each method has, by its paper's formula; and that no code knows a method by its name but its own."""
+"""Numbers of parameters by the papers' formulae, and no code that branches on a method's name."""
 
 import ast
 import inspect
@@ -54,8 +54,8 @@ def body_size(delta: Delta) -> int:
     return sum(value.numel() for value in delta.values.values())
 
 
-@pytest.mark.parametrize(("method", "settings", "expected"), FORMULAE, ids=lambda given: str(given)[:30])
-def test_as_many_values_are_kept_as_the_paper_says(
+@pytest.mark.parametrize(("method", "settings", "expected"), FORMULAE, ids=lambda value: str(value)[:30])
+def test_the_parameter_count_is_the_papers(
     bertlike: Backbone, method: str, settings: dict[str, Any], expected: int
 ) -> None:
     delta = fresh_delta(bertlike, method, **settings)
@@ -77,7 +77,7 @@ def test_the_head_is_counted_too(bert: Backbone) -> None:
 
 
 def names_compared(tree: ast.AST) -> Iterator[str]:
-    """Methods' names that a file compares with, matches, or looks up."""
+    """Yield the methods' names that a file compares with, matches, or looks up."""
     for node in ast.walk(tree):
         places: list[ast.AST] = []
         if isinstance(node, ast.Compare):
@@ -104,7 +104,7 @@ def test_a_branch_on_a_methods_name_would_be_found(code: str) -> None:
 
 
 def lines_of_code(file: Path) -> int:
-    """The lines of a file without those of docstrings."""
+    """Return the lines of a file without its docstrings."""
     text = file.read_text(encoding="utf-8")
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
     docstrings = [

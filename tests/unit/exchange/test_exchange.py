@@ -1,4 +1,4 @@
-"""Deltas in the formats of others: what PEFT itself makes of an exported one, and what is made of PEFT's own."""
+"""PEFT folders: exported deltas computed by PEFT, and imported adapters that PEFT wrote."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -68,7 +68,7 @@ WITHOUT_PREFIX = WITHOUT_PROMPT | {"distilbert", "modernbert", "qwen2"}
 
 
 def write_or_skip(folder: Path, backbone: Backbone, delta: Delta) -> Path:
-    """PEFT puts prompts and prefixes before models that are one stack only, and prefixes into caches."""
+    """Write the adapter; skip prompts on encoder-decoders and prefixes without a cache, which PEFT lacks."""
     lacking = {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(delta.method, set())
     if backbone.name.removeprefix("tiny-") not in lacking:
         return write(folder, backbone, delta)
@@ -79,7 +79,7 @@ def write_or_skip(folder: Path, backbone: Backbone, delta: Delta) -> Path:
 
 @torch.no_grad()
 def pefts_states(backbone_folder: Path, folder: Path, batch: Mapping[str, Tensor]) -> Tensor:
-    """Hidden states of PEFT's model on the plain one, of the text's own tokens; zeros at its padding."""
+    """Return the hidden states of PEFT's model at the texts' tokens, zero at padding."""
     model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(backbone_folder), folder).eval()
     plain = model.get_base_model()
     reader = plain.encoder if plain.config.is_encoder_decoder else model  # the decoder has nothing to read
@@ -90,7 +90,7 @@ def pefts_states(backbone_folder: Path, folder: Path, batch: Mapping[str, Tensor
     return states[:, -mask.shape[1] :] * mask[..., None]
 
 
-def test_every_method_that_peft_has_is_tried() -> None:
+def test_every_method_of_peft_is_tested() -> None:
     assert {method for method, _ in SETTINGS.values()} == set(peft_methods())
 
 
@@ -108,7 +108,7 @@ def test_peft_computes_the_same_states_and_the_head_the_same_logits(
     torch.testing.assert_close(logits, head_of(delta)(pool(expected, mask, "mean")), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path: Path) -> None:
+def test_an_exported_delta_is_imported_unchanged(backbone: Backbone, delta: Delta, tmp_path: Path) -> None:
     adapter, origin = read_adapter(write_or_skip(tmp_path, backbone, delta))
     assert origin == ExportOrigin(backbone=backbone.fingerprint, delta="mood@1", digest=delta.digest)
     method, settings, values = from_peft(backbone, adapter)
@@ -124,10 +124,10 @@ def test_what_is_exported_comes_back(backbone: Backbone, delta: Delta, tmp_path:
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["lora", "ia3", "prefix", "prompt"])
-def test_peft_computes_the_same_words(
+def test_peft_computes_the_same_logits_of_a_language_model(
     writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Without a head it is the language model that answers, and its decoder's edits go with the others."""
+    """Without a head the language model answers, and edits of its decoder are exported too."""
     delta = replace(perturbed_delta(writer, method), head=None)
     plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
     family = writer.name.removeprefix("tiny-")
@@ -140,8 +140,8 @@ def test_peft_computes_the_same_words(
     batch = batch_of(writer) | ({"decoder_input_ids": batch_of(writer)["input_ids"]} if writer.family.decoder else {})
     with attached(writer, delta):
         expected = writer.language_model(**batch).logits
-    found, mask = model(**batch).logits[:, -expected.shape[1] :], batch["attention_mask"][..., None]
-    torch.testing.assert_close(found * mask, expected * mask, rtol=1e-3, atol=1e-4)
+    actual, mask = model(**batch).logits[:, -expected.shape[1] :], batch["attention_mask"][..., None]
+    torch.testing.assert_close(actual * mask, expected * mask, rtol=1e-3, atol=1e-4)
     _, settings, values = from_peft(writer, read_adapter(tmp_path)[0])
     with attached(writer, replace(delta, settings=settings, values=values)):
         torch.testing.assert_close(writer.language_model(**batch).logits * mask, expected * mask, rtol=1e-3, atol=1e-4)
@@ -158,7 +158,7 @@ def test_equal_deltas_give_equal_files(bert: Backbone, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - peft_methods().keys()))
-def test_a_method_that_peft_has_not_is_refused_naming_those_it_has(bert: Backbone, method: str) -> None:
+def test_a_method_without_peft_format_is_refused_naming_the_others(bert: Backbone, method: str) -> None:
     with pytest.raises(ExchangeError, match="lora, dora"):
         to_peft(bert, perturbed_delta(bert, method))
 
@@ -185,7 +185,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
 
 
 def pefts_own(backbone: Backbone, folder: Path, config: Any) -> Path:
-    """A folder that PEFT wrote of an adapter whose every value is away from its start."""
+    """Write a folder with PEFT of an adapter whose every value differs from its initial one."""
     model = peft.get_peft_model(deepcopy(backbone.model), config)
     torch.manual_seed(5)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def pefts_own(backbone: Backbone, folder: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_what_peft_saved_computes_the_same_here(
+def test_an_adapter_saved_by_peft_computes_the_same(
     bertlike: Backbone, config: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     backbone, backbone_folder = bertlike, save_backbone(bertlike, tmp_path_factory.mktemp("plain"))
@@ -228,12 +228,12 @@ KEY = "base_model.model.encoder.layer.1.attention.self.query.lora_A.weight"
 Spoil = Callable[[Path], object]
 SPOILED: Mapping[str, tuple[Spoil, str]] = {
     "a tensor too few": (
-        lambda folder: with_tensors(folder, lambda own: {key: own[key] for key in own if key != KEY}),
+        lambda folder: with_tensors(folder, lambda tensors: {key: tensors[key] for key in tensors if key != KEY}),
         rf"1 tensors.*\n  missing: {KEY} \[3, 32\]",
     ),
     "a tensor too many": (
         lambda folder: with_tensors(
-            folder, lambda own: own | {"base_model.model.classifier.weight": torch.ones(2, 32)}
+            folder, lambda tensors: tensors | {"base_model.model.classifier.weight": torch.ones(2, 32)}
         ),
         r"of no place: base_model\.model\.classifier\.weight",
     ),
@@ -242,15 +242,17 @@ SPOILED: Mapping[str, tuple[Spoil, str]] = {
         r"8 tensors.*\n  other shape: .*\[3, 32\], not \[5, 32\]",
     ),
     "another width": (
-        lambda folder: with_tensors(folder, lambda own: own | {KEY: torch.ones(3, 64)}),
+        lambda folder: with_tensors(folder, lambda tensors: tensors | {KEY: torch.ones(3, 64)}),
         r"other shape: .*\[3, 64\], not \[3, 32\]",
     ),
     "no module of this model": (
-        lambda folder: with_tensors(folder, lambda own: {key.replace("encoder", "h"): own[key] for key in own}),
+        lambda folder: with_tensors(
+            folder, lambda tensors: {key.replace("encoder", "h"): tensors[key] for key in tensors}
+        ),
         r"no tensor .* is of a projection",
     ),
     "no number": (
-        lambda folder: with_tensors(folder, lambda own: own | {KEY: torch.full((3, 32), torch.nan)}),
+        lambda folder: with_tensors(folder, lambda tensors: tensors | {KEY: torch.full((3, 32), torch.nan)}),
         "no finite numbers",
     ),
     "another method": (lambda folder: with_settings(folder, peft_type="OFT"), "'OFT'.*can be imported: .*lora, dora"),
@@ -267,7 +269,7 @@ SPOILED: Mapping[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)
-def test_a_folder_that_does_not_fit_is_refused_saying_what(bert: Backbone, spoiled: str, tmp_path: Path) -> None:
+def test_an_incompatible_folder_is_refused_with_the_reason(bert: Backbone, spoiled: str, tmp_path: Path) -> None:
     spoil, message = SPOILED[spoiled]
     folder = written(bert, tmp_path)
     import_of(bert, folder)
@@ -291,7 +293,7 @@ HEADS: Mapping[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("spoiled", HEADS)
-def test_a_head_that_does_not_fit_is_refused(bert: Backbone, spoiled: str, tmp_path: Path) -> None:
+def test_an_incompatible_head_is_refused(bert: Backbone, spoiled: str, tmp_path: Path) -> None:
     changes, message = HEADS[spoiled]
     file = write(tmp_path, bert, perturbed_delta(bert, "lora")) / "head.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -299,7 +301,7 @@ def test_a_head_that_does_not_fit_is_refused(bert: Backbone, spoiled: str, tmp_p
         read_head(tmp_path, hidden_size=32)
 
 
-def test_half_a_head_is_refused_and_none_is_none(bert: Backbone, tmp_path: Path) -> None:
+def test_an_incomplete_head_is_refused_and_a_missing_one_is_none(bert: Backbone, tmp_path: Path) -> None:
     write(tmp_path, bert, perturbed_delta(bert, "lora"))
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(ExchangeError, match=r"head\.safetensors cannot be read"):

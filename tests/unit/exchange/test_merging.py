@@ -1,4 +1,4 @@
-"""Deltas folded into the weights of a plain model."""
+"""Deltas merged into the weights of a plain model, and those that cannot be."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -24,8 +24,8 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
     return pad(backbone, tokenize(backbone, TEXTS, max_length=32), range(len(TEXTS)))
 
 
-def kept(backbone: Backbone, method: str, **settings: Any) -> Delta:
-    """A delta as the registry keeps it, away from its start by as much as training moves one."""
+def finalized(backbone: Backbone, method: str, **settings: Any) -> Delta:
+    """Return a delta as the registry stores it, changed about as much as by training."""
     fresh, moved = (make(backbone, method, **settings) for make in (fresh_delta, perturbed_delta))
     values = {key: torch.lerp(fresh.values[key], moved.values[key], 0.2) for key in fresh.values}
     return finalize(backbone, replace(moved, values=values), stage=0)
@@ -45,10 +45,10 @@ def assert_merges(backbone: Backbone, delta: Delta) -> None:
 
 
 def assert_merges_or_is_refused(backbone: Backbone, delta: Delta) -> None:
-    """Some families lack biases that could hold what a method adds, and BART multiplies its word vectors."""
-    found = list(iterate_edits(backbone, delta.settings))
-    adding = [place for place, _, edit in found if isinstance(edit.form, Vector) and isinstance(edit.compose, Add)]
-    scaled = backbone.family.name == "bart" and any(place.site == "embed.word" for place, _, _ in found)
+    """Check the merged states; some families lack biases, and BART scales its embeddings."""
+    edits = list(iterate_edits(backbone, delta.settings))
+    adding = [place for place, _, edit in edits if isinstance(edit.form, Vector) and isinstance(edit.compose, Add)]
+    scaled = backbone.family.name == "bart" and any(place.site == "embed.word" for place, _, _ in edits)
     if any(place.bias is None for place in adding) or scaled:
         with pytest.raises(ExchangeError, match="answers otherwise" if scaled else "has no bias in this model"):
             merge_into_model(backbone, delta)
@@ -61,19 +61,19 @@ MERGEABLE = [
 ]
 
 
-def test_what_can_be_merged() -> None:
+def test_which_methods_can_be_merged() -> None:
     linear = {"lora", "dora", "ia3", "bitfit", "layer_norm", "full", "last_layer", "selective", "diff_pruning"}
     assert set(MERGEABLE) == linear | {"masking", "intrinsic", "probe", "union", "sequential"}
 
 
 @pytest.mark.parametrize("method", MERGEABLE)
 def test_a_merged_model_has_the_same_states(backbone: Backbone, method: str) -> None:
-    assert_merges_or_is_refused(backbone, kept(backbone, method))
+    assert_merges_or_is_refused(backbone, finalized(backbone, method))
 
 
-def test_what_reads_a_scaled_input_is_scaled_too(backbone: Backbone) -> None:
+def test_a_scaled_input_is_merged_into_the_weight(backbone: Backbone) -> None:
     for parts in (["ia3", "lora", "dora", "bitfit"], ["full", "masking", "ia3", "ia3"], ["dora", "lora", "layer_norm"]):
-        assert_merges_or_is_refused(backbone, kept(backbone, "union", parts=parts))
+        assert_merges_or_is_refused(backbone, finalized(backbone, "union", parts=parts))
 
 
 def moved_trial(backbone: Backbone, *edits: Edit) -> Delta:
@@ -82,14 +82,14 @@ def moved_trial(backbone: Backbone, *edits: Edit) -> Delta:
     return replace(delta, values=moved)
 
 
-def test_what_is_added_to_an_input_goes_through_the_weight(backbone: Backbone) -> None:
+def test_an_addition_to_an_input_is_merged_through_the_weight(backbone: Backbone) -> None:
     shift = Edit("ffn.inner", Vector(0.0), Reads.INPUT, Add(0.5))
     scale = Edit("ffn.inner", Vector(2.0), Reads.INPUT, Multiply())
     assert_merges_or_is_refused(backbone, moved_trial(backbone, shift, scale))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - set(MERGEABLE)))
-def test_what_is_no_change_of_weights_is_refused(bert: Backbone, method: str) -> None:
+def test_an_unmergeable_method_is_refused(bert: Backbone, method: str) -> None:
     with pytest.raises(ExchangeError, match=f"a {method} delta cannot.*no change of a weight or a bias"):
         merge_into_model(bert, perturbed_delta(bert, method))
 
@@ -105,21 +105,21 @@ def test_what_is_no_change_of_weights_is_refused(bert: Backbone, method: str) ->
     ],
     ids=["block", "sequential", "norm", "product", "embedding"],
 )
-def test_an_edit_that_weights_cannot_do_is_refused(bert: Backbone, edit: Edit, reason: str) -> None:
+def test_an_edit_without_equivalent_weights_is_refused(bert: Backbone, edit: Edit, reason: str) -> None:
     with pytest.raises(ExchangeError, match=reason):
         merge_into_model(bert, moved_trial(bert, edit))
 
 
-def test_a_bias_that_is_not_there_is_refused(bert: Backbone) -> None:
+def test_a_missing_bias_is_refused(bert: Backbone) -> None:
     model = deepcopy(bert.model)
     model.encoder.layer[1].output.dense.bias = None
     without = replace(bert, model=model)
     with pytest.raises(ExchangeError, match=r"layer\.1\.ffn\.out has no bias"):
         merge_into_model(without, perturbed_delta(without, "bitfit"))
-    assert_merges(without, kept(without, "lora"))
+    assert_merges(without, finalized(without, "lora"))
 
 
-def test_a_module_that_is_not_what_it_seems_is_noticed(bert: Backbone) -> None:
+def test_a_module_with_a_different_forward_is_refused(bert: Backbone) -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)

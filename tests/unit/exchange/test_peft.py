@@ -1,4 +1,4 @@
-"""Methods that PEFT has too, against PEFT: the same outputs and gradients with the same values."""
+"""Methods that PEFT has too: the same outputs and gradients with the same values."""
 
 from copy import deepcopy
 from functools import partial
@@ -23,7 +23,7 @@ def wrapped(backbone: Backbone, config: Any) -> Any:
 
 
 def assert_pefts(backbone: Backbone, delta: Delta, model: Any, owners: dict[str, Owner], *, added: int = 0) -> None:
-    """`added`: how many tokens more than the text's PEFT gives back."""
+    """Compare outputs and gradients with PEFT's, which returns `added` more tokens than the text has."""
 
     def hidden() -> Tensor:
         states: Tensor = model(**batch_of(backbone)).last_hidden_state
@@ -36,7 +36,7 @@ def assert_pefts(backbone: Backbone, delta: Delta, model: Any, owners: dict[str,
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
+def test_lora_and_dora_equal_pefts(bertlike: Backbone, method: str) -> None:
     sites = ("attn.q", "attn.v")
     delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
     config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], use_dora=method == "dora")
@@ -52,7 +52,7 @@ def test_lora_and_dora_are_pefts(bertlike: Backbone, method: str) -> None:
     assert_pefts(bertlike, delta, model, owners)
 
 
-def test_ia3_is_pefts(bertlike: Backbone) -> None:
+def test_ia3_equals_pefts(bertlike: Backbone) -> None:
     delta = perturbed_delta(bertlike, "ia3")
     inner = r".*layer\.\d+\.output\.dense"
     model = wrapped(bertlike, peft.IA3Config(target_modules=rf".*\.key|.*\.value|{inner}", feedforward_modules=inner))
@@ -64,7 +64,7 @@ def test_ia3_is_pefts(bertlike: Backbone) -> None:
     assert_pefts(bertlike, delta, model, owners)
 
 
-def test_prompt_tuning_is_pefts(bertlike: Backbone) -> None:
+def test_prompt_tuning_equals_pefts(bertlike: Backbone) -> None:
     delta = perturbed_delta(bertlike, "prompt", length=3)
     model = wrapped(bertlike, peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     owners = {"tokens/0/words": whole(model.prompt_encoder["default"].embedding.weight)}
@@ -77,10 +77,10 @@ def _prefix_part(parts: int, part: int, table: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen3"])
-def test_prefix_tuning_is_pefts(kind: str) -> None:
-    """Its positions too: PEFT passes keys and values as if they were of tokens before, so the text's begin at P.
+def test_prefix_tuning_equals_pefts(kind: str) -> None:
+    """Position ids included: PEFT passes cached keys and values, so the text begins at P.
 
-    Not so where a token sees but a window before it, as in Qwen2: there PEFT's prefix is out of sight of later tokens.
+    It differs with sliding-window attention, as in Qwen2: there later tokens do not see PEFT's prefix.
     """
     backbone = tiny_backbone(kind)
     delta = perturbed_delta(backbone, "prefix", length=3)

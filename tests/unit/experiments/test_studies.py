@@ -1,4 +1,4 @@
-"""The numbers of studies against a second computation, and what is refused before anything is trained."""
+"""Studies' numbers against second computations, and settings that are refused before training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,11 +35,11 @@ from continual.kinds.classification import ClassificationRows
 from continual.training.method_search import SearchCandidate
 from tasks import Budget, Method, Source
 from tests.conftest import backbone_of
-from tests.helpers.studies import LORA, SMALL, WORDS, bench, count_measured_trials, task_data, writer_backbone  # noqa: F401 (fixtures)
+from tests.helpers.studies import LORA, SMALL, WORDS, count_measured_trials, task_data, trial_runner, writer_backbone  # noqa: F401 (fixtures)
 from tests.helpers.tiny_tasks import perturbed_delta, prepared_rows, rows_of
 
 
-def found(
+def study_result(
     task: str, method: Mapping[str, Any], score: float, *, rate: float = 1.0, validation: float = 0.0
 ) -> TrialResult:
     data = replace(task_data("mood"), spec=task_data("mood").spec.model_copy(update={"name": task}))
@@ -49,8 +49,8 @@ def found(
 
 def test_percentiles_are_of_the_gaps_to_full_fine_tuning() -> None:
     scores = {"a": (0.8, 0.9), "b": (0.7, 0.6), "c": (0.5, 0.75), "d": (0.9, 0.9)}
-    runs = [found(task, LORA, small) for task, (small, _) in scores.items()]
-    runs += [found(task, {"name": "full"}, full) for task, (_, full) in scores.items()]
+    runs = [study_result(task, LORA, small) for task, (small, _) in scores.items()]
+    runs += [study_result(task, {"name": "full"}, full) for task, (_, full) in scores.items()]
     rows = study_of("size", SMALL["size"]).result(runs).to_json["Score less that of full fine-tuning"]
     gaps = np.array([-0.1, 0.1, -0.25, 0.0])
     assert [rows[0][key] for key in ("20th", "median", "80th")] == pytest.approx(np.percentile(gaps, [20, 50, 80]))
@@ -59,56 +59,63 @@ def test_percentiles_are_of_the_gaps_to_full_fine_tuning() -> None:
     assert gaps_to_full({("a", "lora"): 0.5}) == {}
 
 
-def test_the_best_rate_is_that_of_the_validation_rows() -> None:
-    runs = [found("a", LORA, 0.9, rate=0.1, validation=0.5), found("a", LORA, 0.4, rate=1.0, validation=0.6)]
-    assert [one.outcome["test"] for one in best_rates([*runs, found("b", LORA, 0.3)])] == [0.4, 0.3]
+def test_the_best_rate_is_chosen_on_validation_rows() -> None:
+    runs = [
+        study_result("a", LORA, 0.9, rate=0.1, validation=0.5),
+        study_result("a", LORA, 0.4, rate=1.0, validation=0.6),
+    ]
+    assert [best.outcome["test"] for best in best_rates([*runs, study_result("b", LORA, 0.3)])] == [0.4, 0.3]
 
 
-def test_a_curve_that_falls_or_is_negative_has_reached_its_end() -> None:
+def test_a_falling_or_negative_curve_has_converged() -> None:
     assert convergence_epoch([0.9, 0.5]) == 0
     assert convergence_epoch([-0.5, -0.2, -0.3]) == 1
     assert convergence_epoch([0.0, 0.0]) == 0
 
 
-def test_the_gap_is_train_less_test(bench: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
-    studied = run_study(study_of("generalisation", SMALL["generalisation"]), bench, TrialStore(tmp_path / "l"))
-    assert {one.trial.rows for one in studied.results} == {8, 24}  # no task has the third number
-    one = studied.results[0]
-    subject = bench.trial_task(one.trial)
+def test_the_gap_is_train_score_minus_test_score(trial_runner: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
+    studied = run_study(study_of("generalisation", SMALL["generalisation"]), trial_runner, TrialStore(tmp_path / "l"))
+    assert {result.trial.rows for result in studied.results} == {8, 24}  # no task has the third number
+    result = studied.results[0]
+    subject = trial_runner.trial_task(result.trial)
     assert len(subject.task.train.tokens) == 8
-    assert one.outcome["gap"] == pytest.approx(one.outcome["train"] - one.outcome["test"])
-    assert one.outcome["train"] != one.outcome["test"]
+    assert result.outcome["gap"] == pytest.approx(result.outcome["train"] - result.outcome["test"])
+    assert result.outcome["train"] != result.outcome["test"]
 
 
 @pytest.mark.parametrize("method", ["adapter", "lora", "prefix", "bitfit", "full"])
-def test_a_delta_without_all_its_layers_is_the_backbone(method: str, bert: Backbone) -> None:
+def test_a_delta_with_all_layers_ablated_is_the_backbone(method: str, bert: Backbone) -> None:
     delta, rows = perturbed_delta(bert, method), prepared_rows(bert, "mood", 6)
     whole = encode(bert, rows.tokens, delta=delta)
     top = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, 0))
     none = encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 0, bert.num_layers - 1))
-    left = {key for key in delta.values if not key.startswith("layer.")}
-    assert ablate_layers(bert, delta, 0, bert.num_layers - 1).values.keys() == left
+    remaining = {key for key in delta.values if not key.startswith("layer.")}
+    assert ablate_layers(bert, delta, 0, bert.num_layers - 1).values.keys() == remaining
     assert not torch.equal(whole, top)
-    assert torch.equal(none, encode(bert, rows.tokens)) == (not left and method != "prefix")
+    assert torch.equal(none, encode(bert, rows.tokens)) == (not remaining and method != "prefix")
 
 
-def test_an_adapter_undone_is_one_whose_last_weights_are_zero(bert: Backbone) -> None:
+def test_an_ablated_adapter_has_zero_up_projections(bert: Backbone) -> None:
     delta, rows = perturbed_delta(bert, "adapter_pfeiffer"), prepared_rows(bert, "mood", 6)
     zero = {k: v * (not (k.startswith("layer.1.") and "/up" in k)) for k, v in delta.values.items()}
     expected = encode(bert, rows.tokens, delta=replace(delta, values=zero))
     torch.testing.assert_close(encode(bert, rows.tokens, delta=ablate_layers(bert, delta, 1, 1)), expected)
 
 
-def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_transfer_is_measured_as_documented(
+    trial_runner: TrialRunner,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trained: list[str] = []
-    own = TrialRunner.train
+    train = TrialRunner.train
 
     def counting(self: TrialRunner, trial: StudyTrial, **more: Any) -> Any:
         trained.append(trial.task)
-        return own(self, trial, **more)
+        return train(self, trial, **more)
 
     monkeypatch.setattr(TrialRunner, "train", counting)
-    twice = replace(bench, seeds=(0, 1))
+    twice = replace(trial_runner, seeds=(0, 1))
     studied = run_study(study_of("transfer", SMALL["transfer"]), twice, TrialStore(tmp_path / "l"))
     assert sorted(trained) == ["mood", "mood", "place", "place"]  # each source once for each seed
     runs = studied.result.to_json["Every run"]
@@ -120,25 +127,27 @@ def test_transfer_is_measured_as_said(bench: TrialRunner, tmp_path: Path, monkey
     row = studied.result.to_json["Gain over training from scratch"][0]
     assert (row["mood"], row["place"]) == (None, pytest.approx(gain))
 
-    (one,) = (f for f in studied.results if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
-    task, backbone = twice.trial_task(one.trial).task, bench.backbone
+    (result,) = (f for f in studied.results if f.trial.task == "mood" and f.trial.source and f.trial.seed == 1)
+    task, backbone = twice.trial_task(result.trial).task, trial_runner.backbone
     assert isinstance(task.train, ClassificationRows)
     assert isinstance(task.validation, ClassificationRows)
     assert isinstance(task.test, ClassificationRows)
     assert [len(rows.tokens) for rows in (task.train, task.validation, task.test)] == [8, 8, 12]
-    assert one.trial.source is not None
-    delta = twice.source_delta(one.trial.source).delta
-    seen = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
-    head = fit_discriminant(compute_signature(seen[0], task.train.classes, count=2), seen[1], task.validation.classes)
-    right = (seen[2] @ head.weight.T + head.bias).argmax(dim=1) == task.test.classes
-    assert one.outcome["frozen"] == pytest.approx(float(right.double().mean()))
-    assert one.outcome["measures"]["held_out"] == pytest.approx(float(head.correct.double().mean()))
-    judged = studied.result.to_json["Measures of similarity"]
-    assert {row["measure"] for row in judged} <= {*one.outcome["measures"]}
-    assert all(row["regret@3"] == 0.0 for row in judged), "of one source the best is among the first three"
+    assert result.trial.source is not None
+    delta = twice.source_delta(result.trial.source).delta
+    features = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
+    head = fit_discriminant(
+        compute_signature(features[0], task.train.classes, count=2), features[1], task.validation.classes
+    )
+    right = (features[2] @ head.weight.T + head.bias).argmax(dim=1) == task.test.classes
+    assert result.outcome["frozen"] == pytest.approx(float(right.double().mean()))
+    assert result.outcome["measures"]["held_out"] == pytest.approx(float(head.correct.double().mean()))
+    measures = studied.result.to_json["Measures of similarity"]
+    assert {row["measure"] for row in measures} <= {*result.outcome["measures"]}
+    assert all(row["regret@3"] == 0.0 for row in measures), "of one source the best is among the first three"
 
 
-def test_a_measure_is_judged_by_what_its_first_three_bring() -> None:
+def test_a_measure_is_judged_by_its_three_best_sources() -> None:
     gains, values = [0.1, 0.5, 0.2, 0.0, -0.1], [5.0, 1.0, 4.0, 3.0, 2.0]
     assert regret_at(3, gains, values) == pytest.approx(0.3)
     assert regret_at(5, gains, values) == 0.0
@@ -146,7 +155,7 @@ def test_a_measure_is_judged_by_what_its_first_three_bring() -> None:
     assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:  # noqa: F811
+def test_combination_variants_are_methods(trial_runner: TrialRunner) -> None:  # noqa: F811
     pair = (Method.model_validate(LORA), Method(name="bitfit"))
     assert [method_label(method) for method in pair_variants(pair).values()] == [
         "lora rank 1",
@@ -158,50 +167,53 @@ def test_ways_of_combining_are_methods(bench: TrialRunner) -> None:  # noqa: F81
     assert all(METHODS[method.name].model_validate(method.settings) for method in pair_variants(pair).values())
 
 
-def test_what_is_asked_decides_what_is_found_again(bench: TrialRunner) -> None:  # noqa: F811
-    one = StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget())
-    others = (
-        replace(one, seed=1),
-        replace(one, rows=8),
-        replace(one, shots=4),
-        replace(one, source=one),
-        replace(one, extra={"a": 1}),
-        replace(one, candidate=SearchCandidate(Method(name="lora"), 0.2)),
-        replace(one, budget=Budget(epochs=4)),
-        replace(one, data=replace(one.data, test=rows_of("mood", 3, seed=9))),
-        replace(one, data=replace(one.data, spec=one.data.spec.model_copy(update={"metric": "macro_f1"}))),
+def test_a_trials_key_covers_its_settings(trial_runner: TrialRunner) -> None:  # noqa: F811
+    first_trial = StudyTrial(trial_runner.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget())
+    other_trials = (
+        replace(first_trial, seed=1),
+        replace(first_trial, rows=8),
+        replace(first_trial, shots=4),
+        replace(first_trial, source=first_trial),
+        replace(first_trial, extra={"a": 1}),
+        replace(first_trial, candidate=SearchCandidate(Method(name="lora"), 0.2)),
+        replace(first_trial, budget=Budget(epochs=4)),
+        replace(first_trial, data=replace(first_trial.data, test=rows_of("mood", 3, seed=9))),
+        replace(
+            first_trial,
+            data=replace(first_trial.data, spec=first_trial.data.spec.model_copy(update={"metric": "macro_f1"})),
+        ),
     )
-    assert len({trial.key for trial in (one, *others)}) == len(others) + 1
-    elsewhere = one.data.spec.model_copy(update={"source": Source(path="hub/name")})
-    assert replace(one, data=replace(one.data, spec=elsewhere)).key == one.key
+    assert len({trial.key for trial in (first_trial, *other_trials)}) == len(other_trials) + 1
+    elsewhere = first_trial.data.spec.model_copy(update={"source": Source(path="hub/name")})
+    assert replace(first_trial, data=replace(first_trial.data, spec=elsewhere)).key == first_trial.key
 
 
-def test_a_trial_that_fails_is_kept_and_left_out(
-    bench: TrialRunner,
+def test_a_failed_trial_is_recorded_and_excluded(
+    trial_runner: TrialRunner,  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study, file = study_of("size", {"methods": [LORA], "rates": [1.0]}), tmp_path / "l"
 
-    def measure(self: Study, bench: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:  # noqa: F811
+    def measure(self: Study, trial_runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         if trial.task == "mood" and trial.candidate.method.name == "lora":
             raise TrainingError("the training loss became nan")
-        return summarize(*bench.train(trial))
+        return summarize(*trial_runner.train(trial))
 
     monkeypatch.setattr(type(study), "measure", measure)
-    studied = run_study(study, bench, TrialStore(file))
-    assert [one.outcome.get("failed") for one in studied.results].count("the training loss became nan") == 1
+    studied = run_study(study, trial_runner, TrialStore(file))
+    assert [result.outcome.get("failed") for result in studied.results].count("the training loss became nan") == 1
     table = studied.result.to_json["Score less that of full fine-tuning"]
     assert {row["method"]: row["tasks"] for row in table} == {"full": 2, "lora rank 1": 1}
     monkeypatch.setattr(type(study), "measure", lambda *_: pytest.fail("it was made before"))
-    run_study(study, bench, TrialStore(file))
+    run_study(study, trial_runner, TrialStore(file))
     monkeypatch.setattr(type(study), "measure", lambda *_: (_ for _ in ()).throw(TrainingError("no")))
     with pytest.raises(TrainingError, match="all 4 trials failed; the first: no"):
-        run_study(study, bench, TrialStore(tmp_path / "other"))
+        run_study(study, trial_runner, TrialStore(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
         ("sise", {}, "did you mean 'size'"),
         ("size", {"zzz": 1}, "zzz = 1.*Settings: methods .*, rates "),
@@ -213,13 +225,13 @@ def test_a_trial_that_fails_is_kept_and_left_out(
         ("size", {"rates": [1.0, True]}, "rates = .*: should be a number, not true or false"),
     ],
 )
-def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(StudyError, match=said):
+def test_settings_are_checked(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
         study_of(name, settings)
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "tasks", "error", "said"),
+    ("name", "settings", "tasks", "error", "message"),
     [
         ("generalisation", {"rows": [1000]}, 2, StudyError, "leaves nothing to measure.*mood 30"),
         ("transfer", {}, 1, StudyError, "there is 1; give two or more"),
@@ -230,37 +242,37 @@ def test_settings_are_checked(name: str, settings: dict[str, Any], said: str) ->
         ("templates", {}, 2, StudyError, "without a template: mood, place.*roberta-base"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_trained(
-    bench: TrialRunner,  # noqa: F811
+def test_incompatible_settings_are_refused_before_training(
+    trial_runner: TrialRunner,  # noqa: F811
     tmp_path: Path,
     name: str,
     settings: dict[str, Any],
     tasks: int,
     error: type[Exception],
-    said: str,
+    message: str,
 ) -> None:
-    few = replace(bench, tasks=bench.tasks[:tasks])
-    with pytest.raises(error, match=said):
+    few = replace(trial_runner, tasks=trial_runner.tasks[:tasks])
+    with pytest.raises(error, match=message):
         run_study(study_of(name, settings), few, TrialStore(tmp_path / "l"))
     assert not (tmp_path / "l").exists()
 
 
 def test_a_template_needs_a_language_model(bert: Backbone, tmp_path: Path) -> None:
-    bench = TrialRunner(bert, (task_data("mood"),), (0,))
+    trial_runner = TrialRunner(bert, (task_data("mood"),), (0,))  # noqa: F811
     with pytest.raises(MethodError, match="masked, causal or encoder-decoder language model, such as roberta-base"):
-        run_study(study_of("templates", {}), bench, TrialStore(tmp_path / "l"))
+        run_study(study_of("templates", {}), trial_runner, TrialStore(tmp_path / "l"))
 
 
-def test_tasks_of_an_encoder_decoder_that_cannot_start_from_each_other_are_refused(tmp_path: Path) -> None:
-    bench = TrialRunner(backbone_of("t5"), (task_data("mood"), task_data("place", template=False)), (0,))
+def test_encoder_decoder_tasks_without_a_common_start_are_refused(tmp_path: Path) -> None:
+    trial_runner = TrialRunner(backbone_of("t5"), (task_data("mood"), task_data("place", template=False)), (0,))  # noqa: F811
     with pytest.raises(StudyError, match="mood answer with the decoder and the other tasks do not"):
-        run_study(study_of("transfer", {}), bench, TrialStore(tmp_path / "l"))
+        run_study(study_of("transfer", {}), trial_runner, TrialStore(tmp_path / "l"))
 
 
-def test_lines_that_are_no_trials_are_passed_over(bench: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
+def test_invalid_lines_of_a_results_file_are_skipped(trial_runner: TrialRunner, tmp_path: Path) -> None:  # noqa: F811
     file, trial = (
         tmp_path / "deep" / "l",
-        StudyTrial(bench.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget()),
+        StudyTrial(trial_runner.tasks[0], 0, SearchCandidate(Method(name="lora"), 0.1), Budget()),
     )
     TrialStore(file).add(trial, {"test": 0.5})
     whole = file.read_bytes()

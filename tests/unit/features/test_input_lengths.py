@@ -1,4 +1,4 @@
-"""Methods that add tokens to a text leave less room for it; a text of any length is cut to what is left."""
+"""Input lengths: methods that add tokens shorten the text, and longer texts are truncated."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", ADDED)
-def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: str) -> None:
+def test_added_tokens_shorten_the_text(bertlike: Backbone, method: str) -> None:
     settings: dict[str, Any] = {"length": 5} if ADDED[method] else {}
     chosen = fresh_delta(bertlike, method, **settings).settings
     assert chosen.added_tokens == ADDED[method]
@@ -44,7 +44,7 @@ def test_what_a_method_adds_is_taken_from_the_text(bertlike: Backbone, method: s
     assert reserve_tokens(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
 
 
-def test_parts_add_up(bert: Backbone) -> None:
+def test_added_tokens_of_parts_add_up(bert: Backbone) -> None:
     parts = [{"name": "prompt", "length": 3}, {"name": "prefix", "length": 4}]
     assert fresh_delta(bert, "union", parts=parts).settings.added_tokens == 7
     assert fresh_delta(bert, "sequential", parts=parts).settings.added_tokens == 7
@@ -56,7 +56,7 @@ def test_a_method_that_leaves_no_room_is_refused(bert: Backbone) -> None:
 
 
 def write_stream(folder: Path, length: int) -> Path:
-    """Three tasks with a long text in each split; the second one's delta adds no tokens, its neighbours' do."""
+    """Write a stream of three tasks with a long text per split; only the second one's delta adds no tokens."""
     budget = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 100_000}
     methods = {"mood": "prompt", "animals": "lora", "place": "prefix"}
     entries = []
@@ -78,16 +78,16 @@ def open_home(backbone: Backbone, folder: Path) -> Learner:
     return Learner.open(str(folder), Registry.open(places.registry, places.blobs), device="cpu", dtype="float32")
 
 
-def test_long_texts_are_learned_and_answered_by_every_task(bertlike: Backbone, tmp_path: Path) -> None:
+def test_long_texts_are_learned_and_answered_for_every_task(bertlike: Backbone, tmp_path: Path) -> None:
     stream = read_stream(write_stream(tmp_path, length=20))
     with open_home(bertlike, tmp_path) as learner:
         assert learner.run(stream) == {}
         for task in (None, "animals", "mood", "place"):
             assert len(learner.predict([LONG, "wave"], task=task)) == 2
-        assert all(found.identical for found in audit_stream(learner.backbone, learner.registry, stream))
+        assert all(audit.identical for audit in audit_stream(learner.backbone, learner.registry, stream))
 
 
-def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Path) -> None:
+def test_a_method_without_room_is_refused_before_training(bert: Backbone, tmp_path: Path) -> None:
     stream = read_stream(write_stream(tmp_path, length=39))
     with open_home(bert, tmp_path) as learner:
         with pytest.raises(InputError, match=r"mood.*adds 39 tokens[\s\S]*place.*adds 39 tokens"):
@@ -97,7 +97,7 @@ def test_no_room_is_said_before_anything_is_learned(bert: Backbone, tmp_path: Pa
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
-def test_a_long_text_leaves_room_for_what_is_written(kind: str, method: str) -> None:
+def test_a_long_text_leaves_room_for_the_generated_answer(kind: str, method: str) -> None:
     delta = fresh_delta(backbone_of(kind), method, length=10)
     writer = reserve_tokens(replace(backbone_of(kind), edits_decoder=True), delta.settings)
     delta = replace(delta, head=None, values=init_values(writer, delta.settings, seed=0))

@@ -1,4 +1,4 @@
-"""Tokens, batches and pooled vectors: a text's vector is its own, whatever it is batched with."""
+"""Tokens, batches and pooled vectors: a text's vector does not depend on its batch."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_an_epoch_holds_every_row_once(lengths: list[int], size: int, seed: int)
     assert batches == shuffled_batches(lengths, size, torch.Generator().manual_seed(seed))
 
 
-def test_more_rows_than_are_sorted_together_are_each_there_once() -> None:
+def test_rows_beyond_one_sorting_window_occur_once() -> None:
     lengths = [i % 17 + 1 for i in range(250)]  # windows of 2 x 50 rows
     batches = shuffled_batches(lengths, 2, torch.Generator().manual_seed(0))
     assert sorted(i for batch in batches for i in batch) == list(range(250))
@@ -50,7 +50,7 @@ def alone(backbone: Backbone, text: Text) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, pooling: Pooling) -> None:
+def test_a_row_in_a_batch_equals_the_row_alone(backbone: Backbone, pooling: Pooling) -> None:
     from dataclasses import replace
 
     pooled_so = replace(backbone, pooling=pooling)
@@ -59,11 +59,11 @@ def test_a_row_in_a_batch_is_the_row_alone(backbone: Backbone, pooling: Pooling)
     torch.testing.assert_close(together, torch.stack([alone(pooled_so, t) for t in TEXTS]), rtol=0, atol=1e-5)
 
 
-def test_more_rows_than_a_batch_come_back_in_their_order(bert: Backbone) -> None:
+def test_rows_of_several_batches_keep_their_order(bert: Backbone) -> None:
     texts = rows_of("animals", 150).texts
-    found = encode(bert, tokenize(bert, texts, max_length=32))
+    features = encode(bert, tokenize(bert, texts, max_length=32))
     for i in (0, 63, 64, 149):
-        torch.testing.assert_close(found[i], alone(bert, texts[i]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(features[i], alone(bert, texts[i]), rtol=0, atol=1e-5)
 
 
 def test_the_mean_is_over_a_texts_own_tokens_alone() -> None:
@@ -82,7 +82,7 @@ def test_padding_is_masked_and_as_wide_as_the_longest(backbone: Backbone) -> Non
     assert pad(backbone, tokens, [0])["input_ids"].shape == (1, tokens.lengths[0])
 
 
-def test_types_tell_the_two_texts_apart_where_the_family_has_them(bert: Backbone, roberta: Backbone) -> None:
+def test_token_types_distinguish_the_texts_of_a_pair(bert: Backbone, roberta: Backbone) -> None:
     types = tokenize(bert, [PAIR], max_length=32).types
     ids = bert.tokenizer(*PAIR)["input_ids"]
     assert types is not None
@@ -92,7 +92,7 @@ def test_types_tell_the_two_texts_apart_where_the_family_has_them(bert: Backbone
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
 
 
-def test_the_second_text_and_the_order_of_a_pair_count(backbone: Backbone) -> None:
+def test_a_pairs_second_text_and_order_matter(backbone: Backbone) -> None:
     vectors = encode(backbone, tokenize(backbone, [PAIR, PAIR[::-1], (PAIR[0], "wave")], max_length=32))
     assert not torch.allclose(vectors[0], vectors[1])
     assert not torch.allclose(vectors[0], vectors[2])
@@ -100,8 +100,8 @@ def test_the_second_text_and_the_order_of_a_pair_count(backbone: Backbone) -> No
 
 def test_pairs_and_single_texts_may_be_mixed(backbone: Backbone) -> None:
     mixed: list[Text] = ["wave", PAIR, "", ("", ""), "tide", ("sail", "")]
-    found = encode(backbone, tokenize(backbone, mixed, max_length=32))
-    torch.testing.assert_close(found, torch.stack([alone(backbone, t) for t in mixed]), rtol=0, atol=1e-5)
+    features = encode(backbone, tokenize(backbone, mixed, max_length=32))
+    torch.testing.assert_close(features, torch.stack([alone(backbone, t) for t in mixed]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\u200b", "\0", "🦜", "é" * 3, "\ud800"], ids=ascii)
@@ -110,7 +110,7 @@ def test_any_text_has_a_vector(backbone: Backbone, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [LONG, (LONG, LONG), ("wave", LONG), (LONG, "wave")], ids=["one", "both", "b", "a"])
-def test_texts_longer_than_the_positions_are_cut(backbone: Backbone, text: Text) -> None:
+def test_texts_longer_than_the_positions_are_truncated(backbone: Backbone, text: Text) -> None:
     assert backbone.longest_input == POSITIONS
     tokens = tokenize(backbone, [text, "wave"], max_length=100_000)
     assert tokens.lengths[0] == POSITIONS, "as many tokens as the model takes are read"
@@ -119,18 +119,18 @@ def test_texts_longer_than_the_positions_are_cut(backbone: Backbone, text: Text)
 
 @pytest.mark.parametrize("text", [LONG, (LONG, "wave")], ids=["one", "pair"])
 @pytest.mark.parametrize("length", [8, 9, 12])
-def test_max_length_holds_down_to_the_least_that_a_budget_allows(backbone: Backbone, text: Text, length: int) -> None:
+def test_max_length_holds_down_to_a_budgets_minimum(backbone: Backbone, text: Text, length: int) -> None:
     tokens = tokenize(backbone, [text], max_length=length)
     assert tokens.lengths[0] <= length
     assert encode(backbone, tokens).isfinite().all()
 
 
-def test_of_a_pair_the_longer_side_is_cut_first(bert: Backbone) -> None:
+def test_the_longer_text_of_a_pair_is_truncated_first(bert: Backbone) -> None:
     (ids,) = tokenize(bert, [(LONG, "wave coral")], max_length=12).ids
     assert bert.tokenizer.decode(ids).count("wave coral") == 1
 
 
-def test_nothing_gives_nothing(backbone: Backbone) -> None:
+def test_no_texts_give_no_vectors(backbone: Backbone) -> None:
     assert encode(backbone, tokenize(backbone, [], max_length=32)).shape == (0, backbone.hidden_size)
 
 

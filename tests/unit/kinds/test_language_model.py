@@ -1,4 +1,4 @@
-"""Language models: what they write and how probable they find it, with a cache and without, in batches and alone."""
+"""Generation and likelihoods of language models, with and without a cache, in batches and alone."""
 
 from dataclasses import replace
 
@@ -37,30 +37,30 @@ def test_the_cache_changes_no_token(writer: Backbone, method: str | None) -> Non
     assert all(1 <= len(ids) <= LONGEST for ids in cached)
 
 
-def test_a_delta_changes_what_is_written(writer: Backbone) -> None:
+def test_a_delta_changes_the_generated_text(writer: Backbone) -> None:
     prompts = ids_of(writer, TEXTS * 3)
     with attached(writer, perturbed_delta(writer, "lora")):
         changed = generate_greedy(writer, prompts, max_new_tokens=LONGEST)
     assert changed != generate_greedy(writer, prompts, max_new_tokens=LONGEST)
 
 
-def test_what_is_written_is_the_most_probable_step_by_step(writer: Backbone) -> None:
+def test_generation_is_greedy_step_by_step(writer: Backbone) -> None:
     (prompt,) = ids_of(writer, TEXTS[1:2])
-    (found,) = generate_greedy(writer, [prompt], max_new_tokens=LONGEST)
+    (generated,) = generate_greedy(writer, [prompt], max_new_tokens=LONGEST)
     with torch.no_grad():
-        for step, token in enumerate(found[: LONGEST - 1]):  # BART has the end token forced at the last step
-            others = [(*found[:step], other) for other in range(0, len(writer.tokenizer), 7)]
-            chosen = token_nll(writer, [prompt], [(*found[:step], token)])[0].sum()
-            assert (token_nll(writer, [prompt] * len(others), others)[0].sum(dim=1) >= chosen - 1e-4).all()
+        for step, token in enumerate(generated[: LONGEST - 1]):  # BART has the end token forced at the last step
+            alternatives = [(*generated[:step], alternative) for alternative in range(0, len(writer.tokenizer), 7)]
+            chosen = token_nll(writer, [prompt], [(*generated[:step], token)])[0].sum()
+            assert (token_nll(writer, [prompt] * len(alternatives), alternatives)[0].sum(dim=1) >= chosen - 1e-4).all()
 
 
-def test_losses_are_the_models_own(writer: Backbone) -> None:
+def test_losses_equal_the_models(writer: Backbone) -> None:
     prompts, endings = ids_of(writer, TEXTS), ids_of(writer, ["bark fetch", "sail", "of the street"])
     with torch.no_grad():
-        found, counts = token_nll(writer, prompts, endings)
+        losses, counts = token_nll(writer, prompts, endings)
         for i, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
             whole = prompt + ending if writer.architecture == "causal" else prompt
             labels = (-100,) * len(prompt) + ending if writer.architecture == "causal" else ending
-            own = writer.language_model(input_ids=torch.tensor([whole]), labels=torch.tensor([labels])).loss
-            torch.testing.assert_close(found[i].sum() / counts[i], own, rtol=1e-4, atol=1e-5)
+            expected = writer.language_model(input_ids=torch.tensor([whole]), labels=torch.tensor([labels])).loss
+            torch.testing.assert_close(losses[i].sum() / counts[i], expected, rtol=1e-4, atol=1e-5)
     assert counts.tolist() == [len(ending) for ending in endings]

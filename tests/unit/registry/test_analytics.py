@@ -1,4 +1,4 @@
-"""What people ask is answered rightly, page by page, in few statements, from indices; the views say the same."""
+"""Analytic queries and views: correct answers, pagination, few statements, and indices instead of scans."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,21 +56,21 @@ GROWING = ("tasks", "deltas", "lineage", "scores", "splits", "events", "streams"
 
 @pytest.fixture
 def registry(database: str, tmp_path: Path) -> Iterator[Registry]:
-    """A test's own, to change."""
+    """A registry that the test may change."""
     with filled(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def shared(shared_database: Path) -> Iterator[Registry]:
-    """The same for all tests that only read it."""
+    """A registry for tests that only read."""
     with filled(shared_database) as opened:
         yield opened
 
 
 @contextmanager
 def filled(folder: Path) -> Iterator[Registry]:
-    """Two tasks that came from one, learned in a stream, one of them twice."""
+    """Register two tasks derived from a third, all in one stream, one of them with two versions."""
     with make_registry(folder) as opened:
         learn(opened, "root", data=data("rows-of-root"))
         begin(opened, "sst2", "trec")
@@ -94,11 +94,11 @@ def from_(delta: str, kind: LineageKind = "warm_start") -> Parent:
     return Parent(delta=delta, kind=kind, weight=1.0)
 
 
-def test_the_best_is_the_best_and_not_the_newest(registry: Registry) -> None:
+def test_best_returns_the_highest_score(registry: Registry) -> None:
     with registry.unit_of_work() as unit:
         unit.add_scores("sst2@2", [accuracy(0.9, metric="macro_f1"), accuracy(1.0, mode="frozen")])
-    found = {(row["task"], row["metric"]): (row["delta"], row["score"]) for row in registry.best()}
-    assert found == {
+    best = {(row["task"], row["metric"]): (row["delta"], row["score"]) for row in registry.best()}
+    assert best == {
         ("root", "accuracy"): ("root@1", 0.5),
         ("sst2", "accuracy"): ("sst2@1", 0.5),
         ("sst2", "macro_f1"): ("sst2@2", 0.9),
@@ -109,12 +109,12 @@ def test_the_best_is_the_best_and_not_the_newest(registry: Registry) -> None:
     assert registry.best(split="train") == []
 
 
-def test_of_equals_the_newest_is_best(registry: Registry) -> None:
+def test_best_returns_the_newest_of_equals(registry: Registry) -> None:
     learn(registry, "trec", score=0.7)
     assert [row["delta"] for row in registry.best(task="trec")] == ["trec@2"]
 
 
-def test_the_history_of_a_task_goes_over_versions_and_streams(registry: Registry) -> None:
+def test_a_tasks_history_covers_versions_and_streams(registry: Registry) -> None:
     shown = [(row["delta"], row["mode"], row["stream"], row["score"]) for row in registry.history("sst2")]
     assert shown == [
         ("sst2@1", "oracle", None, 0.5),
@@ -125,7 +125,7 @@ def test_the_history_of_a_task_goes_over_versions_and_streams(registry: Registry
     assert registry.history("sst2", metric="macro_f1") == []
 
 
-def test_changes_are_told_from_a_moment_on(registry: Registry) -> None:
+def test_changes_since_a_moment(registry: Registry) -> None:
     moment = now()
     with registry.unit_of_work() as unit:
         unit.session.execute(delete(Event))
@@ -133,10 +133,10 @@ def test_changes_are_told_from_a_moment_on(registry: Registry) -> None:
             unit.session.add(
                 Event(task_id=task, delta_id=1, what="promoted", created_at=moment + timedelta(hours=hours))
             )
-    told = registry.changes(since=moment)
-    assert [row["task"] for row in told] == ["root", "sst2", "root"]
-    assert datetime.fromisoformat(told[0]["at"]) == moment
-    assert told[0] | {"id": 0, "at": ""} == {
+    changes = registry.changes(since=moment)
+    assert [row["task"] for row in changes] == ["root", "sst2", "root"]
+    assert datetime.fromisoformat(changes[0]["at"]) == moment
+    assert changes[0] | {"id": 0, "at": ""} == {
         "id": 0,
         "at": "",
         "what": "promoted",
@@ -155,12 +155,12 @@ def test_siblings_share_a_parent(registry: Registry) -> None:
     assert registry.siblings("root") == []
 
 
-def test_what_a_stream_cost(registry: Registry) -> None:
+def test_the_costs_of_a_stream(registry: Registry) -> None:
     with registry.unit_of_work() as unit:
         unit.session.execute(text("UPDATE positions SET attempts = 3 WHERE number = 1"))
-    spent = {"retries": 2, "seconds": 2.0, "examples": 14, "bytes": 12, "parameters": 20}
+    costs = {"retries": 2, "seconds": 2.0, "examples": 14, "bytes": 12, "parameters": 20}
     assert registry.cost("core") == [
-        {"stream": "core", "backbone": "tiny", "tasks": 2, "learned": 2, "failed": 0} | spent
+        {"stream": "core", "backbone": "tiny", "tasks": 2, "learned": 2, "failed": 0} | costs
     ]
     assert [(row["stream"], row["learned"], row["examples"]) for row in registry.cost()] == [
         ("core", 2, 14),
@@ -168,12 +168,12 @@ def test_what_a_stream_cost(registry: Registry) -> None:
     ]
 
 
-def test_what_depends_on_a_backbone_a_task_or_data(registry: Registry) -> None:
+def test_dependents_of_a_backbone_a_task_or_data(registry: Registry) -> None:
     everything = ["root@1", "sst2@1", "trec@1", "sst2@2"]
     for backbone in ("f00d", "tiny"):
         assert [row["delta"] for row in registry.dependents(backbone=backbone)] == everything
-    found = [(row["delta"], row["depth"], row["stream"]) for row in registry.dependents(task="root")]
-    assert found == [("root@1", 0, None), ("sst2@1", 1, "core"), ("trec@1", 1, "core"), ("sst2@2", 2, None)]
+    rows = [(row["delta"], row["depth"], row["stream"]) for row in registry.dependents(task="root")]
+    assert rows == [("root@1", 0, None), ("sst2@1", 1, "core"), ("trec@1", 1, "core"), ("sst2@2", 2, None)]
     assert registry.dependents(data="rows-of-root") == registry.dependents(task="root")
     assert [(row["delta"], row["depth"]) for row in registry.dependents(data="shared")] == [
         ("sst2@1", 0),
@@ -189,7 +189,7 @@ def test_what_depends_on_a_backbone_a_task_or_data(registry: Registry) -> None:
             dependents(**wrong)
 
 
-def test_lineage_goes_both_ways_as_far_as_is_asked(registry: Registry) -> None:
+def test_lineage_follows_both_directions_up_to_a_depth(registry: Registry) -> None:
     def edges(*delta: str, **more: Any) -> list[tuple[str, str, int]]:
         return [(row["delta"], row["parent"], row["depth"]) for row in registry.lineage(*delta, **more)]
 
@@ -202,7 +202,7 @@ def test_lineage_goes_both_ways_as_far_as_is_asked(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", PAGED)
-def test_pages_make_the_whole_listing(shared: Registry, name: str) -> None:
+def test_pages_add_up_to_the_whole_listing(shared: Registry, name: str) -> None:
     ask, key = PAGED[name], NAMED.get(name.split(" ")[0], "id")
     every, pages = list(ask(shared)), list(ask(shared, limit=1))
     while page := ask(shared, limit=1, after=_last(name, pages[-1], key)):
@@ -220,13 +220,13 @@ def _last(name: str, row: Any, key: str) -> Any:
     return row.name if name == "streams" else row[key]
 
 
-def test_a_page_does_not_go_on_after_a_row_that_is_gone(registry: Registry) -> None:
+def test_a_page_after_a_deleted_row_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFound, match="measured again"):
         registry.best(limit=1, after=10_000)
 
 
 @pytest.mark.parametrize("name", [*PAGED, *WHOLE])
-def test_no_question_reads_a_growing_table_from_end_to_end(shared: Registry, name: str) -> None:
+def test_no_query_scans_a_growing_table(shared: Registry, name: str) -> None:
     if name in WHOLE:
         sent = statements(shared, lambda: WHOLE[name](shared))
     else:
@@ -237,7 +237,7 @@ def test_no_question_reads_a_growing_table_from_end_to_end(shared: Registry, nam
 
 
 def statements(registry: Registry, ask: Callable[[], object]) -> list[tuple[str, Any]]:
-    """The statements that `ask` sends, with their parameters."""
+    """Return the statements that `ask` sends, with their parameters."""
     sent: list[tuple[str, Any]] = []
 
     def note(*arguments: Any) -> None:
@@ -250,24 +250,24 @@ def statements(registry: Registry, ask: Callable[[], object]) -> list[tuple[str,
 
 
 def plan(registry: Registry, statement: str, parameters: Any) -> list[str]:
-    """What the database would do; PostgreSQL, which reads small tables whole, where it has an index to avoid it."""
+    """Return the query plan; PostgreSQL, which scans small tables, with scans disabled."""
     with registry.engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-        for other in ("seqscan", "bitmapscan"):
-            connection.exec_driver_sql(f"SET LOCAL enable_{other} = off")
+        for scan in ("seqscan", "bitmapscan"):
+            connection.exec_driver_sql(f"SET LOCAL enable_{scan} = off")
         return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
 
 
 def reads_all(line: str) -> bool:
-    """SQLite says SCAN, with the index where it reads a page in its order; PostgreSQL says Seq Scan."""
+    """Return whether a plan scans a table: SQLite's SCAN without an index, or PostgreSQL's Seq Scan."""
     words = line.replace("->", "").split()
     if words[0] == "SCAN":
         return words[1] in GROWING and "USING INDEX" not in line and "USING COVERING INDEX" not in line
     return words[:2] == ["Seq", "Scan"] and words[3] in GROWING
 
 
-def test_views_say_what_the_listings_say(registry: Registry) -> None:
+def test_views_agree_with_the_listings(registry: Registry) -> None:
     def view(columns: str, name: str, more: str = "ORDER BY id") -> list[dict[str, Any]]:
         with registry.read_session() as session:
             return [dict(row) for row in session.execute(text(f"SELECT {columns} FROM {name} {more}")).mappings()]
@@ -282,9 +282,9 @@ def test_views_say_what_the_listings_say(registry: Registry) -> None:
     assert view(", ".join(edges), "named_lineage") == lineage
     scores = view("delta, task, split, metric, mode, stream, step, value", "named_scores", "ORDER BY step, id")
     assert scores == [{name: getattr(score, name) for name in scores[0]} for score in registry.scores()]
-    told = registry.changes()
+    changes = registry.changes()
     assert view("id, what, task, delta, reason", "named_events") == [
-        {name: row[name] for name in ("id", "what", "task", "delta", "reason")} for row in told
+        {name: row[name] for name in ("id", "what", "task", "delta", "reason")} for row in changes
     ]
     assert [row["fingerprint"] for row in view("*", "named_splits")] == ["rows-of-root", "shared", "shared"]
     progress = view("*", "stream_progress")

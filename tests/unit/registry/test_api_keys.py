@@ -1,4 +1,4 @@
-"""API keys: a secret is told once and kept by nobody, opens as long as it is not revoked, and goes with an archive."""
+"""API keys: only a digest of the secret is stored, revocation is final, and archives include them."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def everything(registry: Registry) -> str:
-    """All that stands in the registry's tables."""
+    """Return every value in the registry's tables as text."""
     with registry.read_session() as session:
         return str([session.execute(select(table)).all() for table in Base.metadata.sorted_tables])
 
@@ -41,18 +41,18 @@ def names(registry: Registry) -> list[str]:
 
 
 def test_the_digest_is_sha_256() -> None:
-    """The example of FIPS 180-2, appendix B.1; by any other one no stored key would open again."""
+    """The example of FIPS 180-2, appendix B.1; with another digest no stored key would be valid."""
     assert key_digest("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @given(ANY_TEXT, ANY_TEXT)
 @example("\ud800", "\udfff")
-def test_whatever_a_client_sends_has_a_digest_of_its_own(one: str, other: str) -> None:
-    assert (key_digest(one) == key_digest(other)) == (one == other)
+def test_different_secrets_have_different_digests(first: str, second: str) -> None:
+    assert (key_digest(first) == key_digest(second)) == (first == second)
 
 
 @both
-def test_a_secret_opens_and_stands_nowhere(registry: Registry, tmp_path: Path) -> None:
+def test_a_secret_is_valid_and_never_stored(registry: Registry, tmp_path: Path) -> None:
     roles: dict[str, Role] = {"ci": "read", "ops": "admin"}
     secrets = {name: add_key(registry, name, role=role) for name, role in roles.items()}
     assert all(secret.startswith("ck_") and len(secret) == 46 for secret in secrets.values())
@@ -72,15 +72,15 @@ def test_a_secret_opens_and_stands_nowhere(registry: Registry, tmp_path: Path) -
 
 
 @both
-def test_a_revoked_key_opens_nothing_and_keeps_its_name(registry: Registry) -> None:
+def test_a_revoked_key_is_invalid_and_keeps_its_name(registry: Registry) -> None:
     first, second = (add_key(registry, name, role="read") for name in ("ci", "ops"))
     before = now()
     moment = revoke_key(registry, "ci")
     assert before <= moment <= now()
     assert list(registry.active_keys()) == [key_digest(second)]
-    revoked, kept = registry.keys()
+    revoked, active = registry.keys()
     assert (revoked["key"], revoked["role"], revoked["revoked_at"]) == ("ci", "read", moment.isoformat())
-    assert (kept["key"], kept["revoked_at"]) == ("ops", None)
+    assert (active["key"], active["revoked_at"]) == ("ops", None)
     with pytest.raises(NothingToDo, match=r"'ci' was revoked at 20.*\+00:00\. Nothing was changed"):
         revoke_key(registry, "ci")
     with pytest.raises(InputError, match="'ci' was revoked, and its name is kept"):
@@ -89,7 +89,7 @@ def test_a_revoked_key_opens_nothing_and_keeps_its_name(registry: Registry) -> N
 
 
 @both
-def test_wrong_words_are_answered_with_what_to_do(registry: Registry) -> None:
+def test_invalid_arguments_are_refused_with_the_remedy(registry: Registry) -> None:
     with pytest.raises(NotFound, match=r"holds no key yet\. Add one: `continual keys add`"):
         revoke_key(registry, "ci")
     add_key(registry, "backup", role="read")
@@ -106,7 +106,7 @@ def test_wrong_words_are_answered_with_what_to_do(registry: Registry) -> None:
 
 
 @both
-def test_of_those_who_want_a_name_at_once_one_gets_it(registry: Registry) -> None:
+def test_a_name_requested_concurrently_is_given_once(registry: Registry) -> None:
     def add(_: int) -> str | None:
         together.wait()
         try:
@@ -116,20 +116,20 @@ def test_of_those_who_want_a_name_at_once_one_gets_it(registry: Registry) -> Non
 
     together = Barrier(4)
     with ThreadPoolExecutor(4) as pool:
-        (told,) = [secret for secret in pool.map(add, range(4)) if secret]
-    assert list(registry.active_keys()) == [key_digest(told)]
+        (added,) = [secret for secret in pool.map(add, range(4)) if secret]
+    assert list(registry.active_keys()) == [key_digest(added)]
 
 
 @both
 @pytest.mark.parametrize("wrong", [{"digest": "ck_in the clear"}, {"role": "root"}], ids=str)
-def test_the_database_itself_refuses(registry: Registry, wrong: dict[str, str]) -> None:
+def test_database_constraints_refuse_invalid_keys(registry: Registry, wrong: dict[str, str]) -> None:
     values = {"name": "ci", "digest": key_digest("x"), "role": "read", "created_at": now()} | wrong
     with pytest.raises(IntegrityError, match="ck_api_keys"), registry.engine.begin() as connection:
         connection.execute(insert(ApiKey).values(values))
 
 
 @both
-def test_keys_go_with_an_archive_and_stay_revoked(registry: Registry, tmp_path: Path) -> None:
+def test_an_archive_includes_keys_and_revocations(registry: Registry, tmp_path: Path) -> None:
     secret = add_key(registry, "ci", role="admin")
     add_key(registry, "old", role="read")
     revoke_key(registry, "old")
@@ -151,23 +151,23 @@ def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(("read", "admin", "revoke")), st.sampled_from("abc")), max_size=10))
-def test_whatever_is_done_only_what_was_told_and_not_revoked_opens(emptied: Registry, done: list[Any]) -> None:
+def test_only_issued_and_unrevoked_secrets_are_ever_valid(emptied: Registry, done: list[Any]) -> None:
     with emptied.unit_of_work() as unit:
         unit.session.execute(text("DELETE FROM api_keys"))
-    told: dict[str, tuple[str, str]] = {}
+    issued: dict[str, tuple[str, str]] = {}
     open_: set[str] = set()
     for what, name in done:
         if what == "revoke" and name in open_:
             revoke_key(emptied, name)
             open_.remove(name)
         elif what == "revoke":
-            with pytest.raises(NothingToDo if name in told else NotFound):
+            with pytest.raises(NothingToDo if name in issued else NotFound):
                 revoke_key(emptied, name)
-        elif name in told:
+        elif name in issued:
             with pytest.raises(InputError):
                 add_key(emptied, name, role=what)
         else:
-            told[name] = (key_digest(add_key(emptied, name, role=what)), what)
+            issued[name] = (key_digest(add_key(emptied, name, role=what)), what)
             open_.add(name)
-    assert emptied.active_keys() == {digest: (name, role) for name, (digest, role) in told.items() if name in open_}
-    assert names(emptied) == list(told)
+    assert emptied.active_keys() == {digest: (name, role) for name, (digest, role) in issued.items() if name in open_}
+    assert names(emptied) == list(issued)

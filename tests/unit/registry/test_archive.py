@@ -1,4 +1,4 @@
-"""A whole registry in one file: from and into both databases without loss, and refused where it is not whole."""
+"""Archives of a registry: lossless between both databases, consistent, and refused where damaged."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ from tests.helpers.registries import accuracy, begin, learn, make_registry
 
 
 def fill(registry: Registry) -> None:
-    """Rows in every table that has a writer, with values that a careless format would change."""
+    """Insert rows into every table, with values that a careless format would change."""
     learn(
         registry, "sst2", score=0.1 + 0.2, share=1e-310, seconds=1e300, settings={"b": [1, None, "ü\n\u2028"], "a": 0}
     )
@@ -54,7 +54,7 @@ def fill(registry: Registry) -> None:
 
 
 def contents(registry: Registry) -> dict[str, Any]:
-    """Every row of every table, and every blob that is named, as Python sees them."""
+    """Return every row of every table, and every referenced blob."""
     with registry.read_session() as session:
         rows = {t.name: session.execute(select(t).order_by(t.c.id)).all() for t in Base.metadata.sorted_tables}
         return rows | {digest: registry.blobs.get(digest) for _, digest in referenced_blobs(session)}
@@ -69,7 +69,7 @@ def filled(tmp_path: Path, database: str) -> Iterator[Registry]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a registry in SQLite and its archive. Not to be changed."""
+    """A folder with a registry in SQLite and its archive; tests must not change it."""
     folder = tmp_path_factory.mktemp("written")
     with make_registry(folder) as registry:
         fill(registry)
@@ -82,7 +82,7 @@ def archive(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(written / "archive.zip", tmp_path))
 
 
-def test_it_goes_through_both_databases_without_loss(tmp_path: Path, postgres_url: str) -> None:
+def test_an_archive_is_lossless_between_databases(tmp_path: Path, postgres_url: str) -> None:
     with make_registry(tmp_path / "first") as first:
         fill(first)
         before = contents(first)
@@ -96,13 +96,13 @@ def test_it_goes_through_both_databases_without_loss(tmp_path: Path, postgres_ur
     restore_registry(tmp_path / "2.zip", *last)
     with Registry.open(*last) as third:
         assert contents(third) == before
-    with ZipFile(tmp_path / "1.zip") as one, ZipFile(tmp_path / "2.zip") as two:
-        names = set(one.namelist()) - {"manifest.json"}
-        assert {name: one.read(name) for name in names} == {name: two.read(name) for name in names}
+    with ZipFile(tmp_path / "1.zip") as archive_1, ZipFile(tmp_path / "2.zip") as archive_2:
+        names = set(archive_1.namelist()) - {"manifest.json"}
+        assert {name: archive_1.read(name) for name in names} == {name: archive_2.read(name) for name in names}
 
 
-def test_a_restored_registry_goes_on(archive: Path, tmp_path: Path, database: str) -> None:
-    """Its identities go on after those that were restored; what was waiting waits."""
+def test_a_restored_registry_can_be_continued(archive: Path, tmp_path: Path, database: str) -> None:
+    """New ids continue after the restored ones, and waiting positions still wait."""
     restore_registry(archive, database, str(tmp_path / "home/blobs"))
     with make_registry(tmp_path) as registry:
         assert learn(registry, "sst2") == "sst2@3"
@@ -112,14 +112,16 @@ def test_a_restored_registry_goes_on(archive: Path, tmp_path: Path, database: st
         assert find_damage(registry) == []
 
 
-def test_it_is_one_moment_while_others_write(filled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one registers a task after each table that is written: none of it is in the archive."""
+def test_an_archive_is_a_snapshot_under_concurrent_writes(
+    filled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task is registered after each table is written: none of it is in the archive."""
     before, real, number = contents(filled), ZipFile.open, iter(range(100))
 
     def write(*arguments: Any, **options: Any) -> Any:
-        other = threading.Thread(target=learn, args=(filled, f"late{next(number)}"))
-        other.start()
-        other.join()
+        writer = threading.Thread(target=learn, args=(filled, f"late{next(number)}"))
+        writer.start()
+        writer.join()
         return real(*arguments, **options)
 
     monkeypatch.setattr(ZipFile, "open", write)
@@ -132,7 +134,7 @@ def test_it_is_one_moment_while_others_write(filled: Registry, tmp_path: Path, m
         assert contents(restored) == before
 
 
-def test_a_registry_that_is_not_empty_is_left_as_it_is(filled: Registry, tmp_path: Path) -> None:
+def test_restoring_into_a_nonempty_registry_is_refused(filled: Registry, tmp_path: Path) -> None:
     before = contents(filled)
     dump_registry(filled, tmp_path / "archive.zip")
     url = registry_url(tmp_path)
@@ -141,7 +143,7 @@ def test_a_registry_that_is_not_empty_is_left_as_it_is(filled: Registry, tmp_pat
     assert contents(filled) == before
 
 
-def test_what_is_there_is_not_written_over(filled: Registry, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(filled: Registry, tmp_path: Path) -> None:
     (tmp_path / "archive.zip").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
         dump_registry(filled, tmp_path / "archive.zip")
@@ -150,7 +152,7 @@ def test_what_is_there_is_not_written_over(filled: Registry, tmp_path: Path) -> 
     assert (tmp_path / "archive.zip").read_text() == "mine"
 
 
-def test_a_damaged_blob_stops_a_dump_which_leaves_nothing(filled: Registry, tmp_path: Path) -> None:
+def test_a_damaged_blob_stops_a_dump_without_leftovers(filled: Registry, tmp_path: Path) -> None:
     damaged = Path(filled.blobs.path(filled.blobs.put(b"checkpoint")))
     damaged.write_bytes(b"other")
     (tmp_path / "out").mkdir()
@@ -168,66 +170,74 @@ def entries(archive: Path) -> Entries:
 
 
 def rewritten(archive: Path, change: Callable[[Entries], object]) -> None:
-    """The archive with other entries, each a whole one for zip."""
-    found = entries(archive)
-    change(found)
+    """Rewrite the archive with changed entries and valid zip checksums."""
+    contents = entries(archive)
+    change(contents)
     with ZipFile(archive, "w") as opened:
-        for name, data in found.items():
+        for name, data in contents.items():
             opened.writestr(ZipInfo(name), data)
 
 
-def forged(found: Entries, table: str, change: Callable[[bytes], bytes]) -> None:
-    """Other rows, with a manifest that fits them."""
-    name, manifest = f"tables/{table}.jsonl", json.loads(found["manifest.json"])
-    found[name] = change(found[name])
-    manifest["tables"][table] = {"rows": found[name].count(b"\n"), "sha256": sha256(found[name]).hexdigest()}
-    found["manifest.json"] = json.dumps(manifest).encode()
+def forged(contents: Entries, table: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a table's rows and update the manifest accordingly."""
+    name, manifest = f"tables/{table}.jsonl", json.loads(contents["manifest.json"])
+    contents[name] = change(contents[name])
+    manifest["tables"][table] = {"rows": contents[name].count(b"\n"), "sha256": sha256(contents[name]).hexdigest()}
+    contents["manifest.json"] = json.dumps(manifest).encode()
 
 
-def a_blob(found: Entries) -> str:
-    return next(name for name in found if name.startswith("blobs/"))
+def a_blob(contents: Entries) -> str:
+    return next(name for name in contents if name.startswith("blobs/"))
 
 
-def said(found: Entries, **changes: Any) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(found["manifest.json"]) | changes
-    found["manifest.json"] = json.dumps(manifest).encode()
+def with_manifest(contents: Entries, **changes: Any) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(contents["manifest.json"]) | changes
+    contents["manifest.json"] = json.dumps(manifest).encode()
     return manifest
 
 
 TAMPERED: dict[str, tuple[Callable[[Entries], object], str]] = {
-    "a row": (lambda found: found.update({"tables/tasks.jsonl": b"{}\n"}), "rows of tasks are not those"),
-    "no table": (lambda found: found.pop("tables/deltas.jsonl"), "is missing in it"),
-    "a blob": (lambda found: found.update({a_blob(found): b"other"}), "has other bytes"),
-    "no blob": (lambda found: found.pop(a_blob(found)), "blobs of"),
-    "a blob more": (lambda found: found.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}), "blobs of"),
-    "a path": (lambda found: found.update({"../../evil": b"x"}), "does not belong there"),
-    "a blob's path": (lambda found: found.update({"blobs/../../evil": b"x"}), "does not belong there"),
-    "no manifest": (lambda found: found.pop("manifest.json"), r"no manifest\.json"),
-    "a list": (lambda found: found.update({"manifest.json": b"[]"}), "wrong values"),
-    "no JSON": (lambda found: found.update({"manifest.json": b"{"}), "not a whole archive"),
-    "a newer one": (lambda found: said(found, format=9), "archive of format 9"),
-    "a newer schema": (lambda found: said(found, revision="9999"), "does not know"),
-    "another table": (lambda found: said(found, tables={"sqlite_master": {"rows": 0, "sha256": ""}}), "missing in it"),
+    "a row": (lambda contents: contents.update({"tables/tasks.jsonl": b"{}\n"}), "rows of tasks are not those"),
+    "no table": (lambda contents: contents.pop("tables/deltas.jsonl"), "is missing in it"),
+    "a blob": (lambda contents: contents.update({a_blob(contents): b"other"}), "has other bytes"),
+    "no blob": (lambda contents: contents.pop(a_blob(contents)), "blobs of"),
+    "a blob more": (lambda contents: contents.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}), "blobs of"),
+    "a path": (lambda contents: contents.update({"../../evil": b"x"}), "does not belong there"),
+    "a blob's path": (lambda contents: contents.update({"blobs/../../evil": b"x"}), "does not belong there"),
+    "no manifest": (lambda contents: contents.pop("manifest.json"), r"no manifest\.json"),
+    "a list": (lambda contents: contents.update({"manifest.json": b"[]"}), "wrong values"),
+    "no JSON": (lambda contents: contents.update({"manifest.json": b"{"}), "not a whole archive"),
+    "a newer one": (lambda contents: with_manifest(contents, format=9), "archive of format 9"),
+    "a newer schema": (lambda contents: with_manifest(contents, revision="9999"), "does not know"),
+    "another table": (
+        lambda contents: with_manifest(contents, tables={"sqlite_master": {"rows": 0, "sha256": ""}}),
+        "missing in it",
+    ),
     "an unnamed blob": (
-        lambda found: (
-            said(found, blobs=json.loads(found["manifest.json"])["blobs"] + 1),
-            found.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}),
+        lambda contents: (
+            with_manifest(contents, blobs=json.loads(contents["manifest.json"])["blobs"] + 1),
+            contents.update({f"blobs/{sha256(b'x').hexdigest()}": b"x"}),
         ),
         "or no row of it names it",
     ),
-    "forged columns": (lambda found: forged(found, "tasks", lambda rows: b'{"id": 1}\n'), "a row of tasks has"),
-    "forged rows": (lambda found: forged(found, "tasks", lambda rows: b"[1]\n"), "line 1 of tasks is no row"),
+    "forged columns": (lambda contents: forged(contents, "tasks", lambda rows: b'{"id": 1}\n'), "a row of tasks has"),
+    "forged rows": (lambda contents: forged(contents, "tasks", lambda rows: b"[1]\n"), "line 1 of tasks is no row"),
     "a forged moment": (
-        lambda found: forged(found, "backbones", lambda rows: rows.replace(b'"created_at": "20', b'"created_at": "x')),
+        lambda contents: forged(
+            contents, "backbones", lambda rows: rows.replace(b'"created_at": "20', b'"created_at": "x')
+        ),
         "no moment",
     ),
-    "rows twice": (lambda found: forged(found, "tasks", lambda rows: rows + rows), "could not be restored"),
-    "lost rows": (lambda found: forged(found, "tasks", lambda rows: b""), "could not be restored|no row of it names"),
+    "rows twice": (lambda contents: forged(contents, "tasks", lambda rows: rows + rows), "could not be restored"),
+    "lost rows": (
+        lambda contents: forged(contents, "tasks", lambda rows: b""),
+        "could not be restored|no row of it names",
+    ),
 }
 
 
 @pytest.mark.parametrize("harm", TAMPERED)
-def test_a_tampered_archive_is_refused_and_leaves_nothing(
+def test_a_tampered_archive_is_refused_without_leftovers(
     harm: str, archive: Path, tmp_path: Path, database: str
 ) -> None:
     change, message = TAMPERED[harm]
@@ -241,46 +251,48 @@ def test_a_tampered_archive_is_refused_and_leaves_nothing(
         assert all(rows == [] for rows in contents(registry).values())
 
 
-@pytest.mark.parametrize("kept", [0, 1, 1000, -1, -200])
-def test_an_archive_that_was_cut_off_is_refused(kept: int, archive: Path, tmp_path: Path) -> None:
-    archive.write_bytes(archive.read_bytes()[:kept])
+@pytest.mark.parametrize("size", [0, 1, 1000, -1, -200])
+def test_a_truncated_archive_is_refused(size: int, archive: Path, tmp_path: Path) -> None:
+    archive.write_bytes(archive.read_bytes()[:size])
     with pytest.raises(ArchiveError, match="not a whole archive"):
         restore_registry(archive, f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs"))
     assert not (tmp_path / "new").exists()
 
 
-def test_every_flipped_byte_is_noticed_or_of_no_effect(written: Path, archive: Path, tmp_path: Path) -> None:
+def test_every_flipped_byte_is_detected_or_harmless(written: Path, archive: Path, tmp_path: Path) -> None:
     whole = archive.read_bytes()
     with make_registry(written) as registry:
         before = contents(registry)
     refused, step = 0, len(whole) // 40
-    for at in range(0, len(whole), step):
-        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        target = f"sqlite:///{tmp_path}/{at}/registry.db", f"{tmp_path}/{at}/blobs"
+    for offset in range(0, len(whole), step):
+        archive.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
+        target = f"sqlite:///{tmp_path}/{offset}/registry.db", f"{tmp_path}/{offset}/blobs"
         try:
             restore_registry(archive, *target)
         except InputError:
             refused += 1
-            assert not (tmp_path / str(at)).exists()
+            assert not (tmp_path / str(offset)).exists()
         else:
             with Registry.open(*target) as registry:
                 assert contents(registry) == before
     assert refused > 20
 
 
-def test_an_archive_from_before_there_were_keys_and_arrivals_has_none(
+def test_an_archive_older_than_keys_and_arrivals_has_none(
     archive: Path, written: Path, tmp_path: Path, database: str
 ) -> None:
     later = ("priority", "submitted_at", "spec", "backbone", "retries")
 
-    def older(found: Entries) -> None:
-        del found["tables/api_keys.jsonl"]
-        positions = [json.loads(line) for line in found["tables/positions.jsonl"].splitlines()]
+    def older(archived: Entries) -> None:
+        del archived["tables/api_keys.jsonl"]
+        positions = [json.loads(line) for line in archived["tables/positions.jsonl"].splitlines()]
         lines = [{name: row[name] for name in row if name not in later} for row in positions]
-        found["tables/positions.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        tables = json.loads(found["manifest.json"])["tables"]
-        tables["positions"]["sha256"] = sha256(found["tables/positions.jsonl"]).hexdigest()
-        said(found, revision="0005", tables={name: rows for name, rows in tables.items() if name != "api_keys"})
+        archived["tables/positions.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        tables = json.loads(archived["manifest.json"])["tables"]
+        tables["positions"]["sha256"] = sha256(archived["tables/positions.jsonl"]).hexdigest()
+        with_manifest(
+            archived, revision="0005", tables={name: rows for name, rows in tables.items() if name != "api_keys"}
+        )
 
     rewritten(archive, older)
     target = database, str(tmp_path / "new")
@@ -290,7 +302,7 @@ def test_an_archive_from_before_there_were_keys_and_arrivals_has_none(
         assert registry.arrivals() == []
 
 
-def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:
+def test_an_empty_registry_can_be_archived(tmp_path: Path, database: str) -> None:
     with Registry.open(f"sqlite:///{tmp_path}/empty.db", str(tmp_path / "none")) as empty:
         assert dump_registry(empty, tmp_path / "archive.zip").blobs == 0
     restore_registry(tmp_path / "archive.zip", database, str(tmp_path / "blobs"))
@@ -298,6 +310,6 @@ def test_an_empty_registry_goes_too(tmp_path: Path, database: str) -> None:
         assert registry.tasks() == []
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="No such file"):
         restore_registry(tmp_path / "none.zip", f"sqlite:///{tmp_path}/r.db", str(tmp_path / "blobs"))

@@ -1,4 +1,4 @@
-"""Tasks that arrive one by one: who is next."""
+"""Order of arrived tasks: priorities, retries, holders and concurrent claims."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,14 +27,14 @@ def registry(tmp_path: Path, database: str) -> Iterator[Registry]:
         yield opened
 
 
-def test_the_highest_priority_is_next_then_the_earliest_and_what_failed_at_last_and_once(registry: Registry) -> None:
+def test_claims_follow_priority_then_age_and_failures_come_last(registry: Registry) -> None:
     submitted = {"a": 0, "b": 5, "c": 0, "d": 5}
-    assert [registry.submit(task(name), priority=own) for name, own in submitted.items()] == [1, 2, 3, 4]
-    found = []
+    assert [registry.submit(task(name), priority=priority) for name, priority in submitted.items()] == [1, 2, 3, 4]
+    order = []
     while number := take(registry):
-        found.append(number)
+        order.append(number)
         fail(registry, number)
-    assert found == [2, 4, 1, 3, 2, 4, 1, 3]
+    assert order == [2, 4, 1, 3, 2, 4, 1, 3]
     assert {(row["state"], row["attempts"], row["error"]) for row in registry.arrivals()} == {("failed", 2, "boom")}
     assert not registry.arrivals_left(["tiny"])
     registry.retry_arrival(3)
@@ -44,23 +44,23 @@ def test_the_highest_priority_is_next_then_the_earliest_and_what_failed_at_last_
 
 @settings(max_examples=15, deadline=None)
 @given(submitted=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-2, 2)), max_size=8))
-def test_the_order_is_that_of_priority_and_arrival_and_of_one_task_always_that_of_arrival(
+def test_arrivals_of_one_task_are_claimed_in_order_of_arrival(
     submitted: list[tuple[str, int]],
 ) -> None:
     with Registry.open("sqlite://", "memory://arrivals") as registry:
         numbers = [registry.submit(task(name), priority=priority) for name, priority in submitted]
-        found = []
+        order = []
         while number := take(registry):
-            found.append(number)
+            order.append(number)
             registry.cancel_arrival(number)
     lent = {
         number: max(priority for name, priority in submitted[number - 1 :] if name == submitted[number - 1][0])
         for number in numbers
     }
-    assert found == sorted(numbers, key=lambda number: (-lent[number], number))
+    assert order == sorted(numbers, key=lambda number: (-lent[number], number))
     for name in "abc":
-        own = [number for number in found if submitted[number - 1][0] == name]
-        assert own == sorted(own)
+        of_task = [number for number in order if submitted[number - 1][0] == name]
+        assert of_task == sorted(of_task)
 
 
 DONE = ("given back", "failed", "cancelled", "retried")
@@ -76,7 +76,7 @@ STEPS = st.one_of(
 @example([("a", -1), ("cancelled", 0), ("a", 0), ("retried", 0), "take"])
 @example([("a", 0), "take", ("failed", 0), ("a", 0), "take", ("cancelled", 0), "take"])
 @example([("a", 0), "take", ("a", 0), ("failed", 0), "take", ("cancelled", 0), "take"])
-def test_whatever_becomes_of_it_none_is_begun_before_an_earlier_one_of_its_task(steps: list[Any]) -> None:
+def test_no_arrival_starts_before_an_earlier_one_of_its_task(steps: list[Any]) -> None:
     with Registry.open("sqlite://", "memory://arrivals") as registry:
         for step in steps:
             before = registry.arrivals()
@@ -102,9 +102,9 @@ def _is_next(rows: list[ListingRow], taken: int | None) -> None:
 
 
 def _becomes(registry: Registry, rows: list[ListingRow], what: str) -> None:
-    """Of the first that this can be said of."""
-    said = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(what, ("held",))
-    number = next((row["arrival"] for row in rows if row["state"] in said), None)
+    """Move the first arrival for which this is possible into the state."""
+    allowed = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(what, ("held",))
+    number = next((row["arrival"] for row in rows if row["state"] in allowed), None)
     if number is None:
         return
     if what == "given back":
@@ -117,7 +117,7 @@ def _becomes(registry: Registry, rows: list[ListingRow], what: str) -> None:
         registry.retry_arrival(number)
 
 
-def test_of_one_task_the_later_waits_for_the_earlier(registry: Registry) -> None:
+def test_a_later_arrival_of_a_task_waits_for_the_earlier(registry: Registry) -> None:
     for seed in range(2):
         registry.submit(task("sst2", seed=seed))
     assert (take(registry), take(registry)) == (1, None)
@@ -129,28 +129,26 @@ def test_of_one_task_the_later_waits_for_the_earlier(registry: Registry) -> None
     assert finish(registry, 2, "sst2") == "sst2@2"
 
 
-def test_two_watchers_at_the_same_moment_do_not_take_two_of_one_task(registry: Registry, database: str) -> None:
+def test_concurrent_workers_do_not_claim_two_arrivals_of_one_task(registry: Registry, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite's writers queue")
     for backbone in ("large", None):
         registry.submit(task("sst2", backbone=backbone))
-    found: list[int | None] = []
-    other = Thread(target=lambda: found.append(take(registry, holder=FAR)))
+    taken: list[int | None] = []
+    thread = Thread(target=lambda: taken.append(take(registry, holder=FAR)))
     with registry.unit_of_work() as unit:
         position = next_for_update(unit.session, ["large"])
         assert position is not None
         position.state, position.holder, position.lease_until = "held", HERE, now() + timedelta(hours=1)
         unit.session.flush()
-        other.start()  # it sees 2 free alone and takes it, which the index refuses once 1 is known to be held
+        thread.start()  # it sees 2 free alone and takes it, which the index refuses once 1 is known to be held
         _wait_until_it_waits(registry)
-    other.join()
-    assert found == [None]
+    thread.join()
+    assert taken == [None]
     assert states(registry) == ["held", "waiting"]
 
 
-def test_what_another_has_just_locked_is_passed_over_with_its_task_and_nothing_else(
-    registry: Registry, database: str
-) -> None:
+def test_a_locked_arrival_and_its_task_are_skipped(registry: Registry, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite locks no rows: its writers queue")
     for name, priority, backbone in (("mnli", 1, None), ("sst2", 5, "tiny"), ("sst2", 5, None), ("trec", 0, None)):
@@ -173,7 +171,7 @@ def _wait_until_it_waits(registry: Registry) -> None:
     raise AssertionError("nobody waits")
 
 
-def test_an_arrival_for_a_backbone_is_left_to_those_who_have_it(registry: Registry, tmp_path: Path) -> None:
+def test_an_arrival_for_a_backbone_is_claimed_by_workers_with_it(registry: Registry, tmp_path: Path) -> None:
     registry.submit(task("sst2", backbone="large"), priority=9)
     registry.submit(task("trec"))
     registry.submit(task("mnli", backbone=str(tmp_path / ".." / tmp_path.name)))
@@ -183,7 +181,7 @@ def test_an_arrival_for_a_backbone_is_left_to_those_who_have_it(registry: Regist
     assert take(registry, backbone=registry.arrivals()[2]["backbone"]) == 3
 
 
-def test_who_is_dead_is_succeeded_but_not_for_ever(registry: Registry) -> None:
+def test_a_dead_holder_is_succeeded_a_limited_number_of_times(registry: Registry) -> None:
     registry.submit(task("sst2"))
     for _ in range(MAX_CONSECUTIVE_DEATHS):
         assert take(registry, holder=DEAD) == 1
@@ -197,7 +195,7 @@ def test_who_is_dead_is_succeeded_but_not_for_ever(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("between", ["given back", "checkpoint"])
-def test_only_deaths_in_a_row_are_counted(registry: Registry, between: str) -> None:
+def test_only_consecutive_deaths_are_counted(registry: Registry, between: str) -> None:
     registry.submit(task("sst2"))
     for epoch in range(MAX_CONSECUTIVE_DEATHS + 1):
         assert take(registry) == 1
@@ -214,7 +212,7 @@ def test_only_deaths_in_a_row_are_counted(registry: Registry, between: str) -> N
     assert take(registry) is None
 
 
-def test_names_that_end_in_bit_are_folders_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_names_that_end_in_bit_are_no_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("rabbit", "llama-8bit", "a@b"):
         (tmp_path / name).mkdir()
@@ -227,20 +225,20 @@ def test_names_that_end_in_bit_are_folders_like_any(tmp_path: Path, monkeypatch:
 OTHERS = [("waiting", "large"), ("failed", "large"), ("waiting", None)]
 
 
-@pytest.mark.parametrize("others", [0, 1_000])
-def test_the_next_is_found_by_the_index(registry: Registry, database: str, others: int) -> None:
-    """Whatever waits for other backbones, and whatever was learned."""
+@pytest.mark.parametrize("other_tasks", [0, 1_000])
+def test_the_next_arrival_is_claimed_by_index(registry: Registry, database: str, other_tasks: int) -> None:
+    """With any number of tasks that wait for other backbones or are learned."""
     registry.submit(task("sst2"))
     with registry.unit_of_work() as unit:
         (first,) = unit.session.scalars(select(Position))
         same = {"stream_id": first.stream_id, "recipe": "", "submitted_at": now(), "retries": 1}
         rows = [
             same | {"number": 2 + n, "task_name": f"t{n}", "state": state, "backbone": backbone}
-            for n, (state, backbone) in enumerate(OTHERS * others)
+            for n, (state, backbone) in enumerate(OTHERS * other_tasks)
         ]
         if rows:
             unit.session.execute(insert(Position), rows)
-    said: list[str] = []
+    plans: list[str] = []
     with registry.unit_of_work() as unit:
         if database.startswith("postgresql"):
             unit.session.execute(text("ANALYZE positions"))
@@ -249,13 +247,13 @@ def test_the_next_is_found_by_the_index(registry: Registry, database: str, other
 
         def look(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
             if statement.startswith("SELECT") and "positions_1" in statement:
-                said.extend(map(str, connection.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
+                plans.extend(map(str, connection.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
 
         event.listen(connection, "before_cursor_execute", look)
         assert next_for_update(unit.session, ["tiny"]) is not None
-    plan = "\n".join(said)
+    plan = "\n".join(plans)
     assert plan
-    if others or database.startswith("sqlite"):
+    if other_tasks or database.startswith("sqlite"):
         assert "ix_positions_free" in plan
         assert "Sort" not in plan
         assert "TEMP B-TREE" not in plan

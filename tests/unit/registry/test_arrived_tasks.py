@@ -1,4 +1,4 @@
-"""Tasks that arrive one by one: what becomes of each, and what is left of it."""
+"""Life cycle of arrived tasks: cancelling, retrying, duplicates, purging and archiving."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -41,7 +41,7 @@ def registry(tmp_path: Path, database: str) -> Iterator[Registry]:
 # What becomes of it
 
 
-def test_what_is_cancelled_is_lost_to_its_holder_and_may_be_tried_again(registry: Registry) -> None:
+def test_a_cancelled_arrival_is_lost_to_its_holder_and_can_be_retried(registry: Registry) -> None:
     registry.submit(task("sst2"))
     assert take(registry) == 1
     keep = partial(save_checkpoint, registry, ARRIVAL_STREAM, number=1, holder=HERE, epoch=1)
@@ -66,7 +66,7 @@ def test_what_is_cancelled_is_lost_to_its_holder_and_may_be_tried_again(registry
         registry.cancel_arrival(7)
 
 
-def test_pages_and_states(registry: Registry) -> None:
+def test_listing_by_page_and_state(registry: Registry) -> None:
     for name in "abc":
         registry.submit(task(name))
     registry.cancel_arrival(2)
@@ -77,7 +77,7 @@ def test_pages_and_states(registry: Registry) -> None:
         registry.arrivals(state="lost")
 
 
-def test_what_cannot_arrive(registry: Registry) -> None:
+def test_invalid_tasks_are_refused(registry: Registry) -> None:
     two = task("a").model_copy(update={"tasks": (*task("a").tasks, *task("b").tasks)})
     with pytest.raises(InputError, match="has 2 tasks"):
         registry.submit(two)
@@ -86,7 +86,7 @@ def test_what_cannot_arrive(registry: Registry) -> None:
     assert registry.arrivals() == []
 
 
-def test_the_same_content_arrives_once_where_that_is_wanted(registry: Registry) -> None:
+def test_a_digest_deduplicates_submissions(registry: Registry) -> None:
     assert [registry.submit(task("sst2", seed=seed), once=True) for seed in (0, 1, 0)] == [1, 2, 1]
     assert registry.submit(task("sst2")) == 3
 
@@ -94,7 +94,7 @@ def test_the_same_content_arrives_once_where_that_is_wanted(registry: Registry) 
 # Beside streams
 
 
-def test_streams_and_what_mlflow_is_told_know_nothing_of_it(registry: Registry) -> None:
+def test_arrivals_appear_neither_in_streams_nor_in_mlflow(registry: Registry) -> None:
     begin(registry, "trec")
     registry.submit(task("sst2"))
     take(registry)
@@ -116,7 +116,7 @@ def test_streams_and_what_mlflow_is_told_know_nothing_of_it(registry: Registry) 
     assert find_damage(registry) == []
 
 
-def test_a_purged_task_leaves_nothing_of_its_arrivals_and_does_not_come_back(registry: Registry) -> None:
+def test_a_purged_task_loses_its_arrivals(registry: Registry) -> None:
     for seed in range(3):
         registry.submit(task("sst2", seed=seed), once=True)
     take(registry)
@@ -135,7 +135,7 @@ def test_a_purged_task_leaves_nothing_of_its_arrivals_and_does_not_come_back(reg
     assert find_damage(registry) == []
 
 
-def test_it_moves_to_another_database(tmp_path: Path, database: str) -> None:
+def test_arrivals_are_archived_between_databases(tmp_path: Path, database: str) -> None:
     with Registry.open(f"sqlite:///{tmp_path}/old.db", f"{tmp_path}/old") as registry:
         for name in ("sst2", "trec"):
             registry.submit(task(name), priority=3)

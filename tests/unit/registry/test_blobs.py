@@ -1,4 +1,4 @@
-"""Blobs are what their digests say, wherever they lie."""
+"""Content-addressed blobs in files, memory and object stores."""
 
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -13,13 +13,13 @@ from tasks.errors import InputError
 
 
 @given(data=st.binary(max_size=64))
-def test_what_is_put_is_got(data: bytes) -> None:
+def test_a_stored_blob_is_read_back(data: bytes) -> None:
     blobs = BlobStore("memory://property")
     assert blobs.put(data) == sha256(data).hexdigest()
     assert blobs.get(blobs.put(data)) == data
 
 
-def test_damage_is_found_at_reading(tmp_path: Path) -> None:
+def test_damage_is_detected_on_reading(tmp_path: Path) -> None:
     blobs = BlobStore(str(tmp_path))
     digest = blobs.put(b"delta")
     Path(blobs.path(digest)).write_bytes(b"dexta")
@@ -27,7 +27,7 @@ def test_damage_is_found_at_reading(tmp_path: Path) -> None:
         blobs.get(digest)
 
 
-def test_a_missing_blob_is_named_with_its_place(tmp_path: Path) -> None:
+def test_a_missing_blob_is_reported_with_its_location(tmp_path: Path) -> None:
     with pytest.raises(BlobError, match=rf"{'0' * 64} is missing: nothing at {tmp_path}/00/0"):
         BlobStore(str(tmp_path)).get("0" * 64)
 
@@ -39,7 +39,7 @@ def test_only_digests_have_a_path(tmp_path: Path, digest: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["file://", "memory://"])
-def test_putting_again_renews_the_age_of_what_is_there(tmp_path: Path, scheme: str) -> None:
+def test_storing_again_renews_a_blobs_age(tmp_path: Path, scheme: str) -> None:
     blobs = BlobStore(f"{scheme}{tmp_path}")
     before = blobs.stat(blobs.put(b"delta"))
     moment = blobs.store_now()
@@ -50,7 +50,7 @@ def test_putting_again_renews_the_age_of_what_is_there(tmp_path: Path, scheme: s
     assert [*blobs.iterate()] == [after]
 
 
-def test_many_may_put_the_same_at_once(tmp_path: Path) -> None:
+def test_a_blob_can_be_stored_concurrently(tmp_path: Path) -> None:
     blobs, data = BlobStore(str(tmp_path)), bytes(200_000)
     with ThreadPoolExecutor(8) as threads:
         digests = set(threads.map(lambda _: BlobStore(str(tmp_path)).put(data), range(32)))
@@ -58,7 +58,7 @@ def test_many_may_put_the_same_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [digests.pop()[2:]]
 
 
-def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = BlobStore(str(tmp_path))
 
     def fail(*_: object) -> None:
@@ -70,7 +70,7 @@ def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_putting_again_mends_what_was_damaged(tmp_path: Path) -> None:
+def test_storing_again_repairs_a_damaged_blob(tmp_path: Path) -> None:
     blobs = BlobStore(str(tmp_path))
     digest = blobs.put(b"whole")
     Path(blobs.path(digest)).write_bytes(b"holes")
@@ -79,7 +79,7 @@ def test_putting_again_mends_what_was_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://bucket/blobs", "s3"), ("gs://bucket/blobs", "gs")])
-def test_a_missing_driver_is_named_with_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported_with_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ImportError("Install the driver to access it")
 
@@ -88,12 +88,12 @@ def test_a_missing_driver_is_named_with_its_extra(url: str, extra: str, monkeypa
         BlobStore(url)
 
 
-def test_a_place_of_no_known_kind_is_the_users_to_mend() -> None:
+def test_an_unknown_protocol_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"cannot be kept at zzz://place.*Give a folder"):
         BlobStore("zzz://place")
 
 
-def test_a_store_that_puts_as_a_whole_needs_no_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_atomic_store_needs_no_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = BlobStore("memory://whole")
     monkeypatch.setattr(blobs._files, "mv", None)
     digest = blobs.put(b"delta")
@@ -102,7 +102,7 @@ def test_a_store_that_puts_as_a_whole_needs_no_draft(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("doing", ["get", "exists", "put"])
-def test_whatever_a_driver_raises_is_said_with_the_place(doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drivers_error_is_reported_with_the_location(doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = BlobStore("memory://away")
     digest = blobs.put(b"delta")
 
@@ -115,7 +115,7 @@ def test_whatever_a_driver_raises_is_said_with_the_place(doing: str, monkeypatch
         getattr(blobs, doing)(b"delta" if doing == "put" else digest)
 
 
-def test_blobs_do_not_end_before_the_registry_that_names_them(tmp_path: Path) -> None:
+def test_temporary_blobs_live_as_long_as_their_registry(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="end with this process"):
         Registry.open(f"sqlite:///{tmp_path}/registry.db", "memory://blobs")
     assert not list(tmp_path.iterdir())

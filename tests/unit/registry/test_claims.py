@@ -1,4 +1,4 @@
-"""Of the controllers that run one stream, exactly one learns a position."""
+"""Claims of positions: of several controllers on one stream, exactly one learns a position."""
 
 import time
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def silence(registry: Registry, seconds: int) -> None:
             position.lease_until = position.lease_until - timedelta(seconds=seconds)
 
 
-def test_of_two_processes_one_wins(tmp_path: Path, registry: Registry) -> None:
+def test_one_of_two_processes_wins_a_position(tmp_path: Path, registry: Registry) -> None:
     spawn = get_context("spawn")
     start, won = spawn.Barrier(2), spawn.Queue()
     children = [spawn.Process(target=claim_and_stay, args=(tmp_path, start, won)) for _ in range(2)]
@@ -80,8 +80,8 @@ def test_a_reused_process_number_is_not_the_holder() -> None:
     assert not is_alive(f"{gethostname()}:{2**22 + 1}:1", lease_valid=True)
 
 
-def test_a_process_is_not_told_from_its_own_earlier_runs_but_by_the_lease() -> None:
-    """What a run could not give back, for want of a database, must not keep this process waiting for itself."""
+def test_a_processs_earlier_claim_expires_with_its_lease() -> None:
+    """A claim that could not be released, as the database was away, must not block the process itself."""
     assert is_alive(current_process_id(), lease_valid=True)
     assert not is_alive(current_process_id(), lease_valid=False)
 
@@ -95,14 +95,14 @@ def test_another_host_is_judged_by_its_heartbeat(registry: Registry) -> None:
     assert not heartbeat(registry, "core", number=0, holder=FAR)
 
 
-def test_who_lost_a_position_cannot_finish_it(registry: Registry) -> None:
+def test_a_former_holder_cannot_finish_a_position(registry: Registry) -> None:
     learn(registry, "sst2")
     claim_position(registry, "core", number=0, holder=current_process_id())
     with pytest.raises(ClaimLost, match="no longer by elsewhere"), registry.unit_of_work() as unit:
         unit.mark_learned("core", 0, delta="sst2@1", holder=FAR)
 
 
-def test_failed_and_released_positions_are_taken_and_learned_ones_never(registry: Registry) -> None:
+def test_failed_and_released_positions_can_be_claimed_and_learned_ones_not(registry: Registry) -> None:
     learn(registry, "sst2")
     with registry.unit_of_work() as unit:
         unit.mark_failed("core", 0, error="boom")
@@ -115,14 +115,14 @@ def test_failed_and_released_positions_are_taken_and_learned_ones_never(registry
     assert not claim_position(registry, "core", number=0, holder=current_process_id())
 
 
-def test_what_a_dead_holder_held_waits_again_and_nothing_else(tmp_path: Path) -> None:
+def test_only_a_dead_holders_positions_wait_again(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec", "mnli")
         for number, holder in enumerate((FAR, current_process_id(), FAR)):
             assert claim_position(registry, "core", number=number, holder=holder)
         assert release_claims_of(registry, "core", holder=FAR) == [0, 2]
-        found = [(p.state, p.holder, p.attempts) for p in registry.positions("core")]
-        assert found == [("waiting", None, 1), ("held", current_process_id(), 1), ("waiting", None, 1)]
+        positions = [(p.state, p.holder, p.attempts) for p in registry.positions("core")]
+        assert positions == [("waiting", None, 1), ("held", current_process_id(), 1), ("waiting", None, 1)]
         assert release_claims_of(registry, "core", holder=FAR) == []
 
 
@@ -151,7 +151,7 @@ def _silent(registry: Registry) -> bool:
 ANY = dict.fromkeys(range(3), 2)  # every position, each begun twice at most
 
 
-def test_the_next_that_is_free_is_taken(tmp_path: Path) -> None:
+def test_the_next_free_position_is_claimed(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec", "mnli")
         assert [claim_next(registry, "core", max_attempts=ANY, holder=FAR) for _ in range(4)] == [0, 1, 2, None]
@@ -166,19 +166,19 @@ def test_the_next_that_is_free_is_taken(tmp_path: Path) -> None:
             claim_next(registry, "cora", max_attempts=ANY, holder=FAR)
 
 
-def test_what_failed_comes_after_the_others_and_not_for_ever(tmp_path: Path) -> None:
+def test_failed_positions_come_last_a_limited_number_of_times(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec")
-        found = []
+        order = []
         while (number := claim_next(registry, "core", max_attempts=ANY, holder=FAR)) is not None:
-            found.append(number)
+            order.append(number)
             with registry.unit_of_work() as unit:
                 unit.mark_failed("core", number, error="boom", holder=FAR)
-        assert found == [0, 1, 0, 1]
+        assert order == [0, 1, 0, 1]
         assert [(p.state, p.attempts) for p in registry.stream("core").positions] == [("failed", 2)] * 2
 
 
-def test_nobody_waits_for_who_looks_at_a_position(tmp_path: Path, database: str) -> None:
+def test_readers_do_not_block_claims(tmp_path: Path, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite locks no rows: its writers queue")
     with make_registry(tmp_path) as registry:
@@ -188,7 +188,7 @@ def test_nobody_waits_for_who_looks_at_a_position(tmp_path: Path, database: str)
             assert claim_next(registry, "core", max_attempts=ANY, holder=FAR) == 1
 
 
-def test_many_processes_share_a_stream_without_a_double(tmp_path: Path) -> None:
+def test_processes_share_a_stream_without_duplicates(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, *(f"task{number}" for number in range(12)))
         spawn = get_context("spawn")
@@ -205,11 +205,9 @@ def test_many_processes_share_a_stream_without_a_double(tmp_path: Path) -> None:
 # Another host's clock
 
 
-def test_a_clock_that_is_wrong_bears_on_nothing(
-    registry: Registry, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The holder's host is an hour behind, ours an hour ahead: the lease is the database's."""
-    for own, hours in ((FAR, -1), (current_process_id(), 1)):
+def test_wrong_host_clocks_have_no_effect(registry: Registry, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases use the database's clock: the holder's host is an hour behind, this one an hour ahead."""
+    for holder, hours in ((FAR, -1), (current_process_id(), 1)):
 
         class WrongClock(datetime):
             offset = timedelta(hours=hours)
@@ -221,7 +219,7 @@ def test_a_clock_that_is_wrong_bears_on_nothing(
         monkeypatch.setattr("registry.schema.base.datetime", WrongClock)
         monkeypatch.setattr("time.time", lambda hours=hours: time.time_ns() / 1e9 + 3600 * hours)
         assert abs(now() - datetime.now(UTC)) > timedelta(minutes=59)
-        assert claim_position(registry, "core", number=0, holder=own) == (own == FAR)
+        assert claim_position(registry, "core", number=0, holder=holder) == (holder == FAR)
     assert heartbeat(registry, "core", number=0, holder=FAR)
     silence(registry, 130)
     assert claim_position(registry, "core", number=0, holder=current_process_id())
@@ -235,7 +233,7 @@ def test_a_clock_that_is_wrong_bears_on_nothing(
 # Checkpoints
 
 
-def test_a_checkpoint_is_its_holders_and_goes_when_the_task_is_learned(registry: Registry) -> None:
+def test_a_checkpoint_belongs_to_its_holder_and_is_deleted_when_learned(registry: Registry) -> None:
     keep = partial(save_checkpoint, registry, "core", number=0)
     assert load_checkpoint(registry, "core", number=0) is None
     assert claim_position(registry, "core", number=0, holder=FAR)
@@ -262,7 +260,7 @@ def test_a_checkpoint_is_its_holders_and_goes_when_the_task_is_learned(registry:
 # Routed scores
 
 
-def test_routed_scores_are_of_all_that_is_learned_or_none(tmp_path: Path) -> None:
+def test_routed_scores_cover_every_learned_task_or_none(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, "sst2", "trec")
         for task in ("sst2", "trec"):

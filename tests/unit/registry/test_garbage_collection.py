@@ -1,4 +1,4 @@
-"""What nothing names is collected; what a row names, or somebody is about to name, is not."""
+"""Garbage collection of blobs: unreferenced and old ones are deleted, all others stay."""
 
 import os
 import time
@@ -24,18 +24,18 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def aged(registry: Registry, data: bytes, *, hours: float) -> str:
-    """The digest of a blob that was put so long ago."""
+    """Store a blob with an old modification time; its digest."""
     digest = registry.blobs.put(data)
     moment = time.time() - 3600 * hours
     os.utime(registry.blobs.path(digest), (moment, moment))
     return digest
 
 
-def found(registry: Registry) -> set[str]:
+def unreferenced(registry: Registry) -> set[str]:
     return {blob.name for blob in registry.blobs.iterate()}
 
 
-def test_only_what_is_old_and_unnamed_is_deleted(registry: Registry) -> None:
+def test_only_old_and_unreferenced_blobs_are_deleted(registry: Registry) -> None:
     parts = (b"values", b"answers", b"fixed", b"half")
     values, answers, fixed, half = (registry.blobs.put(part) for part in parts)
     learn(registry, "sst2", digest=values, predictions=answers, replay=fixed)
@@ -46,31 +46,31 @@ def test_only_what_is_old_and_unnamed_is_deleted(registry: Registry) -> None:
     old, young = aged(registry, b"old", hours=2), registry.blobs.put(b"young")
     listed = collect_garbage(registry, dry_run=True)
     assert [(blob.name, blob.bytes) for blob in listed] == [(old, 3)]
-    assert found(registry) == named | {old, young}
+    assert unreferenced(registry) == named | {old, young}
     assert collect_garbage(registry) == listed
-    assert found(registry) == named | {young}
+    assert unreferenced(registry) == named | {young}
     assert find_damage(registry) == []
 
 
-def test_left_over_drafts_go_and_other_peoples_files_stay(registry: Registry) -> None:
+def test_temporary_files_are_deleted_and_foreign_files_stay(registry: Registry) -> None:
     folder = Path(registry.blobs.path(registry.blobs.put(b"x"))).parent
-    draft, other = folder / f".{'0' * 32}", folder / "notes.txt"
-    for file in (draft, other):
+    draft, note = folder / f".{'0' * 32}", folder / "notes.txt"
+    for file in (draft, note):
         file.write_bytes(b"half")
         os.utime(file, (0, 0))
     assert [blob.name for blob in collect_garbage(registry)] == [folder.name + draft.name]
-    assert (draft.exists(), other.exists()) == (False, True)
+    assert (draft.exists(), note.exists()) == (False, True)
 
 
-def test_what_is_put_again_is_young_again(registry: Registry) -> None:
+def test_storing_again_protects_a_blob(registry: Registry) -> None:
     digest = aged(registry, b"again", hours=2)
     assert [blob.name for blob in collect_garbage(registry, dry_run=True)] == [digest]
     registry.blobs.put(b"again")
     assert collect_garbage(registry) == []
 
 
-def test_age_is_told_by_the_clock_of_the_blobs(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This host's is an hour ahead of it: what looks an hour and a half old is half an hour old."""
+def test_age_is_measured_by_the_stores_clock(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this host an hour ahead of the store, a blob that seems 90 minutes old is 30 minutes old."""
     digest = aged(registry, b"young", hours=1.5)
     behind = registry.blobs.store_now() - timedelta(hours=1)
     with monkeypatch.context() as patch:
@@ -79,7 +79,7 @@ def test_age_is_told_by_the_clock_of_the_blobs(registry: Registry, monkeypatch: 
     assert [blob.name for blob in collect_garbage(registry)] == [digest]
 
 
-def test_a_unit_cannot_name_what_was_collected(registry: Registry) -> None:
+def test_a_unit_of_work_cannot_reference_a_collected_blob(registry: Registry) -> None:
     record = delta_record(registry, "sst2")
     collect_garbage(registry, older_than=AT_ONCE)
     with registry.unit_of_work() as unit:
@@ -88,8 +88,8 @@ def test_a_unit_cannot_name_what_was_collected(registry: Registry) -> None:
         unit.add_delta(record)
 
 
-def test_collecting_waits_for_who_is_writing(registry: Registry) -> None:
-    """The row is not committed yet, and its blob is as old as can be: it is spared all the same."""
+def test_collection_waits_for_open_transactions(registry: Registry) -> None:
+    """The referencing row is not committed yet and its blob is old: it must survive."""
     record = delta_record(registry, "sst2", digest=aged(registry, b"old", hours=2))
     with ThreadPoolExecutor(1) as pool:
         with registry.unit_of_work() as unit:
@@ -103,8 +103,8 @@ def test_collecting_waits_for_who_is_writing(registry: Registry) -> None:
 
 
 def test_blobs_in_memory_are_collected_too(tmp_path: Path) -> None:
-    with make_registry(tmp_path) as known:
-        registry = Registry(known.engine, BlobStore("memory://collected"))
+    with make_registry(tmp_path) as opened:
+        registry = Registry(opened.engine, BlobStore("memory://collected"))
         digest = registry.blobs.put(b"nobody's")
         assert [blob.name for blob in collect_garbage(registry, older_than=AT_ONCE)] == [digest]
-        assert found(registry) == set()
+        assert unreferenced(registry) == set()

@@ -23,6 +23,6 @@ MODULES = (
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module: str) -> None:
-    failed, tried = doctest.testmod(importlib.import_module(module))
+    failed, attempted = doctest.testmod(importlib.import_module(module))
     assert failed == 0
-    assert tried > 0
+    assert attempted > 0

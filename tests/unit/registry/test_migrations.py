@@ -1,4 +1,4 @@
-"""The migrations make what the tables say, and other schemas are refused."""
+"""Schema migrations: they match the table definitions, and other schemas are refused."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -35,14 +35,14 @@ def upgrade() -> None:
 
 
 @both
-def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
+def test_migrations_create_the_defined_tables(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
         options = {"version_table": migrate.VERSION_TABLE}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
         assert "alembic_version" not in inspect(connection).get_table_names()
 
 
-def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
+def test_migrations_create_the_defined_constraints(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         plain = create_engine_for(f"sqlite:///{tmp_path}/plain.db")
         Base.metadata.create_all(plain)
@@ -53,7 +53,7 @@ def test_migrations_make_the_same_checks(tmp_path: Path) -> None:
 
 
 @both
-def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+def test_a_new_registry_can_be_opened_concurrently(tmp_path: Path) -> None:
     spawn = get_context("spawn")
     start = spawn.Barrier(3)
     children = [spawn.Process(target=open_together, args=(tmp_path, start)) for _ in range(3)]
@@ -64,7 +64,7 @@ def test_a_new_registry_may_be_opened_by_several_at_once(tmp_path: Path) -> None
     assert [child.exitcode for child in children] == [0, 0, 0]
 
 
-def test_connections_that_meet_in_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+def test_connections_to_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
     def touch(name: str) -> None:
         engine = create_engine_for(f"sqlite:///{tmp_path}/{name}.db")
         together.wait()
@@ -77,7 +77,7 @@ def test_connections_that_meet_in_a_new_file_wait_for_each_other(tmp_path: Path)
             list(pool.map(touch, [str(trial)] * 8))
 
 
-def test_sqlite_is_told_to_wait_to_log_ahead_and_to_keep_references(tmp_path: Path) -> None:
+def test_sqlite_pragmas_are_set(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
         pragmas = ("journal_mode", "foreign_keys", "busy_timeout")
         assert [connection.scalar(text(f"PRAGMA {name}")) for name in pragmas] == ["wal", 1, 30_000]
@@ -97,7 +97,7 @@ def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: 
         assert inspect(registry.engine).has_table("later")
 
 
-def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
+def test_an_archive_of_an_older_schema_is_upgraded(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Registry.open(f"sqlite:///{tmp_path}/old.db", f"{tmp_path}/old") as registry:
@@ -115,7 +115,7 @@ def test_an_archive_of_an_older_schema_is_loaded_as_that_and_upgraded(
         assert inspect(registry.engine).has_table("later")
 
 
-def test_an_archive_of_an_older_schema_finds_no_place_in_newer_tables(
+def test_an_archive_of_an_older_schema_does_not_fit_newer_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with make_registry(tmp_path) as registry:
@@ -139,7 +139,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 @both
-def test_upgrade_makes_a_new_registry_and_may_be_repeated(tmp_path: Path) -> None:
+def test_upgrade_creates_a_registry_and_is_idempotent(tmp_path: Path) -> None:
     assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0007"
 
 
@@ -155,6 +155,6 @@ def test_it_shares_a_database_with_another_alembic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "oracel://here"])
-def test_an_unusable_url_is_the_users_to_mend(tmp_path: Path, bad: str) -> None:
+def test_an_unusable_url_is_an_input_error(tmp_path: Path, bad: str) -> None:
     with pytest.raises(InputError, match="cannot be used"):
         Registry.open(bad, str(tmp_path))

@@ -1,4 +1,4 @@
-"""Whatever people call their tasks, streams and labels is data: in SQL, in blobs, in archives and on the terminal."""
+"""Hostile names of tasks, streams and labels: handled as data in SQL, blobs, archives and terminals."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_any_name_is_data_to_the_registry(name: str, tmp_path: Path, database: s
 
 
 @pytest.mark.parametrize("name", REFUSED.values(), ids=REFUSED)
-def test_what_some_database_could_not_hold_is_refused_by_all(name: str, tmp_path: Path, database: str) -> None:
+def test_names_that_one_database_cannot_hold_are_refused_by_all(name: str, tmp_path: Path, database: str) -> None:
     with make_registry(tmp_path) as registry:
         with pytest.raises(InputError, match=SAID):
             learn(registry, name)
@@ -77,7 +77,7 @@ def test_what_some_database_could_not_hold_is_refused_by_all(name: str, tmp_path
         assert [registry.tasks(), list(registry.streams()), registry.keys(limit=1)] == [[], [], []]
 
 
-def test_a_name_that_is_no_text_is_no_crash(tmp_path: Path, database: str) -> None:
+def test_a_name_that_is_not_text_is_no_crash(tmp_path: Path, database: str) -> None:
     with make_registry(tmp_path) as registry, pytest.raises(InputError, match="half a surrogate pair"):
         registry.task("a\ud800")
 
@@ -113,8 +113,8 @@ def test_any_name_is_data_to_the_terminal(
     ):
         out, err = run(*words)
         shown += out + err
-    said = run("lineage", f"{name}@77")[1] + run("predict", "--task", name)[1]
-    for text in (shown, said):
+    output = run("lineage", f"{name}@77")[1] + run("predict", "--task", name)[1]
+    for text in (shown, output):
         assert not set(text) & set("\x1b\x07\x9b\r\u202e\u202c\u200f\u2028"), ascii(text)
     if name.isprintable() and name.strip():
         assert name in shown, "markup is shown, not obeyed"

@@ -1,4 +1,4 @@
-"""What MLflow must be told is written with what it tells of, and each message is one sender's at a time."""
+"""The outbox for MLflow: messages commit with their change, and each is sent by one process at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield opened
 
 
-def told(registry: Registry) -> list[tuple[str, str]]:
+def messages(registry: Registry) -> list[tuple[str, str]]:
     return [(pending.message, pending.subject) for pending in list_pending(registry)]
 
 
@@ -63,33 +63,33 @@ def tell(registry: Registry, *subjects: str, message: OutboxTopic = "delta") -> 
 
 
 def pass_time(registry: Registry, seconds: float) -> None:
-    """As if so much time had gone by."""
+    """Move the times of all messages back by so many seconds."""
     with registry.unit_of_work() as unit:
         for row in unit.session.scalars(select(OutboxRow)):
             row.due_at -= timedelta(seconds=seconds)
 
 
-def test_every_change_is_told(registry: Registry) -> None:
+def test_every_change_enqueues_a_message(registry: Registry) -> None:
     begin(registry, "sst2")
     with registry.unit_of_work() as unit:
         learn_in(unit, registry, "sst2")
         unit.mark_learned("core", 0, delta="sst2@1")
-    assert told(registry) == [("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2"), ("stream", "core")]
+    assert messages(registry) == [("stream", "core"), ("delta", "sst2@1"), ("champion", "sst2"), ("stream", "core")]
     with registry.unit_of_work() as unit:
         unit.add_scores("sst2@1", [accuracy(0.4, mode="routed", stream="core"), accuracy(0.4)])
-    assert told(registry)[4:] == [("stream", "core")]
+    assert messages(registry)[4:] == [("stream", "core")]
     learn(registry, "sst2", score=0.1)
-    assert told(registry)[5:] == [("delta", "sst2@2")], "a candidate does not change who serves"
+    assert messages(registry)[5:] == [("delta", "sst2@2")], "a candidate does not change who serves"
 
 
-def test_what_is_undone_is_not_told(registry: Registry) -> None:
+def test_a_rollback_enqueues_no_message(registry: Registry) -> None:
     with contextlib.suppress(ZeroDivisionError), registry.unit_of_work() as unit:
         learn_in(unit, registry, "sst2")
         raise ZeroDivisionError
-    assert told(registry) == []
+    assert messages(registry) == []
 
 
-def test_a_message_is_one_senders_until_it_is_settled(registry: Registry) -> None:
+def test_a_message_belongs_to_one_sender_until_settled(registry: Registry) -> None:
     tell(registry, "a@1", "b@1")
     first, second = claim_message(registry, ME), claim_message(registry, OTHER)
     assert first is not None
@@ -99,7 +99,7 @@ def test_a_message_is_one_senders_until_it_is_settled(registry: Registry) -> Non
     with registry.unit_of_work() as unit:
         assert delete_sent(unit, first)
         assert not delete_sent(unit, first)
-    assert told(registry) == [("delta", "b@1")]
+    assert messages(registry) == [("delta", "b@1")]
 
 
 def test_messages_on_one_subject_are_sent_in_order(registry: Registry) -> None:
@@ -115,15 +115,15 @@ def test_messages_on_one_subject_are_sent_in_order(registry: Registry) -> None:
     assert again.id == first.id
 
 
-def test_one_look_at_the_registry_answers_all_that_wait(registry: Registry) -> None:
+def test_one_query_lists_all_pending_messages(registry: Registry) -> None:
     tell(registry, "core", "other", "core", message="stream")
     first = claim_message(registry, ME)
     assert first is not None
     tell(registry, "core", message="stream")  # told while the first is being sent: perhaps after the look
-    assert told(registry) == [("stream", "core"), ("stream", "other"), ("stream", "core")]
+    assert messages(registry) == [("stream", "core"), ("stream", "other"), ("stream", "core")]
     with registry.unit_of_work() as unit:
         delete_sent(unit, first)
-    assert told(registry) == [("stream", "other"), ("stream", "core")]
+    assert messages(registry) == [("stream", "other"), ("stream", "core")]
 
 
 def test_a_message_that_failed_waits_longer_each_time(registry: Registry) -> None:
@@ -135,23 +135,23 @@ def test_a_message_that_failed_waits_longer_each_time(registry: Registry) -> Non
         assert pending.attempts == attempt
         reschedule(registry, pending, error=f"away {attempt}")
         assert claim_message(registry, ME) is None, "not due yet"
-        (left,) = list_pending(registry)
-        assert left.error == f"away {attempt}"
+        (remaining,) = list_pending(registry)
+        assert remaining.error == f"away {attempt}"
         with registry.read_session() as session:
-            waits.append((left.due_at - database_now(session)).total_seconds())
+            waits.append((remaining.due_at - database_now(session)).total_seconds())
     assert waits[0] == pytest.approx(MIN_RETRY_SECONDS, abs=1.1)
     assert waits[3] == pytest.approx(8 * MIN_RETRY_SECONDS, abs=1.1)
     assert waits[-1] == pytest.approx(MAX_RETRY_SECONDS, abs=1.1)
 
 
-def test_asking_for_all_takes_each_once(registry: Registry) -> None:
+def test_claiming_all_returns_each_message_once(registry: Registry) -> None:
     tell(registry, "a@1", "b@1")
-    last, seen = 0, []
+    last, taken = 0, []
     while pending := claim_message(registry, ME, after=last):
         reschedule(registry, pending, error="away")
         last = pending.id
-        seen.append(pending.subject)
-    assert seen == ["a@1", "b@1"]
+        taken.append(pending.subject)
+    assert taken == ["a@1", "b@1"]
 
 
 def test_a_sender_that_died_here_is_succeeded_at_once(tmp_path: Path, registry: Registry) -> None:
@@ -170,13 +170,13 @@ def test_a_silent_sender_is_succeeded_and_loses_its_message(registry: Registry, 
     assert lost is not None
     assert claim_message(registry, ME) is None
     pass_time(registry, SEND_LEASE.total_seconds() + 1)
-    found = claim_message(registry, ME)
-    assert found is not None
+    message = claim_message(registry, ME)
+    assert message is not None
     reschedule(registry, lost, error="too late")
     assert list_pending(registry)[0].error is None
     with registry.unit_of_work() as unit:
         assert not delete_sent(unit, lost)
-        assert delete_sent(unit, found)
+        assert delete_sent(unit, message)
 
 
 def test_several_senders_share_the_messages(tmp_path: Path, registry: Registry) -> None:
@@ -187,10 +187,10 @@ def test_several_senders_share_the_messages(tmp_path: Path, registry: Registry) 
     children = [spawn.Process(target=empty_the_outbox, args=(tmp_path, start, taken)) for _ in range(3)]
     for child in children:
         child.start()
-    mine = [taken.get(timeout=90) for _ in children]
+    taken_by_each = [taken.get(timeout=90) for _ in children]
     for child in children:
         child.join()
-    assert sorted(subject for own in mine for subject in own) == sorted(subjects)
+    assert sorted(subject for batch in taken_by_each for subject in batch) == sorted(subjects)
     assert list_pending(registry) == ()
 
 
@@ -200,7 +200,7 @@ def test_a_registry_has_one_name_for_ever(tmp_path: Path, registry: Registry) ->
         assert registry_identity(again) == registry_identity(registry) == name
 
 
-def test_what_an_older_release_had_not_told_is_told(tmp_path: Path) -> None:
+def test_pending_messages_of_an_older_release_are_sent(tmp_path: Path) -> None:
     engine = create_engine_for(registry_url(tmp_path))
     with migration_transaction(engine) as connection:
         command.upgrade(configuration(connection), "0002")
@@ -210,5 +210,5 @@ def test_what_an_older_release_had_not_told_is_told(tmp_path: Path) -> None:
     engine.dispose()
     upgrade(registry_url(tmp_path))
     with Registry.open(registry_url(tmp_path), str(tmp_path / "blobs")) as registry:
-        assert told(registry) == [("stream", "core"), ("delta", "sst2@2"), ("champion", "sst2")]
+        assert messages(registry) == [("stream", "core"), ("delta", "sst2@2"), ("champion", "sst2")]
         assert claim_message(registry, ME) is not None, "at once"

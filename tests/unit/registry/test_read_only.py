@@ -1,4 +1,4 @@
-"""A registry that may only be read: everything is answered, and nothing is written beside it."""
+"""Read-only registries: every read works, and nothing is written to disk."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that other users can reach, with a registry."""
+    """A folder with a registry that other users can read."""
     made = Path(mkdtemp(prefix="continual-read-only-"))
     made.chmod(0o755)
     with make_registry(made) as registry:
@@ -29,7 +29,7 @@ def folder() -> Iterator[Path]:
 
 
 def without_rights(folder: Path, look: Callable[[], object]) -> None:
-    """Runs `look` in a child that may read all in `folder` and write nothing."""
+    """Run `look` in a child process that may read `folder` and write nothing."""
     for place in (folder, *folder.rglob("*")):
         place.chmod(0o555 if place.is_dir() else 0o444)
     child = os.fork()
@@ -61,7 +61,7 @@ def test_everything_can_be_read(folder: Path, tmp_path: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
-def test_what_a_living_writer_has_not_merged_yet_is_seen(folder: Path) -> None:
+def test_rows_in_a_living_writers_log_are_read(folder: Path) -> None:
     with opened(folder) as registry:
         learn(registry, "trec")
         assert (folder / "home/registry.db-wal").stat().st_size > 0

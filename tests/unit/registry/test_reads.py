@@ -1,4 +1,4 @@
-"""Listings have the contract's fields, lineage reaches every ancestor, and no listing asks once per row."""
+"""Listings: the fields of the contract, complete lineage, and a constant number of statements."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,12 +63,12 @@ def test_listings_have_the_fields_of_the_contract(registry: Registry) -> None:
     assert task == {"task": "sst2"} | shape | served
 
 
-def test_a_listed_score_is_the_tasks_own(registry: Registry) -> None:
+def test_a_listed_score_is_the_oracle_score_of_the_tasks_metric(registry: Registry) -> None:
     learn(registry, "sst2", score=0.75)
     begin(registry, "sst2")
     with registry.unit_of_work() as unit:
-        others = [accuracy(0.1, mode="frozen"), accuracy(0.2, metric="f1"), accuracy(0.3, mode="curve", step=4)]
-        unit.add_scores("sst2@1", [*others, accuracy(0.4, mode="routed", stream="core")])
+        other_scores = [accuracy(0.1, mode="frozen"), accuracy(0.2, metric="f1"), accuracy(0.3, mode="curve", step=4)]
+        unit.add_scores("sst2@1", [*other_scores, accuracy(0.4, mode="routed", stream="core")])
     assert [row["score"] for row in registry.deltas()] == [row["score"] for row in registry.tasks()] == [0.75]
     assert [score.value for score in registry.scores(delta="sst2@1", split="test", mode="curve")] == [0.3]
 
@@ -95,7 +95,7 @@ def test_lineage_reaches_every_ancestor_once(registry: Registry) -> None:
     assert registry.lineage("root@1") == []
 
 
-def test_champions_come_in_the_order_of_first_learning(registry: Registry) -> None:
+def test_champions_are_ordered_by_first_learning(registry: Registry) -> None:
     for task in ("sst2", "trec", "sst2"):
         learn(registry, task)
     champions = registry.champions("f00d")
@@ -108,7 +108,7 @@ def test_champions_come_in_the_order_of_first_learning(registry: Registry) -> No
 
 
 @pytest.mark.parametrize("name", LISTINGS)
-def test_listings_ask_as_often_for_many_rows_as_for_few(registry: Registry, name: str) -> None:
+def test_listings_use_a_constant_number_of_statements(registry: Registry, name: str) -> None:
     for number in range(2):
         learn_next(registry, number)
     few = statements(registry, LISTINGS[name])
@@ -132,7 +132,7 @@ def learn_next(registry: Registry, number: int) -> None:
 
 
 def statements(registry: Registry, ask: Callable[[Registry], object]) -> int:
-    """How many statements `ask` sends, its BEGIN aside."""
+    """Return the number of statements that `ask` sends, without BEGIN."""
     sent: list[str] = []
 
     def note(*arguments: object) -> None:

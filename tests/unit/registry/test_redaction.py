@@ -1,4 +1,4 @@
-"""No password, key or token of a URL is shown."""
+"""Redaction of passwords, keys and tokens in URLs and error messages."""
 
 import traceback
 from pathlib import Path
@@ -12,7 +12,7 @@ SECRET = "l0ve/l@ce"
 
 
 @pytest.mark.parametrize(
-    ("url", "seen"),
+    ("url", "expected"),
     [
         ("postgresql+psycopg://ada:l0vel4ce@db:5432/x", "postgresql+psycopg://***@db:5432/x"),
         ("postgresql://ada:l0ve/l@ce?#@db/x", "postgresql://***@db/x"),
@@ -26,14 +26,14 @@ SECRET = "l0ve/l@ce"
         ("memory://blobs", "memory://blobs"),
     ],
 )
-def test_a_url_is_shown_without_its_secrets(url: str, seen: str) -> None:
-    assert redact(url) == seen
-    assert redact(f"cannot reach {url} now") == f"cannot reach {seen} now"
+def test_a_url_is_shown_without_its_secrets(url: str, expected: str) -> None:
+    assert redact(url) == expected
+    assert redact(f"cannot reach {url} now") == f"cannot reach {expected} now"
 
 
 @pytest.mark.parametrize("url", ["postgresql://ada:{}@db/x", "postgresql:///x?user=ada&password={}", "https://{}@h"])
 @pytest.mark.parametrize("secret", ["l0vel4ce", "l0ve%20l4ce", "l0ve+l4ce", "l'0\"ve"])
-def test_what_a_driver_quotes_of_a_url_is_hidden(url: str, secret: str) -> None:
+def test_a_url_in_a_drivers_error_is_redacted(url: str, secret: str) -> None:
     from urllib.parse import unquote_plus
 
     for form in (secret, unquote_plus(secret)):
@@ -52,9 +52,7 @@ def test_what_a_driver_quotes_of_a_url_is_hidden(url: str, secret: str) -> None:
         "oracel://ada:{}@db/x",
     ],
 )
-def test_a_database_that_cannot_be_opened_is_the_users_to_mend_and_its_password_is_not_told(
-    url: str, tmp_path: Path
-) -> None:
+def test_an_unreachable_database_is_an_input_error_without_its_password(url: str, tmp_path: Path) -> None:
     for act in (lambda: Registry.open(url.format(SECRET), str(tmp_path)), lambda: upgrade(url.format(SECRET))):
         with pytest.raises(InputError) as caught:
             act()
@@ -62,13 +60,13 @@ def test_a_database_that_cannot_be_opened_is_the_users_to_mend_and_its_password_
         assert "***" in str(caught.value)
 
 
-def test_blobs_that_cannot_be_kept_somewhere_do_not_tell_the_password() -> None:
+def test_an_unwritable_blob_store_is_an_error_without_its_password() -> None:
     with pytest.raises(InputError) as caught:
         BlobStore(f"nowhere://ada:{SECRET}@host/blobs")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_file_that_is_no_database_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(InputError, match="not a database"):
         Registry.open(f"sqlite:///{tmp_path}/registry.db", str(tmp_path))

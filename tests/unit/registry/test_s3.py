@@ -1,4 +1,4 @@
-"""A registry whose blobs are in a bucket: Amazon's own protocol, spoken to a server on loopback."""
+"""Registries with blobs in an S3 bucket, served on loopback."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.helpers.databases import registry_url
 from tests.helpers.registries import BACKBONE, learn
 
 
-def test_blobs_are_put_once_got_and_proved(bucket: str) -> None:
+def test_blobs_are_stored_once_read_and_verified(bucket: str) -> None:
     blobs = BlobStore(f"{bucket}/alone")
     digest = blobs.put(b"delta")
     assert blobs.put(b"delta") == digest
@@ -24,20 +24,20 @@ def test_blobs_are_put_once_got_and_proved(bucket: str) -> None:
     assert not blobs.exists("0" * 64)
 
 
-def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+def test_a_missing_bucket_is_an_error(bucket: str) -> None:
     with pytest.raises(BlobError, match=r"could not write .*bucket does not exist"):
         BlobStore("s3://nowhere/blobs").put(b"delta")
 
 
-def test_what_another_puts_is_seen_at_once(bucket: str) -> None:
-    one, other = BlobStore(f"{bucket}/shared"), BlobStore(f"{bucket}/shared")
-    assert list(one.iterate()) == []
-    digest = other.put(b"delta")
-    assert [blob.name for blob in one.iterate()] == [digest]
-    assert one.exists(digest)
+def test_blobs_of_other_processes_are_visible_at_once(bucket: str) -> None:
+    first, second = BlobStore(f"{bucket}/shared"), BlobStore(f"{bucket}/shared")
+    assert list(first.iterate()) == []
+    digest = second.put(b"delta")
+    assert [blob.name for blob in first.iterate()] == [digest]
+    assert first.exists(digest)
 
 
-def test_a_registry_learns_verifies_collects_and_moves(bucket: str, tmp_path: Path) -> None:
+def test_a_registry_in_a_bucket_can_be_verified_collected_and_archived(bucket: str, tmp_path: Path) -> None:
     with Registry.open(registry_url(tmp_path), f"{bucket}/home") as registry:
         with registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)

@@ -1,4 +1,4 @@
-"""Whatever is done to a registry, in whatever order: it stays what a plain model in memory says it is."""
+"""Stateful test of the registry: any sequence of operations agrees with a model in memory."""
 
 import os
 from dataclasses import dataclass, field
@@ -38,7 +38,11 @@ AT_ONCE = timedelta(0)
 
 @dataclass
 class Version:
-    """A delta as the model knows it; blobs: what it names."""
+    """A version of a delta in the model.
+
+    Attributes:
+        blobs: Digests of the blobs that it references.
+    """
 
     status: str
     score: float
@@ -48,7 +52,7 @@ class Version:
 
 @dataclass
 class Model:
-    """Versions by name, the highest number that each task ever gave, and blobs that nothing names."""
+    """The expected state: versions by name, each task's highest number, and unreferenced blobs."""
 
     versions: dict[str, Version] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
@@ -61,7 +65,7 @@ class Model:
         return [name for name, version in self.versions.items() if version.status in statuses]
 
     def tasks(self) -> list[str]:
-        """Those of which something is left."""
+        """Return the tasks that are not purged."""
         return [task for task in TASKS if any(version.status != "purged" for version in self.of(task).values())]
 
     def champion(self, task: str) -> Version | None:
@@ -88,8 +92,8 @@ class Model:
             version.status, version.blobs = "purged", frozenset()
 
     def needed_by_others(self, task: str) -> bool:
-        others = (version for name, version in self.versions.items() if name.split("@")[0] != task)
-        return any(parent in self.of(task) for version in others for parent in version.parents)
+        other_versions = (version for name, version in self.versions.items() if name.split("@")[0] != task)
+        return any(parent in self.of(task) for version in other_versions for parent in version.parents)
 
     def drop_unneeded(self, task: str) -> None:
         for name in sorted(self.of(task), key=lambda name: -int(name.split("@")[1])):
@@ -99,11 +103,11 @@ class Model:
 
 
 class Broken(Exception):
-    """What ends a unit half-way."""
+    """An error raised in the middle of a unit of work."""
 
 
 class Machine(RuleBasedStateMachine):
-    """Learns, promotes, archives, deletes, purges, collects and crashes, in a registry and in the model."""
+    """Apply the same operations to a registry and to the model."""
 
     url: str  # of a database, which is emptied for each machine
 
@@ -144,15 +148,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(task=st.sampled_from(TASKS), score=st.sampled_from((0.2, 0.5, 0.8)), draw=st.data())
     def learn(self, task: str, score: float, draw: st.DataObject) -> None:
-        known = self.model.named("champion", "candidate", "archived", "purged")
-        parents = tuple(draw.draw(st.lists(st.sampled_from(known), max_size=2, unique=True))) if known else ()
+        names = self.model.named("champion", "candidate", "archived", "purged")
+        parents = tuple(draw.draw(st.lists(st.sampled_from(names), max_size=2, unique=True))) if names else ()
         blobs = self._blobs(self.registry)
         name = self._write(self.registry, task, score, blobs, parents)
         assert name == self.model.add(task, Version("candidate", score, frozenset(blobs), parents))
 
     @rule(task=st.sampled_from(TASKS))
     def break_off(self, task: str) -> None:
-        """What was put before stays, and nothing names it."""
+        """Roll back a unit of work; blobs stored before stay, unreferenced."""
         blobs = self._blobs(self.registry)
         with pytest.raises(Broken):
             self._write(self.registry, task, -1.0, blobs, ())
@@ -160,7 +164,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(task=st.sampled_from(TASKS))
     def die(self, task: str) -> None:
-        """Another process is killed between what it writes and its commit."""
+        """Kill another process between its writes and its commit."""
         blobs = self._blobs(self.registry)
         if not (child := os.fork()):
             try:
@@ -219,8 +223,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_registry_is_what_the_model_says(self) -> None:
-        found = {row["delta"]: row["status"] for row in self.registry.deltas()}
-        assert found == {name: version.status for name, version in self.model.versions.items()}
+        actual = {row["delta"]: row["status"] for row in self.registry.deltas()}
+        assert actual == {name: version.status for name, version in self.model.versions.items()}
         assert {row["task"] for row in self.registry.tasks()} == set(self.model.tasks())
         champions = {champion.delta for champion in self.registry.champions(BACKBONE.fingerprint)}
         assert champions == set(self.model.named("champion"))
@@ -236,8 +240,8 @@ class Machine(RuleBasedStateMachine):
             events = session.execute(
                 select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
             )
-            told = {delta.name: AFTER.get(what, "candidate") for delta, what in events}
-        assert told == {name: version.status for name, version in self.model.versions.items()}
+            statuses = {delta.name: AFTER.get(what, "candidate") for delta, what in events}
+        assert statuses == {name: version.status for name, version in self.model.versions.items()}
 
     @invariant()
     def the_lineage_is_what_was_said(self) -> None:
@@ -245,8 +249,8 @@ class Machine(RuleBasedStateMachine):
         edges = select(child, parent).select_from(Lineage)
         edges = edges.join(child, child.id == Lineage.child_id).join(parent, parent.id == Lineage.parent_id)
         with self.registry.read_session() as session:
-            found = {(younger.name, older.name) for younger, older in session.execute(edges)}
-        assert found == {(name, parent) for name, version in self.model.versions.items() for parent in version.parents}
+            pairs = {(younger.name, older.name) for younger, older in session.execute(edges)}
+        assert pairs == {(name, parent) for name, version in self.model.versions.items() for parent in version.parents}
 
 
 def checked(examples: int, steps: int) -> settings:
@@ -260,7 +264,7 @@ def checked(examples: int, steps: int) -> settings:
 
 
 @pytest.mark.usefixtures("database")
-def test_any_order(tmp_path: Path) -> None:
+def test_any_sequence_of_operations_agrees_with_the_model(tmp_path: Path) -> None:
     url = registry_url(tmp_path)
     examples = 8 if url.startswith("sqlite") else 3
     run_state_machine_as_test(type("Here", (Machine,), {"url": url}), settings=checked(examples, 20))

@@ -1,4 +1,4 @@
-"""Transactions that meet, connections that break, and databases that are away."""
+"""Concurrent transactions, broken connections and unavailable databases."""
 
 import sqlite3
 import time
@@ -18,15 +18,15 @@ from tests.helpers.registries import begin, learn_in, make_registry, task_record
 pytestmark = pytest.mark.usefixtures("database")
 
 
-def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, database: str) -> None:
-    """Two units find that something is not there, and only one can write it."""
+def test_a_conflicting_unit_of_work_is_retried(tmp_path: Path, database: str) -> None:
+    """Two units of work find a row missing, and only one can insert it."""
     if not database.startswith("postgresql"):
         pytest.skip("SQLite's writers queue")
     with make_registry(tmp_path) as registry:
-        tried: list[str] = []
+        attempts: list[str] = []
 
         def work(unit: UnitOfWork) -> None:
-            tried.append("begun")
+            attempts.append("begun")
             if unit.session.scalar(select(Stream).where(Stream.name == "core")) is None:
                 unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
 
@@ -38,7 +38,7 @@ def test_a_unit_that_another_one_forestalled_is_done_again(tmp_path: Path, datab
             while not _waits_for_a_lock(registry):
                 time.sleep(0.01)
         second.join()
-        assert len(tried) == 3
+        assert len(attempts) == 3
         assert [stream.name for stream in registry.streams()] == ["core"]
         with pytest.raises(Interrupted), registry.unit_of_work() as unit:
             unit.session.add(Stream(name="core", backbone_id=1, spec={}, digest=""))
@@ -50,43 +50,43 @@ def _waits_for_a_lock(registry: Registry) -> bool:
         return bool(session.scalar(waiting))
 
 
-def test_a_database_that_is_away_or_busy_for_long_may_be_asked_again(
+def test_an_unavailable_or_busy_database_is_a_retryable_error(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registry.schema.connections.RECONNECT_TIMEOUT", 0.0)
     monkeypatch.setattr("registry.schema.connections.RETRY_SECONDS", 0.0)
     monkeypatch.setattr("registry.schema.connections.BUSY_SECONDS", 0)
-    with make_registry(tmp_path) as registry, _away(registry) as away:
-        away()
-        for asked in (
+    with make_registry(tmp_path) as registry, _away(registry) as disconnect:
+        disconnect()
+        for operation in (
             registry.tasks,
             lambda: registry.write_with_retry(lambda unit: unit.add_task(task_record("sst2"))),
         ):
-            if database.startswith("postgresql") or asked != registry.tasks:  # SQLite's readers wait for nobody
+            if database.startswith("postgresql") or operation != registry.tasks:  # SQLite's readers wait for nobody
                 with pytest.raises(Interrupted, match="Nothing was written"):
-                    asked()
+                    operation()
 
 
 @contextmanager
 def _away(registry: Registry) -> Iterator[Callable[[], object]]:
-    """What makes the database refuse to be connected to, or to be written to, while the block runs."""
+    """Yield a function that makes the database refuse connections or writes until the block ends."""
     url = registry.engine.url
     if url.get_backend_name() == "sqlite":
-        with closing(sqlite3.connect(str(url.database), isolation_level=None)) as other:
-            yield lambda: other.execute("BEGIN IMMEDIATE")
+        with closing(sqlite3.connect(str(url.database), isolation_level=None)) as connection:
+            yield lambda: connection.execute("BEGIN IMMEDIATE")
         return
     server = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
     with psycopg.connect(server, autocommit=True) as admin:
 
-        def away() -> None:
+        def disconnect() -> None:
             admin.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
             registry.engine.dispose()
 
-        yield away
+        yield disconnect
         admin.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
 
 
-def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: str) -> None:
+def test_a_unit_of_work_with_a_broken_connection_is_retried(tmp_path: Path, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite has no connection that could break")
     with make_registry(tmp_path) as registry:
@@ -97,8 +97,8 @@ def test_a_unit_whose_connection_breaks_is_done_again(tmp_path: Path, database: 
             name = learn_in(unit, registry, "sst2")
             if len(broken) < 2:
                 broken.append(unit.session.scalar(text("SELECT pg_backend_pid()")))
-                with registry.unit_of_work() as other:
-                    other.session.execute(text(f"SELECT pg_terminate_backend({broken[-1]})"))
+                with registry.unit_of_work() as second_unit:
+                    second_unit.session.execute(text(f"SELECT pg_terminate_backend({broken[-1]})"))
             unit.mark_learned("core", 0, delta=name)
             return name
 

@@ -1,4 +1,4 @@
-"""A unit of work is registered whole or not at all, and says why it refuses."""
+"""The unit of work: all or nothing, and errors that name the reason."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield opened
 
 
-def test_an_exception_leaves_nothing_of_the_unit(registry: Registry) -> None:
+def test_an_exception_rolls_the_unit_back(registry: Registry) -> None:
     def interrupted() -> None:
         with registry.unit_of_work() as unit:
             learn_in(unit, registry, "sst2")
@@ -56,7 +56,7 @@ def test_an_exception_leaves_nothing_of_the_unit(registry: Registry) -> None:
     assert [*registry.tasks(), *registry.deltas(), *registry.scores()] == []
 
 
-def test_a_kill_leaves_nothing_of_the_unit(tmp_path: Path, registry: Registry) -> None:
+def test_a_kill_rolls_the_unit_back(tmp_path: Path, registry: Registry) -> None:
     child = get_context("spawn").Process(target=die_in_a_unit, args=(tmp_path,))
     child.start()
     child.join()
@@ -65,7 +65,7 @@ def test_a_kill_leaves_nothing_of_the_unit(tmp_path: Path, registry: Registry) -
     assert learn(registry, "sst2") == "sst2@1"
 
 
-def test_a_delta_comes_back_as_it_went_in(registry: Registry) -> None:
+def test_a_delta_is_read_back_unchanged(registry: Registry) -> None:
     record = delta_record(registry, "sst2", predictions=registry.blobs.put(b"answers"))
     learn(registry, "sst2", predictions=record.predictions)
     stored = registry.delta("sst2@1")
@@ -75,14 +75,14 @@ def test_a_delta_comes_back_as_it_went_in(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize(("second", "statuses"), [(0.6, ["archived", "champion"]), (0.5, ["archived", "champion"])])
-def test_a_version_that_is_no_worse_takes_over(registry: Registry, second: float, statuses: list[str]) -> None:
+def test_a_version_that_is_no_worse_becomes_champion(registry: Registry, second: float, statuses: list[str]) -> None:
     learn(registry, "sst2", score=0.5)
     learn(registry, "sst2", score=second)
     assert [row["status"] for row in registry.deltas("sst2")] == statuses
     assert registry.delta("sst2@1").reason == "succeeded by sst2@2"
 
 
-def test_a_worse_version_stays_a_candidate_and_says_why(registry: Registry) -> None:
+def test_a_worse_version_stays_a_candidate_with_the_reason(registry: Registry) -> None:
     learn(registry, "sst2", score=0.5)
     learn(registry, "sst2", score=0.4)
     assert registry.delta("sst2@2").status == "candidate"
@@ -90,14 +90,14 @@ def test_a_worse_version_stays_a_candidate_and_says_why(registry: Registry) -> N
     assert [champion.delta for champion in registry.champions("f00d")] == ["sst2@1"]
 
 
-def test_a_version_without_a_score_does_not_take_over(registry: Registry) -> None:
+def test_a_version_without_a_score_stays_a_candidate(registry: Registry) -> None:
     learn(registry, "sst2")
     with registry.unit_of_work() as unit:
         unit.add_delta(delta_record(registry, "sst2"), scores=[accuracy(0.9)])
     assert registry.delta("sst2@2").reason == "no validation accuracy, and 0.5000 of sst2@1 serves"
 
 
-def test_a_known_backbone_and_task_are_kept(registry: Registry) -> None:
+def test_registering_a_backbone_or_task_again_changes_nothing(registry: Registry) -> None:
     learn(registry, "sst2")
     with registry.unit_of_work() as unit:
         unit.add_backbone(BACKBONE)
@@ -105,7 +105,7 @@ def test_a_known_backbone_and_task_are_kept(registry: Registry) -> None:
     assert [row["rows"] for row in registry.tasks()] == [{"train": 9}]
 
 
-def test_another_task_under_a_known_name_is_refused(registry: Registry) -> None:
+def test_a_different_task_under_an_existing_name_is_refused(registry: Registry) -> None:
     learn(registry, "sst2")
     changed = task("sst2", labels=("bad", "good"))
     with (
@@ -115,12 +115,12 @@ def test_another_task_under_a_known_name_is_refused(registry: Registry) -> None:
         unit.add_task(changed)
 
 
-def test_names_leave_the_at_sign_to_versions(registry: Registry) -> None:
+def test_names_must_not_hold_an_at_sign(registry: Registry) -> None:
     with pytest.raises(InputError, match="hold no '@'"), registry.unit_of_work() as unit:
         unit.add_task(task("sst2@1"))
 
 
-def test_unknown_names_are_answered_with_near_ones(registry: Registry) -> None:
+def test_unknown_names_are_refused_with_close_matches(registry: Registry) -> None:
     learn(registry, "sst2")
     with pytest.raises(NotFound, match="nearest known: sst2@1"):
         registry.delta("sst@1")
@@ -178,7 +178,7 @@ def test_a_position_is_finished_once_and_by_its_own_task(registry: Registry) -> 
         unit.mark_failed("core", 2, error="")
 
 
-def test_the_runs_of_mlflow_are_noted(registry: Registry) -> None:
+def test_mlflow_run_ids_are_stored(registry: Registry) -> None:
     begin(registry, "sst2")
     learn(registry, "sst2")
     with registry.unit_of_work() as unit:
@@ -207,7 +207,7 @@ def test_the_runs_of_mlflow_are_noted(registry: Registry) -> None:
         "DELETE FROM tasks",
     ],
 )
-def test_the_database_itself_refuses(registry: Registry, statement: str) -> None:
+def test_database_constraints_refuse_invalid_rows(registry: Registry, statement: str) -> None:
     learn(registry, "sst2")
     learn(registry, "sst2", parents=[Parent(delta="sst2@1", kind="warm_start", weight=1.0)])
     begin(registry, "sst2", "trec")
@@ -217,7 +217,7 @@ def test_the_database_itself_refuses(registry: Registry, statement: str) -> None
         unit.session.execute(text(statement))
 
 
-def test_a_candidate_leaves_the_champions_signature(registry: Registry) -> None:
+def test_a_candidate_keeps_the_champions_signature(registry: Registry) -> None:
     for value, content in ((0.9, b"first"), (0.8, b"worse"), (0.95, b"better")):
         with registry.unit_of_work() as unit:
             unit.add_task(task("sst2"))
@@ -230,8 +230,8 @@ def test_a_candidate_leaves_the_champions_signature(registry: Registry) -> None:
         assert registry.blobs.get(stored.digest) == (b"better" if content == b"better" else b"first")
 
 
-def test_what_is_new_may_be_added_by_several_at_once(tmp_path: Path) -> None:
-    """Neither finds it, and both add it: the second waits for the first and takes its."""
+def test_a_new_row_can_be_added_concurrently(tmp_path: Path) -> None:
+    """Neither unit finds the row, and both insert it: the second waits and uses the first one's."""
     make_registry(tmp_path).close()
     together = Barrier(4)
 

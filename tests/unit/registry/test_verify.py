@@ -1,4 +1,4 @@
-"""`verify` finds each kind of damage, and nothing in a sound registry."""
+"""Verification of a registry: every kind of damage is reported, and a sound one has none."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def damage(registry: Registry, *statements: str) -> None:
-    """What a tool does that knows nothing of the registry's rules."""
+    """Change rows by SQL alone, without the registry's rules."""
     sqlite = registry.engine.dialect.name == "sqlite"
     lax = ("PRAGMA foreign_keys = OFF",) if sqlite else ("SET session_replication_role = replica",)
     strict = ("PRAGMA foreign_keys = ON",) if sqlite else ("SET session_replication_role = DEFAULT", "COMMIT")
@@ -49,13 +49,13 @@ def test_a_sound_registry_has_no_findings(registry: Registry) -> None:
     ],
 )
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
-def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[str], harm: str) -> None:
+def test_damaged_blobs_are_reported(registry: Registry, content: bytes, owners: list[str], harm: str) -> None:
     digest = registry.blobs.put(content)
     place = Path(registry.blobs.path(digest))
     place.unlink() if harm == "missing" else place.write_bytes(b"other")
-    found = find_damage(registry)
-    assert [line.split(": ")[0] for line in found] == owners
-    assert all(f"blob {digest} is {harm}" in line for line in found)
+    problems = find_damage(registry)
+    assert [line.split(": ")[0] for line in problems] == owners
+    assert all(f"blob {digest} is {harm}" in line for line in problems)
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,21 @@ def test_bad_blobs_are_found(registry: Registry, content: bytes, owners: list[st
         (
             "INSERT INTO outbox (message, subject, due_at, created_at) "
             "VALUES ('delta', 'gone@1', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
-            "MLflow is to be told of delta gone@1, which is not registered",
+            "a message for MLflow is about delta gone@1, which is not registered",
         ),
     ],
 )
-def test_bad_rows_are_found(registry: Registry, statement: str, finding: str) -> None:
+def test_invalid_rows_are_reported(registry: Registry, statement: str, finding: str) -> None:
     damage(registry, statement)
     assert find_damage(registry) == [finding]
 
 
-def test_two_champions_are_found(registry: Registry) -> None:
+def test_two_champions_are_reported(registry: Registry) -> None:
     damage(registry, "DROP INDEX uq_deltas_champion", "UPDATE deltas SET status = 'champion'")
     assert find_damage(registry) == ["task sst2: 2 champions on backbone tiny, where one may serve"]
 
 
-def test_what_is_no_damage_is_noted(registry: Registry) -> None:
+def test_harmless_findings_are_warnings(registry: Registry) -> None:
     begin(registry, "sst2", "trec")
     assert claim_position(registry, "core", number=1, holder="far:1:2")
     assert warnings(registry) == []
@@ -117,21 +117,21 @@ def test_what_is_no_damage_is_noted(registry: Registry) -> None:
     ]
 
 
-def test_what_was_purged_names_no_blobs(registry: Registry) -> None:
+def test_purged_deltas_reference_no_blobs(registry: Registry) -> None:
     damage(registry, "UPDATE deltas SET status = 'purged', digest = NULL WHERE version = 1")
     assert "sst2@1, its predictions: named by what was purged" in find_damage(registry)
 
 
-def test_it_lets_others_look_at_what_is_whole(registry: Registry) -> None:
-    seen = {}
+def test_extra_checks_see_intact_blobs_only(registry: Registry) -> None:
+    checked = {}
 
     def look(delta: StoredDelta, blobs: Mapping[str, bytes]) -> list[str]:
-        seen[delta.name] = sorted(blobs)
+        checked[delta.name] = sorted(blobs)
         return ["odd"]
 
     Path(registry.blobs.path(registry.delta("sst2@1").predictions or "")).unlink()
-    found = find_damage(registry, look)
-    assert {name: "values" in parts and "predictions" not in parts for name, parts in seen.items()} == dict.fromkeys(
-        seen, True
+    problems = find_damage(registry, look)
+    assert {name: "values" in parts and "predictions" not in parts for name, parts in checked.items()} == dict.fromkeys(
+        checked, True
     )
-    assert [line for line in found if line.endswith("odd")] == ["sst2@1: odd", "sst2@2: odd"]
+    assert [line for line in problems if line.endswith("odd")] == ["sst2@1: odd", "sst2@2: odd"]

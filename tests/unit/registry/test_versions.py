@@ -1,4 +1,4 @@
-"""Who serves after a contest or by hand, what is kept of that, and what is left of what was removed."""
+"""Versions of a task: contests, promotion, archiving, deletion, purging and their events."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,11 +43,11 @@ def statuses(registry: Registry) -> dict[str, str]:
 
 def history(registry: Registry) -> list[tuple[str, str, str | None]]:
     with registry.read_session() as session:
-        found = select(Delta, Event).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
-        return [(delta.name, event.what, event.reason) for delta, event in session.execute(found)]
+        query = select(Delta, Event).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
+        return [(delta.name, event.what, event.reason) for delta, event in session.execute(query)]
 
 
-def told(registry: Registry) -> list[tuple[str, str]]:
+def messages(registry: Registry) -> list[tuple[str, str]]:
     with registry.read_session() as session:
         return [(row.message, row.subject) for row in session.scalars(select(OutboxRow).order_by(OutboxRow.id))]
 
@@ -61,8 +61,8 @@ def learn_after(registry: Registry, contest: Contest, *, score: float = 0.9) -> 
 
 
 def compared(*pairs: tuple[float, float], doubt: str | None = None, champion: str = "sst2@1") -> Contest:
-    found = tuple(Comparison(rows=f"rows {number}", new=new, old=old) for number, (new, old) in enumerate(pairs))
-    return Contest(champion=champion, comparisons=found, undecided_reason=doubt)
+    comparisons = tuple(Comparison(rows=f"rows {number}", new=new, old=old) for number, (new, old) in enumerate(pairs))
+    return Contest(champion=champion, comparisons=comparisons, undecided_reason=doubt)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def compared(*pairs: tuple[float, float], doubt: str | None = None, champion: st
         ),
     ],
 )
-def test_a_contest_decides_whatever_is_stored(registry: Registry, contest: Contest, reason: str | None) -> None:
+def test_a_contest_overrides_stored_scores(registry: Registry, contest: Contest, reason: str | None) -> None:
     learn(registry, "sst2", score=0.5)
     learn_after(registry, contest)
     assert registry.delta("sst2@2").reason == reason
@@ -100,10 +100,10 @@ def test_a_contest_without_a_champion_is_won(registry: Registry) -> None:
         (0.5, 0.6, "validation accuracy 0.5000 is lower than 0.6000 of sst2@2"),
     ],
 )
-def test_on_another_backbone_it_is_compared_with_the_one_it_stands_in_for(
+def test_a_migrated_version_is_compared_with_its_original(
     registry: Registry, new: float, there: float | None, reason: str | None
 ) -> None:
-    """there: the score of what serves on the other backbone already."""
+    """With the score of the current champion on the other backbone in `there`."""
     learn(registry, "sst2", score=0.5)
     with registry.unit_of_work() as unit:
         unit.add_backbone(replace(BACKBONE, fingerprint="beef", name="other"))
@@ -116,7 +116,7 @@ def test_on_another_backbone_it_is_compared_with_the_one_it_stands_in_for(
     assert statuses(registry)["sst2@1"] == "champion", "each backbone has a champion of its own"
 
 
-def test_what_was_decided_by_hand_is_kept(registry: Registry) -> None:
+def test_manual_decisions_are_kept(registry: Registry) -> None:
     learn(registry, "sst2", score=0.5)
     learn(registry, "sst2", score=0.4)
     promote_delta(registry, "sst2@2", reason="it knows the new forms")
@@ -132,12 +132,12 @@ def test_what_was_decided_by_hand_is_kept(registry: Registry) -> None:
         ("sst2@2", "promoted", "it knows the new forms"),
         ("sst2@2", "archived", "it does not"),
     ]
-    assert told(registry)[-2:] == [("champion", "sst2")] * 2
+    assert messages(registry)[-2:] == [("champion", "sst2")] * 2
     assert learn(registry, "sst2", score=0.1) == "sst2@3"
     assert statuses(registry)["sst2@3"] == "champion", "nobody served"
 
 
-def test_what_is_so_already_is_said(registry: Registry) -> None:
+def test_a_repeated_decision_is_refused(registry: Registry) -> None:
     learn(registry, "sst2")
     with pytest.raises(NothingToDo, match="serves already"):
         promote_delta(registry, "sst2@1")
@@ -149,7 +149,7 @@ def test_what_is_so_already_is_said(registry: Registry) -> None:
     assert len(history(registry)) == 3
 
 
-def test_a_version_without_a_signature_has_that_of_the_one_before(registry: Registry) -> None:
+def test_a_version_without_a_signature_has_its_predecessors(registry: Registry) -> None:
     learn(registry, "sst2")
     with registry.unit_of_work() as unit:
         unit.add_delta(delta_record(registry, "sst2", warm_start="imported"))
@@ -171,10 +171,10 @@ def test_labels_may_be_added_and_old_versions_keep_theirs(registry: Registry) ->
     assert learn(registry, "sst2") == "sst2@3"
 
 
-def test_the_last_version_is_the_one_that_serves_or_the_newest(registry: Registry) -> None:
+def test_the_last_version_is_the_champion_or_the_newest(registry: Registry) -> None:
     def last() -> str | None:
-        found = registry.last_version("sst2", "f00d")
-        return None if found is None else found.name
+        delta = registry.last_version("sst2", "f00d")
+        return None if delta is None else delta.name
 
     assert last() is None
     learn(registry, "sst2", score=0.5)
@@ -188,10 +188,10 @@ def test_the_last_version_is_the_one_that_serves_or_the_newest(registry: Registr
 
 @pytest.fixture
 def family(registry: Registry) -> Registry:
-    """A stream of three tasks of which the second came from the first, whose second version came from its first."""
+    """Register a stream of three tasks: the second derived from the first, and its second version from its first."""
     learn(registry, "sst2", score=0.5, digest=registry.blobs.put(b"one"), predictions=registry.blobs.put(b"answers"))
-    own = [Parent(delta="sst2@1", kind="retrained", weight=1.0)]
-    learn(registry, "sst2", score=0.6, parents=own, digest=registry.blobs.put(b"two"))
+    parents = [Parent(delta="sst2@1", kind="retrained", weight=1.0)]
+    learn(registry, "sst2", score=0.6, parents=parents, digest=registry.blobs.put(b"two"))
     learn(registry, "sst2", score=0.1, digest=registry.blobs.put(b"three"))
     learn(registry, "trec", parents=[Parent(delta="sst2@2", kind="warm_start", weight=1.0)])
     spec = {"name": "core", "tasks": [{"name": "sst2", "text": "their column"}, {"name": "trec", "text": "text"}]}
@@ -204,7 +204,7 @@ def family(registry: Registry) -> Registry:
     return registry
 
 
-def test_what_others_came_from_is_not_deleted_while_it_serves(family: Registry) -> None:
+def test_a_parent_that_serves_is_not_deleted(family: Registry) -> None:
     with pytest.raises(TaskNeeded, match=r"trec@1 came from sst2@2. Archive sst2@3, sst2@2 first"):
         delete_task(family, "sst2")
     assert statuses(family)["sst2@2"] == "champion"
@@ -217,7 +217,7 @@ def test_what_others_came_from_is_not_deleted_while_it_serves(family: Registry) 
     assert find_damage(family) == []
 
 
-def test_what_nothing_needs_is_deleted_but_for_its_last_number(registry: Registry) -> None:
+def test_an_unneeded_version_is_deleted_and_its_number_not_reused(registry: Registry) -> None:
     for _ in range(3):
         learn(registry, "sst2")
     delete_task(registry, "sst2")
@@ -227,7 +227,7 @@ def test_what_nothing_needs_is_deleted_but_for_its_last_number(registry: Registr
     assert find_damage(registry) == []
 
 
-def test_a_purge_leaves_names_alone(family: Registry) -> None:
+def test_a_purge_keeps_names_only(family: Registry) -> None:
     assert purge_task(family, "sst2", reason="asked to, letter 12") == {"versions": 3, "blobs": 4}
     assert [row["task"] for row in family.tasks()] == ["trec"]
     for content in (b"one", b"two", b"three", b"answers"):
@@ -245,7 +245,7 @@ def test_a_purge_leaves_names_alone(family: Registry) -> None:
         assert stream.spec["tasks"] == [{"name": "sst2"}, {"name": "trec", "text": "text"}]
         (purged,) = session.scalars(select(OutboxRow).where(OutboxRow.message == "purged"))
         assert (purged.subject, purged.about) == ("sst2", {"runs": ["run-2", "run-1"]})
-    assert [subject for message, subject in told(family) if message in ("delta", "champion")] == ["trec@1", "trec"]
+    assert [subject for message, subject in messages(family) if message in ("delta", "champion")] == ["trec@1", "trec"]
     gone = [event for event in history(family) if event[0].startswith("sst2")]
     assert {event for event in gone if event[1] != "purged"} & {event for event in gone if event[2]} == set()
     assert [event for event in gone if event[1] == "purged"] == [
@@ -260,7 +260,7 @@ def test_a_purge_leaves_names_alone(family: Registry) -> None:
     assert find_damage(family) == []
 
 
-def test_a_purged_name_may_be_learned_again_as_anything(family: Registry) -> None:
+def test_a_purged_name_can_be_learned_again_as_any_task(family: Registry) -> None:
     purge_task(family, "sst2")
     with family.unit_of_work() as unit:
         unit.add_task(task_record("sst2", kind="regression", metric="pearson", labels=()))
@@ -269,7 +269,7 @@ def test_a_purged_name_may_be_learned_again_as_anything(family: Registry) -> Non
     assert [row["task"] for row in family.tasks()] == ["sst2", "trec"]
 
 
-def test_a_stream_goes_on_beside_a_purged_position(family: Registry) -> None:
+def test_a_stream_continues_after_a_purged_position(family: Registry) -> None:
     with family.unit_of_work() as unit:
         unit.mark_learned("core", 0, delta="sst2@2")
     purge_task(family, "sst2")
@@ -292,7 +292,7 @@ def test_a_task_that_is_being_learned_is_not_removed(registry: Registry) -> None
             remove(registry, "sst2")
 
 
-def test_only_what_nothing_else_names_is_deleted(registry: Registry) -> None:
+def test_only_unshared_blobs_are_deleted(registry: Registry) -> None:
     shared = registry.blobs.put(b"shared")
     learn(registry, "sst2", digest=shared)
     learn(registry, "trec", digest=shared)

@@ -1,4 +1,4 @@
-"""Pages show what they are given as text, and bring all they need with them."""
+"""HTML pages: escaping, self-containment, accessibility and layout."""
 
 import re
 from base64 import b64decode
@@ -36,7 +36,7 @@ def figure(label: str = "a", *, text: str = "score") -> Figure:
 
 
 def whole(text: str) -> str:
-    """A page that shows a text in every place where it can."""
+    """Return a page with a text in every part that can hold one."""
     edges = [{"delta": f"{text}@1", "parent": f"{text}@2", "kind": "warm_start", "weight": 0.5}]
     table = Table(("task", "score"), ((text, 0.5), (text, None)))
     return page(
@@ -57,18 +57,18 @@ PLAIN = Parsed(whole("plain"))
 
 @settings(max_examples=20, deadline=None)
 @given(st.text(st.characters(), min_size=1).filter(str.strip))
-def test_any_text_is_text(text: str) -> None:
-    found = Parsed(whole(text))
-    assert found.tags == PLAIN.tags
-    assert found.inside("h1") == [escape_control_characters(text)]
-    assert found.inside("title")[0] == escape_control_characters(text)
-    assert found.of("title") == [escape_control_characters(text)] * len(PLAIN.of("title"))
-    assert escape_control_characters(text) in found.of("aria-label")
+def test_any_text_is_escaped(text: str) -> None:
+    parsed = Parsed(whole(text))
+    assert parsed.tags == PLAIN.tags
+    assert parsed.inside("h1") == [escape_control_characters(text)]
+    assert parsed.inside("title")[0] == escape_control_characters(text)
+    assert parsed.of("title") == [escape_control_characters(text)] * len(PLAIN.of("title"))
+    assert escape_control_characters(text) in parsed.of("aria-label")
     whole(text).encode()
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_names_are_text(text: str) -> None:
+def test_hostile_names_are_escaped(text: str) -> None:
     html = whole(text)
     assert Parsed(html).tags == PLAIN.tags
     assert leaves(html) == []
@@ -76,7 +76,7 @@ def test_hostile_names_are_text(text: str) -> None:
     assert not set(html) & {"\x1b", "\u202e"}
 
 
-def test_what_leaves_a_page_is_found() -> None:
+def test_the_helper_reports_outside_references() -> None:
     assert leaves(whole("plain")) == []
     for outside in (
         '<img src="https://example.com/a.png">',
@@ -91,7 +91,7 @@ def test_a_page_forbids_itself_all_requests_and_scripts() -> None:
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in PLAIN.of("content")
 
 
-def test_numbers_stand_on_the_right() -> None:
+def test_numbers_are_right_aligned() -> None:
     rows = (
         ("a", 0.12345, 12345, None, True),
         ("b", None, np.int64(3), None, False),
@@ -110,7 +110,7 @@ def test_numbers_stand_on_the_right() -> None:
     assert html.count('class="number"') == 3 * (1 + len(rows))
 
 
-def test_tables_say_what_their_cells_belong_to() -> None:
+def test_table_cells_have_header_scopes() -> None:
     html = page("p", [Section("Scores", table=Table(("task", "score"), (("a", 0.5),)))])
     parsed = Parsed(html)
     assert parsed.of("scope") == ["col", "col", "row"]
@@ -120,7 +120,7 @@ def test_tables_say_what_their_cells_belong_to() -> None:
     assert "tabindex" in next(tag for tag in parsed.tags if tag[0] == "div")
 
 
-def test_long_pages_have_a_list_of_their_sections() -> None:
+def test_long_pages_have_a_table_of_contents() -> None:
     many, few = (page("p", [Section(f"part {i}") for i in range(count)]) for count in (4, 3))
     assert "<nav" not in few
     parsed = Parsed(many)
@@ -137,7 +137,7 @@ def test_figures_do_not_share_ids() -> None:
     assert used <= set(parsed.of("id"))
 
 
-def test_a_figure_takes_the_ink_of_the_page() -> None:
+def test_a_figure_uses_the_pages_text_colour() -> None:
     drawn = figure(text='<b> id="x" #000000 $y$ 日本')
     svg = inline_svg(drawn, label="a & <b>", prefix="f0-")
     parsed = Parsed(svg)
@@ -153,7 +153,7 @@ def test_a_figure_takes_the_ink_of_the_page() -> None:
     assert svg == inline_svg(drawn, label="a & <b>", prefix="f0-"), "the same figure, the same page"
 
 
-def test_an_image_in_a_figure_is_in_the_page() -> None:
+def test_an_image_in_a_figure_is_embedded() -> None:
     drawn = Figure(figsize=(2, 2))
     drawn.add_subplot().imshow(np.eye(3))
     html = page("p", [Section("map", figure=drawn)])
@@ -185,19 +185,19 @@ SCHEMES = {"light": DARK.sub("", CSS), "dark": "".join(DARK.findall(CSS))}
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2's relative luminance of #rrggbb."""
+    """Return WCAG 2.2's relative luminance of #rrggbb."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
+def contrast(first: str, second: str) -> float:
+    low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("rules", SCHEMES.values(), ids=SCHEMES)
-def test_every_ink_can_be_read_on_what_it_stands(rules: str) -> None:
+def test_every_text_colour_has_enough_contrast(rules: str) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     named = dict(re.findall(r"--(\w+): (#\w{6});", rules))
     assert named.keys() == {"paper", "panel", "ink", "soft", "accent", "line"}
@@ -208,7 +208,7 @@ def test_every_ink_can_be_read_on_what_it_stands(rules: str) -> None:
     assert min(contrast(under, ink) for _, under, ink in levels) >= 4.5
 
 
-def test_no_delta_stands_before_one_that_it_came_from() -> None:
+def test_parents_stand_left_of_their_children() -> None:
     edges: list[dict[str, Any]] = [
         {"delta": child, "parent": parent, "kind": "merged", "weight": 0.5}
         for child, parent in (("c", "a"), ("c", "b"), ("d", "c"), ("d", "a"), ("e", "b"))
@@ -218,8 +218,8 @@ def test_no_delta_stands_before_one_that_it_came_from() -> None:
     place = dict(zip(parsed.inside("title"), boxes, strict=True))
     assert place.keys() == set("abcde")
     assert all(place[e["parent"]]["x"] + place[e["parent"]]["width"] < place[e["delta"]]["x"] for e in edges)
-    beside = [(place[one], place[other]) for one, other in ("ab", "ce")]
-    assert all(one["x"] == other["x"] and one["y"] + one["height"] < other["y"] for one, other in beside)
+    beside = [(place[first], place[second]) for first, second in ("ab", "ce")]
+    assert all(first["x"] == second["x"] and first["y"] + first["height"] < second["y"] for first, second in beside)
     assert parsed.inside("text")[: len(edges)] == ["merged 0.5"] * len(edges)
     assert max(box["y"] + box["height"] for box in boxes) < float(parsed.elements[1][1]["height"])
 
@@ -238,7 +238,7 @@ def test_long_names_stay_in_their_boxes(name: str) -> None:
     assert float(nested(parsed)[-1]["width"]) < 24 * 2 * 8
 
 
-def test_the_best_epoch_of_a_curve_stands_out() -> None:
+def test_the_best_epoch_of_a_curve_is_marked() -> None:
     parsed = Parsed(learning_curve_panels({"a": [0.5, 0.9, 0.7], "b": [0.2, 0.2]}))
     assert parsed.of("r") == ["2", "4", "2", "4", "2"]
     heights = [float(value) for value in parsed.of("cy")]
@@ -248,13 +248,13 @@ def test_the_best_epoch_of_a_curve_stands_out() -> None:
     assert Parsed(learning_curve_panels({"a": [0.5]})).of("r") == ["4"]
 
 
-def test_what_a_template_lacks_is_an_error() -> None:
+def test_an_undefined_template_variable_is_an_error() -> None:
     assert TEMPLATES.autoescape
     with pytest.raises(Exception, match="facts"):
         render("facts.html")
 
 
-def test_a_page_replaces_a_file_at_once_or_not_at_all(tmp_path: Path) -> None:
+def test_a_page_is_written_atomically(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     write_page(file, "one é")
     write_page(file, "two")

@@ -1,4 +1,4 @@
-"""The measures, by hand and by what must hold for any matrix. Rows: after learning task t; columns: score on task i."""
+"""Measures of continual learning, by hand and by invariants; matrix rows are after task t, columns task i."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,34 +19,34 @@ BEFORE = [0.5, 0.1, 0.5]
 
 
 def test_three_tasks_by_hand() -> None:
-    found = continual_measures(BY_HAND, BEFORE)
-    assert found.acc == pytest.approx((0.7 + 0.9 + 0.6) / 3)
-    assert found.bwt == pytest.approx(((0.7 - 0.9) + (0.9 - 0.8)) / 2)
-    assert found.fwt == pytest.approx(((0.3 - 0.1) + (0.4 - 0.5)) / 2)
-    assert found.forgetting == pytest.approx(((0.9 - 0.7) + (0.8 - 0.9)) / 2)
-    assert found.la == pytest.approx((0.9 + 0.8 + 0.6) / 3)
-    assert found.aia == pytest.approx((0.9 + (0.5 + 0.8) / 2 + (0.7 + 0.9 + 0.6) / 3) / 3)
+    measures = continual_measures(BY_HAND, BEFORE)
+    assert measures.acc == pytest.approx((0.7 + 0.9 + 0.6) / 3)
+    assert measures.bwt == pytest.approx(((0.7 - 0.9) + (0.9 - 0.8)) / 2)
+    assert measures.fwt == pytest.approx(((0.3 - 0.1) + (0.4 - 0.5)) / 2)
+    assert measures.forgetting == pytest.approx(((0.9 - 0.7) + (0.8 - 0.9)) / 2)
+    assert measures.la == pytest.approx((0.9 + 0.8 + 0.6) / 3)
+    assert measures.aia == pytest.approx((0.9 + (0.5 + 0.8) / 2 + (0.7 + 0.9 + 0.6) / 3) / 3)
 
 
-def test_forgetting_counts_from_the_best_row_and_bwt_from_the_tasks_own() -> None:
-    found = continual_measures([[0.5, None, None], [0.9, 0.5, None], [0.6, 0.5, 0.5]])
-    assert found.forgetting == pytest.approx(((0.9 - 0.6) + 0.0) / 2)
-    assert found.bwt == pytest.approx(((0.6 - 0.5) + 0.0) / 2)
+def test_forgetting_compares_with_the_best_row_and_bwt_with_the_diagonal() -> None:
+    measures = continual_measures([[0.5, None, None], [0.9, 0.5, None], [0.6, 0.5, 0.5]])
+    assert measures.forgetting == pytest.approx(((0.9 - 0.6) + 0.0) / 2)
+    assert measures.bwt == pytest.approx(((0.6 - 0.5) + 0.0) / 2)
 
 
 def test_the_last_row_is_not_in_the_maximum() -> None:
     assert continual_measures([[0.4, None], [0.9, 0.5]]).forgetting == pytest.approx(-0.5)
 
 
-def test_one_task_and_none() -> None:
+def test_measures_of_one_task_and_of_none() -> None:
     alone = continual_measures([[0.8]], [0.5])
     assert alone == ContinualMeasures(acc=0.8, bwt=None, fwt=None, forgetting=None, la=0.8, aia=0.8)
     assert continual_measures([]) == ContinualMeasures(None, None, None, None, None, None)
     assert continual_measures([], []) == continual_measures([])
 
 
-def test_transfer_is_of_what_was_measured() -> None:
-    """What is above the diagonal may be missing, as for a routed task; nothing measured gives nothing."""
+def test_forward_transfer_uses_measured_values_only() -> None:
+    """Values above the diagonal may be missing, as for routed scores; without any the transfer is None."""
     assert continual_measures(BY_HAND).fwt is None
     assert continual_measures([[0.9, 0.3, None], [0.5, 0.8, None], [0.7, 0.9, 0.6]], BEFORE).fwt == pytest.approx(0.2)
     assert continual_measures(
@@ -72,12 +72,12 @@ def test_a_missing_score_is_refused_by_name(t: int, i: int) -> None:
 
 
 @pytest.mark.parametrize("before", [[0.5], [0.5, 0.5, 0.5]], ids=["short", "long"])
-def test_as_many_scores_before_as_tasks(before: list[float]) -> None:
+def test_scores_before_learning_must_match_the_tasks(before: list[float]) -> None:
     with pytest.raises(ValueError, match="before"):
         continual_measures([[0.9, 0.4], [0.7, 0.8]], before)
 
 
-def test_mean_of_nothing_is_nothing() -> None:
+def test_the_mean_of_nothing_is_none() -> None:
     assert mean([]) is None
     assert mean([0.0]) == 0.0
 
@@ -98,7 +98,7 @@ def matrices(draw: st.DrawFn) -> list[list[float]]:
 
 
 @given(matrices())
-def test_forgetting_is_at_least_what_is_lost_since_learning(matrix: list[list[float]]) -> None:
+def test_forgetting_is_at_least_minus_bwt(matrix: list[list[float]]) -> None:
     """max_l R[l, i] ≥ R[i, i] for every i < T, so forgetting ≥ −BWT; equal where no score rose in between."""
     measures = values_of(matrix)
     assert measures["forgetting"] >= -measures["bwt"] - 1e-12
@@ -107,7 +107,7 @@ def test_forgetting_is_at_least_what_is_lost_since_learning(matrix: list[list[fl
 
 
 @given(matrices())
-def test_means_stay_between_the_least_and_the_greatest(matrix: list[list[float]]) -> None:
+def test_means_lie_between_minimum_and_maximum(matrix: list[list[float]]) -> None:
     measures, size = values_of(matrix), len(matrix)
     assert min(matrix[-1]) - 1e-12 <= measures["acc"] <= max(matrix[-1]) + 1e-12
     diagonal = [matrix[i][i] for i in range(size)]
@@ -118,14 +118,14 @@ def test_means_stay_between_the_least_and_the_greatest(matrix: list[list[float]]
 
 
 @given(st.lists(SCORES, min_size=2, max_size=6))
-def test_scores_that_never_change_are_neither_forgotten_nor_gained(scores: list[float]) -> None:
-    """Exactly: isolated deltas must show a zero, not something near it."""
-    found = continual_measures([scores] * len(scores), scores)
-    assert (found.bwt, found.forgetting, found.fwt) == (0.0, 0.0, 0.0)
-    assert found.acc == found.la
+def test_constant_scores_have_zero_forgetting_and_transfer(scores: list[float]) -> None:
+    """Exactly zero, as isolated deltas must show."""
+    measures = continual_measures([scores] * len(scores), scores)
+    assert (measures.bwt, measures.forgetting, measures.fwt) == (0.0, 0.0, 0.0)
+    assert measures.acc == measures.la
 
 
 @given(matrices(), st.floats(-5, 5))
-def test_what_stands_above_the_diagonal_bears_on_transfer_alone(matrix: list[list[float]], other: float) -> None:
-    changed = [[other if i > t else value for i, value in enumerate(row)] for t, row in enumerate(matrix)]
+def test_values_above_the_diagonal_affect_transfer_only(matrix: list[list[float]], replacement: float) -> None:
+    changed = [[replacement if i > t else value for i, value in enumerate(row)] for t, row in enumerate(matrix)]
     assert continual_measures(changed) == continual_measures(matrix)

@@ -1,4 +1,4 @@
-"""The page of a stream says what its report says, of any number of tasks, whatever they are called."""
+"""The HTML page of a stream: the whole report, for any number of tasks and any names."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_hostile_names_break_nothing(tmp_path: Path, tmp_path_factory: pytest.Te
     assert {escape_control_characters(name) for name in (*HOSTILE, "<i>left</i>")} <= set(page.inside("bdi"))
 
 
-def test_a_stream_of_which_nothing_is_learned(tmp_path: Path) -> None:
+def test_a_stream_without_learned_tasks(tmp_path: Path) -> None:
     document, page = paged(tmp_path, unlearned=["sst2"])
     assert document["tasks"] == []
     assert page.inside("h2") == ["In short", "Not learned"]

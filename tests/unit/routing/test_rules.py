@@ -1,4 +1,4 @@
-"""Routers against the same numbers computed the long way, and what is done with them."""
+"""Routers against direct computations and scikit-learn, calibration, and second opinions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -47,7 +47,7 @@ NO_ROWS = HeldOutRows(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.long), t
 def cloud(
     seed: int, *, rows: int = 60, classes: int = 3, apart: float = 3.0, width: int = WIDTH
 ) -> tuple[Tensor, Tensor]:
-    """Rows of classes around means of their own."""
+    """Draw rows of classes around random means."""
     draw = torch.Generator().manual_seed(seed)
     means = apart * torch.randn(classes, width, generator=draw)
     labels = torch.arange(rows) % classes
@@ -59,21 +59,21 @@ def signed(seed: int, **shape: Any) -> Signature:
     return compute_signature(x, y, count=int(y.max()) + 1)
 
 
-def seen(wide: Tensor) -> FrozenFeatures:
+def features_of(wide: Tensor) -> FrozenFeatures:
     return FrozenFeatures(wide[:, :2], wide)
 
 
 def task(seed: int, *, apart: float = 3.0) -> RoutingStatistics:
     (x, y), held = cloud(seed, rows=90, apart=apart), slice(60, 90)
     trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held], log_probs=torch.zeros(0))
-    return compute_statistics(x[:60], y[:60], count=3, held_out=seen(x[held]), evidence=trusted)
+    return compute_statistics(x[:60], y[:60], count=3, held_out=features_of(x[held]), evidence=trusted)
 
 
-def close(found: Tensor, expected: object, *, to: float = 1e-5) -> None:
-    torch.testing.assert_close(found.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=to, atol=to)
+def close(actual: Tensor, expected: object, *, to: float = 1e-5) -> None:
+    torch.testing.assert_close(actual.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=to, atol=to)
 
 
-def test_ridge_is_sklearns_with_every_task_counting_the_same() -> None:
+def test_ridge_equals_sklearns_with_equal_weight_of_tasks() -> None:
     data = {"a": cloud(1), "b": cloud(2, rows=20, classes=2)}
     totals = AccumulatedMoments.from_tasks(
         {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
@@ -83,15 +83,15 @@ def test_ridge_is_sklearns_with_every_task_counting_the_same() -> None:
     y = torch.cat([data["a"][1], data["b"][1] + 3])
     weights = torch.tensor([1 / 60] * 60 + [1 / 20] * 20)
     penalty = PENALTIES[0] * float(totals.moment.diagonal().mean())
-    theirs = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky")
-    theirs.fit(x.double().numpy(), np.eye(5)[y], sample_weight=weights.double().numpy())
+    reference = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky")
+    reference.fit(x.double().numpy(), np.eye(5)[y], sample_weight=weights.double().numpy())
     probes = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(3))
-    by_class = theirs.predict(probes.double().numpy())
+    by_class = reference.predict(probes.double().numpy())
     close(rule.scores(probes), np.stack([by_class[:, :3].max(1), by_class[:, 3:].max(1)], 1), to=1e-4)
     close(rule.familiarity(probes), by_class.max(1), to=1e-4)
 
 
-def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inputs() -> None:
+def test_mahalanobis_is_the_relative_distance_to_the_nearest_mean() -> None:
     data = {"a": cloud(6), "b": cloud(7, rows=20, classes=2)}
     totals = AccumulatedMoments.from_tasks(
         {name: compute_signature(x, y, count=int(y.max()) + 1) for name, (x, y) in data.items()}
@@ -103,12 +103,14 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inp
         / (len(x) - len(means[name]))
         for name, (x, y) in data.items()
     ]
-    own = np.linalg.inv(shrunk_covariance(sum(within) / 2, shrinkage=SHRINKAGES[0]))
+    precision = np.linalg.inv(shrunk_covariance(sum(within) / 2, shrinkage=SHRINKAGES[0]))
     centre = np.mean([x.double().numpy().mean(0) for x, _ in data.values()], axis=0)
     moment = np.mean([(x.double().T @ x.double() / len(x)).numpy() for x, _ in data.values()], axis=0)
     every = np.linalg.inv(shrunk_covariance(moment - np.outer(centre, centre), shrinkage=SHRINKAGES[0]))
     probes = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(8))
-    squares = np.array([[min(distance(p, m, own) ** 2 for m in of) for of in means.values()] for p in probes.numpy()])
+    squares = np.array(
+        [[min(distance(p, m, precision) ** 2 for m in of) for of in means.values()] for p in probes.numpy()]
+    )
     scores = rule.scores(probes)
     close(scores[:, 0] - scores[:, 1], -0.5 * (squares[:, 0] - squares[:, 1]), to=1e-3)
     background = np.array([distance(p, centre, every) ** 2 for p in probes.numpy()])
@@ -118,9 +120,9 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean_and_relative_to_all_inp
 @pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
 @settings(deadline=None)
 @given(st.permutations(range(4)))
-def test_the_order_of_arrival_is_of_no_effect(name: str, order: list[int]) -> None:
+def test_the_order_of_arrival_has_no_effect(name: str, order: list[int]) -> None:
     tasks = {f"t{seed}": task(seed) for seed in range(4)}
-    probes = seen(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
+    probes = features_of(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
     first = build_router(tasks, kind=name)
     again = build_router({f"t{seed}": tasks[f"t{seed}"] for seed in order}, kind=name)
     assert again.tasks == first.tasks
@@ -128,21 +130,24 @@ def test_the_order_of_arrival_is_of_no_effect(name: str, order: list[int]) -> No
     close(again.familiarity(probes), first.familiarity(probes), to=1e-6)
 
 
-def test_sums_are_equal_in_any_order_and_taking_out_is_exact() -> None:
+def test_totals_are_order_independent_and_removal_is_exact() -> None:
     parts = {f"t{seed}": signed(seed) for seed in range(5)}
-    joint, other = AccumulatedMoments.from_tasks(parts), AccumulatedMoments.from_tasks(dict(reversed(parts.items())))
+    joint, reordered = (
+        AccumulatedMoments.from_tasks(parts),
+        AccumulatedMoments.from_tasks(dict(reversed(parts.items()))),
+    )
     extra = signed(9, rows=300)
     joint.add("later", extra)
     joint.remove("later", extra)
     assert list(joint.tasks) == list(parts)
     for name in ("moment", "within", "total"):
-        close(getattr(joint, name), getattr(other, name), to=1e-9)
+        close(getattr(joint, name), getattr(reordered, name), to=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
-def test_a_task_that_was_taken_out_and_comes_again_changes_no_answer(name: str) -> None:
+def test_removing_and_adding_a_task_changes_no_answer(name: str) -> None:
     parts = {f"t{seed}": task(seed) for seed in range(4)}
-    probes = seen(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
+    probes = features_of(2 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)))
     totals = AccumulatedMoments.from_tasks(parts)
     totals.remove("t1", parts["t1"])
     totals.add("t1", parts["t1"])
@@ -151,108 +156,110 @@ def test_a_task_that_was_taken_out_and_comes_again_changes_no_answer(name: str) 
     close(again.log_p(probes), first.log_p(probes), to=1e-6)
 
 
-def test_statistics_keep_the_scatter_but_for_what_is_spread_evenly() -> None:
+def test_low_rank_statistics_keep_the_leading_scatter() -> None:
     x, y = cloud(3)
-    found, exact = task(3), compute_signature(x, y, count=3)
-    close(compute_statistics(x, y, count=3, held_out=seen(x)).scatter, exact.scatter, to=2e-2)
+    statistics, exact = task(3), compute_signature(x, y, count=3)
+    close(compute_statistics(x, y, count=3, held_out=features_of(x)).scatter, exact.scatter, to=2e-2)
     wide = torch.randn(SCATTER_RANK + 200, SCATTER_RANK + 100, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(len(wide), dtype=torch.long)
-    large = compute_statistics(wide, labels, count=1, held_out=seen(wide))
+    large = compute_statistics(wide, labels, count=1, held_out=features_of(wide))
     assert large.factor.shape == (SCATTER_RANK, SCATTER_RANK + 100)
     assert len(evenly_spaced(1000)) == len(set(evenly_spaced(1000))) == HELD_OUT
     assert evenly_spaced(3) == [0, 1, 2]
     expected = compute_signature(wide, labels, count=1).scatter
     assert float(large.scatter.trace()) == pytest.approx(float(expected.trace()), rel=1e-3)
-    assert found.degrees_of_freedom == 57
+    assert statistics.degrees_of_freedom == 57
 
 
 def test_statistics_survive_bytes() -> None:
-    own = task(1)
-    back = RoutingStatistics.from_bytes(own.to_bytes())
-    assert back.to_bytes() == own.to_bytes()
+    statistics = task(1)
+    back = RoutingStatistics.from_bytes(statistics.to_bytes())
+    assert back.to_bytes() == statistics.to_bytes()
     assert back.evidence is not None
-    assert RoutingStatistics.from_bytes(replace(own, evidence=None).to_bytes()).evidence is None
+    assert RoutingStatistics.from_bytes(replace(statistics, evidence=None).to_bytes()).evidence is None
     with pytest.raises(BlobError, match="lack counts"):
         RoutingStatistics.from_bytes(signed(1).to_bytes().replace(b"counts", b"kounts"))
 
 
-def test_weights_are_the_best_there_are_on_held_out_rows() -> None:
+def test_calibration_weights_are_optimal_on_held_out_rows() -> None:
     draw = torch.Generator().manual_seed(0)
-    own = torch.arange(300) % 3
-    scores = [torch.randn(300, 3, generator=draw) + 2 * torch.nn.functional.one_hot(own, 3) for _ in range(2)]
-    rows = HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300))
+    true_tasks = torch.arange(300) % 3
+    scores = [torch.randn(300, 3, generator=draw) + 2 * torch.nn.functional.one_hot(true_tasks, 3) for _ in range(2)]
+    rows = HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300))
 
     def entropy(a: float, b: float) -> float:
         logits = a * weights[0] * scores[0] + b * weights[1] * scores[1] + offsets
-        return float(torch.nn.functional.cross_entropy(logits, own, label_smoothing=SMOOTHING))
+        return float(torch.nn.functional.cross_entropy(logits, true_tasks, label_smoothing=SMOOTHING))
 
     weights, offsets = fit_calibration(scores, rows)
-    others = ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0))
-    assert all(entropy(1.0, 1.0) < entropy(*factors) for factors in others)
+    alternatives = ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0))
+    assert all(entropy(1.0, 1.0) < entropy(*factors) for factors in alternatives)
     assert calibrated_loss(weights[0] * scores[0] + weights[1] * scores[1], rows) < min(
         calibrated_loss(score, rows) for score in scores
     )
 
 
-def test_a_task_that_draws_others_inputs_is_held_back() -> None:
-    own = torch.arange(300) % 3
-    scores = torch.nn.functional.one_hot(own, 3) + torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 3
-    (_,), even = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300)))
+def test_a_task_that_attracts_others_inputs_gets_a_negative_offset() -> None:
+    true_tasks = torch.arange(300) % 3
+    scores = (
+        torch.nn.functional.one_hot(true_tasks, 3) + torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 3
+    )
+    (_,), even = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
     scores[:, 1] += 1.0
-    (weight,), offsets = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), own, torch.zeros(300)))
+    (weight,), offsets = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
     assert float(even.abs().max()) < 0.5
     assert offsets[1] < -0.5
     assert offsets[1] < offsets[0] - 1
     assert weight > 0
 
 
-def test_confidences_mean_what_they_say() -> None:
-    """Of inputs that overlap, those with a probability of p belong to the task in about p of the cases."""
+def test_confidences_are_calibrated() -> None:
+    """Of overlapping inputs, those with a probability of p belong to the task in about p of the cases."""
     router = build_router({f"t{seed}": task(seed, apart=0.7) for seed in range(4)})
     rows = torch.cat([cloud(seed, rows=3000, apart=0.7)[0] for seed in range(4)])
-    sure, chosen = router.log_p(seen(rows)).exp().max(dim=1)
+    sure, chosen = router.log_p(features_of(rows)).exp().max(dim=1)
     right = (chosen == torch.arange(4).repeat_interleave(3000)).double()
     assert 0.5 < float(right.mean()) < 0.95
     assert abs(float(sure.mean()) - float(right.mean())) < 0.08
 
 
-def test_the_threshold_refuses_the_share_that_was_asked_for() -> None:
+def test_the_threshold_abstains_for_the_given_share() -> None:
     parts = {f"t{seed}": task(seed) for seed in range(4)}
     router = build_router(parts)
     rows = collect_held_out([*parts], parts, features="random_features")
-    known = router.familiarity(seen(rows.features)) + rows.fit
+    scores = router.familiarity(features_of(rows.features)) + rows.fit
     for share in (0.05, 0.2):
-        assert float((known < router.threshold(share)).double().mean()) == pytest.approx(share, abs=0.02)
+        assert float((scores < router.threshold(share)).double().mean()) == pytest.approx(share, abs=0.02)
     assert router.threshold(0.0) == -torch.inf
-    far = router.familiarity(seen(torch.full((1, WIDTH), 40.0)))
+    far = router.familiarity(features_of(torch.full((1, WIDTH), 40.0)))
     assert float(far) < router.threshold()
 
 
-def test_one_task_takes_everything() -> None:
+def test_a_single_task_takes_every_input() -> None:
     router = build_router({"only": task(1)})
-    assert router.log_p(seen(torch.randn(5, WIDTH))).tolist() == [[0.0]] * 5
+    assert router.log_p(features_of(torch.randn(5, WIDTH))).tolist() == [[0.0]] * 5
 
 
-def test_rows_of_an_older_release_are_routed_without_being_refused() -> None:
+def test_statistics_of_an_older_release_route_without_abstention() -> None:
     totals = AccumulatedMoments.from_tasks({"a": signed(1), "b": signed(2)})
     router = calibration.calibrate(totals, NO_ROWS, features="random_features", names=("mahalanobis",))
-    assert router.log_p(seen(cloud(2)[0])).argmax(dim=1).tolist() == [1] * 60
+    assert router.log_p(features_of(cloud(2)[0])).argmax(dim=1).tolist() == [1] * 60
     assert router.threshold() == -torch.inf
 
 
-def asked(router: Router, log_p: Tensor, surely: dict[int, float]) -> tuple[list[int], dict[int, list[int]]]:
-    """What is decided, and who was asked, where each task is as sure of everything as is said here."""
+def choose_with(router: Router, log_p: Tensor, surely: dict[int, float]) -> tuple[list[int], dict[int, list[int]]]:
+    """Return the choices and the queries, with each task equally sure of every input."""
     calls: dict[int, list[int]] = {}
 
-    def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[str]]:
-        calls.update(looked)
+    def ask(questions: Mapping[int, list[int]]) -> dict[int, Opinion[str]]:
+        calls.update(questions)
         return {
             number: Opinion(
                 [f"{number} of {i}" for i in inputs],
                 torch.full((len(inputs),), surely.get(number, 0.0)),
                 torch.zeros(len(inputs)),
             )
-            for number, inputs in looked.items()
+            for number, inputs in questions.items()
         }
 
     decision = choose_tasks(router, log_p, ask)
@@ -262,68 +269,74 @@ def asked(router: Router, log_p: Tensor, surely: dict[int, float]) -> tuple[list
     return chosen, calls
 
 
-def test_only_what_is_unsure_is_looked_at_again() -> None:
+def test_only_uncertain_inputs_get_second_opinions() -> None:
     router = replace(build_router({f"t{seed}": task(seed) for seed in range(3)}), candidates=2, margin=0.8)
     log_p = torch.tensor([[0.9, 0.06, 0.04], [0.5, 0.4, 0.1], [0.1, 0.3, 0.6]]).log()
-    assert asked(router, log_p, {}) == ([0, 0, 2], {0: [0, 1], 1: [1, 2], 2: [2]})
-    assert asked(router, log_p, {0: -1.0})[0] == [0, 1, 2], "the router is sure of the first, and of the second not"
-    assert asked(router, log_p, {1: 9.0})[0] == [0, 1, 1]
+    assert choose_with(router, log_p, {}) == ([0, 0, 2], {0: [0, 1], 1: [1, 2], 2: [2]})
+    assert choose_with(router, log_p, {0: -1.0})[0] == [0, 1, 2], (
+        "the router is sure of the first, and of the second not"
+    )
+    assert choose_with(router, log_p, {1: 9.0})[0] == [0, 1, 1]
 
 
-def test_a_fit_is_in_standard_deviations_of_held_out_rows() -> None:
+def test_fit_is_in_standard_deviations_of_held_out_rows() -> None:
     (x, y), new = cloud(1), torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(5))
-    found = fit_statistics(x[:40], y[:40], count=3, held_out=x[40:], log_probs=torch.tensor([-0.5, -1.5]))
-    close(found.fit(x[40:]).mean(), 0.0, to=1e-4)
-    close(found.fit(x[40:]).std(correction=0), 1.0, to=1e-4)
-    close(found.held_out_fit, found.fit(x[40:]).double(), to=1e-3)
-    assert float(found.mean_log_prob) == -1.0
-    squares = [min(distance(p, m, found.precision.numpy()) ** 2 for m in found.means.numpy()) for p in new.numpy()]
-    close(found.fit(new), (-0.5 * np.array(squares) - float(found.centre)) / float(found.spread), to=1e-3)
+    statistics = fit_statistics(x[:40], y[:40], count=3, held_out=x[40:], log_probs=torch.tensor([-0.5, -1.5]))
+    close(statistics.fit(x[40:]).mean(), 0.0, to=1e-4)
+    close(statistics.fit(x[40:]).std(correction=0), 1.0, to=1e-4)
+    close(statistics.held_out_fit, statistics.fit(x[40:]).double(), to=1e-3)
+    assert float(statistics.mean_log_prob) == -1.0
+    squares = [
+        min(distance(p, m, statistics.precision.numpy()) ** 2 for m in statistics.means.numpy()) for p in new.numpy()
+    ]
+    close(
+        statistics.fit(new), (-0.5 * np.array(squares) - float(statistics.centre)) / float(statistics.spread), to=1e-3
+    )
 
 
-def test_frozen_features_are_of_every_layer_and_of_the_text_alone() -> None:
+def test_frozen_features_cover_every_layer_and_the_text_only() -> None:
     backbone = tiny_backbone("bert")
     tokens = tokenize(backbone, ["purr meow", "wave coral tide", "bark", "lovely bright superb day"], max_length=16)
-    found = frozen_features(backbone, tokens)
-    close(found.pooled, encode(backbone, tokens))
-    assert found.random_features.shape == (4, 2 * (backbone.num_layers + 1) * backbone.hidden_size)
-    assert bool((found.random_features >= 0).all())
+    features = frozen_features(backbone, tokens)
+    close(features.pooled, encode(backbone, tokens))
+    assert features.random_features.shape == (4, 2 * (backbone.num_layers + 1) * backbone.hidden_size)
+    assert bool((features.random_features >= 0).all())
     alone = frozen_features(backbone, tokens.take([2]))
-    close(alone.random_features[0], found.random_features[2], to=1e-4)
-    close(found.take([3, 1]).random_features, found.random_features[[3, 1]])
+    close(alone.random_features[0], features.random_features[2], to=1e-4)
+    close(features.take([3, 1]).random_features, features.random_features[[3, 1]])
 
 
-def test_an_index_finds_what_comparing_all_finds() -> None:
-    """Of 300 tasks: the same tasks and distances, also after some were added and one was taken out."""
+def test_an_index_equals_exhaustive_comparison() -> None:
+    """With 300 tasks, also after adding some and removing one."""
     parts = {f"t{seed}": signed(seed, apart=0.6, width=96) for seed in range(300)}
     few = dict(list(parts.items())[:280])
     rule = ClassMeanIndex(AccumulatedMoments.from_tasks(few), SHRINKAGES[0])
     for name in list(parts)[280:]:
         rule.add(name, parts[name])
     rule.remove("t7", parts["t7"])
-    left = {name: part for name, part in parts.items() if name != "t7"}
-    exact = ROUTERS["mahalanobis"](AccumulatedMoments.from_tasks(left), NO_ROWS)
+    remaining = {name: part for name, part in parts.items() if name != "t7"}
+    exact = ROUTERS["mahalanobis"](AccumulatedMoments.from_tasks(remaining), NO_ROWS)
     probes, gone = (
         torch.cat([cloud(seed, apart=0.6, width=96)[0] for seed in (3, 290)]),
         cloud(7, apart=0.6, width=96)[0],
     )
-    found, expected = rule.scores(probes), exact.scores(probes)
-    names = [name for name in parts if name in left]
-    same = [rule.tasks[i] for i in found.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
+    actual, expected = rule.scores(probes), exact.scores(probes)
+    names = [name for name in parts if name in remaining]
+    same = [rule.tasks[i] for i in actual.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
     assert np.mean([a == b for a, b in zip(*same, strict=True)]) > 0.97
     agree = torch.tensor([a == b for a, b in zip(*same, strict=True)])
-    close(found.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
+    close(actual.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
     close(rule.familiarity(probes)[agree], exact.familiarity(probes)[agree], to=1e-3)
     assert "t7" not in [rule.tasks[i] for i in rule.scores(gone).argmax(1).tolist()]
 
 
-def test_very_many_classes_are_routed_to_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_classes_are_routed_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("continual.routing.mahalanobis.INDEX_THRESHOLD", 100)
     parts = {f"t{seed}": task(seed) for seed in range(60)}
     totals = AccumulatedMoments.from_tasks({f"t{seed}": signed(seed) for seed in range(60)})
     rows = collect_held_out([*parts], parts, features="random_features")
     router = calibration.calibrate(totals, rows, features="random_features", names=("mahalanobis",))
     assert isinstance(router.rules[0], ClassMeanIndex)
-    found = router.log_p(seen(rows.features)).argmax(dim=1)
-    assert float((found == rows.task_index).double().mean()) > 0.8
+    chosen = router.log_p(features_of(rows.features)).argmax(dim=1)
+    assert float((chosen == rows.task_index).double().mean()) > 0.8
     assert np.isfinite(router.threshold())

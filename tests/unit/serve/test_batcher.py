@@ -67,7 +67,7 @@ def numbers(*values: int, lane: str = "one") -> list[Number]:
     return [Number(value, lane) for value in values]
 
 
-def test_what_comes_while_a_batch_is_answered_makes_up_the_next(make: Make, squares: Squares) -> None:
+def test_items_that_arrive_during_a_batch_form_the_next(make: Make, squares: Squares) -> None:
     batcher = make()
     occupy(batcher, squares)
     first, second = (batcher.submit(numbers(*values), seconds=10) for values in ((1, 2), (3,)))
@@ -77,7 +77,7 @@ def test_what_comes_while_a_batch_is_answered_makes_up_the_next(make: Make, squa
     assert squares.batches == [[0], [1, 2, 3]]
 
 
-def test_what_a_long_text_costs_is_found_out_once() -> None:
+def test_a_long_texts_cost_is_computed_once() -> None:
     class Long(str):
         encoded = 0
 
@@ -91,7 +91,7 @@ def test_what_a_long_text_costs_is_found_out_once() -> None:
     assert Long.encoded == 1
 
 
-def test_a_batch_is_no_larger_than_it_may_be(make: Make, squares: Squares) -> None:
+def test_a_batch_respects_its_maximum_cost(make: Make, squares: Squares) -> None:
     batcher = make(batch_cost=20)
     occupy(batcher, squares)
     request = batcher.submit(numbers(*range(5)), seconds=10)
@@ -100,7 +100,7 @@ def test_a_batch_is_no_larger_than_it_may_be(make: Make, squares: Squares) -> No
     assert squares.batches[1:] == [[0, 1], [2, 3], [4]]
 
 
-def test_a_mistake_fails_its_own_job(make: Make, squares: Squares) -> None:
+def test_an_error_fails_only_its_own_request(make: Make, squares: Squares) -> None:
     batcher = make()
     occupy(batcher, squares)
     bad, good = (batcher.submit(numbers(*values), seconds=10) for values in ((1, -1), (2,)))
@@ -110,7 +110,7 @@ def test_a_mistake_fails_its_own_job(make: Make, squares: Squares) -> None:
         bad.answers.result(10)
 
 
-def test_work_that_fails_altogether_fails_its_batch_and_the_next_is_answered() -> None:
+def test_a_failing_batch_does_not_affect_the_next() -> None:
     def fails(items: Sequence[Number]) -> list[int | Exception]:
         if items[0].value == 0:
             raise RuntimeError("broken")
@@ -123,7 +123,7 @@ def test_work_that_fails_altogether_fails_its_batch_and_the_next_is_answered() -
     batcher.close()
 
 
-def test_what_nobody_waits_for_any_more_is_not_answered(make: Make, squares: Squares) -> None:
+def test_cancelled_requests_are_not_answered(make: Make, squares: Squares) -> None:
     batcher = make()
     occupy(batcher, squares)
     cancelled, remaining = (batcher.submit(numbers(*values), seconds=10) for values in ((1, 2), (3,)))
@@ -135,7 +135,7 @@ def test_what_nobody_waits_for_any_more_is_not_answered(make: Make, squares: Squ
         cancelled.answers.result(10)
 
 
-def test_a_client_that_leaves_while_it_is_answered_disturbs_nobody(make: Make, squares: Squares) -> None:
+def test_a_request_cancelled_during_its_batch_affects_no_other(make: Make, squares: Squares) -> None:
     batcher = make()
     request = batcher.submit(numbers(1), seconds=10)
     assert squares.started.wait(10)
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_while_it_is_answered_disturbs_nobody(make: Make, s
     assert batcher.submit(numbers(2), seconds=10).answers.result(10) == [4]
 
 
-def test_what_waited_for_too_long_is_not_answered(make: Make, squares: Squares) -> None:
+def test_expired_requests_are_not_answered(make: Make, squares: Squares) -> None:
     batcher = make()
     occupy(batcher, squares)
     late, patient = (batcher.submit(numbers(value), seconds=seconds) for value, seconds in ((1, 0.01), (2, 10)))
@@ -156,7 +156,7 @@ def test_what_waited_for_too_long_is_not_answered(make: Make, squares: Squares) 
     assert squares.batches == [[0], [2]]
 
 
-def test_of_one_lane_the_nearest_deadline_comes_first(make: Make, squares: Squares) -> None:
+def test_a_lane_is_served_by_deadline(make: Make, squares: Squares) -> None:
     batcher = make(batch_cost=10)
     occupy(batcher, squares)
     slow, fast = (batcher.submit(numbers(value), seconds=seconds) for value, seconds in ((1, 100), (2, 10)))
@@ -165,7 +165,7 @@ def test_of_one_lane_the_nearest_deadline_comes_first(make: Make, squares: Squar
     assert squares.batches == [[0], [2], [1]]
 
 
-def test_no_more_may_wait_than_is_allowed(make: Make, squares: Squares) -> None:
+def test_the_queue_has_a_maximum_length(make: Make, squares: Squares) -> None:
     batcher = make(max_waiting=3)
     occupy(batcher, squares)
     accepted = batcher.submit(numbers(1, 2), seconds=10)
@@ -177,7 +177,7 @@ def test_no_more_may_wait_than_is_allowed(make: Make, squares: Squares) -> None:
     assert accepted.answers.result(10) == [1, 4]
 
 
-def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
+def test_a_request_that_would_expire_is_refused_at_once() -> None:
     def slow(items: Sequence[Number]) -> list[int | Exception]:
         time.sleep(0.05 * len(items))
         return [0 for _ in items]
@@ -192,7 +192,7 @@ def test_what_would_wait_for_too_long_is_refused_at_once() -> None:
     batcher.close()
 
 
-def test_what_was_accepted_is_finished(make: Make, squares: Squares) -> None:
+def test_accepted_requests_are_answered_on_close(make: Make, squares: Squares) -> None:
     batcher = make(batch_cost=10)
     occupy(batcher, squares)
     request = batcher.submit(numbers(1, 2, 3), seconds=10)

@@ -28,7 +28,7 @@ def take_many(queue: FairQueue[Item], count: int) -> list[Item]:
 
 
 @given(item_lists)
-def test_all_that_waits_is_taken_once_and_a_lane_keeps_its_order(items: list[Item]) -> None:
+def test_each_item_is_taken_once_in_its_lanes_order(items: list[Item]) -> None:
     queue: FairQueue[Item] = FairQueue()
     for item in items:
         queue.put(item)
@@ -43,7 +43,7 @@ def test_all_that_waits_is_taken_once_and_a_lane_keeps_its_order(items: list[Ite
 
 
 @given(st.lists(st.integers(1, 3 * QUANTUM), min_size=2, max_size=5), st.integers(20, 200))
-def test_lanes_that_wait_share_alike_whatever_their_items_cost(costs: list[int], count: int) -> None:
+def test_waiting_lanes_share_equally_by_cost(costs: list[int], count: int) -> None:
     queue: FairQueue[Item] = FairQueue()
     for lane, cost in enumerate(costs):
         for _ in range(count):
@@ -54,7 +54,7 @@ def test_lanes_that_wait_share_alike_whatever_their_items_cost(costs: list[int],
     assert max(cost_by_lane.values()) - min(cost_by_lane.values()) <= 2 * QUANTUM + max(costs)
 
 
-def test_a_flood_in_one_lane_keeps_no_other_waiting() -> None:
+def test_a_flooded_lane_delays_no_other() -> None:
     queue: FairQueue[Item] = FairQueue()
     for number in range(1000):
         queue.put(Item("flood", 16, number=number))

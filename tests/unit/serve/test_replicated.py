@@ -1,4 +1,4 @@
-"""Affinity groups of requests, and replicas that refresh one after another."""
+"""Replicated serving: affinity groups of requests, and rolling refresh of replicas."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def rows(*tasks: str | None) -> dict[str, Any]:
     return {"rows": [{"text": "a"} | ({"task": task} if task else {}) for task in tasks]}
 
 
-def test_a_request_is_of_the_group_of_most_of_its_rows() -> None:
+def test_a_request_belongs_to_the_group_of_most_of_its_rows() -> None:
     mood, place = group("/v1/predict", rows("mood")), group("/v1/predict", rows("place"))
     assert mood != place
     assert group("/v1/predict", rows("place", "mood", None, "mood")) == mood
@@ -49,13 +49,13 @@ def test_a_request_is_of_the_group_of_most_of_its_rows() -> None:
         ("/v1/tasks", {}),
     ],
 )
-def test_what_names_no_task_is_of_no_group(path: str, body: Any) -> None:
+def test_a_request_without_tasks_has_no_group(path: str, body: Any) -> None:
     assert group(path, body) == ""
     assert affinity_group(path, b"\xff{", groups=32) == ""
 
 
 class Handle:
-    """A handle of replicas that are stale, of which some fail to refresh."""
+    """A fake handle of stale replicas, some of which fail to refresh."""
 
     def __init__(self, *stale: str, fails: Sequence[str] = ()) -> None:
         self.stale, self.fails = [*stale], fails
@@ -77,7 +77,7 @@ class Handle:
         return [RuntimeError(f"{name} died") if name in self.fails else True, False]
 
 
-def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
+def test_replicas_refresh_in_turn_despite_failures() -> None:
     async def refresh_twice() -> list[bool | BaseException]:
         rolling_refresh = RollingRefresh(handle, poll=1)
         both = (rolling_refresh.refresh_all(), rolling_refresh.refresh_all())
@@ -91,7 +91,7 @@ def test_champions_are_taken_up_in_turn_whoever_fails() -> None:
     assert handle.max_refreshing == 1
 
 
-def test_where_nobody_is_behind_nothing_changes() -> None:
+def test_up_to_date_replicas_are_not_refreshed() -> None:
     assert asyncio.run(RollingRefresh(Handle(), poll=1).refresh_all()) is False
 
 
@@ -118,7 +118,7 @@ def test_a_replica_that_hangs_is_not_waited_for() -> None:
         ("RUNNING", ["a" * 20], "2 replicas were not ready"),
     ],
 )
-def test_replicas_that_do_not_come_to_be_ready_are_refused(
+def test_replicas_that_do_not_become_ready_are_an_error(
     status: str, fingerprints: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ready:
@@ -145,7 +145,7 @@ def test_replicas_that_do_not_come_to_be_ready_are_refused(
         (["a", None], 200, '{"changed":true}'),
     ],
 )
-def test_a_refresh_answers_for_all(results: list[Any], status: int, message: str) -> None:
+def test_a_refresh_covers_all_replicas(results: list[Any], status: int, message: str) -> None:
     class RefreshHandle(Handle):
         response = property(lambda self: SimpleNamespace(remote=self._response))
 

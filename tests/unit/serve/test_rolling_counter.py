@@ -1,4 +1,4 @@
-"""Counts per second of the last minute, by a clock that the test sets."""
+"""Rolling counter of the last minute's events per second, with a fake clock."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ def test_counts_are_those_of_the_last_full_seconds(steps: list[tuple[float, int]
     assert recent.uptime == now - start
 
 
-def test_what_is_older_is_forgotten() -> None:
+def test_older_events_are_dropped() -> None:
     now = 0.0
     recent = RollingCounter(clock=lambda: now)
     for _ in range(10 * WINDOW_SECONDS):

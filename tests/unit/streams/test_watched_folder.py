@@ -1,4 +1,4 @@
-"""Task files in a watched folder: each is submitted once it is whole, and none is lost for want of a registry."""
+"""The watched folder of task files: each is submitted once it is complete, and retried after errors."""
 
 import os
 import sqlite3
@@ -32,38 +32,36 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that have passed."""
+    """The elapsed seconds of a fake clock."""
     passed = [0.0]
     monkeypatch.setattr("continual.streams.arrivals.time.monotonic", lambda: passed[0])
     return passed
 
 
-def test_a_file_is_read_once_it_has_been_the_same_for_a_second_however_often_it_is_looked_at(
-    registry: Registry, folder: Path, clock: list[float]
-) -> None:
-    dropped, file = WatchedFolder(registry, folder), folder / "sst2.yaml"
+def test_a_file_is_read_once_unchanged_for_a_second(registry: Registry, folder: Path, clock: list[float]) -> None:
+    inbox, file = WatchedFolder(registry, folder), folder / "sst2.yaml"
     for moment in (0.0, 0.5, 0.9):
         clock[0] = moment
-        dropped.submit_changed()
-        assert (registry.arrivals(), dropped.has_unsettled_files) == ([], True)
+        inbox.submit_changed()
+        assert (registry.arrivals(), inbox.has_unsettled_files) == ([], True)
     file.write_text(TASK + "seed: 3\n")
     os.utime(file, ns=(1, 1))
     for moment, arrived in ((1.1, 0), (2.0, 0), (2.1, 1), (9.0, 1)):
         clock[0] = moment
-        dropped.submit_changed()
-        assert (len(registry.arrivals()), dropped.has_unsettled_files) == (arrived, not arrived)
+        inbox.submit_changed()
+        assert (len(registry.arrivals()), inbox.has_unsettled_files) == (arrived, not arrived)
 
 
-def test_a_file_that_the_registry_could_not_take_is_submitted_the_next_time(
+def test_a_file_is_submitted_again_after_a_registry_error(
     registry: Registry, folder: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dropped = WatchedFolder(registry, folder)
-    dropped.submit_changed()
+    inbox = WatchedFolder(registry, folder)
+    inbox.submit_changed()
     clock[0] = 1.0
-    with closing(sqlite3.connect(folder.parent / "home/registry.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(folder.parent / "home/registry.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(Interrupted, match="database is locked"):
-            dropped.submit_changed()
+            inbox.submit_changed()
 
     def full(*_: object, **__: object) -> int:
         raise RegistryError("the disk is full")
@@ -71,7 +69,7 @@ def test_a_file_that_the_registry_could_not_take_is_submitted_the_next_time(
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "submit", full)
         with pytest.raises(RegistryError, match="full"):
-            dropped.submit_changed()
-    assert (registry.arrivals(), dropped.has_unsettled_files) == ([], True)
-    dropped.submit_changed()
-    assert ([row["task"] for row in registry.arrivals()], dropped.has_unsettled_files) == (["sst2"], False)
+            inbox.submit_changed()
+    assert (registry.arrivals(), inbox.has_unsettled_files) == ([], True)
+    inbox.submit_changed()
+    assert ([row["task"] for row in registry.arrivals()], inbox.has_unsettled_files) == (["sst2"], False)

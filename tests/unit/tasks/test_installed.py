@@ -1,4 +1,4 @@
-"""The demo corpus, from small packages made here and from one that is installed."""
+"""The demo corpus of docstrings, from packages made here and from installed ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AREAS = ("birds", "boats", "bread", "tests", "_inner")
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Two packages that must not be imported, with 80 documented functions in each of their areas."""
+    """Two packages that must not be imported, with 80 documented functions in each subpackage."""
     names = ("demo_one", "demo_two")
     for name in names:
         for area in AREAS:
@@ -89,7 +89,7 @@ def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packa
     assert min(labels.values()) >= 25
 
 
-def test_too_few_packages(tmp_path: Path, packages: tuple[str, ...]) -> None:
+def test_too_few_packages_are_an_error(tmp_path: Path, packages: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"two installed packages .* usable of demo_one, nowhere: demo_one"):
         write_demo_stream(tmp_path / "demo", packages=("demo_one", "nowhere"))
     assert not (tmp_path / "demo").exists()

@@ -1,4 +1,4 @@
-"""Loading: what becomes of a task's files, and what is said about those that will not do."""
+"""Loading a task's rows: splits, limits, file formats, and errors that name the file and line."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def spec(files: dict[str, str], **keys: Any) -> TaskSpec:
 
 
 def load(folder: Path, *, seed: int = 0, suffix: str = "jsonl", splits: Any = None, **rows: list[Row]) -> TaskData:
-    files = {split: lines(folder / f"{split}.{suffix}", found) for split, found in rows.items()}
+    files = {split: lines(folder / f"{split}.{suffix}", split_rows) for split, split_rows in rows.items()}
     return load_task(spec(files, splits=splits or {}), folder=folder, seed=seed)
 
 
-def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_given_splits_are_unchanged(tmp_path: Path) -> None:
     test: list[Row] = [{"other": i, **row} for i, row in enumerate(good(4, 200))]  # columns may differ
     data = load(tmp_path, suffix="jsonl.gz", train=good(), validation=good(6, 100), test=test)
     assert data.train.texts == tuple(f"text {i}" for i in range(20))
@@ -50,7 +50,7 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     assert (len(data.validation), data.labels, data.notes) == (6, ("a", "b"), ())
 
 
-def test_absent_splits_are_carved_from_train_and_said(tmp_path: Path) -> None:
+def test_absent_splits_are_split_off_train_with_a_note(tmp_path: Path) -> None:
     data = load(tmp_path, train=good(100))
     assert [len(rows) for rows in (data.train, data.validation, data.test)] == [72, 8, 20]
     assert Counter(data.test.labels) == {"a": 10, "b": 10}
@@ -63,12 +63,12 @@ def test_absent_splits_are_carved_from_train_and_said(tmp_path: Path) -> None:
     assert load(tmp_path, seed=1, train=good(100)).test != data.test
 
 
-def test_train_too_small_to_carve(tmp_path: Path) -> None:
+def test_train_rows_too_few_to_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'t', test: there is no such split, and the 2 rows of train cannot spare any"):
         load(tmp_path, train=good(2))
 
 
-def test_limits_come_after_carving(tmp_path: Path) -> None:
+def test_limits_apply_after_splitting(tmp_path: Path) -> None:
     files = {"train": lines(tmp_path / "a.jsonl", good(100))}
     plain = load_task(spec(files), folder=tmp_path, seed=0)
     small = load_task(spec(files, rows={"train": 10, "test": 5, "validation": 50}), folder=tmp_path, seed=0)
@@ -95,7 +95,7 @@ def test_pairs_and_renamed_splits(tmp_path: Path) -> None:
     assert data.validation == data.test
 
 
-def test_csv_words_that_look_like_gaps_are_texts(tmp_path: Path) -> None:
+def test_csv_words_that_look_like_missing_values_are_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nNA,1\nnull,2\n,1\nnone,2\n", encoding="utf-8")
     data = load_task(
         spec({"train": "a.csv", "validation": "a.csv", "test": "a.csv"}, path="csv"), folder=tmp_path, seed=0
@@ -110,14 +110,14 @@ def test_class_labels_go_by_name(tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
     table.to_parquet(tmp_path / "a.parquet")
-    one = dict.fromkeys(("train", "validation", "test"), "a.parquet")
-    assert load_task(spec(one, path="parquet"), folder=tmp_path, seed=0).train.labels == ("no", "yes", "no")
+    files = dict.fromkeys(("train", "validation", "test"), "a.parquet")
+    assert load_task(spec(files, path="parquet"), folder=tmp_path, seed=0).train.labels == ("no", "yes", "no")
     table.map(lambda row: {"label": -1}, features=features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1: -1 is not a label"):
-        load_task(spec(one, path="parquet"), folder=tmp_path, seed=0)
+        load_task(spec(files, path="parquet"), folder=tmp_path, seed=0)
 
 
-def test_a_file_that_changed_is_read_anew_even_at_the_same_time_of_change(tmp_path: Path) -> None:
+def test_a_changed_file_with_the_same_mtime_is_read_again(tmp_path: Path) -> None:
     for word in ("old", "new"):
         rows = [{**row, "text": f"{word} {i}"} for i, row in enumerate(good())]
         lines(tmp_path / "train.jsonl", rows)
@@ -138,7 +138,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"txt": "a", "label": "a"}, r"train: no column 'text'; did you mean 'txt'\? \(the columns are txt, label\)"),
         ({"text": None, "label": "a"}, r"train: column 'text', row 21: None is not a text"),
@@ -149,18 +149,18 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         ({"text": "b", "label": 0.5}, r"train: column 'label', row 21: 0.5 is not a label"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, bad: Row, said: str) -> None:
+def test_an_invalid_row_is_reported_with_its_number(tmp_path: Path, bad: Row, message: str) -> None:
     rows = [bad] if "txt" in bad else [*good(), bad]
-    with pytest.raises(DataError, match=f"task 't', {said}"):
+    with pytest.raises(DataError, match=f"task 't', {message}"):
         load(tmp_path, train=rows)
 
 
-def test_labels_must_be_known_and_two(tmp_path: Path) -> None:
-    strange: list[Row] = [{"text": "x", "label": "z"}, {"text": "y", "label": "c"}]
+def test_labels_need_two_classes_all_in_train(tmp_path: Path) -> None:
+    rows: list[Row] = [{"text": "x", "label": "z"}, {"text": "y", "label": "c"}]
     with pytest.raises(DataError, match="'t', validation: labels that train does not have: 'c', 'z'"):
-        load(tmp_path, train=good(), validation=strange)
+        load(tmp_path, train=good(), validation=rows)
     with pytest.raises(DataError, match="'t', train: at least two labels are needed; got only 'z'"):
-        load(tmp_path, train=strange[:1] * 20, validation=good(), test=good())
+        load(tmp_path, train=rows[:1] * 20, validation=good(), test=good())
 
 
 def test_empty_and_broken_files(tmp_path: Path) -> None:
@@ -174,20 +174,20 @@ def test_empty_and_broken_files(tmp_path: Path) -> None:
         load_task(spec({"train": "head.csv"}, path="csv"), folder=tmp_path, seed=0)
 
 
-def test_a_split_that_is_named_must_be_there(tmp_path: Path) -> None:
+def test_a_named_split_must_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'t', validation: the source has no split 'dev'; it has train"):
         load(tmp_path, splits={"validation": "dev"}, train=good())
     with pytest.raises(DataError, match=r"'t', train: the source has no split 'train'; it has test"):
         load(tmp_path, test=good())
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error(tmp_path: Path) -> None:
     task = TaskSpec.model_validate({"name": "t", "source": {"path": "no/such"}, "text": "text", "label": "label"})
     with pytest.raises(DataError, match=r"cannot read 'no/such': .*Couldn't reach .*; a hub dataset needs the network"):
         load_task(task, folder=tmp_path, seed=0)
 
 
-def test_all_tasks_of_a_stream_are_checked_in_one_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_tasks_of_a_stream_are_checked_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines(tmp_path / "ok.jsonl", good(40))
     numbers = spec({"train": "ok.jsonl"}, kind="regression").model_copy(update={"name": "c"})
     fine = spec({"train": "ok.jsonl"}).model_copy(update={"name": "a"})
@@ -202,8 +202,8 @@ def test_all_tasks_of_a_stream_are_checked_in_one_go(tmp_path: Path, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-def test_csv_fields_are_texts_as_they_are_written(tmp_path: Path) -> None:
-    """A spreadsheet's idea of a number would merge labels and lose zeros."""
+def test_csv_fields_are_verbatim_texts(tmp_path: Path) -> None:
+    """Parsing numbers would merge labels and lose leading zeros."""
     lines = [f"{4 * i + j},{label}" for i in range(8) for j, label in enumerate(("007", "7", "TRUE", "NA"))]
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     spec = TaskSpec.model_validate(
@@ -215,7 +215,7 @@ def test_csv_fields_are_texts_as_they_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [["hello, world,d", "so, so,e"], ["fine,d", "a,b,c"], ["alone"]])
-def test_a_csv_row_of_another_length_is_refused_with_its_line(tmp_path: Path, rows: list[str]) -> None:
+def test_a_csv_row_of_wrong_length_is_refused_with_its_line(tmp_path: Path, rows: list[str]) -> None:
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     spec = TaskSpec.model_validate(
         {"name": "t", "source": {"path": "csv", "data_files": {"train": "t.csv"}}, "text": "text", "label": "label"}
@@ -225,7 +225,7 @@ def test_a_csv_row_of_another_length_is_refused_with_its_line(tmp_path: Path, ro
 
 
 def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
-    """It would be filled in again, and other files read in its place."""
+    """It would be expanded, and other files read in its place."""
     (tmp_path / "a[1].csv").write_text("text,label\nx,y\n", encoding="utf-8")
     spec = TaskSpec.model_validate(
         {"name": "t", "source": {"path": "csv", "data_files": {"train": "a[1].csv"}}, "text": "text", "label": "label"}
@@ -235,17 +235,17 @@ def test_a_file_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [("train", "validation", "test"), ("train", "test"), ("train", "validation"), ("train",)]
+    "splits", [("train", "validation", "test"), ("train", "test"), ("train", "validation"), ("train",)]
 )
 @pytest.mark.parametrize("rows", [{}, {"validation": 4}])
-def test_validation_rows_alone_are_those_of_the_task(
-    tmp_path: Path, given: tuple[str, ...], rows: dict[str, int]
+def test_validation_rows_loaded_alone_are_the_tasks(
+    tmp_path: Path, splits: tuple[str, ...], rows: dict[str, int]
 ) -> None:
-    files = {split: lines(tmp_path / f"{split}.jsonl", good(60, 100 * i)) for i, split in enumerate(given)}
+    files = {split: lines(tmp_path / f"{split}.jsonl", good(60, 100 * i)) for i, split in enumerate(splits)}
     task = spec(files, rows=rows)
-    wanted = load_task(task, folder=tmp_path, seed=3).validation
+    expected = load_task(task, folder=tmp_path, seed=3).validation
     if "test" in files:
         (tmp_path / "test.jsonl").write_text("nobody reads this")
     if "validation" in files:
         (tmp_path / "train.jsonl").write_text("nor this")
-    assert load_validation(task, folder=tmp_path, seed=3) == wanted
+    assert load_validation(task, folder=tmp_path, seed=3) == expected

@@ -1,4 +1,4 @@
-"""Taking rows: what is held out, how labels are shared, and that neither order nor chance of the day matters."""
+"""Sampling rows: held-out splits, stratification, and independence of row order."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def pairs_of(rows: LabelledTexts) -> Counter[tuple[Text, str]]:
 
 @settings(deadline=None)
 @given(PAIRS, st.integers(0, 50), st.integers(0, 5))
-def test_carving_parts_the_rows(pairs: list[tuple[Text, str]], count: int, seed: int) -> None:
+def test_splitting_partitions_the_rows(pairs: list[tuple[Text, str]], count: int, seed: int) -> None:
     rows = rows_of(pairs)
-    kept, carved = split_off(rows, count, seed=seed)
-    assert pairs_of(kept) + pairs_of(carved) == pairs_of(rows)
+    remaining, carved = split_off(rows, count, seed=seed)
+    assert pairs_of(remaining) + pairs_of(carved) == pairs_of(rows)
     assert len(carved) <= count
-    assert set(kept.labels) == set(rows.labels)
-    assert not set(kept.texts) & set(carved.texts)
+    assert set(remaining.labels) == set(rows.labels)
+    assert not set(remaining.texts) & set(carved.texts)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=4), st.integers(0, 5), st.data())
-def test_carving_unlike_texts_keeps_proportions(sizes: list[int], seed: int, data: st.DataObject) -> None:
+def test_splitting_keeps_label_proportions(sizes: list[int], seed: int, data: st.DataObject) -> None:
     labels = [name for name, size in zip("abcd", sizes, strict=False) for _ in range(size)]
     rows = rows_of([(f"text {i}", label) for i, label in enumerate(labels)])
     count = data.draw(st.integers(0, len(rows) // 2))
@@ -66,7 +66,7 @@ def test_sampling(pairs: list[tuple[Text, str]], count: int, seed: int, keep: bo
 
 @settings(deadline=None)
 @given(PAIRS, st.integers(1, 5), st.integers(0, 5))
-def test_shots_takes_so_many_of_each_label(pairs: list[tuple[Text, str]], n: int, seed: int) -> None:
+def test_shots_are_sampled_per_label(pairs: list[tuple[Text, str]], n: int, seed: int) -> None:
     rows = rows_of(pairs)
     taken = sample_shots(rows, n, seed=seed)
     assert Counter(taken.labels) == {label: min(n, count) for label, count in Counter(rows.labels).items()}
@@ -76,15 +76,15 @@ def test_shots_takes_so_many_of_each_label(pairs: list[tuple[Text, str]], n: int
 @settings(deadline=None)
 @given(PAIRS, st.integers(1, 30), st.integers(0, 5), st.randoms())
 def test_the_order_of_rows_does_not_matter(pairs: list[tuple[Text, str]], count: int, seed: int, mix: object) -> None:
-    other = list(pairs)
-    mix.shuffle(other)  # type: ignore[attr-defined]
-    one, two = rows_of(pairs), rows_of(other)
-    assert pairs_of(split_off(one, count, seed=seed)[1]) == pairs_of(split_off(two, count, seed=seed)[1])
-    assert pairs_of(sample(one, count, seed=seed)) == pairs_of(sample(two, count, seed=seed))
-    assert pairs_of(sample_shots(one, count, seed=seed)) == pairs_of(sample_shots(two, count, seed=seed))
+    shuffled = list(pairs)
+    mix.shuffle(shuffled)  # type: ignore[attr-defined]
+    first, second = rows_of(pairs), rows_of(shuffled)
+    assert pairs_of(split_off(first, count, seed=seed)[1]) == pairs_of(split_off(second, count, seed=seed)[1])
+    assert pairs_of(sample(first, count, seed=seed)) == pairs_of(sample(second, count, seed=seed))
+    assert pairs_of(sample_shots(first, count, seed=seed)) == pairs_of(sample_shots(second, count, seed=seed))
 
 
-def test_another_seed_takes_other_rows_and_the_same_seed_the_same() -> None:
+def test_sampling_follows_from_the_seed() -> None:
     rows = rows_of([(f"text {i}", "ab"[i % 2]) for i in range(100)])
     taken = [sample(rows, 20, seed=seed) for seed in (0, 0, 1)]
     assert taken[0] == taken[1] != taken[2]
@@ -94,17 +94,19 @@ def test_another_seed_takes_other_rows_and_the_same_seed_the_same() -> None:
 
 def test_rows_keep_their_order() -> None:
     rows = rows_of([(f"{i:03}", "ab"[i % 2]) for i in range(50)])
-    kept, carved = split_off(rows, 10, seed=0)
-    for part in (kept, carved, sample(rows, 10, seed=0), sample_shots(rows, 5, seed=0)):
+    remaining, carved = split_off(rows, 10, seed=0)
+    for part in (remaining, carved, sample(rows, 10, seed=0), sample_shots(rows, 5, seed=0)):
         assert list(part.texts) == sorted(str(text) for text in part.texts)
 
 
 @given(PAIRS, PAIRS)
-def test_a_fingerprint_is_shared_by_equal_rows_only(one: list[tuple[Text, str]], two: list[tuple[Text, str]]) -> None:
-    assert (rows_of(one).fingerprint == rows_of(two).fingerprint) == (one == two)
+def test_a_fingerprint_is_shared_by_equal_rows_only(
+    first: list[tuple[Text, str]], second: list[tuple[Text, str]]
+) -> None:
+    assert (rows_of(first).fingerprint == rows_of(second).fingerprint) == (first == second)
 
 
-def test_a_fingerprint_tells_a_pair_from_a_text_that_looks_like_one() -> None:
+def test_a_fingerprint_distinguishes_a_pair_from_a_similar_text() -> None:
     alike = [
         LabelledTexts((("a", "b"),), ("x",)),
         LabelledTexts(('["a","b"]',), ("x",)),
@@ -114,7 +116,7 @@ def test_a_fingerprint_tells_a_pair_from_a_text_that_looks_like_one() -> None:
     assert LabelledTexts(("a", "b"), ("x", "y")).fingerprint != LabelledTexts(("b", "a"), ("y", "x")).fingerprint
 
 
-def test_rows_want_a_target_for_every_text_or_none() -> None:
+def test_rows_need_a_target_for_every_text_or_none() -> None:
     assert LabelledTexts(("a", "b"), ()).labels == ()
     with pytest.raises(DataError, match="2 texts, 1 targets"):
         LabelledTexts(("a", "b"), ("x",))

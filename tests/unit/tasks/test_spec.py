@@ -1,4 +1,4 @@
-"""Stream and task files: what is read, and what is said about a file that is not one."""
+"""Stream and task files: parsing, defaults, and error messages with file and line."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def complaint(folder: Path, text: str | bytes) -> str:
     return str(caught.value)
 
 
-def test_what_a_task_leaves_out_comes_from_its_stream(tmp_path: Path) -> None:
+def test_a_task_inherits_its_streams_defaults(tmp_path: Path) -> None:
     head = "method: {name: lora, rank: 8}\nwarm_start: nearest\nbudget: {epochs: 7, learning_rate: 1e-3}\n"
-    own = "    method: bitfit\n    warm_start: scratch\n    budget: {epochs: 0}\n"
-    one, two = read_stream(written(tmp_path, head + STREAM + own)).resolved()
-    assert one.method is not None
-    assert one.method.model_dump() == {"name": "lora", "rank": 8}
-    assert (one.warm_start, one.budget) == ("nearest", Budget(epochs=7, learning_rate=0.001))
+    task_keys = "    method: bitfit\n    warm_start: scratch\n    budget: {epochs: 0}\n"
+    first, two = read_stream(written(tmp_path, head + STREAM + task_keys)).resolved()
+    assert first.method is not None
+    assert first.method.model_dump() == {"name": "lora", "rank": 8}
+    assert (first.warm_start, first.budget) == ("nearest", Budget(epochs=7, learning_rate=0.001))
     assert two.method is not None
     assert two.method.name == "bitfit"
     assert (two.warm_start, two.budget) == ("scratch", Budget(epochs=0, learning_rate=0.001))
 
 
-def test_a_stream_written_out_and_read_back_resolves_to_the_same_tasks(tmp_path: Path) -> None:
+def test_a_stream_survives_dumping_and_reading(tmp_path: Path) -> None:
     text = "budget: {batch_size: 4}\n" + STREAM + "    budget: {epochs: 1}\n"
     stream = read_stream(written(tmp_path, text))
     again = Stream.model_validate_json(stream.model_dump_json())
@@ -56,7 +56,7 @@ def test_a_stream_written_out_and_read_back_resolves_to_the_same_tasks(tmp_path:
     assert TaskSpec.model_validate_json(resolved.model_dump_json()) == resolved
 
 
-def test_a_lone_task_is_a_stream_of_one(tmp_path: Path) -> None:
+def test_a_task_file_is_a_stream_of_one_task(tmp_path: Path) -> None:
     text = (
         "name: one\nsource: {path: json, data_files: {train: a.jsonl}}\ntext: [a, b]\nlabel: y\n"
         "budget: {epochs: 1}\nbackbone: tiny\nseed: 3\n"
@@ -67,13 +67,13 @@ def test_a_lone_task_is_a_stream_of_one(tmp_path: Path) -> None:
     assert stream.resolved()[0].budget == Budget(epochs=1)
 
 
-def test_a_lone_task_is_told_its_own_keys(tmp_path: Path) -> None:
+def test_a_task_files_errors_name_its_valid_keys(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match=r"t.yaml:2: sed: unknown key; did you mean 'seed'\?") as caught:
         read_task(written(tmp_path, "name: one\nsed: 1\n", "t.yaml"))
     assert "source: missing" in str(caught.value)
 
 
-def test_every_problem_has_a_line_of_its_own(tmp_path: Path) -> None:
+def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     text = (
         "name: s\nwarm_start: warm\ntasks:\n  - name: one\n    sorce: 3\n    text: text\n    metric: f1\n    label: y\n"
     )
@@ -88,7 +88,7 @@ def test_every_problem_has_a_line_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "s.yaml: the file is empty"),
         ("- 1\n", "s.yaml:1: should be a mapping of keys to values; got a list"),
@@ -127,11 +127,11 @@ def test_every_problem_has_a_line_of_its_own(tmp_path: Path) -> None:
         ("[" * 5000, "s.yaml: not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_told_where_and_why(tmp_path: Path, text: str | bytes, said: str) -> None:
-    assert said in complaint(tmp_path, text)
+def test_an_invalid_file_is_refused_with_line_and_reason(tmp_path: Path, text: str | bytes, message: str) -> None:
+    assert message in complaint(tmp_path, text)
 
 
-def test_a_path_that_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match="no such file"):
         read_stream(tmp_path / "none.yaml")
     with pytest.raises(StreamError, match="a folder, not a file"):
@@ -155,10 +155,10 @@ def test_any_file_is_a_stream_or_a_stream_error(tmp_path: Path, content: bytes) 
         try:
             stream = read(path)
         except StreamError as error:
-            said = str(error)
+            summary = str(error)
         else:
-            said = f"{path}: {len(stream.resolved())} tasks"
-        assert said.startswith(f"{path}:")
+            summary = f"{path}: {len(stream.resolved())} tasks"
+        assert summary.startswith(f"{path}:")
 
 
 def test_the_shared_streams_parse() -> None:

@@ -1,4 +1,4 @@
-"""What is right for a row, of every kind: what is read, what is refused, and which rows are taken."""
+"""Targets of every kind of task: columns, parsing, references, templates and sampling."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def load(folder: Path, kind: str, found: list[dict[str, Any]], **keys: Any) -> TaskData:
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+def load(folder: Path, kind: str, train_rows: list[dict[str, Any]], **keys: Any) -> TaskData:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train_rows))
     files = dict.fromkeys(("train", "validation", "test"), "rows.jsonl")
     entry = {"name": "t", "kind": kind, "source": {"path": "json", "data_files": files}} | KEYS[kind] | keys
     return load_task(TaskSpec.model_validate(entry), folder=folder, seed=0)
@@ -62,7 +62,7 @@ def test_the_first_metric_of_a_kind_is_its_default(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys", "said"),
+    ("kind", "keys", "message"),
     [
         ("regression", {"label": None}, "a regression task must name the column of its numbers, as in `label: label`"),
         ("span", {"answers": None}, "a span task must name the column of its answers, as in `answers: answers`"),
@@ -76,8 +76,8 @@ def test_the_first_metric_of_a_kind_is_its_default(kind: str) -> None:
         ("regression", {"template": {"text": "{{ mask }}", "words": {"a": "b", "c": "d"}}}, "no use for 'template'"),
     ],
 )
-def test_a_kind_is_told_which_keys_it_needs(kind: str, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_missing_key_of_a_kind_is_named(kind: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         spec(kind, **keys)
 
 
@@ -89,16 +89,16 @@ def test_numbers_are_read_from_numbers_and_texts(tmp_path: Path) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_survives_being_written(value: float) -> None:
+def test_a_number_survives_formatting(value: float) -> None:
     assert parse_number(value) == parse_number(repr(value)) == value
 
 
 @pytest.mark.parametrize("value", [None, True, "", "one", "nan", "inf", math.inf, math.nan, [1], "1,5"])
-def test_what_is_no_number(value: object) -> None:
+def test_invalid_numbers_are_refused(value: object) -> None:
     assert parse_number(value) is None
 
 
-def test_a_row_without_a_number_is_named(tmp_path: Path) -> None:
+def test_a_row_without_a_number_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'t', train: column 'score', row 2: 'high' is not a number; .*mend the row"):
         load(tmp_path, "regression", [{"text": "a", "score": "1"}, {"text": "b", "score": "high"}])
     with pytest.raises(DataError, match=r"'t', train: at least two different numbers are needed; got only 1\.0"):
@@ -114,7 +114,7 @@ def question(answers: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("answers", "found"),
+    ("answers", "expected"),
     [
         (squad(("bob", 8)), (AnswerSpan("bob", 8),)),
         (squad(("bob", 17), ("ann", 0)), (AnswerSpan("bob", 17), AnswerSpan("ann", 0))),
@@ -122,14 +122,14 @@ def question(answers: Any) -> list[dict[str, Any]]:
         ("ann", (AnswerSpan("ann", 0),)),
     ],
 )
-def test_answers_of_both_forms(tmp_path: Path, answers: Any, found: tuple[AnswerSpan, ...]) -> None:
+def test_answers_are_read_in_both_formats(tmp_path: Path, answers: Any, expected: tuple[AnswerSpan, ...]) -> None:
     data = load(tmp_path, "span", question(answers))
-    assert data.train.targets == (found,)
+    assert data.train.targets == (expected,)
     assert data.train.texts == (("who", "ann met bob, and bob left"),)
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "message"),
     [
         (squad(("bob", 9)), "at character 9 of the passage stands 'ob,', not 'bob'"),
         (squad(("bob", -1)), "at character -1 of the passage"),
@@ -140,24 +140,24 @@ def test_answers_of_both_forms(tmp_path: Path, answers: Any, found: tuple[Answer
         (None, "None is not answers"),
     ],
 )
-def test_answers_that_will_not_do_are_named(tmp_path: Path, answers: Any, said: str) -> None:
-    with pytest.raises(DataError, match=rf"'t', train: column 'answers', row 1: .*{said}"):
+def test_invalid_answers_are_reported(tmp_path: Path, answers: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"'t', train: column 'answers', row 1: .*{message}"):
         load(tmp_path, "span", question(answers))
 
 
-def test_targets_are_right_themselves_unless_references_are_given(tmp_path: Path) -> None:
+def test_targets_are_their_own_references_by_default(tmp_path: Path) -> None:
     rows = [{"text": "a", "target": "x", "refs": ["y", "z"]}, {"text": "b", "target": "", "refs": ["v"]}]
     assert load(tmp_path, "generation", rows).train.targets == (
         GenerationTarget("x", ("x",)),
         GenerationTarget("", ("",)),
     )
-    found = load(tmp_path, "generation", rows, references="refs").train.targets
-    assert found == (GenerationTarget("x", ("y", "z")), GenerationTarget("", ("v",)))
+    targets = load(tmp_path, "generation", rows, references="refs").train.targets
+    assert targets == (GenerationTarget("x", ("y", "z")), GenerationTarget("", ("v",)))
     with pytest.raises(DataError, match=r"column 'refs', row 1: .*is not a text or a list of at least one text"):
         load(tmp_path, "generation", [{"text": "a", "target": "x", "refs": []}], references="refs")
 
 
-def test_rows_without_labels_are_taken_by_number_alone(tmp_path: Path) -> None:
+def test_rows_without_labels_are_sampled_unstratified(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "target": f"w{i}"} for i in range(30)]
     assert len(load(tmp_path, "generation", rows, shots=4).train) == 4
     data = load(tmp_path, "generation", rows, rows={"train": 7, "test": 3})
@@ -169,26 +169,26 @@ VALUES = st.lists(st.tuples(st.text(max_size=2), st.floats(allow_nan=False, widt
 
 
 @given(VALUES, st.integers(0, 20))
-def test_rows_without_labels_are_parted_like_others(pairs: list[tuple[str, float]], count: int) -> None:
+def test_rows_without_labels_are_split_like_others(pairs: list[tuple[str, float]], count: int) -> None:
     rows = LabelledTexts(tuple(text for text, _ in pairs), tuple(value for _, value in pairs))
-    kept, carved = split_off(rows, count, seed=0)
-    assert len(kept) + len(carved) == len(rows)
+    remaining, carved = split_off(rows, count, seed=0)
+    assert len(remaining) + len(carved) == len(rows)
     assert len(carved) <= count
-    assert len(kept) >= 1
-    assert not set(kept.texts) & set(carved.texts)
+    assert len(remaining) >= 1
+    assert not set(remaining.texts) & set(carved.texts)
     assert len(sample(rows, count, seed=0)) == len(sample_shots(rows, count, seed=0)) == min(count, len(rows))
 
 
 WORDS = {"bad": "awful", "good": "great"}
 
 
-def test_a_template_shows_texts_and_one_gap() -> None:
+def test_a_template_has_texts_and_one_mask() -> None:
     template = Template(text="{{ text | trim }}? {{ mask }}, {{ text_pair }}", words=WORDS)
     assert template.split_at_gap(" a {{ b }} ", "c\0") == ("a {{ b }}? ", ", c")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{{ text }}", "it shows it 0 times"),
         ("{{ mask }} {{ mask }}", "it shows it 2 times"),
@@ -198,8 +198,8 @@ def test_a_template_shows_texts_and_one_gap() -> None:
         ("{% for i in range(10 ** 9) %}{{ mask }}{% endfor %}", "[Rr]ange"),
     ],
 )
-def test_what_is_no_template(text: str, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_invalid_templates_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Template(text=text, words=WORDS)
 
 
@@ -210,7 +210,7 @@ def test_any_text_fits_into_a_template(text: str, pair: str) -> None:
     assert (before, after) == (f"{text} / {pair} / ".replace("\0", ""), ".")
 
 
-def test_labels_need_words_of_their_own(tmp_path: Path) -> None:
+def test_each_label_needs_its_own_word(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="same word"):
         Template(text="{{ mask }}", words={"a": "x", "b": "x"})
     rows = [{"text": f"t{i}", "label": ["bad", "good", "fair"][i % 3]} for i in range(9)]
@@ -221,7 +221,7 @@ def test_labels_need_words_of_their_own(tmp_path: Path) -> None:
     assert data.spec.template == Template.model_validate(template)
 
 
-def test_what_a_task_says_without_a_template_is_written_as_ever() -> None:
-    """Recipes of streams that were begun are digests of this."""
+def test_a_task_without_a_template_is_dumped_as_before_templates() -> None:
+    """Recipes of registered streams are digests of this."""
     keys = "name kind source text label target answers references metric rows shots method warm_start budget"
     assert list(spec("classification").model_dump(mode="json")) == keys.split()

@@ -1,4 +1,4 @@
-"""MLflow holds each thing once, whoever sends it, however often, and whatever happens meanwhile."""
+"""Synchronisation with MLflow: each run and model exists once, through kills, outages and concurrent senders."""
 
 import quopri
 import shutil
@@ -27,7 +27,7 @@ from tests.helpers.registries import BACKBONE, begin, learn, learn_in, make_regi
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's with nothing in it: making one takes seconds."""
+    """An empty MLflow database; creating one takes seconds."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
     return file
@@ -53,20 +53,20 @@ def learn_stream(registry: Registry, *tasks: str) -> None:
             unit.mark_learned("core", number, delta=learn_in(unit, registry, task))
 
 
-def test_everything_is_told_once(registry: Registry, places: Locations) -> None:
+def test_everything_is_sent_once(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2", "trec")
     assert sync_all(registry, places)
     assert names_of(places) == ["core", "sst2@1", "trec@1"]
-    known = {run.info.run_name: run for run in runs_of(places)}
+    runs = {run.info.run_name: run for run in runs_of(places)}
     assert {row["delta"]: row["mlflow_run"] for row in registry.deltas()} == {
-        name: known[name].info.run_id for name in ("sst2@1", "trec@1")
+        name: runs[name].info.run_id for name in ("sst2@1", "trec@1")
     }
-    tags = known["sst2@1"].data.tags
+    tags = runs["sst2@1"].data.tags
     assert tags["continual.registry"] == registry_identity(registry)
     assert tags["continual.digest"] == registry.delta("sst2@1").digest
     assert (tags["continual.task"], tags["continual.stream"]) == ("sst2", "core")
     assert tags["continual.backbone"] == BACKBONE.fingerprint
-    assert tags["mlflow.parentRunId"] == known["core"].info.run_id == registry.stream("core").mlflow_run
+    assert tags["mlflow.parentRunId"] == runs["core"].info.run_id == registry.stream("core").mlflow_run
     assert sync_all(registry, places) == []
     with registry.unit_of_work() as unit:
         unit.enqueue_message("delta", "sst2@1")
@@ -74,47 +74,47 @@ def test_everything_is_told_once(registry: Registry, places: Locations) -> None:
         unit.enqueue_message("champion", "sst2")
     assert len(sync_all(registry, places)) == 3
     again = {run.info.run_name: run for run in runs_of(places)}
-    assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in known.items()}
+    assert {name: run.data.metrics for name, run in again.items()} == {n: r.data.metrics for n, r in runs.items()}
     assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", "sst2", "trec"]
-    history = client_of(places).get_metric_history(known["core"].info.run_id, "oracle_acc")
+    history = client_of(places).get_metric_history(runs["core"].info.run_id, "oracle_acc")
     assert len({(point.step, point.value) for point in history}) == len(history)
 
 
-def test_what_a_search_tried_is_shown(registry: Registry, places: Locations) -> None:
+def test_the_trials_of_a_search_are_logged(registry: Registry, places: Locations) -> None:
     learn(registry, "sst2", tried=({"method": "lora", "score": 0.5},))
     sync_all(registry, places)
     (run,) = runs_of(places)
-    found = client_of(places).download_artifacts(run.info.run_id, "tried.json")
-    assert '"method": "lora"' in Path(found).read_text()
+    path = client_of(places).download_artifacts(run.info.run_id, "tried.json")
+    assert '"method": "lora"' in Path(path).read_text()
 
 
 class Killed(BaseException):
-    """As a kill would end it: nothing is said to anybody."""
+    """An exception that stands for a kill."""
 
 
 class DyingClient:
-    """MLflow's client, until the call of this number."""
+    """An MLflow client that dies at its n-th call."""
 
     def __init__(self, client: MlflowClient, calls: int) -> None:
         self.client, self.calls = client, calls
 
     def __getattr__(self, name: str) -> Any:
-        def called(*given: Any, **named: Any) -> Any:
+        def called(*args: Any, **named: Any) -> Any:
             self.calls -= 1
             if self.calls < 0:
                 raise Killed
-            return getattr(self.client, name)(*given, **named)
+            return getattr(self.client, name)(*args, **named)
 
         return called
 
 
-def test_a_sender_that_is_killed_at_any_call_doubles_nothing(
+def test_a_sender_killed_at_any_call_makes_no_duplicate(
     registry: Registry, places: Locations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn_stream(registry, "sst2")
-    deaths, calls, left = 0, 0, 0
+    deaths, calls, remaining = 0, 0, 0
     while rest := list_pending(registry):
-        calls, left = calls + 1 if len(rest) == left else 0, len(rest)
+        calls, remaining = calls + 1 if len(rest) == remaining else 0, len(rest)
         with registry.unit_of_work() as unit:  # its lease has run out
             unit.session.execute(update(OutboxRow).values(due_at=now() - SEND_LEASE * 2))
         monkeypatch.setattr("mlflow.MlflowClient", dying(calls))
@@ -152,7 +152,7 @@ def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Regist
     assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", *tasks]
 
 
-def test_an_mlflow_that_is_away_is_told_later(
+def test_an_unavailable_mlflow_is_synced_later(
     registry: Registry, places: Locations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -166,7 +166,7 @@ def test_an_mlflow_that_is_away_is_told_later(
     assert names_of(places) == ["core", "sst2@1", "trec@1"]
 
 
-def test_another_mlflow_is_told_anew(registry: Registry, places: Locations, empty_mlflow: Path) -> None:
+def test_a_new_mlflow_store_is_synced_from_scratch(registry: Registry, places: Locations, empty_mlflow: Path) -> None:
     learn_stream(registry, "sst2")
     sync_all(registry, places)
     shutil.copy(empty_mlflow, places.home / "new.db")
@@ -180,7 +180,7 @@ def test_another_mlflow_is_told_anew(registry: Registry, places: Locations, empt
     assert client_of(places).get_model_version_by_alias("sst2", "champion")
 
 
-def test_the_alias_follows_who_serves(registry: Registry, places: Locations) -> None:
+def test_the_alias_follows_the_champion(registry: Registry, places: Locations) -> None:
     def champion() -> str:
         return str(client_of(places).get_model_version_by_alias("sst2", "champion").tags["continual.delta"])
 
@@ -207,18 +207,18 @@ def test_registries_that_share_an_mlflow_keep_apart(
     learn_stream(registry, "sst2")
     sync_all(registry, places)
     elsewhere = tmp_path_factory.mktemp("other")
-    with make_registry(elsewhere) as other:
-        learn_stream(other, "sst2")
-        assert other.delta("sst2@1").digest == registry.delta("sst2@1").digest
-        sync_all(other, replace(places, registry=registry_url(elsewhere)))
-        mark = registry_identity(other)[:8]
+    with make_registry(elsewhere) as other_registry:
+        learn_stream(other_registry, "sst2")
+        assert other_registry.delta("sst2@1").digest == registry.delta("sst2@1").digest
+        sync_all(other_registry, replace(places, registry=registry_url(elsewhere)))
+        mark = registry_identity(other_registry)[:8]
     assert names_of(places) == ["core", "core", "sst2@1", "sst2@1"]
     models = {model.name for model in client_of(places).search_registered_models()}
     assert models > {"sst2", f"sst2=={mark}", "core"}
     assert len(models) == 4, "each has a stream of that name"
 
 
-def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Locations) -> None:
+def test_purged_tasks_are_deleted_from_mlflow(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2", "trec")
     sync_all(registry, places)
     purge_task(registry, "sst2")
@@ -237,10 +237,10 @@ def test_what_is_purged_is_gone_from_mlflow(registry: Registry, places: Location
     assert dumped == [], "not in the bin either"
 
 
-def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places: Locations) -> None:
+def test_a_streams_model_follows_its_tasks_champions(registry: Registry, places: Locations) -> None:
     def champion() -> int | None:
-        found: int | None = client_of(places).get_registered_model("core").aliases.get("champion")
-        return found
+        version: int | None = client_of(places).get_registered_model("core").aliases.get("champion")
+        return version
 
     begin(registry, "sst2", "trec")
     learn(registry, "other")
@@ -270,7 +270,7 @@ def test_a_streams_model_follows_who_serves_its_tasks(registry: Registry, places
     assert champion() is None
 
 
-def test_a_task_and_a_stream_of_one_name_have_models_of_their_own(registry: Registry, places: Locations) -> None:
+def test_a_task_and_a_stream_of_one_name_have_separate_models(registry: Registry, places: Locations) -> None:
     learn_stream(registry, "sst2")
     sync_all(registry, places)
     learn(registry, "core")
@@ -284,7 +284,7 @@ HOSTILE = "../<script>alert(1)</script>/a:b?c#d'e\"f%2F $x_$ 日本"
 STREAM = "<b>core</b>/../$\\frac"
 
 
-def test_names_of_users_are_data(registry: Registry, places: Locations) -> None:
+def test_names_are_escaped_in_mlflow_filters(registry: Registry, places: Locations) -> None:
     begin(registry, HOSTILE, name=STREAM)
     with registry.unit_of_work() as unit:
         unit.mark_learned(STREAM, 0, delta=learn_in(unit, registry, HOSTILE, score=0.5))
@@ -300,7 +300,7 @@ def test_names_of_users_are_data(registry: Registry, places: Locations) -> None:
     models = client.search_registered_models()
     assert not set("/:?#'\"<>%$ ").intersection("".join(model.name for model in models))
     (model,) = [model for model in models if model.tags.get("continual.task") == HOSTILE]
-    assert [own.tags["continual.stream"] for own in models if own.name != model.name] == [STREAM]
+    assert [each.tags["continual.stream"] for each in models if each.name != model.name] == [STREAM]
     assert quopri.decodestring(model.name.encode()).decode() == HOSTILE
     assert client.get_model_version_by_alias(model.name, "champion").tags["continual.delta"] == f"{HOSTILE}@1"
     purge_task(registry, HOSTILE)
@@ -310,7 +310,7 @@ def test_names_of_users_are_data(registry: Registry, places: Locations) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 400, "日本" * 200, "/" * 100])
-def test_a_long_name_is_cut_and_still_its_own(name: str) -> None:
+def test_a_long_name_is_truncated_and_stays_unique(name: str) -> None:
     assert len(escape_name(name).encode()) <= MAX_NAME_BYTES
     assert escape_name(name) != escape_name(name + "x")
     assert escape_name(name) == escape_name(name)

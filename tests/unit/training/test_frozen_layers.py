@@ -1,4 +1,4 @@
-"""Layers below the lowest edit: computed once for all epochs, and training does not notice."""
+"""Caching of the layers below the lowest edit: computed once for all epochs, with unchanged results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -52,12 +52,12 @@ def _without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at_the_top(backbone: Backbone) -> Delta:
-    """An adapter behind the last feed-forward, and none elsewhere."""
+    """Return an adapter in the last feed-forward only."""
     form = Bottleneck(size=4, activation="gelu", initial_scale=1e-2)
     return delta_of_edits(backbone, Edit("ffn.out", form, Reads.OUTPUT, Add(), LayerFilter((-1,))))
 
 
-def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> TrainingObjective[list[int]]:
+def objective_of(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> TrainingObjective[list[int]]:
     return training_objective(
         backbone,
         kind_of_delta(start),
@@ -70,22 +70,22 @@ def lesson(backbone: Backbone, start: Delta, *, epochs: int = EPOCHS) -> Trainin
 
 
 def learned(
-    backbone: Backbone, start: Delta, own: TrainingObjective[list[int]], *, course: TrainingState | None = None
+    backbone: Backbone, start: Delta, objective: TrainingObjective[list[int]], *, state: TrainingState | None = None
 ) -> tuple[TrainingResult, Delta, list[bytes]]:
-    """What training gives; its delta as it is at the end, be that the best or not; all checkpoints."""
+    """Train; the result, the final delta (best or not), and all checkpoints."""
     trained, checkpoints = [start], []
 
-    def keep(course: TrainingState) -> None:
-        trained.append(course.current.detached())
-        checkpoints.append(serialize(*to_tensors(course)))
+    def keep(state: TrainingState) -> None:
+        trained.append(state.current.detached())
+        checkpoints.append(serialize(*to_tensors(state)))
 
-    found = TrainingRun(backbone, start, own, learning_rate=1e-3, seed=3, resume_from=course, on_state=keep).run()
-    return found, trained[-1], checkpoints
+    result = TrainingRun(backbone, start, objective, learning_rate=1e-3, seed=3, resume_from=state, on_state=keep).run()
+    return result, trained[-1], checkpoints
 
 
 @contextmanager
 def counted(backbone: Backbone, layer: int = 0) -> Iterator[list[int]]:
-    """Of how many rows a layer computes the queries, pass by pass, where a model is trained."""
+    """Record the rows of each training pass that compute the queries of the first layer."""
     (place,) = (place for place in backbone.modules_at("attn.q") if place.name == f"layer.{layer}.attn.q")
     passes: list[int] = []
 
@@ -97,7 +97,7 @@ def counted(backbone: Backbone, layer: int = 0) -> Iterator[list[int]]:
         yield passes
 
 
-def test_it_is_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
+def test_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
     def of(method: str, **settings: Any) -> int:
         return count_unedited_layers(bert, fresh_delta(bert, method, **settings).settings)
 
@@ -108,46 +108,46 @@ def test_it_is_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
     assert count_unedited_layers(bert, delta_of_edits(bert, everywhere).settings) == 0
 
 
-def test_an_edit_of_a_decoder_is_above_what_reads() -> None:
+def test_a_decoders_edit_is_above_the_encoder() -> None:
     bart = replace(backbone_of("bart"), edits_decoder=True)
     assert count_unedited_layers(bart, at_the_top(bart).settings) == 2
     assert count_unedited_layers(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_training_does_not_notice(some: Backbone) -> None:
-    """States of a text differ by rounding from batch to batch, so that all that follows does."""
+def test_caching_does_not_change_training(some: Backbone) -> None:
+    """A text's states differ by rounding from batch to batch, and so do the results."""
     for start in (at_the_top(some), fresh_delta(some, "probe")):
-        own = lesson(some, start)
+        objective = objective_of(some, start)
         with counted(some) as passes:
-            found, last, _ = learned(some, start, own)
+            actual, last, _ = learned(some, start, objective)
         assert passes == [ROWS], "one pass before all epochs"
         with counted(some) as passes:
-            expected, last_computed, _ = learned(some, start, replace(own, loss_inputs=None))
+            expected, last_computed, _ = learned(some, start, replace(objective, loss_inputs=None))
         assert sum(passes) == EPOCHS * ROWS
-        assert [epoch.loss for epoch in found.curve[1:]] == pytest.approx(
+        assert [epoch.loss for epoch in actual.curve[1:]] == pytest.approx(
             [epoch.loss for epoch in expected.curve[1:]], abs=1e-6
         )
-        for one, other in zip(last.tensors().values(), last_computed.tensors().values(), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+        for first, second in zip(last.tensors().values(), last_computed.tensors().values(), strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_gradients_are_the_same_and_end_at_the_lowest_edit(some: Backbone) -> None:
+def test_gradients_are_the_same_and_stop_at_the_lowest_edit(some: Backbone) -> None:
     start, rows = at_the_top(some), prepared_rows(some, "mood", ROWS)
-    known, batch, found = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
-    assert known is not None
+    cached, batch, outputs = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
+    assert cached is not None
     (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.num_layers - 1)
     entering: list[bool] = []
-    for context in (nullcontext(), skip_first_layers(some, 1, known)):
+    for context in (nullcontext(), skip_first_layers(some, 1, cached)):
         delta = start.trainable(some.device)
         with context, attached(some, delta), top.input_module.register_forward_pre_hook(_noting(entering)):
             torch.autograd.backward(kind_of_delta(delta).loss(some, delta, rows, batch))
-        found.append([tensor.grad for tensor in delta.tensors().values()])
+        outputs.append([tensor.grad for tensor in delta.tensors().values()])
     assert entering == [False, False], "no gradient is asked for below the edit"
     assert all(parameter.grad is None for parameter in some.base_module.parameters())
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for first, second in zip(*outputs, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
 def _noting(entering: list[bool]) -> Any:
@@ -156,14 +156,14 @@ def _noting(entering: list[bool]) -> Any:
 
 @pytest.mark.usefixtures("_without_dropout")
 @pytest.mark.parametrize(("method", "settings"), [("last_layer", {}), ("probe", {}), ("sequential", STAGES)])
-def test_what_goes_on_ends_the_same_to_the_bit(bert: Backbone, method: str, settings: dict[str, Any]) -> None:
+def test_resumed_training_ends_the_same_to_the_bit(bert: Backbone, method: str, settings: dict[str, Any]) -> None:
     start = fresh_delta(bert, method, **settings)
-    own = lesson(bert, start)
-    whole, last, checkpoints = learned(bert, start, own)
+    objective = objective_of(bert, start)
+    whole, last, checkpoints = learned(bert, start, objective)
     for data in checkpoints[:-1]:
         with counted(bert) as passes:
             rest, last_of_rest, _ = learned(
-                bert, start, own, course=from_tensors(*deserialize(data, what="checkpoint"))
+                bert, start, objective, state=from_tensors(*deserialize(data, what="checkpoint"))
             )
         assert passes == [ROWS]
         assert rest.curve == whole.curve
@@ -171,13 +171,16 @@ def test_what_goes_on_ends_the_same_to_the_bit(bert: Backbone, method: str, sett
         assert last_of_rest.digest == last.digest
 
 
-def test_what_is_drawn_in_every_pass_is_not_kept(bert: Backbone) -> None:
+def test_layers_with_dropout_are_not_cached(bert: Backbone) -> None:
     rows, before = prepared_rows(bert, "mood", ROWS), torch.get_rng_state()
     assert compute_states(bert, rows.tokens, layers=1) is None, "its configuration has dropout"
     assert torch.equal(torch.get_rng_state(), before)
     start = fresh_delta(bert, "last_layer")
-    own = lesson(bert, start)
-    assert learned(bert, start, own)[1].digest == learned(bert, start, replace(own, loss_inputs=None))[1].digest
+    objective = objective_of(bert, start)
+    assert (
+        learned(bert, start, objective)[1].digest
+        == learned(bert, start, replace(objective, loss_inputs=None))[1].digest
+    )
 
 
 def test_a_configuration_without_dropout_is_enough() -> None:
@@ -186,36 +189,36 @@ def test_a_configuration_without_dropout_is_enough() -> None:
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_states_that_are_too_many_are_not_kept(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_beyond_the_memory_limit_are_not_cached(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prepared_rows(bert, "mood", ROWS).tokens
     size = (1 + sum(len(ids) for ids in {*tokens.ids})) * bert.hidden_size * 4
-    for most, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("continual.training.frozen_layers.MAX_CACHE_BYTES", most)
+    for max_bytes, there in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("continual.training.frozen_layers.MAX_CACHE_BYTES", max_bytes)
         assert (compute_states(bert, tokens, layers=1) is not None) == there
     start = at_the_top(bert)
     with counted(bert) as passes:
-        learned(bert, start, lesson(bert, start))
+        learned(bert, start, objective_of(bert, start))
     assert sum(passes) == EPOCHS * ROWS
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_one_epoch_has_nothing_to_gain(bert: Backbone) -> None:
+def test_a_single_epoch_is_not_cached(bert: Backbone) -> None:
     start = at_the_top(bert)
     with counted(bert) as passes:
-        learned(bert, start, lesson(bert, start, epochs=1))
+        learned(bert, start, objective_of(bert, start, epochs=1))
     assert passes == [4, 4, 4]
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_a_text_that_is_not_known_is_computed(bert: Backbone) -> None:
-    rows, others = prepared_rows(bert, "mood", ROWS), prepared_rows(bert, "place", 4)
+def test_an_uncached_text_is_computed(bert: Backbone) -> None:
+    rows, other_rows = prepared_rows(bert, "mood", ROWS), prepared_rows(bert, "place", 4)
     delta = fresh_delta(bert, "probe")
     kind = kind_of_delta(delta)
-    found = frozen_layer_cache(bert, delta.settings, lambda: rows.tokens)
-    assert found is not None
-    expected = kind.loss(bert, delta, others, range(4))
-    with found.use_cache(), counted(bert) as passes:
-        assert torch.equal(kind.loss(bert, delta, others, range(4)), expected)
+    cache = frozen_layer_cache(bert, delta.settings, lambda: rows.tokens)
+    assert cache is not None
+    expected = kind.loss(bert, delta, other_rows, range(4))
+    with cache.use_cache(), counted(bert) as passes:
+        assert torch.equal(kind.loss(bert, delta, other_rows, range(4)), expected)
         kind.loss(bert, delta, rows, range(4))
     assert passes == [4]
 
@@ -230,17 +233,17 @@ def test_the_backbone_is_as_it_was(some: Backbone) -> None:
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_halves_of_a_batch_are_known_too(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_batches_use_the_cache_too(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     start, real = at_the_top(bert), Classification.head_loss
 
-    def small(*given: Any) -> Tensor:
-        if len(given[-1]) > 2:
+    def small(*args: Any) -> Tensor:
+        if len(args[-1]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*given)
+        return real(*args)
 
     monkeypatch.setattr(Classification, "head_loss", small)
     with counted(bert) as passes:
-        learned(bert, start, lesson(bert, start))
+        learned(bert, start, objective_of(bert, start))
     assert passes == [ROWS]
 
 
@@ -258,16 +261,16 @@ EVERY: list[tuple[Kind[Any], LabelledTexts, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda value: type(value).__name__)
 @pytest.mark.usefixtures("_without_dropout")
-def test_every_kind_says_what_it_reads(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
+def test_every_kind_declares_its_inputs(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
     backbone = replace(backbone_of(name), edits_decoder=kind.generates)
     delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
-    own = kind.prepare(backbone, rows, max_length=32)
-    expected = kind.loss(backbone, delta, own, range(4))
-    found = frozen_layer_cache(backbone, delta.settings, lambda: kind.loss_inputs(backbone, own))
-    assert found is not None
-    with found.use_cache(), counted(backbone) as passes:
-        torch.testing.assert_close(kind.loss(backbone, delta, own, range(4)), expected, rtol=1e-5, atol=1e-6)
-        kind.loss(backbone, delta, own, [2, 0])
+    prepared = kind.prepare(backbone, rows, max_length=32)
+    expected = kind.loss(backbone, delta, prepared, range(4))
+    cache = frozen_layer_cache(backbone, delta.settings, lambda: kind.loss_inputs(backbone, prepared))
+    assert cache is not None
+    with cache.use_cache(), counted(backbone) as passes:
+        torch.testing.assert_close(kind.loss(backbone, delta, prepared, range(4)), expected, rtol=1e-5, atol=1e-6)
+        kind.loss(backbone, delta, prepared, [2, 0])
     assert passes == []

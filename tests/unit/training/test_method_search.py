@@ -1,4 +1,4 @@
-"""Successive halving leaves the best arm, looks at each of them, and stays within the parameters allowed."""
+"""Successive halving over methods: the best candidate, fair trials, and the parameter limit."""
 
 import pytest
 from hypothesis import given
@@ -17,26 +17,26 @@ from continual.training.method_search import (
 from tasks import Budget, Method
 
 
-def arm(number: int) -> SearchCandidate:
+def candidate(number: int) -> SearchCandidate:
     return SearchCandidate(Method(name="lora"), float(number))
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20, unique=True), st.integers(1, 5000))
-def test_scores_that_do_not_depend_on_rows_leave_the_best(scores: list[int], rows: int) -> None:
-    tried: list[int] = []
+def test_constant_scores_select_the_best_candidate(scores: list[int], rows: int) -> None:
+    evaluated: list[int] = []
 
-    def score(one: SearchCandidate, share: int) -> float:
-        tried.append(share)
-        return scores[int(one.learning_rate)]
+    def score(searched: SearchCandidate, share: int) -> float:
+        evaluated.append(share)
+        return scores[int(searched.learning_rate)]
 
-    best, trials = successive_halving([arm(i) for i in range(len(scores))], rows, score)
+    best, trials = successive_halving([candidate(i) for i in range(len(scores))], rows, score)
     assert scores[int(best.learning_rate)] == max(scores)
-    assert [trial.rows for trial in trials] == tried == sorted(tried)
-    assert all(1 <= share <= rows for share in tried)
+    assert [trial.rows for trial in trials] == evaluated == sorted(evaluated)
+    assert all(1 <= share <= rows for share in evaluated)
 
 
-def test_the_better_half_goes_on_with_twice_the_rows_and_of_equals_the_earlier() -> None:
-    best, trials = successive_halving([arm(i) for i in range(5)], 800, lambda one, rows: 0.5)
+def test_the_better_half_continues_with_twice_the_rows() -> None:
+    best, trials = successive_halving([candidate(i) for i in range(5)], 800, lambda item, rows: 0.5)
     assert [(trial.candidate.learning_rate, trial.rows) for trial in trials] == [
         *((number, 100) for number in range(5)),
         *((number, 200) for number in range(3)),
@@ -45,15 +45,18 @@ def test_the_better_half_goes_on_with_twice_the_rows_and_of_equals_the_earlier()
     assert best.learning_rate == 0
 
 
-def test_an_only_arm_is_not_tried() -> None:
-    assert successive_halving([arm(7)], 100, lambda one, rows: 1 / 0) == (arm(7), [])
+def test_a_single_candidate_is_not_trained() -> None:
+    assert successive_halving([candidate(7)], 100, lambda item, rows: 1 / 0) == (candidate(7), [])
 
 
-def test_arms_are_candidates_within_the_share_at_each_rate(bert: Backbone) -> None:
+def test_candidates_are_within_the_parameter_share_at_each_rate(bert: Backbone) -> None:
     large, small = Method.model_validate({"name": "lora", "rank": 32}), Method(name="ia3")
     search = SearchSettings(share=0.05, candidates=(large, small), rates=(1.0, 2.0))
-    found = search_candidates(bert, search, Budget(learning_rate=1e-3))
-    assert [(one.method.name, one.learning_rate) for one in found] == [("ia3", 1e-3), ("ia3", 2e-3)]
+    candidates = search_candidates(bert, search, Budget(learning_rate=1e-3))
+    assert [(candidate.method.name, candidate.learning_rate) for candidate in candidates] == [
+        ("ia3", 1e-3),
+        ("ia3", 2e-3),
+    ]
     with pytest.raises(MethodError, match=r"no candidate has at most .* lora .*, ia3 .*Raise `share`"):
         search_candidates(bert, SearchSettings(share=1e-6, candidates=(large, small)), Budget())
 

@@ -1,4 +1,4 @@
-"""Methods that keep other values than they train, project them or train in stages, against their papers."""
+"""Methods that train other values than they store, project them, or train in stages, against their papers."""
 
 import math
 from dataclasses import replace
@@ -38,14 +38,14 @@ def hidden(backbone: Backbone, delta: Delta) -> Tensor:
 
 
 def assert_same_output(backbone: Backbone, delta: Delta, changed: dict[str, Tensor]) -> None:
-    own = batch_of(backbone)["attention_mask"].bool()
+    mask = batch_of(backbone)["attention_mask"].bool()
     with torch.no_grad():
         expected = with_weights(backbone, changed)
-    torch.testing.assert_close(hidden(backbone, delta)[own], expected[own], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(hidden(backbone, delta)[mask], expected[mask], rtol=1e-4, atol=2e-5)
 
 
 def weights(backbone: Backbone) -> dict[str, tuple[str, Tensor]]:
-    """The name and the weight of every projection by the name of its place."""
+    """Return the name and the weight of every projection, by place."""
     names = {place: f"{module}.weight" for place, module in module_names(backbone, "projections").items()}
     return {place: (name, backbone.model.get_parameter(name)) for place, name in names.items()}
 
@@ -54,7 +54,7 @@ def weights(backbone: Backbone) -> dict[str, tuple[str, Tensor]]:
 
 
 def gated(backbone: Backbone) -> Delta:
-    """A diff pruning delta with gates from shut to open."""
+    """Return a diff pruning delta whose gates range from closed to open."""
     delta, draw = perturbed_delta(backbone, "diff_pruning", share=0.1, penalty=0.5), torch.Generator().manual_seed(5)
     return replace(
         delta,
@@ -66,7 +66,7 @@ def gated(backbone: Backbone) -> Delta:
 
 
 def sparse_change(delta: Delta, place: str) -> Tensor:
-    """z ⊙ w with the mean gate, σ(log α) stretched and cut."""
+    """Compute z ⊙ w with the mean gate: σ(log α), stretched and clamped."""
     open_ = torch.sigmoid(delta.values[f"{place}/0/log_alpha"])
     return torch.clamp(open_ * (ZETA - GAMMA) + GAMMA, 0, 1) * delta.values[f"{place}/0/difference"]
 
@@ -80,27 +80,27 @@ def test_diff_pruning_frozen_is_w_plus_gated_difference(bertlike: Backbone) -> N
 
 def test_diff_pruning_trained_draws_hard_concrete_gates(bert: Backbone) -> None:
     place, form, draw = bert.modules_at("attn.q")[0], HardConcreteDiff(0.1, 0.5), torch.Generator().manual_seed(1)
-    difference, log_alpha, seen = (torch.randn(n, 32, generator=draw) for n in (32, 32, 5))
-    found = [difference.clone().requires_grad_(), log_alpha.clone().requires_grad_()]
+    difference, log_alpha, inputs = (torch.randn(n, 32, generator=draw) for n in (32, 32, 5))
+    leaves = [difference.clone().requires_grad_(), log_alpha.clone().requires_grad_()]
     expected = [difference.clone().requires_grad_(), log_alpha.clone().requires_grad_()]
     torch.manual_seed(7)
-    one = form({"difference": found[0], "log_alpha": found[1]}, seen, place)
+    output = form({"difference": leaves[0], "log_alpha": leaves[1]}, inputs, place)
     torch.manual_seed(7)
     noise = torch.rand(32, 32)
     stretched = torch.sigmoid((noise.log() - (1 - noise).log() + expected[1]) / BETA) * (ZETA - GAMMA) + GAMMA
-    two = seen @ (torch.minimum(torch.ones(()), torch.relu(stretched)) * expected[0]).T
-    torch.autograd.backward([one.square().sum(), two.square().sum()])
-    torch.testing.assert_close(one, two)
-    for own, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(own.grad, theirs.grad)
+    expected_output = inputs @ (torch.minimum(torch.ones(()), torch.relu(stretched)) * expected[0]).T
+    torch.autograd.backward([output.square().sum(), expected_output.square().sum()])
+    torch.testing.assert_close(output, expected_output)
+    for leaf, expected_leaf in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, expected_leaf.grad)
 
 
 def test_diff_prunings_penalty_is_the_expected_number_of_open_gates(bert: Backbone) -> None:
     delta = gated(bert)
     alphas = torch.cat([v.flatten() for key, v in delta.values.items() if key.endswith("log_alpha")])
     closed_form = torch.sigmoid(alphas - BETA * math.log(-GAMMA / ZETA)).sum()  # Louizos et al. (2018), equation 12
-    found = regularization_loss(bert, delta)
-    torch.testing.assert_close(found, 0.5 * closed_form)
+    penalty = regularization_loss(bert, delta)
+    torch.testing.assert_close(penalty, 0.5 * closed_form)
     noise = torch.rand(200, len(alphas), generator=torch.Generator().manual_seed(0))
     drawn_open = torch.sigmoid((torch.logit(noise) + alphas) / BETA) * (ZETA - GAMMA) + GAMMA > 0
     assert float(drawn_open.float().mean()) == pytest.approx(float(closed_form) / len(alphas), abs=1e-3)
@@ -108,7 +108,7 @@ def test_diff_prunings_penalty_is_the_expected_number_of_open_gates(bert: Backbo
 
 def test_diff_pruning_keeps_exactly_the_largest_and_trains_those_alone(bertlike: Backbone) -> None:
     delta = gated(bertlike)
-    kept = finalize(bertlike, delta, stage=0)
+    finalized = finalize(bertlike, delta, stage=0)
     changed = {}
     for place, (name, weight) in weights(bertlike).items():
         change = sparse_change(delta, place)
@@ -116,29 +116,29 @@ def test_diff_pruning_keeps_exactly_the_largest_and_trains_those_alone(bertlike:
         least = change.abs().flatten().sort(descending=True).values[count - 1]
         pruned = torch.where(change.abs() >= least, change, 0)
         assert int(pruned.count_nonzero()) == count
-        assert kept.values[f"{place}/0/index"].tolist() == pruned.flatten().nonzero().flatten().tolist()
+        assert finalized.values[f"{place}/0/index"].tolist() == pruned.flatten().nonzero().flatten().tolist()
         changed[name] = weight + pruned
-    assert_same_output(bertlike, kept, changed)
-    assert finalize(bertlike, kept, stage=1).digest == kept.digest
-    again = kept.trainable(torch.device("cpu"), stage=1)
+    assert_same_output(bertlike, finalized, changed)
+    assert finalize(bertlike, finalized, stage=1).digest == finalized.digest
+    again = finalized.trainable(torch.device("cpu"), stage=1)
     learning = {key.rpartition("/")[2] for key, value in again.values.items() if value.requires_grad}
     assert learning == {"difference"}
     assert float(regularization_loss(bertlike, again) or 0) == 0
-    assert_same(through_delta(bertlike, kept, stage=1), _through_scattered(bertlike, kept))
+    assert_same(through_delta(bertlike, finalized, stage=1), _through_scattered(bertlike, finalized))
 
 
-def _through_scattered(backbone: Backbone, kept: Delta) -> Found:
+def _through_scattered(backbone: Backbone, finalized: Delta) -> Found:
     def changed(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: (
                 weight.flatten()
-                .index_add(0, kept.values[f"{place}/0/index"], values[f"{place}/0/difference"])
+                .index_add(0, finalized.values[f"{place}/0/index"], values[f"{place}/0/difference"])
                 .view(weight.shape)
             )
             for place, (name, weight) in weights(backbone).items()
         }
 
-    return through_weights(backbone, kept, changed)
+    return through_weights(backbone, finalized, changed)
 
 
 # Masking
@@ -161,23 +161,23 @@ def test_masking_drops_weights_and_passes_gradients_straight_through(bertlike: B
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 13), (1, 1), (4, 17)], ids=str)
-def test_packed_masks_come_back_at_any_width(bert: Backbone, shape: tuple[int, int]) -> None:
+def test_packed_masks_are_unpacked_at_any_width(bert: Backbone, shape: tuple[int, int]) -> None:
     place = replace(bert.modules_at("attn.q")[0], input_module=torch.nn.Linear(shape[1], shape[0], bias=False))
     draw = torch.Generator().manual_seed(0)
-    form, scores, seen = BinaryMask(0.5), torch.randn(shape, generator=draw), torch.randn(2, shape[1], generator=draw)
-    kept = form.finalize({"scores": scores}, place)
-    assert kept["bits"].dtype == torch.uint8
-    assert kept["bits"].shape == (shape[0], -(-shape[1] // 8))
-    assert np.array_equal(np.unpackbits(kept["bits"].numpy(), axis=1, count=shape[1]), (scores >= 0).numpy())
-    assert torch.equal(form(kept, seen, place), form({"scores": scores}, seen, place))
-    assert form.finalize(kept, place) == kept
+    form, scores, inputs = BinaryMask(0.5), torch.randn(shape, generator=draw), torch.randn(2, shape[1], generator=draw)
+    packed = form.finalize({"scores": scores}, place)
+    assert packed["bits"].dtype == torch.uint8
+    assert packed["bits"].shape == (shape[0], -(-shape[1] // 8))
+    assert np.array_equal(np.unpackbits(packed["bits"].numpy(), axis=1, count=shape[1]), (scores >= 0).numpy())
+    assert torch.equal(form(packed, inputs, place), form({"scores": scores}, inputs, place))
+    assert form.finalize(packed, place) == packed
 
 
-def test_a_finished_mask_answers_to_the_bit(bertlike: Backbone) -> None:
+def test_a_finalized_mask_has_the_same_outputs_to_the_bit(bertlike: Backbone) -> None:
     delta = perturbed_delta(bertlike, "masking")
-    kept = finalize(bertlike, delta, stage=0)
-    assert torch.equal(hidden(bertlike, kept), hidden(bertlike, delta))
-    bits = sum(value.numel() for value in kept.values.values())
+    finalized = finalize(bertlike, delta, stage=0)
+    assert torch.equal(hidden(bertlike, finalized), hidden(bertlike, delta))
+    bits = sum(value.numel() for value in finalized.values.values())
     assert 8 * bits == sum(weight.numel() for _, weight in weights(bertlike).values())
 
 
@@ -185,7 +185,7 @@ def test_a_finished_mask_answers_to_the_bit(bertlike: Backbone) -> None:
 
 
 def projection_matrix(dimension: int, size: int, seed: str) -> Tensor:
-    """Blocks of H G Π H B below one another, their first columns and rows, over √(n · size) (Le et al. 2013)."""
+    """Stack blocks of H G Π H B, keep the first columns and rows, over √(n · size) (Le et al. 2013)."""
     n = 2 ** max(1, math.ceil(math.log2(dimension)))
     h = torch.tensor(hadamard(n), dtype=torch.float32)
     signs, order, gauss = draw_fastfood_blocks(-(-size // n), n, seed, torch.device("cpu"))
@@ -230,63 +230,64 @@ def test_intrinsic_is_w_plus_a_projection_of_one_vector(bertlike: Backbone, scal
     assert_same(through_delta(bertlike, delta), through_weights(bertlike, delta, changed))
 
 
-def test_a_projection_made_for_inference_serves_training(bert: Backbone) -> None:
+def test_a_projection_cached_in_inference_can_be_trained_through(bert: Backbone) -> None:
     delta = fresh_delta(bert, "intrinsic", dimension=10, seed=3)
     delta = replace(delta, settings=delta.settings.model_copy(update={"seed": 12345}))  # nobody has drawn it yet
     with torch.inference_mode():
         hidden(bert, delta)
-    found, gradients = through_delta(bert, delta)
-    assert found.isfinite().all()
+    outputs, gradients = through_delta(bert, delta)
+    assert outputs.isfinite().all()
     assert gradients["shared/0/theta"].abs().min() > 0
 
 
 # Reparameterised prefixes
 
 
-def test_a_reparameterised_prefix_is_its_network_and_finishes_to_the_bit(bertlike: Backbone) -> None:
+def test_a_reparameterised_prefix_equals_its_network_and_finalizes_exactly(bertlike: Backbone) -> None:
     delta = perturbed_delta(bertlike, "prefix", length=3, reparameterise=6)
-    kept = finalize(bertlike, delta, stage=0)
-    assert torch.equal(hidden(bertlike, kept), hidden(bertlike, delta))
-    assert {key.rpartition("/")[2] for key in kept.values} == {"key", "value"}
+    finalized = finalize(bertlike, delta, stage=0)
+    assert torch.equal(hidden(bertlike, finalized), hidden(bertlike, delta))
+    assert {key.rpartition("/")[2] for key in finalized.values} == {"key", "value"}
     assert (
-        kept.values.keys() == init_values(bertlike, fresh_delta(bertlike, "prefix", length=3).settings, seed=0).keys()
+        finalized.values.keys()
+        == init_values(bertlike, fresh_delta(bertlike, "prefix", length=3).settings, seed=0).keys()
     )
 
     def rows(layer: int) -> tuple[Tensor, Tensor]:
-        own = {name: delta.values[f"shared/0/{name}"] for name in ("rows", "inner", "inner_bias")}
+        mask = {name: delta.values[f"shared/0/{name}"] for name in ("rows", "inner", "inner_bias")}
         outer, bias = (delta.values[f"layer.{layer}.attn.kv/0/{name}"] for name in ("outer", "outer_bias"))
-        made = torch.tanh(own["rows"] @ own["inner"].T + own["inner_bias"]) @ outer.T + bias
+        made = torch.tanh(mask["rows"] @ mask["inner"].T + mask["inner_bias"]) @ outer.T + bias
         return made[:, :32], made[:, 32:]
 
-    own = batch_of(bertlike)["attention_mask"].bool()
+    mask = batch_of(bertlike)["attention_mask"].bool()
     with torch.no_grad():
         expected = written_out(bertlike, prefix=rows, before=3)
-    torch.testing.assert_close(hidden(bertlike, delta)[own], expected[own], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(hidden(bertlike, delta)[mask], expected[mask], rtol=1e-4, atol=2e-5)
 
 
 # Sequences
 
 
-def test_a_later_stage_leaves_the_earlier_ones_values_as_they_were(bertlike: Backbone) -> None:
+def test_a_later_stage_keeps_the_earlier_stages_values(bertlike: Backbone) -> None:
     parts = [{"name": "lora", "rank": 2}, "bitfit"]
     delta = perturbed_delta(bertlike, "sequential", parts=parts)
     for stage, number in enumerate((("0",), ("1", "2"))):
-        own = delta.trainable(torch.device("cpu"), stage)
-        leaves = [tensor for tensor in own.tensors().values() if tensor.requires_grad]
+        trainable = delta.trainable(torch.device("cpu"), stage)
+        leaves = [tensor for tensor in trainable.tensors().values() if tensor.requires_grad]
         optimise = AdamWWithSchedule(leaves, learning_rate=1e-2, steps=3)
-        head = head_of(own)
-        with attached(bertlike, own):
+        head = head_of(trainable)
+        with attached(bertlike, trainable):
             for _ in range(3):
                 optimise(head(pooled_features(bertlike, batch_of(bertlike), head.pooling)).square().sum())
-        moved = {key for key, value in own.detached().values.items() if not torch.equal(value, delta.values[key])}
+        moved = {key for key, value in trainable.detached().values.items() if not torch.equal(value, delta.values[key])}
         assert moved == {key for key in delta.values if key.split("/")[1] in number}
 
 
-def test_what_is_kept_is_finished_whichever_stage_was_best(bert: Backbone) -> None:
-    """A mask whose turn has not come is stored as bits too."""
+def test_the_stored_delta_is_finalized_whichever_stage_was_best(bert: Backbone) -> None:
+    """A mask whose stage has not come is packed into bits too."""
     start = fresh_delta(bert, "sequential", parts=[{"name": "lora", "rank": 2}, "masking"])
     rows = prepared_rows(bert, "mood", 8)
     for epochs in (0, 1):
         budget = Budget(epochs=epochs, batch_size=4, learning_rate=1e-2)
-        found = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
-        assert {key.rpartition("/")[2] for key in found.delta.values} == {"A", "B", "bits"}
+        result = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
+        assert {key.rpartition("/")[2] for key in result.delta.values} == {"A", "B", "bits"}
