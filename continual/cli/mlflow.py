@@ -14,7 +14,7 @@ def mlflow(common: CommonOptions) -> None:
     """List the messages that were not sent to MLflow yet, with the error of the last attempt."""
     with common.registry() as registry:
         rows = [asdict(pending) | {"due_at": pending.due_at.isoformat()} for pending in list_pending(registry)]
-    print_rows(common, rows, title="Not told to MLflow yet")
+    print_rows(common, rows, title="Not sent to MLflow yet")
 
 
 @command(mlflow)

@@ -107,7 +107,7 @@ class ArrivalWorker:
         try:
             self._run_until_idle(idle)
         except KeyboardInterrupt:
-            log.info("told to end")
+            log.info("interrupted: watching ends")
         finally:
             with suppress(RegistryError):  # otherwise it is taken over once this process has ended
                 self._release_claim()

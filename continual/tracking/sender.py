@@ -110,9 +110,9 @@ def warn_unsent(registry: Registry, locations: Locations) -> None:
     if unsent := list_pending(registry):
         errors = [pending.error for pending in unsent if pending.error]
         log.warning(
-            "MLflow at %s could not be told of %d changes, which will be sent later (`continual mlflow sync`)%s",
-            redact(locations.mlflow),
+            "%d changes could not be sent to MLflow at %s, and will be sent later (`continual mlflow sync`)%s",
             len(unsent),
+            redact(locations.mlflow),
             f": {errors[-1]}" if errors else "",
         )
 
@@ -137,4 +137,4 @@ def _send_until(registry: Registry, locations: Locations, end: Event) -> None:
         for _ in flush_outbox(registry, locations):
             pass
     except ContinualError as error:
-        log.warning("MLflow could not be told of what is left: %s", error)
+        log.warning("the remaining messages could not be sent to MLflow: %s", error)

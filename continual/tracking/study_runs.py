@@ -35,7 +35,7 @@ def log_study(registry: Registry, locations: Locations, about: Mapping[str, Any]
         line = (str(error).splitlines() or [""])[0]
         reason = redact(f"{type(error).__name__}: {line}", locations.mlflow, locations.registry, locations.blobs)
         log.warning(
-            "MLflow at %s could not be told of the study; give the command again to tell it: %s",
+            "the study could not be logged to MLflow at %s; run the command again to log it: %s",
             redact(locations.mlflow),
             reason,
         )

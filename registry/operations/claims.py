@@ -179,9 +179,7 @@ def _release_dead_holders(unit: UnitOfWork) -> None:
             stale.holder = stale.lease_until = None
             stale.state = "waiting" if stale.attempts < MAX_CONSECUTIVE_DEATHS else "failed"
             if stale.state == "failed":
-                problem = (
-                    f"whoever learned it died, {stale.attempts} times and no further than before. Is memory too small?"
-                )
+                problem = f"its process died {stale.attempts} times without a further checkpoint. Is memory too small?"
                 stale.error, stale.retries = f"{problem} To try again: `continual arrivals retry {stale.number}`.", 0
     unit.session.flush()
 

@@ -111,7 +111,7 @@ def _reject_if_needed(session: Session, task: Task, versions: Sequence[Delta]) -
         )
         raise TaskNeeded(
             f"task {task.name!r} cannot be deleted: {examples}. Archive {', '.join(serving)} first "
-            f"(`continual deltas archive`), or remove it whatever needs it (`continual purge {task.name} --yes`)."
+            f"(`continual deltas archive`), or remove it all the same (`continual purge {task.name} --yes`)."
         )
 
 

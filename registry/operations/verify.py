@@ -98,7 +98,7 @@ def _unknown_messages(session: Session) -> Iterator[str]:
     for message, names in names_by_topic.items():
         unknown = select(OutboxRow.subject).where(OutboxRow.message == message, OutboxRow.subject.not_in(names))
         for subject in session.scalars(unknown.order_by(OutboxRow.id)):
-            yield f"MLflow is to be told of {message} {subject}, which is not registered"
+            yield f"a message for MLflow is about {message} {subject}, which is not registered"
 
 
 def _damaged_blobs(session: Session, blobs: BlobStore, check_blobs: BlobCheck) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""From one tiny backbone to another: what is learned there, what serves, what is left, and who may be killed."""
+"""Migration to another backbone: retraining, contests, unavailable rows, kills and concurrency."""
 
 import shutil
 import signal
@@ -39,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def blind_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone to which all words are one."""
+    """A backbone to which all words are the same."""
     blind = tiny_backbone("bert", seed=1)
     blind.model.embeddings.word_embeddings.weight.zero_()
     return save_backbone(blind, tmp_path_factory.mktemp("tiny-blind"))
@@ -47,7 +47,7 @@ def blind_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three tasks learned: two in a stream, one before them by a seed and in a folder of its own."""
+    """A folder with three learned tasks: two in a stream, and an earlier one with another seed and folder."""
     folder = tmp_path_factory.mktemp("learned")
     (folder / "alone").mkdir()
     alone = write_stream(folder / "alone", tasks=("place",), seed=3)
@@ -59,12 +59,12 @@ def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def home(learned: Path, tmp_path: Path) -> Path:
-    """A copy of its home to go on from; the rows stay where they were."""
+    """A copy of the home to migrate; the rows stay where they were."""
     return Path(shutil.copytree(learned / "home", tmp_path / "home"))
 
 
 def on_bert(learner: Learner, bert_folder: Path) -> dict[str, tuple[Any, ...]]:
-    """All that is known of what serves on the old backbone."""
+    """Return every record of the champions on the old backbone."""
     registry = learner.registry
     (old,) = (backbone for backbone in registry.backbones() if backbone.name == str(bert_folder))
     names = [champion.delta for champion in registry.champions(old.fingerprint)]
@@ -116,7 +116,7 @@ def test_every_task_is_learned_again_beside_the_old_one(
         assert {p.delta for p in learner.predict(["purr meow", "street tower"], false_abstentions=0)} <= set(before)
 
 
-def test_what_is_worse_waits_for_a_person(bert_folder: Path, blind_folder: Path, home: Path) -> None:
+def test_a_worse_version_stays_a_candidate(bert_folder: Path, blind_folder: Path, home: Path) -> None:
     with open_home(blind_folder, home) as learner:
         (row,) = learner.migrate(tasks=["mood"])
         stored = learner.registry.delta("mood@2")
@@ -131,7 +131,7 @@ def test_what_is_worse_waits_for_a_person(bert_folder: Path, blind_folder: Path,
         assert learner.registry.delta("mood@1").status == "champion"
 
 
-def test_rows_that_are_gone_or_others_leave_their_task_alone(bert_folder: Path, blind_folder: Path, home: Path) -> None:
+def test_tasks_with_missing_or_changed_rows_are_skipped(bert_folder: Path, blind_folder: Path, home: Path) -> None:
     folder = home.parent
     entries = [TaskSpec.model_validate(write_task(folder, task)) for task in TASKS]
     budget = {"epochs": 0, "max_length": 16}
@@ -186,7 +186,7 @@ def test_a_later_version_is_migrated_under_another_name(bert_folder: Path, blind
             learner.migrate(name="core")
 
 
-def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home: Path, tmp_path: Path) -> None:
+def test_a_killed_migration_is_continued_by_two_processes(roberta_folder: Path, home: Path, tmp_path: Path) -> None:
     undisturbed = Path(shutil.copytree(home, tmp_path / "undisturbed"))
     words = ["-m", "tests.helpers.processes.migration", str(roberta_folder), str(home), "animals", "6"]
     with subprocess.Popen(
@@ -213,7 +213,7 @@ def test_killed_it_goes_on_and_two_share_what_is_left(roberta_folder: Path, home
             assert learner.registry.delta(delta).digest == reference.registry.delta(delta).digest
 
 
-def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path, home: Path) -> None:
+def test_a_position_held_by_another_process_is_awaited(blind_folder: Path, home: Path) -> None:
     with open_home(blind_folder, home) as learner:
 
         def stop(task: str, done: int, total: int) -> None:
@@ -231,7 +231,7 @@ def test_a_position_that_another_process_holds_is_waited_for(blind_folder: Path,
         assert row.state == "learned"
 
 
-def test_what_can_be_checked_stops_before_anything_is_learned(
+def test_invalid_input_is_refused_before_training(
     bert_folder: Path, roberta_folder: Path, home: Path, tmp_path: Path
 ) -> None:
     def refused(backbone: Path, says: str, *words: Any, **keys: Any) -> None:

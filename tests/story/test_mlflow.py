@@ -1,4 +1,4 @@
-"""MLflow shows what the registry knows, serves what the registry names, and its absence costs nothing."""
+"""Tracking in MLflow: nested runs, served models, outages, and no secrets."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: CliRunner, stream: Path
     assert task.info.status == "FINISHED"
 
 
-def test_a_stream_goes_on_without_mlflow_and_sends_later(
+def test_a_stream_runs_without_mlflow_and_syncs_later(
     cli: CliRunner,
     stream: Path,  # noqa: F811
     tmp_path: Path,
@@ -77,7 +77,7 @@ def test_a_stream_goes_on_without_mlflow_and_sends_later(
 TEXTS = ["cat purr meow", "lovely bright superb", "wave coral"]
 
 
-def test_the_champion_answers_in_a_process_that_knows_of_mlflow_alone(
+def test_the_champion_is_served_by_mlflow_alone(
     cli: CliRunner,
     stream: Path,  # noqa: F811
     tmp_path: Path,
@@ -191,7 +191,7 @@ def test_no_password_reaches_mlflow_or_a_message(
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_port_that_cannot_be_listened_on_is_said(cli: CliRunner) -> None:
+def test_a_port_in_use_is_an_error(cli: CliRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 70000, -1):
             result = cli("ui", "--port", str(port))

@@ -1,4 +1,4 @@
-"""`continual study` as people and scripts use it."""
+"""`continual study`: its listing, results, pages, and errors."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_studies_are_listed(cli: CliRunner) -> None:
     assert "fig. 1" in cli("study").out
 
 
-def test_a_study_from_its_file_to_its_page(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
+def test_a_study_is_run_and_written_to_a_page(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     page = tmp_path / "size.html"
     words = ("study", "size", str(stream), "--tasks", "place,mood", "--seeds", "0,1", *SMALL)
     result = cli(*words, "--json", "--html", str(page))
@@ -65,7 +65,7 @@ def test_a_study_from_its_file_to_its_page(cli: CliRunner, stream: Path, tmp_pat
     assert {"study.json", "score_against_size.png", "test_score_of_each_task.json"} <= files
 
 
-def test_a_study_goes_on_without_mlflow(
+def test_a_study_runs_without_mlflow(
     cli: CliRunner, stream: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -88,7 +88,9 @@ def test_a_study_goes_on_without_mlflow(
         (("templates", "STREAM"), "tasks without a template: animals, mood, place"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(cli: CliRunner, stream: Path, words: tuple[str, ...], message: str) -> None:
+def test_invalid_arguments_are_refused_at_once(
+    cli: CliRunner, stream: Path, words: tuple[str, ...], message: str
+) -> None:
     result = cli("study", *(str(stream) if word == "STREAM" else word for word in words))
     assert result.code == 2
     assert message in result.err

@@ -1,6 +1,6 @@
 """Plan a migration to a new backbone: the deltas that serve on the old one, their rows and recipes.
 
-The registry stores no rows, but knows where each delta's rows came from. They are read again from there, and must be
+The registry stores no rows, but where each delta's rows came from. They are read again from there, and must be
 identical row for row; all checks on the new backbone are made for every task before any is learned.
 """
 
@@ -102,7 +102,7 @@ def plan_migration(
     stream = name or _default_stream_name(old, backbone)
     positions = {position.task: position for position in registry.positions(stream)}
     if positions and registry.stream(stream).spec.get("from") != old.name:
-        raise InputError(f"stream {stream!r} is not that of a migration from {old.name!r}; give another --name")
+        raise InputError(f"stream {stream!r} does not belong to a migration from {old.name!r}; give another --name")
     migrations = tuple(
         task_migration(registry, champion, positions.get(champion.task))
         for champion in champions_to_migrate(registry, old, tasks)
