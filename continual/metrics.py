@@ -1,7 +1,8 @@
-"""Metrics of answers, with 95 % intervals: fractions, more is better (correlations and R² can be negative).
+"""Metrics of answers, with 95 % intervals: fractions, higher is better.
 
-A metric takes the targets and the answers, row by row, and returns a function from row indices, some perhaps several
-times, to the score of those rows: per-row work is done once for all bootstrap samples.
+Correlations and R² can be negative. A metric takes the targets and the answers, row by row, and returns a function from
+row indices, some perhaps several times, to the score of those rows: per-row work is done once for all bootstrap
+samples.
 
 Shapes: N rows.
 """
@@ -195,7 +196,7 @@ def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> SubsetSc
 
 
 def _sacrebleu(metric: Any) -> Metric:
-    """A corpus metric of sacrebleu: n-grams are counted once per row, and the counts of the chosen rows summed."""
+    """A corpus metric of sacrebleu: n-grams are counted once per row, and summed over chosen rows."""
 
     def score(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> SubsetScorer:
         max_references = max(map(len, truth))
@@ -238,6 +239,6 @@ def _check_metric(plugin: object) -> Metric | str:
 
 @cache
 def metrics_of(kind: str) -> PluginRegistry[Metric]:
-    """Return the metrics of a kind of task; packages add one in the entry-point group `continual.metrics.KIND`."""
+    """Return the metrics of a kind, with those of the entry-point group `continual.metrics.KIND`."""
     group = f"continual.metrics.{kind}"
     return PluginRegistry("metric", group, check=_check_metric, built_in=_BUILT_IN.get(kind, {}))

@@ -12,7 +12,7 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # of a key-value cache: since tr
 
 
 def cache_argument(module: nn.Module) -> str | None:
-    """Return the name of the argument by which a module's `forward` takes a key-value cache; None for none.
+    """Return the name of the key-value cache among a module's arguments; None where it takes none.
 
     >>> from transformers.models.gpt2.modeling_gpt2 import GPT2Model
     >>> cache_argument(GPT2Model) in CACHE_ARGUMENTS
@@ -40,5 +40,5 @@ def require_cache_argument(module: nn.Module) -> str:
 
 
 def cache_of(call: Call) -> Any:
-    """Return the key-value cache among the arguments of a call, by any of its names; None where there is none."""
+    """Return the key-value cache among the arguments of a call, by any of its names, or None."""
     return next((call[name] for name in CACHE_ARGUMENTS if call.get(name) is not None), None)

@@ -1,4 +1,4 @@
-"""The frozen pretrained transformer that all tasks share: load it, freeze it, forward texts through it."""
+"""The frozen pretrained transformer that all tasks share: loading, freezing, forward passes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,7 +212,7 @@ DeviceMap = str | Mapping[str, str | int] | None
 
 
 def _load_model(source: str, config: Any, family: Family, spread: DeviceMap, bits: Bits | None) -> tuple[Any, set[str]]:
-    """Load the model, with its language modelling head where its files have one; return the missing weights too."""
+    """Load the model, with its language modelling head if any; return the missing weights too."""
     load = partial(_from_pretrained, source, config, spread=spread, bits=bits)
     if family.architecture == "encoder" and any(
         name.endswith(_MASKED_LM_SUFFIXES) for name in config.architectures or ()

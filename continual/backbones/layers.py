@@ -42,7 +42,7 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
 
 @contextmanager
 def activation_checkpointing(backbone: Backbone) -> Iterator[None]:
-    """Keep only the inputs of the layers for the backward pass inside the block, and compute each layer twice.
+    """Keep only the layers' inputs inside the block; the backward pass computes each layer again.
 
     Gradients are the same, and so is what dropout draws. The backward pass must run inside the block, with the same
     deltas attached, which must be deterministic. Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost"

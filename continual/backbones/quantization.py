@@ -86,7 +86,7 @@ def check_quantization(config: Any, name: str, bits: Bits | None, device: torch.
 
 
 def quantization_config(bits: Bits, model: Any) -> BitsAndBytesConfig:
-    """Return the configuration by which `from_pretrained` packs the weights of a model, except those of its head.
+    """Return the configuration by which `from_pretrained` packs a model's weights except its head's.
 
     Args:
         bits: 8 or 4.
@@ -138,7 +138,7 @@ def _check_rows(module: Any) -> None:
 
 
 def quantization_digest(model: Any) -> list[str]:
-    """Return the settings besides its tensors that a quantised model computes with; empty for any other model."""
+    """Return the settings, besides tensors, of a quantised model; empty for any other model."""
     states = (getattr(module, "state", None) for module in _packed_modules(model))
     return sorted({"nf4" if state is None else f"int8, outliers from {state.threshold}" for state in states})
 

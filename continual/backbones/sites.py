@@ -1,4 +1,4 @@
-"""Sites: the roles in a transformer at which edits are put, and the places that play them in one model.
+"""Sites, the roles in a transformer at which edits are put, and their places in one model.
 
 A *site* is a role ("attn.q", "ffn", "norm.attn"); a family's table says which module plays it (`families`). Methods
 name sites only, so a method works on every family whose table has them. A *place* is a site of one layer of one model.
@@ -84,7 +84,9 @@ def module_input(path: str) -> Site:
 
 
 def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
-    """Return the site of the concatenated outputs of an attention's heads; edits may read the queries' input.
+    """Return the site of the concatenated outputs of an attention's heads.
+
+    Edits may read the queries' input.
 
     Args:
         query: The projection that makes the queries.
@@ -95,7 +97,7 @@ def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Sit
 
 
 def positions(path: str, argument: str = "", read_positions: Callable[[Call], Tensor] | None = None) -> Site:
-    """Return the site of the token positions, the integers that a position or rotary embedding is called with.
+    """Return the site of token positions, the integers that a position or rotary embedding takes.
 
     Args:
         path: The embedding's module.
@@ -237,7 +239,7 @@ def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[
 def places_of(
     model: Any, name: str, site: Site, *, num_layers: int, num_heads: int, prefix: str = ""
 ) -> Iterator[Place]:
-    """Yield the places of a site, from the lowest layer to the highest; a layer without the module has none.
+    """Yield the places of a site, from the lowest layer up; a layer without the module has none.
 
     Args:
         model: The transformers model.

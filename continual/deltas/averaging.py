@@ -26,10 +26,10 @@ def average_deltas(
     """Return the weighted average of deltas, as values from which training by `settings` can start.
 
     Args:
-        backbone: the deltas' backbone.
-        settings: settings of the average; the ranks and scales of the deltas may differ from them.
-        deltas: at least one; method, backbone and kind of the average are those of the first.
-        weights: one per delta; they sum to one.
+        backbone: The deltas' backbone.
+        settings: Settings of the average; the ranks and scales of the deltas may differ from them.
+        deltas: At least one; method, backbone and kind of the average are those of the first.
+        weights: One per delta; they sum to one.
 
     Returns:
         None where the values cannot be averaged: other keys (another method or other sites), other sizes that no form

@@ -4,8 +4,7 @@ Compose is one of the four axes of He et al. (2022), "Towards a Unified View of 
 (arXiv:2110.04366), who use addition, h ← h + s · Δh. (IA)³ and norms multiply, prompts and prefixes concatenate. The
 other three axes are the *site*, the representation that is modified (`continual.backbones.sites`), the *form*, the
 function that computes the change (`continual.deltas.protocols`), and the input it *reads* (`continual.deltas.edit`,
-where
-the four are combined):
+where the four are combined):
 
     y  ←  compose(y, form(values, x or y))
 

@@ -27,8 +27,8 @@ class Head:
     Attributes:
         weight: W [C, D].
         bias: b [C].
-        labels: names of the C outputs, by index; of a classification its labels.
-        pooling: pooling of the last layer's states into one vector.
+        labels: Names of the C outputs, by index; of a classification its labels.
+        pooling: Pooling of the last layer's states into one vector.
     """
 
     weight: Tensor
@@ -76,12 +76,12 @@ class Delta:
     """The edits' values and the head of one task, for one backbone.
 
     Attributes:
-        method: name of the method in `METHODS`.
-        settings: settings of the method, from which its edits follow.
-        backbone: fingerprint of the backbone.
-        values: learned tensors by `place/number of the edit/name`, such as `layer.0.attn.q/0/A`.
+        method: Name of the method in `METHODS`.
+        settings: Settings of the method, from which its edits follow.
+        backbone: Fingerprint of the backbone.
+        values: Learned tensors by `place/number of the edit/name`, such as `layer.0.attn.q/0/A`.
         head: None where the language model itself answers.
-        kind: the kind of task, as `continual.kinds` reads and writes it; empty for a classification by the head.
+        kind: The kind of task, as `continual.kinds` reads and writes it; empty for a classification by the head.
     """
 
     method: str
@@ -170,8 +170,8 @@ def load_delta(data: bytes) -> Delta:
     """Read a delta back from `to_bytes()`.
 
     Raises:
-        BlobError: the bytes are no tensors, or of a newer format.
-        DeltaError: they are no delta, or of a method that this version does not have.
+        BlobError: The bytes are no tensors, or of a newer format.
+        DeltaError: They are no delta, or of a method that this version does not have.
     """
     tensors, metadata = deserialize(data, what="delta")
     try:
@@ -185,12 +185,12 @@ def delta_from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
     """Build a delta from the tensors and the metadata of its file; the order of the tensors is preserved.
 
     Args:
-        tensors: as `Delta.storage_tensors` gives them, of any shapes.
-        metadata: as `Delta.metadata` gives it.
+        tensors: As `Delta.storage_tensors` gives them, of any shapes.
+        metadata: As `Delta.metadata` gives it.
 
     Raises:
-        DeltaError: the method is not one of this version.
-        KeyError, TypeError, ValueError: tensors and metadata are no delta.
+        DeltaError: The method is not one of this version.
+        KeyError, TypeError, ValueError: Tensors and metadata are no delta.
     """
     values = {key: unpack_float32(tensor) for key, tensor in tensors.items()}
     head, method = _pop_head(values, metadata), METHODS.get(metadata["method"])

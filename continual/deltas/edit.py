@@ -46,7 +46,7 @@ class LayerFilter:
     """The places of some layers.
 
     Attributes:
-        numbers: layers, counted from 0 at the bottom or from −1 at the top of each stack.
+        numbers: Layers, counted from 0 at the bottom or from −1 at the top of each stack.
     """
 
     numbers: tuple[int, ...]
@@ -74,8 +74,8 @@ class RandomFilter:
     """A random share of the places, at least one; the draw is the same on every machine.
 
     Attributes:
-        share: fraction of the places, in (0, 1].
-        seed: seed of the draw.
+        share: Fraction of the places, in (0, 1].
+        seed: Seed of the draw.
     """
 
     share: float
@@ -96,15 +96,15 @@ class Edit:
     """One change at every place of a site, or of a group of sites.
 
     Attributes:
-        site: the site or group of sites, such as `attn.q` or `projections`.
-        form: the function that computes the change.
-        reads: the form's input: the site's input or its output.
-        compose: the operation that joins output and change.
-        where: the choice among the site's places; all of them where it is None.
-        stages: the stages of training in which the edit is trained, all else fixed; a form with final values
+        site: The site or group of sites, such as `attn.q` or `projections`.
+        form: The function that computes the change.
+        reads: The form's input: the site's input or its output.
+        compose: The operation that joins output and change.
+        where: The choice among the site's places; all of them where it is None.
+        stages: The stages of training in which the edit is trained, all else fixed; a form with final values
             (`HasFinalForm`) takes them after the first of these stages.
-        added_tokens: number of the backbone's positions that the edit takes from the text.
-        optional: whether the edit is left out on a family without the site; otherwise that is an error.
+        added_tokens: Number of the backbone's positions that the edit takes from the text.
+        optional: Whether the edit is left out on a family without the site; otherwise that is an error.
     """
 
     site: str

@@ -92,7 +92,7 @@ class LowRank:
 
         Args:
             values: A [R_k, D] and B [E, R_k] of each set; ranks may differ.
-            weights: one per set.
+            weights: One per set.
 
         Returns:
             A [R, D] and B [E, R], each with the square roots of the singular values; padded with zeros where Σ R_k < R.
@@ -116,7 +116,7 @@ class Bottleneck:
 
     Attributes:
         size: M.
-        initial_scale: deviation of the normal, truncated at two deviations, from which the weights are drawn: nearly,
+        initial_scale: Deviation of the normal, truncated at two deviations, from which the weights are drawn: nearly,
             not exactly, no change. Where it is None they start as LoRA's do, W_up at zero.
         activation: f.
     """
@@ -167,7 +167,7 @@ class Bottleneck:
 
         Args:
             values: down [M_k, D], up [E, M_k], down_bias [M_k] and up_bias [E] of each set; sizes may differ.
-            weights: one per set.
+            weights: One per set.
 
         Returns:
             Values of this form's shapes; fewer units where there are fewer than M.

@@ -26,9 +26,9 @@ class PlacedModule:
     """One edit at one place, with the name of its module in the plain model.
 
     Attributes:
-        module: name in the plain model of the module that is changed, such as `encoder.layer.0.attention.self.query`.
-        key: prefix of the edit's value keys at the place, such as `layer.0.attn.q/0`.
-        place: the place.
+        module: Name in the plain model of the module that is changed, such as `encoder.layer.0.attention.self.query`.
+        key: Prefix of the edit's value keys at the place, such as `layer.0.attn.q/0`.
+        place: The place.
     """
 
     module: str
@@ -71,8 +71,8 @@ class PeftAdapter:
     """An adapter as PEFT saves it.
 
     Attributes:
-        config: the object in `adapter_config.json`.
-        tensors: the tensors of `adapter_model.safetensors` by name; their shapes depend on the method.
+        config: The object in `adapter_config.json`.
+        tensors: The tensors of `adapter_model.safetensors` by name; their shapes depend on the method.
     """
 
     config: Mapping[str, Any]
@@ -82,7 +82,7 @@ class PeftAdapter:
         """Raise ExchangeError, which lists all problems, unless names and shapes are exactly these.
 
         Raises:
-            ExchangeError: missing, unexpected or misshapen tensors.
+            ExchangeError: Missing, unexpected or misshapen tensors.
         """
         actual = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         problems = [f"missing: {name} {list(shapes[name])}" for name in sorted(shapes.keys() - actual.keys())]
@@ -102,10 +102,10 @@ class PeftAdapter:
         """Raise ExchangeError if a key outside `supported` and `NEUTRAL_CONFIG_KEYS` enables a feature.
 
         Args:
-            supported: config keys that the caller interprets.
+            supported: Config keys that the caller interprets.
 
         Raises:
-            ExchangeError: another key is True, or a list or object that is not empty.
+            ExchangeError: Another key is True, or a list or object that is not empty.
         """
         active = {
             key: value
@@ -149,8 +149,8 @@ class PeftFormat(Protocol):
         """Convert values to PEFT's tensors and settings.
 
         Args:
-            parts: every edit of the method at every place.
-            values: all values of a delta by key, of the shapes of the method's forms.
+            parts: Every edit of the method at every place.
+            values: All values of a delta by key, of the shapes of the method's forms.
 
         Returns:
             An adapter whose `config` has the method's own settings only, without those common to all adapters.
@@ -165,14 +165,14 @@ class PeftFormat(Protocol):
         """Convert an adapter to settings and values with the same effect.
 
         Args:
-            adapter: config and tensors of any method of PEFT's.
-            layout: the modules of the backbone.
+            adapter: Config and tensors of any method of PEFT's.
+            layout: The modules of the backbone.
 
         Returns:
             Settings and values by key, in float32 and of the shapes of the method's forms; None for an adapter of
             another method.
 
         Raises:
-            ExchangeError: the tensors or settings do not fit.
+            ExchangeError: The tensors or settings do not fit.
         """
         ...

@@ -52,9 +52,9 @@ class Form(Protocol):
         """Return fresh values for a place, by name; their shapes are the form's.
 
         Args:
-            place: where the edit is put; the change has `place.d_out` dimensions.
-            d_read: the last dimension of the form's input.
-            generator: draws the random values.
+            place: Where the edit is put; the change has `place.d_out` dimensions.
+            d_read: The last dimension of the form's input.
+            generator: Draws the random values.
         """
         ...
 
@@ -137,9 +137,9 @@ class BatchedForm(Protocol):
         """Compute the change [B, T, d_out] of `inputs` [B, T, d_read], row by row.
 
         Args:
-            values: by name, [B, …]: one set of values per row.
+            values: By name, [B, …]: one set of values per row.
             inputs: [B, T, d_read].
-            place: where the edit is put.
+            place: Where the edit is put.
 
         Returns:
             [B, T, d_out], or [B, 1, d_out] where the change is the same for every token.

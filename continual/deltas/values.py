@@ -30,7 +30,7 @@ def iterate_edits(backbone: Backbone, settings: MethodSettings) -> Iterator[tupl
         (place, prefix, edit); the prefix is `place.name/number of the edit`.
 
     Raises:
-        MethodError: the backbone has no place for an edit.
+        MethodError: The backbone has no place for an edit.
     """
     for number, edit in enumerate(settings.edits()):
         for place in _places_of(backbone, edit):
@@ -69,8 +69,8 @@ def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
     """Return the values of one edit at one place by their names in the form, shared values included.
 
     Args:
-        values: all values of a delta by their keys.
-        prefix: the edit and the place, as `iterate_edits` gives it.
+        values: All values of a delta by their keys.
+        prefix: The edit and the place, as `iterate_edits` gives it.
     """
     return {name: values[key] for name, key in value_keys(values, prefix).items()}
 
@@ -94,7 +94,7 @@ def init_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> d
     """Draw the values of a delta that has learned nothing yet, by key; their shapes are the forms'.
 
     Raises:
-        MethodError: the backbone has no place for an edit.
+        MethodError: The backbone has no place for an edit.
     """
     generator = torch.Generator().manual_seed(seed)
     values = {}
@@ -114,9 +114,9 @@ def finalize(backbone: Backbone, delta: Delta, *, stage: int) -> Delta:
     """Return the delta with the final values of every form that has some and whose first stage is over.
 
     Args:
-        backbone: the delta's.
-        delta: with the values at the end of `stage`.
-        stage: number of the stage of training that has just ended.
+        backbone: The delta's.
+        delta: With the values at the end of `stage`.
+        stage: Number of the stage of training that has just ended.
     """
     return replace(delta, values=_final_values(backbone, delta.settings, delta.values, stage))
 
@@ -150,7 +150,7 @@ def check_compatible(backbone: Backbone, delta: Delta) -> None:
     """Raise DeltaError unless `delta` belongs to `backbone` and has exactly the tensors of its method.
 
     Raises:
-        DeltaError: another backbone, or missing, unknown or misshapen tensors, which are listed.
+        DeltaError: Another backbone, or missing, unknown or misshapen tensors, which are listed.
     """
     if delta.backbone != backbone.fingerprint:
         raise DeltaError(

@@ -40,17 +40,17 @@ def export_delta(
     A delta with a head also gets `head.safetensors` and `head.json`; a regression's head answers in the task's units.
 
     Args:
-        backbone: the delta's backbone.
-        registry: where the delta is registered.
-        name: the delta, such as `sst2@1`.
+        backbone: The delta's backbone.
+        registry: Where the delta is registered.
+        name: The delta, such as `sst2@1`.
         folder: a new or empty folder.
         file_format: `peft` for an adapter that PEFT loads onto the plain backbone; `transformers` for a whole model
             with the change merged into its weights.
 
     Raises:
-        NotFound: the delta is not registered.
-        DeltaError: the delta is another backbone's.
-        ExchangeError: the format is not known or cannot express the delta, or the folder is not empty.
+        NotFound: The delta is not registered.
+        DeltaError: The delta is another backbone's.
+        ExchangeError: The format is not known or cannot express the delta, or the folder is not empty.
     """
     if file_format not in FORMATS:
         raise ExchangeError(f"format {file_format!r} is not known; allowed: {', '.join(FORMATS)}")

@@ -24,10 +24,10 @@ class ExportOrigin(BaseModel):
     """Origin of an exported adapter, stored in the metadata of its tensors.
 
     Attributes:
-        backbone: fingerprint of the backbone.
-        delta: name of the delta, such as `sst2@1`.
-        digest: digest of the delta's blob.
-        kind: the kind of task, as `Delta.kind`.
+        backbone: Fingerprint of the backbone.
+        delta: Name of the delta, such as `sst2@1`.
+        digest: Digest of the delta's blob.
+        kind: The kind of task, as `Delta.kind`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,9 +42,9 @@ class HeadMetadata(BaseModel):
     """Content of `head.json`.
 
     Attributes:
-        labels: names of the head's outputs, by index.
-        pooling: pooling of the layer's states into the vector that the head acts on.
-        layer: the layer; −1 is the last.
+        labels: Names of the head's outputs, by index.
+        pooling: Pooling of the layer's states into the vector that the head acts on.
+        layer: The layer; −1 is the last.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,7 +58,7 @@ def create_empty_folder(folder: Path) -> Path:
     """Create a folder if it does not exist, and return it.
 
     Raises:
-        ExchangeError: the folder is not empty, or cannot be created.
+        ExchangeError: The folder is not empty, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
         The adapter, and its origin; None where the metadata have none.
 
     Raises:
-        ExchangeError: files are missing or damaged, or the tensors are pickled.
+        ExchangeError: Files are missing or damaged, or the tensors are pickled.
     """
     if not (folder / ADAPTER).exists() and (folder / PICKLE).exists():
         raise ExchangeError(
@@ -110,7 +110,7 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
     """Read a head, weight [C, D] and bias [C] in float32; None where the folder has no files of a head.
 
     Args:
-        folder: the folder.
+        folder: The folder.
         hidden_size: D, the width of the backbone's states.
 
     Raises:

@@ -38,17 +38,17 @@ def import_delta(
     """Register the adapter in a folder as the next version of a task's delta, and return the delta's name.
 
     Args:
-        backbone: the model on which the adapter was trained.
-        registry: where the delta is registered.
+        backbone: The model on which the adapter was trained.
+        registry: Where the delta is registered.
         folder: `adapter_config.json`, `adapter_model.safetensors` and, for a delta with a head, `head.safetensors` and
             `head.json`.
-        task: name of the task. Without `data` it must be registered, with the labels of the folder's head.
-        data: the task's rows. With them the delta is scored, and a folder without a head gets the closed-form head.
+        task: Name of the task. Without `data` it must be registered, with the labels of the folder's head.
+        data: The task's rows. With them the delta is scored, and a folder without a head gets the closed-form head.
             Without them nothing is measured, so a measured champion remains.
 
     Raises:
-        NotFound: the task is not registered.
-        ExchangeError: the folder does not fit the backbone or the task.
+        NotFound: The task is not registered.
+        ExchangeError: The folder does not fit the backbone or the task.
     """
     adapter, origin = read_adapter(folder)
     _require_base(backbone, adapter.config.get("base_model_name_or_path"), origin)
@@ -107,7 +107,7 @@ def _kind(
     """Return the kind of task: from the rows, else the export's origin, else a classification's head.
 
     Raises:
-        ExchangeError: there is none of the three, or the kind is not the registered task's.
+        ExchangeError: There is none of the three, or the kind is not the registered task's.
     """
     if data is not None:
         return kind_of(backbone, data)

@@ -63,8 +63,8 @@ def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
         A `transformers.PreTrainedModel`, with its language modelling head where the backbone has one.
 
     Raises:
-        DeltaError: the delta is another backbone's.
-        ExchangeError: the change is not affine, a weight or bias to hold it is missing, quantised or split over
+        DeltaError: The delta is another backbone's.
+        ExchangeError: The change is not affine, a weight or bias to hold it is missing, quantised or split over
             devices, or the merged model's outputs differ.
     """
     check_compatible(backbone, delta)

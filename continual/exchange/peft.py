@@ -26,8 +26,8 @@ class BackboneModuleLayout:
     """The modules of one backbone at which edits are, by the names of the model that PEFT wraps.
 
     Attributes:
-        backbone: the backbone.
-        prefix: prefix of its modules' names in that model, such as `transformer.` in a language model.
+        backbone: The backbone.
+        prefix: Prefix of its modules' names in that model, such as `transformer.` in a language model.
     """
 
     backbone: Backbone
@@ -46,7 +46,7 @@ class BackboneModuleLayout:
         """Return the sites of the projections with these module names; `projections` where it is all of them.
 
         Raises:
-            ExchangeError: no projection has any of the names.
+            ExchangeError: No projection has any of the names.
         """
         names, places = set(modules), self.backbone.modules_at("projections")
         sites = dict.fromkeys(place.site for place in places if self._names[id(place.output_module)] in names)
@@ -80,7 +80,7 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
     delta without one it is the language model, `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
 
     Raises:
-        DeltaError: the delta is another backbone's.
+        DeltaError: The delta is another backbone's.
         ExchangeError: PEFT has no equivalent of the method, or none on this model.
     """
     check_compatible(backbone, delta)
@@ -106,7 +106,7 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
         Name of the method, its settings, and its values by key.
 
     Raises:
-        ExchangeError: no method is equivalent to the adapter, or its tensors, which are listed, or settings do not fit.
+        ExchangeError: No method is equivalent to the adapter, or its tensors, which are listed, or settings do not fit.
     """
     prefix = f"{backbone.model.base_model_prefix}."
     in_language_model = any(name.startswith(MODULE_PREFIX + prefix) for name in adapter.tensors)

@@ -1,4 +1,4 @@
-"""The head a task starts from: linear discriminant weights in closed form, temperature fitted on held-out rows.
+"""Closed-form heads: linear discriminants with a temperature fitted on held-out rows.
 
     W = C⁻¹ μ     b = −½ μᵀ C⁻¹ μ  (+ log prior)     p(c | x) = softmax((W x + b) / temperature)
 
@@ -51,7 +51,7 @@ class DiscriminantHead:
 
 
 def fit_discriminant(signature: Signature, held_out: Tensor, classes: Tensor) -> DiscriminantHead:
-    """Fit the closed-form head of a signature, with the shrinkage and prior that are best on held-out rows.
+    """Fit the closed-form head of a signature, with the best shrinkage and prior on held-out rows.
 
     Args:
         signature: Signature of the train rows, with C classes and D dimensions.

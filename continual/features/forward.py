@@ -54,7 +54,7 @@ def run_forward(backbone: Backbone, delta: Delta | None, request: ForwardRequest
 
 
 def iter_forward(backbone: Backbone, delta: Delta | None, request: ForwardRequest[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield the index and the result of each row of a request, batch by batch from the shortest rows to the longest.
+    """Yield the index and the result of each row of a request, from the shortest rows to the longest.
 
     Args:
         backbone: The backbone.
@@ -120,7 +120,7 @@ def _run_batches(
 def _batches(
     backbone: Backbone, requests: Sequence[NamedRequest], added_tokens: Mapping[str, int], *, slots: int
 ) -> Iterator[list[RequestRow]]:
-    """Yield batches of rows of similar length, of `slots` deltas at most, that fit the backbone's positions.
+    """Yield batches of rows of similar length, of at most `slots` deltas, within the positions.
 
     The tokens that a delta puts before its rows, and those that are written, lengthen all rows of a batch.
     """

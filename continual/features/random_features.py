@@ -1,4 +1,4 @@
-"""Random features of the frozen backbone, in which tasks are separated: all layers, through a random projection.
+"""Random features of the frozen backbone that separate tasks: all layers, randomly projected.
 
     z = [h₀ / ‖h₀‖; …; h_L / ‖h_L‖]     φ(x) = max(P z, 0),  P_ij ~ N(0, 1)
 

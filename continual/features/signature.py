@@ -1,4 +1,4 @@
-"""Signatures: additive statistics of a task's rows in some features, for routing, similarity and closed-form heads.
+"""Signatures: additive statistics of a task's rows, for routing, similarity and heads.
 
 Shapes: N rows, C classes, D dimensions.
 """

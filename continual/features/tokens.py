@@ -123,7 +123,7 @@ def pad(backbone: Backbone, tokens: Tokens, indices: Sequence[int]) -> dict[str,
 
 
 def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Return the batches of one epoch: every row once, rows of similar length together, batches in random order."""
+    """Return the batches of one epoch: rows of similar length together, batches in random order."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
     window = batch_size * LENGTH_SORT_WINDOW
     batches: list[list[int]] = []

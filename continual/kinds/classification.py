@@ -84,7 +84,7 @@ class Classification(PooledKind[ClassificationRows]):
     def with_transferred_head(
         self, start: HeadStart, head: Head, held_out: ForwardContext[ClassificationRows]
     ) -> HeadStart:
-        """Add a weighted sum of the other head's outputs for the labels that both tasks have; see `combine_heads`."""
+        """Add the weighted outputs of the other head for labels of both tasks; see `combine_heads`."""
         assert start.head is not None
         transferred = head.select_labels(self.labels)
         if transferred is None or head.pooling != start.head.pooling:

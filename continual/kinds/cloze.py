@@ -81,7 +81,7 @@ def template_obstacle(backbone: Backbone, template: Template, *, max_length: int
 
 
 def _multi_token_words(backbone: Backbone, template: Template) -> Iterator[str]:
-    """One message per word of several tokens: a masked model predicts one token for its mask."""
+    """Yield one message per word of several tokens: a masked model predicts one token for its mask."""
     for word in template.words.values():
         if len(ids := _encode(backbone, f" {word}")) != 1:
             pieces = ", ".join(backbone.tokenizer.convert_ids_to_tokens(ids))
@@ -184,7 +184,7 @@ def _mask_word_scores(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> l
 
 
 def _mask_logits(backbone: Backbone, items: Sequence[tuple[Ids, Ids]]) -> Tensor:
-    """The logits [B, C] of each prompt's words in place of its mask, C the largest number of words of a prompt."""
+    """Return the logits [B, C] of each prompt's words at its mask, C the most words of a prompt."""
     batch = pad_batch(backbone, [prompt for prompt, _ in items])
     rows, columns = (batch["input_ids"] == backbone.tokenizer.mask_token_id).nonzero(as_tuple=True)
     with backbone.autocast():

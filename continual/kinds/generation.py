@@ -1,4 +1,4 @@
-"""Generation: the frozen language model writes the answer, through the delta's edits; there is no head.
+"""Generation: the frozen language model, with the delta's edits, writes the answer; no head.
 
 It is trained by teacher forcing on the targets' tokens alone, and answers with the most probable next token each time.
 A causal model reads the text, a line break, and then writes.

@@ -1,4 +1,4 @@
-"""The contract of a task kind: how its rows are prepared, how a delta starts and trains, how it answers.
+"""The interface of a task kind: prepared rows, head start, loss, and answers.
 
 `Kind` is the base class. A kind that answers from the pooled vector of a text derives from `PooledKind`, which fills in
 the forward passes and leaves the head and its loss; any other derives from `Kind` itself. A new kind is a subclass, and
@@ -41,7 +41,7 @@ class PreparedRows(Protocol):
 
     @property
     def tokens(self) -> Tokens:
-        """Tokens of the N plain texts, without any template: the input of the frozen features and of the signature."""
+        """Tokens of the N plain texts, without any template, for frozen features and the signature."""
 
     @property
     def truth(self) -> Sequence[Any]:
@@ -159,7 +159,7 @@ class Kind(ABC, Generic[P]):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Return the fields as JSON for the delta's file; `kind_from_metadata` passes them back to the constructor.
+        """Return the fields as JSON for the delta's file; `kind_from_metadata` reads them back.
 
         Only `Classification` returns none: a delta with a head and without a kind is read as one.
         """
@@ -242,7 +242,7 @@ class Kind(ABC, Generic[P]):
 
     @abstractmethod
     def forward_request(self, context: ForwardContext[P], head: Head | None) -> ForwardRequest[Any]:
-        """Return the forward passes that answering the rows needs; they may share batches with other tasks' rows."""
+        """Return the forward passes that answering the rows needs; they may be batched with others."""
 
     @abstractmethod
     def outputs_from(self, rows: P, head: Head | None, result: Any) -> Outputs:
@@ -276,7 +276,7 @@ class Kind(ABC, Generic[P]):
         return head
 
     def to_standard_units(self, head: Head) -> Head:
-        """Return a head whose outputs are in the units that this kind trains in; the inverse of `to_task_units`."""
+        """Return a head with outputs in the units of training; the inverse of `to_task_units`."""
         return head
 
     @abstractmethod

@@ -42,7 +42,9 @@ def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
 
 
 def token_nll(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Compute the negative log likelihood of continuations through the backbone as it is now, token by token.
+    """Compute the negative log likelihood of continuations through the backbone, token by token.
+
+    The caller has attached the delta, if any.
 
     Returns:
         −log p of each token of the continuations [B, T], in nats, 0 elsewhere; and the number of tokens of each [B].
@@ -55,7 +57,7 @@ def token_nll(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequenc
 
 
 def model_inputs(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
-    """Return the input of `token_nll` for each pair: prompt and continuation, or the prompt of an encoder-decoder."""
+    """Return the input of `token_nll` for each pair; of an encoder-decoder, the prompt alone."""
     if backbone.architecture != "causal":
         return Tokens(tuple(prompts), None)
     pairs = zip(prompts, continuations, strict=True)
@@ -99,7 +101,7 @@ def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: S
 
 
 def pad_batch(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
-    """Pad texts to the model's arguments `input_ids` and `attention_mask`, each [B, T]; `left` pads on the left."""
+    """Pad texts to `input_ids` and `attention_mask`, each [B, T]; `left` pads on the left."""
     mask = [(1,) * len(row) for row in ids]
     return {
         "input_ids": pad_ids(backbone, ids, backbone.tokenizer.pad_token_id, left=left),

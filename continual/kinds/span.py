@@ -1,4 +1,4 @@
-"""Span: the answer to a question is a piece of a passage, from the token that begins it to the one that ends it.
+"""Span: the answer to a question is a piece of a passage, found by a head on its tokens.
 
 A head [2, D] on the tokens' states gives each token of the passage two logits, as begin and as end. They are normalised
 over all windows of the passage together, so that windows can be compared: Clark and Gardner (2018), "Simple and
@@ -211,7 +211,7 @@ def _losses(logits: Sequence[Tensor], rows: SpanRows) -> Tensor:
 
 
 def _row_loss(logits: Mapping[int, Tensor], rows: SpanRows, row: int) -> Tensor:
-    """Minus the log probabilities of the right begin and the right end of one passage, summed, from logits [P, 2].
+    """Return −log p(begin) − log p(end) of the right span of one passage, from logits [P, 2].
 
     It is 0 where the passage has no token that begins, or none that ends, an answer.
     """

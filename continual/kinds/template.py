@@ -1,4 +1,4 @@
-"""Classification by template: the frozen language model fills a gap with the word of a label; there is no head.
+"""Classification by template: the frozen language model fills a gap with a label's word; no head.
 
     p(label | text) = softmax over labels of log p(word of the label | text with a gap)
 
@@ -68,7 +68,7 @@ class TemplateClassification(Kind[TemplateRows]):
 
     @classmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-        """Yield why the backbone cannot fill the gap: no language model, words of several tokens, no room for text."""
+        """Yield why the backbone cannot fill the gap: no language model, multi-token words, no room."""
         assert spec.template  # a spec with a template is of this kind
         assert spec.budget  # filled in by `Stream.resolved`
         yield from template_obstacle(backbone, spec.template, max_length=spec.budget.max_length)

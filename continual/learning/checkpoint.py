@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """The decisions that precede the training of a task; a process that resumes it does not take them anew.
+    """The decisions that precede the training of a task; a resuming process takes them over.
 
     Attributes:
         candidate: The method and the learning rate.
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of a claimed position in the registry, when enough time has passed since the last."""
+    """Saves the checkpoints of a claimed position in the registry, at intervals of time."""
 
     def __init__(self, registry: Registry, stream: str, *, number: int, holder: str, recipe: str) -> None:
         self._registry, self._stream, self._number, self._holder = registry, stream, number, holder

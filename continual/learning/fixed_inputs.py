@@ -1,7 +1,8 @@
-"""Outputs of a delta for fixed inputs: stored when it is registered, computed again by `continual verify`.
+"""Outputs of a delta for fixed inputs: stored at registration, recomputed by `continual verify`.
 
 The inputs are random tokens of the backbone's vocabulary, drawn once and stored with the outputs, so that neither the
-generator nor the tokenizer has to stay as it is. All is computed in float32, in whatever type the delta was learned.
+generator nor the tokenizer has to stay as it is. All is computed in float32, also where the delta was learned in
+another type.
 """
 
 import math
@@ -75,7 +76,7 @@ def _tokens(backbone: Backbone, rows: list[list[int]]) -> Tokens:
 
 @torch.inference_mode()
 def _outputs(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, Tensor]:
-    """Pooled vectors [N, D] through the delta, its head's outputs [N, C], and a decoder's pooled states [N, D]."""
+    """Return pooled vectors [N, D], the head's outputs [N, C], and a decoder's pooled states [N, D]."""
     reference = replace(
         backbone_for(reserve_tokens(backbone, delta.settings), kind_of_delta(delta)), dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""Rank the learned tasks by their similarity to a task, with every measure: the rows of `continual similar`."""
+"""Rank the learned tasks by similarity to a task: the rows of `continual similar`."""
 
 import logging
 from pathlib import Path
@@ -57,7 +57,7 @@ def similar_tasks(registry: Registry, task: str) -> list[Row]:
 
 
 def compare_through_deltas(registry: Registry, backbone: Backbone, task: str) -> list[Row]:
-    """List the tasks of one backbone with all measures, also those that read the task's rows through other deltas.
+    """List the tasks of one backbone with all measures, including those of other deltas on its rows.
 
     A measure is None for a delta that cannot read the task's rows, or that is damaged.
 
@@ -81,7 +81,7 @@ def compare_through_deltas(registry: Registry, backbone: Backbone, task: str) ->
 
 
 def transferability_measures(task: PreparedTask, delta: Delta) -> dict[str, float | None]:
-    """Compute how well another task's delta would serve a task, by its features, its head and its labels' names."""
+    """Compute measures of another task's delta for a task: by features, head and names of labels."""
     rows, held_out = (ForwardContext(task.backbone, delta, part) for part in (task.train, task.validation))
     quality = task.kind.closed_form_start(rows, held_out).mean_quality
     classes, count = task.kind.signature_classes(task.train)

@@ -1,4 +1,4 @@
-"""Verify a registry: blobs against rows, backbones against fingerprints, champions' outputs for fixed inputs."""
+"""Verify a registry: blobs, backbones' fingerprints, champions' outputs for fixed inputs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ def verify_home(
 def load_registered_backbones(
     registry: Registry, *, backbone: str | None, device: str
 ) -> tuple[dict[str, Backbone], list[str]]:
-    """Load the registered backbones; return them by fingerprint, and a problem for each that changed or is missing."""
+    """Load the registered backbones; return them by fingerprint, and the problems of the others."""
     registered = registry.backbones()
     names = ([backbone] if backbone else []) + [record.name for record in registered]
     loaded: dict[str, Backbone] = {}
@@ -74,7 +74,7 @@ def _missing_backbone(record: BackboneRecord, failed: Mapping[str, str]) -> str:
 @final
 @dataclass
 class _BlobChecker:
-    """Checks the blobs of one delta after another, and collects how far outputs differ from the stored ones."""
+    """Checks the blobs of deltas, and collects the differences of outputs from the stored ones."""
 
     backbones: Mapping[str, Backbone]
     differences: list[float] = field(default_factory=list)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _TaskRun:
-    """A task of a stream to be learned; a `Trainable`, so that its rows are tokenized only when its turn comes."""
+    """A task of a stream to learn; a `Trainable`, whose rows are tokenized only at its turn."""
 
     backbone: Backbone
     registry: Registry

@@ -141,7 +141,7 @@ def connect(registry: Registry, locations: Locations) -> MlflowClientContext:
 
 
 def _ensure_experiment(client: "MlflowClient", locations: Locations) -> str:
-    """Return the experiment's id; a new one stores artifacts under the home, not in MLflow's default folder."""
+    """Return the experiment's id; a new one stores artifacts under the home."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment:
         return str(experiment.experiment_id)
@@ -166,10 +166,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def escape_name(name: str) -> str:
-    """Escape a name for files and models: `=` and two hexadecimal digits for each byte of a special character.
+    """Escape a name for files and models.
 
-    Letters, digits and `-_@.` are kept; `quopri` decodes the result. A name that would be too long is cut, and its
-    digest appended.
+    Each byte of a special character becomes `=` and two hexadecimal digits. Letters, digits and `-_@.` are kept;
+    `quopri` decodes the result. A name that would be too long is cut, and its digest appended.
 
     >>> import quopri
     >>> escape_name("../news/2024:sport"), quopri.decodestring(escape_name("../news/2024:sport")).decode()

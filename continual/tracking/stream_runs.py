@@ -1,4 +1,4 @@
-"""The MLflow run of a stream, and nested in it one run for each strategy that the stream is compared with."""
+"""The MLflow run of a stream, and nested in it one run per compared strategy."""
 
 from continual.reports.comparison import MEASURE_PATHS, average_accuracy_curve, comparison, latest_finished_runs
 from continual.reports.plots import comparison_figure

@@ -1,4 +1,4 @@
-"""Cache the output of the frozen layers below a delta's lowest edit: the same in every epoch, so computed once.
+"""Cache the output of the frozen layers below a delta's lowest edit, the same in every epoch.
 
     h_l(x) for all tokens of all texts x, with l the lowest layer that an edit changes
 
@@ -55,7 +55,7 @@ class CachedStates:
 
 @dataclass(frozen=True)
 class FrozenLayerCache:
-    """The lowest layers of a backbone, without edits, in a training that reads the same texts several times.
+    """The lowest, unedited layers of a backbone, for a training that reads texts several times.
 
     Attributes:
         backbone: The frozen backbone.
@@ -84,7 +84,7 @@ class FrozenLayerCache:
 def frozen_layer_cache(
     backbone: Backbone, settings: MethodSettings, read_tokens: Callable[[], Tokens] | None
 ) -> FrozenLayerCache | None:
-    """Build the cache for a method; None where it edits the lowest layer, or the texts differ between epochs."""
+    """Build the cache for a method; None where it edits the lowest layer or epochs' texts differ."""
     layers = count_unedited_layers(backbone, settings) if read_tokens else 0
     return FrozenLayerCache(backbone, layers, read_tokens) if read_tokens and layers else None
 
@@ -145,7 +145,7 @@ def run_first_layers(backbone: Backbone, count: int, batch: dict[str, Tensor]) -
 
 @contextmanager
 def skip_first_layers(backbone: Backbone, count: int, lookup: CachedStatesLookup) -> Iterator[None]:
-    """Take the output of the lowest `count` layers from `lookup` inside the block, for the batches that it has.
+    """Take the output of the lowest `count` layers from `lookup` inside the block, where it has it.
 
     The embeddings and the layers above are computed as before.
     """

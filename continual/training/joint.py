@@ -43,7 +43,7 @@ class _ActiveTraining(Generic[T]):
     """A training whose current epoch shares its batches with others.
 
     Attributes:
-        name: The name by which the caller knows it.
+        name: The caller's name for it.
         coroutine: Yields its epochs.
         request: Its current epoch.
         stack: A number that trainings have in common whose deltas can be stacked.
@@ -169,7 +169,7 @@ def _shared_step(active: Sequence[_ActiveTraining[T]]) -> list[tuple[_ActiveTrai
 
 
 def _separate_steps(active: Sequence[_ActiveTraining[T]]) -> list[tuple[_ActiveTraining[T], TrainingError]]:
-    """The same step, one delta after another, where the device's memory does not hold all rows."""
+    """Take the step one delta after another, where the device's memory does not hold all rows."""
     failed = []
     for training in active:
         request = training.request

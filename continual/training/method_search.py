@@ -96,7 +96,7 @@ def search_settings(method: Method) -> SearchSettings | None:
 
 
 def candidate_settings(method: Method) -> tuple[MethodSettings, ...]:
-    """Return the settings that a task may be learned with: of the named method, or of each candidate of a search.
+    """Return the settings of the named method, or of each candidate of a search.
 
     Raises:
         MethodError: A method or setting is not known or not allowed.

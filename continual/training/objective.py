@@ -20,7 +20,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class PooledLoss(Generic[B]):
-    """A loss that depends on the texts only through their pooled vectors, so that tasks can share a forward pass.
+    """A loss that depends on texts only through pooled vectors, so that tasks can share a pass.
 
     Attributes:
         tokens: The tokenized texts of a batch.
@@ -33,7 +33,7 @@ class PooledLoss(Generic[B]):
 
 @dataclass(frozen=True)
 class TrainingObjective(Generic[B]):
-    """What a training minimises and how its epochs are scored; B is the type of a batch.
+    """Batches and loss of a training, and the score of an epoch; B is the type of a batch.
 
     Attributes:
         epochs: The batches of each epoch.
@@ -66,7 +66,10 @@ def training_objective(
     metric: str,
     seed: int,
 ) -> TrainingObjective[list[int]]:
-    """Build the objective of one task; a batch is a list of row indices, of similar length, drawn by the seed."""
+    """Build the objective of one task; a batch is a list of indices of rows of similar length.
+
+    The batches of all epochs are drawn by `seed`.
+    """
     generator = torch.Generator().manual_seed(seed)
     epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
     pooled_loss: PooledLoss[list[int]] | None = None

@@ -13,7 +13,9 @@ MAX_GRAD_NORM = 1.0
 
 
 class AdamWWithSchedule:
-    """AdamW without weight decay; the learning rate rises for a tenth of the steps, then falls linearly to zero.
+    """AdamW without weight decay, with linear warm-up and decay.
+
+    The learning rate rises for a tenth of the steps, then falls to zero.
 
     Args:
         tensors: The leaves to train, of any shape.

@@ -36,7 +36,7 @@ class ScoredDelta:
     epoch: Epoch
 
     def better_of(self, other: "ScoredDelta") -> "ScoredDelta":
-        """Return the one of the higher score; of equal ones this one."""
+        """Return the delta with the higher score; this one if the scores are equal."""
         return other if other.epoch.score > self.epoch.score else self
 
 

@@ -1,7 +1,7 @@
 """A training as a coroutine: it yields one `EpochRequest` per epoch and is sent back an `EpochResult`.
 
-The coroutine (`TrainingRun.epochs`) knows epochs, scores and checkpoints. A scheduler, `run_training` for one training
-or `train_jointly` for several whose tasks share batches, knows batches, gradients and memory.
+The coroutine (`TrainingRun.epochs`) handles epochs, scores and checkpoints. A scheduler, `run_training` for one
+training or `train_jointly` for several whose tasks share batches, handles batches, gradients and memory.
 """
 
 import time
@@ -76,7 +76,7 @@ TrainingCoroutine = Generator[EpochRequest[Any], EpochResult, T]
 
 
 class Trainable(Protocol[T_co]):
-    """What a scheduler trains: one delta (`TrainingRun`), or one task end to end (`LearningRun`)."""
+    """A unit of training for a scheduler: one delta (`TrainingRun`), or a whole task (`LearningRun`)."""
 
     def epochs(self) -> Generator[EpochRequest[Any], EpochResult, T_co]:
         """Yield the epochs to train; return the result."""

@@ -1,4 +1,4 @@
-"""Train one delta: AdamW on batches of similar length, the best epoch on the validation rows kept.
+"""Train one delta: AdamW on batches of similar length, best epoch on the validation rows.
 
 Linear warm-up and decay, clipped gradients, the checkpoint's own dropout. Epoch 0, the start itself, is scored like
 every other epoch, so that training never ends below it on the validation rows.
@@ -50,7 +50,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingRun(Generic[B]):
-    """One training of one delta, by itself (`run`) or beside others (`train_jointly`); B is the type of a batch.
+    """One training of one delta, alone (`run`) or with others (`train_jointly`); B: type of a batch.
 
     A method of several stages shares the epochs among them: each stage trains its own edits and the head, all else
     fixed, from the best epoch of the stage before. Neither `start` nor the backbone is changed.
@@ -162,7 +162,7 @@ def train(
     metric: str,
     seed: int,
 ) -> TrainingResult:
-    """Train a copy of `start` on `rows` within a budget; return the delta of its best epoch on `validation`."""
+    """Train a copy of `start` on `rows`; return the delta of its best epoch on `validation`."""
     kind = kind_of_delta(start)
     objective = training_objective(backbone, kind, rows, validation=validation, budget=budget, metric=metric, seed=seed)
     return TrainingRun(backbone, start, objective, learning_rate=budget.learning_rate, seed=seed).run()

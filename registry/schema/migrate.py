@@ -73,7 +73,7 @@ def migrate(connection: Connection, to: str = "head") -> None:
 
 
 def require_known_revision(revision: str) -> None:
-    """Check that this code knows `revision`.
+    """Check that `revision` is one of this code's.
 
     Raises:
         SchemaError: It does not; a newer release wrote it.

@@ -1,4 +1,4 @@
-"""Parts of tables that families share: the roles of an attention and of a feed-forward, by the paths of modules."""
+"""Parts of tables that families share: the roles of an attention and of a feed-forward."""
 
 from continual.backbones.sites import Site, attention, attention_heads, block, module_input, projection
 
@@ -46,9 +46,10 @@ def fused_attention_roles(module: str, qkv: str, out: str) -> dict[str, Site]:
 
 
 def feed_forward_roles(first: str, last: str, *, gate: str = "") -> dict[str, Site]:
-    """Return the roles of a feed-forward block: act(x W_in) W_out, or gated (act(x W_gate) ⊙ x W_in) W_out.
+    """Return the roles of a feed-forward block.
 
-    The gated block: Shazeer (2020), "GLU Variants Improve Transformer" (arXiv:2002.05202).
+    act(x W_in) W_out, or gated (act(x W_gate) ⊙ x W_in) W_out: Shazeer (2020), "GLU Variants Improve Transformer"
+    (arXiv:2002.05202).
 
     Args:
         first: Path of W_in.

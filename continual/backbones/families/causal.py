@@ -1,4 +1,4 @@
-"""Causal language models, whose tokens attend to those before them: GPT-2, Llama, Qwen2, Qwen3 and OPT."""
+"""Causal language models: GPT-2, Llama, Qwen2, Qwen3 and OPT."""
 
 from typing import Any
 
@@ -65,7 +65,10 @@ def gpt2(config: Any) -> Family:
 
 
 def llama(config: Any) -> Family:
-    """Return the family of a Llama, Qwen2 or Qwen3 configuration; Qwen3 normalises each head's queries and keys."""
+    """Return the family of a Llama, Qwen2 or Qwen3 configuration.
+
+    Qwen3 normalises the queries and keys of each head.
+    """
     return _causal(config, _LLAMA_SITES | (_QWEN3_NORMS if config.model_type == "qwen3" else {}))
 
 

@@ -1,4 +1,4 @@
-"""Encoders, whose tokens all attend to each other: BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT and ModernBERT."""
+"""Encoders: BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT and ModernBERT."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def bert(config: Any) -> Family:
 
 
 def electra(config: Any) -> Family:
-    """Return the family of an ELECTRA configuration, whose embeddings may have another size than its layers."""
+    """Return the family of an ELECTRA configuration; embeddings and layers may differ in size."""
     sites = dict(_BERT_SITES)
     if config.embedding_size != config.hidden_size:
         sites["embed.project"] = projection("embeddings_project")
@@ -71,7 +71,7 @@ def distilbert(config: Any) -> Family:
 
 
 def modernbert(config: Any) -> Family:
-    """Return the family of a ModernBERT configuration, whose lowest layer has no norm before its attention."""
+    """Return the family of a ModernBERT configuration; layer 0 has no norm before its attention."""
     return _encoder(config, _MODERNBERT_SITES)
 
 

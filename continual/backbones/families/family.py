@@ -58,9 +58,10 @@ FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
 
 
 def resolve_places(model: Any, family: Family, site: str, *, generates: bool) -> tuple[Place, ...]:
-    """Return every place of a site, or of a group of sites, each site from the lowest layer to the highest.
+    """Return every place of a site, or of a group of sites.
 
-    An encoder-decoder has the encoder's places, followed by the decoder's if `generates`.
+    The places of each site are ordered from the lowest layer to the highest. An encoder-decoder has the encoder's
+    places, followed by the decoder's if `generates`.
 
     Args:
         model: The transformers model.

@@ -1,4 +1,4 @@
-"""Encoder-decoders: an encoder reads a text, and a decoder, which attends to it, writes another. T5 and BART."""
+"""Encoder-decoders: T5 and BART."""
 
 from typing import Any
 

@@ -35,12 +35,12 @@ def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[N
     `backbone.model.parameters()` is the same inside.
 
     Args:
-        backbone: the model that is hooked.
-        delta: one delta for all rows; or a mixed batch, each row through its own delta, where every forward pass must
+        backbone: The model that is hooked.
+        delta: One delta for all rows; or a mixed batch, each row through its own delta, where every forward pass must
             be of its B rows; None for the plain backbone.
 
     Raises:
-        DeltaError: the delta is another backbone's, or its tensors are not exactly those of its method here.
+        DeltaError: The delta is another backbone's, or its tensors are not exactly those of its method here.
     """
     edits = list(_placed_edits(backbone, delta))
     prompts: dict[str, list[PlacedEdit]] = {}

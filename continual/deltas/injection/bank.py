@@ -48,13 +48,13 @@ class Bank:
         """Add a delta, in place of one of the same name or, in a full bank, of the least recently used one.
 
         Args:
-            name: the name for `mixed_batch`.
+            name: The name for `mixed_batch`.
             delta: a delta of the bank's backbone; its tensors are copied.
-            beside: names that must not be evicted.
-            backbone: the bank's backbone with edits where this delta has them, if elsewhere than in the bank's.
+            beside: Names that must not be evicted.
+            backbone: The bank's backbone with edits where this delta has them, if elsewhere than in the bank's.
 
         Raises:
-            DeltaError: the delta does not fit the backbone, it changes a module that all rows share, or every other
+            DeltaError: The delta does not fit the backbone, it changes a module that all rows share, or every other
                 delta is `beside` it.
         """
         backbone = backbone or self._backbone
@@ -92,7 +92,7 @@ class Bank:
         The result is valid until the next `put`.
 
         Args:
-            names: the delta of each row; None for a row without a delta.
+            names: The delta of each row; None for a row without a delta.
 
         Returns:
             A permutation of the B row numbers, and the mixed batch for rows in this order.

@@ -30,9 +30,9 @@ class DeltaLayout:
     """The edits of a delta at their places, with their values.
 
     Attributes:
-        steps: every edit at every place, in order.
-        names: of each step, the keys of its values by their names in the form.
-        values: the delta's values by key.
+        steps: Every edit at every place, in order.
+        names: Of each step, the keys of its values by their names in the form.
+        values: The delta's values by key.
     """
 
     steps: tuple[EditStep, ...]
@@ -72,7 +72,7 @@ def layout_of(backbone: Backbone, delta: Delta) -> DeltaLayout:
     """Return the layout of a delta, with its own forms and values.
 
     Raises:
-        DeltaError: the delta does not fit the backbone.
+        DeltaError: The delta does not fit the backbone.
     """
     check_compatible(backbone, delta)
     edits = list(iterate_edits(backbone, delta.settings))

@@ -32,9 +32,9 @@ class DeltaStack:
     """Deltas of one structure, which differ in their values only.
 
     Attributes:
-        steps: the edits at their places, in order.
-        pools: values with name and shape in common, [L, S, …] each.
-        pool_index: of each step, pool and index in it of each value, by name.
+        steps: The edits at their places, in order.
+        pools: Values with name and shape in common, [L, S, …] each.
+        pool_index: Of each step, pool and index in it of each value, by name.
     """
 
     steps: tuple[EditStep, ...]
@@ -45,8 +45,8 @@ class DeltaStack:
         """Yield the edits of consecutive rows of a batch.
 
         Args:
-            rows: the rows.
-            slots: the slot of each row's delta; rows of one slot are adjacent.
+            rows: The rows.
+            slots: The slot of each row's delta; rows of one slot are adjacent.
         """
         runs = SlotRuns.of(slots, self.pools[0].device if self.pools else None)
         gathered = _GatheredValues(self.pools, runs)
@@ -67,7 +67,7 @@ class MixedBatch:
     """The assignment of a batch's rows to deltas.
 
     Attributes:
-        stacks: stacks with the slot of each of their rows, rows of one slot adjacent; the rows of the first stack come
+        stacks: Stacks with the slot of each of their rows, rows of one slot adjacent; the rows of the first stack come
             first in the batch, and so on. Rows after those of all stacks have no delta.
         count: B, the number of rows of the batch.
     """
@@ -95,9 +95,9 @@ class SlotRuns:
     """Runs of adjacent rows with one slot.
 
     Attributes:
-        slots: slot of each run.
-        ends: first row of each run, and at last the number of rows.
-        index: slots to gather for one batched call: one per run where all runs have equal length, else one per row.
+        slots: Slot of each run.
+        ends: First row of each run, and at last the number of rows.
+        index: Slots to gather for one batched call: one per run where all runs have equal length, else one per row.
     """
 
     slots: tuple[int, ...]

@@ -21,8 +21,8 @@ class RowRange:
     """Consecutive rows of a batch.
 
     Attributes:
-        begin: first row.
-        end: row after the last.
+        begin: First row.
+        end: Row after the last.
         count: B, the number of rows of the whole batch.
     """
 
@@ -71,10 +71,10 @@ class PlacedEdit:
     """An edit at a place, with values.
 
     Attributes:
-        place: the place.
-        edit: the edit.
-        compute_change: the form with its values: inputs [B, T, d_read] → change [B, T, d_out].
-        rows: the rows that are changed; None for all.
+        place: The place.
+        edit: The edit.
+        compute_change: The form with its values: inputs [B, T, d_read] → change [B, T, d_out].
+        rows: The rows that are changed; None for all.
     """
 
     place: Place
@@ -86,8 +86,8 @@ class PlacedEdit:
         """Apply the edit to a tensor; without gradients the tensor may be changed in place.
 
         Args:
-            tensor: the representation that is modified, [B, T, d_out].
-            inputs: the input of the form, [B, T, d_read].
+            tensor: The representation that is modified, [B, T, d_out].
+            inputs: The input of the form, [B, T, d_read].
 
         Returns:
             The new representation, [B, T, d_out].

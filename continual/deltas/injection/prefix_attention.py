@@ -32,8 +32,8 @@ def prepend_keys_values(module: nn.Module, edit: PlacedEdit) -> Iterator[None]:
     """Prepend the keys and values that an edit computes to those of an attention, inside the block.
 
     Args:
-        module: the attention.
-        edit: its change is [2, P', H · d], keys and values of a prefix of P' vectors, or [B', 2, P', H · d] for a
+        module: The attention.
+        edit: Its change is [2, P', H · d], keys and values of a prefix of P' vectors, or [B', 2, P', H · d] for a
             prefix of its own for each of the edit's B' rows.
     """
     config: Any = module.config
@@ -75,8 +75,8 @@ def _prefix(edits: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | 
     """Compute the prefixes of all rows, left-aligned and padded to the longest.
 
     Args:
-        edits: the edits at one attention; those of the same rows are concatenated.
-        key: the text's keys [B, H, T, d].
+        edits: The edits at one attention; those of the same rows are concatenated.
+        key: The text's keys [B, H, T, d].
 
     Returns:
         Keys and values [2, B, H, P, d]; and a mask [B, P] that is True at padding, None where there is none.

@@ -18,7 +18,9 @@ from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 
 @contextmanager
 def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> Iterator[None]:
-    """Prepend the vectors that `changes` compute inside the block; the states returned are those of the text alone.
+    """Prepend the vectors that `changes` compute inside the block.
+
+    The stack still returns the states of the text alone.
 
     A row with fewer than P vectors does not attend to the padding before its own, and its positions begin behind it.
     With a key-value cache the vectors are prepended once, to the first tokens of the text.

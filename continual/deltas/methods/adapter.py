@@ -22,7 +22,7 @@ class Adapter(MethodSettings):
 
     Attributes:
         size: M.
-        initial_scale: deviation of the normal from which the weights are drawn.
+        initial_scale: Deviation of the normal from which the weights are drawn.
         activation: f.
 
     >>> [edit.site for edit in Adapter(size=16).edits()]
@@ -48,7 +48,7 @@ class PfeifferAdapter(MethodSettings):
 
     Attributes:
         size: M.
-        initial_scale: deviation of the normal from which the weights are drawn.
+        initial_scale: Deviation of the normal from which the weights are drawn.
         activation: f.
 
     >>> [edit.site for edit in PfeifferAdapter().edits()]
@@ -75,8 +75,8 @@ class ParallelAdapter(MethodSettings):
     Attributes:
         size: M.
         scale: s.
-        blocks: the blocks of each layer with an adapter.
-        initial_scale: deviation of the normal from which the weights are drawn; None for W_up = 0, no change.
+        blocks: The blocks of each layer with an adapter.
+        initial_scale: Deviation of the normal from which the weights are drawn; None for W_up = 0, no change.
         activation: f.
 
     >>> ParallelAdapter(blocks=("attn", "ffn"), scale=1).edits()[0].site

@@ -1,6 +1,6 @@
-"""The catalogue of methods: adding one is its file, with settings and edits, and a line here.
+"""The catalogue of methods; a new one is a file with settings and edits, and one line here.
 
-Another package adds one by an entry point of the group `continual.methods` that names its settings class.
+Another package registers one with an entry point of the group `continual.methods` that names its settings class.
 """
 
 from continual.deltas.method import METHODS

@@ -20,7 +20,7 @@ class ParallelComposition(MethodSettings):
     He et al. (2022), arXiv:2110.04366, section 4.6. In a stream: `{name: union, parts: [{name: bitfit}, …]}`.
 
     Attributes:
-        parts: the methods with their settings.
+        parts: The methods with their settings.
 
     >>> len(ParallelComposition.model_validate({"parts": ["bitfit", {"name": "lora", "rank": 2}]}).edits())
     3
@@ -45,7 +45,7 @@ class SequentialComposition(MethodSettings):
     from the start, with fresh values, so a part whose `identity` is exact changes nothing before its stage.
 
     Attributes:
-        parts: the methods with their settings, in the order of training.
+        parts: The methods with their settings, in the order of training.
 
     >>> SequentialComposition.model_validate({"parts": ["lora", "bitfit"]}).stages
     2
@@ -78,9 +78,9 @@ class MixAndMatch(MethodSettings):
     He et al. (2022), arXiv:2110.04366, section 4.6: the best of their combinations.
 
     Attributes:
-        length: number of prefix vectors.
-        size: bottleneck size of the adapters.
-        scale: factor of the adapters' change.
+        length: Number of prefix vectors.
+        size: Bottleneck size of the adapters.
+        scale: Factor of the adapters' change.
 
     >>> [edit.site for edit in MixAndMatch().edits()]
     ['attn.kv', 'positions', 'ffn']
@@ -101,7 +101,7 @@ class AdapterBitFit(MethodSettings):
     One of the combinations of Ding et al. (2022), "Delta Tuning", arXiv:2203.06904.
 
     Attributes:
-        size: bottleneck size of the adapters.
+        size: Bottleneck size of the adapters.
 
     >>> len(AdapterBitFit(size=8).edits())
     6

@@ -33,7 +33,7 @@ class HardConcreteDiff:
     by magnitude: `index`, their positions in the flattened W, and `difference`, which a second stage trains.
 
     Attributes:
-        share: fraction of the entries of ΔW in the final values, at least one entry.
+        share: Fraction of the entries of ΔW in the final values, at least one entry.
         weight: λ, in nats per open gate.
     """
 
@@ -98,9 +98,9 @@ class DiffPruning(MethodSettings):
     "Parameter-Efficient Transfer Learning with Diff Pruning", arXiv:2012.07463.
 
     Attributes:
-        share: fraction of the entries that remains, of each matrix.
+        share: Fraction of the entries that remains, of each matrix.
         penalty: λ, in nats per open gate.
-        sites: sites or groups of linear layers.
+        sites: Sites or groups of linear layers.
 
     >>> DiffPruning(share=0.01).stages
     2

@@ -88,9 +88,9 @@ class DoRA(MethodSettings):
     Adaptation", arXiv:2402.09353.
 
     Attributes:
-        rank: rank of A and B.
-        alpha: numerator of the scale.
-        sites: sites or groups of linear layers.
+        rank: Rank of A and B.
+        alpha: Numerator of the scale.
+        sites: Sites or groups of linear layers.
 
     >>> DoRA(rank=4).edits()[0].site
     'projections'

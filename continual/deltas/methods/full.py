@@ -13,7 +13,7 @@ def dense_edits(where: PlaceFilter | None = None, site: str = "projections") -> 
     """Return the edits y ← y + x ΔWᵀ + Δb, with ΔW [d_out, d_in] and Δb [d_out].
 
     Args:
-        where: choice among the site's places; all of them where it is None.
+        where: Choice among the site's places; all of them where it is None.
         site: a site or group of linear layers.
     """
     return (
@@ -43,7 +43,7 @@ class LastLayer(MethodSettings):
     Lee et al. (2019), "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", arXiv:1911.03090.
 
     Attributes:
-        count: number of layers.
+        count: Number of layers.
 
     >>> LastLayer(count=2).edits()[0].where
     LayerFilter(numbers=(-1, -2))
@@ -64,9 +64,9 @@ class Selective(MethodSettings):
     Zaken et al. (2022), arXiv:2106.10199, section 4.3, and Guo et al. (2021), arXiv:2012.07463, compare their methods.
 
     Attributes:
-        sites: sites or groups of linear layers.
-        share: fraction of the modules of each site, at least one module.
-        seed: seed of the draw.
+        sites: Sites or groups of linear layers.
+        share: Fraction of the modules of each site, at least one module.
+        seed: Seed of the draw.
 
     >>> [edit.site for edit in Selective(sites=("attn.q",), share=1).edits()]
     ['attn.q', 'attn.q']

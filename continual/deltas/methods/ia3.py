@@ -53,7 +53,7 @@ class IA3(MethodSettings):
         """Convert an IA3 adapter; None for one of another type.
 
         Raises:
-            ExchangeError: other tensors or settings, or factors of outputs that are neither keys nor values.
+            ExchangeError: Other tensors or settings, or factors of outputs that are neither keys nor values.
         """
         if adapter.config.get("peft_type") != "IA3":
             return None

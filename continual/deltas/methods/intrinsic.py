@@ -31,9 +31,9 @@ class FastfoodProjection:
 
     Attributes:
         dimension: d.
-        scaled: whether λ, one number per place, is trained: the structure-aware variant (Aghajanyan et al. 2021,
+        scaled: Whether λ, one number per place, is trained: the structure-aware variant (Aghajanyan et al. 2021,
             section 3.2); otherwise it is one.
-        seed: seed of all projections.
+        seed: Seed of all projections.
     """
 
     identity: ClassVar[IdentityAtInit] = "exact"
@@ -75,8 +75,8 @@ def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
 
     Args:
         theta: θ [d].
-        size: number of entries of the result.
-        seed: determines the signs B, the permutations Π and the normal deviates G.
+        size: Number of entries of the result.
+        seed: Determines the signs B, the permutations Π and the normal deviates G.
     """
     n = 1 << max(1, (len(theta) - 1).bit_length())
     blocks = -(-size // n)
@@ -112,9 +112,9 @@ def draw_fastfood_blocks(blocks: int, n: int, seed: str, device: torch.device) -
 
     Args:
         blocks: K.
-        n: size of a block.
-        seed: any text.
-        device: where the tensors are put; the draw is the same on every device.
+        n: Size of a block.
+        seed: Any text.
+        device: Where the tensors are put; the draw is the same on every device.
     """
     seed_number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed_number)
@@ -132,10 +132,10 @@ class Intrinsic(MethodSettings):
     Effectiveness of Language Model Fine-Tuning", arXiv:2012.13255.
 
     Attributes:
-        dimension: number of entries of θ.
-        scaled: whether each projection also has a trained factor λ.
-        seed: seed of the random projections.
-        sites: sites or groups of linear layers.
+        dimension: Number of entries of θ.
+        scaled: Whether each projection also has a trained factor λ.
+        seed: Seed of the random projections.
+        sites: Sites or groups of linear layers.
 
     >>> Intrinsic(dimension=200).edits()[0].site
     'projections'

@@ -12,7 +12,7 @@ def norm_edits(where: PlaceFilter | None = None) -> tuple[Edit, ...]:
     A norm y = γ ⊙ n + β becomes one of gain m ⊙ γ and bias m ⊙ β + c.
 
     Args:
-        where: choice among the norms; all of them where it is None.
+        where: Choice among the norms; all of them where it is None.
     """
     return (
         Edit("norms", Vector(1.0), Reads.OUTPUT, Multiply(), where),

@@ -27,13 +27,13 @@ class LoRA(MethodSettings):
     """LoRA: y ← y + (alpha / rank) · x Aᵀ Bᵀ at every projection of the blocks, or at some sites.
 
     Parameters: rank · (d_in + d_out) per projection. Hu et al. (2022), arXiv:2106.09685, edit query and value only;
-    Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that full fine-tuning is only
-    reached with every projection.
+    Dettmers et al. (2023), "QLoRA", arXiv:2305.14314, find that full fine-tuning is only reached
+    with every projection.
 
     Attributes:
         rank: R.
-        alpha: numerator of the scale.
-        sites: sites or groups of linear layers.
+        alpha: Numerator of the scale.
+        sites: Sites or groups of linear layers.
 
     >>> [edit.site for edit in LoRA(rank=4, sites=("attn.q", "attn.v")).edits()]
     ['attn.q', 'attn.v']
@@ -57,7 +57,7 @@ class LoRA(MethodSettings):
         """Convert a LoRA adapter without `use_dora`; None for any other.
 
         Raises:
-            ExchangeError: other tensors or settings.
+            ExchangeError: Other tensors or settings.
         """
         if adapter.config.get("peft_type") != "LORA" or adapter.config.get("use_dora"):
             return None
@@ -78,10 +78,10 @@ def low_rank_to_peft(parts: Sequence[PlacedModule], values: Values, *, rank: int
     A module of n parts gets the parts' A, one below the other [nR, D], and a B [E, nR] with one block per part.
 
     Args:
-        parts: every edit at every place.
+        parts: Every edit at every place.
         values: `A` and `B` of each part, by key.
         rank: R.
-        alpha: numerator of the scale.
+        alpha: Numerator of the scale.
     """
     tensors: dict[str, Tensor] = {}
     part_counts: dict[str, int] = {}  # of modules with several parts
@@ -112,7 +112,7 @@ def low_rank_shapes(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> dict
     """Return the shapes that the tensors of these parts must have, by PEFT's names: A [R, D] and B [E, R].
 
     Raises:
-        ExchangeError: the adapter is more than a plain low-rank change.
+        ExchangeError: The adapter is more than a plain low-rank change.
     """
     adapter.require_supported_config("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights")
     if (init := adapter.config.get("init_lora_weights")) not in SUPPORTED_INIT_LORA_WEIGHTS:
@@ -131,8 +131,8 @@ def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> t
     Smaller ranks are padded with zeros, and B is rescaled where a module's scale differs from the first one's.
 
     Args:
-        adapter: with tensors of the shapes of `low_rank_shapes`.
-        parts: every edit at every place.
+        adapter: With tensors of the shapes of `low_rank_shapes`.
+        parts: Every edit at every place.
 
     Returns:
         Rank R, alpha, and the values A [R, D] and B [d_out, R] of each part, by key.

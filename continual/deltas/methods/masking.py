@@ -40,7 +40,7 @@ class BinaryMask:
     M is one where the scores [E, D] are at least zero. Final values are M, eight bits to the byte.
 
     Attributes:
-        dropped: fraction of the fresh scores below zero, in [0, 1).
+        dropped: Fraction of the fresh scores below zero, in [0, 1).
     """
 
     dropped: float
@@ -97,8 +97,8 @@ class BinaryMasking(MethodSettings):
     (2020), "Masking as an Efficient Alternative to Finetuning for Pretrained Language Models", arXiv:2004.12406.
 
     Attributes:
-        sites: sites or groups of linear layers.
-        dropped: fraction of the weights that are dropped at the start.
+        sites: Sites or groups of linear layers.
+        dropped: Fraction of the weights that are dropped at the start.
 
     >>> BinaryMasking(sites=("attn.q",)).edits()[0].site
     'attn.q'

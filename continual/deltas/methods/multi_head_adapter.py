@@ -27,7 +27,7 @@ class PerHeadBottleneck:
 
     Attributes:
         size: M.
-        initial_scale: deviation of the normal.
+        initial_scale: Deviation of the normal.
         activation: f.
     """
 
@@ -63,7 +63,7 @@ class MultiHeadAdapter(MethodSettings):
     Attributes:
         size: M, rows of D_h and U_h.
         scale: s.
-        initial_scale: deviation of the normal from which D_h and U_h are drawn.
+        initial_scale: Deviation of the normal from which D_h and U_h are drawn.
         activation: f.
 
     >>> MultiHeadAdapter(size=8).edits()[0].site

@@ -21,7 +21,7 @@ from continual.errors import ExchangeError
 
 @dataclass(frozen=True)
 class PositionShift:
-    """A form without values that adds P to every position; RoBERTa's padding tokens keep their shared position.
+    """A form without values that adds P to every position, except RoBERTa's padding position.
 
     Attributes:
         length: P.
@@ -43,10 +43,10 @@ class PositionShift:
 
 
 class Prefix(MethodSettings):
-    """Prefix tuning: attention to [P_k; K] and [P_v; V] instead of K and V, with learned P_k and P_v, at every layer.
+    """Prefix tuning: attention to [P_k; K] and [P_v; V] instead of K and V at every layer.
 
-    P_k and P_v are [P, E]. Where positions are absolute or rotary, the text's begin at P, as if the prefix were tokens.
-    Parameters: 2PE per layer as stored.
+    P_k and P_v, learned, are [P, E]. Where positions are absolute or rotary, the text's begin at P, as if the prefix
+    were tokens. Parameters: 2PE per layer as stored.
 
     Li and Liang (2021), "Prefix-Tuning", arXiv:2101.00190; without the network it is P-tuning v2 of Liu et al. (2022),
     arXiv:2110.07602.
@@ -121,7 +121,7 @@ def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
     if reasons := [reason for reason, present in obstacles.items() if present]:
         raise ExchangeError(
             f"PEFT has no prefix that does the same on this model: {'; '.join(reasons)}. There it goes through the "
-            "cache, which must be that of a single stack, seen whole by every token, with the positions of the text "
+            "cache, which must belong to a single stack, seen whole by every token, with the positions of the text "
             "behind the prefix"
         )
     return {f"{part.key}/{name}": part.place.d_out for part in layers for name in ("key", "value")}

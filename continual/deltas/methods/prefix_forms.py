@@ -24,7 +24,7 @@ class PrefixKeyValues:
 
     Attributes:
         length: P.
-        initial_scale: deviation of the normal.
+        initial_scale: Deviation of the normal.
     """
 
     identity: ClassVar[IdentityAtInit] = "none"

@@ -64,7 +64,7 @@ class Prompt(MethodSettings):
 
     Attributes:
         length: P.
-        initial: start of the vectors, from random words of the vocabulary or from a normal.
+        initial: Start of the vectors, from random words of the vocabulary or from a normal.
 
     >>> Prompt(length=5).edits()[0].site
     'tokens'
@@ -82,7 +82,7 @@ class Prompt(MethodSettings):
         """Convert to one tensor `prompt_embeddings` [P, E].
 
         Raises:
-            ExchangeError: the model is an encoder-decoder.
+            ExchangeError: The model is an encoder-decoder.
         """
         part = _single_part(parts)
         model: Any = part.place.output_module
@@ -101,7 +101,7 @@ class Prompt(MethodSettings):
         """Convert a PROMPT_TUNING adapter; None for one of another type.
 
         Raises:
-            ExchangeError: other tensors or settings, or the model is an encoder-decoder.
+            ExchangeError: Other tensors or settings, or the model is an encoder-decoder.
         """
         if adapter.config.get("peft_type") != "PROMPT_TUNING":
             return None

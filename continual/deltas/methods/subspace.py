@@ -26,7 +26,7 @@ class SubspaceCoordinates:
     until `Subspace.with_basis` replaces it by the directions of learned deltas.
 
     Attributes:
-        inner: the form.
+        inner: The form.
         dimension: K.
     """
 
@@ -87,8 +87,8 @@ class Subspace(MethodSettings):
     here. In a stream: `{name: subspace, of: {name: lora, rank: 8}, dimension: 16}`.
 
     Attributes:
-        of: the other method, one whose final values are the trained ones.
-        dimension: number of coordinates.
+        of: The other method, one whose final values are the trained ones.
+        dimension: Number of coordinates.
 
     >>> Subspace.model_validate({"of": "lora", "dimension": 4}).edits()[0].site
     'projections'
@@ -121,7 +121,7 @@ class Subspace(MethodSettings):
         N learned deltas have N − 1 principal directions; further ones are zero, so their coordinates have no effect.
 
         Args:
-            fresh: values of this method by key: means [...], bases [dimension, ...] and coordinates [dimension].
+            fresh: Values of this method by key: means [...], bases [dimension, ...] and coordinates [dimension].
             learned: values [...] of deltas of the other method by key, at least one set.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The views of revision 0003 (see docs/registry.md); like the revision, not edited after release."""
+"""The views of revision 0003 (see docs/reference/registry-views.md); not edited after release."""
 
 
 def views(dialect: str) -> dict[str, str]:
