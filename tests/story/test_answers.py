@@ -1,4 +1,4 @@
-"""Inputs of many tasks answered together, through the public face: by the same answers as task after task."""
+"""Joint inference for many tasks through the public API: the same answers as task by task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def learned(backbone: Path, folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> Learner:
-    """A learner that has learned tasks with these keys."""
+    """Return a learner that has learned tasks with these keys of a stream file."""
     tasks = [{**write_task(folder, task), **keys} for task, keys in entries.items()]
     tasks = [{key: value for key, value in task.items() if value is not None} for task in tasks]
     (folder / "stream.yaml").write_text(yaml.safe_dump({"name": "four", "budget": BUDGET, "tasks": tasks}))
@@ -45,7 +45,7 @@ def learned(backbone: Path, folder: Path, entries: Mapping[str, Mapping[str, Any
 
 @pytest.fixture(scope="module")
 def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
-    """Four tasks, each learned by a method of its own."""
+    """A learner with four tasks, each learned by a different method."""
     entries = {task: {"method": method} for task, method in METHODS.items()}
     with learned(bert_folder, tmp_path_factory.mktemp("mixed"), entries) as learner:
         yield learner
@@ -60,7 +60,7 @@ def labels_and_scores(predictions: Sequence[Prediction]) -> list[tuple[str | Non
     return [(prediction.task, prediction.label) for prediction in predictions]
 
 
-def test_answers_are_those_of_each_task_alone(learner: Learner, texts: list[str]) -> None:
+def test_joint_answers_equal_each_tasks_alone(learner: Learner, texts: list[str]) -> None:
     predictions = Predictor(learner.backbone, learner.registry, false_abstentions=0).predict(texts)
     assert len({prediction.task for prediction in predictions}) == len(METHODS), "inputs of all tasks are in the batch"
     for text, prediction in zip(texts, predictions, strict=True):
@@ -84,7 +84,7 @@ def test_tasks_of_all_kinds_are_answered_together(texts: list[str], tmp_path: Pa
             assert prediction.label == learner.predict([text], task=prediction.task)[0].label
 
 
-def test_each_text_may_name_its_task_or_leave_it_to_the_router(learner: Learner, texts: list[str]) -> None:
+def test_each_text_may_name_its_task_or_be_routed(learner: Learner, texts: list[str]) -> None:
     predictor = Predictor(learner.backbone, learner.registry)
     tasks = [name if i % 2 else None for i, name in enumerate([*METHODS] * 8)]
     predictions = predictor.predict(texts, task=tasks)
@@ -97,7 +97,7 @@ def test_each_text_may_name_its_task_or_leave_it_to_the_router(learner: Learner,
         predictor.predict(texts[:2], task=[None, "mod"])
 
 
-def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, texts: list[str]) -> None:
+def test_a_predictor_reuses_its_predecessors_deltas(learner: Learner, texts: list[str]) -> None:
     before = Predictor(learner.backbone, learner.registry)
     whole = before.predict(texts)
     with pytest.MonkeyPatch.context() as patch:
@@ -107,7 +107,7 @@ def test_a_predictor_takes_over_the_deltas_of_the_one_before(learner: Learner, t
     assert all(b.abstained or b.label == a.label for b, a in zip(whole, predictions, strict=True))
 
 
-def test_a_delta_of_the_same_name_with_other_values_is_another(learner: Learner, texts: list[str]) -> None:
+def test_a_delta_with_the_same_name_and_other_values_is_reloaded(learner: Learner, texts: list[str]) -> None:
     champions = {record.task: record for record in learner.registry.champions(learner.backbone.fingerprint)}
     before = Predictor(learner.backbone, learner.registry)
     before.predict(texts, task="mood")
@@ -124,7 +124,7 @@ def test_fewer_slots_than_tasks_change_no_answer(learner: Learner, texts: list[s
     assert labels_and_scores(narrow.predict(texts)) == labels_and_scores(wide.predict(texts))
 
 
-def test_a_delta_that_cannot_be_read_fails_its_own_inputs(learner: Learner, texts: list[str]) -> None:
+def test_an_unreadable_delta_fails_only_its_own_inputs(learner: Learner, texts: list[str]) -> None:
     champion = next(
         alternative
         for alternative in learner.registry.champions(learner.backbone.fingerprint)

@@ -1,4 +1,4 @@
-"""Tasks that keep arriving, as a user sees it: submitted, dropped into a folder, learned, cancelled, tried again."""
+"""Arriving tasks as a user runs them: submitted, dropped into a folder, learned, cancelled and retried."""
 
 import logging
 import signal
@@ -41,7 +41,7 @@ def learner(bert_folder: Path, tmp_path: Path, database: str) -> Iterator[Learne
 
 
 def task_file(folder: Path, task: str, **changed: Any) -> Path:
-    """A task file in `folder`, beside its rows."""
+    """Write a task file in `folder`, beside its rows."""
     entry = write_task(folder, task) | {"method": {"name": "lora", "rank": 2}, "budget": BUDGET}
     file = folder / f"{task}.yaml"
     file.write_text(yaml.safe_dump(entry | changed))
@@ -56,10 +56,10 @@ def outcome(learner: Learner) -> list[tuple[str, str | None]]:
     return [(row["state"], row["delta"]) for row in learner.registry.arrivals()]
 
 
-def test_a_folder_and_what_is_dropped_there(
+def test_task_files_in_a_watched_folder(
     cli: CliRunner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Good, missing its rows, half written, and changed; with an urgent task that was submitted besides."""
+    """Valid, without rows, half written, and changed files; beside an urgent task that was submitted."""
     folder = tmp_path / "dropped"
     folder.mkdir()
     task_file(folder, "animals")
@@ -93,7 +93,7 @@ def test_a_folder_and_what_is_dropped_there(
     assert cli("report").code == 2, "there is no stream to report on"
 
 
-def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learner: Learner, tmp_path: Path) -> None:
+def test_a_task_that_arrives_again_is_a_new_version_that_serves_at_once(learner: Learner, tmp_path: Path) -> None:
     for seed in range(2):
         learner.registry.submit(read_task(task_file(tmp_path, "animals", seed=seed)))
     learner.registry.submit(read_task(task_file(tmp_path, "mood")), priority=1)
@@ -107,7 +107,7 @@ def test_a_task_that_arrives_again_is_a_new_version_that_is_known_at_once(learne
 
 
 @pytest.mark.parametrize("by", ["heartbeat", "checkpoint"])
-def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
+def test_a_task_cancelled_during_training_stops_and_leaves_nothing(
     learner: Learner, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("continual.streams.arrivals.CANCEL_CHECK_SECONDS", 0.0 if by == "heartbeat" else 1e9)
@@ -130,7 +130,7 @@ def test_what_is_cancelled_while_it_is_learned_stops_and_leaves_nothing(
     assert find_damage(learner.registry) == []
 
 
-def test_told_to_end_it_gives_back_what_it_has_and_the_next_goes_on(learner: Learner, tmp_path: Path) -> None:
+def test_a_terminated_worker_releases_its_task_for_the_next(learner: Learner, tmp_path: Path) -> None:
     learner.registry.submit(read_task(task_file(tmp_path, "animals")))
 
     def end(_task: str, done: int, total: int) -> None:
@@ -145,7 +145,7 @@ def test_told_to_end_it_gives_back_what_it_has_and_the_next_goes_on(learner: Lea
     assert find_damage(learner.registry) == []
 
 
-def test_a_bad_task_fails_alone(learner: Learner, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_task_fails_alone(learner: Learner, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     bad: dict[str, dict[str, Any]] = {
         "mood": {"text": "no such column"},
@@ -164,9 +164,7 @@ def test_a_bad_task_fails_alone(learner: Learner, tmp_path: Path, caplog: pytest
         learner.watch(tmp_path / "animals.yaml")
 
 
-def test_three_watchers_of_which_one_is_killed_learn_each_arrival_once(
-    bert_folder: Path, tmp_path: Path, postgres_url: str
-) -> None:
+def test_three_workers_one_killed_learn_each_arrival_once(bert_folder: Path, tmp_path: Path, postgres_url: str) -> None:
     (tmp_path / "registry-url").write_text(postgres_url)
     blobs = tmp_path / "home/blobs"
     with Registry.open(registry_url(tmp_path), str(blobs)) as registry:

@@ -1,4 +1,4 @@
-"""The command line as scripts use it: exit codes, JSON documents, and messages that say what to mend."""
+"""The command line for scripts: exit codes, JSON documents, and error messages with a remedy."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def write_stream(folder: Path, backbone: Path, **changes: Any) -> Path:
     return file
 
 
-def test_a_stream_from_its_file_to_every_listing(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
+def test_a_stream_is_run_and_listed_by_every_command(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     result = cli("run", str(stream), "--json")
     assert result.code == 0, result.err
     assert result.json["failed"] == []
@@ -104,9 +104,7 @@ def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path
     assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in named} == {("mood", False, None)}
 
 
-def test_what_can_be_checked_stops_before_anything_is_learned(
-    cli: CliRunner, tmp_path: Path, bert_folder: Path
-) -> None:
+def test_invalid_input_is_refused_before_training(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[0]["method"] = "lara"
     tasks[1]["label"] = "lable"
@@ -121,7 +119,7 @@ def test_what_can_be_checked_stops_before_anything_is_learned(
     assert cli("tasks", "--json").json == []
 
 
-def test_check_estimates_and_learns_nothing(cli: CliRunner, stream: Path) -> None:
+def test_check_estimates_without_training(cli: CliRunner, stream: Path) -> None:
     checked = cli("run", str(stream), "--check", "--json")
     assert checked.code == 0
     assert [row["task"] for row in checked.json] == list(TASKS)
@@ -157,7 +155,7 @@ def test_invalid_arguments_are_refused_with_the_remedy(cli: CliRunner, stream: P
     assert "mood" in cli("predict", "--task", "moods", str(bad.with_name("small.yaml"))).err
 
 
-def test_damage_is_found(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
+def test_verify_reports_damage(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert cli("run", str(stream)).code == 0
     blob = next(path for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
     whole = blob.read_bytes()
@@ -167,7 +165,9 @@ def test_damage_is_found(cli: CliRunner, stream: Path, tmp_path: Path) -> None:
     assert blob.name[-12:] in json.dumps(result.json)
 
 
-def test_a_failing_task_is_told_and_the_others_are_learned(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_failing_task_is_reported_and_the_others_are_learned(
+    cli: CliRunner, tmp_path: Path, bert_folder: Path
+) -> None:
     tasks = [write_task(tmp_path, task) for task in TASKS]
     tasks[1]["method"] = {"name": "adapter", "size": 2, "initial_scale": 1.0e30}
     result = cli("run", str(write_stream(tmp_path, bert_folder, tasks=tasks)), "--json")
@@ -180,7 +180,7 @@ def test_a_failing_task_is_told_and_the_others_are_learned(cli: CliRunner, tmp_p
     assert all(value is not None for t, row in enumerate(mended.json["routed"]["matrix"]) for value in row[: t + 1])
 
 
-def test_a_delta_goes_out_and_comes_back(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_delta_is_exported_and_imported(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
     file, out = tmp_path / "mood.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -201,7 +201,7 @@ def test_a_delta_goes_out_and_comes_back(cli: CliRunner, tmp_path: Path, bert_fo
     assert cli("verify").code == 0
 
 
-def test_what_cannot_go_out_or_come_in_is_said(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+def test_failed_exports_and_imports_are_errors(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}, "method": "bitfit"}
     file, out = tmp_path / "mood.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
@@ -254,7 +254,7 @@ def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("into", [">&-", "2>&-", "| true", "| head -1"])
-def test_whoever_does_not_listen_gets_no_traceback(tmp_path: Path, into: str) -> None:
+def test_a_closed_pipe_gives_no_traceback(tmp_path: Path, into: str) -> None:
     program = "from continual.cli import main; main()"
     command = f"'{sys.executable}' -c '{program}' tasks --json --home '{tmp_path / 'home'}' {into}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

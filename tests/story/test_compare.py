@@ -1,4 +1,4 @@
-"""A stream learned by several strategies: what each comes to, killed and continued, refused, shown."""
+"""A stream learned by several strategies: measures, resumption, refusals, and their presentation."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,14 +57,14 @@ def write_stream(folder: Path, **keys: Any) -> Stream:
 
 
 def open_home(backbone: Backbone, home: Path) -> Learner:
-    """A learner with a registry of its own, so that MLflow is left alone."""
+    """Open a learner with a registry and without MLflow."""
     places = resolve_locations(home, {})
     return Learner(backbone, Registry.open(places.registry, places.blobs))
 
 
 @pytest.fixture(scope="module")
 def compared(bert: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, Stream, Any]]:
-    """A stream learned by strategies, once for all tests that only look."""
+    """A stream learned by every strategy, shared by tests that only read."""
     folder = tmp_path_factory.mktemp("compared")
     stream = write_stream(folder)
     with open_home(bert, folder / "home") as learner:
@@ -76,7 +76,7 @@ def by_strategy(document: Any) -> dict[str, Any]:
 
 
 def write_opposites(folder: Path) -> Stream:
-    """Two tasks that say the opposite of the same texts, by the same template and so without a head of their own."""
+    """Write two tasks with opposite labels for the same texts, answered through one template without heads."""
     rows = [(word, label) for label, words in WORDS["mood"].items() for word in words.split()]
     write_rows(folder / "rows.jsonl", *zip(*rows, strict=True))
     entry = {
@@ -92,8 +92,8 @@ def write_opposites(folder: Path) -> Stream:
     return write_stream(folder, method={"name": "lora", "rank": 4}, budget=BUDGET | {"epochs": 20}, tasks=tasks)
 
 
-def test_one_body_forgets_what_is_contradicted_and_isolated_deltas_do_not(tmp_path: Path) -> None:
-    """Whatever one body answers, it has as much right of one task as it has wrong of the other."""
+def test_a_shared_body_forgets_contradicted_labels_and_isolated_deltas_do_not(tmp_path: Path) -> None:
+    """Any answer of one body that is right for a task is wrong for the other."""
     stream, texts = write_opposites(tmp_path), ["lovely", "dull", "bright broken"]
     with open_home(backbone_of("gpt2"), tmp_path / "home") as learner:
         assert learner.run(stream.model_copy(update={"tasks": stream.tasks[:1]})) == {}
@@ -108,7 +108,7 @@ def test_one_body_forgets_what_is_contradicted_and_isolated_deltas_do_not(tmp_pa
     assert (shared["forgetting"], shared["bwt"]) == (1.0, -1.0)
 
 
-def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any]) -> None:
+def test_measures_follow_from_the_matrix(compared: tuple[Learner, Stream, Any]) -> None:
     learner, _, document = compared
     runs = {run.strategy: run for run in learner.registry.strategies("core")}
     for name in ("sequential_delta", "ewc", "replay", "separate"):
@@ -122,17 +122,17 @@ def test_measures_are_those_of_the_matrix(compared: tuple[Learner, Stream, Any])
         assert 0 < strategy["routed"]["routing_accuracy"] <= 1
         assert strategy["routed"]["acc"] <= strategy["oracle"]["acc"]  # a row that went astray is wrong
         assert strategy["seconds"] == sum(step.seconds for step in steps)
-    assert found_ahead(by_strategy(document)["sequential_delta"]) == [True, True]
-    assert found_ahead(by_strategy(document)["separate"]) == [False, False]
+    assert scored_before_training(by_strategy(document)["sequential_delta"]) == [True, True]
+    assert scored_before_training(by_strategy(document)["separate"]) == [False, False]
     assert by_strategy(document)["separate"]["oracle"]["fwt"] is None
 
 
-def found_ahead(strategy: Any) -> list[bool]:
-    """Whether a task's score before its training is known, in the body that earlier tasks left."""
+def scored_before_training(strategy: Any) -> list[bool]:
+    """Return whether each task has a score before its training, in the body of the earlier tasks."""
     return [strategy["oracle"]["matrix"][i - 1][i] is not None for i in range(1, 3)]
 
 
-def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, Any]) -> None:
+def test_joint_training_has_a_final_row_and_no_order(compared: tuple[Learner, Stream, Any]) -> None:
     strategies = by_strategy(compared[2])
     assert tuple(strategies) == NAMES
     assert all(strategy["finished"] for strategy in strategies.values())
@@ -143,7 +143,7 @@ def test_joint_is_the_ceiling_and_has_no_order(compared: tuple[Learner, Stream, 
     assert isolated["intransigence"] == pytest.approx(joint["acc"] - isolated["la"])
 
 
-def test_what_is_stored_is_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
+def test_stored_parameters_and_bytes_are_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
     _, stream, document = compared
     strategies, labels = by_strategy(document), 2 + 2 + 3
     shared_delta = _first(bert, stream).state.shared_delta
@@ -171,15 +171,13 @@ def _first(bert: Backbone, stream: Stream, name: str = "sequential_delta") -> St
 
 
 @pytest.mark.parametrize("name", ["sequential_delta", "ewc", "replay"])
-def test_the_first_task_is_learned_as_it_is_alone(
-    name: str, compared: tuple[Learner, Stream, Any], bert: Backbone
-) -> None:
+def test_the_first_task_is_learned_as_alone(name: str, compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
     learner, stream, _ = compared
     alone = load_delta(learner.registry.blobs.get(learner.registry.delta("mood@1").values))
     assert _first(bert, stream, name).changed_deltas[0].digest == alone.digest
 
 
-def test_it_is_kept_and_not_learned_again(
+def test_a_finished_comparison_is_not_repeated(
     compared: tuple[Learner, Stream, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, stream, document = compared
@@ -194,14 +192,14 @@ def test_it_is_kept_and_not_learned_again(
     assert {run.state for run in learner.registry.strategies("core")} == {None}
 
 
-def test_its_page_says_all_of_it(compared: tuple[Learner, Stream, Any]) -> None:
+def test_its_page_shows_every_strategy(compared: tuple[Learner, Stream, Any]) -> None:
     html = strategies_page(compared[2])
     assert all(name in html for name in (*NAMES, "forgets", "intr.", "parameters", "strength 1000.0"))
     assert "<svg" in html
 
 
 @pytest.mark.parametrize("name", ["ewc", "replay", "separate"])
-def test_a_comparison_that_was_killed_goes_on(
+def test_a_killed_comparison_resumes(
     name: str, compared: tuple[Learner, Stream, Any], bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strategy, (_, stream, document) = EVERY[name], compared
@@ -228,7 +226,7 @@ def test_a_comparison_that_was_killed_goes_on(
         assert by_strategy(comparison)[name][mode]["matrix"] == by_strategy(document)[name][mode]["matrix"]
 
 
-def test_what_it_goes_on_from_may_be_lost(
+def test_a_comparison_with_a_lost_state_starts_again(
     bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream, learn = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}), SequentialFineTuning.learn
@@ -252,7 +250,7 @@ def test_what_it_goes_on_from_may_be_lost(
         assert find_damage(learner.registry) == []
 
 
-def test_a_purged_task_takes_what_was_learned_of_it_along(
+def test_purging_a_task_removes_its_comparisons(
     bert: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
@@ -283,7 +281,7 @@ def test_a_purged_task_takes_what_was_learned_of_it_along(
             learner.compare(stream, {"joint": EVERY["joint"]})
 
 
-def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone, tmp_path: Path) -> None:
+def test_comparisons_of_a_shorter_stream_are_not_shown(bert: Backbone, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
     fewer = stream.model_copy(update={"tasks": stream.tasks[:2]})
     with open_home(bert, tmp_path / "home") as learner:
@@ -292,7 +290,7 @@ def test_a_stream_that_has_grown_is_not_shown_beside_what_it_was(bert: Backbone,
             assert [run.strategy for run in latest_finished_runs(learner.registry, "core")] == [name]
 
 
-def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -> None:
+def test_a_task_may_have_a_strategys_name(bert: Backbone, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0})
     named = stream.model_copy(update={"tasks": (stream.tasks[0].model_copy(update={"name": "joint"}),)})
     started: list[str] = []
@@ -305,7 +303,7 @@ def test_a_task_may_be_called_as_a_strategy_is(bert: Backbone, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("method", "problem"), [("auto", "method 'auto' chooses for each"), ("diff_pruning", "cannot be trained again")]
 )
-def test_a_method_that_cannot_go_on_learning_is_refused(
+def test_a_method_without_continued_training_is_refused(
     method: str, problem: str, bert: Backbone, tmp_path: Path
 ) -> None:
     stream = write_stream(tmp_path, method=method)
@@ -314,7 +312,7 @@ def test_a_method_that_cannot_go_on_learning_is_refused(
 
 
 def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused, then one strategy fails and the other is kept, shown, and told to MLflow."""
+    """A refusal first; then one strategy fails, and the other is stored, shown and sent to MLflow."""
 
     def fails(self: JointTraining, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         raise TrainingError("the training loss became nan")
@@ -347,7 +345,7 @@ def test_the_command(cli: CliRunner, bert: Backbone, tmp_path: Path, monkeypatch
 
 
 def test_tasks_of_several_kinds_share_a_body(tmp_path: Path) -> None:
-    """On an encoder-decoder some of them answer with its decoder, whose edits the others carry along."""
+    """On an encoder-decoder, tasks without a decoder's answer still carry its edits along."""
     stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGETS | {"epochs": 1})
     backbone = backbone_of("t5")
     with open_home(backbone, tmp_path / "home") as learner:

@@ -1,4 +1,4 @@
-"""Methods that need more than their settings: chosen by a search, or learned in the subspace of what was learned."""
+"""Methods chosen by a search, or trained in the subspace of earlier deltas."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FEW = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 32}
 CANDIDATES = [{"name": "lora", "rank": 2}, "bitfit", "ia3"]
 
 
-def test_auto_chooses_a_method_and_keeps_what_it_tried(bert_folder: Path, tmp_path: Path) -> None:
+def test_auto_chooses_a_method_and_stores_its_trials(bert_folder: Path, tmp_path: Path) -> None:
     auto = {"name": "auto", "share": 0.5, "candidates": CANDIDATES, "rates": [1, 2]}
     stream = write_stream(tmp_path, tasks=("animals",), method=auto, budget=FEW)
     learner = open_home(bert_folder, tmp_path / "home")
@@ -38,7 +38,7 @@ def test_auto_is_checked_before_training(bert_folder: Path, tmp_path: Path) -> N
         learner.run(write_stream(tmp_path, tasks=("animals",), method=small))
 
 
-def test_a_subspace_is_spanned_by_what_was_learned(bert_folder: Path, tmp_path: Path) -> None:
+def test_a_subspace_is_spanned_by_earlier_deltas(bert_folder: Path, tmp_path: Path) -> None:
     lora = {"name": "lora", "rank": 2}
     changes = {"place": {"method": {"name": "subspace", "of": lora, "dimension": 4}, "warm_start": "scratch"}}
     stream = write_stream(tmp_path, method=lora, changes=changes, budget=FEW)
@@ -61,7 +61,7 @@ def test_a_subspace_is_spanned_by_what_was_learned(bert_folder: Path, tmp_path: 
         assert residual.norm() < 1e-6 or abs(float(cosine)) > 0.999
 
 
-def test_a_subspace_of_nothing_says_what_is_missing(bert_folder: Path, tmp_path: Path) -> None:
+def test_a_subspace_without_earlier_deltas_is_refused(bert_folder: Path, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, tasks=("mood",), method={"name": "subspace", "of": "lora"})
     learner = open_home(bert_folder, tmp_path / "home")
     assert "at least two learned deltas of method 'lora'" in learner.run(stream)["mood"]

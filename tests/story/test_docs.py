@@ -1,4 +1,4 @@
-"""The pages on methods say what the code does, and their example runs as it stands."""
+"""The documentation of methods: its table agrees with the code, and its example runs."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def settings_of(method: str) -> MethodSettings:
 
 
 def mixed(layout: DeltaLayout) -> str:
-    """How rows of many deltas of a method are computed in one batch."""
+    """Return the table's description of how rows of several deltas of a method share a batch."""
     ways = {
         not names or implements(type(edit.form), BatchedForm)
         for (_, edit), names in zip(layout.steps, layout.names, strict=True)
@@ -46,7 +46,7 @@ def test_the_table_has_every_method_once_in_order() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
+def test_the_table_describes_each_method(method: str, bert: Backbone) -> None:
     row, settings = table()[method], settings_of(method)
     if method in COMPOSED:
         assert row["edits"] == "those of its parts"
@@ -69,7 +69,7 @@ def test_the_table_says_what_a_method_is(method: str, bert: Backbone) -> None:
         assert row["peft"] == "–"
 
 
-def test_the_unified_views_example_prints_what_it_says(minilm: Backbone) -> None:
+def test_the_unified_views_example_prints_the_documented_output(minilm: Backbone) -> None:
     page = (DOCS / "explanation" / "unified-view.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     (documented,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""A stream learned by the workers of a Ray cluster of two nodes, which lose a process, a node, and their driver."""
+"""A stream learned by workers of a two-node Ray cluster that lose a process, a node, and their driver."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[Cluster]:
-    """Two nodes with room for one worker each, which know of the bucket."""
+    """A cluster of two nodes with room for one worker each, with credentials of the bucket."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # as busy as the tests beside them
         ray_cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
@@ -66,7 +66,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def four_tasks(folder: Path, long: Sequence[str] = ("mood",), **keys: Any) -> Stream:
-    """A stream of four tiny tasks, of which some are long."""
+    """Write a stream of four tiny tasks, some of them with more epochs."""
     return write_stream(folder, tasks=TASKS, changes=dict.fromkeys(long, LONG), **{"budget": BUDGET} | keys)
 
 
@@ -79,7 +79,7 @@ def attempts(learner: Learner) -> dict[str, int]:
 
 
 class CallbackLog:
-    """What a watcher is told, and something that happens at the first step of `mood` after its first epochs."""
+    """A record of a run's callbacks that triggers a fault once, late in the training of `mood`."""
 
     def __init__(self, happens: Any = None) -> None:
         self.started: list[str] = []
@@ -108,10 +108,10 @@ class CallbackLog:
             happens()
 
 
-def test_a_killed_worker_costs_nothing_but_time(
+def test_a_killed_worker_changes_no_result(
     cluster: Cluster, bucket: str, postgres_url: str, bert_folder: Path, tmp_path: Path
 ) -> None:
-    """In PostgreSQL and a bucket: the very deltas of a local run, each told of once, here and to MLflow."""
+    """In PostgreSQL and a bucket: the deltas of a local run, each reported once, here and to MLflow."""
     stream = four_tasks(tmp_path, warm_start="scratch")
     places = replace(resolve_locations(tmp_path / "home", {}), registry=postgres_url, blobs=f"{bucket}/engines")
     with Learner.open(
@@ -155,7 +155,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     ],
     ids=str,
 )
-def test_what_can_never_be_done_is_refused(
+def test_impossible_resource_requests_are_refused(
     cluster: Cluster, cli: CliRunner, bert_folder: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     four_tasks(tmp_path)
@@ -179,7 +179,7 @@ def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureF
     ] == [2, 4, 3]
 
 
-def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path: Path) -> None:
+def test_checkpointing_and_quantisation_lower_the_estimate(bert_folder: Path, tmp_path: Path) -> None:
     with open_home(bert_folder, tmp_path / "home") as learner:
         plain, less = (
             load_and_check(
@@ -196,8 +196,8 @@ def test_checkpointing_and_packed_weights_take_less(bert_folder: Path, tmp_path:
         assert estimate_memory(backbone, []) == full / 2
 
 
-def test_each_run_proves_its_blobs_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one run removes at its end, or what is collected, another still finds."""
+def test_each_run_checks_blobs_with_its_own_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe survives the end of another run, and garbage collection."""
     monkeypatch.setattr("continual.cluster.PROBE_REFRESH_SECONDS", 0.01)
     places = resolve_locations(tmp_path, {})
     with Registry.open(places.registry, places.blobs) as registry, publish_probe(registry) as first:
@@ -225,7 +225,7 @@ def test_without_ray_the_extra_is_named(
     assert (result.code, "pip install 'continual[ray]'" in result.err) == (2, True), result.err
 
 
-def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
+def test_storage_that_workers_cannot_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:
     stream = four_tasks(tmp_path)
     with (
         Learner.open(str(bert_folder), Registry.open("sqlite://", "memory://engines"), device="cpu") as learner,
@@ -235,7 +235,7 @@ def test_what_workers_could_not_reach_is_refused(bert_folder: Path, tmp_path: Pa
 
 
 def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
-    """Its name says nothing to a worker, which says so before the stream begins."""
+    """A worker cannot load it by name, and reports this before the stream starts."""
     stream = four_tasks(tmp_path)
     with open_home(bert_folder, tmp_path / "home") as saved:
         learner = Learner(replace(saved.backbone, name=str(tmp_path / "nowhere")), saved.registry)
@@ -244,10 +244,10 @@ def test_a_backbone_that_is_in_memory_only_is_refused(cluster: Cluster, bert_fol
         assert learner.registry.streams() == ()
 
 
-def test_a_task_that_ends_its_workers_fails_after_three_of_them(
+def test_a_task_that_kills_three_workers_fails(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three at one place; where it got further in between, they are counted anew."""
+    """Three deaths at one point of training; progress in between resets the count."""
     stream, started, failed = four_tasks(tmp_path), [], []
     monkeypatch.setattr(WorkerPool, "_start", lambda crew: started.append(crew))
     with open_home(bert_folder, tmp_path / "home") as learner:
@@ -268,10 +268,10 @@ def test_a_task_that_ends_its_workers_fails_after_three_of_them(
         assert [p.state for p in job.positions()] == ["waiting", "failed", "waiting", "waiting"]
 
 
-def test_only_hearing_counts_as_waiting_for_room(
+def test_evaluation_does_not_count_as_waiting_for_a_worker(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long measuring took, what has started meanwhile is heard first."""
+    """However long evaluation takes, events of started workers are received before the timeout counts."""
     stream = four_tasks(tmp_path)
     monkeypatch.setattr("continual.streams.ray.worker_pool.NO_WORKER_TIMEOUT", 0.05)
     monkeypatch.setattr("continual.streams.ray.worker_pool.POLL_SECONDS", 0.02)
@@ -303,7 +303,7 @@ def test_only_hearing_counts_as_waiting_for_room(
         assert calls
 
 
-def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_releases_every_position(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
@@ -316,8 +316,8 @@ def test_stopped_by_hand_all_waits_again(cluster: Cluster, bert_folder: Path, tm
         assert learner.run(stream) == {}, "another run goes on"
 
 
-def test_a_lost_node_costs_nothing_but_time(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
-    """Nobody waits for a start that is still being learned, and the node that is left learns the rest."""
+def test_a_lost_node_changes_no_result(cluster: Cluster, bert_folder: Path, tmp_path: Path) -> None:
+    """Workers do not wait for a warm start still in training, and the remaining node learns the rest."""
     stream = four_tasks(tmp_path, long=("mood", "food"), warm_start="auto")  # both workers are busy to the end
     log = CallbackLog(lambda: cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False))
     with open_home(bert_folder, tmp_path / "home") as learner:

@@ -1,4 +1,4 @@
-"""Deltas that leave the registry and come back: exported, used by others, imported as a new version."""
+"""Export and import of deltas: used by other libraries, and imported as new versions."""
 
 import json
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def mood(folder: Path, method: str = "lora", **settings: object) -> Stream:
 
 
 def registered(learner: Learner, folder: Path, method: str) -> str:
-    """A version of task mood every value of which is away from its start: tiny tasks are learned by their heads."""
+    """Register a version of task mood with perturbed values: tiny tasks are learned by their heads alone."""
     learner.learn(mood(folder))
     delta = perturbed_delta(learner.backbone, method)
     settings = Budget(max_length=16)
@@ -78,7 +78,7 @@ def answers(learner: Learner, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "prefix", "prompt"])
-def test_what_is_exported_and_imported_answers_the_same(learner: Learner, tmp_path: Path, method: str) -> None:
+def test_an_imported_delta_has_the_same_answers(learner: Learner, tmp_path: Path, method: str) -> None:
     assert registered(learner, tmp_path, method) == "mood@2"
     out = tmp_path / "out"
     files = learner.export("mood@2", out)
@@ -95,7 +95,7 @@ def test_what_is_exported_and_imported_answers_the_same(learner: Learner, tmp_pa
     assert not find_damage(learner.registry)
 
 
-def test_with_the_rows_it_is_scored_and_can_serve(learner: Learner, tmp_path: Path) -> None:
+def test_an_import_with_rows_is_scored_and_can_serve(learner: Learner, tmp_path: Path) -> None:
     task = mood(tmp_path)
     learner.learn(task)
     learner.export("mood@1", tmp_path / "out")
@@ -113,7 +113,7 @@ def test_with_the_rows_it_is_scored_and_can_serve(learner: Learner, tmp_path: Pa
 
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_what_is_imported_keeps_every_bit(
+def test_an_imported_delta_is_equal_to_the_bit(
     learner: Learner, tmp_path: Path, dtype: torch.dtype, *, scored: bool
 ) -> None:
     registered(learner, tmp_path, "lora")
@@ -128,7 +128,7 @@ def test_what_is_imported_keeps_every_bit(
     assert sorted(tensor.numpy().tobytes() for tensor in stored_values) == file_values
 
 
-def test_without_a_head_the_rows_make_one(learner: Learner, tmp_path: Path) -> None:
+def test_a_missing_head_is_fitted_on_the_rows(learner: Learner, tmp_path: Path) -> None:
     task, out = mood(tmp_path), tmp_path / "out"
     learner.learn(task)
     learner.export("mood@1", out)
@@ -141,7 +141,7 @@ def test_without_a_head_the_rows_make_one(learner: Learner, tmp_path: Path) -> N
     assert score.value > 0.7
 
 
-def test_a_new_home_learns_of_a_task_by_its_rows_alone(learner: Learner, tmp_path: Path, bert: Backbone) -> None:
+def test_importing_into_a_new_home_needs_the_tasks_rows(learner: Learner, tmp_path: Path, bert: Backbone) -> None:
     learner.learn(mood(tmp_path))
     learner.export("mood@1", tmp_path / "out")
     with Registry.open(f"sqlite:///{tmp_path / 'other.db'}", str(tmp_path / "other")) as registry:
@@ -153,7 +153,7 @@ def test_a_new_home_learns_of_a_task_by_its_rows_alone(learner: Learner, tmp_pat
         assert registry.lineage("mood@1") == []
 
 
-def test_labels_in_another_order_mean_the_same_and_other_labels_are_refused(learner: Learner, tmp_path: Path) -> None:
+def test_labels_are_reordered_and_other_labels_refused(learner: Learner, tmp_path: Path) -> None:
     learner.learn(mood(tmp_path))
     learner.export("mood@1", tmp_path / "out")
     about, head = tmp_path / "out" / "head.json", tmp_path / "out" / "head.safetensors"
@@ -215,7 +215,7 @@ def test_a_merged_model_is_loaded_by_transformers_and_as_a_backbone(learner: Lea
     assert load_backbone(str(out), device="cpu").fingerprint != learner.backbone.fingerprint
 
 
-def test_what_cannot_be_exported_leaves_no_folder(learner: Learner, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_folder(learner: Learner, tmp_path: Path) -> None:
     learner.learn(mood(tmp_path, "adapter", size=4))
     for form, message in (
         ("peft", "no form of a adapter"),
@@ -254,7 +254,9 @@ def other_kind(folder: Path, name: str) -> Stream:
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS)
-def test_every_kind_of_task_comes_back(gpt2: Backbone, registry: Registry, tmp_path: Path, name: str) -> None:
+def test_every_kind_of_task_can_be_imported_again(
+    gpt2: Backbone, registry: Registry, tmp_path: Path, name: str
+) -> None:
     learner, task, out = Learner(gpt2, registry), other_kind(tmp_path, name), tmp_path / "out"
     learner.learn(task)
     before = learner.predict(TEXTS, name)
@@ -271,7 +273,9 @@ def test_every_kind_of_task_comes_back(gpt2: Backbone, registry: Registry, tmp_p
     assert [p.label for p in after] == [pytest.approx(p.label) for p in before]
 
 
-def test_a_regressions_head_answers_in_its_own_units(gpt2: Backbone, registry: Registry, tmp_path: Path) -> None:
+def test_an_exported_regression_head_predicts_in_the_original_unit(
+    gpt2: Backbone, registry: Registry, tmp_path: Path
+) -> None:
     learner, out = Learner(gpt2, registry), tmp_path / "out"
     learner.learn(other_kind(tmp_path, "regression"))
     learner.export("regression@1", out)

@@ -1,4 +1,4 @@
-"""Streams that are broken on the way: a short form of tests/benchmarks/faults.py, and what a user sees of it."""
+"""Streams with faults: a short form of tests/benchmarks/faults.py, and what users see."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
 
 
 class PowerCut(BaseException):
-    """Ends a run as nothing else would."""
+    """An exception that nothing catches, as if power failed."""
 
 
 def cut(task: str, step: int) -> Callable[[str, int, int], None]:
@@ -61,7 +61,7 @@ def cut_short(learner: Learner, stream: Any, *, task: str, step: int) -> None:
 
 
 def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
-    """What the benchmark does a hundred times, a few times: in a process that forks, which this one had better not."""
+    """A few rounds of the benchmark, in a process of its own, since it forks."""
     if shutil.which("initdb") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     scenarios = "kills,controllers,damage,database_restarted" + (",disk_full" if os.getuid() == 0 else "")
@@ -80,10 +80,10 @@ def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
     assert document["wrong"] == []
 
 
-def test_what_was_decided_is_not_decided_anew(
+def test_a_resumed_task_keeps_its_method_and_start(
     learner: Learner, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search found the method and a neighbour was the start; the next run goes on with both, to the same bits."""
+    """The next run continues with the searched method and the chosen start, to the same bits."""
     stream = write_stream(tmp_path, tasks=("animals", "mood"), method=AUTO, warm_start="nearest")
     with open_home(bert_folder, tmp_path / "undisturbed") as undisturbed:
         assert undisturbed.run(stream) == {}
@@ -105,7 +105,7 @@ def test_what_was_decided_is_not_decided_anew(
 
 
 @pytest.mark.parametrize("what", ["damaged", "another recipe"])
-def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
+def test_an_unusable_checkpoint_is_reported_and_ignored(
     learner: Learner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     cut_short(learner, write_stream(tmp_path, tasks=("animals",)), task="animals", step=6)
@@ -127,9 +127,7 @@ def test_a_checkpoint_that_is_of_no_use_is_said_and_left(
     assert find_damage(learner.registry) == []
 
 
-def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
-    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_have_a_limited_overhead(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints: list[int] = []
     monkeypatch.setattr("continual.learning.checkpoint.MIN_INTERVAL_SECONDS", 1000.0)
     monkeypatch.setattr(
@@ -142,7 +140,7 @@ def test_checkpoints_are_not_kept_more_often_than_is_worth_it(
     assert checkpoints == [0, 1, 2]
 
 
-def test_a_checkpoint_that_cannot_be_kept_stops_nothing(
+def test_a_failed_checkpoint_does_not_stop_training(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put = learner.registry.blobs._write
@@ -158,8 +156,8 @@ def test_a_checkpoint_that_cannot_be_kept_stops_nothing(
     assert "No space left on device" in caplog.text
 
 
-def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp_path: Path) -> None:
-    """The disk is full for a moment: the stream goes on, and what failed is learned and measured in the end."""
+def test_a_failed_task_is_retried_after_the_others(learner: Learner, tmp_path: Path) -> None:
+    """The disk is full for a moment; the failed task is learned and evaluated at the end."""
     failed: list[str] = []
 
     def once(task: str, done: int, total: int) -> None:
@@ -178,7 +176,7 @@ def test_a_task_that_fails_is_tried_again_after_the_others(learner: Learner, tmp
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_it_is_tried_a_set_number_of_times(learner: Learner, tmp_path: Path, retries: int) -> None:
+def test_a_failing_task_is_tried_a_limited_number_of_times(learner: Learner, tmp_path: Path, retries: int) -> None:
     hopeless = {"method": {"name": "adapter", "size": 2, "initial_scale": 1e30}}
     stream = write_stream(tmp_path, tasks=("animals",), changes={"animals": hopeless})
     for run in (1, 2):
@@ -189,8 +187,8 @@ def test_it_is_tried_a_set_number_of_times(learner: Learner, tmp_path: Path, ret
         learner.run(stream, retries=-1)
 
 
-def test_a_free_position_is_taken_though_an_earlier_one_is_held(learner: Learner, tmp_path: Path) -> None:
-    """The stream is measured in its own order, whoever learned what when."""
+def test_a_free_position_is_learned_while_an_earlier_one_is_held(learner: Learner, tmp_path: Path) -> None:
+    """The stream is evaluated in its own order, whatever the order of learning."""
     stream = write_stream(tmp_path)
     cut_short(learner, stream, task="animals", step=1)
     assert claim_position(learner.registry, "core", number=0, holder="elsewhere:1:1")
@@ -211,7 +209,7 @@ def test_a_free_position_is_taken_though_an_earlier_one_is_held(learner: Learner
     assert report["routed"]["acc"] is not None
 
 
-def test_who_lost_a_task_learns_so_at_the_next_epoch(learner: Learner, tmp_path: Path) -> None:
+def test_a_lost_claim_is_noticed_at_the_next_epoch(learner: Learner, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, tasks=("animals",))
     steps: list[int] = []
 

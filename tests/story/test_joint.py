@@ -1,4 +1,4 @@
-"""Tasks of a stream that are trained in one pass: each is learned, fails and is registered as it would be alone."""
+"""Joint training of a stream's tasks: each is learned, fails and is registered as alone."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def learner(bert_folder: Path, tmp_path: Path) -> Iterator[Learner]:
 
 
 def write_stream(folder: Path, *, joint: int, **of_task: dict[str, Any]) -> Path:
-    """Four tasks; `of_task`: what is otherwise of one of them."""
+    """Write a stream of four tasks; `of_task` holds changed keys of one of them."""
     entries = [{**write_task(folder, task), **of_task.get(task, {})} for task in TASKS]
     method = {"name": "lora", "rank": 2}
     content = {"name": "four", "method": method, "budget": {**BUDGET, "joint": joint}, "tasks": entries}
@@ -45,7 +45,7 @@ def write_stream(folder: Path, *, joint: int, **of_task: dict[str, Any]) -> Path
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tasks were begun together, each time."""
+    """Record the number of tasks that start together, each time."""
     group_sizes: list[int] = []
 
     def counted(runs: Any, *, seed: int) -> Any:
@@ -69,13 +69,13 @@ def test_a_stream_is_learned_in_groups(learner: Learner, tmp_path: Path, groups:
     assert groups == [3, 1]
 
 
-def test_how_many_are_learned_together_changes_no_recipe(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
+def test_the_group_size_is_not_part_of_the_recipe(learner: Learner, tmp_path: Path, groups: list[int]) -> None:
     assert learner.run(read_stream(write_stream(tmp_path, joint=1))) == {}
     assert learner.run(read_stream(write_stream(tmp_path, joint=4))) == {}
     assert groups == [1, 1, 1, 1]
 
 
-def test_one_that_fails_takes_no_other_with_it(
+def test_a_failing_task_affects_no_other(
     learner: Learner, tmp_path: Path, groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **how: Any) -> Delta:
@@ -91,7 +91,7 @@ def test_one_that_fails_takes_no_other_with_it(
     assert states == {"animals": "learned", "mood": "failed", "place": "learned", "food": "learned"}
 
 
-def test_stopped_by_hand_it_goes_on(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_group_resumes(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = read_stream(write_stream(tmp_path, joint=4))
 
     def stopped(*args: Any) -> Any:

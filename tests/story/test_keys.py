@@ -1,4 +1,4 @@
-"""API keys by the command line: the secret on standard output, once; what is told beside it is no part of it."""
+"""API keys on the command line: the secret alone goes to standard output, once."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from registry import Registry, key_digest
 from tests.helpers.cli import CliRunner
 
 
-def test_a_key_from_its_making_to_its_end(cli: CliRunner, tmp_path: Path) -> None:
+def test_a_key_is_added_listed_and_revoked(cli: CliRunner, tmp_path: Path) -> None:
     added = cli("keys", "add", "ci")
     secret = added.out.removesuffix("\n")
     assert (added.code, secret[:3], len(secret.split())) == (0, "ck_", 1)
@@ -32,7 +32,7 @@ def test_a_key_from_its_making_to_its_end(cli: CliRunner, tmp_path: Path) -> Non
         assert made["secret"] not in output
 
 
-def test_wrong_words_exit_with_two(cli: CliRunner) -> None:
+def test_invalid_arguments_exit_with_2(cli: CliRunner) -> None:
     assert cli("keys", "--json").json == []
     assert cli("keys", "revoke", "ci").code == 2
     assert cli("keys", "add", "ci").code == 0

@@ -1,4 +1,4 @@
-"""Tasks of every kind on tiny backbones, through the public face: learned, scored, routed, answered, refused."""
+"""Tasks of every kind on tiny backbones through the public API: training, scores, routing and refusals."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def warmth(draw: random.Random) -> Row:
-    """The number says how many of the words are good."""
+    """Draw a row of a regression task: the number grows with the good words."""
     count = draw.randint(0, 4)
     words = draw.choices(GOOD, k=count) + draw.choices(BAD, k=4 - count)
     draw.shuffle(words)
@@ -50,7 +50,7 @@ def warmth(draw: random.Random) -> Row:
 
 
 def passage(draw: random.Random) -> Row:
-    """The answer is the one word of the sea among the cats', which fill several windows."""
+    """Draw a row of a span task: the one word of `sea` in a passage of several windows."""
     words = draw.choices(CATS, k=draw.randint(3, 30))
     answer = draw.choice(SEA)
     words.insert(draw.randrange(len(words)), answer)
@@ -60,7 +60,7 @@ def passage(draw: random.Random) -> Row:
 
 
 def echo(draw: random.Random) -> Row:
-    """The answer is a word that says what the text is about."""
+    """Draw a row of a generation task: a word that names the text's subject."""
     good = draw.random() < 0.5
     text = " ".join(draw.choices(GOOD if good else BAD, k=3))
     return {"text": text, "target": " sugar" if good else " lemon lime", "label": "good" if good else "bad"}
@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], Row], dict[str, Any]]] = {
 
 
 def write_kinds(folder: Path, *tasks: str, changes: Row | None = None, **keys: Any) -> Stream:
-    """A stream file of tasks by name in `folder`, read; `changes`: keys that its tasks have otherwise."""
+    """Write and read a stream of these tasks; `changes` holds keys of all of them."""
     entries = []
     for task in tasks:
         make, entry = KINDS[task]
@@ -99,7 +99,7 @@ def open_home(backbone: Path, home: Path) -> Learner:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny backbone."""
+    """Return a function that returns the folder of a family's tiny backbone."""
 
     def save(kind: str) -> Path:
         folder = tmp_path_factory.getbasetemp() / f"backbone-{kind}"
@@ -112,7 +112,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT whose files hold its masked language modelling head."""
+    """The folder of a BERT with its masked language modelling head."""
     folder, tokenizer = tmp_path_factory.mktemp("masked"), word_pieces()
     base, _ = tiny_model("bert")
     model = transformers.BertForMaskedLM(base.config)
@@ -123,7 +123,7 @@ def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(learner: Learner, stream: Stream) -> dict[str, float]:
-    """Learn a stream; the score of each task, each of which is checked to be whole."""
+    """Learn a stream and check that it is complete; the score of each task."""
     assert learner.run(stream) == {}
     report = learner.report(stream.name)
     assert report["oracle"]["forgetting"] in (0.0, None)
@@ -136,7 +136,7 @@ def run(learner: Learner, stream: Stream) -> dict[str, float]:
 
 
 def stored(learner: Learner, name: str) -> tuple[Delta, list[str]]:
-    """A delta, and the labels that the registry has for it."""
+    """Return a delta, and its labels in the registry."""
     record = learner.registry.delta(name)
     return load_delta(learner.registry.blobs.get(require_digest(record.digest, name))), list(record.labels)
 
@@ -168,7 +168,7 @@ def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Pat
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
-def test_a_language_model_learns_to_write(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_language_model_learns_generation(kind: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     with open_home(folders(kind), tmp_path / "home") as learner:
         stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGET | {"epochs": 20})
         scores = run(learner, stream)
@@ -223,7 +223,7 @@ def test_learning_again_is_the_same_to_the_bit(folders: Callable[[str], Path], t
                   r"none; drop `template`, or use"),
     ],
 )  # fmt: skip
-def test_what_a_backbone_cannot_do_is_refused_before_anything_is_learned(
+def test_a_kind_that_a_backbone_lacks_is_refused_before_training(
     task: str, message: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with open_home(folders("bert"), tmp_path / "home") as learner:
@@ -232,8 +232,8 @@ def test_what_a_backbone_cannot_do_is_refused_before_anything_is_learned(
         assert learner.registry.deltas() == []
 
 
-def test_no_template_leaks_into_what_a_router_sees(masked_folder: Path, tmp_path: Path) -> None:
-    """The same rows by template and without: what is kept to route by is the same to the bit."""
+def test_routing_statistics_do_not_depend_on_the_template(masked_folder: Path, tmp_path: Path) -> None:
+    """Routing statistics of the same rows with and without a template are equal to the bit."""
     with open_home(masked_folder, tmp_path / "home") as learner:
         run(learner, write_kinds(tmp_path, "cloze", budget=BUDGET | {"epochs": 0}))
         plain = {"name": "plain", "template": None}
@@ -277,7 +277,7 @@ def test_every_kind_can_be_estimated(kind: str, folders: Callable[[str], Path], 
         assert (estimates["echo"].parameters > estimates["mood"].parameters) == (kind == "t5")
 
 
-def test_a_masked_head_is_no_part_of_what_a_backbone_is_known_by(masked_folder: Path) -> None:
+def test_the_fingerprint_does_not_cover_a_masked_head(masked_folder: Path) -> None:
     from continual.backbones.backbone import load_backbone
 
     masked = load_backbone(str(masked_folder), device="cpu", dtype="float32")

@@ -1,4 +1,4 @@
-"""A stream's model, served by MLflow, gives the answers that `continual predict` gives."""
+"""A stream's model served by MLflow: the same answers as `continual predict`."""
 
 import json
 import os
@@ -40,7 +40,7 @@ STARTS = 180  # seconds that a server may take
 
 @contextmanager
 def serving(model: str, environment: dict[str, str]) -> Iterator[str]:
-    """`mlflow models serve` until it is left; its address, which may not answer yet."""
+    """Run `mlflow models serve` while the block runs; its address, which may not respond yet."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     words = ("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
@@ -75,13 +75,13 @@ def frame(columns: list[str], rows: list[Any]) -> dict[str, Any]:
 
 
 def same(answers: Rows, expected: Rows) -> None:
-    """Whether two documents are the same, numbers within 1e-5."""
+    """Check that two documents are equal, numbers within 1e-5."""
     assert shape(answers) == shape(expected)
     assert numbers(answers) == pytest.approx(numbers(expected), abs=1e-5)
 
 
 def shape(document: Any) -> Any:
-    """A document with all numbers alike."""
+    """Return a document with every number replaced by the same text."""
     if isinstance(document, dict):
         return {key: shape(value) for key, value in document.items()}
     if isinstance(document, list):
@@ -90,7 +90,7 @@ def shape(document: Any) -> Any:
 
 
 def numbers(document: Any) -> list[float]:
-    """The numbers of a document, in order."""
+    """Return the numbers of a document in order."""
     if isinstance(document, dict | list):
         return [
             number
@@ -151,7 +151,7 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
                 invoke(address, bad)
 
 
-def test_a_version_of_a_streams_model_stays_as_it_was(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+def test_a_model_version_of_a_stream_is_immutable(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     tasks = [write_task(tmp_path, task) for task in ("mood", "place")]
     about = {"backbone": str(bert_folder), "budget": {"epochs": 0, "max_length": 16}}
     file, again = tmp_path / "two.yaml", tmp_path / "mood.yaml"

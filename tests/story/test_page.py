@@ -1,4 +1,4 @@
-"""A page as its readers get it: written by the command line, and shown by a browser on a phone and on a desk."""
+"""The report page: written by the command line, and rendered by a browser at phone and desktop width."""
 
 import html
 import json
@@ -50,7 +50,7 @@ document.getElementById("seen").textContent = JSON.stringify(seen);
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home in which a stream was learned: a warm start, a task that failed, and two that are not learned."""
+    """A home with a stream: a warm start, a failed task, and two unlearned ones."""
     with tarfile.open(FIXTURES / "home-0.1.0.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     upgrade(f"sqlite:///{tmp_path}/home/registry.db")
@@ -75,9 +75,7 @@ def test_report_writes_a_page(cli: CliRunner, home: Path, tmp_path: Path) -> Non
     assert str(file) in plain.err.replace("\n", "")
 
 
-def test_a_file_that_cannot_be_written_stops_before_anything_is_said(
-    cli: CliRunner, home: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_file_is_refused_before_any_output(cli: CliRunner, home: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "none" / "report.html", tmp_path):
         result = cli("report", "core", "--json", "--html", str(place))
         assert (result.code, result.out) == (2, "")
@@ -96,7 +94,7 @@ def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def browsed(folder: Path, pages: dict[str, str], *, dark: bool) -> tuple[dict[str, dict[str, Any]], str]:
-    """What each page measures at each width, by its name and width; and what the browser had to say."""
+    """Return what each page measures at each width in a browser, and the browser's log."""
     assert BROWSER
     frames = [
         f'<iframe title="{name} {width}" width="{width}" height="900" srcdoc="{html.escape(text)}"></iframe>'
@@ -122,7 +120,7 @@ def a_figure() -> Figure:
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_browser_shows_all_of_it_in_any_width(home: Path, tmp_path: Path, dark: bool) -> None:
+def test_a_browser_shows_the_whole_page_at_any_width(home: Path, tmp_path: Path, dark: bool) -> None:
     with Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs") as registry:
         learned = stream_page(registry, stream_report(registry, "core"))
     wide = Table(tuple(f"column {i}" for i in range(30)), ((LONG, *range(29)),))

@@ -1,4 +1,4 @@
-"""Methods, metrics and routers of somebody else's package, found by its entry points."""
+"""Plugins: methods, metrics and routers of another package, found by its entry points."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def nearest_mean(totals, rows):
 
 
 def package(folder: Path, name: str, source: str, entries: str) -> None:
-    """A package as an installer leaves it: a module, and its metadata beside it."""
+    """Write a package as an installer does: a module and its metadata."""
     (folder / f"{name}.py").write_text(source, encoding="utf-8")
     about = folder / f"{name}-1.0.dist-info"
     about.mkdir()
@@ -101,7 +101,7 @@ print(TaskSpec.model_validate({**spec, "metric": "balanced"}).metric)
 """
 
 
-def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path) -> None:
+def test_plugins_load_on_demand_and_faults_are_reported(installed: Path) -> None:
     completed = run(installed, "-c", CODE)
     assert completed.returncode == 0, completed.stderr
     listed, used, number, absent, taken, unknown, score, metric = completed.stdout.splitlines()
@@ -114,7 +114,7 @@ def test_they_are_found_when_they_are_needed_and_faults_are_said(installed: Path
     assert (score, metric) == ("0.5", "balanced")
 
 
-def test_a_method_and_a_router_of_theirs_pass_the_contract_suites(installed: Path) -> None:
+def test_a_plugins_method_and_router_pass_the_contract_suites(installed: Path) -> None:
     files = ("tests/contract/test_methods.py", "tests/contract/test_routers.py")
     words = ("-m", "pytest", *files, "-k", "(ssf and bert) or nearest_mean", "-p", "no:cacheprovider", "-rA")
     completed = run(installed, *words)

@@ -1,4 +1,4 @@
-"""A stream on one backbone in 8 and 4 bits, and the command line asked of it: backbones that never mix."""
+"""A stream on one backbone in 8 and 4 bits through the command line: separate backbones."""
 
 import json
 import random

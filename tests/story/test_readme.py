@@ -1,4 +1,4 @@
-"""Every block of the README is run as it stands, in a folder that holds what a clone holds."""
+"""The README: every block runs as it stands, in a folder with the contents of a clone."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def run(clone: Path, *words: str, shell: str | None = None) -> str:
 
 
 def answered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a line of commands prints. One of ours alone is run in this process: it need not load PyTorch anew."""
+    """Return the output of a command line; a single one of this project runs in this process."""
     piped, _, command = line.rpartition(" | ")
     words, before = shlex.split(command), shlex.split(piped)
     if words[0] != "continual" or before[:1] not in ([], ["echo"]):
@@ -61,7 +61,7 @@ def test_the_two_commands_are_there() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
-def test_the_stream_shown_is_the_stream_that_is_there() -> None:
+def test_the_stream_shown_is_the_repositorys() -> None:
     shown = next(body for kind, body in BLOCKS if kind == "yaml")
     assert shown == (ROOT / "docs" / "examples" / "helpdesk.yaml").read_text(encoding="utf-8")
 
@@ -69,7 +69,7 @@ def test_the_stream_shown_is_the_stream_that_is_there() -> None:
 def test_blocks_in_order(
     clone: Path, minilm: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Commands and Python in the order in which a reader meets them, each in what the earlier ones left."""
+    """Commands and Python in order, each in the state that the earlier ones produced."""
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(clone)

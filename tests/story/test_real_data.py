@@ -1,4 +1,4 @@
-"""Real tasks on the real backbone, where the measuring data lies beside the checkout."""
+"""Real tasks on the real backbone, if the data lies beside the checkout."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def learner(minilm: Backbone, tmp_path: Path) -> Learner:
 
 
 def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
-    """77 intents, no training step: the head in closed form."""
+    """77 intents without a training step: the closed-form head."""
     core = read_stream(STREAMS / "core.yaml")
     banking = next(task for task in core.tasks if task.name == "banking77")
     learner.learn(banking.model_copy(update={"budget": Budget(epochs=0)}), folder=core.folder)

@@ -1,4 +1,4 @@
-"""Homes of earlier releases open in this one: refused until upgraded, then the same in all that they say."""
+"""Homes of earlier releases: refused until upgraded, and then with the same answers."""
 
 import json
 import tarfile
@@ -17,7 +17,7 @@ from tests.helpers.paths import FIXTURES
 
 @pytest.fixture(params=sorted(path.name for path in FIXTURES.glob("home-*.tar.gz")))
 def release(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of a release, with the backbone that it learned on and what it answered."""
+    """The home of a release, with its backbone and its answers."""
     with tarfile.open(FIXTURES / request.param) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)  # its backbone is registered by a relative name
@@ -52,13 +52,13 @@ def is_sound(registry: Registry) -> None:
     assert "learning_rate" in str(registry.stream("core").positions[1].error)
 
 
-def goes_on(registry: Registry) -> None:
-    """Whoever comes next takes what was held, failed or waiting."""
+def check_claimable(registry: Registry) -> None:
+    """Check that the held, failed and waiting positions can be claimed."""
     assert all(claim_position(registry, "core", number=number, holder="far:1:2") for number in (1, 3, 4))
     assert find_damage(registry) == []
 
 
-def test_it_is_upgraded_and_says_what_it_said(release: Path) -> None:
+def test_an_upgraded_home_has_the_same_answers(release: Path) -> None:
     url, blobs = f"sqlite:///{release}/home/registry.db", f"{release}/home/blobs"
     with pytest.raises(SchemaError, match=r"older than this code's .* Run `continual db upgrade`"):
         Registry.open(url, blobs)
@@ -66,10 +66,10 @@ def test_it_is_upgraded_and_says_what_it_said(release: Path) -> None:
     with Registry.open(url, blobs) as registry:
         is_sound(registry)
         says_what_it_said(registry, release)
-        goes_on(registry)
+        check_claimable(registry)
 
 
-def test_it_moves_to_postgresql(release: Path, postgres_url: str) -> None:
+def test_an_upgraded_home_moves_to_postgresql(release: Path, postgres_url: str) -> None:
     upgrade(f"sqlite:///{release}/home/registry.db")
     with Registry.open(f"sqlite:///{release}/home/registry.db", f"{release}/home/blobs") as registry:
         dump_registry(registry, release / "archive.zip")
@@ -77,4 +77,4 @@ def test_it_moves_to_postgresql(release: Path, postgres_url: str) -> None:
     with Registry.open(postgres_url, f"{release}/other") as registry:
         is_sound(registry)
         says_what_it_said(registry, release)
-        goes_on(registry)
+        check_claimable(registry)

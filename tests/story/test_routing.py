@@ -1,4 +1,4 @@
-"""Routing through the public face: what is read, what is kept, who is refused, and what is said about it."""
+"""Routing through the public API: its statistics, abstention, alternatives and confusions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32
 
 
 def write_stream(folder: Path, **changes: Any) -> Path:
-    """A stream file of tiny tasks; `changes`: keys of all of them."""
+    """Write a stream of tiny tasks; `changes` holds keys of all of them."""
     entries = [write_task(folder, task) | changes for task in TASKS]
     content = {"name": "core", "seed": 0, "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
     (folder / "stream.yaml").write_text(yaml.safe_dump(content))
@@ -58,8 +58,8 @@ def statistics_of(learner: Learner) -> dict[str, RoutingStatistics]:
     }
 
 
-def test_what_is_kept_is_of_the_texts_alone(learner: Learner) -> None:
-    """Held-out rows are the frozen features of the very texts: no template, no task name, nothing beside."""
+def test_routing_statistics_are_of_the_texts_alone(learner: Learner) -> None:
+    """Held-out rows are frozen features of the texts, without template or task name."""
     for task, statistics in statistics_of(learner).items():
         rows = rows_of(task, 20, seed=1)
         features = frozen_features(learner.backbone, tokenize(learner.backbone, rows.texts, max_length=32))
@@ -69,7 +69,7 @@ def test_what_is_kept_is_of_the_texts_alone(learner: Learner) -> None:
         assert int(statistics.counts.sum()) == 60
 
 
-def test_inputs_of_no_task_are_refused_and_those_of_tasks_are_not(learner: Learner) -> None:
+def test_only_inputs_of_no_task_are_abstained_from(learner: Learner) -> None:
     texts = [text for task in TASKS for text in rows_of(task, 40, seed=5).texts]
     familiar = learner.predict(texts)
     unfamiliar = learner.predict(["xx yy zz", "q w e r t y", "1 2 3 4 5 6 7 8"])
@@ -84,7 +84,7 @@ def test_inputs_of_no_task_are_refused_and_those_of_tasks_are_not(learner: Learn
     assert not any(p.abstained for p in learner.predict(["xx yy zz"], "mood"))
 
 
-def test_all_tasks_that_are_likely_enough_are_named_with_their_answers(learner: Learner) -> None:
+def test_all_likely_tasks_are_returned_with_their_answers(learner: Learner) -> None:
     texts = ["purr meow lovely", "wave coral"]
     for answer in learner.predict(texts, false_abstentions=0, at_least=0.0):
         assert answer.possible[0].task == answer.task
@@ -102,12 +102,12 @@ def test_every_router_serves(learner: Learner, router: str) -> None:
     assert sum(p.task == "place" for p in predictions) > 12
 
 
-def test_an_unknown_router_is_refused_at_once(learner: Learner) -> None:
+def test_an_unknown_router_is_refused_before_training(learner: Learner) -> None:
     with pytest.raises(RoutingError, match="'rigde' is not known; did you mean 'ridge'"):
         Predictor(learner.backbone, learner.registry, router="rigde")
 
 
-def test_confusions_are_counted_and_go_with_their_task(learner: Learner) -> None:
+def test_confusions_are_counted_and_purged_with_their_task(learner: Learner) -> None:
     report = learner.report("core")
     measured = learner.registry.scores(stream="core", mode="routed", step=2)
     scores = [score for score in measured if score.metric == "routing_accuracy"]

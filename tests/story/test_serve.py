@@ -1,4 +1,4 @@
-"""Every learned task over HTTP: answers as `predict` gives them, errors in one shape, keys, new champions."""
+"""The HTTP server: the answers of `predict`, one error format, API keys, and refreshed champions."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -45,7 +45,7 @@ def close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
             assert actual[key] == value, key
 
 
-def test_answers_are_those_of_predict(served: Server, learner: Learner, texts: list[str]) -> None:
+def test_answers_equal_those_of_predict(served: Server, learner: Learner, texts: list[str]) -> None:
     predictor = Predictor(learner.backbone, learner.registry)
     tasks = [None if i % 3 == 0 else TASKS[i % 2] for i in range(len(texts))]
     rows = [{"text": text} | ({"task": task} if task else {}) for text, task in zip(texts, tasks, strict=True)]
@@ -54,7 +54,7 @@ def test_answers_are_those_of_predict(served: Server, learner: Learner, texts: l
         close(answer, vars(expected))
 
 
-def test_all_likely_tasks_are_named_where_that_is_asked_for(served: Server, learner: Learner, texts: list[str]) -> None:
+def test_all_likely_tasks_are_returned_on_request(served: Server, learner: Learner, texts: list[str]) -> None:
     expected = Predictor(learner.backbone, learner.registry).predict(texts, at_least=0.01)
     answers = ask(served, *({"text": text} for text in texts), at_least=0.01).json()["predictions"]
     for answer, prediction in zip(answers, expected, strict=True):
@@ -63,13 +63,13 @@ def test_all_likely_tasks_are_named_where_that_is_asked_for(served: Server, lear
     assert any(len(answer["possible"]) > 1 for answer in answers)
 
 
-def test_a_pair_is_a_text_too(served: Server) -> None:
+def test_a_text_may_be_a_pair(served: Server) -> None:
     (answer,) = ask(served, {"text": ["red cat", "blue dog"], "task": "mood"}).json()["predictions"]
     assert answer["text"] == ["red cat", "blue dog"]
     assert answer["task"] == "mood"
 
 
-def test_many_clients_at_once_get_their_own_answers(served: Server, texts: list[str]) -> None:
+def test_concurrent_clients_get_their_own_answers(served: Server, texts: list[str]) -> None:
     rows = [{"text": text, "task": TASKS[i % 2]} for i, text in enumerate(texts)]
     alone = [ask(served, row).json()["predictions"][0]["label"] for row in rows]
     with ThreadPoolExecutor(16) as pool:
@@ -101,12 +101,12 @@ def test_unanswerable_rows_are_errors(learner: Learner, body: Any, status: int, 
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"rows": [{"text": "\\ud800"}]}'])
-def test_bodies_that_are_none_are_refused(served: Server, body: bytes) -> None:
+def test_invalid_bodies_are_refused(served: Server, body: bytes) -> None:
     sent = served.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
     error_body(sent, 422)
 
 
-def test_other_paths_and_ways_are_refused_in_the_same_shape(served: Server) -> None:
+def test_other_paths_and_methods_are_refused_in_the_same_format(served: Server) -> None:
     error_body(served.client.get("/v1/nothing"), 404)
     error_body(served.client.delete("/v1/predict"), 405)
     assert "evil.com" in error_body(served.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
@@ -115,7 +115,7 @@ def test_other_paths_and_ways_are_refused_in_the_same_shape(served: Server) -> N
     )
 
 
-def test_a_task_that_is_learned_nowhere_here_is_a_conflict(learner: Learner) -> None:
+def test_a_task_without_a_delta_on_this_backbone_is_a_conflict(learner: Learner) -> None:
     with server(learner) as running:
         archive_delta(learner.registry, "mood@1")
         try:
@@ -134,7 +134,7 @@ def test_a_new_champion_answers_without_a_restart(learner: Learner) -> None:
         wait_until(lambda: ask(running, {"text": "a", "task": "mood"}).status_code == 200)
 
 
-def test_one_text_that_cannot_be_answered_costs_the_others_little(
+def test_an_unanswerable_text_costs_the_others_little(
     learner: Learner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,7 +155,7 @@ def test_one_text_that_cannot_be_answered_costs_the_others_little(
     assert len(sizes) == 1 + 2 * 6
 
 
-def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner) -> None:
+def test_a_new_task_is_answered_while_its_router_is_built(learner: Learner) -> None:
     archive_delta(learner.registry, "mood@1")
     serving, made = ChampionServer(learner.backbone, learner.registry), Event()
     serving.refresh()
@@ -178,7 +178,7 @@ def test_a_new_task_is_answered_while_its_router_is_still_made(learner: Learner)
     assert isinstance(routed, Prediction), "by the router of before"
 
 
-def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> None:
+def test_an_unreadable_delta_fails_only_its_own_rows(learner: Learner) -> None:
     with missing_blob(learner, "mood"), server(learner) as running:
         bad, good = ask(running, {"text": "a", "task": "mood"}, {"text": "a", "task": "animals"}).json()["predictions"]
     assert "BlobError" in bad["error"]
@@ -186,7 +186,7 @@ def test_a_delta_that_cannot_be_read_fails_its_own_rows(learner: Learner) -> Non
     assert good["label"]
 
 
-def test_what_was_learned_can_be_read(served: Server, learner: Learner) -> None:
+def test_the_registry_can_be_read_over_http(served: Server, learner: Learner) -> None:
     get = served.client.get
     assert get("/v1/tasks").json() == learner.registry.tasks()
     assert get("/v1/deltas", params={"task": "mood"}).json() == learner.registry.deltas("mood")
@@ -210,7 +210,7 @@ def test_metrics_count_rows_by_task(learner: Learner) -> None:
     assert 'continual_resident{place="memory",task="animals"} 0.0' in metrics
 
 
-def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:
+def test_keys_are_required_once_one_exists(learner: Learner) -> None:
     read, admin = (add_key(learner.registry, role, role=role) for role in ("read", "admin"))
     row = {"rows": [{"text": "a", "task": "mood"}]}
     try:
@@ -231,12 +231,12 @@ def test_keys_are_asked_for_as_soon_as_there_is_one(learner: Learner) -> None:
         revoke_all(learner)
 
 
-def test_a_server_for_others_answers_nobody_without_a_key(learner: Learner) -> None:
+def test_a_public_server_requires_a_key(learner: Learner) -> None:
     with server(learner, local=False) as running:
         error_body(ask(running, {"text": "a"}), 401)
 
 
-def test_nothing_learned_yet_is_no_error(bert_folder: Path, tmp_path: Path) -> None:
+def test_an_empty_registry_can_be_served(bert_folder: Path, tmp_path: Path) -> None:
     with (
         Learner.open(str(bert_folder), tmp_path / "home", device="cpu", dtype="float32") as empty,
         server(empty) as running,

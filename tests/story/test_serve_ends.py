@@ -1,4 +1,4 @@
-"""What becomes of a server, and of those who ask it: ends, kills, clients that leave, looks that fail."""
+"""Shutdown and failures of the server: termination, kills, disconnecting clients, failed refreshes."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -24,7 +24,7 @@ from tests.helpers.live_server import ask, folder, learner, revoke_all, server, 
 from tests.helpers.tiny_tasks import rows_of
 
 
-def test_the_registry_is_looked_at_again_whatever_went_wrong(
+def test_the_registry_is_polled_again_after_an_error(
     learner: Learner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -47,7 +47,7 @@ def test_the_registry_is_looked_at_again_whatever_went_wrong(
         revoke_all(learner)
 
 
-def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
+def test_requests_of_a_disconnected_client_are_dropped(learner: Learner) -> None:
     with server(learner) as running:
         address = running.client.base_url
         for _ in range(20):
@@ -63,7 +63,7 @@ def test_a_client_that_leaves_is_forgotten(learner: Learner) -> None:
 
 @contextmanager
 def process(learner: Learner, home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
-    """`continual serve` over the same home, in a process of its own that listens."""
+    """Run `continual serve` over the same home in another process."""
     words = ["serve", "--home", str(home), "--backbone", learner.backbone.name, "--port", str(port), "--poll", "0.1"]
     running = subprocess.Popen(
         [sys.executable, "-c", "from continual.cli import main; main()", *words, "--dtype", "float32"],
@@ -91,7 +91,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner, folder: Path) -> None:
+def test_a_terminated_server_finishes_accepted_requests(learner: Learner, folder: Path) -> None:
     port = free_port()
     rows = [{"text": " ".join(["cat"] * 20), "task": "mood"}] * 1000
     with process(learner, folder / "home", port) as running, ThreadPoolExecutor(8) as pool:
@@ -104,7 +104,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_accepted(learner: Learner
     assert not ready(port)
 
 
-def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Learner, folder: Path) -> None:
+def test_retrying_clients_lose_nothing_when_a_server_is_killed(learner: Learner, folder: Path) -> None:
     port = free_port()
     expected = learner.predict(["red cat"], task="mood")[0].label
 
@@ -128,7 +128,7 @@ def test_clients_that_ask_again_lose_nothing_when_a_server_is_killed(learner: Le
     assert unfinished > 4, "some were asked again"
 
 
-def test_others_need_keys_and_a_port_must_be_free(cli: CliRunner) -> None:
+def test_a_public_server_needs_keys_and_a_free_port(cli: CliRunner) -> None:
     assert "continual keys add" in cli("serve", "--host", "0.0.0.0").err
     assert cli("serve", "--host", "0.0.0.0").code == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,4 +1,4 @@
-"""OpenAI's client over HTTP: tasks that generate, whole and word by word, and features."""
+"""The OpenAI-compatible API with OpenAI's client: completions, streaming and embeddings."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -39,7 +39,7 @@ def test_openai_s_client_is_answered(served: Server, learner: Learner) -> None:
     assert torch.allclose(torch.tensor([item.embedding for item in embedded.data]), vectors, atol=1e-5)
 
 
-def test_answers_are_heard_while_they_are_written(served: Server, learner: Learner) -> None:
+def test_tokens_are_streamed_during_generation(served: Server, learner: Learner) -> None:
     tokens: list[str] = []
     predictor = Predictor(learner.backbone, learner.registry)
     (expected,) = predictor.predict(["red cat"], task=["echo"], on_token=[tokens.append])
@@ -63,7 +63,7 @@ def test_answers_are_heard_while_they_are_written(served: Server, learner: Learn
         assert expected.label.startswith(short.choices[0].text)
 
 
-def test_a_stream_that_cannot_begin_has_a_status_to_say_so(learner: Learner) -> None:
+def test_a_stream_that_cannot_start_has_an_error_status(learner: Learner) -> None:
     with missing_blob(learner, "echo"), server(learner) as running:
         sent = running.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
         assert "BlobError" in error_body(sent, 503)

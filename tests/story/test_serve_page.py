@@ -1,4 +1,4 @@
-"""The page of a server, as a browser shows it: filled, used by keyboard, narrow and wide, with and without a key."""
+"""The server's page in a browser: filled, used by keyboard, at any width, with and without a key."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ DRIVER = (FIXTURES / "serve_page.html").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
-    """Two tasks, of which one was learned twice."""
+    """A learner with two tasks, one of them with two versions."""
     folder = tmp_path_factory.mktemp("page")
     entries = [write_task(folder, task) | {"method": method} for task, method in METHODS.items()]
     places = resolve_locations(folder / "home", {})
@@ -63,7 +63,7 @@ def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @contextmanager
 def served(learner: Learner, *, local: bool) -> Iterator[str]:
-    """A server's address, with the driver of these tests beside its page."""
+    """The address of a server, which also serves the browser driver of these tests."""
     app = create_app(ChampionServer(learner.backbone, learner.registry), local=local)
     app.add_api_route("/driver", lambda: HTMLResponse(DRIVER))
     with bind_socket("127.0.0.1", 0) as listener:
@@ -85,7 +85,14 @@ def address(learner: Learner) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Shown:
-    """seen: what the driver found, by the width of the frame · said: by the browser · label: of the text, by HTTP."""
+    """The page as a browser showed it.
+
+    Attributes:
+        scheme: The colour scheme.
+        frames: The driver's findings by width of the frame.
+        console: The browser's log.
+        label: The label of the text, by HTTP.
+    """
 
     scheme: str
     frames: dict[str, dict[str, Any]]
@@ -94,7 +101,7 @@ class Shown:
 
 
 def used(url: str, folder: Path, *, scheme: str = "light", **settings: Any) -> tuple[dict[str, Any], str]:
-    """What came of using the page, by the width of its frame; and what the browser had to say."""
+    """Return the driver's findings by width of the frame, and the browser's log."""
     if BROWSER is None:
         pytest.skip("no chromium, chromium-browser or google-chrome is installed")
     colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
@@ -107,7 +114,7 @@ def used(url: str, folder: Path, *, scheme: str = "light", **settings: Any) -> t
     return json.loads(html.unescape(matches[0])), completed.stderr
 
 
-def test_the_page_names_all_that_a_browser_may_run(address: str) -> None:
+def test_the_content_security_policy_lists_the_pages_scripts(address: str) -> None:
     answer = httpx.get(address)
     policy = dict(rule.split(maxsplit=1) for rule in answer.headers["content-security-policy"].split("; "))
     assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
@@ -139,7 +146,7 @@ def test_the_load_counts_what_was_answered(address: str) -> None:
 
 @pytest.fixture(scope="module", params=["light", "dark"])
 def shown(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """What came of using the page without a key."""
+    """The page as shown without a key."""
     (text,) = rows_of("mood", 1).texts
     folder = tmp_path_factory.mktemp("browser")
     frames, console = used(address, folder, scheme=request.param, text=text, task="mood", open="animals")
@@ -147,7 +154,7 @@ def shown(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest
     return Shown(request.param, frames, console, response.json()["predictions"][0]["label"])
 
 
-def test_a_browser_fills_it(shown: Shown) -> None:
+def test_a_browser_fills_the_page(shown: Shown) -> None:
     assert "CONSOLE" not in shown.console
     for frame in shown.frames.values():
         assert "failed" not in frame, frame
@@ -168,7 +175,7 @@ def test_a_text_is_answered(shown: Shown) -> None:
         assert "'gone'" in frame["refused"]
 
 
-def test_it_fits_any_width_and_scheme(shown: Shown) -> None:
+def test_the_page_fits_any_width_and_scheme(shown: Shown) -> None:
     assert shown.frames.keys() == {str(width) for width in WIDTHS}
     for width, frame in shown.frames.items():
         assert frame["width"] == int(width)
@@ -176,13 +183,13 @@ def test_it_fits_any_width_and_scheme(shown: Shown) -> None:
         assert frame["paper"] == ("rgb(20, 23, 27)" if shown.scheme == "dark" else "rgb(255, 255, 255)")
 
 
-def test_the_keyboard_reaches_all_of_it(shown: Shown) -> None:
+def test_the_keyboard_reaches_every_control(shown: Shown) -> None:
     for frame in shown.frames.values():
         assert [control["name"] for control in frame["controls"]] == CONTROLS
         assert all(control["reached"] and control["visible"] for control in frame["controls"]), frame["controls"]
 
 
-def test_it_asks_for_a_key_where_the_server_does(learner: Learner, tmp_path: Path) -> None:
+def test_the_page_requests_a_key_where_the_server_does(learner: Learner, tmp_path: Path) -> None:
     secret = add_key(learner.registry, "page", role="read")
     try:
         with served(learner, local=False) as address:

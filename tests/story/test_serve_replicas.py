@@ -1,4 +1,4 @@
-"""Several replicas on a cluster of two nodes answer as one process does, whatever becomes of one of them."""
+"""Replicated serving on a two-node cluster: one process's answers, through the loss of a replica."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -52,7 +52,7 @@ TASKS = ("animals", "mood", "echo")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Two nodes of one core each; the address."""
+    """The address of a cluster of two nodes with one core each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -78,7 +78,7 @@ def recipe(learner: Learner, folder: Path) -> ServerConfig:
 
 @pytest.fixture(scope="module")
 def two(cluster: str, recipe: ServerConfig, learner: Learner) -> Iterator[Server]:
-    """A face and two replicas, one on each node."""
+    """A gateway with two replicas, one on each node."""
     with (
         deploy_replicas(recipe, ReplicaConfig(count=2, cpus=1, gpus=0, address=cluster, name="two")) as app,
         running_app(app) as url,
@@ -88,7 +88,7 @@ def two(cluster: str, recipe: ServerConfig, learner: Learner) -> Iterator[Server
 
 
 def rows_by_replica(two: Server) -> dict[str, Counter[str]]:
-    """Of each replica, how many rows of each task it has answered."""
+    """Return the number of rows of each task that each replica has answered."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for family in text_string_to_metric_families(two.client.get("/metrics").text):
         for sample in family.samples:
@@ -97,7 +97,7 @@ def rows_by_replica(two: Server) -> dict[str, Counter[str]]:
     return counts
 
 
-def test_answers_are_those_of_one_process(two: Server, served: Server) -> None:
+def test_answers_equal_those_of_one_process(two: Server, served: Server) -> None:
     texts = [str(text) for task in ("animals", "mood") for text in rows_of(task, 4).texts]
     rows = [{"text": text} | ({"task": TASKS[i % 2]} if i % 3 else {}) for i, text in enumerate(texts)]
     answers, expected = (ask(endpoint, *rows).json()["predictions"] for endpoint in (two, served))
@@ -107,7 +107,7 @@ def test_answers_are_those_of_one_process(two: Server, served: Server) -> None:
         assert two.client.get(path).content == served.client.get(path).content, path
 
 
-def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served: Server, learner: Learner) -> None:
+def test_openai_s_client_gets_whole_and_streamed_answers(two: Server, served: Server, learner: Learner) -> None:
     outputs: list[Any] = []
     for endpoint in (two, served):
         with OpenAI(base_url=f"{endpoint.url}/v1", api_key="none") as client:
@@ -134,11 +134,11 @@ def test_openai_s_client_is_answered_whole_and_word_by_word(two: Server, served:
         ({"rows": [{"text": "a" * 300_000}]}, 413, "200000 bytes"),
     ],
 )
-def test_errors_are_those_of_one_process(two: Server, body: Any, status: int, says: str) -> None:
+def test_errors_equal_those_of_one_process(two: Server, body: Any, status: int, says: str) -> None:
     assert says in error_body(two.client.post("/v1/predict", json=body), status)
 
 
-def test_hosts_paths_and_times_are_refused_as_by_one_process(two: Server) -> None:
+def test_invalid_hosts_paths_and_timeouts_are_refused_alike(two: Server) -> None:
     error_body(two.client.get("/v1/nothing"), 404)
     error_body(two.client.delete("/v1/predict"), 405)
     assert "evil.com" in error_body(two.client.get("/v1/tasks", headers={"host": "evil.com"}), 400)
@@ -149,7 +149,7 @@ def test_hosts_paths_and_times_are_refused_as_by_one_process(two: Server) -> Non
         )
 
 
-def test_tasks_keep_to_their_replicas(two: Server) -> None:
+def test_tasks_have_replica_affinity(two: Server) -> None:
     before = rows_by_replica(two)
     for _ in range(10):
         for task in TASKS:
@@ -165,7 +165,7 @@ def test_tasks_keep_to_their_replicas(two: Server) -> None:
     assert len({tuple(rows) for rows in gained.values()}) > 1, "not all to one"
 
 
-def test_a_new_champion_is_taken_up_by_all(two: Server, learner: Learner) -> None:
+def test_every_replica_serves_a_new_champion(two: Server, learner: Learner) -> None:
     def statuses() -> set[int]:
         return {ask(two, {"text": "a"}, {"text": "a", "task": "mood"}).status_code for _ in range(8)}
 
@@ -181,7 +181,7 @@ def refused(two: Server, path: str) -> bool:
     return two.client.get(path).status_code == 401
 
 
-def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
+def test_every_replica_requires_keys(two: Server, learner: Learner) -> None:
     read, admin = (add_key(learner.registry, f"two {role}", role=role) for role in ("read", "admin"))
     heads = {"read": {"authorization": f"Bearer {read}"}, "admin": {"authorization": f"Bearer {admin}"}}
     try:
@@ -200,14 +200,14 @@ def test_keys_are_asked_for_everywhere(two: Server, learner: Learner) -> None:
     wait_until(lambda: {two.client.get("/v1/tasks").status_code for _ in range(8)} == {200})
 
 
-def test_the_load_is_that_of_all(two: Server) -> None:
+def test_the_load_is_that_of_all_replicas(two: Server) -> None:
     wait_until(lambda: two.client.get("/v1/load").json()["tasks"] == 3)
     load = two.client.get("/v1/load").json()
     assert len(load["inputs_by_second"]) == 60
     assert load["waiting"] == 0
 
 
-def test_a_client_that_leaves_is_forgotten(two: Server) -> None:
+def test_requests_of_a_disconnected_client_are_dropped(two: Server) -> None:
     body = {"rows": [{"text": " ".join(["cat"] * 200), "task": "mood"}] * 64}
     for _ in range(20):
         with pytest.raises(httpx.ReadTimeout):
@@ -215,7 +215,7 @@ def test_a_client_that_leaves_is_forgotten(two: Server) -> None:
     wait_until(lambda: two.client.get("/v1/load").json()["waiting"] == 0)
 
 
-def test_clients_that_ask_again_lose_nothing_when_a_replica_is_killed(two: Server, learner: Learner) -> None:
+def test_retrying_clients_lose_nothing_when_a_replica_is_killed(two: Server, learner: Learner) -> None:
     expected, done = learner.predict(["red cat"], task="mood")[0].label, threading.Event()
     victim = next(name for name, rows in rows_by_replica(two).items() if rows["mood"])
 

@@ -1,4 +1,4 @@
-"""A registry in PostgreSQL, blobs in a bucket, MLflow behind HTTP, all of them real; and the page that says how."""
+"""Shared storage: PostgreSQL, a bucket and an MLflow server, and the how-to page that describes them."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -33,7 +33,7 @@ TASKS = {"animals", "mood", "place"}
 
 @contextmanager
 def tracking(folder: Path, port: int) -> Iterator[None]:
-    """A tracking server that answers, until it is killed as the block ends."""
+    """Run a tracking server, and kill it at the end of the block."""
     words = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # jobs would be processes of their own
@@ -53,7 +53,7 @@ def answers(port: int) -> bool:
         return trying.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_two_processes_learn_one_stream_and_mlflow_is_told_though_it_was_killed(
+def test_two_processes_share_a_stream_and_sync_after_an_mlflow_kill(
     cli: CliRunner,
     stream: Path,
     postgres_url: str,
@@ -112,7 +112,7 @@ def composed() -> dict[str, Any]:
 
 
 def commands() -> list[str]:
-    """Every line that calls our command line: of the page, and of the compose file."""
+    """Return every line that runs this command line, in the page and the compose file."""
     page = (DOCS / "how-to" / "cluster.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```shell\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.splitlines()]
@@ -127,7 +127,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_of_the_page_is_one(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_page_is_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DOCS / "examples")  # where the files are that it names
     for file in ("STREAM.yaml", "TASK.yaml", "backup.zip"):
         line = line.replace(file, str(tmp_path / file))
@@ -137,19 +137,19 @@ def test_every_command_of_the_page_is_one(line: str, tmp_path: Path, monkeypatch
 
 
 def parsed(command: Any, words: list[str]) -> None:
-    """Whether a command takes these words. Raises what it says of them where it does not."""
+    """Parse the words of a command; raises its error if they are invalid."""
     context = command.make_context("continual", list(words))
     if rest := [*context._protected_args, *context.args]:
         _, subcommand, more = command.resolve_command(context, rest)
         parsed(subcommand, more)
 
 
-def test_a_line_that_is_no_command_would_be_seen() -> None:
+def test_an_invalid_command_would_be_detected() -> None:
     with pytest.raises(Exception, match="No such option"):
         parsed(typer.main.get_command(app), ["serve", "--replica", "2"])
 
 
-def test_the_compose_file_holds_together() -> None:
+def test_the_compose_file_is_consistent() -> None:
     document = composed()
     services = document["services"]
     assert document.keys() - {"name", "services", "volumes"} == {"x-continual"}

@@ -1,4 +1,4 @@
-"""Tasks compared by their rows, through the deltas of tasks of other kinds and through damaged ones."""
+"""Similarity of tasks by their rows, through deltas of other kinds and damaged ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +21,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def test_what_a_task_cannot_be_read_through_has_no_measures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of an encoder-decoder a classification reads the encoder alone, a generation both, so neither reads the other."""
+def test_incompatible_deltas_have_no_similarity_measures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On an encoder-decoder a classification uses the encoder only and a generation both: no measure either way."""
     stream = write_kinds(tmp_path, "mood", "warmth", "echo", budget=BUDGET | {"epochs": 0})
     with open_home(backbone_of("t5"), tmp_path / "home") as learner:
         assert learner.run(stream) == {}

@@ -1,4 +1,4 @@
-"""A stream of three tasks on a tiny backbone, through the public face: learned, run again, failed, killed, shared."""
+"""A stream of three tasks on a tiny backbone through the public API: learned, repeated, failed, killed, shared."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def _own_cache(cache: Path) -> Iterator[None]:
 
 
 def write_stream(folder: Path, *, tasks: tuple[str, ...] = TASKS, changes: Any = None, **keys: Any) -> Stream:
-    """A stream file of tiny tasks in `folder`, read; `changes`: keys of single tasks that are otherwise."""
+    """Write and read a stream of tiny tasks; `changes` holds keys of single tasks."""
     entries = [write_task(folder, task) | (changes or {}).get(task, {}) for task in tasks]
     content = {"name": "core", "seed": 0, "method": {"name": "lora", "rank": 2}, "budget": BUDGET, "tasks": entries}
     (folder / "stream.yaml").write_text(yaml.safe_dump(content | keys))
@@ -59,7 +59,7 @@ def write_stream(folder: Path, *, tasks: tuple[str, ...] = TASKS, changes: Any =
 
 
 def open_home(backbone: Path, home: Path) -> Learner:
-    """A learner with a registry of its own, so that MLflow is left alone."""
+    """Open a learner with a registry and without MLflow."""
     places = resolve_locations(home, {})
     registry = Registry.open(places.registry, places.blobs)
     return Learner.open(str(backbone), registry, device="cpu", dtype="float32")
@@ -77,7 +77,7 @@ def rows_in_sql(learner: Learner) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a stream that was learned: its home and its files. Not to be changed."""
+    """A folder with a learned stream and its home; tests must not change it."""
     folder = tmp_path_factory.mktemp("learned")
     stream = write_stream(folder, warm_start="nearest", measure_gain=True)
     with open_home(bert_folder, folder / "home") as learner:
@@ -87,7 +87,7 @@ def learned(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def folder(learned: Path, tmp_path: Path) -> Path:
-    """A copy of it to go on from, at another path: nothing learned may hang on the path."""
+    """A copy of the learned folder at another path, on which nothing may depend."""
     return Path(shutil.copytree(learned, tmp_path / "copy"))
 
 
@@ -107,7 +107,7 @@ def digests(learner: Learner) -> dict[str, str]:
     return {row["delta"]: digest_of(learner.registry, row["delta"]) for row in learner.registry.deltas()}
 
 
-def test_the_report_is_the_contracts(learner: Learner) -> None:
+def test_the_report_has_the_contracts_fields(learner: Learner) -> None:
     report = json.loads(json.dumps(learner.report("core")))
     assert report.keys() >= {"stream", "backbone", "tasks", "oracle", "routed", "per_task"}
     assert (report["stream"], report["tasks"]) == ("core", list(TASKS))
@@ -130,15 +130,15 @@ def test_the_report_is_the_contracts(learner: Learner) -> None:
         assert task["examples_per_second"] > 0
 
 
-def test_separable_tasks_are_learned_and_told_apart(learner: Learner) -> None:
+def test_separable_tasks_are_learned_and_routed(learner: Learner) -> None:
     report = learner.report("core")
     assert report["oracle"]["acc"] > 0.9
     assert report["routed"]["routing_accuracy"] > 0.9
     assert report["routed"]["acc"] > 0.8
 
 
-def test_nothing_is_forgotten_exactly(learner: Learner, folder: Path) -> None:
-    """Zero to the bit in the measures, and every stored answer is given again to the bit."""
+def test_forgetting_is_exactly_zero(learner: Learner, folder: Path) -> None:
+    """Exactly zero, with bit-identical outputs for every stored answer."""
     oracle = learner.report("core")["oracle"]
     assert (oracle["forgetting"], oracle["bwt"]) == (0.0, 0.0)
     assert [row[0] for row in oracle["matrix"]] == [oracle["matrix"][0][0]] * 3
@@ -152,8 +152,8 @@ def test_nothing_is_forgotten_exactly(learner: Learner, folder: Path) -> None:
         assert serialize_outputs({"logits": again}) == blob
 
 
-def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Path) -> None:
-    """The last row, scored again through the public face: the right task and the right label."""
+def test_the_routed_matrix_agrees_with_predict(learner: Learner, folder: Path) -> None:
+    """The last row, scored again by predict: the right task and the right label."""
     last = learner.report("core")["routed"]["matrix"][-1]
     for score, task in zip(last, TASKS, strict=True):
         rows = rows_of(task, 12, seed=2)
@@ -162,7 +162,7 @@ def test_the_routed_matrix_is_what_predict_answers(learner: Learner, folder: Pat
         assert sum(right) / 12 == pytest.approx(score)
 
 
-def test_running_again_learns_nothing_and_writes_nothing(learner: Learner, folder: Path) -> None:
+def test_running_again_trains_and_writes_nothing(learner: Learner, folder: Path) -> None:
     before, rows, report = digests(learner), rows_in_sql(learner), learner.report("core")
     events: list[str] = []
     watcher = RunCallbacks(on_start=events.append, on_learned=lambda task, delta: events.append(delta))
@@ -190,7 +190,7 @@ def test_nearest_records_where_a_delta_came_from(learner: Learner) -> None:
     assert all(task["scratch_score"] is not None for task in per_task.values()), "measure_gain trains scratch too"
 
 
-def test_forward_transfer_is_from_what_was_learned_before(learner: Learner) -> None:
+def test_forward_transfer_uses_earlier_deltas_only(learner: Learner) -> None:
     oracle = learner.report("core")["oracle"]
     scores = learner.registry.scores(split="test")
     ahead = {s.task: s.value for s in scores if s.mode == "neighbour"}
@@ -200,7 +200,7 @@ def test_forward_transfer_is_from_what_was_learned_before(learner: Learner) -> N
     assert oracle["fwt"] == pytest.approx(sum(gains) / 2)
 
 
-def test_no_epochs_answer_by_the_closed_form(empty: Learner, tmp_path: Path) -> None:
+def test_without_epochs_the_closed_form_answers(empty: Learner, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 0}, warm_start="scratch")
     assert empty.run(stream) == {}
     report = empty.report("core")
@@ -243,7 +243,7 @@ def test_predicting_with_nothing_learned_is_refused(empty: Learner) -> None:
         empty.predict(["purr"])
 
 
-def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, tmp_path: Path) -> None:
+def test_a_failing_task_stops_no_other_and_is_retried(empty: Learner, tmp_path: Path) -> None:
     stream = write_stream(tmp_path, changes={"mood": {"method": {"name": "adapter", "size": 2, "initial_scale": 1e30}}})
     failed = empty.run(stream)
     assert list(failed) == ["mood"]
@@ -270,7 +270,7 @@ def test_one_failing_task_stops_no_other_and_is_taken_up_again(empty: Learner, t
     assert find_damage(empty.registry) == []
 
 
-def test_a_failure_while_registering_leaves_nothing_half_done(
+def test_a_failure_while_registering_is_rolled_back(
     empty: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from registry import UnitOfWork
@@ -293,7 +293,7 @@ def test_a_failure_while_registering_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("moment", ["on_start", "on_step"])
-def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, moment: str) -> None:
+def test_an_interrupted_run_resumes_at_once(empty: Learner, tmp_path: Path, moment: str) -> None:
     def stop(task: str, *_: object) -> None:
         if task == "mood":
             raise KeyboardInterrupt
@@ -307,7 +307,7 @@ def test_stopped_by_hand_it_goes_on_at_once(empty: Learner, tmp_path: Path, mome
 
 
 def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, tmp_path: Path) -> None:
-    """Taken for dead while training, by one that then gives it back: nothing is doubled, the others are learned."""
+    """Claimed by a controller that took it for dead and then released it: no duplicate, no other task lost."""
     from sqlalchemy import update
 
     from registry.schema.tables import Position
@@ -348,7 +348,7 @@ def begin(process: "subprocess.Popen[str]") -> None:
     process.stdin.flush()
 
 
-def test_killed_anywhere_the_next_run_goes_on(bert_folder: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_after_a_kill_at_any_step(bert_folder: Path, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
     victims = [
         child(bert_folder, tmp_path, moment) for moment in ("step", "learned")
@@ -392,7 +392,7 @@ def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path
         assert find_damage(learner.registry) == []
 
 
-def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: Path) -> None:
+def test_a_position_held_by_another_controller_is_awaited(empty: Learner, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
 
     def stop(task: str, done: int, total: int) -> None:
@@ -414,7 +414,9 @@ def test_a_position_that_another_holds_is_waited_for(empty: Learner, tmp_path: P
     [{"budget": {"epochs": 1}}, {"method": {"name": "lora", "rank": 3}}, {"warm_start": "scratch"}, {"metric": "mcc"}],
     ids=str,
 )
-def test_a_learned_task_may_not_be_learned_otherwise(learner: Learner, folder: Path, changes: dict[str, Any]) -> None:
+def test_a_learned_task_with_changed_settings_is_refused(
+    learner: Learner, folder: Path, changes: dict[str, Any]
+) -> None:
     before = rows_in_sql(learner)
     stream = write_stream(folder, changes={"mood": changes}, warm_start="nearest", measure_gain=True)
     with pytest.raises(InputError, match="mood"):
@@ -422,7 +424,7 @@ def test_a_learned_task_may_not_be_learned_otherwise(learner: Learner, folder: P
     assert rows_in_sql(learner) == before
 
 
-def test_other_rows_another_seed_or_another_order_are_refused(learner: Learner, folder: Path) -> None:
+def test_changed_rows_seed_or_order_are_refused(learner: Learner, folder: Path) -> None:
     keys: dict[str, Any] = {"warm_start": "nearest", "measure_gain": True}
     with pytest.raises(StreamChanged):
         learner.run(write_stream(folder, seed=1, **keys))
@@ -437,7 +439,7 @@ def test_other_rows_another_seed_or_another_order_are_refused(learner: Learner, 
         learner.run(stream)
 
 
-def test_other_labels_are_refused(learner: Learner, folder: Path) -> None:
+def test_changed_labels_are_refused(learner: Learner, folder: Path) -> None:
     stream = write_stream(folder, warm_start="nearest", measure_gain=True, name="another")
     for split in ("train", "validation", "test"):
         rows = rows_of("animals", 12, seed=4)
@@ -460,15 +462,15 @@ def test_an_appended_task_is_learned_and_the_others_stay(learner: Learner, folde
 
 
 def poison_tests(folder: Path) -> None:
-    """Other texts and other labels in every test split."""
+    """Replace texts and labels of every test split."""
     for task in TASKS:
         labels, rows = labels_of(task), rows_of(task, 12, seed=77)
         swapped = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
         write_rows(folder / task / "test.jsonl", rows.texts, [swapped[label] for label in rows.labels])
 
 
-def test_test_rows_bear_on_nothing_but_scores(learner: Learner, bert_folder: Path, tmp_path: Path) -> None:
-    """Poisoned test rows: the same deltas to the bit, the same parents, the same curves, other scores."""
+def test_test_rows_affect_nothing_but_scores(learner: Learner, bert_folder: Path, tmp_path: Path) -> None:
+    """With poisoned test rows: the same deltas to the bit, parents and curves, and different scores."""
     stream = write_stream(tmp_path, warm_start="nearest", measure_gain=True)
     poison_tests(tmp_path)
     with open_home(bert_folder, tmp_path / "poisoned") as poisoned:
@@ -503,7 +505,7 @@ def test_the_registry_holds_no_row_of_a_task(learner: Learner, folder: Path) -> 
     ],
     ids=str,
 )
-def test_what_can_be_checked_is_checked_for_all_tasks_before_any_is_learned(
+def test_all_tasks_are_checked_before_any_is_learned(
     empty: Learner, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     stream = write_stream(tmp_path, changes={"place": changes, "mood": {"label": "lable"}})
@@ -540,7 +542,7 @@ def test_learning_a_lone_task_again_makes_its_next_version(learner: Learner, fol
     assert report["per_task"][1]["delta"] == "mood@1", "a stream keeps the delta that it learned"
 
 
-def test_what_a_task_learned_before_is_no_forward_transfer(empty: Learner, tmp_path: Path) -> None:
+def test_a_tasks_own_earlier_version_is_no_forward_transfer(empty: Learner, tmp_path: Path) -> None:
     entry = TaskSpec.model_validate(write_task(tmp_path, "mood") | {"budget": BUDGET, "warm_start": "nearest"})
     empty.learn(entry, folder=tmp_path)
     name = empty.learn(entry, folder=tmp_path)
@@ -548,14 +550,14 @@ def test_what_a_task_learned_before_is_no_forward_transfer(empty: Learner, tmp_p
     assert empty.registry.scores(mode="neighbour") == (), "there is no other task to look ahead from"
 
 
-def test_the_router_of_backbones_pooled_otherwise_is_not_mixed(learner: Learner, folder: Path) -> None:
-    """The fingerprint does not cover pooling: signatures taken by the mean are of no use to another pooling."""
+def test_signatures_of_different_pooling_are_not_mixed(learner: Learner, folder: Path) -> None:
+    """The fingerprint does not cover pooling: signatures by the mean do not serve another pooling."""
     other_learner = Learner(replace(learner.backbone, pooling="cls"), learner.registry)
     with pytest.raises(InputError, match="pool"):
         other_learner.predict(["purr meow"])
 
 
-def test_a_score_is_a_registered_score(learner: Learner) -> None:
+def test_scores_are_read_with_their_interval(learner: Learner) -> None:
     (score,) = [s for s in learner.registry.scores(delta="mood@1", mode="oracle") if s.split == "test"]
     assert isinstance(score, Score)
     assert score.low is not None

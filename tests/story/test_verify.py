@@ -1,4 +1,4 @@
-"""`verify` looks into the blobs, loads the backbone, and asks the champions again."""
+"""`verify`: blobs, metadata, the backbone, and replayed outputs of the champions."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def learner(folder: Path, learned: Path) -> Iterator[Learner]:
 
 
 def change(learner: Learner, delta: str, **values: Any) -> None:
-    """What a tool does that knows nothing of the registry's rules."""
+    """Change a row by SQL alone, without the registry's rules."""
     task, _, version = delta.partition("@")
     with learner.registry.unit_of_work() as unit:
         row = next(d for d in unit.session.query(Delta) if d.name == f"{task}@{version}")
@@ -51,12 +51,12 @@ def verification(learner: Learner, **options: Any) -> VerificationReport:
     return verify_home(learner.registry, device="cpu", **options)
 
 
-def test_what_was_learned_is_as_it_was(learner: Learner) -> None:
+def test_an_unchanged_home_has_no_findings(learner: Learner) -> None:
     assert verification(learner) == verification(learner, quick=True) == VerificationReport([], [])
 
 
 def other_values(learner: Learner) -> dict[str, Any]:
-    """A delta that fits everything that its row says, and is another one."""
+    """Store a delta that agrees with its row but has other values."""
     delta = load_delta(learner.registry.blobs.get(digest_of(learner.registry, "mood@1")))
     data = delta.map(lambda tensor: tensor + 0.1).quantise_to_float16().to_bytes()  # as long as what it replaces
     return {"digest": learner.registry.blobs.put(data)}
@@ -84,21 +84,21 @@ HARM: dict[Callable[[Learner], dict[str, Any]], str] = {
 
 
 @pytest.mark.parametrize("harm", HARM, ids=HARM.values())
-def test_a_blob_that_is_not_what_its_row_says_is_found(learner: Learner, harm: Any) -> None:
+def test_a_blob_that_contradicts_its_row_is_reported(learner: Learner, harm: Any) -> None:
     change(learner, "mood@1", **harm(learner))
     problems = verification(learner, quick=True).problems
     assert any(problem.startswith("mood@1: ") and HARM[harm] in problem for problem in problems)
     assert not any(problem.startswith("animals@1") for problem in problems)
 
 
-def test_other_answers_are_found_and_only_with_the_backbone(learner: Learner) -> None:
+def test_changed_outputs_are_reported_only_with_the_backbone(learner: Learner) -> None:
     change(learner, "mood@1", **other_values(learner))
     assert verification(learner, quick=True).problems == []
     (problem,) = verification(learner).problems
     assert problem.startswith("mood@1: it answers fixed inputs otherwise")
 
 
-def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
+def test_rounding_is_a_warning(learner: Learner) -> None:
     stored = learner.registry.delta("mood@1")
     assert stored.replay is not None
     tensors, _ = deserialize(learner.registry.blobs.get(stored.replay), what="replay")
@@ -109,14 +109,14 @@ def test_rounding_is_said_and_no_damage(learner: Learner) -> None:
     assert "1 of 2 champions answer fixed inputs as when they were registered within rounding" in verified.notes[0]
 
 
-def test_a_delta_of_an_older_release_has_nothing_to_compare(learner: Learner) -> None:
+def test_a_delta_of_an_older_release_has_no_stored_outputs(learner: Learner) -> None:
     change(learner, "mood@1", replay=None)
     verified = verification(learner)
     assert verified.problems == []
     assert "1 champions were registered by a release that kept no answers" in verified.notes[0]
 
 
-def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) -> None:
+def test_an_unavailable_backbone_is_reported(learner: Learner, folder: Path) -> None:
     with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=f"{folder}/gone"))
     (problem,) = verification(learner).problems
@@ -126,14 +126,14 @@ def test_a_backbone_that_cannot_be_had_is_named(learner: Learner, folder: Path) 
     assert verification(learner, quick=True).problems == []
 
 
-def test_another_backbone_under_the_name_is_noticed(learner: Learner, folder: Path, roberta_folder: Path) -> None:
+def test_a_different_backbone_under_the_name_is_reported(learner: Learner, folder: Path, roberta_folder: Path) -> None:
     with learner.registry.unit_of_work() as unit:
         unit.session.execute(update(Backbone).values(name=str(roberta_folder)))
     (problem,) = verification(learner).problems
     assert f"{str(roberta_folder)!r} is " in problem
 
 
-def test_the_command_says_it(
+def test_the_command_reports_it(
     learner: Learner, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def verify(*words: str) -> tuple[int, str, str]:
@@ -149,7 +149,7 @@ def test_the_command_says_it(
     assert verify("--quick")[0] == 0
 
 
-def test_a_home_is_written_into_a_file_and_put_back(
+def test_a_home_is_dumped_and_restored(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def db(*words: str, home: str) -> tuple[int, str, str]:
@@ -172,7 +172,7 @@ def test_a_home_is_written_into_a_file_and_put_back(
         assert restored.predict(["awful dull"], task="mood")[0].label == "bad"
 
 
-def test_replaying_is_of_the_champions_alone(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_champions_are_replayed(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     replayed: list[str] = []
 
     def counted(backbone: Any, delta: Any, before: bytes) -> float:

@@ -1,4 +1,4 @@
-"""A task learned again: from its last version, into one that serves only where it is no worse; and taken away again."""
+"""Versions of a task: warm starts, contests, new labels, archiving, and purging."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def animals(
     poisoned: bool = False,
     **keys: Any,
 ) -> Stream:
-    """The task with the rows of these splits written anew, of the labels alone; poisoned: the labels are wrong."""
+    """Write the rows of these splits again and return the task; `poisoned` rows have wrong labels."""
     entry = {"name": "animals", "text": "text", "label": "label", "budget": {"epochs": 1, "max_length": 16}} | keys
     files = {split: f"{split}.jsonl" for split in SPLITS}
     for number, split in enumerate(SPLITS):
@@ -58,7 +58,7 @@ def statuses(learner: Learner) -> dict[str, str]:
 
 
 def events(learner: Learner) -> list[tuple[str, str]]:
-    """The history of the task."""
+    """Return the history of the task."""
     from sqlalchemy import select
 
     from registry.schema.tables import Delta, Event
@@ -68,7 +68,7 @@ def events(learner: Learner) -> list[tuple[str, str]]:
         return [(delta.name, what) for delta, what in rows]
 
 
-def test_a_task_learned_again_starts_from_its_last_version(learner: Learner, tmp_path: Path) -> None:
+def test_a_new_version_starts_from_the_last_one(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     again = animals(tmp_path, "train", seed=1)
     assert learner.learn(again) == "animals@2"
@@ -88,15 +88,17 @@ def test_a_task_learned_again_starts_from_its_last_version(learner: Learner, tmp
 @pytest.mark.parametrize(
     ("keys", "seed"), [({"warm_start": "scratch"}, 0), ({"method": {"name": "lora", "rank": 2}}, 0), ({}, 1)], ids=str
 )
-def test_otherwise_it_starts_as_any_task(learner: Learner, tmp_path: Path, keys: dict[str, Any], seed: int) -> None:
-    """From scratch, by other settings, or with another seed, whose held-out rows the last version may have learned."""
+def test_with_changed_settings_it_starts_as_any_task(
+    learner: Learner, tmp_path: Path, keys: dict[str, Any], seed: int
+) -> None:
+    """From scratch, with other settings, or with another seed, whose held-out rows the last version may have seen."""
     learner.learn(animals(tmp_path))
     stream = animals(tmp_path, "validation", seed=1, **keys).model_copy(update={"seed": seed})
     learner.learn(stream)
     assert learner.registry.lineage("animals@2") == []
 
 
-def test_the_same_held_out_rows_are_compared_by_what_is_stored(
+def test_with_the_same_held_out_rows_stored_scores_are_compared(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner.learn(animals(tmp_path))
@@ -110,7 +112,7 @@ def test_the_same_held_out_rows_are_compared_by_what_is_stored(
     assert "of animals@2" in str(worse.reason)
 
 
-def test_with_other_held_out_rows_both_answer_those_of_both(learner: Learner, tmp_path: Path) -> None:
+def test_with_other_held_out_rows_both_versions_are_scored_on_both(learner: Learner, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
@@ -128,8 +130,8 @@ def test_with_other_held_out_rows_both_answer_those_of_both(learner: Learner, tm
     ]
 
 
-def test_better_on_its_own_rows_alone_it_does_not_serve(learner: Learner, tmp_path: Path) -> None:
-    """It learned other labels for the same words: right on its own held-out rows, wrong on those of before."""
+def test_a_version_better_on_its_own_rows_only_does_not_serve(learner: Learner, tmp_path: Path) -> None:
+    """It learned other labels for the same words: right on its own held-out rows, wrong on the earlier ones."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
@@ -142,7 +144,7 @@ def test_better_on_its_own_rows_alone_it_does_not_serve(learner: Learner, tmp_pa
     assert learner.predict([CAT], "animals")[0].label == "cat"
 
 
-def test_worse_on_the_new_rows_it_does_not_serve(learner: Learner, tmp_path: Path) -> None:
+def test_a_version_worse_on_the_new_rows_does_not_serve(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     animals(tmp_path, "validation", seed=1)
     learner.learn(
@@ -151,7 +153,7 @@ def test_worse_on_the_new_rows_it_does_not_serve(learner: Learner, tmp_path: Pat
     assert str(learner.registry.delta("animals@2").reason).endswith("on the new validation rows")
 
 
-def test_rows_that_are_gone_leave_it_to_a_person(learner: Learner, tmp_path: Path) -> None:
+def test_missing_rows_leave_the_contest_undecided(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     learner.learn(animals(tmp_path, "validation", seed=1))  # over the old file
     reason = str(learner.registry.delta("animals@2").reason)
@@ -162,7 +164,7 @@ def test_rows_that_are_gone_leave_it_to_a_person(learner: Learner, tmp_path: Pat
     assert events(learner)[-2:] == [("animals@1", "succeeded"), ("animals@2", "promoted")]
 
 
-def test_rows_added_behind_the_old_ones_are_told_from_them(learner: Learner, tmp_path: Path) -> None:
+def test_appended_rows_are_distinguished_from_the_old_ones(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     old = (tmp_path / "validation.jsonl").read_text()
     stream = animals(tmp_path, "validation", seed=1)
@@ -196,7 +198,7 @@ def test_a_new_label_makes_a_version_whose_head_grows(learner: Learner, tmp_path
     assert find_damage(learner.registry) == []
 
 
-def test_a_version_with_a_wrong_label_is_taken_back_by_archiving_it(learner: Learner, tmp_path: Path) -> None:
+def test_archiving_a_version_restores_the_previous_one(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     learner.learn(animals(tmp_path, labels=("bird", "cat", "dog")))  # over the old files: it waits for a person
     assert statuses(learner)["animals@2"] == "candidate"
@@ -212,7 +214,7 @@ def both(folder: Path) -> Stream:
     return animals(folder).model_copy(update={"name": "both", "tasks": (*animals(folder).tasks, mood)})
 
 
-def test_a_stream_and_its_proofs_go_on_beside_later_versions(learner: Learner, tmp_path: Path) -> None:
+def test_a_stream_and_its_audit_continue_beside_later_versions(learner: Learner, tmp_path: Path) -> None:
     later = tmp_path / "later"
     later.mkdir()
     stream = both(tmp_path)
@@ -236,7 +238,7 @@ def test_a_task_whose_champion_is_archived_does_not_serve(learner: Learner, tmp_
     assert learner.predict([CAT], false_abstentions=0)[0].task == "animals"
 
 
-def test_the_signature_that_routes_is_the_champions_own(learner: Learner, tmp_path: Path) -> None:
+def test_routing_uses_the_champions_signature(learner: Learner, tmp_path: Path) -> None:
     learner.learn(animals(tmp_path))
     learner.learn(animals(tmp_path, "train", seed=1))
     signatures = [learner.registry.signature(f"animals@{version}").digest for version in (1, 2)]
@@ -248,7 +250,7 @@ def test_the_signature_that_routes_is_the_champions_own(learner: Learner, tmp_pa
         assert (routes.delta, routes.digest) == (f"animals@{version}", signatures[version - 1])
 
 
-def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learner, tmp_path: Path) -> None:
+def test_a_purged_task_leaves_names_only(learner: Learner, tmp_path: Path) -> None:
     stream = both(tmp_path)
     assert learner.run(stream) == {}
     blobs = blobs_of(tmp_path) - named_by(learner, "mood@1")
@@ -278,7 +280,7 @@ def test_a_purged_task_leaves_names_and_nothing_that_was_learned(learner: Learne
     assert collect_garbage(learner.registry) == []
 
 
-def test_what_a_later_task_came_from_stays_in_its_lineage(learner: Learner, tmp_path: Path) -> None:
+def test_a_purged_parent_stays_in_the_lineage(learner: Learner, tmp_path: Path) -> None:
     stream = both(tmp_path).model_copy(update={"warm_start": "nearest"})
     assert learner.run(stream) == {}
     purge_task(learner.registry, "animals")
@@ -286,7 +288,7 @@ def test_what_a_later_task_came_from_stays_in_its_lineage(learner: Learner, tmp_
     assert (edge["parent"], edge["kind"]) == ("animals@1", "warm_start")
 
 
-def test_a_lone_task_has_nothing_to_do_with_a_stream_of_its_name(learner: Learner, tmp_path: Path) -> None:
+def test_a_task_is_independent_of_a_stream_of_its_name(learner: Learner, tmp_path: Path) -> None:
     assert learner.run(both(tmp_path).model_copy(update={"name": "animals"})) == {}
     assert learner.learn(animals(tmp_path)) == "animals@2"
 
@@ -302,7 +304,7 @@ def named_by(learner: Learner, delta: str) -> set[str | None]:
 
 
 def no_trace(learner: Learner, words: Sequence[str]) -> list[str]:
-    """The tables in which one of the words stands in a value."""
+    """Return the tables in which one of the words occurs in a value."""
     from sqlalchemy import select
 
     from registry.schema.base import Base

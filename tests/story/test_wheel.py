@@ -1,4 +1,4 @@
-"""What `pip install .` brings: the three packages and the migrations, and nothing of the tests."""
+"""The wheel: the three packages with their data files and migrations, and no tests."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_everything_that_is_imported_is_in_it(names: set[str]) -> None:
+def test_every_imported_module_is_in_the_wheel(names: set[str]) -> None:
     for package in ("continual", "registry", "tasks"):
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert modules <= names
@@ -36,7 +36,7 @@ def test_everything_that_is_imported_is_in_it(names: set[str]) -> None:
         assert files <= names
 
 
-def test_nothing_else_is_in_it(names: set[str]) -> None:
+def test_nothing_else_is_in_the_wheel(names: set[str]) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"continual", "registry", "tasks"}
     parts = {part for name in names for part in name.split("/")}

@@ -110,18 +110,18 @@ def test_the_scored_delta_is_the_stored_delta(
     bert: Backbone, method: str, settings: dict[str, Any], epochs: int
 ) -> None:
     """Without an epoch the second stage only finalizes, which changes the values that were scored."""
-    result, courses = trained(bert, perturbed_delta(bert, method, **settings), epochs=epochs)
+    result, states = trained(bert, perturbed_delta(bert, method, **settings), epochs=epochs)
     stored, tokens = load_delta(result.delta.to_bytes()), prepared_rows(bert, "mood", 6, seed=1).tokens
-    expected = logits(bert, courses[-1].best.delta, tokens)
+    expected = logits(bert, states[-1].best.delta, tokens)
     assert torch.equal(logits(bert, stored, tokens), expected)
     assert torch.equal(logits(bert, result.delta, tokens), expected)
 
 
 def test_training_continues_from_unrounded_values(bert: Backbone) -> None:
-    result, courses = trained(bert, fresh_delta(bert, "lora"), epochs=2)
+    result, states = trained(bert, fresh_delta(bert, "lora"), epochs=2)
     assert all(same_bits(value, round_to_float16(value)) for value in result.delta.values.values())
     assert not any(
-        torch.equal(value, round_to_float16(value)) for value in courses[-1].current.detached().values.values()
+        torch.equal(value, round_to_float16(value)) for value in states[-1].current.detached().values.values()
     )
 
 

@@ -68,7 +68,7 @@ WITHOUT_PREFIX = WITHOUT_PROMPT | {"distilbert", "modernbert", "qwen2"}
 
 
 def write_or_skip(folder: Path, backbone: Backbone, delta: Delta) -> Path:
-    """Write the adapter; skip prompts on encoder-decoders and prefixes without a cache, which PEFT lacks."""
+    """Write the adapter; where PEFT has none of the method for the family, check the refusal and skip."""
     lacking = {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(delta.method, set())
     if backbone.name.removeprefix("tiny-") not in lacking:
         return write(folder, backbone, delta)

@@ -195,7 +195,7 @@ def test_a_state_survives_storage(context: StrategyContext) -> None:
         load_state(fresh_delta(context.backbone, "lora").to_bytes())
 
 
-def test_a_strategy_cannot_be_selected_twice() -> None:
+def test_selected_strategies_exist_and_are_unique() -> None:
     assert set(STRATEGIES) - set(select_strategies()) == {"ewc_full"}
     assert list(select_strategies(["ewc", "joint"])) == ["ewc", "joint"]
     with pytest.raises(InputError, match=r"strategy 'reply' is not known; did you mean 'replay'. Known: isolated, "):

@@ -86,7 +86,7 @@ def test_invalid_tasks_are_refused(registry: Registry) -> None:
     assert registry.arrivals() == []
 
 
-def test_a_digest_deduplicates_submissions(registry: Registry) -> None:
+def test_a_task_submitted_once_is_deduplicated(registry: Registry) -> None:
     assert [registry.submit(task("sst2", seed=seed), once=True) for seed in (0, 1, 0)] == [1, 2, 1]
     assert registry.submit(task("sst2")) == 3
 

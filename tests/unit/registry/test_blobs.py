@@ -115,7 +115,7 @@ def test_a_drivers_error_is_reported_with_the_location(doing: str, monkeypatch: 
         getattr(blobs, doing)(b"delta" if doing == "put" else digest)
 
 
-def test_temporary_blobs_live_as_long_as_their_registry(tmp_path: Path) -> None:
+def test_blobs_in_memory_need_a_registry_in_memory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="end with this process"):
         Registry.open(f"sqlite:///{tmp_path}/registry.db", "memory://blobs")
     assert not list(tmp_path.iterdir())

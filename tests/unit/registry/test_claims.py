@@ -178,7 +178,7 @@ def test_failed_positions_come_last_a_limited_number_of_times(tmp_path: Path) ->
         assert [(p.state, p.attempts) for p in registry.stream("core").positions] == [("failed", 2)] * 2
 
 
-def test_readers_do_not_block_claims(tmp_path: Path, database: str) -> None:
+def test_a_locked_position_does_not_block_other_claims(tmp_path: Path, database: str) -> None:
     if not database.startswith("postgresql"):
         pytest.skip("SQLite locks no rows: its writers queue")
     with make_registry(tmp_path) as registry:

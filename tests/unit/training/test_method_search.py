@@ -22,7 +22,7 @@ def candidate(number: int) -> SearchCandidate:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20, unique=True), st.integers(1, 5000))
-def test_constant_scores_select_the_best_candidate(scores: list[int], rows: int) -> None:
+def test_scores_independent_of_the_rows_select_the_best_candidate(scores: list[int], rows: int) -> None:
     evaluated: list[int] = []
 
     def score(searched: SearchCandidate, share: int) -> float:
