@@ -13,13 +13,13 @@ from tasks.errors import InputError
 T = TypeVar("T")
 
 
-def closest_match(name: str, known: Iterable[str]) -> str | None:
+def closest_match(name: str, known_names: Iterable[str]) -> str | None:
     """Return the known name that a mistyped name is closest to, or None where none is close.
 
     >>> closest_match("lorra", ["adapter", "lora"])
     'lora'
     """
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    return next(iter(difflib.get_close_matches(name, list(known_names), n=1)), None)
 
 
 @cache
@@ -87,10 +87,10 @@ class PluginRegistry(Mapping[str, T], Generic[T]):
         """
         if name in self:
             return self[name]
-        known = [*also_known, *self]
-        match = closest_match(name, known)
+        known_names = [*also_known, *self]
+        match = closest_match(name, known_names)
         hint = f"; did you mean {match!r}" if match else ""
-        raise self._error(f"{self._noun} {name!r} is not known{hint}. Known: {', '.join(known)}")
+        raise self._error(f"{self._noun} {name!r} is not known{hint}. Known: {', '.join(known_names)}")
 
     def __getitem__(self, name: str) -> T:
         """Return the plugin of a name.

@@ -66,8 +66,8 @@ def study(
     with common.learner(backbone or selected.backbone) as learner:
         runner = TrialRunner(learner.backbone, load_stream(selected), seed_numbers)
         store = TrialStore.open(common.locations.home, name, learner.backbone)
-        with _progress(name) as made:
-            study_run = run_study(configured, runner, store, progress=made)
+        with _progress(name) as on_progress:
+            study_run = run_study(configured, runner, store, progress=on_progress)
         summary = _summary(name, selected, configured, runner)
         _print_study(common, summary, study_run)
         if html is not None:

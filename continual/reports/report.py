@@ -174,8 +174,8 @@ def _confused(
             "advice": _advice(
                 tasks[p.delta],
                 tasks[p.routed_to],
-                there=shares[p.delta, p.routed_to],
-                back=shares.get((p.routed_to, p.delta), 0.0),
+                share=shares[p.delta, p.routed_to],
+                reverse_share=shares.get((p.routed_to, p.delta), 0.0),
             ),
         }
         for p in pairs
@@ -184,13 +184,13 @@ def _confused(
     return sorted(confused, key=lambda pair: -pair["share"])
 
 
-def _advice(task: str, target: str, *, there: float, back: float) -> str | None:
-    """Return advice on `task`, whose rows go to `target` with share `there`; `back` is the reverse."""
-    if min(there, back) >= CONFUSION_THRESHOLD:  # given once for the two
-        if (there, task) < (back, target):
+def _advice(task: str, target: str, *, share: float, reverse_share: float) -> str | None:
+    """Return advice on `task`, a share of whose rows is routed to `target`, and the reverse share back."""
+    if min(share, reverse_share) >= CONFUSION_THRESHOLD:  # advice once per pair of tasks
+        if (share, task) < (reverse_share, target):
             return None
         return f"{task} and {target} are taken for each other: learn them as one task, or name the task of their inputs"
-    if there >= CONFUSION_THRESHOLD:
+    if share >= CONFUSION_THRESHOLD:
         return f"inputs of {task} look like those of {target}: name the task of these inputs, or tell the tasks apart"
     return None
 
