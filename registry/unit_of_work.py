@@ -328,5 +328,5 @@ class UnitOfWork:
                 "it was taken for dead. Claim it again."
             )
         if position.state == "learned":
-            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep what is there.")
+            raise RegistryError(f"position {number} of {stream!r} is learned already. Keep its delta.")
         return position

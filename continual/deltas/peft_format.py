@@ -94,7 +94,7 @@ class PeftAdapter:
         ]
         if problems:
             raise ExchangeError(
-                f"{len(problems)} tensors are not what the adapter's settings mean on this backbone; "
+                f"{len(problems)} tensors do not match the adapter's settings on this backbone; "
                 "import it on the model that it was trained on, changed nowhere else:\n  " + "\n  ".join(problems)
             )
 
@@ -116,7 +116,7 @@ class PeftAdapter:
         }
         if active:
             raise ExchangeError(
-                f"the adapter needs what is not known here: {active}; only its plain form can be imported"
+                f"the adapter uses features that are not supported: {active}; only the plain method can be imported"
             )
 
     def module_names(self) -> tuple[str, ...]:

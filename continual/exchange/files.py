@@ -142,7 +142,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     except (OSError, SafetensorError) as error:
         raise _unreadable(file, error) from error
     if bad := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and _is_finite(tensor))]:
-        raise ExchangeError(f"{file} holds what are no finite numbers: {', '.join(bad)}; export it again")
+        raise ExchangeError(f"{file} holds values that are not finite: {', '.join(bad)}; export it again")
     return tensors, metadata
 
 

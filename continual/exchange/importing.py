@@ -118,7 +118,7 @@ def _kind(
         kind = Classification(labels if len(labels) == len(head.labels) else task.labels)
     else:
         raise ExchangeError(
-            f"the folder has no head (head.safetensors, head.json) that says what a {task.kind} delta answers, and the "
+            f"the folder has no head (head.safetensors, head.json) for the answers of a {task.kind} delta, and the "
             "registry keeps no rows to make one of; give the task's rows (--rows TASK.yaml)"
         )
     if kind.metric_kind != task.kind:

@@ -44,12 +44,12 @@ def merge_obstacle(settings: MethodSettings) -> str | None:
     >>> from continual.deltas import METHODS
     >>> merge_obstacle(METHODS["lora"]())
     >>> merge_obstacle(METHODS["adapter_pfeiffer"]())
-    "what it does at 'ffn.out' (Bottleneck, Add) is no change of a weight or a bias"
+    "its edit at 'ffn.out' (Bottleneck, Add) is no change of a weight or a bias"
     """
     for edit in settings.edits():
         if not isinstance(edit.form, Mergeable) or not isinstance(edit.compose, MergeableComposition):
             names = f"{type(edit.form).__name__}, {type(edit.compose).__name__}"
-            return f"what it does at {edit.site!r} ({names}) is no change of a weight or a bias"
+            return f"its edit at {edit.site!r} ({names}) is no change of a weight or a bias"
     return None
 
 

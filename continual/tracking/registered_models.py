@@ -100,7 +100,7 @@ def ensure_version(context: MlflowClientContext, name: str, spec: ModelVersionSp
             return str(existing.version)
     run = context.active_run(spec.run)
     if run is None:
-        raise DependencyPendingError(f"what model {name} is of has no run yet")
+        raise DependencyPendingError(f"the delta or stream of model {name} has no run yet")
     with TemporaryDirectory() as folder:
         _save(context, Path(folder) / "model", spec)
         context.client.log_artifacts(run.info.run_id, str(Path(folder) / "model"), spec.folder)

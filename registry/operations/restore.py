@@ -105,7 +105,7 @@ def _parse_datetimes(table: Table, rows: Iterable[dict[str, Any]]) -> Iterator[d
         try:
             yield row | {name: datetime.fromisoformat(row[name]) for name in datetime_columns if row[name] is not None}
         except (TypeError, ValueError) as error:
-            raise ArchiveError(f"a row of {table.name} holds what is no moment: {error}.") from error
+            raise ArchiveError(f"a row of {table.name} holds an invalid time: {error}.") from error
 
 
 def _store_blobs(connection: Connection, store: BlobStore, archive: ZipFile, digests: Sequence[str]) -> None:

@@ -109,7 +109,7 @@ def _damaged_blobs(session: Session, blobs: BlobStore, check_blobs: BlobCheck) -
         )
         yield from problems
         if delta.digest is None:
-            yield from (f"{owner}: named by what was purged" for owner in data_by_owner)
+            yield from (f"{owner}: referenced by a purged delta" for owner in data_by_owner)
         else:
             data_by_part = {owner.rpartition(" ")[2]: data for owner, data in data_by_owner.items()}
             yield from (f"{delta.name}: {problem}" for problem in check_blobs(stored_delta(delta), data_by_part))

@@ -76,6 +76,6 @@ class RegistryPoller:
             try:
                 await self.refresh()
             except ContinualError as error:
-                log.warning("the registry could not be looked at, what was there serves on: %s", error)
+                log.warning("the registry could not be read; the present champions go on serving: %s", error)
             except Exception:
-                log.exception("looking at the registry failed, what was there serves on")
+                log.exception("reading the registry failed; the present champions go on serving")

@@ -67,5 +67,5 @@ class RollingRefresh:
             results = [error]
         failures = [result for result in results if isinstance(result, Exception)]
         for failure in failures:
-            log.warning("a replica could not look at the registry, what was there serves on: %s", failure)
+            log.warning("a replica could not read the registry; its present champions go on serving: %s", failure)
         return [result for result in results if result and not isinstance(result, Exception)], failures

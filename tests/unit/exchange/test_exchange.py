@@ -253,10 +253,10 @@ SPOILED: Mapping[str, tuple[Spoil, str]] = {
     ),
     "no number": (
         lambda folder: with_tensors(folder, lambda tensors: tensors | {KEY: torch.full((3, 32), torch.nan)}),
-        "no finite numbers",
+        "values that are not finite",
     ),
     "another method": (lambda folder: with_settings(folder, peft_type="OFT"), "'OFT'.*can be imported: .*lora, dora"),
-    "a variant": (lambda folder: with_settings(folder, use_qalora=True), "not known here: {'use_qalora': True}"),
+    "a variant": (lambda folder: with_settings(folder, use_qalora=True), "not supported: {'use_qalora': True}"),
     "a start that moved the base": (lambda folder: with_settings(folder, init_lora_weights="pissa"), "'pissa'"),
     "a rank of no kind": (lambda folder: with_settings(folder, r="many"), "settings cannot be read"),
     "no rank": (lambda folder: with_settings(folder, r=None), "settings cannot be read"),

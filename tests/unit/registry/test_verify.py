@@ -119,7 +119,7 @@ def test_harmless_findings_are_warnings(registry: Registry) -> None:
 
 def test_purged_deltas_reference_no_blobs(registry: Registry) -> None:
     damage(registry, "UPDATE deltas SET status = 'purged', digest = NULL WHERE version = 1")
-    assert "sst2@1, its predictions: named by what was purged" in find_damage(registry)
+    assert "sst2@1, its predictions: referenced by a purged delta" in find_damage(registry)
 
 
 def test_extra_checks_see_intact_blobs_only(registry: Registry) -> None:
