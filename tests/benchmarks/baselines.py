@@ -1,8 +1,8 @@
-"""The arms that our method is compared with: PEFT's LoRA and full fine-tuning, all through one loop.
+"""Baselines: PEFT's LoRA and full fine-tuning, trained by one loop.
 
-The loop takes from `continual.training.training_run` whatever is not the arm itself: batches, optimiser, schedule, clipping,
-precision, the best epoch on validation rows with the start as a candidate. Networks are in train() mode while they learn, so the
-checkpoint's own dropout (0.1 for minilm) is at work, as it is in `continual.training.training_run`.
+The loop shares batches, optimiser, schedule, clipping, precision and the choice of the best epoch on validation rows
+(the start is a candidate) with `continual.training.training_run`. Networks are in train() mode while they learn, so
+the checkpoint's own dropout (0.1 for minilm) is active, as it is there.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ TARGETS = ["query", "value"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What an arm is given: rows to learn from, rows to choose the epoch on, and how they are scored."""
+    """Rows to train on, rows to choose the epoch on, and how answers are scored."""
 
     rows: ClassificationRows
     validation: ClassificationRows
@@ -41,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Fitted:
-    """An arm after its best epoch: the validation score of every epoch (the start first), and how it answers."""
+    """A baseline after its best epoch: the validation score of every epoch (the start first), and its answers."""
 
     curve: tuple[float, ...]
     answers: Callable[[ClassificationRows], list[int]]
@@ -52,7 +52,7 @@ class Fitted:
 
 
 class PooledHead(nn.Module):
-    """An encoder, our pooling and a linear head: logits [B, C]."""
+    """An encoder with our pooling and a linear head; logits [B, C]."""
 
     def __init__(self, encoder: Any, weight: Tensor, bias: Tensor, pooling: Pooling) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PooledHead(nn.Module):
 
 
 class LibraryHead(nn.Module):
-    """A sequence classifier as transformers builds it: logits [B, C]."""
+    """A sequence classifier of transformers; logits [B, C]."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -78,23 +78,23 @@ class LibraryHead(nn.Module):
 
 
 def peft_lora(checkpoint: str, classes: int) -> nn.Module:
-    """PEFT's LoRA for sequence classification; the library's fresh classification head is trained with it."""
+    """Return PEFT's LoRA for sequence classification, with the library's fresh classification head."""
     return LibraryHead(get_peft_model(_classifier(checkpoint, classes), _lora(TaskType.SEQ_CLS)))
 
 
 def peft_lora_with_head(checkpoint: str, weight: Tensor, bias: Tensor, pooling: Pooling) -> nn.Module:
-    """PEFT's LoRA on the plain encoder; the head starts from the values given and is trained with it."""
+    """Return PEFT's LoRA on the plain encoder, with a head that starts from the given values."""
     encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, add_pooling_layer=False)
     return PooledHead(get_peft_model(encoder, _lora(TaskType.FEATURE_EXTRACTION)), weight, bias, pooling)
 
 
 def full(checkpoint: str, classes: int) -> nn.Module:
-    """Every weight is trained, with the library's fresh classification head."""
+    """Return a network whose every weight is trained, with the library's fresh classification head."""
     return LibraryHead(_classifier(checkpoint, classes))
 
 
 def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
-    """Train what `network` lets be trained, as `train` trains a delta; its best epoch is put back."""
+    """Train the parameters of `network` that require gradients, as `train` does, and restore the best epoch."""
     network.to(backbone.device)
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     budget, generator = problem.budget, torch.Generator().manual_seed(problem.seed)
@@ -115,7 +115,7 @@ def fit(backbone: Backbone, network: nn.Module, problem: Problem) -> Fitted:
 
 @torch.inference_mode()
 def answers(backbone: Backbone, network: nn.Module, rows: ClassificationRows) -> list[int]:
-    """The class that the network answers for every row, in eval() mode."""
+    """Return the class that the network predicts for every row, in eval() mode."""
     network.eval()
     chosen = torch.empty(len(rows.tokens), dtype=torch.long)
     for indices in sorted_batches(rows.tokens.lengths):

@@ -1,12 +1,12 @@
-"""What does it cost that the tasks of a stream are handed out among workers of a cluster?
+"""Overhead of distributing a stream's tasks among workers of a cluster.
 
     python -m tests.benchmarks.engines [--workers 8] [--rounds 3] [--seconds 10] [--database sqlite] > engines.json
 
-Tiny tasks on a tiny backbone, `rounds` for each worker, each of which has a logical core of Ray's. Learning a task is
-stretched by sleeping to `seconds`, about what one of 400 rows takes with minilm on a core, so that fewer cores do. What
-counts is the time between the end of one task's learning and the start of the next one's in the same worker:
-registering it, letting go of it, telling the driver, and claiming another, while the driver measures the stream beside.
-One JSON document is printed; `overhead` is the mean of that as a share of `seconds`.
+Tiny tasks on a tiny backbone, `rounds` per worker, each worker on a logical core of Ray's. Sleeping extends the
+learning of a task to `seconds`, about what a task of 400 rows takes with minilm on one core, so that fewer cores
+suffice. Measured is the time between the end of one task's training and the start of the next in the same worker:
+registering the delta, releasing the claim, notifying the driver and claiming the next task, while the driver evaluates
+the stream. One JSON document is printed; `overhead` is the mean of that time as a share of `seconds`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import ray
 import torch
 import yaml
 
-import continual.streams.positions
+import continual.streams.position_learner
 import continual.streams.ray.worker_pool
 from continual import Learner, read_stream
 from continual.callbacks import RunCallbacks
@@ -44,7 +44,7 @@ BAR = 0.05
 
 
 def paced(seconds: float) -> type[Worker]:
-    """A worker that learns as slowly as that, and notes when it began and ended."""
+    """Return a worker whose training of a task lasts so many seconds and is logged with its start and end."""
 
     class Paced(Worker):
         def initialize(self, config: WorkerConfig) -> str:
@@ -55,7 +55,7 @@ def paced(seconds: float) -> type[Worker]:
                 self._put_event("on_note", current_process_id(), json.dumps((start, time.perf_counter())))
                 yield from results
 
-            continual.streams.positions.train_jointly = train  # type: ignore[attr-defined]
+            continual.streams.position_learner.train_jointly = train  # type: ignore[attr-defined]
             return super().initialize(config)
 
     return Paced
@@ -69,8 +69,8 @@ def write_stream(folder: Path, count: int) -> Path:
 
 
 def gaps(spans: Mapping[str, list[tuple[float, float]]]) -> list[float]:
-    """Seconds between two tasks, of all workers."""
-    return [after[0] - before[1] for own in spans.values() for before, after in pairwise(own)]
+    """Return the seconds between consecutive tasks of each worker."""
+    return [after[0] - before[1] for span in spans.values() for before, after in pairwise(span)]
 
 
 def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -80,22 +80,22 @@ def measured(folder: Path, url: str, *, workers: int, rounds: int, seconds: floa
 
     def noted(holder: str, note: str) -> None:
         if note.startswith("["):
-            began, ended = json.loads(note)
-            spans.setdefault(holder, []).append((began, ended))
+            start, ended = json.loads(note)
+            spans.setdefault(holder, []).append((start, ended))
 
     continual.streams.ray.worker_pool.Worker = paced(seconds)  # type: ignore[attr-defined]
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with Learner.open(
         str(backbone), Registry.open(url, str(folder / "blobs")), device="cpu", dtype="float32"
     ) as learner:
-        began = time.perf_counter()
+        start = time.perf_counter()
         failed = learner.run(
             stream, callbacks=RunCallbacks(on_note=noted), engine=RayEngine(workers=workers, worker_memory=0.1)
         )
-        wall = time.perf_counter() - began
+        wall = time.perf_counter() - start
     ray.shutdown()
     assert not failed, failed
-    between, learning = gaps(spans), [ended - began for own in spans.values() for began, ended in own]
+    between, learning = gaps(spans), [ended - start for span in spans.values() for start, ended in span]
     return {
         "workers": len(spans),
         "tasks": len(learning),
@@ -114,14 +114,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        server = given.database == "postgresql"
+        server = arguments.database == "postgresql"
         url = stack.enter_context(running()).url() if server else f"sqlite:///{folder}/registry.db"
-        found = measured(folder, url, workers=given.workers, rounds=given.rounds, seconds=given.seconds)
-    print(json.dumps({"database": given.database} | found, indent=2))
+        result = measured(folder, url, workers=arguments.workers, rounds=arguments.rounds, seconds=arguments.seconds)
+    print(json.dumps({"database": arguments.database} | result, indent=2))
 
 
 if __name__ == "__main__":

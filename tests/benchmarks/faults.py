@@ -1,4 +1,4 @@
-"""What becomes of a stream when processes, disks, databases, blobs and clocks fail?
+"""Results of streams whose processes, disks, databases, blobs and clocks fail.
 
     PYTHONPATH=.:tests python -m tests.benchmarks.faults [--kills 100] [--repeats 5] [--only kills,clocks] [--seed 0]
 
@@ -32,23 +32,23 @@ from tests.helpers.fault_injection import (
 from tests.helpers.postgres_server import running
 
 
-def scenarios(bench: FaultScenario, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:
-    """Every scenario by its name."""
+def scenarios(scenario: FaultScenario, count: int, repeats: int) -> dict[str, Callable[[], Counts | list[Counts]]]:
+    """Return every scenario by name."""
     both = ("sqlite", "postgresql")
     sizes = [300 + 200 * number for number in range(repeats)]
     return {
-        "kills": lambda: kills(bench, "sqlite", count),
-        "kills_postgresql": lambda: kills(bench, "postgresql", -(-count // 4)),
-        "controllers": lambda: [concurrent_controllers(bench, kind, n) for kind in both for n in (2, 4)],
+        "kills": lambda: kills(scenario, "sqlite", count),
+        "kills_postgresql": lambda: kills(scenario, "postgresql", -(-count // 4)),
+        "controllers": lambda: [concurrent_controllers(scenario, kind, n) for kind in both for n in (2, 4)],
         "controllers_killed": lambda: [
-            concurrent_controllers(bench, kind, 4, killed=2) for kind in both for _ in range(repeats)
+            concurrent_controllers(scenario, kind, 4, killed=2) for kind in both for _ in range(repeats)
         ],
-        "disk_full": lambda: disk_full(bench, sizes),
-        "database_restarted": lambda: database_restarts(bench, 2 * repeats),
-        "damage": lambda: corrupt_blobs(bench),
-        "clocks": lambda: clock_skew(bench),
-        "mlflow_from_the_start": lambda: mlflow_outage(bench, middle=False),
-        "mlflow_in_the_middle": lambda: mlflow_outage(bench, middle=True),
+        "disk_full": lambda: disk_full(scenario, sizes),
+        "database_restarted": lambda: database_restarts(scenario, 2 * repeats),
+        "damage": lambda: corrupt_blobs(scenario),
+        "clocks": lambda: clock_skew(scenario),
+        "mlflow_from_the_start": lambda: mlflow_outage(scenario, middle=False),
+        "mlflow_in_the_middle": lambda: mlflow_outage(scenario, middle=True),
     }
 
 
@@ -58,23 +58,23 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--only", type=lambda names: names.split(","), default=[])
     options.add_argument("--seed", type=int, default=0)
-    given = options.parse_args()
+    arguments = options.parse_args()
     with TemporaryDirectory(prefix="continual-faults-") as folder, running() as server:
         world = make_world(Path(folder))
         expected, seconds = reference_run(world)
-        bench = FaultScenario(world, server, random.Random(given.seed), expected, seconds)
-        found: Counts = {"undisturbed_seconds": round(seconds, 2)}
-        for name, scenario in scenarios(bench, given.kills, given.repeats).items():
-            if name in (given.only or [name]):
+        setup = FaultScenario(world, server, random.Random(arguments.seed), expected, seconds)
+        counts: Counts = {"undisturbed_seconds": round(seconds, 2)}
+        for name, scenario in scenarios(setup, arguments.kills, arguments.repeats).items():
+            if name in (arguments.only or [name]):
                 print(name, file=sys.stderr, flush=True)
-                found[name] = scenario()
+                counts[name] = scenario()
         resumed = world.folder / RESUME_LOG_MESSAGE
-        found["resumed_from_a_checkpoint"] = len(resumed.read_text().splitlines()) if resumed.exists() else 0
-        found["wrong"] = bench.wrong
-        if bench.wrong:
+        counts["resumed_from_a_checkpoint"] = len(resumed.read_text().splitlines()) if resumed.exists() else 0
+        counts["wrong"] = setup.wrong
+        if setup.wrong:
             print((world.folder / "log").read_text(), file=sys.stderr)
-    print(json.dumps(found, indent=2))
-    sys.exit(1 if bench.wrong else 0)
+    print(json.dumps(counts, indent=2))
+    sys.exit(1 if setup.wrong else 0)
 
 
 if __name__ == "__main__":

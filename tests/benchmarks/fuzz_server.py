@@ -1,13 +1,13 @@
-"""Does a server stand an hour of bad input, while a good client is answered as ever?
+"""Robustness of the server under an hour of invalid input, while a valid client is answered.
 
     python -m tests.benchmarks.fuzz_server [--minutes 2] [--seed 0] > attacked.json
 
-At once: requests that schemathesis makes of the server's OpenAPI document, requests that no good client sends
-(`tests.benchmarks.malformed_requests`), clients that connect and say nothing, and a good client whose answers are compared
-with those before it began. Wrong is: any status of 500 or more but 503 and 504, what the document does not describe, a
-traceback in the log, an answer of the good client that is lost or another one, and memory that grows after the first
-minute (in shorter runs the first third). One JSON document; exit code 1 where anything was wrong. The backbone is a
-tiny random GPT-2, so that tasks of both kinds, and all operations, are there.
+Concurrently: requests that schemathesis generates from the server's OpenAPI document, malformed requests
+(`tests.benchmarks.malformed_requests`), clients that connect and stay silent, and a valid client whose answers are
+compared with those before the attack. Faults are: a status of 500 or more but 503 and 504, a response that the document
+does not describe, a traceback in the log, a lost or different answer to the valid client, and memory growth after the
+first minute (in shorter runs the first third). One JSON document is printed; the exit code is 1 for any fault. The
+backbone is a tiny random GPT-2, so that both kinds of tasks and all operations are covered.
 """
 
 import argparse
@@ -45,8 +45,17 @@ COUNTED = re.compile(r'continual_requests_total\{path="(.*)",status="(5\d\d)"\} 
 
 
 @dataclass
-class Seen:
-    """What came of it all. statuses: of garbage, by its name · lost, wrong: of the good client's requests."""
+class Outcome:
+    """The results of an attack.
+
+    Attributes:
+        statuses: Statuses of malformed requests, by the request's name.
+        asked: Requests of the valid client.
+        lost: Requests of the valid client without an answer.
+        wrong: Answers to the valid client that differ from before.
+        seconds: Seconds of each of its answers.
+        memory: Resident MiB of the server by seconds since the start.
+    """
 
     statuses: Counter[str] = field(default_factory=Counter)
     asked: int = 0
@@ -57,14 +66,14 @@ class Seen:
 
     @property
     def growth(self) -> float:
-        """MiB, from the end of the first minute, or third, to the last tenth."""
+        """Memory growth in MiB from the end of the first minute, or third, to the last tenth."""
         last = self.memory[-1][0]
-        begun = [mib for at, mib in self.memory if min(60, last / 3) <= at <= min(90, last / 2)]
-        return median(mib for at, mib in self.memory if at >= 0.9 * last) - median(begun)
+        first_part = [mib for moment, mib in self.memory if min(60, last / 3) <= moment <= min(90, last / 2)]
+        return median(mib for moment, mib in self.memory if moment >= 0.9 * last) - median(first_part)
 
 
 def home_of(folder: Path) -> tuple[Path, str]:
-    """A home with four classifications and a generation."""
+    """Create a home with four classification tasks and a generation task; its path and the backbone's."""
     home, name = folder / "home", str(folder / "gpt2")
     model, tokenizer = tiny_model("gpt2")
     model.save_pretrained(name)
@@ -77,36 +86,36 @@ def home_of(folder: Path) -> tuple[Path, str]:
     return home, name
 
 
-async def attack(port: int, seen: Seen, draw: Random, until: float) -> None:
+async def attack(port: int, outcome: Outcome, draw: Random, until: float) -> None:
     while time.monotonic() < until:
         name = draw.choice([*GARBAGE])
         try:
-            said = await asyncio.wait_for(sent(port, GARBAGE[name](draw)), PATIENCE + 5)
+            statuses = await asyncio.wait_for(sent(port, GARBAGE[name](draw)), PATIENCE + 5)
         except (OSError, TimeoutError) as error:
-            said = [type(error).__name__]
-        seen.statuses.update(f"{name} {status}" for status in said)
+            statuses = [type(error).__name__]
+        outcome.statuses.update(f"{name} {status}" for status in statuses)
 
 
 async def sent(port: int, garbage: Garbage) -> list[str]:
-    """The statuses of all answers to it."""
+    """Send a malformed request and return the statuses of all answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         size = -(-len(garbage.sent) // garbage.pieces)
-        for at in range(0, len(garbage.sent), size):
-            writer.write(garbage.sent[at : at + size])
+        for offset in range(0, len(garbage.sent), size):
+            writer.write(garbage.sent[offset : offset + size])
             await writer.drain()
             if garbage.pieces > 1:
                 await asyncio.sleep(0.05)
         if garbage.leaves:
             return ["left"]
-        found = await asyncio.wait_for(reader.read(1 << 22), PATIENCE)
-        return [status.decode() for status in STATUS.findall(found)] or ["closed"]
+        received = await asyncio.wait_for(reader.read(1 << 22), PATIENCE)
+        return [status.decode() for status in STATUS.findall(received)] or ["closed"]
     finally:
         writer.transport.abort()
 
 
 async def silence(port: int, until: float) -> None:
-    """Clients that connect, say half a word, and hold on."""
+    """Keep clients connected that send half a line."""
     while time.monotonic() < until:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SILENT)]
         for _, writer in held:
@@ -116,22 +125,24 @@ async def silence(port: int, until: float) -> None:
             writer.transport.abort()
 
 
-async def good(url: str, seen: Seen, asked: list[Question], expected: list[list[dict[str, Any]]], until: float) -> None:
+async def good(
+    url: str, outcome: Outcome, requests: list[Question], expected: list[list[dict[str, Any]]], until: float
+) -> None:
     async with session() as client:
         while time.monotonic() < until:
-            number, began = seen.asked % len(asked), time.monotonic()
-            seen.asked += 1
+            number, start = outcome.asked % len(requests), time.monotonic()
+            outcome.asked += 1
             try:
-                status, body = await posted(client, url, asked[number])
+                status, body = await posted(client, url, requests[number])
             except OSError as error:
-                seen.lost.append(repr(error))
+                outcome.lost.append(repr(error))
                 continue
-            seen.seconds.append(time.monotonic() - began)
+            outcome.seconds.append(time.monotonic() - start)
             if status != 200:
-                seen.lost.append(body.decode())
+                outcome.lost.append(body.decode())
             else:
                 pairs = zip(json.loads(body)["predictions"], expected[number], strict=True)
-                seen.wrong += [pair for pair in pairs if not same(*pair)]
+                outcome.wrong += [pair for pair in pairs if not same(*pair)]
             await asyncio.sleep(0.02)
 
 
@@ -141,29 +152,29 @@ def same(answer: dict[str, Any], before: dict[str, Any]) -> bool:
     ) < SAME
 
 
-async def watch(served: Served, seen: Seen, until: float) -> None:
-    began = time.monotonic()
+async def watch(served: Served, outcome: Outcome, until: float) -> None:
+    start = time.monotonic()
     while time.monotonic() < until:
-        seen.memory.append((round(time.monotonic() - began, 1), served.process.memory_info().rss / (1 << 20)))
+        outcome.memory.append((round(time.monotonic() - start, 1), served.process.memory_info().rss / (1 << 20)))
         await asyncio.sleep(1)
 
 
-async def at_once(served: Served, seconds: float, seed: int) -> Seen:
-    seen, port = Seen(), int(served.url.rpartition(":")[2])
-    asked = questions([f"task-{number}" for number in range(4)], 64, rows=4, seed=seed)
-    expected = await answers(served.url, asked)
+async def at_once(served: Served, seconds: float, seed: int) -> Outcome:
+    outcome, port = Outcome(), int(served.url.rpartition(":")[2])
+    requests = questions([f"task-{number}" for number in range(4)], 64, rows=4, seed=seed)
+    expected = await answers(served.url, requests)
     until = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
-        group.create_task(good(served.url, seen, asked, expected, until))
+        group.create_task(good(served.url, outcome, requests, expected, until))
         group.create_task(silence(port, until))
-        group.create_task(watch(served, seen, until))
+        group.create_task(watch(served, outcome, until))
         for number in range(ATTACKERS):
-            group.create_task(attack(port, seen, Random(seed + number), until))
-    return seen
+            group.create_task(attack(port, outcome, Random(seed + number), until))
+    return outcome
 
 
 def schemathesis(url: str, folder: Path, seconds: float, seed: int) -> subprocess.Popen[str]:
-    """It, at work until the time is over; what it finds is on its standard output."""
+    """Start schemathesis for so many seconds; its findings are on its standard output."""
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}/openapi.json", "--checks", CHECKS]
     options = ["--max-time", str(max(int(seconds), 1)), "--seed", str(seed), "--continue-on-failure", "--no-shrink"]
     return subprocess.Popen(
@@ -172,7 +183,7 @@ def schemathesis(url: str, folder: Path, seconds: float, seed: int) -> subproces
 
 
 def counted(url: str) -> dict[str, float]:
-    """Answers that say it was the server's fault, by operation and status, as the server itself counted them."""
+    """Return the server's own counts of 5xx answers, by operation and status."""
 
     async def metrics() -> str:
         async with session() as client, client.get(f"{url}/metrics") as response:
@@ -181,43 +192,43 @@ def counted(url: str) -> dict[str, float]:
     return {f"{path} {status}": float(count) for path, status, count in COUNTED.findall(asyncio.run(metrics()))}
 
 
-def faults_of(found: dict[str, Any]) -> list[str]:
-    """What was wrong, in words."""
-    bad = [name for name in found["server_faults"] if name.split()[-1] not in DELIBERATE]
+def faults_of(document: dict[str, Any]) -> list[str]:
+    """Return a description of every fault."""
+    bad = [name for name in document["server_faults"] if name.split()[-1] not in DELIBERATE]
     wrong = {
         f"the server failed: {bad}": bool(bad),
-        f"{found['tracebacks']} tracebacks": found["tracebacks"] > 0,
-        f"{len(found['lost'])} requests of the good client lost": bool(found["lost"]),
-        f"{len(found['wrong'])} answers to the good client wrong": bool(found["wrong"]),
-        f"the memory grew by {found['growth']:.0f} MiB": found["growth"] > GROWTH,
-        "what the document does not describe; see schemathesis": found["schemathesis_exit"] != 0,
+        f"{document['tracebacks']} tracebacks": document["tracebacks"] > 0,
+        f"{len(document['lost'])} requests of the good client lost": bool(document["lost"]),
+        f"{len(document['wrong'])} answers to the good client wrong": bool(document["wrong"]),
+        f"the memory grew by {document['growth']:.0f} MiB": document["growth"] > GROWTH,
+        "what the document does not describe; see schemathesis": document["schemathesis_exit"] != 0,
     }
     return [text for text, is_so in wrong.items() if is_so]
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    seconds = 60 * given.minutes
+    arguments = parser.parse_args()
+    seconds = 60 * arguments.minutes
     with TemporaryDirectory(prefix="continual-attacked-") as folder:
         home, name = home_of(Path(folder))
         quieten()
         with serving(home, name) as served:
-            tester = schemathesis(served.url, Path(folder), seconds, given.seed)
-            seen = asyncio.run(at_once(served, seconds, given.seed))
+            tester = schemathesis(served.url, Path(folder), seconds, arguments.seed)
+            outcome = asyncio.run(at_once(served, seconds, arguments.seed))
             output, _ = tester.communicate()
             say(output)
             faults = counted(served.url)
         log = served.log.read_text()
-    seen_ = {**vars(seen), "seconds": {"median": median(seen.seconds), "most": max(seen.seconds)}}
-    found = {**seen_, "growth": seen.growth, "server_faults": faults, "tracebacks": log.count("Traceback")}
-    found |= {"schemathesis_exit": tester.returncode, "log": log[-4000:]}
-    found["faults"] = faults_of(found)
-    print(json.dumps({"given": vars(given), **found}, indent=1))
-    sys.exit(1 if found["faults"] else 0)
+    fields = {**vars(outcome), "seconds": {"median": median(outcome.seconds), "most": max(outcome.seconds)}}
+    document = {**fields, "growth": outcome.growth, "server_faults": faults, "tracebacks": log.count("Traceback")}
+    document |= {"schemathesis_exit": tester.returncode, "log": log[-4000:]}
+    document["faults"] = faults_of(document)
+    print(json.dumps({"given": vars(arguments), **document}, indent=1))
+    sys.exit(1 if document["faults"] else 0)
 
 
 if __name__ == "__main__":

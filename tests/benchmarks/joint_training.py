@@ -1,10 +1,10 @@
-"""How fast are several deltas trained at once? Beside the same trainings one after the other.
+"""Speed of training several deltas jointly, relative to one after the other.
 
     python -m tests.benchmarks.joint_training [--width 384] [--tokens 16] [--rows 32] [--tasks 1,8,16,32] > joint.json
 
 Every task learns LoRA of rank 8 on query and value of a random BERT, and a head of 4 labels, from batches that together
-have `rows` rows: the more tasks, the fewer rows of each. Both ways are timed in turn in one process, after a round that
-does not count; what is told are medians of the ratio. Before that, both give the same losses, to 1e-3.
+have `rows` rows: the more tasks, the fewer rows of each. Both ways are timed in turn in one process, after a warm-up
+round; medians of the ratio are printed. Before that, both must give the same losses, to 1e-3.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def start_of(backbone: Backbone, seed: int) -> Delta:
     return Delta("lora", settings, backbone.fingerprint, init_values(backbone, settings, seed=seed), head)
 
 
-def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> TrainingObjective[list[int]]:
-    """Random texts with random labels, STEPS batches of them."""
+def objective_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> TrainingObjective[list[int]]:
+    """Draw random texts with random labels, STEPS batches of them."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 1000, (STEPS * rows, tokens), generator=draw)
     texts, classes = Tokens(tuple(map(tuple, ids.tolist())), None), torch.randint(4, (STEPS * rows,), generator=draw)
@@ -57,58 +57,61 @@ def lesson_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Train
     )
 
 
-class Ways:
-    """The same trainings in both ways."""
+class JointAndSequential:
+    """The same trainings, jointly and one after the other."""
 
     def __init__(self, backbone: Backbone, tasks: int, *, tokens: int, rows: int) -> None:
         self._backbone = backbone
         self._starts = [start_of(backbone, seed) for seed in range(tasks)]
-        self._lessons = [lesson_of(backbone, seed, tokens=tokens, rows=rows) for seed in range(tasks)]
+        self._lessons = [objective_of(backbone, seed, tokens=tokens, rows=rows) for seed in range(tasks)]
 
     def one_by_one(self) -> list[TrainingResult]:
         pairs = zip(self._starts, self._lessons, strict=True)
-        return [TrainingRun(self._backbone, start, lesson, learning_rate=RATE, seed=0).run() for start, lesson in pairs]
+        return [
+            TrainingRun(self._backbone, start, objective, learning_rate=RATE, seed=0).run()
+            for start, objective in pairs
+        ]
 
     def together(self) -> list[TrainingResult]:
         pairs = enumerate(zip(self._starts, self._lessons, strict=True))
-        begun: dict[str, TrainingRun[list[int]]] = {
-            str(n): TrainingRun(self._backbone, start, lesson, learning_rate=RATE, seed=0)
-            for n, (start, lesson) in pairs
+        runs: dict[str, TrainingRun[list[int]]] = {
+            str(n): TrainingRun(self._backbone, start, objective, learning_rate=RATE, seed=0)
+            for n, (start, objective) in pairs
         }
-        found = dict(train_jointly(begun, seed=0))
-        return [own for own in (found[name] for name in begun) if isinstance(own, TrainingResult)]
+        results = dict(train_jointly(runs, seed=0))
+        return [result for result in (results[name] for name in runs) if isinstance(result, TrainingResult)]
 
 
-def timed(ways: Ways, device: torch.device, repeats: int) -> dict[str, float]:
-    """Median ratio of the time one by one to that together, and milliseconds of a step of each task together."""
+def timed(ways: JointAndSequential, device: torch.device, repeats: int) -> dict[str, float]:
+    """Return the median ratio of sequential to joint time, and milliseconds of a joint step per task."""
     ratios, together = [], []
     for round in range(repeats + 1):
         seconds = []
         for way in (ways.one_by_one, ways.together):
-            began = time.perf_counter()
+            start = time.perf_counter()
             way()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
         if round:
             ratios.append(seconds[0] / seconds[1])
             together.append(1000 * seconds[1] / STEPS)
     return {"speedup": median(ratios), "step_ms": median(together)}
 
 
-def check(ways: Ways) -> None:
-    """Raises AssertionError where the two ways lose differently."""
+def check(ways: JointAndSequential) -> None:
+    """Raise AssertionError if the losses differ between both ways."""
     losses = [[trained.curve[-1].loss for trained in way()] for way in (ways.one_by_one, ways.together)]
-    torch.testing.assert_close(*(torch.tensor(own) for own in losses), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*(torch.tensor(loss) for loss in losses), rtol=1e-3, atol=1e-3)
 
 
-def measured(backbone: Backbone, given: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(backbone: Backbone, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     cells = []
-    for tasks in given.tasks:
-        ways = Ways(backbone, tasks, tokens=given.tokens, rows=max(given.rows // tasks, 1))
+    for tasks in arguments.tasks:
+        ways = JointAndSequential(backbone, tasks, tokens=arguments.tokens, rows=max(arguments.rows // tasks, 1))
         check(ways)
-        cell = {"tasks": tasks, "rows_of_a_task": max(given.rows // tasks, 1)}
-        cell |= timed(ways, backbone.device, given.repeats)
+        cell = {"tasks": tasks, "rows_of_a_task": max(arguments.rows // tasks, 1)}
+        cell |= timed(ways, backbone.device, arguments.repeats)
         say(str(cell))
         cells.append(cell)
     return cells
@@ -119,19 +122,19 @@ def numbers(text: str) -> Sequence[int]:
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"width": 384, "layers": 6, "tokens": 16, "rows": 32, "repeats": 25}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tasks", type=numbers, default=[1, 8, 16, 32])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quieten()
-    backbone = random_bert(given.width, given.layers)
+    backbone = random_bert(arguments.width, arguments.layers)
     for module in backbone.model.modules():  # its draws depend on the batch
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    about = {"device": str(backbone.device), "threads": torch.get_num_threads(), **vars(given)}
-    print(json.dumps({**about, "cells": measured(backbone, given)}, indent=1))
+    about = {"device": str(backbone.device), "threads": torch.get_num_threads(), **vars(arguments)}
+    print(json.dumps({**about, "cells": measured(backbone, arguments)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What does a backbone cost in float32, in 8 and in 4 bits, and with activation checkpointing?
+"""Cost of a backbone in float32, in 8 and 4 bits, and with activation checkpointing.
 
     python -m tests.benchmarks.large_backbones STREAM.yaml [--tasks trec6] [--epochs 1] > large.json
 
-Each way learns the tasks in a registry of its own, on one device, and is asked the rows of a batch: scores on the test
-rows, the CPU's seconds, and MB of weights, of a step's activations, as autograd keeps them, and of the layers'
-inputs, which checkpointing keeps instead. Matrix products are in bfloat16, save those of `float32`.
+Each variant learns the tasks in a separate registry, on one device, and answers the rows of a batch: scores on test
+rows, CPU seconds, and MB of weights, of a step's saved activations, and of the layers' inputs, which checkpointing
+saves instead. Matrix products are in bfloat16 except in `float32`.
 """
 
 import argparse
@@ -40,12 +40,12 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 
 def learned(stream: Stream, way: Mapping[str, Any]) -> dict[str, Any]:
-    """What a way to load the backbone of a stream comes to."""
+    """Return the results of one way to load the stream's backbone."""
     with TemporaryDirectory() as home:
         registry = Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs")
-        began = time.process_time()
+        start = time.process_time()
         with Learner.open(stream.backbone or "minilm", registry, **way) as learner:
-            loaded = time.process_time() - began
+            loaded = time.process_time() - start
             failed = learner.run(stream)
             if failed:
                 raise SystemExit(str(failed))
@@ -53,7 +53,7 @@ def learned(stream: Stream, way: Mapping[str, Any]) -> dict[str, Any]:
             texts = load_stream(stream)[0].train.texts[:32]
             return {
                 "scores": {row["task"]: row["score"] for row in per_task},
-                "seconds": time.process_time() - began,
+                "seconds": time.process_time() - start,
                 "load_seconds": loaded,
                 "weights_mb": weights(learner.backbone) / 1e6,
                 **{f"step_{name}": step(learner.backbone, texts, again) for name, again in STEPS.items()},
@@ -64,36 +64,36 @@ STEPS = {"plain": False, "checkpointing": True}
 
 
 def weights(backbone: Backbone) -> int:
-    """Bytes of all weights and of what is needed to unpack them."""
+    """Return the bytes of all weights and of the state needed to dequantise them."""
     return sum(tensor.nbytes for tensor in backbone.base_module.state_dict().values())
 
 
 def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
-    """Megabytes that a step's pass keeps for the gradient, and the seconds of a step, the best of three."""
+    """Return the MB that a step saves for the backward pass, and its seconds, the best of three."""
     settings = LoRA()
     head = Head(torch.zeros(2, backbone.hidden_size), torch.zeros(2), ("a", "b"), backbone.pooling)
     delta = Delta("lora", settings, backbone.fingerprint, init_values(backbone, settings, seed=0), head)
     learning = delta.trainable(backbone.device)
     batch = pad(backbone, tokens_of(backbone, texts, max_length=128), range(len(texts)))
-    own = {weight.untyped_storage().data_ptr() for weight in backbone.base_module.parameters()}
-    took, kept = [], dict[int, int]()
+    weights = {weight.untyped_storage().data_ptr() for weight in backbone.base_module.parameters()}
+    took, saved = [], dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     for _ in range(3):
-        kept.clear()
-        began = time.process_time()
+        saved.clear()
+        start = time.process_time()
         with attached(backbone, learning), training_mode(backbone, recompute=again):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss = pooled_features(backbone, batch, backbone.pooling).square().sum()
             torch.autograd.backward(loss)
-        took.append(time.process_time() - began)
+        took.append(time.process_time() - start)
     entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.num_layers if again else 0
-    return {"mb": (sum(kept.values()) + entering) / 1e6, "seconds": min(took)}
+    return {"mb": (sum(saved.values()) + entering) / 1e6, "seconds": min(took)}
 
 
 def main() -> None:
@@ -101,17 +101,17 @@ def main() -> None:
     parser.add_argument("stream", type=Path)
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--epochs", type=int)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quieten()
     torch.set_num_threads(1)
-    stream = read_stream(given.stream)
-    chosen = tuple(task for task in stream.tasks if given.tasks is None or task.name in given.tasks)
-    budget = stream.budget.model_copy(update={} if given.epochs is None else {"epochs": given.epochs})
-    stream, found = stream.model_copy(update={"tasks": chosen, "budget": budget}), {}
+    stream = read_stream(arguments.stream)
+    chosen = tuple(task for task in stream.tasks if arguments.tasks is None or task.name in arguments.tasks)
+    budget = stream.budget.model_copy(update={} if arguments.epochs is None else {"epochs": arguments.epochs})
+    stream, results = stream.model_copy(update={"tasks": chosen, "budget": budget}), {}
     for name, way in WAYS.items():
-        found[name] = learned(stream, way)
-        say(f"{name}: {found[name]}")
-    print(json.dumps(found, indent=1))
+        results[name] = learned(stream, way)
+        say(f"{name}: {results[name]}")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

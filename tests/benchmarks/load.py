@@ -1,4 +1,4 @@
-"""Questions sent to a server, each as soon as another is answered, or at moments that do not wait for answers."""
+"""Load generators for a server: closed loop, and open loop with given arrival times."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ TOO_LATE = 1.0  # seconds; an answer that took longer is no good one
 
 @dataclass(frozen=True)
 class Question:
-    """The texts of one request and, of each, the task that is to answer it."""
+    """The texts of one request, and each text's task or None."""
 
     texts: tuple[str, ...]
     tasks: tuple[str | None, ...]
@@ -32,8 +32,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What came of a request: its task, the status, and the seconds since it was due."""
+class Outcome:
+    """The result of a request.
+
+    Attributes:
+        task: Its first row's task.
+        status: The HTTP status.
+        seconds: Seconds since the request was due.
+    """
 
     task: str | None
     status: int
@@ -43,18 +49,18 @@ class Heard:
 def questions(
     tasks: Sequence[str], count: int, *, rows: int, seed: int, zipf: bool = False, routed: bool = False
 ) -> list[Question]:
-    """So many requests of so many rows each, their tasks drawn evenly or by Zipf's law of exponent 1.5."""
+    """Draw `count` requests of `rows` rows; tasks are uniform, or Zipf-distributed with exponent 1.5."""
     share = np.arange(1, len(tasks) + 1, dtype=float) ** -(ZIPF if zipf else 0)
     drawn = np.random.RandomState(seed).choice(len(tasks), (count, rows), p=share / share.sum())
     draw = Random(seed)
     return [
-        Question.of([sentence(draw) for _ in own], [None if routed else tasks[number] for number in own])
-        for own in drawn
+        Question.of([sentence(draw) for _ in numbers], [None if routed else tasks[number] for number in numbers])
+        for numbers in drawn
     ]
 
 
 def gamma_arrivals(rate: float, seconds: float, *, cv: float, seed: int) -> list[float]:
-    """Moments of arrivals whose gaps have a Gamma law with this coefficient of variation; scaled to the wanted rate."""
+    """Draw arrival times with Gamma gaps of coefficient of variation `cv`, scaled to the rate."""
     gaps = np.random.RandomState(seed).gamma(1 / cv**2, size=max(int(rate * seconds), 2))
     return list(np.cumsum(gaps) * seconds / gaps.sum())
 
@@ -70,65 +76,68 @@ async def posted(client: aiohttp.ClientSession, url: str, question: Question) ->
         return response.status, await response.read()
 
 
-async def answers(url: str, asked: Sequence[Question]) -> list[list[dict[str, Any]]]:
-    """The predictions, of requests sent one after the other. Raises AssertionError where one is refused."""
-    found = []
+async def answers(url: str, requests: Sequence[Question]) -> list[list[dict[str, Any]]]:
+    """Return the predictions of requests sent one after the other; raises AssertionError for a refused one."""
+    predictions = []
     async with session() as client:
-        for question in asked:
+        for question in requests:
             status, body = await posted(client, url, question)
             assert status == 200, body
-            found.append(json.loads(body)["predictions"])
-    return found
+            predictions.append(json.loads(body)["predictions"])
+    return predictions
 
 
-async def closed(url: str, asked: Sequence[Question], *, clients: int, seconds: float) -> tuple[int, float]:
-    """Rows that were answered to so many clients, of which each waits for its answer, and how long that took."""
+async def closed(url: str, requests: Sequence[Question], *, clients: int, seconds: float) -> tuple[int, float]:
+    """Return the number of rows answered to so many clients that wait for each answer, and the seconds it took."""
     until = time.perf_counter() + seconds
     rows = 0
 
     async def ask(number: int, client: aiohttp.ClientSession) -> None:
         nonlocal rows
         while time.perf_counter() < until:
-            question = asked[number % len(asked)]
+            question = requests[number % len(requests)]
             status, body = await posted(client, url, question)
             assert status == 200, body
             rows += len(question.texts)
             number += clients
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     async with session() as client:
         await asyncio.gather(*(ask(number, client) for number in range(clients)))
-    return rows, time.perf_counter() - began
+    return rows, time.perf_counter() - start
 
 
-async def open_loop(url: str, asked: Sequence[Question], due: Sequence[float]) -> list[Heard]:
-    """What came of each request, sent when it was due however much waits; time runs from when it was due."""
-    heard: list[Heard] = []
-    began = time.perf_counter()
+async def open_loop(url: str, requests: Sequence[Question], due: Sequence[float]) -> list[Outcome]:
+    """Send each request when it is due, whatever is pending; latency counts from the due time."""
+    outcomes: list[Outcome] = []
+    start = time.perf_counter()
 
-    async def ask(client: aiohttp.ClientSession, question: Question, at: float) -> None:
+    async def ask(client: aiohttp.ClientSession, question: Question, moment: float) -> None:
         status, _ = await posted(client, url, question)
-        heard.append(Heard(question.tasks[0], status, time.perf_counter() - began - at))
+        outcomes.append(Outcome(question.tasks[0], status, time.perf_counter() - start - moment))
 
     async with session() as client, asyncio.TaskGroup() as group:
-        for number, at in enumerate(due):
-            await asyncio.sleep(max(began + at - time.perf_counter(), 0))
-            group.create_task(ask(client, asked[number % len(asked)], at))
-    return heard
+        for number, moment in enumerate(due):
+            await asyncio.sleep(max(start + moment - time.perf_counter(), 0))
+            group.create_task(ask(client, requests[number % len(requests)], moment))
+    return outcomes
 
 
-def summary(heard: Sequence[Heard]) -> dict[str, float]:
-    """Seconds by percentile of what was answered, and shares of what was offered; per task where it had 50 requests."""
-    took = np.array([own.seconds for own in heard if own.status == 200])
-    tasks = {own.task for own in heard}
-    by_task = {task: [own.seconds for own in heard if own.task == task and own.status == 200] for task in tasks}
-    worst = [float(np.percentile(own, 99)) for own in by_task.values() if len(own) >= 50]
+def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return latency percentiles in seconds and shares of all requests; per task with at least 50 requests."""
+    took = np.array([outcome.seconds for outcome in outcomes if outcome.status == 200])
+    tasks = {outcome.task for outcome in outcomes}
+    by_task = {
+        task: [outcome.seconds for outcome in outcomes if outcome.task == task and outcome.status == 200]
+        for task in tasks
+    }
+    worst = [float(np.percentile(seconds, 99)) for seconds in by_task.values() if len(seconds) >= 50]
     return {
-        "requests": len(heard),
+        "requests": len(outcomes),
         "p50": float(np.percentile(took, 50)),
         "p99": float(np.percentile(took, 99)),
         "worst_task_p99": max(worst, default=float(np.percentile(took, 99))),
-        "goodput": float((took <= TOO_LATE).sum() / len(heard)),
-        "busy": sum(own.status == 429 for own in heard) / len(heard),
-        "other_refusals": sum(own.status not in (200, 429) for own in heard) / len(heard),
+        "goodput": float((took <= TOO_LATE).sum() / len(outcomes)),
+        "busy": sum(outcome.status == 429 for outcome in outcomes) / len(outcomes),
+        "other_refusals": sum(outcome.status not in (200, 429) for outcome in outcomes) / len(outcomes),
     }

@@ -1,4 +1,4 @@
-"""Requests that no good client sends, as bytes on a socket; each is drawn anew."""
+"""Malformed requests, as bytes on a socket, drawn at random."""
 
 import gzip
 import json
@@ -13,7 +13,13 @@ LONG = 1 << 16
 
 @dataclass(frozen=True)
 class Garbage:
-    """sent: all of it · pieces: how many writes it comes in, with pauses · leaves: without reading an answer."""
+    """A malformed request.
+
+    Attributes:
+        sent: Its bytes.
+        pieces: The number of writes, with pauses between them.
+        leaves: Whether the client disconnects without reading an answer.
+    """
 
     sent: bytes
     pieces: int = 1
@@ -24,20 +30,20 @@ Draw = Callable[[Random], Garbage]
 
 
 def http(body: bytes, *, path: str = POST, method: str = "POST", length: int | None = None, **headers: str) -> bytes:
-    """One request; a `length` that is not the body's is a lie."""
-    told = {"host": "127.0.0.1", "content-type": "application/json", "connection": "close"}
-    told |= {"content-length": str(len(body) if length is None else length)}
-    told |= {name.replace("_", "-"): value for name, value in headers.items()}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
+    """Return one HTTP request; `length` may contradict the body's."""
+    all_headers = {"host": "127.0.0.1", "content-type": "application/json", "connection": "close"}
+    all_headers |= {"content-length": str(len(body) if length is None else length)}
+    all_headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in all_headers.items())]
     return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n" + body
 
 
-def noise(draw: Random, most: int = 400) -> bytes:
-    return draw.randbytes(draw.randint(1, most))
+def noise(draw: Random, max_length: int = 400) -> bytes:
+    return draw.randbytes(draw.randint(1, max_length))
 
 
 def body(draw: Random) -> bytes:
-    """What is no question, or only almost."""
+    """Return an invalid or almost valid body."""
     wrong = draw.choice([None, True, -1, 1e308, 10**400, [], {}, "", "\0", "a" * LONG, [["a"]], {"text": 1}])
     near = [
         {"rows": wrong},
@@ -77,9 +83,9 @@ def _path(draw: Random) -> str:
 
 
 def _odd_path(draw: Random) -> str:
-    known = ["/v1/tasks", "/v1/deltas", "/v1/lineage", "/v1/similar", "/v1/report", "/v1/models/", "/metrics", "/"]
+    paths = ["/v1/tasks", "/v1/deltas", "/v1/lineage", "/v1/similar", "/v1/report", "/v1/models/", "/metrics", "/"]
     tails = ["?limit=0", "?limit=9999999999999999999999", "?after=%00", "?delta=%ED%A0%80", "?task=%F0%28", "/../../x"]
-    return draw.choice(known) + draw.choice([*tails, "%00", "%2e%2e%2f", "?" + "a=1&" * 3000, "?stream=" + "é" * 9])
+    return draw.choice(paths) + draw.choice([*tails, "%00", "%2e%2e%2f", "?" + "a=1&" * 3000, "?stream=" + "é" * 9])
 
 
 def _bad_headers(draw: Random) -> bytes:

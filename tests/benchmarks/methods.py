@@ -1,4 +1,4 @@
-"""Which method? Test scores, parameters, memory and speed of the methods, on tasks of a stream.
+"""Comparison of methods: test scores, parameters, memory and speed on tasks of a stream.
 
     python -m tests.benchmarks.methods STREAM.yaml [STREAM.yaml] --tasks trec6,sst2 --state runs.jsonl > methods.json
 
@@ -32,7 +32,7 @@ from continual.metrics import score_with_interval
 from continual.training.training_run import train
 from tasks import Method, Stream, TaskSpec, load_task, read_stream
 from tasks.rows import sample
-from tests.benchmarks.run_log import Bench, Record, State, chosen_names, mean, quieten, say
+from tests.benchmarks.run_log import Record, State, TrialTask, chosen_names, mean, quieten, say
 
 SEARCH_TASKS = 2  # those with the fewest tokens
 DENSE = (5e-5, 1e-4, 2e-4, 5e-4)
@@ -42,7 +42,7 @@ SMALL = (2e-3, 5e-3, 1e-2, 2e-2)  # methods of few parameters
 
 @dataclass(frozen=True)
 class Entry:
-    """A method with its settings, and the learning rates it may choose from."""
+    """A method with its settings, and the learning rates to choose from."""
 
     method: Method
     rates: tuple[float, ...]
@@ -77,38 +77,48 @@ ENTRIES: Mapping[str, Entry] = {
 }
 
 
-def bench(backbone: Backbone, stream: Stream, spec: TaskSpec, *, rows: int, seed: int) -> Bench:
-    """A task with at most so many train rows, the same for all seeds; the seed is that of training."""
+def make_trial_task(backbone: Backbone, stream: Stream, spec: TaskSpec, *, rows: int, seed: int) -> TrialTask:
+    """Load a task with at most `rows` train rows, the same for all seeds; `seed` is that of training."""
     data = load_task(spec, folder=stream.folder, seed=stream.seed)
     few = sample(data.train, rows, seed=stream.seed, keep_labels=True)
-    return Bench(backbone, replace(data, train=few), rows, seed)
+    return TrialTask(backbone, replace(data, train=few), rows, seed)
 
 
-def searched(one: Bench, label: str, rate: float, state: State) -> float:
-    """The best validation score of a run at a learning rate; one that diverges scores nothing."""
-    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train.tokens)}
-    known = state.find(**about, stage="search", learning_rate=rate)
-    if known is None:
+def searched(trial_task: TrialTask, label: str, rate: float, state: State) -> float:
+    """Return the best validation score of a run at a learning rate; 0 for one that diverges."""
+    about = {
+        "entry": label,
+        "task": trial_task.data.spec.name,
+        "seed": trial_task.seed,
+        "rows": len(trial_task.train.tokens),
+    }
+    finished = state.find(**about, stage="search", learning_rate=rate)
+    if finished is None:
         settings = method_settings(ENTRIES[label].method)
         try:
-            trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
-            found: Record = {"validation": trained.score, "curve": [epoch.score for epoch in trained.curve]}
+            trained = train(trial_task.backbone, trial_task.fresh(label, settings), **trial_task.training(rate))
+            record: Record = {"validation": trained.score, "curve": [epoch.score for epoch in trained.curve]}
         except TrainingError:
-            found = {"validation": 0.0, "curve": []}
-        known = state.add({**about, "stage": "search", "learning_rate": rate, **found})
-    return float(known["validation"])
+            record = {"validation": 0.0, "curve": []}
+        finished = state.add({**about, "stage": "search", "learning_rate": rate, **record})
+    return float(finished["validation"])
 
 
-def final(one: Bench, label: str, rate: float, state: State) -> None:
-    """One run at the chosen rate, scored on the test rows."""
-    about = {"entry": label, "task": one.data.spec.name, "seed": one.seed, "rows": len(one.train.tokens)}
+def final(trial_task: TrialTask, label: str, rate: float, state: State) -> None:
+    """Run once at the chosen rate and score on the test rows."""
+    about = {
+        "entry": label,
+        "task": trial_task.data.spec.name,
+        "seed": trial_task.seed,
+        "rows": len(trial_task.train.tokens),
+    }
     if state.find(**about, stage="final", learning_rate=rate):
         return
-    settings, began = method_settings(ENTRIES[label].method), time.perf_counter()
-    trained = train(one.backbone, one.fresh(label, settings), **one.training(rate))
-    test = one.prepared(one.data.test)
-    metric = one.data.spec.metric
-    answers = one.classes(trained.delta, test)
+    settings, start = method_settings(ENTRIES[label].method), time.perf_counter()
+    trained = train(trial_task.backbone, trial_task.fresh(label, settings), **trial_task.training(rate))
+    test = trial_task.prepared(trial_task.data.test)
+    metric = trial_task.data.spec.metric
+    answers = trial_task.classes(trained.delta, test)
     values = sum(value.numel() for value in trained.delta.values.values())
     state.add(
         {
@@ -118,37 +128,37 @@ def final(one: Bench, label: str, rate: float, state: State) -> None:
             "validation": trained.score,
             "test": score_with_interval(metric, test.classes.tolist(), answers).value,
             "parameters": values,
-            "share": values / one.backbone.parameter_count,
-            "memory": step_memory(one, label),
+            "share": values / trial_task.backbone.parameter_count,
+            "memory": step_memory(trial_task, label),
             "examples_per_second": trained.examples_per_second,
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(time.perf_counter() - start, 1),
         }
     )
 
 
-def step_memory(one: Bench, label: str) -> int:
-    """Bytes that a training step holds beside the backbone's weights, for a batch of the longest rows."""
-    delta = one.fresh(label, method_settings(ENTRIES[label].method)).trainable(one.backbone.device)
-    lengths = one.train.tokens.lengths
-    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])[: one.budget.batch_size]
-    weights = {parameter.untyped_storage().data_ptr() for parameter in one.backbone.model.parameters()}
-    kept: dict[int, int] = {}
+def step_memory(trial_task: TrialTask, label: str) -> int:
+    """Return the bytes that a training step holds beside the backbone's weights, for a batch of the longest rows."""
+    delta = trial_task.fresh(label, method_settings(ENTRIES[label].method)).trainable(trial_task.backbone.device)
+    lengths = trial_task.train.tokens.lengths
+    longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])[: trial_task.budget.batch_size]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trial_task.backbone.model.parameters()}
+    saved_bytes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     held = []  # alive until the end, or a later storage could take an earlier one's address
-    with attached(one.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held.append(kind_of_delta(delta).loss(one.backbone, delta, one.train, longest))
+    with attached(trial_task.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held.append(kind_of_delta(delta).loss(trial_task.backbone, delta, trial_task.train, longest))
     trained = sum(tensor.numel() for tensor in delta.tensors().values() if tensor.requires_grad)
-    return sum(kept.values()) + 4 * 4 * trained
+    return sum(saved_bytes.values()) + 4 * 4 * trained
 
 
 def document(stream: Stream, backbone: Backbone, state: State, rows: int) -> Record:
-    """Every entry's mean test score over the tasks that all entries shown have finished, and what it costs."""
+    """Return every entry's mean test score over the tasks that all of them finished, and its costs."""
     finals = [record for record in state.records if record["stage"] == "final"]
     labels = [label for label in ENTRIES if any(record["entry"] == label for record in finals)]
     done = {(r["entry"], r["task"]) for r in finals}
@@ -196,30 +206,30 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = _arguments()
-    streams, state = [read_stream(path) for path in given.streams], State(given.state)
+    arguments = _arguments()
+    streams, state = [read_stream(path) for path in arguments.streams], State(arguments.state)
     stream = streams[0]
     backbone = load_backbone(stream.backbone or "minilm")
     quieten()
-    if not given.report:
-        there = {spec.name: (found, spec) for found in reversed(streams) for spec in found.resolved()}
-        names = chosen_names(list(there), given.tasks)
-        benches = [bench(backbone, *there[name], rows=given.rows, seed=stream.seed) for name in names]
-        benches.sort(key=lambda one: sum(one.train.tokens.lengths))
+    if not arguments.report:
+        there = {spec.name: (benchmark, spec) for benchmark in reversed(streams) for spec in benchmark.resolved()}
+        names = chosen_names(list(there), arguments.tasks)
+        trial_tasks = [make_trial_task(backbone, *there[name], rows=arguments.rows, seed=stream.seed) for name in names]
+        trial_tasks.sort(key=lambda trial_task: sum(trial_task.train.tokens.lengths))
         rates: dict[str, float] = {}
-        labels = chosen_names(list(ENTRIES), given.entries)
+        labels = chosen_names(list(ENTRIES), arguments.entries)
         for label in labels:
-            found = {
-                rate: fmean(searched(one, label, rate, state) for one in benches[:SEARCH_TASKS])
+            benchmark = {
+                rate: fmean(searched(trial_task, label, rate, state) for trial_task in trial_tasks[:SEARCH_TASKS])
                 for rate in ENTRIES[label].rates
             }
-            rates[label] = max(found, key=lambda rate: found[rate])
+            rates[label] = max(benchmark, key=lambda rate: benchmark[rate])
         say(f"learning rates: {rates}")
-        for seed in range(stream.seed, stream.seed + given.seeds):
-            for one in benches:
+        for seed in range(stream.seed, stream.seed + arguments.seeds):
+            for trial_task in trial_tasks:
                 for label in labels:
-                    final(replace(one, seed=seed), label, rates[label], state)
-    print(json.dumps(document(stream, backbone, state, given.rows), indent=2))
+                    final(replace(trial_task, seed=seed), label, rates[label], state)
+    print(json.dumps(document(stream, backbone, state, arguments.rows), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How fast is one batch of rows of many tasks? Beside the frozen base, and beside PEFT's two ways.
+"""Speed of mixed batches of many tasks, relative to the frozen base and to PEFT's two ways.
 
     python -m tests.benchmarks.mixed [--width 384] [--tokens 16] [--batch 32] [--registered 64] > mixed.json
 
-Arms, timed in turn in one process on a random BERT, after one round that does not count; what is told are medians of
-the frozen base's time through the arm's, in the same round. `split`: the base, task after task · `ours`: every row
-through its task's delta · `five`: the same with five methods · `adapter_names`: PEFT's mixed batch · `set_adapter`:
-PEFT, task after task. LoRA of rank 8 on query and value; the five are lora, adapter, prefix, ia3 and bitfit. Tasks are
-drawn evenly, by Zipf's law of exponent 1.5, or all rows are of one task; rows come in random order. Before anything is
-timed, all arms that compute the same are compared, to 1e-4.
+Variants, timed in turn in one process on a random BERT after a warm-up round; printed are medians of the frozen base's
+time divided by the variant's in the same round. `split`: the base, task after task · `ours`: every row through its
+task's delta · `five`: the same with five methods · `adapter_names`: PEFT's mixed batch · `set_adapter`: PEFT, task
+after task. LoRA of rank 8 on query and value; the five are lora, adapter, prefix, ia3 and bitfit. Tasks are uniform,
+Zipf-distributed with exponent 1.5, or one for all rows; rows come in random order. Before the timing, variants that
+compute the same are compared, to 1e-4.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests.helpers.tiny_models import word_pieces
 FIVE = ("lora", "adapter", "prefix", "ia3", "bitfit")
 LORA = {"rank": 8, "sites": ("attn.q", "attn.v")}
 ZIPF = 1.5
-Arm = Callable[[], Tensor]
+Variant = Callable[[], Tensor]
 
 
 def random_bert(width: int, layers: int, *, dropout: float = 0.1) -> Backbone:
@@ -51,7 +51,7 @@ def random_bert(width: int, layers: int, *, dropout: float = 0.1) -> Backbone:
 
 
 def learned(backbone: Backbone, method: str, seed: int) -> Delta:
-    """A delta whose values are as if it had learned something."""
+    """Return a delta with random values of the size of trained ones."""
     settings = method_settings(Method(name=method, **(LORA if method == "lora" else {})))
     draw = torch.Generator().manual_seed(seed)
     fresh = init_values(backbone, settings, seed=seed)
@@ -61,7 +61,7 @@ def learned(backbone: Backbone, method: str, seed: int) -> Delta:
 
 
 def owners(kind: str, tasks: int, batch: int, draw: np.random.RandomState) -> list[int]:
-    """The task of each row, in random order."""
+    """Return each row's task, in random order."""
     if kind == "identical":
         return [0] * batch
     share = np.arange(1, tasks + 1, dtype=float) ** -(ZIPF if kind == "zipf" else 0)
@@ -70,8 +70,8 @@ def owners(kind: str, tasks: int, batch: int, draw: np.random.RandomState) -> li
     return [int(task) for task in draw.permutation(np.arange(batch) % tasks)]
 
 
-class Arms:
-    """Every way to read one batch, each giving the states of its rows in the order of the batch."""
+class BatchVariants:
+    """Every way to compute one batch; each returns the states of its rows in the order of the batch."""
 
     def __init__(self, backbone: Backbone, *, tokens: int, batch: int, registered: int) -> None:
         self._backbone = backbone
@@ -88,50 +88,50 @@ class Arms:
         self._peft: Any = None
 
     def _delta(self, method: str, number: int) -> Delta:
-        """Few are drawn: what counts is how many are there."""
-        own = self._deltas[method]
-        return own[number % len(own)]
+        """Return one of a few deltas: the results depend on how many are registered, not on their values."""
+        deltas = self._deltas[method]
+        return deltas[number % len(deltas)]
 
     def base(self) -> Tensor:
         return self._backbone.hidden_states(self._inputs)
 
     def split(self, tasks: Sequence[int]) -> Tensor:
-        found = torch.empty(0)
+        states = torch.empty(0)
         for task in dict.fromkeys(tasks):
-            found = self._backbone.hidden_states(self._take([i for i, own in enumerate(tasks) if own == task]))
-        return found
+            states = self._backbone.hidden_states(self._take([i for i, owner in enumerate(tasks) if owner == task]))
+        return states
 
     def mixed(self, bank: Bank, tasks: Sequence[int]) -> Tensor:
         order, mixture = bank.mixed_batch([str(task) for task in tasks])
         with attached(self._backbone, mixture):
-            found = self._backbone.hidden_states(self._take(order))
-        back = torch.empty_like(found)
-        back[order] = found
+            states = self._backbone.hidden_states(self._take(order))
+        back = torch.empty_like(states)
+        back[order] = states
         return back
 
     def one_by_one(self, tasks: Sequence[int], method: Callable[[int], str]) -> Tensor:
-        """The single path, which all others are compared with."""
-        found = torch.empty(*self._inputs["input_ids"].shape, self._backbone.hidden_size, device=self._backbone.device)
+        """Compute the states task by task with one attached delta: the reference of all variants."""
+        states = torch.empty(*self._inputs["input_ids"].shape, self._backbone.hidden_size, device=self._backbone.device)
         for task in dict.fromkeys(tasks):
-            rows = [i for i, own in enumerate(tasks) if own == task]
+            rows = [i for i, owner in enumerate(tasks) if owner == task]
             with attached(self._backbone, self._delta(method(task), task).to(self._backbone.device)):
-                found[rows] = self._backbone.hidden_states(self._take(rows))
-        return found
+                states[rows] = self._backbone.hidden_states(self._take(rows))
+        return states
 
     def adapter_names(self, tasks: Sequence[int]) -> Tensor:
-        found: Tensor = self._peft(**self._inputs, adapter_names=[f"t{task}" for task in tasks]).last_hidden_state
-        return found
+        states: Tensor = self._peft(**self._inputs, adapter_names=[f"t{task}" for task in tasks]).last_hidden_state
+        return states
 
     def set_adapter(self, tasks: Sequence[int]) -> Tensor:
-        found = torch.empty(*self._inputs["input_ids"].shape, self._backbone.hidden_size, device=self._backbone.device)
+        states = torch.empty(*self._inputs["input_ids"].shape, self._backbone.hidden_size, device=self._backbone.device)
         for task in dict.fromkeys(tasks):
-            rows = [i for i, own in enumerate(tasks) if own == task]
+            rows = [i for i, owner in enumerate(tasks) if owner == task]
             self._peft.set_adapter(f"t{task}")
-            found[rows] = self._peft(**self._take(rows)).last_hidden_state
-        return found
+            states[rows] = self._peft(**self._take(rows)).last_hidden_state
+        return states
 
     def with_peft(self, tasks: int) -> None:
-        """PEFT's model with the adapters of so many tasks."""
+        """Create PEFT's model with the adapters of so many tasks."""
         import peft
 
         for task in range(tasks):
@@ -143,7 +143,7 @@ class Arms:
                 self._peft.add_adapter(name, config)
             peft.set_peft_model_state_dict(self._peft, adapter.tensors, adapter_name=name)
 
-    def all(self, tasks: Sequence[int]) -> dict[str, Arm]:
+    def all(self, tasks: Sequence[int]) -> dict[str, Variant]:
         return {
             "base": self.base,
             "split": lambda: self.split(tasks),
@@ -154,10 +154,10 @@ class Arms:
         }
 
     def check(self, tasks: Sequence[int]) -> None:
-        """Raises AssertionError where arms that compute the same do not."""
+        """Raise AssertionError if variants that compute the same differ."""
         same = self.one_by_one(tasks, lambda task: "lora")
-        for own in (self.mixed(self._lora, tasks), self.adapter_names(tasks), self.set_adapter(tasks)):
-            torch.testing.assert_close(own, same, rtol=1e-4, atol=1e-4)
+        for mixed_states in (self.mixed(self._lora, tasks), self.adapter_names(tasks), self.set_adapter(tasks)):
+            torch.testing.assert_close(mixed_states, same, rtol=1e-4, atol=1e-4)
         five = self.one_by_one(tasks, lambda task: FIVE[task % len(FIVE)])
         torch.testing.assert_close(self.mixed(self._five, tasks), five, rtol=1e-4, atol=1e-4)
 
@@ -165,35 +165,35 @@ class Arms:
         return {name: tensor[rows] for name, tensor in self._inputs.items()}
 
 
-def timed(arms: dict[str, Arm], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median ratio of the base's time to each arm's in the same round, and the base's time in milliseconds."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+def timed(variants: dict[str, Variant], device: torch.device, repeats: int) -> dict[str, float]:
+    """Return the median ratio of the base's time to each variant's in the same round, and the base's milliseconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round in range(repeats + 1):
-        for name, arm in arms.items():
-            began = time.perf_counter()
-            arm()
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if round:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - start)
     ratios = {
-        name: median(base / own for base, own in zip(seconds["base"], several, strict=True))
+        name: median(base / elapsed for base, elapsed in zip(seconds["base"], several, strict=True))
         for name, several in seconds.items()
     }
     return {**ratios, "base_ms": 1000 * median(seconds["base"])}
 
 
 @torch.inference_mode()
-def measured(arms: Arms, given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def measured(variants: BatchVariants, arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     cells, draw = [], np.random.RandomState(0)
-    largest = max(given.tasks)
-    arms.with_peft(largest)
-    for tasks in given.tasks:
-        for kind in given.shares:
-            own = owners(kind, tasks, given.batch, draw)
-            arms.check(own)
-            found = timed(arms.all(own), device, given.repeats)
-            cell = {"tasks": tasks, "shares": kind, "deltas_in_batch": len(set(own)), **found}
+    largest = max(arguments.tasks)
+    variants.with_peft(largest)
+    for tasks in arguments.tasks:
+        for kind in arguments.shares:
+            row_tasks = owners(kind, tasks, arguments.batch, draw)
+            variants.check(row_tasks)
+            timings = timed(variants.all(row_tasks), device, arguments.repeats)
+            cell = {"tasks": tasks, "shares": kind, "deltas_in_batch": len(set(row_tasks)), **timings}
             say(
                 " ".join(
                     f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
@@ -205,7 +205,7 @@ def measured(arms: Arms, given: argparse.Namespace, device: torch.device) -> lis
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {
         "width": 384,
@@ -220,12 +220,14 @@ def main() -> None:
         "--tasks", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4, 8, 16, 32, 64]
     )
     parser.add_argument("--shares", type=lambda text: text.split(","), default=["uniform", "zipf", "identical"])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quieten()
-    backbone = random_bert(given.width, given.layers)
-    arms = Arms(backbone, tokens=given.tokens, batch=given.batch, registered=max(given.registered, *given.tasks))
-    about = {"device": str(backbone.device), "threads": torch.get_num_threads(), **vars(given)}
-    print(json.dumps({**about, "cells": measured(arms, given, backbone.device)}, indent=1))
+    backbone = random_bert(arguments.width, arguments.layers)
+    variants = BatchVariants(
+        backbone, tokens=arguments.tokens, batch=arguments.batch, registered=max(arguments.registered, *arguments.tasks)
+    )
+    about = {"device": str(backbone.device), "threads": torch.get_num_threads(), **vars(arguments)}
+    print(json.dumps({**about, "cells": measured(variants, arguments, backbone.device)}, indent=1))
 
 
 if __name__ == "__main__":

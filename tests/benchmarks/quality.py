@@ -1,19 +1,19 @@
-"""How good is a delta? Test scores of our method beside PEFT's LoRA and full fine-tuning, on the tasks of a stream.
+"""Test scores of our method, PEFT's LoRA and full fine-tuning on the tasks of a stream.
 
     python -m tests.benchmarks.quality STREAM.yaml --state runs.jsonl > quality.json
 
-Arms: `closed_form` is the head in closed form on frozen features, without a step; `peft` is PEFT's LoRA (rank 8, query
-and value) with transformers' own classification head; `peft_our_head` the same LoRA with our pooling and the
-closed-form head as its start; `ours` is `continual.training.training_run.train` from the closed-form start; `full` trains every
-weight, with transformers' head.
+Variants (`--arms`): `closed_form` is the closed-form head on frozen features, without a step; `peft` is PEFT's LoRA
+(rank 8, query and value) with transformers' classification head; `peft_our_head` the same LoRA with our pooling and
+the closed-form head as its start; `ours` is `continual.training.training_run.train` from the closed-form start; `full`
+trains every weight, with transformers' head.
 
-Alike in all arms: rows, batches (the very same lists of indices), epochs, warm-up, decay, clipping, precision, seed,
-the checkpoint's own dropout, the best epoch on validation rows (the start is a candidate), and four learning rates to
-choose from. Not alike: transformers' heads run in the precision of the backbone, ours in float32.
-An arm's learning rate is the best of four by the mean over three tasks' validation rows, after training on few train
-rows; then one run per task has all of them.
-Test rows are read for that run alone. One seed. A run that is in the state file already is not made again, so a state
-file belongs to one stream, one backbone and one version of the code.
+Equal in all variants: rows, batches (the same lists of indices), epochs, warm-up, decay, clipping, precision, seed, the
+checkpoint's own dropout, the best epoch on validation rows (the start is a candidate), and four learning rates to
+choose from. Different: transformers' heads run in the precision of the backbone, ours in float32.
+A variant's learning rate is the best of four by the mean over three tasks' validation rows, after training on few train
+rows; then one run per task uses all rows.
+Test rows are read for that run alone. One seed. A run that is in the state file is not repeated, so a state file
+belongs to one stream, one backbone and one version of the code.
 """
 
 import argparse
@@ -36,50 +36,56 @@ from continual.metrics import metric_score, score_with_interval
 from continual.training.training_run import train
 from tasks import Stream, load_task, read_stream
 from tests.benchmarks.baselines import RANK, Fitted, Problem, fit, full, peft_lora, peft_lora_with_head
-from tests.benchmarks.run_log import SEARCH_VALIDATION_ROWS, Bench, Record, State, chosen_names, mean, quieten, say
+from tests.benchmarks.run_log import SEARCH_VALIDATION_ROWS, Record, State, TrialTask, chosen_names, mean, quieten, say
 
 SEARCH_TASKS = 3  # those with the fewest tokens
 LORA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 FULL_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 
 
-Arm = Callable[[Bench, float], Fitted]
+Variant = Callable[[TrialTask, float], Fitted]
 
 
-def _closed_form(bench: Bench, learning_rate: float) -> Fitted:
+def _closed_form(trial_task: TrialTask, learning_rate: float) -> Fitted:
     def answers(rows: ClassificationRows) -> list[int]:
-        vectors = encode(bench.backbone, rows.tokens)
-        return F.linear(vectors, bench.start.weight, bench.start.bias).argmax(dim=1).tolist()
+        vectors = encode(trial_task.backbone, rows.tokens)
+        return F.linear(vectors, trial_task.start.weight, trial_task.start.bias).argmax(dim=1).tolist()
 
-    held_out = bench.validation
-    return Fitted((metric_score(bench.data.spec.metric, held_out.classes.tolist(), answers(held_out)),), answers)
+    held_out = trial_task.validation
+    return Fitted((metric_score(trial_task.data.spec.metric, held_out.classes.tolist(), answers(held_out)),), answers)
 
 
-def _ours(bench: Bench, learning_rate: float) -> Fitted:
-    start = bench.fresh("lora", METHODS["lora"].model_validate({"rank": RANK}))
-    trained = train(bench.backbone, start, **bench.training(learning_rate))
+def _ours(trial_task: TrialTask, learning_rate: float) -> Fitted:
+    start = trial_task.fresh("lora", METHODS["lora"].model_validate({"rank": RANK}))
+    trained = train(trial_task.backbone, start, **trial_task.training(learning_rate))
     curve = tuple(epoch.score for epoch in trained.curve)
-    return Fitted(curve, lambda rows: bench.classes(trained.delta, rows))
+    return Fitted(curve, lambda rows: trial_task.classes(trained.delta, rows))
 
 
-def _peft(bench: Bench, learning_rate: float) -> Fitted:
+def _peft(trial_task: TrialTask, learning_rate: float) -> Fitted:
     return fit(
-        bench.backbone, peft_lora(bench.checkpoint, len(bench.data.labels)), Problem(**bench.training(learning_rate))
+        trial_task.backbone,
+        peft_lora(trial_task.checkpoint, len(trial_task.data.labels)),
+        Problem(**trial_task.training(learning_rate)),
     )
 
 
-def _peft_our_head(bench: Bench, learning_rate: float) -> Fitted:
-    start = bench.start
-    network = peft_lora_with_head(bench.checkpoint, start.weight, start.bias, bench.backbone.pooling)
-    return fit(bench.backbone, network, Problem(**bench.training(learning_rate)))
+def _peft_our_head(trial_task: TrialTask, learning_rate: float) -> Fitted:
+    start = trial_task.start
+    network = peft_lora_with_head(trial_task.checkpoint, start.weight, start.bias, trial_task.backbone.pooling)
+    return fit(trial_task.backbone, network, Problem(**trial_task.training(learning_rate)))
 
 
-def _full(bench: Bench, learning_rate: float) -> Fitted:
-    return fit(bench.backbone, full(bench.checkpoint, len(bench.data.labels)), Problem(**bench.training(learning_rate)))
+def _full(trial_task: TrialTask, learning_rate: float) -> Fitted:
+    return fit(
+        trial_task.backbone,
+        full(trial_task.checkpoint, len(trial_task.data.labels)),
+        Problem(**trial_task.training(learning_rate)),
+    )
 
 
 # Every arm with the learning rates it may choose from; one that takes no step has none.
-ARMS: Mapping[str, tuple[Arm, tuple[float, ...]]] = {
+VARIANTS: Mapping[str, tuple[Variant, tuple[float, ...]]] = {
     "closed_form": (_closed_form, ()),
     "peft": (_peft, LORA_RATES),
     "peft_our_head": (_peft_our_head, LORA_RATES),
@@ -88,66 +94,71 @@ ARMS: Mapping[str, tuple[Arm, tuple[float, ...]]] = {
 }
 
 
-def chosen_rate(benches: Sequence[Bench], name: str, state: State) -> float | None:
-    """The learning rate of an arm with the best mean on held-out rows of the search tasks; of a tie the lowest."""
-    rates = ARMS[name][1]
-    means = {rate: fmean(searched(bench.few, name, rate, state)["validation"] for bench in benches) for rate in rates}
+def chosen_rate(trial_tasks: Sequence[TrialTask], name: str, state: State) -> float | None:
+    """Return a variant's learning rate with the best mean validation score on the search tasks; the lowest of equals."""
+    rates = VARIANTS[name][1]
+    means = {
+        rate: fmean(searched(trial_task.few, name, rate, state)["validation"] for trial_task in trial_tasks)
+        for rate in rates
+    }
     return max(means, key=lambda rate: means[rate]) if means else None
 
 
-def final(bench: Bench, name: str, rate: float | None, state: State) -> None:
-    """Run an arm with all rows, at its learning rate; nothing where that run is there already."""
-    about = _about(bench, name)
-    if state.find(**about, stage="final", rows=len(bench.data.train), learning_rate=rate):
+def final(trial_task: TrialTask, name: str, rate: float | None, state: State) -> None:
+    """Run a variant on all rows at its learning rate, unless that run is finished."""
+    about = _about(trial_task, name)
+    if state.find(**about, stage="final", rows=len(trial_task.data.train), learning_rate=rate):
         return
-    began = time.perf_counter()
-    torch.manual_seed(bench.seed)
-    fitted = ARMS[name][0](bench, rate or 0.0)
-    test = bench.prepared(bench.data.test)
-    measured = score_with_interval(bench.data.spec.metric, test.classes.tolist(), fitted.answers(test))
+    start = time.perf_counter()
+    torch.manual_seed(trial_task.seed)
+    fitted = VARIANTS[name][0](trial_task, rate or 0.0)
+    test = trial_task.prepared(trial_task.data.test)
+    measured = score_with_interval(trial_task.data.spec.metric, test.classes.tolist(), fitted.answers(test))
     scores = {"test": measured.value, "low": measured.low, "high": measured.high, "test_rows": measured.rows}
-    state.add(_record(about, "final", rate, bench, fitted, began) | scores)
+    state.add(_record(about, "final", rate, trial_task, fitted, start) | scores)
 
 
-def searched(bench: Bench, name: str, rate: float, state: State) -> Record:
-    """One learning rate's run on few rows; a rate at which training diverges scores nothing."""
-    about = _about(bench, name)
-    if known := state.find(**about, stage="search", learning_rate=rate, rows=len(bench.data.train)):
-        return known
-    began = time.perf_counter()
-    torch.manual_seed(bench.seed)
+def searched(trial_task: TrialTask, name: str, rate: float, state: State) -> Record:
+    """Run one learning rate on few rows; a rate at which training diverges scores 0."""
+    about = _about(trial_task, name)
+    if finished := state.find(**about, stage="search", learning_rate=rate, rows=len(trial_task.data.train)):
+        return finished
+    start = time.perf_counter()
+    torch.manual_seed(trial_task.seed)
     try:
-        fitted = ARMS[name][0](bench, rate)
+        fitted = VARIANTS[name][0](trial_task, rate)
     except TrainingError:
         fitted = Fitted((0.0,), lambda rows: [])
-    return state.add(_record(about, "search", rate, bench, fitted, began))
+    return state.add(_record(about, "search", rate, trial_task, fitted, start))
 
 
-def _about(bench: Bench, name: str) -> Record:
-    return {"arm": name, "task": bench.data.spec.name, "seed": bench.seed}
+def _about(trial_task: TrialTask, name: str) -> Record:
+    return {"arm": name, "task": trial_task.data.spec.name, "seed": trial_task.seed}
 
 
-def _record(about: Record, stage: str, rate: float | None, bench: Bench, fitted: Fitted, began: float) -> Record:
+def _record(
+    about: Record, stage: str, rate: float | None, trial_task: TrialTask, fitted: Fitted, start: float
+) -> Record:
     return about | {
         "stage": stage,
         "learning_rate": rate,
-        "rows": len(bench.data.train),
-        "validation_rows": len(bench.validation.tokens),
+        "rows": len(trial_task.data.train),
+        "validation_rows": len(trial_task.validation.tokens),
         "validation": fitted.validation,
         "curve": fitted.curve,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
 def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> Record:
-    """What was measured, as one JSON document; means are over the tasks that all the arms shown have finished."""
+    """Return all results as one JSON document; means are over the tasks that all variants finished."""
     finals = [record for record in records if record["stage"] == "final" and record["seed"] == stream.seed]
     shown = ("validation", "test", "learning_rate", "low", "high", "test_rows", "rows", "seconds")
     tasks: dict[str, Record] = {record["task"]: {} for record in finals}
     for record in finals:
         tasks[record["task"]][record["arm"]] = {key: record[key] for key in shown}
-    arms = [arm for arm in ARMS if any(arm in task for task in tasks.values())]
-    whole = [task for task in tasks.values() if all(arm in task for arm in arms)]
+    variants = [variant for variant in VARIANTS if any(variant in task for task in tasks.values())]
+    whole = [task for task in tasks.values() if all(variant in task for variant in variants)]
     return {
         "stream": stream.name,
         "backbone": backbone.name,
@@ -160,14 +171,16 @@ def document(stream: Stream, backbone: Backbone, records: Iterable[Record]) -> R
         "search": sorted({(record["task"], record["rows"]) for record in records if record["stage"] == "search"}),
         "tasks": tasks,
         "tasks_in_means": [name for name, task in tasks.items() if task in whole],
-        "means": {arm: mean(task[arm]["test"] for task in whole) for arm in arms},
-        "ours_minus": {arm: _differences(tasks, arm) for arm in arms if arm != "ours" and "ours" in arms},
+        "means": {variant: mean(task[variant]["test"] for task in whole) for variant in variants},
+        "ours_minus": {
+            variant: _differences(tasks, variant) for variant in variants if variant != "ours" and "ours" in variants
+        },
     }
 
 
-def _differences(tasks: Mapping[str, Record], arm: str) -> Record:
-    pairs = {name: task for name, task in tasks.items() if {"ours", arm} <= set(task)}
-    both = {name: task["ours"]["test"] - task[arm]["test"] for name, task in pairs.items()}
+def _differences(tasks: Mapping[str, Record], variant: str) -> Record:
+    pairs = {name: task for name, task in tasks.items() if {"ours", variant} <= set(task)}
+    both = {name: task["ours"]["test"] - task[variant]["test"] for name, task in pairs.items()}
     return {"mean": mean(both.values()), "tasks": both}
 
 
@@ -176,7 +189,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stream", type=Path)
     parser.add_argument("--state", type=Path, help="JSON lines: finished runs are read from it and appended to it")
     parser.add_argument("--tasks", help="names, by commas; all of the stream's otherwise")
-    parser.add_argument("--arms", help=f"names, by commas, of {', '.join(ARMS)}")
+    parser.add_argument("--arms", help=f"names, by commas, of {', '.join(VARIANTS)}")
     parser.add_argument("--search-rows", type=int, default=2000, help="train rows on which learning rates are compared")
     parser.add_argument("--report", action="store_true", help="only print the document of what the state file holds")
     return parser.parse_args()
@@ -190,14 +203,14 @@ def main() -> None:
     names = chosen_names([task.name for task in stream.tasks], arguments.tasks)
     if not arguments.report:
         loaded = [load_task(t, folder=stream.folder, seed=stream.seed) for t in stream.resolved() if t.name in names]
-        benches = [Bench(backbone, data, arguments.search_rows, stream.seed) for data in loaded]
-        benches.sort(key=lambda bench: sum(bench.train.tokens.lengths))
-        arms = chosen_names(list(ARMS), arguments.arms)
-        rates = {arm: chosen_rate(benches[:SEARCH_TASKS], arm, state) for arm in arms}
+        trial_tasks = [TrialTask(backbone, data, arguments.search_rows, stream.seed) for data in loaded]
+        trial_tasks.sort(key=lambda trial_task: sum(trial_task.train.tokens.lengths))
+        variants = chosen_names(list(VARIANTS), arguments.arms)
+        rates = {variant: chosen_rate(trial_tasks[:SEARCH_TASKS], variant, state) for variant in variants}
         say(f"learning rates: {rates}")
-        for bench in benches:
-            for arm in arms:
-                final(bench, arm, rates[arm], state)
+        for trial_task in trial_tasks:
+            for variant in variants:
+                final(trial_task, variant, rates[variant], state)
     print(json.dumps(document(stream, backbone, state.records), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""How fast does the registry answer? Every question, and registering a task, in registries of three sizes.
+"""Latency of every registry query, and of registering a task, in registries of three sizes.
 
     python -m tests.benchmarks.registry [--sizes 1000 10000 100000] [--databases sqlite postgresql] [--seconds 2]
 
@@ -41,7 +41,7 @@ Question = Callable[[], Any]
 
 
 def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Question]:
-    """Every question to the registry, about something else at each call."""
+    """Return every query of the registry, with other arguments at each call."""
     deltas, tasks, streams = filled.deltas, filled.tasks, filled.streams
     some, of = random.choice, BACKBONES[0]
 
@@ -94,7 +94,7 @@ def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Q
 
 
 def measured(ask: Question, *, seconds: float, processor: Question, least: int = 5) -> dict[str, float]:
-    """Milliseconds of one answer by the clock and, on average, of processor time; how many rows the last one had."""
+    """Return a query's wall-clock milliseconds, its mean CPU time, and the rows of the last answer."""
     answer = ask()  # fills the caches that later calls use
     milliseconds: list[float] = []
     used, end = processor(), perf_counter() + seconds
@@ -108,7 +108,7 @@ def measured(ask: Question, *, seconds: float, processor: Question, least: int =
 
 
 def processor_time(registry: Registry) -> Question:
-    """The seconds that this process has worked, and the server's process that answers it: what others do is not in."""
+    """Return a function that reads the CPU seconds of this process and of the server's process for it."""
     if registry.engine.dialect.name == "sqlite":
         return process_time
     with registry.read_session() as session:
@@ -123,7 +123,7 @@ def processor_time(registry: Registry) -> Question:
 
 @contextmanager
 def databases(names: list[str], folder: Path) -> Iterator[Callable[[str, int], str]]:
-    """The URL of an empty database of a kind, for a size."""
+    """Yield a function that returns the URL of an empty database by kind and size."""
 
     def sqlite(size: int) -> str:
         return f"sqlite:///{folder}/{size}.db"
@@ -144,27 +144,27 @@ def databases(names: list[str], folder: Path) -> Iterator[Callable[[str, int], s
 
 
 def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dict[str, float]]:
-    """What every question and registering cost in a registry of so many deltas."""
+    """Return the costs of every query and of registering in a registry of so many deltas."""
     random = Random(size)
     with Registry.open(url, blobs) as registry:
-        began = perf_counter()
+        start = perf_counter()
         filled = fill(registry, size, random)
         print(
-            f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - began:.0f} s",
+            f"{registry.engine.dialect.name}, {size}: filled in {perf_counter() - start:.0f} s",
             file=sys.stderr,
         )
-        asked = questions(registry, filled, random)
+        queries = questions(registry, filled, random)
         how: dict[str, Any] = {"seconds": seconds, "processor": processor_time(registry)}
-        found = {name: measured(ask, least=2 if name in LINEAR else 5, **how) for name, ask in asked.items()}
-        found["register a task"] = measured(register(registry, filled, random), **how)
-    return found
+        timings = {name: measured(ask, least=2 if name in LINEAR else 5, **how) for name, ask in queries.items()}
+        timings["register a task"] = measured(register(registry, filled, random), **how)
+    return timings
 
 
-def summary(sizes: list[int], found: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """By question: the curves over the sizes, and how much processor time grew where log N would allow so much."""
+def summary(sizes: list[int], results: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Return each query's curves over the sizes, and the growth of its CPU time beside that of log N."""
     curves: dict[str, dict[str, Any]] = {
-        name: {key: [round(of[name][key], 2) for of in found] for key in ("p50", "p95", "cpu", "rows", "times")}
-        for name in found[0]
+        name: {key: [round(of[name][key], 2) for of in results] for key in ("p50", "p95", "cpu", "rows", "times")}
+        for name in results[0]
     }
     allowed = math.log(sizes[-1]) / math.log(sizes[0])
     for name, curve in curves.items():
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     chosen = parser.parse_args()
     with TemporaryDirectory() as folder, databases(chosen.databases, Path(folder)) as url:
-        found = {
+        results = {
             name: summary(
                 chosen.sizes,
                 [
@@ -201,7 +201,7 @@ def main() -> None:
             )
             for name in chosen.databases
         }
-    json.dump({"sizes": chosen.sizes, "databases": found}, sys.stdout, indent=1)
+    json.dump({"sizes": chosen.sizes, "databases": results}, sys.stdout, indent=1)
     print()
 
 

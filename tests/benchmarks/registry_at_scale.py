@@ -1,13 +1,13 @@
-"""A simulated year of a registry: tasks arrive, are learned again and again, and workers die at it.
+"""Simulated year of a registry: tasks arrive, are learned repeatedly, and workers die.
 
     python -m tests.benchmarks.registry_at_scale [--tasks 10000] [--relearnings 50000] [--workers 8] [--failures 0.02]
         [--seconds 1800] [--database sqlite | postgresql | URL]
 
-Tasks come by a Poisson process over a year, and so do the new rows of tasks that are known. Training is replaced by the
-time that it takes, on a virtual clock: log-normal around a median of so many seconds. All else is done as a watcher
-does it: submit, claim, heartbeat, a checkpoint half-way, a delta with its scores, signature and finish in one unit of
-work, and the task counted into a router's totals and index. Of the heartbeats of a learning two are sent. A worker
-dies in the middle of a learning with probability `failures`; whoever looks after its lease has run out takes over.
+Tasks arrive by a Poisson process over a year, and so do new rows of earlier tasks. Training is replaced by its duration
+on a virtual clock: log-normal around a median of so many seconds. All else is done as by an arrival worker: submit,
+claim, heartbeat, a checkpoint half-way, a delta with scores, signature and finish in one unit of work, and the task
+added to a router's totals and index. Two heartbeats are sent per training. A worker dies during training with
+probability `failures`; the next worker that polls after its lease has expired takes over.
 
 One JSON document is printed: throughput, milliseconds of each operation by tenth of the year (p50, p99) and their
 growth beside that of log N, the router's, the lag from arrival to learned in virtual seconds, and whether every arrival
@@ -56,7 +56,7 @@ SPREAD = 1.0  # of the logarithm of a learning's seconds
 
 @dataclass
 class Worker:
-    """A process that watches, of which all but the training is real; `life` tells it from the one that died before."""
+    """An arrival worker with simulated training; `life` counts its restarts after a death."""
 
     number: int
     life: int = 0
@@ -68,21 +68,21 @@ class Worker:
 
 
 class Year:
-    """The events that are still to come, by virtual time, and what has become of those that were."""
+    """The event queue by virtual time, and the state of all arrivals."""
 
-    def __init__(self, registry: Registry, given: argparse.Namespace) -> None:
-        self.registry, self.given, self.random = registry, given, Random(given.seed)
+    def __init__(self, registry: Registry, arguments: argparse.Namespace) -> None:
+        self.registry, self.arguments, self.random = registry, arguments, Random(arguments.seed)
         self.now, self.learned, self.deaths, self.resumed = 0.0, 0, 0, 0
-        self.total = given.tasks + given.relearnings
+        self.total = arguments.tasks + arguments.relearnings
         self.measured = Measured(lambda: self.learned / self.total)
-        self.workers = [Worker(number) for number in range(given.workers)]
+        self.workers = [Worker(number) for number in range(arguments.workers)]
         self.idle = list(self.workers)
         self.submitted: dict[int, float] = {}
         self.lags: list[float] = []
         self.router = Router(self.measured)
         self._order = count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        for moment, task, version in _year(self.random, given.tasks, given.relearnings):
+        for moment, task, version in _year(self.random, arguments.tasks, arguments.relearnings):
             self._at(moment, lambda task=task, version=version: self._arrive(task, version))  # type: ignore[misc]
 
     def run(self) -> None:
@@ -103,7 +103,7 @@ class Year:
         self._at(self.now + LOOK * self.random.random(), self._look)
 
     def _look(self) -> None:
-        """A worker that has nothing to do looks for what has arrived."""
+        """Let an idle worker poll for arrivals."""
         if not self.idle:
             return
         worker = self.idle.pop()
@@ -114,16 +114,16 @@ class Year:
             return
         if load_checkpoint(self.registry, ARRIVAL_STREAM, number=worker.arrival.number):
             self.resumed += 1
-        seconds = self.given.seconds * math.exp(SPREAD * self.random.gauss(0, 1))
+        seconds = self.arguments.seconds * math.exp(SPREAD * self.random.gauss(0, 1))
         for share, what in ((0.3, self._beat), (0.5, self._keep), (0.8, self._beat)):
             self._of(worker, share * seconds, what)
-        dies = self.random.random() < self.given.failures
+        dies = self.random.random() < self.arguments.failures
         self._of(
             worker, self.random.uniform(0.2, 1) * seconds if dies else seconds, self._die if dies else self._finish
         )
 
     def _of(self, worker: Worker, seconds: float, what: Callable[[Worker, Arrival], None]) -> None:
-        """What this life of a worker does with its arrival after so many seconds, if it comes to that."""
+        """Schedule an action of this life of a worker on its arrival after so many seconds."""
         life, arrival = worker.life, worker.arrival
 
         def happens() -> None:
@@ -155,13 +155,13 @@ class Year:
         self._at(self.now + REST, lambda: self._rest(worker))
 
     def _finish(self, worker: Worker, arrival: Arrival) -> None:
-        own = signature_of(self.random)
-        digest = self.registry.blobs.put(own.to_bytes())
+        signature = signature_of(self.random)
+        digest = self.registry.blobs.put(signature.to_bytes())
         values = self.registry.blobs.put(f"{arrival.number} {arrival.task}".encode())
         self.measured("finish", lambda: register(self.registry, arrival, values, digest, holder=worker.holder))
         self.lags.append(self.now - self.submitted[arrival.number])
         self.learned += 1
-        self.router.take(arrival.task, own)
+        self.router.take(arrival.task, signature)
         worker.arrival = None
         if self.learned % max(self.total // 200, 1) == 0:
             self.measured("arrivals, a page", lambda: self.registry.arrivals(limit=100, after=self.learned // 2))
@@ -175,7 +175,7 @@ class Year:
 
 
 def _year(random: Random, tasks: int, again: int) -> Iterator[tuple[float, int, int]]:
-    """Moment, task and version of each arrival, in order: given their number, a Poisson process's are uniform."""
+    """Return moment, task and version of each arrival in order; given their number, moments are uniform."""
     moments = sorted(random.uniform(0, YEAR) for _ in range(tasks + again))
     new = {0, *random.sample(range(1, len(moments)), tasks - 1)}
     versions: list[int] = []  # by task
@@ -188,7 +188,7 @@ def _year(random: Random, tasks: int, again: int) -> Iterator[tuple[float, int, 
 
 
 def wrong(registry: Registry, total: int) -> list[str]:
-    """What is not as it must be: every arrival one delta, every task's versions without gaps."""
+    """Return all violations: one delta per arrival, and gapless versions of each task."""
     rows = registry.arrivals()
     problems = [f"arrival {row['arrival']}: {row['state']}" for row in rows if row["state"] != "learned"]
     deltas = [(row["task"], row["version"]) for row in registry.deltas()]
@@ -197,36 +197,40 @@ def wrong(registry: Registry, total: int) -> list[str]:
     by_task = defaultdict(list)
     for task, version in deltas:
         by_task[task].append(version)
-    problems += [f"{task}: {own}" for task, own in by_task.items() if sorted(own) != list(range(1, len(own) + 1))]
+    problems += [
+        f"{task}: {versions}"
+        for task, versions in by_task.items()
+        if sorted(versions) != list(range(1, len(versions) + 1))
+    ]
     return problems + find_damage(registry)
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("tasks", 10_000), ("relearnings", 50_000), ("workers", 8), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, share in (("failures", 0.02), ("seconds", 1800.0)):
         parser.add_argument(f"--{name}", type=float, default=share)
     parser.add_argument("--database", default="sqlite")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as held:
         folder = held.enter_context(TemporaryDirectory())
-        url = {"sqlite": f"sqlite:///{folder}/registry.db"}.get(given.database, given.database)
+        url = {"sqlite": f"sqlite:///{folder}/registry.db"}.get(arguments.database, arguments.database)
         url = held.enter_context(running()).url() if url == "postgresql" else url
         registry = held.enter_context(Registry.open(url, f"{folder}/blobs"))
         with registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
-        year = Year(registry, given)
-        began = perf_counter()
+        year = Year(registry, arguments)
+        start = perf_counter()
         year.run()
-        seconds = perf_counter() - began
+        seconds = perf_counter() - start
         operations = year.measured.document()
         router = {name: operations.pop(name) for name in [*operations] if name.startswith("router")}
         logs = math.log(year.total) / math.log(max(0.2 * year.total, 2))
         document = {
-            "given": vars(given),
+            "given": vars(arguments),
             "arrivals": year.total,
             "deaths": year.deaths,
             "resumed": year.resumed,

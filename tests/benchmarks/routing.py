@@ -1,16 +1,16 @@
-"""How well inputs find their task: on a stream that was learned, with inputs of no task, and at ten thousand tasks.
+"""Accuracy and speed of routing: on a learned stream, with strange inputs, and at ten thousand tasks.
 
     continual run STREAM.yaml --home HOME
     python -m tests.benchmarks.routing STREAM.yaml --home HOME [--strange FILE] > routing.json
     python -m tests.benchmarks.routing --tasks 10000 > scale.json
 
-The first reads the test rows of the stream through `Predictor`, forced to choose: routing accuracy, right task and
-right label, and their ratio to the same with the task given; the expected calibration error of the confidence, in 15
-bins; the pairs of tasks confused. FILE holds rows `{"text": …}` that belong to none of the tasks: AUROC of what is held
-for known, how many of them are refused at the default threshold, and of the stream's own rows.
+The first predicts the stream's test rows by `Predictor` without abstention: routing accuracy, right task and right
+label, and their ratio to the same with the task given; the expected calibration error of the confidence, in 15 bins;
+the pairs of tasks confused. FILE holds rows `{"text": …}` that belong to none of the tasks: AUROC of the familiarity,
+and the shares of them and of the stream's own rows that are abstained from at the default threshold.
 
-The second makes tasks of 20 classes in the backbone's dimensions, adds one to all others, takes one out, and routes
-batches of 256, interleaved with the backbone's own pass over as many texts of 16 tokens.
+The second makes tasks of 20 classes in the backbone's dimensions, adds one to all others, removes one, and routes
+batches of 256, interleaved with the backbone's forward pass over as many texts of 16 tokens.
 """
 
 import argparse
@@ -38,38 +38,40 @@ from continual.inference.predictor import Predictor
 from continual.learner import Learner
 from continual.routing import Opinion, choose_tasks
 from continual.routing.class_index import ClassMeanIndex
+from continual.routing.moments import AccumulatedMoments
 from continual.routing.stored_router import load_router
-from continual.routing.totals import AccumulatedMoments
 from tasks import Text, load_stream, read_stream
 from tests.benchmarks.run_log import quieten, say
 
 BINS, REPEATS, BATCH, CLASSES = 15, 25, 256, 20
 
 
-def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
-    """The test rows of a stream that was learned, and rows that belong to none of its tasks."""
-    known = read_stream(stream)
-    loaded = [data for data in load_stream(known) if data.spec.kind == "classification"]
-    assert known.backbone is not None
-    with Learner.open(known.backbone, home) as learner:
+def of_stream(stream: Path, home: Path, strange_file: Path | None) -> dict[str, Any]:
+    """Return the results on the test rows of a learned stream, and on rows of none of its tasks."""
+    task_stream = read_stream(stream)
+    loaded = [data for data in load_stream(task_stream) if data.spec.kind == "classification"]
+    assert task_stream.backbone is not None
+    with Learner.open(task_stream.backbone, home) as learner:
         names = [data.spec.name for data in loaded]
-        champions = {own.task: own for own in learner.registry.champions(learner.backbone.fingerprint)}
-        wanted = {name: champions[name] for name in names}
-        found = load_router(learner.registry, learner.backbone, wanted)
-        assert found is not None
-        router, _ = found
-        own = [name for data in loaded for name in [data.spec.name] * len(data.test)]
+        champions = {
+            true_tasks.task: true_tasks for true_tasks in learner.registry.champions(learner.backbone.fingerprint)
+        }
+        served = {name: champions[name] for name in names}
+        loaded_router = load_router(learner.registry, learner.backbone, served)
+        assert loaded_router is not None
+        router, _ = loaded_router
+        true_tasks = [name for data in loaded for name in [data.spec.name] * len(data.test)]
         texts = [text for data in loaded for text in data.test.texts]
         labels = [label for data in loaded for label in data.test.labels]
-        began = time.perf_counter()
+        start = time.perf_counter()
         answers = learner.predict(texts, false_abstentions=0)
-        seconds = time.perf_counter() - began
-        given = [p for data in loaded for p in learner.predict(data.test.texts, data.spec.name)]
-        oracle = np.mean([p.label == label for p, label in zip(given, labels, strict=True)])
-        right = np.array([p.task == name for p, name in zip(answers, own, strict=True)])
+        seconds = time.perf_counter() - start
+        named = [p for data in loaded for p in learner.predict(data.test.texts, data.spec.name)]
+        oracle = np.mean([p.label == label for p, label in zip(named, labels, strict=True)])
+        right = np.array([p.task == name for p, name in zip(answers, true_tasks, strict=True)])
         both = right & np.array([p.label == label for p, label in zip(answers, labels, strict=True)])
         sure = np.array([p.confidence for p in answers])
-        pairs = Counter((name, p.task) for p, name in zip(answers, own, strict=True) if p.task != name)
+        pairs = Counter((name, p.task) for p, name in zip(answers, true_tasks, strict=True) if p.task != name)
         shared = _shared(loaded)
         apart = np.array([text not in shared for text in texts])
         document = {
@@ -79,22 +81,22 @@ def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
             "routed_accuracy": float(both.mean()),
             "oracle_accuracy": float(oracle),
             "routed_to_oracle": float(both.mean() / oracle),
-            "by_task": {name: float(right[np.array(own) == name].mean()) for name in names},
+            "by_task": {name: float(right[np.array(true_tasks) == name].mean()) for name in names},
             "texts_in_several_tasks": int((~apart).sum()),
             "routing_accuracy_without_these": float(right[apart].mean()),
             "calibration_error": calibration_error(sure, right),
             "confused": [{"task": a, "routed_to": b, "rows": n} for (a, b), n in pairs.most_common(12)],
             "rows_per_second": len(texts) / seconds,
         }
-        if strange is not None:
-            open_file = gzip.open if strange.suffix == ".gz" else open
-            with open_file(strange, "rt", encoding="utf-8") as lines:
-                others = [json.loads(line)["text"] for line in lines]
-            ours, theirs = (_known(learner, rows) for rows in (texts, others))
-            truth, held = [1] * len(ours) + [0] * len(theirs), torch.cat([ours, theirs]).numpy()
-            refused = [np.mean([p.abstained for p in learner.predict(rows)]) for rows in (texts, others)]
+        if strange_file is not None:
+            open_file = gzip.open if strange_file.suffix == ".gz" else open
+            with open_file(strange_file, "rt", encoding="utf-8") as lines:
+                strange_texts = [json.loads(line)["text"] for line in lines]
+            familiar, unfamiliar = (_familiarity(learner, rows) for rows in (texts, strange_texts))
+            truth, held = [1] * len(familiar) + [0] * len(unfamiliar), torch.cat([familiar, unfamiliar]).numpy()
+            refused = [np.mean([p.abstained for p in learner.predict(rows)]) for rows in (texts, strange_texts)]
             document |= {
-                "strange_rows": len(others),
+                "strange_rows": len(strange_texts),
                 "auroc": float(roc_auc_score(truth, held)),
                 "refused_of_known": float(refused[0]),
                 "refused_of_strange": float(refused[1]),
@@ -103,39 +105,39 @@ def of_stream(stream: Path, home: Path, strange: Path | None) -> dict[str, Any]:
 
 
 def calibration_error(sure: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]") -> float:
-    """Σ over bins of the share of rows in it times |mean confidence − share that is right|; Guo et al. (2017)."""
+    """Compute Σ over bins of the bin's share of rows times |mean confidence − accuracy|; Guo et al. (2017)."""
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     return float(sum((bins == b).mean() * abs(sure[bins == b].mean() - right[bins == b].mean()) for b in set(bins)))
 
 
 def _shared(loaded: Sequence[Any]) -> set[Any]:
-    """Texts that occur in more than one task, in any split."""
-    seen: Counter[Any] = Counter()
+    """Return the texts that occur in more than one task, in any split."""
+    occurrences: Counter[Any] = Counter()
     for data in loaded:
-        seen.update({text for rows in (data.train, data.validation, data.test) for text in rows.texts})
-    return {text for text, count in seen.items() if count > 1}
+        occurrences.update({text for rows in (data.train, data.validation, data.test) for text in rows.texts})
+    return {text for text, count in occurrences.items() if count > 1}
 
 
-def _known(learner: Learner, texts: Sequence[Text]) -> Tensor:
-    """What is held for known [N], as `Predictor` compares it with its threshold."""
+def _familiarity(learner: Learner, texts: Sequence[Text]) -> Tensor:
+    """Compute the familiarity [N] of texts, as `Predictor` compares it with its threshold."""
     backbone, registry = learner.backbone, learner.registry
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    found = load_router(registry, backbone, champions)
-    assert found is not None
-    router, statistics = found
+    result = load_router(registry, backbone, champions)
+    assert result is not None
+    router, statistics = result
     predictor = Predictor(backbone, registry)
-    seen = frozen_features(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
+    features = frozen_features(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
 
-    def ask(looked: Mapping[int, list[int]]) -> dict[int, Opinion[Any]]:
-        found = {}
-        for number, inputs in looked.items():
+    def ask(questions: Mapping[int, list[int]]) -> dict[int, Opinion[Any]]:
+        result = {}
+        for number, inputs in questions.items():
             name = router.tasks[number]
             length = int(champions[name].budget["max_length"])
-            asked = DeltaQuery([texts[i] for i in inputs], length, statistics[name].evidence)
-            found[number] = query_delta(backbone, predictor.load_delta(name), asked)
-        return found
+            query = DeltaQuery([texts[i] for i in inputs], length, statistics[name].evidence)
+            result[number] = query_delta(backbone, predictor.load_delta(name), query)
+        return result
 
-    return router.familiarity(seen) + choose_tasks(router, router.log_p(seen), ask).fit
+    return router.familiarity(features) + choose_tasks(router, router.log_p(features), ask).fit
 
 
 def _longest(champions: dict[str, Any]) -> int:
@@ -143,7 +145,7 @@ def _longest(champions: dict[str, Any]) -> int:
 
 
 def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
-    """So many tasks of 20 classes each, and one more."""
+    """Return the results with so many tasks of 20 classes each, and one more."""
     size, draw = backbone.hidden_size, torch.Generator().manual_seed(0)
 
     def task() -> Signature:
@@ -154,16 +156,16 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
 
     totals = AccumulatedMoments()
     probes: list[tuple[int, Tensor]] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     for number in range(tasks):
         part = task()
         totals.add(str(number), part)
         if number % max(tasks // BATCH, 1) == 0 and len(probes) < BATCH:
             probes.append((number, part.means[0].float()))
-    say(f"{tasks} tasks summed in {time.perf_counter() - began:.0f} s")
-    began = time.perf_counter()
+    say(f"{tasks} tasks summed in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
     rule = ClassMeanIndex(totals, 0.03)
-    built = time.perf_counter() - began
+    built = time.perf_counter() - start
     inputs = torch.stack([row for _, row in probes]) + 0.5 * torch.randn(len(probes), size, generator=draw)
     truth = torch.tensor([number for number, _ in probes])
     tokens = tokenize(
@@ -195,31 +197,31 @@ def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
 
 
 def _exact(rule: ClassMeanIndex, inputs: Tensor) -> Tensor:
-    """The task of the nearest class mean, comparing all."""
+    """Return the task of the nearest class mean, comparing all."""
     means, owner = rule.totals.means, rule.totals.task_of_class
     whitener = torch.linalg.cholesky(rule._precision.double()).float()
     return owner[torch.cdist(inputs @ whitener, means @ whitener).argmin(dim=1)]
 
 
 def _timed(work: Any) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stream", type=Path, nargs="?")
     parser.add_argument("--home", type=Path)
     parser.add_argument("--strange", type=Path)
     parser.add_argument("--tasks", type=int)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quieten()
-    if given.tasks:
-        print(json.dumps(at_scale(given.tasks, load_backbone("minilm")), indent=1))
+    if arguments.tasks:
+        print(json.dumps(at_scale(arguments.tasks, load_backbone("minilm")), indent=1))
     else:
-        print(json.dumps(of_stream(given.stream, given.home, given.strange), indent=1))
+        print(json.dumps(of_stream(arguments.stream, arguments.home, arguments.strange), indent=1))
 
 
 if __name__ == "__main__":

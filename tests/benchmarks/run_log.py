@@ -1,4 +1,4 @@
-"""What benchmarks of learning share: a task's rows with their start, finished runs in a file, words on the way."""
+"""Shared parts of training benchmarks: a task's rows and start, finished runs in a file, progress messages."""
 
 import json
 import sys
@@ -29,8 +29,8 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """One task's rows, all or some of them, and the closed-form start that belongs to them."""
+class TrialTask:
+    """A task's rows, all or some of them, and their closed-form start."""
 
     backbone: Backbone
     data: TaskData
@@ -46,8 +46,8 @@ class Bench:
         return self.prepared(self.data.validation)
 
     @cached_property
-    def few(self) -> "Bench":
-        """The rows on which learning rates are compared, in the proportions of the labels."""
+    def few(self) -> "TrialTask":
+        """The stratified rows on which learning rates are compared."""
         data, count = self.data, max(self.search_rows, len(self.data.labels))
         rows = sample(data.train, count, seed=self.seed, keep_labels=True)
         held_out = sample(data.validation, SEARCH_VALIDATION_ROWS, seed=self.seed)
@@ -56,8 +56,8 @@ class Bench:
     @cached_property
     def start(self) -> DiscriminantHead:
         vectors = encode(self.backbone, self.train.tokens)
-        seen = compute_signature(vectors, self.train.classes, count=len(self.data.labels))
-        return fit_discriminant(seen, encode(self.backbone, self.validation.tokens), self.validation.classes)
+        signature = compute_signature(vectors, self.train.classes, count=len(self.data.labels))
+        return fit_discriminant(signature, encode(self.backbone, self.validation.tokens), self.validation.classes)
 
     @property
     def checkpoint(self) -> str:
@@ -72,19 +72,19 @@ class Bench:
         return Classification(self.data.labels).prepare(self.backbone, rows, max_length=self.budget.max_length)
 
     def classes(self, delta: Delta, rows: ClassificationRows) -> list[int]:
-        """The class that a delta answers for every row."""
+        """Return the class that a delta predicts for every row."""
         assert delta.head is not None
-        found: list[int] = delta.head(encode(self.backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
-        return found
+        classes: list[int] = delta.head(encode(self.backbone, rows.tokens, delta=delta)).argmax(dim=1).tolist()
+        return classes
 
     def fresh(self, method: str, settings: MethodSettings) -> Delta:
-        """An untrained delta with the closed-form head."""
+        """Return an untrained delta with the closed-form head."""
         head = Head(self.start.weight, self.start.bias, self.data.labels, self.backbone.pooling)
         values = init_values(self.backbone, settings, seed=self.seed)
         return Delta(method, settings, self.backbone.fingerprint, values, head)
 
     def training(self, learning_rate: float) -> dict[str, Any]:
-        """What `train` is told besides backbone and start."""
+        """Return the arguments of `train` besides backbone and start."""
         return {
             "rows": self.train,
             "validation": self.validation,
@@ -95,16 +95,16 @@ class Bench:
 
 
 class State:
-    """The finished runs: appended to a file of JSON lines as they finish, found again by what they were."""
+    """Finished runs in a file of JSON lines, found by their settings."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
         self.records: list[Record] = [json.loads(line) for line in lines]
 
-    def find(self, **wanted: Any) -> Record | None:
-        found = (r for r in self.records if all(r[key] == value for key, value in wanted.items()))
-        return next(found, None)
+    def find(self, **settings: Any) -> Record | None:
+        matches = (r for r in self.records if all(r[key] == value for key, value in settings.items()))
+        return next(matches, None)
 
     def add(self, record: Record) -> Record:
         self.records.append(record)
@@ -123,15 +123,15 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
-def chosen_names(allowed: Sequence[str], given: str | None) -> list[str]:
-    names = list(allowed) if given is None else given.split(",")
+def chosen_names(allowed: Sequence[str], selection: str | None) -> list[str]:
+    names = list(allowed) if selection is None else selection.split(",")
     if unknown := set(names) - set(allowed):
         sys.exit(f"not known: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     return [name for name in allowed if name in names]
 
 
 def quieten() -> None:
-    """To be called after a backbone is loaded, since loading turns the bars on again."""
+    """Silence transformers; call it after loading a backbone, which turns progress bars on again."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name

@@ -1,4 +1,4 @@
-"""Homes of deltas that nobody learned, and `continual serve` on one of them in a process of its own."""
+"""Homes with random deltas, and `continual serve` on one of them in another process."""
 
 import os
 import signal
@@ -31,7 +31,13 @@ LONGEST = 32  # tokens that a task's rows are cut at
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs. url: where · process: what it takes of the machine · log: what it said."""
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        process: Its resource usage.
+        log: The file of its output.
+    """
 
     url: str
     process: psutil.Process
@@ -39,13 +45,13 @@ class Served:
 
     @property
     def cpu(self) -> float:
-        """Seconds of a core that it used until now."""
+        """CPU seconds used so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
 
 def random_folder(folder: Path, *, width: int, layers: int) -> str:
-    """A random BERT with a small vocabulary, as a backbone is stored."""
+    """Save a random BERT with a small vocabulary."""
     backbone = random_bert(width, layers)
     backbone.model.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
@@ -58,7 +64,7 @@ def opened(home: Path) -> Registry:
 
 
 def fill(home: Path, backbone: Backbone, tasks: Sequence[str], *, method: str = "lora", versions: int = 1) -> None:
-    """Registers tasks of two labels, and so many versions of a delta of each, with values that are random."""
+    """Register tasks of two labels, with so many versions of a random delta each."""
     with opened(home) as registry:
         for number, task in enumerate(tasks):
             for version in range(versions):
@@ -66,7 +72,7 @@ def fill(home: Path, backbone: Backbone, tasks: Sequence[str], *, method: str = 
 
 
 def register(registry: Registry, backbone: Backbone, task: str, delta: Delta, *, kind: str = "classification") -> str:
-    """Writes a task and a delta of it down, as if it had been learned; the name of the delta."""
+    """Register a task and a delta as if learned; the delta's name."""
     record = TaskRecord(
         name=task,
         kind=kind,
@@ -77,21 +83,21 @@ def register(registry: Registry, backbone: Backbone, task: str, delta: Delta, *,
         rows={"train": 4},
     )
     budget = Budget(epochs=1, batch_size=16, learning_rate=1e-3, max_length=LONGEST)
-    own = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start="scratch")
+    stored_delta = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start="scratch")
     with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
         unit.add_task(record)
-        return unit.add_delta(own)
+        return unit.add_delta(stored_delta)
 
 
 def sentence(draw: Random, length: int = 12) -> str:
-    """A text of so many words that every tokenizer of the tests knows."""
+    """Draw a text of words that every tokenizer of the tests has."""
     return " ".join(draw.choices(words(), k=length))
 
 
 @contextmanager
 def serving(home: Path, backbone: str, *, core: int | None = None, options: Sequence[str] = ()) -> Iterator[Served]:
-    """The server on a free port, answering; it must end by itself when it is told to. core: the one it may use."""
+    """Serve on a free port, on CPU `core`, while the block runs; the server must end by itself when terminated."""
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     command = [sys.executable, "-c", COMMAND, "serve", "--home", str(home), "--backbone", backbone, "--port", "0"]
     log = home / f"serve-{time.monotonic_ns()}.log"
@@ -111,8 +117,8 @@ def serving(home: Path, backbone: str, *, core: int | None = None, options: Sequ
 def _answering(process: subprocess.Popen[bytes], log: Path) -> str:
     until = time.monotonic() + STARTED
     while time.monotonic() < until and process.poll() is None:
-        _, found, url = log.read_text().partition("serving on ")
-        if found and url.endswith("\n"):
+        _, marker, url = log.read_text().partition("serving on ")
+        if marker and url.endswith("\n"):
             url = url.split()[0]
             try:
                 with urllib.request.urlopen(f"{url}/readyz"):

@@ -1,19 +1,19 @@
-"""What do HTTP, bursts, deltas that come and go, and cold deltas cost a server of many tasks?
+"""Cost of HTTP, bursts, changing champions and cold deltas in a server of many tasks.
 
     python -m tests.benchmarks.serving [--backbone minilm | --random 384x6] [--tasks 16] [--cores 0,1] > serving.json
 
-The server is a process of its own on one core with one thread, the load comes from another core, and what is measured
-without HTTP runs on the server's core while the server has nothing to do. Deltas have random values.
+The server is another process on one core with one thread, the load comes from another core, and measurements without
+HTTP run on the server's core while the server is idle. Deltas have random values.
 
-`saturated`: rows per second, of requests of so many rows as keep the queue full, over those that the same process
-answers without HTTP, in batches of the same tokens; the median over rounds in turn. `cpu_ratio` counts seconds of the
-core instead of the clock's, so that other work on the machine changes little.
-`bursts`: one row per request, Gamma arrivals (their coefficient of variation, and the share of what the server did at
-saturation just before), tasks by Zipf's law of exponent 1.5; seconds from when a request was due. goodput: answered
-within a second, of all · busy: answered by 429.
-`churn`: the 99th percentile of a server with fewer slots than tasks, whose champions change all the while, over that
-of one that holds all and is left alone, at the same arrivals.
-`cold`: how much longer the first answer of a delta takes than its later ones.
+`saturated`: rows per second with a full queue of requests of so many rows, divided by those that the same process
+answers without HTTP, in batches of the same tokens; the median over alternating rounds. `cpu_ratio` counts CPU seconds
+instead of wall-clock time, so that other work on the machine changes little.
+`bursts`: one row per request, Gamma arrivals (by coefficient of variation, and share of the saturated throughput
+measured just before), Zipf-distributed tasks of exponent 1.5; seconds from when a request was due. goodput: share
+answered within a second · busy: share answered by 429.
+`churn`: the 99th percentile of a server with fewer slots than tasks and constantly changing champions, divided by that
+of a server that holds all of them unchanged, at the same arrivals.
+`cold`: how much longer the first answer of a delta takes than later ones.
 """
 
 import argparse
@@ -58,50 +58,64 @@ def begin_inside(home: Path, backbone: str, core: int) -> None:
     _inside[0].refresh()
 
 
-def answered_inside(asked: Sequence[Question], seconds: float) -> tuple[int, float, float]:
-    """Rows that were answered, in how many seconds, and how many of them on the core."""
-    asks = [InferenceRequest(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
+def answered_inside(workload: Sequence[Question], seconds: float) -> tuple[int, float, float]:
+    """Return the number of rows answered without HTTP, the seconds, and the CPU seconds."""
+    asks = [
+        InferenceRequest(text, task)
+        for question in workload
+        for text, task in zip(question.texts, question.tasks, strict=True)
+    ]
     rows = number = 0
-    began, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
+    start, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < seconds:
         batch: list[InferenceRequest] = []
         while sum(ask.cost for ask in batch) < BATCH:
             batch.append(asks[number % len(asks)])
             number += 1
         _inside[0].answer_batch(batch)
         rows += len(batch)
-    return rows, time.perf_counter() - began, time.process_time() - cpu
+    return rows, time.perf_counter() - start, time.process_time() - cpu
 
 
-def said_inside(asked: Sequence[Question]) -> list[tuple[Any, float]]:
-    asks = [InferenceRequest(text, task) for own in asked for text, task in zip(own.texts, own.tasks, strict=True)]
+def said_inside(workload: Sequence[Question]) -> list[tuple[Any, float]]:
+    asks = [
+        InferenceRequest(text, task)
+        for question in workload
+        for text, task in zip(question.texts, question.tasks, strict=True)
+    ]
     return [(answer.label, answer.score) for answer in _inside[0].answer_batch(asks)]  # type: ignore[union-attr, misc]
 
 
-def promote(home: Path, tasks: Sequence[str], begun: Event, over: Event) -> None:
+def promote(home: Path, tasks: Sequence[str], started: Event, over: Event) -> None:
     with opened(home) as registry:
-        begun.set()
+        started.set()
         for task in cycle(tasks):
-            other = next(row["delta"] for row in registry.deltas(task) if row["status"] != "champion")
-            promote_delta(registry, other)
+            candidate = next(row["delta"] for row in registry.deltas(task) if row["status"] != "champion")
+            promote_delta(registry, candidate)
             if over.wait(PROMOTED):
                 return
 
 
-class Bench:
-    """A home, its tasks, and what is asked of servers of it."""
+class ServingBenchmark:
+    """A home, its tasks, and the measurements of servers of it."""
 
-    def __init__(self, folder: Path, given: argparse.Namespace) -> None:
-        self.given, self.home = given, folder / "home"
-        self.server_core, self.load_core = given.cores
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.arguments, self.home = arguments, folder / "home"
+        self.server_core, self.load_core = arguments.cores
         os.sched_setaffinity(0, {self.load_core})
-        width, _, layers = given.random.partition("x")
-        self.name = random_folder(folder / "bert", width=int(width), layers=int(layers)) if width else given.backbone
+        width, _, layers = arguments.random.partition("x")
+        self.name = (
+            random_folder(folder / "bert", width=int(width), layers=int(layers)) if width else arguments.backbone
+        )
         backbone = load_backbone(self.name, device="cpu")
         quieten()
-        names = [f"task-{number}" for number in range(max(given.tasks, given.churned, given.cold))]
+        names = [f"task-{number}" for number in range(max(arguments.tasks, arguments.churned, arguments.cold))]
         fill(self.home, backbone, names, versions=2)
-        self.tasks, self.churned, self.cold = names[: given.tasks], names[: given.churned], names[: given.cold]
+        self.tasks, self.churned, self.cold = (
+            names[: arguments.tasks],
+            names[: arguments.churned],
+            names[: arguments.cold],
+        )
 
     @contextmanager
     def serving(self, *options: str) -> Iterator[Served]:
@@ -113,36 +127,38 @@ class Bench:
             1, multiprocessing.get_context("spawn"), begin_inside, (self.home, self.name, self.server_core)
         )
         with inside:
-            return [self._ratio(served, inside, rows) for rows in self.given.rows]
+            return [self._ratio(served, inside, rows) for rows in self.arguments.rows]
 
     def _ratio(self, served: Served, inside: ProcessPoolExecutor, rows: int) -> dict[str, Any]:
-        clients, seconds = -(-self.given.waiting // rows), self.given.seconds
-        asked = questions(self.tasks, max(2 * clients, 64), rows=rows, seed=rows)
-        predictions = asyncio.run(answers(served.url, asked[:16]))
-        said = [(prediction["label"], prediction["score"]) for own in predictions for prediction in own]
-        pairs = zip(said, inside.submit(said_inside, asked[:16]).result(), strict=True)
+        clients, seconds = -(-self.arguments.waiting // rows), self.arguments.seconds
+        workload = questions(self.tasks, max(2 * clients, 64), rows=rows, seed=rows)
+        predictions = asyncio.run(answers(served.url, workload[:16]))
+        actual = [(prediction["label"], prediction["score"]) for batch in predictions for prediction in batch]
+        pairs = zip(actual, inside.submit(said_inside, workload[:16]).result(), strict=True)
         assert all(abs(a - b) < TIE and (a < 0.5 + TIE or here == there) for (here, a), (there, b) in pairs)
         rounds = []
-        for round in range(self.given.rounds + 1):
-            found, cpu = inside.submit(answered_inside, asked, seconds).result(), served.cpu
-            count, took = asyncio.run(closed(served.url, asked, clients=clients, seconds=seconds))
+        for round in range(self.arguments.rounds + 1):
+            result, cpu = inside.submit(answered_inside, workload, seconds).result(), served.cpu
+            count, took = asyncio.run(closed(served.url, workload, clients=clients, seconds=seconds))
             if round:
-                rounds.append((found[0] / found[1], found[0] / found[2], count / took, count / (served.cpu - cpu)))
+                rounds.append((result[0] / result[1], result[0] / result[2], count / took, count / (served.cpu - cpu)))
         cell = {
             "rows": rows,
             "clients": clients,
-            "ratio": median(http / own for own, _, http, _ in rounds),
-            "cpu_ratio": median(http / own for _, own, _, http in rounds),
-            "rows_per_second": median(own[2] for own in rounds),
-            "rows_per_core_second": median(own[3] for own in rounds),
+            "ratio": median(http / batch for batch, _, http, _ in rounds),
+            "cpu_ratio": median(http / batch for _, batch, _, http in rounds),
+            "rows_per_second": median(batch[2] for batch in rounds),
+            "rows_per_core_second": median(batch[3] for batch in rounds),
         }
         say(str(cell))
         return cell
 
     def capacity(self, served: Served, tasks: Sequence[str], *, zipf: bool) -> float:
-        """Requests of one row per second at saturation, at this moment."""
-        asked = questions(tasks, 512, rows=1, seed=0, zipf=zipf)
-        count, took = asyncio.run(closed(served.url, asked, clients=self.given.waiting, seconds=self.given.seconds))
+        """Return the current saturated throughput, in requests of one row per second."""
+        workload = questions(tasks, 512, rows=1, seed=0, zipf=zipf)
+        count, took = asyncio.run(
+            closed(served.url, workload, clients=self.arguments.waiting, seconds=self.arguments.seconds)
+        )
         return count / took
 
     def bursts(self, served: Served) -> list[dict[str, Any]]:
@@ -150,30 +166,30 @@ class Bench:
         for cv in (1.0, 4.0):
             for share in (0.5, 0.7, 0.9):
                 rate = share * self.capacity(served, self.tasks, zipf=True)
-                due = gamma_arrivals(rate, self.given.burst_seconds, cv=cv, seed=round(10 * share))
-                asked = questions(self.tasks, 2048, rows=1, seed=1, zipf=True)
-                found = summary(asyncio.run(open_loop(served.url, asked, due)))
-                cells.append({"cv": cv, "share": share, "rate": rate, **found})
+                due = gamma_arrivals(rate, self.arguments.burst_seconds, cv=cv, seed=round(10 * share))
+                workload = questions(self.tasks, 2048, rows=1, seed=1, zipf=True)
+                outcome = summary(asyncio.run(open_loop(served.url, workload, due)))
+                cells.append({"cv": cv, "share": share, "rate": rate, **outcome})
                 say(str(cells[-1]))
         return cells
 
     def churn(self) -> dict[str, Any]:
-        slots = ("--slots", str(self.given.slots), "--poll", "0.5")
-        rounds, asked = [], questions(self.churned, 2048, rows=1, seed=2, zipf=True)
+        slots = ("--slots", str(self.arguments.slots), "--poll", "0.5")
+        rounds, workload = [], questions(self.churned, 2048, rows=1, seed=2, zipf=True)
         with self.serving() as steady, self.serving(*slots) as churning:
             for served in (steady, churning):
                 asyncio.run(answers(served.url, [Question.of(["warm"], [task]) for task in self.churned]))
-            for round in range(self.given.rounds):
+            for round in range(self.arguments.rounds):
                 rate = 0.5 * self.capacity(steady, self.churned, zipf=True)
-                due = gamma_arrivals(rate, self.given.burst_seconds, cv=1.0, seed=round)
-                calm = summary(asyncio.run(open_loop(steady.url, asked, due)))
+                due = gamma_arrivals(rate, self.arguments.burst_seconds, cv=1.0, seed=round)
+                calm = summary(asyncio.run(open_loop(steady.url, workload, due)))
                 with self._promoting():
-                    moved = summary(asyncio.run(open_loop(churning.url, asked, due)))
+                    moved = summary(asyncio.run(open_loop(churning.url, workload, due)))
                 rounds.append((calm, moved))
                 say(f"churn {moved['p99']:.4f} calm {calm['p99']:.4f} at {rate:.0f}/s")
         return {
             "tasks": len(self.churned),
-            "slots": self.given.slots,
+            "slots": self.arguments.slots,
             "ratio": median(moved["p99"] / calm["p99"] for calm, moved in rounds),
             "calm": [calm for calm, _ in rounds],
             "churning": [moved for _, moved in rounds],
@@ -181,12 +197,12 @@ class Bench:
 
     @contextmanager
     def _promoting(self) -> Iterator[None]:
-        """Inside, another process lets the version of a task serve that does not, task after task."""
+        """Let another process promote, task after task, the version that does not serve while the block runs."""
         spawned = multiprocessing.get_context("spawn")
-        begun, over = spawned.Event(), spawned.Event()
-        process = spawned.Process(target=promote, args=(self.home, self.churned, begun, over))
+        started, over = spawned.Event(), spawned.Event()
+        process = spawned.Process(target=promote, args=(self.home, self.churned, started, over))
         process.start()
-        begun.wait()
+        started.wait()
         try:
             yield
         finally:
@@ -199,22 +215,22 @@ class Bench:
             for task in self.cold:
                 seconds = []
                 for _ in range(1 + WARM):
-                    (heard,) = asyncio.run(open_loop(served.url, [Question.of(["a cold start"], [task])], [0.0]))
-                    seconds.append(heard.seconds)
+                    (outcome,) = asyncio.run(open_loop(served.url, [Question.of(["a cold start"], [task])], [0.0]))
+                    seconds.append(outcome.seconds)
                 more.append(seconds[0] - median(seconds[1:]))
         return {"deltas": len(more), "median": median(more), "p90": float(np.percentile(more, 90)), "most": max(more)}
 
     def measured(self) -> Iterator[tuple[str, Any]]:
-        wanted = self.given.only
-        if {"saturated", "bursts"} & set(wanted):
+        selected = self.arguments.only
+        if {"saturated", "bursts"} & set(selected):
             with self.serving() as served:
-                if "saturated" in wanted:
+                if "saturated" in selected:
                     yield "saturated", self.saturated(served)
-                if "bursts" in wanted:
+                if "bursts" in selected:
                     yield "bursts", self.bursts(served)
-        if "churn" in wanted:
+        if "churn" in selected:
             yield "churn", self.churn()
-        if "cold" in wanted:
+        if "cold" in selected:
             yield "cold", self.first_answers()
 
 
@@ -223,7 +239,7 @@ def numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--random", default="", help="WIDTHxLAYERS of a random BERT, in place of a backbone")
@@ -234,10 +250,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each arm at saturation")
     parser.add_argument("--burst-seconds", type=float, default=20.0)
     parser.add_argument("--only", type=lambda text: text.split(","), default=["saturated", "bursts", "churn", "cold"])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with TemporaryDirectory(prefix="continual-serving-") as folder:
-        found = dict(Bench(Path(folder), given).measured())
-    print(json.dumps({"given": vars(given), "load_average": os.getloadavg(), **found}, indent=1))
+        document = dict(ServingBenchmark(Path(folder), arguments).measured())
+    print(json.dumps({"given": vars(arguments), "load_average": os.getloadavg(), **document}, indent=1))
 
 
 if __name__ == "__main__":

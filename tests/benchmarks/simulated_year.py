@@ -1,4 +1,4 @@
-"""What a simulated year is made of: operations that are timed, a task that was learned, and a router that grows."""
+"""Parts of the simulated year: timed operations, a learned task, and a growing router."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 
 from continual.features.signature import Signature, compute_signature
 from continual.routing.class_index import ClassMeanIndex
-from continual.routing.totals import AccumulatedMoments
+from continual.routing.moments import AccumulatedMoments
 from registry import (
     ARRIVAL_STREAM,
     Arrival,
@@ -36,40 +36,40 @@ T = TypeVar("T")
 
 @dataclass
 class Measured:
-    """Milliseconds of each operation, with the tenth of the year that it was done in."""
+    """Milliseconds of each operation, with the tenth of the year in which it ran."""
 
     done: Callable[[], float]
     times: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def __call__(self, name: str, work: Callable[[], T]) -> T:
-        began = perf_counter()
-        found = work()
+        start = perf_counter()
+        result = work()
         tenth = min(int(10 * self.done()), 9)
-        self.times[name].append((tenth, 1000 * (perf_counter() - began)))
-        return found
+        self.times[name].append((tenth, 1000 * (perf_counter() - start)))
+        return result
 
     def document(self) -> dict[str, Any]:
-        """Of each operation: how often, p50 and p99 by tenth, and the last tenth's p50 over the second's."""
-        found = {}
+        """Return each operation's count, p50 and p99 by tenth, and the last tenth's p50 over the second's."""
+        document = {}
         for name, times in self.times.items():
-            tenths = [[ms for own, ms in times if own == tenth] for tenth in range(10)]
-            p50, p99 = ([percentile(own, share) for own in tenths] for share in (50, 99))
+            tenths = [[ms for part, ms in times if part == tenth] for tenth in range(10)]
+            p50, p99 = ([percentile(part, share) for part in tenths] for share in (50, 99))
             growth = p50[9] / p50[1] if p50[9] and p50[1] else None
-            found[name] = {"count": len(times), "p50_ms": p50, "p99_ms": p99, "growth": growth}
-        return found
+            document[name] = {"count": len(times), "p50_ms": p50, "p99_ms": p99, "growth": growth}
+        return document
 
 
 class Router:
-    """The totals and the index of the newest version of each task, as a server keeps them."""
+    """The totals and the class index of each task's newest version, as a server holds them."""
 
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
         self.parts: dict[str, Signature] = {}
         self.rule: ClassMeanIndex | None = None
 
-    def take(self, task: str, own: Signature) -> None:
+    def take(self, task: str, signature: Signature) -> None:
         before = self.parts.get(task)
-        self.parts[task] = own
+        self.parts[task] = signature
         if self.rule is None:
             self.rule = (
                 ClassMeanIndex(AccumulatedMoments.from_tasks(self.parts), 0.03) if len(self.parts) >= FIRST else None
@@ -78,7 +78,7 @@ class Router:
         rule = self.rule
         if before is not None:
             self.measured("router, remove", lambda: rule.remove(task, before))
-        self.measured("router, add", lambda: rule.add(task, own))
+        self.measured("router, add", lambda: rule.add(task, signature))
 
     def bytes_per_task(self) -> float | None:
         if self.rule is None:
@@ -94,7 +94,7 @@ def signature_of(random: Random) -> Signature:
     return compute_signature(rows, labels, count=CLASSES)
 
 
-def register(registry: Registry, arrival: Arrival, values: str, own: str, *, holder: str) -> None:
+def register(registry: Registry, arrival: Arrival, values: str, signature: str, *, holder: str) -> None:
     labels, rows = (
         tuple(f"label {number}" for number in range(CLASSES)),
         dict.fromkeys(("train", "validation", "test"), 40),
@@ -132,7 +132,9 @@ def register(registry: Registry, arrival: Arrival, values: str, own: str, *, hol
 
     def work(unit: UnitOfWork) -> None:
         unit.add_task(task)
-        name = unit.add_delta(delta, scores=scores, signature=SignatureRecord(digest=own, rows=ROWS, pooling="mean"))
+        name = unit.add_delta(
+            delta, scores=scores, signature=SignatureRecord(digest=signature, rows=ROWS, pooling="mean")
+        )
         unit.mark_learned(ARRIVAL_STREAM, arrival.number, delta=name, holder=holder)
 
     registry.write_with_retry(work)

@@ -1,10 +1,10 @@
-"""How fast is training? Our loop beside PEFT's LoRA under transformers' Trainer: same rows, batch, length, precision.
+"""Training speed of our loop relative to PEFT's LoRA under transformers' Trainer.
 
     python -m tests.benchmarks.speed STREAM.yaml [--task sst2] [--rows 640] [--repeats 7]
 
-One epoch each, in turn, in one process, after one round of both that does not count; the ratio is the median over
-rounds. Both train LoRA of rank 8 on query and value. Rows that our loop sorts by length before batching are padded
-less; the Trainer pads each batch to its longest row, as its default collator does.
+Both use the same rows, batch size, length and precision. One epoch each, in turn, in one process, after a warm-up round
+of both; the ratio is the median over rounds. Both train LoRA of rank 8 on query and value. Our loop sorts rows by
+length before batching, so they are padded less; the Trainer pads each batch to its longest row, as its default collator does.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tests.benchmarks.baselines import RANK, peft_lora
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """The same token ids as ours, as the Trainer wants them."""
+    """The same token ids in the format of the Trainer."""
 
     def __init__(self, task: PreparedTask) -> None:
         assert isinstance(task.train, ClassificationRows)
@@ -50,8 +50,8 @@ class _Rows(Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._classes[index]}
 
 
-def ours(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
-    """Seconds of one epoch of our loop, from the closed-form start."""
+def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
+    """Return a function that trains one epoch by our loop from the closed-form start; its seconds."""
     start = task.kind.closed_form_start(
         ForwardContext(backbone, None, task.train), ForwardContext(backbone, None, task.validation)
     )
@@ -68,7 +68,7 @@ def ours(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
 
 
 def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
-    """Seconds of one epoch of transformers' Trainer with PEFT's LoRA."""
+    """Return a function that trains one epoch by transformers' Trainer with PEFT's LoRA; its seconds."""
 
     def epoch() -> float:
         network = peft_lora(resolve_source(backbone.name), len(task.data.labels)).classifier
@@ -89,9 +89,9 @@ def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
             collator = DataCollatorWithPadding(backbone.tokenizer)
             run = Trainer(model=network, args=arguments, train_dataset=_Rows(task), data_collator=collator)
             run.remove_callback(PrinterCallback)  # it would print to where the document goes
-            began = time.perf_counter()
+            start = time.perf_counter()
             run.train()
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
     return epoch
 
@@ -102,28 +102,28 @@ def main() -> None:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--rows", type=int, default=640)
     parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    stream = read_stream(given.stream)
-    spec = next(task for task in stream.resolved() if task.name == given.task)
-    rows = {"train": given.rows, "validation": 32, "test": 32}
+    arguments = parser.parse_args()
+    stream = read_stream(arguments.stream)
+    spec = next(task for task in stream.resolved() if task.name == arguments.task)
+    rows = {"train": arguments.rows, "validation": 32, "test": 32}
     backbone = load_backbone(stream.backbone or "minilm")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     data = load_task(spec.model_copy(update={"rows": rows}), folder=stream.folder, seed=stream.seed)
     task = prepare_task(backbone, data)
-    arms = {"ours": ours(backbone, task), "peft_trainer": trainer(backbone, task)}
-    rounds = [{name: epoch() for name, epoch in arms.items()} for _ in range(given.repeats + 1)][1:]
+    variants = {"ours": our_epoch(backbone, task), "peft_trainer": trainer(backbone, task)}
+    rounds = [{name: epoch() for name, epoch in variants.items()} for _ in range(arguments.repeats + 1)][1:]
     document = {
-        "task": given.task,
-        "rows": given.rows,
+        "task": arguments.task,
+        "rows": arguments.rows,
         "batch_size": task.budget.batch_size,
         "max_length": task.budget.max_length,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": str(backbone.device),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "examples_per_second": {name: given.rows / median(r[name] for r in rounds) for name in arms},
+        "examples_per_second": {name: arguments.rows / median(r[name] for r in rounds) for name in variants},
         "ratio": median(r["peft_trainer"] / r["ours"] for r in rounds),
         "ratios": [r["peft_trainer"] / r["ours"] for r in rounds],
     }

@@ -1,4 +1,4 @@
-"""A registry of many deltas, filled in bulk, and one more task to register in it."""
+"""A registry of many synthetic deltas, filled in bulk, and one more task to register."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +38,7 @@ _Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Filled:
-    """What is in a filled registry, by name; `best` are rows that a page of `best` may end with."""
+    """The names in a filled registry; `best` holds rows after which a page of `best` may start."""
 
     deltas: Sequence[str]
     tasks: Sequence[str]
@@ -48,13 +48,13 @@ class Filled:
     events: int
 
     def moment(self, share: float) -> datetime:
-        """A time before which this share of the deltas was learned."""
+        """Return a time before which this share of the deltas was learned."""
         return BEGAN + share * len(self.deltas) * SPACING
 
 
 @dataclass(frozen=True)
 class _Delta:
-    """The plan of one delta; all numbers begin at 1."""
+    """The plan of one delta; all ids begin at 1."""
 
     id: int
     task: int
@@ -65,7 +65,7 @@ class _Delta:
 
 
 def fill(registry: Registry, size: int, random: Random) -> Filled:
-    """Writes `size` deltas, and all that belongs to them, into an empty registry."""
+    """Insert `size` deltas with all their rows into an empty registry."""
     tasks = size // 2
     plan = _plan(size, tasks, random)
     streams = -(-size // PER_STREAM)
@@ -99,13 +99,13 @@ def fill(registry: Registry, size: int, random: Random) -> Filled:
 
 
 def register(registry: Registry, filled: Filled, random: Random) -> Callable[[], str]:
-    """Registers one more task at each call, as learning does: blobs first, then one unit of work."""
+    """Return a function that registers one more task per call: blobs first, then one unit of work."""
     numbers = count()
 
     def once() -> str:
         number = next(numbers)
         name, content = f"new-{number}", number.to_bytes(8) * (VALUES // 8)
-        values, own = registry.blobs.put(content), registry.blobs.put(content + b"signature")
+        values, signature = registry.blobs.put(content), registry.blobs.put(content + b"signature")
         delta = DeltaRecord(
             task=name,
             backbone=BACKBONES[0],
@@ -144,14 +144,14 @@ def register(registry: Registry, filled: Filled, random: Random) -> Callable[[],
                 delta,
                 parents=[Parent(delta=random.choice(filled.deltas), kind="warm_start", weight=1.0, score=0.5)],
                 scores=scores,
-                signature=SignatureRecord(digest=own, rows=400, pooling="mean"),
+                signature=SignatureRecord(digest=signature, rows=400, pooling="mean"),
             )
 
     return once
 
 
 def _plan(size: int, tasks: int, random: Random) -> list[_Delta]:
-    """Tasks arrive one after another and are learned again at random; three in four deltas come from an earlier one."""
+    """Draw the plan: tasks arrive in order and are learned again at random; three in four deltas have a parent."""
     last: dict[int, int] = {}  # by task: its newest delta
     versions: dict[int, int] = {}
     plan: list[_Delta] = []
@@ -303,6 +303,6 @@ def _write_postgresql(registry: Registry, table: str, rows: Iterator[_Row]) -> N
 
 
 def _split(rows: Iterator[_Row]) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-    """The columns, and the rows' values in their order."""
+    """Return the columns, and the rows' values in their order."""
     first = next(rows)
     return list(first), (tuple(row.values()) for row in chain([first], rows))

@@ -1,14 +1,14 @@
-"""What a warm start brings: each task of a stream learned from few rows, or from all, with and without one.
+"""Benefit of warm starts: each task of a stream learned from few or all rows, with and without one.
 
     continual run STREAM.yaml --home HOME
     python -m tests.benchmarks.transfer STREAM.yaml --home HOME [--shots 16] [--seeds 0,1,2] > transfer.json
 
-Every task is learned again as a newcomer among the other tasks that HOME holds, by three starts and the same budget:
-`warm`, as `warm_start: auto` decides, from scratch with the closed-form head, and from scratch with a random head. With
-`--shots` each label has so many train rows; without, all are used. With `--chain` HOME is left out: each task may start
-from those before it in the stream alone, which were learned from as few rows.
+Every task is learned again as a new task beside the others in HOME, from three starts with the same budget: `warm`, as
+`warm_start: auto` decides, from scratch with the closed-form head, and from scratch with a random head. With `--shots`
+each label has so many train rows; without, all are used. With `--chain` HOME is left out: each task may start only from
+the earlier ones of the stream, learned from as few rows.
 
-Of each task: mean scores over the seeds, how the warm start was chosen, the gain over scratch with its paired 95 %
+For each task: mean scores over the seeds, how the warm start was chosen, the gain over scratch with its paired 95 %
 interval over test rows, and the share of its steps after which training from the warm start has reached the final
 validation score of training from scratch (None where it never does).
 """
@@ -33,7 +33,7 @@ from continual.kinds import ForwardContext, HeadStart, answer_labels
 from continual.learning.learn import trial_score, warm_start_candidates
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.metrics import metric_score
-from continual.streams.positions import learn_task
+from continual.streams.position_learner import learn_task
 from continual.training.training_run import TrainingResult
 from continual.transfer.neighbours import nearest_tasks
 from continual.transfer.warm_start import WarmStartCandidate, choose_start, from_scratch
@@ -45,8 +45,8 @@ HEAD_SCALE = 0.02  # deviation of a random head's weights, as transformers draws
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to start: what training came to, its test score, and which test rows it answers rightly."""
+class TrainedStart:
+    """A trained start: the result, its test score, and which test rows it answers correctly."""
 
     trained: TrainingResult
     score: float
@@ -54,20 +54,20 @@ class Arm:
 
 
 def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed: int) -> dict[str, Any]:
-    """One task by the three starts."""
+    """Train one task from the three starts."""
     rows, held_out = (ForwardContext(task.backbone, None, part) for part in (task.train, task.validation))
-    own, name, settings = task_signature(task.kind, rows), task.data.spec.name, method_settings(task.method)
+    signature, name, settings = task_signature(task.kind, rows), task.data.spec.name, method_settings(task.method)
     scratch = from_scratch(task.kind.closed_form_start(rows, held_out))
     labels = task.data.labels
-    near = nearest_tasks(task.backbone, registry, own, task=name, labels=labels, settings=settings)
-    others = warm_start_candidates(task, scratch, near, train=rows, held_out=held_out)
-    tried = partial(trial_score, task, seed=seed)
+    near = nearest_tasks(task.backbone, registry, signature, task=name, labels=labels, settings=settings)
+    candidates = warm_start_candidates(task, scratch, near, train=rows, held_out=held_out)
+    score_trial = partial(trial_score, task, seed=seed)
     start = choose_start(
-        task.backbone, "auto", scratch=scratch, candidates=others, settings=settings, trial_score=tried
+        task.backbone, "auto", scratch=scratch, candidates=candidates, settings=settings, trial_score=score_trial
     )
-    plain = _arm(task, scratch, seed=seed)
-    warm = plain if start is scratch else _arm(task, start, seed=seed)
-    blind = _arm(task, _random(task, scratch, seed=seed), seed=seed)
+    plain = _train_start(task, scratch, seed=seed)
+    warm = plain if start is scratch else _train_start(task, start, seed=seed)
+    blind = _train_start(task, _random(task, scratch, seed=seed), seed=seed)
     return {
         "task": name,
         "seed": seed,
@@ -81,13 +81,13 @@ def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed
     }
 
 
-def _arm(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> Arm:
+def _train_start(task: PreparedTask, start: WarmStartCandidate, *, seed: int) -> TrainedStart:
     trained = task.training_run(start, seed=seed).run()
-    kind, seen = task.kind, ForwardContext(task.backbone, trained.delta, task.test)
-    answers = answer_labels(kind.answers(task.backbone, kind.outputs(seen, trained.delta.head), task.test))
+    kind, context = task.kind, ForwardContext(task.backbone, trained.delta, task.test)
+    answers = answer_labels(kind.answers(task.backbone, kind.outputs(context, trained.delta.head), task.test))
     score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=kind.metric_kind)
     right = torch.tensor([a == b for a, b in zip(answers, task.test.truth, strict=True)]).double()
-    return Arm(trained, score, right)
+    return TrainedStart(trained, score, right)
 
 
 def _random(task: PreparedTask, scratch: WarmStartCandidate, *, seed: int) -> WarmStartCandidate:
@@ -99,33 +99,33 @@ def _random(task: PreparedTask, scratch: WarmStartCandidate, *, seed: int) -> Wa
 
 
 def _reached(warm: TrainingResult, scratch: TrainingResult) -> float | None:
-    """The share of epochs after which the warm start's validation score is scratch's best one."""
+    """Return the share of epochs after which the warm start reaches scratch's best validation score."""
     epochs = len(warm.curve) - 1
-    found = [epoch.number for epoch in warm.curve if epoch.score >= scratch.score]
-    return found[0] / epochs if found and epochs else None
+    reached = [epoch.number for epoch in warm.curve if epoch.score >= scratch.score]
+    return reached[0] / epochs if reached and epochs else None
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By task, and over tasks."""
+    """Return the results by task, and over tasks."""
     tasks = []
     for name in dict.fromkeys(run["task"] for run in runs):
-        own = [run for run in runs if run["task"] == name]
+        task_runs = [run for run in runs if run["task"] == name]
         # The rows of a seed are the same test rows: their mean over seeds is what is paired.
-        paired = torch.tensor([run["differences"] for run in own]).mean(dim=0)
+        paired = torch.tensor([run["differences"] for run in task_runs]).mean(dim=0)
         gain, error = float(paired.mean()), float(paired.std()) / math.sqrt(len(paired))
-        reached = [run["steps"] for run in own]
+        reached = [run["steps"] for run in task_runs]
         tasks.append(
             {
                 "task": name,
-                **{arm: fmean(run[arm] for run in own) for arm in ("warm", "scratch", "random_head")},
-                "starts": [run["start"] for run in own],
+                **{variant: fmean(run[variant] for run in task_runs) for variant in ("warm", "scratch", "random_head")},
+                "starts": [run["start"] for run in task_runs],
                 "gain": gain,
                 "low": gain - 1.96 * error,
                 "high": gain + 1.96 * error,
                 "steps": median([math.inf if share is None else share for share in reached]),
             }
         )
-    means = {arm: fmean(task[arm] for task in tasks) for arm in ("warm", "scratch", "random_head")}
+    means = {variant: fmean(task[variant] for task in tasks) for variant in ("warm", "scratch", "random_head")}
     return {
         **means,
         "gain_over_scratch": means["warm"] - means["scratch"],
@@ -137,7 +137,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def streams(stream: Stream, *, shots: int | None, seeds: Sequence[int], tasks: Sequence[str]) -> Iterator[Stream]:
-    """The stream as it is for each seed: with so many rows of each label, and only the tasks that are asked for."""
+    """Yield the stream for each seed, with so many rows of each label and the selected tasks only."""
     for seed in seeds:
         chosen = [task for task in stream.tasks if not tasks or task.name in tasks]
         few = [task.model_copy(update={"warm_start": "auto", "shots": shots or task.shots}) for task in chosen]
@@ -145,9 +145,9 @@ def streams(stream: Stream, *, shots: int | None, seeds: Sequence[int], tasks: S
 
 
 def measured(backbone: Backbone, stream: Stream, home: Path | None, state: Path | None) -> Iterator[dict[str, Any]]:
-    """Every task of one seed; what `state` holds is not measured again."""
-    known = [json.loads(line) for line in state.read_text().splitlines()] if state and state.exists() else []
-    done = {(run["task"], run["seed"]): run for run in known}
+    """Return the results of every task for one seed; finished runs in `state` are not repeated."""
+    finished = [json.loads(line) for line in state.read_text().splitlines()] if state and state.exists() else []
+    done = {(run["task"], run["seed"]): run for run in finished}
     with tempfile.TemporaryDirectory() as folder:
         place = home or Path(folder)
         registry = Registry.open(f"sqlite:///{place / 'registry.db'}", str(place / "blobs"))
@@ -166,7 +166,7 @@ def measured(backbone: Backbone, stream: Stream, home: Path | None, state: Path 
 
 
 def main() -> None:
-    """Prints one JSON document."""
+    """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stream", type=Path)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -176,16 +176,19 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tasks", default="")
     parser.add_argument("--state", type=Path, help="finished runs, to go on from")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quieten()
-    stream = read_stream(given.stream)
-    seeds, tasks = [int(seed) for seed in given.seeds.split(",")], [name for name in given.tasks.split(",") if name]
+    stream = read_stream(arguments.stream)
+    seeds, tasks = (
+        [int(seed) for seed in arguments.seeds.split(",")],
+        [name for name in arguments.tasks.split(",") if name],
+    )
     assert stream.backbone is not None
     backbone = load_backbone(stream.backbone)
     runs = [
         run
-        for own in streams(stream, shots=given.shots, seeds=seeds, tasks=tasks)
-        for run in measured(backbone, own, given.home, given.state)
+        for seeded_stream in streams(stream, shots=arguments.shots, seeds=seeds, tasks=tasks)
+        for run in measured(backbone, seeded_stream, arguments.home, arguments.state)
     ]
     print(json.dumps(summary(runs), indent=1))
 

@@ -22,7 +22,7 @@ from continual.metrics import metric_score, metrics_of
 from continual.training.objective import validation_score
 from continual.transfer.warm_start import from_scratch
 from tasks import KIND_SCHEMAS, AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
-from tasks.kind_requirements import TargetType
+from tasks.kind_schemas import TargetType
 from tests.conftest import backbone_of
 from tests.helpers.tiny_models import TINY_CONFIGS
 

@@ -18,8 +18,8 @@ from continual.errors import EngineError, TrainingError
 from continual.settings import resolve_locations
 from continual.streams.engine import LOCAL_ENGINE, resolve_engine
 from continual.streams.estimate import estimate_memory
-from continual.streams.job import StreamRun
 from continual.streams.preflight import load_and_check, register_stream
+from continual.streams.stream_run import StreamRun
 from registry import Registry, find_damage, save_checkpoint
 from tasks import Stream
 from tasks.errors import InputError

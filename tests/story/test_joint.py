@@ -52,7 +52,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         group_sizes.append(len(runs))
         return train_jointly(runs, seed=seed)
 
-    monkeypatch.setattr("continual.streams.positions.train_jointly", counted)
+    monkeypatch.setattr("continual.streams.position_learner.train_jointly", counted)
     return group_sizes
 
 

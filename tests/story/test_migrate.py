@@ -286,7 +286,7 @@ def test_on_the_command_line(
     assert all(row["seconds"] > 0 for row in foreseen)
     assert len(cli("deltas", "--json").json) == 2, "nothing was learned"
     with monkeypatch.context() as patch:
-        patch.setattr("continual.streams.positions.prepare_task", failing)
+        patch.setattr("continual.streams.position_learner.prepare_task", failing)
         result = cli("migrate", *new, "--from", str(bert_folder), "--json")
     assert result.code == 1
     assert all(set(row) == set(MigrationOutcome.__dataclass_fields__) for row in result.json)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import torch
 
-from continual.routing.totals import max_over_classes
+from continual.routing.moments import max_over_classes
 
 @dataclass(frozen=True)
 class NearestMean:

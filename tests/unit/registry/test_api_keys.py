@@ -13,8 +13,8 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from registry import NotFound, NothingToDo, Registry, add_key, dump_registry, key_digest, restore_registry, revoke_key
-from registry.reads.api_keys import ApiKey, Role
 from registry.schema.base import Base, now
+from registry.schema.tables import ApiKey, Role
 from tasks.errors import InputError
 from tests.helpers.databases import registry_url
 from tests.helpers.registries import make_registry

@@ -102,7 +102,7 @@ class Model:
                 del self.versions[name]
 
 
-class Broken(Exception):
+class InterruptedUnitError(Exception):
     """An error raised in the middle of a unit of work."""
 
 
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
                 signature=SignatureRecord(digest=blobs[2], rows=4, pooling="mean"),
             )
             if score < 0:
-                raise Broken
+                raise InterruptedUnitError
             return name
 
     @rule(task=st.sampled_from(TASKS), score=st.sampled_from((0.2, 0.5, 0.8)), draw=st.data())
@@ -158,7 +158,7 @@ class Machine(RuleBasedStateMachine):
     def break_off(self, task: str) -> None:
         """Roll back a unit of work; blobs stored before stay, unreferenced."""
         blobs = self._blobs(self.registry)
-        with pytest.raises(Broken):
+        with pytest.raises(InterruptedUnitError):
             self._write(self.registry, task, -1.0, blobs, ())
         self.model.loose |= set(blobs)
 

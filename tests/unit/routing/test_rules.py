@@ -34,9 +34,9 @@ from continual.routing import router as calibration
 from continual.routing.class_index import ClassMeanIndex
 from continual.routing.held_out import SMOOTHING, HeldOutRows, calibrated_loss, fit_calibration
 from continual.routing.mahalanobis import SHRINKAGES
+from continual.routing.moments import AccumulatedMoments
 from continual.routing.ridge import PENALTIES
 from continual.routing.statistics import HELD_OUT, SCATTER_RANK
-from continual.routing.totals import AccumulatedMoments
 from registry.errors import BlobError
 from tests.helpers.tiny_tasks import tiny_backbone
 

@@ -10,7 +10,7 @@ from continual.deltas import METHODS, Delta
 from continual.errors import DeltaError
 from continual.kinds import kind_metadata
 from continual.kinds.generation import Generation
-from continual.learning.fixed_inputs import TOLERANCE, probe_difference, probe_outputs
+from continual.learning.probes import TOLERANCE, probe_difference, probe_outputs
 from continual.serialization import deserialize
 from registry.errors import BlobError
 from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
@@ -68,5 +68,5 @@ def test_rounding_is_no_change_and_nonsense_is(bert: Backbone) -> None:
 
 def test_the_inputs_are_stored_and_not_drawn_again(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = probe_outputs(bert, perturbed_delta(bert, "lora"))
-    monkeypatch.setattr("continual.learning.fixed_inputs.PROBE_LENGTHS", (2, 2))
+    monkeypatch.setattr("continual.learning.probes.PROBE_LENGTHS", (2, 2))
     assert probe_difference(bert, perturbed_delta(bert, "lora"), outputs) == 0.0
