@@ -20,7 +20,7 @@ from continual.streams.engine import LOCAL_ENGINE, Engine
 from continual.streams.migration.migrate import run_migration
 from continual.streams.migration.outcome import MigrationOutcome
 from continual.streams.migration.plan import plan_migration
-from continual.streams.positions import learn_task
+from continual.streams.position_learner import learn_task
 from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
 from registry import Registry

@@ -44,7 +44,6 @@ from registry.operations.promotion import archive_delta, promote_delta
 from registry.operations.restore import restore_registry
 from registry.operations.strategy_runs import note_strategy_run, save_strategy_step, start_strategy_run
 from registry.operations.verify import find_damage, warnings
-from registry.reads.api_keys import Role
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -69,6 +68,7 @@ from registry.records import (
 from registry.redaction import redact
 from registry.registry import Registry
 from registry.schema.migrate import upgrade
+from registry.schema.tables import Role
 from registry.stream_records import StepRecord, StepScore, StoredPosition, StoredStrategy, StoredStream, StrategyRecord
 from registry.unit_of_work import UnitOfWork
 from registry.writes.arrivals import ARRIVAL_STREAM, Arrival, normalized_backbone_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.docstring_corpus import write_demo_stream
 from tasks.errors import ContinualError, DataError, InputError, StreamError
-from tasks.kind_requirements import KIND_SCHEMAS, KindSchema
+from tasks.kind_schemas import KIND_SCHEMAS, KindSchema
 from tasks.load import load_stream, load_task, load_validation
 from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, TaskData, Text
 from tasks.spec import Budget, Method, Source, Stream, TaskSpec, WarmStart

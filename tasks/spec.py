@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.kind_requirements import KIND_SCHEMAS
+from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.strict_model import StrictModel
 from tasks.template import Template
 

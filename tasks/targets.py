@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.columns import Column, Table
 from tasks.errors import DataError
-from tasks.kind_requirements import KIND_SCHEMAS, TargetType
+from tasks.kind_schemas import KIND_SCHEMAS, TargetType
 from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, Text
 from tasks.source import SourceLocation
 from tasks.spec import SPLITS, Split, TaskSpec

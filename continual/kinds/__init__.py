@@ -1,4 +1,4 @@
-"""Kinds of task; a new one is a file here and a line in `tasks.kind_requirements.KIND_SCHEMAS`."""
+"""Kinds of task; a new one is a file here and a line in `tasks.kind_schemas.KIND_SCHEMAS`."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module

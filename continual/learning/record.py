@@ -9,8 +9,8 @@ from continual.deltas import Delta
 from continual.inference.task_statistics import store_signature
 from continual.kinds import Outputs
 from continual.learning.champion_contest import contest_champion
-from continual.learning.fixed_inputs import probe_outputs
 from continual.learning.learn import LearnedTask
+from continual.learning.probes import probe_outputs
 from continual.serialization import deserialize, serialize
 from registry import (
     BackboneRecord,

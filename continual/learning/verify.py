@@ -7,7 +7,7 @@ from typing import Any, final
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Delta, load_delta
 from continual.features.signature import Signature
-from continual.learning.fixed_inputs import TOLERANCE, probe_difference
+from continual.learning.probes import TOLERANCE, probe_difference
 from continual.learning.record import deserialize_outputs
 from continual.routing import RoutingStatistics
 from registry import BackboneRecord, Registry, StoredDelta, find_damage, warnings

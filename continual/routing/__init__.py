@@ -3,10 +3,10 @@
 from continual.routing.decision import Decision, Opinion, choose_tasks
 from continual.routing.evidence import FitStatistics, fit_statistics
 from continual.routing.held_out import HeldOutRows, collect_held_out
+from continual.routing.moments import AccumulatedMoments, max_over_classes
 from continual.routing.router import Router, build_router, calibrate
 from continual.routing.rules import AUTO, ROUTERS, RoutingRule, rule_names
 from continual.routing.statistics import RoutingStatistics, compute_statistics, evenly_spaced
-from continual.routing.totals import AccumulatedMoments, max_over_classes
 
 __all__ = [
     "AUTO",

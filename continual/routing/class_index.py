@@ -16,8 +16,8 @@ from torch import Tensor
 
 from continual.errors import RoutingError
 from continual.features.signature import inverse_shrunk_covariance
+from continual.routing.moments import AccumulatedMoments
 from continual.routing.statistics import TaskMoments
-from continual.routing.totals import AccumulatedMoments
 
 CANDIDATE_CLASSES = 8  # P
 PER_CELL, PROBED_CELLS = 128, 8  # class means in a cell of the index, and cells that are searched for an input

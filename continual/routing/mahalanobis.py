@@ -19,7 +19,7 @@ from torch import Tensor
 from continual.features.signature import inverse_shrunk_covariance, shrink_covariance
 from continual.routing.class_index import ClassMeanIndex
 from continual.routing.held_out import HeldOutRows, calibrated_loss
-from continual.routing.totals import AccumulatedMoments, max_over_classes
+from continual.routing.moments import AccumulatedMoments, max_over_classes
 
 SHRINKAGES = (0.03, 0.01, 0.003)
 INDEX_THRESHOLD = 20_000  # classes; with more, not every one is compared with every input

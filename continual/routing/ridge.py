@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.routing.held_out import HeldOutRows, calibrated_loss
-from continual.routing.totals import LEADING_FEATURES, AccumulatedMoments, max_over_classes
+from continual.routing.moments import LEADING_FEATURES, AccumulatedMoments, max_over_classes
 
 PENALTIES = (1e-4, 1e-3, 1e-2)  # λ
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from continual.features.random_features import FrozenFeatures
 from continual.routing.held_out import Features, HeldOutRows, collect_held_out, fit_calibration
+from continual.routing.moments import AccumulatedMoments
 from continual.routing.rules import AUTO, ROUTERS, RoutingRule, rule_names
 from continual.routing.statistics import RoutingStatistics
-from continual.routing.totals import AccumulatedMoments
 from continual.settings import FALSE_ABSTENTION_RATE
 
 SECOND_LOOK_PROBABILITY = 0.001  # deltas are queried where the router alone would err more often than this

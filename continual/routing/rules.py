@@ -8,8 +8,8 @@ from torch import Tensor
 from continual.errors import RoutingError
 from continual.routing.held_out import HeldOutRows
 from continual.routing.mahalanobis import mahalanobis
+from continual.routing.moments import AccumulatedMoments
 from continual.routing.ridge import ridge
-from continual.routing.totals import AccumulatedMoments
 from tasks.plugins import PluginRegistry
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from continual.backbones.backbone import Backbone
 from continual.features.stored_signatures import read_signature, signature_records
 from continual.routing import AUTO, Router, RoutingStatistics, build_router, calibrate, collect_held_out, rule_names
-from continual.routing.totals import AccumulatedMoments
+from continual.routing.moments import AccumulatedMoments
 from registry import Champion, Registry, StoredSignature
 from registry.errors import BlobError
 

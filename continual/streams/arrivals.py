@@ -17,7 +17,7 @@ from continual.backbones.backbone import Backbone
 from continual.backbones.hub import hub_name
 from continual.backbones.quantization import plain_name
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
-from continual.streams.positions import PositionLearner
+from continual.streams.position_learner import PositionLearner
 from continual.streams.preflight import load_and_check, require_trainable
 from registry import (
     ARRIVAL_STREAM,

@@ -8,8 +8,8 @@ checkpoint. An engine decides where that happens: in this process, or in the wor
 from continual.backbones.backbone import Backbone
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.streams.engine import LOCAL_ENGINE, Engine
-from continual.streams.job import StreamRun
 from continual.streams.preflight import load_and_check, register_stream, require_trainable
+from continual.streams.stream_run import StreamRun
 from registry import Registry
 from tasks import Stream
 from tasks.errors import InputError

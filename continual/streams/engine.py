@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from continual.errors import EngineError
 from continual.streams.evaluation import StreamEvaluator
-from continual.streams.job import StreamRun
+from continual.streams.stream_run import StreamRun
 from continual.streams.worker_loop import learn_claimed_positions
 from registry import current_process_id
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from continual.learning.learn import LearnedTask
-from continual.routing.totals import AccumulatedMoments
-from continual.streams.job import StreamRun
+from continual.routing.moments import AccumulatedMoments
 from continual.streams.routed_scores import EvaluatedTask, add_missing_routed_scores, evaluate_learned, evaluate_stored
+from continual.streams.stream_run import StreamRun
 from registry import StoredPosition
 
 

@@ -19,7 +19,7 @@ from continual.learning.prepared import PreparedTask, prepare_task
 from continual.learning.record import deserialize_outputs
 from continual.metrics import proportion_with_interval, score_with_interval
 from continual.routing import Opinion, RoutingStatistics, build_router, choose_tasks
-from continual.routing.totals import AccumulatedMoments
+from continual.routing.moments import AccumulatedMoments
 from registry import Registry, Score
 from registry.errors import BlobError
 from tasks import TaskData, Text

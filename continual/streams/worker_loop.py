@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from continual.learning.learn import LearnedTask
-from continual.streams.job import StreamRun
-from continual.streams.positions import PositionLearner
+from continual.streams.position_learner import PositionLearner
+from continual.streams.stream_run import StreamRun
 from registry import claim_next
 
 POLL_SECONDS = 1.0  # seconds between two looks at positions that other controllers hold

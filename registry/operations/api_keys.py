@@ -9,9 +9,10 @@ from sqlalchemy import select
 
 from registry.errors import NothingToDo
 from registry.names import validate_name
-from registry.reads.api_keys import ApiKey, Role, get_key
+from registry.reads.api_keys import get_key
 from registry.registry import Registry
 from registry.schema.base import now
+from registry.schema.tables import ApiKey, Role
 from registry.unit_of_work import UnitOfWork
 from tasks.errors import InputError
 

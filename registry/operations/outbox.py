@@ -10,30 +10,21 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import CheckConstraint, delete, select
-from sqlalchemy.orm import Mapped, Session, aliased
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound
 from registry.holders import is_alive
 from registry.reads.lookups import delta_row
 from registry.records import OutboxTopic
 from registry.registry import Registry
-from registry.schema.base import Base, database_now
-from registry.schema.tables import OutboxRow
+from registry.schema.base import database_now
+from registry.schema.tables import OutboxRow, RegistryIdentity
 from registry.unit_of_work import UnitOfWork
 
 SEND_LEASE = timedelta(minutes=10)  # longer than sending the largest delta takes
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 600.0  # delay after a failure, doubled each time
 COALESCED_MESSAGES = ("stream", "champion")  # sent from the registry's present state: one covers all later ones
-
-
-class RegistryIdentity(Base):
-    """The registry's own id, independent of its database's location; one row, created on first use."""
-
-    __tablename__ = "identity"
-    __table_args__ = (CheckConstraint("id = 1", name="single"),)
-
-    name: Mapped[str]
 
 
 @dataclass(frozen=True, kw_only=True)

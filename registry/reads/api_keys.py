@@ -1,38 +1,12 @@
-"""API keys of servers: the table, of digests only, and its queries."""
+"""Queries of the API keys of servers."""
 
-from datetime import datetime
-from typing import Literal, get_args
-
-from sqlalchemy import CheckConstraint, Text, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from registry.errors import not_found
 from registry.reads.mapping import ListingRow, to_dicts
 from registry.reads.pagination import paginate
-from registry.schema.base import Base, check_in, now
-
-Role = Literal["read", "admin"]  # admin may also change what is learned and what serves
-
-
-class ApiKey(Base):
-    """A key that grants access to a server until it is revoked.
-
-    Attributes:
-        name: The key's name.
-        digest: `registry.key_digest` of the secret, which is not stored.
-        role: `read`, or `admin`, which may also change what is learned and what serves.
-        created_at: Time of creation.
-        revoked_at: Time of revocation.
-    """
-
-    __tablename__ = "api_keys"
-    __table_args__ = (check_in("role", get_args(Role)), CheckConstraint("length(digest) = 64", name="digest"))
-
-    name: Mapped[str] = mapped_column(unique=True)
-    digest: Mapped[str] = mapped_column(unique=True)
-    role: Mapped[Role] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(default=now)
-    revoked_at: Mapped[datetime | None]
+from registry.schema.tables import ApiKey, Role
 
 
 def list_keys(session: Session, *, limit: int | None = None, after: str | None = None) -> list[ListingRow]:

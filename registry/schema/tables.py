@@ -1,7 +1,7 @@
-"""The main tables: backbones, tasks, streams, deltas, lineage; scores are in `score_tables`."""
+"""The main tables: backbones, tasks, streams, deltas, lineage, API keys, the outbox; scores are in `score_tables`."""
 
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Text, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -12,6 +12,8 @@ from registry.schema.base import Base, check_in, foreign_key, now, partial_index
 
 # Positions that may be claimed next; a failed arrival is claimable while it has retries left, after all others.
 CLAIMABLE = "(state = 'waiting' OR (state = 'failed' AND retries > 0))"
+Role = Literal["read", "admin"]
+"""Of an API key: `admin` may also change what is learned and what serves."""
 
 
 class Backbone(Base):
@@ -353,3 +355,33 @@ class OutboxRow(Base):
     holder: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ApiKey(Base):
+    """A key that grants access to a server until it is revoked.
+
+    Attributes:
+        name: The key's name.
+        digest: `registry.key_digest` of the secret, which is not stored.
+        role: `read`, or `admin`, which may also change what is learned and what serves.
+        created_at: Time of creation.
+        revoked_at: Time of revocation.
+    """
+
+    __tablename__ = "api_keys"
+    __table_args__ = (check_in("role", get_args(Role)), CheckConstraint("length(digest) = 64", name="digest"))
+
+    name: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[Role] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    revoked_at: Mapped[datetime | None]
+
+
+class RegistryIdentity(Base):
+    """The registry's own id, independent of its database's location; one row, created on first use."""
+
+    __tablename__ = "identity"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    name: Mapped[str]

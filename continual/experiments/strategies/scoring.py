@@ -11,7 +11,7 @@ from continual.kinds import ForwardContext, Outputs, answer_labels
 from continual.learning.prepared import PreparedTask
 from continual.metrics import metric_score
 from continual.routing import RoutingStatistics, build_router
-from continual.routing.totals import AccumulatedMoments
+from continual.routing.moments import AccumulatedMoments
 from continual.streams.routed_scores import answers_after_routing
 from registry import ScoreMode, StepScore
 

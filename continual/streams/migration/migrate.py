@@ -12,10 +12,10 @@ from typing import Any
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.learning.record import backbone_record
 from continual.streams.engine import LOCAL_ENGINE
-from continual.streams.job import StreamRun
 from continual.streams.migration.outcome import MigrationOutcome, migration_outcomes
 from continual.streams.migration.plan import Migration
 from continual.streams.preflight import recipe_digest
+from continual.streams.stream_run import StreamRun
 from registry import UnitOfWork
 from registry.errors import StreamChanged
 from tasks import Stream

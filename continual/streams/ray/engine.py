@@ -10,9 +10,9 @@ import ray
 from continual.cluster import PROCESS_BYTES, RegistryProbe, ResourceRequest, node_resources, publish_probe, ray_cluster
 from continual.errors import EngineError
 from continual.streams.estimate import estimate_memory
-from continual.streams.job import StreamRun
 from continual.streams.ray.worker import WorkerConfig
 from continual.streams.ray.worker_pool import WorkerPool
+from continual.streams.stream_run import StreamRun
 from registry import normalized_backbone_name
 
 NO_ROOM_HINT = (

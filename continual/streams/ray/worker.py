@@ -19,7 +19,7 @@ from continual.backbones.hub import Pooling
 from continual.callbacks import RunCallbacks
 from continual.cluster import RegistryProbe
 from continual.errors import BackboneError, EngineError
-from continual.streams.job import StreamRun
+from continual.streams.stream_run import StreamRun
 from continual.streams.worker_loop import learn_claimed_positions
 from registry import Registry, current_process_id, redact
 from tasks import Stream, TaskData

@@ -12,9 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 from continual.cluster import ResourceRequest
 from continual.errors import EngineError, TrainingError
 from continual.streams.evaluation import StreamEvaluator
-from continual.streams.job import StreamRun
-from continual.streams.positions import PositionLearner
+from continual.streams.position_learner import PositionLearner
 from continual.streams.ray.worker import Worker, WorkerEvent
+from continual.streams.stream_run import StreamRun
 from continual.streams.worker_loop import POLL_SECONDS
 from registry import StoredPosition, checkpoint_epoch, release_claims_of
 

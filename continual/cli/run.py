@@ -1,7 +1,5 @@
-"""Commands that learn, answer and measure."""
+"""Commands that learn: a demo, a stream, one task."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,25 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from continual.cli.options import (
-    AbstentionRate,
     BackboneName,
     CommonOptions,
-    Html,
-    RouterName,
-    TaskName,
     app,
     command,
     err,
-    out,
-    print_json,
     print_message,
     print_rows,
 )
-from continual.errors import DeltaError
-from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
-from registry import Registry
+from continual.settings import DEFAULT_HOME
 from tasks import Stream, read_stream, read_task, write_demo_stream
-from tasks.errors import InputError
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 
@@ -108,67 +97,16 @@ def learn(
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
-@command(app)
-def predict(
-    common: CommonOptions,
-    file: Annotated[str, typer.Argument(help="A file of plain or JSON lines; - is standard input.")] = "-",
-    task: TaskName = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="List every task of at least the probability --at-least, with its answer.")
-    ] = False,
-    at_least: Annotated[float, typer.Option(min=0, max=1, help="Least probability for --all.")] = MIN_TASK_PROBABILITY,
-    abstain: AbstentionRate = FALSE_ABSTENTION_RATE,
-    router: RouterName = "auto",
-    backbone: BackboneName = None,
-) -> None:
-    """Answer texts by the named task, or by the router's choice; JSON lines in the order of the inputs.
-
-    Input lines are plain text, `{"text": "…"}`, or a pair `{"text": ["…", "…"]}`.
-    """
-    from continual.cli.input_lines import read_inputs
-
-    texts = read_inputs(file)
-    with common.learner(backbone) as learner:
-        predictions = learner.predict(
-            texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
-        )
-        for prediction in predictions:
-            sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-    if errors := [prediction.error for prediction in predictions if prediction.error]:
-        raise DeltaError(f"{len(errors)} of {len(predictions)} inputs have no answer; the first: {errors[0]}")
-
-
-@command(app)
-def report(
-    common: CommonOptions,
-    stream: Annotated[str | None, typer.Argument(help="The name of a stream; by default the one begun last.")] = None,
-    html: Html = None,
-) -> None:
-    """Report a stream's score matrices and measures, with the task known and with the task routed."""
-    with common.registry() as registry:
-        _report(common, registry, stream or _last_stream(registry), html=html)
-
-
-@command(app)
-def audit(common: CommonOptions, stream: StreamFile, backbone: BackboneName = None) -> None:
-    """Predict all test rows of a stream again; exit code 1 if a prediction is not bit-identical."""
-    loaded = read_stream(stream)
-    with common.learner(backbone or loaded.backbone) as learner:
-        from continual.streams.audit import audit_stream
-
-        rows = audit_stream(learner.backbone, learner.registry, loaded)
-    print_rows(common, [asdict(row) for row in rows], title="Audit")
-    if not all(row.identical for row in rows):
-        raise typer.Exit(1)
-
-
 def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
     with common.learner(backbone or stream.backbone) as learner:
         from continual.cli.progress import progress_bars
+        from continual.cli.report import print_stream_report
 
         with progress_bars(err, [task.name for task in stream.tasks]) as callbacks:
             failed = learner.run(stream, callbacks=callbacks, **options)
-        _report(common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()])
+        print_stream_report(
+            common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()]
+        )
     for name, error in failed.items():
         print_message(f"task {name} failed: {error}", style="red")
     if failed:
@@ -184,26 +122,3 @@ def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -
         for note in row["notes"]:
             print_message(f"{row['task']}: {note}")
     print_rows(common, rows, title="Every task can be learned; what it would take")
-
-
-def _report(common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **extra: Any) -> None:
-    from continual.cli.tables import print_report
-    from continual.reports.report import stream_report
-
-    document = stream_report(registry, stream) | extra
-    if html:
-        from continual.reports.html import stream_page, write_page
-
-        write_page(html, stream_page(registry, document))
-        print_message(f"{html} is written")
-    if common.json:
-        print_json(document)
-    else:
-        print_report(out, document)
-
-
-def _last_stream(registry: Registry) -> str:
-    stream = registry.last_stream()
-    if stream is None:
-        raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")
-    return stream

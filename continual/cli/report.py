@@ -1,0 +1,82 @@
+"""Commands that measure: the report of a stream, and its audit."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from continual.cli.options import (
+    BackboneName,
+    CommonOptions,
+    Html,
+    app,
+    command,
+    out,
+    print_json,
+    print_message,
+    print_rows,
+)
+from registry import Registry
+from tasks import read_stream
+from tasks.errors import InputError
+
+
+@command(app)
+def report(
+    common: CommonOptions,
+    stream: Annotated[str | None, typer.Argument(help="The name of a stream; by default the one begun last.")] = None,
+    html: Html = None,
+) -> None:
+    """Report a stream's score matrices and measures, with the task known and with the task routed."""
+    with common.registry() as registry:
+        print_stream_report(common, registry, stream or _last_stream(registry), html=html)
+
+
+@command(app)
+def audit(
+    common: CommonOptions, stream: Annotated[Path, typer.Argument(help="A stream file.")], backbone: BackboneName = None
+) -> None:
+    """Predict all test rows of a stream again; exit code 1 if a prediction is not bit-identical."""
+    loaded = read_stream(stream)
+    with common.learner(backbone or loaded.backbone) as learner:
+        from continual.streams.audit import audit_stream
+
+        rows = audit_stream(learner.backbone, learner.registry, loaded)
+    print_rows(common, [asdict(row) for row in rows], title="Audit")
+    if not all(row.identical for row in rows):
+        raise typer.Exit(1)
+
+
+def print_stream_report(
+    common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **extra: Any
+) -> None:
+    """Print a stream's report, as JSON or as tables, and write its page.
+
+    Args:
+        common: The common options.
+        registry: The registry.
+        stream: The stream's name.
+        html: The file of the page, where one is wanted.
+        extra: Further fields of the document, such as `failed`.
+    """
+    from continual.cli.tables import print_report
+    from continual.reports.report import stream_report
+
+    document = stream_report(registry, stream) | extra
+    if html:
+        from continual.reports.html import stream_page, write_page
+
+        write_page(html, stream_page(registry, document))
+        print_message(f"{html} is written")
+    if common.json:
+        print_json(document)
+    else:
+        print_report(out, document)
+
+
+def _last_stream(registry: Registry) -> str:
+    stream = registry.last_stream()
+    if stream is None:
+        raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")
+    return stream
