@@ -1,4 +1,4 @@
-"""The main tables: backbones, tasks, streams, deltas, lineage, API keys, the outbox; scores are in `score_tables`."""
+"""The main tables: backbones, tasks, streams, deltas, lineage, keys, outbox; not `score_tables`."""
 
 from datetime import datetime
 from typing import Any, Literal, get_args
