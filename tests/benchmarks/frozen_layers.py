@@ -69,8 +69,8 @@ def main() -> None:
     quieten()
     budget = Budget(epochs=arguments.epochs, batch_size=32, learning_rate=1e-4)
     rows, few = drawn(arguments.rows, 0), drawn(8, 1)
-    what: dict[str, Any] = {"validation": few, "budget": budget, "metric": "accuracy", "seed": 0}
-    cached_objective = training_objective(backbone, Classification(LABELS), rows, **what)
+    data_settings: dict[str, Any] = {"validation": few, "budget": budget, "metric": "accuracy", "seed": 0}
+    cached_objective = training_objective(backbone, Classification(LABELS), rows, **data_settings)
 
     def run(method: str, objective: TrainingObjective[list[int]]) -> Run:
         settings = METHODS[method]

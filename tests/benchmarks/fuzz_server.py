@@ -117,11 +117,11 @@ async def sent(port: int, garbage: Garbage) -> list[str]:
 async def silence(port: int, until: float) -> None:
     """Keep clients connected that send half a line."""
     while time.monotonic() < until:
-        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SILENT)]
-        for _, writer in held:
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SILENT)]
+        for _, writer in connections:
             writer.write(b"POST /v1/predict HT")
         await asyncio.sleep(min(20, max(until - time.monotonic(), 0.1)))
-        for _, writer in held:
+        for _, writer in connections:
             writer.transport.abort()
 
 
@@ -195,7 +195,7 @@ def counted(url: str) -> dict[str, float]:
 def faults_of(document: dict[str, Any]) -> list[str]:
     """Return a description of every fault."""
     bad = [name for name in document["server_faults"] if name.split()[-1] not in DELIBERATE]
-    wrong = {
+    faults = {
         f"the server failed: {bad}": bool(bad),
         f"{document['tracebacks']} tracebacks": document["tracebacks"] > 0,
         f"{len(document['lost'])} requests of the good client lost": bool(document["lost"]),
@@ -203,7 +203,7 @@ def faults_of(document: dict[str, Any]) -> list[str]:
         f"the memory grew by {document['growth']:.0f} MiB": document["growth"] > GROWTH,
         "what the document does not describe; see schemathesis": document["schemathesis_exit"] != 0,
     }
-    return [text for text, is_so in wrong.items() if is_so]
+    return [text for text, is_so in faults.items() if is_so]
 
 
 def main() -> None:

@@ -39,12 +39,12 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def learned(stream: Stream, way: Mapping[str, Any]) -> dict[str, Any]:
+def learned(stream: Stream, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results of one way to load the stream's backbone."""
     with TemporaryDirectory() as home:
         registry = Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs")
         start = time.process_time()
-        with Learner.open(stream.backbone or "minilm", registry, **way) as learner:
+        with Learner.open(stream.backbone or "minilm", registry, **options) as learner:
             loaded = time.process_time() - start
             failed = learner.run(stream)
             if failed:
@@ -108,8 +108,8 @@ def main() -> None:
     chosen = tuple(task for task in stream.tasks if arguments.tasks is None or task.name in arguments.tasks)
     budget = stream.budget.model_copy(update={} if arguments.epochs is None else {"epochs": arguments.epochs})
     stream, results = stream.model_copy(update={"tasks": chosen, "budget": budget}), {}
-    for name, way in WAYS.items():
-        results[name] = learned(stream, way)
+    for name, options in WAYS.items():
+        results[name] = learned(stream, options)
         say(f"{name}: {results[name]}")
     print(json.dumps(results, indent=1))
 

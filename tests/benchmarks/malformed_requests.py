@@ -44,22 +44,22 @@ def noise(draw: Random, max_length: int = 400) -> bytes:
 
 def body(draw: Random) -> bytes:
     """Return an invalid or almost valid body."""
-    wrong = draw.choice([None, True, -1, 1e308, 10**400, [], {}, "", "\0", "a" * LONG, [["a"]], {"text": 1}])
-    near = [
-        {"rows": wrong},
-        {"rows": [wrong]},
-        {"rows": [{"text": wrong, "task": "task-0"}]},
-        {"rows": [{"text": "meow", "task": wrong}]},
+    wrong_value = draw.choice([None, True, -1, 1e308, 10**400, [], {}, "", "\0", "a" * LONG, [["a"]], {"text": 1}])
+    almost_valid = [
+        {"rows": wrong_value},
+        {"rows": [wrong_value]},
+        {"rows": [{"text": wrong_value, "task": "task-0"}]},
+        {"rows": [{"text": "meow", "task": wrong_value}]},
         {"rows": [{"text": ["meow"] * draw.randint(0, 4), "task": "task-0"}]},
-        {"rows": [{"text": "meow", "task": "task-0", "more": wrong}]},
-        {"rows": [{"text": "meow"}], "at_least": wrong},
+        {"rows": [{"text": "meow", "task": "task-0", "more": wrong_value}]},
+        {"rows": [{"text": "meow"}], "at_least": wrong_value},
         {"rows": [{"text": "meow\0" * 9, "task": f"task-{draw.randint(-3, 9)}"}]},
         {"rows": [{"text": chr(draw.randint(0, 0x10FFFF)) * 3, "task": chr(draw.randint(0, 0x10FFFF))}]},
-        {"model": "writer", "messages": [{"role": "user", "content": wrong}]},
-        {"model": "writer", "prompt": wrong, "max_tokens": wrong},
-        {"model": wrong, "input": wrong},
+        {"model": "writer", "messages": [{"role": "user", "content": wrong_value}]},
+        {"model": "writer", "prompt": wrong_value, "max_tokens": wrong_value},
+        {"model": wrong_value, "input": wrong_value},
     ]
-    written = json.dumps(draw.choice(near)).encode()
+    written = json.dumps(draw.choice(almost_valid)).encode()
     harmed = [
         written,
         written[: draw.randint(0, len(written))],

@@ -150,9 +150,9 @@ def step_memory(trial_task: TrialTask, label: str) -> int:
             saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    held = []  # alive until the end, or a later storage could take an earlier one's address
+    storages = []  # alive until the end, or a later storage could take an earlier one's address
     with attached(trial_task.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held.append(kind_of_delta(delta).loss(trial_task.backbone, delta, trial_task.train, longest))
+        storages.append(kind_of_delta(delta).loss(trial_task.backbone, delta, trial_task.train, longest))
     trained = sum(tensor.numel() for tensor in delta.tensors().values() if tensor.requires_grad)
     return sum(saved_bytes.values()) + 4 * 4 * trained
 
@@ -212,9 +212,9 @@ def main() -> None:
     backbone = load_backbone(stream.backbone or "minilm")
     quieten()
     if not arguments.report:
-        there = {spec.name: (benchmark, spec) for benchmark in reversed(streams) for spec in benchmark.resolved()}
-        names = chosen_names(list(there), arguments.tasks)
-        trial_tasks = [make_trial_task(backbone, *there[name], rows=arguments.rows, seed=stream.seed) for name in names]
+        specs = {spec.name: (benchmark, spec) for benchmark in reversed(streams) for spec in benchmark.resolved()}
+        names = chosen_names(list(specs), arguments.tasks)
+        trial_tasks = [make_trial_task(backbone, *specs[name], rows=arguments.rows, seed=stream.seed) for name in names]
         trial_tasks.sort(key=lambda trial_task: sum(trial_task.train.tokens.lengths))
         rates: dict[str, float] = {}
         labels = chosen_names(list(ENTRIES), arguments.entries)

@@ -95,7 +95,7 @@ VARIANTS: Mapping[str, tuple[Variant, tuple[float, ...]]] = {
 
 
 def chosen_rate(trial_tasks: Sequence[TrialTask], name: str, state: State) -> float | None:
-    """Return a variant's learning rate with the best mean validation score on the search tasks; the lowest of equals."""
+    """Return a variant's learning rate with the best mean validation score on the search tasks; lowest of equals."""
     rates = VARIANTS[name][1]
     means = {
         rate: fmean(searched(trial_task.few, name, rate, state)["validation"] for trial_task in trial_tasks)

@@ -43,53 +43,53 @@ Question = Callable[[], Any]
 def questions(registry: Registry, filled: Filled, random: Random) -> dict[str, Question]:
     """Return every query of the registry, with other arguments at each call."""
     deltas, tasks, streams = filled.deltas, filled.tasks, filled.streams
-    some, of = random.choice, BACKBONES[0]
+    choose, of = random.choice, BACKBONES[0]
 
     def scores_after() -> Any:
-        return registry.scores(limit=LIMIT, after=some(registry.scores(delta=some(deltas), limit=LIMIT)))
+        return registry.scores(limit=LIMIT, after=choose(registry.scores(delta=choose(deltas), limit=LIMIT)))
 
     return {
         "tasks, first page": lambda: registry.tasks(limit=LIMIT),
-        "tasks, some page": lambda: registry.tasks(limit=LIMIT, after=some(tasks)),
+        "tasks, some page": lambda: registry.tasks(limit=LIMIT, after=choose(tasks)),
         "deltas, first page": lambda: registry.deltas(limit=LIMIT),
-        "deltas, some page": lambda: registry.deltas(limit=LIMIT, after=some(deltas)),
-        "deltas of a task": lambda: registry.deltas(some(tasks), limit=LIMIT),
-        "delta": lambda: registry.delta(some(deltas)),
-        "task": lambda: registry.task(some(tasks)),
-        "backbone": lambda: registry.backbone(some(BACKBONES)),
+        "deltas, some page": lambda: registry.deltas(limit=LIMIT, after=choose(deltas)),
+        "deltas of a task": lambda: registry.deltas(choose(tasks), limit=LIMIT),
+        "delta": lambda: registry.delta(choose(deltas)),
+        "task": lambda: registry.task(choose(tasks)),
+        "backbone": lambda: registry.backbone(choose(BACKBONES)),
         "backbones": lambda: registry.backbones(),
         "champions": lambda: registry.champions(of),
         "signatures": lambda: registry.signatures(of),
-        "signature": lambda: registry.signature(some(deltas)),
-        "lineage, ancestors": lambda: registry.lineage(some(deltas)),
-        "lineage, descendants": lambda: registry.lineage(some(deltas), descendants=True),
+        "signature": lambda: registry.signature(choose(deltas)),
+        "lineage, ancestors": lambda: registry.lineage(choose(deltas)),
+        "lineage, descendants": lambda: registry.lineage(choose(deltas), descendants=True),
         "lineage, descendants of the first, two steps": lambda: registry.lineage(deltas[0], descendants=True, depth=2),
-        "siblings": lambda: registry.siblings(some(tasks), limit=LIMIT),
-        "dependents of a backbone": lambda: registry.dependents(backbone=of, limit=LIMIT, after=some(deltas)),
-        "dependents of a task": lambda: registry.dependents(task=some(tasks), limit=LIMIT),
-        "dependents of data": lambda: registry.dependents(data=some(filled.fingerprints), limit=LIMIT),
+        "siblings": lambda: registry.siblings(choose(tasks), limit=LIMIT),
+        "dependents of a backbone": lambda: registry.dependents(backbone=of, limit=LIMIT, after=choose(deltas)),
+        "dependents of a task": lambda: registry.dependents(task=choose(tasks), limit=LIMIT),
+        "dependents of data": lambda: registry.dependents(data=choose(filled.fingerprints), limit=LIMIT),
         "best, first page": lambda: registry.best(limit=LIMIT),
-        "best, some page": lambda: registry.best(limit=LIMIT, after=some(filled.best)),
-        "best of a task": lambda: registry.best(task=some(tasks), limit=LIMIT),
-        "history": lambda: registry.history(some(tasks), limit=LIMIT),
+        "best, some page": lambda: registry.best(limit=LIMIT, after=choose(filled.best)),
+        "best of a task": lambda: registry.best(task=choose(tasks), limit=LIMIT),
+        "history": lambda: registry.history(choose(tasks), limit=LIMIT),
         "changes, all": lambda: registry.changes(limit=LIMIT),
         "changes since a time": lambda: registry.changes(since=filled.moment(random.random()), limit=LIMIT),
         "changes, some page": lambda: registry.changes(limit=LIMIT, after=random.randint(1, filled.events)),
-        "changes of a task": lambda: registry.changes(task=some(tasks), since=filled.moment(0), limit=LIMIT),
-        "cost, some page": lambda: registry.cost(limit=LIMIT, after=some(streams)),
-        "cost of a stream": lambda: registry.cost(some(streams)),
-        "stream": lambda: registry.stream(some(streams)),
-        "streams, ten": lambda: registry.streams(limit=10, after=some(streams)),
+        "changes of a task": lambda: registry.changes(task=choose(tasks), since=filled.moment(0), limit=LIMIT),
+        "cost, some page": lambda: registry.cost(limit=LIMIT, after=choose(streams)),
+        "cost of a stream": lambda: registry.cost(choose(streams)),
+        "stream": lambda: registry.stream(choose(streams)),
+        "streams, ten": lambda: registry.streams(limit=10, after=choose(streams)),
         "last stream": lambda: registry.last_stream(),
-        "learned in a stream": lambda: registry.learned(some(streams)),
-        "parents in a stream": lambda: registry.parents(some(streams)),
-        "report": lambda: stream_report(registry, some(streams)),
+        "learned in a stream": lambda: registry.learned(choose(streams)),
+        "parents in a stream": lambda: registry.parents(choose(streams)),
+        "report": lambda: stream_report(registry, choose(streams)),
         "scores, some page": scores_after,
-        "scores of a delta": lambda: registry.scores(delta=some(deltas), limit=LIMIT),
-        "scores of a task": lambda: registry.scores(task=some(tasks), limit=LIMIT),
-        "scores in a stream": lambda: registry.scores(stream=some(streams), limit=LIMIT),
-        "scores in a step": lambda: registry.scores(stream=some(streams), mode="routed", step=50, limit=LIMIT),
-        "scores of deltas of a stream": lambda: registry.scores(learned_in=some(streams), split="test", limit=LIMIT),
+        "scores of a delta": lambda: registry.scores(delta=choose(deltas), limit=LIMIT),
+        "scores of a task": lambda: registry.scores(task=choose(tasks), limit=LIMIT),
+        "scores in a stream": lambda: registry.scores(stream=choose(streams), limit=LIMIT),
+        "scores in a step": lambda: registry.scores(stream=choose(streams), mode="routed", step=50, limit=LIMIT),
+        "scores of deltas of a stream": lambda: registry.scores(learned_in=choose(streams), split="test", limit=LIMIT),
     }
 
 
@@ -154,9 +154,9 @@ def of_size(url: str, blobs: str, size: int, *, seconds: float) -> dict[str, dic
             file=sys.stderr,
         )
         queries = questions(registry, filled, random)
-        how: dict[str, Any] = {"seconds": seconds, "processor": processor_time(registry)}
-        timings = {name: measured(ask, least=2 if name in LINEAR else 5, **how) for name, ask in queries.items()}
-        timings["register a task"] = measured(register(registry, filled, random), **how)
+        options: dict[str, Any] = {"seconds": seconds, "processor": processor_time(registry)}
+        timings = {name: measured(ask, least=2 if name in LINEAR else 5, **options) for name, ask in queries.items()}
+        timings["register a task"] = measured(register(registry, filled, random), **options)
     return timings
 
 
@@ -170,14 +170,14 @@ def summary(sizes: list[int], results: list[dict[str, dict[str, float]]]) -> dic
     for name, curve in curves.items():
         curve["grew"] = round(curve["cpu"][-1] / curve["cpu"][0], 2)
         curve["linear by nature"] = name in LINEAR
-    held = [name for name in curves if name not in LINEAR]
+    judged = [name for name in curves if name not in LINEAR]
     return {
         "log N grew": round(allowed, 2),
-        "over the bar": [name for name in held if max(curves[name]["p50"]) > BAR],
-        "over the bar in processor time": [name for name in held if max(curves[name]["cpu"]) > BAR],
+        "over the bar": [name for name in judged if max(curves[name]["p50"]) > BAR],
+        "over the bar in processor time": [name for name in judged if max(curves[name]["cpu"]) > BAR],
         "faster than log N": [
             name
-            for name in held
+            for name in judged
             if curves[name]["grew"] > allowed and curves[name]["cpu"][-1] - curves[name]["cpu"][0] > NOISE
         ],
         "milliseconds": curves,

@@ -115,20 +115,20 @@ class Year:
         if load_checkpoint(self.registry, ARRIVAL_STREAM, number=worker.arrival.number):
             self.resumed += 1
         seconds = self.arguments.seconds * math.exp(SPREAD * self.random.gauss(0, 1))
-        for share, what in ((0.3, self._beat), (0.5, self._keep), (0.8, self._beat)):
-            self._of(worker, share * seconds, what)
+        for share, action in ((0.3, self._beat), (0.5, self._keep), (0.8, self._beat)):
+            self._of(worker, share * seconds, action)
         dies = self.random.random() < self.arguments.failures
         self._of(
             worker, self.random.uniform(0.2, 1) * seconds if dies else seconds, self._die if dies else self._finish
         )
 
-    def _of(self, worker: Worker, seconds: float, what: Callable[[Worker, Arrival], None]) -> None:
+    def _of(self, worker: Worker, seconds: float, action: Callable[[Worker, Arrival], None]) -> None:
         """Schedule an action of this life of a worker on its arrival after so many seconds."""
         life, arrival = worker.life, worker.arrival
 
         def happens() -> None:
             if arrival is not None and (worker.life, worker.arrival) == (life, arrival):
-                what(worker, arrival)
+                action(worker, arrival)
 
         self._at(self.now + seconds, happens)
 
@@ -215,11 +215,11 @@ def main() -> None:
     parser.add_argument("--database", default="sqlite")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with ExitStack() as held:
-        folder = held.enter_context(TemporaryDirectory())
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory())
         url = {"sqlite": f"sqlite:///{folder}/registry.db"}.get(arguments.database, arguments.database)
-        url = held.enter_context(running()).url() if url == "postgresql" else url
-        registry = held.enter_context(Registry.open(url, f"{folder}/blobs"))
+        url = stack.enter_context(running()).url() if url == "postgresql" else url
+        registry = stack.enter_context(Registry.open(url, f"{folder}/blobs"))
         with registry.unit_of_work() as unit:
             unit.add_backbone(BACKBONE)
         year = Year(registry, arguments)

@@ -93,11 +93,11 @@ def of_stream(stream: Path, home: Path, strange_file: Path | None) -> dict[str, 
             with open_file(strange_file, "rt", encoding="utf-8") as lines:
                 strange_texts = [json.loads(line)["text"] for line in lines]
             familiar, unfamiliar = (_familiarity(learner, rows) for rows in (texts, strange_texts))
-            truth, held = [1] * len(familiar) + [0] * len(unfamiliar), torch.cat([familiar, unfamiliar]).numpy()
+            truth, familiarity = [1] * len(familiar) + [0] * len(unfamiliar), torch.cat([familiar, unfamiliar]).numpy()
             refused = [np.mean([p.abstained for p in learner.predict(rows)]) for rows in (texts, strange_texts)]
             document |= {
                 "strange_rows": len(strange_texts),
-                "auroc": float(roc_auc_score(truth, held)),
+                "auroc": float(roc_auc_score(truth, familiarity)),
                 "refused_of_known": float(refused[0]),
                 "refused_of_strange": float(refused[1]),
             }

@@ -116,7 +116,7 @@ class State:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    return fmean(there) if (there := list(values)) else None
+    return fmean(numbers) if (numbers := list(values)) else None
 
 
 def say(text: str) -> None:

@@ -210,15 +210,20 @@ class ServingBenchmark:
             process.join()
 
     def first_answers(self) -> dict[str, Any]:
-        more = []
+        extra_seconds = []
         with self.serving() as served:
             for task in self.cold:
                 seconds = []
                 for _ in range(1 + WARM):
                     (outcome,) = asyncio.run(open_loop(served.url, [Question.of(["a cold start"], [task])], [0.0]))
                     seconds.append(outcome.seconds)
-                more.append(seconds[0] - median(seconds[1:]))
-        return {"deltas": len(more), "median": median(more), "p90": float(np.percentile(more, 90)), "most": max(more)}
+                extra_seconds.append(seconds[0] - median(seconds[1:]))
+        return {
+            "deltas": len(extra_seconds),
+            "median": median(extra_seconds),
+            "p90": float(np.percentile(extra_seconds, 90)),
+            "most": max(extra_seconds),
+        }
 
     def measured(self) -> Iterator[tuple[str, Any]]:
         selected = self.arguments.only

@@ -4,7 +4,8 @@
 
 Both use the same rows, batch size, length and precision. One epoch each, in turn, in one process, after a warm-up round
 of both; the ratio is the median over rounds. Both train LoRA of rank 8 on query and value. Our loop sorts rows by
-length before batching, so they are padded less; the Trainer pads each batch to its longest row, as its default collator does.
+length before batching, so they are padded less; the Trainer pads each batch to its longest row, as its default collator
+does.
 """
 
 import argparse

@@ -175,8 +175,8 @@ def _plan(size: int, tasks: int, random: Random) -> list[_Delta]:
 
 
 def _backbone(number: int, fingerprint: str) -> _Row:
-    made = {"family": "bert", "hidden_size": 384, "parameters": 22_000_000, "pooling": "mean", "created_at": _at(0)}
-    return {"fingerprint": fingerprint, "name": f"backbone-{number}"} | made
+    columns = {"family": "bert", "hidden_size": 384, "parameters": 22_000_000, "pooling": "mean", "created_at": _at(0)}
+    return {"fingerprint": fingerprint, "name": f"backbone-{number}"} | columns
 
 
 def _task(number: int) -> _Row:
@@ -193,8 +193,8 @@ def _task(number: int) -> _Row:
 
 
 def _stream(number: int) -> _Row:
-    made = {"backbone_id": 1, "spec": json.dumps({"name": f"stream-{number}"}), "digest": _digest(number)}
-    return {"name": f"stream-{number}"} | made | {"created_at": _at(number * PER_STREAM)}
+    columns = {"backbone_id": 1, "spec": json.dumps({"name": f"stream-{number}"}), "digest": _digest(number)}
+    return {"name": f"stream-{number}"} | columns | {"created_at": _at(number * PER_STREAM)}
 
 
 def _delta(delta: _Delta) -> _Row:

@@ -59,8 +59,8 @@ def compared(backbone: Backbone, registry: Registry, task: PreparedTask, *, seed
     signature, name, settings = task_signature(task.kind, rows), task.data.spec.name, method_settings(task.method)
     scratch = from_scratch(task.kind.closed_form_start(rows, held_out))
     labels = task.data.labels
-    near = nearest_tasks(task.backbone, registry, signature, task=name, labels=labels, settings=settings)
-    candidates = warm_start_candidates(task, scratch, near, train=rows, held_out=held_out)
+    neighbours = nearest_tasks(task.backbone, registry, signature, task=name, labels=labels, settings=settings)
+    candidates = warm_start_candidates(task, scratch, neighbours, train=rows, held_out=held_out)
     score_trial = partial(trial_score, task, seed=seed)
     start = choose_start(
         task.backbone, "auto", scratch=scratch, candidates=candidates, settings=settings, trial_score=score_trial

@@ -93,13 +93,15 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def test_the_places_of_the_groups_hold_every_parameter(whole: Backbone) -> None:
-    held = sum(
+    reached = sum(
         place.weight.numel() + (0 if place.bias is None else place.bias.numel())
         for group in GROUPS
         for place in whole.modules_at(group)
     )
     modules = owners(whole.model)
-    assert held == sum(p.numel() for name in modules.keys() - NO_SITE for p in modules[name].parameters(recurse=False))
+    assert reached == sum(
+        p.numel() for name in modules.keys() - NO_SITE for p in modules[name].parameters(recurse=False)
+    )
 
 
 def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
@@ -162,12 +164,12 @@ def test_attention_receives_the_projected_queries_keys_and_values(
     normed = {"q", "k"} if "norm.q" in whole.family.stack.sites else set()
     for site, (role, i) in sites.items():
         for place, whose in zip(whole.modules_at(site), whole.modules_at(f"{role}.kv"), strict=True):
-            made, states = calls[place.name][1], got[id(whose.output_module)][i]
-            assert made.shape == states.shape
+            projected, states = calls[place.name][1], got[id(whose.output_module)][i]
+            assert projected.shape == states.shape
             if site.endswith(".v"):
-                torch.testing.assert_close(states, made)
+                torch.testing.assert_close(states, projected)
             elif site[-1] not in normed:  # at the first position nothing is rotated; OPT scales its queries
-                assert F.cosine_similarity(states[:, 0], made[:, 0], dim=-1).min() > 0.9999
+                assert F.cosine_similarity(states[:, 0], projected[:, 0], dim=-1).min() > 0.9999
 
 
 GATED = {"modernbert", "llama", "qwen2", "qwen3", "t5-gated"}

@@ -82,8 +82,8 @@ def test_only_the_delta_takes_gradients(backbone: Backbone, method: str, batch: 
         delta = perturbed_delta(backbone, method).trainable(torch.device("cpu"), stage)
         assert_only_delta_takes_gradients(backbone, delta, batch)
         gradients |= {name: tensor.grad for name, tensor in delta.tensors().items() if tensor.grad is not None}
-    held = {key for key in delta.values if key.rpartition("/")[2].startswith(("basis.", "mean."))}
-    assert gradients.keys() == delta.tensors().keys() - held, "every other tensor learns in one stage or another"
+    frozen = {key for key in delta.values if key.rpartition("/")[2].startswith(("basis.", "mean."))}
+    assert gradients.keys() == delta.tensors().keys() - frozen, "every other tensor learns in one stage or another"
     assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
     # A key's bias moves all scores of a query alike, so its exact gradient is zero; all others are clearly not.
     assert {name for name, gradient in gradients.items() if gradient.abs().max() < 1e-5} <= {
@@ -205,10 +205,12 @@ def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbon
     """A file stores tensors in no reliable order, and gradient clipping sums over them."""
     steep = perturbed_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
     data = steep.to_bytes()
-    rows, held = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
+    rows, validation = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
     results = {
-        train(backbone, load_delta(data), rows=rows, validation=held, budget=budget, metric="accuracy", seed=0).curve
+        train(
+            backbone, load_delta(data), rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0
+        ).curve
         for _ in range(2)
     }
     assert len(results) == 1

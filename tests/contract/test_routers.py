@@ -28,8 +28,8 @@ def features_of(wide: Tensor) -> FrozenFeatures:
 
 @cache
 def statistics_of(task: int) -> RoutingStatistics:
-    (x, y), (held, _) = rows_of(task, seed=1), rows_of(task, seed=2, count=60)
-    return compute_statistics(x, y, count=2, held_out=features_of(held))
+    (x, y), (held_out, _) = rows_of(task, seed=1), rows_of(task, seed=2, count=60)
+    return compute_statistics(x, y, count=2, held_out=features_of(held_out))
 
 
 def parts(*tasks: int) -> dict[str, RoutingStatistics]:

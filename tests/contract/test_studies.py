@@ -28,9 +28,9 @@ def test_a_study_goes_on_where_it_was_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study, file = study_of(name, SMALL.get(name, {})), tmp_path / "ledger.jsonl"
-    made = count_measured_trials(study, monkeypatch)
+    measured = count_measured_trials(study, monkeypatch)
     first = run_study(study, trial_runner, TrialStore(file))
-    assert len(made) == len(first.results) > 0
+    assert len(measured) == len(first.results) > 0
     assert len({result.trial.key for result in first.results}) == len(first.results)
 
     tables = json.loads(json.dumps(first.result.to_json, allow_nan=False))
@@ -39,19 +39,19 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert all(axes.has_data() for figure in first.result.figures.values() for axes in figure.axes)
     assert all(isinstance(value, float) for value in first.result.metrics.values())
 
-    made.clear()
+    measured.clear()
     assert run_study(study, trial_runner, TrialStore(file)).result.to_json == tables
-    assert made == []
+    assert measured == []
 
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines)[:-20])  # killed while it wrote its last line
     again = run_study(study, trial_runner, TrialStore(file))
-    assert [trial.key for trial in made] == [json.loads(lines[-1])["key"]]
+    assert [trial.key for trial in measured] == [json.loads(lines[-1])["key"]]
     if name not in ("cost", "convergence"):  # whose numbers are times
         deterministic = [{k: v for k, v in result.outcome.items() if k != "seconds"} for result in first.results]
         assert [
             {k: v for k, v in result.outcome.items() if k != "seconds"} for result in again.results
         ] == deterministic
-    made.clear()
+    measured.clear()
     run_study(study, trial_runner, TrialStore(file))
-    assert made == []
+    assert measured == []

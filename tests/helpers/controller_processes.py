@@ -137,10 +137,10 @@ def controller(
         with home.registry() as opened:
             return 1 if Learner(world.backbone, opened, places).run(world.stream, callbacks=noting) else 0
 
-    def note(task: str, what: str) -> None:
-        if what.startswith("goes on"):
+    def note(task: str, text: str) -> None:
+        if text.startswith("goes on"):
             with (world.folder / RESUME_LOG_MESSAGE).open("a") as lines:
-                lines.write(f"{task}: {what}\n")
+                lines.write(f"{task}: {text}\n")
 
     return fork(work, world.folder / "log")
 
@@ -199,22 +199,22 @@ def final_violations(world: StreamFixture, home: RegistryLocation, *, expected: 
         home: The registry.
         expected: Contents after an undisturbed run, to compare with bit for bit.
     """
-    wrong = invariant_violations(home)
+    violations = invariant_violations(home)
     digests, scores = registry_contents(home)
     with home.registry() as opened:
         stream, names = opened.stream("core"), [f"{task}@1" for task in TASKS]
         if [position.delta for position in stream.positions] != names:
-            wrong.append(f"not all is learned: {[(p.task, p.state, p.error) for p in stream.positions]}")
-            return wrong
+            violations.append(f"not all is learned: {[(p.task, p.state, p.error) for p in stream.positions]}")
+            return violations
         if sorted(row["delta"] for row in opened.deltas()) != sorted(names):
-            wrong.append("deltas besides the stream's")
+            violations.append("deltas besides the stream's")
         loaded = load_stream(world.stream)
         evaluated = {n: evaluate_stored(world.backbone, opened, n, data) for n, data in zip(names, loaded, strict=True)}
     for step in range(len(names)):
         evaluated_so_far = {name: evaluated[name] for name in names[: step + 1]}
         measured, _ = routed_scores(evaluated_so_far, stream="core", step=step, abstaining=step == len(names) - 1)
         for delta, delta_scores in measured.items():
-            wrong += [
+            violations += [
                 f"{delta}: {score.metric} after step {step} is {scores.get(key)}, not {score.value}"
                 for score in delta_scores
                 if scores.get(key := (delta, "test", score.metric, "routed", step)) != score.value
@@ -222,5 +222,7 @@ def final_violations(world: StreamFixture, home: RegistryLocation, *, expected: 
     if expected and (digests, scores) != expected:
         lost = expected[1].keys() - scores.keys()
         different = [key for key in scores.keys() & expected[1].keys() if scores[key] != expected[1][key]]
-        wrong.append(f"not what an undisturbed run comes to: lost are {sorted(lost)}, others are {sorted(different)}")
-    return wrong
+        violations.append(
+            f"not what an undisturbed run comes to: lost are {sorted(lost)}, others are {sorted(different)}"
+        )
+    return violations

@@ -68,14 +68,14 @@ class FaultScenario:
             admin.execute(f"CREATE DATABASE {name}")
         return RegistryLocation(self.server.url(name), folder / "blobs")
 
-    def check(self, where: str, problems: list[str]) -> None:
-        self.wrong += [f"{where}: {line}" for line in problems]
+    def check(self, scenario: str, problems: list[str]) -> None:
+        self.wrong += [f"{scenario}: {line}" for line in problems]
 
-    def finish(self, where: str, home: RegistryLocation, *, same: bool = True) -> None:
+    def finish(self, scenario: str, home: RegistryLocation, *, same: bool = True) -> None:
         """Let a controller learn the rest, and record every violation."""
         code = wait_exit_code(controller(self.world, home), within=LONG_TIMEOUT)
-        self.check(where, [] if code == 0 else [f"the last controller ended with {code}"])
-        self.check(where, final_violations(self.world, home, expected=self.expected if same else None))
+        self.check(scenario, [] if code == 0 else [f"the last controller ended with {code}"])
+        self.check(scenario, final_violations(self.world, home, expected=self.expected if same else None))
 
 
 def kills(scenario: FaultScenario, database: str, count: int) -> Counts:
@@ -211,7 +211,7 @@ def _damaged_all(scenario: FaultScenario, home: RegistryLocation, only: str = ""
 
 def _unnamed(registry: Registry, owner: str, place: str, owners: list[tuple[str, str]]) -> list[str]:
     """Return the errors of `verify`'s report on one damaged blob: it must name its owners and nothing else."""
-    problems, sharing = find_damage(registry), {name for name, its in owners if its == place}
+    problems, sharing = find_damage(registry), {name for name, digest in owners if digest == place}
     unexpected = [line for line in problems if not any(line.startswith(name) for name in sharing)]
     named = any(line.startswith(owner) for line in problems)
     return [*(() if named else (f"{owner} is not named",)), *(f"without damage: {line}" for line in unexpected)]

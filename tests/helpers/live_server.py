@@ -101,8 +101,8 @@ def served(learner: Learner) -> Iterator[Server]:
         yield running
 
 
-def ask(served: Server, *rows: dict[str, Any], **more: Any) -> httpx.Response:
-    return served.client.post("/v1/predict", json={"rows": rows, **more})
+def ask(served: Server, *rows: dict[str, Any], **options: Any) -> httpx.Response:
+    return served.client.post("/v1/predict", json={"rows": rows, **options})
 
 
 def error_body(response: httpx.Response, status: int) -> str:

@@ -25,8 +25,8 @@ def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] 
     registry, names = make_registry(folder), [f"{task}@1" for task in tasks]
     begin(registry, *tasks, *unlearned)
     for number, task in enumerate(tasks):
-        near = [names[number - 1], names[(number - 1) // 2]][: number % 3]
-        parents = [Parent(delta=name, kind="warm_start", weight=1 / len(near), score=0.5) for name in near]
+        neighbours = [names[number - 1], names[(number - 1) // 2]][: number % 3]
+        parents = [Parent(delta=name, kind="warm_start", weight=1 / len(neighbours), score=0.5) for name in neighbours]
         with registry.unit_of_work() as unit:
             unit.add_task(task_record(task))
             record = delta_record(registry, task, warm_start="nearest" if parents else "scratch")
@@ -36,9 +36,9 @@ def fill_stream(folder: Path, tasks: Sequence[str], *, unlearned: Sequence[str] 
         for number, _ in enumerate(unlearned, start=len(tasks)):
             unit.mark_failed("core", number, error="LearnError: <b>the loss</b> is not a number\nafter 3 steps")
         if names:
-            sent = dict.fromkeys(pairwise(names), 2)
+            confusions = dict.fromkeys(pairwise(names), 2)
             last = len(names) - 1
-            unit.add_routed_scores("core", last, {name: _routed(last) for name in names}, confusions=sent)
+            unit.add_routed_scores("core", last, {name: _routed(last) for name in names}, confusions=confusions)
     return registry
 
 

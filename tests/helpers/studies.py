@@ -62,12 +62,12 @@ def count_measured_trials(study: Study, monkeypatch: pytest.MonkeyPatch) -> list
 
     A measurement of cost starts a process, which takes seconds: it is made once per trial.
     """
-    made: list[StudyTrial] = []
+    measured: list[StudyTrial] = []
     costs: dict[str, Mapping[str, Any]] = {}
     kind, measure = type(study), type(study).measure
 
     def counting(self: Study, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        made.append(trial)
+        measured.append(trial)
         if not isinstance(study, Cost):
             return measure(self, runner, trial)
         if trial.key not in costs:
@@ -75,4 +75,4 @@ def count_measured_trials(study: Study, monkeypatch: pytest.MonkeyPatch) -> list
         return costs[trial.key]
 
     monkeypatch.setattr(kind, "measure", counting)
-    return made
+    return measured

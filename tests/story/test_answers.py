@@ -136,7 +136,7 @@ def test_an_unreadable_delta_fails_only_its_own_inputs(learner: Learner, texts: 
     try:
         predictor = Predictor(learner.backbone, learner.registry)
         predictions = predictor.predict(texts)
-        every = predictor.predict(texts, at_least=0.0)
+        with_alternatives = predictor.predict(texts, at_least=0.0)
         with pytest.raises(BlobError):
             predictor.predict(texts[:1], task="mood")
     finally:
@@ -149,7 +149,9 @@ def test_an_unreadable_delta_fails_only_its_own_inputs(learner: Learner, texts: 
         elif before.task != "mood":
             assert (now.task, now.label) == (before.task, before.label)
     assert any(now.error for now in predictions)
-    possible = [alternative for prediction in every for alternative in prediction.possible if alternative.delta]
+    possible = [
+        alternative for prediction in with_alternatives for alternative in prediction.possible if alternative.delta
+    ]
     assert {alternative.task for alternative in possible} == set(METHODS)
     assert all((alternative.label is None) == (alternative.task == "mood") for alternative in possible)
     assert labels_and_scores(predictor.predict(texts)) == labels_and_scores(whole), (

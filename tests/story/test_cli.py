@@ -87,7 +87,7 @@ def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path
         assert 0 <= answer["confidence"] <= 1
         if answer["abstained"]:
             assert answer["task"] is answer["label"] is answer["score"] is answer["delta"] is None
-            assert [near["task"] for near in answer["possible"]]
+            assert [alternative["task"] for alternative in answer["possible"]]
         else:
             assert 0 <= answer["score"] <= 1
             assert answer["label"] in WORDS[answer["task"]]

@@ -30,9 +30,9 @@ def test_auto_chooses_a_method_and_stores_its_trials(bert_folder: Path, tmp_path
 
 def test_auto_is_checked_before_training(bert_folder: Path, tmp_path: Path) -> None:
     learner = open_home(bert_folder, tmp_path / "home")
-    wrong = {"name": "auto", "candidates": [{"name": "lora", "rank": 0}]}
+    invalid = {"name": "auto", "candidates": [{"name": "lora", "rank": 0}]}
     with pytest.raises(MethodError, match="rank"):
-        learner.run(write_stream(tmp_path, tasks=("animals",), method=wrong))
+        learner.run(write_stream(tmp_path, tasks=("animals",), method=invalid))
     small = {"name": "auto", "share": 1e-9, "candidates": CANDIDATES}
     with pytest.raises(MethodError, match="no candidate has at most"):
         learner.run(write_stream(tmp_path, tasks=("animals",), method=small))

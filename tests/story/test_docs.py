@@ -33,11 +33,11 @@ def settings_of(method: str) -> MethodSettings:
 
 def mixed(layout: DeltaLayout) -> str:
     """Return the table's description of how rows of several deltas of a method share a batch."""
-    ways = {
+    descriptions = {
         not names or implements(type(edit.form), BatchedForm)
         for (_, edit), names in zip(layout.steps, layout.names, strict=True)
     }
-    return "at once" if ways <= {True} else "in part" if True in ways else "by delta"
+    return "at once" if descriptions <= {True} else "in part" if True in descriptions else "by delta"
 
 
 def test_the_table_has_every_method_once_in_order() -> None:

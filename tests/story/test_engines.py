@@ -181,7 +181,7 @@ def test_no_more_workers_start_than_there_is_room_for(caplog: pytest.LogCaptureF
 
 def test_checkpointing_and_quantisation_lower_the_estimate(bert_folder: Path, tmp_path: Path) -> None:
     with open_home(bert_folder, tmp_path / "home") as learner:
-        plain, less = (
+        plain, checkpointed = (
             load_and_check(
                 learner.backbone, learner.registry, four_tasks(tmp_path, budget=BUDGET | {"checkpointing": again})
             )[0]
@@ -189,8 +189,8 @@ def test_checkpointing_and_quantisation_lower_the_estimate(bert_folder: Path, tm
         )
         backbone = learner.backbone
         rows = BUDGET["batch_size"] * min(BUDGET["max_length"], backbone.longest_input)
-        spared = (68 * backbone.num_layers - 68 - 4 * backbone.num_layers) * rows * backbone.hidden_size
-        assert estimate_memory(backbone, [plain]) - estimate_memory(backbone, [less]) == spared > 0
+        saved = (68 * backbone.num_layers - 68 - 4 * backbone.num_layers) * rows * backbone.hidden_size
+        assert estimate_memory(backbone, [plain]) - estimate_memory(backbone, [checkpointed]) == saved > 0
         full = estimate_memory(backbone, [])
         backbone.base_module.half()
         assert estimate_memory(backbone, []) == full / 2

@@ -104,13 +104,13 @@ def test_a_resumed_task_keeps_its_method_and_start(
     assert find_damage(learner.registry) == []
 
 
-@pytest.mark.parametrize("what", ["damaged", "another recipe"])
+@pytest.mark.parametrize("damage", ["damaged", "another recipe"])
 def test_an_unusable_checkpoint_is_reported_and_ignored(
-    learner: Learner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+    learner: Learner, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     cut_short(learner, write_stream(tmp_path, tasks=("animals",)), task="animals", step=6)
-    changed = {"seed": 1} if what == "another recipe" else {}
-    if what == "damaged":
+    changed = {"seed": 1} if damage == "another recipe" else {}
+    if damage == "damaged":
         with learner.registry.read_session() as session:
             (digest,) = session.query(CheckpointRow.digest).one()
         place = Path(learner.registry.blobs.path(digest))

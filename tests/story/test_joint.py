@@ -78,8 +78,8 @@ def test_the_group_size_is_not_part_of_the_recipe(learner: Learner, tmp_path: Pa
 def test_a_failing_task_affects_no_other(
     learner: Learner, tmp_path: Path, groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: Any, **how: Any) -> Delta:
-        delta = initial_delta(*args, **how)
+    def broken(*args: Any, **options: Any) -> Delta:
+        delta = initial_delta(*args, **options)
         return delta.map(lambda tensor: tensor * torch.inf) if delta.head and "good" in delta.head.labels else delta
 
     monkeypatch.setattr("continual.learning.learn.initial_delta", broken)

@@ -12,12 +12,12 @@ def test_a_key_is_added_listed_and_revoked(cli: CliRunner, tmp_path: Path) -> No
     assert (added.code, secret[:3], len(secret.split())) == (0, "ck_", 1)
     assert "only this once" in added.err
     assert secret not in added.err
-    (made,) = cli("keys", "add", "ops", "--admin", "--json").json
-    assert (made["key"], made["role"]) == ("ops", "admin")
+    (issued,) = cli("keys", "add", "ops", "--admin", "--json").json
+    assert (issued["key"], issued["role"]) == ("ops", "admin")
     with Registry.open(f"sqlite:///{tmp_path}/home/registry.db", f"{tmp_path}/home/blobs") as registry:
         assert registry.active_keys() == {
             key_digest(secret): ("ci", "read"),
-            key_digest(made["secret"]): ("ops", "admin"),
+            key_digest(issued["secret"]): ("ops", "admin"),
         }
         listed = cli("keys", "--json")
         assert listed.json == registry.keys()
@@ -29,7 +29,7 @@ def test_a_key_is_added_listed_and_revoked(cli: CliRunner, tmp_path: Path) -> No
     assert revoked["revoked_at"] in shown.out
     for output in (listed.out, shown.out, shown.err):
         assert secret not in output
-        assert made["secret"] not in output
+        assert issued["secret"] not in output
 
 
 def test_invalid_arguments_exit_with_2(cli: CliRunner) -> None:

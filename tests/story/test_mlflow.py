@@ -192,8 +192,8 @@ def test_no_password_reaches_mlflow_or_a_message(
 
 
 def test_a_port_in_use_is_an_error(cli: CliRunner) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        for port in (taken.getsockname()[1], 70000, -1):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for port in (listener.getsockname()[1], 70000, -1):
             result = cli("ui", "--port", str(port))
             assert result.code == 2
             assert f"cannot listen on port {port}" in result.err

@@ -100,10 +100,10 @@ def numbers(document: Any) -> list[float]:
     return [document] if isinstance(document, float) else []
 
 
-def lines(cli: CliRunner, folder: Path, texts: list[Any], *more: str) -> Rows:
+def lines(cli: CliRunner, folder: Path, texts: list[Any], *options: str) -> Rows:
     file = folder / "lines.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    result = cli("predict", str(file), *more)
+    result = cli("predict", str(file), *options)
     assert result.code == 0, result.err
     return [json.loads(line) for line in result.out.splitlines()]
 
@@ -138,10 +138,10 @@ def test_a_stream_served_by_mlflow_answers_as_predict_does(
         same(invoke(address, frame(["text"], [[text] for text in [*TEXTS, PAIR]])), mixed)
         named = lines(cli, tmp_path, TEXTS, "--task", "mood")
         same(invoke(address, {"inputs": {"text": TEXTS, "task": ["mood"] * len(TEXTS)}}), named)
-        some = [None, "mood", None, "place"]
+        tasks = [None, "mood", None, "place"]
         with Learner.open(str(bert_folder), tmp_path / "home") as learner:
-            predictions = Predictor(learner.backbone, learner.registry).predict(TEXTS, task=some)
-        rows = [[text, task] for text, task in zip(TEXTS, some, strict=True)]
+            predictions = Predictor(learner.backbone, learner.registry).predict(TEXTS, task=tasks)
+        rows = [[text, task] for text, task in zip(TEXTS, tasks, strict=True)]
         same(
             invoke(address, frame(["text", "task"], rows)),
             json.loads(json.dumps([asdict(prediction) for prediction in predictions])),
@@ -163,10 +163,10 @@ def test_a_model_version_of_a_stream_is_immutable(cli: CliRunner, tmp_path: Path
     before = first.predict(texts)
     assert set(before["delta"].dropna()) == {"mood@1", "place@1"}
 
-    more = write_task(tmp_path / "more", "mood", train=90)
-    for old, new in more["source"]["data_files"].items():
-        more["source"]["data_files"][old] = f"more/{new}"
-    again.write_text(yaml.safe_dump(more | about), encoding="utf-8")
+    entry = write_task(tmp_path / "more", "mood", train=90)
+    for old, new in entry["source"]["data_files"].items():
+        entry["source"]["data_files"][old] = f"more/{new}"
+    again.write_text(yaml.safe_dump(entry | about), encoding="utf-8")
     assert cli("learn", str(again)).code == 0
     if cli("deltas", "promote", "mood@2").code:
         assert "mood@2 serves already" in cli("deltas", "promote", "mood@2").err

@@ -102,8 +102,8 @@ def test_unanswerable_rows_are_errors(learner: Learner, body: Any, status: int, 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"rows": [{"text": "\\ud800"}]}'])
 def test_invalid_bodies_are_refused(served: Server, body: bytes) -> None:
-    sent = served.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
-    error_body(sent, 422)
+    response = served.client.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+    error_body(response, 422)
 
 
 def test_other_paths_and_methods_are_refused_in_the_same_format(served: Server) -> None:
@@ -157,12 +157,12 @@ def test_an_unanswerable_text_costs_the_others_little(
 
 def test_a_new_task_is_answered_while_its_router_is_built(learner: Learner) -> None:
     archive_delta(learner.registry, "mood@1")
-    serving, made = ChampionServer(learner.backbone, learner.registry), Event()
+    serving, built = ChampionServer(learner.backbone, learner.registry), Event()
     serving.refresh()
     promote_delta(learner.registry, "mood@1")
     real = Predictor.build_router
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(Predictor, "build_router", lambda predictor: made.wait(20) and real(predictor))
+        patch.setattr(Predictor, "build_router", lambda predictor: built.wait(20) and real(predictor))
         looking = pool.submit(serving.refresh)
         try:
             wait_until(lambda: "mood" in serving.champions)
@@ -171,7 +171,7 @@ def test_a_new_task_is_answered_while_its_router_is_built(learner: Learner) -> N
             )
             assert not looking.done()
         finally:
-            made.set()
+            built.set()
         assert looking.result(20)
     assert isinstance(named, Prediction)
     assert named.label
@@ -216,8 +216,8 @@ def test_keys_are_required_once_one_exists(learner: Learner) -> None:
     try:
         with server(learner) as running:
             for secret, status in ((read, 200), (admin, 200), ("ck_wrong", 401)):
-                sent = running.client.post("/v1/predict", json=row, headers={"authorization": f"Bearer {secret}"})
-                assert sent.status_code == status
+                response = running.client.post("/v1/predict", json=row, headers={"authorization": f"Bearer {secret}"})
+                assert response.status_code == status
             assert "key" in error_body(running.client.get("/v1/tasks"), 401)
             assert running.client.get("/healthz").status_code == 200
             assert "may only read" in error_body(

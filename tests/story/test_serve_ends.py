@@ -96,10 +96,10 @@ def test_a_terminated_server_finishes_accepted_requests(learner: Learner, folder
     rows = [{"text": " ".join(["cat"] * 20), "task": "mood"}] * 1000
     with process(learner, folder / "home", port) as running, ThreadPoolExecutor(8) as pool:
         url = f"http://127.0.0.1:{port}/v1/predict"
-        sent = [pool.submit(httpx.post, url, json={"rows": rows}, timeout=60) for _ in range(8)]
+        futures = [pool.submit(httpx.post, url, json={"rows": rows}, timeout=60) for _ in range(8)]
         wait_until(lambda: "continual_waiting_rows 0.0" not in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         running.send_signal(signal.SIGTERM)
-        assert [len(future.result().json()["predictions"]) for future in sent] == [1000] * 8
+        assert [len(future.result().json()["predictions"]) for future in futures] == [1000] * 8
         assert running.wait(30) == 0
     assert not ready(port)
 
@@ -111,8 +111,8 @@ def test_retrying_clients_lose_nothing_when_a_server_is_killed(learner: Learner,
     def patient(number: int) -> str:
         for _ in range(300):
             try:
-                sent = client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
-                return str(sent.json()["predictions"][0]["label"])
+                response = client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
+                return str(response.json()["predictions"][0]["label"])
             except httpx.TransportError:
                 time.sleep(0.1)
         raise AssertionError("no answer in half a minute")
@@ -131,7 +131,7 @@ def test_retrying_clients_lose_nothing_when_a_server_is_killed(learner: Learner,
 def test_a_public_server_needs_keys_and_a_free_port(cli: CliRunner) -> None:
     assert "continual keys add" in cli("serve", "--host", "0.0.0.0").err
     assert cli("serve", "--host", "0.0.0.0").code == 2
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = cli("serve", "--port", str(taken.getsockname()[1]))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        result = cli("serve", "--port", str(listener.getsockname()[1]))
     assert result.code == 2
     assert "--port" in result.err

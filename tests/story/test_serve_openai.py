@@ -65,8 +65,8 @@ def test_tokens_are_streamed_during_generation(served: Server, learner: Learner)
 
 def test_a_stream_that_cannot_start_has_an_error_status(learner: Learner) -> None:
     with missing_blob(learner, "echo"), server(learner) as running:
-        sent = running.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
-        assert "BlobError" in error_body(sent, 503)
+        response = running.client.post("/v1/completions", json={"model": "echo", "prompt": "red cat", "stream": True})
+        assert "BlobError" in error_body(response, 503)
 
 
 def test_threads_do_not_share_a_tokenizer(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,8 @@ def used(url: str, folder: Path, *, scheme: str = "light", **settings: Any) -> t
     if BROWSER is None:
         pytest.skip("no chromium, chromium-browser or google-chrome is installed")
     colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    where = f"{url}/driver#{httpx.QueryParams(told=json.dumps({'widths': WIDTHS, **settings}))}"
-    words = [BROWSER, *QUIET, *ASKED, colours, f"--user-data-dir={folder / 'profile'}", where]
+    page_url = f"{url}/driver#{httpx.QueryParams(told=json.dumps({'widths': WIDTHS, **settings}))}"
+    words = [BROWSER, *QUIET, *ASKED, colours, f"--user-data-dir={folder / 'profile'}", page_url]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     completed = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
     matches = re.findall(r'<pre id="seen">(.*?)</pre>', completed.stdout, flags=re.DOTALL)

@@ -222,11 +222,11 @@ def test_retrying_clients_lose_nothing_when_a_replica_is_killed(two: Server, lea
     def patient() -> set[str]:
         labels = set()
         while not done.is_set():
-            sent = two.client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
-            if sent.status_code == 200:
-                labels.add(sent.json()["predictions"][0]["label"])
+            response = two.client.post("/v1/predict", json={"rows": [{"text": "red cat", "task": "mood"}]})
+            if response.status_code == 200:
+                labels.add(response.json()["predictions"][0]["label"])
             else:
-                assert "another one answers" in error_body(sent, 503)
+                assert "another one answers" in error_body(response, 503)
         return labels
 
     def by_others() -> float:

@@ -140,8 +140,8 @@ def parsed(command: Any, words: list[str]) -> None:
     """Parse the words of a command; raises its error if they are invalid."""
     context = command.make_context("continual", list(words))
     if rest := [*context._protected_args, *context.args]:
-        _, subcommand, more = command.resolve_command(context, rest)
-        parsed(subcommand, more)
+        _, subcommand, arguments = command.resolve_command(context, rest)
+        parsed(subcommand, arguments)
 
 
 def test_an_invalid_command_would_be_detected() -> None:
@@ -157,12 +157,12 @@ def test_the_compose_file_is_consistent() -> None:
     for name, service in services.items():
         assert service.keys() & {"image", "build"}, name
         assert set(service.get("depends_on", {})) <= set(services)
-        assert {how["condition"] for how in service.get("depends_on", {}).values()} <= {
+        assert {condition["condition"] for condition in service.get("depends_on", {}).values()} <= {
             "service_healthy",
             "service_completed_successfully",
         }
-        for of, how in service.get("depends_on", {}).items():
-            assert how["condition"] != "service_healthy" or "healthcheck" in services[of], of
+        for of, condition in service.get("depends_on", {}).items():
+            assert condition["condition"] != "service_healthy" or "healthcheck" in services[of], of
         volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
         assert {volume for volume in volumes if not volume.startswith(".")} <= named
     for name in ("serve", "run"):

@@ -102,8 +102,8 @@ def test_rounding_is_a_warning(learner: Learner) -> None:
     stored = learner.registry.delta("mood@1")
     assert stored.replay is not None
     tensors, _ = deserialize(learner.registry.blobs.get(stored.replay), what="replay")
-    near = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    change(learner, "mood@1", replay=learner.registry.blobs.put(serialize(near)))
+    rounded = {name: tensor * (1 + 1e-6) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    change(learner, "mood@1", replay=learner.registry.blobs.put(serialize(rounded)))
     verified = verification(learner)
     assert verified.problems == []
     assert "1 of 2 champions answer fixed inputs as when they were registered within rounding" in verified.notes[0]

@@ -65,7 +65,7 @@ def events(learner: Learner) -> list[tuple[str, str]]:
 
     with learner.registry.read_session() as session:
         rows = session.execute(select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id))
-        return [(delta.name, what) for delta, what in rows]
+        return [(delta.name, kind) for delta, kind in rows]
 
 
 def test_a_new_version_starts_from_the_last_one(learner: Learner, tmp_path: Path) -> None:

@@ -123,14 +123,14 @@ def test_values_move_to_the_device_of_the_hidden_states() -> None:
     """PyTorch's meta device stands in for a second GPU: it refuses tensors of other devices."""
     backbone = tiny_backbone("llama")
     delta = perturbed_delta(backbone, "lora")
-    there = torch.empty(2, 3, backbone.hidden_size, device="meta")
+    meta_states = torch.empty(2, 3, backbone.hidden_size, device="meta")
     values = {key.rpartition("/")[2]: value for key, value in delta.values.items() if key.startswith("layer.1.attn.q/")}
     assert to_device_of(values, torch.empty(1)) is values
-    moved = to_device_of(values, there)
+    moved = to_device_of(values, meta_states)
     assert {value.device.type for value in moved.values()} == {"meta"}
     backbone.model.layers[1].self_attn.q_proj.to("meta")
     with attached(backbone, delta):
-        assert backbone.model.layers[1].self_attn.q_proj(there).device.type == "meta"
+        assert backbone.model.layers[1].self_attn.q_proj(meta_states).device.type == "meta"
 
 
 def test_split_needs_accelerate(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

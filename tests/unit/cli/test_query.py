@@ -72,12 +72,12 @@ def test_the_pages_sql_runs(registry: Registry) -> None:
 @pytest.mark.usefixtures("database")
 def test_the_page_has_every_view_and_its_columns(tmp_path: Path, database: str) -> None:
     with Registry.open(database, f"{tmp_path}/blobs") as registry:
-        there = inspect(registry.engine)
+        inspector = inspect(registry.engine)
         documented = {name: columns.split(", ") for name, columns in VIEWS}
         assert documented == {
-            name: [column["name"] for column in there.get_columns(name)] for name in there.get_view_names()
+            name: [column["name"] for column in inspector.get_columns(name)] for name in inspector.get_view_names()
         }
-        tables = set(there.get_table_names()) - {"registry_version", "identity"}
+        tables = set(inspector.get_table_names()) - {"registry_version", "identity"}
         assert {name for name in tables if f"`{name}`" not in PAGE} == set()
 
 

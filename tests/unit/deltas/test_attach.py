@@ -222,10 +222,10 @@ def test_two_prepending_edits_both_take_effect(backbone: Backbone, edit: Edit) -
     assert not torch.allclose(single, two, atol=1e-3)
 
 
-def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **how: Any) -> list[list[int]]:
+def generated(backbone: Backbone, delta: Delta, batch: dict[str, Tensor], **arguments: Any) -> list[list[int]]:
     start = batch["input_ids"].shape[1] if backbone.architecture == "causal" else 1
     with attached(backbone, delta):
-        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 1, **how}
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 1, **arguments}
         return [row[start:] for row in backbone.language_model.generate(**batch, **options).tolist()]
 
 

@@ -176,8 +176,8 @@ def test_a_start_that_cannot_be_reproduced_is_chosen_again(bert: Backbone, tmp_p
         plan = replace(checkpoints[1].plan, neighbours=neighbours)
         gone = replace(checkpoints[1], plan=plan, start=("1@1", "9@1"))
         anew = run_training(LearningRun(registry, task, seed=0, resume_from=gone), seed=0)
-        there = replace(gone, start=anew.start.names)
-        again = run_training(LearningRun(registry, task, seed=0, resume_from=there), seed=0)
+        reproducible = replace(gone, start=anew.start.names)
+        again = run_training(LearningRun(registry, task, seed=0, resume_from=reproducible), seed=0)
     assert anew.start.sources
     assert [epoch.number for epoch in anew.trained.curve] == [0, 1, 2]
     assert anew.trained.curve[:2] != checkpoints[1].training_state.curve, "it is trained from its beginning"
@@ -228,16 +228,16 @@ def test_select_labels_keeps_the_rows_of_shared_labels(bert: Backbone) -> None:
 
 
 def test_a_neighbours_head_is_combined_only_where_it_helps(bert: Backbone) -> None:
-    task, rows, held = (
+    task, rows, held_out = (
         Classification(labels_of("mood")),
         prepared_rows(bert, "mood", 12),
         prepared_rows(bert, "mood", 30, seed=2),
     )
-    train_context, held_out_context = ForwardContext(bert, None, rows), ForwardContext(bert, None, held)
+    train_context, held_out_context = ForwardContext(bert, None, rows), ForwardContext(bert, None, held_out)
     start = task.closed_form_start(train_context, held_out_context)
     assert start.head is not None
-    wrong = start.head.map(torch.neg)
-    assert task.with_transferred_head(start, wrong, held_out_context).mean_quality >= start.mean_quality
+    negated = start.head.map(torch.neg)
+    assert task.with_transferred_head(start, negated, held_out_context).mean_quality >= start.mean_quality
     best = task.closed_form_start(held_out_context, held_out_context).head
     assert best is not None
     assert task.with_transferred_head(start, best, held_out_context).mean_quality >= start.mean_quality

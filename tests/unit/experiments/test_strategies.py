@@ -102,11 +102,11 @@ def test_ewc_adds_half_its_strength_times_the_penalty(context: StrategyContext) 
     importance = FisherImportance({KEY: torch.full_like(start.values[KEY], 2.0)}, {KEY: start.values[KEY] + 0.5})
     batch = [0, 1, 2]
     with attached(context.backbone, start):
-        plain, more = (
+        plain, penalized = (
             objective.loss(start, batch),
             with_ewc_penalty(objective, importance, strength=3.0).loss(start, batch),
         )
-    assert float(more - plain) == pytest.approx(3.0 / 2 * 2.0 * 0.25 * start.values[KEY].numel(), rel=1e-4)
+    assert float(penalized - plain) == pytest.approx(3.0 / 2 * 2.0 * 0.25 * start.values[KEY].numel(), rel=1e-4)
 
 
 def test_stacked_heads_are_split_again_and_learn_one_at_a_time(bert: Backbone) -> None:

@@ -110,9 +110,9 @@ def test_transfer_is_measured_as_documented(
     trained: list[str] = []
     train = TrialRunner.train
 
-    def counting(self: TrialRunner, trial: StudyTrial, **more: Any) -> Any:
+    def counting(self: TrialRunner, trial: StudyTrial, **options: Any) -> Any:
         trained.append(trial.task)
-        return train(self, trial, **more)
+        return train(self, trial, **options)
 
     monkeypatch.setattr(TrialRunner, "train", counting)
     twice = replace(trial_runner, seeds=(0, 1))

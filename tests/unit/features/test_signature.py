@@ -92,9 +92,9 @@ def only(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
 
 def overlapping_head(seed: int, *, per_class: int = 8) -> tuple[DiscriminantHead, Tensor, Tensor, Tensor, Tensor]:
     vectors, labels = sample(seed, per_class=2 * per_class, spread=0.8)
-    (x, y), (held, truth) = (vectors[::2], labels[::2]), (vectors[1::2], labels[1::2].clone())
+    (x, y), (held_out, truth) = (vectors[::2], labels[::2]), (vectors[1::2], labels[1::2].clone())
     truth[::5] = (truth[::5] + 1) % 3  # some are labelled otherwise: no head gets them all
-    return fit_discriminant(compute_signature(x, y, count=3), held, truth), x, y, held, truth
+    return fit_discriminant(compute_signature(x, y, count=3), held_out, truth), x, y, held_out, truth
 
 
 @pytest.mark.parametrize("gamma", SHRINKAGES)
@@ -106,12 +106,12 @@ def test_the_closed_form_equals_sklearns_linear_discriminant(
     only(monkeypatch, gamma)
     draw, labels = torch.Generator().manual_seed(seed), torch.arange(3).repeat(8)
     x = torch.randn(24, 5, generator=draw) + torch.randn(3, 5, generator=draw)[labels]
-    held = torch.randn(40, 5, generator=draw)
+    held_out = torch.randn(40, 5, generator=draw)
     signature = compute_signature(x, labels, count=3)
     reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=gamma).fit(x.double().numpy(), labels.numpy())
     close(signature.means @ inverse_shrunk_covariance(signature.scatter, signature.rows, gamma), reference.coef_)
-    head = fit_discriminant(signature, held, torch.zeros(40, dtype=torch.long))
-    assert head(held).argmax(dim=1).tolist() == reference.predict(held.double().numpy()).tolist()
+    head = fit_discriminant(signature, held_out, torch.zeros(40, dtype=torch.long))
+    assert head(held_out).argmax(dim=1).tolist() == reference.predict(held_out.double().numpy()).tolist()
 
 
 def test_the_prior_is_used_where_it_is_better_on_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,20 +137,20 @@ def test_the_prior_is_used_where_it_is_better_on_held_out_rows(monkeypatch: pyte
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_head_is_the_best_candidate_on_held_out_rows(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    head, x, y, held, truth = overlapping_head(seed)
-    assert head.accuracy == pytest.approx(float((head(held).argmax(dim=1) == truth).double().mean()))
+    head, x, y, held_out, truth = overlapping_head(seed)
+    assert head.accuracy == pytest.approx(float((head(held_out).argmax(dim=1) == truth).double().mean()))
     alone = []
     for gamma in SHRINKAGES:
         only(monkeypatch, gamma)
-        alone.append(fit_discriminant(compute_signature(x, y, count=3), held, truth))
+        alone.append(fit_discriminant(compute_signature(x, y, count=3), held_out, truth))
     assert (head.accuracy, -head.loss) == max((candidate.accuracy, -candidate.loss) for candidate in alone)
 
 
 def test_the_temperature_is_optimal() -> None:
-    head, *_, held, truth = overlapping_head(5)
+    head, *_, held_out, truth = overlapping_head(5)
     assert 0.0 < head.accuracy < 1.0
     losses = {
-        t: float(F.cross_entropy(head(held) / t, truth, label_smoothing=LABEL_SMOOTHING))
+        t: float(F.cross_entropy(head(held_out) / t, truth, label_smoothing=LABEL_SMOOTHING))
         for t in (0.8, 0.95, 1.0, 1.05, 1.2)
     }
     assert min(losses, key=losses.__getitem__) == 1.0

@@ -184,14 +184,14 @@ def test_dependents_of_a_backbone_a_task_or_data(registry: Registry) -> None:
     for unknown in ({"backbone": "big"}, {"task": "tree"}, {"data": "rows"}):
         with pytest.raises(NotFound):
             dependents(**unknown)
-    for wrong in ({}, {"task": "root", "data": "shared"}):
+    for arguments in ({}, {"task": "root", "data": "shared"}):
         with pytest.raises(InputError, match="of one thing"):
-            dependents(**wrong)
+            dependents(**arguments)
 
 
 def test_lineage_follows_both_directions_up_to_a_depth(registry: Registry) -> None:
-    def edges(*delta: str, **more: Any) -> list[tuple[str, str, int]]:
-        return [(row["delta"], row["parent"], row["depth"]) for row in registry.lineage(*delta, **more)]
+    def edges(*delta: str, **options: Any) -> list[tuple[str, str, int]]:
+        return [(row["delta"], row["parent"], row["depth"]) for row in registry.lineage(*delta, **options)]
 
     below = [("sst2@1", "root@1", 1), ("trec@1", "root@1", 1), ("sst2@2", "sst2@1", 2)]
     assert edges("root@1", descendants=True) == below
@@ -204,12 +204,12 @@ def test_lineage_follows_both_directions_up_to_a_depth(registry: Registry) -> No
 @pytest.mark.parametrize("name", PAGED)
 def test_pages_add_up_to_the_whole_listing(shared: Registry, name: str) -> None:
     ask, key = PAGED[name], NAMED.get(name.split(" ")[0], "id")
-    every, pages = list(ask(shared)), list(ask(shared, limit=1))
+    whole, pages = list(ask(shared)), list(ask(shared, limit=1))
     while page := ask(shared, limit=1, after=_last(name, pages[-1], key)):
         assert len(page) == 1
         pages += page
-    assert pages == every
-    assert len(every) > 1 or name == "siblings"
+    assert pages == whole
+    assert len(whole) > 1 or name == "siblings"
     with pytest.raises(InputError, match="at least 1"):
         ask(shared, limit=0)
 
@@ -228,25 +228,25 @@ def test_a_page_after_a_deleted_row_is_refused(registry: Registry) -> None:
 @pytest.mark.parametrize("name", [*PAGED, *WHOLE])
 def test_no_query_scans_a_growing_table(shared: Registry, name: str) -> None:
     if name in WHOLE:
-        sent = statements(shared, lambda: WHOLE[name](shared))
+        executed = statements(shared, lambda: WHOLE[name](shared))
     else:
-        sent = statements(shared, lambda: PAGED[name](shared, limit=1))
-    plans = [line for statement in sent for line in plan(shared, *statement)]
+        executed = statements(shared, lambda: PAGED[name](shared, limit=1))
+    plans = [line for statement in executed for line in plan(shared, *statement)]
     assert plans
     assert [line for line in plans if reads_all(line)] == []
 
 
 def statements(registry: Registry, ask: Callable[[], object]) -> list[tuple[str, Any]]:
     """Return the statements that `ask` sends, with their parameters."""
-    sent: list[tuple[str, Any]] = []
+    executed: list[tuple[str, Any]] = []
 
     def note(*arguments: Any) -> None:
-        sent.append((arguments[2], arguments[3]))
+        executed.append((arguments[2], arguments[3]))
 
     event.listen(registry.engine, "before_cursor_execute", note)
     ask()
     event.remove(registry.engine, "before_cursor_execute", note)
-    return [(statement, parameters) for statement, parameters in sent if not statement.startswith("BEGIN")]
+    return [(statement, parameters) for statement, parameters in executed if not statement.startswith("BEGIN")]
 
 
 def plan(registry: Registry, statement: str, parameters: Any) -> list[str]:
@@ -268,9 +268,9 @@ def reads_all(line: str) -> bool:
 
 
 def test_views_agree_with_the_listings(registry: Registry) -> None:
-    def view(columns: str, name: str, more: str = "ORDER BY id") -> list[dict[str, Any]]:
+    def view(columns: str, name: str, suffix: str = "ORDER BY id") -> list[dict[str, Any]]:
         with registry.read_session() as session:
-            return [dict(row) for row in session.execute(text(f"SELECT {columns} FROM {name} {more}")).mappings()]
+            return [dict(row) for row in session.execute(text(f"SELECT {columns} FROM {name} {suffix}")).mappings()]
 
     columns = ("delta", "task", "version", "method", "parameters", "share", "bytes", "status", "score", "mlflow_run")
     listed = [{name: row[name] for name in columns} for row in registry.deltas()]

@@ -62,10 +62,10 @@ def test_a_secret_is_valid_and_never_stored(registry: Registry, tmp_path: Path) 
     }
     dump_registry(registry, tmp_path / "archive.zip")
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    held = everything(registry)
+    stored = everything(registry)
     for secret in secrets.values():
-        assert key_digest(secret) in held
-        assert secret[3:] not in held
+        assert key_digest(secret) in stored
+        assert secret[3:] not in stored
         assert not any(secret[3:].encode() in file for file in files)
     if registry_url(tmp_path).startswith("sqlite"):
         assert any(key_digest(secrets["ci"]).encode() in file for file in files), "these are the database's files"
@@ -99,9 +99,9 @@ def test_invalid_arguments_are_refused_with_the_remedy(registry: Registry) -> No
         registry.keys(after="bakcup")
     with pytest.raises(InputError, match="'backup' is there already"):
         add_key(registry, "backup", role="admin")
-    wrong: Any = "root"
+    invalid_role: Any = "root"
     with pytest.raises(InputError, match="role 'root': give one of read, admin"):
-        add_key(registry, "ops", role=wrong)
+        add_key(registry, "ops", role=invalid_role)
     assert names(registry) == ["backup"]
 
 
@@ -121,9 +121,9 @@ def test_a_name_requested_concurrently_is_given_once(registry: Registry) -> None
 
 
 @both
-@pytest.mark.parametrize("wrong", [{"digest": "ck_in the clear"}, {"role": "root"}], ids=str)
-def test_database_constraints_refuse_invalid_keys(registry: Registry, wrong: dict[str, str]) -> None:
-    values = {"name": "ci", "digest": key_digest("x"), "role": "read", "created_at": now()} | wrong
+@pytest.mark.parametrize("changes", [{"digest": "ck_in the clear"}, {"role": "root"}], ids=str)
+def test_database_constraints_refuse_invalid_keys(registry: Registry, changes: dict[str, str]) -> None:
+    values = {"name": "ci", "digest": key_digest("x"), "role": "read", "created_at": now()} | changes
     with pytest.raises(IntegrityError, match="ck_api_keys"), registry.engine.begin() as connection:
         connection.execute(insert(ApiKey).values(values))
 
@@ -156,18 +156,18 @@ def test_only_issued_and_unrevoked_secrets_are_ever_valid(emptied: Registry, don
         unit.session.execute(text("DELETE FROM api_keys"))
     issued: dict[str, tuple[str, str]] = {}
     open_: set[str] = set()
-    for what, name in done:
-        if what == "revoke" and name in open_:
+    for action, name in done:
+        if action == "revoke" and name in open_:
             revoke_key(emptied, name)
             open_.remove(name)
-        elif what == "revoke":
+        elif action == "revoke":
             with pytest.raises(NothingToDo if name in issued else NotFound):
                 revoke_key(emptied, name)
         elif name in issued:
             with pytest.raises(InputError):
-                add_key(emptied, name, role=what)
+                add_key(emptied, name, role=action)
         else:
-            issued[name] = (key_digest(add_key(emptied, name, role=what)), what)
+            issued[name] = (key_digest(add_key(emptied, name, role=action)), action)
             open_.add(name)
     assert emptied.active_keys() == {digest: (name, role) for name, (digest, role) in issued.items() if name in open_}
     assert names(emptied) == list(issued)

@@ -88,30 +88,30 @@ def test_no_arrival_starts_before_an_earlier_one_of_its_task(steps: list[Any]) -
                 registry.submit(task(step[0]), priority=step[1])
 
 
-def _is_next(rows: list[ListingRow], taken: int | None) -> None:
+def _is_next(rows: list[ListingRow], claimed: int | None) -> None:
     held = {row["task"] for row in rows if row["state"] == "held"}
     free = [row for row in rows if row["state"] == "waiting" and row["task"] not in held]
     first = min(free, key=lambda row: (-row["priority"], row["arrival"]), default=None)
     if first is not None:
-        assert taken == first["arrival"]
+        assert claimed == first["arrival"]
         assert not [row for row in free if row["task"] == first["task"] and row["arrival"] < first["arrival"]]
-    elif taken is not None:
-        (again,) = [row for row in rows if row["arrival"] == taken]
+    elif claimed is not None:
+        (again,) = [row for row in rows if row["arrival"] == claimed]
         assert (again["state"], again["attempts"]) == ("failed", 1)
-        assert not [row for row in rows if row["task"] == again["task"] and row["arrival"] > taken]
+        assert not [row for row in rows if row["task"] == again["task"] and row["arrival"] > claimed]
 
 
-def _becomes(registry: Registry, rows: list[ListingRow], what: str) -> None:
+def _becomes(registry: Registry, rows: list[ListingRow], state: str) -> None:
     """Move the first arrival for which this is possible into the state."""
-    allowed = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(what, ("held",))
+    allowed = {"cancelled": ("waiting", "held"), "retried": ("failed", "cancelled")}.get(state, ("held",))
     number = next((row["arrival"] for row in rows if row["state"] in allowed), None)
     if number is None:
         return
-    if what == "given back":
+    if state == "given back":
         release(registry, ARRIVAL_STREAM, number=number, holder=HERE)
-    elif what == "failed":
+    elif state == "failed":
         fail(registry, number)
-    elif what == "cancelled":
+    elif state == "cancelled":
         registry.cancel_arrival(number)
     else:
         registry.retry_arrival(number)
@@ -134,8 +134,8 @@ def test_concurrent_workers_do_not_claim_two_arrivals_of_one_task(registry: Regi
         pytest.skip("SQLite's writers queue")
     for backbone in ("large", None):
         registry.submit(task("sst2", backbone=backbone))
-    taken: list[int | None] = []
-    thread = Thread(target=lambda: taken.append(take(registry, holder=FAR)))
+    claimed: list[int | None] = []
+    thread = Thread(target=lambda: claimed.append(take(registry, holder=FAR)))
     with registry.unit_of_work() as unit:
         position = next_for_update(unit.session, ["large"])
         assert position is not None
@@ -144,7 +144,7 @@ def test_concurrent_workers_do_not_claim_two_arrivals_of_one_task(registry: Regi
         thread.start()  # it sees 2 free alone and takes it, which the index refuses once 1 is known to be held
         _wait_until_it_waits(registry)
     thread.join()
-    assert taken == [None]
+    assert claimed == [None]
     assert states(registry) == ["held", "waiting"]
 
 

@@ -196,10 +196,10 @@ def test_processes_share_a_stream_without_duplicates(tmp_path: Path) -> None:
         children = [spawn.Process(target=claim_all, args=(tmp_path, start, won, 12)) for _ in range(3)]
         for child in children:
             child.start()
-        taken = [won.get(timeout=60) for _ in children]
+        claimed = [won.get(timeout=60) for _ in children]
         for child in children:
             child.join()
-        assert sorted(number for numbers in taken for number in numbers) == list(range(12))
+        assert sorted(number for numbers in claimed for number in numbers) == list(range(12))
 
 
 # Another host's clock

@@ -47,8 +47,8 @@ def test_migrations_create_the_defined_constraints(tmp_path: Path) -> None:
         plain = create_engine_for(f"sqlite:///{tmp_path}/plain.db")
         Base.metadata.create_all(plain)
         for table in Base.metadata.tables:
-            made, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
-            assert made == meant
+            created, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
+            assert created == meant
         plain.dispose()
 
 

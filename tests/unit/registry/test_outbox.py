@@ -146,12 +146,12 @@ def test_a_message_that_failed_waits_longer_each_time(registry: Registry) -> Non
 
 def test_claiming_all_returns_each_message_once(registry: Registry) -> None:
     tell(registry, "a@1", "b@1")
-    last, taken = 0, []
+    last, claimed = 0, []
     while pending := claim_message(registry, ME, after=last):
         reschedule(registry, pending, error="away")
         last = pending.id
-        taken.append(pending.subject)
-    assert taken == ["a@1", "b@1"]
+        claimed.append(pending.subject)
+    assert claimed == ["a@1", "b@1"]
 
 
 def test_a_sender_that_died_here_is_succeeded_at_once(tmp_path: Path, registry: Registry) -> None:

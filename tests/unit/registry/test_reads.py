@@ -133,12 +133,12 @@ def learn_next(registry: Registry, number: int) -> None:
 
 def statements(registry: Registry, ask: Callable[[Registry], object]) -> int:
     """Return the number of statements that `ask` sends, without BEGIN."""
-    sent: list[str] = []
+    executed: list[str] = []
 
     def note(*arguments: object) -> None:
-        sent.append(str(arguments[2]))
+        executed.append(str(arguments[2]))
 
     event.listen(registry.engine, "before_cursor_execute", note)
     ask(registry)
     event.remove(registry.engine, "before_cursor_execute", note)
-    return sum(not statement.startswith("BEGIN") for statement in sent)
+    return sum(not statement.startswith("BEGIN") for statement in executed)

@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
             events = session.execute(
                 select(Delta, Event.what).join(Event, Event.delta_id == Delta.id).order_by(Event.id)
             )
-            statuses = {delta.name: AFTER.get(what, "candidate") for delta, what in events}
+            statuses = {delta.name: AFTER.get(kind, "candidate") for delta, kind in events}
         assert statuses == {name: version.status for name, version in self.model.versions.items()}
 
     @invariant()

@@ -160,11 +160,11 @@ def test_a_version_without_a_signature_has_its_predecessors(registry: Registry) 
 
 def test_labels_may_be_added_and_old_versions_keep_theirs(registry: Registry) -> None:
     learn(registry, "sst2")
-    more = ("maybe", "no", "yes")
+    labels = ("maybe", "no", "yes")
     with registry.unit_of_work() as unit:
-        unit.add_task(task_record("sst2", labels=more))
-        unit.add_delta(delta_record(registry, "sst2", labels=more), scores=[accuracy(0.9, split="validation")])
-    assert [registry.delta(name).labels for name in ("sst2@1", "sst2@2")] == [("no", "yes"), more]
+        unit.add_task(task_record("sst2", labels=labels))
+        unit.add_delta(delta_record(registry, "sst2", labels=labels), scores=[accuracy(0.9, split="validation")])
+    assert [registry.delta(name).labels for name in ("sst2@1", "sst2@2")] == [("no", "yes"), labels]
     with pytest.raises(TaskChanged, match="archive the versions that answer with it"):
         learn(registry, "sst2")
     archive_delta(registry, "sst2@2")

@@ -12,8 +12,8 @@ from registry import purge_task
 from tests.helpers.pages import HOSTILE, Parsed, fill_stream, leaves
 
 
-def paged(folder: Path, *tasks: str, **more: Any) -> tuple[dict[str, Any], Parsed]:
-    with fill_stream(folder, tasks, **more) as registry:
+def paged(folder: Path, *tasks: str, **options: Any) -> tuple[dict[str, Any], Parsed]:
+    with fill_stream(folder, tasks, **options) as registry:
         document = stream_report(registry, "core")
         html = stream_page(registry, document)
     assert leaves(html) == []

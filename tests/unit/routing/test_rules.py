@@ -64,9 +64,9 @@ def features_of(wide: Tensor) -> FrozenFeatures:
 
 
 def task(seed: int, *, apart: float = 3.0) -> RoutingStatistics:
-    (x, y), held = cloud(seed, rows=90, apart=apart), slice(60, 90)
-    trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held], log_probs=torch.zeros(0))
-    return compute_statistics(x[:60], y[:60], count=3, held_out=features_of(x[held]), evidence=trusted)
+    (x, y), held_out = cloud(seed, rows=90, apart=apart), slice(60, 90)
+    trusted = fit_statistics(x[:60], y[:60], count=3, held_out=x[held_out], log_probs=torch.zeros(0))
+    return compute_statistics(x[:60], y[:60], count=3, held_out=features_of(x[held_out]), evidence=trusted)
 
 
 def close(actual: Tensor, expected: object, *, to: float = 1e-5) -> None:
@@ -106,14 +106,14 @@ def test_mahalanobis_is_the_relative_distance_to_the_nearest_mean() -> None:
     precision = np.linalg.inv(shrunk_covariance(sum(within) / 2, shrinkage=SHRINKAGES[0]))
     centre = np.mean([x.double().numpy().mean(0) for x, _ in data.values()], axis=0)
     moment = np.mean([(x.double().T @ x.double() / len(x)).numpy() for x, _ in data.values()], axis=0)
-    every = np.linalg.inv(shrunk_covariance(moment - np.outer(centre, centre), shrinkage=SHRINKAGES[0]))
+    background_precision = np.linalg.inv(shrunk_covariance(moment - np.outer(centre, centre), shrinkage=SHRINKAGES[0]))
     probes = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(8))
     squares = np.array(
         [[min(distance(p, m, precision) ** 2 for m in of) for of in means.values()] for p in probes.numpy()]
     )
     scores = rule.scores(probes)
     close(scores[:, 0] - scores[:, 1], -0.5 * (squares[:, 0] - squares[:, 1]), to=1e-3)
-    background = np.array([distance(p, centre, every) ** 2 for p in probes.numpy()])
+    background = np.array([distance(p, centre, background_precision) ** 2 for p in probes.numpy()])
     close(rule.familiarity(probes), -0.5 * (squares.min(1) - background), to=1e-3)
 
 

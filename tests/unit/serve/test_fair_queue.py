@@ -33,10 +33,10 @@ def test_each_item_is_taken_once_in_its_lanes_order(items: list[Item]) -> None:
     for item in items:
         queue.put(item)
     assert (len(queue), queue.cost) == (len(items), sum(item.cost for item in items))
-    taken = take_many(queue, len(items))
+    order = take_many(queue, len(items))
     for lane in "abcd":
         expected = [item for item in items if item.lane == lane]
-        assert [item for item in taken if item.lane == lane] == sorted(expected, key=lambda item: item.deadline)
+        assert [item for item in order if item.lane == lane] == sorted(expected, key=lambda item: item.deadline)
     assert (len(queue), queue.cost) == (0, 0)
     with pytest.raises(LookupError):
         queue.take()

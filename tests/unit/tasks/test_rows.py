@@ -55,22 +55,22 @@ def test_sampling(pairs: list[tuple[Text, str]], count: int, seed: int, keep: bo
         with pytest.raises(DataError, match=f"cannot keep all {len(counts)} labels"):
             sample(rows, count, seed=seed, keep_labels=True)
         return
-    taken = sample(rows, count, seed=seed, keep_labels=keep)
-    assert len(taken) == min(count, len(rows))
-    assert pairs_of(taken) <= pairs_of(rows)
+    sampled = sample(rows, count, seed=seed, keep_labels=keep)
+    assert len(sampled) == min(count, len(rows))
+    assert pairs_of(sampled) <= pairs_of(rows)
     if keep:
-        assert set(taken.labels) == set(counts)
+        assert set(sampled.labels) == set(counts)
     elif count < len(rows):
-        assert all(abs(Counter(taken.labels)[label] - count * n / len(rows)) < 1 for label, n in counts.items())
+        assert all(abs(Counter(sampled.labels)[label] - count * n / len(rows)) < 1 for label, n in counts.items())
 
 
 @settings(deadline=None)
 @given(PAIRS, st.integers(1, 5), st.integers(0, 5))
 def test_shots_are_sampled_per_label(pairs: list[tuple[Text, str]], n: int, seed: int) -> None:
     rows = rows_of(pairs)
-    taken = sample_shots(rows, n, seed=seed)
-    assert Counter(taken.labels) == {label: min(n, count) for label, count in Counter(rows.labels).items()}
-    assert pairs_of(taken) <= pairs_of(rows)
+    sampled = sample_shots(rows, n, seed=seed)
+    assert Counter(sampled.labels) == {label: min(n, count) for label, count in Counter(rows.labels).items()}
+    assert pairs_of(sampled) <= pairs_of(rows)
 
 
 @settings(deadline=None)
@@ -86,8 +86,8 @@ def test_the_order_of_rows_does_not_matter(pairs: list[tuple[Text, str]], count:
 
 def test_sampling_follows_from_the_seed() -> None:
     rows = rows_of([(f"text {i}", "ab"[i % 2]) for i in range(100)])
-    taken = [sample(rows, 20, seed=seed) for seed in (0, 0, 1)]
-    assert taken[0] == taken[1] != taken[2]
+    samples = [sample(rows, 20, seed=seed) for seed in (0, 0, 1)]
+    assert samples[0] == samples[1] != samples[2]
     # A pinned choice: registered runs rely on the same rows being taken by later versions.
     assert sample(rows, 4, seed="0/task/train/rows").texts == ("text 17", "text 56", "text 60", "text 87")
 

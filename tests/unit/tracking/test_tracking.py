@@ -131,7 +131,7 @@ def test_a_sender_killed_at_any_call_makes_no_duplicate(
 
 
 def dying(calls: int) -> Any:
-    return lambda **where: DyingClient(MlflowClient(**where), calls)
+    return lambda **arguments: DyingClient(MlflowClient(**arguments), calls)
 
 
 def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Registry, places: Locations) -> None:

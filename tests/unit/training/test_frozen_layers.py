@@ -42,7 +42,7 @@ SKIPPING = [name for name in TINY_CONFIGS if not name.startswith("t5")]
 
 
 @pytest.fixture(params=SKIPPING)
-def some(request: pytest.FixtureRequest) -> Backbone:
+def skipping_backbone(request: pytest.FixtureRequest) -> Backbone:
     return backbone_of(request.param)
 
 
@@ -115,15 +115,15 @@ def test_a_decoders_edit_is_above_the_encoder() -> None:
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_caching_does_not_change_training(some: Backbone) -> None:
+def test_caching_does_not_change_training(skipping_backbone: Backbone) -> None:
     """A text's states differ by rounding from batch to batch, and so do the results."""
-    for start in (at_the_top(some), fresh_delta(some, "probe")):
-        objective = objective_of(some, start)
-        with counted(some) as passes:
-            actual, last, _ = learned(some, start, objective)
+    for start in (at_the_top(skipping_backbone), fresh_delta(skipping_backbone, "probe")):
+        objective = objective_of(skipping_backbone, start)
+        with counted(skipping_backbone) as passes:
+            actual, last, _ = learned(skipping_backbone, start, objective)
         assert passes == [ROWS], "one pass before all epochs"
-        with counted(some) as passes:
-            expected, last_computed, _ = learned(some, start, replace(objective, loss_inputs=None))
+        with counted(skipping_backbone) as passes:
+            expected, last_computed, _ = learned(skipping_backbone, start, replace(objective, loss_inputs=None))
         assert sum(passes) == EPOCHS * ROWS
         assert [epoch.loss for epoch in actual.curve[1:]] == pytest.approx(
             [epoch.loss for epoch in expected.curve[1:]], abs=1e-6
@@ -133,19 +133,21 @@ def test_caching_does_not_change_training(some: Backbone) -> None:
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_gradients_are_the_same_and_stop_at_the_lowest_edit(some: Backbone) -> None:
-    start, rows = at_the_top(some), prepared_rows(some, "mood", ROWS)
-    cached, batch, outputs = compute_states(some, rows.tokens, layers=1), [5, 0, 7], []
+def test_gradients_are_the_same_and_stop_at_the_lowest_edit(skipping_backbone: Backbone) -> None:
+    start, rows = at_the_top(skipping_backbone), prepared_rows(skipping_backbone, "mood", ROWS)
+    cached, batch, outputs = compute_states(skipping_backbone, rows.tokens, layers=1), [5, 0, 7], []
     assert cached is not None
-    (top,) = (place for place in some.modules_at("attn.q") if place.layer == some.num_layers - 1)
+    (top,) = (
+        place for place in skipping_backbone.modules_at("attn.q") if place.layer == skipping_backbone.num_layers - 1
+    )
     entering: list[bool] = []
-    for context in (nullcontext(), skip_first_layers(some, 1, cached)):
-        delta = start.trainable(some.device)
-        with context, attached(some, delta), top.input_module.register_forward_pre_hook(_noting(entering)):
-            torch.autograd.backward(kind_of_delta(delta).loss(some, delta, rows, batch))
+    for context in (nullcontext(), skip_first_layers(skipping_backbone, 1, cached)):
+        delta = start.trainable(skipping_backbone.device)
+        with context, attached(skipping_backbone, delta), top.input_module.register_forward_pre_hook(_noting(entering)):
+            torch.autograd.backward(kind_of_delta(delta).loss(skipping_backbone, delta, rows, batch))
         outputs.append([tensor.grad for tensor in delta.tensors().values()])
     assert entering == [False, False], "no gradient is asked for below the edit"
-    assert all(parameter.grad is None for parameter in some.base_module.parameters())
+    assert all(parameter.grad is None for parameter in skipping_backbone.base_module.parameters())
     for first, second in zip(*outputs, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
@@ -192,9 +194,9 @@ def test_a_configuration_without_dropout_is_enough() -> None:
 def test_states_beyond_the_memory_limit_are_not_cached(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prepared_rows(bert, "mood", ROWS).tokens
     size = (1 + sum(len(ids) for ids in {*tokens.ids})) * bert.hidden_size * 4
-    for max_bytes, there in ((size, True), (size - 1, False)):
+    for max_bytes, is_cached in ((size, True), (size - 1, False)):
         monkeypatch.setattr("continual.training.frozen_layers.MAX_CACHE_BYTES", max_bytes)
-        assert (compute_states(bert, tokens, layers=1) is not None) == there
+        assert (compute_states(bert, tokens, layers=1) is not None) == is_cached
     start = at_the_top(bert)
     with counted(bert) as passes:
         learned(bert, start, objective_of(bert, start))
@@ -224,12 +226,14 @@ def test_an_uncached_text_is_computed(bert: Backbone) -> None:
 
 
 @pytest.mark.usefixtures("_without_dropout")
-def test_the_backbone_is_as_it_was(some: Backbone) -> None:
-    tokens = prepared_rows(some, "mood", 4).tokens
-    modules = [(vars(module).keys(), dict(module._forward_pre_hooks)) for module in some.base_module.modules()]
-    with FrozenLayerCache(some, 1, lambda: tokens).use_cache():
+def test_the_backbone_is_as_it_was(skipping_backbone: Backbone) -> None:
+    tokens = prepared_rows(skipping_backbone, "mood", 4).tokens
+    modules = [
+        (vars(module).keys(), dict(module._forward_pre_hooks)) for module in skipping_backbone.base_module.modules()
+    ]
+    with FrozenLayerCache(skipping_backbone, 1, lambda: tokens).use_cache():
         pass
-    assert [(vars(m).keys(), dict(m._forward_pre_hooks)) for m in some.base_module.modules()] == modules
+    assert [(vars(m).keys(), dict(m._forward_pre_hooks)) for m in skipping_backbone.base_module.modules()] == modules
 
 
 @pytest.mark.usefixtures("_without_dropout")

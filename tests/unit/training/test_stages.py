@@ -256,8 +256,8 @@ def test_a_reparameterised_prefix_equals_its_network_and_finalizes_exactly(bertl
     def rows(layer: int) -> tuple[Tensor, Tensor]:
         mask = {name: delta.values[f"shared/0/{name}"] for name in ("rows", "inner", "inner_bias")}
         outer, bias = (delta.values[f"layer.{layer}.attn.kv/0/{name}"] for name in ("outer", "outer_bias"))
-        made = torch.tanh(mask["rows"] @ mask["inner"].T + mask["inner_bias"]) @ outer.T + bias
-        return made[:, :32], made[:, 32:]
+        network_output = torch.tanh(mask["rows"] @ mask["inner"].T + mask["inner_bias"]) @ outer.T + bias
+        return network_output[:, :32], network_output[:, 32:]
 
     mask = batch_of(bertlike)["attention_mask"].bool()
     with torch.no_grad():
