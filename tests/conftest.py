@@ -22,7 +22,7 @@ from tests.helpers.tiny_models import TINY_CONFIGS
 from tests.helpers.tiny_tasks import save_backbone, tiny_backbone
 
 torch.set_num_threads(1)
-gc.disable()  # until all tests are collected: what is made meanwhile stays to the end
+gc.disable()  # until all tests are collected: objects made meanwhile live to the end
 
 backbone_of = cache(tiny_backbone)
 LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared.py", "test_plugins.py"}

@@ -38,7 +38,7 @@ DELIBERATE = {"503", "504"}
 PATIENCE = 2.0  # seconds that garbage waits for an answer
 ATTACKERS = 8
 SILENT = 32  # clients that say nothing
-SAME = 1e-2  # of a probability, whatever else is in the batch, where matrix products may be of bfloat16
+SAME = 1e-2  # tolerance of a probability: in bfloat16 it depends on the rest of the batch
 GROWTH = 24.0  # MiB that the allocator may take or give as it likes
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 COUNTED = re.compile(r'continual_requests_total\{path="(.*)",status="(5\d\d)"\} (\S+)')

@@ -58,7 +58,7 @@ def objective_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Tr
 
 
 class JointAndSequential:
-    """The same trainings, jointly and one after the other."""
+    """Equal trainings, run jointly and one after the other."""
 
     def __init__(self, backbone: Backbone, tasks: int, *, tokens: int, rows: int) -> None:
         self._backbone = backbone

@@ -35,7 +35,7 @@ from tests.helpers.postgres_server import running
 LIMIT = 100
 BAR = 50.0  # milliseconds, for one answer and for registering one task
 NOISE = 1.0  # milliseconds by which an answer's time may differ for no reason
-# What returns one row for each champion, or for each delta of a stream, costs as much as it returns.
+# Queries that return one row per champion, or per delta of a stream, cost as much as they return.
 LINEAR = ("champions", "signatures")
 Question = Callable[[], Any]
 

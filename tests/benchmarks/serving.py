@@ -45,7 +45,7 @@ from tests.benchmarks.server_process import Served, fill, opened, random_folder,
 
 BATCH = 1 << 12  # tokens, as the server's on a CPU
 PROMOTED = 0.2  # seconds from one change of a champion to the next
-TIE = 0.02  # of a probability; in bfloat16 it depends on what else is in the batch
+TIE = 0.02  # tolerance of a probability: in bfloat16 it depends on the rest of the batch
 WARM = 4  # answers after the first one
 _inside: list[ChampionServer] = []  # of the process that answers without HTTP
 

@@ -37,7 +37,7 @@ from tests.benchmarks.baselines import RANK, peft_lora
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """The same token ids in the format of the Trainer."""
+    """A dataset of equal token ids in the format of the Trainer."""
 
     def __init__(self, task: PreparedTask) -> None:
         assert isinstance(task.train, ClassificationRows)

@@ -27,7 +27,7 @@ from tests.helpers.tiny_tasks import (
     tiny_backbone,
 )
 
-LEFT_OUT = {"modernbert": {"norm.attn"}}  # what the lowest layer of a family has not
+LEFT_OUT = {"modernbert": {"norm.attn"}}  # sites that the lowest layer of a family lacks
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 
 

@@ -45,7 +45,7 @@ def test_resumed_training_ends_as_uninterrupted_training(bert: Backbone, method:
     whole, checkpoints = trained(bert, start)
     assert len(checkpoints) == 5
     for epoch, data in enumerate(checkpoints):
-        torch.manual_seed(epoch)  # what is drawn must not depend on what was drawn elsewhere
+        torch.manual_seed(epoch)  # resumed training must not depend on the global state
         rest, later = trained(bert, start, resume_from=from_tensors(*deserialize(data, what="checkpoint")))
         assert rest.delta.digest == whole.delta.digest
         assert rest.curve == whole.curve

@@ -85,7 +85,7 @@ def test_a_step_changes_no_earlier_state(name: str, context: StrategyContext) ->
 
 
 @all_strategies
-def test_every_step_is_scored_with_the_task_known_and_routed(name: str, context: StrategyContext) -> None:
+def test_every_step_has_oracle_and_routed_scores(name: str, context: StrategyContext) -> None:
     baseline = FrozenBaseline(list(context.tasks))
     step, state = learn(name, context)[-1]
     scores = list(step_scores(context, baseline, step, state.outputs, number=len(TASKS) - 1))

@@ -21,7 +21,7 @@ def test_every_study_has_its_section_and_its_paper() -> None:
 
 
 @pytest.mark.parametrize(("name", "trial_runner"), [(name, name) for name in STUDIES], indirect=["trial_runner"])
-def test_a_study_goes_on_where_it_was_stopped(
+def test_a_study_resumes_where_it_stopped(
     name: str,
     trial_runner: TrialRunner,  # noqa: F811
     tmp_path: Path,

@@ -135,7 +135,7 @@ def test_a_task_whose_loss_is_nan_fails_alone(bert: Backbone) -> None:
     assert same(result_of(outcomes["good"]).delta, expected.delta)
 
 
-def test_nothing_to_train_is_done_at_once(bert: Backbone) -> None:
+def test_a_task_without_epochs_ends_at_once(bert: Backbone) -> None:
     start = fresh_delta(bert, "lora", task="animals")
     outcomes = together({"none": training_run(bert, start, "animals", epochs=0)})
     assert same(result_of(outcomes["none"]).delta, start)

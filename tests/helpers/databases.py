@@ -64,7 +64,7 @@ def bucket() -> Iterator[str]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
-        get_filesystem_class("s3").clear_instance_cache()  # what is kept speaks to the server of before
+        get_filesystem_class("s3").clear_instance_cache()  # cached instances use an earlier test's server
         name = f"tests-{uuid4().hex}"  # buckets outlive their server
         filesystem("s3").mkdir(name)
         yield f"s3://{name}"

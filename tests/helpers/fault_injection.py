@@ -127,7 +127,7 @@ def disk_full(scenario: FaultScenario, sizes: list[int]) -> Counts:
             scenario.check(f"disk of {size} KiB", invariant_violations(home))
             if code:
                 learned.append(len(registry_contents(home)[0]))
-            scenario.finish(f"disk of {size} KiB", home, same=False)  # what failed came after the others
+            scenario.finish(f"disk of {size} KiB", home, same=False)  # failed tasks are learned after the others
     return {"disks": len(sizes), "learned_when_full": learned}
 
 
@@ -149,7 +149,9 @@ def database_restarts(scenario: FaultScenario, count: int) -> Counts:
         with home.registry():
             pass
         pid, code = controller(scenario.world, home), None
-        while not _begun(home):  # a database that never answered is a wrong URL, and is said to be one at once
+        while not _begun(
+            home
+        ):  # before its first answer an unreachable database counts as a wrong URL, which is not retried
             time.sleep(0.05)
         while code is None and done < count:
             code = wait_exit_code(pid, within=scenario.draw.uniform(0, scenario.seconds / 2))
@@ -271,7 +273,7 @@ def mlflow_outage(scenario: FaultScenario, *, middle: bool) -> Counts:
 
     def shut(task: str, delta: str) -> None:
         if task == TASKS[1]:
-            while not store.is_file():  # it is told in the background
+            while not store.is_file():  # synced in the background
                 time.sleep(0.05)
             store.rename(store.with_suffix(".away"))
             store.mkdir()

@@ -17,7 +17,7 @@ from continual.features.tokens import pad, tokenize
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 Found = tuple[Tensor, dict[str, Tensor]]  # outputs, and gradients by the names of the delta's values
-Change = Callable[[int, Tensor, Tensor], Tensor]  # of a layer's number, what enters a block and what leaves it
+Change = Callable[[int, Tensor, Tensor], Tensor]  # from a layer's number, a block's input and its output
 
 
 def batch_of(backbone: Backbone) -> dict[str, Tensor]:

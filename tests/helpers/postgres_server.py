@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 OWNER = "postgres"  # Debian's package makes this user; the server refuses to run as root
-# Nothing of a test's database has to survive its machine; what is committed survives the server's processes.
+# A test's database need not survive a crash of the machine; commits survive a kill of the server's processes.
 FAST = "-c fsync=off -c full_page_writes=off"
 
 

@@ -133,7 +133,7 @@ _OPT = {
     "max_position_embeddings": POSITIONS,
     "init_std": 0.2,
 }
-# What OPT-350m has: embeddings and last states of another size than the layers, and norms after them.
+# As OPT-350m: embeddings and last states of another size than the layers, and norms after the layers.
 _OPT_NARROW = {**_OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}
 _LLAMA = {**_BERT, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
 _QWEN2 = {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}

@@ -159,7 +159,7 @@ def test_stored_parameters_and_bytes_are_counted(compared: tuple[Learner, Stream
     assert strategies["sequential_delta"]["bytes"] == pytest.approx((2 * body + 4 * heads) / 3)
     assert strategies["ewc"]["bytes"] == pytest.approx(
         (10 * body + 4 * heads) / 3
-    )  # with what matters, and where it was
+    )  # with the Fisher information and its anchor
     assert strategies["replay"]["bytes"] > strategies["sequential_delta"]["bytes"]
     assert strategies["separate"]["parameters"] > bert.parameter_count
 
@@ -220,7 +220,7 @@ def test_a_killed_comparison_resumes(
         assert find_damage(learner.registry) == []
         comparison = learner.compare(stream, {name: strategy})
         assert find_damage(learner.registry) == []
-        assert not list(learner.registry.blobs.iterate())  # what it went on from is gone
+        assert not list(learner.registry.blobs.iterate())  # the state to resume from is lost
     assert steps == [0, 1, 2, 2]
     for mode in ("oracle", "routed"):
         assert by_strategy(comparison)[name][mode]["matrix"] == by_strategy(document)[name][mode]["matrix"]

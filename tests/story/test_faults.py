@@ -188,7 +188,7 @@ def test_a_failing_task_is_tried_a_limited_number_of_times(learner: Learner, tmp
 
 
 def test_a_free_position_is_learned_while_an_earlier_one_is_held(learner: Learner, tmp_path: Path) -> None:
-    """The stream is evaluated in its own order, whatever the order of learning."""
+    """The stream is evaluated in its own order, which may differ from the order of learning."""
     stream = write_stream(tmp_path)
     cut_short(learner, stream, task="animals", step=1)
     assert claim_position(learner.registry, "core", number=0, holder="elsewhere:1:1")

@@ -146,7 +146,9 @@ def test_tasks_with_missing_or_changed_rows_are_skipped(bert_folder: Path, blind
         original = (folder / "animals/train.jsonl").read_text()
         write_rows(folder / "animals/train.jsonl", longer.texts, longer.labels)
         lines = (folder / "animals/train.jsonl").read_text()
-        (folder / "animals/train.jsonl").write_text(original + lines)  # behind: they are told from the old ones
+        (folder / "animals/train.jsonl").write_text(
+            original + lines
+        )  # appended rows are distinguished from the old ones
         rows = folder / "place/train.jsonl"
         right = rows.read_text()
         rows.write_text(right.replace("wave", "tower"))

@@ -27,7 +27,7 @@ QUIET = (
 )
 ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=3000")
 LONG = "a-very-long-name-without-a-space-" * 12
-# Measures every page in its frame, and says so in the document that the browser prints.
+# Measures every page in its frame, and writes the result into the document that the browser prints.
 MEASURE = """
 <script>
 addEventListener("load", () => {
@@ -136,7 +136,7 @@ def test_a_browser_shows_the_whole_page_at_any_width(home: Path, tmp_path: Path,
         assert frame["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert frames["long 360"]["scrolling"] == 2, "the table and the figure, each in its own box"
     assert "CONSOLE" not in console
-    if dark:  # once: what is measured can be wrong
+    if dark:  # once: check that the measurement detects a bad page
         bad, complained = browsed(tmp_path, {"bad": outside}, dark=dark)
         assert bad["bad 360"]["needed"] > 360
         assert "CONSOLE" in complained

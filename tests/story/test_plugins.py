@@ -12,7 +12,7 @@ from continual.routing import ROUTERS
 from tests.helpers.paths import ROOT
 
 PAGE = (ROOT / "docs" / "explanation" / "unified-view.md").read_text(encoding="utf-8")
-# The method that the page builds, without what it then does with it.
+# The method that the documentation builds, without the code that uses it there.
 METHOD = re.findall(r"^```python\n(.*?)\n\n\nfrom", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
 METRIC = """
 import numpy as np

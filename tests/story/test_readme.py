@@ -53,7 +53,7 @@ def answered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return captured.out
 
 
-def test_the_two_commands_are_there() -> None:
+def test_the_readme_has_the_two_commands() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = [line.removeprefix("$ make ") for line in README.splitlines() if line.startswith("$ make ")]
     assert commands == ["demo", "test"]

@@ -94,7 +94,7 @@ def test_concurrent_clients_get_their_own_answers(served: Server, texts: list[st
 def test_unanswerable_rows_are_errors(learner: Learner, body: Any, status: int, says: str) -> None:
     with server(learner, limits=Limits(rows=64, tokens=2000, bytes=20_000)) as small:
         assert says in error_body(small.client.post("/v1/predict", json=body), status)
-        body = (part for part in [json.dumps(body).encode()])  # in chunks, so that nobody knows its size beforehand
+        body = (part for part in [json.dumps(body).encode()])  # chunked: without a content length
         assert says in error_body(
             small.client.post("/v1/predict", content=body, headers={"content-type": "application/json"}), status
         )

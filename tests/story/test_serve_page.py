@@ -40,7 +40,7 @@ QUIET = (
 ASKED = ("--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=20000")
 CONTROLS = ["Text", "Second text only for tasks of pairs", "Task", "Ask", "Filter", "animals"]
 CONTROLS += ["Try this task", "Versions", "mood"]  # of the task that is open, and the next
-# Uses the page in each of its frames, and says what came of it in the document that the browser prints.
+# Uses the page in each of its frames, and writes its findings into the document that the browser prints.
 DRIVER = (FIXTURES / "serve_page.html").read_text(encoding="utf-8")
 
 

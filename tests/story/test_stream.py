@@ -178,7 +178,7 @@ def test_learning_is_repeatable_to_the_bit(learner: Learner, folder: Path, bert_
         assert digests(second_learner) == digests(learner)
 
 
-def test_nearest_records_where_a_delta_came_from(learner: Learner) -> None:
+def test_nearest_records_the_parent(learner: Learner) -> None:
     per_task = {task["task"]: task for task in learner.report("core")["per_task"]}
     assert per_task["animals"]["parents"] == []
     assert per_task["animals"]["warm_start"] == "scratch"

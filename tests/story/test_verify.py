@@ -58,7 +58,9 @@ def test_an_unchanged_home_has_no_findings(learner: Learner) -> None:
 def other_values(learner: Learner) -> dict[str, Any]:
     """Store a delta that agrees with its row but has other values."""
     delta = load_delta(learner.registry.blobs.get(digest_of(learner.registry, "mood@1")))
-    data = delta.map(lambda tensor: tensor + 0.1).quantise_to_float16().to_bytes()  # as long as what it replaces
+    data = (
+        delta.map(lambda tensor: tensor + 0.1).quantise_to_float16().to_bytes()
+    )  # as long as the blob that it replaces
     return {"digest": learner.registry.blobs.put(data)}
 
 

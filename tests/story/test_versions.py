@@ -136,7 +136,7 @@ def test_a_version_better_on_its_own_rows_only_does_not_serve(learner: Learner, 
     old.mkdir()
     new.mkdir()
     learner.learn(animals(old))
-    (old / "test.jsonl").unlink()  # nobody needs the test rows for it
+    (old / "test.jsonl").unlink()  # the contest does not need the test rows
     learner.learn(animals(new, seed=1, poisoned=True, warm_start="scratch"))
     second = learner.registry.delta("animals@2")
     assert second.status == "candidate"

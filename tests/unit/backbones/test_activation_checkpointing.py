@@ -144,7 +144,7 @@ def test_joint_training_ends_the_same(backbone: Backbone) -> None:
 
 
 def test_a_started_stream_can_be_continued_with_or_without(tmp_path: Path) -> None:
-    """Its digest is the same with and without the option, and as before the option existed."""
+    """The task's digest is the same with and without the option, and as before the option existed."""
     entry = write_task(tmp_path, "mood")
 
     def digest(**budget: Any) -> str:

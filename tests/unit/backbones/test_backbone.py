@@ -84,7 +84,7 @@ def test_one_changed_weight_or_setting_changes_the_fingerprint(bert: Backbone, b
     assert tiny_backbone("bert", seed=1).fingerprint != bert.fingerprint
 
 
-def test_weights_stay_float32_whatever_the_compute_dtype(bert_folder: Path) -> None:
+def test_weights_stay_float32_for_any_compute_dtype(bert_folder: Path) -> None:
     low = load(bert_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in low.model.parameters()} == {torch.float32}
     tokens = tokenize(low, ["purr meow"], max_length=32)

@@ -22,7 +22,7 @@ from continual.features.tokens import pad
 from continual.kinds.language_model import generate_greedy
 from tasks import Stream, TaskSpec
 
-# What accelerate is told: a part on the disk is brought to memory only while it computes.
+# Accelerate's device map: a part on the disk is loaded only while it computes.
 MAPS: dict[str, dict[str, str | int]] = {
     "bert": {"embeddings": "cpu", "encoder.layer.0": "disk", "encoder.layer.1": "cpu"},
     "gpt2": {"transformer.wte": "cpu", "transformer.wpe": "disk", "transformer.h.0": "cpu", "transformer.h.1": "disk",
@@ -37,7 +37,7 @@ READS_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "
 
 @pytest.fixture(scope="module", params=MAPS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Backbone]:
-    """The same backbone on one device and split."""
+    """A backbone on one device and its split copy."""
     folder = save_backbone(tiny_backbone(request.param), tmp_path_factory.mktemp(request.param))
     whole = load_backbone(str(folder), device="cpu", dtype="float32")
     return whole, load_backbone(str(folder), device=MAPS[request.param], dtype="float32")

@@ -92,7 +92,7 @@ def test_a_name_has_one_slot_with_its_newest_delta(bert: Backbone) -> None:
 
 
 def test_deltas_of_similar_size_share_a_stack(bert: Backbone) -> None:
-    """Ranks up to 8 share one matrix product whatever their scale; rank 9 has another."""
+    """Ranks up to 8 share one matrix product at any scale; rank 9 has another."""
     bank = Bank(bert, slots=8)
     for rank in (1, 3, 8, 9):
         bank.put(str(rank), perturbed_delta(bert, "lora", rank=rank, alpha=2.0 * rank + 1))
@@ -107,7 +107,7 @@ def test_a_delta_of_another_backbone_is_refused_and_takes_no_slot(bert: Backbone
     assert len(bank) == 0
 
 
-def test_a_row_without_a_delta_is_the_backbones_own(bert: Backbone) -> None:
+def test_a_row_without_a_delta_equals_the_backbone(bert: Backbone) -> None:
     bank = Bank(bert, slots=1)
     bank.put("a", perturbed_delta(bert, "adapter"))
     order, mixture = bank.mixed_batch([None, "a", None, "a"])

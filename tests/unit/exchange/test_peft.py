@@ -14,7 +14,7 @@ from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
 
 peft: Any = pytest.importorskip("peft")
 
-# PEFT says that it drops the types of tokens, which are all zero here.
+# PEFT warns that it drops token types, which are all zero here.
 pytestmark = pytest.mark.filterwarnings("ignore:Token type ids are not supported")
 
 

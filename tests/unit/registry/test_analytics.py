@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tests.helpers.registries import accuracy, begin, learn, make_registry, task_record
 
 Ask = Callable[..., Any]
-# What the command line asks and what may grow without end, a page at a time.
+# Queries of the command line that may grow without bound, a page at a time.
 PAGED: dict[str, Ask] = {
     "tasks": lambda registry, **page: registry.tasks(**page),
     "deltas": lambda registry, **page: registry.deltas(**page),

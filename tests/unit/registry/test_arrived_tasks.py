@@ -38,7 +38,7 @@ def registry(tmp_path: Path, database: str) -> Iterator[Registry]:
         yield opened
 
 
-# What becomes of it
+# Life cycle
 
 
 def test_a_cancelled_arrival_is_lost_to_its_holder_and_can_be_retried(registry: Registry) -> None:

@@ -148,7 +148,7 @@ def _silent(registry: Registry) -> bool:
 # Any number of controllers
 
 
-ANY = dict.fromkeys(range(3), 2)  # every position, each begun twice at most
+ANY = dict.fromkeys(range(3), 2)  # every position, with at most two attempts each
 
 
 def test_the_next_free_position_is_claimed(tmp_path: Path) -> None:

@@ -119,7 +119,9 @@ def test_one_query_lists_all_pending_messages(registry: Registry) -> None:
     tell(registry, "core", "other", "core", message="stream")
     first = claim_message(registry, ME)
     assert first is not None
-    tell(registry, "core", message="stream")  # told while the first is being sent: perhaps after the look
+    tell(
+        registry, "core", message="stream"
+    )  # enqueued while the first is being sent, perhaps after its content was read
     assert messages(registry) == [("stream", "core"), ("stream", "other"), ("stream", "core")]
     with registry.unit_of_work() as unit:
         delete_sent(unit, first)

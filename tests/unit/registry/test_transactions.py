@@ -62,7 +62,7 @@ def test_an_unavailable_or_busy_database_is_a_retryable_error(
             registry.tasks,
             lambda: registry.write_with_retry(lambda unit: unit.add_task(task_record("sst2"))),
         ):
-            if database.startswith("postgresql") or operation != registry.tasks:  # SQLite's readers wait for nobody
+            if database.startswith("postgresql") or operation != registry.tasks:  # SQLite's readers do not block
                 with pytest.raises(Interrupted, match="Nothing was written"):
                     operation()
 

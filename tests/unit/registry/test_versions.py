@@ -116,7 +116,7 @@ def test_a_migrated_version_is_compared_with_its_original(
     assert statuses(registry)["sst2@1"] == "champion", "each backbone has a champion of its own"
 
 
-def test_manual_decisions_are_kept(registry: Registry) -> None:
+def test_manual_decisions_are_recorded(registry: Registry) -> None:
     learn(registry, "sst2", score=0.5)
     learn(registry, "sst2", score=0.4)
     promote_delta(registry, "sst2@2", reason="it knows the new forms")

@@ -214,7 +214,7 @@ def test_a_task_that_attracts_others_inputs_gets_a_negative_offset() -> None:
 
 
 def test_confidences_are_calibrated() -> None:
-    """Of overlapping inputs, those with a probability of p belong to the task in about p of the cases."""
+    """Overlapping inputs with a probability of p belong to the task in about p of the cases."""
     router = build_router({f"t{seed}": task(seed, apart=0.7) for seed in range(4)})
     rows = torch.cat([cloud(seed, rows=3000, apart=0.7)[0] for seed in range(4)])
     sure, chosen = router.log_p(features_of(rows)).exp().max(dim=1)

@@ -104,7 +104,7 @@ def test_csv_words_that_look_like_missing_values_are_texts(tmp_path: Path) -> No
     assert data.labels == ("1", "2")
 
 
-def test_class_labels_go_by_name(tmp_path: Path) -> None:
+def test_class_labels_are_matched_by_name(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})

@@ -146,7 +146,7 @@ def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Regist
         errors.get(timeout=150)
     for child in children:
         child.join()
-    list(flush_outbox(registry, places))  # what had to wait for another's
+    list(flush_outbox(registry, places))  # messages that waited for another process's
     assert list_pending(registry) == ()
     assert names_of(places) == ["core", *(f"{task}@1" for task in tasks)]
     assert sorted(model.name for model in client_of(places).search_model_versions()) == ["core", *tasks]

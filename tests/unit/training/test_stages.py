@@ -232,7 +232,9 @@ def test_intrinsic_is_w_plus_a_projection_of_one_vector(bertlike: Backbone, scal
 
 def test_a_projection_cached_in_inference_can_be_trained_through(bert: Backbone) -> None:
     delta = fresh_delta(bert, "intrinsic", dimension=10, seed=3)
-    delta = replace(delta, settings=delta.settings.model_copy(update={"seed": 12345}))  # nobody has drawn it yet
+    delta = replace(
+        delta, settings=delta.settings.model_copy(update={"seed": 12345})
+    )  # a projection that is not cached yet
     with torch.inference_mode():
         hidden(bert, delta)
     outputs, gradients = through_delta(bert, delta)
