@@ -34,7 +34,7 @@ def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str,
         what: A noun for their content, for messages, such as "delta".
 
     Returns:
-        The tensors, ordered by name, and the metadata.
+        The tensors of any shape, ordered by name, and the metadata.
 
     Raises:
         BlobError: The bytes are no such file, or of a newer format than this release reads.

@@ -151,7 +151,7 @@ def _packed_modules(model: Any) -> Iterator[Any]:
 
 
 def is_quantized(weight: Tensor) -> bool:
-    """Return whether a weight is packed, so that its numbers cannot be read as they are."""
+    """Return whether a weight of any shape is packed, so that its numbers cannot be read as they are."""
     return not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None
 
 

@@ -67,7 +67,8 @@ def embedding(path: str, row_indices: Callable[[Call], Tensor] | None = None, *,
 
     Args:
         path: The table's module.
-        row_indices: Computes the indices of the table's rows from a call, where they are not its first argument.
+        row_indices: Computes the indices of the table's rows from a call, of shape [B, T] or [T], where they are not
+            its first argument.
         is_shared: Whether the output is the same for all rows of a batch.
     """
     return Site(path, path, "output", "embeddings", read_input=row_indices, is_shared=is_shared)
@@ -102,7 +103,7 @@ def positions(path: str, argument: str = "", read_positions: Callable[[Call], Te
     Args:
         path: The embedding's module.
         argument: The argument with the positions, where it is not the first.
-        read_positions: Computes the positions from a call that lacks them.
+        read_positions: Computes the positions from a call that lacks them, of shape [B, T] or [T].
     """
     return Site(path, path, "input", argument=argument, read_input=read_positions)
 
@@ -205,18 +206,18 @@ class Place:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight: [d_out, d_in] of a projection, [rows, d_out] of an embedding, [d_out] of a norm."""
+        """The frozen weight, of shape [d_out, d_in] for a projection, [rows, d_out] an embedding, [d_out] a norm."""
         weight = self.module_weight
         return weight if self.columns is None else weight[self.columns]
 
     @property
     def module_weight(self) -> Tensor:
-        """The frozen weight of the whole module [columns of all parts, d_in], where `weight` is a part of it."""
+        """The whole module's frozen weight: `weight`, or where that is a part of it, shape [columns of all parts, d_in]."""
         return _weight(self.input_module)
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias [d_out]; None without one."""
+        """The frozen bias, of shape [d_out]; None without one."""
         bias: Tensor | None = getattr(self.input_module, "bias", None)
         return bias if bias is None or self.columns is None else bias[self.columns]
 

@@ -97,7 +97,7 @@ class Delta:
         return {**self.values, **head}
 
     def storage_tensors(self) -> dict[str, Tensor]:
-        """Return all tensors as they are stored: values in float16 where that is exact, the head unchanged."""
+        """Return `tensors` as stored, shapes unchanged: values in float16 where that is exact, the head as it is."""
         return replace(self, values={key: pack_float16(value) for key, value in self.values.items()}).tensors()
 
     @property

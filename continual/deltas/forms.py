@@ -73,7 +73,7 @@ class LowRank:
         return AffineMap(values["B"] @ values["A"], None)
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["LowRank", dict[str, Tensor]]:
-        """Return A and scale · B of the rank of `round_up_size`, padded with zeros, which change nothing."""
+        """Return A [R', D] and scale · B [E, R'], R' = `round_up_size(R)`, padded with zeros."""
         rank = round_up_size(self.rank)
         missing = rank - self.rank
         return LowRank(rank), {
@@ -145,7 +145,11 @@ class Bottleneck:
         return F.linear(hidden, values["up"], values["up_bias"])
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple["Bottleneck", dict[str, Tensor]]:
-        """Return the values in the size of `round_up_size`, padded with zero units; `scale` goes into up."""
+        """Return the values in the size M' = `round_up_size(M)`, padded with zero units; `scale` goes into up.
+
+        Returns:
+            The form, and down [M', D], down_bias [M'], up [E, M'] and up_bias [E].
+        """
         size = round_up_size(self.size)
         missing = size - self.size
         return Bottleneck(size, None, self.activation), {

@@ -77,7 +77,10 @@ class HasSharedValues(Protocol):
     """A form some of whose values are common to all the places of an edit."""
 
     def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the fresh common values, by name; `__call__` gets them among the values of each place."""
+        """Return the fresh common values, by name; their shapes are the form's.
+
+        `__call__` gets them among the values of each place.
+        """
         ...
 
 
@@ -95,7 +98,7 @@ class Regularized(Protocol):
     """A form that adds a term to the loss."""
 
     def penalty(self, values: Values) -> Tensor:
-        """Compute the term [] that the values of one place add to the loss, in nats."""
+        """Compute the scalar that the values of one place add to the loss, in nats."""
         ...
 
 
@@ -116,7 +119,15 @@ class Averageable(Protocol):
     """A form that can add up the changes of several sets of values, also of different sizes."""
 
     def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Return values of the form's own size whose change best approximates Σ_k weights_k · change_k."""
+        """Return values of the form's own size whose change best approximates Σ_k weights_k · change_k.
+
+        Args:
+            values: Sets of values by name, of the form's shapes but for their sizes, which may differ.
+            weights: One per set.
+
+        Returns:
+            Values by name, of the form's shapes, or of a smaller size where the sets together have less.
+        """
         ...
 
 

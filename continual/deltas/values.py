@@ -69,7 +69,7 @@ def values_of(values: Values, prefix: str) -> dict[str, Tensor]:
     """Return the values of one edit at one place by their names in the form, shared values included.
 
     Args:
-        values: All values of a delta by their keys.
+        values: All values of a delta by their keys, of any shape.
         prefix: The edit and the place, as `iterate_edits` gives it.
     """
     return {name: values[key] for name, key in value_keys(values, prefix).items()}
@@ -135,7 +135,7 @@ def _final_values(backbone: Backbone, settings: MethodSettings, values: Values, 
 
 
 def regularization_loss(backbone: Backbone, delta: Delta) -> Tensor | None:
-    """Compute the sum [] of all edits' penalties, in nats; None where no form has one."""
+    """Compute the sum of all edits' penalties, a scalar in nats; None where no form has one."""
     if not any(implements(type(edit.form), Regularized) for edit in delta.settings.edits()):
         return None
     terms = [

@@ -103,7 +103,7 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
     """Convert an adapter trained on this backbone's model.
 
     Returns:
-        Name of the method, its settings, and its values by key.
+        Name of the method, its settings, and its values by key, of the shapes that `init_values` gives for them.
 
     Raises:
         ExchangeError: No method is equivalent to the adapter, or its tensors, which are listed, or settings do not fit.

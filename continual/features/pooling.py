@@ -50,7 +50,8 @@ def forward_hidden(tokens: Tokens, reader: HiddenStateReader, gather: Callable[[
 
     Args:
         tokens: Tokens of the N texts.
-        reader: Computes one tensor per text; texts with the same reader are passed to it together.
+        reader: Computes one tensor of any shape per text from hidden states [B, T, D] and mask [B, T]; texts with the
+            same reader are passed to it together.
         gather: Combines the N tensors.
     """
     types = tokens.types or [None] * len(tokens)

@@ -94,7 +94,7 @@ class Generation(Kind[GenerationRows]):
         )
 
     def signature_classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
-        """Return one class for all rows."""
+        """Return one class for all rows: zeros [N], and the count 1."""
         return single_class(rows)
 
     def zero_head(self, backbone: Backbone) -> Head | None:

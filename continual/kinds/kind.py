@@ -91,7 +91,7 @@ class ForwardContext(Generic[P]):
 
     @cached_property
     def pooled_request(self) -> ForwardRequest[Tensor]:
-        """The request that yields `vectors`; one object, so that `run` recognises it."""
+        """The request that yields `vectors` [N, D]; one object, so that `run` recognises it."""
         return forward_pooled(self.backbone, self.rows.tokens, self.pooling)
 
     @cached_property

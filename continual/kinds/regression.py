@@ -76,7 +76,7 @@ class Regression(PooledKind[RegressionRows]):
         return RegressionRows(tokenize(backbone, rows.texts, max_length=max_length), numbers, standard)
 
     def signature_classes(self, rows: RegressionRows) -> tuple[Tensor, int]:
-        """Return one class for all rows."""
+        """Return one class for all rows: zeros [N], and the count 1."""
         return single_class(rows)
 
     def zero_head(self, backbone: Backbone) -> Head | None:

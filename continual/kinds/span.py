@@ -99,7 +99,7 @@ class Span(Kind[SpanRows]):
         )
 
     def signature_classes(self, rows: SpanRows) -> tuple[Tensor, int]:
-        """Return one class for all rows."""
+        """Return one class for all rows: zeros [N], and the count 1."""
         return single_class(rows)
 
     def zero_head(self, backbone: Backbone) -> Head | None:

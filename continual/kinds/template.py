@@ -127,7 +127,7 @@ class TemplateClassification(Kind[TemplateRows]):
         return len(batch)
 
     def forward_request(self, context: ForwardContext[TemplateRows], head: Head | None) -> ForwardRequest[Tensor]:
-        """Request the score of each label's word in each text's gap."""
+        """Request the score of each label's word in each text's gap: [N, C] or [N · C]."""
         return forward_word_scores(context.backbone, context.rows.cloze)
 
     def outputs_from(self, rows: TemplateRows, head: Head | None, result: Tensor) -> Outputs:

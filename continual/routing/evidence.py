@@ -46,12 +46,21 @@ class FitStatistics:
         return (_log_density(vectors, self.means, self.precision) - self.centre) / self.spread
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the statistics under the names they have in a blob."""
+        """Return the statistics under the names they have in a blob.
+
+        Returns:
+            `evidence/means` [C, D], `evidence/precision` [D, D], `evidence/own` [H], the held-out fit; and the scalars
+            `evidence/centre`, `evidence/spread` and `evidence/sure`, the mean log-probability.
+        """
         return {f"{_PREFIX}{key}": getattr(self, field) for key, field in _FIELDS.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FitStatistics | None":
-        """Restore the statistics from a blob's tensors; None where the blob holds none."""
+        """Restore the statistics from a blob's tensors; None where the blob holds none.
+
+        Args:
+            tensors: By name, with the names and shapes of `to_tensors`; others, of any shape, are not read.
+        """
         if not any(name.startswith(_PREFIX) for name in tensors):
             return None
         return cls(**{field: tensors[f"{_PREFIX}{key}"] for key, field in _FIELDS.items()})

@@ -81,7 +81,10 @@ class AdamWWithSchedule:
 
     @property
     def state_tensors(self) -> dict[str, Tensor]:
-        """AdamW's state by `index of the tensor/name`; not copied, so the next step changes it."""
+        """AdamW's state by `index of the tensor/name`; not copied, so the next step changes it.
+
+        `step` is a scalar; `exp_avg` and `exp_avg_sq` have the shape of the tensor.
+        """
         states = ((index, self._adamw.state.get(tensor, {})) for index, tensor in enumerate(self._tensors))
         return {f"{index}/{name}": value for index, state in states for name, value in state.items()}
 

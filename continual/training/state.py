@@ -75,20 +75,29 @@ class TrainingState:
 
 
 def get_rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the random number generators that training draws from, by kind of device."""
+    """Return the states of the random number generators that training draws from, by kind of device.
+
+    Returns:
+        `cpu` and, on a GPU, `cuda`: bytes [S] each, of a size S that depends on the generator.
+    """
     cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore the states that `get_rng_state` returned."""
+    """Restore the states [S] that `get_rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def to_tensors(state: TrainingState) -> tuple[dict[str, Tensor], Metadata]:
-    """Copy a state into tensors on the CPU, and JSON; the inverse of `from_tensors`."""
+    """Copy a state into tensors on the CPU, and JSON; the inverse of `from_tensors`.
+
+    Returns:
+        Copies of the state's tensors, shapes unchanged: deltas' by `trained/key` and `point n/key`, the optimizer's by
+        `moments/index/name`, and those of the random number generators by `random/kind of device`; and the JSON.
+    """
     points = [point for point in (state.best, state.best_of_stage) if point]
     deltas = {"trained": state.current} | {f"point {point.epoch.number}": point.delta for point in points}
     delta_tensors = {name: delta.tensors() for name, delta in deltas.items()}
@@ -113,6 +122,10 @@ def to_tensors(state: TrainingState) -> tuple[dict[str, Tensor], Metadata]:
 
 def from_tensors(tensors: Mapping[str, Tensor], metadata: Metadata) -> TrainingState:
     """Restore the state that `to_tensors` copied.
+
+    Args:
+        tensors: By the names of `to_tensors`, of any shape.
+        metadata: The JSON.
 
     Raises:
         KeyError, TypeError, ValueError, DeltaError: The tensors or the JSON are not of a state.

@@ -67,7 +67,7 @@ class HardConcreteDiff:
         return AffineMap(self._change(values, place), None)
 
     def penalty(self, values: Values) -> Tensor:
-        """Compute λ · E[number of open gates] [], in nats; zero of final values."""
+        """Compute λ · E[number of open gates], a scalar in nats; zero of final values."""
         if "index" in values:
             return values["difference"].new_zeros(())
         return self.weight * torch.sigmoid(values["log_alpha"] - BETA * math.log(-GAMMA / ZETA)).sum()

@@ -118,7 +118,11 @@ class DoRA(MethodSettings):
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
-        """Convert a LoRA adapter with `use_dora`; None for any other."""
+        """Convert a LoRA adapter with `use_dora`; None for any other.
+
+        Returns:
+            Settings, and A [R, D], B [E, R] and magnitude [E] of each part, by key.
+        """
         if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
             return None
         sites = layout.sites(adapter.module_names())

@@ -52,6 +52,9 @@ class IA3(MethodSettings):
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         """Convert an IA3 adapter; None for one of another type.
 
+        Returns:
+            Settings, and one vector [E] of each part, by key; E is the number of dimensions that the part scales.
+
         Raises:
             ExchangeError: Other tensors or settings, or factors of outputs that are neither keys nor values.
         """

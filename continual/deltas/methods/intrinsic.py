@@ -47,7 +47,7 @@ class FastfoodProjection:
         return place.is_linear
 
     def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return θ [d], zero."""
+        """Return θ of shape [d], zero."""
         return {"theta": torch.zeros(self.dimension)}
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -74,8 +74,8 @@ def fastfood(theta: Tensor, size: int, *, seed: str) -> Tensor:
     Le et al. (2013), "Fastfood: Approximating Kernel Expansions in Loglinear Time".
 
     Args:
-        theta: θ [d].
-        size: Number of entries of the result.
+        theta: θ, of shape [d].
+        size: Number of entries of the result, whose shape is [size].
         seed: Determines the signs B, the permutations Π and the normal deviates G.
     """
     n = 1 << max(1, (len(theta) - 1).bit_length())

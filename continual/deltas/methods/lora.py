@@ -56,6 +56,9 @@ class LoRA(MethodSettings):
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         """Convert a LoRA adapter without `use_dora`; None for any other.
 
+        Returns:
+            Settings, and A [R, D] and B [d_out, R] of each part, by key.
+
         Raises:
             ExchangeError: Other tensors or settings.
         """

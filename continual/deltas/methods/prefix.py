@@ -32,7 +32,7 @@ class PositionShift:
     length: int
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return no values."""
+        """Return an empty dict: no values of any shape."""
         return {}
 
     def __call__(self, values: Values, positions: Tensor, place: Place) -> Tensor:

@@ -92,7 +92,7 @@ class ReparameterizedPrefix:
     def canonical_form(
         self, values: Values, place: Place, *, scale: float
     ) -> tuple[PrefixKeyValues, dict[str, Tensor]] | None:
-        """Return final values as a `PrefixKeyValues`; None while the network is trained."""
+        """Return final key and value [P, E] as a `PrefixKeyValues`; None while the network is trained."""
         return (PrefixKeyValues(self.length, 0.0), dict(values)) if "key" in values else None
 
     def finalize(self, values: Values, place: Place) -> dict[str, Tensor]:

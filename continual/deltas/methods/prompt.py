@@ -98,7 +98,7 @@ class Prompt(MethodSettings):
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
-        """Convert a PROMPT_TUNING adapter; None for one of another type.
+        """Convert a PROMPT_TUNING adapter to settings and words [P, E]; None for one of another type.
 
         Raises:
             ExchangeError: Other tensors or settings, or the model is an encoder-decoder.

@@ -70,7 +70,11 @@ class SubspaceCoordinates:
         }
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[Form, dict[str, Tensor]] | None:
-        """Return the inner form's canonical form of final values; None while the coordinates are trained."""
+        """Return the inner form's canonical form of final values; None while the coordinates are trained.
+
+        Returns:
+            A form and values of the shapes that `inner.canonical_form` gives.
+        """
         inner = self.inner if "coordinates" not in values else None
         return inner.canonical_form(values, place, scale=scale) if isinstance(inner, Canonicalizable) else None
 
