@@ -212,7 +212,7 @@ class Place:
 
     @property
     def module_weight(self) -> Tensor:
-        """The whole module's frozen weight: `weight`, or where that is a part of it, shape [columns of all parts, d_in]."""
+        """The whole module's frozen weight: `weight`, or of shape [columns of all parts, d_in] where that is a part."""
         return _weight(self.input_module)
 
     @property
