@@ -90,7 +90,7 @@ def test_a_resumed_task_keeps_its_method_and_start(
         expected, report = digests(undisturbed), undisturbed.report("core")
     cut_short(learner, stream, task="mood", step=6)
     assert find_damage(learner.registry) == []
-    monkeypatch.setattr("continual.learning.learn.plan_task", None)  # not to be called
+    monkeypatch.setattr("continual.learning.learn.LearningRun._plan", None)  # not to be called
     noted: list[str] = []
     assert learner.run(stream, callbacks=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
     assert noted == ["mood goes on after epoch 1"]

@@ -82,7 +82,7 @@ def test_a_failing_task_affects_no_other(
         delta = initial_delta(*args, **options)
         return delta.map(lambda tensor: tensor * torch.inf) if delta.head and "good" in delta.head.labels else delta
 
-    monkeypatch.setattr("continual.learning.learn.initial_delta", broken)
+    monkeypatch.setattr("continual.learning.prepared.initial_delta", broken)
     failed = learner.run(read_stream(write_stream(tmp_path, joint=4)), retries=0)
     assert groups == [4]
     assert list(failed) == ["mood"]
