@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 gc.disable()  # until all tests are collected: objects made meanwhile live to the end
 
 backbone_of = cache(tiny_backbone)
-LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared.py", "test_plugins.py"}
+LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared_storage.py", "test_plugins.py"}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -170,14 +170,14 @@ def summary(sizes: list[int], results: list[dict[str, dict[str, float]]]) -> dic
     for name, curve in curves.items():
         curve["grew"] = round(curve["cpu"][-1] / curve["cpu"][0], 2)
         curve["linear by nature"] = name in LINEAR
-    judged = [name for name in curves if name not in LINEAR]
+    sublinear = [name for name in curves if name not in LINEAR]
     return {
         "log N grew": round(allowed, 2),
-        "over the bar": [name for name in judged if max(curves[name]["p50"]) > BAR],
-        "over the bar in processor time": [name for name in judged if max(curves[name]["cpu"]) > BAR],
+        "over the bar": [name for name in sublinear if max(curves[name]["p50"]) > BAR],
+        "over the bar in processor time": [name for name in sublinear if max(curves[name]["cpu"]) > BAR],
         "faster than log N": [
             name
-            for name in judged
+            for name in sublinear
             if curves[name]["grew"] > allowed and curves[name]["cpu"][-1] - curves[name]["cpu"][0] > NOISE
         ],
         "milliseconds": curves,

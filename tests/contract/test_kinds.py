@@ -181,8 +181,8 @@ def test_training_never_ends_below_its_start_on_the_validation_rows(name: str) -
     start = task.training_run(from_scratch(task.kind.closed_form_start(train, held_out)), seed=0).start
     metric = task.data.spec.metric
     scores = [
-        validation_score(task.backbone, task.kind, one, rows=task.validation, metric=metric)
-        for one in (start.quantise_to_float16(), delta)
+        validation_score(task.backbone, task.kind, scored, rows=task.validation, metric=metric)
+        for scored in (start.quantise_to_float16(), delta)
     ]
     assert scores[1] >= scores[0] - 1e-6
 
