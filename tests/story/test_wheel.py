@@ -29,7 +29,7 @@ def test_every_imported_module_is_in_the_wheel(names: set[str]) -> None:
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert modules <= names
         assert f"{package}/py.typed" in names
-    assert "registry/migrations/script.py.mako" in names
+    assert "registry/schema/migrations/script.py.mako" in names
     for folder in ("continual/reports/html/templates", "continual/serve/web"):
         files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).iterdir()}
         assert files

@@ -226,7 +226,7 @@ TAMPERED: dict[str, tuple[Callable[[Entries], object], str]] = {
         lambda contents: forged(
             contents, "backbones", lambda rows: rows.replace(b'"created_at": "20', b'"created_at": "x')
         ),
-        "no moment",
+        "invalid time",
     ),
     "rows twice": (lambda contents: forged(contents, "tasks", lambda rows: rows + rows), "could not be restored"),
     "lost rows": (

@@ -188,7 +188,7 @@ def test_a_dead_holder_is_succeeded_a_limited_number_of_times(registry: Registry
     assert take(registry) is None
     (row,) = registry.arrivals()
     assert (row["state"], row["attempts"], row["holder"]) == ("failed", MAX_CONSECUTIVE_DEATHS, None)
-    assert "died, 5 times" in row["error"]
+    assert "died 5 times" in row["error"]
     assert "`continual arrivals retry 1`" in row["error"]
     registry.retry_arrival(1)
     assert take(registry) == 1
