@@ -33,7 +33,13 @@ def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
 
 def test_four_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
     smoke = read_stream(STREAMS / "smoke.yaml")
-    brief = smoke.model_copy(update={"budget": smoke.budget.model_copy(update={"epochs": 1, "max_length": 64})})
+    few = {"train": 200, "validation": 60, "test": 100}
+    brief = smoke.model_copy(
+        update={
+            "budget": smoke.budget.model_copy(update={"epochs": 1, "max_length": 64}),
+            "tasks": tuple(task.model_copy(update={"rows": few}) for task in smoke.tasks),
+        }
+    )
     assert learner.run(brief) == {}
     report = learner.report("smoke")
     assert report["oracle"]["forgetting"] == 0.0
