@@ -118,8 +118,9 @@ class LearningRun:
         def on_state(state: TrainingState) -> None:
             self.on_checkpoint(Checkpoint(plan, start.names, state, stopwatch.seconds))
 
-        run = replace(task.training_run(start, seed=self.seed), on_step=self.on_step)
-        trained = yield from stopwatch.timed(replace(run, on_state=on_state, resume_from=state).epochs())
+        run = task.training_run(start, seed=self.seed)
+        run = replace(run, on_step=self.on_step, on_state=on_state, resume_from=state)
+        trained = yield from stopwatch.timed(run.epochs())
 
         view = ForwardContext(task.backbone, trained.delta, task.test)
         outputs = task.kind.outputs(view, trained.delta.head)

@@ -1,38 +1,24 @@
 """Resumed training: every method ends bit for bit as if it had never been interrupted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta
-from continual.kinds import kind_of_delta
 from continual.serialization import deserialize, serialize
-from continual.training.objective import training_objective
 from continual.training.state import TrainingState, from_tensors, to_tensors
-from continual.training.training_run import TrainingResult, TrainingRun
-from tasks import Budget
-from tests.helpers.tiny_tasks import fresh_delta, prepared_rows
+from continual.training.training_run import TrainingResult
+from tests.helpers.tiny_tasks import fresh_delta, mood_run
 
 
 def trained(
     backbone: Backbone, start: Delta, *, epochs: int = 4, resume_from: TrainingState | None = None
 ) -> tuple[TrainingResult, list[bytes]]:
     checkpoints: list[bytes] = []
-    objective = training_objective(
-        backbone,
-        kind_of_delta(start),
-        prepared_rows(backbone, "mood", 12),
-        validation=prepared_rows(backbone, "mood", 6, seed=1),
-        budget=Budget(epochs=epochs, batch_size=4),
-        metric="accuracy",
-        seed=3,
-    )
-    run = TrainingRun(
-        backbone,
-        start,
-        objective,
-        learning_rate=1e-2,
-        seed=3,
+    run = replace(
+        mood_run(backbone, start, epochs=epochs),
         on_state=lambda state: checkpoints.append(serialize(*to_tensors(state))),
         resume_from=resume_from,
     )

@@ -14,8 +14,11 @@ from continual.backbones.backbone import Backbone, freeze
 from continual.deltas import METHODS, Delta, Edit, Head, MethodSettings, init_values
 from continual.features.pooling import encode
 from continual.features.tokens import Tokens
+from continual.kinds import kind_of_delta
 from continual.kinds.classification import Classification, ClassificationRows
-from tasks import LabelledTexts, Text
+from continual.training.objective import training_objective
+from continual.training.training_run import TrainingRun
+from tasks import Budget, LabelledTexts, Text
 from tests.helpers.tiny_models import FILLER_WORDS, WORDS, tiny_model
 
 
@@ -43,6 +46,20 @@ def labels_of(task: str) -> tuple[str, ...]:
 def prepared_rows(backbone: Backbone, task: str, n: int, *, seed: int = 0) -> ClassificationRows:
     """Draw `n` rows of a task, tokenized for a backbone."""
     return Classification(labels_of(task)).prepare(backbone, rows_of(task, n, seed=seed), max_length=32)
+
+
+def mood_run(backbone: Backbone, start: Delta, *, epochs: int) -> TrainingRun[list[int]]:
+    """Return a training of a delta on twelve rows of `mood`, in batches of four."""
+    objective = training_objective(
+        backbone,
+        kind_of_delta(start),
+        prepared_rows(backbone, "mood", 12),
+        validation=prepared_rows(backbone, "mood", 6, seed=1),
+        budget=Budget(epochs=epochs, batch_size=4),
+        metric="accuracy",
+        seed=3,
+    )
+    return TrainingRun(backbone, start, objective, learning_rate=1e-2, seed=3)
 
 
 def write_task(folder: Path, task: str, *, train: int = 60, validation: int = 20, test: int = 12) -> dict[str, Any]:

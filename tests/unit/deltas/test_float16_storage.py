@@ -1,5 +1,6 @@
 """Values of deltas in float16 precision: the file holds half the bytes and loses nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +11,10 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta, load_delta
 from continual.deltas.delta import pack_float16, round_to_float16, unpack_float32
-from continual.kinds import kind_of_delta
 from continual.serialization import serialize
-from continual.training.objective import training_objective
 from continual.training.state import TrainingState
-from continual.training.training_run import TrainingResult, TrainingRun
-from tasks import Budget
-from tests.helpers.tiny_tasks import fresh_delta, logits, perturbed_delta, prepared_rows
+from continual.training.training_run import TrainingResult
+from tests.helpers.tiny_tasks import fresh_delta, logits, mood_run, perturbed_delta, prepared_rows
 
 DRAWN = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
 LARGEST, SMALLEST = torch.finfo(torch.float16).max, 2.0**-24  # the smallest is a subnormal
@@ -87,16 +85,7 @@ def test_a_file_has_half_the_bytes(bert: Backbone) -> None:
 
 def trained(backbone: Backbone, start: Delta, *, epochs: int) -> tuple[TrainingResult, list[TrainingState]]:
     states: list[TrainingState] = []
-    objective = training_objective(
-        backbone,
-        kind_of_delta(start),
-        prepared_rows(backbone, "mood", 12),
-        validation=prepared_rows(backbone, "mood", 6, seed=1),
-        budget=Budget(epochs=epochs, batch_size=4),
-        metric="accuracy",
-        seed=3,
-    )
-    return TrainingRun(backbone, start, objective, learning_rate=1e-2, seed=3, on_state=states.append).run(), states
+    return replace(mood_run(backbone, start, epochs=epochs), on_state=states.append).run(), states
 
 
 LATE = {"parts": [{"name": "lora", "rank": 2}, {"name": "prefix", "length": 3, "reparameterise": 6}]}
