@@ -1,7 +1,6 @@
 """The MLflow run of a stream, and nested in it one run per compared strategy."""
 
 from continual.reports.comparison import MEASURE_PATHS, average_accuracy_curve, comparison, latest_finished_runs
-from continual.reports.plots import comparison_figure
 from continual.reports.report import Document, stream_report
 from continual.reports.stream_measures import ContinualMeasures
 from continual.tracking.client import MlflowClientContext, flatten, to_millis
@@ -71,6 +70,8 @@ def sync_strategy_runs(context: MlflowClientContext, stream: str, stream_run_id:
     strategies = latest_finished_runs(context.registry, stream)
     if not strategies:
         return
+    from continual.reports.plots import comparison_figure  # imports matplotlib, as above
+
     document = comparison(context.registry, stream, strategies, isolated=True)
     reports = {report["strategy"]: report for report in document["strategies"]}
     for strategy in strategies:

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -81,10 +81,18 @@ def test_the_order_names_every_package_and_few_loose_modules() -> None:
     assert len(ORDER.split(" < ")) <= 16
 
 
-def test_queries_and_tracking_start_without_torch() -> None:
-    """Their imports take seconds: listing tasks or syncing MLflow must not need torch."""
-    heavy = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "mlflow")
-    light = "continual.cli, continual.cli.tables, continual.tracking, continual.reports.html"
-    code = f"import sys, {light}; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (
+            "continual.cli, continual.cli.tables, continual.tracking, continual.reports.html",
+            ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "mlflow"),
+        ),
+        ("continual.learner", ("matplotlib", "datasets", "mlflow", "ray", "fastapi")),
+    ],
+)
+def test_what_is_not_needed_yet_is_not_imported(modules: str, heavy: Sequence[str]) -> None:
+    """Such imports take seconds: listing tasks must not need torch, nor an answer matplotlib."""
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert completed.stdout.strip() == "[]"
