@@ -34,9 +34,10 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
     ]
     for before, answer in zip(answers, map(asdict, now), strict=True):
         assert (answer.pop("possible"), answer.pop("error")) == ((), None)
-        # The router of a later release has its own confidence, and other rows in the batch may round a score otherwise.
+        # The router of a later release has its own confidence. Scores of a padded batch depend on the processor:
+        # PyTorch's attention approximates exponentials on some.
         assert (answer.pop("confidence") is None) == (before.pop("confidence") is None)
-        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-4)
+        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-3)
         assert answer == before
 
 
