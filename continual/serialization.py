@@ -14,8 +14,9 @@ from torch import Tensor
 
 from registry.errors import BlobError
 
-# Since format 2 a delta's values may be float16. A file without a format is of format 1.
-FORMAT_VERSION = 2
+# Since format 2 a delta's values may be float16; since format 3 some methods are defined otherwise
+# (`MethodSettings.upgrade`). A file without a format is of format 1.
+FORMAT_VERSION = 3
 _METADATA_KEY = "continual"  # one key only: safetensors would write several in an order that differs by process
 
 
@@ -34,7 +35,7 @@ def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str,
         what: A noun for their content, for messages, such as "delta".
 
     Returns:
-        The tensors of any shape, ordered by name, and the metadata.
+        The tensors of any shape, ordered by name, and the metadata, with `format`.
 
     Raises:
         BlobError: The bytes are no such file, or of a newer format than this release reads.
@@ -42,7 +43,7 @@ def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         tensors = dict(sorted(load_safetensors(data).items()))  # safetensors returns them in a random order
         metadata = dict(json.loads(_header_metadata(data).get(_METADATA_KEY, "{}")))
-        version = int(metadata.pop("format", 1))
+        version = int(metadata.setdefault("format", 1))
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BlobError(f"these {len(data)} bytes are not a stored {what} ({reason}); restore the blob") from error

@@ -74,7 +74,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 )
 def writer(request: pytest.FixtureRequest) -> Backbone:
     """A tiny backbone of each family with a language model, for tasks that generate."""
-    return replace(backbone_of(request.param), edits_decoder=True)
+    return replace(backbone_of(request.param), generates=True)
 
 
 @pytest.fixture(scope="session", params=("bert", "roberta"))

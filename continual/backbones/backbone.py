@@ -33,7 +33,7 @@ from continual.backbones.quantization import (
     quantization_digest,
     shape_of,
 )
-from continual.backbones.sites import Place
+from continual.backbones.sites import OUTPUT_EMBEDDINGS, Place, table_place
 from continual.errors import BackboneError
 from registry import Bits, quantized_name
 
@@ -65,7 +65,8 @@ class Backbone:
         dtype: Type of the matrix products.
         language_model: The language model that `model` is a part of, if there is one: the same modules, not a copy.
         split: Whether its layers are on several devices.
-        edits_decoder: Whether edits go to the decoder of an encoder-decoder too; otherwise only its encoder runs.
+        generates: Whether texts are generated, so that edits go to the output embeddings and to the decoder of an
+            encoder-decoder too; otherwise its encoder alone runs.
         reserved_tokens: Positions that a delta may take from the text.
     """
 
@@ -79,7 +80,7 @@ class Backbone:
     dtype: torch.dtype
     language_model: Any = None  # transformers.PreTrainedModel
     split: bool = False
-    edits_decoder: bool = False
+    generates: bool = False
     reserved_tokens: int = 0
 
     @property
@@ -122,13 +123,26 @@ class Backbone:
     def modules_at(self, site: str) -> tuple[Place, ...]:
         """Return the places of a site or of a group of sites; see `resolve_places`.
 
+        A backbone that generates has the site `embed.output` too, the table that scores the next token, in the group
+        `embeddings`.
+
         Raises:
             MethodError: The family has no such site.
         """
-        places, key = _PLACES.setdefault(self.model, {}), (site, self.edits_decoder)
+        places, key = _PLACES.setdefault(self.model, {}), (site, self.generates)
         if key not in places:
-            places[key] = resolve_places(self.model, self.family, site, generates=self.edits_decoder)
+            output = self._output_embeddings()
+            tables = (output,) if output and site in (OUTPUT_EMBEDDINGS, "embeddings") else ()
+            of_stacks = () if tables and site == OUTPUT_EMBEDDINGS else self._places_in_stacks(site)
+            places[key] = of_stacks + tables
         return places[key]
+
+    def _places_in_stacks(self, site: str) -> tuple[Place, ...]:
+        return resolve_places(self.model, self.family, site, generates=self.generates)
+
+    def _output_embeddings(self) -> Place | None:
+        table = self.language_model.get_output_embeddings() if self.generates and self.language_model else None
+        return table and table_place(OUTPUT_EMBEDDINGS, table, num_layers=self.num_layers)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ name sites only, so a method works on every family whose table has them. A *plac
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from continual.errors import BackboneError, MethodError
 # a stack of layers reads.
 Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
+OUTPUT_EMBEDDINGS = "embed.output"  # the site of the table that scores the next token
 Call = Mapping[str, Any]  # the arguments of a module's call by their names
 
 
@@ -40,6 +41,8 @@ class Site:
         argument: The name of the argument that is changed, where it is not the first.
         read_input: Computes the input from the call's arguments, where it is not that argument.
         is_shared: Whether the output is the same for all rows of a batch.
+        pre_norm_path: Of a block, the norm between the residual stream and the block's input, if any.
+        post_norm_path: Of a block, the norm of the residual stream with the block's output added, if any.
     """
 
     input_path: str
@@ -50,6 +53,8 @@ class Site:
     argument: str = ""
     read_input: Callable[[Call], Tensor] | None = None
     is_shared: bool = False
+    pre_norm_path: str = ""
+    post_norm_path: str = ""
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -74,9 +79,19 @@ def embedding(path: str, row_indices: Callable[[Call], Tensor] | None = None, *,
     return Site(path, path, "output", "embeddings", read_input=row_indices, is_shared=is_shared)
 
 
-def block(first: str, last: str) -> Site:
-    """Return the site of several modules in a row, from the first one's input to the last one's output."""
-    return Site(first, last)
+def block(first: str, last: str, *, pre_norm: str = "", post_norm: str = "") -> Site:
+    """Return the site of several modules in a row, from the first one's input x to the last one's output y.
+
+    With the residual stream r, a block before which a norm N is (pre-norm) has x = N(r) and r ← r + y; one with the
+    norm behind it (post-norm) has x = r and r ← N(r + y).
+
+    Args:
+        first: The module that takes x.
+        last: The module that returns y.
+        pre_norm: N in families that normalise before the block.
+        post_norm: N in families that normalise behind it.
+    """
+    return Site(first, last, pre_norm_path=pre_norm, post_norm_path=post_norm)
 
 
 def module_input(path: str) -> Site:
@@ -137,6 +152,8 @@ class Place:
         argument: As in `Site`.
         read_input: As in `Site`.
         is_shared: As in `Site`.
+        pre_norm: Of a block, the norm between the residual stream and its input, if any.
+        post_norm: Of a block, the norm of the residual stream with its output added, if any.
     """
 
     name: str
@@ -153,6 +170,8 @@ class Place:
     argument: str = ""
     read_input: Callable[[Call], Tensor] | None = None
     is_shared: bool = False
+    pre_norm: nn.Module | None = None
+    post_norm: nn.Module | None = None
 
     def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """Return the input of a call of `input_module`: hidden states [..., d_in], row indices, or positions."""
@@ -161,6 +180,21 @@ class Place:
             return first
         call = bind_arguments(self.input_module, args, kwargs)
         return call[self.argument] if self.read_input is None else self.read_input(call)
+
+    @property
+    def residual_module(self) -> nn.Module:
+        """The module whose input is the residual stream in front of a block: the norm before it, or its first one."""
+        return self.pre_norm or self.input_module
+
+    def residual_behind(self, residual: Tensor, output: Tensor) -> Tensor:
+        """Return the residual stream [..., D] behind a block from that in front of it and the block's output."""
+        total = residual + output
+        return total if self.post_norm is None else self.post_norm(total)
+
+    @property
+    def is_block(self) -> bool:
+        """True for several modules in a row, whose output is added to the residual stream."""
+        return self.changes == "output" and self.input_module is not self.output_module
 
     def allow_positions_per_row(self) -> Iterator[RemovableHandle]:
         """Let a module that takes positions [T] take [B, T], by a hook that keeps its output at [B, T, D].
@@ -222,19 +256,54 @@ class Place:
         return bias if bias is None or self.columns is None else bias[self.columns]
 
 
+_ATTENTIONS = {"attn": ("attn", "cross"), "self": ("attn",)}  # roles in the tables by the role in a name
+
+
 def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
     """Return the names of the sites that `name` stands for: itself, or the members of a group.
+
+    `attn` and `attn.q` stand for every attention, cross-attention included, `self.q` for self-attention alone.
 
     Raises:
         MethodError: `name` is neither a site nor a group.
     """
-    names = (name,) if name in sites else tuple(key for key, site in sites.items() if name and site.group == name)
+    role, dot, part = name.partition(".")
+    names = tuple(key for key in (r + dot + part for r in _ATTENTIONS.get(role, (role,))) if key in sites)
+    names = names or tuple(key for key, site in sites.items() if name and site.group == name)
     if not names:
         groups = ", ".join(sorted({site.group for site in sites.values()} - {""}))
         raise MethodError(
             f"family {family!r} has no site {name!r}; it has: {', '.join(sites)}; and the groups: {groups}"
         )
     return names
+
+
+def table_place(name: str, table: nn.Module, *, num_layers: int) -> Place:
+    """Return the place of the table [d_out, d_in] behind a model's last layer that scores the next token."""
+    d_out, d_in = _shape(table)
+    return Place(name, name, None, num_layers, table, table, "output", d_in, d_out)
+
+
+def contract_attentions(names: Collection[str], of_all: Collection[str]) -> tuple[str, ...]:
+    """Return the shortest names for some of a family's sites, the inverse of `expand_group`.
+
+    Args:
+        names: Names in the family's tables.
+        of_all: All of the family's names of this kind.
+
+    >>> contract_attentions(["attn.q", "cross.q", "attn.v"], ["attn.q", "cross.q", "attn.v", "cross.v"])
+    ('attn.q', 'self.v')
+    >>> contract_attentions(["attn.q"], ["attn.q", "attn.v"])
+    ('attn.q',)
+    """
+    contracted = []
+    for name in names:
+        role, dot, part = name.partition(".")
+        if role == "cross" and f"attn{dot}{part}" in names:
+            continue
+        is_self = role == "attn" and f"cross{dot}{part}" in set(of_all) - set(names)
+        contracted.append(f"self{dot}{part}" if is_self else name)
+    return tuple(contracted)
 
 
 def places_of(
@@ -274,6 +343,8 @@ def places_of(
             argument=site.argument,
             read_input=site.read_input,
             is_shared=site.is_shared,
+            pre_norm=_module(model, name, site.pre_norm_path.format(layer)) if site.pre_norm_path else None,
+            post_norm=_module(model, name, site.post_norm_path.format(layer)) if site.post_norm_path else None,
         )
 
 

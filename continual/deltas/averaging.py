@@ -33,10 +33,10 @@ def average_deltas(
 
     Returns:
         None where the values cannot be averaged: other keys (another method or other sites), other sizes that no form
-        can convert, or integers.
+        can convert, integers, or a delta without the edits of its later stages.
     """
     fresh, pairs = init_values(backbone, settings, seed=0), list(zip(deltas, weights, strict=True))
-    if any(delta.values.keys() != fresh.keys() for delta in deltas):
+    if any(delta.values.keys() != fresh.keys() or delta.stage is not None for delta in deltas):
         return None
     values: dict[str, Tensor] = {}
     for _, prefix, edit in iterate_edits(backbone, settings):

@@ -13,8 +13,9 @@ from continual.backbones.hub import Pooling
 from continual.deltas.method import METHODS, MethodSettings
 from continual.deltas.protocols import HasFrozenValues
 from continual.errors import DeltaError
-from continual.serialization import deserialize, serialize
+from continual.serialization import FORMAT_VERSION, deserialize, serialize
 
+FORMAT_OF_DEFINITIONS = 3  # since which methods are defined as they are now
 MAX_RELATIVE_ERROR = 2**-10  # of a tensor's norm; numbers in float16's full range lose at most half of it each
 
 
@@ -82,6 +83,8 @@ class Delta:
         values: Learned tensors by `place/number of the edit/name`, such as `layer.0.attn.q/0/A`.
         head: None where the language model itself answers.
         kind: The kind of task, as `continual.kinds` reads and writes it; empty for a classification by the head.
+        stage: The last stage of training whose edits are applied; None for all edits. An edit of a later stage has its
+            fresh values.
     """
 
     method: str
@@ -90,6 +93,15 @@ class Delta:
     values: Mapping[str, Tensor]
     head: Head | None
     kind: Mapping[str, Any] = field(default_factory=dict)
+    stage: int | None = None
+
+    def at_stage(self, stage: int) -> "Delta":
+        """Return the delta in or after a stage of training, without the edits of later ones.
+
+        A delta whose edits are all applied, such as a trained one, keeps them.
+        """
+        last_stage = max((edit.stages[0] for edit in self.settings.edits()), default=0)
+        return self if self.stage is None else replace(self, stage=None if stage >= last_stage else stage)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by their names in the file: the values, `head/weight` [C, D] and `head/bias` [C]."""
@@ -153,11 +165,13 @@ class Delta:
     def metadata(self) -> dict[str, Any]:
         """Return everything but the tensors, as JSON."""
         return {
+            "format": FORMAT_VERSION,
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
             "backbone": self.backbone,
             **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
             **({"kind": self.kind} if self.kind else {}),
+            **({} if self.stage is None else {"stage": self.stage}),
         }
 
     @property
@@ -196,8 +210,11 @@ def delta_from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
     head, method = _pop_head(values, metadata), METHODS.get(metadata["method"])
     if method is None:
         raise DeltaError(f"the delta is of method {metadata['method']!r}; known: {', '.join(METHODS)}")
-    settings, kind = method.model_validate(metadata["settings"]), dict(metadata.get("kind", {}))
-    return Delta(metadata["method"], settings, metadata["backbone"], values, head, kind)
+    settings = metadata["settings"]
+    if metadata.get("format", 1) < FORMAT_OF_DEFINITIONS:
+        settings = method.upgrade(settings, generates=any(key.startswith("decoder.") for key in values))
+    kind, stage = dict(metadata.get("kind", {})), metadata.get("stage")
+    return Delta(metadata["method"], method.model_validate(settings), metadata["backbone"], values, head, kind, stage)
 
 
 def _pop_head(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Head | None:

@@ -7,7 +7,8 @@ method by four independent choices. With x the input of a site and y its output,
 
     site      the representation that is modified           `continual.backbones.sites`
     form      the function that computes the change         `continual.deltas.protocols`, `continual.deltas.forms`
-    reads     its input: x (parallel) or y (sequential)     `Reads`, here
+    reads     its input: x (parallel), y (sequential), or
+              the residual stream before or behind a block  `Reads`, here
     compose   the operation that joins output and change    `continual.deltas.compose`
 
 A method is a tuple of such edits (`continual.deltas.method`). LoRA, for example, is
@@ -27,10 +28,26 @@ from continual.errors import MethodError
 
 
 class Reads(Enum):
-    """The input of an edit's form: the input of the site (parallel), or its output (sequential)."""
+    """The input of an edit's form.
+
+    A block's output y is added to the residual stream r, which a norm N takes before (pre-norm) or behind it.
+
+    Attributes:
+        INPUT: The input x of the site: parallel to it.
+        OUTPUT: Its output y: in series with it.
+        RESIDUAL_BEFORE: The residual stream r in front of a block; x = N(r) in pre-norm families, and x = r elsewhere.
+        RESIDUAL_BEHIND: The residual stream behind a block: r + y, or N(r + y) in post-norm families.
+    """
 
     INPUT = "input"
     OUTPUT = "output"
+    RESIDUAL_BEFORE = "residual before"
+    RESIDUAL_BEHIND = "residual behind"
+
+    @property
+    def is_residual(self) -> bool:
+        """True where it is the residual stream, which blocks alone have."""
+        return self in (Reads.RESIDUAL_BEFORE, Reads.RESIDUAL_BEHIND)
 
 
 class PlaceFilter(Protocol):
@@ -70,6 +87,36 @@ class LayerFilter:
 
 
 @dataclass(frozen=True)
+class SiteFilter:
+    """The places of a group of sites, without those of some.
+
+    Attributes:
+        excluded: Names of the sites that are left out.
+    """
+
+    excluded: tuple[str, ...]
+
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        """Return the places of the other sites."""
+        return [place for place in places if place.site not in self.excluded]
+
+
+@dataclass(frozen=True)
+class BiasFilter:
+    """The places whose modules have a bias.
+
+    Attributes:
+        among: Choice among the places beforehand, if any.
+    """
+
+    among: PlaceFilter | None = None
+
+    def __call__(self, places: Sequence[Place]) -> Sequence[Place]:
+        """Return the places with a bias."""
+        return [place for place in (self.among(places) if self.among else places) if place.bias is not None]
+
+
+@dataclass(frozen=True)
 class RandomFilter:
     """A random share of the places, at least one; the draw is the same on every machine.
 
@@ -98,13 +145,15 @@ class Edit:
     Attributes:
         site: The site or group of sites, such as `attn.q` or `projections`.
         form: The function that computes the change.
-        reads: The form's input: the site's input or its output.
+        reads: The form's input.
         compose: The operation that joins output and change.
         where: The choice among the site's places; all of them where it is None.
         stages: The stages of training in which the edit is trained, all else fixed; a form with final values
             (`HasFinalForm`) takes them after the first of these stages.
         added_tokens: Number of the backbone's positions that the edit takes from the text.
         optional: Whether the edit is left out on a family without the site; otherwise that is an error.
+        ties_values: Whether places whose modules share one weight share values too, as word and output embeddings do
+            in models that tie them.
     """
 
     site: str
@@ -115,3 +164,4 @@ class Edit:
     stages: tuple[int, ...] = (0,)
     added_tokens: int = 0
     optional: bool = False
+    ties_values: bool = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from continual.backbones.sites import Place
@@ -242,18 +242,32 @@ class DenseDelta:
 
 @dataclass(frozen=True)
 class EmbeddingDelta:
-    """ΔW[i] for the row indices i that an embedding looks up, with ΔW [V, E] starting at zero."""
+    """A change ΔW [V, E] of a table, starting at zero: of word vectors, or of output embeddings.
+
+    Word vectors of row indices i change by s ΔW[i], with the factor s by which some models scale them; scores of states
+    x by x ΔWᵀ.
+
+    Attributes:
+        scaled: Whether s is the model's; otherwise it is one.
+    """
 
     identity: ClassVar[IdentityAtInit] = "exact"
+
+    scaled: bool = True
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return ΔW [V, E], zero."""
         return {"weight": torch.zeros(place.weight.shape)}
 
     def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Look up the change [..., E] of row indices [...]."""
-        return F.embedding(inputs, values["weight"])
+        """Compute the change [..., E] of row indices [...], or that [..., V] of states [..., E]."""
+        if not isinstance(place.input_module, nn.Embedding):
+            return F.linear(inputs, values["weight"])
+        change = F.embedding(inputs, values["weight"])
+        scale = getattr(place.input_module, "embed_scale", None) if self.scaled else None
+        return change if scale is None else scale * change
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight ΔWᵀ [E, V] of one-hot rows."""
-        return AffineMap(values["weight"].T, None)
+        """Return the weight ΔWᵀ [E, V] of one-hot rows, or ΔW [V, E] of states."""
+        is_lookup = isinstance(place.input_module, nn.Embedding)
+        return AffineMap(values["weight"].T if is_lookup else values["weight"], None)

@@ -1,8 +1,11 @@
 """Methods of fine-tuning: the settings that a stream file holds, and the edits that follow from them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from inspect import isabstract
-from typing import cast
+from typing import Any, ClassVar, cast
+
+from pydantic import model_validator
 
 from continual.deltas.edit import Edit
 from continual.deltas.protocols import IdentityAtInit
@@ -11,13 +14,51 @@ from tasks import Method, StrictModel
 from tasks.plugins import PluginRegistry
 from tasks.strict_model import validate_settings
 
+Preset = Mapping[str, Any]
+"""Settings by their names."""
+
 
 class MethodSettings(StrictModel, ABC):
-    """Settings of one method; a subclass adds its fields and returns the edits that they describe."""
+    """Settings of one method; a subclass adds its fields and returns the edits that they describe.
+
+    Attributes:
+        PRESETS: Settings under a name, which `preset: NAME` chooses beside other settings; `paper` are the paper's.
+    """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping) or "preset" not in settings:
+            return settings
+        if settings["preset"] not in cls.PRESETS:
+            raise ValueError(f"preset {settings['preset']!r} does not exist; there are: {', '.join(cls.PRESETS)}")
+        chosen = {name: value for name, value in settings.items() if name != "preset"}
+        return {**cls.PRESETS[settings["preset"]], **chosen}
 
     @abstractmethod
     def edits(self) -> tuple[Edit, ...]:
         """Return the edits, in the order in which they are applied."""
+
+    @classmethod
+    def upgrade(cls, settings: Mapping[str, Any], *, generates: bool) -> dict[str, Any]:
+        """Return the settings by which this release computes what the release that stored them computed.
+
+        Up to format 2 `attn` stood for self-attention alone. A method whose definition changed since overrides this.
+
+        Args:
+            settings: As stored in a delta of format 2 or older.
+            generates: Whether the delta has values in a decoder with cross-attention.
+        """
+        if not generates:
+            return dict(settings)
+        return {
+            name: [site.replace("attn", "self", 1) if site.startswith("attn") else site for site in value]
+            if name in ("sites", "blocks")
+            else value
+            for name, value in settings.items()
+        }
 
     @property
     def identity(self) -> IdentityAtInit:
@@ -55,3 +96,9 @@ def method_settings(method: Method) -> MethodSettings:
     """
     settings = METHODS.lookup(method.name)
     return validate_settings(settings, method.settings, of=f"method {method.name!r}", error=MethodError)
+
+
+def upgrade_part(part: Any, *, generates: bool) -> dict[str, Any]:
+    """Return a method within the settings of another, as stored in format 2, upgraded by `MethodSettings.upgrade`."""
+    method = Method.model_validate(part)
+    return {"name": method.name, **METHODS.lookup(method.name).upgrade(method.settings, generates=generates)}

@@ -23,18 +23,36 @@ from continual.errors import DeltaError, MethodError
 SHARED_PREFIX = "shared"  # stands for the place in the keys of values that all places of an edit have in common
 
 
-def iterate_edits(backbone: Backbone, settings: MethodSettings) -> Iterator[tuple[Place, str, Edit]]:
+def iterate_edits(
+    backbone: Backbone, settings: MethodSettings, *, stage: int | None = None
+) -> Iterator[tuple[Place, str, Edit]]:
     """Yield every edit, in order, at every place it applies to, with the prefix of its values' keys.
 
+    Args:
+        backbone: The backbone with the places.
+        settings: Settings of the method.
+        stage: The last stage of training whose edits are yielded; None for all.
+
     Yields:
-        (place, prefix, edit); the prefix is `place.name/number of the edit`.
+        (place, prefix, edit); the prefix is `place.name/number of the edit`, with the first of several places that
+        share values.
 
     Raises:
         MethodError: The backbone has no place for an edit.
     """
     for number, edit in enumerate(settings.edits()):
-        for place in _places_of(backbone, edit):
-            yield place, f"{place.name}/{number}", edit
+        if stage is None or edit.stages[0] <= stage:
+            places = _places_of(backbone, edit)
+            for place, owner in zip(places, _value_owners(places, edit), strict=True):
+                yield place, f"{owner.name}/{number}", edit
+
+
+def _value_owners(places: Sequence[Place], edit: Edit) -> Sequence[Place]:
+    """Return the place under whose name each place has its values: the first with its weight, where values are tied."""
+    if not edit.ties_values:
+        return places
+    owners: dict[int, Place] = {}
+    return [owners.setdefault(id(place.output_module.get_parameter("weight")), place) for place in places]
 
 
 def _places_of(backbone: Backbone, edit: Edit) -> Sequence[Place]:
@@ -44,6 +62,10 @@ def _places_of(backbone: Backbone, edit: Edit) -> Sequence[Place]:
         if edit.optional:
             return ()
         raise
+    if edit.reads.is_residual and not all(place.is_block for place in places):
+        raise MethodError(
+            f"site {edit.site!r} is no block, so there is no residual stream around it; give a block, as attn or ffn"
+        )
     if isinstance(edit.form, PlaceRestricted):
         _require_supported(backbone, edit.site, edit.form, places)
     return places if edit.where is None else edit.where(places)
@@ -103,7 +125,7 @@ def init_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> d
         if isinstance(edit.form, HasSharedValues):
             for name, tensor in edit.form.init_shared(places, generator).items():
                 values[f"{SHARED_PREFIX}/{number}/{name}"] = tensor
-        for place in places:
+        for place in {owner.name: owner for owner in _value_owners(places, edit)}.values():
             d_read = place.d_in if edit.reads is Reads.INPUT else place.d_out
             for name, tensor in edit.form.init_values(place, d_read, generator).items():
                 values[f"{place.name}/{number}/{name}"] = tensor
@@ -188,7 +210,7 @@ _SHAPES: WeakKeyDictionary[Any, dict[tuple[MethodSettings, bool], tuple[Shapes, 
 
 def _shapes_by_stage(backbone: Backbone, settings: MethodSettings) -> tuple[Shapes, ...]:
     """Return the shapes of fresh values, then of the values after each stage; cached per model."""
-    cached, key = _SHAPES.setdefault(backbone.model, {}), (settings, backbone.edits_decoder)
+    cached, key = _SHAPES.setdefault(backbone.model, {}), (settings, backbone.generates)
     if key not in cached:
         values = init_values(backbone, settings, seed=0)
         shapes = [_shapes(values)]

@@ -86,8 +86,12 @@ def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
 
 
 def _merge_steps(backbone: Backbone, merged: Backbone, delta: Delta) -> Iterator[_Step]:
-    targets = iterate_edits(merged, delta.settings)
-    for (place, prefix, edit), (target, _, _) in zip(iterate_edits(backbone, delta.settings), targets, strict=True):
+    sources, targets = (iterate_edits(model, delta.settings, stage=delta.stage) for model in (backbone, merged))
+    merged_prefixes: set[str] = set()
+    for (place, prefix, edit), (target, _, _) in zip(sources, targets, strict=True):
+        if prefix in merged_prefixes:  # a weight that several modules share
+            continue
+        merged_prefixes.add(prefix)
         yield _Step(place, target, edit, values_of(delta.values, prefix))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.backbones.families import Architecture
 from continual.backbones.hub import hub_name
+from continual.backbones.sites import contract_attentions
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PeftFormat, PlacedModule
 from continual.deltas.values import check_compatible, iterate_edits
@@ -49,14 +50,15 @@ class BackboneModuleLayout:
             ExchangeError: No projection has any of the names.
         """
         names, places = set(modules), self.backbone.modules_at("projections")
-        sites = dict.fromkeys(place.site for place in places if self._names[id(place.output_module)] in names)
+        of_all = tuple(dict.fromkeys(place.site for place in places))
+        sites = tuple(dict.fromkeys(place.site for place in places if self._names[id(place.output_module)] in names))
         if not sites:
             projections = ", ".join(dict.fromkeys(self._names[id(place.output_module)] for place in places))
             raise ExchangeError(
                 f"no tensor of the adapter is of a projection of backbone {self.backbone.name!r}: its modules are "
                 f"{sorted(names)}, and the projections {projections}. Import it on the model that it was trained on"
             )
-        return ("projections",) if sites.keys() == {place.site for place in places} else tuple(sites)
+        return ("projections",) if len(sites) == len(of_all) else contract_attentions(sites, of_all)
 
 
 _TASK_TYPES: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}

@@ -182,7 +182,7 @@ def _run_mixed(
         return [rows[i] for i in order], mixture
 
     added = {name: plan.delta.settings.added_tokens for name, plan in plans.items()}
-    whole = replace(backbone, edits_decoder=True)  # some deltas of a mixture may change a decoder
+    whole = replace(backbone, generates=True)  # some deltas of a mixture may change a decoder
     shared = [requests for requests in by_forward.values() if len({name for name, _ in requests}) > 1]
     parts = [run_mixed_forward(whole, requests, mix, slots=cache.slots, added_tokens=added) for requests in shared]
     return {request: result for part in parts for request, result in part.items()}

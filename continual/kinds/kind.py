@@ -332,8 +332,8 @@ def answer_labels(answers: Sequence[Answer]) -> list[Any]:
 
 
 def backbone_for(backbone: Backbone, kind: Kind[Any]) -> Backbone:
-    """Return the backbone with `edits_decoder` set as the kind needs it."""
-    return replace(backbone, edits_decoder=kind.generates)
+    """Return the backbone with `generates` set as the kind needs it."""
+    return replace(backbone, generates=kind.generates)
 
 
 def zero_head(backbone: Backbone, labels: tuple[str, ...]) -> Head:

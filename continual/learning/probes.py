@@ -84,7 +84,7 @@ def _outputs(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, T
     with attached(reference, delta.to(reference.device)):
         vectors = pooled_features(reference, batch, delta.head.pooling if delta.head else reference.pooling)
         outputs = {"vectors": vectors}
-        if reference.edits_decoder and reference.family.decoder:
+        if reference.generates and reference.family.decoder:
             arguments = {"decoder_input_ids": batch["input_ids"], "output_hidden_states": True, "use_cache": False}
             states = reference.language_model(**batch, **arguments).decoder_hidden_states[-1]
             outputs["decoder"] = pool(states, batch["attention_mask"], "mean")

@@ -87,7 +87,7 @@ def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         assert spec.budget
         kind = kind_of_spec(spec)
         prepared_backbone = reserve_tokens(
-            replace(backbone, edits_decoder=kind.generates), *candidate_settings(spec.method)
+            replace(backbone, generates=kind.generates), *candidate_settings(spec.method)
         )
         yield from (f"task {spec.name!r}: {problem}" for problem in kind.incompatibilities(prepared_backbone, spec))
         for settings in candidate_settings(spec.method):

@@ -102,7 +102,7 @@ class TrainingRun(Generic[B]):
         return TrainingResult(delta, state.curve, state.seconds, rate)
 
     def _initial_state(self) -> TrainingState:
-        delta = finalize(self.backbone, self.start, stage=0).quantise_to_float16()
+        delta = finalize(self.backbone, self.start, stage=0).at_stage(0).quantise_to_float16()
         best = ScoredDelta(delta, Epoch(0, None, self.objective.score(delta)))
         rng_state = get_rng_state(self.backbone.device)
         return TrainingState(0, 0, self.start, {}, (best.epoch,), best, None, 0.0, rng_state)
@@ -115,7 +115,7 @@ class TrainingRun(Generic[B]):
         cache: FrozenLayerCache | None,
     ) -> TrainingCoroutine[TrainingState]:
         """Train the edits of one stage for those of its epochs that are left; return the state after them."""
-        delta = state.current.trainable(self.backbone.device, state.stage)
+        delta = state.current.trainable(self.backbone.device, state.stage).at_stage(state.stage)
         layout, pools = pool_values(layout_of(self.backbone, delta))
         delta = replace(delta, values=layout.values)
         optimizer = self._optimizer(delta, pools, state, epochs)

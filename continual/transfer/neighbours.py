@@ -150,6 +150,5 @@ def is_readable(backbone: Backbone, delta: Delta) -> bool:
     Its edits must be in the same layers, and it must add no more tokens than the backbone has reserved.
     """
     return (
-        kind_of_delta(delta).generates == backbone.edits_decoder
-        and delta.settings.added_tokens <= backbone.reserved_tokens
+        kind_of_delta(delta).generates == backbone.generates and delta.settings.added_tokens <= backbone.reserved_tokens
     )

@@ -219,4 +219,6 @@ def initial_delta(
         values = init_values(backbone, settings, seed=seed)
     if start.subspace_deltas and isinstance(settings, Subspace):
         values = settings.with_basis(values, [neighbour.delta.values for neighbour in start.subspace_deltas])
-    return Delta(method, settings, backbone.fingerprint, values, start.start.head, kind_metadata(kind))
+    stage = start.delta.stage if start.delta else 0  # from scratch, edits are applied from their own stage on
+    delta = Delta(method, settings, backbone.fingerprint, values, start.start.head, kind_metadata(kind), stage)
+    return delta.at_stage(stage or 0)

@@ -81,7 +81,7 @@ class TrialTask:
         """Return an untrained delta with the closed-form head."""
         head = Head(self.start.weight, self.start.bias, self.data.labels, self.backbone.pooling)
         values = init_values(self.backbone, settings, seed=self.seed)
-        return Delta(method, settings, self.backbone.fingerprint, values, head)
+        return Delta(method, settings, self.backbone.fingerprint, values, head, stage=0).at_stage(0)
 
     def training(self, learning_rate: float) -> dict[str, Any]:
         """Return the arguments of `train` besides backbone and start."""

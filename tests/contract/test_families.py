@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.families import family_of
-from continual.backbones.sites import Place
+from continual.backbones.sites import OUTPUT_EMBEDDINGS, Place
 from continual.deltas import Add, Edit, Reads, attached
 from continual.deltas.edit import LayerFilter
 from continual.deltas.forms import Vector
@@ -33,7 +33,7 @@ NO_SITE = {"lm_head", "shared"}
 @pytest.fixture
 def whole(backbone: Backbone) -> Backbone:
     """Return the backbone with all its places; with those of the decoder where it can generate."""
-    return replace(backbone, edits_decoder=True)
+    return replace(backbone, generates=True)
 
 
 def batch_of(backbone: Backbone) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def batch_of(backbone: Backbone) -> dict[str, Tensor]:
 def run(backbone: Backbone) -> Tensor:
     """Run every stack that edits may change once; the last hidden states, or the logits of a language model."""
     batch = batch_of(backbone)
-    if not backbone.edits_decoder or backbone.family.decoder is None:
+    if not backbone.generates or backbone.family.decoder is None:
         return backbone.hidden_states(batch)
     logits: Tensor = backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits
     return logits
@@ -93,15 +93,16 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def test_the_places_of_the_groups_hold_every_parameter(whole: Backbone) -> None:
-    reached = sum(
-        place.weight.numel() + (0 if place.bias is None else place.bias.numel())
+    places = {  # tied tables are one
+        (id(place.output_module.get_parameter("weight")), str(place.columns)): place
         for group in GROUPS
         for place in whole.modules_at(group)
+    }
+    reached = sum(
+        place.weight.numel() + (0 if place.bias is None else place.bias.numel()) for place in places.values()
     )
-    modules = owners(whole.model)
-    assert reached == sum(
-        p.numel() for name in modules.keys() - NO_SITE for p in modules[name].parameters(recurse=False)
-    )
+    model = whole.language_model if whole.generates and whole.language_model else whole.model
+    assert reached == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
@@ -115,8 +116,8 @@ def test_a_projection_is_its_weight_and_bias(whole: Backbone) -> None:
 
 
 def test_an_embedding_is_the_rows_that_enter_it(whole: Backbone) -> None:
-    places = whole.modules_at("embeddings")
-    calls = calls_of(whole, list(places))
+    places = [place for place in whole.modules_at("embeddings") if place.site != OUTPUT_EMBEDDINGS]
+    calls = calls_of(whole, places)
     for place in places:
         assert place.weight.shape == (place.d_in, place.d_out)
         rows, output = calls[place.name]
@@ -211,11 +212,15 @@ SEQ2SEQ = ("t5", "t5-gated", "bart")
 @pytest.mark.parametrize("kind", SEQ2SEQ)
 def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None:
     reads = tiny_backbone(kind)
-    writes = replace(reads, edits_decoder=True)
+    writes = replace(reads, generates=True)
     encoder = [f"layer.{layer}.attn.q" for layer in range(3)]
     decoder = [f"decoder.layer.{layer}.attn.q" for layer in range(2)]
     assert [place.name for place in reads.modules_at("attn.q")] == encoder
-    assert [place.name for place in writes.modules_at("attn.q")] == encoder + decoder
+    assert [place.name for place in writes.modules_at("self.q")] == encoder + decoder
+    assert {place.name for place in writes.modules_at("attn.q")} == {
+        *(encoder + decoder),
+        *(name.replace("attn", "cross") for name in decoder),
+    }
     assert [place.name for place in writes.modules_at("cross.kv")] == [f"decoder.layer.{n}.cross.kv" for n in range(2)]
     assert {place.name for place in reads.modules_at("projections")} < {
         p.name for p in writes.modules_at("projections")
@@ -227,7 +232,7 @@ def test_only_a_task_that_generates_has_places_in_the_decoder(kind: str) -> None
 
 
 def test_layers_are_numbered_within_their_stack() -> None:
-    writes = replace(tiny_backbone("bart"), edits_decoder=True)
+    writes = replace(tiny_backbone("bart"), generates=True)
     top = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((-1,))))
     assert set(top.values) == {"layer.2.ffn.out/0/vector", "decoder.layer.1.ffn.out/0/vector"}
     third = delta_of_edits(writes, Edit("ffn.out", Vector(0.0), Reads.OUTPUT, Add(), LayerFilter((2,))))

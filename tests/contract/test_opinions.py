@@ -96,7 +96,7 @@ def compare(
 
 def test_answers_are_generated_together(writer: Backbone) -> None:
     deltas = each_method(writer, Generation(3), Generation(12), Generation(7))
-    shared, separate = compare(replace(writer, edits_decoder=False), deltas, list(TEXTS))
+    shared, separate = compare(replace(writer, generates=False), deltas, list(TEXTS))
     assert max(shared) > len(TEXTS), "rows of several tasks are in one pass"
     assert len(shared) < len(separate)
 
@@ -104,7 +104,7 @@ def test_answers_are_generated_together(writer: Backbone) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 @pytest.mark.parametrize("slots", [1, 2])
 def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
-    writer = replace(backbone_of(name), edits_decoder=True)
+    writer = replace(backbone_of(name), generates=True)
     deltas = each_method(writer, Generation(5), Generation(9))
     compare(backbone_of(name), deltas, list(TEXTS), slots=slots, evidence=some_evidence(writer))
 
@@ -112,7 +112,7 @@ def test_fewer_slots_change_no_answer(name: str, slots: int) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
 def test_texts_generated_together_fit_the_positions(name: str) -> None:
     """A long text with a short answer, a short one with a long answer, and deltas that add many tokens."""
-    writer = replace(backbone_of(name), edits_decoder=True)
+    writer = replace(backbone_of(name), generates=True)
     deltas = {
         "reads": of_kind(writer, Generation(2), "lora"),
         "writes": of_kind(writer, Generation(POSITIONS // 2), "lora", seed=1),
@@ -138,9 +138,7 @@ def masked(bert: Backbone) -> Backbone:
 @pytest.mark.parametrize("name", ["masked", "gpt2", "llama", "t5", "bart"])
 def test_template_masks_are_filled_together(name: str, masked: Backbone) -> None:
     backbone = masked if name == "masked" else backbone_of(name)
-    deltas = each_method(
-        replace(backbone, edits_decoder=True), TemplateClassification(FEW), TemplateClassification(MORE)
-    )
+    deltas = each_method(replace(backbone, generates=True), TemplateClassification(FEW), TemplateClassification(MORE))
     shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
     assert sum(shared) == sum(separate)
     assert len(shared) < len(separate)
@@ -148,7 +146,7 @@ def test_template_masks_are_filled_together(name: str, masked: Backbone) -> None
 
 def test_an_unmixable_delta_is_queried_alone_and_a_broken_delta_fails_alone() -> None:
     backbone = backbone_of("t5")
-    writer, query = replace(backbone, edits_decoder=True), DeltaQuery(TEXTS, POSITIONS)
+    writer, query = replace(backbone, generates=True), DeltaQuery(TEXTS, POSITIONS)
     deltas = each_method(writer, Generation(5)) | {"full": of_kind(writer, Generation(5), "full")}
     compare(backbone, deltas, list(TEXTS))
     for name in ("lora", "full"):

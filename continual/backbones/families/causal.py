@@ -15,9 +15,9 @@ _GPT2_SITES = {
     "embed.word": embedding("wte"),
     "embed.position": embedding("wpe"),
     "norm.attn": norm(_GPT2 + "ln_1"),
-    **fused_attention_roles(_GPT2 + "attn", "c_attn", "c_proj"),
+    **fused_attention_roles(_GPT2 + "attn", "c_attn", "c_proj", pre_norm=_GPT2 + "ln_1"),
     "norm.ffn": norm(_GPT2 + "ln_2"),
-    **feed_forward_roles(_GPT2 + "mlp.c_fc", _GPT2 + "mlp.c_proj"),
+    **feed_forward_roles(_GPT2 + "mlp.c_fc", _GPT2 + "mlp.c_proj", pre_norm=_GPT2 + "ln_2"),
     "norm.final": norm("ln_f"),
 }
 
@@ -27,9 +27,14 @@ _LLAMA_SITES = {
     "positions": positions("rotary_emb", "position_ids"),
     "embed.word": embedding("embed_tokens"),
     "norm.attn": norm(_LLAMA + "input_layernorm"),
-    **attention_roles(_LLAMA + "self_attn", "q_proj k_proj v_proj o_proj"),
+    **attention_roles(_LLAMA + "self_attn", "q_proj k_proj v_proj o_proj", pre_norm=_LLAMA + "input_layernorm"),
     "norm.ffn": norm(_LLAMA + "post_attention_layernorm"),
-    **feed_forward_roles(_LLAMA + "mlp.up_proj", _LLAMA + "mlp.down_proj", gate=_LLAMA + "mlp.gate_proj"),
+    **feed_forward_roles(
+        _LLAMA + "mlp.up_proj",
+        _LLAMA + "mlp.down_proj",
+        gate=_LLAMA + "mlp.gate_proj",
+        pre_norm=_LLAMA + "post_attention_layernorm",
+    ),
     "norm.final": norm("norm"),
 }
 _QWEN3_NORMS = {"norm.q": norm(_LLAMA + "self_attn.q_norm"), "norm.k": norm(_LLAMA + "self_attn.k_norm")}
@@ -42,15 +47,12 @@ def _opt_row_indices(call: Call) -> Tensor:
 
 
 _OPT = "decoder.layers.{}."
+_OPT_NORMS = (_OPT + "self_attn_layer_norm", _OPT + "final_layer_norm")  # of attention and of feed-forward
 _OPT_SITES = {
     "tokens": tokens("decoder.embed_tokens", "decoder"),
     "positions": positions("decoder.embed_positions", "position_ids"),
     "embed.word": embedding("decoder.embed_tokens"),
     "embed.position": embedding("decoder.embed_positions", _opt_row_indices),
-    "norm.attn": norm(_OPT + "self_attn_layer_norm"),
-    **attention_roles(_OPT + "self_attn", "q_proj k_proj v_proj out_proj"),
-    "norm.ffn": norm(_OPT + "final_layer_norm"),
-    **feed_forward_roles(_OPT + "fc1", _OPT + "fc2"),
 }
 _OPT_FINAL_NORM = {"norm.final": norm("decoder.final_layer_norm")}
 _OPT_PROJECTIONS = {
@@ -78,7 +80,13 @@ def opt(config: Any) -> Family:
     Its embeddings may have another size than its layers, its last norm may be absent, and its norms may have no
     weights.
     """
-    sites = dict(_OPT_SITES)
+    norm_position = "pre_norm" if config.do_layer_norm_before else "post_norm"
+    sites = _OPT_SITES | {
+        "norm.attn": norm(_OPT_NORMS[0]),
+        **attention_roles(_OPT + "self_attn", "q_proj k_proj v_proj out_proj", **{norm_position: _OPT_NORMS[0]}),
+        "norm.ffn": norm(_OPT_NORMS[1]),
+        **feed_forward_roles(_OPT + "fc1", _OPT + "fc2", **{norm_position: _OPT_NORMS[1]}),
+    }
     if config.do_layer_norm_before and not config._remove_final_layer_norm:
         sites |= _OPT_FINAL_NORM
     if config.word_embed_proj_dim != config.hidden_size:

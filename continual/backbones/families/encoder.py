@@ -14,9 +14,14 @@ _BERT_SITES = {
     "embed.position": embedding("embeddings.position_embeddings"),
     "embed.type": embedding("embeddings.token_type_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
-    **attention_roles(_BERT + "attention.self", "query key value", out=_BERT + "attention.output.dense"),
+    **attention_roles(
+        _BERT + "attention.self",
+        "query key value",
+        out=_BERT + "attention.output.dense",
+        post_norm=_BERT + "attention.output.LayerNorm",
+    ),
     "norm.attn": norm(_BERT + "attention.output.LayerNorm"),
-    **feed_forward_roles(_BERT + "intermediate.dense", _BERT + "output.dense"),
+    **feed_forward_roles(_BERT + "intermediate.dense", _BERT + "output.dense", post_norm=_BERT + "output.LayerNorm"),
     "norm.ffn": norm(_BERT + "output.LayerNorm"),
 }
 
@@ -27,9 +32,11 @@ _DISTILBERT_SITES = {
     "embed.word": embedding("embeddings.word_embeddings"),
     "embed.position": embedding("embeddings.position_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
-    **attention_roles(_DISTILBERT + "attention", "q_lin k_lin v_lin out_lin"),
+    **attention_roles(_DISTILBERT + "attention", "q_lin k_lin v_lin out_lin", post_norm=_DISTILBERT + "sa_layer_norm"),
     "norm.attn": norm(_DISTILBERT + "sa_layer_norm"),
-    **feed_forward_roles(_DISTILBERT + "ffn.lin1", _DISTILBERT + "ffn.lin2"),
+    **feed_forward_roles(
+        _DISTILBERT + "ffn.lin1", _DISTILBERT + "ffn.lin2", post_norm=_DISTILBERT + "output_layer_norm"
+    ),
     "norm.ffn": norm(_DISTILBERT + "output_layer_norm"),
 }
 
@@ -40,9 +47,9 @@ _MODERNBERT_SITES = {
     "embed.word": embedding("embeddings.tok_embeddings"),
     "norm.embed": norm("embeddings.norm"),
     "norm.attn": norm(_MODERNBERT + "attn_norm"),
-    **fused_attention_roles(_MODERNBERT + "attn", "Wqkv", "Wo"),
+    **fused_attention_roles(_MODERNBERT + "attn", "Wqkv", "Wo", pre_norm=_MODERNBERT + "attn_norm"),
     "norm.ffn": norm(_MODERNBERT + "mlp_norm"),
-    **feed_forward_roles(_MODERNBERT + "mlp.Wi", _MODERNBERT + "mlp.Wo"),
+    **feed_forward_roles(_MODERNBERT + "mlp.Wi", _MODERNBERT + "mlp.Wo", pre_norm=_MODERNBERT + "mlp_norm"),
     # Wi makes both halves, and the first goes through the activation.
     "ffn.gate": projection(_MODERNBERT + "mlp.Wi", (0, 2)),
     "ffn.in": projection(_MODERNBERT + "mlp.Wi", (1, 2)),

@@ -19,7 +19,7 @@ def t5(config: Any) -> Family:
     cross = "decoder.block.{}.layer.1."
     cross_sites = {
         "norm.cross": norm(cross + "layer_norm"),
-        **attention_roles(cross + "EncDecAttention", "q k v o", role="cross"),
+        **attention_roles(cross + "EncDecAttention", "q k v o", role="cross", pre_norm=cross + "layer_norm"),
     }
     return Family(
         name=config.model_type,
@@ -42,12 +42,12 @@ def _t5_sites(stack: str, *, feed_forward: int, gated: bool) -> dict[str, Site]:
         "embed.word": embedding(f"{stack}.embed_tokens"),
         "embed.distance": embedding(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", is_shared=True),
         "norm.attn": norm(attn + "layer_norm"),
-        **attention_roles(attn + "SelfAttention", "q k v o"),
+        **attention_roles(attn + "SelfAttention", "q k v o", pre_norm=attn + "layer_norm"),
         "norm.ffn": norm(ffn + "layer_norm"),
         **(
-            feed_forward_roles(inner + "wi_1", inner + "wo", gate=inner + "wi_0")
+            feed_forward_roles(inner + "wi_1", inner + "wo", gate=inner + "wi_0", pre_norm=ffn + "layer_norm")
             if gated
-            else feed_forward_roles(inner + "wi", inner + "wo")
+            else feed_forward_roles(inner + "wi", inner + "wo", pre_norm=ffn + "layer_norm")
         ),
         "norm.final": norm(f"{stack}.final_layer_norm"),
     }
@@ -58,7 +58,7 @@ def bart(config: Any) -> Family:
     cross = "decoder.layers.{}.encoder_attn"
     cross_sites = {
         "norm.cross": norm(cross + "_layer_norm"),
-        **attention_roles(cross, "q_proj k_proj v_proj out_proj", role="cross"),
+        **attention_roles(cross, "q_proj k_proj v_proj out_proj", role="cross", post_norm=cross + "_layer_norm"),
     }
     return Family(
         name=config.model_type,
@@ -78,9 +78,11 @@ def _bart_sites(stack: str) -> dict[str, Site]:
         "positions": positions(f"{stack}.embed_positions", "position_ids", _bart_positions),
         "embed.position": embedding(f"{stack}.embed_positions", _bart_row_indices),
         "norm.embed": norm(f"{stack}.layernorm_embedding"),
-        **attention_roles(layer + "self_attn", "q_proj k_proj v_proj out_proj"),
+        **attention_roles(
+            layer + "self_attn", "q_proj k_proj v_proj out_proj", post_norm=layer + "self_attn_layer_norm"
+        ),
         "norm.attn": norm(layer + "self_attn_layer_norm"),
-        **feed_forward_roles(layer + "fc1", layer + "fc2"),
+        **feed_forward_roles(layer + "fc1", layer + "fc2", post_norm=layer + "final_layer_norm"),
         "norm.ffn": norm(layer + "final_layer_norm"),
     }
 

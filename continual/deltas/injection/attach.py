@@ -64,7 +64,7 @@ def _placed_edits(backbone: Backbone, delta: Delta | MixedBatch | None) -> Itera
         yield from delta.placed_edits()
     elif delta is not None:
         check_compatible(backbone, delta)
-        for place, prefix, edit in iterate_edits(backbone, delta.settings):
+        for place, prefix, edit in iterate_edits(backbone, delta.settings, stage=delta.stage):
             yield PlacedEdit(place, edit, partial(_compute_change, edit.form, values_of(delta.values, prefix), place))
 
 
@@ -74,16 +74,18 @@ def _compute_change(form: Form, values: Values, place: Place, inputs: Tensor) ->
 
 def _hook_modules(edit: PlacedEdit) -> Iterator[RemovableHandle]:
     """Register the hooks of an edit on the modules of its place."""
-    place, enter, reads_input = edit.place, edit.place.input_module, edit.edit.reads is Reads.INPUT
+    place, reads = edit.place, edit.edit.reads
+    enter = place.residual_module if reads.is_residual else place.input_module
     block_inputs: list[Tensor] = []  # input of the first module of a block, until its last module is called
 
     def record_input(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         block_inputs[:] = [place.input_of(args, kwargs)]
 
     def read(changed: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
-        if not reads_input:
+        if reads is Reads.OUTPUT:
             return changed
-        return place.input_of(args, kwargs) if enter is place.output_module else block_inputs.pop()
+        inputs = place.input_of(args, kwargs) if enter is place.output_module else block_inputs.pop()
+        return place.residual_behind(inputs, changed) if reads is Reads.RESIDUAL_BEHIND else inputs
 
     def change_output(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         part = output if place.columns is None else output[..., place.columns]
@@ -93,7 +95,7 @@ def _hook_modules(edit: PlacedEdit) -> Iterator[RemovableHandle]:
         argument = place.input_of(args, kwargs) if enter is place.output_module else args[0]
         return replace_argument(module, args, kwargs, place.argument, edit(argument, read(argument, args, kwargs)))
 
-    if reads_input and enter is not place.output_module:
+    if reads is not Reads.OUTPUT and enter is not place.output_module:
         yield enter.register_forward_pre_hook(record_input, with_kwargs=True)
     if place.changes == "output":
         yield place.output_module.register_forward_hook(change_output, with_kwargs=True)

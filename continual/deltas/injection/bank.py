@@ -33,7 +33,8 @@ class Bank:
     @staticmethod
     def can_batch(backbone: Backbone, delta: Delta) -> bool:
         """Return whether the delta can share a batch: none of its places has `Place.is_shared`."""
-        return not any(place.is_shared for place, _, _ in iterate_edits(backbone, delta.settings))
+        edits = iterate_edits(backbone, delta.settings, stage=delta.stage)
+        return not any(place.is_shared for place, _, _ in edits)
 
     def __contains__(self, name: str) -> bool:
         return name in self._locations

@@ -75,7 +75,7 @@ def layout_of(backbone: Backbone, delta: Delta) -> DeltaLayout:
         DeltaError: The delta does not fit the backbone.
     """
     check_compatible(backbone, delta)
-    edits = list(iterate_edits(backbone, delta.settings))
+    edits = list(iterate_edits(backbone, delta.settings, stage=delta.stage))
     names = (value_keys(delta.values, prefix) for _, prefix, _ in edits)
     return DeltaLayout(tuple((place, edit) for place, _, edit in edits), tuple(names), delta.values)
 

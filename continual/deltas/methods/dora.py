@@ -3,7 +3,7 @@
 Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,7 +16,7 @@ from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank, init_low_rank
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.methods.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
@@ -95,6 +95,10 @@ class DoRA(MethodSettings):
     >>> DoRA(rank=4).edits()[0].site
     'projections'
     """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "paper": {"rank": 32, "alpha": 64.0, "sites": ("attn.q", "attn.k", "attn.v", "ffn.in", "ffn.out")}
+    }
 
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)

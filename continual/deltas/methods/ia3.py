@@ -1,7 +1,7 @@
 """(IA)³: keys, values and the feed-forward's inner states, each dimension scaled by a learned factor."""
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,16 +19,27 @@ from continual.errors import ExchangeError
 class IA3(MethodSettings):
     """(IA)³: k ← l_k ⊙ k, v ← l_v ⊙ v and, in the feed-forward, W₂ (l_ff ⊙ f(W₁ x)); l starts at one.
 
-    Parameters: the widths of keys, of values and of the inner states, per layer. Liu et al. (2022), "Few-Shot
-    Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638.
+    Parameters: the widths of keys and of values per attention, and of the inner states per layer. Liu et al. (2022),
+    "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", arXiv:2205.05638.
+
+    Attributes:
+        cross_attention: Whether keys and values of cross-attention are scaled too.
 
     >>> [edit.site for edit in IA3().edits()]
     ['attn.k', 'attn.v', 'ffn.inner']
     """
 
+    cross_attention: bool = True
+
+    @classmethod
+    def upgrade(cls, settings: Mapping[str, Any], *, generates: bool) -> dict[str, Any]:
+        """Leave cross-attention alone, as deltas of format 2 do."""
+        return super().upgrade(settings, generates=generates) | {"cross_attention": not generates}
+
     def edits(self) -> tuple[Edit, ...]:
         """Return one factor vector for keys, values and inner states of each layer."""
-        sites = ("attn.k", "attn.v", "ffn.inner")
+        attention = "attn" if self.cross_attention else "self"
+        sites = (f"{attention}.k", f"{attention}.v", "ffn.inner")
         return tuple(Edit(site, Vector(1.0), Reads.OUTPUT, Multiply()) for site in sites)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:

@@ -6,7 +6,7 @@ Shapes: D inputs and E outputs of a module, R rank, n parts (projections) in one
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
@@ -38,6 +38,8 @@ class LoRA(MethodSettings):
     >>> [edit.site for edit in LoRA(rank=4, sites=("attn.q", "attn.v")).edits()]
     ['attn.q', 'attn.v']
     """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"rank": 8, "alpha": 8.0, "sites": ("attn.q", "attn.v")}}
 
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)

@@ -3,8 +3,9 @@
 Shapes: W [E, D] the weight of a projection.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 SCORE_RANGE = 0.1  # width of the interval that fresh scores are drawn from
@@ -103,6 +104,8 @@ class BinaryMasking(MethodSettings):
     >>> BinaryMasking(sites=("attn.q",)).edits()[0].site
     'attn.q'
     """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"dropped": 0.05}}
 
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
     dropped: float = Field(default=0.0, ge=0, lt=1, description="share of the weights that are dropped at the start")

@@ -3,8 +3,9 @@
 Shapes: H heads, E the width of all heads, M size of a bottleneck.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -65,6 +66,7 @@ class MultiHeadAdapter(MethodSettings):
         scale: s.
         initial_scale: Deviation of the normal from which D_h and U_h are drawn.
         activation: f.
+        cross_attention: Whether the heads of cross-attention have an adapter too.
 
     >>> MultiHeadAdapter(size=8).edits()[0].site
     'attn.heads'
@@ -74,8 +76,15 @@ class MultiHeadAdapter(MethodSettings):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     initial_scale: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
     activation: Activation = "relu"
+    cross_attention: bool = True
+
+    @classmethod
+    def upgrade(cls, settings: Mapping[str, Any], *, generates: bool) -> dict[str, Any]:
+        """Leave cross-attention alone, as deltas of format 2 do."""
+        return super().upgrade(settings, generates=generates) | {"cross_attention": not generates}
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one per-head bottleneck at every attention."""
         form = PerHeadBottleneck(self.size, self.initial_scale, self.activation)
-        return (Edit("attn.heads", form, Reads.INPUT, Add(self.scale)),)
+        site = "attn.heads" if self.cross_attention else "self.heads"
+        return (Edit(site, form, Reads.INPUT, Add(self.scale)),)

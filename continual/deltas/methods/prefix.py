@@ -1,6 +1,6 @@
 """Prefix tuning: learned keys and values before those of the text, which every token attends to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from continual.backbones.arguments import CACHE_ARGUMENTS, cache_argument
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add, Concatenate
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.methods.prefix_forms import PrefixKeyValues, ReparameterizedPrefix
 from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
 from continual.deltas.protocols import IdentityAtInit, Values
@@ -45,8 +45,7 @@ class PositionShift:
 class Prefix(MethodSettings):
     """Prefix tuning: attention to [P_k; K] and [P_v; V] instead of K and V at every layer.
 
-    P_k and P_v, learned, are [P, E]. Where positions are absolute or rotary, the text's begin at P, as if the prefix
-    were tokens. Parameters: 2PE per layer as stored.
+    P_k and P_v, learned, are [P, E]. Parameters: 2PE per attention as stored.
 
     Li and Liang (2021), "Prefix-Tuning", arXiv:2101.00190; without the network it is P-tuning v2 of Liu et al. (2022),
     arXiv:2110.07602.
@@ -55,23 +54,39 @@ class Prefix(MethodSettings):
         length: P.
         reparameterise: The hidden size of the network that computes the rows during training; 0 for none.
         initial_scale: The standard deviation of the initial values.
+        cross_attention: Whether cross-attention has a prefix too.
+        shift_positions: Whether absolute and rotary positions of the text begin at P, as in PEFT, where the prefix is a
+            cache of tokens; otherwise at 0, as in He et al. (2022), arXiv:2110.04366, and the library adapters.
 
     >>> Prefix(length=5).edits()[0].site
     'attn.kv'
     """
 
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "paper": {"length": 10, "reparameterise": 512},
+        "delta_tuning": {"length": 5, "reparameterise": 512},
+    }
+
     length: int = Field(default=16, ge=1, le=1024)
     reparameterise: int = Field(default=0, ge=0, le=8192)
     initial_scale: float = Field(default=0.02, gt=0, allow_inf_nan=False)
+    cross_attention: bool = True
+    shift_positions: bool = False
+
+    @classmethod
+    def upgrade(cls, settings: Mapping[str, Any], *, generates: bool) -> dict[str, Any]:
+        """Shift positions and leave cross-attention alone, as deltas of format 2 do."""
+        settings = super().upgrade(settings, generates=generates)
+        return settings | {"shift_positions": True, "cross_attention": not generates}
 
     def edits(self) -> tuple[Edit, ...]:
-        """Return the prefixed keys and values of every attention, and the shift of the text's positions by P."""
+        """Return the prefixed keys and values of every attention, and the shift of the text's positions, if any."""
         rows = PrefixKeyValues(self.length, self.initial_scale)
-        network = ReparameterizedPrefix(self.length, self.reparameterise)
-        positions = Edit(
-            "positions", PositionShift(self.length), Reads.INPUT, Add(), added_tokens=self.length, optional=True
-        )
-        return (Edit("attn.kv", network if self.reparameterise else rows, Reads.INPUT, Concatenate()), positions)
+        form = ReparameterizedPrefix(self.length, self.reparameterise) if self.reparameterise else rows
+        prefix = Edit("attn.kv" if self.cross_attention else "self.kv", form, Reads.INPUT, Concatenate())
+        shift = PositionShift(self.length)
+        positions = Edit("positions", shift, Reads.INPUT, Add(), added_tokens=self.length, optional=True)
+        return (prefix, positions) if self.shift_positions else (prefix,)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         """Return PEFT's adapter: the [P, E] keys and values of all layers side by side in one tensor."""
@@ -95,7 +110,7 @@ class Prefix(MethodSettings):
         if adapter.config.get("peft_type") != "PREFIX_TUNING":
             return None
         adapter.require_supported_config("prefix_projection")  # the file holds the projection's output
-        settings = cls(length=adapter.config["num_virtual_tokens"])
+        settings = cls(length=adapter.config["num_virtual_tokens"], shift_positions=True)
         widths = _widths(layout.parts(settings))
         adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, sum(widths.values()))})
         rows = torch.split(adapter.tensors[PROMPT_TENSOR_NAME].float(), list(widths.values()), dim=1)
@@ -116,7 +131,8 @@ def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
         is None,
         f"its layers' attention is {', '.join(sorted(layer_types))}": layer_types != {"full_attention"},
         "it is an encoder-decoder": attention.config.is_encoder_decoder,
-        "its positions do not begin behind the prefix": len(layers) == len(parts),
+        "its positions do not begin behind the prefix, as with shift_positions: true they do in families with absolute "
+        "or rotary ones": len(layers) == len(parts),
     }
     if reasons := [reason for reason, present in obstacles.items() if present]:
         raise ExchangeError(

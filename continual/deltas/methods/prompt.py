@@ -3,7 +3,7 @@
 Shapes: P learned vectors, E the width of a word's vector, B rows of a batch, T tokens of the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from continual.backbones.sites import Place
 from continual.deltas.compose import Concatenate
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
 from continual.deltas.protocols import IdentityAtInit, Values
 from continual.errors import ExchangeError
@@ -69,6 +69,8 @@ class Prompt(MethodSettings):
     >>> Prompt(length=5).edits()[0].site
     'tokens'
     """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"length": 100, "initial": "vocabulary"}}
 
     length: int = Field(default=16, ge=1, le=256)
     initial: Literal["random", "vocabulary"] = "vocabulary"

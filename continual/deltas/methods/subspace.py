@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from continual.backbones.sites import Place
 from continual.deltas.edit import Edit
-from continual.deltas.method import MethodSettings, method_settings
+from continual.deltas.method import MethodSettings, method_settings, upgrade_part
 from continual.deltas.protocols import Canonicalizable, Form, HasFinalForm, HasSharedValues, IdentityAtInit, Values
 from tasks import Method
 
@@ -108,6 +108,11 @@ class Subspace(MethodSettings):
                 f"of: {self.of.name} keeps other values than it trains; use a method such as lora or adapter"
             )
         return self
+
+    @classmethod
+    def upgrade(cls, settings: Mapping[str, Any], *, generates: bool) -> dict[str, Any]:
+        """Upgrade the settings of the other method."""
+        return {**settings, "of": upgrade_part(settings["of"], generates=generates)}
 
     @property
     def base_settings(self) -> MethodSettings:

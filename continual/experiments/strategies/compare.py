@@ -109,7 +109,7 @@ def strategy_context(
     """
     method, rate = (stream.method, None) if strategy.full_learning_rate is None else (FULL, strategy.full_learning_rate)
     tasks = [prepare_task(backbone, _with_method(data, method, rate)) for data in loaded]
-    common = replace(tasks[0].backbone, edits_decoder=any(task.kind.generates for task in tasks))
+    common = replace(tasks[0].backbone, generates=any(task.kind.generates for task in tasks))
     budget = stream.budget if rate is None else stream.budget.model_copy(update={"learning_rate": rate})
     return StrategyContext(common, tuple(replace(task, backbone=common) for task in tasks), budget, stream.seed)
 

@@ -85,7 +85,7 @@ def test_it_generates_the_same_text(pair: tuple[Backbone, Backbone]) -> None:
         pytest.skip("an encoder writes nothing")
     generated = []
     for backbone in pair:
-        writer = replace(backbone, edits_decoder=True)
+        writer = replace(backbone, generates=True)
         with attached(writer, perturbed_delta(writer, "lora")):
             generated.append(
                 [

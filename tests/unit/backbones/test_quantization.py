@@ -181,7 +181,7 @@ def test_rows_of_many_tasks_in_one_batch(method: str, bits: int) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_it_generates_and_learns_a_generation_task(kind: str, bits: int) -> None:
-    backbone = replace(quantized_backbone(kind, bits), edits_decoder=True)
+    backbone = replace(quantized_backbone(kind, bits), generates=True)
     delta = perturbed_delta(backbone, "lora", rank=2)
     prompts, ends = [tuple(range(5, 11)), (7, 8, 9)], [(12, 13), (14,)]
     with attached(backbone, delta):

@@ -1,16 +1,13 @@
 """Attached deltas: prepended keys, values and tokens, and edited inputs, against second computations per family."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import eager_mask
+from transformers import DynamicCache
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.fingerprint import fingerprint
@@ -19,6 +16,7 @@ from continual.deltas import Concatenate, Delta, Edit, Multiply, Reads, attached
 from continual.deltas.protocols import IdentityAtInit, Values
 from continual.features.pooling import encode
 from continual.features.tokens import pad, tokenize
+from tests.helpers.references import written_out_attention
 from tests.helpers.tiny_tasks import delta_of_edits, tiny_backbone
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
@@ -49,7 +47,7 @@ TOKENS = Edit("tokens", Drawn((PREFIX,)), Reads.OUTPUT, Concatenate())
 
 @pytest.fixture
 def whole(backbone: Backbone) -> Backbone:
-    return replace(backbone, edits_decoder=True)
+    return replace(backbone, generates=True)
 
 
 def batch_of(backbone: Backbone) -> dict[str, Tensor]:
@@ -61,7 +59,7 @@ def run(backbone: Backbone, delta: Delta | None = None) -> Tensor:
     """Run every stack that edits may change; the outputs at the texts' tokens."""
     batch = batch_of(backbone)
     with attached(backbone, delta):
-        if not backbone.edits_decoder or backbone.family.decoder is None:
+        if not backbone.generates or backbone.family.decoder is None:
             return text_states(backbone.hidden_states(batch), batch)
         return text_states(
             backbone.language_model(**batch, decoder_input_ids=batch["input_ids"], use_cache=False).logits, batch
@@ -73,55 +71,16 @@ def text_states(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def attends(backbone: Backbone) -> Delta:
-    sites = ["attn.kv", *(["cross.kv"] if backbone.edits_decoder and backbone.family.decoder else [])]
-    return delta_of_edits(backbone, *(in_front(site) for site in sites))
-
-
-@contextmanager
-def softmax_over_both(backbone: Backbone, delta: Delta) -> Iterator[None]:
-    """Use an explicit attention while the block runs: the prefix scores stand unmasked beside the text's."""
-    drawn = {
-        id(place.output_module): delta.values[f"{place.name}/{number}/drawn"]
-        for number, edit in enumerate(delta.settings.edits())
-        for place in backbone.modules_at(edit.site)
-    }
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        group = query.shape[1] // key.shape[1]
-        k, v = (
-            rows.view(PREFIX, -1, key.shape[3]).permute(1, 0, 2).repeat_interleave(group, 0)  # [H, P, d]
-            for rows in drawn[id(module)]
-        )
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-        scores = scale * torch.einsum("bhqd,bhkd->bhqk", query, key)
-        scores = scores + kwargs.get("position_bias", 0.0) + (0.0 if mask is None else mask)
-        front = scale * torch.einsum("bhqd,hpd->bhqp", query, k)
-        shares = torch.cat((scores, front), -1).softmax(-1)
-        text, rest = torch.split(shares, [scores.shape[-1], PREFIX], -1)
-        return (text @ value + rest @ v).transpose(1, 2), None
-
-    AttentionInterface.register("written_out", attend)
-    AttentionMaskInterface.register("written_out", lambda **kwargs: eager_mask(**{**kwargs, **NO_SKIP}))
-    modules: list[Any] = [place.output_module for place in backbone.modules_at("attn.kv")]
-    configs = {id(module.config): module.config for module in modules}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._attn_implementation = "written_out"
-    try:
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
-
-
-NO_SKIP = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return delta_of_edits(backbone, in_front("attn.kv"))
 
 
 def test_prepended_keys_and_values_share_the_texts_softmax(whole: Backbone) -> None:
     delta = attends(whole)
     actual = run(whole, delta)
-    with softmax_over_both(whole, delta):
+    prefixes = {
+        id(place.output_module): delta.values[f"{place.name}/0/drawn"].unbind() for place in whole.modules_at("attn.kv")
+    }
+    with written_out_attention(whole, prefixes):
         expected = run(whole)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(actual, run(whole), atol=1e-2)

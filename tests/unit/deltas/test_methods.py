@@ -174,9 +174,9 @@ class Bottleneck:
 
 
 def adapter_pfeiffer(backbone: Backbone, values: Values) -> Tensor:
-    """Compute h + f(h) after the feed-forward."""
-    change = Bottleneck(values, "ffn.out", 0, F.relu)
-    return written_out(backbone, ffn=lambda n, x, h: h + change(n, h))
+    """Compute h + f(LN(h + x)) after the feed-forward, LN the layer's own (Pfeiffer et al. 2021, appendix A)."""
+    change, layers = Bottleneck(values, "ffn", 0, F.relu), backbone.model.encoder.layer
+    return written_out(backbone, ffn=lambda n, x, h: h + change(n, layers[n].output.LayerNorm(h + x)))
 
 
 def parallel_adapter(backbone: Backbone, values: Values) -> Tensor:
@@ -200,14 +200,14 @@ def rows(values: Values, layer: int) -> tuple[Tensor, Tensor]:
     return values[f"layer.{layer}.attn.kv/0/key"], values[f"layer.{layer}.attn.kv/0/value"]
 
 
-def prefix(backbone: Backbone, values: Values) -> Tensor:
-    return written_out(backbone, prefix=lambda n: rows(values, n), before=3)
+def prefix(backbone: Backbone, values: Values, *, before: int = 0) -> Tensor:
+    return written_out(backbone, prefix=lambda n: rows(values, n), before=before)
 
 
 def mam(backbone: Backbone, values: Values) -> Tensor:
     """Compute a prefix at attention and a scaled parallel adapter at the feed-forward (He et al. 2022, section 4.6)."""
-    ffn = Bottleneck(values, "ffn", 2, F.relu)
-    return written_out(backbone, prefix=lambda n: rows(values, n), before=3, ffn=lambda n, x, h: h + 2 * ffn(n, x))
+    ffn = Bottleneck(values, "ffn", 1, F.relu)
+    return written_out(backbone, prefix=lambda n: rows(values, n), ffn=lambda n, x, h: h + 2 * ffn(n, x))
 
 
 def ia3(backbone: Backbone, values: Values) -> Tensor:
@@ -253,3 +253,34 @@ def test_a_method_equals_the_explicit_model_with_the_change(
     delta = perturbed_delta(bertlike, hidden.__name__, **settings)
     expected = through_equation(bertlike, delta, lambda values: hidden(bertlike, values))
     assert_same(through_delta(bertlike, delta), expected)
+
+
+def test_a_prefix_may_shift_positions_as_in_peft(bertlike: Backbone) -> None:
+    delta = perturbed_delta(bertlike, "prefix", length=3, shift_positions=True)
+    expected = through_equation(bertlike, delta, lambda values: prefix(bertlike, values, before=3))
+    assert_same(through_delta(bertlike, delta), expected)
+
+
+@torch.no_grad()
+def test_a_prefix_is_a_gated_parallel_adapter(bert: Backbone) -> None:
+    """He et al. (2022), equations 5 to 7: (1 − λ) attention(q, K, V) + λ softmax(q P_kᵀ / √d) P_v for each head."""
+    delta, model, batch = perturbed_delta(bert, "prefix", length=3), bert.model, batch_of(bert)
+    attention, mask = model.encoder.layer[0].attention.self, batch["attention_mask"].bool()
+    x = model.embeddings(batch["input_ids"])
+    heads = model.config.num_attention_heads
+
+    def split(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+    query, key, value = (split(module(x)) for module in (attention.query, attention.key, attention.value))
+    prefix_key, prefix_value = (split(vectors) for vectors in rows(delta.values, 0))
+    scale = query.shape[-1] ** -0.5
+    of_text = (scale * query @ key.mT).masked_fill(~mask[:, None, None], float("-inf"))
+    of_prefix = scale * query @ prefix_key.mT
+    sums = (of_prefix.exp().sum(dim=-1, keepdim=True), of_text.exp().sum(dim=-1, keepdim=True))
+    gate = sums[0] / (sums[0] + sums[1])
+    gated = (1 - gate) * of_text.softmax(dim=-1) @ value + gate * of_prefix.softmax(dim=-1) @ prefix_value
+    outputs: list[Tensor] = []
+    with attention.register_forward_hook(lambda module, args, output: outputs.append(output[0])), attached(bert, delta):
+        bert.hidden_states(batch)
+    torch.testing.assert_close(outputs[0], gated.transpose(1, 2).flatten(2), rtol=1e-5, atol=1e-5)

@@ -34,7 +34,7 @@ SETTINGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "dora": ("dora", {"rank": 3}),
     "dora at some sites": ("dora", {"rank": 2, "alpha": 7.0, "sites": SOME}),
     "ia3": ("ia3", {}),
-    "prefix": ("prefix", {"length": 5}),
+    "prefix": ("prefix", {"length": 5, "shift_positions": True}),
     "prompt": ("prompt", {"length": 5}),
 }
 
@@ -128,7 +128,8 @@ def test_peft_computes_the_same_logits_of_a_language_model(
     writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Without a head the language model answers, and edits of its decoder are exported too."""
-    delta = replace(perturbed_delta(writer, method), head=None)
+    settings = {"shift_positions": True} if method == "prefix" else {}
+    delta = replace(perturbed_delta(writer, method, **settings), head=None)
     plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
     family = writer.name.removeprefix("tiny-")
     if family in {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(method, set()):

@@ -83,7 +83,7 @@ def test_prefix_tuning_equals_pefts(kind: str) -> None:
     It differs with sliding-window attention, as in Qwen2: there later tokens do not see PEFT's prefix.
     """
     backbone = tiny_backbone(kind)
-    delta = perturbed_delta(backbone, "prefix", length=3)
+    delta = perturbed_delta(backbone, "prefix", length=3, shift_positions=True)
     model = wrapped(backbone, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3))
     table = model.prompt_encoder["default"].embedding.weight  # [P, keys and values of the lowest layer, …]
     owners: dict[str, Owner] = {}

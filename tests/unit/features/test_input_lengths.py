@@ -25,7 +25,14 @@ from tests.helpers.tiny_models import POSITIONS
 from tests.helpers.tiny_tasks import fresh_delta, save_backbone, write_task
 
 LONG = "the wave of the coral tide " * 30
-ADDED = {"prompt": 5, "prefix": 5, "mam": 5, "lora": 0}
+SHIFTED = {"length": 5, "shift_positions": True}
+ADDED: list[tuple[str, dict[str, Any], int]] = [
+    ("prompt", {"length": 5}, 5),
+    ("prefix", {"length": 5}, 0),
+    ("prefix", SHIFTED, 5),
+    ("mam", SHIFTED, 5),
+    ("lora", {}, 0),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +40,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("method", ADDED)
-def test_added_tokens_shorten_the_text(bertlike: Backbone, method: str) -> None:
-    settings: dict[str, Any] = {"length": 5} if ADDED[method] else {}
+@pytest.mark.parametrize(("method", "settings", "added"), ADDED)
+def test_added_tokens_shorten_the_text(bertlike: Backbone, method: str, settings: dict[str, Any], added: int) -> None:
     chosen = fresh_delta(bertlike, method, **settings).settings
-    assert chosen.added_tokens == ADDED[method]
+    assert chosen.added_tokens == added
     roomy = reserve_tokens(bertlike, chosen)
-    assert roomy.longest_input == bertlike.longest_input - ADDED[method]
+    assert roomy.longest_input == bertlike.longest_input - added
     assert tokenize(roomy, [LONG], max_length=100_000).lengths == [roomy.longest_input]
     assert reserve_tokens(roomy, fresh_delta(bertlike, "lora").settings).longest_input == bertlike.longest_input
 
 
 def test_added_tokens_of_parts_add_up(bert: Backbone) -> None:
-    parts = [{"name": "prompt", "length": 3}, {"name": "prefix", "length": 4}]
+    parts = [{"name": "prompt", "length": 3}, {"name": "prefix", "length": 4, "shift_positions": True}]
     assert fresh_delta(bert, "union", parts=parts).settings.added_tokens == 7
     assert fresh_delta(bert, "sequential", parts=parts).settings.added_tokens == 7
 
@@ -58,11 +64,14 @@ def test_a_method_that_leaves_no_room_is_refused(bert: Backbone) -> None:
 def write_stream(folder: Path, length: int) -> Path:
     """Write a stream of three tasks with a long text per split; only the second one's delta adds no tokens."""
     budget = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 100_000}
-    methods = {"mood": "prompt", "animals": "lora", "place": "prefix"}
+    methods = {
+        "mood": {"name": "prompt", "length": length},
+        "animals": {"name": "lora"},
+        "place": {"name": "prefix", "length": length, "shift_positions": True},
+    }
     entries = []
     for task, method in methods.items():
-        chosen = {"name": method} if method == "lora" else {"name": method, "length": length}
-        entries.append(write_task(folder, task) | {"method": chosen})
+        entries.append(write_task(folder, task) | {"method": method})
         for split in ("train", "validation", "test"):
             path = folder / task / f"{split}.jsonl"
             first = json.loads(path.read_text().splitlines()[0])
@@ -95,11 +104,13 @@ def test_a_method_without_room_is_refused_before_training(bert: Backbone, tmp_pa
         assert learner.registry.deltas() == []
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize(
+    ("method", "settings"), [("prompt", {"length": 10}), ("prefix", {"length": 10, "shift_positions": True})]
+)
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "t5", "bart"])
-def test_a_long_text_leaves_room_for_the_generated_answer(kind: str, method: str) -> None:
-    delta = fresh_delta(backbone_of(kind), method, length=10)
-    writer = reserve_tokens(replace(backbone_of(kind), edits_decoder=True), delta.settings)
+def test_a_long_text_leaves_room_for_the_generated_answer(kind: str, method: str, settings: dict[str, Any]) -> None:
+    delta = fresh_delta(backbone_of(kind), method, **settings)
+    writer = reserve_tokens(replace(backbone_of(kind), generates=True), delta.settings)
     delta = replace(delta, head=None, values=init_values(writer, delta.settings, seed=0))
     answers = Generation(longest=9)
     rows = answers.prepare(writer, LabelledTexts((LONG,), (GenerationTarget(LONG, (LONG,)),)), max_length=100_000)

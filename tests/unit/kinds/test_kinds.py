@@ -198,7 +198,7 @@ def test_a_passage_without_an_answer_token_has_zero_loss(bert: Backbone) -> None
 
 
 def writer(name: str) -> Backbone:
-    return replace(backbone_of(name), edits_decoder=True)
+    return replace(backbone_of(name), generates=True)
 
 
 def through(backbone: Backbone, kind: Kind[Any]) -> Delta:

@@ -19,7 +19,7 @@ LONGEST = 9
 
 @pytest.fixture(params=WRITERS)
 def writer(request: pytest.FixtureRequest) -> Backbone:
-    return replace(backbone_of(request.param), edits_decoder=True)
+    return replace(backbone_of(request.param), generates=True)
 
 
 def ids_of(backbone: Backbone, texts: list[str]) -> list[tuple[int, ...]]:

@@ -109,7 +109,7 @@ def test_the_number_of_layers_below_all_edits(bert: Backbone) -> None:
 
 
 def test_a_decoders_edit_is_above_the_encoder() -> None:
-    bart = replace(backbone_of("bart"), edits_decoder=True)
+    bart = replace(backbone_of("bart"), generates=True)
     assert count_unedited_layers(bart, at_the_top(bart).settings) == 2
     assert count_unedited_layers(backbone_of("t5"), at_the_top(backbone_of("t5")).settings) == 0
 
@@ -268,7 +268,7 @@ EVERY: list[tuple[Kind[Any], LabelledTexts, str]] = [
 @pytest.mark.parametrize(("kind", "rows", "name"), EVERY, ids=lambda value: type(value).__name__)
 @pytest.mark.usefixtures("_without_dropout")
 def test_every_kind_declares_its_inputs(kind: Kind[Any], rows: LabelledTexts, name: str) -> None:
-    backbone = replace(backbone_of(name), edits_decoder=kind.generates)
+    backbone = replace(backbone_of(name), generates=kind.generates)
     delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
     prepared = kind.prepare(backbone, rows, max_length=32)
     expected = kind.loss(backbone, delta, prepared, range(4))

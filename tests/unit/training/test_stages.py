@@ -263,7 +263,7 @@ def test_a_reparameterised_prefix_equals_its_network_and_finalizes_exactly(bertl
 
     mask = batch_of(bertlike)["attention_mask"].bool()
     with torch.no_grad():
-        expected = written_out(bertlike, prefix=rows, before=3)
+        expected = written_out(bertlike, prefix=rows)
     torch.testing.assert_close(hidden(bertlike, delta)[mask], expected[mask], rtol=1e-4, atol=2e-5)
 
 
