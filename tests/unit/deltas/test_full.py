@@ -27,7 +27,7 @@ def loss_of(writer: Backbone, model: Any) -> Tensor:
 def fine_tuning_gradients(writer: Backbone) -> tuple[Any, dict[str, Tensor]]:
     """Return a trainable copy of the language model, and its parameters' gradients by name; tied ones are one."""
     model = deepcopy(writer.language_model).requires_grad_(True)
-    loss_of(writer, model).backward()
+    torch.autograd.backward(loss_of(writer, model))
     return model, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -35,7 +35,7 @@ def delta_gradients(writer: Backbone, delta: Delta, model: Any) -> dict[str, Ten
     """Return the gradients of a fresh delta's values in the shapes of the parameters of `model`, by their names."""
     trainable = delta.trainable(torch.device("cpu"))
     with attached(writer, trainable):
-        loss_of(writer, writer.language_model).backward()
+        torch.autograd.backward(loss_of(writer, writer.language_model))
     paths = {id(module): name for name, module in writer.language_model.named_modules()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     gain_number = len(delta.settings.edits()) - 2

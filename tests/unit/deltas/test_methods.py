@@ -270,10 +270,10 @@ def test_a_prefix_is_a_gated_parallel_adapter(bert: Backbone) -> None:
     heads = model.config.num_attention_heads
 
     def split(states: Tensor) -> Tensor:
-        return states.unflatten(-1, (heads, -1)).transpose(-3, -2)
+        return torch.unflatten(states, -1, (heads, -1)).transpose(-3, -2)
 
     query, key, value = (split(module(x)) for module in (attention.query, attention.key, attention.value))
-    prefix_key, prefix_value = (split(vectors) for vectors in rows(delta.values, 0))
+    prefix_key, prefix_value = (split(vectors) for vectors in rows(dict(delta.values), 0))
     scale = query.shape[-1] ** -0.5
     of_text = (scale * query @ key.mT).masked_fill(~mask[:, None, None], float("-inf"))
     of_prefix = scale * query @ prefix_key.mT

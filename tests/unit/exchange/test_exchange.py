@@ -128,8 +128,8 @@ def test_peft_computes_the_same_logits_of_a_language_model(
     writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Without a head the language model answers, and edits of its decoder are exported too."""
-    settings = {"shift_positions": True} if method == "prefix" else {}
-    delta = replace(perturbed_delta(writer, method, **settings), head=None)
+    chosen = {"shift_positions": True} if method == "prefix" else {}
+    delta = replace(perturbed_delta(writer, method, **chosen), head=None)
     plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
     family = writer.name.removeprefix("tiny-")
     if family in {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(method, set()):
