@@ -86,7 +86,10 @@ class PeftAdapter:
         """
         actual = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         problems = [f"missing: {name} {list(shapes[name])}" for name in sorted(shapes.keys() - actual.keys())]
-        problems += [f"of no place: {name} {list(actual[name])}" for name in sorted(actual.keys() - shapes.keys())]
+        problems += [
+            f"of no place: {name} {list(actual[name])} ({_describe_tensor(name)})"
+            for name in sorted(actual.keys() - shapes.keys())
+        ]
         problems += [
             f"other shape: {name} {list(actual[name])}, not {list(shapes[name])}"
             for name in sorted(shapes.keys() & actual.keys())
@@ -94,8 +97,9 @@ class PeftAdapter:
         ]
         if problems:
             raise ExchangeError(
-                f"{len(problems)} tensors do not match the adapter's settings on this backbone; "
-                "import it on the model that it was trained on, changed nowhere else:\n  " + "\n  ".join(problems)
+                f"{len(problems)} tensors do not match the adapter's settings on this backbone. Allowed are those of "
+                "one method at projections; import it on the model that it was trained on, changed nowhere else:\n  "
+                + "\n  ".join(problems)
             )
 
     def require_supported_config(self, *supported: str) -> None:
@@ -127,16 +131,73 @@ class PeftAdapter:
         )
         return tuple(dict.fromkeys(match[1] for match in matches if match))
 
+    def targets(self, module: str) -> bool:
+        """Return whether the config puts the adapter at a projection of the plain model.
 
-# Config keys without effect on the function that an adapter's tensors compute.
+        The rules are those of `peft.tuners.tuners_utils.check_target_module_exists`. A config without `target_modules`,
+        whose modules depend on the version of PEFT, targets none.
+
+        Args:
+            module: Name of a linear layer within the model's blocks, as in `PlacedModule`.
+        """
+        targets, layers = self.config.get("target_modules"), self.config.get("layers_to_transform")
+        saved = self.config.get("modules_to_save") or ()
+        if _matches(self.config.get("exclude_modules"), module) or any(
+            re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
+        ):
+            return False
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            return True
+        is_named_in_full = not isinstance(targets, str) and module in (targets or ())
+        if is_named_in_full or not _matches(targets, module) or isinstance(targets, str) or layers in (None, []):
+            return _matches(targets, module)
+        layer = _layer_number(module, self.config.get("layers_pattern"))
+        return layer is not None and layer in ([layers] if isinstance(layers, int) else layers)
+
+
+def _matches(names: str | Sequence[str] | None, module: str) -> bool:
+    """Return whether a module is named: by a regular expression of its whole name, or by the last parts of it."""
+    if not names:
+        return False
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _layer_number(module: str, patterns: str | Sequence[str] | None) -> int | None:
+    """Return the first number in a module's name that is a part of it; behind one of `patterns`, if there are any."""
+    if not patterns:
+        match = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        return int(match[1]) if match else None
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(match[1])
+    return None
+
+
+def _describe_tensor(name: str) -> str:
+    """Return what a tensor that no method has stands for."""
+    if ".lora_embedding_" in name:
+        return "a low-rank change of an embedding"
+    if ".lora_" in name or ".ia3_" in name:
+        return "at no projection of this backbone"
+    return "a bias of the base" if name.endswith(".bias") else "a weight saved as a whole"
+
+
+# Config keys without effect on the function that an adapter's tensors compute: the tensors show where the adapter is,
+# and what its start did to the base is told by `init_lora_weights`.
 NEUTRAL_CONFIG_KEYS = (
     "auto_mapping",
+    "corda_config",
     "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
     "inference_mode",
     "layers_pattern",
     "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "modules_to_save",
     "target_modules",
 )
 

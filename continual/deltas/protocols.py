@@ -10,6 +10,7 @@ Every form satisfies `Form`. The other protocols are optional capabilities; a fo
     PlaceRestricted   supports           reject places where the form has no meaning
     HasSharedValues   init_shared        have values in common to all places of an edit
     HasFrozenValues   is_frozen          exclude values from training
+    HasValueShapes    value_shapes       give the shapes of fresh values that are costly to compute
     Regularized       penalty            add a term to the loss
     HasFinalForm      finalize           replace the trained values by equivalent ones, which are stored
     Averageable       weighted_average   merge several sets of values into one
@@ -90,6 +91,15 @@ class HasFrozenValues(Protocol):
 
     def is_frozen(self, name: str) -> bool:
         """Return whether the value of this name is excluded from training."""
+        ...
+
+
+@runtime_checkable
+class HasValueShapes(Protocol):
+    """A form that knows the shapes of its fresh values without computing them, which takes long."""
+
+    def value_shapes(self, place: Place, d_read: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the floating-point values that `init_values` returns, by name and in its order."""
         ...
 
 

@@ -17,7 +17,15 @@ from continual.backbones.sites import Place
 from continual.deltas.delta import Delta
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import HasFinalForm, HasSharedValues, PlaceRestricted, Regularized, Values, implements
+from continual.deltas.protocols import (
+    HasFinalForm,
+    HasSharedValues,
+    HasValueShapes,
+    PlaceRestricted,
+    Regularized,
+    Values,
+    implements,
+)
 from continual.errors import DeltaError, MethodError
 
 SHARED_PREFIX = "shared"  # stands for the place in the keys of values that all places of an edit have in common
@@ -118,6 +126,13 @@ def init_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> d
     Raises:
         MethodError: The backbone has no place for an edit.
     """
+    return _fresh_values(backbone, settings, seed=seed)
+
+
+def _fresh_values(
+    backbone: Backbone, settings: MethodSettings, *, seed: int, shapes_only: bool = False
+) -> dict[str, Tensor]:
+    """Draw fresh values; with `shapes_only`, zeros in place of those that are costly to compute."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for number, edit in enumerate(settings.edits()):
@@ -127,8 +142,12 @@ def init_values(backbone: Backbone, settings: MethodSettings, *, seed: int) -> d
                 values[f"{SHARED_PREFIX}/{number}/{name}"] = tensor
         for place in {owner.name: owner for owner in _value_owners(places, edit)}.values():
             d_read = place.d_in if edit.reads is Reads.INPUT else place.d_out
-            for name, tensor in edit.form.init_values(place, d_read, generator).items():
-                values[f"{place.name}/{number}/{name}"] = tensor
+            fresh = (
+                {name: torch.zeros(shape) for name, shape in edit.form.value_shapes(place, d_read).items()}
+                if shapes_only and isinstance(edit.form, HasValueShapes)
+                else edit.form.init_values(place, d_read, generator)
+            )
+            values |= {f"{place.name}/{number}/{name}": tensor for name, tensor in fresh.items()}
     return values
 
 
@@ -212,7 +231,7 @@ def _shapes_by_stage(backbone: Backbone, settings: MethodSettings) -> tuple[Shap
     """Return the shapes of fresh values, then of the values after each stage; cached per model."""
     cached, key = _SHAPES.setdefault(backbone.model, {}), (settings, backbone.generates)
     if key not in cached:
-        values = init_values(backbone, settings, seed=0)
+        values = _fresh_values(backbone, settings, seed=0, shapes_only=True)
         shapes = [_shapes(values)]
         for stage in range(settings.stages):
             values = _final_values(backbone, settings, values, stage)

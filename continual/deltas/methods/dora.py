@@ -17,7 +17,13 @@ from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank, init_low_rank
 from continual.deltas.method import MethodSettings, Preset
-from continual.deltas.methods.lora import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
+from continual.deltas.methods.lora import (
+    Scaling,
+    low_rank_from_peft,
+    low_rank_shapes,
+    low_rank_to_peft,
+    scale_divisor,
+)
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
@@ -82,15 +88,16 @@ class WeightDecomposed:
 
 
 class DoRA(MethodSettings):
-    """DoRA: W' = m ⊙ (W + (alpha / rank) B A) / ‖W + (alpha / rank) B A‖, row by row, at the projections.
+    """DoRA: W' = m ⊙ (W + s B A) / ‖W + s B A‖, row by row, at the projections; s = alpha / rank by default.
 
     Parameters: rank · (d_in + d_out) + d_out per projection. Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank
     Adaptation", arXiv:2402.09353.
 
     Attributes:
         rank: Rank of A and B.
-        alpha: Numerator of the scale.
+        alpha: Numerator of the scale s.
         sites: Sites or groups of linear layers.
+        scaling: `standard`, s = alpha / R, or `rank_stabilized`, s = alpha / √R (Kalajdzievski 2023, arXiv:2312.03732).
 
     >>> DoRA(rank=4).edits()[0].site
     'projections'
@@ -103,15 +110,16 @@ class DoRA(MethodSettings):
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    scaling: Scaling = "standard"
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one weight-decomposed edit per site."""
-        form = WeightDecomposed(self.rank, self.alpha / self.rank)
+        form = WeightDecomposed(self.rank, self.alpha / scale_divisor(self.rank, self.scaling))
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
     def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
         """Convert to PEFT's LoRA tensors and a `lora_magnitude_vector` [outputs] per module."""
-        plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha)
+        plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha, scaling=self.scaling)
         magnitudes = {}
         for module, module_parts in by_module(parts).items():
             magnitude = torch.linalg.vector_norm(module_parts[0].place.module_weight, dim=1).cpu()
@@ -125,18 +133,28 @@ class DoRA(MethodSettings):
         """Convert a LoRA adapter with `use_dora`; None for any other.
 
         Returns:
-            Settings, and A [R, D], B [E, R] and magnitude [E] of each part, by key.
+            Settings, and A [R, D], B [E, R] and magnitude [E] of each part, by key; at modules without tensors A and B
+            are zero and the magnitude is ‖W‖, which changes nothing.
+
+        Raises:
+            ExchangeError: Other tensors or settings.
         """
         if adapter.config.get("peft_type") != "LORA" or not adapter.config.get("use_dora"):
             return None
-        sites = layout.sites(adapter.module_names())
+        projections = layout.parts(cls())
+        shapes, sites = low_rank_shapes(adapter, projections), layout.sites(adapter.module_names())
+        magnitudes = {}
+        for part in projections:
+            if f"{MODULE_PREFIX}{part.module}.lora_B.weight" in shapes:
+                magnitudes[_magnitude_name(part.module)] = (part.outputs,)
+        adapter.require_tensors(shapes | magnitudes)
         parts = layout.parts(cls(sites=sites))
-        magnitudes = {_magnitude_name(part.module): (part.outputs,) for part in parts}
-        adapter.require_tensors(low_rank_shapes(adapter, parts) | magnitudes)
-        rank, alpha, values = low_rank_from_peft(adapter, parts)
+        settings, values = low_rank_from_peft(adapter, parts)
         for part in parts:
-            values[f"{part.key}/magnitude"] = adapter.tensors[_magnitude_name(part.module)][part.rows].float()
-        return cls(rank=rank, alpha=alpha, sites=sites), values
+            whole = adapter.tensors.get(_magnitude_name(part.module))
+            norms = torch.linalg.vector_norm(part.place.weight, dim=1).cpu() if whole is None else whole[part.rows]
+            values[f"{part.key}/magnitude"] = norms.float()
+        return cls.model_validate({**settings, "sites": sites}), values
 
 
 def _magnitude_name(module: str) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import METHODS, Delta, attached
+from continual.deltas import METHODS, Delta, attached, finalize
 from continual.errors import ExchangeError
 from continual.exchange import from_peft, to_peft
 from continual.exchange.files import ADAPTER, CONFIG, ExportOrigin, read_adapter, read_head, write_adapter, write_head
@@ -31,8 +31,12 @@ SOME = ("attn.q", "ffn.out")
 SETTINGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"rank": 3, "alpha": 5.0}),
     "lora at some sites": ("lora", {"rank": 4, "sites": SOME}),
+    "rank-stabilised lora": ("lora", {"rank": 3, "scaling": "rank_stabilized"}),
+    "pissa": ("lora", {"rank": 3, "alpha": 5.0, "init": "pissa"}),
+    "rank-stabilised pissa": ("lora", {"rank": 2, "init": "pissa", "scaling": "rank_stabilized", "sites": SOME}),
     "dora": ("dora", {"rank": 3}),
     "dora at some sites": ("dora", {"rank": 2, "alpha": 7.0, "sites": SOME}),
+    "rank-stabilised dora": ("dora", {"rank": 3, "scaling": "rank_stabilized"}),
     "ia3": ("ia3", {}),
     "prefix": ("prefix", {"length": 5, "shift_positions": True}),
     "prompt": ("prompt", {"length": 5}),
@@ -53,7 +57,7 @@ def hidden(backbone: Backbone, delta: Delta) -> Tensor:
 @pytest.fixture(params=SETTINGS)
 def delta(request: pytest.FixtureRequest, backbone: Backbone) -> Delta:
     method, settings = SETTINGS[request.param]
-    return perturbed_delta(backbone, method, **settings)
+    return finalize(backbone, perturbed_delta(backbone, method, **settings), stage=0)
 
 
 def write(folder: Path, backbone: Backbone, delta: Delta) -> Path:
@@ -234,9 +238,10 @@ SPOILED: Mapping[str, tuple[Spoil, str]] = {
     ),
     "a tensor too many": (
         lambda folder: with_tensors(
-            folder, lambda tensors: tensors | {"base_model.model.classifier.weight": torch.ones(2, 32)}
+            folder,
+            lambda tensors: tensors | {"base_model.model.encoder.layer.2.output.dense.weight": torch.ones(2, 32)},
         ),
-        r"of no place: base_model\.model\.classifier\.weight",
+        r"of no place: base_model\.model\.encoder\.layer\.2\.output\.dense\.weight .*a weight saved as a whole",
     ),
     "another rank": (
         lambda folder: with_settings(folder, r=5),
