@@ -17,9 +17,10 @@ from continual.backbones.families import Architecture
 from continual.backbones.hub import hub_name
 from continual.backbones.sites import contract_attentions
 from continual.deltas import METHODS, Delta, MethodSettings
-from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PeftFormat, PlacedModule
+from continual.deltas.peft_format import PeftAdapter, PeftFormat, PlacedModule
 from continual.deltas.values import check_compatible, iterate_edits
 from continual.errors import ExchangeError
+from continual.exchange.unreached import split_adapter, wrapping_prefix
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,20 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
 def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSettings, dict[str, Tensor]]:
     """Convert an adapter trained on this backbone's model.
 
+    Tensors that no state depends on are left out, as `split_adapter` describes.
+
+    Args:
+        backbone: The backbone, with `generates` as the task needs it.
+        adapter: The adapter.
+
     Returns:
         Name of the method, its settings, and its values by key, of the shapes that `init_values` gives for them.
 
     Raises:
         ExchangeError: No method is equivalent to the adapter, or its tensors, which are listed, or settings do not fit.
     """
-    prefix = f"{backbone.model.base_model_prefix}."
-    in_language_model = any(name.startswith(MODULE_PREFIX + prefix) for name in adapter.tensors)
-    layout = BackboneModuleLayout(backbone, prefix if in_language_model else "")
+    adapter = split_adapter(backbone, adapter).adapter
+    layout = BackboneModuleLayout(backbone, wrapping_prefix(backbone, adapter))
     for name, method in METHODS.items():
         if not issubclass(method, PeftFormat):
             continue
