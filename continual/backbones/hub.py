@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from continual.backbones.quantization import plain_name
 from continual.errors import BackboneError
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
 
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 

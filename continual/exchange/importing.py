@@ -1,17 +1,21 @@
 """Import a PEFT adapter as a new version of a task's delta."""
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from continual.backbones.backbone import Backbone
-from continual.backbones.hub import hub_name
 from continual.deltas import Delta, Head, MethodSettings
+from continual.deltas.peft_format import PeftAdapter
 from continual.deltas.values import check_compatible
 from continual.errors import ExchangeError
+from continual.exchange.base_identity import require_base
 from continual.exchange.files import ExportOrigin, read_adapter, read_head
 from continual.exchange.peft import from_peft
+from continual.exchange.saved_heads import saved_head
+from continual.exchange.unreached import HEAD, split_adapter
 from continual.inference.task_statistics import store_signature, task_signature
 from continual.kinds import (
     ForwardContext,
@@ -31,17 +35,21 @@ from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRec
 from registry.errors import NotFound
 from tasks import Budget, Method, TaskData
 
+log = logging.getLogger(__name__)
+
 
 def import_delta(
     backbone: Backbone, registry: Registry, folder: Path, *, task: str, data: TaskData | None = None
 ) -> str:
     """Register the adapter in a folder as the next version of a task's delta, and return the delta's name.
 
+    What could not be proved, and tensors that are left out, are logged as warnings.
+
     Args:
         backbone: The model on which the adapter was trained.
         registry: Where the delta is registered.
         folder: `adapter_config.json`, `adapter_model.safetensors` and, for a delta with a head, `head.safetensors` and
-            `head.json`.
+            `head.json`, or a classifier among the tensors that is linear in the states (`saved_head`).
         task: Name of the task. Without `data` it must be registered, with the labels of the folder's head.
         data: The task's rows. With them the delta is scored, and a folder without a head gets the closed-form head.
             Without them nothing is measured, so a measured champion remains.
@@ -51,66 +59,81 @@ def import_delta(
         ExchangeError: The folder does not fit the backbone or the task.
     """
     adapter, origin = read_adapter(folder)
-    _require_base(backbone, adapter.config.get("base_model_name_or_path"), origin)
+    notes = [require_base(backbone, adapter.config, origin)]
     record = registry.task(task) if data is None else task_record(data)
-    head = read_head(folder, hidden_size=backbone.hidden_size)
-    kind = _kind(backbone, record, origin, head=head, data=data)
+    kind = None if data is None else kind_of(backbone, data)
+    saved = _read_head(backbone, folder, adapter, record if kind is None else kind)
+    kind = kind or _registered_kind(backbone, record, origin, saved)
     task_backbone = backbone_for(backbone, kind)
     method, settings, values = from_peft(task_backbone, adapter)
     prepared = None if data is None else prepare_task(backbone, _with_method(data, method, settings))
     if prepared:
         task_backbone, kind = prepared.backbone, prepared.kind
-    task_head = _task_head(kind, task_backbone, head)
+    task_head = _task_head(kind, task_backbone, saved.head)
     delta = Delta(method, settings, backbone.fingerprint, values, task_head, kind_metadata(kind))
     check_compatible(task_backbone, delta)
-    if prepared and delta.head and not head:
+    if prepared and delta.head and not saved.head:
         train, validation = (
             ForwardContext(task_backbone, delta, rows) for rows in (prepared.train, prepared.validation)
         )
         delta = replace(delta, head=kind.closed_form_start(train, validation).head)
-    labels = kind.registered_labels
-    return _register(
+        notes.append(f"{saved.obstacle}; the head was fitted on the rows instead" if saved.obstacle else None)
+    notes += _left_out(task_backbone, adapter, saved)
+    name = _register(
         task_backbone,
         registry,
         delta,
-        record=replace(record, labels=labels),
+        record=replace(record, labels=kind.registered_labels),
         prepared=prepared,
         parents=_parents(registry, origin),
     )
+    for note in filter(None, notes):
+        log.warning("%s: %s", name, note)
+    return name
 
 
-def _require_base(backbone: Backbone, base: str | None, origin: ExportOrigin | None) -> None:
-    """Raise ExchangeError for another model's adapter, by fingerprint or else the last part of the name."""
-    if origin is not None:
-        if origin.backbone != backbone.fingerprint:
-            raise ExchangeError(
-                f"the adapter was exported from backbone {origin.backbone[:12]} ({base}), and {backbone.name!r} is "
-                f"{backbone.fingerprint[:12]}; name the backbone that it was trained on (--backbone)"
-            )
-        return
-    names = {_short_name(name) for name in (backbone.name, hub_name(backbone.name), backbone.model.name_or_path)}
-    if base and _short_name(base) not in names:
-        raise ExchangeError(
-            f"the adapter was trained on {base!r}, and the backbone is {backbone.name!r}; name the one that it was "
-            "trained on (--backbone) or, if these are the same weights, make base_model_name_or_path null in "
-            "adapter_config.json"
-        )
+@dataclass(frozen=True)
+class _SavedHead:
+    """The head in a folder.
+
+    Attributes:
+        head: The head, if there is one.
+        is_classifier: Whether it was a classifier among the adapter's tensors.
+        obstacle: Why a classifier among them cannot become a head; empty where it can, or where there is none.
+    """
+
+    head: Head | None
+    is_classifier: bool = False
+    obstacle: str = ""
 
 
-def _short_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].lower()
+def _read_head(backbone: Backbone, folder: Path, adapter: PeftAdapter, task: TaskRecord | Kind[Any]) -> _SavedHead:
+    """Return the head of `head.json`, else the saved classifier for the labels of a classification."""
+    if head := read_head(folder, hidden_size=backbone.hidden_size):
+        return _SavedHead(head)
+    is_record = isinstance(task, TaskRecord)
+    if not (task.kind == "classification" if is_record else isinstance(task, Classification)):
+        return _SavedHead(None)
+    labels = task.labels if is_record else task.registered_labels
+    head, obstacle = saved_head(backbone, split_adapter(backbone, adapter).heads, labels, folder=folder)
+    return _SavedHead(head, is_classifier=head is not None, obstacle=obstacle)
 
 
-def _kind(
-    backbone: Backbone, task: TaskRecord, origin: ExportOrigin | None, *, head: Head | None, data: TaskData | None
-) -> Kind[Any]:
-    """Return the kind of task: from the rows, else the export's origin, else a classification's head.
+def _left_out(backbone: Backbone, adapter: PeftAdapter, saved: _SavedHead) -> Iterator[str]:
+    """Yield a note per reason for which tensors were left out; a classifier that became the head was not."""
+    for reason, modules in split_adapter(backbone, adapter).unreached.items():
+        if not (reason == HEAD and saved.is_classifier):
+            shown = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+            yield f"the tensors of {shown} were left out: {reason}"
+
+
+def _registered_kind(backbone: Backbone, task: TaskRecord, origin: ExportOrigin | None, saved: _SavedHead) -> Kind[Any]:
+    """Return the kind of a registered task: from the export's origin, else a classification's head.
 
     Raises:
-        ExchangeError: There is none of the three, or the kind is not the registered task's.
+        ExchangeError: There is neither, or the kind is not the registered task's.
     """
-    if data is not None:
-        return kind_of(backbone, data)
+    head = saved.head
     if origin and origin.kind:
         kind = kind_from_metadata(origin.kind)
     elif head and task.kind == "classification":
@@ -118,8 +141,9 @@ def _kind(
         kind = Classification(labels if len(labels) == len(head.labels) else task.labels)
     else:
         raise ExchangeError(
-            f"the folder has no head (head.safetensors, head.json) for the answers of a {task.kind} delta, and the "
-            "registry keeps no rows to make one of; give the task's rows (--rows TASK.yaml)"
+            f"the folder has no head (head.safetensors, head.json) for the answers of a {task.kind} delta"
+            + (f", {saved.obstacle}" if saved.obstacle else "")
+            + ", and the registry keeps no rows to make one of; give the task's rows (--rows TASK.yaml)"
         )
     if kind.metric_kind != task.kind:
         raise ExchangeError(f"the adapter is of a {kind.metric_kind} task, and {task.name!r} is a {task.kind} task")

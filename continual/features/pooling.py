@@ -27,13 +27,16 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     Args:
         hidden: Hidden states [B, T, D].
         mask: 1 for the text's own tokens, 0 for padding [B, T].
-        pooling: `mean` over the text's own tokens, or `cls`, the first token.
+        pooling: `mean` over the text's own tokens; `cls`, the first token; or `last`, the text's last own token.
 
     Returns:
         Vectors [B, D], float32.
     """
     if pooling == "cls":
         return hidden[:, 0].float()
+    if pooling == "last":
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
     weight = mask.unsqueeze(-1).float()
     return (hidden.float() * weight).sum(dim=1) / weight.sum(dim=1)
 
@@ -82,6 +85,7 @@ def _pool_to_cpu(hidden: Tensor, mask: Tensor, *, pooling: Pooling) -> Sequence[
 _POOLING_READERS: Mapping[Pooling, HiddenStateReader] = {
     "mean": partial(_pool_to_cpu, pooling="mean"),
     "cls": partial(_pool_to_cpu, pooling="cls"),
+    "last": partial(_pool_to_cpu, pooling="last"),
 }
 
 

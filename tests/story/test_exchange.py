@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from continual import Learner
 from continual.backbones.backbone import Backbone, load_backbone
@@ -184,6 +185,66 @@ def test_another_backbone_is_refused(learner: Learner, tmp_path: Path) -> None:
     config = json.loads((out / "adapter_config.json").read_text())
     (out / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     assert named.import_peft(out, "mood") == "mood@2", "by shapes alone, as was asked for"
+
+
+peft: Any = pytest.importorskip("peft")
+
+
+def classifier_adapter(backbone: Backbone, folder: Path, names: tuple[str, ...]) -> Any:
+    """Write an adapter of PEFT's for a sequence classifier of the backbone, with a classifier; return the model."""
+    config = deepcopy(backbone.model.config)
+    config.update({"num_labels": len(names), "id2label": dict(enumerate(names))})
+    config.pad_token_id = backbone.tokenizer.pad_token_id
+    plain = AutoModelForSequenceClassification.from_config(config)
+    plain.base_model.load_state_dict(backbone.model.state_dict(), strict=False)
+    model = peft.get_peft_model(plain, peft.LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    config.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt-narrow"])
+def test_a_saved_score_becomes_the_head(
+    registry: Registry, tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = Learner(tiny_backbone(family), registry)
+    learner.learn(mood(tmp_path))
+    model = classifier_adapter(learner.backbone, tmp_path / "out", ("good", "bad"))
+    assert learner.import_peft(tmp_path / "out", "mood") == "mood@2"
+    batch = pad(learner.backbone, tokenize(learner.backbone, TEXTS, max_length=16), range(len(TEXTS)))
+    with torch.no_grad():
+        expected = model(**batch).logits.flip(1)  # the head has the labels in the task's order
+    torch.testing.assert_close(answers(learner, "mood@2"), expected, rtol=1e-4, atol=1e-4)
+    assert head_of(stored(learner, "mood@2")).pooling == "last"
+    assert [record.message for record in caplog.records] == [
+        "mood@2: it could not be proved that the adapter was trained on backbone "
+        f"'tiny-{family}': adapter_config.json records no base. The shapes of its tensors fit; give the task's rows "
+        "(--rows TASK.yaml), if you have not, and look at the score"
+    ]
+    learner.export("mood@2", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "head.json").read_text())["pooling"] == "last"
+    assert learner.import_peft(tmp_path / "again", "mood") == "mood@3"
+    torch.testing.assert_close(answers(learner, "mood@3"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_on_a_pooler_is_replaced_by_a_head_of_the_rows(
+    learner: Learner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, out = mood(tmp_path), tmp_path / "out"
+    learner.learn(task)
+    classifier_adapter(learner.backbone, out, ("bad", "good"))
+    with pytest.raises(ExchangeError, match=r"no head.*\(classifier\) is not linear.*pooler's output.*--rows"):
+        learner.import_peft(out, "mood")
+    assert learner.import_peft(out, "mood", rows=task) == "mood@2"
+    (score,) = learner.registry.scores(delta="mood@2", split="test")
+    assert score.value > 0.7
+    messages = " ".join(record.message for record in caplog.records)
+    assert "pooler's output tanh(W h + b), not the state h of the first token; the head was fitted on the" in messages
+    assert "the tensors of classifier were left out: a head reads the last states" in messages
 
 
 def test_rows_of_another_task_are_refused(learner: Learner, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def alone(backbone: Backbone, text: Text) -> Tensor:
     return encode(backbone, tokenize(backbone, [text], max_length=32))[0]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_row_in_a_batch_equals_the_row_alone(backbone: Backbone, pooling: Pooling) -> None:
     from dataclasses import replace
 
@@ -71,6 +71,7 @@ def test_the_mean_is_over_a_texts_own_tokens_alone() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     assert pool(hidden, mask, "mean").tolist() == [[2.0, 4.0], [3.0, 1.0]]
     assert pool(hidden, mask, "cls").tolist() == [[1.0, 2.0], [1.0, 1.0]]
+    assert pool(hidden, mask, "last").tolist() == [[3.0, 6.0], [6.0, 0.0]]
 
 
 def test_padding_is_masked_and_as_wide_as_the_longest(backbone: Backbone) -> None:
