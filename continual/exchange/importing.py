@@ -62,7 +62,7 @@ def import_delta(
     notes = [require_base(backbone, adapter.config, origin)]
     record = registry.task(task) if data is None else task_record(data)
     kind = None if data is None else kind_of(backbone, data)
-    saved = _read_head(backbone, folder, adapter, record if kind is None else kind)
+    saved = _read_head(backbone, folder, adapter, _classes(record, kind))
     kind = kind or _registered_kind(backbone, record, origin, saved)
     task_backbone = backbone_for(backbone, kind)
     method, settings, values = from_peft(task_backbone, adapter)
@@ -107,14 +107,19 @@ class _SavedHead:
     obstacle: str = ""
 
 
-def _read_head(backbone: Backbone, folder: Path, adapter: PeftAdapter, task: TaskRecord | Kind[Any]) -> _SavedHead:
+def _classes(record: TaskRecord, kind: Kind[Any] | None) -> tuple[str, ...] | None:
+    """Return the labels of a classification by a head, by its kind or else its record; None for other tasks."""
+    if kind is not None:
+        return kind.labels if isinstance(kind, Classification) else None
+    return record.labels if record.kind == Classification.metric_kind else None
+
+
+def _read_head(backbone: Backbone, folder: Path, adapter: PeftAdapter, labels: Sequence[str] | None) -> _SavedHead:
     """Return the head of `head.json`, else the saved classifier for the labels of a classification."""
     if head := read_head(folder, hidden_size=backbone.hidden_size):
         return _SavedHead(head)
-    is_record = isinstance(task, TaskRecord)
-    if not (task.kind == "classification" if is_record else isinstance(task, Classification)):
+    if labels is None:
         return _SavedHead(None)
-    labels = task.labels if is_record else task.registered_labels
     head, obstacle = saved_head(backbone, split_adapter(backbone, adapter).heads, labels, folder=folder)
     return _SavedHead(head, is_classifier=head is not None, obstacle=obstacle)
 

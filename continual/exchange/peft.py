@@ -94,8 +94,10 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
         )
     layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
     adapter = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
+    commit = getattr(backbone.model.config, "_commit_hash", None)  # of a backbone from the hub
     common = {
         "base_model_name_or_path": hub_name(backbone.name),
+        **({"revision": commit} if commit else {}),
         "inference_mode": True,
         "task_type": "FEATURE_EXTRACTION" if delta.head else _TASK_TYPES[backbone.architecture],
     }

@@ -187,11 +187,9 @@ def test_another_backbone_is_refused(learner: Learner, tmp_path: Path) -> None:
     assert named.import_peft(out, "mood") == "mood@2", "by shapes alone, as was asked for"
 
 
-peft: Any = pytest.importorskip("peft")
-
-
 def classifier_adapter(backbone: Backbone, folder: Path, names: tuple[str, ...]) -> Any:
     """Write an adapter of PEFT's for a sequence classifier of the backbone, with a classifier; return the model."""
+    peft: Any = pytest.importorskip("peft")
     config = deepcopy(backbone.model.config)
     config.update({"num_labels": len(names), "id2label": dict(enumerate(names))})
     config.pad_token_id = backbone.tokenizer.pad_token_id

@@ -79,7 +79,8 @@ class LoRA(MethodSettings):
         """Convert to PEFT's LoRA tensors, as `low_rank_to_peft` describes; of rank 2R after `init: pissa`."""
         if self.init == "zero":
             return low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha, scaling=self.scaling)
-        form, final = PrincipalLowRank(self.rank, self.scale), {}
+        form = PrincipalLowRank(self.rank, self.scale)
+        final: dict[str, Tensor] = {}
         for part in parts:
             names = [key for key in values if key.rpartition("/")[0] == part.key]
             part_values = form.finalize({key.rpartition("/")[2]: values[key] for key in names}, part.place)

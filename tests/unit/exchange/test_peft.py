@@ -35,11 +35,18 @@ def assert_pefts(backbone: Backbone, delta: Delta, model: Any, owners: dict[str,
     assert_same(through_delta(backbone, delta), through_parameters(backbone, hidden, owners, delta))
 
 
+@pytest.mark.parametrize("scaling", ["standard", "rank_stabilized"])
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_lora_and_dora_equal_pefts(bertlike: Backbone, method: str) -> None:
+def test_lora_and_dora_equal_pefts(bertlike: Backbone, method: str, scaling: str) -> None:
     sites = ("attn.q", "attn.v")
-    delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites)
-    config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=["query", "value"], use_dora=method == "dora")
+    delta = perturbed_delta(bertlike, method, rank=4, alpha=6.0, sites=sites, scaling=scaling)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6.0,
+        target_modules=["query", "value"],
+        use_dora=method == "dora",
+        use_rslora=scaling == "rank_stabilized",
+    )
     model = wrapped(bertlike, config)
     owners: dict[str, Owner] = {}
     for number, site in enumerate(sites):
