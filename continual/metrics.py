@@ -1,12 +1,17 @@
-"""Metrics of answers, with 95 % intervals: fractions, higher is better.
+"""Metrics of answers, with 95 % intervals: fractions, higher is better, except the expected calibration error.
 
 Correlations and R² can be negative. A metric takes the targets and the answers, row by row, and returns a function from
 row indices, some perhaps several times, to the score of those rows: per-row work is done once for all bootstrap
-samples.
+samples. A metric that needs more than targets and answers declares it by keyword-only parameters (`INPUTS`):
 
-Shapes: N rows.
+    labels          the C labels of the task, sorted
+    probabilities   the probability of each label [N, C], float64
+    sources         the N texts that were answered
+
+Shapes: N rows, C labels.
 """
 
+import inspect
 import math
 import re
 import string
@@ -19,16 +24,24 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from scipy import stats
 from sklearn import metrics as sk
 
+from tasks.errors import InputError
 from tasks.plugins import PluginRegistry
 
 RowIndices = NDArray[np.int64]
 SubsetScorer = Callable[[RowIndices], float]  # from the indices of some rows to their score
-Metric = Callable[[Sequence[Any], Sequence[Any]], SubsetScorer]  # from targets and answers
+Metric = Callable[..., SubsetScorer]  # from targets and answers, and the inputs that it declares
 
+INPUTS = ("labels", "probabilities", "sources")  # keyword-only parameters that a metric may declare
+NO_INPUTS: Mapping[str, Any] = {}
 PROPORTION_METRICS = ("accuracy", "exact_match")  # shares of right rows, whose interval is Wilson's
+CALIBRATION_METRICS = {"classification": ("ece",)}  # by kind: measured beside the score, lower is better
+CALIBRATION_BINS = 15  # Guo et al. (2017)
+SARI_ORDERS = (1, 2, 3, 4)  # lengths of n-grams
+CHANCE_AUROC = 0.5
 BOOTSTRAP_SAMPLES = 200
 Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -50,7 +63,14 @@ class ScoreWithInterval:
     high: float
 
 
-def metric_score(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification") -> float:
+def metric_score(
+    metric: str,
+    truth: Sequence[Any],
+    answers: Sequence[Any],
+    *,
+    kind: str = "classification",
+    inputs: Mapping[str, Any] = NO_INPUTS,
+) -> float:
     """Score answers by a metric.
 
     Args:
@@ -58,17 +78,26 @@ def metric_score(metric: str, truth: Sequence[Any], answers: Sequence[Any], *, k
         truth: N targets.
         answers: N answers.
         kind: The kind of task that the metric belongs to, a kind's `metric_kind`.
+        inputs: What the metric needs besides, by the names of `INPUTS`; more is ignored.
 
     Returns:
         A fraction; a correlation from −1 to 1, an R² up to 1.
+
+    Raises:
+        InputError: An input that the metric needs is missing, or the labels are not what it is defined for.
     """
-    return metrics_of(kind)[metric](truth, answers)(np.arange(len(truth)))
+    return _scorer(metric, truth, answers, kind, inputs)(np.arange(len(truth)))
 
 
 def score_with_interval(
-    metric: str, truth: Sequence[Any], answers: Sequence[Any], *, kind: str = "classification"
+    metric: str,
+    truth: Sequence[Any],
+    answers: Sequence[Any],
+    *,
+    kind: str = "classification",
+    inputs: Mapping[str, Any] = NO_INPUTS,
 ) -> ScoreWithInterval:
-    """Score answers by a metric, with a 95 % interval; the arguments are those of `metric_score`.
+    """Score answers by a metric, with a 95 % interval; arguments and errors are those of `metric_score`.
 
     The interval of a share of right rows is Wilson's (1927), of any other metric the bootstrap's percentiles (Efron
     1979), with a fixed seed.
@@ -76,10 +105,47 @@ def score_with_interval(
     >>> score_with_interval("accuracy", [0, 1, 1, 0], [0, 1, 1, 1])
     ScoreWithInterval(value=0.75, rows=4, low=0.30064184258240184, high=0.9544127391902995)
     """
-    scorer, count = metrics_of(kind)[metric](truth, answers), len(truth)
+    scorer, count = _scorer(metric, truth, answers, kind, inputs), len(truth)
     value = scorer(np.arange(count))
     low, high = wilson_interval(value, count) if metric in PROPORTION_METRICS else _bootstrap_interval(scorer, count)
     return ScoreWithInterval(value, count, low, high)
+
+
+def required_inputs(metric: str, *, kind: str) -> tuple[str, ...]:
+    """Return the names of `INPUTS` that a metric declares.
+
+    >>> required_inputs("auroc", kind="classification"), required_inputs("accuracy", kind="classification")
+    (('labels', 'probabilities'), ())
+    """
+    return tuple(name for name in _keywords(metrics_of(kind)[metric]) if name in INPUTS)
+
+
+def label_obstacle(metric: str, labels: Sequence[str], *, kind: str) -> str | None:
+    """Return why a metric is not defined for a task's labels, and what to do; None where it is."""
+    if (kind, metric) != ("classification", "f1") or len(labels) == 2:
+        return None
+    return (
+        f"metric 'f1' is the F1 score of the second of two labels, and the task has {len(labels)}; "
+        "use macro_f1, the mean of the F1 scores of all labels"
+    )
+
+
+def _scorer(
+    metric: str, truth: Sequence[Any], answers: Sequence[Any], kind: str, inputs: Mapping[str, Any]
+) -> SubsetScorer:
+    needed = required_inputs(metric, kind=kind)
+    if missing := [name for name in needed if inputs.get(name) is None]:
+        raise InputError(
+            f"metric {metric!r} of {kind} needs {', '.join(needed)}, and {', '.join(missing)} were not given; "
+            "pass them as `inputs`, or use another metric"
+        )
+    return metrics_of(kind)[metric](truth, answers, **{name: inputs[name] for name in needed})
+
+
+def _keywords(metric: Metric) -> dict[str, bool]:
+    """The keyword-only parameters of a metric, and whether each must be given."""
+    parameters = inspect.signature(metric).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def proportion_with_interval(outcomes: Sequence[bool]) -> ScoreWithInterval:
@@ -117,8 +183,68 @@ def _array(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _macro_f1(truth: NDArray[Any], answers: NDArray[Any]) -> float:
-    """The mean F1 of the labels that occur among the targets."""
-    return float(sk.f1_score(truth, answers, labels=sorted(set(truth.tolist())), average="macro", zero_division=0.0))
+    """The mean F1 of the labels that occur among the targets or the answers."""
+    return float(sk.f1_score(truth, answers, average="macro", zero_division=0.0))
+
+
+def _binary_f1(truth: Sequence[str], answers: Sequence[str], *, labels: Sequence[str]) -> SubsetScorer:
+    """2 TP / (2 TP + FP + FN) of the second label; 0 where it is neither a target nor an answer."""
+    if reason := label_obstacle("f1", labels, kind="classification"):
+        raise InputError(reason)
+    expected, answered = (np.array([label == labels[1] for label in side]) for side in (truth, answers))
+
+    def score(rows: RowIndices) -> float:
+        count = int(expected[rows].sum() + answered[rows].sum())
+        return 2 * int((expected[rows] & answered[rows]).sum()) / count if count else 0.0
+
+    return score
+
+
+def _auroc(
+    truth: Sequence[str], answers: Sequence[str], *, labels: Sequence[str], probabilities: NDArray[np.float64]
+) -> SubsetScorer:
+    """The area under the ROC curve of the second of two labels; of more labels the mean of each against the rest.
+
+        AUROC = Σ_{i positive, j negative} ([p_i > p_j] + ½ [p_i = p_j]) / (number of such pairs)
+
+    Hanley and McNeil (1982); Hand and Till (2001). A label that all rows have, or none, is left out of the mean, and
+    without any other the area is that of chance. Probabilities are sorted once for all resamples.
+    """
+    count, columns = len(truth), np.arange(len(labels)) if len(labels) > 2 else np.array([1])
+    index = {label: i for i, label in enumerate(labels)}
+    is_positive = np.array([index.get(label, -1) for label in truth])[:, None] == columns
+    values = np.asarray(probabilities)[:, columns]
+    order = values.argsort(axis=0)
+    is_negative = ~np.take_along_axis(is_positive, order, axis=0)
+    rows, column = np.nonzero(is_positive)  # the positive row of each pair
+    first, last = (stats.rankdata(values, method=method, axis=0)[rows, column].astype(int) for method in ("min", "max"))
+
+    def score(chosen: RowIndices) -> float:
+        times = np.bincount(chosen, minlength=count)
+        negatives = np.zeros((count + 1, len(columns)))  # among the k least probable rows
+        np.cumsum(times[order] * is_negative, axis=0, out=negatives[1:])
+        beaten = (negatives[first - 1, column] + negatives[last, column]) / 2
+        wins, positives = (
+            np.bincount(column, weights=times[rows] * each, minlength=len(columns)) for each in (beaten, 1.0)
+        )
+        pairs = positives * (len(chosen) - positives)
+        return float(np.mean(wins[pairs > 0] / pairs[pairs > 0])) if pairs.any() else CHANCE_AUROC
+
+    return score
+
+
+def _ece(truth: Sequence[str], answers: Sequence[str], *, probabilities: NDArray[np.float64]) -> SubsetScorer:
+    """The expected calibration error, of the answers' probabilities in M bins of equal width; lower is better.
+
+        ECE = Σ_m |B_m| / N · |accuracy(B_m) − mean probability(B_m)|     B_m: probability in ((m − 1) / M, m / M]
+
+    Naeini et al. (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning"; Guo et al. (2017), "On
+    Calibration of Modern Neural Networks" (arXiv:1706.04599).
+    """
+    confidence = np.asarray(probabilities).max(axis=1)
+    bins = np.digitize(confidence, np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS, right=True)
+    gaps = np.array([right == answer for right, answer in zip(truth, answers, strict=True)]) - confidence
+    return lambda rows: float(np.abs(np.bincount(bins[rows], weights=gaps[rows])).sum()) / len(rows)
 
 
 def _correlation(correlate: Callable[..., Any]) -> Metric:
@@ -195,6 +321,60 @@ def _rouge_l(truth: Sequence[Sequence[str]], answers: Sequence[str]) -> SubsetSc
     )
 
 
+def _sari(truth: Sequence[Sequence[str]], answers: Sequence[str], *, sources: Sequence[str]) -> SubsetScorer:
+    """The mean over rows of SARI: how well n-grams of the source are kept and deleted, and others added.
+
+        SARI = (F1_keep + F1_add + precision_delete) / 3     each the mean over n-grams of 1 to 4 tokens
+
+    Xu et al. (2016), "Optimizing Statistical Machine Translation for Text Simplification". As in `evaluate`: texts are
+    in lower case, tokenized by sacrebleu's 13a; 0 / 0 is 1; the keep recall counts all n-grams alike.
+    """
+    tokenize = Tokenizer13a()
+
+    def tokens(text: str) -> list[str]:
+        return cast(str, tokenize(text.lower())).split(" ")
+
+    return _mean_of_rows(
+        [
+            _sari_of_row(tokens(source), tokens(answer), [tokens(reference) for reference in references])
+            for source, answer, references in zip(sources, answers, truth, strict=True)
+        ]
+    )
+
+
+def _sari_of_row(source: Sequence[str], answer: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    parts = []
+    for order in SARI_ORDERS:
+        # Source and answer count once for each reference, so that their counts compare with those of all references.
+        source_counts, answer_counts = (_ngrams(text, order, times=len(references)) for text in (source, answer))
+        reference_counts = sum((_ngrams(reference, order) for reference in references), Counter[tuple[str, ...]]())
+        kept, deleted = source_counts & answer_counts, source_counts - answer_counts
+        kept_right, to_keep = kept & reference_counts, source_counts & reference_counts
+        added, to_add = answer_counts.keys() - source_counts.keys(), reference_counts.keys() - source_counts.keys()
+        added_right = len(added & to_add)
+        keep = _f1(_mean_share(kept_right, kept), _ratio(kept_right.total(), to_keep.total()))
+        add = _f1(_ratio(added_right, len(added)), _ratio(added_right, len(to_add)))
+        parts += [keep, add, _mean_share(deleted - reference_counts, deleted)]
+    return sum(parts) / len(parts)
+
+
+def _ngrams(tokens: Sequence[str], order: int, *, times: int = 1) -> Counter[tuple[str, ...]]:
+    counts = Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
+    return Counter({ngram: count * times for ngram, count in counts.items()})
+
+
+def _mean_share(part: Counter[tuple[str, ...]], whole: Counter[tuple[str, ...]]) -> float:
+    return _ratio(sum(count / whole[ngram] for ngram, count in part.items()), len(whole))
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 1.0
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
 def _sacrebleu(metric: Any) -> Metric:
     """A corpus metric of sacrebleu: n-grams are counted once per row, and summed over chosen rows."""
 
@@ -214,6 +394,9 @@ _BUILT_IN: Mapping[str, Mapping[str, Metric]] = {
         "accuracy": _metric_of_arrays(sk.accuracy_score),
         "macro_f1": _metric_of_arrays(_macro_f1),
         "mcc": _metric_of_arrays(sk.matthews_corrcoef),
+        "f1": _binary_f1,
+        "auroc": _auroc,
+        "ece": _ece,
     },
     "regression": {
         "pearson": _correlation(stats.pearsonr),
@@ -229,16 +412,24 @@ _BUILT_IN: Mapping[str, Mapping[str, Metric]] = {
         "bleu": _sacrebleu(BLEU(force=True)),
         "rouge_l": _rouge_l,
         "exact_match": _best_reference(_exact_text),
+        "sari": _sari,
     },
 }
 
 
 def _check_metric(plugin: object) -> Metric | str:
-    return cast(Metric, plugin) if callable(plugin) else "a function of targets and answers"
+    expected = f"a function of targets and answers, with no keyword-only parameters but {', '.join(INPUTS)}"
+    if not callable(plugin):
+        return expected
+    required = (name for name, must_be_given in _keywords(plugin).items() if must_be_given)
+    return expected if set(required) - set(INPUTS) else cast(Metric, plugin)
 
 
 @cache
 def metrics_of(kind: str) -> PluginRegistry[Metric]:
-    """Return the metrics of a kind, with those of the entry-point group `continual.metrics.KIND`."""
+    """Return the metrics of a kind, with those of the entry-point group `continual.metrics.KIND`.
+
+    All but those of `CALIBRATION_METRICS` can be a task's metric.
+    """
     group = f"continual.metrics.{kind}"
     return PluginRegistry("metric", group, check=_check_metric, built_in=_BUILT_IN.get(kind, {}))

@@ -49,7 +49,7 @@ def _check(plugin: object) -> KindSchema | str:
 KIND_SCHEMAS = PluginRegistry[KindSchema]("kind", "continual.kinds", check=_check, built_in={
     "classification": KindSchema(
         "continual.kinds.classification:Classification",
-        "labels", "label", "labels", ("accuracy", "macro_f1", "mcc"), ("template",),
+        "labels", "label", "labels", ("accuracy", "macro_f1", "mcc", "f1", "auroc"), ("template",),
     ),
     "regression": KindSchema(
         "continual.kinds.regression:Regression",
@@ -61,7 +61,7 @@ KIND_SCHEMAS = PluginRegistry[KindSchema]("kind", "continual.kinds", check=_chec
     ),
     "generation": KindSchema(
         "continual.kinds.generation:Generation",
-        "texts", "target", "targets", ("chrf", "bleu", "rouge_l", "exact_match"), ("references",),
+        "texts", "target", "targets", ("chrf", "bleu", "rouge_l", "exact_match", "sari"), ("references",),
     ),
 })
 # fmt: on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.columns import Table
@@ -13,6 +14,8 @@ from tasks.targets import read_targets, train_labels
 
 # Fractions of train: first the test split, then the validation split of the remaining rows.
 CARVED_FRACTIONS: dict[Split, float] = {"test": 0.2, "validation": 0.1}
+HELD_OUT_SPLITS: tuple[Split, ...] = ("validation", "test")
+NAMED_LABELS = 5  # absent labels that a note names
 
 
 def load_stream(stream: Stream) -> tuple[TaskData, ...]:
@@ -53,7 +56,7 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
     splits, carve_notes = _carve_absent_splits(splits, origin, seed)
     labels = train_labels(spec, splits, origin)
     splits, limit_notes = _limit_splits(splits, spec, origin, seed)
-    notes = (*carve_notes, *limit_notes)
+    notes = (*carve_notes, *limit_notes, *_absent_label_notes(splits, labels))
     return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, folder, seed)
 
 
@@ -130,6 +133,18 @@ def _limit_splits(
         if len(limited[split]) < full_size:
             notes.append(f"{split}: {len(limited[split])} of {full_size} rows were taken (seed {seed})")
     return limited, notes
+
+
+def _absent_label_notes(splits: Mapping[Split, LabelledTexts], labels: Sequence[str]) -> Iterator[str]:
+    """Yield a note for each held-out split that lacks a label of the task."""
+    for split in HELD_OUT_SPLITS:
+        present = set(splits[split].labels)
+        if absent := [label for label in labels if label not in present]:
+            named = ", ".join(map(repr, absent[:NAMED_LABELS])) + (", …" if len(absent) > NAMED_LABELS else "")
+            yield (
+                f"{split}: no row has label {named} ({len(absent)} of {len(labels)} labels): a mean over labels, as in "
+                "macro_f1, counts them only where they are answered"
+            )
 
 
 def _limit_rows(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:

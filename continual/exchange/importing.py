@@ -17,20 +17,12 @@ from continual.exchange.peft import from_peft
 from continual.exchange.saved_heads import saved_head
 from continual.exchange.unreached import HEAD, split_adapter
 from continual.inference.task_statistics import store_signature, task_signature
-from continual.kinds import (
-    ForwardContext,
-    Kind,
-    answer_labels,
-    backbone_for,
-    kind_from_metadata,
-    kind_metadata,
-    kind_of,
-)
+from continual.kinds import ForwardContext, Kind, backbone_for, kind_from_metadata, kind_metadata, kind_of
 from continual.kinds.classification import Classification
+from continual.kinds.scoring import score_answers_with_interval
 from continual.learning.champion_contest import contest_champion
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.learning.record import backbone_record, data_record, delta_record, task_record
-from continual.metrics import score_with_interval
 from registry import IMPORTED, Parent, Registry, Score, SignatureRecord, TaskRecord
 from registry.errors import NotFound
 from tasks import Budget, Method, TaskData
@@ -224,6 +216,5 @@ def _scores(delta: Delta, task: PreparedTask) -> Iterator[Score]:
     metric, kind = task.data.spec.metric, task.kind
     for split, rows in (("validation", task.validation), ("test", task.test)):
         outputs = kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
-        answers = answer_labels(kind.answers(task.backbone, outputs, rows))
-        score = score_with_interval(metric, rows.truth, answers, kind=kind.metric_kind)
+        score = score_answers_with_interval(kind, metric, rows, kind.answers(task.backbone, outputs, rows))
         yield Score(split=split, metric=metric, **asdict(score))

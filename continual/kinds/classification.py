@@ -1,10 +1,12 @@
 """Classification: a linear head on the pooled vector, started as a linear discriminant in closed form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,8 +15,18 @@ from continual.deltas import Head
 from continual.features.discriminant import combine_heads, fit_discriminant
 from continual.features.signature import compute_signature
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, PooledKind, zero_head
+from continual.kinds.kind import (
+    Answer,
+    ForwardContext,
+    HeadStart,
+    LabelDistribution,
+    Outputs,
+    PooledKind,
+    zero_head,
+)
 from tasks import LabelledTexts, TaskData, TaskSpec
+
+CERTAIN = np.ones(1, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,10 @@ class Classification(PooledKind[ClassificationRows]):
         """Return a wrong label for each row."""
         return wrong_labels(truth, self.labels)
 
+    def metric_inputs(self, rows: ClassificationRows, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """Return the labels and their probabilities."""
+        return {"labels": self.labels, "probabilities": label_probabilities(answers, self.labels)}
+
 
 def label_indices(row_labels: Sequence[str], labels: Sequence[str]) -> Tensor:
     """Return the index in `labels` [N] of each row's label."""
@@ -125,9 +141,33 @@ def label_indices(row_labels: Sequence[str], labels: Sequence[str]) -> Tensor:
 
 
 def argmax_answers(outputs: Outputs, labels: Sequence[str]) -> list[Answer]:
-    """Return the label of the highest of each row's `logits` [N, C], with its softmax probability."""
-    scores, classes = torch.softmax(outputs["logits"], dim=1).max(dim=1)
-    return [Answer(labels[i], score) for i, score in zip(classes.tolist(), scores.tolist(), strict=True)]
+    """Return the label of the highest of each row's `logits` [N, C], with the softmax probabilities."""
+    probabilities, labels = torch.softmax(outputs["logits"], dim=1), tuple(labels)
+    scores, classes = probabilities.max(dim=1)
+    rows = probabilities.detach().float().numpy()
+    return [
+        Answer(labels[i], score, LabelDistribution(labels, row))
+        for i, score, row in zip(classes.tolist(), scores.tolist(), rows, strict=True)
+    ]
+
+
+def label_probabilities(answers: Sequence[Answer], labels: Sequence[str]) -> NDArray[np.float64]:
+    """Return the probability of each label in each of N answers [N, C].
+
+    A label that an answer's delta did not know has probability 0; an answer without a distribution, such as that to a
+    misrouted row, has probability 1.
+    """
+    column = {label: i for i, label in enumerate(labels)}
+    columns: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}  # of the known labels: theirs, and ours
+    probabilities = np.zeros((len(answers), len(labels)))
+    for row, answer in zip(probabilities, answers, strict=True):
+        known, values = answer.distribution or LabelDistribution((str(answer.label),), CERTAIN)
+        if known not in columns:
+            shared = [i for i, label in enumerate(known) if label in column]
+            columns[known] = shared, [column[known[i]] for i in shared]
+        theirs, ours = columns[known]
+        row[ours] = values[theirs]
+    return probabilities
 
 
 def wrong_labels(truth: Sequence[str], labels: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ It is trained by teacher forcing on the targets' tokens alone, and answers with 
 A causal model reads the text, a line break, and then writes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self, final
 
@@ -41,12 +41,14 @@ class GenerationRows:
         truth: All reference texts of each row; empty for rows without targets.
         prompts: Input of the model for each row: the text, and of a causal model a separator.
         targets: Tokens to write for each row, the end token included; empty for rows without targets.
+        sources: The texts as they were given; a pair as one text, with a space between.
     """
 
     tokens: Tokens
     truth: tuple[tuple[str, ...], ...]
     prompts: tuple[Ids, ...]
     targets: tuple[Ids, ...]
+    sources: tuple[str, ...]
 
 
 @final
@@ -91,6 +93,7 @@ class Generation(Kind[GenerationRows]):
             tuple(target.references for target in targets),
             tuple((*ids, *separator) for ids in tokens.ids),
             tuple(_target_ids(backbone, target.text)[: self.longest] for target in targets),
+            tuple(text if isinstance(text, str) else " ".join(text) for text in rows.texts),
         )
 
     def signature_classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
@@ -154,6 +157,10 @@ class Generation(Kind[GenerationRows]):
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
         """Return empty texts."""
         return [""] * len(truth)
+
+    def metric_inputs(self, rows: GenerationRows, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """Return the texts that were answered."""
+        return {"sources": rows.sources}
 
 
 def _targets(rows: LabelledTexts) -> list[GenerationTarget]:

@@ -16,11 +16,13 @@ Shapes: N rows, B rows of a batch, T tokens, D hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
@@ -52,6 +54,18 @@ P = TypeVar("P", bound=PreparedRows)
 R = TypeVar("R")
 
 
+class LabelDistribution(NamedTuple):
+    """The probabilities of the labels for one row.
+
+    Attributes:
+        labels: The C labels.
+        probabilities: Their probabilities [C], float32.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer to one row.
@@ -59,10 +73,12 @@ class Answer:
     Attributes:
         label: The answer, a text or a number.
         score: Its probability; None for a kind without probabilities.
+        distribution: The probabilities of all labels; None for a kind without labels.
     """
 
     label: str | float
     score: float | None
+    distribution: LabelDistribution | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -285,6 +301,18 @@ class Kind(ABC, Generic[P]):
 
         It must be of the type that the metrics take: a wrong label, an empty text, the mean of the train rows.
         """
+
+    def metric_inputs(self, rows: P, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """Return what metrics of this kind may need besides targets and answers; nothing by default.
+
+        Args:
+            rows: The N rows that were answered.
+            answers: Their answers, some perhaps from another version of the delta, or without a distribution.
+
+        Returns:
+            Inputs by their names in `continual.metrics.INPUTS`.
+        """
+        return {}
 
 
 class PooledKind(Kind[P]):

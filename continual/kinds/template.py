@@ -17,7 +17,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.classification import argmax_answers, label_indices, wrong_labels
+from continual.kinds.classification import argmax_answers, label_indices, label_probabilities, wrong_labels
 from continual.kinds.cloze import (
     Cloze,
     answer_word_scores,
@@ -146,3 +146,7 @@ class TemplateClassification(Kind[TemplateRows]):
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
         """Return a wrong label for each row."""
         return wrong_labels(truth, self.labels)
+
+    def metric_inputs(self, rows: TemplateRows, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """Return the labels and their probabilities."""
+        return {"labels": self.labels, "probabilities": label_probabilities(answers, self.labels)}

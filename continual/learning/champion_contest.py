@@ -13,9 +13,8 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.errors import DeltaError
 from continual.inference.opinions import DeltaQuery, query_delta
-from continual.kinds import answer_labels
+from continual.kinds.scoring import score_answers
 from continual.learning.prepared import PreparedTask
-from continual.metrics import metric_score
 from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, StoredDelta
 from registry.errors import BlobError
 from tasks import LabelledTexts, TaskSpec, load_validation
@@ -43,14 +42,9 @@ def contest_champion(backbone: Backbone, registry: Registry, task: PreparedTask,
 
     def compare(rows: LabelledTexts, name: str) -> Comparison:
         metric, kind, texts = task.data.spec.metric, task.kind, rows.texts
-        truth = kind.prepare(task.backbone, rows, max_length=task.budget.max_length).truth
+        prepared = kind.prepare(task.backbone, rows, max_length=task.budget.max_length)
         new, old = (
-            metric_score(
-                metric,
-                truth,
-                answer_labels(query_delta(backbone, rival, DeltaQuery(texts, length)).answers),
-                kind=kind.metric_kind,
-            )
+            score_answers(kind, metric, prepared, query_delta(backbone, rival, DeltaQuery(texts, length)).answers)
             for rival, length in rivals
         )
         return Comparison(rows=name, new=new, old=old)

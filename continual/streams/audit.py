@@ -6,10 +6,10 @@ import torch
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import load_delta
-from continual.kinds import ForwardContext, Outputs, answer_labels
+from continual.kinds import ForwardContext, Outputs
+from continual.kinds.scoring import score_answers
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.learning.record import deserialize_outputs
-from continual.metrics import metric_score
 from continual.streams.preflight import load_and_check
 from registry import Registry
 from tasks import Stream
@@ -75,5 +75,5 @@ def _count_changed_rows(before: Outputs, now: Outputs) -> int:
 
 
 def _score(task: PreparedTask, outputs: Outputs) -> float:
-    answers = answer_labels(task.kind.answers(task.backbone, outputs, task.test))
-    return metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.metric_kind)
+    answers = task.kind.answers(task.backbone, outputs, task.test)
+    return score_answers(task.kind, task.data.spec.metric, task.test, answers)

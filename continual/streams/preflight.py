@@ -11,6 +11,7 @@ from continual.errors import BackboneError, MethodError
 from continual.features.tokens import reserve_tokens
 from continual.kinds import kind_of_spec
 from continual.learning.record import backbone_record, task_record
+from continual.metrics import label_obstacle
 from continual.training.method_search import candidate_settings, search_candidates, search_settings
 from registry import Registry, UnitOfWork
 from tasks import Stream, TaskData, TaskSpec, load_stream
@@ -59,6 +60,7 @@ def load_and_check(
     loaded: tuple[TaskData, ...] = ()
     try:
         loaded = load_stream(remaining)
+        problems += [InputError(problem) for data in loaded for problem in label_obstacles(data)]
         registry.check_tasks_unchanged(task_record(data) for data in loaded if data.spec.name not in learned)
         if not alone:
             registry.check_stream_unchanged(stream.name, _stream_entries(stream, loaded))
@@ -97,6 +99,12 @@ def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
             search_candidates(prepared_backbone, search, spec.budget)
     except InputError as error:
         yield f"task {spec.name!r}: {error}"
+
+
+def label_obstacles(data: TaskData) -> Iterator[str]:
+    """Yield a message where the task's metric is not defined for its labels."""
+    if problem := label_obstacle(data.spec.metric, data.labels, kind=data.spec.kind):
+        yield f"task {data.spec.name!r}: {problem}"
 
 
 def register_stream(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:

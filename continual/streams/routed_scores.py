@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,11 +13,12 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, load_delta
 from continual.features.random_features import FrozenFeatures
 from continual.inference.opinions import DeltaQuery, opinion_from_outputs, query_delta
-from continual.kinds import Answer, ForwardContext, answer_labels
+from continual.kinds import Answer, ForwardContext, Kind, PreparedRows
+from continual.kinds.scoring import misrouted, score_answers_with_interval
 from continual.learning.learn import LearnedTask
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.learning.record import deserialize_outputs
-from continual.metrics import proportion_with_interval, score_with_interval
+from continual.metrics import proportion_with_interval
 from continual.routing import Opinion, RoutingStatistics, build_router, choose_tasks
 from continual.routing.moments import AccumulatedMoments
 from registry import Registry, Score
@@ -27,6 +28,7 @@ from tasks import TaskData, Text
 log = logging.getLogger(__name__)
 RoutingCounts = Mapping[tuple[str, str], int]  # number of test rows by their delta and the delta they were routed to
 QueryDelta = Callable[[Sequence[Text]], Opinion[Answer]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class EvaluatedTask:
 
     Attributes:
         metric: The name of the task's metric.
-        kind: The kind of metric, as `score_with_interval` takes it.
+        kind: The kind of the task.
         routing: The statistics that routers are built from.
         texts: The texts of the N test rows.
         frozen_test_features: The frozen features of the test rows.
-        truth: The correct answers, N.
+        rows: The prepared test rows, with the correct answers.
         own_opinion: The answers of the task's own delta and how well the rows fit it, N.
         misrouted_answers: For each row an answer that scores as wrong, N.
         query: Evaluates the task's delta on other texts.
@@ -47,13 +49,13 @@ class EvaluatedTask:
     """
 
     metric: str
-    kind: str
+    kind: Kind[Any]
     routing: RoutingStatistics
     texts: tuple[Text, ...]
     frozen_test_features: FrozenFeatures
-    truth: Sequence[Any]
+    rows: PreparedRows
     own_opinion: Opinion[Answer]
-    misrouted_answers: Sequence[Any]
+    misrouted_answers: Sequence[Answer]
     query: QueryDelta
     opinion_cache: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
@@ -137,13 +139,13 @@ def _evaluated_task(
     max_length = task.budget.max_length
     return EvaluatedTask(
         task.data.spec.metric,
-        task.kind.metric_kind,
+        task.kind,
         routing,
         task.data.test.texts,
         frozen_test_features,
-        task.test.truth,
+        task.test,
         opinion,
-        task.kind.misrouted_answers(task.test.truth),
+        misrouted(task.kind, task.test),
         lambda texts: query_delta(task.backbone, delta, DeltaQuery(texts, max_length, routing.evidence)),
     )
 
@@ -211,9 +213,9 @@ def routed_scores(
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         counts.update((delta, destination) for destination in chosen if destination != delta)
         is_correct = [destination == delta for destination in chosen]
-        answers = answers_after_routing(answer_labels(task.own_opinion.answers), task.misrouted_answers, is_correct)
+        answers = answers_after_routing(task.own_opinion.answers, task.misrouted_answers, is_correct)
         values = {
-            task.metric: score_with_interval(task.metric, task.truth, answers, kind=task.kind),
+            task.metric: score_answers_with_interval(task.kind, task.metric, task.rows, answers),
             "routing_accuracy": proportion_with_interval(is_correct),
         }
         if abstaining:
@@ -227,8 +229,8 @@ def routed_scores(
 
 
 def answers_after_routing(
-    own_answers: Sequence[Any], wrong_answers: Sequence[Any], routed_correctly: Sequence[bool]
-) -> list[Any]:
+    own_answers: Sequence[T], wrong_answers: Sequence[T], routed_correctly: Sequence[bool]
+) -> list[T]:
     """Return each row's own answer, or its wrong one where the router did not choose its task.
 
     Args:

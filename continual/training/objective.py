@@ -11,8 +11,8 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.tokens import Tokens, shuffled_batches
-from continual.kinds import ForwardContext, Kind, PooledKind, PreparedRows, answer_labels
-from continual.metrics import metric_score
+from continual.kinds import ForwardContext, Kind, PooledKind, PreparedRows
+from continual.kinds.scoring import score_answers
 from tasks import Budget
 
 B = TypeVar("B")
@@ -92,8 +92,7 @@ def training_objective(
 def validation_score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: PreparedRows, metric: str) -> float:
     """Compute the metric of a delta's answers to `rows`."""
     outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
-    answers = answer_labels(kind.answers(backbone, outputs, rows))
-    return metric_score(metric, rows.truth, answers, kind=kind.metric_kind)
+    return score_answers(kind, metric, rows, kind.answers(backbone, outputs, rows))
 
 
 def _halves(kind: Kind[Any], rows: PreparedRows, batch: list[int]) -> Sequence[tuple[list[int], float]]:

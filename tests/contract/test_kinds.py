@@ -17,8 +17,9 @@ import torch
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, attached, load_delta
 from continual.kinds import KINDS, ForwardContext, Kind, kind_from_metadata, kind_metadata, kind_of_delta
+from continual.kinds.scoring import misrouted, score_answers
 from continual.learning.prepared import PreparedTask, prepare_task
-from continual.metrics import metric_score, metrics_of
+from continual.metrics import metrics_of
 from continual.training.objective import validation_score
 from continual.transfer.warm_start import from_scratch
 from tasks import KIND_SCHEMAS, AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
@@ -167,11 +168,9 @@ def test_outputs_are_the_same_to_the_bit_and_answers_suit_the_metrics(name: str)
     answers = task.kind.answers(task.backbone, first, task.test)
     assert len(answers) == len(task.data.test)
     assert all(0 <= answer.score <= 1 for answer in answers if answer.score is not None)
-    misrouted = task.kind.misrouted_answers(task.test.truth)
     for metric in metrics_of(task.kind.metric_kind):
-        for labels in ([answer.label for answer in answers], misrouted):
-            score = metric_score(metric, task.test.truth, labels, kind=task.kind.metric_kind)
-            assert math.isfinite(score), metric
+        for scored in (answers, misrouted(task.kind, task.test)):
+            assert math.isfinite(score_answers(task.kind, metric, task.test, scored)), metric
 
 
 @all_kinds

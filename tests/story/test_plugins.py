@@ -14,12 +14,13 @@ from tests.helpers.paths import ROOT
 PAGE = (ROOT / "docs" / "explanation" / "unified-view.md").read_text(encoding="utf-8")
 # The method that the documentation builds, without the code that uses it there.
 METHOD = re.findall(r"^```python\n(.*?)\n\n\nfrom", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
-METRIC = """
-import numpy as np
+EXTEND = (ROOT / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
+METRICS = "\n".join(re.findall(r"^```python\n(import numpy.*?)\n```", EXTEND, flags=re.MULTILINE | re.DOTALL))
+METRIC = f"""
+{METRICS}
 
-def balanced(truth, answers):
-    right = np.asarray(truth) == np.asarray(answers)
-    return lambda rows: float(right[rows].mean())
+def by_weather(truth, answers, *, weather):
+    return lambda rows: 0.0
 
 NOT_A_METHOD = 3
 """
@@ -66,6 +67,8 @@ def installed(tmp_path: Path) -> Path:
 
     [continual.metrics.classification]
     balanced = theirs:balanced
+    log_likelihood = theirs:log_likelihood
+    by_weather = theirs:by_weather
 
     [continual.routers]
     nearest_mean = theirs:nearest_mean
@@ -83,10 +86,13 @@ def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 CODE = """
+import numpy as np
+
 from continual.deltas import METHODS, method_settings
 from continual.errors import MethodError
 from continual.metrics import metric_score
 from tasks import Method, TaskSpec
+from tasks.errors import InputError
 
 print(list(METHODS)[-4:], len(METHODS) == len(set(METHODS)), "theirs" in __import__("sys").modules)
 print(method_settings(Method(name="ssf")).identity, METHODS["lora"].__name__)
@@ -96,6 +102,12 @@ for name in ("number", "absent", "bitfit", "sff"):
     except MethodError as error:
         print(error)
 print(metric_score("balanced", ["a", "b"], ["a", "a"]))
+inputs = {"labels": ("a", "b"), "probabilities": np.array([[1.0, 0.0], [1 - np.e**-2, np.e**-2]])}
+print(round(metric_score("log_likelihood", ["a", "b"], ["a", "a"], inputs=inputs), 6))
+try:
+    metric_score("by_weather", ["a", "b"], ["a", "a"])
+except InputError as error:
+    print(error)
 spec = {"name": "t", "source": {"path": "ag_news"}, "text": "x", "label": "y"}
 print(TaskSpec.model_validate({**spec, "metric": "balanced"}).metric)
 """
@@ -104,14 +116,15 @@ print(TaskSpec.model_validate({**spec, "metric": "balanced"}).metric)
 def test_plugins_load_on_demand_and_faults_are_reported(installed: Path) -> None:
     completed = run(installed, "-c", CODE)
     assert completed.returncode == 0, completed.stderr
-    listed, used, number, absent, taken, unknown, score, metric = completed.stdout.splitlines()
+    listed, used, number, absent, taken, unknown, score, declared, refused, metric = completed.stdout.splitlines()
     assert listed == "['probe', 'absent', 'number', 'ssf'] True False"
     assert used == "exact LoRA"
     assert re.search(r"'number' of continual\.methods, from theirs .* is 3, and should be a subclass", number)
     assert re.search(r"'absent' .* cannot be imported: AttributeError.*NoSuchThing", absent)
     assert re.search(r"'bitfit' .* more than once: built in, theirs \(theirs:ScaleAndShift\); uninstall", taken)
     assert "did you mean 'ssf'" in unknown
-    assert (score, metric) == ("0.5", "balanced")
+    assert (score, declared, metric) == ("0.5", "-1.0", "balanced")
+    assert "no keyword-only parameters but labels, probabilities, sources" in refused
 
 
 def test_a_plugins_method_and_router_pass_the_contract_suites(installed: Path) -> None:

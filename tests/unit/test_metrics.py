@@ -2,16 +2,19 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from scipy import stats
 from sklearn import metrics as sk
 
 from continual.metrics import metric_score, metrics_of, normalize_words, score_with_interval, wilson_interval, word_f1
+from tasks.errors import InputError
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=30)
@@ -116,10 +119,81 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
 @settings(deadline=None, max_examples=25)
 @given(answers=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_scores_best_against_itself(metric: str, answers: list[str]) -> None:
-    value = metric_score(metric, [("the same",)] * len(answers), answers, kind="generation")
+    inputs = {"sources": ["a text, as it was"] * len(answers)}
+    value = metric_score(metric, [("the same",)] * len(answers), answers, kind="generation", inputs=inputs)
     assert 0 <= value <= 1
     long = ["one two three four five"] * len(answers)
-    assert metric_score(metric, [(text,) for text in long], long, kind="generation") == pytest.approx(1.0)
+    best = metric_score(metric, [(text,) for text in long], long, kind="generation", inputs=inputs)
+    assert best == pytest.approx(1.0)
+
+
+def sari(source: str, answer: str, references: tuple[str, ...]) -> float:
+    return metric_score("sari", [references], [answer], kind="generation", inputs={"sources": [source]})
+
+
+def test_sari_of_published_texts() -> None:
+    """The example of `evaluate`, and two answers with less that is neither kept nor asked for."""
+    source = "About 95 species are currently accepted ."
+    references = (
+        "About 95 species are currently known .",
+        "About 95 species are now accepted .",
+        "95 species are now accepted .",
+    )
+    answers = (
+        "About 95 you now get in .",
+        "About 95 species are now agreed .",
+        "About 95 species are currently agreed .",
+    )
+    scores = [sari(source, answer, references) for answer in answers]
+    assert scores[0] == pytest.approx(0.26953601953601954, abs=1e-12)
+    assert scores[1] > scores[2] > scores[0]
+
+
+def expected_sari(source: str, answer: str, references: tuple[str, ...]) -> Fraction:
+    """Xu et al. (2016), with the references' counts as fractions of the number of references, and 0 / 0 = 1."""
+
+    def counts(text: str, n: int) -> Counter[str]:
+        tokens = Tokenizer13a()(text.lower()).split(" ")
+        return Counter(" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+    def ratio(over: Fraction, under: Fraction) -> Fraction:
+        return over / under if under else Fraction(1)
+
+    def f1(precision: Fraction, recall: Fraction) -> Fraction:
+        return 2 * precision * recall / (precision + recall) if precision + recall else Fraction(0)
+
+    total = Fraction(0)
+    for n in range(1, 5):
+        told, said = counts(source, n), counts(answer, n)
+        wanted = {g: Fraction(sum(counts(text, n)[g] for text in references), len(references)) for text in references
+                  for g in counts(text, n)}  # fmt: skip
+        kept = {g: min(told[g], said[g]) for g in told if said[g]}
+        good = {g: min(Fraction(kept[g]), wanted.get(g, Fraction(0))) for g in kept}
+        keep_precision = ratio(sum((good[g] / kept[g] for g in kept), Fraction(0)), Fraction(len(kept)))
+        to_keep = sum((min(Fraction(told[g]), wanted.get(g, Fraction(0))) for g in told), Fraction(0))
+        gone = {g: told[g] - said[g] for g in told if told[g] > said[g]}
+        rightly = {g: max(gone[g] - wanted.get(g, Fraction(0)), Fraction(0)) for g in gone}
+        new, due = {g for g in said if g not in told}, {g for g in wanted if g not in told}
+        total += f1(keep_precision, ratio(sum(good.values(), Fraction(0)), to_keep))
+        total += f1(
+            ratio(Fraction(len(new & due)), Fraction(len(new))), ratio(Fraction(len(new & due)), Fraction(len(due)))
+        )
+        total += ratio(sum((rightly[g] / gone[g] for g in gone), Fraction(0)), Fraction(len(gone)))
+    return total / 12
+
+
+SENTENCES = st.lists(st.sampled_from(["a", "B", "c,", "d."]), min_size=1, max_size=6).map(" ".join)
+
+
+@settings(deadline=None)
+@given(SENTENCES, SENTENCES, st.lists(SENTENCES, min_size=1, max_size=3).map(tuple))
+def test_sari_is_the_papers_equation(source: str, answer: str, references: tuple[str, ...]) -> None:
+    assert sari(source, answer, references) == pytest.approx(float(expected_sari(source, answer, references)))
+
+
+def test_a_metric_says_which_input_it_lacks() -> None:
+    with pytest.raises(InputError, match="'sari' of generation needs sources, and sources were not given"):
+        metric_score("sari", REFERENCES, ANSWERS, kind="generation")
 
 
 def test_shares_have_wilson_intervals_and_other_metrics_bootstrap_ones() -> None:

@@ -15,7 +15,14 @@ from continual.features.pooling import pooled_features
 from continual.features.tokens import pad
 from continual.kinds import ForwardContext
 from continual.kinds.classification import Classification
-from continual.metrics import metric_score, metrics_of, score_with_interval, wilson_interval
+from continual.metrics import (
+    CALIBRATION_METRICS,
+    metric_score,
+    metrics_of,
+    required_inputs,
+    score_with_interval,
+    wilson_interval,
+)
 from tasks import KIND_SCHEMAS
 from tests.helpers.tiny_tasks import fresh_delta, head_of, labels_of, logits, prepared_rows, rows_of
 
@@ -50,19 +57,26 @@ def test_wilson_intervals_lie_in_0_1_and_hold_the_share(rows: int, data: st.Data
 
 def test_every_metric_of_a_task_exists() -> None:
     for kind, schema in KIND_SCHEMAS.items():
-        assert tuple(metrics_of(kind)) == schema.metrics
+        assert tuple(metrics_of(kind)) == (*schema.metrics, *CALIBRATION_METRICS.get(kind, ()))
 
 
 @given(ANSWERS)
 def test_metrics_equal_sklearns(pairs: list[tuple[int, int]]) -> None:
     truth, answers = map(list, zip(*pairs, strict=True))
-    answered = [a if a in truth else truth[0] for a in answers]  # every class answered is one of the rows'
-    assert metric_score("accuracy", truth, answered) == sk.accuracy_score(truth, answered)
-    assert metric_score("macro_f1", truth, answered) == pytest.approx(sk.f1_score(truth, answered, average="macro"))
-    assert metric_score("mcc", truth, answered) == pytest.approx(sk.matthews_corrcoef(truth, answered))
+    macro_f1 = sk.f1_score(truth, answers, average="macro", zero_division=0.0)
+    assert metric_score("accuracy", truth, answers) == sk.accuracy_score(truth, answers)
+    assert metric_score("macro_f1", truth, answers) == pytest.approx(macro_f1)
+    assert metric_score("mcc", truth, answers) == pytest.approx(sk.matthews_corrcoef(truth, answers))
 
 
-@pytest.mark.parametrize("metric", metrics_of("classification"))
+def test_an_answer_without_a_row_counts_in_the_mean_over_labels() -> None:
+    truth, answers = ["a", "a", "b", "b"], ["a", "c", "b", "b"]
+    assert metric_score("macro_f1", truth, answers) == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    "metric", [name for name in metrics_of("classification") if not required_inputs(name, kind="classification")]
+)
 def test_perfect_answers_score_one_and_wrong_ones_zero(metric: str) -> None:
     truth = [0, 1, 2, 0, 1, 2]
     assert metric_score(metric, truth, truth) == 1.0

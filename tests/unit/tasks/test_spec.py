@@ -75,14 +75,15 @@ def test_a_task_files_errors_name_its_valid_keys(tmp_path: Path) -> None:
 
 def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     text = (
-        "name: s\nwarm_start: warm\ntasks:\n  - name: one\n    sorce: 3\n    text: text\n    metric: f1\n    label: y\n"
+        "name: s\nwarm_start: warm\ntasks:\n"
+        "  - name: one\n    sorce: 3\n    text: text\n    metric: bleu\n    label: y\n"
     )
     path = tmp_path / "s.yaml"
     lines = complaint(tmp_path, text).splitlines()
     assert lines[0] == (f"{path}:2: warm_start: input should be 'scratch', 'nearest', 'merge' or 'auto'; got 'warm'")
     assert lines[1] == f"{path}:4: tasks[0].source: missing; this key is required"
     assert lines[2].startswith(f"{path}:7: tasks[0].metric: ")
-    assert lines[2].endswith("accuracy, macro_f1, mcc; got 'f1'")
+    assert lines[2].endswith("accuracy, macro_f1, mcc, f1, auroc; got 'bleu'")
     assert lines[3].startswith(f"{path}:5: tasks[0].sorce: unknown key; did you mean 'source'? allowed: name, kind, ")
     assert len(lines) == 4
 
