@@ -156,7 +156,7 @@ class Learner:
         Args:
             stream: The tasks in order of arrival.
             strategies: Strategies by name, from `continual.experiments.strategies.catalog`; None takes all but
-                `ewc_full`.
+                `ewc_full` and `cumulative`.
             callbacks: Called as learning goes on.
 
         Returns:

@@ -12,7 +12,9 @@ DeltaStatus = Literal["champion", "candidate", "archived", "purged"]  # purged: 
 LineageKind = Literal["warm_start", "merged", "subspace", "retrained", "stage", "import"]
 EventKind = Literal["learned", "imported", "promoted", "succeeded", "archived", "purged"]
 OutboxTopic = Literal["delta", "stream", "champion", "purged"]  # kinds of messages for MLflow
-ScoreMode = Literal["oracle", "routed", "scratch", "frozen", "neighbour", "curve"]
+ScoreMode = Literal[
+    "oracle", "routed", "scratch", "frozen", "neighbour", "curve", "random_init", "calibration"
+]  # calibration: measured beside the score, lower is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ class Score:
         low: Lower end of the confidence interval.
         high: Upper end of the confidence interval.
         step: For routed scores, the stream position after which it was measured; otherwise 0.
-        mode: How the rows were answered: task known, routed, or by a baseline.
+        mode: How the rows were answered: task known, routed, or by a baseline; or what else was measured.
         stream: The stream it was measured in; None for a delta's own scores.
     """
 

@@ -15,7 +15,8 @@ def compare(
     common: CommonOptions,
     stream: Annotated[Path, typer.Argument(help="A stream file.")],
     strategies: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Names of strategies; by default all but ewc_full.")
+        str | None,
+        typer.Option(metavar="A,B,…", help="Names of strategies; by default all but ewc_full and cumulative."),
     ] = None,
     full_rate: Annotated[
         float, typer.Option(help="Learning rate of strategies that train every weight.")

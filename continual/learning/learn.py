@@ -15,10 +15,11 @@ from continual.features.random_features import FrozenFeatures
 from continual.features.signature import Signature
 from continual.inference.opinions import opinion_from_outputs
 from continual.inference.task_statistics import task_signature
-from continual.kinds import Answer, ForwardContext, HeadStart, Outputs, answer_labels
+from continual.kinds import Answer, ForwardContext, HeadStart, Outputs
+from continual.kinds.scoring import score_answers, score_answers_with_interval
 from continual.learning.checkpoint import Checkpoint, TaskPlan
 from continual.learning.prepared import PreparedTask
-from continual.metrics import score_with_interval
+from continual.metrics import CALIBRATION_METRICS
 from continual.routing import Opinion, RoutingStatistics
 from continual.training.method_search import (
     SearchCandidate,
@@ -126,7 +127,15 @@ class LearningRun:
         outputs = task.kind.outputs(view, trained.delta.head)
         routing = task.routing_statistics(trained.delta, train=train, held_out=held_out)
         frozen_outputs = task.kind.outputs(test, scratch.start.head)
-        scores = [*_curve(task, trained), _score(task, "oracle", outputs), _score(task, "frozen", frozen_outputs)]
+        random_head = task.random_head()
+        random_outputs = task.kind.outputs(test, random_head) if random_head else frozen_outputs
+        scores = [
+            *_curve(task, trained),
+            _score(task, "oracle", outputs),
+            _score(task, "frozen", frozen_outputs),
+            _score(task, "random_init", random_outputs),
+            *_calibration(task, outputs),
+        ]
         if best := best_neighbour(candidates):  # untrained: the forward transfer
             head = best.start_without_transferred_head.head
             scores.append(_score(task, "neighbour", _test_outputs(task, best.delta, head)))
@@ -238,8 +247,16 @@ def _test_outputs(task: PreparedTask, delta: Delta | None, head: Head | None) ->
 def _score(task: PreparedTask, mode: ScoreMode, outputs: Outputs) -> Score:
     """The score of outputs for the test rows."""
     metric, answers = task.data.spec.metric, task.kind.answers(task.backbone, outputs, task.test)
-    score = score_with_interval(metric, task.test.truth, answer_labels(answers), kind=task.kind.metric_kind)
+    score = score_answers_with_interval(task.kind, metric, task.test, answers)
     return Score(split="test", metric=metric, mode=mode, **asdict(score))
+
+
+def _calibration(task: PreparedTask, outputs: Outputs) -> Iterator[Score]:
+    """The calibration of outputs for the test rows, without intervals: resamples of an absolute error are biased."""
+    for metric in CALIBRATION_METRICS.get(task.kind.metric_kind, ()):
+        answers = task.kind.answers(task.backbone, outputs, task.test)
+        value = score_answers(task.kind, metric, task.test, answers)
+        yield Score(split="test", metric=metric, mode="calibration", value=value, rows=len(answers))
 
 
 def _curve(task: PreparedTask, trained: TrainingResult) -> Iterator[Score]:

@@ -1,11 +1,14 @@
 """A task whose rows are tokenized for a backbone and whose settings are resolved."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta, method_settings
+from continual.deltas import Delta, Head, method_settings
 from continual.features.tokens import reserve_tokens
 from continual.inference.task_statistics import compute_routing_statistics
 from continual.kinds import ForwardContext, Kind, PreparedRows, backbone_for, kind_of
@@ -16,6 +19,8 @@ from continual.training.training_run import TrainingRun
 from continual.transfer.warm_start import WarmStartCandidate, initial_delta
 from tasks import Budget, Method, TaskData, WarmStart
 from tasks.rows import sample
+
+RANDOM_HEAD_DEVIATION = 0.02  # of a new classifier's weights in transformers: `initializer_range`
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,18 @@ class PreparedTask:
         return compute_routing_statistics(
             self.kind, self.data, delta, train=train, held_out=held_out, max_length=length
         )
+
+    def random_head(self) -> Head | None:
+        """Return a head at random initialisation: weights of N(0, 0.02²), no bias; None for a kind without heads.
+
+        It is drawn by the seed of the rows and the task's name, so that all strategies share it.
+        """
+        head = self.kind.zero_head(self.backbone)
+        if head is None:
+            return None
+        digest = hashlib.sha256(f"{self.data.seed}/{self.data.spec.name}/head".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        return replace(head, weight=torch.randn(head.weight.shape, generator=generator) * RANDOM_HEAD_DEVIATION)
 
     def with_candidate(self, candidate: SearchCandidate) -> "PreparedTask":
         """Return the task with a candidate's method and learning rate."""

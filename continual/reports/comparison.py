@@ -10,6 +10,7 @@ from registry import Registry, ScoreMode, StepScore, StoredStrategy, StoredStrea
 
 ISOLATED = "isolated"  # the deltas of `continual run`; the other strategies learn the stream anew
 JOINT = "joint"
+CUMULATIVE = "cumulative"  # joint training anew after every task
 MEASURE_PATHS = {  # headings of tables, and where their values are in a strategy's document
     "ACC": ("oracle", "acc"),
     "BWT": ("oracle", "bwt"),
@@ -33,8 +34,14 @@ EMPTY_MEASURES = asdict(continual_measures([]))
 def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], *, isolated: bool) -> Document:
     """Return the measures and costs of strategies on a stream, as JSON.
 
-    Measures are oracle and routed; costs are parameters and bytes per task, and seconds in all. Intransigence is the
-    mean over tasks of joint less R[i, i]; it is None unless joint training is among the runs and finished.
+    Measures are oracle and routed; costs are parameters and bytes per task, and seconds in all. Intransigence is None
+    unless its reference is among the runs and finished:
+
+        intransigence              mean_i (joint[i] − R[i, i])       joint: trained on all tasks
+        intransigence_cumulative   mean_k (a*[k, k] − R[k, k])       a*[k]: trained on the tasks up to k alone
+
+    The second is the mean of I_k of Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning"
+    (arXiv:1801.10112).
 
     Args:
         registry: Holds the stream and the runs.
@@ -47,12 +54,12 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
     """
     strategies = [_isolated_document(stream_report(registry, stream))] if isolated else []
     strategies += [_strategy_document(run) for run in runs]
-    joint_scores = next(
-        (final_scores(strategy) for strategy in strategies if strategy["strategy"] == JOINT and strategy["finished"]),
-        {},
-    )
+    finished = {strategy["strategy"]: strategy for strategy in strategies if strategy["finished"]}
+    joint_scores = final_scores(finished[JOINT]) if JOINT in finished else {}
+    cumulative_scores = scores_when_learned(finished[CUMULATIVE]) if CUMULATIVE in finished else {}
     for strategy in strategies:
         strategy["oracle"]["intransigence"] = _intransigence(strategy, joint_scores)
+        strategy["oracle"]["intransigence_cumulative"] = _intransigence(strategy, cumulative_scores)
     stored = registry.stream(stream)
     return {
         "stream": stream,
@@ -78,6 +85,11 @@ def final_scores(strategy: Document) -> dict[str, float | None]:
     """Return one strategy's scores after the last task, by task."""
     tasks = strategy["tasks"]
     return dict(zip(tasks, strategy["oracle"]["matrix"][-1], strict=True)) if tasks else {}
+
+
+def scores_when_learned(strategy: Document) -> dict[str, float | None]:
+    """Return one strategy's scores R[i, i], by task."""
+    return {task: strategy["oracle"]["matrix"][i][i] for i, task in enumerate(strategy["tasks"])}
 
 
 def latest_finished_runs(registry: Registry, stream: str) -> list[StoredStrategy]:
@@ -144,10 +156,13 @@ def _mode_document(run: StoredStrategy, mode: ScoreMode) -> Document:
     matrix = _matrix(run, mode)
     if [step.number for step in run.steps] != list(range(len(matrix))):
         return {"matrix": matrix, **EMPTY_MEASURES, "acc": mean(value for value in matrix[-1] if value is not None)}
-    before = None
-    if mode == "oracle":
-        before = [_scores_by_task(step.scores, "frozen").get(run.tasks[step.number]) for step in run.steps]
-    return {"matrix": matrix, **asdict(continual_measures(matrix, before))}
+    if mode != "oracle":
+        return {"matrix": matrix, **asdict(continual_measures(matrix))}
+    before, random_init = (
+        [_scores_by_task(step.scores, baseline).get(run.tasks[step.number]) for step in run.steps]
+        for baseline in ("frozen", "random_init")
+    )
+    return {"matrix": matrix, **asdict(continual_measures(matrix, before, random_init=random_init))}
 
 
 def _matrix(run: StoredStrategy, mode: ScoreMode) -> Matrix:
@@ -175,10 +190,9 @@ def _routing_accuracy(run: StoredStrategy) -> float | None:
     return sum(score.value * score.rows for score in scores) / sum(score.rows for score in scores) if scores else None
 
 
-def _intransigence(strategy: Document, joint_scores: Mapping[str, float | None]) -> float | None:
-    """Return mean_i (joint[i] − R[i, i])."""
-    if strategy["strategy"] == JOINT or not joint_scores:
+def _intransigence(strategy: Document, reference_scores: Mapping[str, float | None]) -> float | None:
+    """Return mean_i (reference[i] − R[i, i]); None for joint training, which has no R[i, i]."""
+    if strategy["strategy"] == JOINT or not reference_scores:
         return None
-    diagonal = {task: strategy["oracle"]["matrix"][i][i] for i, task in enumerate(strategy["tasks"])}
-    pairs = ((joint_scores.get(task), score) for task, score in diagonal.items())
-    return mean(joint - score for joint, score in pairs if joint is not None and score is not None)
+    pairs = ((reference_scores.get(task), score) for task, score in scores_when_learned(strategy).items())
+    return mean(reference - score for reference, score in pairs if reference is not None and score is not None)

@@ -14,6 +14,7 @@ MEASURES = {
     "forgetting": "forgetting",
     "bwt": "BWT, backward transfer",
     "fwt": "FWT, forward transfer",
+    "fwt_random_init": "FWT over random initialisation",
     "la": "LA, mean score when learned",
     "aia": "AIA, mean over the stream",
     "routing_accuracy": "routing accuracy",
@@ -37,6 +38,10 @@ class _TestScores:
     def value(self, mode: ScoreMode) -> float | None:
         """Return the value of `alone`."""
         return _value(self.alone(mode))
+
+    def calibration(self, metric: str) -> float | None:
+        """Return the value of a metric that is measured beside the score."""
+        return _value(self._scores.get(("calibration", metric, None, 0)))
 
     def routed(self, metric: str, *, stream: str, step: int) -> StoredScore | None:
         """Return the score after a position of a stream, routed among the tasks learned up to there."""
@@ -78,7 +83,9 @@ def stream_report(registry: Registry, stream: str) -> Document:
             "matrix": _oracle_matrix(scores),
             **asdict(
                 continual_measures(
-                    _oracle_matrix(remaining_scores), [task_scores.value("frozen") for task_scores in remaining_scores]
+                    _oracle_matrix(remaining_scores),
+                    [task_scores.value("frozen") for task_scores in remaining_scores],
+                    random_init=[task_scores.value("random_init") for task_scores in remaining_scores],
                 )
             ),
         },
@@ -208,7 +215,9 @@ def _per_task(delta: StoredDelta, scores: _TestScores, parents: list[Document]) 
         "score_low": oracle.low if oracle else None,
         "score_high": oracle.high if oracle else None,
         "test_rows": oracle.rows if oracle else None,
+        "ece": scores.calibration("ece"),
         "frozen_score": scores.value("frozen"),
+        "random_init_score": scores.value("random_init"),
         "scratch_score": _value(oracle) if delta.warm_start == "scratch" else scores.value("scratch"),
         "warm_start": delta.warm_start,
         "parents": parents,

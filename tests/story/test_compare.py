@@ -113,9 +113,13 @@ def test_measures_follow_from_the_matrix(compared: tuple[Learner, Stream, Any]) 
     runs = {run.strategy: run for run in learner.registry.strategies("core")}
     for name in ("sequential_delta", "ewc", "replay", "separate"):
         strategy, steps = by_strategy(document)[name], runs[name].steps
-        frozen = [score.value for step in steps for score in step.scores if score.mode == "frozen"]
-        assert len(frozen) == 3
-        expected = asdict(continual_measures(strategy["oracle"]["matrix"], frozen))
+        frozen, random_init = (
+            [score.value for step in steps for score in step.scores if score.mode == mode]
+            for mode in ("frozen", "random_init")
+        )
+        assert len(frozen) == len(random_init) == 3
+        assert random_init == [row["random_init_score"] for row in learner.report("core")["per_task"]]
+        expected = asdict(continual_measures(strategy["oracle"]["matrix"], frozen, random_init=random_init))
         assert {key: strategy["oracle"][key] for key in expected} == expected
         routed = asdict(continual_measures(strategy["routed"]["matrix"]))
         assert {key: strategy["routed"][key] for key in routed} == routed
@@ -141,6 +145,27 @@ def test_joint_training_has_a_final_row_and_no_order(compared: tuple[Learner, St
     assert joint["acc"] == pytest.approx(sum(joint["matrix"][-1]) / 3)
     assert all(joint[name] is None for name in ("bwt", "fwt", "forgetting", "la", "aia", "intransigence"))
     assert isolated["intransigence"] == pytest.approx(joint["acc"] - isolated["la"])
+    assert isolated["intransigence_cumulative"] is None, "nothing was trained on the tasks up to each"
+
+
+def test_intransigence_against_joint_training_up_to_each_task(bert: Backbone, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path, budget=BUDGET | {"epochs": 2})
+    with open_home(bert, tmp_path / "home") as learner:
+        document = learner.compare(stream, {name: EVERY[name] for name in ("isolated", "joint", "cumulative")})
+        assert document["failed"] == []
+        first = learner.compare(
+            stream.model_copy(update={"name": "first", "tasks": stream.tasks[:2]}), {"joint": EVERY["joint"]}
+        )
+    strategies = by_strategy(document)
+    isolated, joint, cumulative = (strategies[name]["oracle"] for name in ("isolated", "joint", "cumulative"))
+    assert cumulative["matrix"][-1] == joint["matrix"][-1], "after the last task it is joint training on all"
+    assert cumulative["matrix"][1][:2] == by_strategy(first)["joint"]["oracle"]["matrix"][-1]
+    assert scored_before_training(strategies["cumulative"]) == [True, True]
+    references = [cumulative["matrix"][k][k] for k in range(3)]
+    gaps = [reference - isolated["matrix"][k][k] for k, reference in enumerate(references)]
+    assert isolated["intransigence_cumulative"] == pytest.approx(sum(gaps) / 3)
+    assert cumulative["intransigence_cumulative"] == 0.0
+    assert joint["intransigence_cumulative"] is None
 
 
 def test_stored_parameters_and_bytes_are_counted(compared: tuple[Learner, Stream, Any], bert: Backbone) -> None:
@@ -267,8 +292,11 @@ def test_purging_a_task_removes_its_comparisons(
         assert {tuple(strategy["tasks"]) for strategy in again["strategies"]} == {("mood", "animals")}
         isolated, report = by_strategy(again)["isolated"], learner.report("core")
         assert isolated["oracle"]["matrix"] == [[before[0][0], before[1][2]], [before[2][0], before[2][2]]]
-        frozen = [row["frozen_score"] for row in report["per_task"] if row["task"] != "place"]
-        measured = asdict(continual_measures(isolated["oracle"]["matrix"], frozen))
+        frozen, random_init = (
+            [row[key] for row in report["per_task"] if row["task"] != "place"]
+            for key in ("frozen_score", "random_init_score")
+        )
+        measured = asdict(continual_measures(isolated["oracle"]["matrix"], frozen, random_init=random_init))
         assert measured.items() <= isolated["oracle"].items(), "the measures are those of what is shown"
         assert isolated["routed"]["matrix"][1] == [report["routed"]["matrix"][2][i] for i in (0, 2)]
         assert isolated["bytes"] == sum(row["bytes"] for row in report["per_task"] if row["task"] != "place") / 2

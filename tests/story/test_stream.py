@@ -1,6 +1,7 @@
 """A stream of three tasks on a tiny backbone through the public API: learned, repeated, failed, killed, shared."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from tests.helpers.tiny_tasks import labels_of, logits, rows_of, write_rows, wri
 
 TASKS = ("animals", "mood", "place")
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
-MEASURES = {"acc", "bwt", "fwt", "forgetting", "la", "aia"}
+MEASURES = {"acc", "bwt", "fwt", "fwt_random_init", "forgetting", "la", "aia"}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_the_report_has_the_contracts_fields(learner: Learner) -> None:
         assert all(0 <= matrix[t][i] <= 1 for t in range(3) for i in range(t + 1))
     assert all(report["routed"]["matrix"][t][i] is None for t in range(3) for i in range(t + 1, 3))
     assert 0 <= report["routed"]["routing_accuracy"] <= 1
-    assert report["routed"]["fwt"] is None
+    assert report["routed"]["fwt"] is report["routed"]["fwt_random_init"] is None
     assert report["oracle"]["matrix"][0][2] is None, "two tasks ahead nothing is measured"
     fields = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
     for task, delta in zip(report["per_task"], ("animals@1", "mood@1", "place@1"), strict=True):
@@ -198,6 +199,37 @@ def test_forward_transfer_uses_earlier_deltas_only(learner: Learner) -> None:
     assert [oracle["matrix"][0][1], oracle["matrix"][1][2]] == [ahead["mood"], ahead["place"]]
     gains = [ahead[task] - frozen[task] for task in ("mood", "place")]
     assert oracle["fwt"] == pytest.approx(sum(gains) / 2)
+
+
+def test_forward_transfer_over_random_initialisation(learner: Learner, folder: Path) -> None:
+    """b̄[i] is the accuracy of an untrained head on the frozen backbone's pooled vectors."""
+    report, scores = learner.report("core"), learner.registry.scores(split="test")
+    ahead = {s.task: s.value for s in scores if s.mode == "neighbour"}
+    random_init = {row["task"]: row["random_init_score"] for row in report["per_task"]}
+    gains = [ahead[task] - random_init[task] for task in ("mood", "place")]
+    assert report["oracle"]["fwt_random_init"] == pytest.approx(sum(gains) / 2)
+    for data in load_stream(read_stream(folder / "stream.yaml")):
+        task = prepare_task(learner.backbone, data)
+        head = task.random_head()
+        assert head is not None
+        assert 0.01 < float(head.weight.std()) < 0.03
+        answers = (task.frozen_views[2].vectors @ head.weight.T).argmax(dim=1).tolist()
+        right = [data.labels[i] == label for i, label in zip(answers, data.test.labels, strict=True)]
+        assert random_init[data.spec.name] == pytest.approx(sum(right) / len(right))
+
+
+def test_the_calibration_error_lies_beside_the_score(learner: Learner, folder: Path) -> None:
+    report = {row["task"]: row for row in learner.report("core")["per_task"]}
+    for data in load_stream(read_stream(folder / "stream.yaml")):
+        name = data.spec.name
+        predictions = learner.predict(data.test.texts, name)
+        gaps: dict[int, float] = {}
+        for prediction, label in zip(predictions, data.test.labels, strict=True):
+            assert prediction.score is not None
+            m = math.ceil(prediction.score * 15)
+            gaps[m] = gaps.get(m, 0.0) + (prediction.label == label) - prediction.score
+        assert report[name]["ece"] == pytest.approx(sum(map(abs, gaps.values())) / len(predictions), abs=1e-5)
+    assert {row["metric"] for row in learner.registry.best()} == {"accuracy"}, "lower is better: it is no best score"
 
 
 def test_without_epochs_the_closed_form_answers(empty: Learner, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from continual.experiments.strategies.ewc import ElasticWeightConsolidation
 from continual.experiments.strategies.fine_tuning import IndependentFineTuning, SequentialFineTuning
-from continual.experiments.strategies.joint import JointTraining
+from continual.experiments.strategies.joint import CumulativeTraining, JointTraining
 from continual.experiments.strategies.replay import ExperienceReplay
 from continual.experiments.strategies.strategy import Strategy
 from continual.reports.comparison import ISOLATED
@@ -15,7 +15,7 @@ from continual.settings import FULL_FINE_TUNING_LR
 from tasks.errors import InputError
 from tasks.plugins import PluginRegistry
 
-ON_REQUEST = ("ewc_full",)  # runs only when it is named
+ON_REQUEST = ("ewc_full", "cumulative")  # run only when they are named
 
 
 def _check(plugin: object) -> Strategy | str:
@@ -34,6 +34,7 @@ STRATEGIES = PluginRegistry[Strategy](
         "separate": IndependentFineTuning(full_learning_rate=FULL_FINE_TUNING_LR),
         "joint": JointTraining(full_learning_rate=FULL_FINE_TUNING_LR),
         "ewc_full": ElasticWeightConsolidation(full_learning_rate=FULL_FINE_TUNING_LR),
+        "cumulative": CumulativeTraining(full_learning_rate=FULL_FINE_TUNING_LR),
     },
 )
 """The strategies by name, with their default settings, without `isolated` (the stream's own deltas)."""

@@ -1,4 +1,4 @@
-"""Joint (multi-task) training on all tasks at once, the upper bound for continual learning."""
+"""Joint (multi-task) training on all tasks at once, or anew on all tasks so far: references for continual learning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class JointTraining(Strategy):
     """Multi-task training of one shared delta with a head for each task.
 
     Batches of all tasks come in random order. The training runs for the stream's epochs and returns the epoch with the
-    best mean score over all tasks' validation rows. With every weight trained it is the reference for intransigence.
+    best mean score over all tasks' validation rows. With every weight trained it is a reference for intransigence.
 
     Caruana (1997), "Multitask Learning"; Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning",
     arXiv:1801.10112.
@@ -40,11 +40,31 @@ class JointTraining(Strategy):
 
     def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         """Train on all tasks of the context at once."""
-        starts = [starting_delta(context, i, None) for i in range(len(context.tasks))]
-        heads = tuple(start.head for start in starts)
-        start = replace(starts[-1], head=stack_heads(heads))
-        delta = fit(context, start, interleaved_objective(context, heads), learning_rate=context.budget.learning_rate)
-        return shared_step(context, state, start, delta, split_head(delta.head, heads))
+        return joint_step(context)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CumulativeTraining(Strategy):
+    """Joint training anew, from the method's initial values, on all tasks up to each new one.
+
+    T tasks take T (T + 1) / 2 times the training of one. After task k it is the reference model of intransigence as
+    Chaudhry et al. (2018) define it, "Riemannian Walk for Incremental Learning", arXiv:1801.10112.
+    """
+
+    def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
+        """Train on the tasks 0…`number` at once; nothing is taken from the state but R[i−1, i]."""
+        step = joint_step(replace(context, tasks=context.tasks[: number + 1]))
+        return replace(step, before=state.shared_delta and starting_delta(context, number, state.shared_delta))
+
+
+def joint_step(context: StrategyContext) -> StrategyStep:
+    """Train one shared delta, with a head for each task, on all tasks of the context at once."""
+    starts = [starting_delta(context, i, None) for i in range(len(context.tasks))]
+    heads = tuple(start.head for start in starts)
+    start = replace(starts[-1], head=stack_heads(heads))
+    delta = fit(context, start, interleaved_objective(context, heads), learning_rate=context.budget.learning_rate)
+    return shared_step(context, StrategyState(), start, delta, split_head(delta.head, heads))
 
 
 def interleaved_objective(context: StrategyContext, heads: Sequence[Head | None]) -> TrainingObjective[Batch]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from continual.deltas import Delta
+from continual.deltas import Delta, Head
 from continual.experiments.strategies.strategy import StrategyContext, StrategyStep
 from continual.features.random_features import FrozenFeatures
-from continual.kinds import ForwardContext, Outputs, answer_labels
+from continual.kinds import Answer, ForwardContext, Outputs
+from continual.kinds.scoring import misrouted, score_answers
 from continual.learning.prepared import PreparedTask
-from continual.metrics import metric_score
 from continual.routing import RoutingStatistics, build_router
 from continual.routing.moments import AccumulatedMoments
 from continual.streams.routed_scores import answers_after_routing
@@ -24,11 +23,13 @@ class FrozenTask:
         routing: The statistics that a router needs of the task.
         test_features: The features of the test rows.
         score: The test score of the closed-form head.
+        random_init_score: The test score of a head of random values.
     """
 
     routing: RoutingStatistics
     test_features: FrozenFeatures
     score: float
+    random_init_score: float
 
 
 class FrozenBaseline:
@@ -68,10 +69,14 @@ class FrozenBaseline:
 def _frozen_task(task: PreparedTask) -> FrozenTask:
     train, held_out, test = task.frozen_views
     routing = task.routing_statistics(None, train=train, held_out=held_out)
-    outputs = task.kind.outputs(test, task.kind.closed_form_start(train, held_out).head)
-    answers = answer_labels(task.kind.answers(task.backbone, outputs, task.test))
-    score = metric_score(task.data.spec.metric, task.test.truth, answers, kind=task.kind.metric_kind)
-    return FrozenTask(routing, test.frozen, score)
+    closed_form = task.kind.closed_form_start(train, held_out).head
+
+    def score(head: Head | None) -> float:
+        answers = task.kind.answers(task.backbone, task.kind.outputs(test, head), task.test)
+        return score_answers(task.kind, task.data.spec.metric, task.test, answers)
+
+    value, random_head = score(closed_form), task.random_head()
+    return FrozenTask(routing, test.frozen, value, score(random_head) if random_head else value)
 
 
 def outputs_of_test_rows(context: StrategyContext, step: StrategyStep) -> Mapping[int, Outputs]:
@@ -87,10 +92,10 @@ def step_scores(
     *,
     number: int,
 ) -> Iterator[StepScore]:
-    """Yield the scores of the tasks 0…`number` after a step, and two baseline scores of task `number`.
+    """Yield the scores of the tasks 0…`number` after a step, and the baseline scores of task `number`.
 
     The baselines are the closed-form head in frozen features (mode `frozen`) and in the features of the shared delta
-    before the task's training (mode `neighbour`).
+    before the task's training (mode `neighbour`), and a head of random values in frozen features (`random_init`).
 
     Args:
         context: The tasks.
@@ -101,16 +106,17 @@ def step_scores(
     """
     for i, correct in enumerate(baseline.routed_correctly(number)):
         task, answers = context.tasks[i], _answers(context, i, outputs[i])
-        routed = answers_after_routing(answers, task.kind.misrouted_answers(task.test.truth), correct)
+        routed = answers_after_routing(answers, misrouted(task.kind, task.test), correct)
         yield _score(task, "oracle", answers)
         yield _score(task, "routed", routed)
         accuracy = sum(correct) / len(correct)
         name = task.data.spec.name
         yield StepScore(task=name, mode="routed", metric="routing_accuracy", value=accuracy, rows=len(correct))
     last = context.tasks[number]
-    score = baseline.task(number).score
-    metric, rows = last.data.spec.metric, len(last.data.test)
-    yield StepScore(task=last.data.spec.name, mode="frozen", metric=metric, value=score, rows=rows)
+    frozen = baseline.task(number)
+    name, metric, rows = last.data.spec.name, last.data.spec.metric, len(last.data.test)
+    yield StepScore(task=name, mode="frozen", metric=metric, value=frozen.score, rows=rows)
+    yield StepScore(task=name, mode="random_init", metric=metric, value=frozen.random_init_score, rows=rows)
     if step.before:
         yield _score(last, "neighbour", _answers(context, number, _outputs(context, number, step.before)))
 
@@ -120,12 +126,11 @@ def _outputs(context: StrategyContext, number: int, delta: Delta) -> Outputs:
     return task.kind.outputs(ForwardContext(context.backbone, delta, task.test), delta.head)
 
 
-def _answers(context: StrategyContext, number: int, outputs: Outputs) -> list[Any]:
+def _answers(context: StrategyContext, number: int, outputs: Outputs) -> list[Answer]:
     task = context.tasks[number]
-    return answer_labels(task.kind.answers(context.backbone, outputs, task.test))
+    return task.kind.answers(context.backbone, outputs, task.test)
 
 
-def _score(task: PreparedTask, mode: ScoreMode, answers: Sequence[Any]) -> StepScore:
-    spec, truth = task.data.spec, task.test.truth
-    value = metric_score(spec.metric, truth, answers, kind=task.kind.metric_kind)
-    return StepScore(task=spec.name, mode=mode, metric=spec.metric, value=value, rows=len(truth))
+def _score(task: PreparedTask, mode: ScoreMode, answers: Sequence[Answer]) -> StepScore:
+    spec, value = task.data.spec, score_answers(task.kind, task.data.spec.metric, task.test, answers)
+    return StepScore(task=spec.name, mode=mode, metric=spec.metric, value=value, rows=len(answers))

@@ -81,11 +81,14 @@ def _scores(document: Document) -> Iterator[Section]:
     yield Section("Scores with the task known", f"{rows} {above}", html=heat)
     heat = heatmap_table(routed, names, scale=scale, caption="Score, with the task chosen by the router", corner=after)
     yield Section("Scores with the task routed", f"{rows} A row sent to another task is wrong.", html=heat)
-    columns = ("task", "score", "95 % low", "95 % high", "frozen", "test rows")
-    keys = ("task", "score", "score_low", "score_high", "frozen_score", "test_rows")
+    columns = ("task", "score", "95 % low", "95 % high", "frozen", "ECE", "test rows")
+    keys = ("task", "score", "score_low", "score_high", "frozen_score", "ece", "test_rows")
     table = Table(columns, _cells(document["per_task"], keys))
-    frozen = "Score on test rows with the task known; frozen: the best without any training"
-    yield Section("Score of each task", table=table, caption=frozen)
+    caption = (
+        "Score on test rows with the task known; frozen: the best without any training; ECE: expected calibration "
+        "error of the answers' probabilities, lower is better"
+    )
+    yield Section("Score of each task", table=table, caption=caption)
 
 
 def _routing(document: Document) -> Iterator[Section]:

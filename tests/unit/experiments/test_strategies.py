@@ -196,7 +196,7 @@ def test_a_state_survives_storage(context: StrategyContext) -> None:
 
 
 def test_selected_strategies_exist_and_are_unique() -> None:
-    assert set(STRATEGIES) - set(select_strategies()) == {"ewc_full"}
+    assert set(STRATEGIES) - set(select_strategies()) == {"ewc_full", "cumulative"}
     assert list(select_strategies(["ewc", "joint"])) == ["ewc", "joint"]
     with pytest.raises(InputError, match=r"strategy 'reply' is not known; did you mean 'replay'. Known: isolated, "):
         select_strategies(["ewc", "reply"])

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from registry import Registry, SchemaError, dump_registry, find_damage, restore_registry, upgrade
 from registry.schema import migrate
@@ -17,7 +18,7 @@ from registry.schema.base import Base
 from registry.schema.connections import create_engine_for
 from tasks.errors import InputError
 from tests.helpers.databases import registry_url
-from tests.helpers.registries import BACKBONE, learn, make_registry, open_together
+from tests.helpers.registries import BACKBONE, accuracy, learn, make_registry, open_together
 
 both = pytest.mark.usefixtures("database")
 NEXT = '''"""Adds a table."""
@@ -25,8 +26,8 @@ NEXT = '''"""Adds a table."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 
 
 def upgrade() -> None:
@@ -50,6 +51,36 @@ def test_migrations_create_the_defined_constraints(tmp_path: Path) -> None:
             created, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
             assert created == meant
         plain.dispose()
+
+
+@both
+def test_new_modes_of_scores_leave_the_indices_as_they_were(tmp_path: Path) -> None:
+    engine = create_engine_for(registry_url(tmp_path))
+    with engine.begin() as connection:
+        migrate.migrate(connection, "0007")
+        before = score_indices(connection)
+    with engine.begin() as connection:
+        migrate.migrate(connection, "0008")
+        assert score_indices(connection) == before
+    engine.dispose()
+    with make_registry(tmp_path) as registry:
+        learn(registry, "sst2")
+        with registry.unit_of_work() as unit:
+            unit.add_scores("sst2@1", [accuracy(0.3, mode="random_init"), accuracy(0.1, mode="calibration")])
+        assert {"oracle", "random_init", "calibration"} == {score.mode for score in registry.scores(split="test")}
+
+
+def score_indices(connection: Connection) -> dict[str | None, Any]:
+    """Return columns and conditions of the indices of the tables of scores."""
+    return {
+        index["name"]: (
+            index["unique"],
+            index["column_names"],
+            {option: str(value) for option, value in index.get("dialect_options", {}).items()},
+        )
+        for table in ("scores", "strategy_scores")
+        for index in inspect(connection).get_indexes(table)
+    }
 
 
 @both
@@ -87,11 +118,11 @@ def test_sqlite_pragmas_are_set(tmp_path: Path) -> None:
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
     shutil.copytree(migrate.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
-    (tmp_path / "50% new/versions/0008_later.py").write_text(NEXT)
+    (tmp_path / "50% new/versions/0009_later.py").write_text(NEXT)
     monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "50% new")
-    with pytest.raises(SchemaError, match=r"revision 0007, older than this code's 0008. Run `continual db upgrade`"):
+    with pytest.raises(SchemaError, match=r"revision 0008, older than this code's 0009. Run `continual db upgrade`"):
         make_registry(tmp_path)
-    assert upgrade(registry_url(tmp_path)) == "0008"
+    assert upgrade(registry_url(tmp_path)) == "0009"
     with make_registry(tmp_path) as registry:
         assert find_damage(registry) == []
         assert inspect(registry.engine).has_table("later")
@@ -106,9 +137,9 @@ def test_an_archive_of_an_older_schema_is_upgraded(
         learn(registry, "sst2")
         dump_registry(registry, tmp_path / "archive.zip")
     shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
-    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
+    (tmp_path / "new/versions/0009_later.py").write_text(NEXT)
     monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
-    assert restore_registry(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0007"
+    assert restore_registry(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0008"
     with make_registry(tmp_path) as registry:
         assert find_damage(registry) == []
         assert [row["delta"] for row in registry.deltas()] == ["sst2@1"]
@@ -121,10 +152,10 @@ def test_an_archive_of_an_older_schema_does_not_fit_newer_tables(
     with make_registry(tmp_path) as registry:
         dump_registry(registry, tmp_path / "archive.zip")
     shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
-    (tmp_path / "new/versions/0008_later.py").write_text(NEXT)
+    (tmp_path / "new/versions/0009_later.py").write_text(NEXT)
     monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
     upgrade(f"sqlite:///{tmp_path}/other.db")
-    with pytest.raises(InputError, match=r"revision 0007, and this database has the tables of revision 0008"):
+    with pytest.raises(InputError, match=r"revision 0008, and this database has the tables of revision 0009"):
         restore_registry(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
 
 
@@ -132,7 +163,7 @@ def test_an_archive_of_an_older_schema_does_not_fit_newer_tables(
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry, registry.engine.begin() as connection:
         connection.execute(text("UPDATE registry_version SET version_num = '9999'"))
-    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0007"):
+    with pytest.raises(SchemaError, match="revision 9999, which this code does not know: its newest is 0008"):
         make_registry(tmp_path)
     with pytest.raises(SchemaError, match="Install the newer release"):
         upgrade(registry_url(tmp_path))
@@ -140,7 +171,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 @both
 def test_upgrade_creates_a_registry_and_is_idempotent(tmp_path: Path) -> None:
-    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0007"
+    assert upgrade(registry_url(tmp_path)) == upgrade(registry_url(tmp_path)) == "0008"
 
 
 @both

@@ -16,13 +16,15 @@ BY_HAND = [
     [0.7, 0.9, 0.6],
 ]
 BEFORE = [0.5, 0.1, 0.5]
+RANDOM_INIT = [0.4, 0.2, 0.1]
 
 
 def test_three_tasks_by_hand() -> None:
-    measures = continual_measures(BY_HAND, BEFORE)
+    measures = continual_measures(BY_HAND, BEFORE, random_init=RANDOM_INIT)
     assert measures.acc == pytest.approx((0.7 + 0.9 + 0.6) / 3)
     assert measures.bwt == pytest.approx(((0.7 - 0.9) + (0.9 - 0.8)) / 2)
     assert measures.fwt == pytest.approx(((0.3 - 0.1) + (0.4 - 0.5)) / 2)
+    assert measures.fwt_random_init == pytest.approx(((0.3 - 0.2) + (0.4 - 0.1)) / 2)
     assert measures.forgetting == pytest.approx(((0.9 - 0.7) + (0.8 - 0.9)) / 2)
     assert measures.la == pytest.approx((0.9 + 0.8 + 0.6) / 3)
     assert measures.aia == pytest.approx((0.9 + (0.5 + 0.8) / 2 + (0.7 + 0.9 + 0.6) / 3) / 3)
@@ -48,6 +50,8 @@ def test_measures_of_one_task_and_of_none() -> None:
 def test_forward_transfer_uses_measured_values_only() -> None:
     """Values above the diagonal may be missing, as for routed scores; without any the transfer is None."""
     assert continual_measures(BY_HAND).fwt is None
+    assert continual_measures(BY_HAND, BEFORE).fwt_random_init is None
+    assert continual_measures(BY_HAND, random_init=[None] * 3).fwt_random_init is None
     assert continual_measures([[0.9, 0.3, None], [0.5, 0.8, None], [0.7, 0.9, 0.6]], BEFORE).fwt == pytest.approx(0.2)
     assert continual_measures(
         [[0.9, 0.3, 0.1], [0.5, 0.8, 0.4], [0.7, 0.9, 0.6]], [None, None, 0.1]
@@ -75,6 +79,8 @@ def test_a_missing_score_is_refused_by_name(t: int, i: int) -> None:
 def test_scores_before_learning_must_match_the_tasks(before: list[float]) -> None:
     with pytest.raises(ValueError, match="before"):
         continual_measures([[0.9, 0.4], [0.7, 0.8]], before)
+    with pytest.raises(ValueError, match="before"):
+        continual_measures([[0.9, 0.4], [0.7, 0.8]], random_init=before)
 
 
 def test_the_mean_of_nothing_is_none() -> None:
