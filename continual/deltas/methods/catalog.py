@@ -19,6 +19,7 @@ from continual.deltas.methods.multi_head_adapter import MultiHeadAdapter
 from continual.deltas.methods.prefix import Prefix
 from continual.deltas.methods.prompt import Prompt
 from continual.deltas.methods.subspace import Subspace
+from continual.deltas.methods.vera import VeRA
 
 METHODS.register(
     {
@@ -37,6 +38,7 @@ METHODS.register(
         "masking": BinaryMasking,
         "lora": LoRA,
         "dora": DoRA,
+        "vera": VeRA,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,
