@@ -14,6 +14,7 @@ from continual.deltas.methods.ia3 import IA3
 from continual.deltas.methods.intrinsic import Intrinsic
 from continual.deltas.methods.layer_norm import LayerNorm
 from continual.deltas.methods.lora import LoRA
+from continual.deltas.methods.lora_xs import LoRAXS
 from continual.deltas.methods.masking import BinaryMasking
 from continual.deltas.methods.multi_head_adapter import MultiHeadAdapter
 from continual.deltas.methods.prefix import Prefix
@@ -39,6 +40,7 @@ METHODS.register(
         "lora": LoRA,
         "dora": DoRA,
         "vera": VeRA,
+        "lora_xs": LoRAXS,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,

@@ -1,0 +1,132 @@
+"""LoRA-XS: a small trained matrix between the first singular vectors of the weight.
+
+Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+
+MIN_RELATIVE_SIZE = 1e-7  # of a singular value by which vectors are divided: below it is rounding
+
+
+@dataclass(frozen=True)
+class SingularCore:
+    """x Aᵀ Cᵀ Bᵀ with trained C [R, R], and fixed A = Σ_R V_Rᵀ [R, D] and B = U_R [E, R] of W ≈ U_R Σ_R V_Rᵀ.
+
+    A and B follow from W and are not stored. R is at most the smaller dimension of W.
+
+    Attributes:
+        rank: R.
+        initial_scale: Deviation of the normal from which C is drawn.
+    """
+
+    rank: int
+    initial_scale: float
+
+    @property
+    def identity(self) -> IdentityAtInit:
+        """Exact where C starts at zero, else near."""
+        return "near" if self.initial_scale else "exact"
+
+    def supports(self, place: Place) -> bool:
+        """Accept linear layers whose weight can be read."""
+        return place.is_linear
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return C [R, R], drawn."""
+        rank = min(self.rank, d_read, place.d_out)
+        return {"core": self.initial_scale * torch.randn(rank, rank, generator=generator)}
+
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        a, b = self._factors(place, inputs.device)
+        return F.linear(F.linear(F.linear(inputs, a), values["core"]), b)
+
+    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [B, T, E] of `inputs` [B, T, D] by C [B, R, R]."""
+        a, b = self._factors(place, inputs.device)
+        return F.linear(torch.bmm(F.linear(inputs, a), values["core"].mT), b)
+
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight B C A [E, D]."""
+        a, b = self._factors(place, values["core"].device)
+        return AffineMap(b @ values["core"] @ a, None)
+
+    def _factors(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor]:
+        left, sizes, right = truncated_svd(place, self.rank, device)
+        return sizes[:, None] * right, left
+
+
+_DECOMPOSITIONS: WeakKeyDictionary[Any, dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]]] = WeakKeyDictionary()
+"""By module, the decompositions of its weight and of the weights of its parts."""
+
+
+@torch.no_grad()
+@torch.inference_mode(False)  # a cached inference tensor would be an error in training
+def truncated_svd(place: Place, rank: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the R largest singular values of a place's weight with their vectors; cached.
+
+    In float64, from the eigenvectors of the smaller of Wᵀ W and W Wᵀ. Of each pair of vectors, the largest entry of the
+    right one is positive, so that the result is the same on every machine but for rounding.
+
+    Args:
+        place: Its weight is W [E, D].
+        rank: R; where it is above the smaller dimension of W, that is taken.
+        device: Where the result is put.
+
+    Returns:
+        U_R [E, R], the diagonal of Σ_R [R], and V_Rᵀ [R, D].
+    """
+    cache = _DECOMPOSITIONS.setdefault(place.input_module, {})
+    key = (place.columns and place.columns.start, place.d_out, rank, device)
+    if key not in cache:
+        weight = place.weight.detach()
+        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
+        tall = weight.double() if place.d_out >= place.d_in else weight.double().T
+        values, vectors = torch.linalg.eigh(tall.T @ tall)
+        sizes, narrow = values[-rank:].flip(0).clamp_min(0).sqrt(), vectors[:, -rank:].flip(1)
+        wide = tall @ narrow / sizes.clamp_min(MIN_RELATIVE_SIZE * sizes[0]).clamp_min(torch.finfo(sizes.dtype).tiny)
+        left, right = (wide, narrow) if place.d_out >= place.d_in else (narrow, wide)
+        signs = right.gather(0, right.abs().argmax(dim=0, keepdim=True)).sign()
+        left, sizes, right = (part.float().contiguous().to(device) for part in (left * signs, sizes, (right * signs).T))
+        cache[key] = left, sizes, right
+    return cache[key]
+
+
+class LoRAXS(MethodSettings):
+    """LoRA-XS: W + (alpha / rank) · U C Σ Vᵀ at every projection, with a trained matrix C [rank, rank] only.
+
+    U Σ Vᵀ is the truncated singular value decomposition of the frozen W itself. Parameters: rank² per projection.
+    Bałazy et al. (2024), "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", arXiv:2405.17604.
+
+    Attributes:
+        rank: Number of singular vectors on each side.
+        alpha: Numerator of the scale.
+        initial_scale: Deviation of the normal from which C is drawn; 0 for no change.
+        sites: Sites or groups of linear layers.
+
+    >>> LoRAXS(rank=4).edits()[0].site
+    'projections'
+    """
+
+    rank: int = Field(default=16, ge=1, le=4096)
+    alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False)
+    initial_scale: float = Field(default=1e-5, ge=0, allow_inf_nan=False, description="deviation of a fresh C")
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Return one core between singular vectors per site."""
+        form, compose = SingularCore(self.rank, self.initial_scale), Add(self.alpha / self.rank)
+        return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
