@@ -13,6 +13,7 @@ from continual.deltas.methods.full import Full, LastLayer, Probe, Selective
 from continual.deltas.methods.ia3 import IA3
 from continual.deltas.methods.intrinsic import Intrinsic
 from continual.deltas.methods.layer_norm import LayerNorm
+from continual.deltas.methods.loha import LoHa
 from continual.deltas.methods.lora import LoRA
 from continual.deltas.methods.lora_xs import LoRAXS
 from continual.deltas.methods.masking import BinaryMasking
@@ -41,6 +42,7 @@ METHODS.register(
         "dora": DoRA,
         "vera": VeRA,
         "lora_xs": LoRAXS,
+        "loha": LoHa,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,

@@ -41,6 +41,7 @@ FORMULAE: list[tuple[str, dict[str, Any], int]] = [
     ("masking", {}, WEIGHTS // 8),  # in bytes
     ("vera", {"rank": 3}, L * 6 * 3 + OUTPUTS),
     ("lora_xs", {"rank": 3}, L * 6 * 3**2),
+    ("loha", {"rank": 3}, 2 * 3 * (INPUTS + OUTPUTS)),
     ("intrinsic", {"dimension": 10}, 10 + L * 6),
     ("intrinsic", {"dimension": 10, "scaled": False}, 10),
     ("mam", {"length": 5, "size": 7}, L * 2 * 5 * D + L * (2 * 7 * D + D + 7)),

@@ -1,0 +1,99 @@
+"""LoHa: the Hadamard product of two low-rank changes.
+
+Shapes: D inputs and E outputs of a projection, R rank.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.forms import LowRank, init_low_rank
+from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+
+MAX_PRODUCT_RANK = 256  # largest R² that is computed as two factors: above it, one matrix is cheaper at common widths
+
+
+@dataclass(frozen=True)
+class HadamardProduct:
+    """x ΔWᵀ with ΔW = (B₁ A₁) ⊙ (B₂ A₂) [E, D], A [R, D] and B [E, R]; starts at zero, since A₂ does.
+
+    ΔW has a rank of up to R², with the parameters of rank 2R.
+
+    Attributes:
+        rank: R.
+    """
+
+    identity: ClassVar[IdentityAtInit] = "exact"
+
+    rank: int
+
+    def supports(self, place: Place) -> bool:
+        """Accept places that read and change hidden states."""
+        return place.is_hidden_state
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return A1 [R, D], B1 and B2 [E, R], drawn as linear layers' weights are, and A2 [R, D], zero."""
+        bound, shape = 1 / math.sqrt(self.rank), (place.d_out, self.rank)
+        b1, b2 = (torch.empty(shape).uniform_(-bound, bound, generator=generator) for _ in range(2))
+        a1 = init_low_rank(self.rank, d_read, place.d_out, generator)["A"]
+        return {"A1": a1, "B1": b1, "A2": torch.zeros(self.rank, d_read), "B2": b2}
+
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(inputs, _product(values))
+
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight ΔW [E, D]."""
+        return AffineMap(_product(values), None)
+
+    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[LowRank, dict[str, Tensor]] | None:
+        """Return the same ΔW of rank R² as a low-rank change in its canonical form; None where R² is large.
+
+        Row i R + j of A [R², D] is A₁[i] ⊙ A₂[j], and B [E, R²] has the products of the columns.
+        """
+        rank = self.rank**2
+        if rank > MAX_PRODUCT_RANK:
+            return None
+        a = (values["A1"].unsqueeze(1) * values["A2"]).flatten(0, 1)
+        b = (values["B1"].unsqueeze(2) * values["B2"].unsqueeze(1)).flatten(1)
+        return LowRank(rank).canonical_form({"A": a, "B": b}, place, scale=scale)
+
+
+def _product(values: Values) -> Tensor:
+    """Compute (B₁ A₁) ⊙ (B₂ A₂) [E, D]."""
+    return (values["B1"] @ values["A1"]) * (values["B2"] @ values["A2"])
+
+
+class LoHa(MethodSettings):
+    """LoHa: W + (alpha / rank) · (B₁ A₁) ⊙ (B₂ A₂) at every projection.
+
+    Parameters: 2 · rank · (d_in + d_out) per projection, for a change of rank up to rank². Hyeon-Woo et al. (2022),
+    "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", arXiv:2108.06098; as a change
+    of a frozen weight, Yeh et al. (2024), "Navigating Text-To-Image Customization" (LyCORIS), arXiv:2309.14859.
+
+    Attributes:
+        rank: Rank of each factor.
+        alpha: Numerator of the scale.
+        sites: Sites or groups of linear layers.
+
+    >>> LoHa(rank=4).edits()[0].site
+    'projections'
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Return one product of low-rank changes per site."""
+        form, compose = HadamardProduct(self.rank), Add(self.alpha / self.rank)
+        return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
