@@ -14,6 +14,7 @@ from continual.deltas.methods.ia3 import IA3
 from continual.deltas.methods.intrinsic import Intrinsic
 from continual.deltas.methods.layer_norm import LayerNorm
 from continual.deltas.methods.loha import LoHa
+from continual.deltas.methods.lokr import LoKr
 from continual.deltas.methods.lora import LoRA
 from continual.deltas.methods.lora_xs import LoRAXS
 from continual.deltas.methods.masking import BinaryMasking
@@ -43,6 +44,7 @@ METHODS.register(
         "vera": VeRA,
         "lora_xs": LoRAXS,
         "loha": LoHa,
+        "lokr": LoKr,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,
