@@ -19,6 +19,7 @@ from continual.deltas.methods.lora import LoRA
 from continual.deltas.methods.lora_xs import LoRAXS
 from continual.deltas.methods.masking import BinaryMasking
 from continual.deltas.methods.multi_head_adapter import MultiHeadAdapter
+from continual.deltas.methods.oft import OFT
 from continual.deltas.methods.prefix import Prefix
 from continual.deltas.methods.prompt import Prompt
 from continual.deltas.methods.subspace import Subspace
@@ -45,6 +46,7 @@ METHODS.register(
         "lora_xs": LoRAXS,
         "loha": LoHa,
         "lokr": LoKr,
+        "oft": OFT,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,
