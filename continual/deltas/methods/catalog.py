@@ -6,6 +6,7 @@ Another package registers one with an entry point of the group `continual.method
 from continual.deltas.method import METHODS
 from continual.deltas.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.methods.bitfit import BitFit
+from continual.deltas.methods.boft import BOFT
 from continual.deltas.methods.composite import AdapterBitFit, MixAndMatch, ParallelComposition, SequentialComposition
 from continual.deltas.methods.diff_pruning import DiffPruning
 from continual.deltas.methods.dora import DoRA
@@ -47,6 +48,7 @@ METHODS.register(
         "loha": LoHa,
         "lokr": LoKr,
         "oft": OFT,
+        "boft": BOFT,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,
