@@ -10,6 +10,7 @@ from continual.deltas.methods.boft import BOFT
 from continual.deltas.methods.composite import AdapterBitFit, MixAndMatch, ParallelComposition, SequentialComposition
 from continual.deltas.methods.diff_pruning import DiffPruning
 from continual.deltas.methods.dora import DoRA
+from continual.deltas.methods.fourier_ft import FourierFT
 from continual.deltas.methods.full import Full, LastLayer, Probe, Selective
 from continual.deltas.methods.ia3 import IA3
 from continual.deltas.methods.intrinsic import Intrinsic
@@ -49,6 +50,7 @@ METHODS.register(
         "lokr": LoKr,
         "oft": OFT,
         "boft": BOFT,
+        "fourier_ft": FourierFT,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,

@@ -1,0 +1,103 @@
+"""FourierFT: a change of a weight given by a few coefficients of its Fourier transform.
+
+Shapes: D inputs and E outputs of a projection, N coefficients.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from continual.backbones.sites import Place
+from continual.deltas.compose import Add
+from continual.deltas.edit import Edit, Reads
+from continual.deltas.method import MethodSettings
+from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+
+
+@dataclass(frozen=True)
+class SparseSpectrum:
+    """x ΔWᵀ with ΔW = Re F⁻¹(S) [E, D], S [E, D] zero but for N trained coefficients at random, fixed frequencies.
+
+    F⁻¹ is the inverse discrete Fourier transform in two dimensions. Places of one shape have the frequencies in common;
+    they are drawn from the seed and are not stored. N is at most E D.
+
+    Attributes:
+        frequencies: N.
+        initial_scale: Deviation of the normal from which the coefficients are drawn; 0 for no change.
+        seed: Seed of the frequencies.
+    """
+
+    frequencies: int
+    initial_scale: float
+    seed: int
+
+    @property
+    def identity(self) -> IdentityAtInit:
+        """Exact where the coefficients start at zero, else none."""
+        return "none" if self.initial_scale else "exact"
+
+    def supports(self, place: Place) -> bool:
+        """Accept places that read and change hidden states."""
+        return place.is_hidden_state
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the spectrum [N]."""
+        count = min(self.frequencies, d_read * place.d_out)
+        return {"spectrum": self.initial_scale * torch.randn(count, generator=generator)}
+
+    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
+        """Compute the change [..., E] of `inputs` [..., D]."""
+        return F.linear(inputs, self._change(values["spectrum"], place.d_out, inputs.shape[-1]))
+
+    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
+        """Return the weight ΔW [E, D]."""
+        return AffineMap(self._change(values["spectrum"], place.d_out, place.d_in), None)
+
+    def _change(self, spectrum: Tensor, d_out: int, d_read: int) -> Tensor:
+        size = d_out * d_read
+        index = draw_frequencies(len(spectrum), size, self.seed, spectrum.device)
+        dense = spectrum.new_zeros(size).scatter(0, index, spectrum).view(d_out, d_read)
+        change: Tensor = torch.fft.ifft2(dense).real
+        return change
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a cached inference tensor would be an error in training
+def draw_frequencies(count: int, size: int, seed: int, device: torch.device) -> Tensor:
+    """Draw distinct positions [count] in a flattened matrix of `size` entries, as PEFT draws them from this seed."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[:count].to(device, copy=True)  # not a view of all positions
+
+
+class FourierFT(MethodSettings):
+    """FourierFT: W + scale · Re F⁻¹(S) at every projection, with few trained entries of the spectrum S.
+
+    Parameters: `frequencies` per projection, whatever its size. Gao et al. (2024), "Parameter-Efficient Fine-Tuning
+    with Discrete Fourier Transform", arXiv:2405.03003, who draw the first coefficients from a standard normal; here
+    they start at zero, without effect, unless `initial_scale` is given.
+
+    Attributes:
+        frequencies: Number of trained coefficients of a projection.
+        scale: Factor of the change; the inverse transform divides by d_in · d_out.
+        initial_scale: Deviation of the normal from which the coefficients are drawn.
+        seed: Seed of the frequencies.
+        sites: Sites or groups of linear layers.
+
+    >>> FourierFT(frequencies=100).edits()[0].site
+    'projections'
+    """
+
+    frequencies: int = Field(default=1000, ge=1, le=1_000_000)
+    scale: float = Field(default=150.0, gt=0, allow_inf_nan=False)
+    initial_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="deviation of fresh coefficients")
+    seed: int = Field(default=777, ge=0)
+    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Return one sparse spectrum per site."""
+        form, compose = SparseSpectrum(self.frequencies, self.initial_scale, self.seed), Add(self.scale)
+        return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
