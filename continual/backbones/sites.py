@@ -43,6 +43,7 @@ class Site:
         is_shared: Whether the output is the same for all rows of a batch.
         pre_norm_path: Of a block, the norm between the residual stream and the block's input, if any.
         post_norm_path: Of a block, the norm of the residual stream with the block's output added, if any.
+        is_residual: Whether the output is the residual stream itself, as that of a norm behind a block is.
     """
 
     input_path: str
@@ -55,6 +56,7 @@ class Site:
     is_shared: bool = False
     pre_norm_path: str = ""
     post_norm_path: str = ""
+    is_residual: bool = False
 
 
 def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
@@ -62,9 +64,14 @@ def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
     return Site(path, path, "output", "projections", part)
 
 
-def norm(path: str) -> Site:
-    """Return the site of a normalisation layer."""
-    return Site(path, path, "output", "norms")
+def norm(path: str, *, is_residual: bool = False) -> Site:
+    """Return the site of a normalisation layer.
+
+    Args:
+        path: The layer's module.
+        is_residual: Whether it is behind a block (post-norm), so that its output is the residual stream.
+    """
+    return Site(path, path, "output", "norms", is_residual=is_residual)
 
 
 def embedding(path: str, row_indices: Callable[[Call], Tensor] | None = None, *, is_shared: bool = False) -> Site:
@@ -154,6 +161,7 @@ class Place:
         is_shared: As in `Site`.
         pre_norm: Of a block, the norm between the residual stream and its input, if any.
         post_norm: Of a block, the norm of the residual stream with its output added, if any.
+        is_residual: As in `Site`.
     """
 
     name: str
@@ -172,6 +180,7 @@ class Place:
     is_shared: bool = False
     pre_norm: nn.Module | None = None
     post_norm: nn.Module | None = None
+    is_residual: bool = False
 
     def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """Return the input of a call of `input_module`: hidden states [..., d_in], row indices, or positions."""
@@ -345,6 +354,7 @@ def places_of(
             is_shared=site.is_shared,
             pre_norm=_module(model, name, site.pre_norm_path.format(layer)) if site.pre_norm_path else None,
             post_norm=_module(model, name, site.post_norm_path.format(layer)) if site.post_norm_path else None,
+            is_residual=site.is_residual,
         )
 
 

@@ -80,11 +80,11 @@ def opt(config: Any) -> Family:
     Its embeddings may have another size than its layers, its last norm may be absent, and its norms may have no
     weights.
     """
-    norm_position = "pre_norm" if config.do_layer_norm_before else "post_norm"
+    norm_position, behind = ("pre_norm", False) if config.do_layer_norm_before else ("post_norm", True)
     sites = _OPT_SITES | {
-        "norm.attn": norm(_OPT_NORMS[0]),
+        "norm.attn": norm(_OPT_NORMS[0], is_residual=behind),
         **attention_roles(_OPT + "self_attn", "q_proj k_proj v_proj out_proj", **{norm_position: _OPT_NORMS[0]}),
-        "norm.ffn": norm(_OPT_NORMS[1]),
+        "norm.ffn": norm(_OPT_NORMS[1], is_residual=behind),
         **feed_forward_roles(_OPT + "fc1", _OPT + "fc2", **{norm_position: _OPT_NORMS[1]}),
     }
     if config.do_layer_norm_before and not config._remove_final_layer_norm:

@@ -20,9 +20,9 @@ _BERT_SITES = {
         out=_BERT + "attention.output.dense",
         post_norm=_BERT + "attention.output.LayerNorm",
     ),
-    "norm.attn": norm(_BERT + "attention.output.LayerNorm"),
+    "norm.attn": norm(_BERT + "attention.output.LayerNorm", is_residual=True),
     **feed_forward_roles(_BERT + "intermediate.dense", _BERT + "output.dense", post_norm=_BERT + "output.LayerNorm"),
-    "norm.ffn": norm(_BERT + "output.LayerNorm"),
+    "norm.ffn": norm(_BERT + "output.LayerNorm", is_residual=True),
 }
 
 _DISTILBERT = "transformer.layer.{}."
@@ -33,11 +33,11 @@ _DISTILBERT_SITES = {
     "embed.position": embedding("embeddings.position_embeddings"),
     "norm.embed": norm("embeddings.LayerNorm"),
     **attention_roles(_DISTILBERT + "attention", "q_lin k_lin v_lin out_lin", post_norm=_DISTILBERT + "sa_layer_norm"),
-    "norm.attn": norm(_DISTILBERT + "sa_layer_norm"),
+    "norm.attn": norm(_DISTILBERT + "sa_layer_norm", is_residual=True),
     **feed_forward_roles(
         _DISTILBERT + "ffn.lin1", _DISTILBERT + "ffn.lin2", post_norm=_DISTILBERT + "output_layer_norm"
     ),
-    "norm.ffn": norm(_DISTILBERT + "output_layer_norm"),
+    "norm.ffn": norm(_DISTILBERT + "output_layer_norm", is_residual=True),
 }
 
 _MODERNBERT = "layers.{}."

@@ -57,7 +57,7 @@ def bart(config: Any) -> Family:
     """Return the family of a BART configuration."""
     cross = "decoder.layers.{}.encoder_attn"
     cross_sites = {
-        "norm.cross": norm(cross + "_layer_norm"),
+        "norm.cross": norm(cross + "_layer_norm", is_residual=True),
         **attention_roles(cross, "q_proj k_proj v_proj out_proj", role="cross", post_norm=cross + "_layer_norm"),
     }
     return Family(
@@ -81,9 +81,9 @@ def _bart_sites(stack: str) -> dict[str, Site]:
         **attention_roles(
             layer + "self_attn", "q_proj k_proj v_proj out_proj", post_norm=layer + "self_attn_layer_norm"
         ),
-        "norm.attn": norm(layer + "self_attn_layer_norm"),
+        "norm.attn": norm(layer + "self_attn_layer_norm", is_residual=True),
         **feed_forward_roles(layer + "fc1", layer + "fc2", post_norm=layer + "final_layer_norm"),
-        "norm.ffn": norm(layer + "final_layer_norm"),
+        "norm.ffn": norm(layer + "final_layer_norm", is_residual=True),
     }
 
 

@@ -24,6 +24,7 @@ from continual.deltas.methods.multi_head_adapter import MultiHeadAdapter
 from continual.deltas.methods.oft import OFT
 from continual.deltas.methods.prefix import Prefix
 from continual.deltas.methods.prompt import Prompt
+from continual.deltas.methods.reft import ReFT
 from continual.deltas.methods.subspace import Subspace
 from continual.deltas.methods.vera import VeRA
 
@@ -51,6 +52,7 @@ METHODS.register(
         "oft": OFT,
         "boft": BOFT,
         "fourier_ft": FourierFT,
+        "reft": ReFT,
         "intrinsic": Intrinsic,
         "subspace": Subspace,
         "union": ParallelComposition,

@@ -47,6 +47,8 @@ FORMULAE: list[tuple[str, dict[str, Any], int]] = [
     ("oft", {"block_size": 8}, INPUTS * (8 - 1) // 2),
     ("boft", {"block_size": 4, "factors": 3}, 3 * INPUTS * (4 - 1) // 2 + OUTPUTS),
     ("fourier_ft", {"frequencies": 10}, L * 6 * 10),
+    ("reft", {"rank": 3}, L * (2 * 3 * D + 3)),
+    ("reft", {"rank": 3, "layers": (-1,)}, 2 * 3 * D + 3),
     ("intrinsic", {"dimension": 10}, 10 + L * 6),
     ("intrinsic", {"dimension": 10, "scaled": False}, 10),
     ("mam", {"length": 5, "size": 7}, L * 2 * 5 * D + L * (2 * 7 * D + D + 7)),
