@@ -26,6 +26,7 @@ from continual.deltas.methods.prefix import Prefix
 from continual.deltas.methods.prompt import Prompt
 from continual.deltas.methods.reft import ReFT
 from continual.deltas.methods.subspace import Subspace
+from continual.deltas.methods.tiny_lora import TinyLoRA
 from continual.deltas.methods.vera import VeRA
 
 METHODS.register(
@@ -47,6 +48,7 @@ METHODS.register(
         "dora": DoRA,
         "vera": VeRA,
         "lora_xs": LoRAXS,
+        "tiny_lora": TinyLoRA,
         "loha": LoHa,
         "lokr": LoKr,
         "oft": OFT,

@@ -41,6 +41,7 @@ FORMULAE: list[tuple[str, dict[str, Any], int]] = [
     ("masking", {}, WEIGHTS // 8),  # in bytes
     ("vera", {"rank": 3}, L * 6 * 3 + OUTPUTS),
     ("lora_xs", {"rank": 3}, L * 6 * 3**2),
+    ("tiny_lora", {"dimension": 13}, 13),
     ("loha", {"rank": 3}, 2 * 3 * (INPUTS + OUTPUTS)),
     ("lokr", {"rank": 2}, L * 4 * (4 * 4 + 2 * (8 + 8)) + L * 2 * (4 * 6 + 2 * (8 + 8))),  # 32 = 4 · 8, 48 = 6 · 8
     ("lokr", {"rank": 9}, L * 4 * (4 * 4 + 8 * 8) + L * 2 * (4 * 6 + 8 * 8)),  # a second factor of full rank
