@@ -4,6 +4,7 @@ Another package registers one with an entry point of the group `continual.method
 """
 
 from continual.deltas.method import METHODS
+from continual.deltas.methods.ada_lora import AdaLoRA
 from continual.deltas.methods.adapter import Adapter, ParallelAdapter, PfeifferAdapter
 from continual.deltas.methods.bitfit import BitFit
 from continual.deltas.methods.boft import BOFT
@@ -46,6 +47,7 @@ METHODS.register(
         "masking": BinaryMasking,
         "lora": LoRA,
         "dora": DoRA,
+        "ada_lora": AdaLoRA,
         "vera": VeRA,
         "lora_xs": LoRAXS,
         "tiny_lora": TinyLoRA,

@@ -39,6 +39,7 @@ FORMULAE: list[tuple[str, dict[str, Any], int]] = [
     ("selective", {"sites": ("attn.q",), "share": 0.5}, D * D + D),
     ("diff_pruning", {"share": 0.1}, 2 * L * sum(round(0.1 * e * d) for e, d in SHAPES)),
     ("masking", {}, WEIGHTS // 8),  # in bytes
+    ("ada_lora", {"rank": 3}, 3 * (INPUTS + OUTPUTS + L * 6)),
     ("vera", {"rank": 3}, L * 6 * 3 + OUTPUTS),
     ("lora_xs", {"rank": 3}, L * 6 * 3**2),
     ("tiny_lora", {"dimension": 13}, 13),
