@@ -91,10 +91,11 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     return folder
 
 
-# Settings that a method cannot do without.
+# Settings that a method cannot do without, at all or with matrices as small as here.
 REQUIRED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "union": {"parts": ["bitfit", {"name": "lora", "rank": 2}]},
     "sequential": {"parts": [{"name": "lora", "rank": 2}, "bitfit"]},
+    "fourier_ft": {"scale": 5.0},  # divided by the number of a matrix's entries
 }
 
 

@@ -33,6 +33,7 @@ MAPS: dict[str, dict[str, str | int]] = {
            "decoder.final_layer_norm": "cpu", "decoder.dropout": "cpu", "lm_head": "cpu"},
 }  # fmt: skip
 READS_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "dora", "intrinsic"}
+READS_WEIGHTS |= {"lora_xs", "tiny_lora", "oft", "boft"}
 
 
 @pytest.fixture(scope="module", params=MAPS)

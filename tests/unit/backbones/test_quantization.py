@@ -38,6 +38,7 @@ from tests.helpers.quantized_backbones import (
 )
 
 CHANGES_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "dora", "intrinsic"}
+CHANGES_WEIGHTS |= {"lora_xs", "tiny_lora", "oft", "boft"}
 WRITERS = [kind for kind in HIDDEN_SIZE if kind != "bert"]
 
 

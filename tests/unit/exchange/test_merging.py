@@ -62,6 +62,7 @@ MERGEABLE = [
 
 def test_which_methods_can_be_merged() -> None:
     linear = {"lora", "dora", "ia3", "bitfit", "layer_norm", "full", "last_layer", "selective", "diff_pruning"}
+    linear |= {"ada_lora", "vera", "lora_xs", "tiny_lora", "loha", "lokr", "oft", "boft", "fourier_ft"}
     assert set(MERGEABLE) == linear | {"masking", "intrinsic", "probe", "union", "sequential"}
 
 
