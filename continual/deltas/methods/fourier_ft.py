@@ -3,6 +3,7 @@
 Shapes: D inputs and E outputs of a projection, N coefficients.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -56,6 +57,20 @@ class SparseSpectrum:
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
         """Return the weight ΔW [E, D]."""
         return AffineMap(self._change(values["spectrum"], place.d_out, place.d_in), None)
+
+    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return the spectrum [N] of Σ_k w_k ΔW_k; fewer frequencies are the first ones of more.
+
+        Args:
+            values: Spectrum [N_k] of each set, at frequencies of one seed; the numbers may differ.
+            weights: One per set.
+
+        Returns:
+            Spectrum [N]; shorter where all are.
+        """
+        spectra = [weight * part["spectrum"].float() for part, weight in zip(values, weights, strict=True)]
+        count = min(self.frequencies, max(len(spectrum) for spectrum in spectra))
+        return {"spectrum": torch.stack([F.pad(spectrum, (0, count - len(spectrum))) for spectrum in spectra]).sum(0)}
 
     def _change(self, spectrum: Tensor, d_out: int, d_read: int) -> Tensor:
         size = d_out * d_read

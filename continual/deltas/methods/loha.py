@@ -49,28 +49,32 @@ class HadamardProduct:
 
     def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
         """Compute the change [..., E] of `inputs` [..., D]."""
-        return F.linear(inputs, _product(values))
+        if self.rank**2 > MAX_PRODUCT_RANK:
+            return F.linear(inputs, _product(values))
+        low_rank = _as_low_rank(values)
+        return F.linear(F.linear(inputs, low_rank["A"]), low_rank["B"])
 
     def as_affine_map(self, values: Values, place: Place) -> AffineMap:
         """Return the weight ΔW [E, D]."""
         return AffineMap(_product(values), None)
 
     def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[LowRank, dict[str, Tensor]] | None:
-        """Return the same ΔW of rank R² as a low-rank change in its canonical form; None where R² is large.
-
-        Row i R + j of A [R², D] is A₁[i] ⊙ A₂[j], and B [E, R²] has the products of the columns.
-        """
-        rank = self.rank**2
-        if rank > MAX_PRODUCT_RANK:
+        """Return A [R², D] and B [E, R²] in the canonical form of a low-rank change; None where R² is large."""
+        if self.rank**2 > MAX_PRODUCT_RANK:
             return None
-        a = (values["A1"].unsqueeze(1) * values["A2"]).flatten(0, 1)
-        b = (values["B1"].unsqueeze(2) * values["B2"].unsqueeze(1)).flatten(1)
-        return LowRank(rank).canonical_form({"A": a, "B": b}, place, scale=scale)
+        return LowRank(self.rank**2).canonical_form(_as_low_rank(values), place, scale=scale)
 
 
 def _product(values: Values) -> Tensor:
     """Compute (B₁ A₁) ⊙ (B₂ A₂) [E, D]."""
     return (values["B1"] @ values["A1"]) * (values["B2"] @ values["A2"])
+
+
+def _as_low_rank(values: Values) -> dict[str, Tensor]:
+    """Return A [R², D], whose row i R + j is A₁[i] ⊙ A₂[j], and B [E, R²], likewise of columns: B A is ΔW."""
+    a = (values["A1"].unsqueeze(1) * values["A2"]).flatten(0, 1)
+    b = (values["B1"].unsqueeze(2) * values["B2"].unsqueeze(1)).flatten(1)
+    return {"A": a, "B": b}
 
 
 class LoHa(MethodSettings):

@@ -3,6 +3,7 @@
 Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -63,6 +64,21 @@ class SingularCore:
         """Return the weight B C A [E, D]."""
         a, b = self._factors(place, values["core"].device)
         return AffineMap(b @ values["core"] @ a, None)
+
+    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return C [R, R] of Σ_k w_k C_k; a C_k of another rank has the same singular vectors, more or fewer of them.
+
+        Args:
+            values: C [R_k, R_k] of each set; ranks may differ.
+            weights: One per set.
+
+        Returns:
+            C [R, R]; smaller where all C_k are.
+        """
+        cores = [weight * part["core"].float() for part, weight in zip(values, weights, strict=True)]
+        rank = min(self.rank, max(len(core) for core in cores))
+        missing = (rank - len(core) for core in cores)  # negative where rows and columns are cut off
+        return {"core": torch.stack([F.pad(core, (0, n, 0, n)) for core, n in zip(cores, missing, strict=True)]).sum(0)}
 
     def _factors(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor]:
         left, sizes, right = truncated_svd(place, self.rank, device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.sites import table_place
-from continual.deltas import Delta, init_values, regularization_loss
+from continual.deltas import METHODS, Delta, average_deltas, init_values, iterate_edits, regularization_loss
 from continual.deltas.methods.ada_lora import AdaLoRA
 from continual.deltas.methods.fourier_ft import FourierFT
 from continual.deltas.methods.lora_xs import truncated_svd
@@ -126,11 +126,12 @@ def test_all_places_share_veras_projections() -> None:
     assert not torch.equal(shared_projection(3, 5, "1/A", CPU), small)
 
 
+@pytest.mark.parametrize("rank", [3, 17])  # a product of factors, and one of matrices
 @pytest.mark.parametrize("kind", ["bert", "llama"])  # PEFT has it for linear layers alone
-def test_loha_equals_pefts(kind: str) -> None:
+def test_loha_equals_pefts(kind: str, rank: int) -> None:
     backbone, sites = tiny_backbone(kind), SITES[kind]
-    delta = perturbed_delta(backbone, "loha", rank=3, alpha=6.0, sites=sites)
-    model, modules = wrapped(backbone, sites, lambda **names: peft.LoHaConfig(r=3, alpha=6, **names))
+    delta = perturbed_delta(backbone, "loha", rank=rank, alpha=6.0, sites=sites)
+    model, modules = wrapped(backbone, sites, lambda **names: peft.LoHaConfig(r=rank, alpha=6, **names))
     parameters = {
         "B1": lambda module: module.hada_w1_a["default"],
         "A1": lambda module: module.hada_w1_b["default"],
@@ -376,6 +377,34 @@ def test_ada_loras_penalty_is_the_distance_from_orthogonal_vectors(bert: Backbon
     actual = regularization_loss(bert, delta)
     assert actual is not None
     assert actual.item() == pytest.approx(expected, rel=1e-4)
+
+
+LINEAR: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("lora_xs", {"rank": 5, "alpha": 2.0}, {"rank": 3, "alpha": 3.0}, {"rank": 5, "alpha": 9.0}),
+    ("fourier_ft", {"frequencies": 9, "scale": 2.0}, {"frequencies": 4, "scale": 6.0}, {"frequencies": 9}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "first", "second"), LINEAR, ids=lambda value: str(value)[:10])
+def test_linear_changes_of_other_sizes_and_scales_are_averaged_exactly(
+    bert: Backbone, method: str, settings: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    deltas = [perturbed_delta(bert, method, **first), perturbed_delta(bert, method, seed=1, **second)]
+    average = average_deltas(bert, METHODS[method].model_validate(settings), deltas, [0.3, 0.7])
+    assert average is not None
+    expected = [weight_changes(bert, delta) for delta in deltas]
+    for key, change in weight_changes(bert, average).items():
+        torch.testing.assert_close(change, 0.3 * expected[0][key] + 0.7 * expected[1][key], rtol=1e-4, atol=1e-5)
+
+
+def weight_changes(backbone: Backbone, delta: Delta) -> dict[str, Tensor]:
+    """Return the scaled change [E, D] of every place's weight."""
+    changes = {}
+    for place, prefix, edit in iterate_edits(backbone, delta.settings):
+        values = {key.rpartition("/")[2]: value for key, value in delta.values.items() if key.startswith(prefix)}
+        change = edit.form.as_affine_map(values, place).weight  # type: ignore[attr-defined]
+        changes[prefix] = edit.compose.scale * change  # type: ignore[attr-defined]
+    return changes
 
 
 def test_ada_loras_are_averaged_as_changes(bert: Backbone) -> None:
