@@ -22,7 +22,7 @@ _METADATA_KEY = "continual"  # one key only: safetensors would write several in 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
     """Serialize named tensors of any shape and JSON metadata; equal input gives equal bytes."""
-    document = {"format": FORMAT_VERSION, **(metadata or {})}
+    document = {**(metadata or {}), "format": FORMAT_VERSION}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return save_safetensors(contiguous, metadata={_METADATA_KEY: json.dumps(document, sort_keys=True)})
 

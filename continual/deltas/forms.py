@@ -45,6 +45,21 @@ def round_up_size(size: int) -> int:
     return max(MIN_SHARED_SIZE, 1 << (size - 1).bit_length())
 
 
+Scaling = Literal["standard", "rank_stabilized"]
+
+
+def scale_divisor(rank: int, scaling: Scaling) -> float:
+    """Return what alpha is divided by: the rank, or its square root in a rank-stabilised LoRA.
+
+    Kalajdzievski (2023), "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", arXiv:2312.03732: with alpha
+    divided by √R instead of R, neither outputs nor gradients vanish as the rank grows.
+
+    >>> scale_divisor(16, "standard"), scale_divisor(16, "rank_stabilized")
+    (16, 4.0)
+    """
+    return math.sqrt(rank) if scaling == "rank_stabilized" else rank
+
+
 @dataclass(frozen=True)
 class LowRank:
     """x Aᵀ Bᵀ with A [R, D] and B [E, R]; starts at zero, since B does.

@@ -44,7 +44,7 @@ def merge_obstacle(settings: MethodSettings) -> str | None:
     >>> from continual.deltas import METHODS
     >>> merge_obstacle(METHODS["lora"]())
     >>> merge_obstacle(METHODS["adapter_pfeiffer"]())
-    "its edit at 'ffn.out' (Bottleneck, Add) is no change of a weight or a bias"
+    "its edit at 'ffn' (Bottleneck, Add) is no change of a weight or a bias"
     """
     for edit in settings.edits():
         if not isinstance(edit.form, Mergeable) or not isinstance(edit.compose, MergeableComposition):

@@ -24,14 +24,14 @@ def test_tensors_and_metadata_are_read_in_order() -> None:
     tensors, about = deserialize(serialize(TENSORS, {"method": "lora"}), what="delta")
     assert list(tensors) == ["a", "b"]
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert about == {"method": "lora"}
+    assert about == {"format": serialization.FORMAT_VERSION, "method": "lora"}
     assert serialize(TENSORS) == serialize(dict(reversed(TENSORS.items())))
 
 
 def test_a_file_without_a_format_has_the_first() -> None:
-    assert deserialize(save(PLAIN), what="answer")[1] == {}
+    assert deserialize(save(PLAIN), what="answer")[1] == {"format": 1}
     about = {"continual": json.dumps({"method": "lora"})}
-    assert deserialize(save(PLAIN, metadata=about), what="delta")[1] == {"method": "lora"}
+    assert deserialize(save(PLAIN, metadata=about), what="delta")[1] == {"format": 1, "method": "lora"}
 
 
 FILES: Mapping[Callable[[bytes], object], Callable[[Backbone], bytes]] = {
@@ -49,7 +49,7 @@ def test_a_newer_format_is_refused_with_the_remedy(
     written = FILES[read](bert)
     read(written)
     monkeypatch.undo()
-    with pytest.raises(BlobError, match=r"of format 7, and this release .* up to 2: .* Install that release"):
+    with pytest.raises(BlobError, match=r"of format 7, and this release .* up to 3: .* Install that release"):
         read(written)
 
 

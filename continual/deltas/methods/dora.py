@@ -15,15 +15,9 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.forms import LowRank, init_low_rank
+from continual.deltas.forms import LowRank, Scaling, init_low_rank, scale_divisor
 from continual.deltas.method import MethodSettings, Preset
-from continual.deltas.methods.lora import (
-    Scaling,
-    low_rank_from_peft,
-    low_rank_shapes,
-    low_rank_to_peft,
-    scale_divisor,
-)
+from continual.deltas.methods.low_rank_peft import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
