@@ -141,7 +141,8 @@ def _describe(trial: "StudyTrial") -> str:
     from continual.experiments.studies.aggregation import method_label
 
     source = f" from {trial.source.task}" if trial.source else ""
-    return f"{trial.task}{source}, {method_label(trial.candidate.method)}, seed {trial.seed}"
+    backbone = f", {trial.backbone.name}" if trial.backbone else ""
+    return f"{trial.task}{source}, {method_label(trial.candidate.method)}{backbone}, seed {trial.seed}"
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:

@@ -221,6 +221,35 @@ def bar_plot(groups: Mapping[str, Mapping[str, float | None]], *, title: str, yl
     return figure
 
 
+def dot_plot(groups: Mapping[str, Mapping[str, tuple[float, float | None]]], *, title: str, xlabel: str) -> Figure:
+    """Draw a row for each name with a dot at its mean and a bar of one standard deviation to both sides.
+
+    Args:
+        groups: Mean and standard deviation by name, by group; each group has one colour. None draws no bar.
+        title: Title of the figure.
+        xlabel: What the values are.
+    """
+    names = [name for dots in groups.values() for name in dots]
+    height = min(1.4 + 0.28 * (len(names) + len(groups)), MAX_INCHES)
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    rows: list[int] = []
+    for group, dots in groups.items():
+        first = rows[-1] + 2 if rows else 0  # an empty row between groups
+        places = range(first, first + len(dots))
+        rows += places
+        means, deviations = [mean for mean, _ in dots.values()], [spread or 0.0 for _, spread in dots.values()]
+        axes.errorbar(means, places, xerr=deviations, fmt="o", markersize=4, capsize=3, label=group)
+    axes.set_yticks(rows, names, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel=xlabel)
+    if len(groups) > 1:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def _with_gaps(values: Iterable[float | None]) -> list[float]:
     """Return numbers as matplotlib takes them: NaN, a gap, for None."""
     return [float("nan") if value is None else value for value in values]

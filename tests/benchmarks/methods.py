@@ -15,11 +15,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +25,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import attached, method_settings
 from continual.errors import TrainingError
+from continual.experiments.studies.ranking import METHODS
 from continual.kinds import kind_of_delta
 from continual.metrics import score_with_interval
 from continual.training.training_run import train
@@ -37,7 +36,9 @@ from tests.benchmarks.run_log import Record, State, TrialTask, chosen_names, mea
 SEARCH_TASKS = 2  # those with the fewest tokens
 DENSE = (5e-5, 1e-4, 2e-4, 5e-4)
 USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
-SMALL = (2e-3, 5e-3, 1e-2, 2e-2)  # methods of few parameters
+SMALL = (2e-3, 5e-3, 1e-2, 2e-2)
+DENSE_METHODS = ("full", "last_layer", "selective")
+SMALL_METHODS = ("probe", "prefix", "prompt", "ia3", "layer_norm", "bitfit", "masking", "intrinsic")  # few parameters
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,11 @@ class Entry:
     rates: tuple[float, ...]
 
 
-def _entry(rates: tuple[float, ...], name: str, **settings: Any) -> Entry:
-    return Entry(Method.model_validate({"name": name, **settings}), rates)
+def _rates(method: Method) -> tuple[float, ...]:
+    return DENSE if method.name in DENSE_METHODS else SMALL if method.name in SMALL_METHODS else USUAL
 
 
-ENTRIES: Mapping[str, Entry] = {
-    "full": _entry(DENSE, "full"),
-    "probe": _entry(SMALL, "probe"),
-    "lora": _entry(USUAL, "lora", rank=8),
-    "lora rank 2": _entry(USUAL, "lora", rank=2, alpha=2),
-    "dora": _entry(USUAL, "dora", rank=8),
-    "adapter": _entry(USUAL, "adapter", size=64),
-    "adapter_pfeiffer": _entry(USUAL, "adapter_pfeiffer", size=64),
-    "parallel_adapter": _entry(USUAL, "parallel_adapter", size=64),
-    "mam": _entry(USUAL, "mam"),
-    "prefix": _entry(SMALL, "prefix"),
-    "prompt": _entry(SMALL, "prompt"),
-    "ia3": _entry(SMALL, "ia3"),
-    "layer_norm": _entry(SMALL, "layer_norm"),
-    "bitfit": _entry(SMALL, "bitfit"),
-    "adapter_bitfit": _entry(USUAL, "adapter_bitfit"),
-    "last_layer": _entry(DENSE, "last_layer"),
-    "selective": _entry(DENSE, "selective"),
-    "diff_pruning": _entry(USUAL, "diff_pruning"),
-    "masking": _entry(SMALL, "masking"),
-    "intrinsic": _entry(SMALL, "intrinsic"),
-    "lora, then bitfit": _entry(USUAL, "sequential", parts=["lora", "bitfit"]),
-}
+ENTRIES = {label: Entry(method, _rates(method)) for label, method in METHODS.items()}
 
 
 def make_trial_task(backbone: Backbone, stream: Stream, spec: TaskSpec, *, rows: int, seed: int) -> TrialTask:

@@ -24,10 +24,12 @@ def test_every_study_has_its_section_and_its_paper() -> None:
 def test_a_study_resumes_where_it_stopped(
     name: str,
     trial_runner: TrialRunner,  # noqa: F811
+    bert_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    study, file = study_of(name, SMALL.get(name, {})), tmp_path / "ledger.jsonl"
+    settings = {**SMALL.get(name, {}), **({"backbones": [str(bert_folder)]} if name == "scale" else {})}
+    study, file = study_of(name, settings), tmp_path / "ledger.jsonl"
     measured = count_measured_trials(study, monkeypatch)
     first = run_study(study, trial_runner, TrialStore(file))
     assert len(measured) == len(first.results) > 0

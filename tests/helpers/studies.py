@@ -22,8 +22,13 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "generalisation": {"methods": [LORA, "probe"], "rates": [1.0], "rows": [8, 24, 100000]},
     "transfer": {"shots": 4, "epochs": 1},
     "ablation": {"scales": [1e-3, 1.0], "method": {"name": "adapter", "size": 2}, "scaled": {"name": "adapter"}},
-    "combination": {"pairs": [[LORA, "bitfit"]], "rates": [1.0]},
+    "combination": {"combinations": [[LORA, "bitfit"]], "rates": [1.0]},
     "templates": {"shots": 4, "few_epochs": 1, "rates": [1.0]},
+    "placement": {"size": 2, "rates": [1.0]},
+    "composition": {"size": 8, "scales": [1, 4], "rates": [1.0]},
+    "heads": {"budgets": [0.01], "rates": [1.0]},
+    "ranking": {"methods": [LORA, "probe"], "rates": [1.0]},
+    "scale": {"methods": [LORA], "rates": [1.0]},
 }
 
 
@@ -52,7 +57,7 @@ def writer_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture
 def trial_runner(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
-    template = getattr(request, "param", "") == "templates"
+    template = getattr(request, "param", "") in ("templates", "combination")
     tasks = ("mood",) if getattr(request, "param", "") == "cost" else ("mood", "place")
     return TrialRunner(writer_backbone, tuple(task_data(name, template=template) for name in tasks), (0,))
 

@@ -10,9 +10,14 @@ from typing import Any, cast
 from continual.errors import StudyError
 from continual.experiments.studies.ablation import Ablation
 from continual.experiments.studies.combination import Combination
+from continual.experiments.studies.composition import Composition
 from continual.experiments.studies.convergence import Convergence
 from continual.experiments.studies.cost import Cost
 from continual.experiments.studies.generalisation import Generalisation
+from continual.experiments.studies.heads import Heads
+from continual.experiments.studies.placement import Placement
+from continual.experiments.studies.ranking import Ranking
+from continual.experiments.studies.scale import Scale
 from continual.experiments.studies.size import Size
 from continual.experiments.studies.study import Study, StudyRun, run_study
 from continual.experiments.studies.templates import Templates
@@ -57,6 +62,11 @@ STUDIES = PluginRegistry[type[Study]](
         "ablation": Ablation,
         "combination": Combination,
         "templates": Templates,
+        "placement": Placement,
+        "composition": Composition,
+        "heads": Heads,
+        "ranking": Ranking,
+        "scale": Scale,
     },
 )
 """The studies by name."""

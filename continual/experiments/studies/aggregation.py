@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import stdev
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,8 @@ Number = TypeVar("Number", int, float)
 Rates = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
 
 RATES: Rates = (0.1, 1.0)  # multiples of the stream's learning rate: methods that train whole weights need a lower one
-FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f"}
+FULL = Method(name="full")
+FORMATS = {"parameters": ",.0f", "share": ".3%", "gap": "+.3f", "gain": "+.3f"}
 PERCENTILES = (20, 50, 80)  # as in Houlsby et al. (2019), figure 1
 
 
@@ -83,6 +85,11 @@ def make_trial(
     return StudyTrial(data, seed, candidate, budget, rows=rows, shots=shots, extra=extra or {})
 
 
+def without_template(data: TaskData) -> TaskData:
+    """Return the task without its template, so that a head answers it."""
+    return replace(data, spec=data.spec.model_copy(update={"template": None}))
+
+
 def best_rates(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Keep, of results that differ only in the learning rate, the best one on validation rows."""
     best: dict[str, TrialResult] = {}
@@ -126,6 +133,70 @@ def means_table(
     ]
     rows = tuple((*key, *(mean[key] for mean in means)) for key in means[0])
     return Table((*by, *(value.replace("_", " ") for value in values)), rows, dict(FORMATS))
+
+
+def task_columns(results: Sequence[TrialResult], by: Mapping[str, Callable[[StudyTrial], Any]]) -> Table:
+    """Build a table of mean test scores with one row per group of results and one column per task.
+
+    Args:
+        results: The results.
+        by: The columns that identify a group, as in `means_table`.
+    """
+
+    def key_of(trial: StudyTrial) -> tuple[Any, ...]:
+        return tuple(key_part(trial) for key_part in by.values())
+
+    scores = mean_outcomes(results, "test", lambda trial: (key_of(trial), trial.task))
+    keys, tasks = dict.fromkeys(key for key, _ in scores), dict.fromkeys(task for _, task in scores)
+    rows = tuple((*key, *(scores.get((key, task)) for task in tasks)) for key in keys)
+    return Table((*by, *tasks), rows)
+
+
+def seed_means(
+    results: Iterable[TrialResult], by: Callable[[StudyTrial], Key], *, value: str = "test"
+) -> dict[Key, list[float]]:
+    """Average an outcome over tasks, once for each seed.
+
+    Only tasks with an outcome for every key and seed count, so that all means are over the same tasks.
+
+    Args:
+        results: The results, one for each key, task and seed.
+        by: Returns a trial's key.
+        value: The name of the outcome.
+
+    Returns:
+        The mean for each seed, by key; empty where no task is complete.
+    """
+    outcomes = {(by(result.trial), result.trial.task, result.trial.seed): result.outcome[value] for result in results}
+    keys = dict.fromkeys(key for key, _, _ in outcomes)
+    tasks, seeds = dict.fromkeys(task for _, task, _ in outcomes), dict.fromkeys(seed for *_, seed in outcomes)
+    complete = [task for task in tasks if all((key, task, seed) in outcomes for key in keys for seed in seeds)]
+    if not complete:
+        return {}
+    return {key: [mean_of(outcomes[key, task, seed] for task in complete) for seed in seeds] for key in keys}
+
+
+def gaps_to_full(scores: Mapping[tuple[Key, str], float]) -> dict[str, dict[Key, float]]:
+    """Return by method and task, or other circumstance, the score minus the score of full fine-tuning.
+
+    Circumstances without a score of full fine-tuning are left out.
+
+    Args:
+        scores: Scores by circumstance and label of the method.
+
+    >>> gaps_to_full({("mood", "lora"): 0.5, ("mood", "full"): 0.75})
+    {'lora': {'mood': -0.25}, 'full': {'mood': 0.0}}
+    """
+    gaps: defaultdict[str, dict[Key, float]] = defaultdict(dict)
+    for (circumstance, method), score in scores.items():
+        if (full := scores.get((circumstance, method_label(FULL)))) is not None:
+            gaps[method][circumstance] = score - full
+    return dict(gaps)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of a sample, of n − 1 degrees of freedom; None for a single value."""
+    return stdev(values) if len(values) > 1 else None
 
 
 def group_lines(means: Mapping[tuple[str, Number], float]) -> dict[str, Line]:
@@ -174,6 +245,11 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     """
     low, middle, high = np.percentile(values, PERCENTILES).tolist()
     return low, middle, high
+
+
+def method_of_name(name: str, **settings: Any) -> Method:
+    """Return the method with a name and settings."""
+    return Method.model_validate({"name": name, **settings})
 
 
 def method_label(method: Method) -> str:

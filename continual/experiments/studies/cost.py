@@ -32,7 +32,7 @@ from continual.experiments.studies.aggregation import (
 )
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner
+from continual.experiments.studies.trial_runner import TrialRunner, device_and_dtype
 from continual.features.tokens import sorted_batches
 from continual.kinds import ForwardContext, HeadStart
 from continual.learning.prepared import PreparedTask, prepare_task
@@ -73,8 +73,7 @@ class Cost(Study):
 
     def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         """Measure one trial in a new process; see `Study.measure`."""
-        backbone = runner.backbone
-        backbone_arguments = (backbone.name, str(backbone.device), str(backbone.dtype).removeprefix("torch."))
+        backbone_arguments = (runner.backbone.name, *device_and_dtype(runner.backbone))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             return process.submit(measure_costs, *backbone_arguments, trial, torch.get_num_threads()).result()
 

@@ -23,7 +23,7 @@ from continual.experiments.studies.aggregation import (
 )
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, score_on_rows, summarize
+from continual.experiments.studies.trial_runner import TrialRunner, summarize_with_gap
 from continual.reports.html import Section
 from continual.reports.html.study_result import Result
 from continual.reports.plots import line_plot
@@ -58,9 +58,7 @@ class Generalisation(Study):
 
     def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
         """See `Study.measure`."""
-        task, trained = runner.train(trial)
-        outcome, train = summarize(task, trained), score_on_rows(task, trained.delta, task.train)
-        return {**outcome, "train": train, "gap": train - outcome["test"]}
+        return summarize_with_gap(*runner.train(trial))
 
     def result(self, results: Sequence[TrialResult]) -> Result:
         """See `Study.result`."""

@@ -4,41 +4,39 @@ Houlsby et al. (2019), "Parameter-Efficient Transfer Learning for NLP" (arXiv:19
 the score of full fine-tuning on the same task, and its 20th, 50th and 80th percentile over the tasks.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from continual.experiments.studies.aggregation import (
+    FULL,
     RATES,
     Rates,
     best_rates,
+    gaps_to_full,
     mean_outcomes,
-    method_label,
     method_of,
+    method_of_name,
     percentiles,
     sweep_trials,
     task_and_method,
+    task_columns,
 )
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, summarize
+from continual.experiments.studies.trial_runner import TrialRunner
 from continual.reports.html import Section, Table
 from continual.reports.html.study_result import Result
 from continual.reports.plots import Line, line_plot
 from tasks import Method
 
-FULL = Method(name="full")
 RANKS, WIDTHS = (1, 2, 4, 8, 16, 32, 64), (2, 4, 8, 16, 32, 64, 128)
 
 
 def _default_methods(layers: int) -> tuple[Method, ...]:
-    """Return the default sweep: ranks of LoRA, sizes of adapters, and numbers of fine-tuned last layers."""
+    """Return the default sweep: ranks of LoRA, sizes of adapters, numbers of fine-tuned last layers, and the norms."""
     swept = {"lora": ("rank", RANKS), "adapter": ("size", WIDTHS), "last_layer": ("count", range(1, layers + 1))}
-    return tuple(
-        Method.model_validate({"name": name, setting: size})
-        for name, (setting, sizes) in swept.items()
-        for size in sizes
-    )
+    sized = (method_of_name(name, **{setting: size}) for name, (setting, sizes) in swept.items() for size in sizes)
+    return (*sized, Method(name="layer_norm"))
 
 
 @final
@@ -47,7 +45,7 @@ class Size(Study):
 
     Attributes:
         methods: The methods, with one line for those of the same name; by default LoRA, adapters and the last layers in
-            many sizes.
+            many sizes, and the norms alone.
         rates: Multiples of the learning rate; the best one on validation rows counts.
     """
 
@@ -63,10 +61,6 @@ class Size(Study):
             runner, (*(self.methods or _default_methods(runner.backbone.num_layers)), FULL), rates=self.rates
         )
 
-    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        """See `Study.measure`."""
-        return summarize(*runner.train(trial))
-
     def result(self, results: Sequence[TrialResult]) -> Result:
         """See `Study.result`."""
         best = best_rates(results)
@@ -74,15 +68,13 @@ class Size(Study):
             gaps_to_full(mean_outcomes(best, "test", task_and_method)),
             mean_outcomes(best, "parameters", method_of),
         )
-        shares, scores = mean_outcomes(best, "share", method_of), mean_outcomes(best, "test", task_and_method)
+        shares = mean_outcomes(best, "share", method_of)
         spread = {name: percentiles(list(row.values())) for name, row in gaps.items() if row}
         table = Table(
             ("method", "parameters", "share", "20th", "median", "80th", "tasks"),
             tuple((name, round(sizes[name]), shares[name], *row, len(gaps[name])) for name, row in spread.items()),
             {"share": ".3%", "20th": "+.3f", "median": "+.3f", "80th": "+.3f"},
         )
-        tasks = tuple(dict.fromkeys(task for task, _ in scores))
-        score_rows = tuple((name, *(scores.get((task, name)) for task in tasks)) for name in sizes)
         return Result(
             (
                 Section("Score less that of full fine-tuning", TEXT, table=table),
@@ -98,28 +90,15 @@ class Size(Study):
                     ),
                     caption="Score less that of full fine-tuning against the number of trained parameters",
                 ),
-                Section("Test score of each task", "Mean over the seeds.", table=Table(("method", *tasks), score_rows)),
+                Section(
+                    "Test score of each task", "Mean over the seeds.", table=task_columns(best, {"method": method_of})
+                ),
             ),
             {f"median_gap.{name}": row[1] for name, row in spread.items()},
         )
 
 
 TEXT = "Over the tasks: 20th percentile, median and 80th percentile of the test score less that of full fine-tuning."
-
-
-def gaps_to_full(scores: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
-    """Return by method and task the score minus the score of full fine-tuning.
-
-    Tasks without a score of full fine-tuning are left out.
-
-    >>> gaps_to_full({("mood", "lora"): 0.5, ("mood", "full"): 0.75})
-    {'lora': {'mood': -0.25}, 'full': {'mood': 0.0}}
-    """
-    gaps: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for (task, method), score in scores.items():
-        if (full := scores.get((task, method_label(FULL)))) is not None:
-            gaps[method][task] = score - full
-    return dict(gaps)
 
 
 def _lines(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from continual.errors import MethodError, StudyError, TrainingError
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner
+from continual.experiments.studies.trial_runner import TrialRunner, summarize
 from continual.experiments.studies.trial_store import TrialStore
 from continual.reports.html.study_result import Result
 from continual.streams.preflight import incompatibilities
@@ -35,9 +35,9 @@ class Study(StrictModel, ABC):
             InputError: The tasks do not meet the study's requirements.
         """
 
-    @abstractmethod
     def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        """Run one trial and return its outcome as JSON."""
+        """Run one trial on the runner's backbone and return its outcome as JSON: by default `summarize` of training."""
+        return summarize(*runner.train(trial))
 
     @abstractmethod
     def result(self, results: Sequence[TrialResult]) -> Result:
@@ -99,7 +99,7 @@ def run_study(
 
 def _measure_or_failure(study: Study, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
     try:
-        return study.measure(runner, trial)
+        return study.measure(runner.with_backbone_of(trial), trial)
     except TrainingError as error:
         return {"failed": str(error)}
 
@@ -111,10 +111,14 @@ def _check_compatibility(runner: TrialRunner, trials: Sequence[StudyTrial]) -> N
         MethodError: There are any.
     """
     trials_and_sources = [candidate for trial in trials for candidate in (trial, trial.source) if candidate]
-    specs = {
-        (trial.task, repr(trial.candidate.method), repr(trial.data.spec.template)): trial.spec
+    distinct = {
+        (trial.backbone, trial.task, repr(trial.candidate.method), repr(trial.data.spec.template)): trial
         for trial in trials_and_sources
     }
-    problems = dict.fromkeys(problem for spec in specs.values() for problem in incompatibilities(runner.backbone, spec))
+    problems = dict.fromkeys(
+        f"backbone {trial.backbone.name!r}: {problem}" if trial.backbone else problem
+        for trial in distinct.values()
+        for problem in incompatibilities(runner.with_backbone_of(trial).backbone, trial.spec)
+    )
     if problems:
         raise MethodError("\n".join(problems))

@@ -6,16 +6,22 @@ answer; without one there is no zero-shot answer, because there is no head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, final
 
 from pydantic import Field
 
 from continual.errors import StudyError
-from continual.experiments.studies.aggregation import RATES, Rates, best_rates, make_trial, mean_outcomes
+from continual.experiments.studies.aggregation import (
+    RATES,
+    Rates,
+    best_rates,
+    make_trial,
+    mean_outcomes,
+    without_template,
+)
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
-from continual.experiments.studies.trial_runner import TrialRunner, summarize
+from continual.experiments.studies.trial_runner import TrialRunner
 from continual.reports.html import Section, Table
 from continual.reports.html.study_result import Result
 from continual.reports.plots import bar_plot
@@ -64,10 +70,6 @@ class Templates(Study):
         yield make_trial(data, seed, self.method, rate=rate, epochs=self.few_epochs, shots=self.shots, extra=few)
         yield make_trial(data, seed, self.method, rate=rate, extra=_extra("all rows", data))
 
-    def measure(self, runner: TrialRunner, trial: StudyTrial) -> Mapping[str, Any]:
-        """See `Study.measure`."""
-        return summarize(*runner.train(trial))
-
     def result(self, results: Sequence[TrialResult]) -> Result:
         """See `Study.result`."""
         scores = mean_outcomes(best_rates(results), "test", lambda trial: (trial.task, *_regime(trial)))
@@ -97,11 +99,6 @@ class Templates(Study):
 COLUMNS = ("with template", "with head", "gain")
 FORMATS = {"gain": "+.3f"}
 TEXT = "Test scores. Gain: with the template less with a head. Zero-shot there is no head to answer with."
-
-
-def without_template(data: TaskData) -> TaskData:
-    """Return the task without its template, so that a head answers it."""
-    return replace(data, spec=data.spec.model_copy(update={"template": None}))
 
 
 def _extra(regime: str, data: TaskData) -> dict[str, Any]:

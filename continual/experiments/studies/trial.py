@@ -15,6 +15,21 @@ JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class TrialBackbone:
+    """The backbone of a trial, where a study compares several.
+
+    Attributes:
+        name: Its name, hub id or folder.
+        fingerprint: The digest of its configuration and weights.
+        parameters: The number of its parameters.
+    """
+
+    name: str
+    fingerprint: str
+    parameters: int
+
+
+@dataclass(frozen=True)
 class StudyTrial:
     """One training run of a study, with all that determines its outcome on one backbone.
 
@@ -28,6 +43,7 @@ class StudyTrial:
             None takes all.
         source: The trial whose delta this one starts from, or None.
         extra: Further settings that the study varies, as JSON.
+        backbone: The backbone; None for the stream's own.
     """
 
     data: TaskData
@@ -38,6 +54,7 @@ class StudyTrial:
     shots: int | None = None
     source: "StudyTrial | None" = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    backbone: TrialBackbone | None = None
 
     @property
     def task(self) -> str:
@@ -87,6 +104,7 @@ class StudyTrial:
             "shots": self.shots,
             "source": self.source and self.source.to_json(),
             **self.extra,
+            **({"backbone": self.backbone.fingerprint} if self.backbone else {}),
         }
 
     @cached_property

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from continual.backbones.backbone import Backbone
+from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Delta
-from continual.experiments.studies.trial import StudyTrial
+from continual.experiments.studies.trial import StudyTrial, TrialBackbone
 from continual.kinds import ForwardContext, PreparedRows
 from continual.learning.learn import search_method
 from continual.learning.prepared import PreparedTask, prepare_task
@@ -45,6 +45,32 @@ class TrialRunner:
     seeds: tuple[int, ...]
     _trial_tasks: dict[tuple[Any, ...], TrialTask] = field(default_factory=dict, init=False, repr=False)
     _source_deltas: dict[str, Delta] = field(default_factory=dict, init=False, repr=False)
+    _other_runners: dict[str, "TrialRunner"] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def trial_backbone(self) -> TrialBackbone:
+        """The backbone as a trial names it."""
+        return TrialBackbone(self.backbone.name, self.backbone.fingerprint, self.backbone.parameter_count)
+
+    def with_backbone(self, name: str) -> "TrialRunner":
+        """Return a runner on the named backbone, of the same tasks and seeds and on the same device.
+
+        Beside the stream's own backbone only the last one is kept in memory.
+
+        Raises:
+            BackboneError: The backbone cannot be loaded.
+        """
+        if name == self.backbone.name:
+            return self
+        if name not in self._other_runners:
+            self._other_runners.clear()
+            device, dtype = device_and_dtype(self.backbone)
+            self._other_runners[name] = replace(self, backbone=load_backbone(name, device=device, dtype=dtype))
+        return self._other_runners[name]
+
+    def with_backbone_of(self, trial: StudyTrial) -> "TrialRunner":
+        """Return the runner on a trial's backbone."""
+        return self if trial.backbone is None else self.with_backbone(trial.backbone.name)
 
     def trial_task(self, trial: StudyTrial) -> TrialTask:
         """Return a trial's prepared task and start; equal rows are prepared only once."""
@@ -87,6 +113,11 @@ class TrialRunner:
         return Neighbour(source.task, self._source_deltas[source.key])
 
 
+def device_and_dtype(backbone: Backbone) -> tuple[str, str]:
+    """Return the arguments `device` and `dtype` by which `load_backbone` uses those of a backbone."""
+    return str(backbone.device), str(backbone.dtype).removeprefix("torch.")
+
+
 def score_on_rows(task: PreparedTask, delta: Delta, rows: PreparedRows) -> float:
     """Return the score of a delta on rows of a task."""
     return validation_score(task.backbone, task.kind, delta, rows=rows, metric=task.data.spec.metric)
@@ -108,3 +139,13 @@ def summarize(task: PreparedTask, trained: TrainingResult) -> Mapping[str, Any]:
         "share": parameters / task.backbone.parameter_count,
         "seconds": trained.seconds,
     }
+
+
+def summarize_with_gap(task: PreparedTask, trained: TrainingResult) -> Mapping[str, Any]:
+    """Return what `summarize` does, and the generalisation gap.
+
+    Returns:
+        Also `train`: the score on train rows; `gap`: `train` less `test`.
+    """
+    outcome, train = summarize(task, trained), score_on_rows(task, trained.delta, task.train)
+    return {**outcome, "train": train, "gap": train - outcome["test"]}

@@ -22,10 +22,9 @@ from continual.experiments.studies import (
     study_of,
 )
 from continual.experiments.studies.ablation import ablate_layers
-from continual.experiments.studies.aggregation import best_rates, method_label
-from continual.experiments.studies.combination import pair_variants
+from continual.experiments.studies.aggregation import best_rates, gaps_to_full, method_label
+from continual.experiments.studies.combination import combination_variants
 from continual.experiments.studies.convergence import convergence_epoch
-from continual.experiments.studies.size import gaps_to_full
 from continual.experiments.studies.transfer import rank_correlation, regret_at
 from continual.experiments.studies.trial_runner import summarize
 from continual.features.discriminant import fit_discriminant
@@ -155,16 +154,49 @@ def test_a_measure_is_judged_by_its_three_best_sources() -> None:
     assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def test_combination_variants_are_methods(trial_runner: TrialRunner) -> None:  # noqa: F811
-    pair = (Method.model_validate(LORA), Method(name="bitfit"))
-    assert [method_label(method) for method in pair_variants(pair).values()] == [
-        "lora rank 1",
-        "bitfit",
+def test_combination_variants_are_methods() -> None:
+    combined = (Method.model_validate(LORA), Method(name="bitfit"), Method(name="ia3"))
+    pair, three = (combination_variants(methods) for methods in (combined[:2], combined))
+    assert {way: [method_label(method) for method in methods] for way, methods in pair.items()} == {
+        "alone": ["lora rank 1", "bitfit"],
+        "together": ["lora rank 1 + bitfit"],
+        "in sequence": ["lora rank 1, then bitfit", "bitfit, then lora rank 1"],
+    }
+    assert [method_label(method) for method in three["together"]] == [
         "lora rank 1 + bitfit",
-        "lora rank 1, then bitfit",
-        "bitfit, then lora rank 1",
+        "lora rank 1 + ia3",
+        "bitfit + ia3",
+        "lora rank 1 + bitfit + ia3",
     ]
-    assert all(METHODS[method.name].model_validate(method.settings) for method in pair_variants(pair).values())
+    assert len({method_label(method) for method in three["in sequence"]}) == 6
+    assert all(METHODS[method.name].model_validate(method.settings) for ms in three.values() for method in ms)
+
+
+def test_a_combination_answers_by_head_and_by_template(trial_runner: TrialRunner) -> None:  # noqa: F811
+    tasks = (task_data("mood"), task_data("place", template=False))
+    study = study_of("combination", {**SMALL["combination"], "combinations": [[LORA, "bitfit", "probe"]]})
+    trials = list(study.trials(replace(trial_runner, tasks=tasks)))
+    assert {(trial.task, trial.extra["answer"], trial.spec.template is None) for trial in trials} == {
+        ("mood", "template", False),
+        ("mood", "head", True),
+        ("place", "head", True),
+    }
+    assert len(trials) == 3 * 13
+
+    def result_of(trial: StudyTrial) -> TrialResult:
+        name = method_label(trial.candidate.method)
+        test = 0.5 + 0.1 * name.count("+") + 0.01 * (name == "bitfit") - 0.2 * (trial.extra["answer"] == "head")
+        return TrialResult(
+            trial, {"validation": 0, "test": test, "train": 1, "gap": 1 - test, "parameters": 1, "share": 0}
+        )
+
+    tables = study.result([result_of(trial) for trial in trials]).to_json
+    head, template = tables["Combinations of methods"]
+    assert (head["answers"], template["answers"]) == ("head", "template")
+    assert [template[way] for way in ("alone", "together", "in sequence")] == pytest.approx([0.51, 0.7, 0.5])
+    assert head["gain"] == template["gain"] == pytest.approx(0.19)
+    (_, gaps) = tables["Generalisation gap"]
+    assert gaps["together"] == pytest.approx(1 - np.mean([0.6, 0.6, 0.6, 0.7]))
 
 
 def test_a_trials_key_covers_its_settings(trial_runner: TrialRunner) -> None:  # noqa: F811
@@ -175,6 +207,7 @@ def test_a_trials_key_covers_its_settings(trial_runner: TrialRunner) -> None:  #
         replace(first_trial, shots=4),
         replace(first_trial, source=first_trial),
         replace(first_trial, extra={"a": 1}),
+        replace(first_trial, backbone=trial_runner.trial_backbone),
         replace(first_trial, candidate=SearchCandidate(Method(name="lora"), 0.2)),
         replace(first_trial, budget=Budget(epochs=4)),
         replace(first_trial, data=replace(first_trial.data, test=rows_of("mood", 3, seed=9))),
