@@ -98,9 +98,7 @@ def test_the_places_of_the_groups_hold_every_parameter(whole: Backbone) -> None:
         for group in GROUPS
         for place in whole.modules_at(group)
     }
-    reached = sum(
-        place.weight.numel() + (0 if place.bias is None else place.bias.numel()) for place in places.values()
-    )
+    reached = sum(place.weight.numel() + (0 if place.bias is None else place.bias.numel()) for place in places.values())
     model = whole.language_model if whole.generates and whole.language_model else whole.model
     assert reached == sum(parameter.numel() for parameter in model.parameters())
 

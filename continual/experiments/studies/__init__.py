@@ -13,6 +13,7 @@ from continual.experiments.studies.combination import Combination
 from continual.experiments.studies.composition import Composition
 from continual.experiments.studies.convergence import Convergence
 from continual.experiments.studies.cost import Cost
+from continual.experiments.studies.design_comparison import DesignComparison
 from continual.experiments.studies.generalisation import Generalisation
 from continual.experiments.studies.heads import Heads
 from continual.experiments.studies.placement import Placement
@@ -31,6 +32,7 @@ from tasks.strict_model import validate_settings
 
 __all__ = [
     "STUDIES",
+    "DesignComparison",
     "Result",
     "Study",
     "StudyRun",
