@@ -128,7 +128,8 @@ def _fresh(backbone: Backbone, method: str, settings: MethodSettings, labels: tu
         labels,
         backbone.pooling,
     )
-    return Delta(method, settings, backbone.fingerprint, init_values(backbone, settings, seed=seed), head)
+    values = init_values(backbone, settings, seed=seed)
+    return Delta(method, settings, backbone.fingerprint, values, head, stage=0).at_stage(0)
 
 
 def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **settings: Any) -> Delta:
@@ -136,7 +137,7 @@ def perturbed_delta(backbone: Backbone, method: str, *, seed: int = 0, **setting
     delta = fresh_delta(backbone, method, seed=seed, **settings)
     generator = torch.Generator().manual_seed(seed + 1)
     values = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in delta.values.items()}
-    return replace(delta, values=values)
+    return replace(delta, values=values, stage=None)
 
 
 def head_of(delta: Delta) -> Head:

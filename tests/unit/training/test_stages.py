@@ -10,7 +10,7 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import Delta, attached, finalize, init_values, regularization_loss
+from continual.deltas import Delta, attached, finalize, init_values, load_delta, regularization_loss
 from continual.deltas.methods.diff_pruning import BETA, GAMMA, ZETA, HardConcreteDiff
 from continual.deltas.methods.intrinsic import draw_fastfood_blocks, fastfood, hadamard_transform
 from continual.deltas.methods.masking import BinaryMask
@@ -293,3 +293,30 @@ def test_the_stored_delta_is_finalized_whichever_stage_was_best(bert: Backbone) 
         budget = Budget(epochs=epochs, batch_size=4, learning_rate=1e-2)
         result = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
         assert {key.rpartition("/")[2] for key in result.delta.values} == {"A", "B", "bits"}
+
+
+LATE_PREFIX = [{"name": "lora", "rank": 2}, {"name": "prefix", "length": 3}]
+
+
+def test_a_later_part_is_applied_from_its_own_stage_on(bert: Backbone) -> None:
+    """Ding et al. (2022), section 5.2: a prefix changes the output as soon as it is attached."""
+    start = fresh_delta(bert, "sequential", parts=LATE_PREFIX)
+    with torch.no_grad():
+        base = bert.hidden_states(batch_of(bert))
+    assert torch.equal(hidden(bert, start), base)
+    assert not torch.allclose(hidden(bert, start.at_stage(1)), base, atol=1e-2)
+    assert start.at_stage(1).at_stage(0).stage is None, "a trained delta keeps all of its parts"
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 4])
+def test_a_delta_is_stored_with_the_parts_that_it_was_scored_with(bert: Backbone, epochs: int) -> None:
+    rows = prepared_rows(bert, "mood", 8)
+    start = fresh_delta(bert, "sequential", parts=LATE_PREFIX)
+    budget = Budget(epochs=epochs, batch_size=4, learning_rate=1e-2)
+    result = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
+    best = max(range(len(result.curve)), key=lambda number: result.curve[number].score)
+    assert result.delta.stage == (0 if best <= -(-epochs // 2) else None)
+    stored = load_delta(result.delta.to_bytes())
+    assert stored.stage == result.delta.stage
+    again = train(bert, stored, rows=rows, validation=rows, budget=Budget(epochs=0), metric="accuracy", seed=0).curve[0]
+    assert again.score == result.score
