@@ -26,7 +26,8 @@ def difference(reference: Reference, family: str) -> float | None:
 
 def main() -> None:
     quieten()
-    warnings.filterwarnings("ignore", "Token type ids are not supported")
+    warnings.filterwarnings("ignore", category=UserWarning)  # of PEFT: what it sets by itself
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers: names that PEFT uses
     rows = []
     for reference in REFERENCES:
         differences = {family: difference(reference, family) for family in TINY_CONFIGS}

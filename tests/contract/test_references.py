@@ -8,7 +8,7 @@ from continual.backbones.backbone import Backbone
 from tests.helpers.references import REFERENCES, Reference, largest_difference
 from tests.helpers.tiny_tasks import perturbed_delta
 
-pytestmark = pytest.mark.filterwarnings("ignore:Token type ids are not supported")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT: what it sets by itself
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.method}-{reference.against}")

@@ -5,6 +5,7 @@ Compared are the hidden states at the texts' own tokens.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from continual.deltas import Delta, attached
 from continual.errors import ExchangeError
 from continual.exchange import to_peft
 from continual.exchange.files import ExportOrigin, write_adapter
-from tests.helpers.parity import batch_of
+from tests.helpers.parity import batch_of, module_names
 from tests.helpers.tiny_tasks import save_backbone
 
 Values = Mapping[str, Tensor]
@@ -72,6 +73,50 @@ def through_peft(backbone: Backbone, delta: Delta, folder: Path) -> Tensor | Non
     batch.pop("token_type_ids", None)  # all zero
     states: Tensor = reader(**batch).last_hidden_state
     return states[:, -batch["attention_mask"].shape[1] :]
+
+
+OUT = {"sites": ("attn.out", "ffn.out")}  # modules of one projection in every family
+PeftConfig = Callable[..., Any]
+PeftParameters = Mapping[str, Callable[[Any], Tensor]]
+"""Parameters of a PEFT layer by the names of a delta's values."""
+
+
+def through_peft_layers(config: PeftConfig, parameters: PeftParameters) -> States:
+    """Copy the values into PEFT's layers; return their model's states, or None where PEFT has none for a module."""
+
+    @torch.no_grad()
+    def states(backbone: Backbone, delta: Delta, folder: Path) -> Tensor | None:
+        import peft
+
+        modules = {
+            f"{p}/{n}": name for n, site in enumerate(OUT["sites"]) for p, name in module_names(backbone, site).items()
+        }
+        try:
+            adapter = config(peft, list(modules.values()))
+            model: Any = peft.get_peft_model(deepcopy(backbone.model), adapter).eval()
+        except (TypeError, ValueError) as error:  # of GPT-2's Conv1D
+            if "not supported" in str(error):
+                return None
+            raise
+        for key, value in delta.values.items():
+            prefix, _, name = key.rpartition("/")
+            parameter = parameters[name](model.base_model.model.get_submodule(modules[prefix]))
+            parameter.copy_(value.view_as(parameter))
+        plain = model.get_base_model()
+        output: Tensor = (plain.encoder if backbone.family.decoder else model)(**batch_of(backbone)).last_hidden_state
+        return output
+
+    return states
+
+
+def _default(name: str) -> Callable[[Any], Tensor]:
+    """Return a function that takes the parameter of PEFT's adapter `default` from a layer."""
+    return lambda module: getattr(module, name)["default"]
+
+
+LOHA = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
+LOKR = {"K1": "lokr_w1", "K2": "lokr_w2", "K2_B": "lokr_w2_a", "K2_A": "lokr_w2_b"}
+ADA_LORA = {"left": "lora_B", "sizes": "lora_E", "right": "lora_A"}
 
 
 def hooked(hooks: Hooks) -> States:
@@ -310,6 +355,53 @@ REFERENCES = (
     Reference("prompt", PEFT, through_peft, {"length": 3}),
     Reference("prefix", PEFT, through_peft, {"length": 3, "shift_positions": True}),
     Reference("prefix", EQUATION, hooked(prefix), {"length": 3}),
+    Reference(
+        "ada_lora",
+        PEFT,
+        through_peft_layers(
+            lambda peft, names: peft.AdaLoraConfig(
+                init_r=4, target_r=2, lora_alpha=6, total_step=10, target_modules=names
+            ),
+            {value: _default(name) for value, name in ADA_LORA.items()},
+        ),
+        {"rank": 4, "alpha": 6.0, **OUT},
+    ),
+    Reference(
+        "loha",
+        PEFT,
+        through_peft_layers(
+            lambda peft, names: peft.LoHaConfig(r=3, alpha=6, target_modules=names),
+            {value: _default(name) for value, name in LOHA.items()},
+        ),
+        {"rank": 3, "alpha": 6.0, **OUT},
+    ),
+    Reference(
+        "lokr",
+        PEFT,
+        through_peft_layers(
+            lambda peft, names: peft.LoKrConfig(r=2, alpha=6, target_modules=names),
+            {value: _default(name) for value, name in LOKR.items()},
+        ),
+        {"rank": 2, "alpha": 6.0, **OUT},
+    ),
+    Reference(
+        "oft",
+        PEFT,
+        through_peft_layers(
+            lambda peft, names: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=names),
+            {"skew": lambda module: module.oft_R["default"].weight},
+        ),
+        {"block_size": 8, **OUT},
+    ),
+    Reference(
+        "fourier_ft",
+        PEFT,
+        through_peft_layers(
+            lambda peft, names: peft.FourierFTConfig(n_frequency=20, scaling=30.0, target_modules=names),
+            {"spectrum": _default("fourierft_spectrum")},
+        ),
+        {"frequencies": 20, "scale": 30.0, **OUT},
+    ),
     Reference("bitfit", EQUATION, hooked(bitfit)),
     Reference("layer_norm", EQUATION, hooked(layer_norm)),
     Reference("adapter", EQUATION, hooked(houlsby), {"size": 5}),
