@@ -99,6 +99,10 @@ REQUIRED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Settings of a method without which PEFT has no equal.
+PEFT_SETTINGS: Mapping[str, Mapping[str, Any]] = {"prefix": {"shift_positions": True}}
+
+
 def fresh_delta(backbone: Backbone, method: str, *, task: str = "mood", seed: int = 0, **settings: Any) -> Delta:
     """Return an untrained delta with a random head."""
     chosen = METHODS[method].model_validate({**REQUIRED_SETTINGS.get(method, {}), **settings})

@@ -7,21 +7,23 @@ import sys
 import pytest
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import METHODS, MethodSettings, finalize
+from continual.deltas import METHODS, MethodSettings, finalize, method_settings
 from continual.deltas.injection.layout import DeltaLayout, canonical_layout, layout_of
 from continual.deltas.protocols import BatchedForm, implements
+from continual.errors import MethodError
 from continual.exchange import to_peft
 from continual.exchange.merging import merge_obstacle
 from continual.exchange.peft import peft_methods
+from tasks import Method
 from tests.helpers.paths import DOCS
-from tests.helpers.tiny_tasks import REQUIRED_SETTINGS, perturbed_delta
+from tests.helpers.tiny_tasks import PEFT_SETTINGS, REQUIRED_SETTINGS, perturbed_delta
 
 HEADINGS = ("name", "paper", "equation", "edits", "parameters", "starts", "mergeable", "peft", "mixed")
 COMPOSED = ("union", "sequential")
 
 
 def table() -> dict[str, dict[str, str]]:
-    page, _ = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8").split("## Which one")
+    page, _ = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8").split("## The papers' settings")
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     rows = [dict(zip(HEADINGS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines]
     return {row["name"].strip("`"): row for row in rows}
@@ -62,8 +64,9 @@ def test_the_table_describes_each_method(method: str, bert: Backbone) -> None:
         learned = finalize(bert, perturbed_delta(bert, method), stage=settings.stages - 1)
         assert row["mixed"] == mixed(canonical_layout(layout_of(bert, learned)))
     if method in peft_methods():
-        config = to_peft(bert, perturbed_delta(bert, method)).config
-        flags = "".join(f", `{key}`" for key in config if key.startswith("use_"))
+        needed = PEFT_SETTINGS.get(method, {})
+        config = to_peft(bert, perturbed_delta(bert, method, **needed)).config
+        flags = "".join(f", `{key}`" for key in (*needed, *config) if key.startswith(("use_", "shift_")))
         assert row["peft"] == f"`{config['peft_type']}`{flags}"
     else:
         assert row["peft"] == "–"
@@ -78,3 +81,22 @@ def test_the_unified_views_example_prints_the_documented_output(minilm: Backbone
     )
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout == documented
+
+
+def test_every_preset_is_documented_and_valid() -> None:
+    page = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    presets = {(name, preset) for name, kind in METHODS.items() for preset, chosen in kind.PRESETS.items() if chosen}
+    assert documented == presets
+    for name, kind in METHODS.items():
+        for preset, chosen in kind.PRESETS.items():
+            required = REQUIRED_SETTINGS.get(name, {})
+            settings = kind.model_validate({**required, "preset": preset})
+            assert settings == kind.model_validate({**required, **chosen})
+
+
+def test_a_setting_beside_a_preset_wins_and_an_unknown_preset_is_refused() -> None:
+    chosen = method_settings(Method.model_validate({"name": "prefix", "preset": "paper", "length": 20}))
+    assert chosen == METHODS["prefix"](length=20, reparameterise=512)
+    with pytest.raises(MethodError, match="preset 'papr' does not exist; there are: paper, delta_tuning"):
+        method_settings(Method.model_validate({"name": "prefix", "preset": "papr"}))

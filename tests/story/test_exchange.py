@@ -24,7 +24,16 @@ from registry.errors import NotFound
 from tasks import Budget, Method, Stream, TaskSpec
 from tasks.errors import InputError
 from tests.helpers.registries import digest_of
-from tests.helpers.tiny_tasks import head_of, labels_of, logits, perturbed_delta, rows_of, tiny_backbone, write_task
+from tests.helpers.tiny_tasks import (
+    PEFT_SETTINGS,
+    head_of,
+    labels_of,
+    logits,
+    perturbed_delta,
+    rows_of,
+    tiny_backbone,
+    write_task,
+)
 
 TEXTS = list(rows_of("mood", 6, seed=7).texts)
 
@@ -59,7 +68,7 @@ def mood(folder: Path, method: str = "lora", **settings: object) -> Stream:
 def registered(learner: Learner, folder: Path, method: str) -> str:
     """Register a version of task mood with perturbed values: tiny tasks are learned by their heads alone."""
     learner.learn(mood(folder))
-    delta = perturbed_delta(learner.backbone, method)
+    delta = perturbed_delta(learner.backbone, method, **PEFT_SETTINGS.get(method, {}))
     settings = Budget(max_length=16)
     task_record = learner.registry.task("mood")
     record = delta_record(

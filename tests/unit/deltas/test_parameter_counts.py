@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Delta, finalize
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny_tasks import REQUIRED_SETTINGS, fresh_delta
+from tests.helpers.tiny_tasks import REQUIRED_SETTINGS, fresh_delta, tiny_backbone
 
 L, D, F = 2, 32, 48  # layers, width, width of the feed-forward
+ENCODER = L + 1  # layers of the tiny T5's encoder; its decoder has L
 SHAPES = [(D, D)] * 4 + [(F, D), (D, F)]  # the projections of a layer
 WEIGHTS = L * sum(e * d for e, d in SHAPES)
 INPUTS, OUTPUTS = L * sum(d for _, d in SHAPES), L * sum(e for e, _ in SHAPES)
@@ -76,6 +78,22 @@ def test_the_parameter_count_is_the_papers(
 
 def test_full_has_as_many_values_as_the_backbone(bertlike: Backbone) -> None:
     assert body_size(fresh_delta(bertlike, "full")) == bertlike.parameter_count
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("ia3", {}, ENCODER * (2 * D + F) + L * (4 * D + F)),  # Liu et al. (2022): L (d_k + d_v + d_ff), decoders twice
+        ("ia3", {"cross_attention": False}, (ENCODER + L) * (2 * D + F)),
+        ("prefix", {"length": 5}, (ENCODER + 2 * L) * 2 * 5 * D),
+        ("lora", {"rank": 3, "sites": ("attn.q", "attn.v")}, (ENCODER + 2 * L) * 2 * 3 * (D + D)),
+        ("lora", {"rank": 3, "sites": ("self.q", "cross.v")}, (ENCODER + 2 * L) * 3 * (D + D)),
+        ("multi_head_adapter", {"size": 7}, (ENCODER + 2 * L) * 2 * 7 * D),
+    ],
+)
+def test_cross_attention_takes_part(method: str, settings: dict[str, Any], expected: int) -> None:
+    writer = replace(tiny_backbone("t5"), generates=True)
+    assert body_size(fresh_delta(writer, method, **settings)) == expected
 
 
 def test_every_method_is_counted() -> None:

@@ -22,7 +22,7 @@ from continual.exchange.files import ADAPTER, CONFIG, ExportOrigin, read_adapter
 from continual.exchange.peft import peft_methods
 from continual.features.pooling import pool
 from continual.features.tokens import pad, tokenize
-from tests.helpers.tiny_tasks import head_of, perturbed_delta, save_backbone
+from tests.helpers.tiny_tasks import PEFT_SETTINGS, head_of, perturbed_delta, save_backbone
 
 peft = pytest.importorskip("peft")
 
@@ -132,8 +132,7 @@ def test_peft_computes_the_same_logits_of_a_language_model(
     writer: Backbone, method: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Without a head the language model answers, and edits of its decoder are exported too."""
-    chosen = {"shift_positions": True} if method == "prefix" else {}
-    delta = replace(perturbed_delta(writer, method, **chosen), head=None)
+    delta = replace(perturbed_delta(writer, method, **PEFT_SETTINGS.get(method, {})), head=None)
     plain = save_backbone(writer, tmp_path_factory.mktemp("plain"))
     family = writer.name.removeprefix("tiny-")
     if family in {"prompt": WITHOUT_PROMPT, "prefix": WITHOUT_PREFIX}.get(method, set()):
