@@ -138,18 +138,18 @@ class DesignComparison(Study):
         return [Section("Each choice", text, table=Table(("of", "choice", "test", "deviation"), tuple(rows)))]
 
 
-def adapter(form: str, block: str, size: int) -> Method:
-    """Return a bottleneck with the same start at a block, attention or feed-forward.
+def sequential_adapter(block: str, size: int) -> Method:
+    """Return a bottleneck of this size that reads the output of a block, `attn` or `ffn`."""
+    return _adapter("adapter_pfeiffer", block, size, reads="output")
 
-    Args:
-        form: `sequential`, which reads the block's output, or `parallel`, which reads what the block reads.
-        block: `attn` or `ffn`.
-        size: The size of the bottleneck.
-    """
-    common = {"size": size, "blocks": [block], "initial_scale": INITIAL_SCALE}
-    if form == "sequential":
-        return method_of_name("adapter_pfeiffer", reads="output", **common)
-    return method_of_name("parallel_adapter", scale=1.0, **common)
+
+def parallel_adapter(block: str, size: int) -> Method:
+    """Return a bottleneck of this size that reads what a block reads, with the same start as the sequential one."""
+    return _adapter("parallel_adapter", block, size, scale=1.0)
+
+
+def _adapter(name: str, block: str, size: int, **settings: Any) -> Method:
+    return method_of_name(name, size=size, blocks=[block], initial_scale=INITIAL_SCALE, **settings)
 
 
 def parameter_count(backbone: Backbone, method: Method) -> int:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from continual.backbones.backbone import Backbone
 from continual.experiments.studies.aggregation import method_of_name
-from continual.experiments.studies.design_comparison import DesignComparison, adapter, method_near
+from continual.experiments.studies.design_comparison import DesignComparison, method_near, parallel_adapter
 from tasks import Method
 
 BUDGETS = (0.001, 0.01)
@@ -38,10 +38,10 @@ class Heads(DesignComparison):
     def designs(self, backbone: Backbone) -> Mapping[str, Mapping[str, Method]]:
         """See `DesignComparison.designs`."""
         of_size: Mapping[str, Callable[[int], Method]] = {
-            "attention, one head": partial(adapter, "parallel", "attn"),
+            "attention, one head": partial(parallel_adapter, "attn"),
             "attention, prefix": lambda size: method_of_name("prefix", length=size),
             "attention, multi-head adapter": lambda size: method_of_name("multi_head_adapter", size=size),
-            "feed-forward": partial(adapter, "parallel", "ffn"),
+            "feed-forward": partial(parallel_adapter, "ffn"),
         }
         return {
             f"{100 * budget:g} %": {

@@ -15,11 +15,17 @@ from typing import ClassVar, final
 from pydantic import Field
 
 from continual.backbones.backbone import Backbone
-from continual.experiments.studies.design_comparison import DesignComparison, adapter, method_near, parameter_count
+from continual.experiments.studies.design_comparison import (
+    DesignComparison,
+    method_near,
+    parallel_adapter,
+    parameter_count,
+    sequential_adapter,
+)
 from tasks import Method
 
 BLOCKS = {"attention": "attn", "feed-forward": "ffn"}
-FORMS = ("sequential", "parallel")
+FORMS = {"sequential": sequential_adapter, "parallel": parallel_adapter}
 
 
 @final
@@ -41,8 +47,8 @@ class Placement(DesignComparison):
 
     def designs(self, backbone: Backbone) -> Mapping[str, Mapping[str, Method]]:
         """See `DesignComparison.designs`."""
-        parameters = parameter_count(backbone, adapter("sequential", "ffn", self.size))
+        parameters = parameter_count(backbone, sequential_adapter("ffn", self.size))
         return {
-            name: {form: method_near(backbone, partial(adapter, form, block), parameters) for form in FORMS}
+            name: {form: method_near(backbone, partial(adapter, block), parameters) for form, adapter in FORMS.items()}
             for name, block in BLOCKS.items()
         }
