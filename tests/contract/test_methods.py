@@ -16,6 +16,7 @@ from continual.features.pooling import pooled_features
 from continual.features.tokens import pad, tokenize
 from continual.training.training_run import TrainingResult, train
 from tasks import Budget, Method
+from tests.conftest import backbone_of
 from tests.helpers.tiny_tasks import (
     REQUIRED_SETTINGS,
     fresh_delta,
@@ -35,6 +36,16 @@ TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 def method(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+# One family of each way in which modules are arranged: a norm behind a block or before it, fused projections, gates,
+# a second stack. Training and refusals beyond an edit's own outputs and gradients depend on no more of a family.
+ARRANGEMENTS = ("bert", "modernbert", "gpt2", "llama", "t5")
+
+
+@pytest.fixture(params=ARRANGEMENTS)
+def arrangement(request: pytest.FixtureRequest) -> Backbone:
+    return backbone_of(request.param)
 
 
 @pytest.fixture
@@ -167,22 +178,22 @@ def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
     assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
 
 
-def test_training_one_delta_leaves_the_others_alone(backbone: Backbone, method: str) -> None:
-    other_deltas = [perturbed_delta(backbone, name) for name in {"lora", "prefix", "layer_norm", method}]
-    tokens = tokenize(backbone, TEXTS, max_length=32)
-    before = [(delta.digest, logits(backbone, delta, tokens)) for delta in other_deltas]
-    trained(backbone, method)
+def test_training_one_delta_leaves_the_others_alone(arrangement: Backbone, method: str) -> None:
+    other_deltas = [perturbed_delta(arrangement, name) for name in {"lora", "prefix", "layer_norm", method}]
+    tokens = tokenize(arrangement, TEXTS, max_length=32)
+    before = [(delta.digest, logits(arrangement, delta, tokens)) for delta in other_deltas]
+    trained(arrangement, method)
     for delta, (digest, answers) in zip(other_deltas, before, strict=True):
         assert delta.digest == digest
-        assert torch.equal(logits(backbone, delta, tokens), answers)
-    assert fingerprint(backbone.base_module) == backbone.fingerprint
+        assert torch.equal(logits(arrangement, delta, tokens), answers)
+    assert fingerprint(arrangement.base_module) == arrangement.fingerprint
 
 
-def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: str) -> None:
-    start, rows = fresh_delta(backbone, method, task="animals"), prepared_rows(backbone, "animals", 18)
+def test_training_moves_a_copy_and_never_its_start(arrangement: Backbone, method: str) -> None:
+    start, rows = fresh_delta(arrangement, method, task="animals"), prepared_rows(arrangement, "animals", 18)
     digest = start.digest
     budget = Budget(epochs=5, batch_size=6, learning_rate=2e-2)
-    result = train(backbone, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
+    result = train(arrangement, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
     assert start.digest == digest
     assert not any(tensor.requires_grad for tensor in start.tensors().values())
     first, last = result.curve[1].loss, result.curve[-1].loss
@@ -194,27 +205,35 @@ def test_training_moves_a_copy_and_never_its_start(backbone: Backbone, method: s
     assert not any(tensor.requires_grad for tensor in result.delta.tensors().values())
 
 
-def test_training_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
-    first, again = trained(backbone, method), trained(backbone, method)
+def test_training_is_repeatable_to_the_bit(arrangement: Backbone, method: str) -> None:
+    first, again = trained(arrangement, method), trained(arrangement, method)
     assert first.delta.digest == again.delta.digest
     assert first.curve == again.curve
-    assert trained(backbone, method, seed=1).curve != first.curve
+    assert trained(arrangement, method, seed=1).curve != first.curve
 
 
-def test_training_from_a_stored_delta_is_repeatable_to_the_bit(backbone: Backbone, method: str) -> None:
+def test_training_from_a_stored_delta_is_repeatable_to_the_bit(arrangement: Backbone, method: str) -> None:
     """A file stores tensors in no reliable order, and gradient clipping sums over them."""
-    steep = perturbed_delta(backbone, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
+    steep = perturbed_delta(arrangement, method).map(lambda tensor: 3 * tensor)  # gradients large enough to be clipped
     data = steep.to_bytes()
-    rows, validation = prepared_rows(backbone, "mood", 8), prepared_rows(backbone, "mood", 4)
+    rows, validation = prepared_rows(arrangement, "mood", 8), prepared_rows(arrangement, "mood", 4)
     budget = Budget(epochs=1, batch_size=4, learning_rate=1e-2)
     results = {
         train(
-            backbone, load_delta(data), rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0
+            arrangement, load_delta(data), rows=rows, validation=validation, budget=budget, metric="accuracy", seed=0
         ).curve
         for _ in range(2)
     }
     assert len(results) == 1
     assert len({tuple(load_delta(data).values) for _ in range(6)}) == 1
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "full"])
+def test_every_family_is_trained(backbone: Backbone, method: str) -> None:
+    first, again = trained(backbone, method), trained(backbone, method)
+    assert first.delta.digest == again.delta.digest
+    assert first.curve == again.curve
+    assert fingerprint(backbone.base_module) == backbone.fingerprint
 
 
 def test_equal_seeds_give_equal_starts(backbone: Backbone, method: str) -> None:
@@ -264,10 +283,10 @@ SPOILED: dict[Callable[[Delta], Delta], str] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
-def test_an_incompatible_delta_is_refused(backbone: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
-    delta = spoil(perturbed_delta(backbone, method))
+def test_an_incompatible_delta_is_refused(arrangement: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
+    delta = spoil(perturbed_delta(arrangement, method))
     with pytest.raises(DeltaError, match=SPOILED[spoil]):
-        logits(backbone, delta, tokenize(backbone, TEXTS, max_length=32))
+        logits(arrangement, delta, tokenize(arrangement, TEXTS, max_length=32))
 
 
 def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
