@@ -212,9 +212,22 @@ def delta_from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
         raise DeltaError(f"the delta is of method {metadata['method']!r}; known: {', '.join(METHODS)}")
     settings = metadata["settings"]
     if metadata.get("format", 1) < FORMAT_OF_DEFINITIONS:
-        settings = method.upgrade(settings, generates=any(key.startswith("decoder.") for key in values))
+        settings = upgrade_settings(method, settings, values)
     kind, stage = dict(metadata.get("kind", {})), metadata.get("stage")
     return Delta(metadata["method"], method.model_validate(settings), metadata["backbone"], values, head, kind, stage)
+
+
+def upgrade_settings(
+    method: type[MethodSettings], settings: Mapping[str, Any], values: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return the settings by which this release computes what a delta of format 2 or older computes.
+
+    Args:
+        method: The method.
+        settings: As they were stored.
+        values: The delta's values [...] by key, which tell whether it changes a decoder.
+    """
+    return method.upgrade(settings, generates=any(key.startswith("decoder.") for key in values))
 
 
 def _pop_head(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Head | None:

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Delta, load_delta
+from continual.deltas.delta import upgrade_settings
 from continual.features.signature import Signature
 from continual.learning.probes import TOLERANCE, probe_difference
 from continual.learning.record import deserialize_outputs
@@ -123,7 +124,7 @@ def blob_mismatches(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator
     """Yield one message per field in which a delta's blob, of `size` bytes, differs from its row."""
     fields: dict[str, tuple[Any, Any]] = {
         "method": (delta.method, stored.method),
-        "settings": (delta.settings, _settings(stored)),
+        "settings": (delta.settings, _settings(stored, delta)),
         "backbone": (delta.backbone, stored.backbone),
         "parameters": (delta.parameter_count, stored.parameters),
         "bytes": (size, stored.bytes),
@@ -135,9 +136,11 @@ def blob_mismatches(stored: StoredDelta, delta: Delta, *, size: int) -> Iterator
             yield f"its {name} are {actual!r} in the blob and {expected!r} in the row"
 
 
-def _settings(stored: StoredDelta) -> Any:
-    """The settings with this release's defaults for what an older one did not store."""
+def _settings(stored: StoredDelta, delta: Delta) -> Any:
+    """The row's settings with this release's defaults, or with an older one's where those are the blob's."""
     try:
-        return METHODS[stored.method].model_validate(stored.settings)
+        method = METHODS[stored.method]
+        upgraded = method.model_validate(upgrade_settings(method, stored.settings, delta.values))
+        return upgraded if upgraded == delta.settings else method.model_validate(stored.settings)
     except (KeyError, ValueError):
         return stored.settings

@@ -97,6 +97,6 @@ def test_every_preset_is_documented_and_valid() -> None:
 
 def test_a_setting_beside_a_preset_wins_and_an_unknown_preset_is_refused() -> None:
     chosen = method_settings(Method.model_validate({"name": "prefix", "preset": "paper", "length": 20}))
-    assert chosen == METHODS["prefix"](length=20, reparameterise=512)
+    assert chosen == METHODS["prefix"].model_validate({"length": 20, "reparameterise": 512})
     with pytest.raises(MethodError, match="preset 'papr' does not exist; there are: paper, delta_tuning"):
         method_settings(Method.model_validate({"name": "prefix", "preset": "papr"}))

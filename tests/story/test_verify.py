@@ -5,17 +5,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import update
 
-from continual import Learner
+from continual import Learner, serialization
 from continual.cli import main
 from continual.deltas import load_delta
 from continual.learning.verify import VerificationReport, verify_home
 from continual.serialization import deserialize, serialize
 from registry.schema.tables import Backbone, Delta
 from tests.helpers.registries import digest_of
+from tests.helpers.tiny_tasks import head_of, perturbed_delta
 from tests.story.test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
 
 
@@ -70,7 +72,8 @@ def of_the_other(learner: Learner) -> dict[str, Any]:
 
 def of_a_newer_format(learner: Learner) -> dict[str, Any]:
     tensors, about = deserialize(learner.registry.blobs.get(digest_of(learner.registry, "mood@1")), what="delta")
-    return {"digest": learner.registry.blobs.put(serialize(tensors, about | {"format": 99}))}
+    with patch.object(serialization, "FORMAT_VERSION", 99):
+        return {"digest": learner.registry.blobs.put(serialize(tensors, about))}
 
 
 HARM: dict[Callable[[Learner], dict[str, Any]], str] = {
@@ -91,6 +94,20 @@ def test_a_blob_that_contradicts_its_row_is_reported(learner: Learner, harm: Any
     problems = verification(learner, quick=True).problems
     assert any(problem.startswith("mood@1: ") and HARM[harm] in problem for problem in problems)
     assert not any(problem.startswith("animals@1") for problem in problems)
+
+
+def test_a_delta_of_an_older_format_is_sound(learner: Learner) -> None:
+    """Its settings stand in the row as its release wrote them, and mean what they meant then."""
+    delta = perturbed_delta(learner.backbone, "prefix", length=3, shift_positions=True)
+    settings = {"length": 3, "reparameterise": 0, "initial_scale": 0.02}
+    about = {key: value for key, value in delta.metadata().items() if key != "format"} | {"settings": settings}
+    with patch.object(serialization, "FORMAT_VERSION", 2):
+        digest = learner.registry.blobs.put(serialize(delta.storage_tensors(), about))
+    row = {"digest": digest, "method": "prefix", "settings": settings, "labels": list(head_of(delta).labels)}
+    change(learner, "mood@1", **row, parameters=delta.parameter_count, bytes=delta.size)
+    assert not any("settings" in problem for problem in verification(learner, quick=True).problems)
+    change(learner, "mood@1", settings={**settings, "length": 4})
+    assert any("its settings are" in problem for problem in verification(learner, quick=True).problems)
 
 
 def test_changed_outputs_are_reported_only_with_the_backbone(learner: Learner) -> None:

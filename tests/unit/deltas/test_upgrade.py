@@ -73,12 +73,18 @@ def test_a_stored_delta_keeps_its_form(
     assert load_delta(loaded.to_bytes()).settings == delta.settings, "stored again, it is of this format"
 
 
+CHANGED: Mapping[str, Settings] = {
+    "prefix": {"shift_positions": True},
+    "mam": {"shift_positions": True, "reads": "input"},
+}
+
+
 @pytest.mark.parametrize("method", ["prefix", "mam", "ia3", "lora"])
 def test_of_an_encoder_only_the_form_that_changed_is_another(
     bert: Backbone, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delta = perturbed_delta(bert, method)
     before = {name: value for name, value in delta.metadata()["settings"].items() if name in ("length", "size", "rank")}
-    changed = {"prefix": {"shift_positions": True}, "mam": {"shift_positions": True, "reads": "input"}}.get(method, {})
+    changed = CHANGED.get(method, {})
     loaded = load_delta(as_stored(delta, before, monkeypatch))
     assert loaded.settings == delta.settings.model_copy(update=changed)
