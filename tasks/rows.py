@@ -115,11 +115,11 @@ class TaskData:
 
 
 def split_off(rows: LabelledTexts, count: int, *, seed: int | str) -> tuple[LabelledTexts, LabelledTexts]:
-    """Split `rows` into (remaining, carved): at most `count` rows, in the proportions of the labels.
+    """Split `rows` into (remaining, carved): about `count` rows, in the proportions of the labels.
 
-    Every label stays in the remaining rows (a label with a single row is not carved), and equal texts stay on one side,
-    so that no held-out text occurs in training. Fewer than `count` rows are carved where these two rules leave no
-    choice.
+    Every label stays in the remaining rows (a label with a single text is not carved), and equal texts stay on one
+    side, so that no held-out text occurs in training. Where these two rules leave no choice, fewer rows than `count`
+    are carved; where every text of a label has more copies than its part of `count`, the text of fewest copies is.
 
     >>> rows = LabelledTexts(("a", "b", "c", "d"), ("x", "x", "y", "y"))
     >>> remaining, carved = split_off(rows, 2, seed=0)
@@ -130,17 +130,32 @@ def split_off(rows: LabelledTexts, count: int, *, seed: int | str) -> tuple[Labe
     for index, text in enumerate(rows.texts):
         groups[text].append(index)
     strata = rows.strata
-    remaining = Counter(strata)
+    remaining, carved = Counter(strata), set[int]()
     quota = Counter(stratified_quotas(remaining, min(count, len(rows)), seed=seed))
-    carved: set[int] = set()
-    for text in sorted(groups, key=lambda text: _digest([seed, text])):
-        group_labels = Counter(strata[index] for index in groups[text])
-        if all(
-            group_labels[label] <= quota[label] and group_labels[label] < remaining[label] for label in group_labels
+    wanted = {label for label, size in quota.items() if size}
+    ranked = sorted(groups, key=lambda text: _digest([seed, text]))
+
+    def carve(text: Text, *, within: Mapping[str, int] | None = None) -> bool:
+        """Carve the rows of `text` if every label stays, and within quotas if they are given."""
+        sizes = Counter(strata[index] for index in groups[text])
+        if any(
+            size >= remaining[label] or (within is not None and size > within[label]) for label, size in sizes.items()
         ):
-            quota -= group_labels
-            remaining -= group_labels
-            carved.update(groups[text])
+            return False
+        remaining.subtract(sizes)
+        quota.subtract(sizes)
+        wanted.difference_update(sizes)
+        carved.update(groups[text])
+        return True
+
+    for text in ranked:
+        carve(text, within=quota)
+    fewest_copies = sorted(ranked, key=lambda text: len(groups[text]))
+    for text in fewest_copies:  # a label whose texts all have more copies than its quota
+        if not carved.intersection(groups[text]) and any(strata[index] in wanted for index in groups[text]):
+            carve(text)
+    if not carved and count > 0:  # the quotas fell to labels of a single text
+        next(filter(carve, fewest_copies), None)
     return rows.select(i for i in range(len(rows)) if i not in carved), rows.select(sorted(carved))
 
 

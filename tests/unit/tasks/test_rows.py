@@ -29,9 +29,31 @@ def test_splitting_partitions_the_rows(pairs: list[tuple[Text, str]], count: int
     rows = rows_of(pairs)
     remaining, carved = split_off(rows, count, seed=seed)
     assert pairs_of(remaining) + pairs_of(carved) == pairs_of(rows)
-    assert len(carved) <= count
+    if count == 0 or len(set(rows.texts)) == len(rows):
+        assert len(carved) <= count
     assert set(remaining.labels) == set(rows.labels)
     assert not set(remaining.texts) & set(carved.texts)
+
+
+@settings(deadline=None)
+@given(PAIRS, st.integers(1, 50), st.integers(0, 5))
+def test_nothing_is_carved_only_where_no_text_can_be_spared(
+    pairs: list[tuple[Text, str]], count: int, seed: int
+) -> None:
+    rows = rows_of(pairs)
+    if not split_off(rows, count, seed=seed)[1]:
+        for text in set(rows.texts):
+            assert set(rows_of([pair for pair in pairs if pair[0] != text]).labels) < set(rows.labels)
+
+
+@pytest.mark.parametrize(("texts", "copies"), [(20, 5), (10, 2), (10, 3), (60, 7), (4, 50)])
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_repeated_texts_are_carved_by_whole_groups(texts: int, copies: int, share: float) -> None:
+    rows = rows_of([(f"text {i}", "ab"[i % 2]) for i in range(texts) for _ in range(copies)])
+    remaining, carved = split_off(rows, round(share * len(rows)), seed=0)
+    assert set(Counter(carved.texts).values()) == {copies}
+    assert set(carved.labels) == set(remaining.labels) == {"a", "b"}
+    assert len(carved) <= max(share * len(rows), 2 * copies)
 
 
 @settings(deadline=None)
