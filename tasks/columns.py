@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, TypeVar
 
+from tasks.csv_check import separator_hint
 from tasks.errors import DataError
 from tasks.plugins import closest_match
 
@@ -55,33 +57,115 @@ class Column:
 
     def texts(self) -> tuple[str, ...]:
         """Return every value, each of which must be a string."""
-        return self.read(_text_or_none, allowed="a text; quote it or drop the row")
+        dates = any(isinstance(value, date) for value in self.values)
+        advice = "write the column as texts" if dates else "quote it or drop the row"
+        return self.read(_text_or_none, allowed=f"a text; {advice}")
+
+
+@dataclass(frozen=True)
+class FileSchema:
+    """The columns of one file of a split.
+
+    Attributes:
+        file: The file's name, for messages.
+        names: The columns as the reader names them.
+        repeated: Names that the file gives to more than one column.
+        features: Features in `datasets` by name; empty for formats without types.
+    """
+
+    file: str
+    names: tuple[str, ...]
+    repeated: tuple[str, ...] = ()
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Table:
     """The rows of one split.
 
+    Columns that no one asks for are never checked.
+
     Attributes:
         rows: A `datasets.Dataset`.
         location: Task and split, for messages.
+        files: The columns of each file; empty where the source is not local files.
+        originals: Returns a column's values as the file has them, or None; for JSON, read with dates as dates.
     """
 
     rows: Any
     location: str
+    files: tuple[FileSchema, ...] = ()
+    originals: Callable[[str], list[Any] | None] = lambda _: None
 
     def column(self, name: str) -> Column:
         """Return the column called `name`.
 
         Raises:
-            DataError: There is no such column; the message lists the columns.
+            DataError: There is no such column (the message lists the columns), a file has two of the name, or the files
+                give it different types or orders of labels.
         """
+        self._check_files(name)
+        if name not in self.rows.column_names:
+            raise self._no_column(name)
+        feature = self.rows.features[name]
+        values = self.originals(name) if _holds_timestamps(self.rows.features.arrow_schema.field(name).type) else None
+        if values is None:
+            values = list(self.rows.select_columns([name])[:][name])
+        return Column(name, values, feature, self.location)
+
+    def _no_column(self, name: str) -> DataError:
         column_names = self.rows.column_names
-        if name not in column_names:
-            match = closest_match(name, column_names)
-            hint = f"; did you mean {match!r}?" if match else ""
-            raise DataError(f"{self.location}: no column {name!r}{hint} (the columns are {', '.join(column_names)})")
-        return Column(name, list(self.rows.select_columns([name])[:][name]), self.rows.features[name], self.location)
+        match = closest_match(name, column_names)
+        advice = f"; did you mean {match!r}?" if match else ""
+        if hint := separator_hint(column_names, wanted=[name]):
+            advice = f"; {hint}"
+        return DataError(f"{self.location}: no column {name!r}{advice} (the columns are {', '.join(column_names)})")
+
+    def _check_files(self, name: str) -> None:
+        for schema in self.files:
+            if name in schema.repeated:
+                raise DataError(f"{self.location}: {schema.file} has more than one column {name!r}; rename or drop one")
+            if name not in schema.names and any(name in other.names for other in self.files):
+                raise DataError(
+                    f"{self.location}: {schema.file} has no column {name!r}, other files of the split have "
+                    f"(its columns are {', '.join(schema.names)}); give every file the column"
+                )
+        for schema in self.files[1:]:
+            first, other = (file.features.get(name) for file in (self.files[0], schema))
+            if not _are_compatible(first, other):
+                raise DataError(
+                    f"{self.location}: column {name!r} is {_describe(first)} in {self.files[0].file} but "
+                    f"{_describe(other)} in {schema.file}, and would be read as the first; write both files alike"
+                )
+
+
+def _are_compatible(first: Any, second: Any) -> bool:
+    """Return True if values of the second feature keep their meaning when read as the first."""
+    if first == second or first is None or second is None:
+        return True
+    types = [str(getattr(feature, "dtype", "")) for feature in (first, second) if not hasattr(feature, "names")]
+    families = {_family(type_name) for type_name in types}
+    return len(types) == 2 and (len(families) == 1 or "null" in families)
+
+
+def _family(type_name: str) -> str:
+    """Return a name common to types that differ in width only, such as int8 and int64."""
+    return type_name.removeprefix("large_").removesuffix("_view").removeprefix("u").rstrip("0123456789")
+
+
+def _describe(feature: Any) -> str:
+    names = getattr(feature, "names", None)
+    if names is None:
+        return str(getattr(feature, "dtype", None) or feature)
+    return f"a label out of [{', '.join(names[:20])}{', …' if len(names) > 20 else ''}], in this order,"
+
+
+def _holds_timestamps(arrow_type: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_temporal(arrow_type) or any(
+        _holds_timestamps(arrow_type.field(i).type) for i in range(arrow_type.num_fields)
+    )
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -1,41 +1,91 @@
-"""Strict check of CSV files, because the parser of `datasets` silently shifts columns at extra fields."""
+"""Strict check of CSV files, whose parser in `datasets` silently shifts columns and joins rows at a stray quote."""
+
+from __future__ import annotations
 
 import csv
-import gzip
 import sys
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 from tasks.errors import DataError
 
 csv.field_size_limit(sys.maxsize)  # a text may be of any length
+SEPARATORS = {"\t": "a tab", ";": "a semicolon", "|": "a bar"}
+_DIALECT_OPTIONS = ("quotechar", "quoting", "escapechar", "doublequote", "skipinitialspace")
 
 
-def read_csv_header(file: str, location: str) -> list[str]:
-    """Check that every row of a CSV file has as many fields as its header, and return the header.
+def read_csv_header(lines: Iterator[str], *, file: str, location: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Check that quotes are closed and that every row has as many fields as there are columns.
 
     Args:
-        file: Path of the file; gzip if it ends in `.gz`.
+        lines: The file's lines, with their ends.
+        file: The file's name, for messages.
         location: Task and split, for messages.
+        options: Arguments of the reader of `datasets`, such as `sep` and `skiprows`.
 
     Returns:
-        The column names.
+        The column names as the header writes them: a name may be empty, or occur twice.
 
     Raises:
-        DataError: A row has another number of fields (the line is named), or the file is empty or not UTF-8.
+        DataError: A quote is not closed, a row has another number of fields (file and line are named), or the file is
+            empty.
     """
-    open_file = gzip.open if file.endswith(".gz") else open
+    skipped = int(options.get("skiprows", 0))
+    separator = options.get("delimiter") or options.get("sep", ",")
+    dialect = {key: options[key] for key in _DIALECT_OPTIONS if key in options}
+    rows = csv.reader(islice(lines, skipped, None), delimiter=separator, strict=True, **dialect)
+    names, line = options.get("names") or options.get("column_names"), skipped + 1
+    before_header = int(options.get("header", 0))
     try:
-        with open_file(Path(file), "rt", encoding="utf-8-sig", newline="") as lines:
-            rows = csv.reader(lines)
-            names = next(rows, [])
-            if not names:
-                raise DataError(f"{location}: {file} is empty; its first line should name the columns")
-            for row in rows:
-                if row and len(row) != len(names):
-                    raise DataError(
-                        f"{location}: {file}, line {rows.line_num}: {len(row)} fields for the {len(names)} columns "
-                        f"{', '.join(names)}; put quotes around a text that holds a comma"
-                    )
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{location}: {file} cannot be read as CSV in UTF-8: {error}; save it as such") from error
-    return names
+        for row in rows:
+            first_line, line = line, skipped + rows.line_num + 1
+            if not row:
+                continue
+            if names is None:
+                names = row if before_header == 0 else None
+                before_header -= 1
+            elif len(row) != len(names):
+                raise DataError(
+                    f"{location}: {file}, line {first_line}: {len(row)} fields for the {len(names)} columns "
+                    f"{', '.join(names)}; {separator_hint(names) or _fields_advice(row, separator)}"
+                )
+    except csv.Error as error:
+        raise DataError(f"{location}: {file}, line {line}: {_explain(error, skipped + rows.line_num)}") from error
+    if not names:
+        raise DataError(f"{location}: {file} is empty; its first line should name the columns")
+    return tuple(names)
+
+
+def separator_hint(names: Collection[str], wanted: Sequence[str] = ()) -> str:
+    """Return advice to set `sep` where the only column holds several names, or an empty string.
+
+    >>> separator_hint(["text;label"])
+    'the fields seem to be separated by a semicolon: add sep: ";" to the source'
+    """
+    if len(names) != 1:
+        return ""
+    (name,) = names
+    for separator, description in SEPARATORS.items():
+        fields = [field.strip(' "') for field in name.split(separator)]
+        if len(fields) > 1 and all(field in fields for field in wanted):
+            written = separator.replace("\t", "\\t")
+            return f'the fields seem to be separated by {description}: add sep: "{written}" to the source'
+    return ""
+
+
+def _fields_advice(row: Sequence[str], separator: str) -> str:
+    name = {",": "comma"} | {key: value.removeprefix("a ") for key, value in SEPARATORS.items()}
+    return f"put quotes around a text that holds a {name.get(separator, repr(separator))}"
+
+
+def _explain(error: csv.Error, last_line: int) -> str:
+    if "expected after" in str(error):
+        return (
+            f"a quoted field that begins here closes on line {last_line} before its end; close the quote, double a "
+            'quote inside a text (""), or add escapechar: "\\\\" to the source if backslashes escape them, or '
+            "quoting: 3 if quotes are plain characters"
+        )
+    if "unexpected end of data" in str(error):
+        return "a quoted field that begins here is never closed; close it, or add quoting: 3 to the source"
+    return f"{error}; correct the line"

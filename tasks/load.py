@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks.columns import Table
 from tasks.errors import DataError
 from tasks.rows import LabelledTexts, TaskData, Text, sample, sample_shots, split_off
 from tasks.source import SourceLocation, available_splits, read_split
@@ -84,7 +83,7 @@ def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts
 
 
 def _read_rows(spec: TaskSpec, origin: SourceLocation, split: Split) -> LabelledTexts:
-    table = Table(read_split(origin, split), origin.split_location(split))
+    table = read_split(origin, split)
     column_names = (spec.text,) if isinstance(spec.text, str) else spec.text
     columns = [table.column(name).texts() for name in column_names]
     texts: tuple[Text, ...] = tuple(zip(*columns, strict=True)) if len(columns) == 2 else columns[0]
@@ -106,13 +105,19 @@ def _carve_absent_splits(
         if not completed[split]:
             raise DataError(
                 f"{origin.split_location(split)}: there is no such split, and the {train_rows} rows of train cannot "
-                f"spare any without losing a label; give a {split} split or more rows"
+                f"spare any{_no_spare_reason(completed['train'])}; give a {split} split or more rows"
             )
         notes.append(
             f"{split}: not given; {len(completed[split])} of the {train_rows} train rows were held out for it "
             f"(seed {seed})"
         )
     return completed, notes
+
+
+def _no_spare_reason(train: LabelledTexts) -> str:
+    different = len(set(train.texts))
+    copies = f" (they hold {different} different texts, and equal texts stay together)" * (different < len(train))
+    return f" without losing {'a label' if train.labels else 'all of them'}{copies}"
 
 
 def _limit_splits(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from tasks.csv_check import read_csv_header
+from tasks.columns import FileSchema, Table
+from tasks.data_files import arrow_schema, content_digest, csv_schema, json_values, open_files
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
 
@@ -39,8 +39,21 @@ class SourceLocation:
         return self.source.path in LOCAL_BUILDERS
 
     def resolve_path(self, path: str) -> str:
-        """Return `path` resolved against the folder; a URL is returned unchanged."""
-        return path if "://" in path else str((self.folder / path).absolute())
+        """Return `path` resolved against the folder; of a URL, only the path of an archive in it is."""
+        *inner, outer = path.split("::") if "://" in path else [path]
+        resolved = outer if "://" in outer else str((self.folder / outer).absolute())
+        return "::".join([*inner, resolved])
+
+    @property
+    def is_folder(self) -> bool:
+        """True if `path` is a folder of data."""
+        return not self.local and (self.folder / self.source.path).is_dir()
+
+    @property
+    def saved(self) -> bool:
+        """True if `path` is a folder written by `save_to_disk` of `datasets`."""
+        folder = self.folder / self.source.path
+        return self.is_folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def available_splits(origin: SourceLocation) -> tuple[Split, ...]:
@@ -63,81 +76,160 @@ def available_splits(origin: SourceLocation) -> tuple[Split, ...]:
     return tuple(split for split in SPLITS if split not in absent)
 
 
-def read_split(origin: SourceLocation, split: Split) -> Any:
+def read_split(origin: SourceLocation, split: Split) -> Table:
     """Read the rows of one split.
-
-    Returns:
-        A `datasets.Dataset`.
 
     Raises:
         DataError: Files are missing, empty or unreadable, or the hub cannot be reached.
     """
-    arguments = _local_arguments(origin, split) if origin.local else _hub_arguments(origin)
     try:
         with _quiet_datasets() as datasets:
-            rows = datasets.load_dataset(**arguments, split=origin.source.split_name(split))
+            if origin.saved:
+                table = Table(_saved_rows(origin, split), origin.split_location(split))
+            elif origin.local:
+                table = _read_local(origin, split)
+            else:
+                rows = datasets.load_dataset(**_hub_arguments(origin), split=origin.source.split_name(split))
+                table = Table(rows, origin.split_location(split))
+    except DataError:
+        raise
     except Exception as error:  # builders, parsers and the network raise errors of many types
         raise _read_error(origin, split, error) from error
-    if len(rows) == 0:
+    if len(table.rows) == 0:
         raise DataError(f"{origin.split_location(split)}: the split is empty; give it at least one row")
-    return rows
+    return table
 
 
 def _split_names(origin: SourceLocation) -> Sequence[str]:
     if origin.source.data_files is not None:
         return list(origin.source.data_files)
-    arguments = _hub_arguments(origin)
     try:
         with _quiet_datasets() as datasets:
+            if origin.saved:
+                return list(_saved_splits(origin))
+            if origin.local:
+                return list(_folder_files(origin))
+            arguments = _hub_arguments(origin)
             return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
     except Exception as error:
         raise _read_error(origin, "train", error) from error
 
 
 def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
+    from datasets import packaged_modules
+
     source = origin.source
-    data_dir = origin.resolve_path(source.data_dir) if source.data_dir and origin.local else source.data_dir
-    is_folder = not origin.local and (origin.folder / source.path).is_dir()
-    path = origin.resolve_path(source.path) if is_folder else source.path
-    optional = {"data_dir": data_dir, "revision": source.revision, "data_files": source.data_files}
+    data_files: Any = source.data_files
+    data_dir, path = source.data_dir, source.path
+    if origin.is_folder:
+        path = origin.resolve_path(source.path)
+    elif source.path in packaged_modules._PACKAGED_DATASETS_MODULES:  # it reads the user's own files
+        data_dir = origin.resolve_path(data_dir) if data_dir else None
+        data_files = data_files and {name: _resolve_paths(origin, files) for name, files in data_files.items()}
+    optional = {"data_dir": data_dir, "revision": source.revision, "data_files": data_files}
     return {"path": path, "name": source.name} | {key: value for key, value in optional.items() if value is not None}
 
 
-def _local_arguments(origin: SourceLocation, split: Split) -> dict[str, Any]:
-    source = origin.source
-    arguments: dict[str, Any] = {"path": source.path}
-    if source.data_files is None:
-        folder = origin.resolve_path(source.data_dir or ".")
-        arguments["data_dir"] = folder
-        files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
-    else:
-        source_split = source.split_name(split).partition("[")[0]
-        files = _resolve_files(origin, split, source.data_files[source_split])
-        arguments["data_files"] = {source_split: files}
-    if source.path == "csv":
-        from datasets import Features, Value
+def _saved_splits(origin: SourceLocation) -> Mapping[str, Any]:
+    """Return the splits of a folder written by `save_to_disk`."""
+    import datasets
 
+    saved = datasets.load_from_disk(origin.resolve_path(origin.source.path))
+    return (
+        {str(name): rows for name, rows in saved.items()}
+        if isinstance(saved, datasets.DatasetDict)
+        else {str(saved.split or "train"): saved}
+    )
+
+
+def _saved_rows(origin: SourceLocation, split: Split) -> Any:
+    name = origin.source.split_name(split)
+    rows = _saved_splits(origin)[name.partition("[")[0]]
+    return rows.select(_slice_indices(name, len(rows)))
+
+
+def _slice_indices(name: str, size: int) -> list[int]:
+    """Return the rows that a split's name selects, such as the first of `train[:50%]`, out of `size`."""
+    from datasets import ReadInstruction
+
+    parts = ReadInstruction.from_spec(name).to_absolute({name.partition("[")[0]: size})
+    return [row for part in parts for row in range(part.from_ or 0, size if part.to is None else part.to)]
+
+
+def _read_local(origin: SourceLocation, split: Split) -> Table:
+    import datasets
+
+    source, location, options = origin.source, origin.split_location(split), dict(origin.source.options)
+    split_name = source.split_name(split)
+    file_names = _split_files(origin, split)
+    files = open_files(file_names)
+    arguments: dict[str, Any] = {}
+    schemas: tuple[FileSchema, ...] = ()
+    if source.path == "csv":
         # Every field is read as a string: "NA" and "null" are not missing values, and 007 is not 7.
-        columns = read_csv_header(files[0], origin.split_location(split))
-        for file in files[1:]:
-            read_csv_header(file, origin.split_location(split))
-        arguments["features"] = Features({name: Value("string") for name in columns})
-        arguments["keep_default_na"] = False
+        options["keep_default_na"] = False
+        schemas = tuple(csv_schema(file, location, options) for file in files)
+        common = [name for name in schemas[0].names if all(name in schema.names for schema in schemas)]
+        if not common:
+            raise DataError(f"{location}: {files[0].name} and the split's other files have no column in common")
+        arguments["features"] = datasets.Features({name: datasets.Value("string") for name in common})
+    elif source.path in ("parquet", "arrow"):
+        schemas = tuple(arrow_schema(file, source.path) for file in files)
     # The cache of `datasets` identifies a local file by path and modification time, which a copy or a checkout can
     # repeat for other content. A configuration name made from the content keeps them apart.
-    arguments["name"] = f"{source.name or 'rows'}-{_content_digest(files)}"
-    return arguments
+    arguments["name"] = f"{source.name or 'rows'}-{content_digest(files)}"
+    arguments["data_files"] = {split_name.partition("[")[0]: file_names}
+    rows = datasets.load_dataset(source.path, split=split_name, **arguments, **options)
+
+    def originals(column: str) -> list[Any] | None:
+        values = json_values(files, column, options) if source.path == "json" else None
+        selected = values and [values[row] for row in _slice_indices(split_name, len(values))]
+        return selected if selected and len(selected) == len(rows) else None
+
+    return Table(rows, location, schemas, originals)
+
+
+def _split_files(origin: SourceLocation, split: Split) -> list[str]:
+    source_split = origin.source.split_name(split).partition("[")[0]
+    if origin.source.data_files is not None:
+        return _resolve_files(origin, split, origin.source.data_files[source_split])
+    return _resolve_files(origin, split, _folder_files(origin)[source_split])
+
+
+def _folder_files(origin: SourceLocation) -> dict[str, list[str]]:
+    """Return the files of `data_dir` by split, as the builder finds them, without those of other formats."""
+    import datasets
+    from datasets import packaged_modules
+
+    builder = origin.source.path
+    folder = origin.resolve_path(origin.source.data_dir or ".")
+    by_split = datasets.load_dataset_builder(builder, data_dir=folder).config.data_files or {}
+    extensions = set(getattr(packaged_modules, "_MODULE_TO_EXTENSIONS", {}).get(builder, ()))
+    splits = {}
+    for split, files in by_split.items():
+        suitable = [file for file in files if extensions.intersection(s.lower() for s in Path(file).suffixes)]
+        splits[str(split)] = [str(file) for file in suitable or files]
+    return splits
+
+
+def _resolve_paths(origin: SourceLocation, paths: str | list[str]) -> list[str]:
+    return [origin.resolve_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
 
 
 def _resolve_files(origin: SourceLocation, split: Split, patterns: str | list[str]) -> list[str]:
     """Return the files with glob patterns expanded; raise DataError where none matches."""
     files: list[str] = []
-    for path in map(origin.resolve_path, [patterns] if isinstance(patterns, str) else patterns):
+    for path in _resolve_paths(origin, patterns):
         exists = "://" in path or _is_file(path)
         if exists and has_magic(path) and "://" not in path:
             raise DataError(
                 f"{origin.split_location(split)}: {path} would be read as a pattern; rename it without * ? [ ]"
             )
+        if "://" in path and "*" in path:
+            from datasets.data_files import resolve_pattern
+
+            files += resolve_pattern(path, base_path="")
+            continue
         matches = [path] if exists else sorted(file for file in glob(path, recursive=True) if Path(file).is_file())
         if not matches:
             raise DataError(
@@ -154,21 +246,11 @@ def _is_file(path: str) -> bool:
         return False
 
 
-def _content_digest(files: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.encode("utf-8", "surrogateescape") + b"\0")
-        if Path(file).is_file():
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def _read_error(origin: SourceLocation, split: Split, error: Exception) -> DataError:
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if origin.local:
-        advice = f"check that every file is {origin.source.path}, in UTF-8, and not empty"
+        advice = f"check that every file is {origin.source.path}, in UTF-8 (or name its encoding), and not empty"
     else:
         advice = (
             f"a hub dataset needs the network (or an earlier download); check path {origin.source.path!r}, name and "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -15,6 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.strict_model import StrictModel
@@ -24,6 +27,14 @@ Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+READER_OPTIONS: dict[str, tuple[str, ...]] = {  # arguments of a builder that neither run code nor drop rows
+    "csv": (
+        *("sep", "delimiter", "encoding", "quotechar", "quoting", "escapechar", "doublequote", "skipinitialspace"),
+        *("skiprows", "header", "names", "column_names"),
+    ),
+    "json": ("encoding", "field"),
+    "text": ("encoding", "sample_by", "keep_linebreaks"),
+}
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `datasets` that read the user's own files
 
 
@@ -32,18 +43,35 @@ def _text_columns(value: Any) -> Any:
     is_single = isinstance(value, str) and value != ""
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
     if not (is_single or is_pair):
-        raise ValueError("should be the name of one column, or [first, second] for a pair of texts")
+        raise PydanticCustomError(
+            "string_type", "should be the name of one column, or [first, second] for a pair of texts"
+        )
     return value
 
 
 def _files(value: Any) -> Any:
     is_list = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
     if not (is_list or (isinstance(value, str) and value)):
-        raise ValueError("should be the name of one file, or a list of such names")
+        raise PydanticCustomError("string_type", "should be the name of one file, or a list of such names")
     return value
 
 
+def _encoding(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError("should be an encoding of Python, such as utf-8, latin-1 or cp1252") from None
+    return value
+
+
+def _option(description: str, **limits: Any) -> Any:
+    # Specs stored before an option existed keep their digests.
+    return Field(default=None, description=description, exclude_if=lambda value: value is None, **limits)
+
+
 Column = Annotated[str, Field(min_length=1)]
+Encoding = Annotated[str | None, AfterValidator(_encoding)]
 TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
 Files = Annotated[str | list[str], BeforeValidator(_files)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length=100)]
@@ -60,6 +88,21 @@ class Source(StrictModel):
         data_dir: Folder of the data files.
         revision: Revision of a hub dataset.
         splits: The source's names of our splits, such as `{validation: dev}`; the default is the same name.
+        sep: Separator of CSV fields, one character; `delimiter` is the same.
+        delimiter: See `sep`.
+        encoding: Encoding of CSV, JSON or text files, such as `latin-1`.
+        quotechar: Quote of CSV fields.
+        quoting: 0, or 3 where quotes of a CSV file are plain characters.
+        escapechar: Character before a plain quote or separator of CSV.
+        doublequote: Whether a doubled quote in a quoted CSV field is a plain quote.
+        skipinitialspace: Whether spaces after a CSV separator are dropped.
+        skiprows: Lines before the CSV header.
+        header: Rows before the CSV header, after `skiprows`.
+        names: Column names of CSV files without a header; `column_names` is the same.
+        column_names: See `names`.
+        field: Key of a JSON document whose value has the rows.
+        sample_by: Rows of text files: line, paragraph or document.
+        keep_linebreaks: Whether rows of text files keep their line ends.
     """
 
     path: Column
@@ -68,6 +111,47 @@ class Source(StrictModel):
     data_dir: str | None = None
     revision: str | None = None
     splits: dict[Split, Column] = Field(default_factory=dict)
+    sep: str | None = _option("separator of fields", min_length=1, max_length=1)
+    delimiter: str | None = _option("separator of fields", min_length=1, max_length=1)
+    encoding: Encoding = _option("encoding of the files")
+    quotechar: str | None = _option("quote of fields", min_length=1, max_length=1)
+    quoting: Literal[0, 3] | None = _option("3: quotes are plain characters")
+    escapechar: str | None = _option("escape of a quote", min_length=1, max_length=1)
+    doublequote: bool | None = _option("a doubled quote is a plain quote")
+    skipinitialspace: bool | None = _option("drop spaces after a separator")
+    skiprows: int | None = _option("lines before the header", ge=0)
+    header: int | None = _option("rows before the header", ge=0)
+    names: list[Column] | None = _option("column names of files without a header", min_length=1)
+    column_names: list[Column] | None = _option("column names of files without a header", min_length=1)
+    field: str | None = _option("key of the rows")
+    sample_by: Literal["line", "paragraph", "document"] | None = _option("what a row of a text file is")
+    keep_linebreaks: bool | None = _option("keep line ends")
+
+    @field_validator("path")
+    @classmethod
+    def _path_runs_no_code(cls, value: str) -> str:
+        if value == "pandas":
+            raise ValueError(
+                "pickles of pandas are not read, because a pickle can run any code; save the table with to_parquet() "
+                "and read it by path: parquet"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _options_fit_path(self) -> Source:
+        known = READER_OPTIONS.get(self.path, ())
+        if unknown := [key for key in self.options if key not in known]:
+            allowed = (
+                f"allowed are {', '.join(known)}" if known else f"only path: {' | '.join(READER_OPTIONS)} has some"
+            )
+            raise ValueError(f"path: {self.path} has no option {', '.join(unknown)}; {allowed}")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the builder of local files, such as `{"sep": ";"}`."""
+        names = {name for options in READER_OPTIONS.values() for name in options}
+        return {name: value for name, value in self if name in names and value is not None}
 
     @model_validator(mode="after")
     def _local_files_are_named(self) -> Source:

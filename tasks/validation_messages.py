@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -53,7 +54,11 @@ def dotted_path(key_path: Sequence[int | str]) -> str:
 
 def _line(document: YamlDocument, detail: Any, root: type[BaseModel]) -> str:
     key_path = tuple(step for step in detail["loc"] if step != "[key]")
-    return f"{document.path}:{document.line_of(key_path)}: {dotted_path(key_path)}: {_explain(detail, key_path, root)}"
+    explanation = _explain(detail, key_path, root)
+    if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float | date):
+        written = document.scalar(key_path) or str(detail["input"])  # YAML reads yes, 1 and 2024-01-01 as other types
+        explanation += f'; quote it: "{written}"'
+    return f"{document.path}:{document.line_of(key_path)}: {dotted_path(key_path)}: {explanation}"
 
 
 def _explain(detail: Any, key_path: tuple[int | str, ...], root: type[BaseModel]) -> str:

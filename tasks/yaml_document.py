@@ -36,6 +36,16 @@ class YamlDocument:
             node, line = child
         return int(line) + 1
 
+    def scalar(self, key_path: Sequence[int | str]) -> str | None:
+        """Return the text of the value at `key_path` as it is written, or None if it is no scalar."""
+        node = self.node
+        for step in key_path:
+            child = _child(node, step)
+            if child is None:
+                return None
+            node, _ = child
+        return str(node.value) if isinstance(node, yaml.ScalarNode) else None
+
 
 def parse_yaml(path: Path) -> YamlDocument:
     """Parse the one YAML mapping in `path`.

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
+import tarfile
+import zipfile
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task, load_validation
+from tasks.source import SourceLocation, read_split
+from tasks.spec import Source
 
 Row = dict[str, Any]
 
@@ -77,6 +87,16 @@ def test_labels_without_a_held_out_row_are_noted(tmp_path: Path) -> None:
 def test_train_rows_too_few_to_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'t', test: there is no such split, and the 2 rows of train cannot spare any"):
         load(tmp_path, train=good(2))
+
+
+def test_repeated_texts_are_held_out_with_all_their_copies(tmp_path: Path) -> None:
+    rows: list[Row] = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20) for _ in range(5)]
+    data = load(tmp_path, train=rows)
+    parts = [set(part.texts) for part in (data.train, data.validation, data.test)]
+    assert [len(part) for part in parts] == [14, 2, 4]
+    assert len(set.union(*parts)) == 20
+    with pytest.raises(DataError, match=r"without losing a label \(they hold 2 different texts, and equal texts stay"):
+        load(tmp_path, train=good(2) * 10)
 
 
 def test_limits_apply_after_splitting(tmp_path: Path) -> None:
@@ -260,3 +280,194 @@ def test_validation_rows_loaded_alone_are_the_tasks(
     if "validation" in files:
         (tmp_path / "train.jsonl").write_text("nor this")
     assert load_validation(task, folder=tmp_path, seed=3) == expected
+
+
+def csv_task(files: str | list[str] | None = None, **source: Any) -> TaskSpec:
+    named = {"data_files": dict.fromkeys(("train", "validation", "test"), files)} if files else {}
+    keys = {"name": "t", "source": {"path": "csv"} | named | source, "text": "text", "label": "label"}
+    return TaskSpec.model_validate(keys)
+
+
+CSV = "text,label\none,a\ntwo,b\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ",text,label\n0,one,a\n1,two,b\n",
+        "text,label,\none,a,\ntwo,b,\n",
+        "x,text,x,label\n1,one,2,a\n1,two,2,b\n",
+        "\ufefftext,label\r\none,a\r\n\r\ntwo,b",
+        'text,"label"\n"one",a\n"two",b\n',
+    ],
+)
+def test_columns_that_no_task_names_are_harmless(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
+    train = load_task(csv_task("a.csv"), folder=tmp_path, seed=0).train
+    assert (train.texts, train.labels) == (("one", "two"), ("a", "b"))
+
+
+def test_csv_by_url_in_archives_and_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # `datasets` takes every URL for the network
+    (tmp_path / "a.csv").write_text(CSV, encoding="utf-8")
+    (tmp_path / "b.csv.GZ").write_bytes(gzip.compress(CSV.encode()))
+    (tmp_path / "c.csv.bz2").write_bytes(bz2.compress(CSV.encode()))
+    (tmp_path / "d.csv.xz").write_bytes(lzma.compress(CSV.encode()))
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        archive.writestr("a.csv", CSV)
+    plain = load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
+    for path in ("b.csv.GZ", "c.csv.bz2", "d.csv.xz", "e.zip", "zip://a.csv::e.zip", f"file://{tmp_path}/a.csv"):
+        assert load_task(csv_task(path), folder=tmp_path, seed=0).train == plain.train, path
+
+
+def test_csv_from_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", str(tmp_path / "downloads"))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(CSV.encode()))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        task = csv_task(f"http://127.0.0.1:{server.server_port}/a.csv.gz")
+        assert load_task(task, folder=tmp_path, seed=0).train.texts == ("one", "two")
+        server.shutdown()
+
+
+def test_a_changed_archive_is_read_again(tmp_path: Path) -> None:
+    for word in ("old", "new"):
+        (tmp_path / "a.csv.gz").write_bytes(gzip.compress(CSV.replace("one", word).encode()))
+        os.utime(tmp_path / "a.csv.gz", (1e9, 1e9))
+        assert load_task(csv_task("a.csv.gz"), folder=tmp_path, seed=0).train.texts == (word, "two")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "train.csv"])
+def test_other_files_of_a_folder_are_harmless(tmp_path: Path, name: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / name).write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
+    for other in ("README.md", "README", "notes.txt", ".gitignore", ".DS_Store"):
+        (tmp_path / "d" / other).write_bytes(b"\x00\xff, not a table\n")
+    data = load_task(csv_task(data_dir="d"), folder=tmp_path, seed=0)
+    assert len(data.train) + len(data.validation) + len(data.test) == 40
+
+
+def test_two_columns_of_the_name_that_a_task_reads_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,text,label\none,1,a\ntwo,2,b\n")
+    with pytest.raises(DataError, match=r"'t', train: .*a\.csv has more than one column 'text'"):
+        load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
+
+
+def test_files_of_a_split_may_differ_in_columns_that_no_task_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,label\n1,one,a\n")
+    (tmp_path / "b.csv").write_text("label,text\nb,two\n")
+    train = load_task(csv_task(["a.csv", "b.csv"]), folder=tmp_path, seed=0).train
+    assert (train.texts, train.labels) == (("one", "two"), ("a", "b"))
+    (tmp_path / "b.csv").write_text("label,txt\nb,two\n")
+    with pytest.raises(DataError, match=r"b\.csv has no column 'text'"):
+        load_task(csv_task(["a.csv", "b.csv"]), folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['a,"one', "b,two", 'a,"three', "b,four"], r"a\.csv, line 2: .*closes on line 4"),
+        (["a,one", 'b,"two'], r"a\.csv, line 3: .*is never closed"),
+        (["b,one", r'a,"he said \"no\" twice"'], r"a\.csv, line 3: .*escapechar"),
+    ],
+)
+def test_open_and_escaped_quotes_are_refused_with_file_and_line(tmp_path: Path, rows: list[str], message: str) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(["label,text", *rows]), encoding="utf-8")
+    with pytest.raises(DataError, match=f"'t', train: .*{message}"):
+        load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "texts"),
+    [
+        ("text\tlabel\none, 1\ta\ntwo\tb\n", {"sep": "\t"}, ("one, 1", "two")),
+        ("text;label\none;a\ntwo;b\n", {"delimiter": ";"}, ("one", "two")),
+        ('text,label\n"say \\"one\\" twice",a\ntwo,b\n', {"escapechar": "\\"}, ('say "one" twice', "two")),
+        ('text,label\n"one,a\ntwo,b\n', {"quoting": 3}, ('"one', "two")),
+        ("text,label\n'one, 1',a\ntwo,b\n", {"quotechar": "'"}, ("one, 1", "two")),
+        ("by us\n\ntext,label\none,a\ntwo,b\n", {"skiprows": 2}, ("one", "two")),
+        ("one,a\ntwo,b\n", {"names": ["text", "label"]}, ("one", "two")),
+        ("one,a\ntwo,b\n", {"column_names": ["text", "label"]}, ("one", "two")),
+        ("x,y\ntext,label\none,a\ntwo,b\n", {"header": 1}, ("one", "two")),
+        ("text,label\nön,a\ntwo,b\n", {"encoding": "latin-1"}, ("ön", "two")),
+    ],
+)
+def test_options_of_the_csv_reader(tmp_path: Path, content: str, options: Row, texts: tuple[str, ...]) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding=options.get("encoding", "utf-8"))
+    train = load_task(csv_task("a.csv", **options), folder=tmp_path, seed=0).train
+    assert (train.texts, train.labels) == (texts, ("a", "b"))
+
+
+@pytest.mark.parametrize(("separator", "written"), [("\t", r"\\t"), (";", ";")])
+@pytest.mark.parametrize("text", ["one", "one, 1"])
+def test_another_separator_is_hinted_at(tmp_path: Path, separator: str, written: str, text: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text{separator}label\n{text}{separator}a\n")
+    with pytest.raises(DataError, match=f'add sep: "{written}" to the source'):
+        load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
+
+
+def test_options_of_the_json_and_text_readers(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"data": good(4)}))
+    files = dict.fromkeys(("train", "validation", "test"), "a.json")
+    source = {"path": "json", "data_files": files, "field": "data"}
+    assert load_task(csv_task(**source), folder=tmp_path, seed=0).train.labels == ("a", "b", "a", "b")
+
+
+def test_class_labels_in_another_order_in_a_second_file_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    for name, labels in (("a", ["no", "yes"]), ("b", ["yes", "no"]), ("c", ["no", "yes"])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=labels)})
+        rows = {"text": [f"{name}{i}" for i in range(4)], "label": [0, 1, 0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
+    same = csv_task(["a.parquet", "c.parquet"], path="parquet")
+    assert load_task(same, folder=tmp_path, seed=0).train.labels == ("no", "yes") * 4
+    turned = csv_task(["a.parquet", "b.parquet"], path="parquet")
+    with pytest.raises(DataError, match=r"\[no, yes\], in this order, in .*a\.parquet but .*\[yes, no\].*b\.parquet"):
+        load_task(turned, folder=tmp_path, seed=0)
+    numbers = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]})
+    numbers.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="but int64 in"):
+        load_task(turned, folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("key", ["text", "label"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_quoted_json_dates_are_texts(tmp_path: Path, key: str, listed: bool) -> None:
+    dates = ["2024-01-01", "2024-01-02T10:00:00", "2024-01-01 10:00:00Z", "2024-01-02"]
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} | {key: date} for i, date in enumerate(dates)]
+    (tmp_path / "a.json").write_text(json.dumps(rows) if listed else "\n".join(map(json.dumps, rows)))
+    files = dict.fromkeys(("train", "validation", "test"), "a.json")
+    train = load_task(csv_task(path="json", data_files=files), folder=tmp_path, seed=0).train
+    assert list(train.texts if key == "text" else train.labels) == dates
+    half = csv_task(path="json", data_files=files, splits={"train": "train[1:3]"})
+    if key == "text":
+        assert list(load_task(half, folder=tmp_path, seed=0).train.texts) == dates[1:3]
+
+
+@pytest.mark.parametrize("split", ["train", "train[:50%]"])
+def test_a_folder_written_by_save_to_disk_is_a_source(tmp_path: Path, split: str) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list(good(40))
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=rows, test=rows.select(range(6))).save_to_disk(tmp_path / "two")
+    task = csv_task(path="two", splits={"train": split})
+    data = load_task(task, folder=tmp_path, seed=0)
+    assert data.test.texts == tuple(f"text {i}" for i in range(6))
+    assert len(data.train) + len(data.validation) == (40 if split == "train" else 20)
+    alone = load_task(csv_task(path="one"), folder=tmp_path, seed=0)
+    assert len(alone.train) + len(alone.validation) + len(alone.test) == 40
+
+
+def test_relative_files_of_every_builder_start_from_the_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for row in range(4):
+            content = json.dumps(good()[row]).encode()
+            info = tarfile.TarInfo(f"{row}.json")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    source = SourceLocation("t", Source(path="webdataset", data_files={"train": "a.tar"}), tmp_path)
+    assert [row["text"] for row in read_split(source, "train").rows["json"]] == [f"text {i}" for i in range(4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks import Budget, Stream, StreamError, TaskSpec, read_stream, read_task
+from tasks.spec import READER_OPTIONS, Source
 from tests.helpers.paths import SHARED
 
 STREAMS = SHARED / "streams"
@@ -105,6 +108,25 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         (STREAM.replace("label: label", "metric: accuracy"), "must name the column of its labels"),
         (STREAM.replace("name: one", "name: a/b"), "s.yaml:3: tasks[0].name: "),
         (STREAM.replace("text: text", "text: [a, b, c]"), "tasks[0].text: should be the name of one column"),
+        (
+            STREAM.replace("label: label", "label: yes"),
+            'label: input should be a valid string; got True; quote it: "yes"',
+        ),
+        (
+            STREAM.replace("text: text", "text: 2024-01-01"),
+            'pair of texts; got datetime.date(2024, 1, 1); quote it: "2024-',
+        ),
+        (STREAM.replace("path: json", "path: pandas"), "a pickle can run any code; save the table with to_parquet()"),
+        (STREAM.replace("path: json", 'path: json, sep: ";"'), "json has no option sep; allowed are encoding, field"),
+        (STREAM.replace("path: json", 'path: csv, sep: "||"'), "source.sep: string should have at most 1 character"),
+        (
+            STREAM.replace("path: json", "path: csv, encoding: klingon"),
+            "source.encoding: should be an encoding of Python",
+        ),
+        (
+            STREAM.replace("path: json", "path: csv, delimeter: x"),
+            "unknown key; did you mean 'delimiter'? allowed: ",
+        ),
         (STREAM.replace("train: a", "trian: a"), "'trian' would never be read"),
         (STREAM.replace("data_files: {train: a.jsonl}", "revision: x"), "json reads your own files"),
         (STREAM + "    rows: {dev: 3}\n", "rows.dev: input should be 'train', 'validation' or 'test'; got 'dev'"),
@@ -143,6 +165,21 @@ def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     base = "&base\n    source: {path: json, data_files: {train: a.jsonl}}\n    text: text\n    label: label\n"
     text = f"name: s\ntasks:\n  - {base}    name: one\n  - <<: *base\n    name: two\n    label: y\n"
     assert [task.label for task in read_stream(written(tmp_path, text)).tasks] == ["label", "y"]
+
+
+def test_options_of_a_source_are_those_of_its_builder() -> None:
+    for path, options in READER_OPTIONS.items():
+        config = import_module(f"datasets.packaged_modules.{path}.{path}")
+        allowed = {field.name for field in dataclasses.fields(getattr(config, f"{path.title()}Config"))}
+        assert set(options) <= allowed
+
+
+def test_options_that_are_not_given_are_not_stored() -> None:
+    plain = {"path": "csv", "data_files": {"train": "a.csv"}}
+    assert "sep" not in Source.model_validate(plain).model_dump()
+    source = Source.model_validate(plain | {"sep": ";", "doublequote": False})
+    assert source.options == {"sep": ";", "doublequote": False}
+    assert Source.model_validate(source.model_dump()) == source
 
 
 SNIPPETS = st.sampled_from([*STREAM.splitlines(keepends=True), "&a ", "*a", "<<: ", "? ", "!!", "{", "}", "[", "]"])
