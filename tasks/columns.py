@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -12,6 +13,7 @@ from tasks.errors import DataError
 from tasks.plugins import closest_match
 
 Value = TypeVar("Value")
+_WRITTEN_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?Z?")
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,11 @@ class Table:
         if name not in self.rows.column_names:
             raise self._no_column(name)
         feature = self.rows.features[name]
-        values = self.originals(name) if _holds_timestamps(self.rows.features.arrow_schema.field(name).type) else None
-        if values is None:
-            values = list(self.rows.select_columns([name])[:][name])
+        values = list(self.rows.select_columns([name])[:][name])
+        if _holds_timestamps(self.rows.features.arrow_schema.field(name).type) or any(
+            map(_is_written_timestamp, values)
+        ):
+            values = self.originals(name) or values
         return Column(name, values, feature, self.location)
 
     def _no_column(self, name: str) -> DataError:
@@ -166,6 +170,11 @@ def _holds_timestamps(arrow_type: Any) -> bool:
     return pyarrow.types.is_temporal(arrow_type) or any(
         _holds_timestamps(arrow_type.field(i).type) for i in range(arrow_type.num_fields)
     )
+
+
+def _is_written_timestamp(value: Any) -> bool:
+    """Return True if `value` may be a date that Arrow turned back into a text."""
+    return isinstance(value, str) and _WRITTEN_TIMESTAMP.fullmatch(value) is not None
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -40,15 +40,15 @@ def read_csv_header(lines: Iterator[str], *, file: str, location: str, options: 
     try:
         for row in rows:
             first_line, line = line, skipped + rows.line_num + 1
-            if not row:
-                continue
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue  # the reader skips blank lines
             if names is None:
                 names = row if before_header == 0 else None
                 before_header -= 1
             elif len(row) != len(names):
                 raise DataError(
                     f"{location}: {file}, line {first_line}: {len(row)} fields for the {len(names)} columns "
-                    f"{', '.join(names)}; {separator_hint(names) or _fields_advice(row, separator)}"
+                    f"{', '.join(names)}; {separator_hint(names) or _fields_advice(row, names, separator)}"
                 )
     except csv.Error as error:
         raise DataError(f"{location}: {file}, line {line}: {_explain(error, skipped + rows.line_num)}") from error
@@ -74,7 +74,9 @@ def separator_hint(names: Collection[str], wanted: Sequence[str] = ()) -> str:
     return ""
 
 
-def _fields_advice(row: Sequence[str], separator: str) -> str:
+def _fields_advice(row: Sequence[str], names: Sequence[str], separator: str) -> str:
+    if len(row) == len(names) + 1 and not row[-1]:
+        return "drop the separator at the end of the line, or end the header with one"
     name = {",": "comma"} | {key: value.removeprefix("a ") for key, value in SEPARATORS.items()}
     return f"put quotes around a text that holds a {name.get(separator, repr(separator))}"
 

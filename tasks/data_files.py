@@ -107,24 +107,25 @@ def arrow_schema(file: DataFile, builder: str) -> FileSchema:
     return FileSchema(file.name, tuple(schema.names), repeated, features)
 
 
-def json_values(files: Sequence[DataFile], column: str, options: Mapping[str, Any]) -> list[Any] | None:
-    """Return a column of JSON files as written, where the reader of Arrow would take strings for dates.
+def json_columns(files: Sequence[DataFile], options: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Return the columns of JSON files as written, where the reader of Arrow would take strings for dates.
 
     Returns:
         One value per row; None if a file is not a list of objects, or one object per line.
     """
-    values: list[Any] = []
+    rows: list[Any] = []
     for file in files:
         with file.open_text(options.get("encoding")) as stream:
             text = stream.read()
         try:
-            rows = _json_rows(text, options.get("field"))
+            part = _json_rows(text, options.get("field"))
         except ValueError:
             return None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not isinstance(part, list) or not all(isinstance(row, dict) for row in part):
             return None
-        values += [row.get(column) for row in rows]
-    return values
+        rows += part
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _json_rows(text: str, field: str | None) -> Any:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.columns import FileSchema, Table
-from tasks.data_files import arrow_schema, content_digest, csv_schema, json_values, open_files
+from tasks.data_files import arrow_schema, content_digest, csv_schema, json_columns, open_files
 from tasks.errors import DataError
-from tasks.spec import LOCAL_BUILDERS, SPLITS, Source, Split
+from tasks.spec import LOCAL_BUILDERS, READER_OPTIONS, SPLITS, Source, Split
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def _split_names(origin: SourceLocation) -> Sequence[str]:
                 return list(_folder_files(origin))
             arguments = _hub_arguments(origin)
             return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
+    except DataError:
+        raise
     except Exception as error:
         raise _read_error(origin, "train", error) from error
 
@@ -169,24 +171,49 @@ def _read_local(origin: SourceLocation, split: Split) -> Table:
         # Every field is read as a string: "NA" and "null" are not missing values, and 007 is not 7.
         options["keep_default_na"] = False
         schemas = tuple(csv_schema(file, location, options) for file in files)
-        common = [name for name in schemas[0].names if all(name in schema.names for schema in schemas)]
-        if not common:
-            raise DataError(f"{location}: {files[0].name} and the split's other files have no column in common")
-        arguments["features"] = datasets.Features({name: datasets.Value("string") for name in common})
+        arguments["features"] = datasets.Features(
+            {name: datasets.Value("string") for name in _common_columns(schemas, location)}
+        )
     elif source.path in ("parquet", "arrow"):
         schemas = tuple(arrow_schema(file, source.path) for file in files)
+        columns = _common_columns(schemas, location)
+        if source.path == "parquet" and any(set(schema.names) > set(columns) for schema in schemas):
+            arguments["columns"] = columns
     # The cache of `datasets` identifies a local file by path and modification time, which a copy or a checkout can
     # repeat for other content. A configuration name made from the content keeps them apart.
     arguments["name"] = f"{source.name or 'rows'}-{content_digest(files)}"
     arguments["data_files"] = {split_name.partition("[")[0]: file_names}
-    rows = datasets.load_dataset(source.path, split=split_name, **arguments, **options)
+    try:
+        rows = datasets.load_dataset(source.path, split=split_name, **arguments, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        # Arrow takes texts for dates until a later part of the split has other texts.
+        is_date_error = source.path == "json" and "timestamp" in str(error.__cause__)
+        columns_as_written = json_columns(files, options) if is_date_error else None
+        if columns_as_written is None:
+            raise
+        all_rows = datasets.Dataset.from_dict(columns_as_written)
+        rows = all_rows.select(_slice_indices(split_name, len(all_rows)))
 
     def originals(column: str) -> list[Any] | None:
-        values = json_values(files, column, options) if source.path == "json" else None
-        selected = values and [values[row] for row in _slice_indices(split_name, len(values))]
-        return selected if selected and len(selected) == len(rows) else None
+        columns = json_columns(files, options) if source.path == "json" else None
+        values = (columns or {}).get(column, [])
+        selected = [values[row] for row in _slice_indices(split_name, len(values))] if values else []
+        return selected if len(selected) == len(rows) else None
 
     return Table(rows, location, schemas, originals)
+
+
+def _common_columns(schemas: Sequence[FileSchema], location: str) -> list[str]:
+    """Return the columns that every file has, once if it has types."""
+    common = [
+        name
+        for name in schemas[0].names
+        if all(name in schema.names and schema.names.count(name) == 1 for schema in schemas)
+    ]
+    if not common:
+        listed = "; ".join(f"{schema.file} has {', '.join(schema.names)}" for schema in schemas[:3])
+        raise DataError(f"{location}: the files of a split have no column in common: {listed}")
+    return common
 
 
 def _split_files(origin: SourceLocation, split: Split) -> list[str]:
@@ -203,6 +230,8 @@ def _folder_files(origin: SourceLocation) -> dict[str, list[str]]:
 
     builder = origin.source.path
     folder = origin.resolve_path(origin.source.data_dir or ".")
+    if has_magic(folder):
+        raise DataError(f"task {origin.task!r}: {folder} would be read as a pattern; rename it without * ? [ ]")
     by_split = datasets.load_dataset_builder(builder, data_dir=folder).config.data_files or {}
     extensions = set(getattr(packaged_modules, "_MODULE_TO_EXTENSIONS", {}).get(builder, ()))
     splits = {}
@@ -250,7 +279,10 @@ def _read_error(origin: SourceLocation, split: Split, error: Exception) -> DataE
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if origin.local:
-        advice = f"check that every file is {origin.source.path}, in UTF-8 (or name its encoding), and not empty"
+        encoding = (
+            ", in UTF-8 (or name its encoding)," if "encoding" in READER_OPTIONS.get(origin.source.path, ()) else ""
+        )
+        advice = f"check that every file is {origin.source.path}{encoding} and not empty"
     else:
         advice = (
             f"a hub dataset needs the network (or an earlier download); check path {origin.source.path!r}, name and "

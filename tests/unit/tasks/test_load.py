@@ -299,6 +299,7 @@ CSV = "text,label\none,a\ntwo,b\n"
         "x,text,x,label\n1,one,2,a\n1,two,2,b\n",
         "\ufefftext,label\r\none,a\r\n\r\ntwo,b",
         'text,"label"\n"one",a\n"two",b\n',
+        "\n\ntext,label\none,a\n  \ntwo,b\n\n",
     ],
 )
 def test_columns_that_no_task_names_are_harmless(tmp_path: Path, content: str) -> None:
@@ -445,6 +446,49 @@ def test_quoted_json_dates_are_texts(tmp_path: Path, key: str, listed: bool) -> 
     half = csv_task(path="json", data_files=files, splits={"train": "train[1:3]"})
     if key == "text":
         assert list(load_task(half, folder=tmp_path, seed=0).train.texts) == dates[1:3]
+
+
+def test_json_dates_after_other_texts_are_as_written(tmp_path: Path) -> None:
+    for name, text in (("a", "plain"), ("b", "2024-01-01")):
+        lines(tmp_path / f"{name}.jsonl", [{"text": text, "label": "xy"[i % 2]} for i in range(4)])
+    task = csv_task(["a.jsonl", "b.jsonl"], path="json")
+    assert load_task(task, folder=tmp_path, seed=0).train.texts == ("plain",) * 4 + ("2024-01-01",) * 4
+    task = csv_task(["b.jsonl", "a.jsonl"], path="json")
+    assert load_task(task, folder=tmp_path, seed=0).train.texts == ("2024-01-01",) * 4 + ("plain",) * 4
+
+
+def test_parquet_columns_that_no_task_names_are_harmless(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(name: str, **columns: list[Any]) -> None:
+        names = [column.rstrip("_") for column in columns]
+        table = pyarrow.Table.from_arrays([pyarrow.array(values) for values in columns.values()], names=names)
+        pyarrow.parquet.write_table(table, tmp_path / name)
+
+    write("a.parquet", text=["one"], label=["a"])
+    write("b.parquet", x=[1], x_=["z"], label=["b"], text=["two"])
+    write("c.parquet", text=["three"], text_=["3"], label=["b"])
+    train = load_task(csv_task(["a.parquet", "b.parquet"], path="parquet"), folder=tmp_path, seed=0).train
+    assert (train.texts, train.labels) == (("one", "two"), ("a", "b"))
+    train = load_task(csv_task(["b.parquet", "a.parquet"], path="parquet"), folder=tmp_path, seed=0).train
+    assert (train.texts, train.labels) == (("two", "one"), ("b", "a"))
+    with pytest.raises(DataError, match=r"c\.parquet has more than one column 'text'"):
+        load_task(csv_task(["a.parquet", "c.parquet"], path="parquet"), folder=tmp_path, seed=0)
+
+
+def test_a_separator_at_the_end_of_rows_alone_is_refused(tmp_path: Path) -> None:
+    """The reader would take the first column for an index, and shift the others."""
+    (tmp_path / "a.csv").write_text("text,label\none,a,\ntwo,b,\n")
+    with pytest.raises(DataError, match=r"line 2: 3 fields .*drop the separator at the end"):
+        load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d[1]").mkdir()
+    (tmp_path / "d[1]" / "train.csv").write_text(CSV)
+    with pytest.raises(DataError, match=r"d\[1\] would be read as a pattern"):
+        load_task(csv_task(data_dir="d[1]"), folder=tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("split", ["train", "train[:50%]"])
