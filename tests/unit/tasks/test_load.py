@@ -409,11 +409,11 @@ def test_another_separator_is_hinted_at(tmp_path: Path, separator: str, written:
         load_task(csv_task("a.csv"), folder=tmp_path, seed=0)
 
 
-def test_options_of_the_json_and_text_readers(tmp_path: Path) -> None:
+def test_an_option_of_the_json_reader(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": good(4)}))
     files = dict.fromkeys(("train", "validation", "test"), "a.json")
-    source = {"path": "json", "data_files": files, "field": "data"}
-    assert load_task(csv_task(**source), folder=tmp_path, seed=0).train.labels == ("a", "b", "a", "b")
+    task = csv_task(path="json", data_files=files, field="data")
+    assert load_task(task, folder=tmp_path, seed=0).train.labels == ("a", "b", "a", "b")
 
 
 def test_class_labels_in_another_order_in_a_second_file_are_refused(tmp_path: Path) -> None:
