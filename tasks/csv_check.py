@@ -1,4 +1,4 @@
-"""Strict check of CSV files, whose parser in `datasets` silently shifts columns and joins rows at a stray quote."""
+"""Strict check of CSV files: the parser of `datasets` shifts columns and joins rows silently."""
 
 from __future__ import annotations
 

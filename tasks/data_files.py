@@ -1,4 +1,4 @@
-"""Data files opened as the builders of `datasets` open them: by path, by URL, inside archives, decompressed."""
+"""Data files as the builders of `datasets` open them: by path or URL, in archives, decompressed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DataFile:
 
 
 def open_files(files: Sequence[str]) -> tuple[DataFile, ...]:
-    """Download files that are URLs, and return what the builders of `datasets` open for each, parts of archives too.
+    """Download URLs, and return what the builders of `datasets` open for each file or archive.
 
     Args:
         files: Paths and URLs.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from tasks.columns import FileSchema, Table
 from tasks.data_files import arrow_schema, content_digest, csv_schema, json_columns, open_files
@@ -86,8 +88,8 @@ def read_split(origin: SourceLocation, split: Split) -> Table:
         with _quiet_datasets() as datasets:
             if origin.saved:
                 table = Table(_saved_rows(origin, split), origin.split_location(split))
-            elif origin.local:
-                table = _read_local(origin, split)
+            elif files := origin if origin.local else _folder_as_files(origin, split):
+                table = _read_local(files, split)
             else:
                 rows = datasets.load_dataset(**_hub_arguments(origin), split=origin.source.split_name(split))
                 table = Table(rows, origin.split_location(split))
@@ -115,6 +117,32 @@ def _split_names(origin: SourceLocation) -> Sequence[str]:
         raise
     except Exception as error:
         raise _read_error(origin, "train", error) from error
+
+
+def _folder_as_files(origin: SourceLocation, split: Split) -> SourceLocation | None:
+    """Return a folder's files of a split as a source; None if `datasets` must read the folder itself."""
+    if not origin.is_folder:
+        return None
+    import datasets
+
+    builder = datasets.load_dataset_builder(**_hub_arguments(origin))
+    path, config = type(builder).__module__.rpartition(".")[2], builder.config
+    name = origin.source.split_name(split).partition("[")[0]
+    files = (config.data_files or {}).get(name)
+    if path not in LOCAL_BUILDERS or not files or builder.info.features is not None:
+        return None
+    defaults = type(config)()
+    options = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in {"name", "version", "data_dir", "data_files", "description"}
+        and getattr(config, field.name) != getattr(defaults, field.name)
+    }
+    try:
+        source = Source(path=path, data_files={name: list(files)}, splits=origin.source.splits, **options)
+    except ValidationError:  # an option of the folder's README.md that a source does not have
+        return None
+    return replace(origin, source=source)
 
 
 def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:

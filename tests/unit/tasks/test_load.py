@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import tarfile
 import zipfile
 from collections import Counter
@@ -416,6 +417,25 @@ def test_an_option_of_the_json_reader(tmp_path: Path) -> None:
     assert load_task(task, folder=tmp_path, seed=0).train.labels == ("a", "b", "a", "b")
 
 
+def test_a_folder_is_read_as_its_files_are(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.tsv").write_text("text\tlabel\nNA\t007\none\t7\n")
+    (tmp_path / "d" / "test.tsv").write_text("text\tlabel\ntwo\t7\n")
+    keys = {"name": "t", "source": {"path": "d", "splits": {"validation": "test"}}, "text": "text", "label": "label"}
+    data = load_task(TaskSpec.model_validate(keys), folder=tmp_path, seed=0)
+    assert (data.train.texts, data.train.labels, data.test.texts) == (("NA", "one"), ("007", "7"), ("two",))
+    (tmp_path / "d" / "train.tsv").write_text('text\tlabel\n"one\ta\ntwo\tb\n')
+    with pytest.raises(DataError, match=r"train\.tsv, line 2: .*is never closed"):
+        load_task(TaskSpec.model_validate(keys), folder=tmp_path, seed=0)
+    (tmp_path / "d" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  quoting: 3\n  sep: ';'\n  data_files:\n"
+        "  - {split: train, path: train.csv}\n  - {split: test, path: train.csv}\n---\n"
+    )
+    (tmp_path / "d" / "train.csv").write_text('text;label\n"one;a\n2;b\n')
+    data = load_task(TaskSpec.model_validate(keys), folder=tmp_path, seed=0)
+    assert (data.train.texts, data.train.labels) == (('"one', "2"), ("a", "b"))
+
+
 def test_class_labels_in_another_order_in_a_second_file_are_refused(tmp_path: Path) -> None:
     import datasets
 
@@ -428,6 +448,11 @@ def test_class_labels_in_another_order_in_a_second_file_are_refused(tmp_path: Pa
     turned = csv_task(["a.parquet", "b.parquet"], path="parquet")
     with pytest.raises(DataError, match=r"\[no, yes\], in this order, in .*a\.parquet but .*\[yes, no\].*b\.parquet"):
         load_task(turned, folder=tmp_path, seed=0)
+    (tmp_path / "d").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(tmp_path / f"{name}.parquet", tmp_path / "d" / f"train-{name}.parquet")
+    with pytest.raises(DataError, match="in this order"):
+        load_task(csv_task(path="d"), folder=tmp_path, seed=0)
     numbers = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]})
     numbers.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(DataError, match="but int64 in"):
