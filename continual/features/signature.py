@@ -13,6 +13,7 @@ from registry.errors import BlobError
 
 # Share of the second moment below which scatter counts as rounding, as with one row per class.
 ROUNDING_TOLERANCE = 1e-10
+JITTERS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)  # parts of the mean variance
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,12 @@ class Signature:
     def scatter(self) -> Tensor:
         """Within-class scatter Σ (x − μ)(x − μ)ᵀ = M − Σ n μ μᵀ [D, D]; zero where it is only rounding."""
         scatter = self.moment - self.sums.T @ self.means
-        is_significant = scatter.trace() > ROUNDING_TOLERANCE * self.moment.trace()
-        return scatter if is_significant else torch.zeros_like(scatter)
+        return without_rounding(scatter, float(self.moment.trace()))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""
+        return all(bool(part.isfinite().all()) for part in (self.counts, self.sums, self.moment))
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -86,13 +91,47 @@ def compute_signature(vectors: Tensor, classes: Tensor, *, count: int) -> Signat
     return Signature(counts, sums, vectors.T @ vectors)
 
 
+def without_rounding(scatter: Tensor, moment_trace: float) -> Tensor:
+    """Return a scatter [D, D], or zeros where it is only rounding of the difference that it was computed as.
+
+    Args:
+        scatter: M − n μ μᵀ, which rounding may leave indefinite where all rows are the same.
+        moment_trace: The trace of M.
+    """
+    is_significant = float(scatter.trace()) > ROUNDING_TOLERANCE * moment_trace
+    return scatter if is_significant else torch.zeros_like(scatter)
+
+
+def cholesky_factor(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor [D, D] of a symmetric matrix that is positive definite up to rounding.
+
+    Where it is not, the least jitter of `JITTERS` that makes it so is added to its diagonal, in parts of the diagonal's
+    mean.
+
+    Args:
+        matrix: Symmetric matrix [D, D], positive semidefinite but for rounding.
+
+    Raises:
+        torch.linalg.LinAlgError: It is far from it, or holds numbers that are not finite.
+    """
+    factor, failed_at = torch.linalg.cholesky_ex(matrix)
+    scale = float(matrix.diagonal().abs().mean()) or 1.0
+    for jitter in JITTERS:
+        if not failed_at:
+            return factor
+        jittered = matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        factor, failed_at = torch.linalg.cholesky_ex(jittered)
+    return torch.linalg.cholesky(matrix) if failed_at else factor
+
+
 def shrink_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: float) -> Tensor:
     """Shrink the covariance S of a scatter towards a multiple of the identity.
 
         (1 − γ) S + γ (tr S / D) I     S = scatter / degrees_of_freedom
 
     Ledoit and Wolf (2004), "A Well-conditioned Estimator for Large-dimensional Covariance Matrices". They estimate γ;
-    callers here choose it on held-out rows. Of a zero scatter the result is γ I.
+    callers here choose it on held-out rows. Of a zero scatter, and of one that rounding made negative, the result is
+    γ I.
 
     Args:
         scatter: Scatter [D, D].
@@ -103,11 +142,13 @@ def shrink_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: flo
         The shrunk covariance [D, D].
     """
     covariance = scatter / degrees_of_freedom
-    scale = float(covariance.trace()) / len(covariance) or 1.0
+    scale = float(covariance.trace()) / len(covariance)
+    if scale <= 0:  # no row differs from its class's mean
+        covariance, scale = torch.zeros_like(covariance), 1.0
     identity = torch.eye(len(covariance), dtype=covariance.dtype)
     return (1 - shrinkage) * covariance + shrinkage * scale * identity
 
 
 def inverse_shrunk_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: float) -> Tensor:
     """Return the inverse [D, D] of the shrunk covariance of a scatter [D, D]; see `shrink_covariance`."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(shrink_covariance(scatter, degrees_of_freedom, shrinkage)))
+    return torch.cholesky_inverse(cholesky_factor(shrink_covariance(scatter, degrees_of_freedom, shrinkage)))

@@ -11,7 +11,7 @@ from continual.features.signature import Signature
 from continual.learning.probes import TOLERANCE, probe_difference
 from continual.learning.record import deserialize_outputs
 from continual.routing import RoutingStatistics
-from registry import BackboneRecord, Registry, StoredDelta, find_damage, warnings
+from registry import BackboneRecord, DatabaseDamaged, Registry, StoredDelta, file_damage, find_damage, warnings
 from tasks.errors import ContinualError
 
 
@@ -39,10 +39,15 @@ def verify_home(
         backbone: Another name or folder of a registered backbone.
         device: The device of the backbones.
     """
-    loaded, problems = ({}, []) if quick else load_registered_backbones(registry, backbone=backbone, device=device)
-    check = _BlobChecker(loaded)
-    problems = [*find_damage(registry, check.check_delta), *problems]
-    return VerificationReport(problems, [*warnings(registry), *check.notes()])
+    if damage := file_damage(registry.url):  # what else is found follows from it
+        return VerificationReport(damage, [])
+    try:
+        loaded, problems = ({}, []) if quick else load_registered_backbones(registry, backbone=backbone, device=device)
+        check = _BlobChecker(loaded)
+        problems = [*find_damage(registry, check.check_delta), *problems]
+        return VerificationReport(problems, [*warnings(registry), *check.notes()])
+    except DatabaseDamaged as error:
+        return VerificationReport([str(error)], [])
 
 
 def load_registered_backbones(
@@ -86,10 +91,10 @@ class _BlobChecker:
             delta = load_delta(blobs["values"]) if "values" in blobs else None
             if "predictions" in blobs:
                 deserialize_outputs(blobs["predictions"])
-            if "signature" in blobs:
-                Signature.from_bytes(blobs["signature"])
-            if "routing" in blobs:
-                RoutingStatistics.from_bytes(blobs["routing"])
+            if "signature" in blobs and not Signature.from_bytes(blobs["signature"]).is_finite:
+                yield "its signature holds numbers that are not finite: no input is routed to it; learn it again"
+            if "routing" in blobs and not RoutingStatistics.from_bytes(blobs["routing"]).is_finite:
+                yield "its routing statistics hold numbers that are not finite: nothing is routed to it; learn it again"
             if delta:
                 yield from blob_mismatches(stored, delta, size=len(blobs["values"]))
                 if stored.status == "champion" and stored.backbone in self.backbones:

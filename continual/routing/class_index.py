@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import RoutingError
-from continual.features.signature import inverse_shrunk_covariance
+from continual.features.signature import cholesky_factor, inverse_shrunk_covariance, without_rounding
 from continual.routing.moments import AccumulatedMoments
 from continual.routing.statistics import TaskMoments
 
@@ -43,7 +43,7 @@ class ClassMeanIndex:
         self._means, self._task_of_class = totals.means, totals.task_of_class
         self._num_classes = len(totals.task_of_class)  # the tensors may have room for more
         self._update_metric()
-        self._whitener = torch.linalg.cholesky(self._precision.double()).float()
+        self._whitener = cholesky_factor(self._precision.double()).float()
         self._index = _build_index(self._means @ self._whitener)
 
     def add(self, name: str, part: TaskMoments) -> None:
@@ -107,9 +107,9 @@ class ClassMeanIndex:
         totals, num_tasks = self.totals, len(self.totals.tasks)
         centre = totals.total / num_tasks
         precision = inverse_shrunk_covariance(totals.within, num_tasks, self.shrinkage)
-        background = inverse_shrunk_covariance(
-            totals.moment / num_tasks - torch.outer(centre, centre), 1.0, self.shrinkage
-        )
+        moment = totals.moment / num_tasks
+        spread = without_rounding(moment - torch.outer(centre, centre), float(moment.trace()))
+        background = inverse_shrunk_covariance(spread, 1.0, self.shrinkage)
         slope = background @ centre
         self._precision, self._relative = precision.float(), (precision - background).float()
         self._slope, self._constant = slope.float(), 0.5 * float(centre @ slope)

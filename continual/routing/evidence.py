@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.features.signature import compute_signature, inverse_shrunk_covariance
+from continual.features.signature import cholesky_factor, compute_signature, inverse_shrunk_covariance
 
 SHRINKAGE = 0.1
 _PREFIX = "evidence/"
@@ -101,5 +101,5 @@ def fit_statistics(rows: Tensor, classes: Tensor, *, count: int, held_out: Tenso
 
 def _log_density(vectors: Tensor, means: Tensor, precision: Tensor) -> Tensor:
     """Compute −½ of the squared distance to the nearest mean [N]: a log-density up to a constant."""
-    whitener = torch.linalg.cholesky(precision)
+    whitener = cholesky_factor(precision)
     return -0.5 * torch.cdist(vectors @ whitener, means @ whitener).square().amin(dim=1)

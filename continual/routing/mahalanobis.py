@@ -16,7 +16,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from continual.features.signature import inverse_shrunk_covariance, shrink_covariance
+from continual.features.signature import (
+    cholesky_factor,
+    inverse_shrunk_covariance,
+    shrink_covariance,
+    without_rounding,
+)
 from continual.routing.class_index import ClassMeanIndex
 from continual.routing.held_out import HeldOutRows, calibrated_loss
 from continual.routing.moments import AccumulatedMoments, max_over_classes
@@ -61,7 +66,8 @@ class Mahalanobis:
         """C⁻¹ − C₀⁻¹ [L, L], C₀⁻¹ μ₀ [L] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
         totals, num_tasks, size = self.totals, len(self.totals.tasks), len(self.weight)
         centre = totals.total[:size] / num_tasks
-        spread = totals.moment[:size, :size] / num_tasks - torch.outer(centre, centre)
+        moment = totals.moment[:size, :size] / num_tasks
+        spread = without_rounding(moment - torch.outer(centre, centre), float(moment.trace()))
         background = inverse_shrunk_covariance(spread, 1.0, self.shrinkage)
         slope = background @ centre
         square = inverse_shrunk_covariance(totals.within, num_tasks, self.shrinkage) - background
@@ -91,7 +97,7 @@ def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | 
 def _solve(totals: AccumulatedMoments, shrinkage: float) -> Mahalanobis:
     means = totals.means[:, : len(totals.within)].double().T
     weight = torch.cholesky_solve(
-        means, torch.linalg.cholesky(shrink_covariance(totals.within, len(totals.tasks), shrinkage))
+        means, cholesky_factor(shrink_covariance(totals.within, len(totals.tasks), shrinkage))
     )
     bias = -0.5 * (weight * means).sum(dim=0)
     return Mahalanobis(weight.float(), bias.float(), totals.task_of_class, totals, shrinkage)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from continual.features.signature import cholesky_factor
 from continual.routing.held_out import HeldOutRows, calibrated_loss
 from continual.routing.moments import LEADING_FEATURES, AccumulatedMoments, max_over_classes
 
@@ -68,5 +69,5 @@ def _solve(totals: AccumulatedMoments, size: int, penalty: float) -> Ridge:
     moment, means = totals.moment[:size, :size].clone(), totals.means[:, :size]
     moment.diagonal().add_(penalty * (float(moment.diagonal().mean()) or 1.0))
     targets = (means * totals.shares.unsqueeze(1)).double().T
-    weight = torch.cholesky_solve(targets, torch.linalg.cholesky(moment))
+    weight = torch.cholesky_solve(targets, cholesky_factor(moment))
     return Ridge(weight.float(), totals.task_of_class)

@@ -76,6 +76,14 @@ class RoutingStatistics:
         """Degrees of freedom of the scatter: rows less classes, at least one."""
         return max(int(self.counts.sum()) - len(self.counts), 1)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""
+        evidence = self.evidence.to_tensors().values() if self.evidence else ()
+        own = (self.counts, self.means, self.factor, self.residual_variance)
+        rows = (self.held_out.pooled, self.held_out.random_features)
+        return all(bool(part.isfinite().all()) for part in (*own, *rows, *evidence))
+
     def to_bytes(self) -> bytes:
         """Serialize the statistics as a blob."""
         sums = {key: getattr(self, field) for key, field in _SUMS.items()}

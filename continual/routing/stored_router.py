@@ -31,20 +31,27 @@ def load_router(
         kind: Name of a rule of `ROUTERS`, or `auto`.
 
     Returns:
-        The router and the routing statistics it was built from; None where no task has a signature.
+        The router and the routing statistics it was built from; None where no task has a signature. A task whose
+        statistics hold numbers that are not finite is left out, with a warning that names it.
     """
     deltas = [champion.delta for champion in champions.values()]
     stored = {record.task: record for record in signature_records(registry, backbone, deltas=deltas)}
     # Chosen by digest, so that the choice does not depend on the order of arrival.
     subset = sorted(stored.values(), key=lambda record: record.digest)[:MAX_TASKS_IN_RANDOM_FEATURES]
     subset_tasks = {record.task for record in subset}
-    parts = _read_statistics(registry, [record for task, record in stored.items() if task in subset_tasks])
+    parts, unusable = _read_statistics(registry, [record for task, record in stored.items() if task in subset_tasks])
+    for task in sorted(unusable):  # one such task would make every sum, and so every route, not a number
+        del stored[task]
+        _warn_left_out(task)
     if parts and len(parts) == len(stored):
         return build_router(parts, kind=kind), parts
     totals = AccumulatedMoments()
     for task, record in sorted(stored.items()):  # one after the other: thousands would not fit into memory
-        if signature := read_signature(registry, record):
+        signature = read_signature(registry, record)
+        if signature and signature.is_finite:
             totals.add(task, signature)
+        elif signature:
+            _warn_left_out(task)
     if not totals.tasks:
         return None
     routable = {task: part for task, part in parts.items() if task in totals.tasks}
@@ -53,12 +60,28 @@ def load_router(
     return calibrate(totals, rows, features="pooled", names=names), routable
 
 
-def _read_statistics(registry: Registry, records: Collection[StoredSignature]) -> dict[str, RoutingStatistics]:
+def _warn_left_out(task: str) -> None:
+    log.warning(
+        "task %s is left out of routing: its statistics hold numbers that are not finite. Name it (--task), or "
+        "learn it again; the others are routed to as before",
+        task,
+    )
+
+
+def _read_statistics(
+    registry: Registry, records: Collection[StoredSignature]
+) -> tuple[dict[str, RoutingStatistics], set[str]]:
+    """Return the statistics by task, and the tasks whose statistics hold numbers that are not finite."""
+    unusable: set[str] = set()
     statistics = {}
     for record in records:
         if record.routing is not None:
             try:
-                statistics[record.task] = RoutingStatistics.from_bytes(registry.blobs.get(record.routing))
+                part = RoutingStatistics.from_bytes(registry.blobs.get(record.routing))
+                if part.is_finite:
+                    statistics[record.task] = part
+                else:
+                    unusable.add(record.task)
             except BlobError as error:
                 log.warning("task %s is routed to by its signature alone: %s", record.task, error)
-    return statistics
+    return statistics, unusable

@@ -1,21 +1,26 @@
 """Routing through the public API: its statistics, abstention, alternatives and confusions."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from sqlalchemy import update
 
-from continual import Learner, read_stream
+from continual import Learner, read_stream, read_task
 from continual.errors import RoutingError
 from continual.features.random_features import frozen_features
 from continual.features.tokens import tokenize
 from continual.inference.predictor import Predictor
+from continual.learning.verify import verify_home
 from continual.routing import RoutingStatistics
 from continual.settings import resolve_locations
 from registry import Registry, purge_task
+from registry.schema.tables import Signature
 from tests.helpers.tiny_tasks import rows_of, write_task
 
 TASKS = ("animals", "mood", "place")
@@ -122,3 +127,39 @@ def test_confusions_are_counted_and_purged_with_their_task(learner: Learner) -> 
     remaining = learner.registry.confusions("core", step=2)
     assert not any("mood" in name for pair in remaining for name in (pair.delta, pair.routed_to))
     assert learner.predict(["purr meow"], false_abstentions=0)[0].task in ("animals", "place")
+
+
+def test_a_task_with_broken_statistics_is_left_out_and_named(
+    learner: Learner, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = statistics_of(learner)["place"]
+    broken = replace(broken, factor=torch.full_like(broken.factor, torch.inf))
+    stored = {record.task: record for record in learner.registry.signatures(learner.backbone.fingerprint)}
+    digest = learner.registry.blobs.put(broken.to_bytes())
+    with learner.registry.unit_of_work() as unit:
+        rows = update(Signature).where(Signature.routing == stored["place"].routing)
+        unit.session.execute(rows.values(routing=digest))
+    texts = rows_of("mood", 8, seed=5).texts
+    predictor = Predictor(learner.backbone, learner.registry)
+    assert {prediction.task for prediction in predictor.predict(texts)} <= {"mood", "animals", None}
+    assert "task place is left out of routing" in caplog.text
+    assert {prediction.task for prediction in predictor.predict(texts, task="place")} == {"place"}
+    (problem,) = verify_home(learner.registry, quick=True).problems
+    assert "place@1: its routing statistics hold numbers that are not finite" in problem
+
+
+def test_a_stream_of_identical_texts_is_routed(bert_folder: Path, tmp_path: Path) -> None:
+    for task in ("mood", "animals"):
+        entry = write_task(tmp_path, task)
+        for name in entry["source"]["data_files"].values():
+            rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+            lines = [json.dumps(row | {"text": "the same words"}) for row in rows]
+            (tmp_path / name).write_text("\n".join(lines))
+        content = entry | {"budget": {"epochs": 0, "max_length": 32}}
+        (tmp_path / f"{task}.yaml").write_text(yaml.safe_dump(content))
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        for task in ("mood", "animals"):
+            learner.learn(read_task(tmp_path / f"{task}.yaml"))
+            answers = learner.predict(["the same words", "", "quite another text"])
+            assert answers[0].task is not None
+            assert all(0 <= (answer.confidence or 0) <= 1 for answer in answers)

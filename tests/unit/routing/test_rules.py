@@ -16,7 +16,7 @@ from torch import Tensor
 
 from continual.features.pooling import encode
 from continual.features.random_features import FrozenFeatures, frozen_features
-from continual.features.signature import Signature, compute_signature
+from continual.features.signature import Signature, cholesky_factor, compute_signature
 from continual.features.tokens import tokenize
 from continual.routing import (
     ROUTERS,
@@ -340,3 +340,31 @@ def test_many_classes_are_routed_by_an_index(monkeypatch: pytest.MonkeyPatch) ->
     chosen = router.log_p(features_of(rows.features)).argmax(dim=1)
     assert float((chosen == rows.task_index).double().mean()) > 0.8
     assert np.isfinite(router.threshold())
+
+
+@pytest.mark.parametrize("name", ["ridge", "mahalanobis", "auto"])
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_a_task_of_identical_rows_is_routed_to(name: str, others: int, noise: float) -> None:
+    """Its covariance is zero, and what rounding leaves of a difference may be indefinite."""
+    vector = 30 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    rows = vector.repeat(40, 1) + noise * torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1))
+    classes = torch.arange(40) % 2
+    fit = fit_statistics(rows, classes, count=2, held_out=rows[:8], log_probs=torch.zeros(0))
+    same = compute_statistics(rows, classes, count=2, held_out=features_of(rows[:8]), evidence=fit)
+    parts = {"same": same} | {f"other{seed}": task(seed) for seed in range(1, 1 + others)}
+    router = build_router(parts, kind=name)
+    inputs = features_of(torch.cat([rows[:4], torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(2))]))
+    log_p = router.log_p(inputs)
+    assert bool(log_p.isfinite().all())
+    assert bool(router.familiarity(inputs).isfinite().all())
+    assert [router.tasks[i] for i in log_p[:4].argmax(dim=1)] == ["same"] * 4
+
+
+def test_a_factor_of_a_matrix_that_rounding_made_indefinite() -> None:
+    q, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    matrix = q @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, -1e-13], dtype=torch.float64)) @ q.T
+    factor = cholesky_factor(matrix)
+    close(factor @ factor.T, matrix, to=1e-8)
+    with pytest.raises(torch.linalg.LinAlgError):
+        cholesky_factor(-torch.eye(3))
