@@ -14,6 +14,7 @@ from torch import Tensor
 
 from continual.backbones.sites import Place
 from continual.deltas.method import MethodSettings
+from continual.deltas.peft_patterns import match_pattern
 from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
 
@@ -143,7 +144,7 @@ class PeftAdapter:
         targets, layers = self.config.get("target_modules"), self.config.get("layers_to_transform")
         saved = self.config.get("modules_to_save") or ()
         if _matches(self.config.get("exclude_modules"), module) or any(
-            re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
+            match_pattern(rf"(^|.*\.){name}($|\..*)", module, pattern=name) for name in saved
         ):
             return False
         if isinstance(targets, str) and targets.lower() == "all-linear":
@@ -160,7 +161,7 @@ def _matches(names: str | Sequence[str] | None, module: str) -> bool:
     if not names:
         return False
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return match_pattern(rf"(?:{names})\Z", module, pattern=names) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
@@ -170,7 +171,7 @@ def _layer_number(module: str, patterns: str | Sequence[str] | None) -> int | No
         match = re.match(r".*?\.[^.]*\.(\d+)\.", module)
         return int(match[1]) if match else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+        if match := match_pattern(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module, pattern=pattern):
             return int(match[1])
     return None
 

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +16,12 @@ from continual.deltas import Head
 from continual.deltas.peft_format import PeftAdapter
 from continual.errors import ExchangeError
 
+MAX_SIZE = 1_000_000  # of a rank, of a length in tokens, and of the numerator of a scale
+MAX_JSON_BYTES = 16 * 2**20
+# Deltas are stored in float16. A head may answer in any units, so its numbers may be larger.
+MAX_ADAPTER_VALUE, MAX_HEAD_VALUE = 65504.0, 1e18
+Rank = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+Alpha = Annotated[float, Field(ge=-MAX_SIZE, le=MAX_SIZE, allow_inf_nan=False)]
 ADAPTER, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 HEAD, HEAD_METADATA = "head.safetensors", "head.json"
 
@@ -36,6 +42,48 @@ class ExportOrigin(BaseModel):
     delta: str
     digest: str
     kind: dict[str, Any] = {}
+
+
+class AdapterConfig(BaseModel):
+    """The types and ranges of what is read of `adapter_config.json`; other keys may be anything.
+
+    Attributes:
+        peft_type: PEFT's name of the method.
+        r: Rank of LoRA.
+        lora_alpha: Numerator of LoRA's scale.
+        rank_pattern: Ranks by pattern of module names.
+        alpha_pattern: Numerators by pattern of module names.
+        target_modules: Names or a regular expression of the changed modules.
+        exclude_modules: Names or a regular expression of modules that are left as they are.
+        modules_to_save: Modules that are saved whole.
+        layers_to_transform: Numbers of the changed layers.
+        layers_pattern: Names of the list of layers.
+        num_virtual_tokens: Length of a prompt or a prefix.
+        base_model_name_or_path: The base model.
+        revision: Its revision.
+    """
+
+    peft_type: str | None = None
+    r: Rank | None = None
+    lora_alpha: Alpha | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _sizes_are_given(self) -> Self:
+        needed = {"LORA": ("r", "lora_alpha"), "PROMPT_TUNING": ("num_virtual_tokens",)}
+        needed["PREFIX_TUNING"] = needed["PROMPT_TUNING"]
+        if missing := [key for key in needed.get(self.peft_type or "", ()) if getattr(self, key) is None]:
+            raise ValueError(f"{' and '.join(missing)} of {self.peft_type} missing")
+        return self
 
 
 class HeadMetadata(BaseModel):
@@ -92,7 +140,11 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
             f"save the adapter as {ADAPTER} where you trust it (PEFT: save_pretrained(…, safe_serialization=True))"
         )
     config = _read_json(folder / CONFIG)
-    tensors, metadata = _read_tensors(folder / ADAPTER)
+    try:
+        AdapterConfig.model_validate(config)
+    except ValidationError as error:
+        raise _unreadable(folder / CONFIG, _summary(error)) from error
+    tensors, metadata = _read_tensors(folder / ADAPTER, largest=MAX_ADAPTER_VALUE)
     try:
         origin = ExportOrigin.model_validate_json(metadata["continual"]) if "continual" in metadata else None
     except ValidationError as error:
@@ -118,7 +170,7 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
     """
     if not (folder / HEAD).exists() and not (folder / HEAD_METADATA).exists():
         return None
-    tensors, _ = _read_tensors(folder / HEAD)
+    tensors, _ = _read_tensors(folder / HEAD, largest=MAX_HEAD_VALUE)
     try:
         metadata = HeadMetadata.model_validate(_read_json(folder / HEAD_METADATA))
     except ValidationError as error:
@@ -134,7 +186,13 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
     return Head(tensors["weight"].float(), tensors["bias"].float(), metadata.labels, metadata.pooling)
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _summary(error: ValidationError) -> str:
+    """Return the first problems, each with its key, in one line."""
+    details = [f"{'.'.join(map(str, d['loc'])) or 'it'}: {d['msg']}" for d in error.errors(include_url=False)[:3]]
+    return "; ".join(detail[:200] for detail in details)
+
+
+def _read_tensors(file: Path, *, largest: float) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
         with safe_open(file, "pt") as reader:
             tensors = {name: reader.get_tensor(name) for name in sorted(reader.keys())}
@@ -143,6 +201,11 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         raise _unreadable(file, error) from error
     if bad := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and _is_finite(tensor))]:
         raise ExchangeError(f"{file} holds values that are not finite: {', '.join(bad)}; export it again")
+    if bad := [name for name, tensor in tensors.items() if tensor.numel() and float(tensor.abs().max()) > largest]:
+        raise ExchangeError(
+            f"{file} holds values beyond ±{largest:g}, which no trained adapter has and which cannot be stored: "
+            f"{', '.join(bad)}; train or export it again"
+        )
     return tensors, metadata
 
 
@@ -156,7 +219,11 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
+        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise _unreadable(file, f"it has {size:,} bytes, and at most {MAX_JSON_BYTES:,} are read")
         content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise _unreadable(file, "lists or objects are nested too deeply in it") from error
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(content, dict):

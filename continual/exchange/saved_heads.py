@@ -91,5 +91,5 @@ def _id2label(file: Path) -> tuple[str, ...]:
     try:
         names = json.loads(file.read_text(encoding="utf-8"))["id2label"]
         return tuple(str(names[str(index)]) for index in range(len(names)))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()

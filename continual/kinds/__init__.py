@@ -124,7 +124,7 @@ def kind_from_metadata(metadata: Mapping[str, Any]) -> Kind[Any]:
     settings = dict(metadata)
     try:
         return TypeAdapter(KINDS[settings.pop("name")]).validate_python(settings)
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError, ValidationError) as error:
         raise DeltaError(
             f"the delta is of kind {dict(metadata)}, which is none of {', '.join(KINDS)} as this version has them; "
             "use the version that learned it"

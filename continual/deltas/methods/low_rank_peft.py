@@ -3,7 +3,6 @@
 Shapes: D inputs and E outputs of a module, R rank, n parts (projections) in one module.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual.deltas.forms import Scaling, scale_divisor
 from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PlacedModule, by_module
+from continual.deltas.peft_patterns import match_pattern
 from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
 
@@ -157,5 +157,9 @@ def _rank_and_scale(config: Mapping[str, Any], module: str) -> tuple[int, float]
 
 
 def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    matching = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    matching = (
+        value
+        for pattern, value in (patterns or {}).items()
+        if match_pattern(rf"(.*\.)?({pattern})$", module, pattern=pattern)
+    )
     return next(matching, default)
