@@ -42,7 +42,7 @@ def _text_columns(value: Any) -> Any:
     """Validate the text columns with one message; pydantic would report every branch of the union."""
     is_single = isinstance(value, str) and value != ""
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
-    if not (is_single or is_pair):
+    if not (is_single or is_pair) or any(len(v) > LONGEST for v in ([value] if is_single else value)):
         raise PydanticCustomError(
             "string_type", "should be the name of one column, or [first, second] for a pair of texts"
         )
@@ -53,6 +53,8 @@ def _files(value: Any) -> Any:
     is_list = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
     if not (is_list or (isinstance(value, str) and value)):
         raise PydanticCustomError("string_type", "should be the name of one file, or a list of such names")
+    if longer := [name for name in ([value] if isinstance(value, str) else value) if len(name) > LONGEST]:
+        raise ValueError(f"the name of a file has {len(longer[0])} characters; at most {LONGEST} are allowed")
     return value
 
 
@@ -70,7 +72,10 @@ def _option(description: str, **limits: Any) -> Any:
     return Field(default=None, description=description, exclude_if=lambda value: value is None, **limits)
 
 
-Column = Annotated[str, Field(min_length=1)]
+MOST_ROWS = 10**12
+LONGEST = 4096  # characters of a path, a name of a column or of a model
+Column = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+Location = Annotated[str, Field(max_length=LONGEST)]
 Encoding = Annotated[str | None, AfterValidator(_encoding)]
 TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
 Files = Annotated[str | list[str], BeforeValidator(_files)]
@@ -106,10 +111,10 @@ class Source(StrictModel):
     """
 
     path: Column
-    name: str | None = None
+    name: Location | None = None
     data_files: dict[str, Files] | None = None
-    data_dir: str | None = None
-    revision: str | None = None
+    data_dir: Location | None = None
+    revision: Location | None = None
     splits: dict[Split, Column] = Field(default_factory=dict)
     sep: str | None = _option("separator of fields", min_length=1, max_length=1)
     delimiter: str | None = _option("separator of fields", min_length=1, max_length=1)
@@ -183,10 +188,10 @@ class Budget(StrictModel):
         checkpointing: Recompute layers in the backward pass (gradient checkpointing) to save memory.
     """
 
-    epochs: int = Field(default=3, ge=0)
-    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=3, ge=0, le=1_000_000)
+    batch_size: int = Field(default=32, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
-    max_length: int = Field(default=128, ge=8, description="tokens of a text that are read")
+    max_length: int = Field(default=128, ge=8, le=10_000_000, description="tokens of a text that are read")
     joint: int = Field(default=1, ge=1, le=1024, description="tasks that may be trained in one pass, with this one")
     checkpointing: bool = Field(
         default=False,
@@ -214,6 +219,13 @@ class Method(StrictModel):
     @classmethod
     def _from_bare_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _numbers_are_of_64_bits(self) -> Method:
+        for key, value in self.settings.items():
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"{key} is a number beyond 64 bits, which no setting may be; write a smaller one")
+        return self
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -255,8 +267,8 @@ class TaskSpec(StrictModel):
     references: Column | None = Field(default=None, validate_default=True)
     template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
     metric: str = Field(default="", validate_default=True)
-    rows: dict[Split, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    shots: int | None = Field(default=None, ge=1)
+    rows: dict[Split, Annotated[int, Field(ge=1, le=MOST_ROWS)]] = Field(default_factory=dict)
+    shots: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     method: Method | None = None
     warm_start: WarmStart | None = None
     budget: Budget | None = None
@@ -312,7 +324,7 @@ class TaskSpec(StrictModel):
 class TaskFile(TaskSpec):
     """A task file: the keys of a task, plus a stream's `backbone` and `seed`."""
 
-    backbone: str | None = None
+    backbone: Location | None = None
     seed: Seed = 0
 
 
@@ -332,7 +344,7 @@ class Stream(StrictModel):
     """
 
     name: Name
-    backbone: str | None = None
+    backbone: Location | None = None
     seed: Seed = 0
     method: Method = Method(name="lora")
     warm_start: WarmStart = "auto"

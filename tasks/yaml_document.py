@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,12 @@ from typing import Any
 import yaml
 
 from tasks.errors import StreamError
+
+MAX_BYTES = 16 * 2**20  # of a file
+MAX_DEPTH = 32  # of lists and mappings in each other
+MAX_NODES = 1_000_000  # keys, values, lists and mappings, with every alias written out
+SHOWN_PATH = 300  # characters of a path in a message
+BASE_60 = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @dataclass(frozen=True)
@@ -52,21 +60,16 @@ def parse_yaml(path: Path) -> YamlDocument:
 
     Raises:
         StreamError: The file cannot be read, is not UTF-8 or not YAML, is empty, is not a mapping, or repeats a key
-            (YAML readers silently keep the last); file, line and column are named.
+            (YAML readers silently keep the last); it is nested deeper than `MAX_DEPTH`, has more than `MAX_NODES`
+            parts, or holds a number in base 60; file, line and column are named.
     """
     text = _text(path)
-    loader = yaml.SafeLoader("")
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        _refuse_repeated_keys(node, path)
-        value = None if node is None else loader.construct_document(node)
+        node, value = load_yaml(text, path=path)
     except yaml.YAMLError as error:
         raise StreamError(f"{_where(path, text, error)}: not valid YAML: {_reason(error)}") from error
-    except (ValueError, RecursionError) as error:  # a date such as 2001-99-99; brackets nested thousands deep
+    except ValueError as error:  # a date such as 2001-99-99
         raise StreamError(f"{path}: not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
     if value is None or node is None:
         raise StreamError(f"{path}: the file is empty; a stream starts with `name:` and lists its `tasks:`")
     if not isinstance(value, dict):
@@ -75,14 +78,98 @@ def parse_yaml(path: Path) -> YamlDocument:
     return YamlDocument(path, value, node)
 
 
-def _text(path: Path) -> str:
+def load_yaml(text: str, *, path: Path | None = None) -> tuple[Any, Any]:
+    """Parse one YAML document whose size, with every alias written out, is bounded.
+
+    Args:
+        text: The document.
+        path: Its file: a mapping in it may not repeat a key.
+
+    Returns:
+        The tree of nodes and the value; None and None of an empty document.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, or beyond the bounds.
+        ValueError: A number or a date cannot be, or nesting is deeper than Python's stack.
+        StreamError: A key is repeated.
+    """
+    loader = yaml.SafeLoader("")
     try:
-        data = path.read_bytes()
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _refuse_beyond_bounds(node)
+        if path is not None:
+            _refuse_repeated_keys(node, path)
+        return node, loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError(_too_deep()) from error
+    finally:
+        loader.dispose()
+
+
+def _too_deep() -> str:
+    return f"lists and mappings are nested more than {MAX_DEPTH} deep; write it flatter"
+
+
+def _refuse_beyond_bounds(root: Any) -> None:
+    """Refuse nesting, size and base 60 by the nodes, before anything is built of them."""
+    sizes: dict[int, tuple[int, int]] = {}  # depth and number of nodes, with every alias written out
+    open_nodes: set[int] = set()
+
+    def measure(node: Any) -> tuple[int, int]:  # an anchor stands before its aliases, so this recurses as parsing did
+        if (known := sizes.get(id(node))) is not None:
+            return known
+        if id(node) in open_nodes:
+            raise _refusal(node, "this part holds itself by an alias; write out what is meant")
+        if isinstance(node, yaml.ScalarNode):
+            _refuse_base_60(node)
+            return 1, 1
+        open_nodes.add(id(node))
+        children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        measured = [measure(child) for child in children]
+        open_nodes.remove(id(node))
+        depth, size = 1 + max((depth for depth, _ in measured), default=0), 1 + sum(size for _, size in measured)
+        if depth > MAX_DEPTH:
+            raise _refusal(node, _too_deep())
+        if size > MAX_NODES:
+            raise _refusal(node, f"with its aliases written out it has more than {MAX_NODES:,} parts; write less")
+        sizes[id(node)] = depth, size
+        return depth, size
+
+    measure(root)
+
+
+def _refuse_base_60(node: yaml.ScalarNode) -> None:
+    if node.tag in BASE_60 and ":" in node.value:
+        raise _refusal(
+            node,
+            f"{node.value[:40]} is a number in base 60 to YAML (1:30 is 90); write it as a plain number, or in quotes",
+        )
+
+
+def _refusal(node: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _text(path: Path) -> str:
+    shown = str(path) if len(str(path)) <= SHOWN_PATH else f"{str(path)[:SHOWN_PATH]}… ({len(str(path))} characters)"
+    advice = "give the path of a YAML file"
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe may never be written to, and /dev/zero never ends
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+            raise StreamError(f"{shown}: cannot be read: {kind}, not a file; {advice}")
+        if status.st_size > MAX_BYTES:
+            raise StreamError(f"{shown}: {status.st_size:,} bytes, and at most {MAX_BYTES:,} are read; {advice}")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise StreamError(f"{path}: no such file; check the path") from error
+        raise StreamError(f"{shown}: no such file; check the path") from error
     except (OSError, ValueError) as error:
-        reason = "a folder, not a file" if path.is_dir() else str(error)
-        raise StreamError(f"{path}: cannot be read: {reason}; give the path of a YAML file") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StreamError(f"{shown}: cannot be read: {reason}; {advice}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,9 +205,9 @@ def _refuse_repeated_keys(root: Any, path: Path) -> None:
 
 
 def _mappings(root: Any) -> Iterator[Any]:
-    queue, visited = [root], set()
+    queue, visited = deque([root]), set()
     while queue:
-        node = queue.pop(0)
+        node = queue.popleft()
         if id(node) in visited or isinstance(node, yaml.ScalarNode) or node is None:
             continue  # an alias repeats a node, perhaps inside itself
         visited.add(id(node))

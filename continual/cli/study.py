@@ -25,6 +25,7 @@ from continual.errors import StudyError
 from continual.escaping import escape_control_characters
 from tasks import Stream, load_stream, read_stream
 from tasks.errors import InputError
+from tasks.yaml_document import load_yaml
 
 if TYPE_CHECKING:
     from continual.experiments.studies import Result, Study, StudyRun
@@ -63,7 +64,7 @@ def study(
         from continual.reports.html import check_writable
 
         check_writable(html)
-    with common.learner(backbone or selected.backbone) as learner:
+    with common.learner(backbone or selected.backbone, create=True) as learner:
         runner = TrialRunner(learner.backbone, load_stream(selected), seed_numbers)
         store = TrialStore.open(common.locations.home, name, learner.backbone)
         with _progress(name) as on_progress:
@@ -149,8 +150,8 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     try:
         if sign and name:
-            return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+            return name.strip(), load_yaml(value)[1]
+    except (yaml.YAMLError, ValueError) as error:
         raise StudyError(f"--set {text!r}: the value is no YAML ({error}); write --set NAME=VALUE") from error
     raise StudyError(f"--set {text!r} is no setting; write --set NAME=VALUE, as in --set 'methods=[lora, bitfit]'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tasks import Budget, Stream, StreamError, TaskSpec, read_stream, read_task
 from tasks.spec import READER_OPTIONS, Source
+from tasks.yaml_document import parse_yaml
 from tests.helpers.paths import SHARED
 
 STREAMS = SHARED / "streams"
@@ -142,7 +144,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
             "unknown key; did you mean 'text'? allowed: text, words",
         ),
         ("name: s\ntasks: {x: 1}\n", "s.yaml:2: tasks: input should be a list; got {'x': 1}"),
-        ("name: s\ntasks: &a [*a]\n", "tasks[0]: should be a mapping"),
+        ("name: s\ntasks: &a [*a]\n", "s.yaml:2:8: not valid YAML: this part holds itself"),
         (
             "seed: 0x" + "f" * 5000,
             "s.yaml:1: seed: input should be less than 4294967296; got a number too long to show",
@@ -206,3 +208,46 @@ def test_the_shared_streams_parse() -> None:
         stream = read_stream(path)
         assert stream.name == path.stem
         assert all(task.budget is not None for task in stream.resolved())
+
+
+BOMB = "".join(f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"name: s\nmethod:\n  name: lora\n  a0: &a0 [x]\n{BOMB}", "more than 1,000,000 parts"),
+        ("name: s\nmethod: " + "{a: " * 400 + "1" + "}" * 400, "nested more than 32 deep"),
+        ("name: s\nmethod: " + "{a: " * 40 + "1" + "}" * 40, "s.yaml:2:.*nested more than 32 deep"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 2000)), "nested more than 32 deep"),
+        ("name: s\nmethod: &m {name: lora, rank: *m}\n", "s.yaml:2:.*holds itself"),
+        ("name: s\nmethod: &m [*m]\n", "holds itself"),
+        ("name: s\nbudget: {epochs: 1:30:00}\n", "s.yaml:2:18: .*1:30:00 is a number in base 60"),
+        (STREAM + f"budget: {{epochs: {10**23}}}\n", "budget.epochs"),
+        (STREAM + f"budget: {{batch_size: {10**23}}}\n", "budget.batch_size"),
+        (STREAM + f"method: {{name: lora, rank: {10**23}}}\n", "rank is a number beyond 64 bits"),
+        (STREAM + f"backbone: {'b' * 10**6}\n", "backbone"),
+    ],
+)
+def test_a_file_beyond_all_bounds_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(StreamError, match=message) as caught:
+        read_stream(written(tmp_path, text))
+    assert len(str(caught.value)) < 2000
+
+
+def test_anchors_and_aliases_within_the_bounds_are_read(tmp_path: Path) -> None:
+    document = parse_yaml(written(tmp_path, "a: &a {x: '1:30'}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n"))
+    assert document.value == {"a": {"x": "1:30"}, "b": [{"x": "1:30"}] * 2, "c": {"x": "1:30", "y": 2}}
+
+
+def test_only_files_are_read_as_yaml(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as file:
+        file.truncate(2**40)
+    cases = {tmp_path / "pipe": "a device or a pipe", Path("/dev/zero"): "a device or a pipe", tmp_path: "a folder"}
+    for path, message in (cases | {large: "bytes, and at most", tmp_path / ("n" * 10**6): "cannot be read"}).items():
+        with pytest.raises(StreamError, match=message) as caught:
+            read_stream(path)
+        assert len(str(caught.value)) < 1000
