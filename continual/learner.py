@@ -75,6 +75,7 @@ class Learner:
             BackboneError: The backbone cannot be loaded.
             InputError: `registry` is a URL.
             RegistryError: The registry cannot be opened.
+            RegistryMissing: The home holds blobs, and no registry that names them.
             SchemaError: The registry's schema is not the expected one.
         """
         if "://" in str(registry):
@@ -83,7 +84,8 @@ class Learner:
         if isinstance(registry, Registry):
             return cls(loaded, registry)
         locations = resolve_locations(registry)
-        return cls(loaded, Registry.open(locations.registry, locations.blobs), locations)
+        places = (locations.registry, locations.blobs)
+        return cls(loaded, Registry.open_existing(*places) or Registry.open(*places), locations)
 
     def close(self) -> None:
         """Close the registry."""

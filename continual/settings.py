@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry import sqlite_url
+
 DEFAULT_HOME = Path("continual-home")
 FALSE_ABSTENTION_RATE = 0.05  # share of the inputs of known tasks that may be abstained on
 FULL_FINE_TUNING_LR, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with
@@ -42,8 +44,8 @@ def resolve_locations(home: Path | str = DEFAULT_HOME, environment: Mapping[str,
     tracking = environment.get("MLFLOW_TRACKING_URI")
     return Locations(
         home=folder,
-        registry=environment.get("CONTINUAL_REGISTRY_URL") or f"sqlite:///{folder / 'registry.db'}",
+        registry=environment.get("CONTINUAL_REGISTRY_URL") or sqlite_url(folder / "registry.db"),
         blobs=environment.get("CONTINUAL_BLOBS_URL") or str(folder / "blobs"),
-        mlflow=tracking or f"sqlite:///{folder / 'mlflow.db'}",
+        mlflow=tracking or sqlite_url(folder / "mlflow.db"),
         artifacts=None if tracking else (folder / "mlflow-artifacts").as_uri(),
     )

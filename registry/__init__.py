@@ -11,12 +11,14 @@ from registry.errors import (
     ArchiveError,
     BlobError,
     ClaimLost,
+    DatabaseDamaged,
     DatabaseUnavailable,
     Disconnected,
     Interrupted,
     NotFound,
     NothingToDo,
     RegistryError,
+    RegistryMissing,
     SchemaError,
     StreamChanged,
     TaskChanged,
@@ -66,7 +68,8 @@ from registry.records import (
     TaskRecord,
 )
 from registry.redaction import redact
-from registry.registry import Registry
+from registry.registry import Registry, holds_registry
+from registry.schema.connections import file_damage, sqlite_file, sqlite_url
 from registry.schema.migrate import upgrade
 from registry.schema.tables import Role
 from registry.stream_records import StepRecord, StepScore, StoredPosition, StoredStrategy, StoredStream, StrategyRecord
@@ -89,6 +92,7 @@ __all__ = [
     "Comparison",
     "Contest",
     "DataRecord",
+    "DatabaseDamaged",
     "DatabaseUnavailable",
     "DeltaRecord",
     "DeltaStatus",
@@ -102,6 +106,7 @@ __all__ = [
     "PositionState",
     "Registry",
     "RegistryError",
+    "RegistryMissing",
     "Role",
     "SchemaError",
     "Score",
@@ -135,9 +140,11 @@ __all__ = [
     "delete_task",
     "delta_name",
     "dump_registry",
+    "file_damage",
     "find_damage",
     "heartbeat",
     "hold_claim",
+    "holds_registry",
     "is_purged",
     "key_digest",
     "list_pending",
@@ -159,6 +166,8 @@ __all__ = [
     "save_checkpoint",
     "save_strategy_step",
     "split_bits",
+    "sqlite_file",
+    "sqlite_url",
     "start_strategy_run",
     "upgrade",
     "warnings",

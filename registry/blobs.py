@@ -38,6 +38,11 @@ class StoredBlob:
     bytes: int
     put_at: datetime
 
+    @property
+    def is_draft(self) -> bool:
+        """Whether it is an unfinished draft."""
+        return "." in self.name
+
 
 @final
 class BlobStore:
@@ -121,6 +126,10 @@ class BlobStore:
                     with suppress(FileNotFoundError):  # a draft that was finished meanwhile
                         name, size = "".join(match.groups("")), int(info["size"])
                         yield StoredBlob(name, place, size, self._files.modified(place))
+
+    def holds_blobs(self) -> bool:
+        """Return True if anything but drafts is stored."""
+        return any(not blob.is_draft for blob in self.iterate())
 
     def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
         """Delete a blob unless it was put again after `put_before`.

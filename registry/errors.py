@@ -4,8 +4,10 @@ ContinualError (exit 1)          InputError (exit 2)
 └── RegistryError                ├── NotFound
     ├── BlobError                ├── SchemaError
     ├── ClaimLost                ├── DatabaseUnavailable
-    └── Interrupted              ├── TaskChanged
-        └── Disconnected         ├── TaskNeeded
+    └── Interrupted              │   └── DatabaseDamaged
+        └── Disconnected         ├── RegistryMissing
+                                 ├── TaskChanged
+                                 ├── TaskNeeded
                                  ├── NothingToDo
                                  ├── StreamChanged
                                  └── ArchiveError
@@ -47,6 +49,14 @@ class SchemaError(InputError):
 
 class DatabaseUnavailable(InputError):
     """The database does not answer, or its URL does not point to a database."""
+
+
+class DatabaseDamaged(DatabaseUnavailable):
+    """The database's file is damaged, or its rows cannot be read."""
+
+
+class RegistryMissing(InputError):
+    """The database is missing or empty, though the blob store holds what was learned."""
 
 
 class TaskChanged(InputError):

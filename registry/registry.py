@@ -15,14 +15,19 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
-from registry.errors import Disconnected, Interrupted, RegistryError
+from registry.errors import Disconnected, Interrupted, RegistryError, RegistryMissing
 from registry.reads import analytics, api_keys, lineage, listings
 from registry.records import TaskRecord
 from registry.redaction import redact
 from registry.schema import migrate
 from registry.schema.connections import (
+    DAMAGE_CODES,
+    UNREADABLE_ROWS,
     create_engine_for,
+    damaged_error,
+    is_damage,
     is_in_memory,
+    is_missing_file,
     snapshot_engine,
     translate_connect_errors,
     write_engine,
@@ -51,11 +56,19 @@ def as_registry_method(
 
     @wraps(query)
     def method(registry: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        def read() -> Result:
+            with registry.read_session() as session:
+                try:
+                    return query(session, *args, **kwargs)
+                except DBAPIError:
+                    raise  # translated by the session
+                except UNREADABLE_ROWS as error:
+                    raise damaged_error(registry.url, f"{type(error).__name__}: {error}") from error
+
         for _ in range(MAX_ATTEMPTS - 1):
-            with suppress(Disconnected), registry.read_session() as session:
-                return query(session, *args, **kwargs)
-        with registry.read_session() as session:
-            return query(session, *args, **kwargs)
+            with suppress(Disconnected):
+                return read()
+        return read()
 
     return method
 
@@ -98,6 +111,44 @@ class Registry:
             engine.dispose()
             raise
         return cls(engine, store)
+
+    @classmethod
+    def open_existing(cls, url: str, blobs: str) -> Self | None:
+        """Open the registry, creating nothing; None where there is neither a registry nor a blob.
+
+        Args:
+            url: As for `open`.
+            blobs: As for `open`.
+
+        Raises:
+            RegistryMissing: There is no registry, though the blob store holds blobs.
+            SchemaError: The schema is older or newer than this code's.
+            InputError: A URL is of an unknown kind.
+            DatabaseUnavailable: The database does not answer.
+        """
+        if holds_registry(url):
+            return cls.open(url, blobs)
+        store = BlobStore(blobs)
+        if not store.holds_blobs():
+            return None
+        if holds_registry(url):  # another process created it, and stored its first blob, since the first look
+            return cls.open(url, blobs)
+        raise RegistryMissing(
+            f"there is no registry at {redact(url)}, or an empty one, though the blobs of one are at "
+            f"{redact(store.url)}: it was lost, moved or emptied. Nothing was created. Restore the database from a copy"
+            " (`continual db restore`, into another --home), give the place where it is (CONTINUAL_REGISTRY_URL), or "
+            "begin anew with another --home."
+        )
+
+    @classmethod
+    def empty(cls, blobs: str) -> Self:
+        """Return a registry in memory, without rows, with the blob store at `blobs`."""
+        return cls.open("sqlite://", blobs)
+
+    @property
+    def url(self) -> str:
+        """The database's URL, password included."""
+        return self.engine.url.render_as_string(hide_password=False)
 
     def urls(self) -> tuple[str, str]:
         """Return both URLs needed to open this registry in another process, passwords included.
@@ -142,7 +193,7 @@ class Registry:
             RegistryError: The database rejects a write.
         """
         engine = write_engine(self.engine, exclusive=exclusive)
-        with _translate_errors("write to the registry"), Session(engine) as session, session.begin():
+        with _translate_errors("write to the registry", self.url), Session(engine) as session, session.begin():
             yield UnitOfWork(session, self.blobs)
 
     def write_with_retry(self, work: Callable[[UnitOfWork], Result]) -> Result:
@@ -171,7 +222,11 @@ class Registry:
     @contextmanager
     def read_session(self) -> Iterator[Session]:
         """Open a session that sees one snapshot of the registry, for queries without a method."""
-        with _translate_errors("read the registry"), Session(snapshot_engine(self.engine)) as session, session.begin():
+        with (
+            _translate_errors("read the registry", self.url, reading=True),
+            Session(snapshot_engine(self.engine)) as session,
+            session.begin(),
+        ):
             yield session
 
     tasks, task = as_registry_method(listings.tasks), as_registry_method(listings.task)
@@ -258,6 +313,23 @@ class Registry:
                 streams.check_unchanged(row, entries)
 
 
+def holds_registry(url: str) -> bool:
+    """Return whether the database at `url` has a registry's tables; nothing is created.
+
+    Raises:
+        InputError: `url` is of an unknown kind.
+        DatabaseUnavailable: The database does not answer.
+    """
+    if is_missing_file(url):
+        return False
+    engine = create_engine_for(url)
+    try:
+        with translate_connect_errors(url):
+            return migrate.has_schema(engine)
+    finally:
+        engine.dispose()
+
+
 def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
     """Create the blob store and the database engine, without connecting.
 
@@ -275,10 +347,13 @@ def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
 
 
 @contextmanager
-def _translate_errors(action: str) -> Iterator[None]:
+def _translate_errors(action: str, url: str, *, reading: bool = False) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if code in DAMAGE_CODES or (reading and is_damage(error)):
+            raise damaged_error(url, error.orig) from error
         raise _error_type(error)(
             f"could not {action}: {error.orig} (in: {error.statement}). Nothing was written."
         ) from error

@@ -44,7 +44,7 @@ def watch(
 ) -> None:
     """Learn submitted tasks as they arrive, until Ctrl-C or SIGTERM."""
     folder = None if where == REGISTRY else Path(where)
-    with common.learner(backbone) as learner, _interrupt_on_sigterm():
+    with common.learner(backbone, create=True) as learner, _interrupt_on_sigterm():
         errors = learner.watch(folder, idle=idle, callbacks=_message_callbacks())
     print_rows(common, [{"arrival": number, "error": error} for number, error in errors.items()], title="Learned")
     if any(errors.values()):
@@ -74,7 +74,7 @@ def add(
 ) -> None:
     """Submit a task; a task that was learned before is learned again."""
     stream = read_task(task)
-    with common.registry() as registry:
+    with common.registry(create=True) as registry:
         _print_arrival(common, registry.submit(stream, priority=priority))
 
 

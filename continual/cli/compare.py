@@ -41,7 +41,7 @@ def compare(
 
         check_writable(html)
     bars = [*map(progress_name, selected), *(task.name for task in loaded.tasks)]
-    with common.learner(backbone or loaded.backbone) as learner, progress_bars(err, bars) as callbacks:
+    with common.learner(backbone or loaded.backbone, create=True) as learner, progress_bars(err, bars) as callbacks:
         document = learner.compare(loaded, selected, callbacks=callbacks)
     if html:
         from continual.reports.html import strategies_page, write_page

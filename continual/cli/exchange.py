@@ -43,7 +43,7 @@ def import_folder(
     backbone: BackboneName = None,
 ) -> None:
     """Register an adapter that PEFT saved as a new version of a task's delta."""
-    with common.learner(backbone) as learner:
+    with common.learner(backbone, create=True) as learner:
         name = learner.import_peft(folder, task, rows=read_task(rows) if rows else None)
         stored = learner.registry.delta(name)
         print_rows(common, [row for row in learner.registry.deltas(task) if row["delta"] == name], title="Imported")

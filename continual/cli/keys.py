@@ -28,7 +28,7 @@ def add(
 ) -> None:
     """Add a key and print its secret, which cannot be shown again: only its digest is stored."""
     role: Role = "admin" if admin else "read"
-    with common.registry() as registry:
+    with common.registry(create=True) as registry:
         secret = add_key(registry, name, role=role)
     if common.json:
         print_rows(common, [{"key": name, "role": role, "secret": secret}], title="Added")

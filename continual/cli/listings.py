@@ -20,6 +20,7 @@ from continual.cli.options import (
     print_message,
     print_rows,
 )
+from registry import DatabaseDamaged, RegistryMissing
 from tasks.errors import InputError
 
 
@@ -92,10 +93,13 @@ def verify_registry(
     backbone: BackboneName = None,
 ) -> None:
     """Check every row, every blob, the backbones and the champions' predictions; exit code 1 on a problem."""
-    with common.registry() as registry, err.status("verifying"):
-        from continual.learning.verify import verify_home
+    from continual.learning.verify import VerificationReport, verify_home
 
-        result = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
+    try:
+        with common.registry() as registry, err.status("verifying"):
+            result = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
+    except (DatabaseDamaged, RegistryMissing) as error:
+        result = VerificationReport([str(error)], [])
     for note in result.notes:
         print_message(note)
     if common.json or result.problems:

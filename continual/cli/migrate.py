@@ -29,7 +29,7 @@ def migrate(
 ) -> None:
     """Learn the champions' tasks again on a new backbone; those on the old backbone go on serving."""
     names = None if tasks is None else [task.strip() for task in tasks.split(",")]
-    with common.learner(to) as learner:
+    with common.learner(to, create=True) as learner:
         from continual.streams.migration.outcome import estimate_migration
         from continual.streams.migration.plan import plan_migration
 

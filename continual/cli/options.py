@@ -16,8 +16,8 @@ from rich.markup import escape
 
 from continual.escaping import escape_control_characters
 from continual.settings import DEFAULT_HOME, Locations, resolve_locations
-from registry import Registry
-from tasks.errors import InputError
+from registry import DatabaseDamaged, Registry, file_damage, holds_registry
+from tasks.errors import ContinualError, InputError
 
 if TYPE_CHECKING:
     from continual.learner import Learner
@@ -69,9 +69,19 @@ class CommonOptions:
         """The URLs of the registry, the blobs and MLflow's store."""
         return resolve_locations(self.home)
 
-    def registry(self) -> Registry:
-        """Open the registry."""
-        return Registry.open(self.locations.registry, self.locations.blobs)
+    def registry(self, *, create: bool = False) -> Registry:
+        """Open the registry.
+
+        Args:
+            create: Create it where there is none; otherwise one without rows, in memory, stands for it.
+
+        Raises:
+            RegistryMissing: There is none, though the blob store holds blobs.
+        """
+        places = self.locations
+        if existing := Registry.open_existing(places.registry, places.blobs):
+            return existing
+        return Registry.open(places.registry, places.blobs) if create else Registry.empty(places.blobs)
 
     @contextmanager
     def writable_registry(self) -> Iterator[Registry]:
@@ -81,13 +91,23 @@ class CommonOptions:
         with self.registry() as registry, background_sender(registry, self.locations):
             yield registry
 
-    def learner(self, backbone: str | None) -> "Learner":
+    def learner(self, backbone: str | None, *, create: bool = False) -> "Learner":
         """Open a learner on the named backbone, or on the only registered one.
 
+        Args:
+            backbone: The backbone's name, hub id or folder.
+            create: Create the registry where there is none.
+
         Raises:
-            InputError: No backbone is named, and not exactly one is registered.
+            InputError: No backbone is named, and not exactly one is registered; or there is no registry.
+            RegistryMissing: There is none, though the blob store holds blobs.
         """
         name = backbone or self.only_backbone()
+        if not create and not holds_registry(self.locations.registry):
+            raise InputError(
+                f"there is no registry at {self.locations.registry}, so nothing is learned yet. Learn a task first, or "
+                "give another --home."
+            )
         with err.status(escape(escape_control_characters(f"loading backbone {name}"))):
             from continual.learner import Learner
 
@@ -172,12 +192,27 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(**arguments: Any) -> None:
         common = CommonOptions(**{f.name: arguments.pop(f.name) for f in fields(CommonOptions)})
-        function(common, **arguments)
+        with _naming_damage(common):
+            function(common, **arguments)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in specific] + shared
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+@contextmanager
+def _naming_damage(common: CommonOptions) -> Iterator[None]:
+    """Raise DatabaseDamaged in place of an unforeseen error where the registry's file is damaged: that is why."""
+    try:
+        yield
+    except (ContinualError, typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if damage := file_damage(common.locations.registry):
+            advice = "`continual verify` lists the damage; restore the file from a copy, or a dump."
+            raise DatabaseDamaged(f"{damage[0]}. {advice}") from error
+        raise
 
 
 def print_rows(common: CommonOptions, rows: list[dict[str, Any]], *, title: str, hidden: Collection[str] = ()) -> None:

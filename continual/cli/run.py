@@ -89,7 +89,7 @@ def learn(
     """Learn one task; if it was learned before, as a new version."""
     stream = read_task(task)
     name = stream.tasks[0].name
-    with common.learner(backbone or stream.backbone) as learner:
+    with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars
 
         with progress_bars(err, [name]) as callbacks:
@@ -98,7 +98,7 @@ def learn(
 
 
 def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
-    with common.learner(backbone or stream.backbone) as learner:
+    with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars
         from continual.cli.report import print_stream_report
 
@@ -114,7 +114,7 @@ def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, *
 
 
 def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -> None:
-    with common.learner(backbone or stream.backbone) as learner:
+    with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.streams.estimate import estimate_stream
 
         rows = [asdict(row) for row in estimate_stream(learner.backbone, learner.registry, stream)]

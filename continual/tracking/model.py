@@ -15,7 +15,7 @@ from mlflow.pyfunc import PythonModel
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.errors import InputLineError
 from continual.inference.predictor import Prediction, Predictor
-from registry import Champion, NotFound, Registry
+from registry import Champion, NotFound, Registry, sqlite_file
 from registry.redaction import MASK
 from tasks import Text
 from tasks.errors import InputError
@@ -85,8 +85,8 @@ def _location(config: Mapping[str, Any], name: str) -> str:
     location = os.environ.get(variable) or config[name]
     if MASK in location:
         raise InputError(f"the {name} of {subject} is at {location}; set {variable} to its whole URL, with secrets")
-    file = Path(location.removeprefix("sqlite:///"))
-    if ("://" not in location or location.startswith("sqlite:///")) and not file.exists():
+    file = sqlite_file(location) if "://" in location else Path(location)
+    if file and not file.exists():
         raise InputError(f"the {name} of {subject} is not at {file}; set {variable} to where it is now")
     return str(location)
 

@@ -3,18 +3,27 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from sqlalchemy import String, and_, cast, func, or_, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
 from registry.errors import BlobError
 from registry.names import delta_name
 from registry.operations.garbage_collection import GRACE_PERIOD
-from registry.reads.blob_references import blobs_by_delta, blobs_by_position, blobs_by_strategy, referenced_blobs
+from registry.reads.blob_references import (
+    blobs_by_delta,
+    blobs_by_position,
+    blobs_by_strategy,
+    holds_history,
+    referenced_blobs,
+)
 from registry.reads.lookups import main_score_filter
 from registry.reads.mapping import stored_delta
 from registry.records import IMPORTED, StoredDelta
+from registry.redaction import redact
 from registry.registry import Registry
 from registry.schema.base import Base, database_now, now
+from registry.schema.connections import UNREADABLE_ROWS, file_damage, is_damage
 from registry.schema.score_tables import ScoreRow
 from registry.schema.tables import Backbone, Checkpoint, Delta, OutboxRow, Position, Stream, Task
 
@@ -33,20 +42,47 @@ def find_damage(registry: Registry, check_blobs: BlobCheck = lambda delta, blobs
         One sentence per problem.
     """
     with registry.read_session() as session:
-        return [
-            *_dangling_keys(session),
-            *_duplicate_champions(session),
-            *_inconsistent_positions(session),
-            *_unscored_deltas(session),
-            *_unknown_messages(session),
-            *_damaged_blobs(session, registry.blobs, check_blobs),
-        ]
+        checks = (
+            _lost_rows(session, registry.blobs),
+            _dangling_keys(session),
+            _duplicate_champions(session),
+            _inconsistent_positions(session),
+            _unscored_deltas(session),
+            _unknown_messages(session),
+            _damaged_blobs(session, registry.blobs, check_blobs),
+        )
+        return [*file_damage(registry.url), *dict.fromkeys(problem for check in checks for problem in _readable(check))]
 
 
 def warnings(registry: Registry) -> list[str]:
     """Return one sentence for each irregularity that is not damage."""
     with registry.read_session() as session:
-        return [*_expired_leases(session), *_leftover_checkpoints(session), *_orphan_blobs(session, registry.blobs)]
+        checks = (
+            _expired_leases(session),
+            _leftover_checkpoints(session),
+            _orphan_blobs(session, registry.blobs),
+        )
+        return [note for check in checks for note in _readable(check)]
+
+
+def _readable(problems: Iterator[str]) -> Iterator[str]:
+    """Yield the problems of one check, and one more where it meets rows that cannot be read."""
+    try:
+        yield from problems
+    except UNREADABLE_ROWS as error:
+        if isinstance(error, DBAPIError) and not is_damage(error):
+            raise  # the database is busy, or does not answer any more
+        reason = error.orig if isinstance(error, DBAPIError) else f"{type(error).__name__}: {error}"
+        yield f"rows cannot be read: {reason}. Restore the database from a copy"
+
+
+def _lost_rows(session: Session, blobs: BlobStore) -> Iterator[str]:
+    """Yield a sentence where nothing was ever registered, though blobs are stored."""
+    if not holds_history(session) and (count := sum(not blob.is_draft for blob in blobs.iterate())):
+        yield (
+            f"the registry is empty, and {redact(blobs.url)} holds {count} blobs: they are those of another registry, "
+            "or of a lost one. Restore the database from a copy, or give the place where it is"
+        )
 
 
 def _dangling_keys(session: Session) -> Iterator[str]:
@@ -149,5 +185,5 @@ def _orphan_blobs(session: Session, blobs: BlobStore) -> Iterator[str]:
     """Yield a sentence about blobs that no row references; young ones may be about to be referenced."""
     referenced, cutoff = {digest for _, digest in referenced_blobs(session)}, now() - GRACE_PERIOD
     sizes = [blob.bytes for blob in blobs.iterate() if blob.name not in referenced and blob.put_at < cutoff]
-    if sizes:
+    if sizes and holds_history(session):
         yield f"{len(sizes)} blobs of {sum(sizes):,} bytes are named by no row; `continual gc` removes them"

@@ -26,6 +26,11 @@ def referenced_blobs(session: Session) -> Iterator[tuple[str, str]]:
     yield from blobs_by_strategy(session)
 
 
+def holds_history(session: Session) -> bool:
+    """Return whether a delta, a position or a strategy run is or was registered: what blobs are stored for."""
+    return any(session.scalar(select(table.id).limit(1)) for table in (Delta, Position, StrategyRun))
+
+
 def blobs_by_delta(session: Session) -> Iterator[tuple[Delta, dict[str, str]]]:
     """Yield every delta with the digests of its blobs, by part."""
     query = select(Delta, *DELTA_BLOB_COLUMNS.values()).outerjoin(Signature, Signature.delta_id == Delta.id)

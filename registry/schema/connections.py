@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from registry.errors import DatabaseUnavailable, RegistryError
+from registry.errors import DatabaseDamaged, DatabaseUnavailable, RegistryError
 from registry.redaction import redact
 from tasks.errors import InputError
 
@@ -24,6 +24,12 @@ RETRY_SECONDS = 0.5
 _WRITES = "registry_writes"
 _EXCLUSIVE = "alone"
 _ADVISORY_LOCK = 0x636F6E74  # PostgreSQL: taken shared by every unit of work, exclusively by exclusive ones
+
+# SQLite's primary result codes where a file is damaged, and those of reading a table or a column that is lost.
+DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB)
+LOST_PART_CODES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
+# What reading rows of a damaged database may raise: a date, a number or JSON that is none.
+UNREADABLE_ROWS = (ArithmeticError, AttributeError, LookupError, SQLAlchemyError, TypeError, ValueError)
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +67,87 @@ def is_in_memory(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file; special characters of its path are escaped.
+
+    >>> sqlite_url(Path("/srv/what?/registry.db"))
+    'sqlite:////srv/what%3F/registry.db'
+    """
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None for any other URL, and for a database in memory.
+
+    >>> sqlite_file("sqlite:////srv/what%3F/registry.db")
+    PosixPath('/srv/what?/registry.db')
+    """
+    try:
+        parsed = make_url(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+    except (ArgumentError, ValueError, TypeError):
+        return None  # `create_engine_for` says why
+    if not is_sqlite or parsed.database in (None, "", ":memory:") or "uri" in parsed.query:
+        return None
+    return Path(str(parsed.database))
+
+
+def is_missing_file(url: str) -> bool:
+    """Return whether `url` is of a SQLite file that is missing or of no bytes; opening it would create it."""
+    file = sqlite_file(url)
+    return file is not None and (not file.exists() or (file.is_file() and file.stat().st_size == 0))
+
+
 @contextmanager
 def translate_connect_errors(url: str) -> Iterator[None]:
     """Raise DatabaseUnavailable if the database at `url` fails in the block."""
     try:
         yield
     except DBAPIError as error:
+        if is_damage(error):
+            raise damaged_error(url, error.orig) from None  # the cause may quote the URL
         why = redact(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
         advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
         raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # the cause may quote the URL
+
+
+def is_damage(error: DBAPIError) -> bool:
+    """Return whether SQLite failed to read because its file is damaged."""
+    if not isinstance(error.orig, sqlite3.DatabaseError):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", None)  # none where a text is not UTF-8
+    if code is None:
+        return isinstance(error.orig, sqlite3.OperationalError)
+    return code & 0xFF in (*DAMAGE_CODES, *LOST_PART_CODES)
+
+
+def damaged_error(url: str, reason: object) -> DatabaseDamaged:
+    """Return the error for a database at `url` whose file is damaged, or whose rows cannot be read."""
+    what = redact(f"the registry at {sqlite_file(url) or url} is damaged: {str(reason).strip()}", url)
+    advice = "`continual verify` lists the damage; restore the file from a copy, or a dump (`continual db restore`)."
+    return DatabaseDamaged(f"{what}. {advice}")
+
+
+def file_damage(url: str) -> list[str]:
+    """Return what SQLite's own check of its file finds damaged; nothing for other databases.
+
+    Args:
+        url: URL of the database.
+    """
+    file = sqlite_file(url)
+    if file is None or not file.is_file():
+        return []
+    try:
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:  # locked, or in a folder where nothing may be created
+        return []
+    except sqlite3.DatabaseError as error:
+        found = [str(error)]
+    return [f"the file {file} is damaged: {line}" for line in found if line != "ok"]
 
 
 def snapshot_engine(engine: Engine) -> Engine:

@@ -6,12 +6,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
 from registry.errors import RegistryError, SchemaError
 from registry.redaction import redact
-from registry.schema.connections import create_engine_for, migration_transaction, translate_connect_errors
+from registry.schema.connections import (
+    create_engine_for,
+    damaged_error,
+    migration_transaction,
+    translate_connect_errors,
+)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
@@ -32,6 +38,11 @@ def ensure_schema(engine: Engine) -> None:
             f"the registry's schema is at revision {revision}, older than this code's {latest_revision()}. "
             "Run `continual db upgrade`."
         )
+
+
+def has_schema(engine: Engine) -> bool:
+    """Return whether the database has a registry's tables, of any revision."""
+    return _database_revision(engine) is not None
 
 
 def upgrade(url: str) -> str:
@@ -110,4 +121,7 @@ def _migrate(engine: Engine) -> None:
 
 def _database_revision(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        return current_revision(connection)
+        try:
+            return current_revision(connection)
+        except (CommandError, TypeError, ValueError) as error:  # several revisions, or none that is a text
+            raise damaged_error(engine.url.render_as_string(hide_password=False), error) from error

@@ -239,8 +239,12 @@ def test_versions_are_promoted_archived_deleted_and_purged(cli: CliRunner, tmp_p
     assert cli("verify").code == 0
 
 
-def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path) -> None:
+def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
     assert cli("gc", "--json").json == []
+    assert not (tmp_path / "home" / "registry.db").exists(), "nothing is learned yet, and reading creates nothing"
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert cli("learn", str(tmp_path / "mood.yaml")).code == 0
     file = tmp_path / "home" / "blobs" / "ab" / ("c" * 62)
     file.parent.mkdir(parents=True)
     file.write_bytes(b"nobody's")
@@ -252,6 +256,31 @@ def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path) 
     assert not file.exists()
     refused = cli("gc", "--older-than", "soon")
     assert (refused.code, "such as 90m" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("lost", ["missing", "no bytes"])
+def test_a_lost_registry_is_damage_and_is_not_replaced(cli: CliRunner, tmp_path: Path, lost: str) -> None:
+    database, blob = tmp_path / "home" / "registry.db", tmp_path / "home" / "blobs" / "ab" / ("c" * 62)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"learned with much work")
+    if lost == "no bytes":
+        database.touch()
+    verified = cli("verify", "--json")
+    assert (verified.code, "there is no registry" in verified.json[0]["problem"]) == (1, True)
+    commands = (
+        ("tasks",),
+        ("deltas",),
+        ("report",),
+        ("gc", "--older-than", "0s"),
+        ("predict", "--backbone", "minilm", str(blob)),
+        ("keys", "add", "ci"),
+        ("purge", "mood", "--yes"),
+    )
+    for words in commands:
+        result = cli(*words)
+        assert (result.code, "no registry" in result.err) == (2, True), words
+    assert blob.exists()
+    assert not database.exists() or database.stat().st_size == 0
 
 
 @pytest.mark.parametrize("into", [">&-", "2>&-", "| true", "| head -1"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import BlobError, BlobStore, Registry, collect_garbage, find_damage
+from registry import BlobError, BlobStore, Registry, RegistryMissing, collect_garbage, find_damage, warnings
 from registry.schema.tables import Checkpoint
 from tests.helpers.registries import accuracy, begin, delta_record, learn, make_registry, task_record
 
@@ -20,6 +20,7 @@ AT_ONCE = timedelta(0)
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
     with make_registry(tmp_path) as opened:
+        begin(opened, "first", name="first")
         yield opened
 
 
@@ -104,7 +105,23 @@ def test_collection_waits_for_open_transactions(registry: Registry) -> None:
 
 def test_blobs_in_memory_are_collected_too(tmp_path: Path) -> None:
     with make_registry(tmp_path) as opened:
+        begin(opened, "first", name="first")
         registry = Registry(opened.engine, BlobStore("memory://collected"))
         digest = registry.blobs.put(b"nobody's")
         assert [blob.name for blob in collect_garbage(registry, older_than=AT_ONCE)] == [digest]
         assert unreferenced(registry) == set()
+
+
+def test_blobs_beside_an_empty_registry_are_damage_and_are_not_deleted(tmp_path: Path) -> None:
+    """They are those of a lost registry, or of another one."""
+    with make_registry(tmp_path) as registry:
+        kept = aged(registry, b"learned with much work", hours=9)
+        for dry_run in (True, False):
+            with pytest.raises(RegistryMissing, match=r"holds 1 blobs.*Nothing was deleted"):
+                collect_garbage(registry, older_than=AT_ONCE, dry_run=dry_run)
+        (problem,) = find_damage(registry)
+        assert "the registry is empty" in problem
+        assert warnings(registry) == [], "gc is not advised"
+        assert unreferenced(registry) == {kept}
+        learn(registry, "sst2")
+        assert kept in {blob.name for blob in collect_garbage(registry, dry_run=True)}, "a row names its own blobs now"

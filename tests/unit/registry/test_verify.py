@@ -1,14 +1,18 @@
 """Verification of a registry: every kind of damage is reported, and a sound one has none."""
 
 import os
+import random
+import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from registry import Registry, StoredDelta, find_damage, warnings
+from registry import DatabaseDamaged, Registry, StoredDelta, file_damage, find_damage, warnings
+from tasks.errors import ContinualError
 from tests.helpers.claims import claim_position
-from tests.helpers.registries import begin, digest_of, learn, make_registry
+from tests.helpers.registries import BACKBONE, begin, digest_of, learn, make_registry
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -135,3 +139,56 @@ def test_extra_checks_see_intact_blobs_only(registry: Registry) -> None:
         checked, True
     )
     assert [line for line in problems if line.endswith("odd")] == ["sst2@1: odd", "sst2@2: odd"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE tasks SET labels = '[\"no'",
+        "UPDATE deltas SET settings = 'nothing'",
+        "UPDATE deltas SET created_at = 'yesterday'",
+        "UPDATE tasks SET name = CAST(X'ff00ff' AS TEXT)",
+        "DROP TABLE deltas",
+    ],
+)
+def test_rows_that_cannot_be_read_are_reported(tmp_path: Path, statement: str) -> None:
+    with Registry.open(f"sqlite:///{tmp_path}/registry.db", f"{tmp_path}/blobs") as registry:
+        with registry.unit_of_work() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        damage(registry, statement)
+        assert any("cannot be read" in problem for problem in find_damage(registry))
+        warnings(registry)
+        with pytest.raises(DatabaseDamaged, match=f"{tmp_path}/registry.db is damaged.*continual verify"):
+            [registry.tasks(), registry.deltas()]
+
+
+def test_a_file_damaged_anywhere_gives_a_message_and_is_reported(tmp_path: Path) -> None:
+    """Every page is overwritten in turn: no command ends in a traceback."""
+    sound = tmp_path / "sound.db"
+    with Registry.open(f"sqlite:///{sound}", f"{tmp_path}/blobs") as registry:
+        with registry.unit_of_work() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+    with closing(sqlite3.connect(sound)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
+    content, draw = sound.read_bytes(), random.Random(0)
+    place = tmp_path / "registry.db"
+    reported, messages = 0, list[str]()
+    for start in range(0, len(content), 4096):
+        noise = draw.randbytes(4096)
+        place.write_bytes(content[:start] + noise + content[start + 4096 :])
+        for suffix in ("-wal", "-shm"):
+            place.with_name(f"registry.db{suffix}").unlink(missing_ok=True)
+        reported += bool(file_damage(f"sqlite:///{place}"))
+        try:
+            with Registry.open(f"sqlite:///{place}", f"{tmp_path}/blobs") as registry:
+                find_damage(registry)
+                warnings(registry)
+                registry.tasks()
+                registry.deltas()
+        except ContinualError as error:
+            messages.append(str(error))
+    assert all(str(place) in message for message in messages)
+    assert reported >= len(content) // 4096 - unused
