@@ -67,7 +67,7 @@ from registry.records import (
     StoredSignature,
     TaskRecord,
 )
-from registry.redaction import redact
+from registry.redaction import quote, redact
 from registry.registry import Registry, holds_registry
 from registry.schema.connections import file_damage, sqlite_file, sqlite_url
 from registry.schema.migrate import upgrade
@@ -156,6 +156,7 @@ __all__ = [
     "promote_delta",
     "purge_task",
     "quantized_name",
+    "quote",
     "redact",
     "registry_identity",
     "release",

@@ -16,6 +16,7 @@ ContinualError (exit 1)          InputError (exit 2)
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from registry.redaction import MAX_QUOTED, quote
 from tasks.errors import ContinualError, InputError
 
 
@@ -89,9 +90,11 @@ def not_found(noun: str, name: str, *, known_names: Iterable[str], advice: str =
         advice: The next step if there are no names at all.
     """
     names = sorted(set(known_names))
-    close_matches = get_close_matches(name, names, n=3, cutoff=0.5)
+    close_matches = get_close_matches(name[:MAX_QUOTED], names, n=3, cutoff=0.5)  # its time grows with the name
     if not names:
-        return NotFound(f"no {noun} is called {name!r}: the registry holds no {noun} yet. {advice}.")
+        return NotFound(f"no {noun} is called {quote(name)}: the registry holds no {noun} yet. {advice}.")
     shown = ", ".join(close_matches or names[:5])
     relation = "nearest known" if close_matches else "known"
-    return NotFound(f"no {noun} is called {name!r}; {relation}: {shown}. Use one of the {len(names)} registered names.")
+    return NotFound(
+        f"no {noun} is called {quote(name)}; {relation}: {shown}. Use one of the {len(names)} registered names."
+    )

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from registry.errors import NotFound
+from registry.redaction import quote
 from tasks.errors import InputError
 
 Bits = Literal[8, 4]
@@ -32,7 +33,7 @@ def parse_delta(name: str) -> tuple[str, int]:
     task, separator, version = name.rpartition("@")
     if not (task and separator and version.isascii() and version.isdigit() and len(version) < MAX_VERSION_DIGITS):
         raise NotFound(
-            f"no delta can be called {name!r}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
+            f"no delta can be called {quote(name)}: names are TASK@VERSION, such as sst2@1. See `continual deltas`."
         )
     return task, int(version)
 

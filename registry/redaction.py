@@ -1,14 +1,24 @@
-"""Redaction of passwords, keys and tokens in URLs and messages."""
+"""Redaction of passwords, keys and tokens in URLs and messages, and of what is too long to quote."""
 
 import re
 from urllib.parse import unquote_plus
 
 MASK = "***"
+MAX_QUOTED = 200  # characters of a value that a message quotes
 MIN_SECRET_LENGTH = 2  # secrets up to this length are masked in URLs only: they occur in ordinary words
 # Everything before the last @ of an authority: a password may contain any character, even @ and /.
 _USER = re.compile(r"(?<=://)(?!/)\S*@")
 _VALUE = re.compile(r"([?&;][^\s=&;#?'\"]+=)[^\s&;#'\"]+")
 _SECRET = re.compile(r"[?&;][^=&;]*(?:pass|pwd|secret|token|key|sig|cred|auth)[^=&;]*=([^&;#]+)", re.IGNORECASE)
+
+
+def quote(value: str) -> str:
+    """Return a value as messages quote it: its `repr`, cut after 200 characters.
+
+    >>> quote("mood"), len(quote("a" * 1000))
+    ("'mood'", 203)
+    """
+    return repr(value if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]}…")
 
 
 def redact(text: str, *urls: str) -> str:

@@ -15,10 +15,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
-from registry.errors import Disconnected, Interrupted, RegistryError, RegistryMissing
+from registry.errors import Disconnected, Interrupted, NotFound, RegistryError, RegistryMissing
+from registry.names import escape_for_storage
 from registry.reads import analytics, api_keys, lineage, listings
 from registry.records import TaskRecord
-from registry.redaction import redact
+from registry.redaction import quote, redact
 from registry.schema import migrate
 from registry.schema.connections import (
     DAMAGE_CODES,
@@ -52,10 +53,20 @@ Result = TypeVar("Result")
 def as_registry_method(
     query: Callable[Concatenate[Session, P], Result],
 ) -> "Callable[Concatenate[Registry, P], Result]":
-    """Turn a query that takes a session into a method of `Registry`, which opens the session and retries."""
+    """Turn a query that takes a session into a method of `Registry`, which opens the session and retries.
+
+    A name that no database could store is not looked up: it is not found, in the same words on every database.
+    """
 
     @wraps(query)
     def method(registry: "Registry", /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        for name in (*args, *kwargs.values()):
+            if isinstance(name, str) and escape_for_storage(name) != name:
+                raise NotFound(
+                    f"nothing is called {quote(name)}: names hold neither NUL nor half a surrogate pair. "
+                    "Use a registered name, such as one of `continual tasks`."
+                )
+
         def read() -> Result:
             with registry.read_session() as session:
                 try:
@@ -252,6 +263,7 @@ class Registry:
     changes, cost = as_registry_method(analytics.change_log), as_registry_method(analytics.stream_costs)
 
     keys, active_keys = as_registry_method(api_keys.list_keys), as_registry_method(api_keys.active_keys)
+    has_keys = as_registry_method(api_keys.has_keys)
 
     arrivals, arrivals_left = as_registry_method(arrivals.arrivals), as_registry_method(arrivals.has_pending)
 
@@ -358,7 +370,9 @@ def _translate_errors(action: str, url: str, *, reading: bool = False) -> Iterat
             f"could not {action}: {error.orig} (in: {error.statement}). Nothing was written."
         ) from error
     except UnicodeEncodeError as error:
-        raise InputError(f"{error.object!r} holds half a surrogate pair, which no database takes. Mend it.") from error
+        raise InputError(
+            f"{quote(str(error.object))} holds half a surrogate pair, which no database takes. Mend it."
+        ) from error
 
 
 def _error_type(error: DBAPIError) -> type[RegistryError]:

@@ -37,6 +37,11 @@ def active_keys(session: Session) -> dict[str, tuple[str, Role]]:
     return {digest: (name, role) for digest, name, role in session.execute(query)}
 
 
+def has_keys(session: Session) -> bool:
+    """Return whether any key was ever added; revoked keys count."""
+    return session.scalar(select(ApiKey.id).limit(1)) is not None
+
+
 def get_key(session: Session, name: str) -> ApiKey:
     """Return the key called `name`.
 

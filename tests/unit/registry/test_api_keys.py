@@ -143,6 +143,14 @@ def test_an_archive_includes_keys_and_revocations(registry: Registry, tmp_path: 
             revoke_key(restored, "old")
 
 
+@both
+def test_a_registry_remembers_that_it_had_a_key(registry: Registry) -> None:
+    assert not registry.has_keys()
+    add_key(registry, "ci", role="read")
+    revoke_key(registry, "ci")
+    assert registry.has_keys()
+
+
 @pytest.fixture(scope="module")
 def emptied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     with make_registry(tmp_path_factory.mktemp("keys")) as opened:

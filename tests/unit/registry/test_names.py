@@ -82,6 +82,19 @@ def test_a_name_that_is_not_text_is_no_crash(tmp_path: Path, database: str) -> N
         registry.task("a\ud800")
 
 
+@pytest.mark.parametrize("name", ["\0", "a\0", "a\0@1", "a\ud800", "\0" * 10_000])
+def test_names_that_cannot_be_stored_are_not_found(name: str, tmp_path: Path, database: str) -> None:
+    with make_registry(tmp_path) as registry:
+        learn(registry, "plain")
+        for query in (registry.task, registry.deltas, registry.delta, registry.lineage, registry.stream):
+            with pytest.raises(NotFound) as caught:
+                query(name)
+            assert "SELECT" not in str(caught.value)
+            assert len(str(caught.value)) < 2000
+        with pytest.raises(NotFound):
+            registry.tasks(after=name)
+
+
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_any_name_is_data_to_the_terminal(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
