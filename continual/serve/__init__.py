@@ -4,6 +4,18 @@ from continual.serve.application import POLL_SECONDS, create_app
 from continual.serve.config import ServerConfig
 from continual.serve.core.admission import Limits
 from continual.serve.core.champions import ChampionServer
-from continual.serve.http_server import bind_socket, is_local, serve
+from continual.serve.core.connections import ConnectionLimits
+from continual.serve.http_server import bind_socket, create_server, is_local, serve
 
-__all__ = ["POLL_SECONDS", "ChampionServer", "Limits", "ServerConfig", "bind_socket", "create_app", "is_local", "serve"]
+__all__ = [
+    "POLL_SECONDS",
+    "ChampionServer",
+    "ConnectionLimits",
+    "Limits",
+    "ServerConfig",
+    "bind_socket",
+    "create_app",
+    "create_server",
+    "is_local",
+    "serve",
+]

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from continual.serve.api import openai, page, predict, registry, status
 from continual.serve.core.admission import Limits, RequestAdmission
-from continual.serve.core.auth import READ, ApiKeyAuth
+from continual.serve.core.auth import ApiKeyAuth, ApiKeyMiddleware
 from continual.serve.core.champions import ChampionServer
 from continual.serve.core.error_responses import install_error_handlers, openapi_error_responses
 from continual.serve.core.metrics import ServerMetrics
@@ -28,7 +28,7 @@ def create_app(
 
     Args:
         server: The champions on their backbone.
-        local: Only this machine can reach the application: no key is needed while the registry has none, and
+        local: Only this machine can reach the application: no key is needed until the first one is added, and
             requests must name a local host.
         limits: Bounds on requests; None for the defaults of `Limits`.
         poll: Seconds between two refreshes of champions and keys from the registry.
@@ -53,18 +53,19 @@ def create_app(
         responses=openapi_error_responses(400),
     )
     app.state.poller = poller
-    app.add_middleware(
+    app.add_middleware(ApiKeyMiddleware, auth=auth)
+    app.add_middleware(  # the outermost: it also counts what the keys refuse
         HostAndSizeMiddleware, hosts=LOCAL_HOSTS if local else (), bytes=limits.bytes, count=metrics.count_request
     )
     install_error_handlers(app)
     app.include_router(page.page_routes())
-    app.include_router(status.health_routes(server, auth, poller, metrics))
+    app.include_router(status.health_routes(server, auth, poller, metrics, seconds=limits.seconds))
     routers = (
         predict.predict_routes(admission),
         openai.openai_routes(admission),
-        registry.registry_routes(server.registry),
+        registry.registry_routes(server.registry, admission.reader),
         status.load_routes(admission, metrics.recent),
     )
     for router in routers:
-        app.include_router(router, dependencies=[Depends(auth.require_role(READ))])
+        app.include_router(router)
     return app

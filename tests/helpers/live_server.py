@@ -10,14 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 import yaml
-from fastapi import FastAPI
+from sqlalchemy import delete
+from starlette.types import ASGIApp
 
 from continual import Learner, read_stream
-from continual.serve import ChampionServer, Limits, bind_socket, create_app
+from continual.serve import ChampionServer, ConnectionLimits, Limits, bind_socket, create_app, create_server
 from continual.settings import resolve_locations
-from registry import Registry, revoke_key
+from registry import Registry
+from registry.schema.tables import ApiKey
 from tests.helpers.tiny_tasks import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 
 METHODS = {"animals": "lora", "mood": "adapter"}
@@ -73,10 +74,10 @@ class Server:
 
 
 @contextmanager
-def running_app(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+def running_app(app: ASGIApp, *, port: int = 0, connections: ConnectionLimits | None = None) -> Iterator[str]:
     """Run an application in a thread until the block ends; its URL."""
     with bind_socket("127.0.0.1", port) as listener:
-        web_server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        web_server = create_server(app, limits=connections)
         thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -134,6 +135,7 @@ def missing_blob(learner: Learner, task: str) -> Iterator[None]:
         moved.rename(blob)
 
 
-def revoke_all(learner: Learner) -> None:
-    for name, _ in learner.registry.active_keys().values():
-        revoke_key(learner.registry, name)
+def forget_keys(learner: Learner) -> None:
+    """Delete all keys, as no command does: a registry that never had one leaves local servers open."""
+    with learner.registry.unit_of_work() as unit:
+        unit.session.execute(delete(ApiKey))

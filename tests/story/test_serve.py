@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (fixtures are imported by their names)
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -16,13 +17,14 @@ from continual.serve import ChampionServer, Limits
 from continual.serve.core.champions import InferenceRequest
 from registry import add_key, archive_delta, promote_delta, revoke_key
 from tests.helpers.live_server import (  # noqa: F401
+    POLL,
     Server,
     ask,
     error_body,
     folder,
+    forget_keys,
     learner,
     missing_blob,
-    revoke_all,
     served,
     server,
     wait_until,
@@ -228,7 +230,21 @@ def test_keys_are_required_once_one_exists(learner: Learner) -> None:
             head = {"authorization": f"Bearer {read}"}
             wait_until(lambda: running.client.post("/v1/predict", json=row, headers=head).status_code == 401)
     finally:
-        revoke_all(learner)
+        forget_keys(learner)
+
+
+def test_revoking_the_last_key_leaves_a_local_server_closed(learner: Learner) -> None:
+    add_key(learner.registry, "only", role="admin")
+    try:
+        with server(learner) as running:
+            revoke_key(learner.registry, "only")
+            time.sleep(4 * POLL)
+            assert "keys add" in error_body(ask(running, {"text": "a", "task": "mood"}), 401)
+            error_body(running.client.post("/v1/refresh"), 401)
+        with server(learner) as restarted:
+            error_body(restarted.client.get("/v1/tasks"), 401)
+    finally:
+        forget_keys(learner)
 
 
 def test_a_public_server_requires_a_key(learner: Learner) -> None:

@@ -20,7 +20,7 @@ import pytest
 from continual import Learner
 from registry import add_key, revoke_key
 from tests.helpers.cli import CliRunner
-from tests.helpers.live_server import ask, folder, learner, revoke_all, server, wait_until  # noqa: F401
+from tests.helpers.live_server import ask, folder, forget_keys, learner, server, wait_until  # noqa: F401
 from tests.helpers.tiny_tasks import rows_of
 
 
@@ -44,7 +44,7 @@ def test_the_registry_is_polled_again_after_an_error(
             revoke_key(learner.registry, "soon gone")
             wait_until(lambda: running.client.get("/v1/tasks", headers=head).status_code == 401)
     finally:
-        revoke_all(learner)
+        forget_keys(learner)
 
 
 def test_requests_of_a_disconnected_client_are_dropped(learner: Learner) -> None:

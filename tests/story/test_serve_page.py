@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 import yaml
 from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
 
 from continual import Learner, read_stream
-from continual.serve import ChampionServer, bind_socket, create_app
+from continual.serve import ChampionServer, bind_socket, create_app, create_server
 from continual.settings import resolve_locations
 from registry import Registry, add_key, revoke_key
 from tests.helpers.paths import FIXTURES
@@ -65,9 +65,13 @@ def learner(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def served(learner: Learner, *, local: bool) -> Iterator[str]:
     """The address of a server, which also serves the browser driver of these tests."""
     app = create_app(ChampionServer(learner.backbone, learner.registry), local=local)
-    app.add_api_route("/driver", lambda: HTMLResponse(DRIVER))
+
+    async def app_and_driver(scope: Scope, receive: Receive, send: Send) -> None:
+        driver = scope["type"] == "http" and scope["path"] == "/driver"
+        await (HTMLResponse(DRIVER) if driver else app)(scope, receive, send)
+
     with bind_socket("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        server = create_server(app_and_driver)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

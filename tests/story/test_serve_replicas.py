@@ -29,8 +29,8 @@ from tests.helpers.live_server import (  # noqa: F401
     ask,
     error_body,
     folder,
+    forget_keys,
     learner,
-    revoke_all,
     running_app,
     served,
     wait_until,
@@ -196,7 +196,7 @@ def test_every_replica_requires_keys(two: Server, learner: Learner) -> None:
         assert statuses == {409}, "all have looked"
     finally:
         promote_delta(learner.registry, "mood@1")
-        revoke_all(learner)
+        forget_keys(learner)
     wait_until(lambda: {two.client.get("/v1/tasks").status_code for _ in range(8)} == {200})
 
 

@@ -1,6 +1,5 @@
 """Answers of generation tasks in OpenAI's completion and chat formats, whole or streamed."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -8,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from continual.errors import DeltaError
 from continual.inference.predictor import Prediction
 from continual.serve.api.openai_schemas import CompletionOptions
 from continual.serve.api.streaming import StreamEvent, sse_response
@@ -94,7 +93,7 @@ class GenerationEndpoint:
             InputError: Several prompts are to be streamed.
             ContinualError: As raised by `RequestAdmission.submit`.
         """
-        await asyncio.to_thread(self._admission.server.check_task, options.model, kind=GENERATION)
+        await self._admission.check_task(request, options.model, kind=GENERATION)
         head = {"id": f"{api_format.id_prefix}-{uuid4().hex}", "created": int(time.time()), "model": options.model}
         if options.stream:
             return await self._stream(request, options, texts, api_format, head)
@@ -139,7 +138,7 @@ class GenerationEndpoint:
 
     def _generated(self, prediction: Prediction, max_tokens: int | None) -> _GeneratedText:
         if prediction.error:
-            raise DeltaError(prediction.error)
+            raise HTTPException(503, prediction.error)
         text, tokens, finish_reason = self._truncate(str(prediction.label), max_tokens)
         return _GeneratedText(text, len(self._tokenizer(prediction.text)["input_ids"]), tokens, finish_reason)
 

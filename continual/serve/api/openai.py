@@ -14,8 +14,10 @@ from starlette.requests import Request
 from continual.serve.api.generation import CHAT, TEXT, GenerationEndpoint
 from continual.serve.api.openai_schemas import ChatCompletionRequest, CompletionRequest, EmbeddingsRequest
 from continual.serve.core.admission import RequestAdmission
+from continual.serve.core.bodies import bounded_route
 from continual.serve.core.champions import Embedding, InferenceRequest
 from continual.serve.core.error_responses import openapi_error_responses
+from registry import quote
 from registry.errors import NotFound
 
 _FAILURES = openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504)
@@ -23,7 +25,8 @@ _FAILURES = openapi_error_responses(401, 404, 409, 413, 422, 429, 503, 504)
 
 def openai_routes(admission: RequestAdmission) -> APIRouter:
     """Return the routes of completions, chats, embeddings and models."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI's format"])
+    route_class = bounded_route(rows=admission.limits.rows)
+    router = APIRouter(prefix="/v1", tags=["OpenAI's format"], route_class=route_class)
     _add_generation(router, admission)
     _add_embeddings(router, admission)
     _add_models(router, admission)
@@ -52,7 +55,7 @@ def _add_embeddings(router: APIRouter, admission: RequestAdmission) -> None:
     async def embeddings(body: EmbeddingsRequest, request: Request) -> dict[str, Any]:
         """Return the pooled last hidden states of texts in the frozen backbone."""
         if body.model != name:
-            raise NotFound(f"no backbone is called {body.model!r} here; this server's is {name!r}")
+            raise NotFound(f"no backbone is called {quote(body.model)} here; this server's is {name!r}")
         texts = [body.input] if isinstance(body.input, str) else body.input
         results: list[Embedding] = await admission.submit(
             request, [InferenceRequest(text, embed=True) for text in texts]
@@ -74,11 +77,11 @@ def _add_models(router: APIRouter, admission: RequestAdmission) -> None:
         """List the backbone and the tasks that are served on it."""
         return {"object": "list", "data": [_model(name) for name in (server.backbone.name, *server.champions)]}
 
-    @router.get("/models/{name:path}", responses=openapi_error_responses(401, 404, 409))
-    def model(name: str) -> dict[str, Any]:
+    @router.get("/models/{name:path}", responses=openapi_error_responses(401, 404, 409, 422, 503, 504))
+    async def model(name: str, request: Request) -> dict[str, Any]:
         """Return the backbone or one task."""
         if name != server.backbone.name:
-            server.check_task(name)
+            await admission.check_task(request, name)
         return _model(name)
 
 

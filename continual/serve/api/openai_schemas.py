@@ -46,7 +46,7 @@ class CompletionOptions(BaseModel):
 class CompletionRequest(CompletionOptions):
     """The body of `POST /v1/completions`: one prompt, or several."""
 
-    prompt: BoundedString | Annotated[list[BoundedString], Field(min_length=1)]
+    prompt: BoundedString | Annotated[list[BoundedString], Field(min_length=1, fail_fast=True)]
 
 
 class ContentPart(BaseModel):
@@ -60,7 +60,7 @@ class Message(BaseModel):
     """A user's message; other roles are refused, since deltas are trained on texts, not on conversations."""
 
     role: Literal["user"]
-    content: BoundedString | Annotated[list[ContentPart], Field(min_length=1)]
+    content: BoundedString | Annotated[list[ContentPart], Field(min_length=1, fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -71,7 +71,7 @@ class Message(BaseModel):
 class ChatCompletionRequest(CompletionOptions):
     """The body of `POST /v1/chat/completions`: one message."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1, fail_fast=True)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -87,6 +87,6 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: BoundedString
-    input: BoundedString | Annotated[list[BoundedString], Field(min_length=1)]
+    input: BoundedString | Annotated[list[BoundedString], Field(min_length=1, fail_fast=True)]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None

@@ -4,18 +4,20 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from continual.inference.predictor import Prediction
 from continual.serve.core.admission import RequestAdmission
+from continual.serve.core.bodies import bounded_route
 from continual.serve.core.champions import InferenceRequest
 from continual.serve.core.error_responses import openapi_error_responses
 
 
 def _without_surrogates(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("half a surrogate pair is no text; send whole characters")
+        raise PydanticCustomError("surrogate", "half a surrogate pair is no text; send whole characters")
     return text
 
 
@@ -47,7 +49,7 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: Annotated[list[PredictRow], Field(min_length=1)]
+    rows: Annotated[list[PredictRow], Field(min_length=1, fail_fast=True)]
     at_least: Annotated[float | None, Field(ge=0.01, le=1)] = None
 
 
@@ -59,7 +61,7 @@ class PredictResponse(BaseModel):
 
 def predict_routes(admission: RequestAdmission) -> APIRouter:
     """Return the route of predictions."""
-    router = APIRouter(tags=["answers"])
+    router = APIRouter(tags=["answers"], route_class=bounded_route(rows=admission.limits.rows))
 
     @router.post(
         "/v1/predict",

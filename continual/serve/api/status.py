@@ -1,11 +1,15 @@
 """Routes on the server itself: health, readiness, metrics, refresh and load."""
 
+import asyncio
+
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from continual.serve.core.admission import RequestAdmission
-from continual.serve.core.auth import ADMIN, READ, ApiKeyAuth
+from continual.errors import TooLate
+from continual.serve.core.admission import RequestAdmission, request_timeout
+from continual.serve.core.auth import ApiKeyAuth
 from continual.serve.core.champions import ChampionServer
 from continual.serve.core.error_responses import error_response, openapi_error_responses
 from continual.serve.core.metrics import RollingCounter, ServerMetrics
@@ -39,11 +43,18 @@ class LoadStatus(BaseModel):
 
 
 def health_routes(
-    server: ChampionServer, auth: ApiKeyAuth, poller: RegistryPoller, metrics: ServerMetrics
+    server: ChampionServer, auth: ApiKeyAuth, poller: RegistryPoller, metrics: ServerMetrics, *, seconds: float
 ) -> APIRouter:
-    """Return the routes `/healthz` and `/readyz`, which need no key, `/metrics` and `/v1/refresh`."""
+    """Return the routes `/healthz` and `/readyz`, which need no key, `/metrics` and `/v1/refresh`.
+
+    Args:
+        server: The champions.
+        auth: Checks that a refresh is requested by a key of role `admin`.
+        poller: Refreshes on request.
+        metrics: The metrics to export.
+        seconds: Seconds that a request may wait for a refresh, which goes on without it.
+    """
     router = APIRouter(tags=["the server"])
-    read, admin = [Depends(auth.require_role(READ))], [Depends(auth.require_role(ADMIN))]
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -57,15 +68,25 @@ def health_routes(
             return JSONResponse({"status": "ok", "tasks": len(server.champions)})
         return error_response(503, f"nothing is learned on backbone {server.backbone.name!r} yet", type="NoDelta")
 
-    @router.get("/metrics", dependencies=read, responses=openapi_error_responses(401), response_class=PlainTextResponse)
+    @router.get("/metrics", responses=openapi_error_responses(401), response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Return the server's metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @router.post("/v1/refresh", dependencies=admin, responses=openapi_error_responses(401, 403, 503))
-    async def refresh() -> dict[str, bool]:
+    @router.post(
+        "/v1/refresh",
+        dependencies=[Depends(auth.require_admin)],
+        responses=openapi_error_responses(401, 403, 422, 503, 504),
+    )
+    async def refresh(request: Request) -> dict[str, bool]:
         """Refresh champions and keys from the registry at once; return whether the champions changed."""
-        return {"changed": await poller.refresh()}
+        timeout = request_timeout(request, max_seconds=seconds)
+        refreshing = asyncio.ensure_future(poller.refresh())
+        refreshing.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs it
+        try:
+            return {"changed": await asyncio.wait_for(asyncio.shield(refreshing), timeout)}
+        except TimeoutError:
+            raise TooLate(f"the refresh did not end within {timeout:g} s; it goes on without this request") from None
 
     return router
 

@@ -14,7 +14,7 @@ from continual.inference.delta_cache import DEVICE_SLOTS
 from continual.inference.predictor import Prediction, Predictor
 from continual.kinds import TokenCallback
 from continual.settings import FALSE_ABSTENTION_RATE
-from registry import Champion, Registry
+from registry import Champion, Registry, quote
 from tasks import Text
 from tasks.errors import InputError
 
@@ -179,11 +179,11 @@ class ChampionServer:
         if task not in self.champions:
             self.registry.task(task)
             raise NoDelta(
-                f"task {task!r} has no delta on backbone {self.backbone.name!r}; learn it there, or ask a server of "
-                "the backbone that it was learned on"
+                f"task {quote(task)} has no delta on backbone {self.backbone.name!r}; learn it there, or ask a server "
+                "of the backbone that it was learned on"
             )
         if kind is not None and self.kinds[task] != kind:
-            raise WrongKind(f"task {task!r} is of kind {self.kinds[task]}, not {kind}; ask it by POST /v1/predict")
+            raise WrongKind(f"task {quote(task)} is of kind {self.kinds[task]}, not {kind}; ask it by POST /v1/predict")
 
     def answer_batch(self, requests: Sequence[InferenceRequest]) -> list[Prediction | Embedding | Exception]:
         """Return the answer to each request, or the exception that it caused, in order.

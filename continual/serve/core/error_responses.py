@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,12 +12,16 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from continual.errors import Closing, NoDelta, TooBusy, TooLarge, TooLate
-from continual.serve.core.admission import ClientDisconnected
-from registry.errors import NotFound
+from continual.errors import Closing, NoDelta, ServiceUnavailable, TooBusy, TooLarge, TooLate
+from continual.serve.core.admission import UNREADABLE, ClientDisconnected
+from registry import quote
+from registry.errors import DatabaseUnavailable, NotFound, SchemaError
+from registry.redaction import MAX_QUOTED
 from tasks.errors import ContinualError, InputError
 
 STATUS_BY_ERROR: Mapping[type[ContinualError], int] = {  # the first class that an error is an instance of counts
+    DatabaseUnavailable: 503,
+    SchemaError: 503,
     NotFound: 404,
     NoDelta: 409,
     TooLarge: 413,
@@ -27,6 +31,7 @@ STATUS_BY_ERROR: Mapping[type[ContinualError], int] = {  # the first class that 
     Closing: 503,
     ContinualError: 503,  # of the registry or of a delta: the request is right
 }
+MAX_MESSAGE = 2000  # characters; a message also lists known names
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for its log; no client reads the response
 
 log = logging.getLogger(__name__)
@@ -66,7 +71,7 @@ def error_response(status: int, message: str, *, type: str, param: str | None = 
         param: The field of the request that is wrong, if it is one.
         **headers: Headers of the response.
     """
-    body = json.dumps({"error": ErrorBody(message=message, type=type, param=param).model_dump()})
+    body = json.dumps({"error": ErrorBody(message=message[:MAX_MESSAGE], type=type, param=param).model_dump()})
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -87,23 +92,54 @@ def openapi_error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 async def _continual_error(request: Request, error: Exception) -> Response:
     status = next(status for error_class, status in STATUS_BY_ERROR.items() if isinstance(error, error_class))
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, TooBusy) else {}
-    if status == STATUS_BY_ERROR[ContinualError] and not isinstance(error, Closing):
-        log.error("%s %s: %s", request.method, request.url.path, error)
-    return error_response(status, str(error), type=type(error).__name__, **headers)
+    message = str(error)
+    if status == STATUS_BY_ERROR[ContinualError] and not isinstance(error, ServiceUnavailable):
+        log.error("%s %s: %s", request.method, quote(request.url.path), error)
+        message = UNREADABLE  # the error's own message may quote SQL, hosts and paths
+    return error_response(status, message, type=type(error).__name__, **headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    location = ".".join(map(str, first["loc"]))
+    location = field_path(first["loc"], error.body, missing=first["type"] == "missing")
     return error_response(422, f"{location}: {first['msg']}", type="InputError", param=location)
+
+
+def field_path(location: Sequence[int | str], body: Any, *, missing: bool) -> str:
+    """Return the path of a field in the request, such as `body.rows.0.text`, each part at most 200 characters long.
+
+    Pydantic's location also names the alternatives of a union that it tried, and the validators in them, which are not
+    part of the request: only parts that lead into the body are kept.
+
+    Args:
+        location: Pydantic's location of an error.
+        body: The body.
+        missing: The last part names a field that the body lacks.
+    """
+    source, *parts = location
+    kept = []
+    for i, part in enumerate(parts):
+        if source != "body" or (missing and i == len(parts) - 1):
+            kept.append(part)
+        elif (isinstance(body, dict) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
+            kept.append(part)
+            body = body[part]
+    return ".".join(str(part)[:MAX_QUOTED] for part in (source, *kept))
+
+
+def http_error_response(error: HTTPException) -> Response:
+    """Return the response that reports an error of a status."""
+    return error_response(
+        error.status_code, str(error.detail), type=HTTPStatus(error.status_code).phrase, **error.headers or {}
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(
-        error.status_code, str(error.detail), type=HTTPStatus(error.status_code).phrase, **error.headers or {}
-    )
+    return http_error_response(error)
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

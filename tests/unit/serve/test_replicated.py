@@ -139,7 +139,7 @@ def test_replicas_that_do_not_become_ready_are_an_error(
 @pytest.mark.parametrize(
     ("results", "status", "message"),
     [
-        ([None, RegistryError("the database is away")], 503, "the database is away"),
+        ([None, RegistryError("the database is away")], 503, "cannot be read now"),
         ([TimeoutError()], 504, "did not answer in time"),
         ([None, None], 200, '{"changed":false}'),
         (["a", None], 200, '{"changed":true}'),
