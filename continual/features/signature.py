@@ -114,6 +114,7 @@ def cholesky_factor(matrix: Tensor) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: It is far from it, or holds numbers that are not finite.
     """
+    factor: Tensor
     factor, failed_at = torch.linalg.cholesky_ex(matrix)
     scale = float(matrix.diagonal().abs().mean()) or 1.0
     for jitter in JITTERS:
@@ -121,7 +122,9 @@ def cholesky_factor(matrix: Tensor) -> Tensor:
             return factor
         jittered = matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         factor, failed_at = torch.linalg.cholesky_ex(jittered)
-    return torch.linalg.cholesky(matrix) if failed_at else factor
+    if failed_at:
+        factor = torch.linalg.cholesky(matrix)  # raises the error
+    return factor
 
 
 def shrink_covariance(scatter: Tensor, degrees_of_freedom: float, shrinkage: float) -> Tensor:

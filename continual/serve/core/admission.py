@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-AnswerT = TypeVar("AnswerT", Prediction, Embedding)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class RequestAdmission:
             )
 
 
-def hide_cause(answer: AnswerT) -> AnswerT:
+def hide_cause(answer: Prediction | Embedding) -> Prediction | Embedding:
     """Reduce an answer's error to its class, and log the rest: it may name files and hosts."""
     if isinstance(answer, Prediction) and answer.error:
         log.error("a delta cannot be read: %s", answer.error)

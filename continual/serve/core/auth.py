@@ -1,5 +1,7 @@
 """Authentication by API keys, whose digests and roles the registry holds."""
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,7 +25,7 @@ class ApiKeyAuth:
     def __init__(self, registry: Registry, *, open: bool) -> None:
         self._registry, self._may_open = registry, open
         self._open = False
-        self._roles: dict[str, str] = {}
+        self._roles: Mapping[str, str] = {}
         self.refresh()
 
     def refresh(self) -> None:

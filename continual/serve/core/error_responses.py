@@ -122,12 +122,20 @@ def field_path(location: Sequence[int | str], body: Any, *, missing: bool) -> st
     for i, part in enumerate(parts):
         if source != "body" or (missing and i == len(parts) - 1):
             kept.append(part)
-        elif (isinstance(body, dict) and part in body) or (
-            isinstance(body, list) and isinstance(part, int) and part < len(body)
-        ):
+        elif (inner := _item(body, part)) is not _ABSENT:
             kept.append(part)
-            body = body[part]
+            body = inner
     return ".".join(str(part)[:MAX_QUOTED] for part in (source, *kept))
+
+
+_ABSENT = object()
+
+
+def _item(body: object, part: int | str) -> object:
+    """Return the value at a key or an index of a JSON value; `_ABSENT` where it has none."""
+    if isinstance(body, dict):
+        return body.get(part, _ABSENT)
+    return body[part] if isinstance(body, list) and isinstance(part, int) and part < len(body) else _ABSENT
 
 
 def http_error_response(error: HTTPException) -> Response:

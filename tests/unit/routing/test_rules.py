@@ -366,5 +366,5 @@ def test_a_factor_of_a_matrix_that_rounding_made_indefinite() -> None:
     matrix = q @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, -1e-13], dtype=torch.float64)) @ q.T
     factor = cholesky_factor(matrix)
     close(factor @ factor.T, matrix, to=1e-8)
-    with pytest.raises(torch.linalg.LinAlgError):
+    with pytest.raises(RuntimeError, match="linalg"):
         cholesky_factor(-torch.eye(3))
