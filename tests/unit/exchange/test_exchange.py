@@ -263,8 +263,11 @@ SPOILED: Mapping[str, tuple[Spoil, str]] = {
     "another method": (lambda folder: with_settings(folder, peft_type="OFT"), "'OFT'.*can be imported: .*lora, dora"),
     "a variant": (lambda folder: with_settings(folder, use_qalora=True), "not supported: {'use_qalora': True}"),
     "a start that moved the base": (lambda folder: with_settings(folder, init_lora_weights="pissa"), "'pissa'"),
-    "a rank of no kind": (lambda folder: with_settings(folder, r="many"), "settings cannot be read"),
-    "no rank": (lambda folder: with_settings(folder, r=None), "settings cannot be read"),
+    "a rank of no kind": (
+        lambda folder: with_settings(folder, r="many"),
+        "cannot be read: r: Input should be a valid integer",
+    ),
+    "no rank": (lambda folder: with_settings(folder, r=None), "r of LORA missing"),
     "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "adapter_config.json cannot be read"),
     "a list": (lambda folder: (folder / CONFIG).write_text("[]"), "no JSON object"),
     "no settings": (lambda folder: (folder / CONFIG).unlink(), "adapter_config.json cannot be read"),
