@@ -155,12 +155,12 @@ class RequestAdmission:
 
 def hide_cause(answer: Prediction | Embedding) -> Prediction | Embedding:
     """Reduce an answer's error to its class, and log the rest: it may name files and hosts."""
-    if isinstance(answer, Prediction) and answer.error:
-        log.error("a delta cannot be read: %s", answer.error)
-        error_class = answer.error.partition(":")[0]
-        name = error_class if error_class.isidentifier() else "DeltaError"
-        return replace(answer, error=f"{name}: {UNREADABLE}")
-    return answer
+    if isinstance(answer, Embedding) or not answer.error:
+        return answer
+    log.error("a delta cannot be read: %s", answer.error)
+    error_class = answer.error.partition(":")[0]
+    name = error_class if error_class.isidentifier() else "DeltaError"
+    return replace(answer, error=f"{name}: {UNREADABLE}")
 
 
 async def wait_for_answer(answer: "asyncio.Future[T]", disconnect: "asyncio.Task[None]", seconds: float | None) -> T:

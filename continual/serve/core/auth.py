@@ -35,7 +35,7 @@ class ApiKeyAuth:
             RegistryError: The registry cannot be read.
             DatabaseUnavailable: The database cannot be reached.
         """
-        roles = {digest: role for digest, (_, role) in self._registry.active_keys().items()}
+        roles: dict[str, str] = {digest: role for digest, (_, role) in self._registry.active_keys().items()}
         # After the keys: one that is added between the two queries closes the server.
         self._open = self._may_open and not self._registry.has_keys()
         self._roles = roles
