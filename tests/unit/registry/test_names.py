@@ -130,5 +130,5 @@ def test_any_name_is_data_to_the_terminal(
     for text in (shown, output):
         assert not set(text) & set("\x1b\x07\x9b\r\u202e\u202c\u200f\u2028"), ascii(text)
     if name.isprintable() and name.strip():
-        assert name in shown, "markup is shown, not obeyed"
+        assert name[:200] in shown, "markup is shown, not obeyed, and cut where it is long"
     assert [row["task"] for row in json.loads(run("tasks", "--json")[0])] == ["plain", name]
