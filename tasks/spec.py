@@ -144,10 +144,10 @@ class Source(StrictModel):
 
     @model_validator(mode="after")
     def _options_fit_path(self) -> Source:
-        known = READER_OPTIONS.get(self.path, ())
-        if unknown := [key for key in self.options if key not in known]:
+        options = READER_OPTIONS.get(self.path, ())
+        if unknown := [key for key in self.options if key not in options]:
             allowed = (
-                f"allowed are {', '.join(known)}" if known else f"only path: {' | '.join(READER_OPTIONS)} has some"
+                f"allowed are {', '.join(options)}" if options else f"only path: {' | '.join(READER_OPTIONS)} has some"
             )
             raise ValueError(f"path: {self.path} has no option {', '.join(unknown)}; {allowed}")
         return self

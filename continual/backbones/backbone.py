@@ -133,12 +133,11 @@ class Backbone:
         if key not in places:
             output = self._output_embeddings()
             tables = (output,) if output and site in (OUTPUT_EMBEDDINGS, "embeddings") else ()
-            of_stacks = () if tables and site == OUTPUT_EMBEDDINGS else self._places_in_stacks(site)
-            places[key] = of_stacks + tables
+            if tables and site == OUTPUT_EMBEDDINGS:
+                places[key] = tables
+            else:
+                places[key] = resolve_places(self.model, self.family, site, generates=self.generates) + tables
         return places[key]
-
-    def _places_in_stacks(self, site: str) -> tuple[Place, ...]:
-        return resolve_places(self.model, self.family, site, generates=self.generates)
 
     def _output_embeddings(self) -> Place | None:
         table = self.language_model.get_output_embeddings() if self.generates and self.language_model else None

@@ -5,7 +5,7 @@ name sites only, so a method works on every family whose table has them. A *plac
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from continual.backbones.quantization import is_quantized, shape_of
-from continual.errors import BackboneError, MethodError
+from continual.errors import BackboneError
 
 # The value that an edit changes: a module's output, its input, the keys and values of an attention, or the tokens that
 # a stack of layers reads.
@@ -265,54 +265,10 @@ class Place:
         return bias if bias is None or self.columns is None else bias[self.columns]
 
 
-_ATTENTIONS = {"attn": ("attn", "cross"), "self": ("attn",)}  # roles in the tables by the role in a name
-
-
-def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
-    """Return the names of the sites that `name` stands for: itself, or the members of a group.
-
-    `attn` and `attn.q` stand for every attention, cross-attention included, `self.q` for self-attention alone.
-
-    Raises:
-        MethodError: `name` is neither a site nor a group.
-    """
-    role, dot, part = name.partition(".")
-    names = tuple(key for key in (r + dot + part for r in _ATTENTIONS.get(role, (role,))) if key in sites)
-    names = names or tuple(key for key, site in sites.items() if name and site.group == name)
-    if not names:
-        groups = ", ".join(sorted({site.group for site in sites.values()} - {""}))
-        raise MethodError(
-            f"family {family!r} has no site {name!r}; it has: {', '.join(sites)}; and the groups: {groups}"
-        )
-    return names
-
-
 def table_place(name: str, table: nn.Module, *, num_layers: int) -> Place:
     """Return the place of the table [d_out, d_in] behind a model's last layer that scores the next token."""
     d_out, d_in = _shape(table)
     return Place(name, name, None, num_layers, table, table, "output", d_in, d_out)
-
-
-def contract_attentions(names: Collection[str], of_all: Collection[str]) -> tuple[str, ...]:
-    """Return the shortest names for some of a family's sites, the inverse of `expand_group`.
-
-    Args:
-        names: Names in the family's tables.
-        of_all: All of the family's names of this kind.
-
-    >>> contract_attentions(["attn.q", "cross.q", "attn.v"], ["attn.q", "cross.q", "attn.v", "cross.v"])
-    ('attn.q', 'self.v')
-    >>> contract_attentions(["attn.q"], ["attn.q", "attn.v"])
-    ('attn.q',)
-    """
-    contracted = []
-    for name in names:
-        role, dot, part = name.partition(".")
-        if role == "cross" and f"attn{dot}{part}" in names:
-            continue
-        is_self = role == "attn" and f"cross{dot}{part}" in set(of_all) - set(names)
-        contracted.append(f"self{dot}{part}" if is_self else name)
-    return tuple(contracted)
 
 
 def places_of(

@@ -15,7 +15,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.backbones.families import Architecture
 from continual.backbones.hub import hub_name
-from continual.backbones.sites import contract_attentions
+from continual.backbones.site_names import contract_attentions
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import PeftAdapter, PeftFormat, PlacedModule
 from continual.deltas.values import check_compatible, iterate_edits

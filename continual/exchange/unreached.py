@@ -49,16 +49,16 @@ def split_adapter(backbone: Backbone, adapter: PeftAdapter) -> SplitAdapter:
         backbone: The backbone, with `generates` as the task needs it.
         adapter: The adapter.
     """
-    prefix, kept = wrapping_prefix(backbone, adapter), dict(adapter.tensors)
+    prefix, reached = wrapping_prefix(backbone, adapter), dict(adapter.tensors)
     heads: dict[str, Tensor] = {}
     unreached: dict[str, tuple[str, ...]] = {}
     for key in adapter.tensors:
         name = key.removeprefix(MODULE_PREFIX)
         if key != name and (reason := _reason(backbone, name, prefix)):
-            tensor, module = kept.pop(key), module_of(name)
+            tensor, module = reached.pop(key), module_of(name)
             unreached[reason] = tuple(dict.fromkeys((*unreached.get(reason, ()), module)))
             heads |= {name: tensor} if reason == HEAD else {}
-    return SplitAdapter(replace(adapter, tensors=kept), heads, unreached)
+    return SplitAdapter(replace(adapter, tensors=reached), heads, unreached)
 
 
 def module_of(name: str) -> str:

@@ -80,9 +80,9 @@ class RoutingStatistics:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         evidence = self.evidence.to_tensors().values() if self.evidence else ()
-        own = (self.counts, self.means, self.factor, self.residual_variance)
+        moments = (self.counts, self.means, self.factor, self.residual_variance)
         rows = (self.held_out.pooled, self.held_out.random_features)
-        return all(bool(part.isfinite().all()) for part in (*own, *rows, *evidence))
+        return all(bool(part.isfinite().all()) for part in (*moments, *rows, *evidence))
 
     def to_bytes(self) -> bytes:
         """Serialize the statistics as a blob."""

@@ -140,14 +140,14 @@ def file_damage(url: str) -> list[str]:
     try:
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
+            problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
         finally:
             connection.close()
     except sqlite3.OperationalError:  # locked, or in a folder where nothing may be created
         return []
     except sqlite3.DatabaseError as error:
-        found = [str(error)]
-    return [f"the file {file} is damaged: {line}" for line in found if line != "ok"]
+        problems = [str(error)]
+    return [f"the file {file} is damaged: {line}" for line in problems if line != "ok"]
 
 
 def snapshot_engine(engine: Engine) -> Engine:

@@ -77,12 +77,15 @@ def through_peft(backbone: Backbone, delta: Delta, folder: Path) -> Tensor | Non
 
 OUT = {"sites": ("attn.out", "ffn.out")}  # modules of one projection in every family
 PeftConfig = Callable[..., Any]
-PeftParameters = Mapping[str, Callable[[Any], Tensor]]
-"""Parameters of a PEFT layer by the names of a delta's values."""
 
 
-def through_peft_layers(config: PeftConfig, parameters: PeftParameters) -> States:
-    """Copy the values into PEFT's layers; return their model's states, or None where PEFT has none for a module."""
+def through_peft_layers(config: PeftConfig, parameters: Mapping[str, str]) -> States:
+    """Copy the values into PEFT's layers; return their model's states, or None where PEFT has none for a module.
+
+    Args:
+        config: Makes PEFT's configuration, given the package and the names of the modules.
+        parameters: Attributes of a PEFT layer with its parameters, by the names of a delta's values.
+    """
 
     @torch.no_grad()
     def states(backbone: Backbone, delta: Delta, folder: Path) -> Tensor | None:
@@ -100,23 +103,14 @@ def through_peft_layers(config: PeftConfig, parameters: PeftParameters) -> State
             raise
         for key, value in delta.values.items():
             prefix, _, name = key.rpartition("/")
-            parameter = parameters[name](model.base_model.model.get_submodule(modules[prefix]))
+            holder = getattr(model.base_model.model.get_submodule(modules[prefix]), parameters[name])["default"]
+            parameter = getattr(holder, "weight", holder)  # OFT keeps a module
             parameter.copy_(value.view_as(parameter))
         plain = model.get_base_model()
         output: Tensor = (plain.encoder if backbone.family.decoder else model)(**batch_of(backbone)).last_hidden_state
         return output
 
     return states
-
-
-def _default(name: str) -> Callable[[Any], Tensor]:
-    """Return a function that takes the parameter of PEFT's adapter `default` from a layer."""
-    return lambda module: getattr(module, name)["default"]
-
-
-LOHA = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
-LOKR = {"K1": "lokr_w1", "K2": "lokr_w2", "K2_B": "lokr_w2_a", "K2_A": "lokr_w2_b"}
-ADA_LORA = {"left": "lora_B", "sizes": "lora_E", "right": "lora_A"}
 
 
 def hooked(hooks: Hooks) -> States:
@@ -347,6 +341,14 @@ def written_out_attention(backbone: Backbone, prefixes: Mapping[int, Sequence[Te
 _NO_SKIP = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
 
 PEFT, EQUATION = "PEFT", "equation"
+
+
+def _peft_layers(
+    method: str, config: PeftConfig, parameters: Mapping[str, str], settings: Mapping[str, Any]
+) -> Reference:
+    return Reference(method, PEFT, through_peft_layers(config, parameters), {**settings, **OUT})
+
+
 REFERENCES = (
     Reference("lora", PEFT, through_peft, {"rank": 4, "alpha": 6.0}),
     Reference("lora", EQUATION, hooked(lora), {"rank": 4, "alpha": 6.0}),
@@ -355,52 +357,35 @@ REFERENCES = (
     Reference("prompt", PEFT, through_peft, {"length": 3}),
     Reference("prefix", PEFT, through_peft, {"length": 3, "shift_positions": True}),
     Reference("prefix", EQUATION, hooked(prefix), {"length": 3}),
-    Reference(
+    _peft_layers(
         "ada_lora",
-        PEFT,
-        through_peft_layers(
-            lambda peft, names: peft.AdaLoraConfig(
-                init_r=4, target_r=2, lora_alpha=6, total_step=10, target_modules=names
-            ),
-            {value: _default(name) for value, name in ADA_LORA.items()},
-        ),
-        {"rank": 4, "alpha": 6.0, **OUT},
+        lambda peft, names: peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=10, target_modules=names),
+        {"left": "lora_B", "sizes": "lora_E", "right": "lora_A"},
+        {"rank": 4, "alpha": 6.0},
     ),
-    Reference(
+    _peft_layers(
         "loha",
-        PEFT,
-        through_peft_layers(
-            lambda peft, names: peft.LoHaConfig(r=3, alpha=6, target_modules=names),
-            {value: _default(name) for value, name in LOHA.items()},
-        ),
-        {"rank": 3, "alpha": 6.0, **OUT},
+        lambda peft, names: peft.LoHaConfig(r=3, alpha=6, target_modules=names),
+        {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"},
+        {"rank": 3, "alpha": 6.0},
     ),
-    Reference(
+    _peft_layers(
         "lokr",
-        PEFT,
-        through_peft_layers(
-            lambda peft, names: peft.LoKrConfig(r=2, alpha=6, target_modules=names),
-            {value: _default(name) for value, name in LOKR.items()},
-        ),
-        {"rank": 2, "alpha": 6.0, **OUT},
+        lambda peft, names: peft.LoKrConfig(r=2, alpha=6, target_modules=names),
+        {"K1": "lokr_w1", "K2": "lokr_w2", "K2_B": "lokr_w2_a", "K2_A": "lokr_w2_b"},
+        {"rank": 2, "alpha": 6.0},
     ),
-    Reference(
+    _peft_layers(
         "oft",
-        PEFT,
-        through_peft_layers(
-            lambda peft, names: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=names),
-            {"skew": lambda module: module.oft_R["default"].weight},
-        ),
-        {"block_size": 8, **OUT},
+        lambda peft, names: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=names),
+        {"skew": "oft_R"},
+        {"block_size": 8},
     ),
-    Reference(
+    _peft_layers(
         "fourier_ft",
-        PEFT,
-        through_peft_layers(
-            lambda peft, names: peft.FourierFTConfig(n_frequency=20, scaling=30.0, target_modules=names),
-            {"spectrum": _default("fourierft_spectrum")},
-        ),
-        {"frequencies": 20, "scale": 30.0, **OUT},
+        lambda peft, names: peft.FourierFTConfig(n_frequency=20, scaling=30.0, target_modules=names),
+        {"spectrum": "fourierft_spectrum"},
+        {"frequencies": 20, "scale": 30.0},
     ),
     Reference("bitfit", EQUATION, hooked(bitfit)),
     Reference("layer_norm", EQUATION, hooked(layer_norm)),

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from continual.backbones.sites import Place, Site, expand_group, places_of
+from continual.backbones.site_names import expand_group
+from continual.backbones.sites import Place, Site, places_of
 from continual.errors import MethodError
 
 Architecture = Literal["encoder", "causal", "seq2seq"]

@@ -168,12 +168,12 @@ def method_near(backbone: Backbone, of_size: Callable[[int], Method], parameters
     Raises:
         StudyError: The budget is less than a half of a unit of the size.
     """
-    one, two = (parameter_count(backbone, of_size(size)) for size in (1, 2))
-    size = 1 + round((parameters - one) / (two - one))
+    smallest, next_smallest = (parameter_count(backbone, of_size(size)) for size in (1, 2))
+    size = 1 + round((parameters - smallest) / (next_smallest - smallest))
     if size < 1:
         raise StudyError(
             f"{parameters:,.0f} parameters are too few on backbone {backbone.name!r}: {method_label(of_size(1))} has "
-            f"{one:,}, {one / backbone.parameter_count:.3%} of the backbone's; allow more"
+            f"{smallest:,}, {smallest / backbone.parameter_count:.3%} of the backbone's; allow more"
         )
     return of_size(size)
 
@@ -192,7 +192,7 @@ def _gains(scores: SeedScores, results: Sequence[TrialResult], design: Design) -
     """Return the gain of a design over the first of its group for every seed; empty where that one failed."""
     against = next(result.trial.extra["against"] for result in results if _design_of(result.trial) == design)
     first = scores.get((design[0], against), ())
-    return [own - other for own, other in zip(scores[design], first, strict=False)]
+    return [score - reference for score, reference in zip(scores[design], first, strict=False)]
 
 
 def _dots(scores: SeedScores) -> dict[str, dict[str, tuple[float, float | None]]]:

@@ -76,9 +76,9 @@ class Scale(Study):
                 "--set 'backbones=[bert-base-uncased]'"
             )
         for name in dict.fromkeys((runner.backbone.name, *self.backbones)):
-            other = runner.with_backbone(name)
-            for trial in sweep_trials(other, (*self.methods, FULL), rates=self.rates):
-                yield replace(trial, backbone=other.trial_backbone)
+            scaled_runner = runner.with_backbone(name)
+            for trial in sweep_trials(scaled_runner, (*self.methods, FULL), rates=self.rates):
+                yield replace(trial, backbone=scaled_runner.trial_backbone)
 
     def result(self, results: Sequence[TrialResult]) -> Result:
         """See `Study.result`."""
@@ -132,7 +132,7 @@ def _gap_table(gaps: Mapping[str, Mapping[TrialBackbone, float]], backbones: Seq
 def _range_table(scores: Scores, backbones: Sequence[TrialBackbone]) -> Table:
     rows = []
     for backbone in backbones:
-        of_backbone = {name: score for (other, name), score in scores.items() if other == backbone}
+        of_backbone = {method: score for (name, method), score in scores.items() if name == backbone}
         best, worst = (choose(of_backbone, key=of_backbone.__getitem__) for choose in (max, min))
         rows.append((backbone.name, backbone.parameters, best, worst, of_backbone[best] - of_backbone[worst]))
     return Table(("backbone", "backbone parameters", "best", "worst", "range"), tuple(rows))

@@ -118,14 +118,14 @@ def field_path(location: Sequence[int | str], body: Any, *, missing: bool) -> st
         missing: The last part names a field that the body lacks.
     """
     source, *parts = location
-    kept = []
+    path = []
     for i, part in enumerate(parts):
         if source != "body" or (missing and i == len(parts) - 1):
-            kept.append(part)
+            path.append(part)
         elif (inner := _item(body, part)) is not _ABSENT:
-            kept.append(part)
+            path.append(part)
             body = inner
-    return ".".join(str(part)[:MAX_QUOTED] for part in (source, *kept))
+    return ".".join(str(part)[:MAX_QUOTED] for part in (source, *path))
 
 
 _ABSENT = object()
