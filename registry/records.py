@@ -73,6 +73,7 @@ class DataRecord:
         seed: Seed of carving and sampling.
         fingerprints: SHA-256 of the rows, by split.
         rows: Number of rows, by split.
+        warnings: What was suspicious in the rows; the sentences hold none of their texts.
     """
 
     spec: dict[str, Any]
@@ -80,6 +81,7 @@ class DataRecord:
     seed: int
     fingerprints: dict[str, str]
     rows: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tasks.data_quality import held_out_warnings, require_no_warnings, rows_as_read_warnings
 from tasks.errors import DataError
 from tasks.rows import LabelledTexts, TaskData, Text, sample, sample_shots, split_off
 from tasks.source import SourceLocation, available_splits, read_split
@@ -13,8 +13,6 @@ from tasks.targets import read_targets, train_labels
 
 # Fractions of train: first the test split, then the validation split of the remaining rows.
 CARVED_FRACTIONS: dict[Split, float] = {"test": 0.2, "validation": 0.1}
-HELD_OUT_SPLITS: tuple[Split, ...] = ("validation", "test")
-NAMED_LABELS = 5  # absent labels that a note names
 
 
 def load_stream(stream: Stream) -> tuple[TaskData, ...]:
@@ -48,15 +46,19 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
 
     Raises:
         DataError: Names task and split: files, columns, texts or targets are invalid, validation or test has labels
-            that train lacks, there are fewer than two labels or numbers, or the template lacks a word for a label.
+            that train lacks, there are fewer than two labels or numbers, the template lacks a word for a label, or
+            the task is strict and something about its rows is suspicious.
     """
     origin = SourceLocation(spec.name, spec.source, folder)
-    splits = {split: _read_rows(spec, origin, split) for split in available_splits(origin)}
-    splits, carve_notes = _carve_absent_splits(splits, origin, seed)
+    as_read = {split: _read_rows(spec, origin, split) for split in available_splits(origin)}
+    splits, carve_notes = _carve_absent_splits(as_read, origin, seed)
     labels = train_labels(spec, splits, origin)
     splits, limit_notes = _limit_splits(splits, spec, origin, seed)
-    notes = (*carve_notes, *limit_notes, *_absent_label_notes(splits, labels))
-    return TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, folder, seed)
+    warnings = (*rows_as_read_warnings(as_read, labels), *held_out_warnings(splits, labels))
+    notes = (*carve_notes, *limit_notes)
+    data = TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, warnings, folder, seed)
+    require_no_warnings(data)
+    return data
 
 
 def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts:
@@ -138,18 +140,6 @@ def _limit_splits(
         if len(limited[split]) < full_size:
             notes.append(f"{split}: {len(limited[split])} of {full_size} rows were taken (seed {seed})")
     return limited, notes
-
-
-def _absent_label_notes(splits: Mapping[Split, LabelledTexts], labels: Sequence[str]) -> Iterator[str]:
-    """Yield a note for each held-out split that lacks a label of the task."""
-    for split in HELD_OUT_SPLITS:
-        present = set(splits[split].labels)
-        if absent := [label for label in labels if label not in present]:
-            named = ", ".join(map(repr, absent[:NAMED_LABELS])) + (", …" if len(absent) > NAMED_LABELS else "")
-            yield (
-                f"{split}: no row has label {named} ({len(absent)} of {len(labels)} labels): a mean over labels, as in "
-                "macro_f1, counts them only where they are answered"
-            )
 
 
 def _limit_rows(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:

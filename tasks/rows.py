@@ -100,6 +100,7 @@ class TaskData:
         validation: Held-out rows, for choices such as warm starts.
         test: Rows to score on.
         notes: Sentences for the user about carved and sampled splits.
+        warnings: Sentences about what is suspicious in the rows; they name rows and labels, never a text.
         folder: Base of the spec's relative paths.
         seed: Seed of carving and sampling.
     """
@@ -110,6 +111,7 @@ class TaskData:
     validation: LabelledTexts
     test: LabelledTexts
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     folder: Path = Path()
     seed: int = 0
 

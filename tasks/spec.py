@@ -255,6 +255,7 @@ class TaskSpec(StrictModel):
         method: Overrides the stream's method.
         warm_start: Overrides the stream's warm start.
         budget: Overrides the stream's budget, field by field.
+        strict: Overrides the stream's `strict`.
     """
 
     name: Name
@@ -272,6 +273,7 @@ class TaskSpec(StrictModel):
     method: Method | None = None
     warm_start: WarmStart | None = None
     budget: Budget | None = None
+    strict: bool | None = _option("refuse suspicious rows")
 
     @field_validator("kind")
     @classmethod
@@ -339,6 +341,7 @@ class Stream(StrictModel):
         warm_start: Default warm start of the tasks.
         budget: Default budget of the tasks.
         measure_gain: Where a warm start was chosen, also train from scratch and report the difference.
+        strict: Refuse tasks whose rows are suspicious, instead of warning.
         tasks: At least one, with distinct names.
         folder: Base of relative data files: the stream file's folder; never serialised.
     """
@@ -350,6 +353,7 @@ class Stream(StrictModel):
     warm_start: WarmStart = "auto"
     budget: Budget = Budget()
     measure_gain: bool = False
+    strict: bool = Field(default=False, exclude_if=lambda strict: not strict, description="refuse suspicious rows")
     tasks: tuple[TaskSpec, ...]
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -375,5 +379,6 @@ class Stream(StrictModel):
             "method": task.method or self.method,
             "warm_start": task.warm_start or self.warm_start,
             "budget": Budget(**(self.budget.model_dump() | overrides)),
+            "strict": (self.strict or None) if task.strict is None else task.strict,
         }
         return task.model_copy(update=resolved)

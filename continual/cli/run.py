@@ -121,4 +121,6 @@ def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -
     for row in rows:
         for note in row["notes"]:
             print_message(f"{row['task']}: {note}")
+        for warning in row["warnings"]:
+            print_message(f"{row['task']}: warning: {warning}", style="yellow")
     print_rows(common, rows, title="Every task can be learned; what it would take")

@@ -15,7 +15,7 @@ from continual.reports.stream_measures import mean
 
 SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
 # Columns that only `--json` shows: other columns imply them, or only scripts need them.
-HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes")
+HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes", "warnings")
 
 
 def listing(rows: Sequence[Mapping[str, Any]], *, hidden: Collection[str] = ()) -> Table:
@@ -65,6 +65,9 @@ def print_report(console: Console, document: Document) -> None:
             console.print(
                 escape_control_characters(f"{pair['share']:.0%}: {pair['advice']}"), style="yellow", markup=False
             )
+    for task in document["per_task"]:
+        for warning in task["warnings"]:
+            console.print(escape_control_characters(f"{task['task']}: {warning}"), style="yellow", markup=False)
     for task in document["unfinished"]:
         message = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
         console.print(message, style="red", markup=False)

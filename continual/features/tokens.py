@@ -90,6 +90,21 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     return Tokens(ids, None if types is None else tuple(map(tuple, types)))
 
 
+def truncated_counts(backbone: Backbone, texts: Sequence[Text], tokens: Tokens) -> list[int]:
+    """Count the tokens that `tokenize` cut off each text [N].
+
+    Only the texts of the most tokens can have been cut, and are tokenized again.
+    """
+    longest, counts = max(tokens.lengths, default=0), [0] * len(tokens)
+    for i, length in enumerate(tokens.lengths):
+        if length == longest:
+            text = texts[i]
+            parts = (text,) if isinstance(text, str) else text
+            whole = backbone.tokenizer(*map(replace_surrogates, parts), verbose=False)["input_ids"]
+            counts[i] = max(len(whole) - length, 0)
+    return counts
+
+
 def replace_surrogates(text: str) -> str:
     """Replace half surrogate pairs, which JSON may hold and no tokenizer takes, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -105,6 +105,12 @@ def build_cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *
     return Cloze(tuple(prompt for prompt, _ in filled), tuple(continuations for _, continuations in filled))
 
 
+def cloze_excess(backbone: Backbone, template: Template, text: Text, *, max_length: int) -> int:
+    """Return the number of tokens by which a text in the template is longer than `build_cloze` allows."""
+    filled = _fill(backbone, template, (text,) if isinstance(text, str) else text)
+    return max(_token_count(filled) - min(max_length, backbone.longest_input), 0)
+
+
 def _fill_within(backbone: Backbone, template: Template, texts: Sequence[str], limit: int) -> FilledTemplate:
     """Fill the template, with the texts truncated until it has `limit` tokens at most."""
     text_tokens = limit

@@ -14,7 +14,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
-from continual.features.tokens import Tokens, replace_surrogates, tokenize
+from continual.features.tokens import Tokens, replace_surrogates, tokenize, truncated_counts
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, TokenCallback, single_class
 from continual.kinds.language_model import (
     BATCH,
@@ -95,6 +95,17 @@ class Generation(Kind[GenerationRows]):
             tuple(_target_ids(backbone, target.text)[: self.longest] for target in targets),
             tuple(text if isinstance(text, str) else " ".join(text) for text in rows.texts),
         )
+
+    def truncated_counts(
+        self, backbone: Backbone, rows: LabelledTexts, prepared: GenerationRows, *, max_length: int
+    ) -> list[int]:
+        """Count the tokens of each row [N] that were cut off its text and its target."""
+        of_texts = truncated_counts(backbone, rows.texts, prepared.tokens)
+        of_targets = [
+            len(_target_ids(backbone, target.text)) - len(ids)
+            for target, ids in zip(_targets(rows), prepared.targets, strict=True)
+        ]
+        return [sum(counts) for counts in zip(of_texts, of_targets, strict=True)]
 
     def signature_classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
         """Return one class for all rows: zeros [N], and the count 1."""

@@ -31,7 +31,7 @@ from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest, run_forward
 from continual.features.pooling import forward_pooled, pooled_features
 from continual.features.random_features import FrozenFeatures, frozen_features
-from continual.features.tokens import Tokens, pad
+from continual.features.tokens import Tokens, pad, truncated_counts
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 TokenCallback = Callable[[str], None]  # called with the text of an answer so far, after every token that is written
@@ -189,6 +189,17 @@ class Kind(ABC, Generic[P]):
             rows: N texts, with a target each or with none at all (inference).
             max_length: Largest number of tokens of an input; longer texts are truncated.
         """
+
+    def truncated_counts(self, backbone: Backbone, rows: LabelledTexts, prepared: P, *, max_length: int) -> list[int]:
+        """Count the tokens of each row [N] that `prepare` cut off; by default those of the plain text.
+
+        Args:
+            backbone: The backbone whose tokenizer is used.
+            rows: The N rows.
+            prepared: The same rows as `prepare` returned them.
+            max_length: The length that they were prepared with.
+        """
+        return truncated_counts(backbone, rows.texts, prepared.tokens)
 
     @abstractmethod
     def signature_classes(self, rows: P) -> tuple[Tensor, int]:

@@ -23,7 +23,13 @@ from continual.features.pooling import forward_hidden
 from continual.features.signature import inverse_shrunk_covariance
 from continual.features.tokens import Tokens, pad, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, single_class, zero_head
-from continual.kinds.windows import NOT_IN_PASSAGE, Windows, answer_token_masks, split_into_windows
+from continual.kinds.windows import (
+    NOT_IN_PASSAGE,
+    Windows,
+    answer_token_masks,
+    question_excess,
+    split_into_windows,
+)
 from tasks import AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
 
 OUTPUTS = ("start", "end")
@@ -97,6 +103,12 @@ class Span(Kind[SpanRows]):
                 for window in window_range
             ),
         )
+
+    def truncated_counts(
+        self, backbone: Backbone, rows: LabelledTexts, prepared: SpanRows, *, max_length: int
+    ) -> list[int]:
+        """Count the tokens of each question [N] that were cut off; passages of any length are read in windows."""
+        return [question_excess(backbone, text, max_length=max_length) for text in rows.texts]
 
     def signature_classes(self, rows: SpanRows) -> tuple[Tensor, int]:
         """Return one class for all rows: zeros [N], and the count 1."""

@@ -22,6 +22,7 @@ from continual.kinds.cloze import (
     Cloze,
     answer_word_scores,
     build_cloze,
+    cloze_excess,
     cloze_inputs,
     forward_word_scores,
     template_obstacle,
@@ -93,6 +94,12 @@ class TemplateClassification(Kind[TemplateRows]):
             label_indices(rows.labels, self.labels),
             build_cloze(backbone, self.template, rows.texts, max_length=max_length),
         )
+
+    def truncated_counts(
+        self, backbone: Backbone, rows: LabelledTexts, prepared: TemplateRows, *, max_length: int
+    ) -> list[int]:
+        """Count the tokens of each row [N] that do not fit beside the template."""
+        return [cloze_excess(backbone, self.template, text, max_length=max_length) for text in rows.texts]
 
     def signature_classes(self, rows: TemplateRows) -> tuple[Tensor, int]:
         """Return the label indices [N] and C."""

@@ -46,7 +46,7 @@ def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length:
         texts: Pairs of question and passage; a single text is a question without a passage.
         max_length: Largest number of tokens of a window. The question takes a third of it at most.
     """
-    limit = min(max_length, backbone.longest_input)
+    limit, question_limit = min(max_length, backbone.longest_input), _question_limit(backbone, max_length)
     special_tokens = backbone.tokenizer.num_special_tokens_to_add(pair=True)
     ids: list[tuple[int, ...]] = []
     types: list[tuple[int, ...]] = []
@@ -54,7 +54,7 @@ def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length:
     row_windows: list[range] = []
     for text in texts:
         question, passage = (text, "") if isinstance(text, str) else text
-        question = truncate_text(backbone, question, limit // 3)
+        question = truncate_text(backbone, question, question_limit)
         passage_tokens = limit - special_tokens - len(_encode_with_offsets(backbone, question)["input_ids"])
         encoded = backbone.tokenizer(
             replace_surrogates(question),
@@ -74,6 +74,17 @@ def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length:
             for window, offsets in enumerate(encoded["offset_mapping"])
         ]
     return Windows(Tokens(tuple(ids), tuple(types) or None), tuple(spans), tuple(row_windows))
+
+
+def question_excess(backbone: Backbone, text: Text, *, max_length: int) -> int:
+    """Return the number of tokens of a question that windows of `max_length` tokens leave out."""
+    question = text if isinstance(text, str) else text[0]
+    tokens = len(_encode_with_offsets(backbone, question)["input_ids"])
+    return max(tokens - _question_limit(backbone, max_length), 0)
+
+
+def _question_limit(backbone: Backbone, max_length: int) -> int:
+    return min(max_length, backbone.longest_input) // 3
 
 
 def truncate_text(backbone: Backbone, text: str, max_tokens: int) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from continual.training.objective import training_objective
 from continual.training.training_run import TrainingRun
 from continual.transfer.warm_start import WarmStartCandidate, initial_delta
 from tasks import Budget, Method, TaskData, WarmStart
+from tasks.data_quality import share_of_rows
 from tasks.rows import sample
 
 RANDOM_HEAD_DEVIATION = 0.02  # of a new classifier's weights in transformers: `initializer_range`
@@ -93,6 +95,24 @@ class PreparedTask:
         """Return the task with a sample of `count` train rows, at least one per label."""
         rows = sample(self.data.train, max(count, len(self.data.labels)), seed=seed, keep_labels=True)
         return replace(self, train=self.kind.prepare(self.backbone, rows, max_length=self.budget.max_length))
+
+    def with_truncation_warning(self) -> "PreparedTask":
+        """Return the task with a warning among those of its data where rows are longer than what is read of them."""
+        parts = ((self.data.train, self.train), (self.data.validation, self.validation), (self.data.test, self.test))
+        cut = [
+            count
+            for rows, prepared in parts
+            for count in self.kind.truncated_counts(self.backbone, rows, prepared, max_length=self.budget.max_length)
+        ]
+        truncated = sorted(count for count in cut if count)
+        if not truncated:
+            return self
+        warning = (
+            f"{share_of_rows(len(truncated), len(cut))} are longer than what is read of them: {median_low(truncated)} "
+            f"tokens of such a row are cut off in the median, {truncated[-1]} at most; raise budget.max_length (now "
+            f"{self.budget.max_length}; the backbone takes {self.backbone.longest_input}) or shorten them"
+        )
+        return replace(self, data=replace(self.data, warnings=(*self.data.warnings, warning)))
 
     def training_run(self, start: WarmStartCandidate, *, seed: int) -> TrainingRun[list[int]]:
         """Return the training of the task's method from a start, within the budget."""

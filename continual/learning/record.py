@@ -117,7 +117,14 @@ def data_record(data: TaskData) -> DataRecord:
     """Return where a version's rows came from, so that its validation rows can be read again."""
     task = task_record(data)
     folder = str(data.folder.absolute())
-    return DataRecord(spec=task.spec, folder=folder, seed=data.seed, fingerprints=task.fingerprints, rows=task.rows)
+    return DataRecord(
+        spec=task.spec,
+        folder=folder,
+        seed=data.seed,
+        fingerprints=task.fingerprints,
+        rows=task.rows,
+        warnings=data.warnings,
+    )
 
 
 def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) -> DeltaRecord:

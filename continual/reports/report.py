@@ -221,6 +221,7 @@ def _per_task(delta: StoredDelta, scores: _TestScores, parents: list[Document]) 
         "scratch_score": _value(oracle) if delta.warm_start == "scratch" else scores.value("scratch"),
         "warm_start": delta.warm_start,
         "parents": parents,
+        "warnings": list(delta.data.warnings) if delta.data else [],
         "seconds": delta.seconds,
         "examples_per_second": delta.examples_per_second,
     }

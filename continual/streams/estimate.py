@@ -33,6 +33,7 @@ class LearningEstimate:
         bytes: The size of the stored delta.
         seconds: The time that learning takes.
         notes: Remarks on how its rows were loaded.
+        warnings: What is suspicious in its rows.
     """
 
     task: str
@@ -42,6 +43,7 @@ class LearningEstimate:
     bytes: int
     seconds: float
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[LearningEstimate]:
@@ -94,6 +96,7 @@ def estimate_task(task: PreparedTask, *, earlier: int) -> LearningEstimate:
         + encode_seconds * encoded_rows
         + predict_seconds * predicted_rows,
         notes=task.data.notes,
+        warnings=task.with_truncation_warning().data.warnings,
     )
 
 

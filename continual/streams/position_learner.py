@@ -43,11 +43,14 @@ class _TaskRun:
         for note in self.data.notes:
             self.callbacks.on_note(name, note)
         self.callbacks.on_start(name)
+        task = prepare_task(self.backbone, self.data).with_truncation_warning()
+        for warning in task.data.warnings:
+            self.callbacks.on_note(name, f"warning: {warning}")
         if self.resume_from:
             self.callbacks.on_note(name, f"goes on after epoch {len(self.resume_from.training_state.curve) - 1}")
         run = LearningRun(
             self.registry,
-            prepare_task(self.backbone, self.data),
+            task,
             seed=self.data.seed,
             measure_gain=self.stream.measure_gain,
             on_step=partial(self.callbacks.on_step, name),

@@ -10,11 +10,13 @@ from continual.deltas import iterate_edits
 from continual.errors import BackboneError, MethodError
 from continual.features.tokens import reserve_tokens
 from continual.kinds import kind_of_spec
+from continual.learning.prepared import prepare_task
 from continual.learning.record import backbone_record, task_record
 from continual.metrics import label_obstacle
 from continual.training.method_search import candidate_settings, search_candidates, search_settings
 from registry import Registry, UnitOfWork
 from tasks import Stream, TaskData, TaskSpec, load_stream
+from tasks.data_quality import require_no_warnings
 from tasks.errors import InputError
 
 
@@ -61,6 +63,8 @@ def load_and_check(
     try:
         loaded = load_stream(remaining)
         problems += [InputError(problem) for data in loaded for problem in label_obstacles(data)]
+        if not problems:
+            problems += [error for data in loaded if data.spec.strict for error in _truncation_errors(backbone, data)]
         registry.check_tasks_unchanged(task_record(data) for data in loaded if data.spec.name not in learned)
         if not alone:
             registry.check_stream_unchanged(stream.name, _stream_entries(stream, loaded))
@@ -107,6 +111,14 @@ def label_obstacles(data: TaskData) -> Iterator[str]:
         yield f"task {data.spec.name!r}: {problem}"
 
 
+def _truncation_errors(backbone: Backbone, data: TaskData) -> Iterator[InputError]:
+    """Yield the error of a strict task whose texts are truncated, which only the tokenizer can tell."""
+    try:
+        require_no_warnings(prepare_task(backbone, data).with_truncation_warning().data)
+    except InputError as error:
+        yield error
+
+
 def register_stream(backbone: Backbone, registry: Registry, stream: Stream, loaded: Sequence[TaskData]) -> None:
     """Register that a stream begins or continues on a backbone.
 
@@ -135,12 +147,13 @@ def _stream_entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[st
 def recipe_digest(data: TaskData) -> str:
     """Compute a digest of all that determines what is learned from a task: its spec, its rows, the seed.
 
-    Left out are the location of the rows, the number of jointly trained tasks, and activation checkpointing.
+    Left out are the location of the rows, whether suspicious ones are refused, the number of jointly trained tasks, and
+    activation checkpointing.
 
     Returns:
         SHA-256 in hexadecimal digits.
     """
-    spec = data.spec.model_dump(mode="json", exclude={"source"})
+    spec = data.spec.model_dump(mode="json", exclude={"source", "strict"})
     for key in ("joint", "checkpointing"):
         (spec["budget"] or {}).pop(key, None)
     recipe = [spec, task_record(data).fingerprints, data.seed]

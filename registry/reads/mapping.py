@@ -98,6 +98,10 @@ def stored_champion(
     return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
+def _data_record(stored: dict[str, Any]) -> DataRecord:
+    return DataRecord(**stored | {"warnings": tuple(stored.get("warnings", ()))})
+
+
 def stored_delta(row: Delta) -> StoredDelta:
     """Return the record of a delta."""
     return StoredDelta(
@@ -109,7 +113,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         created_at=row.created_at,
         kind=row.task.kind,
         metric=row.task.metric,
-        data=DataRecord(**row.data) if row.data else None,
+        data=_data_record(row.data) if row.data else None,
         task=row.task.name,
         backbone=row.backbone.fingerprint,
         method=row.method,

@@ -1,6 +1,7 @@
 """The command line for scripts: exit codes, JSON documents, and error messages with a remedy."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_stream(folder: Path, backbone: Path, **changes: Any) -> Path:
         "backbone": str(backbone),
         "method": {"name": "lora", "rank": 2},
         "budget": {"epochs": 1, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16},
-        "tasks": [write_task(folder, task) for task in TASKS],
+        "tasks": changes.pop("tasks", None) or [write_task(folder, task) for task in TASKS],
     }
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(content | changes, sort_keys=False), encoding="utf-8")
@@ -47,6 +48,12 @@ def test_a_stream_is_run_and_listed_by_every_command(cli: CliRunner, stream: Pat
     assert set(report["routed"]) == {*report["oracle"], "routing_accuracy", "abstained", "confused"}
     promised = {"task", "method", "delta", "parameters", "share", "score", "scratch_score", "warm_start", "parents"}
     assert promised | {"seconds", "examples_per_second"} <= set(report["per_task"][0])
+    few = "validation: 20 rows, of at least 50 "
+    assert f"mood: warning: {few}" in result.err
+    assert report["per_task"][1]["warnings"][-1].startswith(few)
+    cli("report", "--html", str(tmp_path / "report.html"))
+    assert few in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"mood: {few}" in cli("report").out
 
     deltas = cli("deltas", "--json").json
     promised = {"delta", "task", "version", "method", "parameters", "share", "bytes", "status", "score", "mlflow_run"}
@@ -118,6 +125,22 @@ def test_invalid_input_is_refused_before_training(cli: CliRunner, tmp_path: Path
         assert "'label'" in result.err
         assert "nowhere" in result.err
     assert cli("tasks", "--json").json == []
+
+
+def test_suspicious_rows_of_a_strict_task_are_refused(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+    tasks = [write_task(tmp_path, "mood", validation=20), write_task(tmp_path, "place", validation=50) | {"shots": 1}]
+    budget = {"epochs": 0, "max_length": 8}
+    file = write_stream(tmp_path, bert_folder, tasks=tasks, strict=True, budget=budget)
+    for words in (("run", str(file)), ("run", str(file), "--check")):
+        refused = cli(*words)
+        assert refused.code == 2
+        assert "task 'mood' is strict" in refused.err
+        assert "validation: 20 rows, of at least 50 " in refused.err
+    assert cli("tasks", "--json").json == []
+    file = write_stream(tmp_path, bert_folder, tasks=tasks[1:], strict=True, budget=budget)
+    assert re.search(r"'place'.*\n.*rows \(.* are longer than .*\.max_length \(now 8;", cli("run", str(file)).err)
+    lenient = write_stream(tmp_path, bert_folder, tasks=[task | {"strict": False} for task in tasks], strict=True)
+    assert cli("run", str(lenient), "--check").code == 0
 
 
 def test_check_estimates_without_training(cli: CliRunner, stream: Path) -> None:

@@ -28,6 +28,7 @@ def stream_page(registry: Registry, document: Document) -> str:
     sections = [
         _overview(document),
         *_unfinished(document),
+        *_data_warnings(document),
         *_scores(document),
         *_routing(document),
         *_curves(registry, document),
@@ -68,6 +69,13 @@ def _unfinished(document: Document) -> Iterator[Section]:
     rows = tuple((task["task"], task["state"], task["error"]) for task in document["unfinished"])
     if rows:
         yield Section("Not learned", table=Table(("task", "state", "error"), rows))
+
+
+def _data_warnings(document: Document) -> Iterator[Section]:
+    rows = tuple((task["task"], warning) for task in document["per_task"] for warning in task["warnings"])
+    if rows:
+        text = "What was suspicious in the rows that tasks were learned from; their scores may mislead."
+        yield Section("Suspicious data", text, table=Table(("task", "warning"), rows))
 
 
 def _scores(document: Document) -> Iterator[Section]:
