@@ -69,8 +69,8 @@ def validate_name(noun: str, name: str) -> str:
     """
     if len(name) > MAX_NAME_LENGTH or "\0" in name or escape_for_storage(name) != name:
         raise InputError(
-            f"a {noun} cannot be called {name[:80]!r}: names have at most {MAX_NAME_LENGTH} characters, and none is NUL "
-            f"or half a surrogate pair. Rename the {noun}."
+            f"a {noun} cannot be called {name[:80]!r}: names have at most {MAX_NAME_LENGTH} characters, none of them "
+            f"NUL or half a surrogate pair. Rename the {noun}."
         )
     if not name or "@" in name:
         raise InputError(f"a {noun} cannot be called {name!r}: names are not empty and hold no '@'. Rename the {noun}.")
