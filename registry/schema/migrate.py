@@ -12,12 +12,15 @@ from sqlalchemy.exc import DatabaseError
 
 from registry.errors import RegistryError, SchemaError
 from registry.redaction import redact
+from registry.schema import tables  # noqa: F401 (it fills Base.metadata)
+from registry.schema.base import Base
 from registry.schema.connections import (
     create_engine_for,
     damaged_error,
     migration_transaction,
     translate_connect_errors,
 )
+from registry.schema.migrations.views_0007 import views  # the newest
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "registry_version"  # MLflow owns `alembic_version`, and both may live in one database
@@ -116,7 +119,18 @@ def _scripts() -> ScriptDirectory:
 def _migrate(engine: Engine) -> None:
     # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
     with migration_transaction(engine) as connection:
-        migrate(connection)
+        if current_revision(connection) is None:
+            _create(connection)
+        else:
+            migrate(connection)
+
+
+def _create(connection: Connection) -> None:
+    """Create the newest schema at once, which takes a tenth of the time of all migrations."""
+    Base.metadata.create_all(connection)
+    for name, query in views(connection.dialect.name).items():
+        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
+    command.stamp(configuration(connection), "head")
 
 
 def _database_revision(engine: Engine) -> str | None:

@@ -36,21 +36,30 @@ def upgrade() -> None:
 
 
 @both
-def test_migrations_create_the_defined_tables(tmp_path: Path) -> None:
-    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+def test_migrations_create_what_a_new_registry_has(tmp_path: Path) -> None:
+    engine = create_engine_for(registry_url(tmp_path))
+    with engine.connect() as connection:
+        migrate.migrate(connection)
         options = {"version_table": migrate.VERSION_TABLE}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+        migrated = schema_of(connection)
+        connection.rollback()
+    engine.dispose()
+    with make_registry(tmp_path) as registry, registry.engine.connect() as connection:
+        assert schema_of(connection) == migrated
         assert "alembic_version" not in inspect(connection).get_table_names()
 
 
-def test_migrations_create_the_defined_constraints(tmp_path: Path) -> None:
-    with make_registry(tmp_path) as registry:
-        plain = create_engine_for(f"sqlite:///{tmp_path}/plain.db")
-        Base.metadata.create_all(plain)
-        for table in Base.metadata.tables:
-            created, meant = (inspect(engine).get_check_constraints(table) for engine in (registry.engine, plain))
-            assert created == meant
-        plain.dispose()
+def schema_of(connection: Connection) -> dict[str, Any]:
+    """Return all that the database knows of its tables and views; columns in any order."""
+    reflected: Any = inspect(connection)
+    parts = ("columns", "foreign_keys", "unique_constraints", "check_constraints")
+    tables = {
+        table: {part: sorted(map(str, getattr(reflected, f"get_{part}")(table))) for part in parts}
+        | {"key": reflected.get_pk_constraint(table), "indices": indices_of(connection, table)}
+        for table in reflected.get_table_names()
+    }
+    return {"views": {name: reflected.get_view_definition(name) for name in reflected.get_view_names()}, **tables}
 
 
 @both
@@ -58,10 +67,10 @@ def test_new_modes_of_scores_leave_the_indices_as_they_were(tmp_path: Path) -> N
     engine = create_engine_for(registry_url(tmp_path))
     with engine.begin() as connection:
         migrate.migrate(connection, "0007")
-        before = score_indices(connection)
+        before = indices_of(connection, "scores", "strategy_scores")
     with engine.begin() as connection:
         migrate.migrate(connection, "0008")
-        assert score_indices(connection) == before
+        assert indices_of(connection, "scores", "strategy_scores") == before
     engine.dispose()
     with make_registry(tmp_path) as registry:
         learn(registry, "sst2")
@@ -70,15 +79,15 @@ def test_new_modes_of_scores_leave_the_indices_as_they_were(tmp_path: Path) -> N
         assert {"oracle", "random_init", "calibration"} == {score.mode for score in registry.scores(split="test")}
 
 
-def score_indices(connection: Connection) -> dict[str | None, Any]:
-    """Return columns and conditions of the indices of the tables of scores."""
+def indices_of(connection: Connection, *tables: str) -> dict[str | None, Any]:
+    """Return columns and conditions of the indices of tables."""
     return {
         index["name"]: (
             index["unique"],
             index["column_names"],
             {option: str(value) for option, value in index.get("dialect_options", {}).items()},
         )
-        for table in ("scores", "strategy_scores")
+        for table in tables
         for index in inspect(connection).get_indexes(table)
     }
 
