@@ -2,9 +2,12 @@
 
 import gc
 import os
+import platform
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if platform.machine() in ("x86_64", "AMD64"):  # with AVX-512 PyTorch's attention approximates exponentials
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 
 import importlib.util
 from dataclasses import replace
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from continual.backbones.backbone import Backbone, load_backbone
 from tests.helpers.cli import cli  # noqa: F401 (fixture)
@@ -22,6 +26,8 @@ from tests.helpers.tiny_models import TINY_CONFIGS
 from tests.helpers.tiny_tasks import save_backbone, tiny_backbone
 
 torch.set_num_threads(1)
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 gc.disable()  # until all tests are collected: objects made meanwhile live to the end
 
 backbone_of = cache(tiny_backbone)

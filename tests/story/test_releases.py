@@ -28,10 +28,9 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
     answers = json.loads((folder / "answers.json").read_text())
     routed, named = ([answer for answer in answers if answer["routed"] is is_routed] for is_routed in (True, False))
     learner = Learner.open("backbone", registry, device="cpu", dtype="float32")
-    # Text by text: PyTorch's attention over a padded batch approximates exponentials on some processors.
     now = [
-        *(learner.predict([answer["text"]])[0] for answer in routed),
-        *(learner.predict([answer["text"]], task="place")[0] for answer in named),
+        *learner.predict([answer["text"] for answer in routed]),
+        *learner.predict([answer["text"] for answer in named], task="place"),
     ]
     for before, answer in zip(answers, map(asdict, now), strict=True):
         assert (answer.pop("possible"), answer.pop("error")) == ((), None)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sk
@@ -46,7 +46,6 @@ def test_resamples_have_the_area_of_their_rows(labels: tuple[str, ...]) -> None:
         assert scorer(rows) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(predictions())
 def test_the_area_under_the_curve_is_scikit_learns(drawn: tuple[tuple[str, ...], list[str], NDArray[Any]]) -> None:
     labels, truth, probabilities = drawn

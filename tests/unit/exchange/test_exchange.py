@@ -31,7 +31,7 @@ SOME = ("attn.q", "ffn.out")
 SETTINGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"rank": 3, "alpha": 5.0}),
     "lora at some sites": ("lora", {"rank": 4, "sites": SOME}),
-    "rank-stabilised lora": ("lora", {"rank": 3, "scaling": "rank_stabilized"}),
+    "rank-stabilised lora": ("lora", {"rank": 3, "alpha": 2.0, "scaling": "rank_stabilized"}),
     "pissa": ("lora", {"rank": 3, "alpha": 5.0, "init": "pissa"}),
     "rank-stabilised pissa": ("lora", {"rank": 2, "init": "pissa", "scaling": "rank_stabilized", "sites": SOME}),
     "dora": ("dora", {"rank": 3}),

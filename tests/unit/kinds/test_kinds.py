@@ -106,7 +106,7 @@ def test_a_regression_does_not_depend_on_the_unit_of_its_numbers(bert: Backbone,
 
 
 @pytest.mark.parametrize("name", FAST)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(passage=PASSAGES, question=st.sampled_from(["the", "wave " * 30, ""]), length=st.integers(8, 40))
 def test_windows_cover_the_whole_passage(name: str, passage: str, question: str, length: int) -> None:
     backbone = backbone_of(name)

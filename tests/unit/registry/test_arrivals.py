@@ -42,7 +42,7 @@ def test_claims_follow_priority_then_age_and_failures_come_last(registry: Regist
     assert (take(registry), take(registry)) == (3, None)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(submitted=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-2, 2)), max_size=8))
 def test_arrivals_of_one_task_are_claimed_in_order_of_arrival(
     submitted: list[tuple[str, int]],
@@ -69,7 +69,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.lists(STEPS, max_size=12))
 @example([("a", 0), "take", ("a", 2), ("given back", 0), "take"])
 @example([("a", 0), ("a", 2), ("cancelled", 0), ("retried", 0), "take"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis as distance
 from sklearn.covariance import shrunk_covariance
@@ -118,7 +118,6 @@ def test_mahalanobis_is_the_relative_distance_to_the_nearest_mean() -> None:
 
 
 @pytest.mark.parametrize("name", ["ridge", "mahalanobis"])
-@settings(deadline=None)
 @given(st.permutations(range(4)))
 def test_the_order_of_arrival_has_no_effect(name: str, order: list[int]) -> None:
     tasks = {f"t{seed}": task(seed) for seed in range(4)}

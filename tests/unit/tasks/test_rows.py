@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import DataError, LabelledTexts, Text
@@ -23,7 +23,6 @@ def pairs_of(rows: LabelledTexts) -> Counter[tuple[Text, str]]:
     return Counter(zip(rows.texts, rows.labels, strict=True))
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(0, 50), st.integers(0, 5))
 def test_splitting_partitions_the_rows(pairs: list[tuple[Text, str]], count: int, seed: int) -> None:
     rows = rows_of(pairs)
@@ -35,7 +34,6 @@ def test_splitting_partitions_the_rows(pairs: list[tuple[Text, str]], count: int
     assert not set(remaining.texts) & set(carved.texts)
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(1, 50), st.integers(0, 5))
 def test_nothing_is_carved_only_where_no_text_can_be_spared(
     pairs: list[tuple[Text, str]], count: int, seed: int
@@ -56,7 +54,6 @@ def test_repeated_texts_are_carved_by_whole_groups(texts: int, copies: int, shar
     assert len(carved) <= max(share * len(rows), 2 * copies)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=4), st.integers(0, 5), st.data())
 def test_splitting_keeps_label_proportions(sizes: list[int], seed: int, data: st.DataObject) -> None:
     labels = [name for name, size in zip("abcd", sizes, strict=False) for _ in range(size)]
@@ -68,7 +65,6 @@ def test_splitting_keeps_label_proportions(sizes: list[int], seed: int, data: st
         assert abs(carved[label] - count * size / len(rows)) < 1
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(1, 50), st.integers(0, 5), st.booleans())
 def test_sampling(pairs: list[tuple[Text, str]], count: int, seed: int, keep: bool) -> None:
     rows = rows_of(pairs)
@@ -86,7 +82,6 @@ def test_sampling(pairs: list[tuple[Text, str]], count: int, seed: int, keep: bo
         assert all(abs(Counter(sampled.labels)[label] - count * n / len(rows)) < 1 for label, n in counts.items())
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(1, 5), st.integers(0, 5))
 def test_shots_are_sampled_per_label(pairs: list[tuple[Text, str]], n: int, seed: int) -> None:
     rows = rows_of(pairs)
@@ -95,7 +90,6 @@ def test_shots_are_sampled_per_label(pairs: list[tuple[Text, str]], n: int, seed
     assert pairs_of(sampled) <= pairs_of(rows)
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(1, 30), st.integers(0, 5), st.randoms())
 def test_the_order_of_rows_does_not_matter(pairs: list[tuple[Text, str]], count: int, seed: int, mix: object) -> None:
     shuffled = list(pairs)

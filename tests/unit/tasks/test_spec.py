@@ -187,7 +187,7 @@ def test_options_that_are_not_given_are_not_stored() -> None:
 SNIPPETS = st.sampled_from([*STREAM.splitlines(keepends=True), "&a ", "*a", "<<: ", "? ", "!!", "{", "}", "[", "]"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(), st.text().map(str.encode), st.lists(SNIPPETS).map(lambda p: "".join(p).encode())))
 def test_any_file_is_a_stream_or_a_stream_error(tmp_path: Path, content: bytes) -> None:
     path = written(tmp_path, content)
