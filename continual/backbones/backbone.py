@@ -24,6 +24,7 @@ from transformers import (
 from continual.backbones.devices import DeviceSpec, device_map, device_of, is_split, resolve_device, resolve_dtype
 from continual.backbones.families import Architecture, Family, family_of, resolve_places
 from continual.backbones.fingerprint import fingerprint
+from continual.backbones.finite_weights import require_finite_weights
 from continual.backbones.hub import Pooling, declared_pooling, load_error, resolve_source, silence_transformers
 from continual.backbones.quantization import (
     check_quantization,
@@ -188,8 +189,8 @@ def load_backbone(
         bits: 8 or 4 to quantise it, as an alternative to the name.
 
     Raises:
-        BackboneError: It cannot be found, has no safetensors weights, lacks weights or a vocabulary, is of an unknown
-            family, or cannot be quantised or split on this machine.
+        BackboneError: It cannot be found, has no safetensors weights, lacks weights or a vocabulary, has weights that
+            are not finite, is of an unknown family, or cannot be quantised or split on this machine.
     """
     name = str(name)
     unquantized_name, resolved_bits = plain_name(name, bits)
@@ -217,6 +218,7 @@ def load_backbone(
         )
     if missing:
         raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
+    require_finite_weights(model, name)
     full_name = quantized_name(unquantized_name, resolved_bits)
     return freeze(model, tokenizer, name=full_name, pooling=pooling, device=str(target), dtype=dtype)
 

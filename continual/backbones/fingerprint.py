@@ -26,12 +26,12 @@ def fingerprint(model: Any) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(value.shape)}".encode())
-        tensor = _load_offloaded(model, key) if value.is_meta else value
+        tensor = load_offloaded(model, key) if value.is_meta else value
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _load_offloaded(model: Any, key: str) -> Tensor:
+def load_offloaded(model: Any, key: str) -> Tensor:
     """Load a weight that accelerate keeps on the disk while its module is not used."""
     from accelerate.utils import align_module_device
 

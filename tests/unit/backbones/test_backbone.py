@@ -114,6 +114,15 @@ def test_missing_weights_are_refused_by_name(folder: Path) -> None:
     refused(folder, "encoder.layer.1.attention.self.query.weight")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.attention.self.query.weight"][0, :3] = value
+    weights["encoder.layer.0.output.dense.bias"][0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "3 in encoder.layer.1.attention.self.query.weight", "1 in encoder.layer.0.output.dense.bias")
+
+
 def test_pickled_weights_are_never_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
