@@ -48,8 +48,16 @@ class SourceLocation:
 
     @property
     def is_folder(self) -> bool:
-        """True if `path` is a folder of data."""
-        return not self.local and (self.folder / self.source.path).is_dir()
+        """True if `path` is a folder of data; a builder that is given files is one, whatever folder has its name."""
+        named_files = self.source.data_files or self.source.data_dir
+        return not (self.local or (self.packaged and named_files)) and (self.folder / self.source.path).is_dir()
+
+    @property
+    def packaged(self) -> bool:
+        """True if `path` is a builder of `datasets`, which reads the user's own files."""
+        from datasets import packaged_modules
+
+        return self.source.path in packaged_modules._PACKAGED_DATASETS_MODULES
 
     @property
     def saved(self) -> bool:
@@ -146,14 +154,12 @@ def _folder_as_files(origin: SourceLocation, split: Split) -> SourceLocation | N
 
 
 def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
-    from datasets import packaged_modules
-
     source = origin.source
     data_files: Any = source.data_files
     data_dir, path = source.data_dir, source.path
     if origin.is_folder:
         path = origin.resolve_path(source.path)
-    elif source.path in packaged_modules._PACKAGED_DATASETS_MODULES:  # it reads the user's own files
+    elif origin.packaged:
         data_dir = origin.resolve_path(data_dir) if data_dir else None
         data_files = data_files and {name: _resolve_paths(origin, files) for name, files in data_files.items()}
     optional = {"data_dir": data_dir, "revision": source.revision, "data_files": data_files}
