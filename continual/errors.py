@@ -5,7 +5,7 @@ ContinualError                    exit code 1: something failed while running
 │   ├── StreamError               a stream or task file is not valid                              (tasks)
 │   ├── DataError                 rows are missing, or contradict the task's spec                 (tasks)
 │   ├── NotFound, SchemaError, DatabaseUnavailable, TaskChanged, StreamChanged                    (registry)
-│   ├── ArchiveError                                                                              (registry)
+│   ├── ArchiveError, StoreMismatch                                                               (registry)
 │   ├── BackboneError             a backbone cannot be loaded, or lacks a site
 │   ├── MethodError               a method or one of its settings does not exist or does not fit
 │   ├── EngineError               an engine does not exist, or lacks the resources for a stream
@@ -40,6 +40,7 @@ from registry.errors import (
     NotFound,
     RegistryError,
     SchemaError,
+    StoreMismatch,
     StreamChanged,
     TaskChanged,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "RoutingError",
     "SchemaError",
     "ServiceUnavailable",
+    "StoreMismatch",
     "StreamChanged",
     "StreamError",
     "StudyError",
@@ -82,7 +84,7 @@ __all__ = [
 
 
 class BackboneError(InputError):
-    """A backbone cannot be loaded, or lacks a site that a method edits."""
+    """A backbone cannot be loaded, has weights that are not finite, or lacks a site that a method edits."""
 
 
 class MethodError(InputError):

@@ -10,11 +10,13 @@ from typing import final
 from uuid import uuid4
 
 import fsspec
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from registry.errors import BlobError
+from registry.errors import BlobError, StoreMismatch
 from registry.redaction import redact
 from tasks.errors import InputError
 
+MARK = "registry.json"  # no path of a blob
 BLOB_PATH = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
 
 # Object stores with atomic writes; renaming in them would be a copy and a delete.
@@ -42,6 +44,22 @@ class StoredBlob:
     def is_draft(self) -> bool:
         """Whether it is an unfinished draft."""
         return "." in self.name
+
+
+class StoreMark(BaseModel):
+    """The registry that a store belongs to.
+
+    Attributes:
+        registry: Its identity.
+        database: Digest of its database's location when the mark was written.
+        blobs: Digest of the store's own location then.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    registry: str
+    database: str
+    blobs: str
 
 
 @final
@@ -131,6 +149,31 @@ class BlobStore:
         """Return True if anything but drafts is stored."""
         return any(not blob.is_draft for blob in self.iterate())
 
+    @property
+    def mark_path(self) -> str:
+        """The path of the store's mark."""
+        return f"{self._root}/{MARK}"
+
+    def mark(self) -> StoreMark | None:
+        """Return the store's mark; None where it has none.
+
+        Raises:
+            StoreMismatch: The mark cannot be parsed.
+        """
+        with _translate_errors("read", self.mark_path), suppress(FileNotFoundError):
+            try:
+                return StoreMark.model_validate_json(self._files.cat_file(self.mark_path))
+            except ValidationError as error:
+                raise StoreMismatch(
+                    f"{redact(self.mark_path)} does not say which registry the blobs beside it belong to: "
+                    f"{error.error_count()} wrong values. Restore the file, or delete it if they are this registry's."
+                ) from None
+        return None
+
+    def set_mark(self, mark: StoreMark) -> None:
+        """Write the store's mark."""
+        self._write(self.mark_path, mark.model_dump_json().encode())
+
     def delete(self, blob: StoredBlob, *, put_before: datetime | None) -> bool:
         """Delete a blob unless it was put again after `put_before`.
 
@@ -191,7 +234,7 @@ class BlobStore:
 def _translate_errors(action: str, place: str) -> Iterator[None]:
     try:
         yield
-    except BlobError:
+    except (BlobError, StoreMismatch):
         raise
     except Exception as error:  # each store's driver raises its own types
         raise BlobError(

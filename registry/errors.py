@@ -60,6 +60,10 @@ class RegistryMissing(InputError):
     """The database is missing or empty, though the blob store holds what was learned."""
 
 
+class StoreMismatch(InputError):
+    """The blob store belongs to another registry."""
+
+
 class TaskChanged(InputError):
     """A registered task was submitted again with another kind or metric, or without some of its labels."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -11,28 +10,26 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
-from registry.errors import Disconnected, Interrupted, NotFound, RegistryError, RegistryMissing
+from registry.errors import BlobError, Disconnected, Interrupted, NotFound, RegistryMissing
 from registry.names import escape_for_storage
+from registry.ownership import claim_store, require_own_store
 from registry.reads import analytics, api_keys, lineage, listings
 from registry.records import TaskRecord
 from registry.redaction import quote, redact
 from registry.schema import migrate
 from registry.schema.connections import (
-    DAMAGE_CODES,
     UNREADABLE_ROWS,
     create_engine_for,
     damaged_error,
-    is_damage,
     is_in_memory,
     is_missing_file,
-    snapshot_engine,
     translate_connect_errors,
-    write_engine,
 )
+from registry.sessions import read_session, write_session
 from registry.unit_of_work import UnitOfWork
 from registry.writes import arrivals, streams
 from registry.writes.known_tasks import matching_tasks
@@ -40,9 +37,6 @@ from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
 MAX_ATTEMPTS = 3  # of a transaction that meets conflicts
-# PostgreSQL: serialization failure, deadlock, lock timeout.
-SERIALIZATION_SQLSTATES = ("40001", "40P01", "55P03")
-BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # after the busy timeout
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +94,7 @@ class Registry:
     def __init__(self, engine: Engine, blobs: BlobStore) -> None:
         self.engine = engine
         self.blobs = blobs
+        self._owns_store = False
 
     @classmethod
     def open(cls, url: str, blobs: str) -> Self:
@@ -202,10 +197,32 @@ class Registry:
 
         Raises:
             RegistryError: The database rejects a write.
+            StoreMismatch: The blob store belongs to another registry.
         """
-        engine = write_engine(self.engine, exclusive=exclusive)
-        with _translate_errors("write to the registry", self.url), Session(engine) as session, session.begin():
+        self.claim_store()
+        with write_session(self.engine, exclusive=exclusive) as session:
             yield UnitOfWork(session, self.blobs)
+
+    def require_own_store(self) -> None:
+        """Check, writing nothing, that the blob store is not another registry's.
+
+        Raises:
+            StoreMismatch: It is.
+        """
+        with self.read_session() as session:
+            require_own_store(session, self.blobs)
+
+    def claim_store(self) -> None:
+        """Mark the blob store as this registry's, unless it is marked; every unit of work does so first.
+
+        Raises:
+            StoreMismatch: The store belongs to another registry.
+            RegistryMissing: It holds blobs and no mark, and no row of this registry names anything.
+        """
+        if not self._owns_store:
+            with suppress(BlobError):  # where the store cannot be reached nothing is written; the next unit asks again
+                claim_store(self.engine, self.blobs)
+                self._owns_store = True
 
     def write_with_retry(self, work: Callable[[UnitOfWork], Result]) -> Result:
         """Run `work` in a unit of work and return its result, retrying after conflicts and lost connections.
@@ -233,11 +250,7 @@ class Registry:
     @contextmanager
     def read_session(self) -> Iterator[Session]:
         """Open a session that sees one snapshot of the registry, for queries without a method."""
-        with (
-            _translate_errors("read the registry", self.url, reading=True),
-            Session(snapshot_engine(self.engine)) as session,
-            session.begin(),
-        ):
+        with read_session(self.engine) as session:
             yield session
 
     tasks, task = as_registry_method(listings.tasks), as_registry_method(listings.task)
@@ -356,31 +369,3 @@ def resolve_stores(url: str, blobs: str) -> tuple[BlobStore, Engine]:
             "Give a folder, or a registry in memory too (sqlite://)."
         )
     return store, engine
-
-
-@contextmanager
-def _translate_errors(action: str, url: str, *, reading: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-        if code in DAMAGE_CODES or (reading and is_damage(error)):
-            raise damaged_error(url, error.orig) from error
-        raise _error_type(error)(
-            f"could not {action}: {error.orig} (in: {error.statement}). Nothing was written."
-        ) from error
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{quote(str(error.object))} holds half a surrogate pair, which no database takes. Mend it."
-        ) from error
-
-
-def _error_type(error: DBAPIError) -> type[RegistryError]:
-    """Map a database error to the error that its caller should handle."""
-    if error.connection_invalidated:
-        return Disconnected
-    if isinstance(error, OperationalError) and error.statement is None:  # no connection was made
-        return Interrupted
-    conflict = isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", None) in SERIALIZATION_SQLSTATES
-    busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in BUSY_CODES
-    return Interrupted if conflict or busy else RegistryError

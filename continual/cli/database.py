@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import CommonOptions, app, command, print_rows
+from continual.cli.options import CommonOptions, app, command, print_message, print_rows
 from registry import dump_registry, restore_registry, upgrade
 from registry.operations.archive import Manifest
 
@@ -30,10 +30,17 @@ def db_dump(common: CommonOptions, file: Annotated[Path, typer.Argument(help="A 
 
 @command(db, name="restore")
 def db_restore(
-    common: CommonOptions, file: Annotated[Path, typer.Argument(help="A file that `db dump` wrote.")]
+    common: CommonOptions,
+    file: Annotated[Path, typer.Argument(help="A file that `db dump` wrote.")],
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Keep API keys valid; only for a file that you wrote yourself.")
+    ] = False,
 ) -> None:
-    """Restore a dump into an empty registry, in SQLite or PostgreSQL."""
-    manifest = restore_registry(file, common.locations.registry, common.locations.blobs)
+    """Restore a dump into an empty registry, in SQLite or PostgreSQL; its API keys are revoked."""
+    manifest = restore_registry(file, common.locations.registry, common.locations.blobs, with_keys=with_keys)
+    keys = manifest.tables.get("api_keys")
+    if keys and keys.rows and not with_keys:
+        print_message(f"the {keys.rows} API keys of the dump are revoked here; add new ones, or restore it --with-keys")
     print_rows(common, [_summary(file, manifest)], title="Restored")
 
 

@@ -49,7 +49,9 @@ def import_delta(
     Raises:
         NotFound: The task is not registered.
         ExchangeError: The folder does not fit the backbone or the task.
+        StoreMismatch: The registry's blob store belongs to another registry.
     """
+    registry.claim_store()
     adapter, origin = read_adapter(folder)
     notes = [require_base(backbone, adapter.config, origin)]
     record = registry.task(task) if data is None else task_record(data)

@@ -64,6 +64,7 @@ def learn_task(
     backbone: Backbone, registry: Registry, data: TaskData, stream: Stream, *, callbacks: RunCallbacks = NO_CALLBACKS
 ) -> str:
     """Learn one task with the stream's settings and register it; return the name of its delta."""
+    registry.claim_store()
     learned = run_training(_TaskRun(backbone, registry, data, stream, callbacks), seed=data.seed)
     return _register(backbone, registry, learned, callbacks=callbacks)
 

@@ -49,7 +49,9 @@ def load_and_check(
     Raises:
         InputError: One message names all that is to be corrected in all tasks: files, columns, labels, methods, warm
             starts, sites that the backbone lacks, and tasks that the registry has with other labels.
+        StoreMismatch: The registry's blob store belongs to another registry.
     """
+    registry.require_own_store()
     positions = () if alone else registry.positions(stream.name)
     purged, learned = (
         {position.task for position in positions if position.delta and position.purged == is_purged}

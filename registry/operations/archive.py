@@ -5,14 +5,15 @@ Nothing is extracted under a name from the archive: entries are looked up by the
 
 import json
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from typing import IO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -22,9 +23,13 @@ ARCHIVE_VERSION = 1
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1 << 20  # per read
 MAX_MANIFEST_BYTES = 1 << 20  # ample: it has one line per table
+MAX_LINE_BYTES = 1 << 24  # of a row: ample for a stream of 30,000 tasks
+MAX_EXPANSION = 200  # times its packed size that an entry may have; rows have about 20, an entry of zeros 1,000
+MIN_LIMITED_BYTES = 1 << 20  # an entry below may expand as it likes
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
-_UNREADABLE = (BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)  # raised by zipfile for bad bytes
+# Raised by zipfile for bad bytes, and by json for deep nesting.
+_UNREADABLE = (BadZipFile, struct.error, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class TableManifest(BaseModel):
@@ -84,25 +89,13 @@ def open_archive(file: Path) -> Iterator[tuple[ZipFile, Manifest, tuple[str, ...
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(ZipFile(file))
+            for info in archive.infolist():
+                _check_packing(info)
             manifest = _read_manifest(archive)
             digests = _verify_entries(archive, manifest)
         except _UNREADABLE as error:
             raise ArchiveError(f"{file} is not a whole archive of a registry: {error}. Take another copy.") from error
         yield archive, manifest, digests
-
-
-def iter_rows(archive: ZipFile, table: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table.
-
-    Raises:
-        ArchiveError: A line is not a JSON object.
-    """
-    with archive.open(table_entry(table)) as entry:
-        for number, line in enumerate(entry, start=1):
-            try:
-                yield dict(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ArchiveError(f"{archive.filename}: line {number} of {table} is no row: {error}.") from error
 
 
 def _read_manifest(archive: ZipFile) -> Manifest:
@@ -119,6 +112,14 @@ def _read_manifest(archive: ZipFile) -> Manifest:
         return Manifest.model_validate(document)
     except ValidationError as error:
         raise ValueError(f"its {MANIFEST} is none: {error.error_count()} wrong values") from error
+
+
+def _check_packing(info: ZipInfo) -> None:
+    """Raise ValueError for an entry whose few bytes would unpack to very many, or that is packed in another way."""
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ValueError(f"{info.filename!r} is packed by method {info.compress_type}, and dumps are by deflate")
+    if info.file_size > max(MIN_LIMITED_BYTES, MAX_EXPANSION * info.compress_size):
+        raise ValueError(f"{info.filename!r} would unpack from {info.compress_size:,} bytes to {info.file_size:,}")
 
 
 def _verify_entries(archive: ZipFile, manifest: Manifest) -> tuple[str, ...]:

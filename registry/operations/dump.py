@@ -11,7 +11,16 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
-from registry.operations.archive import ARCHIVE_VERSION, MANIFEST, Manifest, TableManifest, blob_entry, table_entry
+from registry.errors import RegistryError
+from registry.operations.archive import (
+    ARCHIVE_VERSION,
+    MANIFEST,
+    MAX_LINE_BYTES,
+    Manifest,
+    TableManifest,
+    blob_entry,
+    table_entry,
+)
 from registry.reads.blob_references import referenced_blobs
 from registry.registry import Registry
 from registry.schema import migrate
@@ -34,6 +43,7 @@ def dump_registry(registry: Registry, file: Path) -> Manifest:
     Raises:
         InputError: The file exists or cannot be written.
         BlobError: A blob is missing or damaged.
+        RegistryError: A row is longer than `restore_registry` reads.
     """
     if file.exists():
         raise InputError(f"{file} is there already. Give a new name, or remove it first.")
@@ -68,6 +78,11 @@ def _write_table(archive: ZipFile, session: Session, table: Table) -> TableManif
     with archive.open(table_entry(table.name), "w", force_zip64=True) as entry:
         for row in query.mappings():
             line = json.dumps(dict(row), default=_encode).encode() + b"\n"
+            if len(line) > MAX_LINE_BYTES:
+                raise RegistryError(
+                    f"row {row['id']} of {table.name} has {len(line):,} bytes, and one of a dump at most "
+                    f"{MAX_LINE_BYTES:,}. Copy the database with its own tools."
+                )
             entry.write(line)
             digest.update(line)
             count += 1

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from registry.blobs import StoredBlob
-from registry.errors import RegistryMissing
-from registry.reads.blob_references import holds_history, referenced_among
-from registry.redaction import redact
+from registry.ownership import require_history
+from registry.reads.blob_references import referenced_among
 from registry.registry import Registry
 
 GRACE_PERIOD = timedelta(hours=1)
@@ -36,10 +35,13 @@ def collect_garbage(
     Raises:
         RegistryMissing: No row names anything, though the store holds blobs: they are another registry's, or a lost
             one's.
+        StoreMismatch: The store belongs to another registry.
     """
+    registry.require_own_store()
     oldest = registry.blobs.store_now() - older_than
     old = [blob for blob in registry.blobs.iterate() if blob.put_at <= oldest]
-    _require_history(registry, old)
+    with registry.read_session() as session:
+        require_history(session, registry.blobs, old)
     if dry_run:
         return [blob for batch in _batches(old) for blob in _unreferenced(registry, batch)]
     return [blob for batch in _batches(old) for blob in _delete_batch(registry, batch, oldest)]
@@ -49,17 +51,6 @@ def delete_unreferenced(registry: Registry, digests: Iterable[str]) -> list[Stor
     """Delete those of `digests` that no row references, at once; return the deleted blobs."""
     stored = [blob for digest in sorted(digests) if (blob := registry.blobs.stat(digest))]
     return [blob for batch in _batches(stored) for blob in _delete_batch(registry, batch, oldest=None)]
-
-
-def _require_history(registry: Registry, blobs: Sequence[StoredBlob]) -> None:
-    if count := sum(not blob.is_draft for blob in blobs):
-        with registry.read_session() as session:
-            if not holds_history(session):
-                raise RegistryMissing(
-                    f"the registry is empty, and {redact(registry.blobs.url)} holds {count} blobs: they are those of "
-                    "another registry, or of a lost one. Nothing was deleted. Open the registry that they belong to, "
-                    "or delete the folder yourself if nothing in it is needed."
-                )
 
 
 def _batches(blobs: Sequence[StoredBlob]) -> Iterable[Sequence[StoredBlob]]:

@@ -8,22 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound
 from registry.holders import is_alive
-from registry.reads.lookups import delta_row
+from registry.ownership import ensure_identity
+from registry.reads.lookups import delta_name_expression, delta_row, is_champion
 from registry.records import OutboxTopic
 from registry.registry import Registry
 from registry.schema.base import database_now
-from registry.schema.tables import OutboxRow, RegistryIdentity
+from registry.schema.strategy_tables import StrategyRun
+from registry.schema.tables import Delta, OutboxRow, Stream, Task
 from registry.unit_of_work import UnitOfWork
 
 SEND_LEASE = timedelta(minutes=10)  # longer than sending the largest delta takes
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 600.0  # delay after a failure, doubled each time
+RUN_OWNERS = (Delta, Stream, StrategyRun)  # tables whose rows note a run of MLflow
 COALESCED_MESSAGES = ("stream", "champion")  # sent from the registry's present state: one covers all later ones
 
 
@@ -110,6 +112,31 @@ def reschedule(registry: Registry, failed: OutboxMessage, *, error: str) -> None
             row.holder, row.error, row.due_at = None, error, database_now(unit.session) + timedelta(seconds=delay)
 
 
+def has_sent_runs(session: Session) -> bool:
+    """Return whether the registry notes an MLflow run of anything."""
+    return any(session.scalar(select(table.id).where(table.mlflow_run.is_not(None)).limit(1)) for table in RUN_OWNERS)
+
+
+def resend_all(unit: UnitOfWork) -> None:
+    """Forget all MLflow runs, and enqueue everything that MLflow shows: for a new store in the place of a lost one."""
+    session = unit.session
+    for table in RUN_OWNERS:
+        session.execute(update(table).where(table.mlflow_run.is_not(None)).values(mlflow_run=None))
+    serving = select(Delta.id).where(Delta.task_id == Task.id, is_champion())
+    names_by_topic: dict[OutboxTopic, Select[str]] = {
+        "stream": select(Stream.name).where(Stream.backbone_id.is_not(None)).order_by(Stream.id),
+        "delta": select(delta_name_expression(Task, Delta))
+        .where(Task.id == Delta.task_id, Delta.status != "purged")
+        .order_by(Delta.id),
+        "champion": select(Task.name).where(serving.exists()).order_by(Task.id),
+    }
+    pending = {(row.message, row.subject) for row in session.scalars(select(OutboxRow))}
+    for topic, names in names_by_topic.items():
+        for name in session.scalars(names).all():
+            if (topic, name) not in pending:
+                unit.enqueue_message(topic, name)
+
+
 def is_purged(unit: UnitOfWork, delta: str) -> bool:
     """Return True if the delta was purged or deleted."""
     try:
@@ -121,11 +148,7 @@ def is_purged(unit: UnitOfWork, delta: str) -> bool:
 def registry_identity(registry: Registry) -> str:
     """Return the registry's id, constant wherever its database is moved; created on first use."""
     with registry.unit_of_work() as unit:
-        row = unit.session.get(RegistryIdentity, 1)
-        if row is None:
-            row = RegistryIdentity(id=1, name=uuid4().hex)
-            unit.session.add(row)
-        return row.name
+        return ensure_identity(unit.session)
 
 
 def _release_dead_holders(session: Session, moment: datetime) -> None:

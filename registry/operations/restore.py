@@ -1,31 +1,32 @@
 """Importing a registry archive into an empty database of any kind."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
-from sqlalchemy import Connection, DateTime, MetaData, Table, inspect, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, MetaData, Table, inspect, select
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
 from registry.errors import ArchiveError, RegistryError
-from registry.operations.archive import Manifest, blob_entry, iter_rows, open_archive
+from registry.operations.archive import Manifest, blob_entry, open_archive
+from registry.operations.archive_rows import check_rows, iter_rows
+from registry.ownership import require_restorable
 from registry.reads.blob_references import referenced_blobs
 from registry.redaction import redact
-from registry.registry import resolve_stores
+from registry.registry import Registry, resolve_stores
 from registry.schema import migrate
-from registry.schema.base import Base
+from registry.schema.base import Base, now
 from registry.schema.connections import migration_transaction, reset_sequences
+from registry.schema.tables import ApiKey
 from tasks.errors import InputError
 
 CHUNK_ROWS = 1000  # per insert
 
 
-def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
+def restore_registry(file: Path, url: str, blobs: str, *, with_keys: bool = False) -> Manifest:
     """Load an archive into the empty database at `url` and the blob store at `blobs`.
 
     An archive of an older schema is loaded into that schema, which is then migrated. The file is verified completely
@@ -35,6 +36,8 @@ def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
         file: The archive.
         url: SQLAlchemy URL of the database.
         blobs: A folder, or an fsspec URL.
+        with_keys: Restore API keys as they were. Otherwise all are revoked: the writer of the file may have planted
+            them, and a registry that never had one would leave a local server open.
 
     Returns:
         The archive's manifest.
@@ -42,34 +45,35 @@ def restore_registry(file: Path, url: str, blobs: str) -> Manifest:
     Raises:
         ArchiveError: The file is not a complete archive.
         InputError: The registry at `url` is not empty.
+        StoreMismatch: The blobs at `blobs` are those of another registry, or of another database of this one.
     """
     with open_archive(file) as (archive, manifest, digests):
         migrate.require_known_revision(manifest.revision)
+        check_rows(archive, manifest, migrate.tables_of(manifest.revision))
         store, engine = resolve_stores(url, blobs)
         try:
             with migration_transaction(engine) as connection:
-                _load(connection, archive, manifest)
+                _load(connection, archive, manifest, with_keys=with_keys)
                 _store_blobs(connection, store, archive, digests)
+            Registry(engine, store).claim_store()
         except SQLAlchemyError as error:
             why = redact(f"{file} could not be restored: {getattr(error, 'orig', error)}", url)
-            raise RegistryError(f"{why}. Nothing was written.") from None  # the cause may quote the URL
+            # The rows are at fault, or the database; the cause may quote the URL.
+            is_data = isinstance(error, IntegrityError | DataError) or not isinstance(error, DBAPIError)
+            raise (ArchiveError if is_data else RegistryError)(f"{why}. Nothing was written.") from None
         finally:
             engine.dispose()
     return manifest
 
 
-def _load(connection: Connection, archive: ZipFile, manifest: Manifest) -> None:
+def _load(connection: Connection, archive: ZipFile, manifest: Manifest, *, with_keys: bool) -> None:
     tables = _empty_tables(connection, manifest.revision)
-    names = {table.name for table in tables}
-    if names != manifest.tables.keys():
-        raise ArchiveError(
-            f"{archive.filename} has tables {sorted(manifest.tables)}, and revision {manifest.revision} has "
-            f"{sorted(names)}. Take another copy of it."
-        )
     for table in tables:
-        typed_rows = _parse_datetimes(table, iter_rows(archive, table.name))
-        while rows := list(islice(typed_rows, CHUNK_ROWS)):
-            connection.execute(table.insert(), rows)
+        rows = iter_rows(archive, table)
+        if table.name == ApiKey.__tablename__ and not with_keys:
+            rows = (row | {"revoked_at": row["revoked_at"] or now()} for row in rows)
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            connection.execute(table.insert(), chunk)
     reset_sequences(connection, tables)
     migrate.migrate(connection)
 
@@ -97,20 +101,10 @@ def _empty_tables(connection: Connection, revision: str) -> Sequence[Table]:
     return metadata.sorted_tables
 
 
-def _parse_datetimes(table: Table, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    datetime_columns = [column.name for column in table.columns if isinstance(column.type, DateTime)]
-    for row in rows:
-        if row.keys() != set(table.columns.keys()):
-            raise ArchiveError(f"a row of {table.name} has {sorted(row)}, not {sorted(table.columns.keys())}.")
-        try:
-            yield row | {name: datetime.fromisoformat(row[name]) for name in datetime_columns if row[name] is not None}
-        except (TypeError, ValueError) as error:
-            raise ArchiveError(f"a row of {table.name} holds an invalid time: {error}.") from error
-
-
 def _store_blobs(connection: Connection, store: BlobStore, archive: ZipFile, digests: Sequence[str]) -> None:
     with Session(connection) as session:
         referenced = {digest for _, digest in referenced_blobs(session)}
+        require_restorable(session, store, connection.engine.url, dumped=referenced)
     if wrong := sorted(referenced ^ set(digests)):
         raise ArchiveError(f"blob {wrong[0]} is missing in {archive.filename}, or no row of it names it.")
     for digest in digests:

@@ -7,9 +7,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
-from registry.errors import BlobError
+from registry.errors import BlobError, StoreMismatch
 from registry.names import delta_name
 from registry.operations.garbage_collection import GRACE_PERIOD
+from registry.ownership import require_own_store
 from registry.reads.blob_references import (
     blobs_by_delta,
     blobs_by_position,
@@ -43,6 +44,7 @@ def find_damage(registry: Registry, check_blobs: BlobCheck = lambda delta, blobs
     """
     with registry.read_session() as session:
         checks = (
+            _foreign_blobs(session, registry.blobs),
             _lost_rows(session, registry.blobs),
             _dangling_keys(session),
             _duplicate_champions(session),
@@ -74,6 +76,14 @@ def _readable(problems: Iterator[str]) -> Iterator[str]:
             raise  # the database is busy, or does not answer any more
         reason = error.orig if isinstance(error, DBAPIError) else f"{type(error).__name__}: {error}"
         yield f"rows cannot be read: {reason}. Restore the database from a copy"
+
+
+def _foreign_blobs(session: Session, blobs: BlobStore) -> Iterator[str]:
+    """Yield a sentence where the blob store is marked as another registry's."""
+    try:
+        require_own_store(session, blobs)
+    except StoreMismatch as error:
+        yield str(error)
 
 
 def _lost_rows(session: Session, blobs: BlobStore) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The schema revision of a database, and migration to this code's revision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from alembic import command
@@ -7,7 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, MetaData, Table
 from sqlalchemy.exc import DatabaseError
 
 from registry.errors import RegistryError, SchemaError
@@ -84,6 +85,20 @@ def latest_revision() -> str:
 def migrate(connection: Connection, to: str = "head") -> None:
     """Run the migrations up to revision `to` in the connection's transaction."""
     command.upgrade(configuration(connection), to)
+
+
+def tables_of(revision: str) -> Sequence[Table]:
+    """Return the tables of a known revision, each after those it references."""
+    if revision == latest_revision():
+        return Base.metadata.sorted_tables
+    engine, metadata = create_engine_for("sqlite://"), MetaData()
+    try:
+        with engine.begin() as connection:
+            migrate(connection, revision)
+            metadata.reflect(connection, only=lambda name, _: name != VERSION_TABLE)
+    finally:
+        engine.dispose()
+    return metadata.sorted_tables
 
 
 def require_known_revision(revision: str) -> None:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from tests.helpers.cli import CliRunner
+from tests.helpers.registries import learn as register
+from tests.helpers.registries import make_registry
 from tests.helpers.tiny_models import WORDS
 from tests.helpers.tiny_tasks import write_task
 
@@ -304,6 +306,31 @@ def test_a_lost_registry_is_damage_and_is_not_replaced(cli: CliRunner, tmp_path:
         assert (result.code, "no registry" in result.err) == (2, True), words
     assert blob.exists()
     assert not database.exists() or database.stat().st_size == 0
+
+
+def test_blobs_of_another_registry_are_neither_written_nor_deleted(
+    cli: CliRunner, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_registry(tmp_path / "other") as other:
+        register(other, "sst2")
+        before = {blob.name for blob in other.blobs.iterate()}
+    task = write_task(tmp_path, "mood") | {"backbone": str(bert_folder), "budget": {"epochs": 0}}
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert cli("keys", "add", "ci").code == 0
+    monkeypatch.setenv("CONTINUAL_BLOBS_URL", other.blobs.url)
+    commands = (
+        ("learn", str(tmp_path / "mood.yaml")),
+        ("import", str(tmp_path), "--task", "mood", "--backbone", str(bert_folder)),
+        ("gc", "--older-than", "0s"),
+        ("keys", "add", "ops"),
+    )
+    for words in commands:
+        refused = cli(*words)
+        assert (refused.code, "belong to registry" in refused.err) == (2, True), words
+    verified = cli("verify", "--json")
+    assert (verified.code, "belong to registry" in verified.json[0]["problem"]) == (1, True)
+    assert cli("tasks", "--json").json == []
+    assert {blob.name for blob in other.blobs.iterate()} == before
 
 
 @pytest.mark.parametrize("into", [">&-", "2>&-", "| true", "| head -1"])

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from registry import Registry, key_digest
 from tests.helpers.cli import CliRunner
 
@@ -43,3 +45,17 @@ def test_invalid_arguments_exit_with_2(cli: CliRunner) -> None:
     assert cli("keys", "revoke", "ci").code == 0
     assert cli("keys", "revoke", "ci").code == 2
     assert cli("keys", "add", "ci").code == 2, "names are for the log: none is given twice"
+
+
+def test_a_restored_dump_brings_no_valid_keys_along(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("keys", "add", "ops", "--admin").code == 0
+    assert cli("db", "dump", str(tmp_path / "dump.zip")).code == 0
+    for name, words, revoked in (("without", (), True), ("with", ("--with-keys",), False)):
+        monkeypatch.setenv("CONTINUAL_REGISTRY_URL", f"sqlite:///{tmp_path}/{name}.db")
+        monkeypatch.setenv("CONTINUAL_BLOBS_URL", str(tmp_path / name))
+        restored = cli("db", "restore", str(tmp_path / "dump.zip"), *words)
+        assert (restored.code, "the 1 API keys of the dump are revoked" in restored.err) == (0, revoked)
+        (key,) = cli("keys", "--json").json
+        assert (key["revoked_at"] is not None) == revoked

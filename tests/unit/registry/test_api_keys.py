@@ -135,7 +135,7 @@ def test_an_archive_includes_keys_and_revocations(registry: Registry, tmp_path: 
     revoke_key(registry, "old")
     dump_registry(registry, tmp_path / "archive.zip")
     target = f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/other"
-    restore_registry(tmp_path / "archive.zip", *target)
+    restore_registry(tmp_path / "archive.zip", *target, with_keys=True)
     with Registry.open(*target) as restored:
         assert restored.active_keys() == {key_digest(secret): ("ci", "admin")}
         assert restored.keys() == registry.keys()

@@ -3,11 +3,13 @@
 import json
 import shutil
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_LZMA, ZipFile, ZipInfo
 
 import pytest
 from sqlalchemy import select
@@ -25,6 +27,7 @@ from registry import (
     restore_registry,
     revoke_key,
 )
+from registry.operations.archive import MAX_LINE_BYTES
 from registry.reads.blob_references import referenced_blobs
 from registry.schema.base import Base
 from registry.schema.tables import Checkpoint
@@ -87,13 +90,13 @@ def test_an_archive_is_lossless_between_databases(tmp_path: Path, postgres_url: 
         fill(first)
         before = contents(first)
         dump_registry(first, tmp_path / "1.zip")
-    restore_registry(tmp_path / "1.zip", postgres_url, str(tmp_path / "second"))
+    restore_registry(tmp_path / "1.zip", postgres_url, str(tmp_path / "second"), with_keys=True)
     with Registry.open(postgres_url, str(tmp_path / "second")) as second:
         assert contents(second) == before
         assert find_damage(second) == []
         dump_registry(second, tmp_path / "2.zip")
     last = f"sqlite:///{tmp_path}/third.db", str(tmp_path / "third")
-    restore_registry(tmp_path / "2.zip", *last)
+    restore_registry(tmp_path / "2.zip", *last, with_keys=True)
     with Registry.open(*last) as third:
         assert contents(third) == before
     with ZipFile(tmp_path / "1.zip") as archive_1, ZipFile(tmp_path / "2.zip") as archive_2:
@@ -129,7 +132,7 @@ def test_an_archive_is_a_snapshot_under_concurrent_writes(
     monkeypatch.undo()
     assert len(filled.tasks()) > 1
     target = f"sqlite:///{tmp_path}/other.db", str(tmp_path / "other")
-    restore_registry(tmp_path / "archive.zip", *target)
+    restore_registry(tmp_path / "archive.zip", *target, with_keys=True)
     with Registry.open(*target) as restored:
         assert contents(restored) == before
 
@@ -251,6 +254,115 @@ def test_a_tampered_archive_is_refused_without_leftovers(
         assert all(rows == [] for rows in contents(registry).values())
 
 
+def first_row(table: str, **changes: Any) -> Callable[[Entries], None]:
+    """Return a change of values in a table's first row."""
+
+    def change(contents: Entries) -> None:
+        def rewrite(rows: bytes) -> bytes:
+            first, *rest = rows.splitlines(keepends=True)
+            return json.dumps(json.loads(first) | changes).encode() + b"\n" + b"".join(rest)
+
+        forged(contents, table, rewrite)
+
+    return change
+
+
+def appended(table: str, line: bytes) -> Callable[[Entries], None]:
+    return lambda contents: forged(contents, table, lambda rows: rows + line + b"\n")
+
+
+def miscounted(contents: Entries) -> None:
+    tables = json.loads(contents["manifest.json"])["tables"]
+    tables["deltas"]["rows"] += 1
+    with_manifest(contents, tables=tables)
+
+
+REFUSED: dict[str, tuple[Callable[[Entries], object], str]] = {
+    "a wrong count": (miscounted, r"tables/deltas\.jsonl has 2 rows, and the manifest says 3"),
+    "an id twice": (
+        lambda contents: forged(contents, "deltas", lambda rows: rows + rows.splitlines(keepends=True)[0]),
+        r"tables/deltas\.jsonl, line 3 of deltas is no row: its id 1 is there already",
+    ),
+    "a text for an id": (first_row("tasks", id="1"), r"line 1 of tasks is no row: its id '1' is no integer"),
+    "a huge id": (first_row("tasks", id=2**63), "no integer of 8 bytes"),
+    "truth for a number": (first_row("deltas", share=True), "its share 'True' is no integer"),
+    "a list for a text": (first_row("tasks", name=["sst2"]), "its name .* is no text"),
+    "half a character": (first_row("tasks", name="\ud800"), "half a surrogate pair"),
+    "null for a value": (first_row("tasks", kind=None), "its kind is null"),
+    "a number for a time": (first_row("tasks", created_at=5), "its created_at '5' is an invalid time"),
+    "a column more": (first_row("tasks", evil=1), "a row of tasks has .* this one has besides 'evil'"),
+    "no such parent": (first_row("lineage", parent_id=7), r"line 1 of lineage is no row: its parent_id 7 is no row of"),
+    "a list": (appended("tasks", b"[[1, 2]]"), "of type list, not an object"),
+    "no JSON": (appended("tasks", b'{"id": 1'), "line 2 of tasks is no row"),
+    "deep nesting": (appended("tasks", b"[" * 100_000), "line 2 of tasks is no row"),
+    "an endless line": (appended("tasks", b" " * (MAX_LINE_BYTES + 1)), "more than 16,777,216 bytes"),
+    "a deep manifest": (lambda contents: contents.update({"manifest.json": b"[" * 100_000}), "not a whole archive"),
+}
+
+
+@pytest.mark.parametrize("harm", REFUSED)
+def test_rows_that_do_not_fit_are_refused_by_member_and_line(harm: str, archive: Path, tmp_path: Path) -> None:
+    change, message = REFUSED[harm]
+    rewritten(archive, change)
+    with pytest.raises(ArchiveError, match=message):
+        restore_registry(archive, f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("member", ["tables/tasks.jsonl", "manifest.json", "blobs/" + "0" * 64])
+def test_an_entry_that_unpacks_to_very_much_is_refused_unread(member: str, archive: Path, tmp_path: Path) -> None:
+    contents = entries(archive)
+    contents[member] = bytes(1 << 24)
+    with ZipFile(archive, "w", ZIP_DEFLATED) as opened:
+        for name, data in contents.items():
+            opened.writestr(name, data)
+    del contents
+    tracemalloc.start()
+    with pytest.raises(ArchiveError, match=r"would unpack from [\d,]+ bytes to 16,777,216"):
+        restore_registry(archive, f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 22
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_is_there_twice_or_packed_otherwise_is_refused(archive: Path, tmp_path: Path) -> None:
+    target = f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs")
+    contents = entries(archive)
+    with ZipFile(archive, "a") as opened:
+        opened.writestr("manifest.json", contents["manifest.json"])
+    with pytest.raises(ArchiveError, match="or one twice"):
+        restore_registry(archive, *target)
+    with ZipFile(archive, "w", ZIP_LZMA) as opened:
+        for name, data in contents.items():
+            opened.writestr(name, data)
+    with pytest.raises(ArchiveError, match="packed by method 14"):
+        restore_registry(archive, *target)
+
+
+def test_json_columns_of_any_shape_give_no_traceback(archive: Path, tmp_path: Path) -> None:
+    nested: Any = []
+    for _ in range(100):
+        nested = [nested]
+    rewritten(archive, first_row("tasks", labels=nested, spec="text", fingerprints=[1, 2.5], rows={"train": 10**30}))
+    target = f"sqlite:///{tmp_path}/new/registry.db", str(tmp_path / "new/blobs")
+    restore_registry(archive, *target)
+    with Registry.open(*target) as registry, suppress(InputError):  # damage, which `verify` reports
+        assert registry.task("sst2").name == "sst2"
+
+
+def test_planted_keys_are_revoked_unless_wanted(archive: Path, tmp_path: Path, database: str) -> None:
+    """A key in a file of others would open the server to them, and having no key would open a local server to all."""
+    for name, with_keys in (("without", False), ("with", True)):
+        url = database if with_keys else f"sqlite:///{tmp_path}/{name}.db"
+        restore_registry(archive, url, str(tmp_path / name), with_keys=with_keys)
+        with Registry.open(url, str(tmp_path / name)) as registry:
+            assert [name for name, _ in registry.active_keys().values()] == (["ops"] if with_keys else [])
+            assert registry.has_keys()
+            assert add_key(registry, "new", role="read")
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, -1, -200])
 def test_a_truncated_archive_is_refused(size: int, archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:size])
@@ -268,7 +380,7 @@ def test_every_flipped_byte_is_detected_or_harmless(written: Path, archive: Path
         archive.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
         target = f"sqlite:///{tmp_path}/{offset}/registry.db", f"{tmp_path}/{offset}/blobs"
         try:
-            restore_registry(archive, *target)
+            restore_registry(archive, *target, with_keys=True)
         except InputError:
             refused += 1
             assert not (tmp_path / str(offset)).exists()
@@ -296,7 +408,7 @@ def test_an_archive_older_than_keys_and_arrivals_has_none(
 
     rewritten(archive, older)
     target = database, str(tmp_path / "new")
-    restore_registry(archive, *target)
+    restore_registry(archive, *target, with_keys=True)
     with Registry.open(*target) as registry, make_registry(written) as before:
         assert contents(registry) == contents(before) | {"api_keys": []}
         assert registry.arrivals() == []

@@ -106,7 +106,7 @@ def test_collection_waits_for_open_transactions(registry: Registry) -> None:
 def test_blobs_in_memory_are_collected_too(tmp_path: Path) -> None:
     with make_registry(tmp_path) as opened:
         begin(opened, "first", name="first")
-        registry = Registry(opened.engine, BlobStore("memory://collected"))
+        registry = Registry(opened.engine, BlobStore(f"memory://collected{tmp_path}"))
         digest = registry.blobs.put(b"nobody's")
         assert [blob.name for blob in collect_garbage(registry, older_than=AT_ONCE)] == [digest]
         assert unreferenced(registry) == set()

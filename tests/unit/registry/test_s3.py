@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from registry import BlobError, BlobStore, Registry, collect_garbage, dump_registry, find_damage, restore_registry
+from registry import (
+    BlobError,
+    BlobStore,
+    Registry,
+    StoreMismatch,
+    collect_garbage,
+    dump_registry,
+    find_damage,
+    registry_identity,
+    restore_registry,
+)
 from tests.helpers.databases import registry_url
 from tests.helpers.registries import BACKBONE, learn
 
@@ -46,6 +56,14 @@ def test_a_registry_in_a_bucket_can_be_verified_collected_and_archived(bucket: s
         assert find_damage(registry) == []
         assert [blob.name for blob in collect_garbage(registry, older_than=timedelta(seconds=-5))] == [orphan]
         assert find_damage(registry) == []
+        mark = registry.blobs.mark()
+        assert mark
+        assert mark.registry == registry_identity(registry)
+        with (
+            Registry.open(f"sqlite:///{tmp_path}/other.db", registry.blobs.url) as other,
+            pytest.raises(StoreMismatch, match="belong to registry"),
+        ):
+            learn(other, "trec")
         dump_registry(registry, tmp_path / "archive.zip")
     moved = f"sqlite:///{tmp_path}/moved.db", f"{bucket}/moved"
     restore_registry(tmp_path / "archive.zip", *moved)
