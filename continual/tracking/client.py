@@ -9,13 +9,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from continual.settings import Locations
+from continual.tracking.local_store import EXPERIMENT, ensure_local_store
 from registry import Registry, redact, registry_identity
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-EXPERIMENT = "continual"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens the pages on runs, not on chat traces
 # An unreachable MLflow must fail soon; it collects no telemetry and looks for no project in the current folder.
 MLFLOW_SETTINGS = {
@@ -135,6 +135,7 @@ def connect(registry: Registry, locations: Locations) -> MlflowClientContext:
 
     for name in ("alembic", "mlflow"):  # they log every step of setting up a new database
         logging.getLogger(name).setLevel(logging.WARNING)
+    ensure_local_store(registry, locations)
     client = MlflowClient(tracking_uri=locations.mlflow)
     experiment = _ensure_experiment(client, locations)
     return MlflowClientContext(registry, client, experiment, registry_identity(registry), locations)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 
@@ -12,6 +12,7 @@ from continual.tracking.champion_models import sync_champion
 from continual.tracking.client import DependencyPendingError, MlflowClientContext, connect
 from continual.tracking.deletion import delete_purged
 from continual.tracking.delta_runs import sync_delta_run
+from continual.tracking.local_store import repair_local_store
 from continual.tracking.stream_runs import sync_stream_run
 from registry import OutboxMessage, Registry, claim_message, current_process_id, list_pending, redact, reschedule
 from tasks.errors import ContinualError
@@ -77,7 +78,12 @@ class OutboxSender:
 
 
 def flush_outbox(registry: Registry, locations: Locations) -> Iterator[SendResult]:
-    """Send every message once, rescheduled ones too, and yield the results; end if MLflow is unreachable."""
+    """Send every message once, rescheduled ones too, and yield the results; end if MLflow is unreachable.
+
+    Where MLflow's store under the home is broken or was removed, everything is sent again.
+    """
+    with suppress(OSError):  # such as a full disk; connecting reports it, and every message waits
+        repair_local_store(registry, locations)
     sender, last = OutboxSender(registry, locations), 0
     while sent := sender.send(after=last):
         last = sent.pending.id

@@ -3,7 +3,6 @@
 import quopri
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,36 +20,8 @@ from registry.operations.outbox import SEND_LEASE
 from registry.schema.base import now
 from registry.schema.tables import Delta, OutboxRow
 from tests.helpers.databases import registry_url
-from tests.helpers.mlflow_runs import client_of, names_of, places_of, runs_of, sync_all, sync_together
-from tests.helpers.registries import BACKBONE, begin, learn, learn_in, make_registry
-
-
-@pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; creating one takes seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def places(tmp_path: Path, empty_mlflow: Path) -> Locations:
-    (tmp_path / "home").mkdir()
-    shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow.db")
-    return places_of(tmp_path)
-
-
-@pytest.fixture
-def registry(tmp_path: Path, places: Locations) -> Iterator[Registry]:
-    with make_registry(tmp_path) as opened:
-        yield opened
-
-
-def learn_stream(registry: Registry, *tasks: str) -> None:
-    begin(registry, *tasks)
-    for number, task in enumerate(tasks):
-        with registry.unit_of_work() as unit:
-            unit.mark_learned("core", number, delta=learn_in(unit, registry, task))
+from tests.helpers.mlflow_runs import client_of, names_of, runs_of, sync_all, sync_together
+from tests.helpers.registries import BACKBONE, begin, learn, learn_in, learn_stream, make_registry
 
 
 def test_everything_is_sent_once(registry: Registry, places: Locations) -> None:
