@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from continual.errors import ExchangeError
 
 PROMPT_TENSOR_NAME = "prompt_embeddings"  # the one tensor of prefixes and prompts
 MODULE_PREFIX = "base_model.model."  # stands before the names of the plain model's modules
+_MODULE_TENSOR = re.compile(r"(.+)\.(?:lora|ia3|hada|lokr|oft|boft|vera|fourierft|tinylora)_\w+(?:\.weight)?")
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,29 @@ def by_module(parts: Iterable[PlacedModule]) -> dict[str, list[PlacedModule]]:
     return dict(groups)
 
 
+def split_module(tensor: str) -> str | None:
+    """Return the module whose change by one of PEFT's methods a tensor holds; None for any other tensor.
+
+    >>> split_module("encoder.layer.0.output.dense.lora_A.weight"), split_module("classifier.bias")
+    ('encoder.layer.0.output.dense', None)
+    """
+    match = _MODULE_TENSOR.fullmatch(tensor)
+    return match[1] if match else None
+
+
 class ModuleLayout(Protocol):
     """The modules of one backbone at which a method's edits are."""
 
     def parts(self, settings: MethodSettings) -> tuple[PlacedModule, ...]:
         """Return every edit at every place, in order."""
+        ...
+
+    def projections(self) -> tuple[PlacedModule, ...]:
+        """Return every projection of the blocks, in order; its `key` is the name of the place."""
+        ...
+
+    def fresh_values(self, settings: MethodSettings) -> dict[str, Tensor]:
+        """Return the values by key, of the shapes of the method's forms, of a delta that has learned nothing."""
         ...
 
     def sites(self, modules: Iterable[str]) -> tuple[str, ...]:
@@ -125,12 +144,9 @@ class PeftAdapter:
             )
 
     def module_names(self) -> tuple[str, ...]:
-        """Return the modules of the plain model that have LoRA or (IA)³ tensors here, in order."""
-        matches = (
-            re.fullmatch(rf"{re.escape(MODULE_PREFIX)}(.+)\.(?:lora_\w+|ia3_l)(?:\.weight)?", name)
-            for name in self.tensors
-        )
-        return tuple(dict.fromkeys(match[1] for match in matches if match))
+        """Return the modules of the plain model that tensors here change, in order."""
+        names = (name.removeprefix(MODULE_PREFIX) for name in self.tensors if name.startswith(MODULE_PREFIX))
+        return tuple(dict.fromkeys(module for module in map(split_module, names) if module))
 
     def targets(self, module: str) -> bool:
         """Return whether the config puts the adapter at a projection of the plain model.
@@ -180,7 +196,7 @@ def _describe_tensor(name: str) -> str:
     """Return what a tensor that no method has stands for."""
     if ".lora_embedding_" in name:
         return "a low-rank change of an embedding"
-    if ".lora_" in name or ".ia3_" in name:
+    if split_module(name):
         return "at no projection of this backbone"
     return "a bias of the base" if name.endswith(".bias") else "a weight saved as a whole"
 
@@ -223,7 +239,7 @@ class PeftFormat(Protocol):
         ...
 
     @classmethod
-    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[MethodSettings, dict[str, Tensor]] | None:
         """Convert an adapter to settings and values with the same effect.
 
         Args:
@@ -231,8 +247,8 @@ class PeftFormat(Protocol):
             layout: The modules of the backbone.
 
         Returns:
-            Settings and values by key, in float32 and of the shapes of the method's forms; None for an adapter of
-            another method.
+            Settings, of this or of another method, and values by key, in float32 and of the shapes of its forms; None
+            for an adapter of another method.
 
         Raises:
             ExchangeError: The tensors or settings do not fit.

@@ -1,6 +1,7 @@
 """Regular expressions from PEFT's configs, matched in bounded time: an adapter may come from anybody."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import regex
 
@@ -8,6 +9,9 @@ from continual.errors import ExchangeError
 
 MAX_PATTERN_LENGTH = 2000  # characters
 MATCH_SECONDS = 1.0  # of one match: module names take microseconds
+
+
+T = TypeVar("T")
 
 
 def match_pattern(expression: str, module: str, *, pattern: str) -> Any:
@@ -41,3 +45,19 @@ def match_pattern(expression: str, module: str, *, pattern: str) -> Any:
         raise ExchangeError(
             f"the adapter's pattern {shown!r} is no regular expression ({error}); write the names of modules"
         ) from error
+
+
+def first_match(patterns: Mapping[str, T] | None, module: str, default: T) -> T:
+    """Return the value of the first pattern that matches a module's name, or else the default.
+
+    As in `peft.utils.other.get_pattern_key`, by which PEFT finds a module's own rank or scale.
+
+    Raises:
+        ExchangeError: A pattern cannot be matched.
+    """
+    matching = (
+        value
+        for pattern, value in (patterns or {}).items()
+        if match_pattern(rf"(.*\.)?({pattern})$", module, pattern=pattern)
+    )
+    return next(matching, default)

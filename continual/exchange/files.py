@@ -21,6 +21,7 @@ MAX_JSON_BYTES = 16 * 2**20
 # Deltas are stored in float16. A head may answer in any units, so its numbers may be larger.
 MAX_ADAPTER_VALUE, MAX_HEAD_VALUE = 65504.0, 1e18
 Rank = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Alpha = Annotated[float, Field(ge=-MAX_SIZE, le=MAX_SIZE, allow_inf_nan=False)]
 ADAPTER, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 HEAD, HEAD_METADATA = "head.safetensors", "head.json"
@@ -49,9 +50,10 @@ class AdapterConfig(BaseModel):
 
     Attributes:
         peft_type: PEFT's name of the method.
-        r: Rank of LoRA.
+        r: Rank of LoRA and of others; of OFT the number of blocks, or 0.
+        oft_block_size: Size of OFT's blocks, or 0.
         lora_alpha: Numerator of LoRA's scale.
-        rank_pattern: Ranks by pattern of module names.
+        rank_pattern: Ranks by pattern of module names; of AdaLoRA which of a module's ranks are kept.
         alpha_pattern: Numerators by pattern of module names.
         target_modules: Names or a regular expression of the changed modules.
         exclude_modules: Names or a regular expression of modules that are left as they are.
@@ -64,9 +66,10 @@ class AdapterConfig(BaseModel):
     """
 
     peft_type: str | None = None
-    r: Rank | None = None
+    r: Size | None = None
+    oft_block_size: Size | None = None
     lora_alpha: Alpha | None = None
-    rank_pattern: dict[str, Rank] | None = None
+    rank_pattern: dict[str, Rank | list[bool]] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -83,6 +86,8 @@ class AdapterConfig(BaseModel):
         needed["PREFIX_TUNING"] = needed["PROMPT_TUNING"]
         if missing := [key for key in needed.get(self.peft_type or "", ()) if getattr(self, key) is None]:
             raise ValueError(f"{' and '.join(missing)} of {self.peft_type} missing")
+        if self.r == 0 and not self.oft_block_size:
+            raise ValueError("r is 0, which is allowed beside an oft_block_size only")
         return self
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -18,8 +17,9 @@ from continual.backbones.hub import hub_name
 from continual.backbones.site_names import contract_attentions
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import PeftAdapter, PeftFormat, PlacedModule
-from continual.deltas.values import check_compatible, iterate_edits
+from continual.deltas.values import check_compatible, init_values, iterate_edits
 from continual.errors import ExchangeError
+from continual.exchange.merging import merge_obstacle
 from continual.exchange.unreached import split_adapter, wrapping_prefix
 
 
@@ -44,17 +44,26 @@ class BackboneModuleLayout:
         edits = iterate_edits(self.backbone, settings)
         return tuple(PlacedModule(self._names[id(place.output_module)], key, place) for place, key, _ in edits)
 
+    def projections(self) -> tuple[PlacedModule, ...]:
+        """Return every projection of the blocks, in order; its `key` is the name of the place."""
+        places = self.backbone.modules_at("projections")
+        return tuple(PlacedModule(self._names[id(place.output_module)], place.name, place) for place in places)
+
+    def fresh_values(self, settings: MethodSettings) -> dict[str, Tensor]:
+        """Return the values by key, of the shapes of the method's forms, of a delta that has learned nothing."""
+        return init_values(self.backbone, settings, seed=0)
+
     def sites(self, modules: Iterable[str]) -> tuple[str, ...]:
         """Return the sites of the projections with these module names; `projections` where it is all of them.
 
         Raises:
             ExchangeError: No projection has any of the names.
         """
-        names, places = set(modules), self.backbone.modules_at("projections")
-        of_all = tuple(dict.fromkeys(place.site for place in places))
-        sites = tuple(dict.fromkeys(place.site for place in places if self._names[id(place.output_module)] in names))
+        names, parts = set(modules), self.projections()
+        of_all = tuple(dict.fromkeys(part.place.site for part in parts))
+        sites = tuple(dict.fromkeys(part.place.site for part in parts if part.module in names))
         if not sites:
-            projections = ", ".join(dict.fromkeys(self._names[id(place.output_module)] for place in places))
+            projections = ", ".join(dict.fromkeys(part.module for part in parts))
             raise ExchangeError(
                 f"no tensor of the adapter is of a projection of backbone {self.backbone.name!r}: its modules are "
                 f"{sorted(names)}, and the projections {projections}. Import it on the model that it was trained on"
@@ -88,9 +97,14 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
     """
     check_compatible(backbone, delta)
     if not isinstance(delta.settings, PeftFormat):
+        obstacle = merge_obstacle(delta.settings)
+        remedy = (
+            f"No plain model computes the same either, since {obstacle}: learn the task by one of those to exchange it"
+            if obstacle
+            else "--format transformers writes a plain model with the change in its weights"
+        )
         raise ExchangeError(
-            f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. "
-            "Where the change is one of the weights, --format transformers writes a plain model"
+            f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. {remedy}"
         )
     layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
     adapter = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
@@ -125,12 +139,13 @@ def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSett
         if not issubclass(method, PeftFormat):
             continue
         try:
-            converted: tuple[Any, dict[str, Tensor]] | None = method.from_peft(adapter, layout)
+            converted = method.from_peft(adapter, layout)
         except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ExchangeError(f"the adapter's settings cannot be read as PEFT's for {name}: {reason}") from error
         if converted:
-            return name, *converted
+            settings, values = converted
+            return next(name for name, method in METHODS.items() if method is type(settings)), settings, values
     raise ExchangeError(
         f"the adapter is of peft_type {adapter.config.get('peft_type')!r}, for which there is no method here; "
         f"those that can be imported: {', '.join(peft_methods())}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
-from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter
+from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, split_module
 
 # Modules that transformers puts behind a plain model, for adapters whose names have no prefix of the plain model.
 HEAD_MODULES = ("classifier", "score", "pre_classifier", "classification_head", "qa_outputs")
@@ -67,8 +67,7 @@ def module_of(name: str) -> str:
     >>> module_of("bert.pooler.dense.lora_A.weight"), module_of("classifier.bias")
     ('bert.pooler.dense', 'classifier')
     """
-    module, _, _ = name.partition(".lora_")
-    return module if module != name else name.rpartition(".")[0]
+    return split_module(name) or name.rpartition(".")[0]
 
 
 def _reason(backbone: Backbone, name: str, prefix: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_every_row_goes_through_its_own_delta(backbone: Backbone, method: str) -
     hidden = states(backbone, mixture, order)
     for place, row in enumerate(order):
         alone = states(backbone, deltas.get(str(NAMES[row])), range(len(TEXTS)))[row]
+        torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("vera", {"rank": 5, "projections": "stored"}), ("oft", {"series": 4, "block_size": 4})]
+)
+def test_the_forms_of_pefts_adapters_can_be_mixed(method: str, settings: dict[str, Any]) -> None:
+    backbone = tiny_backbone("gpt2")
+    deltas = {name: perturbed_delta(backbone, method, seed=n, **settings) for n, name in enumerate(("first", "second"))}
+    order, mixture = bank_of(backbone, deltas).mixed_batch(NAMES[:2])
+    hidden = states(backbone, mixture, order)
+    for place, row in enumerate(order):
+        alone = states(backbone, deltas[str(NAMES[row])], range(2))[row]
         torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 

@@ -66,7 +66,8 @@ def test_the_table_describes_each_method(method: str, bert: Backbone) -> None:
     if method in peft_methods():
         needed = PEFT_SETTINGS.get(method, {})
         config = to_peft(bert, perturbed_delta(bert, method, **needed)).config
-        flags = "".join(f", `{key}`" for key in (*needed, *config) if key.startswith(("use_", "shift_")))
+        switches = {**needed, **config}
+        flags = "".join(f", `{key}`" for key in switches if switches[key] and key.startswith(("use_", "shift_")))
         assert row["peft"] == f"`{config['peft_type']}`{flags}"
     else:
         assert row["peft"] == "–"

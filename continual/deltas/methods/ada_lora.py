@@ -3,93 +3,32 @@
 Shapes: D inputs and E outputs of a projection, R rank.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.forms import LowRank
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+from continual.deltas.methods.ada_lora_forms import SingularTriplets
+from continual.deltas.methods.module_peft import (
+    Shapes,
+    block_columns,
+    is_transposed,
+    modules_to_peft,
+    part_counts,
+    read_modules,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import AdaLoRAConfig
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
 
-
-@dataclass(frozen=True)
-class SingularTriplets:
-    """x (P diag(λ) Q)ᵀ with trained P [E, R], λ [R] and Q [R, D], P and Q kept near orthogonal by a penalty.
-
-    The penalty is γ (‖Pᵀ P − I‖² + ‖Q Qᵀ − I‖²), in the Frobenius norm. λ starts at zero, so the change does.
-
-    Attributes:
-        rank: R.
-        weight: γ, in nats.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    rank: int
-    weight: float
-
-    def supports(self, place: Place) -> bool:
-        """Accept places that read and change hidden states."""
-        return place.is_hidden_state
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return P [E, R] and Q [R, D], drawn from normals so that vectors have length one on average, and λ [R], zero.
-
-        Their names are `left`, `right` and `sizes`.
-        """
-        left = torch.randn(place.d_out, self.rank, generator=generator) / math.sqrt(place.d_out)
-        right = torch.randn(self.rank, d_read, generator=generator) / math.sqrt(d_read)
-        return {"left": left, "sizes": torch.zeros(self.rank), "right": right}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        return F.linear(values["sizes"] * F.linear(inputs, values["right"]), values["left"])
-
-    def penalty(self, values: Values) -> Tensor:
-        """Compute γ (‖Pᵀ P − I‖² + ‖Q Qᵀ − I‖²), a scalar in nats."""
-        left, right = values["left"], values["right"]
-        identity = torch.eye(left.shape[1], device=left.device)
-        return self.weight * sum(
-            ((product - identity).square().sum() for product in (left.T @ left, right @ right.T)), left.new_zeros(())
-        )
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight P diag(λ) Q [E, D]."""
-        low_rank = _as_low_rank(values)
-        return AffineMap(low_rank["B"] @ low_rank["A"], None)
-
-    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[LowRank, dict[str, Tensor]]:
-        """Return A = diag(λ) Q [R, D] and B = P [E, R] in the canonical form of a low-rank change."""
-        return LowRank(self.rank).canonical_form(_as_low_rank(values), place, scale=scale)
-
-    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Return the singular value decomposition, cut to rank R, of Σ_k w_k P_k diag(λ_k) Q_k.
-
-        Args:
-            values: P [E, R_k], λ [R_k] and Q [R_k, D] of each set; ranks may differ.
-            weights: One per set.
-
-        Returns:
-            P [E, R], λ [R] and Q [R, D]; zero behind Σ R_k where that is below R.
-        """
-        average = LowRank(self.rank).weighted_average([_as_low_rank(part) for part in values], weights)
-        sizes = average["B"].norm(dim=0) * average["A"].norm(dim=1)
-        left, right = F.normalize(average["B"], dim=0), F.normalize(average["A"], dim=1)
-        return {"left": left, "sizes": sizes, "right": right}
-
-
-def _as_low_rank(values: Values) -> dict[str, Tensor]:
-    """Return A [R, D] and B [E, R] of P diag(λ) Q."""
-    return {"A": values["sizes"].unsqueeze(1) * values["right"], "B": values["left"]}
+PEFT_OFFSET = 1e-5  # PEFT divides by the rank and this
 
 
 class AdaLoRA(MethodSettings):
@@ -119,3 +58,82 @@ class AdaLoRA(MethodSettings):
         """Return one set of singular triplets per site."""
         form, compose = SingularTriplets(self.rank, self.penalty), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's P [E, R₀], λ [R₀, 1] and Q [R₀, D] per module, with zeros behind the rank.
+
+        R₀ is n times the rank, where a module computes at most n projections.
+        """
+        rank = self.rank * max(part_counts(parts).values(), default=1)
+
+        def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:
+            left, sizes = block_columns(parts, [part["left"] for part in values]), [part["sizes"] for part in values]
+            right, missing = torch.cat([part["right"] for part in values]), rank - left.shape[1]
+            lambdas = (rank + PEFT_OFFSET) / rank * torch.cat(sizes)
+            return {
+                "lora_A": F.pad(right, (0, 0, 0, missing)),
+                "lora_B": F.pad(left, (0, missing)),
+                "lora_E": F.pad(lambdas, (0, missing)).unsqueeze(1),
+            }
+
+        return modules_to_peft(
+            parts,
+            values,
+            convert,
+            peft_type="ADALORA",
+            init_r=rank,
+            target_r=rank,
+            lora_alpha=self.alpha * rank / self.rank,
+            lora_dropout=0.0,
+            orth_reg_weight=self.penalty,
+            total_step=1,
+            bias="none",
+            fan_in_fan_out=is_transposed(parts),
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert an ADALORA adapter; None for one of another type.
+
+        Returns:
+            Settings, and P [E, R], λ [R] and Q [R, D] of each part, by key: the triplets that are not zero, with zeros
+            behind them. R is the largest number of such triplets.
+
+        Raises:
+            ExchangeError: Other tensors or settings.
+        """
+        if adapter.config.get("peft_type") != "ADALORA":
+            return None
+        adapter.require_supported_config("rank_pattern", "init_lora_weights", "use_rslora")
+        config = AdaLoRAConfig.model_validate(adapter.config)
+
+        def shapes(part: PlacedModule) -> Shapes:
+            rank = config.rank(part.module)
+            return {"lora_A": (rank, part.place.d_in), "lora_B": (part.outputs, rank), "lora_E": (rank, 1)}
+
+        modules = read_modules(adapter, layout, shapes)
+        sites = layout.sites(modules)
+        used = {
+            part.key: _used_triplets(part, modules[part.module])
+            for part in layout.parts(cls(sites=sites))
+            if part.module in modules
+        }
+        rank = max(1, *(int(mask.sum()) for mask in used.values()))
+        alpha = config.lora_alpha * rank / (config.init_r + PEFT_OFFSET)
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            mask = used[part.key]
+            missing = rank - int(mask.sum())
+            return {
+                "left": F.pad(tensors["lora_B"][part.rows][:, mask], (0, missing)),
+                "sizes": F.pad(tensors["lora_E"][mask, 0], (0, missing)),
+                "right": F.pad(tensors["lora_A"][mask], (0, 0, 0, missing)),
+            }
+
+        settings = cls(rank=rank, alpha=alpha, penalty=config.orth_reg_weight, sites=sites)
+        return settings, values_of_modules(layout, settings, modules, convert)
+
+
+def _used_triplets(part: PlacedModule, tensors: Values) -> Tensor:
+    """Return which of a module's triplets, bool [R], change the outputs of a part."""
+    return (tensors["lora_E"][:, 0] != 0) & (tensors["lora_B"][part.rows] != 0).any(dim=0)

@@ -3,88 +3,30 @@
 Shapes: W [E, D] the weight of a projection, M factors, N blocks of size K with N K = D, B rows of a batch, T tokens.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.methods.oft import cayley_difference, multiply_blocks
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
-
-
-@dataclass(frozen=True)
-class ButterflyRotation:
-    """(g − 1) ⊙ x Wᵀ + g ⊙ x (R − I) Wᵀ: the difference that W' = g ⊙ (W Rᵀ) makes to x Wᵀ.
-
-    R = R_M ⋯ R₁ with R_m = P_m diag(N orthogonal blocks) P_mᵀ. P_m is the permutation of the butterfly that brings
-    entries 2^(m − 1) half blocks apart into one block (P₁ = I), so that an output of R depends on 2^(M − 1) K inputs.
-    The blocks are Cayley transforms, as in `OrthogonalRotation`, and start at I; the gain g [E] starts at one.
-
-    Attributes:
-        block_size: K; where K 2^(M − 1) does not divide D, the nearest size with which it does. Even where M > 1.
-        factors: M.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    block_size: int
-    factors: int
-
-    def supports(self, place: Place) -> bool:
-        """Accept linear layers whose weight can be read, and whose inputs have M factors."""
-        return place.is_linear and bool(self._block_sizes(place.d_in))
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the entries above the diagonals, skew [M, N, K (K − 1) / 2], zero, and gain [E], one."""
-        size = min(self._block_sizes(d_read), key=lambda n: (abs(n - self.block_size), n))
-        skew = torch.zeros(self.factors, d_read // size, size * (size - 1) // 2)
-        return {"skew": skew, "gain": torch.ones(place.d_out)}
-
-    def _block_sizes(self, d_read: int) -> list[int]:
-        multiple = 2 if self.factors > 1 else 1
-        return [n for n in range(2, d_read + 1, multiple) if d_read % (n << self.factors - 1) == 0]
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        return self._change(values["skew"], values["gain"], inputs, place)
-
-    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [B, T, E] of `inputs` [B, T, D] by values [B, …]."""
-        return self._change(values["skew"].unsqueeze(1), values["gain"].unsqueeze(1), inputs, place)
-
-    def _change(self, skew: Tensor, gain: Tensor, inputs: Tensor, place: Place) -> Tensor:
-        rotated = F.linear(self._rotation_difference(skew, inputs), place.weight)
-        return (gain - 1) * F.linear(inputs, place.weight) + gain * rotated
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight W' − W [E, D]."""
-        gain, unit = values["gain"][:, None], torch.eye(place.d_in, device=place.weight.device)
-        rotation = self._rotation_difference(values["skew"], unit)
-        return AffineMap((gain - 1) * place.weight + gain * F.linear(place.weight, rotation), None)
-
-    def _rotation_difference(self, skew: Tensor, inputs: Tensor) -> Tensor:
-        """Compute x (R − I) [..., D] of x [..., D] by skew [..., M, N, K (K − 1) / 2]."""
-        size = inputs.shape[-1] // skew.shape[-2]
-        blocks = cayley_difference(skew, size)
-        difference = torch.zeros_like(inputs)
-        for number in reversed(range(self.factors)):
-            parts, width = (2, size // 2) if number else (1, size)  # of a block
-            mixed = _transpose_pieces(inputs + difference, parts, 1 << number, width)
-            mixed = multiply_blocks(mixed, blocks[..., number, :, :, :])
-            difference = difference + _transpose_pieces(mixed, 1 << number, parts, width)
-        return difference
-
-
-def _transpose_pieces(states: Tensor, first: int, second: int, width: int) -> Tensor:
-    """Reorder states [..., G · first · second · width] as if they were [..., G · second · first · width]."""
-    return torch.unflatten(states, -1, (-1, first, second, width)).transpose(-3, -2).flatten(-4)
+from continual.deltas.methods.module_peft import (
+    REMEDY,
+    Shapes,
+    common_rotation,
+    modules_to_peft,
+    read_modules,
+    require_linear,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import BOFTConfig
+from continual.deltas.methods.rotation_forms import ButterflyRotation, above_diagonal, skew_matrix
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
+from continual.errors import ExchangeError
 
 
 class BOFT(MethodSettings):
@@ -112,3 +54,76 @@ class BOFT(MethodSettings):
         """Return one butterfly rotation per site."""
         form = ButterflyRotation(self.block_size, self.factors)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's Q [M, N, K, K] and gain [E, 1] per module.
+
+        Raises:
+            ExchangeError: Blocks of several sizes, parts of a module with rotations of their own, or a module that is
+                none of PEFT's linear layers.
+        """
+        require_linear(parts, "BOFT")
+        sizes = {part.module: _block_size(part, values[f"{part.key}/skew"]) for part in parts}
+        if len(set(sizes.values())) > 1:
+            raise ExchangeError(
+                f"PEFT's BOFT has one block size for all modules, and here it is {sizes}, by their numbers of inputs; "
+                f"give a block_size that is possible at all of them, or {REMEDY}"
+            )
+
+        def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:
+            skew = common_rotation(parts, [part["skew"] for part in values], "BOFT")
+            gain = torch.cat([part["gain"] for part in values]).unsqueeze(1)
+            return {"boft_R": skew_matrix(skew, sizes[parts[0].module]), "boft_s": gain}
+
+        return modules_to_peft(
+            parts,
+            values,
+            convert,
+            peft_type="BOFT",
+            boft_block_size=next(iter(sizes.values())),
+            boft_block_num=0,
+            boft_n_butterfly_factor=self.factors,
+            bias="none",
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a BOFT adapter; None for one of another type.
+
+        Returns:
+            Settings, and rotation and gain of each part, by key.
+
+        Raises:
+            ExchangeError: Other tensors or settings, or blocks of several sizes.
+        """
+        if adapter.config.get("peft_type") != "BOFT":
+            return None
+        adapter.require_supported_config("init_weights")
+        config = BOFTConfig.model_validate(adapter.config)
+        # Without its CUDA extension PEFT trains one factor, and saves the wanted number all the same.
+        trained = {len(tensor) for name, tensor in adapter.tensors.items() if name.endswith(".boft_R") and tensor.dim()}
+        factors = 1 if trained == {1} else config.boft_n_butterfly_factor
+
+        def shapes(part: PlacedModule) -> Shapes:
+            size = config.block_size(part.place.d_in)
+            return {"boft_R": (factors, part.place.d_in // size, size, size), "boft_s": (part.outputs, 1)}
+
+        modules = read_modules(adapter, layout, shapes)
+        sizes = {tensors["boft_R"].shape[-1] for tensors in modules.values()}
+        if len(sizes) > 1:
+            raise ExchangeError(
+                f"the adapter's blocks have the sizes {sorted(sizes)}, since boft_block_num gives the modules equally "
+                "many; only one size can be imported: train with boft_block_size"
+            )
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            matrices = tensors["boft_R"]
+            return {"skew": above_diagonal((matrices - matrices.mT) / 2), "gain": tensors["boft_s"][part.rows, 0]}
+
+        settings = cls(block_size=sizes.pop(), factors=factors, sites=layout.sites(modules))
+        return settings, values_of_modules(layout, settings, modules, convert)
+
+
+def _block_size(part: PlacedModule, skew: Tensor) -> int:
+    """Return K of the blocks [M, N, K (K − 1) / 2] of a part."""
+    return part.place.d_in // skew.shape[1]

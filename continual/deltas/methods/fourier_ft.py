@@ -4,88 +4,27 @@ Shapes: D inputs and E outputs of a projection, N coefficients.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from typing import Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
-
-
-@dataclass(frozen=True)
-class SparseSpectrum:
-    """x ΔWᵀ with ΔW = Re F⁻¹(S) [E, D], S [E, D] zero but for N trained coefficients at random, fixed frequencies.
-
-    F⁻¹ is the inverse discrete Fourier transform in two dimensions. Places of one shape have the frequencies in common;
-    they are drawn from the seed and are not stored. N is at most E D.
-
-    Attributes:
-        frequencies: N.
-        initial_scale: Deviation of the normal from which the coefficients are drawn; 0 for no change.
-        seed: Seed of the frequencies.
-    """
-
-    frequencies: int
-    initial_scale: float
-    seed: int
-
-    @property
-    def identity(self) -> IdentityAtInit:
-        """Exact where the coefficients start at zero, else none."""
-        return "none" if self.initial_scale else "exact"
-
-    def supports(self, place: Place) -> bool:
-        """Accept places that read and change hidden states."""
-        return place.is_hidden_state
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the spectrum [N]."""
-        count = min(self.frequencies, d_read * place.d_out)
-        return {"spectrum": self.initial_scale * torch.randn(count, generator=generator)}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        return F.linear(inputs, self._change(values["spectrum"], place.d_out, inputs.shape[-1]))
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight ΔW [E, D]."""
-        return AffineMap(self._change(values["spectrum"], place.d_out, place.d_in), None)
-
-    def weighted_average(self, values: Sequence[Values], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Return the spectrum [N] of Σ_k w_k ΔW_k; fewer frequencies are the first ones of more.
-
-        Args:
-            values: Spectrum [N_k] of each set, at frequencies of one seed; the numbers may differ.
-            weights: One per set.
-
-        Returns:
-            Spectrum [N]; shorter where all are.
-        """
-        spectra = [weight * part["spectrum"].float() for part, weight in zip(values, weights, strict=True)]
-        count = min(self.frequencies, max(len(spectrum) for spectrum in spectra))
-        return {"spectrum": torch.stack([F.pad(spectrum, (0, count - len(spectrum))) for spectrum in spectra]).sum(0)}
-
-    def _change(self, spectrum: Tensor, d_out: int, d_read: int) -> Tensor:
-        size = d_out * d_read
-        index = draw_frequencies(len(spectrum), size, self.seed, spectrum.device)
-        dense = spectrum.new_zeros(size).scatter(0, index, spectrum).view(d_out, d_read)
-        change: Tensor = torch.fft.ifft2(dense).real
-        return change
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a cached inference tensor would be an error in training
-def draw_frequencies(count: int, size: int, seed: int, device: torch.device) -> Tensor:
-    """Draw distinct positions [count] in a flattened matrix of `size` entries, as PEFT draws them from this seed."""
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    return order[:count].to(device, copy=True)  # not a view of all positions
+from continual.deltas.methods.fourier_ft_forms import SparseSpectrum
+from continual.deltas.methods.module_peft import (
+    Shapes,
+    is_transposed,
+    modules_to_peft,
+    read_modules,
+    require_single_parts,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import FourierFTConfig
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
 
 
 class FourierFT(MethodSettings):
@@ -116,3 +55,61 @@ class FourierFT(MethodSettings):
         """Return one sparse spectrum per site."""
         form, compose = SparseSpectrum(self.frequencies, self.initial_scale, self.seed), Add(self.scale)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's spectrum [N] per module.
+
+        Raises:
+            ExchangeError: A module computes several projections.
+        """
+        require_single_parts(parts, "FOURIERFT")
+        lengths = {part.module: len(values[f"{part.key}/spectrum"]) for part in parts}
+        return modules_to_peft(
+            parts,
+            values,
+            lambda _, values: {"fourierft_spectrum": values[0]["spectrum"]},
+            peft_type="FOURIERFT",
+            n_frequency=self.frequencies,
+            n_frequency_pattern={module: n for module, n in lengths.items() if n != self.frequencies},
+            scaling=self.scale,
+            random_loc_seed=self.seed,
+            bias="none",
+            fan_in_fan_out=is_transposed(parts),
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a FOURIERFT adapter; None for one of another type.
+
+        Returns:
+            Settings of the largest number of frequencies N, and the spectrum of each projection, by key, with zeros
+            behind a smaller number: those of one seed are the first ones of more.
+
+        Raises:
+            ExchangeError: Other tensors or settings, or a module computes several projections.
+        """
+        if adapter.config.get("peft_type") != "FOURIERFT":
+            return None
+        adapter.require_supported_config("n_frequency_pattern", "init_weights")
+        config = FourierFTConfig.model_validate(adapter.config)
+
+        def shapes(part: PlacedModule) -> Shapes:
+            require_single_parts([part], "FOURIERFT")
+            return {"fourierft_spectrum": (config.frequencies(part.module),)}
+
+        modules = read_modules(adapter, layout, shapes)
+        most = max(len(tensors["fourierft_spectrum"]) for tensors in modules.values())
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            spectrum = tensors["fourierft_spectrum"]
+            count = min(most, part.place.d_in * part.place.d_out)
+            return {"spectrum": sign * F.pad(spectrum, (0, count - len(spectrum)))}
+
+        sign = -1 if config.scaling < 0 else 1
+        settings = cls(
+            frequencies=most,
+            scale=abs(config.scaling) or 1.0,
+            seed=config.random_loc_seed,
+            sites=layout.sites(modules),
+        )
+        return settings, values_of_modules(layout, settings, modules, convert)

@@ -5,12 +5,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from continual.deltas.compose import Multiply
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import Vector
 from continual.deltas.method import MethodSettings
+from continual.deltas.methods.module_peft import is_transposed
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
 from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
@@ -55,7 +55,7 @@ class IA3(MethodSettings):
             "peft_type": "IA3",
             "target_modules": list(by_module(parts)),
             "feedforward_modules": list(by_module(part for part in parts if part.place.changes == "input")),
-            "fan_in_fan_out": any(isinstance(part.place.output_module, Conv1D) for part in parts),
+            "fan_in_fan_out": is_transposed(parts),
         }
         return PeftAdapter(config, tensors)
 

@@ -3,78 +3,30 @@
 Shapes: D inputs and E outputs of a projection, R rank.
 """
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.forms import LowRank, init_low_rank
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
-
-MAX_PRODUCT_RANK = 256  # largest R² that is computed as two factors: above it, one matrix is cheaper at common widths
-
-
-@dataclass(frozen=True)
-class HadamardProduct:
-    """x ΔWᵀ with ΔW = (B₁ A₁) ⊙ (B₂ A₂) [E, D], A [R, D] and B [E, R]; starts at zero, since A₂ does.
-
-    ΔW has a rank of up to R², with the parameters of rank 2R.
-
-    Attributes:
-        rank: R.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    rank: int
-
-    def supports(self, place: Place) -> bool:
-        """Accept places that read and change hidden states."""
-        return place.is_hidden_state
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return A1 [R, D], B1 and B2 [E, R], drawn as linear layers' weights are, and A2 [R, D], zero."""
-        bound, shape = 1 / math.sqrt(self.rank), (place.d_out, self.rank)
-        b1, b2 = (torch.empty(shape).uniform_(-bound, bound, generator=generator) for _ in range(2))
-        a1 = init_low_rank(self.rank, d_read, place.d_out, generator)["A"]
-        return {"A1": a1, "B1": b1, "A2": torch.zeros(self.rank, d_read), "B2": b2}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        if self.rank**2 > MAX_PRODUCT_RANK:
-            return F.linear(inputs, _product(values))
-        low_rank = _as_low_rank(values)
-        return F.linear(F.linear(inputs, low_rank["A"]), low_rank["B"])
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight ΔW [E, D]."""
-        return AffineMap(_product(values), None)
-
-    def canonical_form(self, values: Values, place: Place, *, scale: float) -> tuple[LowRank, dict[str, Tensor]] | None:
-        """Return A [R², D] and B [E, R²] in the canonical form of a low-rank change; None where R² is large."""
-        if self.rank**2 > MAX_PRODUCT_RANK:
-            return None
-        return LowRank(self.rank**2).canonical_form(_as_low_rank(values), place, scale=scale)
-
-
-def _product(values: Values) -> Tensor:
-    """Compute (B₁ A₁) ⊙ (B₂ A₂) [E, D]."""
-    return (values["B1"] @ values["A1"]) * (values["B2"] @ values["A2"])
-
-
-def _as_low_rank(values: Values) -> dict[str, Tensor]:
-    """Return A [R², D], whose row i R + j is A₁[i] ⊙ A₂[j], and B [E, R²], likewise of columns: B A is ΔW."""
-    a = (values["A1"].unsqueeze(1) * values["A2"]).flatten(0, 1)
-    b = (values["B1"].unsqueeze(2) * values["B2"].unsqueeze(1)).flatten(1)
-    return {"A": a, "B": b}
+from continual.deltas.methods.loha_forms import HadamardProduct
+from continual.deltas.methods.module_peft import (
+    Shapes,
+    block_columns,
+    modules_to_peft,
+    part_counts,
+    read_modules,
+    require_linear,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import PatternedConfig
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
 
 
 class LoHa(MethodSettings):
@@ -101,3 +53,62 @@ class LoHa(MethodSettings):
         """Return one product of low-rank changes per site."""
         form, compose = HadamardProduct(self.rank), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's factors B₁ [E, R], A₁ [R, D], B₂ and A₂ per module; of rank nR where it has n parts.
+
+        Raises:
+            ExchangeError: A module is none of PEFT's linear layers.
+        """
+        require_linear(parts, "LOHA")
+        counts = part_counts(parts)
+        return modules_to_peft(
+            parts,
+            values,
+            _factors_of_module,
+            peft_type="LOHA",
+            r=self.rank,
+            alpha=self.alpha,
+            rank_pattern={module: n * self.rank for module, n in counts.items()},
+            alpha_pattern={module: n * self.alpha for module, n in counts.items()},
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a LOHA adapter; None for one of another type.
+
+        Returns:
+            Settings of the largest rank and scale, and the factors of each part, by key, with zeros behind a smaller
+            rank.
+
+        Raises:
+            ExchangeError: Other tensors or settings.
+        """
+        if adapter.config.get("peft_type") != "LOHA":
+            return None
+        adapter.require_supported_config("rank_pattern", "alpha_pattern", "init_weights", "use_effective_conv2d")
+        config = PatternedConfig.model_validate(adapter.config)
+
+        def shapes(part: PlacedModule) -> Shapes:
+            b, a = (part.outputs, config.rank(part.module)), (config.rank(part.module), part.place.d_in)
+            return {"hada_w1_a": b, "hada_w1_b": a, "hada_w2_a": b, "hada_w2_b": a}
+
+        modules = read_modules(adapter, layout, shapes)
+        rank, scale = config.largest(modules)
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            missing, ratio = rank - config.rank(part.module), config.scale(part.module) / scale
+            a1, a2 = (F.pad(tensors[f"hada_w{number}_b"], (0, 0, 0, missing)) for number in (1, 2))
+            b1, b2 = (F.pad(tensors[f"hada_w{number}_a"][part.rows], (0, missing)) for number in (1, 2))
+            return {"A1": a1, "B1": ratio * b1, "A2": a2, "B2": b2}
+
+        settings = cls(rank=rank, alpha=scale * rank, sites=layout.sites(modules))
+        return settings, values_of_modules(layout, settings, modules, convert)
+
+
+def _factors_of_module(parts: Sequence[PlacedModule], values: Sequence[Values]) -> dict[str, Tensor]:
+    factors = {}
+    for number in (1, 2):
+        factors[f"hada_w{number}_a"] = block_columns(parts, [part[f"B{number}"] for part in values])
+        factors[f"hada_w{number}_b"] = torch.cat([part[f"A{number}"] for part in values])
+    return factors

@@ -3,100 +3,31 @@
 Shapes: D = D₁ D₂ inputs and E = E₁ E₂ outputs of a projection, R rank, B rows of a batch, T tokens.
 """
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+from continual.deltas.methods.lokr_forms import KroneckerProduct, factor_of
+from continual.deltas.methods.module_peft import (
+    Shapes,
+    modules_to_peft,
+    read_modules,
+    require_linear,
+    require_single_parts,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import LoKrConfig
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
 
-
-@dataclass(frozen=True)
-class KroneckerProduct:
-    """x ΔWᵀ with ΔW = K₁ ⊗ K₂ [E, D], K₁ [E₁, D₁] and K₂ [E₂, D₂]; starts at zero, since K₁ does.
-
-    Row by row, with x as a matrix X [D₁, D₂], the change is K₁ X K₂ᵀ [E₁, E₂]. K₂ is a product B A of rank R where
-    R < max(E₂, D₂) / 2, else one matrix; so is K₁ where `decompose_both`, else it is one matrix.
-
-    Attributes:
-        rank: R.
-        factor: Upper bound of D₁ and E₁, which are the divisors of D and E nearest to the square roots within it, and
-            equal to it where it is a divisor; None for no bound.
-        decompose_both: Whether K₁ may be a product of rank R too.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    rank: int
-    factor: int | None
-    decompose_both: bool
-
-    def supports(self, place: Place) -> bool:
-        """Accept places that read and change hidden states."""
-        return place.is_hidden_state
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return K1 [E₁, D₁], zero, and K2 [E₂, D₂], drawn; for a product its B [E, R] and A [R, D], by name.
-
-        Of K₁'s product B is zero.
-        """
-        (e1, e2), (d1, d2) = (divisors(size, self.factor) for size in (place.d_out, d_read))
-        low_rank = self.decompose_both and self.rank < max(e1, d1) / 2
-        k1 = (
-            {"K1_B": torch.zeros(e1, self.rank), "K1_A": _draw(self.rank, d1, generator)}
-            if low_rank
-            else {"K1": torch.zeros(e1, d1)}
-        )
-        if self.rank < max(e2, d2) / 2:
-            return {**k1, "K2_B": _draw(e2, self.rank, generator), "K2_A": _draw(self.rank, d2, generator)}
-        return {**k1, "K2": _draw(e2, d2, generator)}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        k1, k2 = _factor(values, "K1"), _factor(values, "K2")
-        matrices = torch.unflatten(inputs, -1, (k1.shape[-1], -1))
-        return (k1 @ (matrices @ k2.mT)).flatten(-2)
-
-    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [B, T, E] of `inputs` [B, T, D] by values [B, …]."""
-        k1, k2 = _factor(values, "K1"), _factor(values, "K2")
-        matrices = torch.unflatten(inputs, -1, (k1.shape[-1], -1))
-        rows = torch.bmm(matrices.flatten(1, 2), k2.mT)  # [B, T · D₁, E₂]
-        return (k1.unsqueeze(1) @ torch.unflatten(rows, 1, (-1, k1.shape[-1]))).flatten(-2)
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight K₁ ⊗ K₂ [E, D]."""
-        return AffineMap(torch.kron(_factor(values, "K1").contiguous(), _factor(values, "K2").contiguous()), None)
-
-
-def divisors(size: int, limit: int | None) -> tuple[int, int]:
-    """Return m and n with m · n = size and m ≤ n, m as near √size as the limit of m allows; or m = limit, a divisor.
-
-    >>> divisors(768, None), divisors(768, 8), divisors(127, None)
-    ((24, 32), (8, 96), (1, 127))
-    """
-    if limit and size % limit == 0:
-        return limit, size // limit
-    m = max(m for m in range(1, min(limit or size, math.isqrt(size)) + 1) if size % m == 0)
-    return m, size // m
-
-
-def _draw(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Draw a matrix [rows, columns] as a linear layer's weight is."""
-    bound = 1 / math.sqrt(columns)
-    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
-
-
-def _factor(values: Values, name: str) -> Tensor:
-    """Return a factor [..., E_i, D_i] of the Kronecker product."""
-    return values[name] if name in values else values[f"{name}_B"] @ values[f"{name}_A"]
+PEFT_NAMES = {"K1": "w1", "K1_B": "w1_a", "K1_A": "w1_b", "K2": "w2", "K2_B": "w2_a", "K2_A": "w2_b"}
 
 
 class LoKr(MethodSettings):
@@ -128,3 +59,79 @@ class LoKr(MethodSettings):
         """Return one Kronecker product per site."""
         form, compose = KroneckerProduct(self.rank, self.factor, self.decompose_both), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's factors, the same matrices as the values.
+
+        Raises:
+            ExchangeError: A module computes several projections, or is none of PEFT's linear layers.
+        """
+        require_linear(parts, "LOKR")
+        require_single_parts(parts, "LOKR")
+        return modules_to_peft(
+            parts,
+            values,
+            lambda _, values: {f"lokr_{PEFT_NAMES[name]}": value for name, value in values[0].items()},
+            peft_type="LOKR",
+            r=self.rank,
+            alpha=self.alpha,
+            decompose_factor=self.factor or -1,
+            decompose_both=self.decompose_both,
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert a LOKR adapter; None for one of another type.
+
+        Returns:
+            Settings of the largest rank and scale, and the factors of each projection, by key: products of a smaller
+            rank with zeros behind it, or computed where the largest rank makes them one matrix.
+
+        Raises:
+            ExchangeError: Other tensors or settings, or a module computes several projections.
+        """
+        if adapter.config.get("peft_type") != "LOKR":
+            return None
+        adapter.require_supported_config(
+            "rank_pattern",
+            "alpha_pattern",
+            "decompose_both",
+            "init_weights",
+            "rank_dropout_scale",
+            "use_effective_conv2d",
+        )
+        config = LoKrConfig.model_validate(adapter.config)
+
+        def shapes(part: PlacedModule) -> Shapes:
+            require_single_parts([part], "LOKR")
+            form = KroneckerProduct(config.rank(part.module), config.factor, config.decompose_both)
+            fresh = form.init_values(part.place, part.place.d_in, torch.Generator())
+            return {f"lokr_{PEFT_NAMES[name]}": tuple(value.shape) for name, value in fresh.items()}
+
+        modules = read_modules(adapter, layout, shapes)
+        rank, scale = config.largest(modules)
+        form = KroneckerProduct(rank, config.factor, config.decompose_both)
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            fresh = form.init_values(part.place, part.place.d_in, torch.Generator())
+            own = {name: tensors[f"lokr_{key}"] for name, key in PEFT_NAMES.items() if f"lokr_{key}" in tensors}
+            values = {name: _resized(own, name, rank) for name in fresh}
+            first = "K1" if "K1" in values else "K1_B"
+            return values | {first: config.scale(part.module) / scale * values[first]}
+
+        settings = cls(
+            rank=rank,
+            alpha=scale * rank,
+            factor=config.factor,
+            decompose_both=config.decompose_both,
+            sites=layout.sites(modules),
+        )
+        return settings, values_of_modules(layout, settings, modules, convert)
+
+
+def _resized(values: Values, name: str, rank: int) -> Tensor:
+    """Return a value [...] for a larger rank: a factor's product as one matrix, or with zeros behind its own rank."""
+    if name in ("K1", "K2"):
+        return factor_of(values, name)
+    missing = rank - values[f"{name[:2]}_A"].shape[0]
+    return F.pad(values[name], (0, missing) if name.endswith("B") else (0, 0, 0, missing))

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from continual.deltas.forms import Scaling, scale_divisor
+from continual.deltas.methods.module_peft import block_columns, is_transposed, modules_to_peft, part_counts
 from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter, PlacedModule, by_module
-from continual.deltas.peft_patterns import match_pattern
+from continual.deltas.peft_patterns import first_match
 from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
 
@@ -59,30 +59,26 @@ def low_rank_to_peft(
         alpha: Numerator of the scale.
         scaling: The scale's denominator, as in `LoRA`.
     """
-    tensors: dict[str, Tensor] = {}
-    part_counts: dict[str, int] = {}  # of modules with several parts
-    for module, module_parts in by_module(parts).items():
-        b = torch.zeros(module_parts[0].outputs, len(module_parts) * rank)
-        for number, part in enumerate(module_parts):
-            b[part.rows, number * rank : (number + 1) * rank] = values[f"{part.key}/B"]
-        tensors[f"{MODULE_PREFIX}{module}.lora_A.weight"] = torch.cat(
-            [values[f"{part.key}/A"] for part in module_parts]
-        )
-        tensors[f"{MODULE_PREFIX}{module}.lora_B.weight"] = b
-        part_counts |= {module: len(module_parts)} if len(module_parts) > 1 else {}
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": any(isinstance(part.place.output_module, Conv1D) for part in parts),
-        "target_modules": list(by_module(parts)),
-        "rank_pattern": {module: n * rank for module, n in part_counts.items()},
-        "alpha_pattern": {module: scale_divisor(n, scaling) * alpha for module, n in part_counts.items()},
+    counts = part_counts(parts)
+    return modules_to_peft(
+        parts,
+        values,
+        _factors_of_module,
+        peft_type="LORA",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=is_transposed(parts),
+        rank_pattern={module: n * rank for module, n in counts.items()},
+        alpha_pattern={module: scale_divisor(n, scaling) * alpha for module, n in counts.items()},
         **({"use_rslora": True} if scaling == "rank_stabilized" else {}),
-    }
-    return PeftAdapter(config, tensors)
+    )
+
+
+def _factors_of_module(parts: Sequence[PlacedModule], values: Sequence[Values]) -> dict[str, Tensor]:
+    a, b = torch.cat([part["A"] for part in values]), block_columns(parts, [part["B"] for part in values])
+    return {"lora_A.weight": a, "lora_B.weight": b}
 
 
 def low_rank_shapes(adapter: PeftAdapter, projections: Sequence[PlacedModule]) -> dict[str, tuple[int, ...]]:
@@ -147,19 +143,7 @@ def low_rank_from_peft(adapter: PeftAdapter, parts: Sequence[PlacedModule]) -> t
 
 
 def _rank_and_scale(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Return rank and scale of a module: rank and alpha each of the first of its own patterns that matches.
-
-    As in `peft.utils.other.get_pattern_key`, which PEFT calls once for `rank_pattern` and once for `alpha_pattern`.
-    """
-    rank = int(_first_match(config.get("rank_pattern"), module, config["r"]))
-    alpha = float(_first_match(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    """Return rank and scale of a module: rank and alpha each of the first of its own patterns that matches."""
+    rank = int(first_match(config.get("rank_pattern"), module, config["r"]))
+    alpha = float(first_match(config.get("alpha_pattern"), module, config["lora_alpha"]))
     return rank, alpha / scale_divisor(rank, "rank_stabilized" if config.get("use_rslora") else "standard")
-
-
-def _first_match(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    matching = (
-        value
-        for pattern, value in (patterns or {}).items()
-        if match_pattern(rf"(.*\.)?({pattern})$", module, pattern=pattern)
-    )
-    return next(matching, default)

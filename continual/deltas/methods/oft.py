@@ -3,90 +3,30 @@
 Shapes: D inputs and E outputs of a projection, N blocks of size K with N K = D, B rows of a batch, T tokens.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
-
-
-@dataclass(frozen=True)
-class OrthogonalRotation:
-    """x (R − I) Wᵀ: the difference that W' = W Rᵀ makes to x Wᵀ, R = diag(R₁ … R_N) orthogonal.
-
-    Each block is a Cayley transform R_n = (I − Q_n) (I + Q_n)⁻¹ of a skew-symmetric Q_n [K, K], whose entries above the
-    diagonal are the values. They start at zero, so each R_n starts at I.
-
-    Attributes:
-        block_size: K; where it does not divide D, the nearest size that does.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    block_size: int
-
-    def supports(self, place: Place) -> bool:
-        """Accept linear layers whose weight can be read."""
-        return place.is_linear
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the entries above the diagonals of all Q_n, skew [N, K (K − 1) / 2], zero."""
-        size = nearest_divisor(d_read, self.block_size)
-        return {"skew": torch.zeros(d_read // size, size * (size - 1) // 2)}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        return F.linear(multiply_blocks(inputs, self._rotation_difference(values, place)), place.weight)
-
-    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [B, T, E] of `inputs` [B, T, D] by skew [B, N, K (K − 1) / 2]."""
-        blocks = self._rotation_difference(values, place).unsqueeze(1)  # the same for every token
-        return F.linear(multiply_blocks(inputs, blocks), place.weight)
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight W (R − I)ᵀ [E, D]."""
-        return AffineMap(multiply_blocks(place.weight, self._rotation_difference(values, place).mT), None)
-
-    def _rotation_difference(self, values: Values, place: Place) -> Tensor:
-        return cayley_difference(values["skew"], place.d_in // values["skew"].shape[-2])
-
-
-def cayley_difference(skew: Tensor, size: int) -> Tensor:
-    """Compute R − I = −2 Q (I + Q)⁻¹ [..., K, K], which is exactly zero for Q = 0.
-
-    Args:
-        skew: The entries of Q above the diagonal, row by row, [..., K (K − 1) / 2]; those below are their negatives.
-        size: K.
-    """
-    rows, columns = torch.triu_indices(size, size, 1, device=skew.device)
-    upper = skew.new_zeros(*skew.shape[:-1], size, size)
-    upper[..., rows, columns] = skew
-    q = upper - upper.mT
-    difference: Tensor = torch.linalg.solve(torch.eye(size, device=skew.device) + q, -2 * q, left=False)
-    return difference
-
-
-def multiply_blocks(inputs: Tensor, blocks: Tensor) -> Tensor:
-    """Compute x diag(M₁ … M_N) [..., D] for x [..., D] and M [..., N, K, K], whose leading dimensions broadcast."""
-    parts = torch.unflatten(inputs, -1, blocks.shape[-3:-1])
-    return torch.einsum("...nk,...nkl->...nl", parts, blocks).flatten(-2)
-
-
-def nearest_divisor(size: int, wanted: int) -> int:
-    """Return the divisor of `size` above one that is nearest to the wanted one, of two equally near the smaller.
-
-    >>> nearest_divisor(768, 32), nearest_divisor(48, 32), nearest_divisor(7, 32)
-    (32, 24, 7)
-    """
-    return min((n for n in range(2, size + 1) if size % n == 0), key=lambda n: (abs(n - wanted), n))
+from continual.deltas.methods.module_peft import (
+    REMEDY,
+    Shapes,
+    common_rotation,
+    modules_to_peft,
+    read_modules,
+    require_linear,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import OFTConfig
+from continual.deltas.methods.rotation_forms import OrthogonalRotation, above_diagonal, nearest_divisor, skew_matrix
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
+from continual.errors import ExchangeError
 
 
 class OFT(MethodSettings):
@@ -94,10 +34,12 @@ class OFT(MethodSettings):
 
     The lengths of the rows of W and the angles between them are unchanged. Parameters: d_in · (block_size − 1) / 2 per
     projection. Qiu et al. (2023), "Controlling Text-to-Image Diffusion by Orthogonal
-    Finetuning", arXiv:2306.07280, by its exact Cayley transform (PEFT's `use_cayley_neumann=False`).
+    Finetuning", arXiv:2306.07280, by its exact Cayley transform (PEFT's `use_cayley_neumann=False`)
+    unless `series` is given (PEFT's default is 4).
 
     Attributes:
         block_size: Size of a block.
+        series: The highest power in a series that stands for the transform, faster and nearly orthogonal; 0 for none.
         sites: Sites or groups of linear layers.
 
     >>> OFT(block_size=16).edits()[0].site
@@ -105,8 +47,96 @@ class OFT(MethodSettings):
     """
 
     block_size: int = Field(default=32, ge=2, le=4096)
+    series: Literal[0] | Annotated[int, Field(ge=3, le=64)] = 0
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one rotation per site."""
-        return tuple(Edit(site, OrthogonalRotation(self.block_size), Reads.INPUT, Add()) for site in self.sites)
+        form = OrthogonalRotation(self.block_size, self.series)
+        return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's entries above the diagonals [N, K (K − 1) / 2] per module.
+
+        Raises:
+            ExchangeError: The parts of a module have rotations of their own, or it is none of PEFT's linear layers.
+        """
+        require_linear(parts, "OFT")
+        if part := next((part for part in parts if _takes_no_blocks(self.block_size, part.place.d_in)), None):
+            raise ExchangeError(
+                f"PEFT's OFT gives the {part.place.d_in} inputs of {part.module} no blocks at block_size "
+                f"{self.block_size}, since one is nearer to it than a larger divisor; {REMEDY}"
+            )
+        return modules_to_peft(
+            parts,
+            values,
+            lambda parts, values: {"oft_R.weight": common_rotation(parts, [part["skew"] for part in values], "OFT")},
+            peft_type="OFT",
+            r=0,
+            oft_block_size=self.block_size,
+            use_cayley_neumann=bool(self.series),
+            **({"num_cayley_neumann_terms": self.series + 1} if self.series else {}),
+            bias="none",
+        )
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
+        """Convert an OFT adapter; None for one of another type.
+
+        Returns:
+            Settings, and the entries above the diagonals of each part's blocks, by key. Blocks that all modules cannot
+            have by one `block_size` are joined to larger ones.
+
+        Raises:
+            ExchangeError: Other tensors or settings.
+        """
+        if adapter.config.get("peft_type") != "OFT":
+            return None
+        adapter.require_supported_config("init_weights", "coft", "block_share", "use_cayley_neumann")
+        config = OFTConfig.model_validate(adapter.config)
+
+        def shapes(part: PlacedModule) -> Shapes:
+            size = config.block_size(part.place.d_in)
+            return {"oft_R.weight": (1 if config.block_share else part.place.d_in // size, size * (size - 1) // 2)}
+
+        modules = read_modules(adapter, layout, shapes)
+        widths = {part.place.d_in for part in layout.projections() if part.module in modules}
+        settings = cls(
+            block_size=_joined_block_size({width: config.block_size(width) for width in widths}),
+            series=config.series,
+            sites=layout.sites(modules),
+        )
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            width, skew = part.place.d_in, config.constrained(tensors["oft_R.weight"])
+            size, joined = config.block_size(width), nearest_divisor(width, settings.block_size)
+            blocks = skew_matrix(skew.expand(width // size, -1), size)
+            larger = torch.zeros(width // joined, joined // size, size, joined // size, size)
+            number = torch.arange(joined // size)
+            larger[:, number, :, number] = blocks.view(-1, joined // size, size, size).transpose(0, 1)
+            return {"skew": above_diagonal(larger.view(-1, joined, joined))}
+
+        return settings, values_of_modules(layout, settings, modules, convert)
+
+
+def _takes_no_blocks(block_size: int, width: int) -> bool:
+    """Return whether one is as near to the size as the nearest divisor above one, which PEFT then prefers."""
+    return abs(nearest_divisor(width, block_size) - block_size) >= block_size - 1
+
+
+def _joined_block_size(sizes: Mapping[int, int]) -> int:
+    """Return a setting `block_size` by which every module's blocks are its own, or several of them joined.
+
+    Args:
+        sizes: The modules' sizes of blocks by their numbers of inputs.
+
+    Raises:
+        ExchangeError: There is none.
+    """
+    for size in sorted({2, *sizes.values()} - {1}):
+        if all(nearest_divisor(width, size) % own == 0 for width, own in sizes.items()):
+            return size
+    raise ExchangeError(
+        f"the adapter's sizes of blocks, by the number of inputs {dict(sizes)}, follow from no one block_size; "
+        "train it with oft_block_size in place of r"
+    )

@@ -3,94 +3,35 @@
 Shapes: W [E, D] the weight of a projection, R rank, U numbers, B rows of a batch, T tokens.
 """
 
-import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
-from continual.deltas.methods.lora_xs import truncated_svd
-from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
+from continual.deltas.methods.lora import LoRA
+from continual.deltas.methods.module_peft import (
+    Shapes,
+    block_columns,
+    is_transposed,
+    modules_to_peft,
+    part_counts,
+    read_modules,
+    values_of_modules,
+)
+from continual.deltas.methods.peft_configs import TinyLoRAConfig
+from continual.deltas.methods.tiny_lora_forms import RandomCores
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.protocols import Values
+from continual.deltas.values import SHARED_PREFIX
+from continual.errors import ExchangeError
 
-
-@dataclass(frozen=True)
-class RandomCores:
-    """x Aᵀ Cᵀ Bᵀ with C = Σ_u v_u P_u [R, R]: v [U] trained and common to all places, P_u random and fixed at each.
-
-    A = √Σ_R V_Rᵀ [R, D] and B = U_R √Σ_R [E, R] of W ≈ U_R Σ_R V_Rᵀ are fixed. Entries of P_u are drawn from a normal
-    of variance 1 / R. Neither is stored: A and B follow from W, P from the seed. v starts at zero, so the change does.
-
-    Attributes:
-        rank: R, at most the smaller dimension of W.
-        dimension: U.
-        seed: Seed of P.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "exact"
-
-    rank: int
-    dimension: int
-    seed: int
-
-    def supports(self, place: Place) -> bool:
-        """Accept linear layers whose weight can be read."""
-        return place.is_linear
-
-    def init_shared(self, places: Sequence[Place], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return v [U], zero."""
-        return {"v": torch.zeros(self.dimension)}
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return nothing: all values are common to the places."""
-        return {}
-
-    def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [..., E] of `inputs` [..., D]."""
-        a, b, core = self._factors(values["v"], place, inputs.device)
-        return F.linear(F.linear(F.linear(inputs, a), core), b)
-
-    def batched_call(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
-        """Compute the change [B, T, E] of `inputs` [B, T, D] by v [B, U]."""
-        a, b, core = self._factors(values["v"], place, inputs.device)
-        return F.linear(torch.bmm(F.linear(inputs, a), core.mT), b)
-
-    def as_affine_map(self, values: Values, place: Place) -> AffineMap:
-        """Return the weight B C A [E, D]."""
-        a, b, core = self._factors(values["v"], place, values["v"].device)
-        return AffineMap(b @ core @ a, None)
-
-    def _factors(self, v: Tensor, place: Place, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return A [R, D], B [E, R] and C [..., R, R] of v [..., U]."""
-        left, sizes, right = truncated_svd(place, self.rank, device)
-        cores = draw_cores(self.dimension, len(sizes), f"{self.seed}/{place.name}", device)
-        root = sizes.sqrt()
-        return root[:, None] * right, left * root, torch.tensordot(v, cores, dims=1)
-
-
-@lru_cache(maxsize=1024)
-@torch.inference_mode(False)  # a cached inference tensor would be an error in training
-def draw_cores(dimension: int, rank: int, seed: str, device: torch.device) -> Tensor:
-    """Draw matrices P [U, R, R] of normals of variance 1 / R.
-
-    Args:
-        dimension: U.
-        rank: R.
-        seed: Any text.
-        device: Where the tensor is put; the draw is the same on every device.
-    """
-    seed_number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(seed_number)
-    return (torch.randn(dimension, rank, rank, generator=generator) / math.sqrt(rank)).to(device)
+PEFT_V = "base_model.tinylora_v.0"  # PEFT's tensor of no module
+CPU = torch.device("cpu")
 
 
 class TinyLoRA(MethodSettings):
@@ -117,5 +58,94 @@ class TinyLoRA(MethodSettings):
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one combination of random cores per site."""
-        form = RandomCores(self.rank, self.dimension, self.seed)
-        return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
+        return tuple(Edit(site, self._form, Reads.INPUT, Add()) for site in self.sites)
+
+    @property
+    def _form(self) -> RandomCores:
+        return RandomCores(self.rank, self.dimension, self.seed)
+
+    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+        """Convert to PEFT's A [R₀, D], B [E, R₀] and P [U₀, R₀, R₀] per module, which are saved, and one v [U₀].
+
+        R₀ is n times the rank where a module computes n projections, U₀ the dimensions of all sites together. A
+        projection has its own block of R₀, and its site its own of U₀; P is zero outside of them.
+
+        Raises:
+            ExchangeError: R₀ is larger than a dimension of a module of several projections.
+        """
+        rank = self.rank * max(part_counts(parts).values(), default=1)
+
+        def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:
+            factors = [self._form.fixed_factors(part.place, CPU) for part in parts]
+            a, b = torch.cat([a for a, _, _ in factors]), block_columns(parts, [b for _, b, _ in factors])
+            size = min(rank, parts[0].place.d_in, parts[0].outputs)
+            if len(a) > size:
+                raise ExchangeError(
+                    f"PEFT's TINYLORA needs {len(a)} singular vectors of {parts[0].module}, {self.rank} for each of "
+                    f"its {len(parts)} projections, and it has {size}; export a delta of a smaller rank"
+                )
+            p, first = torch.zeros(len(self.sites), self.dimension, size, size), 0
+            for part, (own, _, cores) in zip(parts, factors, strict=True):
+                block = slice(first, first := first + len(own))
+                p[int(part.key.rpartition("/")[2]), :, block, block] = cores
+            missing = size - len(a)
+            return {
+                "tinylora_A": F.pad(a, (0, 0, 0, missing)),
+                "tinylora_B": F.pad(b, (0, missing)),
+                "tinylora_P": p.flatten(0, 1),
+            }
+
+        adapter = modules_to_peft(
+            parts,
+            values,
+            convert,
+            peft_type="TINYLORA",
+            r=rank,
+            u=self.dimension * len(self.sites),
+            weight_tying=1.0,
+            projection_seed=self.seed,
+            save_projection=True,
+            bias="none",
+            fan_in_fan_out=is_transposed(parts),
+        )
+        v = torch.cat([values[f"{SHARED_PREFIX}/{number}/v"] for number in range(len(self.sites))])
+        return PeftAdapter(adapter.config, {**adapter.tensors, PEFT_V: v})
+
+    @classmethod
+    def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[LoRA, dict[str, Tensor]] | None:
+        """Convert a TINYLORA adapter to a LoRA, since its random P are not those of this method; None for another type.
+
+        Returns:
+            Settings, and A [R, D] and B Σ_u v_u P_u [d_out, R] of each part, by key.
+
+        Raises:
+            ExchangeError: Other tensors or settings, or more than one v.
+        """
+        if adapter.config.get("peft_type") != "TINYLORA":
+            return None
+        adapter.require_supported_config("init_weights", "save_projection")
+        config = TinyLoRAConfig.model_validate(adapter.config)
+        v = adapter.tensors.get(PEFT_V, torch.empty(0)).float()
+        several = any(name.startswith(PEFT_V[:-1]) and name != PEFT_V for name in adapter.tensors)
+        if several or v.shape != (config.u,) or not config.save_projection:
+            raise ExchangeError(
+                f"the adapter has several vectors tinylora_v, no {PEFT_V} [{config.u}], or no saved projections: which "
+                "modules a vector or a seed belongs to is not in the file. Save it with save_projection and "
+                "weight_tying 1.0, or as a LoRA (peft.save_as_lora)"
+            )
+
+        def shapes(part: PlacedModule) -> Shapes:
+            rank = min(config.r, part.place.d_in, part.outputs)
+            a, b = (rank, part.place.d_in), (part.outputs, rank)
+            return {"tinylora_A": a, "tinylora_B": b, "tinylora_P": (config.u, rank, rank)}
+
+        modules = read_modules(adapter, layout, shapes, PEFT_V)
+        rank = max(len(tensors["tinylora_A"]) for tensors in modules.values())
+
+        def convert(part: PlacedModule, tensors: Values) -> Values:
+            missing = rank - len(tensors["tinylora_A"])
+            b = tensors["tinylora_B"][part.rows] @ torch.tensordot(v, tensors["tinylora_P"], dims=1)
+            return {"A": F.pad(tensors["tinylora_A"], (0, 0, 0, missing)), "B": F.pad(b, (0, missing))}
+
+        settings = LoRA(rank=rank, alpha=rank, sites=layout.sites(modules))
+        return settings, values_of_modules(layout, settings, modules, convert)

@@ -14,8 +14,8 @@ from continual.deltas import METHODS, Delta, average_deltas, init_values, iterat
 from continual.deltas.methods.ada_lora import AdaLoRA
 from continual.deltas.methods.fourier_ft import FourierFT
 from continual.deltas.methods.lora_xs import truncated_svd
-from continual.deltas.methods.tiny_lora import draw_cores
-from continual.deltas.methods.vera import ScaledRandomProjections, shared_projection
+from continual.deltas.methods.tiny_lora_forms import draw_cores
+from continual.deltas.methods.vera_forms import ScaledRandomProjections, shared_projection
 from tests.helpers.parity import (
     Owner,
     assert_same,
@@ -107,7 +107,7 @@ def test_vera_equals_pefts(kind: str) -> None:
         backbone, sites, lambda **names: peft.VeraConfig(r=6, fan_in_fan_out=kind == "gpt2", **names)
     )
     widest = next(place for place in backbone.modules_at("ffn.in"))
-    projections = ScaledRandomProjections(6, 0.1, 0)._projections(widest.d_in, widest.d_out, CPU)
+    projections = ScaledRandomProjections(6, 0.1, 0).projections(widest.d_in, widest.d_out, CPU)
     for module in modules.values():
         for buffer, projection in zip((module.vera_A, module.vera_B), projections, strict=True):
             assert buffer["default"].shape == projection.shape
