@@ -223,11 +223,11 @@ NEUTRAL_CONFIG_KEYS = (
 class PeftFormat(Protocol):
     """A method with an equivalent in PEFT."""
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert values to PEFT's tensors and settings.
 
         Args:
-            parts: Every edit of the method at every place.
+            layout: The modules of the backbone.
             values: All values of a delta by key, of the shapes of the method's forms.
 
         Returns:

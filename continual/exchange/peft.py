@@ -107,7 +107,7 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
             f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. {remedy}"
         )
     layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
-    adapter = delta.settings.to_peft(layout.parts(delta.settings), delta.values)
+    adapter = delta.settings.to_peft(layout, delta.values)
     commit = getattr(backbone.model.config, "_commit_hash", None)  # of a backbone from the hub
     common = {
         "base_model_name_or_path": hub_name(backbone.name),

@@ -59,11 +59,12 @@ class AdaLoRA(MethodSettings):
         form, compose = SingularTriplets(self.rank, self.penalty), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's P [E, R₀], λ [R₀, 1] and Q [R₀, D] per module, with zeros behind the rank.
 
         R₀ is n times the rank, where a module computes at most n projections.
         """
+        parts = layout.parts(self)
         rank = self.rank * max(part_counts(parts).values(), default=1)
 
         def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:

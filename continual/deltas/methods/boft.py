@@ -55,13 +55,14 @@ class BOFT(MethodSettings):
         form = ButterflyRotation(self.block_size, self.factors)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's Q [M, N, K, K] and gain [E, 1] per module.
 
         Raises:
             ExchangeError: Blocks of several sizes, parts of a module with rotations of their own, or a module that is
                 none of PEFT's linear layers.
         """
+        parts = layout.parts(self)
         require_linear(parts, "BOFT")
         sizes = {part.module: _block_size(part, values[f"{part.key}/skew"]) for part in parts}
         if len(set(sizes.values())) > 1:

@@ -3,7 +3,7 @@
 Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,7 +18,7 @@ from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank, Scaling, init_low_rank, scale_divisor
 from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.methods.low_rank_peft import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
-from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, PlacedModule, by_module
+from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, by_module
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 
@@ -111,8 +111,9 @@ class DoRA(MethodSettings):
         form = WeightDecomposed(self.rank, self.alpha / scale_divisor(self.rank, self.scaling))
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's LoRA tensors and a `lora_magnitude_vector` [outputs] per module."""
+        parts = layout.parts(self)
         plain = low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha, scaling=self.scaling)
         magnitudes = {}
         for module, module_parts in by_module(parts).items():

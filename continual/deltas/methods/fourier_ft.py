@@ -3,7 +3,6 @@
 Shapes: D inputs and E outputs of a projection, N coefficients.
 """
 
-from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field
@@ -56,12 +55,13 @@ class FourierFT(MethodSettings):
         form, compose = SparseSpectrum(self.frequencies, self.initial_scale, self.seed), Add(self.scale)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's spectrum [N] per module.
 
         Raises:
             ExchangeError: A module computes several projections.
         """
+        parts = layout.parts(self)
         require_single_parts(parts, "FOURIERFT")
         lengths = {part.module: len(values[f"{part.key}/spectrum"]) for part in parts}
         return modules_to_peft(

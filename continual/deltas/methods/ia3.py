@@ -1,6 +1,6 @@
 """(IA)³: keys, values and the feed-forward's inner states, each dimension scaled by a learned factor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -42,8 +42,9 @@ class IA3(MethodSettings):
         sites = (f"{attention}.k", f"{attention}.v", "ffn.inner")
         return tuple(Edit(site, Vector(1.0), Reads.OUTPUT, Multiply()) for site in sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to one `ia3_l` per module: [1, d_in] of scaled inputs, [outputs, 1] of scaled outputs."""
+        parts = layout.parts(self)
         tensors = {}
         for module, module_parts in by_module(parts).items():
             first = module_parts[0]
@@ -79,7 +80,7 @@ class IA3(MethodSettings):
             for part in parts
         }
         # A module with several projections has factors for outputs that no part covers; ours are one there.
-        restored = cls().to_peft(parts, values).tensors
+        restored = cls().to_peft(layout, values).tensors
         if differing := [name for name, tensor in restored.items() if (tensor != adapter.tensors[name]).any()]:
             raise ExchangeError(f"factors of other outputs than keys and values are not one: {', '.join(differing)}")
         return cls(), values

@@ -54,12 +54,13 @@ class LoHa(MethodSettings):
         form, compose = HadamardProduct(self.rank), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's factors B₁ [E, R], A₁ [R, D], B₂ and A₂ per module; of rank nR where it has n parts.
 
         Raises:
             ExchangeError: A module is none of PEFT's linear layers.
         """
+        parts = layout.parts(self)
         require_linear(parts, "LOHA")
         counts = part_counts(parts)
         return modules_to_peft(

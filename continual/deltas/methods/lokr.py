@@ -3,7 +3,6 @@
 Shapes: D = D₁ D₂ inputs and E = E₁ E₂ outputs of a projection, R rank, B rows of a batch, T tokens.
 """
 
-from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -60,12 +59,13 @@ class LoKr(MethodSettings):
         form, compose = KroneckerProduct(self.rank, self.factor, self.decompose_both), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's factors, the same matrices as the values.
 
         Raises:
             ExchangeError: A module computes several projections, or is none of PEFT's linear layers.
         """
+        parts = layout.parts(self)
         require_linear(parts, "LOKR")
         require_single_parts(parts, "LOKR")
         return modules_to_peft(

@@ -3,7 +3,7 @@
 Shapes: D inputs and E outputs of a module, R rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
@@ -15,7 +15,7 @@ from continual.deltas.forms import LowRank, Scaling, scale_divisor
 from continual.deltas.method import MethodSettings, Preset
 from continual.deltas.methods.low_rank_peft import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.methods.pissa import PrincipalLowRank
-from continual.deltas.peft_format import ModuleLayout, PeftAdapter, PlacedModule
+from continual.deltas.peft_format import ModuleLayout, PeftAdapter
 from continual.deltas.protocols import Values
 
 
@@ -57,8 +57,9 @@ class LoRA(MethodSettings):
         form = LowRank(self.rank) if self.init == "zero" else PrincipalLowRank(self.rank, self.scale)
         return tuple(Edit(site, form, Reads.INPUT, Add(self.scale)) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's LoRA tensors, as `low_rank_to_peft` describes; of rank 2R after `init: pissa`."""
+        parts = layout.parts(self)
         if self.init == "zero":
             return low_rank_to_peft(parts, values, rank=self.rank, alpha=self.alpha, scaling=self.scaling)
         form = PrincipalLowRank(self.rank, self.scale)

@@ -3,7 +3,7 @@
 Shapes: D inputs and E outputs of a projection, N blocks of size K with N K = D, B rows of a batch, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import torch
@@ -55,12 +55,13 @@ class OFT(MethodSettings):
         form = OrthogonalRotation(self.block_size, self.series)
         return tuple(Edit(site, form, Reads.INPUT, Add()) for site in self.sites)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's entries above the diagonals [N, K (K − 1) / 2] per module.
 
         Raises:
             ExchangeError: The parts of a module have rotations of their own, or it is none of PEFT's linear layers.
         """
+        parts = layout.parts(self)
         require_linear(parts, "OFT")
         if part := next((part for part in parts if _takes_no_blocks(self.block_size, part.place.d_in)), None):
             raise ExchangeError(

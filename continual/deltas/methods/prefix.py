@@ -1,45 +1,21 @@
 """Prefix tuning: learned keys and values before those of the text, which every token attends to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from continual.backbones.arguments import CACHE_ARGUMENTS, cache_argument
-from continual.backbones.sites import Place
+from continual.backbones.rotary import can_rotate_keys, rotate_keys
 from continual.deltas.compose import Add, Concatenate
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings, Preset
-from continual.deltas.methods.prefix_forms import PrefixKeyValues, ReparameterizedPrefix
+from continual.deltas.methods.prefix_forms import PositionShift, PrefixKeyValues, ReparameterizedPrefix
 from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
-from continual.deltas.protocols import IdentityAtInit, Values
+from continual.deltas.protocols import Values
 from continual.errors import ExchangeError
-
-
-@dataclass(frozen=True)
-class PositionShift:
-    """A form without values that adds P to every position, except RoBERTa's padding position.
-
-    Attributes:
-        length: P.
-    """
-
-    identity: ClassVar[IdentityAtInit] = "none"
-
-    length: int
-
-    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return an empty dict: no values of any shape."""
-        return {}
-
-    def __call__(self, values: Values, positions: Tensor, place: Place) -> Tensor:
-        """Return what to add to positions [B, T]: P [B, T], and 0 for padding."""
-        padding = getattr(place.output_module, "padding_idx", None)
-        shift = torch.full_like(positions, self.length)
-        return shift if padding is None else shift.masked_fill(positions == padding, 0)
 
 
 class Prefix(MethodSettings):
@@ -88,10 +64,20 @@ class Prefix(MethodSettings):
         positions = Edit("positions", shift, Reads.INPUT, Add(), added_tokens=self.length, optional=True)
         return (prefix, positions) if self.shift_positions else (prefix,)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
-        """Return PEFT's adapter: the [P, E] keys and values of all layers side by side in one tensor."""
-        widths = _widths(parts)
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
+        """Return PEFT's adapter: the [P, E] keys and values of all layers side by side in one tensor.
+
+        Where the text's positions begin at 0 and are rotary, the keys are rotated by P, since only differences between
+        positions count there.
+
+        Raises:
+            ExchangeError: PEFT's prefix does something else on this model.
+        """
+        parts = layout.parts(self.model_copy(update={"shift_positions": True}))
+        widths = _widths(parts, shifted=self.shift_positions)
         attention: Any = parts[0].place.output_module
+        if not self.shift_positions:
+            values = {name: self._shifted(values[name], name, parts) for name in widths}
         heads = getattr(attention.config, "num_key_value_heads", None) or attention.config.num_attention_heads
         config = {
             "peft_type": "PREFIX_TUNING",
@@ -104,6 +90,12 @@ class Prefix(MethodSettings):
         }
         return PeftAdapter(config, {PROMPT_TENSOR_NAME: torch.cat([values[name] for name in widths], dim=1)})
 
+    def _shifted(self, rows: Tensor, name: str, parts: Sequence[PlacedModule]) -> Tensor:
+        """Return values [P, E] that do the same where the text begins at P: keys turned by P, all others unchanged."""
+        if not name.endswith("/key"):
+            return rows
+        return rotate_keys(_rotary_of(parts), parts[0].place.output_module, rows, position=self.length)
+
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
         """Read settings and values [P, E] from PEFT's adapter; None for another type of adapter."""
@@ -111,14 +103,23 @@ class Prefix(MethodSettings):
             return None
         adapter.require_supported_config("prefix_projection")  # the file holds the projection's output
         settings = cls(length=adapter.config["num_virtual_tokens"], shift_positions=True)
-        widths = _widths(layout.parts(settings))
+        widths = _widths(layout.parts(settings), shifted=True)
         adapter.require_tensors({PROMPT_TENSOR_NAME: (settings.length, sum(widths.values()))})
         rows = torch.split(adapter.tensors[PROMPT_TENSOR_NAME].float(), list(widths.values()), dim=1)
         return settings, dict(zip(widths, rows, strict=True))
 
 
-def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
-    """The widths of the values of all layers, by name in PEFT's order.
+def _rotary_of(parts: Sequence[PlacedModule]) -> nn.Module:
+    """Return the module that takes the positions."""
+    return next(part.place.output_module for part in parts if part.place.changes != "attention")
+
+
+def _widths(parts: Sequence[PlacedModule], *, shifted: bool) -> dict[str, int]:
+    """Return the widths of the values of all layers, by name in PEFT's order.
+
+    Args:
+        parts: The edits of a prefix with `shift_positions`.
+        shifted: Whether the delta has that setting.
 
     Raises:
         ExchangeError: PEFT's prefix, which goes through the key-value cache, does something else on this model.
@@ -131,8 +132,11 @@ def _widths(parts: Sequence[PlacedModule]) -> dict[str, int]:
         is None,
         f"its layers' attention is {', '.join(sorted(layer_types))}": layer_types != {"full_attention"},
         "it is an encoder-decoder": attention.config.is_encoder_decoder,
-        "its positions do not begin behind the prefix, as with shift_positions: true they do in families with absolute "
-        "or rotary ones": len(layers) == len(parts),
+        "it has no positions that could begin behind the prefix": len(layers) == len(parts),
+        "its positions begin at 0 and are none that are rotated by fixed angles; learn the prefix with "
+        "shift_positions: true": not shifted
+        and len(layers) < len(parts)
+        and not can_rotate_keys(_rotary_of(parts), attention),
     }
     if reasons := [reason for reason, present in obstacles.items() if present]:
         raise ExchangeError(

@@ -1,6 +1,6 @@
-"""Forms of prefix tuning: keys and values learned directly, or through a network.
+"""Forms of prefix tuning: keys and values learned directly, or through a network, and the shift of positions.
 
-Shapes: P prefix vectors, E the width of an attention's keys, B rows of a batch.
+Shapes: P prefix vectors, E the width of an attention's keys, B rows of a batch, T tokens.
 """
 
 import math
@@ -99,6 +99,29 @@ class ReparameterizedPrefix:
         """Compute key and value [P, E]."""
         key, value = self(values, values.get("rows", torch.empty(0)), place)
         return {"key": key.clone(), "value": value.clone()}
+
+
+@dataclass(frozen=True)
+class PositionShift:
+    """A form without values that adds P to every position, except RoBERTa's padding position.
+
+    Attributes:
+        length: P.
+    """
+
+    identity: ClassVar[IdentityAtInit] = "none"
+
+    length: int
+
+    def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return an empty dict: no values of any shape."""
+        return {}
+
+    def __call__(self, values: Values, positions: Tensor, place: Place) -> Tensor:
+        """Return what to add to positions [B, T]: P [B, T], and 0 for padding."""
+        padding = getattr(place.output_module, "padding_idx", None)
+        shift = torch.full_like(positions, self.length)
+        return shift if padding is None else shift.masked_fill(positions == padding, 0)
 
 
 def _uniform(d_out: int, d_in: int, generator: torch.Generator) -> Tensor:

@@ -80,13 +80,13 @@ class Prompt(MethodSettings):
         form = SoftPrompt(self.length, self.initial)
         return (Edit("tokens", form, Reads.INPUT, Concatenate(), added_tokens=self.length),)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to one tensor `prompt_embeddings` [P, E].
 
         Raises:
             ExchangeError: The model is an encoder-decoder.
         """
-        part = _single_part(parts)
+        part = _single_part(layout.parts(self))
         model: Any = part.place.output_module
         config = {
             "peft_type": "PROMPT_TUNING",

@@ -64,7 +64,7 @@ class TinyLoRA(MethodSettings):
     def _form(self) -> RandomCores:
         return RandomCores(self.rank, self.dimension, self.seed)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's A [R₀, D], B [E, R₀] and P [U₀, R₀, R₀] per module, which are saved, and one v [U₀].
 
         R₀ is n times the rank where a module computes n projections, U₀ the dimensions of all sites together. A
@@ -73,6 +73,7 @@ class TinyLoRA(MethodSettings):
         Raises:
             ExchangeError: R₀ is larger than a dimension of a module of several projections.
         """
+        parts = layout.parts(self)
         rank = self.rank * max(part_counts(parts).values(), default=1)
 
         def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:

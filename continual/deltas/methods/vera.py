@@ -63,12 +63,13 @@ class VeRA(MethodSettings):
         form = StoredProjections if self.projections == "stored" else ScaledRandomProjections
         return form(self.rank, self.initial_scale, self.seed)
 
-    def to_peft(self, parts: Sequence[PlacedModule], values: Values) -> PeftAdapter:
+    def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
         """Convert to PEFT's d [nR] and b [E] per module, and A [nR, D] and B [E, nR], which are saved.
 
         There are n blocks of R dimensions: one for whole modules, and one for every place that a projection has in a
         module of several, if these have scales d of their own. d is zero in the blocks of others.
         """
+        parts = layout.parts(self)
         blocks = projection_blocks(parts, values, self._form)
         numbers = {name: number for number, name in enumerate(dict.fromkeys(block.name for block in blocks.values()))}
         size = len(numbers) * self.rank

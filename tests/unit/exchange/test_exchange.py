@@ -22,7 +22,7 @@ from continual.exchange.files import ADAPTER, CONFIG, ExportOrigin, read_adapter
 from continual.exchange.peft import peft_methods
 from continual.features.pooling import pool
 from continual.features.tokens import pad, tokenize
-from tests.helpers.tiny_tasks import PEFT_SETTINGS, head_of, perturbed_delta, save_backbone
+from tests.helpers.tiny_tasks import PEFT_SETTINGS, head_of, perturbed_delta, save_backbone, tiny_backbone
 from tests.unit.exchange.test_peft_modules import EXPORTS
 
 peft = pytest.importorskip("peft")
@@ -151,6 +151,40 @@ def test_peft_computes_the_same_logits_of_a_language_model(
     _, settings, values = from_peft(writer, read_adapter(tmp_path)[0])
     with attached(writer, replace(delta, settings=settings, values=values)):
         torch.testing.assert_close(writer.language_model(**batch).logits * mask, expected * mask, rtol=1e-3, atol=1e-4)
+
+
+ROTARY: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "qwen3": ("qwen3", {}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "yarn": ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_a_prefix_before_rotary_positions_that_begin_at_0_is_exported_with_rotated_keys(
+    name: str, tmp_path: Path
+) -> None:
+    family, changes = ROTARY[name]
+    backbone = tiny_backbone(family, **changes)
+    delta = perturbed_delta(backbone, "prefix", length=5)
+    folder, batch, expected = tmp_path / "adapter", batch_of(backbone), hidden(backbone, delta)
+    folder.mkdir()
+    states = pefts_states(save_backbone(backbone, tmp_path / "plain"), write(folder, backbone, delta), batch)
+    assert (states - expected).abs().max() < 1e-5 * expected.abs().max()
+    _, settings, values = from_peft(backbone, read_adapter(folder)[0])
+    again = hidden(backbone, replace(delta, settings=settings, values=values))
+    assert (again - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("bert", {}), ("gpt2", {}), ("opt", {}), ("llama", DYNAMIC)])
+def test_a_prefix_before_other_positions_that_begin_at_0_is_refused(family: str, changes: dict[str, Any]) -> None:
+    backbone = tiny_backbone(family, **changes)
+    with pytest.raises(ExchangeError, match="fixed angles; learn the prefix with shift_positions: true"):
+        to_peft(backbone, perturbed_delta(backbone, "prefix", length=5))
 
 
 def test_equal_deltas_give_equal_files(bert: Backbone, tmp_path: Path) -> None:
