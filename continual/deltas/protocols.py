@@ -12,6 +12,7 @@ Every form satisfies `Form`. The other protocols are optional capabilities; a fo
     HasFrozenValues   is_frozen          exclude values from training
     HasValueShapes    value_shapes       give the shapes of fresh values that are costly to compute
     Regularized       penalty            add a term to the loss
+    Budgeted          prune              set the least important values of all places to zero during training
     HasFinalForm      finalize           replace the trained values by equivalent ones, which are stored
     Averageable       weighted_average   merge several sets of values into one
     Canonicalizable   canonical_form     rewrite values in a shape that more deltas have in common
@@ -109,6 +110,39 @@ class Regularized(Protocol):
 
     def penalty(self, values: Values) -> Tensor:
         """Compute the scalar that the values of one place add to the loss, in nats."""
+        ...
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """A form by which values of all places compete for a budget during training."""
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether there is one."""
+        ...
+
+    def init_statistics(self, values: Values) -> dict[str, Tensor]:
+        """Return the statistics of one place before training, by name, on the devices of its values."""
+        ...
+
+    def observe(self, values: Values, statistics: Values) -> None:
+        """Update the statistics of one place in place, before a step; the values have their gradients.
+
+        Args:
+            values: The trained values, of the form's shapes.
+            statistics: Of the shapes that `init_statistics` gives them.
+        """
+        ...
+
+    def prune(self, places: Sequence[tuple[Values, Values]], *, step: int, steps: int) -> None:
+        """Set the least important values of all places to zero in place, behind a step.
+
+        Args:
+            places: Values and statistics of each place, of the shapes of `observe`.
+            step: Steps taken so far.
+            steps: Steps in all.
+        """
         ...
 
 

@@ -16,6 +16,7 @@ from continual.kinds import PreparedRows, kind_of_delta
 from continual.training.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from continual.training.objective import TrainingObjective, training_objective
 from continual.training.optimizer import AdamWWithSchedule
+from continual.training.pruning import BudgetedPruning
 from continual.training.state import Epoch, ScoredDelta, TrainingState, get_rng_state, set_rng_state
 from continual.training.steps import EpochRequest, TrainingCoroutine, run_training
 from tasks import Budget
@@ -147,8 +148,10 @@ class TrainingRun(Generic[B]):
         head = () if delta.head is None else (delta.head.weight, delta.head.bias)
         leaves = [tensor for tensor in (*pools, *head) if tensor.requires_grad]
         done, steps = (sum(map(len, part)) for part in (epochs[: state.epochs], epochs))
+        resumed = state.optimizer_state
+        pruning = BudgetedPruning(self.backbone, delta, stage=state.stage, state=resumed)
         return AdamWWithSchedule(
-            leaves, learning_rate=self.learning_rate, steps=steps, done=done, state=state.optimizer_state
+            leaves, learning_rate=self.learning_rate, steps=steps, done=done, state=resumed, pruning=pruning
         )
 
 

@@ -1,6 +1,7 @@
 """Resumed training: every method ends bit for bit as if it had never been interrupted."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,12 @@ def trained(
     return run.run(), checkpoints
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resumed_training_ends_as_uninterrupted_training(bert: Backbone, method: str) -> None:
-    start = fresh_delta(bert, method)
+WITH_BUDGET = ("ada_lora", {"rank": 3, "target_rank": 1.0, "interval": 2})  # training keeps more than its values
+
+
+@pytest.mark.parametrize(("method", "settings"), [*((method, {}) for method in METHODS), WITH_BUDGET])
+def test_resumed_training_ends_as_uninterrupted_training(bert: Backbone, method: str, settings: dict[str, Any]) -> None:
+    start = fresh_delta(bert, method, **settings)
     whole, checkpoints = trained(bert, start)
     assert len(checkpoints) == 5
     for epoch, data in enumerate(checkpoints):

@@ -3,18 +3,18 @@
 Shapes: D inputs and E outputs of a projection, R rank.
 """
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
-from continual.deltas.methods.ada_lora_forms import SingularTriplets
+from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.methods.ada_lora_forms import RankBudget, SingularTriplets
 from continual.deltas.methods.module_peft import (
     Shapes,
     block_columns,
@@ -32,31 +32,51 @@ PEFT_OFFSET = 1e-5  # PEFT divides by the rank and this
 
 
 class AdaLoRA(MethodSettings):
-    """AdaLoRA without its budget: W + (alpha / rank) · P diag(λ) Q at every projection.
+    """AdaLoRA: W + (alpha / rank) · P diag(λ) Q at every projection, with a budget of ranks for all of them.
 
-    A penalty keeps P and Q near orthogonal, so that λ are nearly singular values of the change. The paper also removes
-    triplets during training, the least important of all places; here every place keeps its rank. Parameters:
-    rank · (d_in + d_out + 1) per projection. Zhang et al. (2023), "AdaLoRA: Adaptive Budget Allocation for
-    Parameter-Efficient Fine-Tuning", arXiv:2303.10512, equations 3 and 4.
+    A penalty keeps P and Q near orthogonal, so that λ are nearly singular values of the change. With `target_rank`
+    training removes triplets (λ becomes zero), the least important of all projections, until that many are left on
+    average; without, every projection keeps its rank. Parameters: rank · (d_in + d_out + 1) per projection.
+    Zhang et al. (2023), "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv:2303.10512.
 
     Attributes:
-        rank: Number of triplets of a projection.
+        rank: Number of triplets of a projection, at the start.
         alpha: Numerator of the scale.
         penalty: γ, in nats, of each projection.
+        target_rank: Triplets of a projection that are left, on average; None for all.
+        warmup: Share of the steps before any triplet is removed.
+        final: Share of the steps after the last is removed.
+        interval: Steps from one removal to the next; triplets that were removed may return at it.
         sites: Sites or groups of linear layers.
 
     >>> AdaLoRA(rank=4).edits()[0].site
     'projections'
     """
 
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"rank": 12, "target_rank": 8.0}}
+
     rank: int = Field(default=8, ge=1, le=4096)
     alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     penalty: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="γ, of each projection")
+    target_rank: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="triplets left, on average")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first cut")
+    final: float = Field(default=0.4, ge=0, lt=1, description="share of the steps after the last cut")
+    interval: int = Field(default=5, ge=1, description="steps between two cuts")
     sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.target_rank is not None and self.target_rank > self.rank:
+            raise ValueError(f"target_rank {self.target_rank} is more than rank {self.rank}; give at most the rank")
+        if self.warmup + self.final >= 1:
+            raise ValueError(f"warmup {self.warmup} and final {self.final} leave no steps; their sum is below 1")
+        return self
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one set of singular triplets per site."""
-        form, compose = SingularTriplets(self.rank, self.penalty), Add(self.alpha / self.rank)
+        target = self.target_rank
+        budget = None if target is None else RankBudget(target, self.warmup, self.final, self.interval)
+        form, compose = SingularTriplets(self.rank, self.penalty, budget), Add(self.alpha / self.rank)
         return tuple(Edit(site, form, Reads.INPUT, compose) for site in self.sites)
 
     def to_peft(self, layout: ModuleLayout, values: Values) -> PeftAdapter:
@@ -123,8 +143,7 @@ class AdaLoRA(MethodSettings):
         alpha = config.lora_alpha * rank / (config.init_r + PEFT_OFFSET)
 
         def convert(part: PlacedModule, tensors: Values) -> Values:
-            mask = used[part.key]
-            missing = rank - int(mask.sum())
+            mask, missing = used[part.key], rank - int(used[part.key].sum())
             return {
                 "left": F.pad(tensors["lora_B"][part.rows][:, mask], (0, missing)),
                 "sizes": F.pad(tensors["lora_E"][mask, 0], (0, missing)),
