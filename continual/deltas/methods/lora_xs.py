@@ -5,8 +5,6 @@ Shapes: W [E, D] the weight of a projection, R rank, B rows of a batch, T tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -17,9 +15,8 @@ from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.method import MethodSettings
+from continual.deltas.methods.truncated_svd import truncated_svd
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
-
-MIN_RELATIVE_SIZE = 1e-7  # of a singular value by which vectors are divided: below it is rounding
 
 
 @dataclass(frozen=True)
@@ -83,42 +80,6 @@ class SingularCore:
     def _factors(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor]:
         left, sizes, right = truncated_svd(place, self.rank, device)
         return sizes[:, None] * right, left
-
-
-_DECOMPOSITIONS: WeakKeyDictionary[Any, dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]]] = WeakKeyDictionary()
-"""By module, the decompositions of its weight and of the weights of its parts."""
-
-
-@torch.no_grad()
-@torch.inference_mode(False)  # a cached inference tensor would be an error in training
-def truncated_svd(place: Place, rank: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the R largest singular values of a place's weight with their vectors; cached.
-
-    In float64, from the eigenvectors of the smaller of Wᵀ W and W Wᵀ. Of each pair of vectors, the largest entry of the
-    right one is positive, so that the result is the same on every machine but for rounding.
-
-    Args:
-        place: Its weight is W [E, D].
-        rank: R; where it is above the smaller dimension of W, that is taken.
-        device: Where the result is put.
-
-    Returns:
-        U_R [E, R], the diagonal of Σ_R [R], and V_Rᵀ [R, D].
-    """
-    cache = _DECOMPOSITIONS.setdefault(place.input_module, {})
-    key = (place.columns and place.columns.start, place.d_out, rank, device)
-    if key not in cache:
-        weight = place.weight.detach()
-        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
-        tall = weight.double() if place.d_out >= place.d_in else weight.double().T
-        values, vectors = torch.linalg.eigh(tall.T @ tall)
-        sizes, narrow = values[-rank:].flip(0).clamp_min(0).sqrt(), vectors[:, -rank:].flip(1)
-        wide = tall @ narrow / sizes.clamp_min(MIN_RELATIVE_SIZE * sizes[0]).clamp_min(torch.finfo(sizes.dtype).tiny)
-        left, right = (wide, narrow) if place.d_out >= place.d_in else (narrow, wide)
-        signs = right.gather(0, right.abs().argmax(dim=0, keepdim=True)).sign()
-        left, sizes, right = (part.float().contiguous().to(device) for part in (left * signs, sizes, (right * signs).T))
-        cache[key] = left, sizes, right
-    return cache[key]
 
 
 class LoRAXS(MethodSettings):

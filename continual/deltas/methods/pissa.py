@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from continual.backbones.sites import Place
 from continual.deltas.forms import LowRank
+from continual.deltas.methods.truncated_svd import truncated_svd
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 
@@ -44,7 +45,7 @@ class PrincipalLowRank:
 
     def init_values(self, place: Place, d_read: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return A and A0 [R, D] and B and B0 [E, R], from the singular value decomposition of W."""
-        a, b = principal_factors(place.weight, rank=self.rank, scale=self.scale)
+        a, b = principal_factors(place, rank=self.rank, scale=self.scale)
         return {"A": a, "B": b, "A0": a.clone(), "B0": b.clone()}
 
     def value_shapes(self, place: Place, d_read: int) -> Mapping[str, tuple[int, ...]]:
@@ -91,21 +92,21 @@ class PrincipalLowRank:
         return LowRank(len(values["A"])).canonical_form(values, place, scale=scale)
 
 
-def principal_factors(weight: Tensor, *, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+def principal_factors(place: Place, *, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A [R, D] and B [E, R] whose product, times the scale, is the best approximation of a weight of rank R.
 
     s B A = U_R S_R V_Rᵀ (Eckart and Young 1936), with the singular values shared equally between A and B.
 
     Args:
-        weight: W [E, D].
+        place: Its weight is W [E, D].
         rank: R; where it exceeds the number of singular values, the rest is zero.
         scale: s, positive.
 
     Returns:
         A and B in float32, on the CPU.
     """
-    left, singular_values, right = torch.linalg.svd(weight.detach().cpu().float(), full_matrices=False)
-    root = (singular_values[:rank] / scale).sqrt()
-    a, b = root.unsqueeze(1) * right[:rank], left[:, :rank] * root
+    left, singular_values, right = truncated_svd(place, rank, torch.device("cpu"))
+    root = (singular_values / scale).sqrt()
+    a, b = root.unsqueeze(1) * right, left * root
     missing = rank - len(root)
     return F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))

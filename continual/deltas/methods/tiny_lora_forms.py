@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbones.sites import Place
-from continual.deltas.methods.lora_xs import truncated_svd
+from continual.deltas.methods.truncated_svd import truncated_svd
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 

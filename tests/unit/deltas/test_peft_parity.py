@@ -13,8 +13,8 @@ from continual.backbones.sites import table_place
 from continual.deltas import METHODS, Delta, average_deltas, init_values, iterate_edits, regularization_loss
 from continual.deltas.methods.ada_lora import AdaLoRA
 from continual.deltas.methods.fourier_ft import FourierFT
-from continual.deltas.methods.lora_xs import truncated_svd
 from continual.deltas.methods.tiny_lora_forms import draw_cores
+from continual.deltas.methods.truncated_svd import truncated_svd
 from continual.deltas.methods.vera_forms import ScaledRandomProjections, shared_projection
 from tests.helpers.parity import (
     Owner,

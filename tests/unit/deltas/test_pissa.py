@@ -15,6 +15,7 @@ from continual.deltas import Delta, attached, finalize, init_values, load_delta
 from continual.deltas.forms import LowRank
 from continual.deltas.injection.layout import canonical_layout, layout_of
 from continual.deltas.methods import pissa
+from continual.deltas.methods import truncated_svd as svd
 from continual.deltas.methods.lora import LoRA
 from continual.deltas.values import check_compatible
 from continual.exchange import to_peft
@@ -180,3 +181,16 @@ def test_a_stored_delta_is_checked_without_a_decomposition(monkeypatch: pytest.M
     check_compatible(backbone, final)
     with pytest.raises(TypeError):
         init_values(backbone, delta.settings, seed=0)
+
+
+def test_a_weight_is_decomposed_once_for_all_ranks_up_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone("gpt2", seed=8)
+    alone = {rank: init_values(tiny_backbone("gpt2", seed=8), LoRA(rank=rank, init="pissa"), seed=0) for rank in (2, 5)}
+    init_values(backbone, LoRA(rank=5, init="pissa"), seed=0)
+    monkeypatch.setattr(svd, "_decompose", None)
+    for rank, expected in alone.items():
+        values = init_values(backbone, LoRA(rank=rank, init="pissa"), seed=1)
+        for key, value in values.items():
+            torch.testing.assert_close(value, expected[key])
+    with pytest.raises(TypeError):
+        init_values(backbone, LoRA(rank=6, init="pissa"), seed=0)
