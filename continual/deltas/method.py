@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from inspect import isabstract
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from continual.deltas.edit import Edit
 from continual.deltas.protocols import IdentityAtInit
@@ -16,6 +16,10 @@ from tasks.strict_model import validate_settings
 
 Preset = Mapping[str, Any]
 """Settings by their names."""
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sites = Annotated[tuple[str, ...], Field(min_length=1)]
+"""Names of sites or of groups of them."""
 
 
 class MethodSettings(StrictModel, ABC):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Rank, Scale, Sites
 from continual.deltas.methods.ada_lora_forms import RankBudget, SingularTriplets
 from continual.deltas.methods.module_peft import (
     Shapes,
@@ -55,14 +55,14 @@ class AdaLoRA(MethodSettings):
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"rank": 12, "target_rank": 8.0}}
 
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    rank: Rank = 8
+    alpha: Scale = 8.0
     penalty: float = Field(default=0.1, ge=0, allow_inf_nan=False, description="γ, of each projection")
     target_rank: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="triplets left, on average")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before the first cut")
     final: float = Field(default=0.4, ge=0, lt=1, description="share of the steps after the last cut")
     interval: int = Field(default=5, ge=1, description="steps between two cuts")
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:

@@ -11,7 +11,7 @@ from pydantic import Field
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import Activation, Bottleneck
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Scale
 from continual.deltas.methods.layer_norm import norm_edits
 
 Block = Literal["attn", "self", "cross", "ffn"]
@@ -112,7 +112,7 @@ class ParallelAdapter(MethodSettings):
     PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"size": 512, "scale": 4.0}}
 
     size: int = Field(default=64, ge=1, le=4096)
-    scale: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    scale: Scale = 4.0
     blocks: tuple[Block, ...] = Field(default=("ffn",), min_length=1)
     reads: Literal["residual", "input"] = "residual"
     initial_scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Sites
 from continual.deltas.methods.module_peft import (
     REMEDY,
     Shapes,
@@ -48,7 +48,7 @@ class BOFT(MethodSettings):
 
     block_size: int = Field(default=8, ge=2, le=4096)
     factors: int = Field(default=2, ge=1, le=16)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one butterfly rotation per site."""

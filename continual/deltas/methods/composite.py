@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from continual.deltas.edit import Edit
-from continual.deltas.method import MethodSettings, Preset, method_settings, upgrade_part
+from continual.deltas.method import MethodSettings, Preset, Scale, method_settings, upgrade_part
 from continual.deltas.methods.adapter import Adapter, ParallelAdapter
 from continual.deltas.methods.bitfit import BitFit
 from continual.deltas.methods.prefix import Prefix
@@ -111,7 +111,7 @@ class MixAndMatch(MethodSettings):
 
     length: int = Field(default=16, ge=1, le=1024)
     size: int = Field(default=64, ge=1, le=4096)
-    scale: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    scale: Scale = 4.0
     reads: Literal["residual", "input"] = "residual"
     cross_attention: bool = True
     shift_positions: bool = False

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Sites
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 # The hard concrete distribution of Louizos et al. (2018), "Learning Sparse Neural Networks through L0 Regularization",
@@ -108,7 +108,7 @@ class DiffPruning(MethodSettings):
 
     share: float = Field(default=0.005, gt=0, le=1)
     penalty: float = Field(default=1.25e-7, ge=0, allow_inf_nan=False, description="λ, per open gate")
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one gated difference per site, trained in two stages."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +15,7 @@ from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank, Scaling, init_low_rank, scale_divisor
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Rank, Scale, Sites
 from continual.deltas.methods.low_rank_peft import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.peft_format import MODULE_PREFIX, ModuleLayout, PeftAdapter, by_module
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
@@ -101,9 +100,9 @@ class DoRA(MethodSettings):
         "paper": {"rank": 32, "alpha": 64.0, "sites": ("attn.q", "attn.k", "attn.v", "ffn.in", "ffn.out")}
     }
 
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    rank: Rank = 8
+    alpha: Scale = 8.0
+    sites: Sites = ("projections",)
     scaling: Scaling = "standard"
 
     def edits(self) -> tuple[Edit, ...]:

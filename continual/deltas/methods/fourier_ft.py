@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Scale, Sites
 from continual.deltas.methods.fourier_ft_forms import SparseSpectrum
 from continual.deltas.methods.module_peft import (
     Shapes,
@@ -45,10 +45,10 @@ class FourierFT(MethodSettings):
     """
 
     frequencies: int = Field(default=1000, ge=1, le=1_000_000)
-    scale: float = Field(default=150.0, gt=0, allow_inf_nan=False)
+    scale: Scale = 150.0
     initial_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="deviation of fresh coefficients")
     seed: int = Field(default=777, ge=0)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one sparse spectrum per site."""

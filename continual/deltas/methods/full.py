@@ -10,7 +10,7 @@ from continual.backbones.sites import OUTPUT_EMBEDDINGS
 from continual.deltas.compose import Add
 from continual.deltas.edit import BiasFilter, Edit, LayerFilter, PlaceFilter, RandomFilter, Reads, SiteFilter
 from continual.deltas.forms import DenseDelta, EmbeddingDelta, Vector
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Sites
 from continual.deltas.methods.layer_norm import norm_edits
 
 
@@ -109,7 +109,7 @@ class Selective(_WeightSettings):
     ['attn.q', 'attn.q']
     """
 
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
     share: float = Field(default=0.1, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Sites
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 
@@ -144,7 +144,7 @@ class Intrinsic(MethodSettings):
     dimension: int = Field(default=1000, ge=1, le=1_000_000)
     scaled: bool = True
     seed: int = Field(default=0, ge=0)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one projected change per site."""

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Rank, Scale, Sites
 from continual.deltas.methods.loha_forms import HadamardProduct
 from continual.deltas.methods.module_peft import (
     Shapes,
@@ -45,9 +44,9 @@ class LoHa(MethodSettings):
     'projections'
     """
 
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    rank: Rank = 8
+    alpha: Scale = 8.0
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one product of low-rank changes per site."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Rank, Scale, Sites
 from continual.deltas.methods.lokr_forms import KroneckerProduct, factor_of
 from continual.deltas.methods.module_peft import (
     Shapes,
@@ -48,11 +48,11 @@ class LoKr(MethodSettings):
     'projections'
     """
 
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
+    rank: Rank = 8
+    alpha: Scale = 8.0
     factor: int | None = Field(default=None, ge=1, description="largest dimensions of the first factor")
     decompose_both: bool = False
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one Kronecker product per site."""

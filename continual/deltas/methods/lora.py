@@ -6,13 +6,12 @@ Shapes: D inputs and E outputs of a module, R rank.
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
 from torch import Tensor
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import LowRank, Scaling, scale_divisor
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Rank, Scale, Sites
 from continual.deltas.methods.low_rank_peft import low_rank_from_peft, low_rank_shapes, low_rank_to_peft
 from continual.deltas.methods.pissa import PrincipalLowRank
 from continual.deltas.peft_format import ModuleLayout, PeftAdapter
@@ -41,9 +40,9 @@ class LoRA(MethodSettings):
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"rank": 8, "alpha": 8.0, "sites": ("attn.q", "attn.v")}}
 
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    rank: Rank = 8
+    alpha: Scale = 8.0
+    sites: Sites = ("projections",)
     scaling: Scaling = "standard"
     init: Literal["zero", "pissa"] = "zero"
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Rank, Scale, Sites
 from continual.deltas.methods.truncated_svd import truncated_svd
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
@@ -98,10 +98,10 @@ class LoRAXS(MethodSettings):
     'projections'
     """
 
-    rank: int = Field(default=16, ge=1, le=4096)
-    alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False)
+    rank: Rank = 16
+    alpha: Scale = 16.0
     initial_scale: float = Field(default=1e-5, ge=0, allow_inf_nan=False, description="deviation of a fresh C")
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one core between singular vectors per site."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Sites
 from continual.deltas.protocols import AffineMap, IdentityAtInit, Values
 
 SCORE_RANGE = 0.1  # width of the interval that fresh scores are drawn from
@@ -107,7 +107,7 @@ class BinaryMasking(MethodSettings):
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {"paper": {"dropped": 0.05}}
 
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
     dropped: float = Field(default=0.0, ge=0, lt=1, description="share of the weights that are dropped at the start")
 
     def edits(self) -> tuple[Edit, ...]:

@@ -15,7 +15,7 @@ from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import ACTIVATIONS, Activation, truncated_normal
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Scale
 from continual.deltas.protocols import IdentityAtInit, Values
 
 
@@ -73,7 +73,7 @@ class MultiHeadAdapter(MethodSettings):
     """
 
     size: int = Field(default=30, ge=1, le=4096)
-    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    scale: Scale = 1.0
     initial_scale: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
     activation: Activation = "relu"
     cross_attention: bool = True

@@ -11,7 +11,7 @@ from continual.backbones.arguments import CACHE_ARGUMENTS, cache_argument
 from continual.backbones.rotary import can_rotate_keys, rotate_keys
 from continual.deltas.compose import Add, Concatenate
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings, Preset
+from continual.deltas.method import MethodSettings, Preset, Scale
 from continual.deltas.methods.prefix_forms import PositionShift, PrefixKeyValues, ReparameterizedPrefix
 from continual.deltas.peft_format import PROMPT_TENSOR_NAME, ModuleLayout, PeftAdapter, PlacedModule
 from continual.deltas.protocols import Values
@@ -45,7 +45,7 @@ class Prefix(MethodSettings):
 
     length: int = Field(default=16, ge=1, le=1024)
     reparameterise: int = Field(default=0, ge=0, le=8192)
-    initial_scale: float = Field(default=0.02, gt=0, allow_inf_nan=False)
+    initial_scale: Scale = 0.02
     cross_attention: bool = True
     shift_positions: bool = False
 

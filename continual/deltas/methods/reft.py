@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from continual.backbones.sites import Place
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, LayerFilter, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Rank
 from continual.deltas.protocols import IdentityAtInit, Values
 
 
@@ -92,7 +92,7 @@ class ReFT(MethodSettings):
     ['ffn', 'norm.ffn']
     """
 
-    rank: int = Field(default=4, ge=1, le=4096)
+    rank: Rank = 4
     layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="numbers of layers; null for all")
 
     def edits(self) -> tuple[Edit, ...]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Rank, Sites
 from continual.deltas.methods.lora import LoRA
 from continual.deltas.methods.module_peft import (
     Shapes,
@@ -52,9 +52,9 @@ class TinyLoRA(MethodSettings):
     """
 
     dimension: int = Field(default=64, ge=1, le=1_000_000)
-    rank: int = Field(default=2, ge=1, le=4096)
+    rank: Rank = 2
     seed: int = Field(default=42, ge=0)
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one combination of random cores per site."""

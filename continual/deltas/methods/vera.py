@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from continual.deltas.compose import Add
 from continual.deltas.edit import Edit, Reads
-from continual.deltas.method import MethodSettings
+from continual.deltas.method import MethodSettings, Sites
 from continual.deltas.methods.module_peft import (
     Shapes,
     is_transposed,
@@ -52,7 +52,7 @@ class VeRA(MethodSettings):
     initial_scale: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="entries of a fresh d")
     seed: int = Field(default=0, ge=0)
     projections: Literal["drawn", "stored"] = "drawn"
-    sites: tuple[str, ...] = Field(default=("projections",), min_length=1)
+    sites: Sites = ("projections",)
 
     def edits(self) -> tuple[Edit, ...]:
         """Return one scaled projection per site."""
