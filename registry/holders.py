@@ -5,6 +5,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 
@@ -16,15 +17,16 @@ def current_process_id() -> str:
 def is_alive(holder: str, *, lease_valid: bool) -> bool:
     """Return True if the process `holder` still runs.
 
-    On this host the process table decides, elsewhere the lease. This process itself is always alive, even if it no
-    longer works on a position that it holds: there the lease decides too.
+    On this host the process table decides, elsewhere and on Windows the lease. This process itself is always alive,
+    even if it no longer works on a position that it holds: there the lease decides too.
 
     Args:
         holder: `host:pid:start`.
         lease_valid: True if the holder's lease has not expired.
     """
     host, pid, start = [*holder.rsplit(":", 2), "", ""][:3]
-    if host == socket.gethostname() and pid.isdecimal() and holder != current_process_id():
+    here = host == socket.gethostname() and sys.platform != "win32"  # `os.kill` would send Ctrl-C there
+    if here and pid.isdecimal() and holder != current_process_id():
         return _is_running(int(pid), start=start)
     return lease_valid
 

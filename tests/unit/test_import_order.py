@@ -1,6 +1,8 @@
 """Import order of the packages: each imports only packages to the left of it, without cycles."""
 
 import ast
+import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,8 @@ FORBIDDEN = {
     "tasks": {"torch", "transformers", "sqlalchemy", "alembic", "mlflow"},
     "registry": {"torch", "transformers", "mlflow", "datasets"},
 }
+UNIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
+UNIX_FUNCTIONS = ("fork", "getpgid", "getuid", "geteuid", "killpg", "mkfifo", "sched_getaffinity", "setpriority")
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -96,3 +100,20 @@ def test_what_is_not_needed_yet_is_not_imported(modules: str, heavy: Sequence[st
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert completed.stdout.strip() == "[]"
+
+
+def mentions_unix(file: Path) -> bool:
+    """Return whether a file mentions a module that only Unix has, or calls one of `os`."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    return bool({*imports(file)} & {*UNIX_MODULES}) or any(f"os.{name}" in source for name in UNIX_FUNCTIONS)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if mentions_unix(file)], ids=str)
+def test_modules_are_imported_where_unix_is_not(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in UNIX_MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in UNIX_FUNCTIONS:
+        monkeypatch.delattr(os, name, raising=False)
+    names = runpy.run_path(str(ROOT / file))
+    if limit := names.get("connection_limit"):
+        assert limit() == names["MAX_CONNECTIONS"], "the limit of descriptors is unknown"

@@ -8,7 +8,6 @@ freed memory is not always returned to the system.
 import multiprocessing
 import platform
 import re
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +41,7 @@ from continual.reports.plots import line_plot
 from continual.training.training_run import TrainingResult
 from continual.transfer.warm_start import from_scratch
 from tasks import Method
+from tasks.errors import InputError
 
 METHODS = ("full", "lora", "adapter", "prefix", "bitfit", "probe")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -178,12 +178,23 @@ def _reset_peak_memory(*, cuda: bool) -> int:
 
 
 def _peak_memory(*, cuda: bool) -> int:
-    """Return the peak memory in bytes."""
+    """Return the peak memory in bytes.
+
+    Raises:
+        InputError: The system does not report it.
+    """
     if cuda:
         return torch.cuda.max_memory_allocated()
     # `getrusage` is not used on Linux: it includes what the parent process held when it started this one.
     if STATUS.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
         return int(match.group(1)) * KIBIBYTE
+    try:
+        import resource
+    except ImportError as error:
+        raise InputError(
+            f"study cost measures the peak memory of a process, which {platform.system()} does not report; run it with "
+            "--device cuda, or on Linux or macOS"
+        ) from error
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else KIBIBYTE)
 
 

@@ -7,7 +7,6 @@ connections without requests stayed until the process ran out of memory or descr
 import asyncio
 import json
 import os
-import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from continual.serve.core.error_responses import error_response
+
+try:
+    import resource
+except ImportError:  # Windows does not limit a process's sockets
+    resource = None  # type: ignore[assignment]
 
 MAX_CONNECTIONS = 1000
 MIN_CONNECTIONS = 16
@@ -35,6 +39,8 @@ REFUSALS: Mapping[int, tuple[str, str]] = {  # by status: reason phrase and mess
 
 def connection_limit() -> int:
     """Return how many connections the process has descriptors for, at most `MAX_CONNECTIONS`."""
+    if resource is None:
+        return MAX_CONNECTIONS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
