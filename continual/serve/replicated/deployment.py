@@ -12,6 +12,7 @@ from ray.serve.schema import ApplicationStatus
 
 from continual.cluster import ResourceRequest, node_resources, publish_probe, ray_cluster
 from continual.serve.config import ServerConfig
+from continual.serve.core.auth import ApiKeyAuth
 from continual.serve.replicated.affinity import AFFINITY_GROUPS
 from continual.serve.replicated.gateway import create_gateway
 from continual.serve.replicated.replica import Replica
@@ -69,6 +70,7 @@ def deploy_replicas(config: ServerConfig, replicas: ReplicaConfig) -> Iterator[F
             application = deployment.bind(replica_config, probe, replicas.count)
             yield create_gateway(
                 _start(application, replicas),
+                ApiKeyAuth(registry, open=config.local),
                 local=config.local,
                 limits=config.limits,
                 poll=config.poll,

@@ -1,4 +1,4 @@
-"""The gateway: reads each request as a whole and forwards it to a replica that Ray Serve chooses.
+"""The gateway: checks the key of each request, reads its body and forwards it to a replica that Ray Serve chooses.
 
 Ray Serve's own HTTP proxy does not read bodies, so it could not route requests by their task.
 """
@@ -25,6 +25,7 @@ from continual.serve.core.admission import (
     wait_for_answer,
     wait_for_disconnect,
 )
+from continual.serve.core.auth import OPEN_PATHS, ApiKeyAuth, ApiKeyMiddleware
 from continual.serve.core.error_responses import install_error_handlers
 from continual.serve.core.middleware import LOCAL_HOSTS, HostAndSizeMiddleware
 from continual.serve.replicated.affinity import affinity_group
@@ -50,17 +51,18 @@ FORWARDED_KEYS = (  # of a request's ASGI scope: all but the objects of this pro
 REFRESH_PATH = "/v1/refresh"
 
 
-def create_gateway(handle: Any, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
+def create_gateway(handle: Any, auth: ApiKeyAuth, *, local: bool, limits: Limits, poll: float, groups: int) -> FastAPI:
     """Build the ASGI application that answers by replicas.
 
     Args:
         handle: Ray Serve's handle of the replicas.
+        auth: The valid keys; replicas check them again.
         local: As for `create_app`.
         limits: As for `create_app`.
         poll: As for `create_app`, in seconds.
         groups: Number of affinity groups; the tasks of one group go to the same replica if it is not full.
     """
-    rolling_refresh = RollingRefresh(handle, poll=poll)
+    rolling_refresh = RollingRefresh(handle, auth, poll=poll)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,11 +70,12 @@ def create_gateway(handle: Any, *, local: bool, limits: Limits, poll: float, gro
             yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(ApiKeyMiddleware, auth=auth)
     app.add_middleware(
         HostAndSizeMiddleware, hosts=LOCAL_HOSTS if local else (), bytes=limits.bytes, count=lambda path, status: None
     )
     install_error_handlers(app)
-    app.mount("/", ForwardingApp(handle, rolling_refresh, seconds=limits.seconds, groups=groups))
+    app.mount("/", ForwardingApp(handle, rolling_refresh, limits=limits, groups=groups))
     return app
 
 
@@ -82,13 +85,14 @@ class ForwardingApp:
     Args:
         handle: Ray Serve's handle of the replicas.
         rolling_refresh: Answers `POST /v1/refresh`.
-        seconds: Seconds that a request may wait for the start of its response.
+        limits: Its `seconds` and `rows` apply: seconds that a request may wait for the start of its response.
         groups: Number of affinity groups.
     """
 
-    def __init__(self, handle: Any, rolling_refresh: RollingRefresh, *, seconds: float, groups: int) -> None:
+    def __init__(self, handle: Any, rolling_refresh: RollingRefresh, *, limits: Limits, groups: int) -> None:
         self._handle, self._rolling_refresh = handle, rolling_refresh
-        self._seconds, self._groups = seconds, groups
+        self._seconds, self._rows, self._groups = limits.seconds, limits.rows, groups
+        self._turn = asyncio.Lock()  # one body is parsed at a time, and the loop goes on between two
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; every error is raised before the response starts.
@@ -100,12 +104,12 @@ class ForwardingApp:
             ClientDisconnected: The client has gone.
         """
         request = Request(scope, receive)
+        path = scope["path"]  # the path of `request.url` would depend on the header `host`
         try:
-            body = await request.body()
+            body = b"" if path in OPEN_PATHS else await request.body()  # anybody may send those, and they read none
         except ClientDisconnect as error:
             raise ClientDisconnected from error
         replica_scope = {key: scope[key] for key in FORWARDED_KEYS if key in scope}
-        path = request.url.path
         with _translated_errors():
             if path in MERGED_PATHS and request.method == "GET":
                 await (await self._merge(path, replica_scope))(scope, receive, send)
@@ -115,7 +119,9 @@ class ForwardingApp:
                 await self._forward(request, replica_scope, body, send)
 
     async def _forward(self, request: Request, replica_scope: dict[str, Any], body: bytes, send: Send) -> None:
-        group = affinity_group(request.url.path, body, groups=self._groups)
+        async with self._turn:
+            await asyncio.sleep(0)
+            group = affinity_group(replica_scope["path"], body, groups=self._groups, rows=self._rows)
         handle = self._handle.options(stream=True, multiplexed_model_id=group)
         messages = handle.stream_response.remote(replica_scope, body)
         try:
@@ -130,6 +136,7 @@ class ForwardingApp:
         except InputError:
             seconds = self._seconds  # the replica reports the wrong header
         disconnect = asyncio.create_task(wait_for_disconnect(request))
+        disconnect.add_done_callback(_retrieve_error)  # of a body that was not read here, and is too large
         try:
             ready = await _next_messages(messages, disconnect, seconds)
             await _send_messages(ready, send)
@@ -181,11 +188,17 @@ async def _next_messages(
 ) -> list[Message]:
     """Return the next messages, at least one, unless the client disconnects or the time runs out."""
     coming: asyncio.Future[list[Message]] = asyncio.ensure_future(anext(messages))
-    coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs unread errors
+    coming.add_done_callback(_retrieve_error)
     try:
         return await wait_for_answer(coming, disconnect, seconds)
     finally:
         coming.cancel()
+
+
+def _retrieve_error(done: "asyncio.Future[Any]") -> None:
+    """Retrieve the error of a future that nobody may await any more: asyncio would log it."""
+    if not done.cancelled():
+        done.exception()
 
 
 @contextmanager

@@ -6,31 +6,34 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-POLL = 30.0  # seconds for a replica to compare its champions with the registry's
+from continual.serve.core.auth import ApiKeyAuth
+
+POLL = 30.0  # seconds for a replica to compare its champions with the registry's, or to read the keys
 REFRESH = 120.0  # seconds for a replica to take up new champions: it may build a router
 
 log = logging.getLogger(__name__)
 
 
 class RollingRefresh:
-    """Refreshes keys and champions of all replicas: on request, and periodically inside `polling`.
+    """Refreshes keys here and in all replicas, and their champions: on request, and periodically inside `polling`.
 
     Args:
         handle: Ray Serve's handle of the replicas.
+        auth: The keys that the gateway checks.
         poll: Seconds between two refreshes.
     """
 
-    def __init__(self, handle: Any, *, poll: float) -> None:
-        self._handle, self._poll = handle, poll
+    def __init__(self, handle: Any, auth: ApiKeyAuth, *, poll: float) -> None:
+        self._handle, self._auth, self._poll = handle, auth, poll
         self._lock = asyncio.Lock()
 
     async def refresh_all(self) -> bool:
         """Refresh all replicas, one after another; return whether the champions of any changed.
 
         Raises:
-            Exception: The first failure of a replica, after all replicas had their turn.
+            Exception: The first failure, of a replica or here, after all replicas had their turn.
         """
-        stale, failures = await self._broadcast("is_stale", seconds=2 * POLL)
+        stale, failures = await self._refresh_keys()
         changed, refresh_failures = await self._refresh_in_turn(stale)
         for failure in (*failures, *refresh_failures):
             raise failure
@@ -49,9 +52,24 @@ class RollingRefresh:
         refreshing: asyncio.Task[Any] | None = None
         while True:
             await asyncio.sleep(self._poll)
-            stale, _ = await self._broadcast("is_stale", seconds=2 * POLL)  # refreshes keys during a refresh, too
+            stale, _ = await self._refresh_keys()  # during a refresh of champions, too
             if stale and (refreshing is None or refreshing.done()):
                 refreshing = asyncio.create_task(self._refresh_in_turn(stale))
+
+    async def _refresh_keys(self) -> tuple[list[str], list[Exception]]:
+        """Refresh keys here and in all replicas; return the replicas with old champions, and the failures."""
+        own, (stale, failures) = await asyncio.gather(
+            self._refresh_own_keys(), self._broadcast("is_stale", seconds=2 * POLL)
+        )
+        return stale, [*own, *failures]
+
+    async def _refresh_own_keys(self) -> list[Exception]:
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._auth.refresh), POLL)
+        except Exception as error:
+            log.warning("the gateway could not read the registry; the present keys stay valid: %s", error)
+            return [error]
+        return []
 
     async def _refresh_in_turn(self, replicas: Iterable[str]) -> tuple[bool, list[Exception]]:
         async with self._lock:

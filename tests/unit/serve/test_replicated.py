@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,19 +14,24 @@ from httpx import ASGITransport, AsyncClient, Response
 pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
 
 from ray.serve.schema import ApplicationStatus
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from continual.serve import Limits
+from continual.serve.core.auth import ApiKeyAuth
 from continual.serve.replicated import ReplicaConfig, deployment
 from continual.serve.replicated.affinity import affinity_group
 from continual.serve.replicated.gateway import create_gateway
 from continual.serve.replicated.replica import ReplicaResponse
 from continual.serve.replicated.rolling_refresh import RollingRefresh
+from registry import Registry, add_key
 from registry.errors import RegistryError
 from tasks.errors import InputError
+from tests.helpers.registries import make_registry
 
 
 def group(path: str, body: Any) -> str:
-    return affinity_group(path, json.dumps(body).encode(), groups=32)
+    return affinity_group(path, json.dumps(body).encode(), groups=32, rows=64)
 
 
 def rows(*tasks: str | None) -> dict[str, Any]:
@@ -51,7 +58,27 @@ def test_a_request_belongs_to_the_group_of_most_of_its_rows() -> None:
 )
 def test_a_request_without_tasks_has_no_group(path: str, body: Any) -> None:
     assert group(path, body) == ""
-    assert affinity_group(path, b"\xff{", groups=32) == ""
+    assert affinity_group(path, b"\xff{", groups=32, rows=64) == ""
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/completions"])
+@pytest.mark.parametrize("body", [b'{"rows": [%s], "model": []}' % b",".join([b"1"] * 4_000_000), b"[" * 8_000_000])
+def test_a_hostile_body_has_no_group_and_costs_little(path: str, body: bytes) -> None:
+    start = time.monotonic()
+    assert affinity_group(path, body, groups=32, rows=64) == ""
+    assert time.monotonic() - start < 1
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with make_registry(tmp_path_factory.mktemp("keys")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def auth(registry: Registry) -> ApiKeyAuth:
+    """The keys of a server for its own machine, which has none yet."""
+    return ApiKeyAuth(registry, open=True)
 
 
 class Handle:
@@ -77,9 +104,9 @@ class Handle:
         return [RuntimeError(f"{name} died") if name in self.fails else True, False]
 
 
-def test_replicas_refresh_in_turn_despite_failures() -> None:
+def test_replicas_refresh_in_turn_despite_failures(auth: ApiKeyAuth) -> None:
     async def refresh_twice() -> list[bool | BaseException]:
-        rolling_refresh = RollingRefresh(handle, poll=1)
+        rolling_refresh = RollingRefresh(handle, auth, poll=1)
         both = (rolling_refresh.refresh_all(), rolling_refresh.refresh_all())
         return list(await asyncio.gather(*both, return_exceptions=True))
 
@@ -91,11 +118,21 @@ def test_replicas_refresh_in_turn_despite_failures() -> None:
     assert handle.max_refreshing == 1
 
 
-def test_up_to_date_replicas_are_not_refreshed() -> None:
-    assert asyncio.run(RollingRefresh(Handle(), poll=1).refresh_all()) is False
+def test_up_to_date_replicas_are_not_refreshed(auth: ApiKeyAuth) -> None:
+    assert asyncio.run(RollingRefresh(Handle(), auth, poll=1).refresh_all()) is False
 
 
-def test_a_replica_that_hangs_is_not_waited_for() -> None:
+def test_the_gateway_takes_up_new_keys(tmp_path: Path) -> None:
+    with make_registry(tmp_path) as registry:
+        auth, request = ApiKeyAuth(registry, open=True), Request({"type": "http", "headers": []})
+        add_key(registry, "first", role="read")
+        auth.check(request, "read")
+        asyncio.run(RollingRefresh(Handle(), auth, poll=1).refresh_all())
+        with pytest.raises(HTTPException, match="no good key"):
+            auth.check(request, "read")
+
+
+def test_a_replica_that_hangs_is_not_waited_for(auth: ApiKeyAuth) -> None:
     class Hanging(Handle):
         async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
             if self.call[0] == "refresh" and self.call[1] == ("b",):
@@ -105,7 +142,7 @@ def test_a_replica_that_hangs_is_not_waited_for() -> None:
 
     handle = Hanging("a", "b", "c")
     with pytest.raises(TimeoutError):
-        asyncio.run(RollingRefresh(handle, poll=1).refresh_all())
+        asyncio.run(RollingRefresh(handle, auth, poll=1).refresh_all())
     assert handle.refreshed == ["a", "c"]
 
 
@@ -136,6 +173,12 @@ def test_replicas_that_do_not_become_ready_are_an_error(
         deployment._start(object(), ReplicaConfig(count=2, cpus=1, gpus=0, address=None, name="two"))
 
 
+def gateway(handle: Any, auth: ApiKeyAuth) -> AsyncClient:
+    """Return a client of a gateway."""
+    app = create_gateway(handle, auth, local=False, limits=Limits(), poll=1, groups=16)
+    return AsyncClient(transport=ASGITransport(app), base_url="http://gateway")
+
+
 @pytest.mark.parametrize(
     ("results", "status", "message"),
     [
@@ -145,7 +188,7 @@ def test_replicas_that_do_not_become_ready_are_an_error(
         (["a", None], 200, '{"changed":true}'),
     ],
 )
-def test_a_refresh_covers_all_replicas(results: list[Any], status: int, message: str) -> None:
+def test_a_refresh_covers_all_replicas(auth: ApiKeyAuth, results: list[Any], status: int, message: str) -> None:
     class RefreshHandle(Handle):
         response = property(lambda self: SimpleNamespace(remote=self._response))
 
@@ -156,9 +199,35 @@ def test_a_refresh_covers_all_replicas(results: list[Any], status: int, message:
             return results if self.call[0] == "is_stale" else [True]
 
     async def post_refresh() -> Response:
-        app = create_gateway(RefreshHandle(), local=False, limits=Limits(), poll=1, groups=16)
-        async with AsyncClient(transport=ASGITransport(app), base_url="http://gateway") as client:
+        async with gateway(RefreshHandle(), auth) as client:
             return await client.post("/v1/refresh")
 
     answer = asyncio.run(post_refresh())
     assert (answer.status_code, message in answer.text) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/predict", 401), ("/metrics", 401), ("/healthz", 200)])
+def test_the_gateway_reads_no_body_without_a_key(registry: Registry, path: str, status: int) -> None:
+    """An open path is forwarded without its body, whatever the header `host` says."""
+
+    class Messages:
+        async def __anext__(self) -> list[dict[str, Any]]:
+            return [{"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body"}]
+
+    class HealthHandle(Handle):
+        def options(self, *, stream: bool, multiplexed_model_id: str) -> Any:
+            return SimpleNamespace(stream_response=SimpleNamespace(remote=self.respond))
+
+        def respond(self, scope: Any, body: bytes) -> Messages:
+            assert (scope["path"], body) == ("/healthz", b"")
+            return Messages()
+
+    async def endless() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is read")
+        yield b""
+
+    async def post() -> Response:
+        async with gateway(HealthHandle(), ApiKeyAuth(registry, open=False)) as client:
+            return await client.post(path, content=endless(), headers={"host": "a/metrics?"})
+
+    assert asyncio.run(post()).status_code == status
