@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from glob import glob, has_magic
 from pathlib import Path
@@ -283,6 +283,7 @@ def _resolve_files(origin: SourceLocation, split: Split, patterns: str | list[st
     """Return the files with glob patterns expanded; raise DataError where none matches."""
     files: list[str] = []
     for path in _resolve_paths(origin, patterns):
+        _refuse_devices(path, origin.split_location(split))
         exists = "://" in path or _is_file(path)
         if exists and has_magic(path) and "://" not in path:
             raise DataError(
@@ -300,6 +301,19 @@ def _resolve_files(origin: SourceLocation, split: Split, patterns: str | list[st
             )
         files += matches
     return files
+
+
+def _refuse_devices(path: str, location: str) -> None:
+    """Refuse a path or URL of a device or a pipe on this machine, alone or as an archive: reading it may never end."""
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.utils import get_protocol
+
+    archive = path.rpartition("::")[2]
+    if get_protocol(archive) in LocalFileSystem.protocol:
+        file = Path(LocalFileSystem._strip_protocol(archive))
+        with suppress(OSError, ValueError):  # what cannot be looked at is no file, as others say
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise DataError(f"{location}: {path} is a device or a pipe; give files")
 
 
 def _is_file(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import StreamError
+from tasks.regular_file import regular_size
 
 MAX_BYTES = 16 * 2**20  # of a file
 MAX_DEPTH = 32  # of lists and mappings in each other
@@ -157,12 +157,8 @@ def _text(path: Path) -> str:
     shown = str(path) if len(str(path)) <= SHOWN_PATH else f"{str(path)[:SHOWN_PATH]}… ({len(str(path))} characters)"
     advice = "give the path of a YAML file"
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe may never be written to, and /dev/zero never ends
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise StreamError(f"{shown}: cannot be read: {kind}, not a file; {advice}")
-        if status.st_size > MAX_BYTES:
-            raise StreamError(f"{shown}: {status.st_size:,} bytes, and at most {MAX_BYTES:,} are read; {advice}")
+        if (size := regular_size(path)) > MAX_BYTES:
+            raise StreamError(f"{shown}: {size:,} bytes, and at most {MAX_BYTES:,} are read; {advice}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:

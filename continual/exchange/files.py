@@ -15,6 +15,7 @@ from continual.backbones.hub import Pooling
 from continual.deltas import Head
 from continual.deltas.peft_format import PeftAdapter
 from continual.errors import ExchangeError
+from tasks.regular_file import regular_size
 
 MAX_SIZE = 1_000_000  # of a rank, of a length in tokens, and of the numerator of a scale
 MAX_JSON_BYTES = 16 * 2**20
@@ -144,7 +145,7 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
             f"{folder / PICKLE} is a pickle, which can run any code when it is read; "
             f"save the adapter as {ADAPTER} where you trust it (PEFT: save_pretrained(…, safe_serialization=True))"
         )
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     try:
         AdapterConfig.model_validate(config)
     except ValidationError as error:
@@ -177,7 +178,7 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
         return None
     tensors, _ = _read_tensors(folder / HEAD, largest=MAX_HEAD_VALUE)
     try:
-        metadata = HeadMetadata.model_validate(_read_json(folder / HEAD_METADATA))
+        metadata = HeadMetadata.model_validate(read_json(folder / HEAD_METADATA))
     except ValidationError as error:
         raise _unreadable(folder / HEAD_METADATA, error) from error
     classes = len(metadata.labels)
@@ -199,6 +200,7 @@ def _summary(error: ValidationError) -> str:
 
 def _read_tensors(file: Path, *, largest: float) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
+        regular_size(file)
         with safe_open(file, "pt") as reader:
             tensors = {name: reader.get_tensor(name) for name in sorted(reader.keys())}
             metadata: Mapping[str, str] = reader.metadata() or {}
@@ -222,9 +224,14 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read the JSON object in a file.
+
+    Raises:
+        ExchangeError: The file is missing, too large, none that ends, or holds no JSON object.
+    """
     try:
-        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+        if (size := regular_size(file)) > MAX_JSON_BYTES:
             raise _unreadable(file, f"it has {size:,} bytes, and at most {MAX_JSON_BYTES:,} are read")
         content = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError as error:

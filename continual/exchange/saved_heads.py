@@ -3,7 +3,6 @@
 Shapes: C labels, D hidden size.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from torch import Tensor, zeros
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Head
+from continual.errors import ExchangeError
+from continual.exchange.files import read_json
 from continual.exchange.unreached import module_of
 
 MODEL_CONFIG = "config.json"
@@ -89,7 +90,7 @@ def _label_order(folder: Path, labels: Sequence[str]) -> tuple[str, ...] | None:
 def _id2label(file: Path) -> tuple[str, ...]:
     """Return the labels in a model's configuration by index; none where it has none, or not one per index."""
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))["id2label"]
+        names = read_json(file)["id2label"]
         return tuple(str(names[str(index)]) for index in range(len(names)))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ExchangeError, KeyError, TypeError):
         return ()

@@ -1,5 +1,6 @@
 """Adapters from anybody: whatever their files hold, importing them ends soon and with a message."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -8,11 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from continual.deltas import Head
 from continual.deltas.peft_format import MODULE_PREFIX, PeftAdapter
 from continual.deltas.peft_patterns import match_pattern
 from continual.errors import ExchangeError
 from continual.exchange import from_peft
-from continual.exchange.files import ADAPTER, CONFIG, ExportOrigin, read_adapter, write_adapter
+from continual.exchange.files import (
+    ADAPTER,
+    CONFIG,
+    HEAD,
+    HEAD_METADATA,
+    ExportOrigin,
+    read_adapter,
+    read_head,
+    write_adapter,
+    write_head,
+)
 from tests.helpers.tiny_tasks import tiny_backbone
 
 MODULE = f"{MODULE_PREFIX}encoder.layer.0.attention.self.query"
@@ -68,6 +80,19 @@ def test_json_that_is_none_or_nested_too_deeply_is_refused(tmp_path: Path, text:
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(ExchangeError, match=f"{CONFIG} cannot be read"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name", [CONFIG, ADAPTER, HEAD, HEAD_METADATA])
+def test_pipes_devices_and_folders_are_no_files(tmp_path: Path, name: str) -> None:
+    """A pipe would be waited for, and a device never ends."""
+    write_adapter(tmp_path, adapter(), ORIGIN)
+    write_head(tmp_path, Head(torch.zeros(2, 8), torch.zeros(2), ("a", "b"), "mean"))
+    file = tmp_path / name
+    for target in (None, "/dev/zero", "/"):
+        file.unlink()
+        file.symlink_to(target) if target else os.mkfifo(file)
+        with pytest.raises(ExchangeError, match=f"{name} cannot be read: a (device or a pipe|folder), not a file"):
+            read_adapter(tmp_path), read_head(tmp_path, hidden_size=8)
 
 
 @pytest.mark.parametrize("value", [3e38, -1e5, float("inf"), float("nan")])

@@ -351,6 +351,15 @@ def test_other_files_of_a_folder_are_harmless(tmp_path: Path, name: str) -> None
     assert len(data.train) + len(data.validation) + len(data.test) == 40
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}", "local://{}", "zip://a.csv::{}", "zip://a.csv::file://{}"])
+def test_devices_and_pipes_are_refused(tmp_path: Path, form: str) -> None:
+    """A pipe would be waited for, and a device never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(DataError, match=f"{place} is a device or a pipe; give files"):
+            load_task(csv_task(form.format(place)), folder=tmp_path, seed=0)
+
+
 def test_two_columns_of_the_name_that_a_task_reads_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,text,label\none,1,a\ntwo,2,b\n")
     with pytest.raises(DataError, match=r"'t', train: .*a\.csv has more than one column 'text'"):
