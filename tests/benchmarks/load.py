@@ -65,9 +65,12 @@ def gamma_arrivals(rate: float, seconds: float, *, cv: float, seed: int) -> list
     return list(np.cumsum(gaps) * seconds / gaps.sum())
 
 
-def session() -> aiohttp.ClientSession:
+def session(*, key: str | None = None, reuse: bool = True) -> aiohttp.ClientSession:
+    """Return a client that sends an API key, and keeps connections with `reuse`."""
     timeout = aiohttp.ClientTimeout(total=120)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+    headers = {"authorization": f"Bearer {key}"} if key else None
+    connector = aiohttp.TCPConnector(limit=0, force_close=not reuse)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
 
 
 async def posted(client: aiohttp.ClientSession, url: str, question: Question) -> tuple[int, bytes]:
@@ -76,10 +79,10 @@ async def posted(client: aiohttp.ClientSession, url: str, question: Question) ->
         return response.status, await response.read()
 
 
-async def answers(url: str, requests: Sequence[Question]) -> list[list[dict[str, Any]]]:
+async def answers(url: str, requests: Sequence[Question], *, key: str | None = None) -> list[list[dict[str, Any]]]:
     """Return the predictions of requests sent one after the other; raises AssertionError for a refused one."""
     predictions = []
-    async with session() as client:
+    async with session(key=key) as client:
         for question in requests:
             status, body = await posted(client, url, question)
             assert status == 200, body

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from tests.helpers.hostile_bodies import HOSTILE
+
 POST, CHAT, EMBED = "/v1/predict", "/v1/chat/completions", "/v1/embeddings"
 GOOD = {"rows": [{"text": "meow", "task": "task-0"}]}
 LONG = 1 << 16
+NAME = 1_000_000  # characters of a name that is far too long
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,25 @@ def _large(draw: Random) -> bytes:
     return http(json.dumps({"rows": rows}).encode()[: 9 << 20])
 
 
+def _hostile(draw: Random) -> bytes:
+    return http(HOSTILE[draw.choice([*HOSTILE])], path=_path(draw))
+
+
+def _names(draw: Random) -> bytes:
+    """Draw a name that no database holds, or of megabytes, in each place that takes one."""
+    name = draw.choice(["a", "\\u0000", "\\ud800", "\U0001f600"]) * draw.choice([1, 300, NAME])
+    places = ['{"rows": [{"text": "meow", "task": "%s"}]}', '{"rows": [{"text": "%s"}]}', '{"%s": 1}']
+    models = ['{"model": "%s", "prompt": "meow"}', '{"model": "%s", "input": "meow"}']
+    return http((draw.choice([*places, *models]) % name).encode(), path=_path(draw))
+
+
+def _large_headers(draw: Random) -> bytes:
+    size = draw.choice([LONG - 200, LONG, 1 << 20])
+    good = json.dumps(GOOD).encode()
+    many = http(good).replace(b"\r\n\r\n", b"\r\n" + b"x: a\r\n" * (size // 6) + b"\r\n")
+    return draw.choice([http(good, cookie="a" * size), many, http(good, path="/" + "a" * size)])
+
+
 GARBAGE: Mapping[str, Draw] = {
     "bodies": lambda draw: Garbage(http(body(draw), path=_path(draw))),
     "queries": lambda draw: Garbage(http(b"", path=_odd_path(draw), method="GET")),
@@ -126,6 +148,10 @@ GARBAGE: Mapping[str, Draw] = {
     "encodings": lambda draw: Garbage(_encoded(draw)),
     "chunks": lambda draw: Garbage(_chunked(draw)),
     "large": lambda draw: Garbage(_large(draw)),
+    "hostile": lambda draw: Garbage(_hostile(draw)),
+    "half_sent": lambda draw: Garbage(_hostile(draw)[: draw.randint(200, 8_000_000)], leaves=True),
+    "names": lambda draw: Garbage(_names(draw)),
+    "large_headers": lambda draw: Garbage(_large_headers(draw)),
     "lengths": lambda draw: Garbage(
         http(body(draw)[:999], length=draw.choice([-1, 0, 5, 1 << 40, 10**30])), leaves=True
     ),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.helpers.tiny_models import words
 STARTED = 120.0  # seconds that a server may take until it answers
 COMMAND = "from continual.cli import main; main()"
 LONGEST = 32  # tokens that a task's rows are cut at
+HOME_ALONE: Mapping[str, str] = {}  # environment variables of a home with SQLite and a folder of blobs
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,23 @@ def random_folder(folder: Path, *, width: int, layers: int) -> str:
     return str(folder)
 
 
-def opened(home: Path) -> Registry:
-    places = resolve_locations(home, {})
-    return Registry.open(places.registry, places.blobs)
+def opened(home: Path, places: Mapping[str, str] = HOME_ALONE) -> Registry:
+    """Open the registry of a home, or where the environment variables `places` put it."""
+    locations = resolve_locations(home, places)
+    return Registry.open(locations.registry, locations.blobs)
 
 
-def fill(home: Path, backbone: Backbone, tasks: Sequence[str], *, method: str = "lora", versions: int = 1) -> None:
+def fill(
+    home: Path,
+    backbone: Backbone,
+    tasks: Sequence[str],
+    *,
+    method: str = "lora",
+    versions: int = 1,
+    places: Mapping[str, str] = HOME_ALONE,
+) -> None:
     """Register tasks of two labels, with so many versions of a random delta each."""
-    with opened(home) as registry:
+    with opened(home, places) as registry:
         for number, task in enumerate(tasks):
             for version in range(versions):
                 register(registry, backbone, task, learned(backbone, method, number * versions + version))
@@ -96,14 +106,21 @@ def sentence(draw: Random, length: int = 12) -> str:
 
 
 @contextmanager
-def serving(home: Path, backbone: str, *, core: int | None = None, options: Sequence[str] = ()) -> Iterator[Served]:
+def serving(
+    home: Path,
+    backbone: str,
+    *,
+    core: int | None = None,
+    options: Sequence[str] = (),
+    places: Mapping[str, str] = HOME_ALONE,
+) -> Iterator[Served]:
     """Serve on a free port, on CPU `core`, while the block runs; the server must end by itself when terminated."""
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     command = [sys.executable, "-c", COMMAND, "serve", "--home", str(home), "--backbone", backbone, "--port", "0"]
     log = home / f"serve-{time.monotonic_ns()}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*pinned, *command, *options], stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            [*pinned, *command, *options], stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1", **places}
         )
     try:
         yield Served(_answering(process, log), psutil.Process(process.pid), log)

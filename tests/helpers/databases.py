@@ -29,7 +29,7 @@ def postgres() -> Iterator[Server]:
 
 
 @contextmanager
-def _empty(server: Server) -> Iterator[str]:
+def empty_database(server: Server) -> Iterator[str]:
     """Yield the URL of an empty database that is dropped afterwards."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as admin:
@@ -41,7 +41,7 @@ def _empty(server: Server) -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres: Server) -> Iterator[str]:
     """The URL of an empty PostgreSQL database."""
-    with _empty(postgres) as url:
+    with empty_database(postgres) as url:
         yield url
 
 
@@ -50,6 +50,13 @@ def bucket() -> Iterator[str]:
     """The URL of a bucket in an S3 server on loopback."""
     if missing := [name for name in ("moto", "s3fs") if importlib.util.find_spec(name) is None]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not installed (extra `dev`)")
+    with running_bucket() as url:
+        yield url
+
+
+@contextmanager
+def running_bucket() -> Iterator[str]:
+    """Yield the URL of a bucket in an S3 server of this process; meanwhile the environment names the server."""
     from fsspec import filesystem, get_filesystem_class
     from moto.server import ThreadedMotoServer
 
@@ -88,7 +95,7 @@ def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     if request.param == "sqlite":
         yield folder
         return
-    with _empty(request.getfixturevalue("postgres")) as url:
+    with empty_database(request.getfixturevalue("postgres")) as url:
         (folder / URL_FILE).write_text(url)
         yield folder
 

@@ -18,6 +18,7 @@ from continual import Learner
 from continual.serve import Limits
 from registry import Registry, add_key
 from registry.errors import DatabaseUnavailable, RegistryError
+from tests.helpers.hostile_bodies import HOSTILE
 from tests.helpers.live_server import (  # noqa: F401
     POLL,
     Server,
@@ -34,15 +35,6 @@ from tests.helpers.live_server import (  # noqa: F401
 
 JSON = {"content-type": "application/json"}
 MB = 1 << 20
-HOSTILE = {  # bodies of about 8 MB
-    "ones": b'{"rows": [%s]}' % b",".join([b"1"] * 4_000_000),
-    "objects": b'{"rows": [%s]}' % b",".join([b"{}"] * 2_700_000),
-    "ones in a text": b'{"rows": [{"text": [%s]}]}' % b",".join([b"1"] * 4_000_000),
-    "fields": b'{"rows": [{"text": "a"}], %s}' % b",".join(b'"%06x": 1' % i for i in range(650_000)),
-    "fields of a row": b'{"rows": [{%s}]}' % b",".join(b'"%06x": 1' % i for i in range(650_000)),
-    "depth": b"[" * 8_000_000,
-    "digits": b"9" * 8_000_000,
-}
 NAMES = ["\0", "mood\0", "a\0b@1", "\0" * 1000]
 LEAKS = ("SELECT", "db.internal", "5432", "/secret/", "_without_surrogates", "function-after", "Value error")
 
