@@ -72,7 +72,8 @@ from registry.records import (
 )
 from registry.redaction import quote, redact
 from registry.registry import Registry, holds_registry
-from registry.schema.connections import file_damage, sqlite_file, sqlite_url
+from registry.schema.connections import sqlite_file, sqlite_url
+from registry.schema.file_damage import file_damage
 from registry.schema.migrate import upgrade
 from registry.schema.tables import Role
 from registry.stream_records import StepRecord, StepScore, StoredPosition, StoredStrategy, StoredStream, StrategyRecord

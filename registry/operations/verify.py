@@ -24,7 +24,8 @@ from registry.records import IMPORTED, StoredDelta
 from registry.redaction import redact
 from registry.registry import Registry
 from registry.schema.base import Base, database_now, now
-from registry.schema.connections import UNREADABLE_ROWS, file_damage, is_damage
+from registry.schema.connections import UNREADABLE_ROWS, is_damage
+from registry.schema.file_damage import file_damage
 from registry.schema.score_tables import ScoreRow
 from registry.schema.tables import Backbone, Checkpoint, Delta, OutboxRow, Position, Stream, Task
 

@@ -128,28 +128,6 @@ def damaged_error(url: str, reason: object) -> DatabaseDamaged:
     return DatabaseDamaged(f"{what}. {advice}")
 
 
-def file_damage(url: str) -> list[str]:
-    """Return what SQLite's own check of its file finds damaged; nothing for other databases.
-
-    Args:
-        url: URL of the database.
-    """
-    file = sqlite_file(url)
-    if file is None or not file.is_file():
-        return []
-    try:
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
-        finally:
-            connection.close()
-    except sqlite3.OperationalError:  # locked, or in a folder where nothing may be created
-        return []
-    except sqlite3.DatabaseError as error:
-        problems = [str(error)]
-    return [f"the file {file} is damaged: {line}" for line in problems if line != "ok"]
-
-
 def snapshot_engine(engine: Engine) -> Engine:
     """Return the same engine for transactions that see one snapshot of all tables."""
     if engine.dialect.name == "postgresql":  # by default each statement sees its own snapshot

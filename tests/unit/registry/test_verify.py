@@ -163,6 +163,32 @@ def test_rows_that_cannot_be_read_are_reported(tmp_path: Path, statement: str) -
             [registry.tasks(), registry.deltas()]
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "value", "expected"),
+    [
+        ("scores", "value", "'high'", "a number"),
+        ("scores", "rows", "X'ff00'", "an integer"),
+        ("tasks", "labels", "'{}'", "a JSON array"),
+        ("tasks", "spec", "'[]'", "a JSON object"),
+        ("deltas", "settings", "'null'", "a JSON object"),
+        ("deltas", "tried", f"'{'[' * 5000}'", "a JSON array"),
+        ("deltas", "data", "7", "a JSON object"),
+        ("deltas", "method", "X'ff00'", "a text"),
+        ("tasks", "created_at", "1.5", "a text"),
+    ],
+)
+def test_values_of_another_type_are_damage(tmp_path: Path, table: str, column: str, value: str, expected: str) -> None:
+    """SQLite keeps them, and its own check finds them sound."""
+    with Registry.open(f"sqlite:///{tmp_path}/registry.db", f"{tmp_path}/blobs") as registry:
+        with registry.unit_of_work() as unit:
+            unit.add_backbone(BACKBONE)
+        learn(registry, "sst2")
+        assert file_damage(registry.url) == []
+        damage(registry, f"UPDATE {table} SET {column} = {value} WHERE id = 1")
+        (problem,) = file_damage(registry.url)
+    assert problem.endswith(f"{table} row 1: {column} is not {expected}")
+
+
 def test_a_file_damaged_anywhere_gives_a_message_and_is_reported(tmp_path: Path) -> None:
     """Every page is overwritten in turn: no command ends in a traceback."""
     sound = tmp_path / "sound.db"
