@@ -48,6 +48,8 @@ def _translate_errors(action: str, engine: Engine, *, reading: bool = False) -> 
         raise _error_type(error)(
             f"could not {action}: {error.orig} (in: {error.statement}). Nothing was written."
         ) from error
+    except UnicodeDecodeError as error:  # in place of an error whose message quotes a damaged schema
+        raise damaged_error(engine.url.render_as_string(hide_password=False), error) from error
     except UnicodeEncodeError as error:
         raise InputError(
             f"{quote(str(error.object))} holds half a surrogate pair, which no database takes. Mend it."

@@ -109,6 +109,8 @@ def translate_connect_errors(url: str) -> Iterator[None]:
         why = redact(f"the registry at {url} cannot be opened: {str(error.orig).strip()}", url)
         advice = "Start the database, or give another --home or CONTINUAL_REGISTRY_URL."
         raise DatabaseUnavailable(f"{why}. Nothing was written. {advice}") from None  # the cause may quote the URL
+    except UnicodeDecodeError as error:  # in place of an error whose message quotes a damaged schema
+        raise damaged_error(url, error) from None
 
 
 def is_damage(error: DBAPIError) -> bool:

@@ -29,11 +29,12 @@ def file_damage(url: str) -> list[str]:
         return []
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.text_factory = lambda text: text.decode(errors="replace")
             problems = [str(row[0]) for row in connection.execute(f"PRAGMA quick_check({SHOWN})") if row[0] != "ok"]
             problems = problems or list(_mistyped_values(connection))
     except sqlite3.OperationalError:  # locked, in a folder where nothing may be created, or of another schema
         return []
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in place of an error with such a message
         problems = [str(error)]
     return [f"the file {file} is damaged: {line}" for line in problems]
 

@@ -189,6 +189,18 @@ def test_values_of_another_type_are_damage(tmp_path: Path, table: str, column: s
     assert problem.endswith(f"{table} row 1: {column} is not {expected}")
 
 
+def test_a_schema_that_is_not_utf_8_is_damage(tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which Python cannot decode."""
+    url, file = f"sqlite:///{tmp_path}/registry.db", tmp_path / "registry.db"
+    Registry.open(url, f"{tmp_path}/blobs").close()
+    content = file.read_bytes()
+    assert b"CREATE TABLE tasks" in content
+    file.write_bytes(content.replace(b"CREATE TABLE tasks", b"CREATE T\xc7BLE t\xffsks"))
+    assert len(file_damage(url)) == 1
+    with pytest.raises(DatabaseDamaged), Registry.open(url, f"{tmp_path}/blobs") as registry:
+        registry.tasks()
+
+
 def test_a_file_damaged_anywhere_gives_a_message_and_is_reported(tmp_path: Path) -> None:
     """Every page is overwritten in turn: no command ends in a traceback."""
     sound = tmp_path / "sound.db"
