@@ -48,7 +48,7 @@ from registry.operations.outbox import (
 from registry.operations.promotion import archive_delta, promote_delta
 from registry.operations.restore import restore_registry
 from registry.operations.strategy_runs import note_strategy_run, save_strategy_step, start_strategy_run
-from registry.operations.verify import find_damage, warnings
+from registry.operations.verify import find_damage, find_row_damage, warnings
 from registry.records import (
     IMPORTED,
     BackboneRecord,
@@ -147,6 +147,7 @@ __all__ = [
     "dump_registry",
     "file_damage",
     "find_damage",
+    "find_row_damage",
     "has_sent_runs",
     "heartbeat",
     "hold_claim",

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from continual.escaping import escape_control_characters
 from continual.settings import DEFAULT_HOME, Locations, resolve_locations
-from registry import DatabaseDamaged, Registry, file_damage, holds_registry
+from registry import DatabaseDamaged, Registry, file_damage, find_row_damage, holds_registry
 from tasks.errors import ContinualError, InputError
 
 if TYPE_CHECKING:
@@ -203,16 +203,27 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _naming_damage(common: CommonOptions) -> Iterator[None]:
-    """Raise DatabaseDamaged in place of an unforeseen error where the registry's file is damaged: that is why."""
+    """Raise DatabaseDamaged in place of an unforeseen error where the registry is damaged: that is why."""
     try:
         yield
     except (ContinualError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if damage := file_damage(common.locations.registry):
-            advice = "`continual verify` lists the damage; restore the file from a copy, or a dump."
+        if damage := _registry_damage(common):
+            advice = "`continual verify` lists the damage; restore the registry from a copy, or a dump."
             raise DatabaseDamaged(f"{damage[0]}. {advice}") from error
         raise
+
+
+def _registry_damage(common: CommonOptions) -> list[str]:
+    """Return what is damaged in the registry's file, or else in its rows."""
+    if damage := file_damage(common.locations.registry):
+        return damage
+    try:
+        with common.registry() as registry:
+            return [f"the registry is damaged: {problem}" for problem in find_row_damage(registry)]
+    except ContinualError:  # it cannot be opened: what has failed is something else
+        return []
 
 
 def print_rows(common: CommonOptions, rows: list[dict[str, Any]], *, title: str, hidden: Collection[str] = ()) -> None:

@@ -44,17 +44,28 @@ def find_damage(registry: Registry, check_blobs: BlobCheck = lambda delta, blobs
         One sentence per problem.
     """
     with registry.read_session() as session:
-        checks = (
-            _foreign_blobs(session, registry.blobs),
-            _lost_rows(session, registry.blobs),
-            _dangling_keys(session),
-            _duplicate_champions(session),
-            _inconsistent_positions(session),
-            _unscored_deltas(session),
-            _unknown_messages(session),
-            _damaged_blobs(session, registry.blobs, check_blobs),
-        )
-        return [*file_damage(registry.url), *dict.fromkeys(problem for check in checks for problem in _readable(check))]
+        foreign = _foreign_blobs(session, registry.blobs)
+        damaged = _damaged_blobs(session, registry.blobs, check_blobs)
+        return [*dict.fromkeys((*_readable(foreign), *_row_damage(registry, session), *_readable(damaged)))]
+
+
+def find_row_damage(registry: Registry) -> list[str]:
+    """Check all rows of a registry, and no blobs; return one sentence per problem."""
+    with registry.read_session() as session:
+        return [*dict.fromkeys(_row_damage(registry, session))]
+
+
+def _row_damage(registry: Registry, session: Session) -> Iterator[str]:
+    yield from file_damage(registry.url)
+    for check in (
+        _lost_rows(session, registry.blobs),
+        _dangling_keys(session),
+        _duplicate_champions(session),
+        _inconsistent_positions(session),
+        _unscored_deltas(session),
+        _unknown_messages(session),
+    ):
+        yield from _readable(check)
 
 
 def warnings(registry: Registry) -> list[str]:

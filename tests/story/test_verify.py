@@ -15,7 +15,7 @@ from continual.cli import main
 from continual.deltas import load_delta
 from continual.learning.verify import VerificationReport, verify_home
 from continual.serialization import deserialize, serialize
-from registry.schema.tables import Backbone, Delta
+from registry.schema.tables import Backbone, Delta, Task
 from tests.helpers.registries import digest_of
 from tests.helpers.tiny_tasks import head_of, perturbed_delta
 from tests.story.test_stream import _own_cache, cache, open_home, write_stream  # noqa: F401 (fixtures)
@@ -166,6 +166,18 @@ def test_the_command_reports_it(
     code, out, err = verify("--json", "--device", "cpu")
     assert (code, "mood@1: it answers" in out, "mood@1" in err) == (1, True, False)
     assert verify("--quick")[0] == 0
+
+
+def test_a_command_that_stumbles_over_rows_names_their_damage(
+    learner: Learner, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with learner.registry.unit_of_work() as unit:
+        unit.session.execute(update(Task).where(Task.name == "mood").values(metric="f1"))
+    monkeypatch.setattr("sys.argv", ["continual", "report", "--home", str(folder / "home")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "damaged: mood@1: no oracle score on the test split" in capsys.readouterr().err
 
 
 def test_a_home_is_dumped_and_restored(
