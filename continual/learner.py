@@ -4,13 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
 
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.backbones.devices import DeviceSpec
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.exchange import export_delta, import_delta
 from continual.experiments.strategies import Strategy, compare_strategies, select_strategies
+from continual.inference.input_rows import parse_rows, predict_rows
 from continual.inference.predictor import Prediction, Predictor
 from continual.reports.report import Document, stream_report
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, Locations, resolve_locations
@@ -24,7 +25,7 @@ from continual.streams.position_learner import learn_task
 from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
 from registry import Registry
-from tasks import Stream, TaskSpec, Text
+from tasks import Stream, TaskSpec
 from tasks.errors import InputError
 
 
@@ -256,7 +257,7 @@ class Learner:
 
     def predict(
         self,
-        texts: Sequence[Text],
+        texts: Any,
         task: str | Sequence[str | None] | None = None,
         *,
         router: str = "auto",
@@ -266,17 +267,22 @@ class Learner:
         """Predict one answer per text, in order; without `task` the router chooses the task or abstains.
 
         Args:
-            texts: N texts, or pairs of texts.
-            task: The task of all texts, or of each; None lets the router choose.
+            texts: One text; or N texts, pairs of texts, or objects such as `{"text": "my card", "task": "banking",
+                "id": 7}`, whose further columns come back in `Prediction.columns`; or a pandas frame of such columns.
+            task: The task of all texts, or of each, that name none themselves; None lets the router choose.
             router: The name of the router, as in `Predictor`.
             false_abstentions: The share of known tasks' inputs that may be refused, as in `Predictor`.
             at_least: Also list every task of at least this probability, with its answer.
 
         Returns:
             N predictions.
+
+        Raises:
+            InputLineError: A row is no input.
+            NotFound: A task has no delta on this backbone.
         """
         predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
-        return predictor.predict(texts, task=task, at_least=at_least)
+        return predict_rows(predictor, parse_rows(texts), task=task, at_least=at_least)
 
     def report(self, stream: str) -> Document:
         """Return the score matrices and measures of a stream, oracle and routed, as JSON."""

@@ -1,8 +1,8 @@
 """The command that answers texts."""
 
-import json
-import sys
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,16 +15,28 @@ from continual.cli.options import (
     TaskName,
     app,
     command,
+    err,
 )
 from continual.errors import DeltaError
 from continual.settings import FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
+
+BATCH_SIZE = 256  # inputs
 
 
 @command(app)
 def predict(
     common: CommonOptions,
-    file: Annotated[str, typer.Argument(help="A file of plain or JSON lines; - is standard input.")] = "-",
+    file: Annotated[str, typer.Argument(help="A file of lines, or .csv, .tsv, .parquet; - is standard input.")] = "-",
     task: TaskName = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option("--text-column", help="The column of the text; give it twice for pairs. By default `text`."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to this file: .jsonl, .csv, .tsv or .parquet."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Inputs answered at once.")] = BATCH_SIZE,
     every: Annotated[
         bool, typer.Option("--all", help="List every task of at least the probability --at-least, with its answer.")
     ] = False,
@@ -33,18 +45,39 @@ def predict(
     router: RouterName = "auto",
     backbone: BackboneName = None,
 ) -> None:
-    """Answer texts by the named task, or by the router's choice; JSON lines in the order of the inputs.
+    """Answer texts by the named task, or by the router's choice; one JSON line per input, in their order.
 
-    Input lines are plain text, `{"text": "…"}`, or a pair `{"text": ["…", "…"]}`.
+    An input is a line of text or a JSON object: `{"text": "…"}`, or `{"text": ["…", "…"]}` for a pair, with the name of
+    its "task" if it is known. Further columns, such as an "id", are handed back. Lines of standard input are answered
+    as they come.
     """
-    from continual.cli.input_lines import read_inputs
+    from continual.cli.input_files import open_batches
+    from continual.cli.output_files import check_output, open_output
+    from continual.inference.input_rows import predict_rows
+    from continual.inference.predictor import Predictor
 
-    texts = read_inputs(file)
-    with common.learner(backbone) as learner:
-        predictions = learner.predict(
-            texts, task, router=router, false_abstentions=abstain, at_least=at_least if every else None
-        )
-        for prediction in predictions:
-            sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-    if errors := [prediction.error for prediction in predictions if prediction.error]:
-        raise DeltaError(f"{len(errors)} of {len(predictions)} inputs have no answer; the first: {errors[0]}")
+    check_output(output)
+    batches, total = open_batches(file, batch_size, text_columns=text_column or ())
+    errors, count = [], 0
+    with common.learner(backbone) as learner, open_output(output) as write, _progress(total) as advance:
+        predictor = Predictor(learner.backbone, learner.registry, router=router, false_abstentions=abstain)
+        for batch in batches:
+            predictions = predict_rows(predictor, batch, task=task, at_least=at_least if every else None)
+            write(predictions)
+            errors += [prediction.error for prediction in predictions if prediction.error]
+            count += len(batch)
+            advance(len(batch))
+    if errors:
+        raise DeltaError(f"{len(errors)} of {count} inputs have no answer; the first: {errors[0]}")
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show a bar on a terminal where the number of inputs is known; yield what advances it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = total is not None and total > BATCH_SIZE and err.is_terminal
+    with Progress(*columns, console=err, disable=not shown, transient=True) as bar:
+        inputs = bar.add_task("", total=total)
+        yield lambda count: bar.advance(inputs, count)

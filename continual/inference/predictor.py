@@ -1,7 +1,10 @@
 """Answer each input with its task's delta, and choose the task by the router where none is named."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
@@ -55,6 +58,7 @@ class Prediction:
         delta: Name of the delta that answered.
         possible: The nearest tasks of an input that was abstained on, or every task above the probability `at_least`.
         error: Why there is no answer of a chosen or named task: its delta could not be loaded or put on the device.
+        columns: Further columns of the input, by the names that they have in `to_json`.
     """
 
     text: Text
@@ -67,6 +71,16 @@ class Prediction:
     delta: str | None
     possible: tuple[TaskCandidate, ...] = ()
     error: str | None = None
+    columns: Annotated[Mapping[str, Any], Field(exclude=True)] = field(default_factory=dict)  # no field of a response
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the answer, followed by the input's further columns."""
+        answer = asdict(replace(self, columns={}))
+        del answer["columns"]
+        return answer | dict(self.columns)
+
+
+ANSWER_FIELDS = tuple(field.name for field in fields(Prediction) if field.name != "columns")
 
 
 class Predictor:

@@ -1,9 +1,8 @@
 """MLflow's model of deltas: a reference to the registry that predicts as `Learner.predict` does."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
@@ -13,11 +12,10 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from continual.backbones.backbone import Backbone, load_backbone
-from continual.errors import InputLineError
-from continual.inference.predictor import Prediction, Predictor
+from continual.inference.input_rows import parse_rows, predict_rows
+from continual.inference.predictor import ANSWER_FIELDS, Predictor
 from registry import Champion, NotFound, Registry, sqlite_file
 from registry.redaction import MASK
-from tasks import Text
 from tasks.errors import InputError
 
 LOCATION_ENV = {"registry": "CONTINUAL_REGISTRY_URL", "blobs": "CONTINUAL_BLOBS_URL"}
@@ -60,19 +58,19 @@ class DeltaModel(PythonModel):  # type: ignore[misc]  # MLflow's classes are not
 
         Args:
             context: MLflow's context; unused.
-            model_input: N rows with a column `text`, and optionally `task`, null where the router is to choose; or N
-                texts.
+            model_input: N rows with a column `text`, optionally `task`, null where the router is to choose, and
+                further ones, which are handed back; or N texts.
             params: Unused.
 
         Returns:
             N rows, in order.
         """
-        frame = _as_frame(model_input)
+        rows = parse_rows(_as_frame(model_input))
         with self.lock:
-            predictions = self.predictor.predict(_texts(frame), task=self.task or _tasks(frame))
-        columns = list(Prediction.__dataclass_fields__)
-        rows = [asdict(prediction) for prediction in predictions]
-        return pd.DataFrame(rows, columns=columns, dtype=object)  # object columns hold None; NaN is invalid JSON
+            predictions = predict_rows(self.predictor, rows, task=self.task)
+        answers = [prediction.to_json() for prediction in predictions]
+        columns = dict.fromkeys([*ANSWER_FIELDS, *(name for answer in answers for name in answer)])
+        return pd.DataFrame(answers, columns=[*columns], dtype=object)  # object columns hold None; NaN is invalid JSON
 
 
 def _location(config: Mapping[str, Any], name: str) -> str:
@@ -137,39 +135,7 @@ def _load_backbone(config: Mapping[str, Any]) -> Backbone:
 
 
 def _as_frame(model_input: Any) -> pd.DataFrame:
-    """Convert a model's input to a frame: a server may pass columns by name, or a list of texts."""
-    if isinstance(model_input, pd.DataFrame):
-        return model_input
-    return pd.DataFrame(dict(model_input) if isinstance(model_input, Mapping) else {"text": list(model_input)})
-
-
-def _texts(frame: pd.DataFrame) -> list[Text]:
-    """Return the texts in the column `text`, or in the only column of a list that MLflow converted."""
-    column = "text" if "text" in frame else 0
-    if column not in frame:
-        raise InputError(f"columns {list(frame)} hold no texts; give a column `text`, or a list of texts")
-    return [_text(value, row) for row, value in enumerate(frame[column])]
-
-
-def _text(value: Any, row: int) -> Text:
-    if isinstance(value, str):
-        return value
-    parts = () if isinstance(value, Mapping) or not isinstance(value, Collection) else tuple(value)
-    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise InputLineError(f"row {row} of column `text` is {value!r}; give a text, or a pair of texts")
-    return str(parts[0]), str(parts[1])
-
-
-def _tasks(frame: pd.DataFrame) -> list[str | None]:
-    """Return each row's task; None where the router is to choose."""
-    if "task" not in frame:
-        return [None] * len(frame)
-    return [_task(value, row) for row, value in enumerate(frame["task"])]
-
-
-def _task(value: Any, row: int) -> str | None:
-    if isinstance(value, str):
-        return value
-    if not (pd.api.types.is_scalar(value) and pd.isna(value)):
-        raise InputError(f"row {row} of column `task` is {value!r}; give a task's name, or null for the router")
-    return None
+    """Return rows by the names of their columns: a server may pass columns by name, or a list of texts."""
+    if not isinstance(model_input, pd.DataFrame):
+        return pd.DataFrame(dict(model_input) if isinstance(model_input, Mapping) else {"text": list(model_input)})
+    return model_input.rename(columns={0: "text"})  # the only column of a list that MLflow converted

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
+from continual import Learner
 from tests.helpers.cli import CliRunner
 from tests.helpers.registries import learn as register
 from tests.helpers.registries import make_registry
@@ -89,7 +91,7 @@ def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path
     odd.write_text("zzz qqq zzz qqq zzz qqq\n")
     lines.write_text(f"{texts[0]}\n\n{json.dumps({'text': texts[1]})}\n{json.dumps({'text': texts[2]})}\n")
     answers = [json.loads(line) for line in cli("predict", str(lines)).out.splitlines()]
-    assert [answer["text"] for answer in answers] == texts
+    assert [answer["text"] for answer in answers] == [texts[0], "", *texts[1:]], "one line in, one line out"
     shape = {"text", "task", "label", "score", "routed", "confidence", "abstained", "delta", "possible", "error"}
     for answer in answers:
         assert set(answer) == shape
@@ -112,6 +114,43 @@ def test_predictions_keep_order_and_shape(cli: CliRunner, stream: Path, tmp_path
     assert cli("predict", str(lines), "--router", "rigde").code == 2
     named = [json.loads(line) for line in cli("predict", "--task", "mood", str(lines)).out.splitlines()]
     assert {(answer["task"], answer["routed"], answer["confidence"]) for answer in named} == {("mood", False, None)}
+    rows = [{"id": 7, "text": texts[2], "task": "mood", "label": "good"}, {"id": 8, "text": texts[0], "task": None}]
+    lines.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    first, second = (json.loads(line) for line in cli("predict", str(lines), "--task", "animals").out.splitlines())
+    assert (first["id"], first["task"], first["input_label"], first["routed"]) == (7, "mood", "good", False)
+    assert (second["id"], second["task"]) == (8, "animals"), "--task is for rows that name none"
+    lines.write_text('{"text": "cat", "task": "mod"}\n')
+    assert "nearest known: mood" in cli("predict", str(lines)).err
+
+
+def test_tables_are_answered_row_by_row(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:
+    one_task = write_stream(tmp_path, bert_folder, tasks=[write_task(tmp_path, "animals")], budget={"epochs": 0})
+    assert cli("run", str(one_task)).code == 0
+    table = pd.DataFrame({"id": ["a", "b"], "ticket": ["cat purr meow", "wave coral"], "label": ["x", None]})
+    table.to_csv(tmp_path / "tickets.csv", index=False)
+    table.to_parquet(tmp_path / "tickets.parquet")
+    ask = ("--task", "animals", "--text-column", "ticket")
+    lines = [json.loads(line) for line in cli("predict", str(tmp_path / "tickets.csv"), *ask).out.splitlines()]
+    assert [(line["text"], line["id"], line["input_label"]) for line in lines] == [
+        ("cat purr meow", "a", "x"),
+        ("wave coral", "b", ""),
+    ]
+    for suffix, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        file = tmp_path / f"answers.{suffix}"
+        assert cli("predict", str(tmp_path / "tickets.parquet"), *ask, "--output", str(file)).code == 0
+        answers = read(file)
+        assert [*answers["label"]] == [line["label"] for line in lines]
+        assert [*answers["id"]] == ["a", "b"]
+    missing = cli("predict", str(tmp_path / "tickets.csv"))
+    assert (missing.code, "no text" in missing.err) == (2, True)
+    assert "allowed: .jsonl" in cli("predict", str(tmp_path / "tickets.csv"), "--output", "answers.xlsx").err
+    with Learner.open(str(bert_folder), tmp_path / "home") as learner:
+        (one,) = learner.predict("cat purr meow", task="animals")
+        assert one.label == lines[0]["label"]
+        framed = learner.predict(table.rename(columns={"ticket": "text"}), task="animals")
+        assert [(answer.label, answer.columns["id"]) for answer in framed] == [
+            (line["label"], line["id"]) for line in lines
+        ]
 
 
 def test_invalid_input_is_refused_before_training(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:

@@ -1,5 +1,7 @@
 """`POST /v1/predict`: answer texts by the tasks that they name, or by those that the router chooses."""
 
+import json
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -8,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from continual.inference.input_rows import answer_columns
 from continual.inference.predictor import Prediction
 from continual.serve.core.admission import RequestAdmission
 from continual.serve.core.bodies import bounded_route
@@ -25,14 +28,14 @@ BoundedString = Annotated[str, AfterValidator(_without_surrogates)]  # JSON can 
 
 
 class PredictRow(BaseModel):
-    """One input.
+    """One input; further columns are handed back with the answer.
 
     Attributes:
         text: A text, or a pair of texts.
         task: The task whose delta answers; without it the router chooses.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     text: BoundedString | tuple[BoundedString, BoundedString]
     task: BoundedString | None = None
@@ -54,7 +57,7 @@ class PredictRequest(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """One prediction per row, in order; a row without an answer has the reason in `error`."""
+    """One prediction per row, in order, with the row's further columns; one without an answer has an `error`."""
 
     predictions: list[Prediction]
 
@@ -70,9 +73,11 @@ def predict_routes(admission: RequestAdmission) -> APIRouter:
     )
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Answer each text by the delta of its task, or of the task that the router chooses."""
+        columns = [answer_columns(row.model_extra or {}, where=f"body.rows.{i}") for i, row in enumerate(body.rows)]
         inputs = [InferenceRequest(row.text, row.task, body.at_least) for row in body.rows]
         predictions = await admission.submit(request, inputs)
-        response = PredictResponse.model_construct(predictions=predictions)
-        return Response(response.model_dump_json(), media_type="application/json")
+        answers = [replace(answer, columns=more).to_json() for answer, more in zip(predictions, columns, strict=True)]
+        # ASCII, since columns may hold half a surrogate pair, which UTF-8 cannot encode.
+        return Response(json.dumps({"predictions": answers}), media_type="application/json")
 
     return router
