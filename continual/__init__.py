@@ -1,5 +1,7 @@
 """Continual multi-task learning: one frozen transformer, one small delta per task, a SQL registry."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,21 @@ _MODULES = {
     "read_stream": "tasks",
     "read_task": "tasks",
 }
+
+
+def _require_own_packages() -> None:
+    """Raise ImportError where a file such as the user's own tasks.py hides a package of this distribution."""
+    for name in ("registry", "tasks"):
+        own, spec = Path(__file__).resolve().parents[1] / name / "__init__.py", find_spec(name)
+        if spec and spec.origin and own.exists() and Path(spec.origin).resolve() != own:
+            raise ImportError(
+                f"{spec.origin} hides the package {name!r} that continual imports, {own.parent}. Rename the file, or "
+                "start Python in another folder.",
+                name=name,
+            )
+
+
+_require_own_packages()
 
 
 def __getattr__(name: str) -> Any:

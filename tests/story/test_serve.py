@@ -53,7 +53,7 @@ def test_answers_equal_those_of_predict(served: Server, learner: Learner, texts:
     rows = [{"text": text} | ({"task": task} if task else {}) for text, task in zip(texts, tasks, strict=True)]
     answers = ask(served, *rows).json()["predictions"]
     for answer, expected in zip(answers, predictor.predict(texts, task=tasks), strict=True):
-        close(answer, vars(expected))
+        close(answer, expected.to_json())
 
 
 def test_all_likely_tasks_are_returned_on_request(served: Server, learner: Learner, texts: list[str]) -> None:
@@ -69,6 +69,16 @@ def test_a_text_may_be_a_pair(served: Server) -> None:
     (answer,) = ask(served, {"text": ["red cat", "blue dog"], "task": "mood"}).json()["predictions"]
     assert answer["text"] == ["red cat", "blue dog"]
     assert answer["task"] == "mood"
+
+
+def test_further_columns_are_handed_back(served: Server) -> None:
+    row = {"text": "red cat", "task": "mood", "id": 7, "label": {"gold": ["\ud800", None]}}
+    json_type = {"content-type": "application/json"}
+    response = served.client.post("/v1/predict", content=json.dumps({"rows": [row]}), headers=json_type)
+    (answer,) = response.json()["predictions"]
+    assert (answer["id"], answer["input_label"]) == (7, {"gold": ["\ud800", None]})
+    refused = served.client.post("/v1/predict", content='{"rows": [{"text": "a", "x": NaN}]}', headers=json_type)
+    assert "body.rows.0" in error_body(refused, 422)
 
 
 def test_concurrent_clients_get_their_own_answers(served: Server, texts: list[str]) -> None:

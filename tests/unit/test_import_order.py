@@ -117,3 +117,10 @@ def test_modules_are_imported_where_unix_is_not(file: Path, monkeypatch: pytest.
     names = runpy.run_path(str(ROOT / file))
     if limit := names.get("connection_limit"):
         assert limit() == names["MAX_CONNECTIONS"], "the limit of descriptors is unknown"
+
+
+@pytest.mark.parametrize("name", ["tasks", "registry"])
+def test_a_file_that_hides_a_package_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text("")
+    done = subprocess.run([sys.executable, "-c", "import continual"], cwd=tmp_path, capture_output=True, text=True)
+    assert f"ImportError: {tmp_path / name}.py hides the package '{name}'" in done.stderr
