@@ -40,6 +40,20 @@ from continual.cli import database  # noqa: F401
 
 __all__ = ["app", "main"]
 
+PANELS = {
+    "Learn": ("demo", "run", "learn", "arrivals", "watch", "migrate"),
+    "Ask": ("predict", "serve", "keys"),
+    "Look": ("report", "tasks", "deltas", "lineage", "similar", "query", "audit", "ui", "mlflow"),
+    "Study": ("compare", "study"),
+    "Exchange": ("export", "import"),
+    "Keep": ("verify", "purge", "gc", "db"),
+}
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+for one in app.registered_commands:
+    one.rich_help_panel = PANEL_OF[one.name or str(getattr(one.callback, "__name__", ""))]
+for each in app.registered_groups:
+    each.rich_help_panel = PANEL_OF[str(each.name)]
+
 
 def main() -> None:
     """Run the command line; a `ContinualError` becomes one message and its exit code."""

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,15 +25,17 @@ if TYPE_CHECKING:
     from continual.learner import Learner
 
 app = typer.Typer(
-    help="Continual multi-task learning: one frozen transformer, one small delta per task, and a registry of them.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 out = Console()
 err = Console(stderr=True)  # progress and messages; standard output holds only the answer
 
-BackboneName = Annotated[str | None, typer.Option("--backbone", help="A name (minilm), a hub id or a folder.")]
+BackboneName = Annotated[
+    str | None,
+    typer.Option("--backbone", envvar="CONTINUAL_BACKBONE", help="A name (minilm), a hub id or a folder."),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of rows.")]
 AfterName = Annotated[str | None, typer.Option("--after", help="The name in the last row of the previous page.")]
 AfterRow = Annotated[int | None, typer.Option("--after", min=1, help="The id of the last row of the previous page.")]
@@ -58,8 +62,12 @@ class CommonOptions:
         json: Print one JSON document instead of tables.
     """
 
-    home: Annotated[Path, typer.Option(help="Folder of the registry, the blobs and MLflow's store.")] = DEFAULT_HOME
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or split to spread over all devices.")] = "auto"
+    home: Annotated[
+        Path, typer.Option(envvar="CONTINUAL_HOME", help="Folder of the registry, the blobs and MLflow's store.")
+    ] = DEFAULT_HOME
+    device: Annotated[
+        str, typer.Option(envvar="CONTINUAL_DEVICE", help="auto, cpu, cuda, or split to spread over all devices.")
+    ] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: the type of matrix products.")] = "auto"
     bits: Annotated[int | None, typer.Option(help="8 or 4: quantise the backbone's weights.")] = None
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False
@@ -76,12 +84,22 @@ class CommonOptions:
             create: Create it where there is none; otherwise one without rows, in memory, stands for it.
 
         Raises:
+            InputError: The home was named and is no folder, so that it is probably mistyped.
             RegistryMissing: There is none, though the blob store holds blobs.
         """
         places = self.locations
         if existing := Registry.open_existing(places.registry, places.blobs):
             return existing
+        if not create and self.home != DEFAULT_HOME and not places.home.exists():
+            raise InputError(f"there is no folder {places.home}{self._near_homes()}. Correct --home, or learn a task.")
         return Registry.open(places.registry, places.blobs) if create else Registry.empty(places.blobs)
+
+    def _near_homes(self) -> str:
+        """Name the folders beside a home that is absent and that hold a registry."""
+        folder = self.locations.home.parent
+        homes = [file.parent.name for file in folder.glob("*/registry.db")]
+        near = get_close_matches(self.home.name, homes, n=3) or sorted(homes)[:3]
+        return f"; {folder} has {', '.join(near)}" if near else ""
 
     @contextmanager
     def writable_registry(self) -> Iterator[Registry]:
@@ -139,6 +157,21 @@ class CommonOptions:
         if len(names) > 1:
             raise InputError(f"several backbones are registered; choose one with --backbone: {', '.join(names)}")
         return names[0]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"continual {version('continual')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Continual multi-task learning: one frozen transformer, one small delta per task, and a registry of them."""
 
 
 def command(parent: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from continual import Learner
+from continual.cli import PANELS, main
 from tests.helpers.cli import CliRunner
 from tests.helpers.registries import learn as register
 from tests.helpers.registries import make_registry
@@ -182,6 +184,34 @@ def test_suspicious_rows_of_a_strict_task_are_refused(cli: CliRunner, tmp_path: 
     assert re.search(r"'place'.*\n.*rows \(.* are longer than .*\.max_length \(now 8;", cli("run", str(file)).err)
     lenient = write_stream(tmp_path, bert_folder, tasks=[task | {"strict": False} for task in tasks], strict=True)
     assert cli("run", str(lenient), "--check").code == 0
+
+
+def test_a_mistyped_home_is_an_error_with_near_names(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home-2026").mkdir()
+    (tmp_path / "home-2026" / "registry.db").touch()
+    for words in (("tasks",), ("deltas", "--json"), ("report",), ("verify",)):
+        missing = cli(*words)
+        assert missing.code == 2
+        assert f"there is no folder {tmp_path / 'home'}; {tmp_path} has home-2026" in missing.err
+    assert not (tmp_path / "home").exists(), "reading creates nothing"
+
+
+def test_help_is_grouped_and_short_forms_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["continual", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    assert printed("-h") == printed("--help")
+    assert all(f"─ {panel} ─" in printed("-h") for panel in PANELS)
+    assert printed("--version") == f"continual {version('continual')}\n"
+    assert "CONTINUAL_HOME" in printed("tasks", "-h")
 
 
 def test_check_estimates_without_training(cli: CliRunner, stream: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_resumed_task_keeps_its_method_and_start(
     monkeypatch.setattr("continual.learning.learn.LearningRun._plan", None)  # not to be called
     noted: list[str] = []
     assert learner.run(stream, callbacks=RunCallbacks(on_note=lambda task, note: noted.append(f"{task} {note}"))) == {}
-    assert noted == ["mood goes on after epoch 1"]
+    assert [note for note in noted if "warning" not in note] == ["mood goes on after epoch 1"]
     assert digests(learner) == expected
     actual = learner.report("core")
     for same in ("oracle", "routed"):
