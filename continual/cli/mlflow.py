@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import CommonOptions, app, command, group, print_rows
+from continual.cli.options import CommonOptions, app, command, group, print_message, print_rows
 from registry import list_pending
 
 
@@ -42,4 +42,6 @@ def ui(
     with common.registry() as registry:
         list(flush_outbox(registry, common.locations))
         warn_unsent(registry, common.locations)
-    raise typer.Exit(serve_ui(common.locations, host=host, port=port))
+    raise typer.Exit(
+        serve_ui(common.locations, host=host, port=port, on_address=lambda url: print_message(f"runs are at {url}"))
+    )

@@ -1,18 +1,30 @@
 """MLflow's web interface."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 from continual.settings import Locations
 from continual.tracking.client import MLFLOW_SETTINGS
+from continual.tracking.local_store import EXPERIMENT, local_store
 from registry import redact
 from tasks.errors import InputError
 
+END_SECONDS = 5.0  # that MLflow's server has to end by itself
 
-def serve_ui(locations: Locations, *, host: str, port: int) -> int:
-    """Serve MLflow's web interface until interrupted; return the exit code of its server.
+
+def serve_ui(locations: Locations, *, host: str, port: int, on_address: Callable[[str], None]) -> int:
+    """Serve MLflow's web interface until interrupted or terminated; return the exit code of its server.
+
+    Args:
+        locations: Where MLflow's store is.
+        host: Address to listen on.
+        port: Port to listen on.
+        on_address: Called with the address of the page that lists the runs.
 
     Raises:
         InputError: The port cannot be listened on, or the tracking URI is a server, which serves its own interface.
@@ -20,10 +32,42 @@ def serve_ui(locations: Locations, *, host: str, port: int) -> int:
     if locations.mlflow.startswith(("http://", "https://")):
         raise InputError(f"MLflow runs at {redact(locations.mlflow)} already; open that address")
     _require_free(host, port)
+    on_address(f"http://{host}:{port}/{_runs_page(locations)}")
     # Passed in the environment: a process's arguments are visible to other users, and the URI may hold a password.
     environment = os.environ | MLFLOW_SETTINGS | {"MLFLOW_BACKEND_STORE_URI": locations.mlflow}
     arguments = ("ui", "--host", host, "--port", str(port))
-    return subprocess.call([sys.executable, "-m", "mlflow", *arguments], env=environment)
+    # A group of its own, so that the workers of MLflow's server end with it.
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], env=environment, start_new_session=True)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _end_group(server)
+
+
+def _runs_page(locations: Locations) -> str:
+    """Return the page of the runs; MLflow's own start page shows traces of chats."""
+    from mlflow import MlflowClient
+
+    file = local_store(locations)
+    if file and not file.exists():
+        return ""
+    experiment = MlflowClient(tracking_uri=locations.mlflow).get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return ""
+    return f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(END_SECONDS)
 
 
 def _require_free(host: str, port: int) -> None:
