@@ -38,8 +38,19 @@ def _require_own_packages() -> None:
 _require_own_packages()
 
 
+def __dir__() -> list[str]:
+    """Return the public names, which are imported on first use."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that commands like `continual deltas` start without PyTorch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        from continual.settings import DISTRIBUTION
+
+        return version(DISTRIBUTION)
     if name not in _MODULES:
         raise AttributeError(f"module 'continual' has no attribute {name!r}")
     from importlib import import_module

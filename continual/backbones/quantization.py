@@ -22,7 +22,9 @@ from transformers import BitsAndBytesConfig
 from continual.errors import BackboneError
 from registry import BITS, Bits, split_bits
 
-_EXTRA_MISSING = "a quantised backbone needs the extra `quantized`; install it: pip install 'continual[quantized]'"
+_EXTRA_MISSING = (
+    "a quantised backbone needs the extra `quantized`; install it: pip install 'continual-deltas[quantized]'"
+)
 _DEVICES = ("cpu", "cuda")
 
 

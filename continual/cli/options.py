@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from continual.escaping import escape_control_characters
-from continual.settings import DEFAULT_HOME, Locations, resolve_locations
+from continual.settings import DEFAULT_HOME, DISTRIBUTION, Locations, resolve_locations
 from registry import DatabaseDamaged, Registry, file_damage, find_row_damage, holds_registry
 from tasks.errors import ContinualError, InputError
 
@@ -161,7 +161,7 @@ class CommonOptions:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"continual {version('continual')}", highlight=False)
+        out.print(f"continual {version(DISTRIBUTION)}", highlight=False)
         raise typer.Exit
 
 

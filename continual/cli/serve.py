@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from continual.serve import ServerConfig
 
-SERVE_EXTRA_MISSING = "serving needs the extra `serve`; install it: pip install 'continual[serve]'"
-RAY_EXTRA_MISSING = "serving by replicas needs the extra `ray`; install it: pip install 'continual[serve,ray]'"
+SERVE_EXTRA_MISSING = "serving needs the extra `serve`; install it: pip install 'continual-deltas[serve]'"
+RAY_EXTRA_MISSING = "serving by replicas needs the extra `ray`; install it: pip install 'continual-deltas[serve,ray]'"
 
 
 @command(app)

@@ -12,6 +12,7 @@ from continual.learning.champion_contest import contest_champion
 from continual.learning.learn import LearnedTask
 from continual.learning.probes import probe_outputs
 from continual.serialization import deserialize, serialize
+from continual.settings import DISTRIBUTION
 from registry import (
     BackboneRecord,
     BlobStore,
@@ -27,7 +28,8 @@ from tasks import Budget, TaskData
 
 # By kind of warm start.
 LINEAGE_KINDS: dict[str, LineageKind] = {"retrained": "retrained", "nearest": "warm_start", "merge": "merged"}
-PACKAGE_VERSIONS = {name: importlib.metadata.version(name) for name in ("continual", "torch", "transformers")}
+DISTRIBUTIONS = {"continual": DISTRIBUTION, "torch": "torch", "transformers": "transformers"}
+PACKAGE_VERSIONS = {name: importlib.metadata.version(package) for name, package in DISTRIBUTIONS.items()}
 
 
 def register_learned(

@@ -128,7 +128,8 @@ def _build_index(means: Tensor) -> Any:
         import faiss
     except ImportError as error:
         raise RoutingError(
-            f"{len(means)} classes are routed to by an index, which is not installed; pip install 'continual[index]'"
+            f"{len(means)} classes are routed to by an index, which is not installed; "
+            "pip install 'continual-deltas[index]'"
         ) from error
     cells, size = max(len(means) // PER_CELL, 1), means.shape[1]
     index = faiss.IndexIVFPQFastScan(faiss.IndexFlatL2(size), size, cells, size // gcd(size, DIMENSIONS_PER_CODE), 4)

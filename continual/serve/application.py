@@ -15,6 +15,7 @@ from continual.serve.core.error_responses import install_error_handlers, openapi
 from continual.serve.core.metrics import ServerMetrics
 from continual.serve.core.middleware import LOCAL_HOSTS, HostAndSizeMiddleware
 from continual.serve.core.refresh import RegistryPoller
+from continual.settings import DISTRIBUTION
 
 POLL_SECONDS = 2.0  # seconds between two refreshes from the registry
 
@@ -46,7 +47,7 @@ def create_app(
     app = FastAPI(
         title="continual",
         summary="Every learned task behind one endpoint",
-        version=version("continual"),
+        version=version(DISTRIBUTION),
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from another site
         redoc_url=None,

@@ -70,7 +70,7 @@ def resolve_engine(name: str, **options: Any) -> Engine:
         from continual.streams.ray.engine import RayEngine
     except ImportError as error:
         raise EngineError(
-            f"engine 'ray' needs the extra `ray`; install it: pip install 'continual[ray]' ({error})"
+            f"engine 'ray' needs the extra `ray`; install it: pip install 'continual-deltas[ray]' ({error})"
         ) from error
     allowed = [option.name for option in fields(RayEngine)]
     if unknown := settings.keys() - allowed:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from continual.settings import DISTRIBUTION
 from continual.tracking.client import ESCAPE, DependencyPendingError, MlflowClientContext, escape_name
 from registry import redact
 
@@ -168,5 +169,5 @@ def _save(context: MlflowClientContext, folder: Path, spec: ModelVersionSpec) ->
         model_config={**spec.config, **locations},
         signature=spec.signature,
         input_example=pd.DataFrame({"text": [spec.example]}),
-        pip_requirements=[f"continual=={importlib.metadata.version('continual')}"],
+        pip_requirements=[f"{DISTRIBUTION}=={importlib.metadata.version(DISTRIBUTION)}"],
     )

@@ -210,7 +210,7 @@ def test_help_is_grouped_and_short_forms_work(
 
     assert printed("-h") == printed("--help")
     assert all(f"─ {panel} ─" in printed("-h") for panel in PANELS)
-    assert printed("--version") == f"continual {version('continual')}\n"
+    assert printed("--version") == f"continual {version('continual-deltas')}\n"
     assert "CONTINUAL_HOME" in printed("tasks", "-h")
 
 

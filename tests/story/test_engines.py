@@ -222,7 +222,7 @@ def test_without_ray_the_extra_is_named(
     four_tasks(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "continual.streams.ray.engine", None)
     result = cli("run", str(tmp_path / "stream.yaml"), "--backbone", str(bert_folder), "--engine", "ray")
-    assert (result.code, "pip install 'continual[ray]'" in result.err) == (2, True), result.err
+    assert (result.code, "pip install 'continual-deltas[ray]'" in result.err) == (2, True), result.err
 
 
 def test_storage_that_workers_cannot_reach_is_refused(bert_folder: Path, tmp_path: Path) -> None:

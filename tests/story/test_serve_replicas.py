@@ -273,7 +273,7 @@ def test_a_registry_that_replicas_cannot_reach_is_refused(
     monkeypatch.setitem(sys.modules, "continual.serve.replicated", None)
     result = cli("serve", "--replicas", "2", "--port", "0", "--backbone", recipe.backbone)
     assert result.code == 2
-    assert "continual[serve,ray]" in result.err
+    assert "continual-deltas[serve,ray]" in result.err
 
 
 def test_more_cores_than_the_cluster_has_are_refused(two: Server, cluster: str, recipe: ServerConfig) -> None:

@@ -136,7 +136,7 @@ def test_values_move_to_the_device_of_the_hidden_states() -> None:
 
 def test_split_needs_accelerate(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=r"pip install 'continual\[quantized\]'"):
+    with pytest.raises(BackboneError, match=r"pip install 'continual-deltas\[quantized\]'"):
         load_backbone(str(bert_folder), device="split")
 
 

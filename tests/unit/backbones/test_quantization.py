@@ -220,7 +220,7 @@ def test_an_unsupported_quantisation_is_refused_with_the_reason(
 def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
-    with pytest.raises(BackboneError, match=rf"pip install 'continual\[quantized\]'.*{missing} is missing"):
+    with pytest.raises(BackboneError, match=rf"pip install 'continual-deltas\[quantized\]'.*{missing} is missing"):
         load_backbone(str(checkpoint_folder("bert")), device="cpu", bits=8)
 
 

@@ -84,7 +84,7 @@ def test_a_missing_driver_is_reported_with_its_extra(url: str, extra: str, monke
         raise ImportError("Install the driver to access it")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    with pytest.raises(InputError, match=rf"Install that package \(pip install 'continual\[{extra}\]'\)"):
+    with pytest.raises(InputError, match=rf"Install that package \(pip install 'continual-deltas\[{extra}\]'\)"):
         BlobStore(url)
 
 
