@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -18,7 +18,7 @@ from registry.errors import BlobError, Disconnected, Interrupted, NotFound, Regi
 from registry.names import escape_for_storage
 from registry.ownership import claim_store, require_own_store
 from registry.reads import analytics, api_keys, lineage, listings
-from registry.records import TaskRecord
+from registry.records import DataRecord, TaskRecord
 from registry.redaction import quote, redact
 from registry.schema import migrate
 from registry.schema.connections import (
@@ -33,6 +33,7 @@ from registry.sessions import read_session, write_session
 from registry.unit_of_work import UnitOfWork
 from registry.writes import arrivals, streams
 from registry.writes.known_tasks import matching_tasks
+from registry.writes.stream_changes import NO_DATA
 from tasks.errors import InputError
 from tasks.spec import Stream, TaskSpec
 
@@ -327,15 +328,25 @@ class Registry:
         with self.read_session() as session:
             matching_tasks(session, records)
 
-    def check_stream_unchanged(self, stream: str, entries: Sequence[tuple[str, str]]) -> None:
+    def check_stream_unchanged(
+        self,
+        stream: str,
+        entries: Sequence[tuple[str, str]],
+        data: Mapping[str, DataRecord] = NO_DATA,
+    ) -> None:
         """Check that a registered stream of this name starts with the same (task, recipe) entries.
+
+        Args:
+            stream: The stream's name.
+            entries: Pairs (task name, recipe digest), in order.
+            data: By task, where its rows come from, so that the error can say what differs.
 
         Raises:
             StreamChanged: An entry differs.
         """
         with self.read_session() as session:
             if row := streams.find_stream(session, stream):
-                streams.check_unchanged(row, entries)
+                streams.check_unchanged(row, entries, data)
 
 
 def holds_registry(url: str) -> bool:

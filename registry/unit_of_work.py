@@ -14,6 +14,7 @@ from registry.reads.lookups import backbone_row, delta_row, position_row, stream
 from registry.records import (
     BackboneRecord,
     Contest,
+    DataRecord,
     DeltaRecord,
     OutboxTopic,
     Parent,
@@ -39,6 +40,7 @@ from registry.schema.tables import (
 from registry.writes import streams
 from registry.writes.champion_rules import register_status
 from registry.writes.known_tasks import matching_tasks
+from registry.writes.stream_changes import NO_DATA
 
 NO_CONFUSIONS: Mapping[tuple[str, str], int] = {}
 SCORE_KEY = ("stream_id", "mode", "split", "metric", "step")  # at most one score of a delta in each
@@ -85,7 +87,13 @@ class UnitOfWork:
         task.fingerprints, task.rows = record.fingerprints, record.rows
 
     def begin_stream(
-        self, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[tuple[str, str]]
+        self,
+        name: str,
+        *,
+        backbone: str,
+        spec: dict[str, Any],
+        entries: Sequence[tuple[str, str]],
+        data: Mapping[str, DataRecord] = NO_DATA,
     ) -> None:
         """Register a stream, or append new entries to a registered one.
 
@@ -94,12 +102,13 @@ class UnitOfWork:
             backbone: The backbone's fingerprint.
             spec: The stream file as JSON.
             entries: Pairs (task name, recipe digest), in order.
+            data: By task, where its rows come from, so that an error can say what differs.
 
         Raises:
             StreamChanged: The backbone or a recorded entry differs.
             NotFound: The backbone is not registered.
         """
-        if streams.begin_stream(self.session, name, backbone=backbone, spec=spec, entries=entries):
+        if streams.begin_stream(self.session, name, backbone=backbone, spec=spec, entries=entries, data=data):
             self.enqueue_message("stream", name)
 
     def add_delta(

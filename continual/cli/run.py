@@ -83,11 +83,12 @@ def run(
 @command(app)
 def learn(
     common: CommonOptions,
-    task: Annotated[Path, typer.Argument(help="A task file.")],
+    file: Annotated[Path, typer.Argument(help="A task file, or a stream file with --task.")],
+    task: Annotated[str | None, typer.Option("--task", help="The task of a stream file.")] = None,
     backbone: BackboneName = None,
 ) -> None:
-    """Learn one task; if it was learned before, as a new version."""
-    stream = read_task(task)
+    """Learn one task; if it was learned before, as a new version. A stream keeps what it has learned."""
+    stream = read_task(file, task)
     name = stream.tasks[0].name
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from continual.escaping import escape_control_characters
 from continual.reports.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PATHS, measure_values
-from continual.reports.report import MEASURES, Document, transfer_gain
+from continual.reports.report import MEASURES, Document, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 
 SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
@@ -60,6 +60,9 @@ def print_report(console: Console, document: Document) -> None:
     ):
         console.print(title, style="bold")
         console.print(table)
+    for task in document["per_task"]:
+        if note := serving_note(task):
+            console.print(escape_control_characters(note), markup=False)
     for pair in document["routed"]["confused"]:
         if pair["advice"]:
             console.print(

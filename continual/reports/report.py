@@ -66,6 +66,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
+    serving = {champion.task: champion.delta for champion in registry.champions(stored.backbone)}
     remaining = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
     remaining_scores = [scores[i] for i in remaining]
     routed = [
@@ -100,7 +101,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
             if not position.delta
         ],
         "per_task": [
-            _per_task(delta, task_scores, parents[delta.name])
+            _per_task(delta, task_scores, parents[delta.name]) | {"serving": serving.get(delta.task)}
             for delta, task_scores in zip(deltas, scores, strict=True)
         ],
     }
@@ -116,6 +117,17 @@ def transfer_gain(task: Mapping[str, Any]) -> float | None:
         The gain; None where scratch was not trained.
     """
     return None if task["scratch_score"] is None else task["score"] - task["scratch_score"]
+
+
+def serving_note(task: Mapping[str, Any]) -> str | None:
+    """Return a sentence where another version than the measured one serves a task, or none; else None.
+
+    Args:
+        task: An entry of the report's `per_task`.
+    """
+    if task["serving"] == task["delta"] or task["score"] is None:
+        return None
+    return f"{task['serving'] or 'no version'} serves {task['task']} now; this report measures {task['delta']}"
 
 
 def _oracle_matrix(scores: list[_TestScores]) -> Matrix:

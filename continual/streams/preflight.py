@@ -11,13 +11,14 @@ from continual.errors import BackboneError, MethodError
 from continual.features.tokens import reserve_tokens
 from continual.kinds import kind_of_spec
 from continual.learning.prepared import prepare_task
-from continual.learning.record import backbone_record, task_record
+from continual.learning.record import backbone_record, data_record, task_record
 from continual.metrics import label_obstacle
 from continual.training.method_search import candidate_settings, search_candidates, search_settings
-from registry import Registry, UnitOfWork
+from registry import DataRecord, Registry, UnitOfWork
 from tasks import Stream, TaskData, TaskSpec, load_stream
 from tasks.data_quality import require_no_warnings
 from tasks.errors import InputError
+from tasks.recipe import recipe_settings
 
 
 def require_trainable(backbone: Backbone) -> None:
@@ -69,7 +70,7 @@ def load_and_check(
             problems += [error for data in loaded if data.spec.strict for error in _truncation_errors(backbone, data)]
         registry.check_tasks_unchanged(task_record(data) for data in loaded if data.spec.name not in learned)
         if not alone:
-            registry.check_stream_unchanged(stream.name, _stream_entries(stream, loaded))
+            registry.check_stream_unchanged(stream.name, _stream_entries(stream, loaded), _data_records(loaded))
     except InputError as error:
         problems.append(error)
     raise_problems(problems)
@@ -135,6 +136,7 @@ def register_stream(backbone: Backbone, registry: Registry, stream: Stream, load
             backbone=backbone.fingerprint,
             spec=stream.model_dump(mode="json"),
             entries=_stream_entries(stream, loaded),
+            data=_data_records(loaded),
         )
 
     registry.write_with_retry(write)
@@ -146,17 +148,16 @@ def _stream_entries(stream: Stream, loaded: Sequence[TaskData]) -> list[tuple[st
     return [(task.name, digests.get(task.name, "")) for task in stream.tasks]
 
 
-def recipe_digest(data: TaskData) -> str:
-    """Compute a digest of all that determines what is learned from a task: its spec, its rows, the seed.
+def _data_records(loaded: Sequence[TaskData]) -> dict[str, DataRecord]:
+    return {data.spec.name: data_record(data) for data in loaded}
 
-    Left out are the location of the rows, whether suspicious ones are refused, the number of jointly trained tasks, and
-    activation checkpointing.
+
+def recipe_digest(data: TaskData) -> str:
+    """Compute a digest of all that determines what is learned from a task: its settings, its rows, the seed.
 
     Returns:
         SHA-256 in hexadecimal digits.
     """
-    spec = data.spec.model_dump(mode="json", exclude={"source", "strict"})
-    for key in ("joint", "checkpointing"):
-        (spec["budget"] or {}).pop(key, None)
-    recipe = [spec, task_record(data).fingerprints, data.seed]
+    task = task_record(data)
+    recipe = [recipe_settings(task.spec), task.fingerprints, data.seed]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

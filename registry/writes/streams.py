@@ -1,9 +1,8 @@
 """Registering a stream, and submitting it again: positions are kept, and new ones only appended."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
-from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import select
@@ -12,17 +11,23 @@ from sqlalchemy.orm import Session, selectinload
 from registry.errors import StreamChanged
 from registry.names import validate_name
 from registry.reads.lookups import backbone_row
+from registry.records import DataRecord
 from registry.schema.connections import lock_name
 from registry.schema.tables import Position, Stream
-
-StreamEntry = tuple[str, str]  # a task's name and its recipe's digest
+from registry.writes.stream_changes import NO_DATA, StreamEntry, order_change, recipe_changes
 
 LOAD_DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
 RENAME_HINT = "Give the stream another name, or use another --home"
 
 
 def begin_stream(
-    session: Session, name: str, *, backbone: str, spec: dict[str, Any], entries: Sequence[StreamEntry]
+    session: Session,
+    name: str,
+    *,
+    backbone: str,
+    spec: dict[str, Any],
+    entries: Sequence[StreamEntry],
+    data: Mapping[str, DataRecord] = NO_DATA,
 ) -> bool:
     """Register a stream, or append new entries to a registered one.
 
@@ -32,6 +37,7 @@ def begin_stream(
         backbone: The backbone's fingerprint.
         spec: The stream file as JSON.
         entries: Pairs (task, recipe), in order.
+        data: By task, where its rows come from, so that an error can say what differs.
 
     Returns:
         True if the spec or the number of positions changed.
@@ -56,10 +62,10 @@ def begin_stream(
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact_tasks(stream, {position.task_name for position in stream.positions if _purged(position)})
-    recorded = check_unchanged(stream, entries)
+    check_unchanged(stream, entries, data)
     for position, (_, recipe) in zip(stream.positions, entries, strict=False):
         position.recipe = recipe  # of a position that is not learned yet, the recipe may change
-    for number in range(len(recorded), len(entries)):
+    for number in range(len(stream.positions), len(entries)):
         task, recipe = entries[number]
         stream.positions.append(Position(number=number, task_name=validate_name("task", task), recipe=recipe))
     return before != (stream.digest, len(stream.positions))
@@ -70,22 +76,31 @@ def find_stream(session: Session, name: str) -> Stream | None:
     return session.scalar(select(Stream).where(Stream.name == name).options(LOAD_DELTAS))
 
 
-def check_unchanged(stream: Stream, entries: Sequence[StreamEntry]) -> list[tuple[str, str | None]]:
-    """Return the recorded (task, recipe) entries of a stream if `entries` continue them.
+def check_unchanged(stream: Stream, entries: Sequence[StreamEntry], data: Mapping[str, DataRecord] = NO_DATA) -> None:
+    """Check that `entries` continue the recorded entries of a stream.
+
+    Args:
+        stream: The stream, with its positions and their deltas.
+        entries: Pairs (task, recipe), in order.
+        data: By task, where its rows come from, so that the error can say what differs.
 
     Raises:
         StreamChanged: An entry differs from the recorded one, or is missing.
     """
-    recorded = [
-        (position.task_name, position.recipe if position.delta_id and not _purged(position) else None)
-        for position in stream.positions
-    ]
-    if change := first_difference(recorded, entries):
+    if change := order_change(stream.positions, entries):
         raise StreamChanged(
-            f"stream {stream.name!r} changed at {change}. The rows, the seed, the method, the budget or the order of a "
-            f"learned task differ; tasks may only be added at the end. {RENAME_HINT}."
+            f"the order of the tasks of stream {stream.name!r} changed {change}. Tasks may only be added at the end. "
+            f"{RENAME_HINT}."
         )
-    return recorded
+    if changes := recipe_changes(stream.positions, entries, data):
+        tasks = "\n".join(f"task {task!r}: {change}" for task, change in changes.items())
+        commands = ", ".join(f"`continual learn STREAM.yaml --task {task}`" for task in changes)
+        raise StreamChanged(
+            f"stream {stream.name!r} changed in what it has learned:\n{tasks}\nA stream keeps what it learned, so "
+            f"that its measures stay true. To learn a task again from what is given now, as a new version that serves "
+            f"where it is no worse: {commands}. To go on with the stream, give it what it was learned from. "
+            f"{RENAME_HINT} to learn all of it anew."
+        )
 
 
 def redact_tasks(stream: Stream, tasks: Collection[str]) -> None:
@@ -99,27 +114,6 @@ def redact_tasks(stream: Stream, tasks: Collection[str]) -> None:
 
 def _purged(position: Position) -> bool:
     return position.delta is not None and position.delta.status == "purged"
-
-
-def first_difference(recorded: Sequence[tuple[str, str | None]], submitted: Sequence[StreamEntry]) -> str | None:
-    """Return the first difference of `submitted` from `recorded`; None if it only appends.
-
-    Args:
-        recorded: Pairs (task, recipe); a recipe of None matches any.
-        submitted: Pairs (task, recipe).
-
-    >>> first_difference([("sst2", "a"), ("trec", "b")], [("sst2", "a"), ("mnli", "c")])
-    "position 1: 'trec' was begun, 'mnli' is given"
-    """
-    for number, (before, now) in enumerate(zip_longest(recorded, submitted[: len(recorded)])):
-        if now is None:
-            return f"position {number}: {before[0]!r} was begun, nothing is given"
-        if before[0] != now[0]:
-            return f"position {number}: {before[0]!r} was begun, {now[0]!r} is given"
-        if before[1] is not None and before[1] != now[1]:
-            recipes = f"was begun by recipe {before[1][:12]}, recipe {now[1][:12]} is given"
-            return f"position {number}: {before[0]!r} {recipes}"
-    return None
 
 
 def _digest(spec: dict[str, Any]) -> str:

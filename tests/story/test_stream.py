@@ -27,9 +27,9 @@ from registry.errors import NotFound, StreamChanged
 from registry.operations.verify import find_damage
 from registry.records import require_digest
 from tasks import Stream, TaskSpec, load_stream, read_task
-from tasks.errors import InputError
+from tasks.errors import InputError, StreamError
 from tests.helpers.claims import claim_position
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import DOCS, ROOT
 from tests.helpers.registries import digest_of
 from tests.helpers.tiny_tasks import labels_of, logits, rows_of, write_rows, write_task
 
@@ -469,6 +469,54 @@ def test_changed_rows_seed_or_order_are_refused(learner: Learner, folder: Path) 
     write_rows(folder / "animals" / "train.jsonl", rows.texts, rows.labels)
     with pytest.raises(StreamChanged, match="animals"):
         learner.run(stream)
+
+
+def test_an_error_says_what_of_a_stream_changed_and_what_to_do(learner: Learner, folder: Path) -> None:
+    """Rows that were added, another seed, and settings, for every task at once, and the command for each."""
+    keys: dict[str, Any] = {"warm_start": "nearest", "measure_gain": True}
+    stream = write_stream(folder, changes={"mood": {"method": "bitfit", "budget": {"epochs": 1, "joint": 2}}}, **keys)
+    more = rows_of("animals", 72)
+    write_rows(folder / "animals" / "train.jsonl", more.texts, more.labels)
+    with pytest.raises(StreamChanged) as caught:
+        learner.run(stream)
+    animals, mood, advice = str(caught.value).splitlines()[1:]
+    assert animals == "task 'animals': train has 72 rows, 60 when it was learned"
+    assert mood == (
+        "task 'mood': method.name is 'bitfit', 'lora' when it was learned; budget.epochs is '1', '2' when it was "
+        "learned; method.rank is not given, '2' when it was learned"
+    )
+    assert "`continual learn STREAM.yaml --task animals`, `continual learn STREAM.yaml --task mood`" in advice
+    with pytest.raises(StreamChanged, match="task 'place': seed is 1, 0 when it was learned"):
+        learner.run(write_stream(folder, seed=1, **keys))
+
+
+def test_a_task_of_a_stream_is_learned_again_beside_its_position(learner: Learner, folder: Path) -> None:
+    write_stream(folder, warm_start="nearest", measure_gain=True, seed=0)
+    before, recorded = learner.registry.stream("core"), learner.registry.delta("animals@1").data
+    more = rows_of("animals", 72)
+    write_rows(folder / "animals" / "train.jsonl", more.texts, more.labels)
+    assert learner.learn(read_task(folder / "stream.yaml", "animals")) == "animals@2"
+    again = learner.registry.delta("animals@2").data
+    assert recorded is not None
+    assert again is not None
+    assert (again.spec, again.seed, again.rows) == (recorded.spec, recorded.seed, recorded.rows | {"train": 72})
+    assert learner.registry.stream("core") == before
+
+
+def test_a_task_of_a_stream_file_must_be_named(folder: Path) -> None:
+    stream = folder / "stream.yaml"
+    with pytest.raises(StreamError, match="--task NAME` learns one of animals, mood, place, `continual run "):
+        read_task(stream)
+    with pytest.raises(StreamError, match="no task 'foood'; give one of animals, mood, place"):
+        read_task(stream, "foood")
+    entry = yaml.safe_load(stream.read_text(encoding="utf-8"))["tasks"][0]
+    (folder / "task.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+    assert read_task(folder / "task.yaml", "animals") == read_task(folder / "task.yaml")
+    with pytest.raises(StreamError, match="of task 'animals', not of 'mood'"):
+        read_task(folder / "task.yaml", "mood")
+    examples = DOCS / "examples"
+    (billing,) = load_stream(read_task(examples / "billing.yaml"))
+    assert load_stream(read_task(examples / "helpdesk.yaml", "billing")) == (billing,)
 
 
 def test_changed_labels_are_refused(learner: Learner, folder: Path) -> None:

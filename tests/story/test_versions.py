@@ -220,10 +220,12 @@ def test_a_stream_and_its_audit_continue_beside_later_versions(learner: Learner,
     stream = both(tmp_path)
     assert learner.run(stream) == {}
     before = learner.report("both")
+    assert [task["serving"] for task in before["per_task"]] == ["animals@1", "mood@1"]
     learner.learn(animals(later, labels=("bird", "cat", "dog"), seed=1))
     assert learner.registry.delta("animals@2").status == "champion"
     started: list[str] = []
     assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
+    before["per_task"][0]["serving"] = "animals@2"
     assert (started, learner.report("both")) == ([], before)
     assert all(row.identical for row in audit_stream(learner.backbone, learner.registry, stream))
 

@@ -9,7 +9,7 @@ from continual.reports.html.document import Section, Table, format_cell, page, r
 from continual.reports.html.heatmap import ColorScale, heatmap_table, shared_color_scale
 from continual.reports.html.lineage import lineage_graph
 from continual.reports.plots import confusion_shares
-from continual.reports.report import MEASURES, Document, transfer_gain
+from continual.reports.report import MEASURES, Document, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 from registry import Registry
 
@@ -96,7 +96,8 @@ def _scores(document: Document) -> Iterator[Section]:
         "Score on test rows with the task known; frozen: the best without any training; ECE: expected calibration "
         "error of the answers' probabilities, lower is better"
     )
-    yield Section("Score of each task", table=table, caption=caption)
+    text = "\n".join(note for task in document["per_task"] if (note := serving_note(task)))
+    yield Section("Score of each task", text, table=table, caption=caption)
 
 
 def _routing(document: Document) -> Iterator[Section]:
