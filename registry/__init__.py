@@ -51,6 +51,7 @@ from registry.operations.strategy_runs import note_strategy_run, save_strategy_s
 from registry.operations.verify import find_damage, find_row_damage, warnings
 from registry.records import (
     IMPORTED,
+    AnswerCounts,
     BackboneRecord,
     Champion,
     Comparison,
@@ -85,6 +86,7 @@ __all__ = [
     "BITS",
     "GRACE_PERIOD",
     "IMPORTED",
+    "AnswerCounts",
     "ArchiveError",
     "Arrival",
     "BackboneRecord",

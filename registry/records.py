@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, Literal
 
 from registry.errors import NotFound
@@ -62,6 +63,38 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerCounts:
+    """How the test rows of a classification were answered, in counts; its C labels are indices of the delta's `labels`.
+
+    Attributes:
+        support: Number of rows of each label [C].
+        answered: Number of rows answered with each label [C].
+        correct: Number of rows of each label answered with it [C].
+        confused: Triples (label, answer, rows) of wrong answers, the most frequent ones first; rare ones may be left
+            out, so that there is a bound for any number of labels.
+        bins: By the answer's probability in bins of equal width, triples (rows, sum of probabilities, right answers).
+    """
+
+    support: tuple[int, ...]
+    answered: tuple[int, ...]
+    correct: tuple[int, ...]
+    confused: tuple[tuple[int, int, int], ...]
+    bins: tuple[tuple[int, float, int], ...]
+
+    def __post_init__(self) -> None:
+        totals = (self.support, self.answered, self.correct)
+        counts = [
+            *chain(*totals),
+            *chain(*self.confused),
+            *(count for rows, _, right in self.bins for count in (rows, right)),
+        ]
+        if len(set(map(len, totals))) > 1 or not self.bins or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError("counts of answers must be integers from 0, one per label")
+        if any(max(label, answer) >= len(self.support) for label, answer, _ in self.confused):
+            raise ValueError("counts of answers name a label that the delta lacks")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """Reference to the data that a version was learned from; the rows themselves are not stored.
 
@@ -74,6 +107,7 @@ class DataRecord:
         fingerprints: SHA-256 of the rows, by split.
         rows: Number of rows, by split.
         warnings: What was suspicious in the rows; the sentences hold none of their texts.
+        answers: How the version answered the test rows; None for kinds without labels and where it was not measured.
     """
 
     spec: dict[str, Any]
@@ -82,6 +116,7 @@ class DataRecord:
     fingerprints: dict[str, str]
     rows: dict[str, int]
     warnings: tuple[str, ...] = ()
+    answers: AnswerCounts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Import a PEFT adapter as a new version of a task's delta."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from continual.exchange.peft import from_peft
 from continual.exchange.saved_heads import saved_head
 from continual.exchange.unreached import HEAD, split_adapter
 from continual.inference.task_statistics import store_signature, task_signature
-from continual.kinds import ForwardContext, Kind, backbone_for, kind_from_metadata, kind_metadata, kind_of
+from continual.kinds import Answer, ForwardContext, Kind, backbone_for, kind_from_metadata, kind_metadata, kind_of
+from continual.kinds.answer_counts import count_answers
 from continual.kinds.classification import Classification
 from continual.kinds.scoring import score_answers_with_interval
 from continual.learning.champion_contest import contest_champion
@@ -197,14 +198,16 @@ def _register(
     """Write the delta, with scores and signature of the task's rows where there are some; return its name."""
     budget = prepared.budget if prepared else Budget.model_validate(record.spec.get("budget") or {})
     version = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start=IMPORTED)
-    scores = list(_scores(delta, prepared)) if prepared else []
+    answers = _answers(delta, prepared) if prepared else {}
+    scores = list(_scores(prepared, answers)) if prepared else []
     signature = _signature(registry, prepared, delta) if prepared else None
     contest = contest_champion(backbone, registry, prepared, delta) if prepared else None
     with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
         if prepared:
             unit.add_task(record)
-            version = replace(version, data=data_record(prepared.data))
+            counts = count_answers(prepared.kind, prepared.test, answers["test"])
+            version = replace(version, data=data_record(prepared.data, answers=counts))
         return unit.add_delta(version, parents=parents, scores=scores, signature=signature, contest=contest)
 
 
@@ -214,9 +217,18 @@ def _signature(registry: Registry, task: PreparedTask, delta: Delta) -> Signatur
     return store_signature(registry.blobs, task.backbone, task_signature(task.kind, rows), routing)
 
 
-def _scores(delta: Delta, task: PreparedTask) -> Iterator[Score]:
-    metric, kind = task.data.spec.metric, task.kind
+def _answers(delta: Delta, task: PreparedTask) -> dict[str, list[Answer]]:
+    """Answer the held-out rows of a task, by split."""
+    splits = {"validation": task.validation, "test": task.test}
+    contexts = {split: ForwardContext(task.backbone, delta, rows) for split, rows in splits.items()}
+    return {
+        split: task.kind.answers(task.backbone, task.kind.outputs(context, delta.head), context.rows)
+        for split, context in contexts.items()
+    }
+
+
+def _scores(task: PreparedTask, answers: Mapping[str, Sequence[Answer]]) -> Iterator[Score]:
+    metric = task.data.spec.metric
     for split, rows in (("validation", task.validation), ("test", task.test)):
-        outputs = kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
-        score = score_answers_with_interval(kind, metric, rows, kind.answers(task.backbone, outputs, rows))
+        score = score_answers_with_interval(task.kind, metric, rows, answers[split])
         yield Score(split=split, metric=metric, **asdict(score))

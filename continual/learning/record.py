@@ -8,12 +8,14 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.inference.task_statistics import store_signature
 from continual.kinds import Outputs
+from continual.kinds.answer_counts import count_answers
 from continual.learning.champion_contest import contest_champion
 from continual.learning.learn import LearnedTask
 from continual.learning.probes import probe_outputs
 from continual.serialization import deserialize, serialize
 from continual.settings import DISTRIBUTION
 from registry import (
+    AnswerCounts,
     BackboneRecord,
     BlobStore,
     DataRecord,
@@ -115,8 +117,8 @@ def task_record(data: TaskData) -> TaskRecord:
     )
 
 
-def data_record(data: TaskData) -> DataRecord:
-    """Return where a version's rows came from, so that its validation rows can be read again."""
+def data_record(data: TaskData, *, answers: AnswerCounts | None = None) -> DataRecord:
+    """Return where a version's rows came from, so that they can be read again, and how it answered the test rows."""
     task = task_record(data)
     folder = str(data.folder.absolute())
     return DataRecord(
@@ -126,26 +128,28 @@ def data_record(data: TaskData) -> DataRecord:
         fingerprints=task.fingerprints,
         rows=task.rows,
         warnings=data.warnings,
+        answers=answers,
     )
 
 
 def _learned_record(blobs: BlobStore, backbone: Backbone, learned: LearnedTask) -> DeltaRecord:
+    task = learned.task
     record = delta_record(
         blobs,
         backbone,
         learned.trained.delta,
-        task=task_record(learned.task.data),
-        budget=learned.task.budget,
+        task=task_record(task.data),
+        budget=task.budget,
         warm_start=learned.start.kind,
     )
     return replace(
         record,
-        seed=learned.task.data.seed,
+        seed=task.data.seed,
         seconds=learned.seconds,
         examples_per_second=learned.trained.examples_per_second,
         predictions=blobs.put(serialize_outputs(learned.outputs)),
         tried=tuple(trial.to_json() for trial in learned.search_trials),
-        data=data_record(learned.task.data),
+        data=data_record(task.data, answers=count_answers(task.kind, task.test, learned.opinion.answers)),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from continual.reports.classes import class_report
 from continual.reports.stream_measures import ContinualMeasures, continual_measures
 from registry import Registry, ScoreMode, StoredDelta, StoredScore
 
@@ -24,7 +25,7 @@ CONFUSION_THRESHOLD = 0.05  # share of a task's test rows routed to one other ta
 Matrix = list[list[float | None]]
 
 
-class _TestScores:
+class DeltaScores:
     """The scores of one delta on its test split."""
 
     def __init__(self, delta: StoredDelta, scores: Iterable[StoredScore]) -> None:
@@ -62,7 +63,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
     deltas, scores_of_delta = registry.learned(stream), defaultdict(list)
     for score in registry.scores(learned_in=stream, split="test"):
         scores_of_delta[score.delta].append(score)
-    scores = [_TestScores(delta, scores_of_delta[delta.name]) for delta in deltas]
+    scores = [DeltaScores(delta, scores_of_delta[delta.name]) for delta in deltas]
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
@@ -101,7 +102,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
             if not position.delta
         ],
         "per_task": [
-            _per_task(delta, task_scores, parents[delta.name]) | {"serving": serving.get(delta.task)}
+            delta_report(delta, task_scores, parents[delta.name]) | {"serving": serving.get(delta.task)}
             for delta, task_scores in zip(deltas, scores, strict=True)
         ],
     }
@@ -130,7 +131,7 @@ def serving_note(task: Mapping[str, Any]) -> str | None:
     return f"{task['serving'] or 'no version'} serves {task['task']} now; this report measures {task['delta']}"
 
 
-def _oracle_matrix(scores: list[_TestScores]) -> Matrix:
+def _oracle_matrix(scores: list[DeltaScores]) -> Matrix:
     """Return R[t, i], with each task's score before training just above the diagonal."""
 
     def entry(t: int, i: int) -> float | None:
@@ -148,7 +149,7 @@ def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
 
 
 def _routing(
-    registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, steps: Sequence[int]
+    registry: Registry, scores: list[DeltaScores], deltas: Sequence[StoredDelta], *, stream: str, steps: Sequence[int]
 ) -> Document:
     """Return routing accuracy, abstention and confusions after the last task, without purged ones."""
     remaining = [task_scores for task_scores, delta in zip(scores, deltas, strict=True) if delta.status != "purged"]
@@ -161,7 +162,7 @@ def _routing(
     }
 
 
-def _over_rows(metric: str, scores: list[_TestScores], *, stream: str, step: int) -> float | None:
+def _over_rows(metric: str, scores: list[DeltaScores], *, stream: str, step: int) -> float | None:
     """Return a share over all tasks' test rows at a step; None where a task was not scored there."""
     routed = [task_scores.routed(metric, stream=stream, step=step) for task_scores in scores]
     measured = [score for score in routed if score]
@@ -171,7 +172,7 @@ def _over_rows(metric: str, scores: list[_TestScores], *, stream: str, step: int
 
 
 def _confused(
-    registry: Registry, scores: list[_TestScores], deltas: Sequence[StoredDelta], *, stream: str, step: int
+    registry: Registry, scores: list[DeltaScores], deltas: Sequence[StoredDelta], *, stream: str, step: int
 ) -> list[Document]:
     """Return which other task each task's test rows were routed to, the largest share first.
 
@@ -214,7 +215,14 @@ def _advice(task: str, target: str, *, share: float, reverse_share: float) -> st
     return None
 
 
-def _per_task(delta: StoredDelta, scores: _TestScores, parents: list[Document]) -> Document:
+def delta_report(delta: StoredDelta, scores: DeltaScores, parents: list[Document]) -> Document:
+    """Return how a delta was learned and how it scores on its test rows: an entry of the report's `per_task`.
+
+    Args:
+        delta: The delta.
+        scores: Its scores on the test split.
+        parents: The deltas that it came from, with their weights.
+    """
     oracle = scores.alone("oracle")
     return {
         "task": delta.task,
@@ -234,6 +242,7 @@ def _per_task(delta: StoredDelta, scores: _TestScores, parents: list[Document]) 
         "warm_start": delta.warm_start,
         "parents": parents,
         "warnings": list(delta.data.warnings) if delta.data else [],
+        **class_report(delta),
         "seconds": delta.seconds,
         "examples_per_second": delta.examples_per_second,
     }

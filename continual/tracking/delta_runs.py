@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from continual.reports.classes import class_report
 from continual.tracking.client import (
     MILLISECONDS,
     DependencyPendingError,
@@ -67,6 +68,8 @@ def _ensure_run(context: MlflowClientContext, delta: StoredDelta) -> str:
         file = Path(folder) / f"{escape_name(delta.name)}.safetensors"
         file.write_bytes(context.registry.blobs.get(delta.values))
         context.client.log_artifact(run_id, str(file), "delta")
+    if (classes := class_report(delta))["per_class"]:
+        context.client.log_dict(run_id, classes, "per_class.json")
     if delta.tried:
         context.client.log_dict(run_id, {"tried": list(delta.tried)}, "tried.json")
     context.client.set_terminated(run_id, end_time=to_millis(delta.created_at))

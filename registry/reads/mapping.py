@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from registry.names import delta_name
 from registry.records import (
+    AnswerCounts,
     BackboneRecord,
     Champion,
     DataRecord,
@@ -98,8 +99,21 @@ def stored_champion(
     return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
 
 
-def _data_record(stored: dict[str, Any]) -> DataRecord:
-    return DataRecord(**stored | {"warnings": tuple(stored.get("warnings", ()))})
+def _data_record(stored: dict[str, Any], *, labels: int) -> DataRecord:
+    answers = stored.get("answers")
+    read = {
+        "warnings": tuple(stored.get("warnings", ())),
+        "answers": AnswerCounts(**{name: _frozen(values) for name, values in answers.items()}) if answers else None,
+    }
+    record = DataRecord(**stored | read)
+    if record.answers and len(record.answers.support) != labels:
+        raise ValueError(f"answers were counted for {len(record.answers.support)} labels, and the delta has {labels}")
+    return record
+
+
+def _frozen(value: Any) -> Any:
+    """Return lists of JSON as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def stored_delta(row: Delta) -> StoredDelta:
@@ -113,7 +127,7 @@ def stored_delta(row: Delta) -> StoredDelta:
         created_at=row.created_at,
         kind=row.task.kind,
         metric=row.task.metric,
-        data=_data_record(row.data) if row.data else None,
+        data=_data_record(row.data, labels=len(row.labels)) if row.data else None,
         task=row.task.name,
         backbone=row.backbone.fingerprint,
         method=row.method,

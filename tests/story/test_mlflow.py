@@ -50,6 +50,7 @@ def test_one_run_per_stream_and_one_nested_per_task(cli: CliRunner, stream: Path
     assert task.data.tags["mlflow.parentRunId"] == parent
     assert task.data.params["settings.rank"] == "2"
     assert len(mlflow.get_metric_history(task.info.run_id, "curve_validation_accuracy")) == 2
+    assert "per_class.json" in {path.path for path in mlflow.list_artifacts(task.info.run_id)}
     assert [path.path for path in mlflow.list_artifacts(task.info.run_id, "delta")] == ["delta/mood@1.safetensors"]
     assert str(tmp_path) in task.info.artifact_uri
     assert task.info.status == "FINISHED"

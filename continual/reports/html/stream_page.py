@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from continual.reports.html.class_sections import class_sections
 from continual.reports.html.curves import learning_curve_panels
 from continual.reports.html.document import Section, Table, format_cell, page, render
 from continual.reports.html.heatmap import ColorScale, heatmap_table, shared_color_scale
@@ -30,6 +31,7 @@ def stream_page(registry: Registry, document: Document) -> str:
         *_unfinished(document),
         *_data_warnings(document),
         *_scores(document),
+        *class_sections(document["per_task"]),
         *_routing(document),
         *_curves(registry, document),
         *_lineage(registry, document),
