@@ -14,6 +14,7 @@ from tasks.errors import InputError
 
 DeltaName = Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]
 LearnedTask = Annotated[str, typer.Argument(help="A learned task.")]
+Confirmed = Annotated[bool, typer.Option("--yes", help="Confirm the removal, which cannot be undone.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="The reason, which is recorded in the history.")]
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -35,28 +36,19 @@ def archive(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> N
 
 
 @command(tasks)
-def delete(common: CommonOptions, task: LearnedTask, reason: Reason = None) -> None:
+def delete(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Delete a task and its deltas, unless one that is not archived is a parent of another task's delta."""
     with common.writable_registry() as registry:
+        _require_confirmation(registry, task, "deleting", confirmed=yes)
         removed = delete_task(registry, task, reason=reason)
     print_rows(common, [{"task": task, **removed}], title="Deleted")
 
 
 @command(app)
-def purge(
-    common: CommonOptions,
-    task: LearnedTask,
-    yes: Annotated[bool, typer.Option("--yes", help="Confirm the purge, which cannot be undone.")] = False,
-    reason: Reason = None,
-) -> None:
+def purge(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Remove for good everything learned of a task and the records of its data; only names remain."""
     with common.writable_registry() as registry:
-        if not yes:
-            versions = ", ".join(row["delta"] for row in registry.deltas(task)) or "no delta"
-            raise InputError(
-                f"purging {task!r} removes for good what was learned of it ({versions}): values, scores, signatures, "
-                "labels, and its runs in MLflow. Give --yes if that is meant"
-            )
+        _require_confirmation(registry, task, "purging", confirmed=yes)
         removed = purge_task(registry, task, reason=reason)
     print_rows(common, [{"task": task, **removed}], title="Purged")
 
@@ -76,6 +68,21 @@ def gc(
     rows = [asdict(blob) | {"put_at": blob.put_at.isoformat(), "deleted": not dry_run} for blob in blobs]
     size = sum(blob.bytes for blob in blobs)
     print_rows(common, rows, title=f"{'Would be deleted' if dry_run else 'Deleted'}, {size:,} bytes")
+
+
+def _require_confirmation(registry: Registry, task: str, removal: str, *, confirmed: bool) -> None:
+    """Raise an error that says what a removal takes away, unless it is confirmed.
+
+    Raises:
+        InputError: It is not confirmed.
+        NotFound: The task is not registered.
+    """
+    if not confirmed:
+        versions = ", ".join(row["delta"] for row in registry.deltas(task)) or "no delta"
+        raise InputError(
+            f"{removal} {task!r} removes for good what was learned of it ({versions}): values, scores, signatures, "
+            "labels, and its runs in MLflow. Give --yes if that is meant"
+        )
 
 
 def _print_delta(common: CommonOptions, registry: Registry, delta: str, *, title: str) -> None:

@@ -326,7 +326,9 @@ def test_versions_are_promoted_archived_deleted_and_purged(cli: CliRunner, tmp_p
     unsure = cli("purge", "mood")
     assert (unsure.code, "--yes" in unsure.err, "mood@1, mood@2" in unsure.err) == (2, True, True)
     assert cli("purge", "mood", "--yes", "--reason", "asked to", "--json").json[0]["versions"] == 2
-    assert cli("tasks", "delete", "place", "--json").json[0]["versions"] == 1
+    unsure = cli("tasks", "delete", "place")
+    assert (unsure.code, "--yes" in unsure.err, "place@1" in unsure.err) == (2, True, True)
+    assert cli("tasks", "delete", "place", "--yes", "--json").json[0]["versions"] == 1
     assert cli("tasks", "--json").json == []
     assert [row["status"] for row in cli("deltas", "--json").json] == ["purged"] * 3
     assert cli("purge", "mood", "--yes").code == 2
