@@ -43,7 +43,7 @@ __all__ = ["app", "main"]
 PANELS = {
     "Learn": ("demo", "run", "learn", "arrivals", "watch", "migrate"),
     "Ask": ("predict", "serve", "keys"),
-    "Look": ("report", "tasks", "deltas", "lineage", "similar", "query", "audit", "ui", "mlflow"),
+    "Look": ("report", "errors", "tasks", "deltas", "lineage", "similar", "query", "audit", "ui", "mlflow"),
     "Study": ("compare", "study"),
     "Exchange": ("export", "import"),
     "Keep": ("verify", "purge", "gc", "db"),

@@ -17,6 +17,7 @@ from continual.cli.options import (
     err,
     group,
     out,
+    print_json,
     print_message,
     print_rows,
 )
@@ -29,6 +30,21 @@ def tasks(common: CommonOptions, limit: Limit = None, after: AfterName = None) -
     """List the registered tasks."""
     with common.registry() as registry:
         print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks")
+
+
+@command(tasks)
+def show(common: CommonOptions, task: Annotated[str, typer.Argument(help="A learned task.")]) -> None:
+    """Show one task in full: kind, labels, rows, source, and its versions with scores, warnings and parents."""
+    with common.registry() as registry:
+        from continual.reports.task import task_report
+
+        document = task_report(registry, task)
+    if common.json:
+        print_json(document)
+    else:
+        from continual.cli.task_tables import print_task
+
+        print_task(out, document)
 
 
 @group("deltas")

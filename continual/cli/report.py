@@ -10,6 +10,7 @@ from continual.cli.options import (
     BackboneName,
     CommonOptions,
     Html,
+    Limit,
     app,
     command,
     out,
@@ -26,11 +27,14 @@ from tasks.errors import InputError
 def report(
     common: CommonOptions,
     stream: Annotated[str | None, typer.Argument(help="The name of a stream; by default the one begun last.")] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also show the scores and confusions of each task's labels.")
+    ] = False,
     html: Html = None,
 ) -> None:
     """Report a stream's score matrices and measures, with the task known and with the task routed."""
     with common.registry() as registry:
-        print_stream_report(common, registry, stream or _last_stream(registry), html=html)
+        print_stream_report(common, registry, stream or _last_stream(registry), html=html, per_class=per_class)
 
 
 @command(app)
@@ -48,8 +52,32 @@ def audit(
         raise typer.Exit(1)
 
 
+@command(app)
+def errors(
+    common: CommonOptions,
+    task: Annotated[str, typer.Argument(help="A learned task.")],
+    limit: Limit = None,
+    backbone: BackboneName = None,
+) -> None:
+    """List the test rows that a task's champion answers wrongly, the surest first; the rows are read again."""
+    with common.learner(backbone) as learner:
+        from continual.learning.wrong_answers import find_wrong_answers
+
+        result = find_wrong_answers(learner.backbone, learner.registry, task)
+    if result.change:
+        print_message(f"warning: {result.change}", style="yellow")
+    title = f"{len(result.wrong)} of {result.rows} test rows that {result.delta} answers wrongly"
+    print_rows(common, [asdict(row) for row in result.wrong[:limit]], title=title)
+
+
 def print_stream_report(
-    common: CommonOptions, registry: Registry, stream: str, *, html: Path | None = None, **extra: Any
+    common: CommonOptions,
+    registry: Registry,
+    stream: str,
+    *,
+    html: Path | None = None,
+    per_class: bool = False,
+    **extra: Any,
 ) -> None:
     """Print a stream's report, as JSON or as tables, and write its page.
 
@@ -58,8 +86,10 @@ def print_stream_report(
         registry: The registry.
         stream: The stream's name.
         html: The file of the page, where one is wanted.
+        per_class: Also print the scores and confusions of each task's labels, which the JSON has anyway.
         extra: Further fields of the document, such as `failed`.
     """
+    from continual.cli.class_tables import print_classes
     from continual.cli.tables import print_report
     from continual.reports.report import stream_report
 
@@ -73,6 +103,9 @@ def print_stream_report(
         print_json(document)
     else:
         print_report(out, document)
+        if per_class:
+            for task in document["per_task"]:
+                print_classes(out, task)
 
 
 def _last_stream(registry: Registry) -> str:

@@ -27,7 +27,7 @@ def listing(rows: Sequence[Mapping[str, Any]], *, hidden: Collection[str] = ()) 
     """
     hidden = {*HIDDEN_COLUMNS, *hidden, *(("task",) if all(row.get("delta") for row in rows) else ())}
     names = [name for name in rows[0] if name not in hidden]
-    texts = [[_text(row[name], name) for name in names] for row in rows]
+    texts = [[format_value(row[name], name) for name in names] for row in rows]
     return table_of([name.replace("_", " ") for name in names], texts, numeric=[_is_number(rows[0][n]) for n in names])
 
 
@@ -87,7 +87,9 @@ def print_comparison(console: Console, document: Document) -> None:
     scores, costs = (_strategy_table(columns) for columns in (oracle, [*routed, "parameters", "kB", "s"]))
     for strategy in strategies:
         name = strategy["strategy"] if strategy["finished"] else f"{strategy['strategy']} *"
-        values = {heading: _text(value) for heading, value in zip(MEASURE_PATHS, measure_values(strategy), strict=True)}
+        values = {
+            heading: format_value(value) for heading, value in zip(MEASURE_PATHS, measure_values(strategy), strict=True)
+        }
         counts = (strategy["parameters"], strategy["bytes"] and strategy["bytes"] / 1000, strategy["seconds"])
         scores.add_row(name, *(values[heading] for heading in oracle))
         costs.add_row(name, *(values[heading] for heading in routed), *(_count(count) for count in counts))
@@ -107,7 +109,7 @@ def _strategy_table(columns: Sequence[str]) -> Table:
 
 
 def _count(value: float | None) -> str:
-    return _text(None) if value is None else f"{value:,.0f}"
+    return format_value(None) if value is None else f"{value:,.0f}"
 
 
 def _matrix(matrix: Sequence[Sequence[float | None]], tasks: Sequence[str]) -> Table:
@@ -126,9 +128,9 @@ def _measures(document: Document) -> Table:
     for mode in ("oracle", "routed"):
         table.add_column(mode, justify="right")
     for key, label in MEASURES.items():
-        table.add_row(label, *(_text(document[mode].get(key)) for mode in ("oracle", "routed")))
+        table.add_row(label, *(format_value(document[mode].get(key)) for mode in ("oracle", "routed")))
     gains = [gain for task in document["per_task"] if (gain := transfer_gain(task)) is not None]
-    table.add_row("mean transfer gain over scratch", _text(mean(gains)), "–")
+    table.add_row("mean transfer gain over scratch", format_value(mean(gains)), "–")
     return table
 
 
@@ -137,11 +139,11 @@ def _costs(tasks: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (
             task["delta"],
-            _text(task["score"]),
-            f"{_text(task['score_low'])}–{_text(task['score_high'])}",
-            _text(task["frozen_score"]),
+            format_value(task["score"]),
+            f"{format_value(task['score_low'])}–{format_value(task['score_high'])}",
+            format_value(task["frozen_score"]),
             ", ".join(parent["delta"] for parent in task["parents"] if parent["weight"]) or "scratch",
-            _text(transfer_gain(task)),
+            format_value(transfer_gain(task)),
             f"{task['parameters']:,}",
             f"{task['bytes'] / 1000:,.0f}",
             f"{task['seconds']:.0f}",
@@ -169,7 +171,8 @@ def _colored(value: float | None) -> str:
     return f"[{color}]{value:.3f}[/]"
 
 
-def _text(value: Any, column: str = "") -> str:
+def format_value(value: Any, column: str = "") -> str:
+    """Format a value as a cell of a listing shows it."""
     if value is None:
         return "–"
     if column == "share":
@@ -177,9 +180,9 @@ def _text(value: Any, column: str = "") -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, list):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(format_value, value))
     if isinstance(value, Mapping):
-        return " ".join(map(_text, value.values()))
+        return " ".join(map(format_value, value.values()))
     return str(value)
 
 

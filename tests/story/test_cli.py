@@ -13,12 +13,17 @@ import pytest
 import yaml
 
 from continual import Learner
+from continual.backbones.backbone import Backbone
 from continual.cli import PANELS, main
+from continual.learning.wrong_answers import find_wrong_answers
+from registry import Registry
+from tasks import read_task
+from tasks.errors import DataError
 from tests.helpers.cli import CliRunner
 from tests.helpers.registries import learn as register
 from tests.helpers.registries import make_registry
 from tests.helpers.tiny_models import WORDS
-from tests.helpers.tiny_tasks import write_task
+from tests.helpers.tiny_tasks import labels_of, rows_of, write_rows, write_task
 
 TASKS = ("animals", "mood", "place")
 
@@ -333,6 +338,56 @@ def test_versions_are_promoted_archived_deleted_and_purged(cli: CliRunner, tmp_p
     assert [row["status"] for row in cli("deltas", "--json").json] == ["purged"] * 3
     assert cli("purge", "mood", "--yes").code == 2
     assert cli("verify").code == 0
+
+
+def test_a_task_is_shown_in_full_with_its_errors(
+    cli: CliRunner, tmp_path: Path, bert: Backbone, bert_folder: Path
+) -> None:
+    rows, file = rows_of("mood", 12, seed=2), tmp_path / "mood" / "test.jsonl"
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(write_task(tmp_path, "mood") | {"budget": {"epochs": 0}}))
+    turned = dict(zip(labels_of("mood"), reversed(labels_of("mood")), strict=True))
+    labels = [turned[label] if number in (3, 7) else label for number, label in enumerate(rows.labels)]
+    write_rows(file, rows.texts, labels)  # two labels are wrong
+    with Registry.open(f"sqlite:///{tmp_path}/home/registry.db", str(tmp_path / "home" / "blobs")) as registry:
+        Learner(bert, registry).learn(read_task(tmp_path / "mood.yaml"))
+        shown = cli("tasks", "show", "mood", "--json").json
+        (version,) = shown["versions"]
+        assert (shown["kind"], shown["labels"], shown["rows"]["test"]) == ("classification", [*labels_of("mood")], 12)
+        assert (version["delta"], version["status"], version["seed"]) == ("mood@1", "champion", 0)
+        assert version["source"]["data_files"]["test"] == "mood/test.jsonl"
+        assert sum(entry["support"] for entry in version["per_class"]) == 12
+        assert sum(entry["correct"] for entry in version["per_class"]) == round(12 * version["score"])
+        assert sum(entry["rows"] for entry in version["reliability"]) == 12
+        text = cli("tasks", "show", "mood").out
+        for part in (
+            "mood@1",
+            "path=json",
+            "precision",
+            "Classes of mood@1",
+            "label \\ answer",
+            f"{version['ece']:.3f}",
+        ):
+            assert part in text
+        assert cli("tasks", "show", "mod").code == 2
+
+        wrong = cli("errors", "mood", "--backbone", str(bert_folder), "--json").json
+        assert len(wrong) == 12 - round(12 * version["score"])
+        assert {3, 7} <= {row["row"] for row in wrong}
+        for row in wrong:
+            assert (row["text"], row["label"]) == (rows.texts[row["row"]], labels[row["row"]])
+            assert row["answer"] == turned[row["label"]]
+        assert [row["score"] for row in wrong] == sorted((row["score"] for row in wrong), reverse=True)
+        write_rows(file, [*rows.texts, "awful"], [*labels, "good"])
+        again = find_wrong_answers(bert, registry, "mood")
+        assert {row.row for row in again.wrong} == {row["row"] for row in wrong}
+        assert again.change is None, "rows that were appended are not its own"
+        write_rows(file, rows.texts[1:], labels[1:])
+        changed = cli("errors", "mood", "--limit", "1", "--backbone", str(bert_folder))
+        assert "has changed since mood@1 was learned: test has 11 rows now, 12 then" in changed.err
+        assert f"{len(wrong)} of 11 test rows that mood@1 answers wrongly" in changed.out
+        file.unlink()
+        with pytest.raises(DataError, match="are not stored, and cannot be read again"):
+            find_wrong_answers(bert, registry, "mood")
 
 
 def test_garbage_is_listed_before_it_is_deleted(cli: CliRunner, tmp_path: Path, bert_folder: Path) -> None:

@@ -1,0 +1,69 @@
+"""Tables of one task: what it is, its versions, and the labels of the version that serves."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from continual.cli.class_tables import print_classes
+from continual.cli.tables import format_value, table_of
+from continual.escaping import escape_control_characters
+
+COLUMNS = {  # heading by field of a version
+    "delta": "delta",
+    "status": "status",
+    "method": "method",
+    "score": "score",
+    "score_low": "95 % low",
+    "score_high": "95 % high",
+    "ece": "ECE",
+    "test_rows": "test rows",
+    "seconds": "s",
+    "created_at": "learned at",
+}
+TEXT_COLUMNS = ("delta", "status", "method", "created_at")
+
+
+def print_task(console: Console, document: Mapping[str, Any]) -> None:
+    """Print a task, its versions, notes on them, and the labels' scores of the version that serves or is the newest.
+
+    Args:
+        console: The console.
+        document: What `continual.reports.task.task_report` returns.
+    """
+    versions = document["versions"]
+    current = next((version for version in reversed(versions) if version["status"] == "champion"), versions[-1])
+    console.print(escape_control_characters(f"Task {document['task']}"), style="bold", markup=False)
+    console.print(table_of(("", ""), list(_facts(document, current)), numeric=(False, False)))
+    console.print("Versions", style="bold")
+    rows = [[format_value(version[column]) for column in COLUMNS] for version in versions]
+    numeric = [column not in TEXT_COLUMNS for column in COLUMNS]
+    console.print(table_of(list(COLUMNS.values()), rows, numeric=numeric))
+    for version in versions:
+        for note in _notes(version):
+            console.print(escape_control_characters(f"{version['delta']}: {note}"), markup=False, soft_wrap=True)
+    print_classes(console, current)
+
+
+def _facts(document: Mapping[str, Any], version: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "kind", f"{document['kind']}, scored by {document['metric']}"
+    yield "serves", ", ".join(document["serving"]) or "nothing"
+    if document["labels"]:
+        yield "labels", f"{len(document['labels'])}: {', '.join(document['labels'])}"
+    yield "rows", ", ".join(f"{split} {count}" for split, count in document["rows"].items())
+    if version["source"]:
+        yield "source", " ".join(f"{key}={value}" for key, value in version["source"].items() if value)
+        yield "folder", version["folder"] or "not known"
+    yield "backbone", version["backbone"]
+    for name in ("settings", "budget"):
+        yield name, " ".join(f"{key}={value}" for key, value in version[name].items() if value is not None)
+    yield "seed", str(version["seed"])
+
+
+def _notes(version: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a version came from, why it does not serve, and what was suspicious in its rows."""
+    for parent in version["parents"]:
+        yield f"came from {parent['delta']} ({parent['kind'].replace('_', ' ')}, weight {parent['weight']:.2g})"
+    if version["reason"]:
+        yield version["reason"]
+    yield from (f"warning: {warning}" for warning in version["warnings"])
