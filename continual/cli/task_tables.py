@@ -9,19 +9,9 @@ from continual.cli.class_tables import print_classes
 from continual.cli.tables import format_value, table_of
 from continual.escaping import escape_control_characters
 
-COLUMNS = {  # heading by field of a version
-    "delta": "delta",
-    "status": "status",
-    "method": "method",
-    "score": "score",
-    "score_low": "95 % low",
-    "score_high": "95 % high",
-    "ece": "ECE",
-    "test_rows": "test rows",
-    "seconds": "s",
-    "created_at": "learned at",
-}
-TEXT_COLUMNS = ("delta", "status", "method", "created_at")
+HEADINGS = ("delta", "status", "method", "score", "95 % interval", "ECE", "test rows", "learned on")
+NUMERIC = (False, False, False, True, True, True, True, False)
+DAY = 10  # characters of a time that are its date
 
 
 def print_task(console: Console, document: Mapping[str, Any]) -> None:
@@ -36,9 +26,7 @@ def print_task(console: Console, document: Mapping[str, Any]) -> None:
     console.print(escape_control_characters(f"Task {document['task']}"), style="bold", markup=False)
     console.print(table_of(("", ""), list(_facts(document, current)), numeric=(False, False)))
     console.print("Versions", style="bold")
-    rows = [[format_value(version[column]) for column in COLUMNS] for version in versions]
-    numeric = [column not in TEXT_COLUMNS for column in COLUMNS]
-    console.print(table_of(list(COLUMNS.values()), rows, numeric=numeric))
+    console.print(table_of(HEADINGS, map(_version_row, versions), numeric=NUMERIC))
     for version in versions:
         for note in _notes(version):
             console.print(escape_control_characters(f"{version['delta']}: {note}"), markup=False, soft_wrap=True)
@@ -55,9 +43,21 @@ def _facts(document: Mapping[str, Any], version: Mapping[str, Any]) -> Iterator[
         yield "source", " ".join(f"{key}={value}" for key, value in version["source"].items() if value)
         yield "folder", version["folder"] or "not known"
     yield "backbone", version["backbone"]
-    for name in ("settings", "budget"):
-        yield name, " ".join(f"{key}={value}" for key, value in version[name].items() if value is not None)
+    for heading, values in (
+        ("method", {"name": version["method"]} | version["settings"]),
+        ("budget", version["budget"]),
+    ):
+        yield heading, " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
     yield "seed", str(version["seed"])
+
+
+def _version_row(version: Mapping[str, Any]) -> list[str]:
+    low, high = (format_value(version[key]) for key in ("score_low", "score_high"))
+    first, last = (
+        [format_value(version[key]) for key in keys]
+        for keys in (("delta", "status", "method", "score"), ("ece", "test_rows"))
+    )
+    return [*first, f"{low}–{high}", *last, version["created_at"][:DAY]]
 
 
 def _notes(version: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from registry.names import validate_name
 from registry.reads.lookups import backbone_row
 from registry.records import DataRecord
 from registry.schema.connections import lock_name
-from registry.schema.tables import Position, Stream
+from registry.schema.tables import Backbone, Position, Stream
 from registry.writes.stream_changes import NO_DATA, StreamEntry, order_change, recipe_changes
 
 LOAD_DELTAS = selectinload(Stream.positions).selectinload(Position.delta)
@@ -57,8 +57,13 @@ def begin_stream(
         stream = Stream(name=name, backbone=backbone_row(session, backbone))
         session.add(stream)
     elif stream.backbone is None or stream.backbone.fingerprint != backbone:
-        registered_on = stream.backbone.fingerprint if stream.backbone else "of any kind, for what arrives"
-        raise StreamChanged(f"stream {name!r} was begun on backbone {registered_on}, not {backbone}. {RENAME_HINT}.")
+        if stream.backbone is None:
+            raise StreamChanged(f"stream {name!r} is that of what arrives, on backbones of any kind. {RENAME_HINT}.")
+        given = session.scalar(select(Backbone.name).where(Backbone.fingerprint == backbone))
+        raise StreamChanged(
+            f"stream {name!r} was begun on backbone {stream.backbone.fingerprint}, not {backbone}: "
+            f"{stream.backbone.name!r} then, {given or 'one that is not registered'!r} now. {RENAME_HINT}."
+        )
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()
     redact_tasks(stream, {position.task_name for position in stream.positions if _purged(position)})

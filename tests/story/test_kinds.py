@@ -14,6 +14,8 @@ import yaml
 from continual import Learner, read_stream
 from continual.backbones.backbone import freeze
 from continual.deltas import Delta, load_delta
+from continual.errors import WrongKind
+from continual.learning.wrong_answers import find_wrong_answers
 from continual.routing import RoutingStatistics
 from continual.settings import resolve_locations
 from continual.streams.audit import audit_stream
@@ -141,6 +143,13 @@ def stored(learner: Learner, name: str) -> tuple[Delta, list[str]]:
     return load_delta(learner.registry.blobs.get(require_digest(record.digest, name))), list(record.labels)
 
 
+def share_of_right(learner: Learner, task: str) -> float:
+    """Return the share of a task's test rows that are not listed as answered wrongly."""
+    result = find_wrong_answers(learner.backbone, learner.registry, task)
+    assert all(row.answer not in ((row.label,) if isinstance(row.label, str) else row.label) for row in result.wrong)
+    return 1 - len(result.wrong) / result.rows
+
+
 def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Path], tmp_path: Path) -> None:
     with open_home(folders("bert"), tmp_path / "home") as learner:
         scores = run(learner, write_kinds(tmp_path, "mood", "warmth", "passage", measure_gain=True))
@@ -151,6 +160,10 @@ def test_an_encoder_learns_labels_numbers_and_spans(folders: Callable[[str], Pat
             assert delta.head is not None
             assert labels == []
 
+        assert share_of_right(learner, "mood") == pytest.approx(scores["mood"])
+        assert share_of_right(learner, "passage") <= scores["passage"], "of exact matches, and the score is F1"
+        with pytest.raises(WrongKind, match="more or less close"):
+            find_wrong_answers(learner.backbone, learner.registry, "warmth")
         (cold, warm) = learner.predict(["awful dull broken hate", "lovely superb bright enjoy"], task="warmth")
         assert isinstance(cold.label, float)
         assert isinstance(warm.label, float)
@@ -173,6 +186,7 @@ def test_a_language_model_learns_generation(kind: str, folders: Callable[[str], 
         stream = write_kinds(tmp_path, "mood", "echo", "warmth", budget=BUDGET | {"epochs": 20})
         scores = run(learner, stream)
         assert scores["echo"] > 0.8
+        assert share_of_right(learner, "echo") == pytest.approx(scores["echo"])
         assert scores["mood"] > 0.8
         delta, labels = stored(learner, "echo@1")
         assert (delta.head, labels) == (None, [])
@@ -193,6 +207,8 @@ def test_a_template_needs_no_head_and_few_rows(
         zero = run(learner, stream)["cloze"]
         report = learner.report("kinds")["per_task"][0]
         assert report["score"] == report["frozen_score"] == zero, "nothing was learned"
+        assert sum(entry["correct"] for entry in report["per_class"]) == round(20 * zero)
+        assert share_of_right(learner, "cloze") == pytest.approx(zero)
         delta, labels = stored(learner, "cloze@1")
         assert (delta.head, labels) == (None, ["bad", "good"])
         few = write_kinds(

@@ -49,8 +49,7 @@ def class_sections(tasks: Sequence[Document]) -> Iterator[Section]:
             "Of the answers whose probability is in each tenth, a bar shows the share that is right, a mark the mean "
             "probability. Where the bar is below the mark, the probabilities are too high."
         )
-        plots = [_plot(task["task"], task["ece"], task["reliability"]) for task in counted]
-        html = render("reliability.html", plots=plots, side=SIDE, margin=MARGIN)
+        html = render("reliability.html", plots=[_plot(task) for task in counted], side=SIDE, margin=MARGIN)
         yield Section("Reliability of the probabilities", text, html=html)
 
 
@@ -81,9 +80,9 @@ def _confusions(task: Document) -> Markup:
     )
 
 
-def _plot(name: str, ece: float | None, bins: Sequence[Mapping[str, Any]]) -> _Plot:
-    bars = tuple(_bar(entry, name) for entry in bins if entry["rows"])
-    return _Plot(name, ece, bars)
+def _plot(task: Document) -> _Plot:
+    bars = tuple(_bar(entry, task["task"]) for entry in task["reliability"] if entry["rows"])
+    return _Plot(task["task"], task["ece"], bars)
 
 
 def _bar(entry: Mapping[str, Any], name: str) -> _Bar:
