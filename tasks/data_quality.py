@@ -81,7 +81,7 @@ def share_of_rows(count: int, total: int) -> str:
     """Format a count of rows.
 
     >>> share_of_rows(1, 12)
-    '1 of 12 rows (8.3 %)'
+    '1 of 12 rows (8.33 %)'
     """
     return f"{count:,} of {total:,} rows ({100 * count / total:.3g} %)"
 

@@ -296,7 +296,7 @@ def test_a_task_is_independent_of_a_stream_of_its_name(learner: Learner, tmp_pat
 
 
 def blobs_of(folder: Path) -> set[str]:
-    return {file.parent.name + file.name for file in (folder / "blobs").rglob("*") if file.is_file()}
+    return {file.parent.name + file.name for file in (folder / "blobs").glob("*/*") if file.is_file()}
 
 
 def named_by(learner: Learner, delta: str) -> set[str | None]:
