@@ -68,8 +68,29 @@ def fit_discriminant(signature: Signature, held_out: Tensor, classes: Tensor) ->
         weight = means @ inverse_shrunk_covariance(scatter, degrees_of_freedom, shrinkage)
         bias = -0.5 * (weight * means).sum(dim=1)
         for prior in (torch.zeros_like(log_prior), log_prior):
-            candidates.append(_fit_temperature(weight, bias + prior, held_out.double(), classes))
+            candidates.append(fit_temperature(weight, bias + prior, held_out.double(), classes))
     return max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
+
+
+def fit_temperature(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> DiscriminantHead:
+    """Divide a head by the temperature of least cross entropy, with smoothed labels, on held-out rows.
+
+    Args:
+        weight: Weight [C, D].
+        bias: Bias [C].
+        vectors: Held-out vectors [N, D], of the weight's type.
+        classes: Their classes [N].
+    """
+    logits = F.linear(vectors, weight, bias)
+
+    def loss(log_temperature: float) -> float:
+        # Smoothed: where every held-out row is right, the sharpest head would be best, and it has no gradient.
+        return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=LABEL_SMOOTHING))
+
+    best = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
+    temperature = torch.e ** float(best.x)
+    correct = logits.argmax(dim=1) == classes
+    return DiscriminantHead((weight / temperature).float(), (bias / temperature).float(), correct, float(best.fun))
 
 
 def combine_heads(first: LinearHead, second: LinearHead, vectors: Tensor, classes: Tensor) -> tuple[LinearHead, Tensor]:
@@ -113,17 +134,3 @@ def _fit_pool_weights(logits: Tensor, classes: Tensor) -> tuple[float, float]:
     start = np.array([1.0, 0.0])
     a, b = minimize(loss_and_gradient, start, jac=True, bounds=[(0, None)] * 2, method="L-BFGS-B").x
     return float(a), float(b) * scale
-
-
-def _fit_temperature(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tensor) -> DiscriminantHead:
-    """The head divided by the temperature that is best on the held-out rows."""
-    logits = F.linear(vectors, weight, bias)
-
-    def loss(log_temperature: float) -> float:
-        # Smoothed: where every held-out row is right, the sharpest head would be best, and it has no gradient.
-        return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=LABEL_SMOOTHING))
-
-    best = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
-    temperature = torch.e ** float(best.x)
-    correct = logits.argmax(dim=1) == classes
-    return DiscriminantHead((weight / temperature).float(), (bias / temperature).float(), correct, float(best.fun))

@@ -1,4 +1,4 @@
-"""Classification: a linear head on the pooled vector, started as a linear discriminant in closed form."""
+"""Classification: a linear head on the pooled vector, started as a discriminant and a logistic regression."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Head
-from continual.features.discriminant import combine_heads, fit_discriminant
-from continual.features.signature import compute_signature
+from continual.features.discriminant import combine_heads
+from continual.features.logistic_regression import fit_linear_head
 from continual.features.tokens import Tokens, tokenize
 from continual.kinds.kind import (
     Answer,
@@ -88,9 +88,9 @@ class Classification(PooledKind[ClassificationRows]):
     def closed_form_start(
         self, rows: ForwardContext[ClassificationRows], held_out: ForwardContext[ClassificationRows]
     ) -> HeadStart:
-        """Fit a linear discriminant; the quality of a held-out row is 1 where its answer is right, else 0."""
-        signature = compute_signature(rows.vectors, rows.rows.classes, count=len(self.labels))
-        fit = fit_discriminant(signature, held_out.vectors, held_out.rows.classes)
+        """Fit the head of `fit_linear_head`; the quality of a held-out row is 1 where its answer is right, else 0."""
+        classes, held_out_classes = rows.rows.classes, held_out.rows.classes
+        fit = fit_linear_head(rows.vectors, classes, held_out.vectors, held_out_classes, count=len(self.labels))
         return HeadStart(Head(fit.weight, fit.bias, self.labels, rows.pooling), fit.correct.double())
 
     def with_transferred_head(

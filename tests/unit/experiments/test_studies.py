@@ -27,9 +27,8 @@ from continual.experiments.studies.combination import combination_variants
 from continual.experiments.studies.convergence import convergence_epoch
 from continual.experiments.studies.transfer import rank_correlation, regret_at
 from continual.experiments.studies.trial_runner import summarize
-from continual.features.discriminant import fit_discriminant
+from continual.features.logistic_regression import fit_linear_head
 from continual.features.pooling import encode
-from continual.features.signature import compute_signature
 from continual.kinds.classification import ClassificationRows
 from continual.training.method_search import SearchCandidate
 from tasks import Budget, Method, Source
@@ -135,9 +134,7 @@ def test_transfer_is_measured_as_documented(
     assert result.trial.source is not None
     delta = twice.source_delta(result.trial.source).delta
     features = [encode(backbone, rows.tokens, delta=delta) for rows in (task.train, task.validation, task.test)]
-    head = fit_discriminant(
-        compute_signature(features[0], task.train.classes, count=2), features[1], task.validation.classes
-    )
+    head = fit_linear_head(features[0], task.train.classes, features[1], task.validation.classes, count=2)
     right = (features[2] @ head.weight.T + head.bias).argmax(dim=1) == task.test.classes
     assert result.outcome["frozen"] == pytest.approx(float(right.double().mean()))
     assert result.outcome["measures"]["held_out"] == pytest.approx(float(head.correct.double().mean()))
