@@ -10,7 +10,7 @@ from rich.table import Table
 
 from continual.escaping import escape_control_characters
 from continual.reports.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PATHS, measure_values
-from continual.reports.report import MEASURES, Document, serving_note, transfer_gain
+from continual.reports.report import MEASURES, Document, kept_start, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 
 SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
@@ -71,6 +71,8 @@ def print_report(console: Console, document: Document) -> None:
     for task in document["per_task"]:
         for warning in task["warnings"]:
             console.print(escape_control_characters(f"{task['task']}: {warning}"), style="yellow", markup=False)
+        if note := kept_start(task):
+            console.print(escape_control_characters(f"{task['task']}: {note}"), style="yellow", markup=False)
     for task in document["unfinished"]:
         message = escape_control_characters(f"{task['task']} is not learned: {task['error'] or task['state']}")
         console.print(message, style="red", markup=False)
@@ -79,6 +81,8 @@ def print_report(console: Console, document: Document) -> None:
 def print_comparison(console: Console, document: Document) -> None:
     """Print two tables with a row per strategy: oracle measures, then routed measures and costs."""
     strategies = document["strategies"]
+    for warning in document["warnings"]:
+        console.print(escape_control_characters(warning), style="yellow", markup=False)
     if document["purged"]:
         message = escape_control_characters(f"Left out, since they were purged: {', '.join(document['purged'])}")
         console.print(message, style="yellow", markup=False)

@@ -159,6 +159,12 @@ class Generation(Kind[GenerationRows]):
         tokens = torch.tensor(padded, dtype=torch.long).reshape(-1, self.longest)
         return {"tokens": tokens, "log_probabilities": torch.tensor([log_prob for _, log_prob in result])}
 
+    def loss_from(self, context: ForwardContext[GenerationRows], delta: Delta, result: Sequence[Generated]) -> float:
+        """Compute the mean cross entropy of all target tokens, in a pass of their own: answers are written freely."""
+        prompts, targets = context.rows.prompts, context.rows.targets
+        log_probs = context.run(forward_continuation_log_prob(context.backbone, prompts, targets))
+        return -float(log_probs.double().sum()) / sum(map(len, targets))
+
     def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
         """Decode the texts, without special tokens; the score is the probability of all tokens together."""
         answers = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]

@@ -10,6 +10,7 @@ The calls of one task, in order:
     closed_form_start → with_transferred_head         the start of the head, judged on held-out rows
     loss_inputs, loss, loss_weight                    training
     forward_request → outputs_from → answers          evaluation and inference
+    forward_request → loss_from                       the validation loss of an epoch
 
 Shapes: N rows, B rows of a batch, T tokens, D hidden size.
 """
@@ -27,14 +28,15 @@ from torch import Tensor
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.hub import Pooling
-from continual.deltas import Delta, Head
+from continual.deltas import Delta, Head, attached
 from continual.features.forward import ForwardRequest, run_forward
 from continual.features.pooling import forward_pooled, pooled_features
 from continual.features.random_features import FrozenFeatures, frozen_features
-from continual.features.tokens import Tokens, pad, truncated_counts
+from continual.features.tokens import Tokens, pad, sorted_batches, truncated_counts
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 TokenCallback = Callable[[str], None]  # called with the text of an answer so far, after every token that is written
+LOSS_BATCH = 8  # rows whose loss is computed at once where no gradient is
 Outputs = Mapping[str, Tensor]  # raw outputs for N rows, compared bit by bit: tensors whose first dimension is N
 
 
@@ -289,6 +291,29 @@ class Kind(ABC, Generic[P]):
         """Forward the rows through one delta and compute their outputs, as `outputs_from` does."""
         return self.outputs_from(context.rows, head, context.run(self.forward_request(context, head)))
 
+    def outputs_and_loss(self, context: ForwardContext[P], delta: Delta) -> tuple[Outputs, float]:
+        """Return the outputs of all rows and the mean of their loss, from one pass where `loss_from` can."""
+        result = context.run(self.forward_request(context, delta.head))
+        return self.outputs_from(context.rows, delta.head, result), self.loss_from(context, delta, result)
+
+    @torch.inference_mode()
+    def loss_from(self, context: ForwardContext[P], delta: Delta, result: Any) -> float:
+        """Compute the mean of `loss` over all rows, as `loss_weight` weights them.
+
+        The default forwards the rows once more; a kind whose loss follows from the result of `forward_request`
+        overrides it.
+
+        Args:
+            context: The N rows, with their targets, through the delta.
+            delta: The delta.
+            result: The gathered result of `forward_request`.
+        """
+        rows, batches = context.rows, list(sorted_batches(context.rows.tokens.lengths, LOSS_BATCH))
+        with attached(context.backbone, delta):
+            losses = [float(self.loss(context.backbone, delta, rows, batch)) for batch in batches]
+        weights = [self.loss_weight(rows, batch) for batch in batches]
+        return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
     @abstractmethod
     def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:
         """Convert outputs to the answer of each row."""
@@ -363,6 +388,13 @@ class PooledKind(Kind[P]):
     def forward_request(self, context: ForwardContext[P], head: Head | None) -> ForwardRequest[Tensor]:
         """Request the pooled vectors [N, D]."""
         return context.pooled_request
+
+    @torch.inference_mode()
+    def loss_from(self, context: ForwardContext[P], delta: Delta, result: Tensor) -> float:
+        """Compute the mean `head_loss` of the pooled vectors [N, D]."""
+        assert delta.head is not None
+        vectors = result.to(delta.head.weight.device)
+        return float(self.head_loss(delta.head, vectors, context.rows, range(len(vectors))))
 
 
 def answer_labels(answers: Sequence[Answer]) -> list[Any]:

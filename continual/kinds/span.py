@@ -178,6 +178,11 @@ class Span(Kind[SpanRows]):
             "log_probabilities": torch.tensor([log_prob for _, log_prob in best]),
         }
 
+    @torch.inference_mode()
+    def loss_from(self, context: ForwardContext[SpanRows], delta: Delta, result: Sequence[Tensor]) -> float:
+        """Compute the mean loss of the rows from the W windows' logits [T, 2]."""
+        return float(_losses(result, context.rows).mean())
+
     def answers(self, backbone: Backbone, outputs: Outputs, rows: SpanRows) -> list[Answer]:
         """Cut the spans out of the passages; the answer without a passage is empty."""
         scores = outputs["log_probabilities"].exp().tolist()

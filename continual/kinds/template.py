@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -140,6 +141,11 @@ class TemplateClassification(Kind[TemplateRows]):
     def outputs_from(self, rows: TemplateRows, head: Head | None, result: Tensor) -> Outputs:
         """Reshape the words' scores, [N, C] or [N · C], to `logits` [N, C]."""
         return {"logits": result.reshape(-1, len(self.labels))}
+
+    @torch.inference_mode()
+    def loss_from(self, context: ForwardContext[TemplateRows], delta: Delta, result: Tensor) -> float:
+        """Compute the mean cross entropy over the labels from the words' scores, [N, C] or [N · C]."""
+        return float(F.cross_entropy(result.reshape(-1, len(self.labels)).float(), context.rows.classes))
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: TemplateRows) -> list[Answer]:
         """Return the label of the most probable word for each row."""

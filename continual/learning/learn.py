@@ -8,6 +8,7 @@ one unit of work, so that a task that fails, or is killed, leaves no trace but a
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from continual.deltas import Delta, Head, method_settings
@@ -20,6 +21,7 @@ from continual.kinds.scoring import score_answers, score_answers_with_interval
 from continual.learning.checkpoint import Checkpoint, TaskPlan
 from continual.learning.prepared import PreparedTask
 from continual.metrics import CALIBRATION_METRICS
+from continual.reports.report import LOSS
 from continual.routing import Opinion, RoutingStatistics
 from continual.training.method_search import (
     SearchCandidate,
@@ -28,6 +30,7 @@ from continual.training.method_search import (
     search_settings,
     successive_halving,
 )
+from continual.training.objective import Evaluation
 from continual.training.state import TrainingState
 from continual.training.steps import Stopwatch, TrainingCoroutine
 from continual.training.training_run import StepCallback, TrainingResult
@@ -76,6 +79,19 @@ class LearnedTask:
     opinion: Opinion[Answer]
     seconds: float
     search_trials: tuple[SearchTrial, ...]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The fields of the report's `per_task` about validation rows and epochs."""
+        alone = next(score for score in self.scores if (score.split, score.mode) == ("validation", "oracle"))
+        return {
+            "validation_score": alone.value,
+            "validation_low": alone.low,
+            "validation_high": alone.high,
+            "validation_rows": alone.rows,
+            "best_epoch": self.trained.best.number,
+            "epochs": len(self.trained.curve) - 1,
+        }
 
 
 @dataclass(frozen=True)
@@ -224,12 +240,13 @@ def search_method(
     if search is None:
         return SearchCandidate(task.method, task.budget.learning_rate), ()
 
-    def score(candidate: SearchCandidate, count: int) -> float:
+    def evaluate(candidate: SearchCandidate, count: int) -> Evaluation:
         few = task.with_candidate(candidate).with_train_rows(count, seed=seed)
-        return few.training_run(scratch, seed=seed).run().score
+        best = few.training_run(scratch, seed=seed).run().best
+        return Evaluation(best.score, best.validation_loss)
 
     candidates = search_candidates(task.backbone, search, task.budget)
-    best, trials = successive_halving(candidates, len(task.data.train), score)
+    best, trials = successive_halving(candidates, len(task.data.train), evaluate)
     return best, tuple(trials)
 
 
@@ -260,19 +277,20 @@ def _calibration(task: PreparedTask, outputs: Outputs) -> Iterator[Score]:
 
 
 def _curve(task: PreparedTask, trained: TrainingResult) -> Iterator[Score]:
-    """The learning curve, and its best point as the delta's score on the validation rows."""
-    metric, validation_rows, train_rows = task.data.spec.metric, len(task.data.validation), len(task.data.train)
-    yield Score(split="validation", metric=metric, value=trained.score, rows=validation_rows)
+    """The learning curve, and its best point, with an interval, as the delta's score on the validation rows.
+
+    The validation loss is in the mode of calibration, so that a curve has one value of the validation rows per epoch.
+    """
+    delta, metric, rows = trained.delta, task.data.spec.metric, task.validation
+    outputs = task.kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
+    best = score_answers_with_interval(task.kind, metric, rows, task.kind.answers(task.backbone, outputs, rows))
+    count = best.rows
+    yield Score(split="validation", metric=metric, value=trained.score, rows=count, low=best.low, high=best.high)
     for epoch in trained.curve:
-        yield Score(
-            split="validation",
-            metric=metric,
-            value=epoch.score,
-            rows=validation_rows,
-            step=epoch.number,
-            mode="curve",
-        )
+        number = epoch.number
+        yield Score(split="validation", metric=metric, value=epoch.score, rows=count, step=number, mode="curve")
+        if isfinite(loss := epoch.validation_loss):
+            yield Score(split="validation", metric=LOSS, value=loss, rows=count, step=number, mode="calibration")
         if epoch.loss is not None:
-            yield Score(
-                split="train", metric="loss", value=epoch.loss, rows=train_rows, step=epoch.number, mode="curve"
-            )
+            train_rows = len(task.data.train)
+            yield Score(split="train", metric=LOSS, value=epoch.loss, rows=train_rows, step=number, mode="curve")

@@ -10,6 +10,7 @@ from registry import Registry, ScoreMode, StepScore, StoredStrategy, StoredStrea
 
 ISOLATED = "isolated"  # the deltas of `continual run`; the other strategies learn the stream anew
 JOINT = "joint"
+BEST_EPOCH = "best_epoch"  # name, among a step's scores, of the epoch whose delta is its result
 CUMULATIVE = "cumulative"  # joint training anew after every task
 MEASURE_PATHS = {  # headings of tables, and where their values are in a strategy's document
     "ACC": ("oracle", "acc"),
@@ -67,7 +68,20 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
         "tasks": _remaining_tasks(stored),
         "purged": [position.task for position in stored.positions if position.purged],
         "strategies": strategies,
+        "warnings": [warning for strategy in strategies if (warning := _kept_starts(strategy))],
     }
+
+
+def _kept_starts(strategy: Document) -> str | None:
+    """Return a warning where trainings of a strategy never improved on their starts, else None."""
+    kept = [task for task, epoch in strategy["best_epochs"].items() if epoch == 0]
+    if not kept:
+        return None
+    return (
+        f"{strategy['strategy']}: {len(kept)} of {len(strategy['best_epochs'])} trainings never left their start "
+        f"({', '.join(kept)}): epoch 0 stayed best on the validation rows, so that its scores are those of the start. "
+        "Give more validation rows, or another learning rate"
+    )
 
 
 def measure_values(strategy: Document) -> list[float | None]:
@@ -121,6 +135,7 @@ def _isolated_document(report: Document) -> Document:
         "oracle": {**oracle, "matrix": _submatrix(oracle["matrix"], indices)},
         "routed": {name: routed[name] for name in (*EMPTY_MEASURES, "routing_accuracy")}
         | {"matrix": _submatrix(routed["matrix"], indices)},
+        "best_epochs": {task["task"]: task["best_epoch"] for task in tasks if task["epochs"]},
         "parameters": mean(task["parameters"] for task in tasks),
         "bytes": mean(task["bytes"] for task in tasks),
         "seconds": sum(task["seconds"] for task in tasks),
@@ -145,6 +160,9 @@ def _strategy_document(run: StoredStrategy) -> Document:
         "tasks": list(run.tasks[:num_learned]),
         "oracle": _mode_document(run, "oracle"),
         "routed": _mode_document(run, "routed") | {"routing_accuracy": _routing_accuracy(run)},
+        "best_epochs": {
+            score.task: int(score.value) for step in run.steps for score in step.scores if score.metric == BEST_EPOCH
+        },
         "parameters": last and last.parameters / num_learned,
         "bytes": last and last.bytes / num_learned,
         "seconds": sum(step.seconds for step in run.steps),

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 from continual.reports.classes import class_report
@@ -21,6 +22,7 @@ MEASURES = {
     "routing_accuracy": "routing accuracy",
     "abstained": "share of rows abstained on",
 }
+LOSS = "loss"  # name of the loss among the metrics of a learning curve
 CONFUSION_THRESHOLD = 0.05  # share of a task's test rows routed to one other task that gives rise to advice
 Matrix = list[list[float | None]]
 
@@ -64,6 +66,9 @@ def stream_report(registry: Registry, stream: str) -> Document:
     for score in registry.scores(learned_in=stream, split="test"):
         scores_of_delta[score.delta].append(score)
     scores = [DeltaScores(delta, scores_of_delta[delta.name]) for delta in deltas]
+    validation = defaultdict(list)
+    for score in registry.scores(learned_in=stream, split="validation"):
+        validation[score.delta].append(score)
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
@@ -102,7 +107,9 @@ def stream_report(registry: Registry, stream: str) -> Document:
             if not position.delta
         ],
         "per_task": [
-            delta_report(delta, task_scores, parents[delta.name]) | {"serving": serving.get(delta.task)}
+            delta_report(delta, task_scores, parents[delta.name])
+            | _training(delta, validation[delta.name])
+            | {"serving": serving.get(delta.task)}
             for delta, task_scores in zip(deltas, scores, strict=True)
         ],
     }
@@ -246,6 +253,38 @@ def delta_report(delta: StoredDelta, scores: DeltaScores, parents: list[Document
         "seconds": delta.seconds,
         "examples_per_second": delta.examples_per_second,
     }
+
+
+def _training(delta: StoredDelta, scores: Sequence[StoredScore]) -> Document:
+    """Return the score on the validation rows, and which epoch it was of how many; None where it is not known."""
+    curve = {score.step: score.value for score in scores if score.mode == "curve"}
+    losses = {score.step: score.value for score in scores if score.metric == LOSS}
+    alone = next((score for score in scores if score.mode == "oracle" and score.metric == delta.metric), None)
+    return {
+        "validation_score": _value(alone),
+        "validation_low": alone.low if alone else None,
+        "validation_high": alone.high if alone else None,
+        "validation_rows": alone.rows if alone else None,
+        "best_epoch": max(sorted(curve), key=lambda epoch: (curve[epoch], -losses.get(epoch, inf)), default=None),
+        "epochs": max(curve, default=None),
+    }
+
+
+def kept_start(task: Mapping[str, Any]) -> str | None:
+    """Return a sentence where the start of a task stayed better than every epoch of its training, else None.
+
+    Args:
+        task: An entry of the report's `per_task`, or its fields about validation rows and epochs alone.
+    """
+    if task["best_epoch"] != 0 or not task["epochs"] or task["validation_score"] is None:
+        return None
+    interval = ""
+    if task["validation_low"] is not None:
+        interval = f", 95 % interval {task['validation_low']:.3f} to {task['validation_high']:.3f}"
+    return (
+        f"training did not improve on the start: epoch 0 of {task['epochs']} is kept, validation score "
+        f"{task['validation_score']:.3f}{interval}, {task['validation_rows']} rows"
+    )
 
 
 def _value(score: StoredScore | None) -> float | None:

@@ -18,6 +18,7 @@ from pydantic import Field
 from continual.backbones.backbone import Backbone
 from continual.deltas import MethodSettings, init_values, method_settings
 from continual.errors import MethodError
+from continual.training.objective import Evaluation
 from tasks import Budget, Method, StrictModel
 from tasks.strict_model import validate_settings
 
@@ -31,6 +32,7 @@ CANDIDATES: tuple[Method, ...] = tuple(
         {"name": "parallel_adapter", "size": 32},
         {"name": "bitfit"},
         {"name": "ia3"},
+        {"name": "probe"},
     )
 )
 
@@ -68,20 +70,21 @@ class SearchCandidate:
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """A candidate's result: the train rows that it had, and its validation score."""
+    """A candidate's result: the train rows that it had, and its validation score and loss."""
 
     candidate: SearchCandidate
     rows: int
     score: float
+    loss: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the trial as JSON."""
-        return {**self.candidate.to_json(), "rows": self.rows, "score": self.score}
+        return {**self.candidate.to_json(), "rows": self.rows, "score": self.score, "loss": self.loss}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "SearchTrial":
         """Read what `to_json` returned."""
-        return cls(SearchCandidate.from_json(stored), stored["rows"], stored["score"])
+        return cls(SearchCandidate.from_json(stored), stored["rows"], stored["score"], stored["loss"])
 
 
 def search_settings(method: Method) -> SearchSettings | None:
@@ -127,14 +130,14 @@ def search_candidates(backbone: Backbone, search: SearchSettings, budget: Budget
 
 
 def successive_halving(
-    candidates: Sequence[SearchCandidate], rows: int, score: Callable[[SearchCandidate, int], float]
+    candidates: Sequence[SearchCandidate], rows: int, evaluate: Callable[[SearchCandidate, int], Evaluation]
 ) -> tuple[SearchCandidate, list[SearchTrial]]:
     """Train all candidates on few rows, and the better half again on twice as many, until one is left.
 
     Args:
-        candidates: At least one; of equal scores the earlier goes on.
+        candidates: At least one; of equal scores the lower loss goes on, of equal losses the earlier candidate.
         rows: The train rows there are.
-        score: Trains a candidate on so many rows and returns its validation score.
+        evaluate: Trains a candidate on so many rows and returns its validation score and loss.
 
     Returns:
         The candidate that is left, and all trials.
@@ -142,8 +145,8 @@ def successive_halving(
     remaining, trials, rungs = list(candidates), [], ceil(log2(len(candidates)))
     for rung in range(rungs):
         share = max(1, rows // 2 ** (rungs - rung))
-        rung_trials = [SearchTrial(candidate, share, score(candidate, share)) for candidate in remaining]
+        rung_trials = [SearchTrial(candidate, share, *evaluate(candidate, share)) for candidate in remaining]
         trials += rung_trials
-        ranked = sorted(rung_trials, key=lambda trial: -trial.score)  # stable: of equals the earlier
+        ranked = sorted(rung_trials, key=lambda trial: (-trial.score, trial.loss))  # stable: of equals the earlier
         remaining = [trial.candidate for trial in ranked[: ceil(len(remaining) / 2)]]
     return remaining[0], trials

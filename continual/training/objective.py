@@ -1,9 +1,9 @@
-"""The objective of a training: batches, the loss of a batch, and the validation score of a delta."""
+"""The objective of a training: batches, the loss of a batch, and the validation score and loss of a delta."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,15 +31,27 @@ class PooledLoss(Generic[B]):
     loss: Callable[[Head, Tensor, B], Tensor]
 
 
+class Evaluation(NamedTuple):
+    """A delta's result on the validation rows.
+
+    Attributes:
+        score: The score; higher is better.
+        loss: The mean loss.
+    """
+
+    score: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class TrainingObjective(Generic[B]):
-    """Batches and loss of a training, and the score of an epoch; B is the type of a batch.
+    """Batches and loss of a training, and the evaluation of an epoch; B is the type of a batch.
 
     Attributes:
         epochs: The batches of each epoch.
         rows: Rows in all epochs together.
         loss: The loss of a batch, a scalar in nats, through the delta that is attached to the backbone.
-        score: The validation score of a delta as it would be stored; higher is better.
+        evaluate: The validation score and loss of a delta as it would be stored.
         split_batch: The halves of a batch, each with its share of the batch's loss; empty for a single row.
         pooled_loss: The loss as a function of pooled vectors, where it is one.
         loss_inputs: The texts that an epoch reads, where all epochs read the same ones.
@@ -49,7 +61,7 @@ class TrainingObjective(Generic[B]):
     epochs: Sequence[Sequence[B]]
     rows: int
     loss: Callable[[Delta, B], Tensor]
-    score: Callable[[Delta], float]
+    evaluate: Callable[[Delta], Evaluation]
     split_batch: Callable[[B], Sequence[tuple[B, float]]] = lambda batch: ()
     pooled_loss: PooledLoss[B] | None = None
     loss_inputs: Callable[[], Tokens] | None = None
@@ -81,7 +93,7 @@ def training_objective(
         epochs,
         len(rows.tokens) * budget.epochs,
         loss=lambda delta, batch: kind.loss(backbone, delta, rows, batch),
-        score=lambda delta: validation_score(backbone, kind, delta, rows=validation, metric=metric),
+        evaluate=lambda delta: evaluate_delta(backbone, kind, delta, rows=validation, metric=metric),
         split_batch=partial(_halves, kind, rows),
         pooled_loss=pooled_loss,
         loss_inputs=partial(kind.loss_inputs, backbone, rows),
@@ -89,10 +101,10 @@ def training_objective(
     )
 
 
-def validation_score(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: PreparedRows, metric: str) -> float:
-    """Compute the metric of a delta's answers to `rows`."""
-    outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)
-    return score_answers(kind, metric, rows, kind.answers(backbone, outputs, rows))
+def evaluate_delta(backbone: Backbone, kind: Kind[Any], delta: Delta, *, rows: PreparedRows, metric: str) -> Evaluation:
+    """Compute the metric of a delta's answers to `rows` and its loss on them, in one pass where the kind can."""
+    outputs, loss = kind.outputs_and_loss(ForwardContext(backbone, delta, rows), delta)
+    return Evaluation(score_answers(kind, metric, rows, kind.answers(backbone, outputs, rows)), loss)
 
 
 def _halves(kind: Kind[Any], rows: PreparedRows, batch: list[int]) -> Sequence[tuple[list[int], float]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -21,11 +22,18 @@ class Epoch:
         number: The epoch; 0 is the start.
         loss: The mean training loss, in nats; None for the start.
         score: The validation score.
+        validation_loss: The mean loss of the validation rows, in nats or, of a regression, as a share of the variance.
     """
 
     number: int
     loss: float | None
     score: float
+    validation_loss: float
+
+    @property
+    def quality(self) -> tuple[float, float]:
+        """The score and, to tell equal scores of few rows apart, minus the validation loss."""
+        return self.score, -self.validation_loss if isfinite(self.validation_loss) else -inf
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class ScoredDelta:
     epoch: Epoch
 
     def better_of(self, other: "ScoredDelta") -> "ScoredDelta":
-        """Return the delta with the higher score; this one if the scores are equal."""
-        return other if other.epoch.score > self.epoch.score else self
+        """Return the delta with the higher score, of equal scores with the lower loss; this one if both are equal."""
+        return other if other.epoch.quality > self.epoch.quality else self
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Train one delta: AdamW on batches of similar length, best epoch on the validation rows.
 
 Linear warm-up and decay, clipped gradients, the checkpoint's own dropout. Epoch 0, the start itself, is scored like
-every other epoch, so that training never ends below it on the validation rows.
+every other epoch, so that training never ends below it on the validation rows. Of epochs of one score, as a few
+validation rows often give, the one of the lowest validation loss is the best.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,19 +35,21 @@ class TrainingResult:
     Attributes:
         delta: The delta of the best epoch, rounded as it is stored.
         curve: One point per epoch, the start first.
+        best: The point of the best epoch.
         seconds: Seconds in training steps alone.
         examples_per_second: Rows through those steps per second; None where there were none.
     """
 
     delta: Delta
     curve: tuple[Epoch, ...]
+    best: Epoch
     seconds: float
     examples_per_second: float | None
 
     @property
     def score(self) -> float:
         """The best validation score."""
-        return max(epoch.score for epoch in self.curve)
+        return self.best.score
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ class TrainingRun(Generic[B]):
         # The stages that improved on nothing finalize their values too.
         delta = finalize(self.backbone, state.best.delta, stage=stages - 1)
         rate = self.objective.rows / state.seconds if state.seconds else None
-        return TrainingResult(delta, state.curve, state.seconds, rate)
+        return TrainingResult(delta, state.curve, state.best.epoch, state.seconds, rate)
 
     def _initial_state(self) -> TrainingState:
         delta = finalize(self.backbone, self.start, stage=0).at_stage(0).quantise_to_float16()
-        best = ScoredDelta(delta, Epoch(0, None, self.objective.score(delta)))
+        best = ScoredDelta(delta, Epoch(0, None, *self.objective.evaluate(delta)))
         rng_state = get_rng_state(self.backbone.device)
         return TrainingState(0, 0, self.start, {}, (best.epoch,), best, None, 0.0, rng_state)
 
@@ -126,7 +129,7 @@ class TrainingRun(Generic[B]):
             )
             stored = finalize(self.backbone, delta.detached(), stage=state.stage).quantise_to_float16()
             loss = sum(result.losses) / len(result.losses)
-            point = ScoredDelta(stored, Epoch(len(state.curve), loss, self.objective.score(stored)))
+            point = ScoredDelta(stored, Epoch(len(state.curve), loss, *self.objective.evaluate(stored)))
             state = replace(
                 state,
                 epochs=state.epochs + 1,

@@ -23,7 +23,7 @@ from continual.deltas import Delta, Head, init_values, method_settings
 from continual.features.pooling import pooled_features
 from continual.features.tokens import Tokens, pad
 from continual.training.joint import train_jointly
-from continual.training.objective import PooledLoss, TrainingObjective
+from continual.training.objective import Evaluation, PooledLoss, TrainingObjective
 from continual.training.training_run import TrainingResult, TrainingRun
 from tasks import Method
 from tests.benchmarks.mixed import LORA, random_bert
@@ -53,7 +53,7 @@ def objective_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Tr
 
     batches = [list(range(step * rows, (step + 1) * rows)) for step in range(STEPS)]
     return TrainingObjective(
-        [batches], STEPS * rows, loss, lambda delta: 0.0, pooled_loss=PooledLoss(texts.take, loss_of)
+        [batches], STEPS * rows, loss, lambda delta: Evaluation(0.0, 0.0), pooled_loss=PooledLoss(texts.take, loss_of)
     )
 
 

@@ -20,7 +20,7 @@ from continual.kinds import KINDS, ForwardContext, Kind, kind_from_metadata, kin
 from continual.kinds.scoring import misrouted, score_answers
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.metrics import metrics_of
-from continual.training.objective import validation_score
+from continual.training.objective import evaluate_delta
 from continual.transfer.warm_start import from_scratch
 from tasks import KIND_SCHEMAS, AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
 from tasks.kind_schemas import TargetType
@@ -180,10 +180,22 @@ def test_training_never_ends_below_its_start_on_the_validation_rows(name: str) -
     start = task.training_run(from_scratch(task.kind.closed_form_start(train, held_out)), seed=0).start
     metric = task.data.spec.metric
     scores = [
-        validation_score(task.backbone, task.kind, scored, rows=task.validation, metric=metric)
+        evaluate_delta(task.backbone, task.kind, scored, rows=task.validation, metric=metric).score
         for scored in (start.quantise_to_float16(), delta)
     ]
     assert scores[1] >= scores[0] - 1e-6
+
+
+@all_kinds
+def test_the_validation_loss_is_the_loss_of_training(name: str) -> None:
+    task, delta = learned(name)
+    view = ForwardContext(task.backbone, delta, task.validation)
+    _, loss = task.kind.outputs_and_loss(view, delta)
+    rows = range(len(task.data.validation))
+    with torch.no_grad(), attached(task.backbone, delta):
+        expected = float(task.kind.loss(task.backbone, delta, task.validation, rows))
+    assert loss == pytest.approx(expected, rel=1e-3)
+    assert Kind.loss_from(task.kind, view, delta, None) == pytest.approx(expected, rel=1e-3)
 
 
 @all_kinds

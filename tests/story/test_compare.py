@@ -1,7 +1,7 @@
 """A stream learned by several strategies: measures, resumption, refusals, and their presentation."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from continual.experiments.strategies.fine_tuning import SequentialFineTuning
 from continual.experiments.strategies.joint import JointTraining
 from continual.experiments.strategies.state import StrategyState
 from continual.experiments.strategies.strategy import StrategyContext, StrategyStep
-from continual.reports.comparison import ISOLATED, latest_finished_runs
+from continual.reports.comparison import BEST_EPOCH, ISOLATED, comparison, latest_finished_runs
 from continual.reports.html import strategies_page
 from continual.reports.stream_measures import continual_measures
 from continual.settings import resolve_locations
@@ -129,6 +129,23 @@ def test_measures_follow_from_the_matrix(compared: tuple[Learner, Stream, Any]) 
     assert scored_before_training(by_strategy(document)["sequential_delta"]) == [True, True]
     assert scored_before_training(by_strategy(document)["separate"]) == [False, False]
     assert by_strategy(document)["separate"]["oracle"]["fwt"] is None
+
+
+def test_trainings_that_kept_their_start_are_named(compared: tuple[Learner, Stream, Any]) -> None:
+    learner, _, document = compared
+    epochs = {name: strategy["best_epochs"] for name, strategy in by_strategy(document).items()}
+    trained_once = {"joint": {TASKS[-1]}}
+    assert all(set(kept) == trained_once.get(name, set(TASKS)) for name, kept in epochs.items())
+    assert [warning.partition(":")[0] for warning in document["warnings"]] == [
+        name for name, kept in epochs.items() if 0 in kept.values()
+    ]
+    run = next(run for run in learner.registry.strategies("core") if run.strategy == "ewc")
+    steps = [
+        replace(step, scores=tuple(replace(s, value=epoch) if s.metric == BEST_EPOCH else s for s in step.scores))
+        for step, epoch in zip(run.steps, (0.0, 0.0, 2.0), strict=True)
+    ]
+    (warning,) = comparison(learner.registry, "core", [replace(run, steps=tuple(steps))], isolated=False)["warnings"]
+    assert warning.startswith("ewc: 2 of 3 trainings never left their start (mood, place): ")
 
 
 def scored_before_training(strategy: Any) -> list[bool]:

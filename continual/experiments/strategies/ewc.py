@@ -69,11 +69,12 @@ class ElasticWeightConsolidation(Strategy):
             objective = with_ewc_penalty(
                 objective, state.importance.to(context.backbone.device), strength=self.strength
             )
-        delta = fit(context, start, objective, learning_rate=task.budget.learning_rate)
+        trained = fit(context, start, objective, learning_rate=task.budget.learning_rate)
         order = torch.randperm(len(task.train.tokens), generator=torch.Generator().manual_seed(context.seed))
-        fisher = estimate_fisher(context.backbone, task.kind, delta, task.train, order[: self.rows].tolist())
+        fisher = estimate_fisher(context.backbone, task.kind, trained.delta, task.train, order[: self.rows].tolist())
         importance = state.importance.merged_with(fisher) if state.importance else fisher
-        return shared_step(context, state, start, delta, (*state.heads, delta.head), importance=importance)
+        heads = (*state.heads, trained.delta.head)
+        return shared_step(context, state, start, trained, heads, importance=importance)
 
 
 def with_ewc_penalty(

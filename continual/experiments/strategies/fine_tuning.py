@@ -26,10 +26,12 @@ class IndependentFineTuning(Strategy):
     def learn(self, context: StrategyContext, state: StrategyState, number: int) -> StrategyStep:
         """Train a fresh delta on the task; earlier tasks' answers do not change."""
         rate = context.tasks[number].budget.learning_rate
-        delta = fit(context, starting_delta(context, number, None), task_objective(context, number), learning_rate=rate)
+        start, objective = starting_delta(context, number, None), task_objective(context, number)
+        trained = fit(context, start, objective, learning_rate=rate)
+        delta = trained.delta
         parameters, size = state.parameters + delta.parameter_count, state.size + delta.size
         after = replace(state, parameters=parameters, size=size)
-        return StrategyStep(after, {number: delta})
+        return StrategyStep(after, {number: delta}, trained.best.number)
 
 
 @final
@@ -44,5 +46,5 @@ class SequentialFineTuning(Strategy):
         """Train the shared delta on the task, with a new head."""
         start = starting_delta(context, number, state.shared_delta)
         rate = context.tasks[number].budget.learning_rate
-        delta = fit(context, start, task_objective(context, number), learning_rate=rate)
-        return shared_step(context, state, start, delta, (*state.heads, delta.head))
+        trained = fit(context, start, task_objective(context, number), learning_rate=rate)
+        return shared_step(context, state, start, trained, (*state.heads, trained.delta.head))

@@ -19,7 +19,7 @@ from continual.experiments.strategies.strategy import (
     starting_delta,
 )
 from continual.features.tokens import shuffled_batches
-from continual.training.objective import TrainingObjective, validation_score
+from continual.training.objective import Evaluation, TrainingObjective, evaluate_delta
 
 Batch = tuple[int, list[int]]  # a task's number and indices of its train rows
 
@@ -63,8 +63,8 @@ def joint_step(context: StrategyContext) -> StrategyStep:
     starts = [starting_delta(context, i, None) for i in range(len(context.tasks))]
     heads = tuple(start.head for start in starts)
     start = replace(starts[-1], head=stack_heads(heads))
-    delta = fit(context, start, interleaved_objective(context, heads), learning_rate=context.budget.learning_rate)
-    return shared_step(context, StrategyState(), start, delta, split_head(delta.head, heads))
+    trained = fit(context, start, interleaved_objective(context, heads), learning_rate=context.budget.learning_rate)
+    return shared_step(context, StrategyState(), start, trained, split_head(trained.delta.head, heads))
 
 
 def interleaved_objective(context: StrategyContext, heads: Sequence[Head | None]) -> TrainingObjective[Batch]:
@@ -90,15 +90,16 @@ def interleaved_objective(context: StrategyContext, heads: Sequence[Head | None]
         task_delta = replace(delta, head=split_head(delta.head, heads)[number])
         return task.kind.loss(context.backbone, task_delta, task.train, rows)
 
-    def score(delta: Delta) -> float:
-        return fmean(
-            validation_score(
+    def evaluate(delta: Delta) -> Evaluation:
+        results = [
+            evaluate_delta(
                 context.backbone, t.kind, replace(delta, head=head), rows=t.validation, metric=t.data.spec.metric
             )
             for t, head in zip(context.tasks, split_head(delta.head, heads), strict=True)
-        )
+        ]
+        return Evaluation(*map(fmean, zip(*results, strict=True)))
 
     epochs = [epoch() for _ in range(context.budget.epochs)]
     return TrainingObjective(
-        epochs, context.budget.epochs * sum(len(task.train.tokens) for task in context.tasks), loss, score
+        epochs, context.budget.epochs * sum(len(task.train.tokens) for task in context.tasks), loss, evaluate
     )

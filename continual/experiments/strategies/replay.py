@@ -60,10 +60,9 @@ class ExperienceReplay(Strategy):
         heads = (*state.heads, start.head)
         buffers = [sample_buffer(task, self.rows, seed=context.seed) for task in context.tasks[: number + 1]]
         objective = with_replay(context, task_objective(context, number), heads, buffers[:number])
-        delta = fit(context, replace(start, head=stack_heads(heads)), objective, learning_rate=rate)
-        return shared_step(
-            context, state, start, delta, split_head(delta.head, heads), extra_bytes=sum(map(_json_size, buffers))
-        )
+        trained = fit(context, replace(start, head=stack_heads(heads)), objective, learning_rate=rate)
+        heads = split_head(trained.delta.head, heads)
+        return shared_step(context, state, start, trained, heads, extra_bytes=sum(map(_json_size, buffers)))
 
 
 def sample_buffer(task: PreparedTask, rows: int, *, seed: int) -> LabelledTexts:
@@ -113,7 +112,7 @@ def with_replay(
         [[add_replay_batch(batch) for batch in epoch] for epoch in objective.epochs],
         objective.rows,
         loss,
-        score=lambda delta: objective.score(replace(delta, head=split_head(delta.head, heads)[number])),
+        evaluate=lambda delta: objective.evaluate(replace(delta, head=split_head(delta.head, heads)[number])),
     )
 
 

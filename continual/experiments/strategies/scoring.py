@@ -9,6 +9,7 @@ from continual.features.random_features import FrozenFeatures
 from continual.kinds import Answer, ForwardContext, Outputs
 from continual.kinds.scoring import misrouted, score_answers
 from continual.learning.prepared import PreparedTask
+from continual.reports.comparison import BEST_EPOCH
 from continual.routing import RoutingStatistics, build_router
 from continual.routing.moments import AccumulatedMoments
 from continual.streams.routed_scores import answers_after_routing
@@ -92,7 +93,7 @@ def step_scores(
     *,
     number: int,
 ) -> Iterator[StepScore]:
-    """Yield the scores of the tasks 0…`number` after a step, and the baseline scores of task `number`.
+    """Yield the scores of the tasks 0…`number` after a step, and the best epoch and baseline scores of task `number`.
 
     The baselines are the closed-form head in frozen features (mode `frozen`) and in the features of the shared delta
     before the task's training (mode `neighbour`), and a head of random values in frozen features (`random_init`).
@@ -117,6 +118,9 @@ def step_scores(
     name, metric, rows = last.data.spec.name, last.data.spec.metric, len(last.data.test)
     yield StepScore(task=name, mode="frozen", metric=metric, value=frozen.score, rows=rows)
     yield StepScore(task=name, mode="random_init", metric=metric, value=frozen.random_init_score, rows=rows)
+    if last.budget.epochs:
+        epoch, validation_rows = float(step.best_epoch), len(last.data.validation)
+        yield StepScore(task=name, mode="curve", metric=BEST_EPOCH, value=epoch, rows=validation_rows)
     if step.before:
         yield _score(last, "neighbour", _answers(context, number, _outputs(context, number, step.before)))
 

@@ -14,7 +14,7 @@ from continual.experiments.strategies.state import StrategyState
 from continual.kinds import ForwardContext, kind_metadata
 from continual.learning.prepared import PreparedTask
 from continual.training.objective import TrainingObjective, training_objective
-from continual.training.training_run import StepCallback, TrainingRun
+from continual.training.training_run import StepCallback, TrainingResult, TrainingRun
 from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import Budget
 from tasks.errors import InputError
@@ -49,12 +49,14 @@ class StrategyStep:
     Attributes:
         state: The state after it, with the outputs from before; `outputs_of_test_rows` computes the new ones.
         changed_deltas: The deltas of the tasks whose answers may have changed, by the task's number.
+        best_epoch: The epoch whose delta is the result; 0 is the start.
         before: The task's delta before its training, on the values that earlier tasks trained; None where there are
             none.
     """
 
     state: StrategyState
     changed_deltas: Mapping[int, Delta]
+    best_epoch: int
     before: Delta | None = None
 
 
@@ -138,17 +140,19 @@ def task_objective(context: StrategyContext, number: int) -> TrainingObjective[l
     )
 
 
-def fit(context: StrategyContext, start: Delta, objective: TrainingObjective[B], *, learning_rate: float) -> Delta:
-    """Train a copy of `start`; return the delta of the best epoch, `start` itself being epoch 0."""
+def fit(
+    context: StrategyContext, start: Delta, objective: TrainingObjective[B], *, learning_rate: float
+) -> TrainingResult:
+    """Train a copy of `start`; the result has the delta of the best epoch, `start` itself being epoch 0."""
     run = TrainingRun(context.backbone, start, objective, learning_rate, context.seed, on_step=context.on_step)
-    return run.run().delta
+    return run.run()
 
 
 def shared_step(
     context: StrategyContext,
     state: StrategyState,
     start: Delta,
-    body: Delta,
+    trained: TrainingResult,
     heads: tuple[Head | None, ...],
     *,
     importance: FisherImportance | None = None,
@@ -162,12 +166,12 @@ def shared_step(
         context: The tasks.
         state: The state before the step.
         start: The delta from which training started.
-        body: The trained delta; its head is ignored.
+        trained: The result of training; the head of its delta is ignored.
         heads: The heads of the tasks learned so far, the new one last.
         importance: The importance of the weights to these tasks, where the strategy measures it.
         extra_bytes: The bytes that the strategy stores besides values, heads and importance.
     """
-    number, copies = len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
+    body, number, copies = trained.delta, len(heads) - 1, [head.map(torch.clone) if head else None for head in heads]
     deltas = {i: replace(body, head=head, kind=kind_metadata(context.tasks[i].kind)) for i, head in enumerate(copies)}
     values_changed = not _equal_values(start.values, body.values)
     before = dict(enumerate(state.heads))
@@ -187,7 +191,7 @@ def shared_step(
         parameters=headless.parameter_count + sum(tensor.numel() for tensor in head_tensors),
         size=stored_bytes + (importance.size if importance else 0) + extra_bytes,
     )
-    return StrategyStep(after, changed, start if state.shared_delta else None)
+    return StrategyStep(after, changed, trained.best.number, start if state.shared_delta else None)
 
 
 def _equal_values(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from statistics import stdev
 from typing import Annotated, Any, TypeVar
 
@@ -91,13 +92,21 @@ def without_template(data: TaskData) -> TaskData:
 
 
 def best_rates(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Keep, of results that differ only in the learning rate, the best one on validation rows."""
+    """Keep, of results that differ only in the learning rate, the best one on validation rows.
+
+    Of equal scores, the lower validation loss is better; trials of earlier releases have none.
+    """
     best: dict[str, TrialResult] = {}
     for result in results:
         key = replace(result.trial, candidate=replace(result.trial.candidate, learning_rate=0.0)).key
-        if key not in best or result.outcome["validation"] > best[key].outcome["validation"]:
+        if key not in best or _quality(result) > _quality(best[key]):
             best[key] = result
     return list(best.values())
+
+
+def _quality(result: TrialResult) -> tuple[float, float]:
+    loss = result.outcome.get("validation_loss")
+    return result.outcome["validation"], -inf if loss is None else -loss
 
 
 def mean_outcomes(results: Iterable[TrialResult], value: str, by: Callable[[StudyTrial], Key]) -> dict[Key, float]:

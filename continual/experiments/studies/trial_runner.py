@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Delta
 from continual.experiments.studies.trial import StudyTrial, TrialBackbone
 from continual.kinds import ForwardContext, PreparedRows
+from continual.kinds.scoring import score_answers
 from continual.learning.learn import search_method
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.training.method_search import candidate_settings
-from continual.training.objective import validation_score
 from continual.training.training_run import StateCallback, TrainingResult
 from continual.transfer.warm_start import Neighbour, WarmStartCandidate, from_scratch
 from tasks import TaskData
@@ -120,20 +121,23 @@ def device_and_dtype(backbone: Backbone) -> tuple[str, str]:
 
 def score_on_rows(task: PreparedTask, delta: Delta, rows: PreparedRows) -> float:
     """Return the score of a delta on rows of a task."""
-    return validation_score(task.backbone, task.kind, delta, rows=rows, metric=task.data.spec.metric)
+    outputs = task.kind.outputs(ForwardContext(task.backbone, delta, rows), delta.head)
+    answers = task.kind.answers(task.backbone, outputs, rows)
+    return score_answers(task.kind, task.data.spec.metric, rows, answers)
 
 
 def summarize(task: PreparedTask, trained: TrainingResult) -> Mapping[str, Any]:
     """Return the outcome that most studies record of a trial.
 
     Returns:
-        `validation`: the best epoch's score; `test`: the score on test rows; `parameters`: the number of values of the
-        edits, without the head, which all methods have alike; `share`: their share of the backbone's parameters;
-        `seconds`: the time of the training steps.
+        `validation`: the best epoch's score; `validation_loss`: its loss, None where it is not finite; `test`: the
+        score on test rows; `parameters`: the number of values of the edits, without the head, which all methods have
+        alike; `share`: their share of the backbone's parameters; `seconds`: the time of the training steps.
     """
     parameters = sum(value.numel() for value in trained.delta.values.values())
     return {
         "validation": trained.score,
+        "validation_loss": loss if isfinite(loss := trained.best.validation_loss) else None,
         "test": score_on_rows(task, trained.delta, task.test),
         "parameters": parameters,
         "share": parameters / task.backbone.parameter_count,

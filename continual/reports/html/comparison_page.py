@@ -24,11 +24,17 @@ def strategies_page(document: Document) -> str:
     formats = {"parameters": ",.0f", "bytes": ",.0f", "seconds": ",.0f"}
     sections = [
         Section("In short", table=Table(("strategy", *MEASURE_PATHS), rows), caption=MEASURE_LEGEND),
+        *_warnings(document),
         Section("After each task", figure=comparison_figure(document), caption=_caption(document)),
         Section("What they take", table=Table(("strategy", *formats), costs, formats), caption=COST_LEGEND),
         *_matrices(document),
     ]
     return page(f"Stream {document['stream']}, compared", sections, summary=summary)
+
+
+def _warnings(document: Document) -> Iterator[Section]:
+    if document["warnings"]:
+        yield Section("Not improved by training", table=Table(("warning",), tuple((w,) for w in document["warnings"])))
 
 
 def _caption(document: Document) -> str:

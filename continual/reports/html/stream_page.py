@@ -10,7 +10,7 @@ from continual.reports.html.document import Section, Table, format_cell, page, r
 from continual.reports.html.heatmap import ColorScale, heatmap_table, shared_color_scale
 from continual.reports.html.lineage import lineage_graph
 from continual.reports.plots import confusion_shares
-from continual.reports.report import MEASURES, Document, serving_note, transfer_gain
+from continual.reports.report import MEASURES, Document, kept_start, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 from registry import Registry
 
@@ -30,6 +30,7 @@ def stream_page(registry: Registry, document: Document) -> str:
         _overview(document),
         *_unfinished(document),
         *_data_warnings(document),
+        *_kept_starts(document),
         *_scores(document),
         *class_sections(document["per_task"]),
         *_routing(document),
@@ -78,6 +79,16 @@ def _data_warnings(document: Document) -> Iterator[Section]:
     if rows:
         text = "What was suspicious in the rows that tasks were learned from; their scores may mislead."
         yield Section("Suspicious data", text, table=Table(("task", "warning"), rows))
+
+
+def _kept_starts(document: Document) -> Iterator[Section]:
+    rows = tuple((task["task"], note) for task in document["per_task"] if (note := kept_start(task)))
+    if rows:
+        text = (
+            "Tasks whose start was better on their validation rows than every epoch of training: their deltas are "
+            "untrained. Few validation rows cannot tell epochs apart; give more, or try another learning rate."
+        )
+        yield Section("Not improved by training", text, table=Table(("task", "what was kept"), rows))
 
 
 def _scores(document: Document) -> Iterator[Section]:
@@ -135,8 +146,11 @@ def _curves(registry: Registry, document: Document) -> Iterator[Section]:
     for score in registry.scores(learned_in=document["stream"], split="validation", mode="curve"):
         curves.setdefault(names[score.delta], []).append(score.value)
     if trained := {name: curves[name] for name in names.values() if len(curves.get(name, ())) > 1}:
+        kept = {task["task"]: task["best_epoch"] for task in document["per_task"] if task["task"] in trained}
         text = "Score on validation rows before training and after each epoch; the best, larger, was kept."
-        yield Section("Learning curves", f"{text} All panels span the same range.", html=learning_curve_panels(trained))
+        yield Section(
+            "Learning curves", f"{text} All panels span the same range.", html=learning_curve_panels(trained, kept)
+        )
 
 
 def _lineage(registry: Registry, document: Document) -> Iterator[Section]:

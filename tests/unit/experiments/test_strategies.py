@@ -160,7 +160,7 @@ def test_replay_learns_an_earlier_batch_through_its_own_head_in_every_step(conte
         replayed = task.kind.prepare(context.backbone, buffers[earlier], max_length=32)
         old = float(task.kind.loss(context.backbone, replace(whole, head=heads[earlier]), replayed, rows))
     assert loss == pytest.approx((len(batch) * new + len(rows) * old) / (len(batch) + len(rows)), rel=1e-5)
-    assert objective.score(whole) == plain.score(replace(whole, head=heads[2]))
+    assert objective.evaluate(whole) == plain.evaluate(replace(whole, head=heads[2]))
 
 
 def test_joint_training_sees_every_row_of_every_task_in_every_epoch(context: StrategyContext) -> None:

@@ -65,6 +65,14 @@ def test_the_best_rate_is_chosen_on_validation_rows() -> None:
     assert [best.outcome["test"] for best in best_rates([*runs, study_result("b", LORA, 0.3)])] == [0.4, 0.3]
 
 
+def test_of_equal_scores_the_rate_of_lower_validation_loss_is_chosen() -> None:
+    runs = []
+    for test, rate, loss in ((0.1, 0.1, None), (0.2, 1.0, 0.4), (0.3, 4.0, 0.6)):
+        run = study_result("a", LORA, test, rate=rate, validation=0.5)
+        runs.append(replace(run, outcome={**run.outcome, "validation_loss": loss}))
+    assert [best.outcome["test"] for best in best_rates(runs)] == [0.2]
+
+
 def test_a_falling_or_negative_curve_has_converged() -> None:
     assert convergence_epoch([0.9, 0.5]) == 0
     assert convergence_epoch([-0.5, -0.2, -0.3]) == 1

@@ -40,10 +40,13 @@ def classification(backbone: Backbone, start: Delta, *, batch_size: int) -> Trai
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, kind: type[Any], method: str, *, rows: int) -> list[int]:
-    """Refuse batches of more rows than this while the block runs; the sizes of those that fit."""
+    """Refuse training batches of more rows than this while the block runs; the sizes of those that fit."""
     real, fitted = getattr(kind, method), []
 
     def loss(*args: Any) -> Tensor:
+        if not torch.is_grad_enabled():  # the validation rows
+            evaluated: Tensor = real(*args)
+            return evaluated
         if len(args[-1]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         fitted.append(len(args[-1]))

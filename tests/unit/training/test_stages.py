@@ -314,8 +314,8 @@ def test_a_delta_is_stored_with_the_parts_that_it_was_scored_with(bert: Backbone
     start = fresh_delta(bert, "sequential", parts=LATE_PREFIX)
     budget = Budget(epochs=epochs, batch_size=4, learning_rate=1e-2)
     result = train(bert, start, rows=rows, validation=rows, budget=budget, metric="accuracy", seed=0)
-    best = max(range(len(result.curve)), key=lambda number: result.curve[number].score)
-    assert result.delta.stage == (0 if best <= -(-epochs // 2) else None)
+    assert result.best == max(result.curve, key=lambda epoch: (epoch.score, -epoch.validation_loss))
+    assert result.delta.stage == (0 if result.best.number <= -(-epochs // 2) else None)
     stored = load_delta(result.delta.to_bytes())
     assert stored.stage == result.delta.stage
     again = train(bert, stored, rows=rows, validation=rows, budget=Budget(epochs=0), metric="accuracy", seed=0).curve[0]
